@@ -1,0 +1,179 @@
+"""Everything that is set from outside: environment variables in, one frozen record out.
+
+A setting `HYDRACORE_X_Y` is the field `x_y`. Absent and empty mean the same: the default; `""` marks a text that nobody gave.
+A part names what it cannot do without (`require=`); all problems are found before the first is reported.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+PREFIX: Final = "HYDRACORE_"
+
+#: The catalogue of regions, tiers and presets that comes with the package.
+PACKAGED_CATALOGUE: Final = Path(__file__).parent / "catalogue.toml"
+
+#: What each part refuses to start without.
+API_NEEDS: Final = ("database_url", "redis_url", "master_key", "jwt_secret")
+RELAY_NEEDS: Final = ("database_url", "redis_url")
+WORKER_NEEDS: Final = ("database_url", "redis_url", "master_key", "public_url")
+DATABASE_NEEDS: Final = ("database_url",)
+TOKEN_NEEDS: Final = ("jwt_secret",)
+
+#: Never printed, neither by `repr` nor in a problem line.
+SECRET_FIELDS: Final = frozenset({"database_url", "redis_url", "master_key", "jwt_secret", "cloudsim_token"})
+
+MASTER_KEY_BYTES: Final = 32
+MASTER_KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
+
+DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
+RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a redis:// URL")]
+MasterKey = Annotated[bytes, Meta(min_length=MASTER_KEY_BYTES, max_length=MASTER_KEY_BYTES, description=MASTER_KEY_HINT)]
+JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
+HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^/\s]+", description="an http:// or https:// URL")]
+LabelValue = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
+        description="1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
+    ),
+]
+RoleName = Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?$", description="a lower-case PostgreSQL role name, or empty")]
+SshPublicKey = Annotated[str, Meta(pattern=r"^(ssh|ecdsa|sk)-\S+ \S+", description="an OpenSSH public key line")]
+Host = Annotated[str, Meta(min_length=1, max_length=253, description="an address or host name to listen on")]
+Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
+Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
+Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
+BodyBytes = Annotated[int, Meta(ge=1_024, le=16_777_216, description="a whole number of bytes from 1024 to 16777216")]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One installation's settings. Times are seconds. `repr` hides secrets."""
+
+    #: Where the log and the read tables live.
+    database_url: DatabaseUrl = ""
+    #: Where wake-ups travel; never holds truth.
+    redis_url: RedisUrl = ""
+    #: Wraps the per-customer keys; 32 bytes once decoded.
+    master_key: MasterKey = b""
+    #: Signs and checks bearer tokens.
+    jwt_secret: JwtSecret = ""
+    #: The address that agents call, without a slash at its end.
+    public_url: HttpUrl = ""
+    #: Regions, tiers and presets, as TOML.
+    catalogue: Path = PACKAGED_CATALOGUE
+    #: Labels our servers at a provider; two installations in one project must differ.
+    installation: LabelValue = "hydracore"
+    #: The role that connections switch to; empty keeps the login role.
+    database_role: RoleName = "hydracore_app"
+    #: Sent with every server that is created, so that the provider makes no root password.
+    ssh_public_key: SshPublicKey = ""
+    api_host: Host = "127.0.0.1"
+    api_port: Port = 8080
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: A server that is not ready after this long is given up, and the next attempt begins.
+    boot_timeout_s: Seconds = 900
+    #: One call to a provider.
+    provider_timeout_s: Seconds = 10
+    #: How often an agent reports, and when its silence counts as late and as lost.
+    heartbeat_interval_s: Seconds = 15
+    heartbeat_late_s: Seconds = 45
+    heartbeat_lost_s: Seconds = 90
+    #: How often providers and log are compared, and how old a stray server must be to be removed.
+    sweep_interval_s: Seconds = 60
+    orphan_grace_s: Seconds = 900
+    #: A teardown without progress for this long says so in the log.
+    teardown_alarm_s: Seconds = 900
+    #: A freed address rests this long before somebody else gets it.
+    address_quarantine_s: Seconds = 3600
+    #: How long a one-time enrol token is good for.
+    enrol_ttl_s: Seconds = 3600
+    worker_threads: Threads = 32
+    body_max_bytes: BodyBytes = 65_536
+    #: The embedded provider: its root URL (the Hetzner API is below /v1) and its token.
+    cloudsim_url: HttpUrl = ""
+    cloudsim_token: str = ""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={_shown(name, getattr(self, name))}" for name in self.__struct_fields__)
+        return f"Settings({', '.join(shown)})"
+
+
+class SettingsError(Exception):
+    """The environment does not make a usable `Settings`. `problems`: one line each, saying what to do."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def load(environ: Mapping[str, str], *, require: Collection[str] = ()) -> Settings:
+    """Read the settings of `environ`; `require` names the fields that must be given. Raises `SettingsError`."""
+    values: dict[str, object] = {}
+    problems: list[str] = []
+    for field in msgspec.structs.fields(Settings):
+        raw = environ.get(PREFIX + field.name.upper())
+        if raw is None or (raw == "" and field.name != "database_role"):
+            if field.name in require:
+                problems.append(f"{PREFIX}{field.name.upper()} is missing: set it to {_wanted(field.type)}")
+            continue
+        try:
+            values[field.name] = msgspec.convert(_parsed(field.name, raw), field.type, strict=False)
+        except (msgspec.ValidationError, binascii.Error):
+            got = "" if field.name in SECRET_FIELDS else f", not {raw!r}"
+            problems.append(f"{PREFIX}{field.name.upper()} must be {_wanted(field.type)}{got}")
+    assert set(require) <= {field.name for field in msgspec.structs.fields(Settings)}
+    settings = Settings(**values)  # pyright: ignore[reportArgumentType]
+    problems.extend(_contradictions(settings))
+    if problems:
+        raise SettingsError(tuple(problems))
+    return settings
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    assert field in Settings.__struct_fields__
+    return PREFIX + field.upper()
+
+
+def _parsed(name: str, raw: str) -> object:
+    """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's."""
+    if name == "master_key":
+        if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", raw):
+            raise binascii.Error
+        return base64.urlsafe_b64decode(raw.rstrip("=") + "=" * (-len(raw.rstrip("=")) % 4))
+    if name == "catalogue":
+        return Path(raw)
+    if name in {"public_url", "cloudsim_url"}:
+        return raw.rstrip("/")
+    return raw
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Problems that only several settings together, or a look at the disk, can show."""
+    if not settings.heartbeat_interval_s < settings.heartbeat_late_s < settings.heartbeat_lost_s:
+        yield (
+            "HYDRACORE_HEARTBEAT_INTERVAL_S, HYDRACORE_HEARTBEAT_LATE_S and HYDRACORE_HEARTBEAT_LOST_S must rise in this "
+            f"order, not {settings.heartbeat_interval_s:g}, {settings.heartbeat_late_s:g}, {settings.heartbeat_lost_s:g}"
+        )
+    if settings.catalogue != PACKAGED_CATALOGUE and not settings.catalogue.is_file():
+        yield f"HYDRACORE_CATALOGUE must be the path of a TOML file; there is none at {settings.catalogue}"
+
+
+def _wanted(of: object) -> str:
+    """What a type asks for, in words."""
+    for meta in getattr(of, "__metadata__", ()):
+        if isinstance(meta, Meta) and meta.description:
+            return meta.description
+    choices = getattr(of, "__args__", ())
+    return f"one of {', '.join(choices)}" if choices else "a text"
+
+
+def _shown(name: str, value: object) -> str:
+    return "'***'" if name in SECRET_FIELDS and value else repr(value)
