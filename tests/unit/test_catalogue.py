@@ -1,0 +1,150 @@
+"""The catalogue: what the packaged one offers, and how a wrong one is reported."""
+
+from pathlib import Path
+
+import pytest
+
+from hydracore.catalogue import DEFAULT_PRESET, Access, CatalogueError, Placement, load
+from hydracore.settings import PACKAGED_CATALOGUE
+
+CLOUDSIM = {"HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:9000", "HYDRACORE_CLOUDSIM_TOKEN": "secret-token"}
+
+SMALL = """
+[providers.one]
+kind = "hetzner"
+endpoint = "https://one.example/v1"
+token_env = "ONE_TOKEN"
+
+[providers.two]
+kind = "hetzner"
+endpoint = "https://two.example/v1"
+token_env = "TWO_TOKEN"
+
+[regions.here]
+name = "Here"
+vpn_network = "10.1.0.0/16"
+placements = [
+    { provider = "one", location = "a", image = "debian-13" },
+    { provider = "two", location = "b", image = "debian-14" },
+]
+
+[tiers.small]
+name = "Small"
+price_eur_monthly = "9.00"
+server_types = { one = ["s1", "s2"], two = ["t1"] }
+
+[presets.personal_assistant]
+name = "Assistant"
+runtime_type = "expressclaw"
+system_prompt = "Help."
+"""
+
+
+def test_the_packaged_catalogue_offers_the_embedded_region() -> None:
+    catalogue = load(PACKAGED_CATALOGUE, CLOUDSIM)
+
+    assert DEFAULT_PRESET in catalogue.presets
+    assert catalogue.regions["local"].vpn_network == "127.64.0.0/10"
+    assert catalogue.placements("local", "starter")[0] == Placement("cloudsim", "sim1", "local1", "debian-13")
+    assert {placement.location for placement in catalogue.placements("local", "starter")} == {"local1", "local2"}
+    assert catalogue.access["cloudsim"].endpoint == "http://127.0.0.1:9000/v1"
+
+
+def test_every_region_of_the_packaged_catalogue_can_make_every_tier() -> None:
+    catalogue = load(PACKAGED_CATALOGUE, CLOUDSIM | {"HYDRACORE_HETZNER_TOKEN": "t"})
+
+    assert catalogue.unavailable == {}
+    assert all(catalogue.placements(region, tier) for region in catalogue.regions for tier in catalogue.tiers)
+
+
+def test_placements_come_in_order_of_preference(tmp_path: Path) -> None:
+    catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": "1", "TWO_TOKEN": "2"})
+
+    found = catalogue.placements("here", "small")
+
+    assert found == (
+        Placement("one", "s1", "a", "debian-13"),
+        Placement("one", "s2", "a", "debian-13"),
+        Placement("two", "t1", "b", "debian-14"),
+    )
+
+
+def test_a_provider_without_its_token_is_left_out(tmp_path: Path) -> None:
+    catalogue = load(_written(tmp_path, SMALL), {"TWO_TOKEN": "2"})
+
+    assert [placement.provider for placement in catalogue.placements("here", "small")] == ["two"]
+    assert catalogue.unavailable == {}
+    assert catalogue.region_complaint("here") is None
+
+
+def test_a_region_without_any_provider_is_unavailable_and_says_why(tmp_path: Path) -> None:
+    catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": ""})
+
+    assert catalogue.placements("here", "small") == ()
+    assert catalogue.unavailable == {"here": "ONE_TOKEN not set; TWO_TOKEN not set"}
+    assert catalogue.region_complaint("here") == "region is not available; available: none"
+
+
+def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
+    catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": "1"})
+
+    assert catalogue.region_complaint("mars") == "unknown region; known: here"
+    assert catalogue.tier_complaint("huge") == "unknown tier; known: small"
+    assert catalogue.preset_complaint("poet") == "unknown preset; known: personal_assistant"
+    assert catalogue.tier_complaint("small") is catalogue.preset_complaint("personal_assistant") is None
+
+
+def test_a_token_is_not_printed() -> None:
+    assert "secret" not in repr(Access("one", "hetzner", "https://one.example/v1", "secret"))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("[tiers.small]", "[tiers.small"), "at line 20"),
+        (('name = "Small"', ""), "tiers.small.name: Field required"),
+        (('"9.00"', '"cheap"'), "tiers.small.price_eur_monthly: Input should be a valid decimal"),
+        (('"9.00"', '"-1"'), "tiers.small.price_eur_monthly: must not be negative"),
+        (('"9.00"', "9.99"), "tiers.small.price_eur_monthly: Decimal input should be"),
+        (('two = ["t1"]', 'too = ["t1"]'), "tiers.small.server_types: there is no provider too"),
+        (("server_types = {", "server_typos = {"), "tiers.small.server_typos: Extra inputs are not permitted"),
+        (("10.1.0.0/16", "10.1.0.1/16"), "regions.here.vpn_network: 10.1.0.1/16 has host bits set"),
+        (("10.1.0.0/16", "8.8.0.0/16"), "regions.here.vpn_network: must be private"),
+        (("10.1.0.0/16", "10.1.0.0/30"), "regions.here.vpn_network: must be private and have at least 256"),
+        (('provider = "two"', 'provider = "three"'), "regions.here.placements.1.provider: there is no provider three"),
+        (('{ one = ["s1", "s2"], two = ["t1"] }', "{}"), "regions.here.placements: none of them has a server type for"),
+        (('kind = "hetzner"', 'kind = "other"'), "providers.one.kind: Input should be 'hetzner'"),
+        (('endpoint = "https://one.example/v1"', ""), "providers.one: give one of endpoint and endpoint_env"),
+        (("presets.personal_assistant", "presets.poet"), "presets: the default preset personal_assistant is missing"),
+        (('"expressclaw"', '"bash"'), "runtime_type: Input should be 'expressclaw' or 'openclaw'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_catalogue_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
+    assert change[0] in SMALL
+
+    with pytest.raises(CatalogueError) as raised:
+        load(_written(tmp_path, SMALL.replace(change[0], change[1], 1)), {})
+
+    assert complaint in "\n".join(raised.value.problems)
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    wrong = SMALL.replace('name = "Here"', "").replace('"9.00"', '"cheap"').replace('"ONE_TOKEN"', '"one token"')
+
+    with pytest.raises(CatalogueError) as raised:
+        load(_written(tmp_path, wrong), {})
+
+    assert len(raised.value.problems) == 3
+    assert all("catalogue.toml: " in problem for problem in raised.value.problems)
+
+
+def test_a_missing_file_is_a_problem_and_not_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="No such file"):
+        load(tmp_path / "catalogue.toml", {})
+
+
+def _written(directory: Path, text: str) -> Path:
+    path = directory / "catalogue.toml"
+    path.write_text(text)
+    return path
