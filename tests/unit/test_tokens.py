@@ -1,0 +1,106 @@
+"""Derived tokens: repeatable, apart from each other, and strict about their form."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hydracore import tokens
+
+MASTER = bytes(range(32))
+INSTANCE = UUID("5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11")
+KEY = UUID("9d2f2a53-7d8f-4a7b-8f6a-1d2c3b4a5f60")
+
+
+def test_the_same_facts_give_the_same_token_again() -> None:
+    first = tokens.enrol_token(MASTER, INSTANCE, 2, "nonce")
+
+    again = tokens.enrol_token(bytes(MASTER), UUID(str(INSTANCE)), 2, "nonce")
+
+    assert first == again
+    assert first.startswith("hce_5f0f5ad32f0b5a6e9f7a0d5c7d1d3b11_2_")
+
+
+def test_every_fact_changes_the_secret() -> None:
+    made = [
+        tokens.enrol_token(MASTER, INSTANCE, 1, "nonce"),
+        tokens.enrol_token(MASTER, INSTANCE, 2, "nonce"),
+        tokens.enrol_token(MASTER, INSTANCE, 1, "other"),
+        tokens.enrol_token(MASTER, KEY, 1, "nonce"),
+        tokens.enrol_token(bytes(32), INSTANCE, 1, "nonce"),
+        tokens.agent_key(MASTER, INSTANCE, KEY),
+        tokens.agent_key(MASTER, KEY, INSTANCE),
+        tokens.control_token(MASTER, INSTANCE, KEY),
+    ]
+
+    secrets = {token[-43:] for token in made}
+
+    assert len(secrets) == len(made)
+
+
+def test_an_attempt_and_a_nonce_cannot_trade_digits() -> None:
+    assert tokens.enrol_token(MASTER, INSTANCE, 1, "12")[-43:] != tokens.enrol_token(MASTER, INSTANCE, 11, "2")[-43:]
+
+
+def test_tokens_say_whose_they_are() -> None:
+    enrol = tokens.parse_enrol_token(tokens.enrol_token(MASTER, INSTANCE, 4, "nonce"))
+    key = tokens.parse_agent_key(tokens.agent_key(MASTER, INSTANCE, KEY))
+    control = tokens.parse_control_token(tokens.control_token(MASTER, INSTANCE, KEY))
+
+    assert enrol == (INSTANCE, 4)
+    assert key == control == (INSTANCE, KEY)
+
+
+def test_one_kind_of_token_is_not_taken_for_another() -> None:
+    key = tokens.agent_key(MASTER, INSTANCE, KEY)
+
+    assert tokens.parse_control_token(key) is None
+    assert tokens.parse_enrol_token(key) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda token: "",
+        lambda token: token[:-1],
+        lambda token: token + "A",
+        lambda token: token + "\n",
+        lambda token: " " + token,
+        lambda token: token.upper(),
+        lambda token: token.replace("hca_", "hcz_"),
+        lambda token: token.replace("_", "-", 1),
+        lambda token: token[:-1] + "=",
+        lambda token: token[:-1] + "é",
+        lambda token: token.replace("5f0f", "5g0f"),
+        lambda token: token.replace("5f0f", "\uff15f0f"),  # a full-width digit
+    ],
+    ids=[
+        "empty",
+        "short",
+        "long",
+        "newline",
+        "space",
+        "upper",
+        "prefix",
+        "separator",
+        "padding",
+        "letter",
+        "no-hex",
+        "full-width",
+    ],
+)
+def test_malformed_keys_are_refused(change: Callable[[str], str]) -> None:
+    assert tokens.parse_agent_key(change(tokens.agent_key(MASTER, INSTANCE, KEY))) is None
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_parsers(text: str) -> None:
+    assert tokens.parse_enrol_token(text) is None
+    assert tokens.parse_agent_key(text) is None
+    assert tokens.parse_control_token(text) is None
+
+
+def test_a_hash_is_sha256_of_the_whole_token() -> None:
+    assert tokens.hash_token("abc").hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
