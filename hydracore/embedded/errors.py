@@ -1,0 +1,45 @@
+"""What can go wrong with the parts of one machine: one tree, a class per cause."""
+
+from pathlib import Path
+
+
+class EmbeddedError(Exception):
+    """Root of this package's errors. `str()` is one clear line for whoever typed the command."""
+
+
+class HomeInUse(EmbeddedError):
+    """Another supervisor holds this home."""
+
+    def __init__(self, home: Path, pid: int | None) -> None:
+        super().__init__(f"{home} is in use by another `hydracore up`" + (f" (pid {pid})" if pid else ""))
+        self.home = home
+        self.pid = pid
+
+
+class PortTaken(EmbeddedError):
+    """A port that was asked for is held by a stranger."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(
+            f"port {port} on {host} is already in use: stop what listens there or choose another with --port"
+        )
+        self.host = host
+        self.port = port
+
+
+class NoServiceAccount(EmbeddedError):
+    """PostgreSQL refuses to run as root and there is no unprivileged account to run it as."""
+
+    def __init__(self) -> None:
+        super().__init__("PostgreSQL cannot run as root and no unprivileged account could be made: run as another user")
+
+
+class PartFailed(EmbeddedError):
+    """A part ended, or did not become ready in time. `log_tail`: the end of what it wrote."""
+
+    def __init__(self, name: str, reason: str, log: Path, log_tail: str) -> None:
+        super().__init__(f"{name} {reason}; see {log}")
+        self.name = name
+        self.reason = reason
+        self.log = log
+        self.log_tail = log_tail

@@ -1,0 +1,33 @@
+"""Small files that are either the old one or the new one, never half of it."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` as a whole; a crash at any moment leaves the old or the new content."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_json(path: Path, value: object, *, mode: int = 0o600) -> None:
+    """As `write_atomic`, with a JSON document that a person can read."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", mode=mode)
+
+
+def tail(path: Path, *, lines: int = 20, bytes_max: int = 16_384) -> str:
+    """The end of a log file, for an error message; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - bytes_max))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

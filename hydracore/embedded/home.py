@@ -1,0 +1,111 @@
+"""One directory that holds everything of a local installation: data, logs, secrets, and who runs there."""
+
+import base64
+import fcntl
+import os
+import secrets
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from hydracore.embedded.errors import EmbeddedError, HomeInUse
+from hydracore.embedded.files import write_json
+
+#: Others may pass through a home (PostgreSQL's own account must reach its data) but neither list it nor read what is in it.
+HOME_MODE: Final = 0o711
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True):
+    """Drawn once for a home and kept in `secrets.json`; `home_id` names the home wherever it is moved."""
+
+    home_id: str
+    master_key: str
+    jwt_secret: str
+    cloudsim_token: str
+    database_password: str
+    redis_password: str
+    tenant_id: str
+    admin_id: str
+    customer_id: str
+    other_customer_id: str
+    other_tenant_id: str
+    other_admin_id: str
+    #: The development API key of each database that this home was used with.
+    api_keys: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Secrets(home_id={self.home_id!r}, ...)"
+
+    @classmethod
+    def draw(cls) -> Self:
+        return cls(
+            home_id=uuid.uuid4().hex,
+            master_key=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            jwt_secret=secrets.token_urlsafe(48),
+            cloudsim_token=secrets.token_urlsafe(32),
+            database_password=secrets.token_urlsafe(32),
+            redis_password=secrets.token_urlsafe(32),
+            tenant_id=str(uuid.uuid4()),
+            admin_id=str(uuid.uuid4()),
+            customer_id=str(uuid.uuid4()),
+            other_customer_id=str(uuid.uuid4()),
+            other_tenant_id=str(uuid.uuid4()),
+            other_admin_id=str(uuid.uuid4()),
+        )
+
+
+class Home:
+    """The layout of DIR. Making one creates the directory; nothing that was there before is changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().resolve()
+        if not self.path.exists():
+            self.path.mkdir(parents=True)
+            self.path.chmod(HOME_MODE)
+        self.logs = self.path / "logs"
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+        self.postgres = self.path / "postgres"
+        self.valkey = self.path / "valkey"
+        self.cloudsim = self.path / "cloudsim"
+        self.secrets_file = self.path / "secrets.json"
+        self.ports_file = self.path / "ports.json"
+        self.runtime_file = self.path / "runtime.json"
+        self.dev_file = self.path / "dev.json"
+
+    @contextmanager
+    def lock(self) -> Generator[None]:
+        """Hold the home alone; the kernel lets go when the holder ends, however it ends. Raises `HomeInUse`."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read().strip()
+                raise HomeInUse(self.path, int(holder) if holder.isdigit() else None) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    def secrets(self) -> Secrets:
+        """This home's secrets, drawn on the first call. Call it with the lock held."""
+        try:
+            return msgspec.json.decode(self.secrets_file.read_bytes(), type=Secrets)
+        except msgspec.DecodeError:
+            # Drawing new ones would make everything that the old ones protect unreadable.
+            raise EmbeddedError(
+                f"{self.secrets_file} is damaged: put it back from a copy, or use another --home"
+            ) from None
+        except FileNotFoundError:
+            drawn = Secrets.draw()
+            write_json(self.secrets_file, drawn)
+            return drawn
+
+    def keep_api_key(self, database: str, api_key: str) -> None:
+        """Remember the API key that was made in `database` (a name of the database, not its URL)."""
+        known = self.secrets()
+        write_json(self.secrets_file, msgspec.structs.replace(known, api_keys={**known.api_keys, database: api_key}))

@@ -1,0 +1,121 @@
+"""Keeps one part running: starts it, waits, starts it again with a growing pause, until told to stop."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from hydracore.embedded.account import Switch
+from hydracore.embedded.errors import EmbeddedError
+from hydracore.embedded.leftovers import kill_group
+from hydracore.embedded.part import Part
+
+#: Pauses before a restart, in seconds: doubling from the first to the longest, and back after a steady run.
+BACKOFF_S_FIRST: Final = 0.2
+BACKOFF_S_MAX: Final = 5.0
+STEADY_S: Final = 20.0
+
+#: A log that has grown beyond this is set aside (one old file is kept) when its part starts.
+LOG_BYTES_MAX: Final = 16 * 1024 * 1024
+
+
+class Keeper:
+    """One part and, most of the time, its process. `on_change` is called whenever the process changes."""
+
+    def __init__(self, part: Part, *, log: Path, on_change: Callable[[], None]) -> None:
+        self.part = part
+        self.log = log
+        self.starts = 0
+        self._on_change = on_change
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+        self._grace_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The main process; `None` between two of them."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    def begin(self) -> None:
+        assert self._task is None
+        self._task = asyncio.create_task(self._keep(), name=f"keep {self.part.name}")
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Ask the main process to end; kill it and what it left in its group after `grace_s`."""
+        self._grace_s = grace_s
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
+    async def _keep(self) -> None:
+        """The only place that starts and ends the process, so that no stop can slip in between and miss one."""
+        backoff_s = BACKOFF_S_FIRST
+        clock = asyncio.get_running_loop().time
+        while not self._stopping.is_set():
+            started_at_s = clock()
+            await self._run_once()
+            if clock() - started_at_s > STEADY_S:
+                backoff_s = BACKOFF_S_FIRST
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
+
+    async def _run_once(self) -> None:
+        """Start the part and wait for its end. What keeps it from starting goes to its log; the next try may do better."""
+        self.starts += 1
+        self._set_aside()
+        try:
+            await asyncio.to_thread(self.part.prepare)
+            self._process = await self._spawn()
+        except (OSError, EmbeddedError) as error:
+            self._note(f"could not be started: {error}")
+            return
+        self._on_change()
+        status = await self._until_ended(self._process)
+        self._note(f"(pid {self._process.pid}) ended: {_ending(status)}")
+        self._on_change()
+
+    async def _until_ended(self, process: asyncio.subprocess.Process) -> int:
+        """Wait until the process ends by itself, or end it once told to stop; its exit status."""
+        ended = asyncio.create_task(process.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not ended.done():
+            with suppress(ProcessLookupError):
+                process.send_signal(self.part.stop_signal)
+            await asyncio.wait((ended,), timeout=self._grace_s)
+        kill_group(process.pid)
+        return await ended
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        part = self.part
+        switch: Switch = part.account.switch() if part.account else {}
+        with self.log.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *part.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(part.environ),
+                cwd=part.cwd,
+                # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops parts in order.
+                start_new_session=True,
+                **switch,
+            )
+
+    def _note(self, text: str) -> None:
+        with self.log.open("a") as log:
+            log.write(f"{self.part.name} {text}\n")
+
+    def _set_aside(self) -> None:
+        with suppress(FileNotFoundError):
+            if self.log.stat().st_size > LOG_BYTES_MAX:
+                self.log.rename(self.log.with_suffix(".log.old"))
+
+
+def _ending(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"

@@ -1,0 +1,30 @@
+"""What the supervisor keeps running: one command, described."""
+
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from hydracore.embedded.account import Account
+
+
+def nothing_to_prepare() -> None:
+    """Most parts start as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One program. `name` is unique and names the log file; `kind` is what `pids` calls it (two workers are one kind)."""
+
+    name: str
+    kind: str
+    command: tuple[str, ...]
+    environ: Mapping[str, str] = field(repr=False)
+    #: Whom it runs as; `None` is us.
+    account: Account | None = None
+    cwd: str | None = None
+    #: Asks it to end in order; sent to its main process alone.
+    stop_signal: signal.Signals = signal.SIGTERM
+    #: Run (in a thread) before every start.
+    prepare: Callable[[], None] = nothing_to_prepare
+    #: Whether it serves; a part without it counts as ready once it runs.
+    ready: Callable[[], Awaitable[bool]] | None = None

@@ -1,0 +1,63 @@
+"""Loopback ports that stay the same across restarts.
+
+Ports are drawn below the kernel's ephemeral range (32768 and up on Linux, 49152 on macOS): a client that keeps trying a port of
+that range while its server restarts can be given the very same port as its own, connects to itself, and the server never gets
+it back.
+"""
+
+import secrets
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hydracore.embedded.errors import EmbeddedError
+from hydracore.embedded.files import write_json
+
+LOOPBACK: Final = "127.0.0.1"
+PORT_FIRST: Final = 20_000
+PORT_LAST: Final = 29_999
+#: Draws before giving up; a machine that needs them all has no free port.
+DRAWS_MAX: Final = 200
+
+
+class Ports:
+    """The ports of one home, by name of the part, kept in `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._ports = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+        except (FileNotFoundError, msgspec.DecodeError):
+            self._ports = {}
+
+    def claim(self, name: str) -> int:
+        """The port that `name` had last time if it is free, else another one that is remembered from now on."""
+        port = self._ports.get(name)
+        others = {taken for owner, taken in self._ports.items() if owner != name}
+        if port is None or port in others or not is_free(port):
+            port = free_port(avoid=others)
+            self._ports[name] = port
+            write_json(self._path, self._ports)
+        return port
+
+
+def free_port(*, avoid: set[int] | None = None) -> int:
+    """A loopback port that nobody listens on."""
+    for _ in range(DRAWS_MAX):
+        port = PORT_FIRST + secrets.randbelow(PORT_LAST - PORT_FIRST + 1)
+        if port not in (avoid or ()) and is_free(port):
+            return port
+    raise EmbeddedError(f"no free port between {PORT_FIRST} and {PORT_LAST} on {LOOPBACK}")
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen on `port`; connections that are closing do not count, as for the server itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

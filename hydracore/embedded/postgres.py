@@ -1,0 +1,180 @@
+"""The embedded PostgreSQL: durable (fsync on), on loopback TCP, with a password, as an account that is never root.
+
+Nothing of the user's is opened up: when the account that PostgreSQL must run as cannot reach the home (below /root, say), the
+data lives in a directory of its own below `/var/lib/hydracore`, named by the home's id.
+"""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Final
+
+import psutil
+import psycopg
+
+from hydracore.embedded.account import Account, current_account, service_account
+from hydracore.embedded.binaries import postgres_programs
+from hydracore.embedded.errors import EmbeddedError
+from hydracore.embedded.leftovers import end_processes
+from hydracore.embedded.part import Part
+from hydracore.embedded.ports import LOOPBACK
+
+#: Data of homes that PostgreSQL's account cannot reach.
+STATE: Final = Path("/var/lib/hydracore")
+
+#: Both the superuser that owns everything and the database.
+OWNER: Final = "hydracore"
+
+INITDB_S_MAX: Final = 60
+CONNECT_S_MAX: Final = 2
+#: How long processes of an earlier server may take to go before they are killed.
+LEFTOVER_S_MAX: Final = 3
+
+#: `builtin` collation sorts the same on every machine; loopback TCP with scram is the only way in.
+INITDB_OPTIONS: Final = (
+    f"--username={OWNER}",
+    "--auth=scram-sha-256",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+    "--no-instructions",
+)
+
+SERVER_OPTIONS: Final = (
+    f"listen_addresses={LOOPBACK}",
+    "unix_socket_directories=",
+    "max_connections=200",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    # A terse log names the constraint and leaves out the row that broke it.
+    "log_error_verbosity=terse",
+    # Statements here are short; compiling them costs more than it saves.
+    "jit=off",
+)
+
+
+class Postgres:
+    """One data directory and the part that serves it. `data_id` names the data when it cannot live in `base`."""
+
+    def __init__(self, *, base: Path, data_id: str, password: str, port: int, state: Path = STATE) -> None:
+        assert data_id
+        assert "/" not in data_id
+        self.port = port
+        self._password = password
+        self._wanted = base
+        self._apart = state / data_id
+        self.account, self.base = self._place()
+        self.data = self.base / "data"
+
+    def url(self, database: str = OWNER) -> str:
+        return f"postgresql://{OWNER}:{self._password}@{LOOPBACK}:{self.port}/{database}"
+
+    def part(self, name: str = "postgres") -> Part:
+        """The server as a part; the first start makes the data directory."""
+        options = [word for option in (f"port={self.port}", *SERVER_OPTIONS) for word in ("-c", option)]
+        return Part(
+            name=name,
+            kind="postgres",
+            command=(str(postgres_programs(self.account) / "postgres"), "-D", str(self.data), *options),
+            environ={"LC_ALL": "C", "PATH": os.defpath},
+            account=self.account,
+            cwd="/",
+            # Fast shutdown; SIGTERM would wait for every client to leave by itself.
+            stop_signal=signal.SIGINT,
+            prepare=self.prepare,
+            ready=self.answers,
+        )
+
+    def prepare(self) -> None:
+        """Make the data directory if there is none, and make way for a server in the one that there is."""
+        if not self.data.exists():
+            self._initialise()
+        self._stop_leftovers()
+
+    async def answers(self) -> bool:
+        """Whether the server takes connections and answers."""
+        try:
+            connection = await psycopg.AsyncConnection.connect(self.url(), connect_timeout=CONNECT_S_MAX)
+        except psycopg.OperationalError:
+            return False
+        async with connection:
+            await connection.execute("SELECT 1")
+        return True
+
+    def remove(self) -> None:
+        """Delete the data for good. Call it with the server stopped."""
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def _place(self) -> tuple[Account, Path]:
+        """Who serves which directory. Data that exists stays where it is and with whom it belongs to."""
+        for base in (self._wanted, self._apart):
+            if _holds_data(base):
+                owner = Account.owner_of(base / "data")
+                if not owner.can_enter(base):
+                    raise EmbeddedError(
+                        f"{base} holds a database, but its owner (uid {owner.uid}) cannot reach it any more"
+                    )
+                return owner, base
+        account = service_account()
+        base = self._wanted
+        if account != current_account() and not account.can_enter(self._wanted.parent):
+            base = self._apart
+            base.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        base.mkdir(mode=0o700, exist_ok=True)
+        if account != current_account():
+            os.chown(base, account.uid, account.gid)
+        return account, base
+
+    def _initialise(self) -> None:
+        """initdb and the one database beside the data directory, then a rename: a crash half way leaves nothing to trip over."""
+        draft = self.base / "data.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        password_file = self.base / "initdb.password"
+        password_file.unlink(missing_ok=True)
+        descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(self._password)
+                if self.account != current_account():
+                    os.fchown(descriptor, self.account.uid, self.account.gid)
+            programs = postgres_programs(self.account)
+            self._run([str(programs / "initdb"), *INITDB_OPTIONS, f"--pwfile={password_file}", "-D", str(draft)])
+            single = [str(programs / "postgres"), "--single", "-D", str(draft), "postgres"]
+            self._run(single, given=f"CREATE DATABASE {OWNER};\n".encode())
+        finally:
+            password_file.unlink()
+        draft.rename(self.data)
+
+    def _run(self, command: list[str], *, given: bytes = b"") -> None:
+        done = self.account.run(command, given=given, seconds_max=INITDB_S_MAX)
+        # Single-user mode reports a failed statement and ends with 0 all the same.
+        if done.returncode != 0 or b"ERROR:" in done.stderr:
+            raise EmbeddedError(
+                f"PostgreSQL could not make {self.data}: {done.stderr.decode(errors='replace').strip()}"
+            )
+
+    def _stop_leftovers(self) -> None:
+        """End the processes of an earlier server here, and drop a pid file that names a stranger.
+
+        Every process of a server works in its data directory, which also finds the children of a killed one. A pid file whose
+        number now belongs to somebody else would keep PostgreSQL from starting.
+        """
+        leftovers = [process for process in psutil.process_iter() if _works_in(process, self.data)]
+        end_processes(dict.fromkeys(leftovers, signal.SIGINT), seconds_max=LEFTOVER_S_MAX)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _holds_data(base: Path) -> bool:
+    try:
+        return (base / "data").exists()
+    except PermissionError:
+        raise EmbeddedError(f"{base} belongs to another user: start as that user, or as root") from None
+
+
+def _works_in(process: psutil.Process, directory: Path) -> bool:
+    try:
+        return process.name() == "postgres" and process.cwd() == str(directory)
+    except psutil.Error:
+        return False

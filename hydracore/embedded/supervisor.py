@@ -1,0 +1,95 @@
+"""Runs the parts of one home as separate processes and keeps the runtime file, so that no crash of ours leaks one."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Self
+
+from hydracore.embedded.errors import PartFailed
+from hydracore.embedded.files import tail
+from hydracore.embedded.keeper import Keeper
+from hydracore.embedded.leftovers import describe, stop_leftovers, write_runtime
+from hydracore.embedded.part import Part
+
+READY_S_MAX: Final = 30.0
+READY_POLL_S: Final = 0.05
+#: How long a part may take to stop in order before it is killed.
+GRACE_S: Final = 3.0
+
+
+class Supervisor:
+    """Parts by name, in the order of their start. `on_change` hears of every started or ended process."""
+
+    def __init__(self, *, runtime_file: Path, logs: Path, on_change: Callable[[], None] | None = None) -> None:
+        self._runtime_file = runtime_file
+        self._logs = logs
+        self._listener = on_change
+        self._keepers: dict[str, Keeper] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, *, runtime_file: Path, logs: Path, on_change: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Self]:
+        """A supervisor that first ends the leftovers of its predecessor, and at last stops all that it started."""
+        await asyncio.to_thread(stop_leftovers, runtime_file)
+        supervisor = cls(runtime_file=runtime_file, logs=logs, on_change=on_change)
+        try:
+            yield supervisor
+        finally:
+            await supervisor.stop()
+
+    async def start(self, part: Part, *, ready_s_max: float = READY_S_MAX) -> None:
+        """Start a part and wait until it is ready; from then on it is restarted when it ends. Raises `PartFailed`."""
+        assert part.name not in self._keepers
+        keeper = Keeper(part, log=self._logs / f"{part.name}.log", on_change=self._changed)
+        self._keepers[part.name] = keeper
+        keeper.begin()
+        try:
+            async with asyncio.timeout(ready_s_max):
+                await self._until_ready(keeper)
+        except TimeoutError:
+            raise self._failure(keeper, f"was not ready within {ready_s_max:g} s") from None
+
+    async def restart(self, name: str, *, grace_s: float = GRACE_S) -> None:
+        """Stop a part in order and start it anew."""
+        part = self._keepers[name].part
+        await self.stop([name], grace_s=grace_s)
+        await self.start(part)
+
+    async def stop(self, names: Iterable[str] | None = None, *, grace_s: float = GRACE_S) -> None:
+        """Stop the named parts (all of them by default) at once; unknown names are fine."""
+        chosen = [name for name in (list(self._keepers) if names is None else names) if name in self._keepers]
+        await asyncio.gather(*(self._keepers[name].stop(grace_s=grace_s) for name in chosen))
+        for name in chosen:
+            del self._keepers[name]
+        self._changed()
+
+    def pids(self) -> dict[str, list[int]]:
+        """The living main processes, by kind of part."""
+        found: dict[str, list[int]] = {}
+        for keeper in self._keepers.values():
+            found.setdefault(keeper.part.kind, []).extend([keeper.pid] if keeper.pid else [])
+        return found
+
+    async def _until_ready(self, keeper: Keeper) -> None:
+        ready = keeper.part.ready
+        while not (keeper.pid and (ready is None or await ready())):
+            if keeper.starts > 1:
+                raise self._failure(keeper, "ended while it was starting")
+            await asyncio.sleep(READY_POLL_S)
+
+    def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
+        return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))
+
+    def _changed(self) -> None:
+        """Write down who runs. Called from the loop with every change; the file is small."""
+        alive = [keeper for keeper in self._keepers.values() if keeper.pid]
+        entries = (describe(keeper.part.name, keeper.pid or 0, keeper.part.stop_signal) for keeper in alive)
+        if alive:
+            write_runtime(self._runtime_file, (entry for entry in entries if entry))
+        else:
+            self._runtime_file.unlink(missing_ok=True)
+        if self._listener:
+            self._listener()

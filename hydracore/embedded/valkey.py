@@ -1,0 +1,69 @@
+"""The embedded Valkey: wake-ups only, so nothing is written to disk; loopback and a password."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import redis.asyncio
+import redis.exceptions
+
+from hydracore.embedded.binaries import valkey_server
+from hydracore.embedded.files import write_atomic
+from hydracore.embedded.part import Part
+from hydracore.embedded.ports import LOOPBACK
+
+ANSWER_S_MAX: Final = 2
+
+
+class Valkey:
+    """One server without persistence. Its configuration is a file, for a command line shows its password to everybody."""
+
+    def __init__(self, *, base: Path, password: str, port: int, databases: int = 16) -> None:
+        base.mkdir(mode=0o700, exist_ok=True)
+        self.port = port
+        self._base = base
+        self._password = password
+        self._databases = databases
+
+    def url(self, database: int = 0) -> str:
+        assert 0 <= database < self._databases
+        return f"redis://:{self._password}@{LOOPBACK}:{self.port}/{database}"
+
+    def part(self, name: str = "valkey") -> Part:
+        return Part(
+            name=name,
+            kind="valkey",
+            command=(str(valkey_server()), str(self._config)),
+            environ={"LC_ALL": "C", "PATH": os.defpath},
+            cwd="/",
+            prepare=self.prepare,
+            ready=self.answers,
+        )
+
+    def prepare(self) -> None:
+        """Write the configuration."""
+        lines = (
+            f"bind {LOOPBACK}",
+            f"port {self.port}",
+            f"requirepass {self._password}",
+            f"databases {self._databases}",
+            f'dir "{self._base}"',
+            'save ""',
+            "appendonly no",
+            "daemonize no",
+        )
+        write_atomic(self._config, "\n".join(lines).encode() + b"\n")
+
+    async def answers(self) -> bool:
+        """Whether the server takes our password and answers."""
+        client = redis.asyncio.from_url(self.url(), socket_timeout=ANSWER_S_MAX, socket_connect_timeout=ANSWER_S_MAX)
+        try:
+            return bool(await client.ping())  # pyright: ignore[reportUnknownMemberType] - redis-py's **kwargs
+        except (redis.exceptions.RedisError, OSError):
+            return False
+        finally:
+            await client.aclose()
+
+    @property
+    def _config(self) -> Path:
+        return self._base / "valkey.conf"

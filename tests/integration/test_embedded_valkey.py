@@ -1,0 +1,62 @@
+"""The embedded Valkey: a password, loopback only, nothing on disk."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import redis.asyncio
+import redis.exceptions
+
+from hydracore.embedded.ports import free_port
+from hydracore.embedded.supervisor import Supervisor
+from hydracore.embedded.valkey import Valkey
+from tests.waiting import until
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Valkey:
+    return Valkey(base=tmp_path / "a b", password="valkey-password", port=free_port())
+
+
+async def test_it_serves_those_who_know_the_password(valkey: Valkey, tmp_path: Path) -> None:
+    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path) as supervisor:
+        await supervisor.start(valkey.part())
+        async with redis.asyncio.from_url(valkey.url(3)) as client:
+            await client.set("key", "value")
+            stored = await client.get("key")
+        async with redis.asyncio.from_url(f"redis://127.0.0.1:{valkey.port}/0") as stranger:
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                await stranger.get("key")
+
+    assert stored == b"value"
+    assert not await valkey.answers()
+
+
+async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: Valkey, tmp_path: Path) -> None:
+    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path) as supervisor:
+        await supervisor.start(valkey.part())
+        (pid,) = supervisor.pids()["valkey"]
+        command = psutil.Process(pid).cmdline()
+        listening = {
+            connection.laddr.ip for connection in psutil.Process(pid).net_connections() if connection.status == "LISTEN"
+        }
+
+    assert "valkey-password" not in " ".join(command)
+    assert (tmp_path / "a b/valkey.conf").stat().st_mode & 0o077 == 0
+    assert listening == {"127.0.0.1"}
+
+
+async def test_it_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Path) -> None:
+    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path) as supervisor:
+        await supervisor.start(valkey.part())
+        async with redis.asyncio.from_url(valkey.url()) as client:
+            await client.set("key", "value")
+        (killed,) = supervisor.pids()["valkey"]
+        psutil.Process(killed).kill()
+        await until(lambda: supervisor.pids()["valkey"] not in ([], [killed]))
+        await until(valkey.answers)
+        async with redis.asyncio.from_url(valkey.url()) as client:
+            kept = await client.get("key")
+
+    assert kept is None
+    assert [path.name for path in (tmp_path / "a b").iterdir()] == ["valkey.conf"]

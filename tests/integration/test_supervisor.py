@@ -1,0 +1,209 @@
+"""The supervisor, with tiny real processes: restart with backoff, bounded stops, leftovers, one home one supervisor."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hydracore.embedded.errors import HomeInUse, PartFailed
+from hydracore.embedded.files import tail
+from hydracore.embedded.home import Home
+from hydracore.embedded.leftovers import Started, describe, stop_leftovers, write_runtime
+from hydracore.embedded.part import Part
+from hydracore.embedded.supervisor import Supervisor
+from tests.waiting import until
+
+SLEEP = "import time; print('up', flush=True); time.sleep(600)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+#: A main process with a child of its own; the child's pid goes to the log.
+WITH_CHILD = (
+    "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    "print(child.pid, flush=True); time.sleep(600)"
+)
+
+
+def part(name: str, program: str, *, kind: str | None = None, log: Path | None = None) -> Part:
+    """A Python one-liner; ready once it has written to `log`, if one is given."""
+
+    async def ready() -> bool:
+        return log is None or bool(tail(log))
+
+    return Part(
+        name=name, kind=kind or name, command=(sys.executable, "-c", program), environ=dict(os.environ), ready=ready
+    )
+
+
+def running(folder: Path):  # noqa: ANN201 - Supervisor.running's own type
+    return Supervisor.running(runtime_file=folder / "runtime.json", logs=folder)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
+    changes: list[dict[str, list[int]]] = []
+    async with Supervisor.running(
+        runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_change=lambda: changes.append(supervisor.pids())
+    ) as supervisor:
+        await supervisor.start(part("one", SLEEP))
+        (first,) = supervisor.pids()["one"]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: supervisor.pids()["one"] not in ([], [first]))
+        (second,) = supervisor.pids()["one"]
+
+    assert changes[:3] == [{"one": [first]}, {"one": []}, {"one": [second]}]
+    assert gone(second)
+    assert f"one (pid {first}) ended: signal SIGKILL" in (tmp_path / "one.log").read_text()
+
+
+async def test_restarts_come_with_a_growing_pause(tmp_path: Path) -> None:
+    stamps = tmp_path / "stamps"
+    program = f"import time; open({str(stamps)!r}, 'a').write(f'{{time.monotonic()}}\\n'); time.sleep(0.2)"
+    async with running(tmp_path) as supervisor:
+        await supervisor.start(part("short", program))
+        await until(lambda: stamps.exists() and len(stamps.read_text().split()) >= 4)
+
+    first, second, third, fourth = (float(stamp) for stamp in stamps.read_text().split()[:4])
+    assert second - first >= 0.4
+    assert third - second >= 0.6
+    assert fourth - third >= 1.0
+
+
+async def test_a_part_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    async with running(tmp_path) as supervisor:
+        with pytest.raises(PartFailed) as caught:
+            await supervisor.start(part("bad", "raise SystemExit('no settings')", log=tmp_path / "never"))
+
+    assert caught.value.reason == "ended while it was starting"
+    assert "no settings" in caught.value.log_tail
+    assert str(tmp_path / "bad.log") in str(caught.value)
+
+
+async def test_a_part_that_never_gets_ready_is_reported_and_stopped(tmp_path: Path) -> None:
+    async with running(tmp_path) as supervisor:
+        with pytest.raises(PartFailed, match="was not ready within"):
+            await supervisor.start(part("slow", SLEEP, log=tmp_path / "never"), ready_s_max=0.5)
+        (pid,) = supervisor.pids()["slow"]
+
+    assert gone(pid)
+
+
+async def test_a_stubborn_part_and_its_children_are_killed_in_time(tmp_path: Path) -> None:
+    clock = asyncio.get_running_loop().time
+    async with running(tmp_path) as supervisor:
+        await supervisor.start(part("stubborn", STUBBORN, log=tmp_path / "stubborn.log"))
+        await supervisor.start(part("parent", WITH_CHILD, log=tmp_path / "parent.log"))
+        pids = [pid for group in supervisor.pids().values() for pid in group]
+        child = int((tmp_path / "parent.log").read_text().split()[0])
+
+        began_s = clock()
+        await supervisor.stop(grace_s=0.5)
+
+    assert clock() - began_s < 5
+    assert all(gone(pid) for pid in [*pids, child])
+    assert not (tmp_path / "runtime.json").exists()
+
+
+async def test_children_of_a_killed_main_process_go_before_the_restart(tmp_path: Path) -> None:
+    log = tmp_path / "parent.log"
+    async with running(tmp_path) as supervisor:
+        await supervisor.start(part("parent", WITH_CHILD, log=log))
+        child = int(log.read_text().split()[0])
+        os.kill(supervisor.pids()["parent"][0], signal.SIGKILL)
+        await until(lambda: gone(child))
+
+
+async def test_a_stop_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as supervisor:
+        start = asyncio.create_task(supervisor.start(part("slow", SLEEP, log=tmp_path / "never")))
+        await until(lambda: supervisor.pids().get("slow"))
+        (pid,) = supervisor.pids()["slow"]
+        start.cancel()
+
+    assert gone(pid)
+
+
+async def test_parts_of_one_kind_are_counted_together(tmp_path: Path) -> None:
+    async with running(tmp_path) as supervisor:
+        await supervisor.start(part("worker-1", SLEEP, kind="worker"))
+        await supervisor.start(part("worker-2", SLEEP, kind="worker"))
+
+        assert len(supervisor.pids()["worker"]) == 2
+
+
+async def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(tmp_path: Path) -> None:
+    """A real supervisor in a process of its own is killed -9; its parts live on until somebody starts on the same home."""
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.integration.test_supervisor import STUBBORN, part, running
+
+async def main():
+    folder = Path({str(tmp_path)!r})
+    async with running(folder) as supervisor:
+        await supervisor.start(part("left", STUBBORN, log=folder / "left.log"))
+        print(supervisor.pids()["left"][0], flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    left = int(await process.stdout.readline())
+    process.kill()
+    await process.communicate()
+    assert not gone(left)
+
+    stopped = await asyncio.to_thread(stop_leftovers, tmp_path / "runtime.json", seconds_max=0.5)
+
+    assert stopped == ["left"]
+    assert gone(left)
+    assert not (tmp_path / "runtime.json").exists()
+
+
+async def test_a_stranger_with_a_recycled_number_is_left_alone(tmp_path: Path) -> None:
+    ours = describe("mine", os.getpid(), signal.SIGKILL)
+    assert ours is not None
+    older = Started(name="mine", pid=ours.pid, created_at_s=ours.created_at_s - 3600, stop_signal=signal.SIGKILL)
+    write_runtime(tmp_path / "runtime.json", [older])
+
+    assert stop_leftovers(tmp_path / "runtime.json") == []
+
+
+def test_two_supervisors_never_share_a_home(tmp_path: Path) -> None:
+    home, same = Home(tmp_path / "home"), Home(tmp_path / "home")
+
+    with (
+        home.lock(),
+        pytest.raises(HomeInUse, match=rf"in use by another `hydracore up` \(pid {os.getpid()}\)"),
+        same.lock(),
+    ):
+        pass
+    with same.lock():
+        pass
+
+
+def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    secrets = home.secrets()
+
+    home.keep_api_key("embedded", "hck_key")
+    again = Home(tmp_path / "home").secrets()
+
+    assert again.api_keys == {"embedded": "hck_key"}
+    assert again.master_key == secrets.master_key
+    assert again.database_password == secrets.database_password
+    assert home.secrets_file.stat().st_mode & 0o777 == 0o600
+    assert secrets.master_key not in repr(secrets)

@@ -1,0 +1,230 @@
+"""One real PostgreSQL and one real Valkey for a whole test run, however many xdist workers it has.
+
+A host process (`python -m tests.services DIR`) runs both and holds a door: a Unix socket. Every worker that needs the services
+keeps a connection to it open. When the last one is gone, by whatever way (an end, Ctrl-C, a kill), the host stops the services,
+deletes their data and ends. So nothing is left over and nobody has to be the one who cleans up.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from hydracore.db import migrate
+from hydracore.embedded.files import tail
+from hydracore.embedded.home import Home
+from hydracore.embedded.ports import free_port
+from hydracore.embedded.postgres import Postgres
+from hydracore.embedded.supervisor import Supervisor
+from hydracore.embedded.valkey import Valkey
+
+#: Migrated once; every test's database is a copy of it.
+TEMPLATE = "hydracore_template"
+#: Logical Valkey databases; number 0 counts, each test gets one of the others.
+VALKEY_DATABASES = 512
+#: Memory is used as the disk when it has this much room; fsync stays on, and costs nothing there.
+SHM = Path("/dev/shm")  # noqa: S108 - a tmpfs by definition, and only for tests
+SHM_BYTES_MIN = 2 * 1024**3
+HOST_READY_S_MAX = 60
+#: A host that nobody ever came to ends by itself.
+FIRST_GUEST_S_MAX = 60
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What the host tells its guests. `postgres_url` has a `{}` where the name of the database goes, `redis_url` its number."""
+
+    postgres_url: str
+    redis_url: str
+
+    def create_database(self, name: str) -> str:
+        """A fresh, migrated database; its URL."""
+        with psycopg.connect(self.postgres_url.format("postgres"), autocommit=True) as connection:
+            names = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
+            connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy").format(**names))
+        return self.postgres_url.format(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop it, whoever is still connected."""
+        with psycopg.connect(self.postgres_url.format("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+class Guest:
+    """One worker's hold on the services."""
+
+    def __init__(self, base: Path) -> None:
+        """Come in, and start the host when there is none. `base`: a directory that all workers of this run share."""
+        with (base / "services.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            come_in = _come_in(base)
+            if come_in is None:
+                _start_host(base)
+                come_in = _come_in(base)
+        assert come_in is not None, tail(base / "services.log")
+        self._door, self.services = come_in
+
+    def leave(self) -> None:
+        """Let go; the last guest waits until everything is stopped and deleted."""
+        self._door.shutdown(socket.SHUT_WR)
+        with suppress(OSError):
+            while self._door.recv(1):
+                pass
+        self._door.close()
+
+
+class OwnServices:
+    """A PostgreSQL and a Valkey of one test, which it may kill, restart and flush. The supervisor restarts what it kills."""
+
+    def __init__(self, supervisor: Supervisor, postgres: Postgres, valkey: Valkey) -> None:
+        self.supervisor = supervisor
+        self.database_url = postgres.url()
+        self.redis_url = valkey.url()
+        self._answers = {"postgres": postgres.answers, "valkey": valkey.answers}
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, base: Path) -> AsyncGenerator[Self]:
+        with own_home(base) as home:
+            postgres, valkey = embedded_in(home)
+            try:
+                async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
+                    await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
+                    await asyncio.to_thread(migrate, postgres.url())
+                    yield cls(supervisor, postgres, valkey)
+            finally:
+                postgres.remove()
+
+    async def restart(self, name: str) -> None:
+        """Stop `postgres` or `valkey` in order and start it again."""
+        await self.supervisor.restart(name)
+
+    async def kill(self, name: str) -> None:
+        """kill -9, then wait until the supervisor has brought it back."""
+        (pid,) = self.supervisor.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while self.supervisor.pids()[name] in ([], [pid]) or not await self._answers[name]():  # noqa: ASYNC110 - a process sets no Event
+                await asyncio.sleep(0.02)
+
+
+class own_home:  # noqa: N801 - used as a function
+    """A home on the fastest disk there is, deleted afterwards."""
+
+    def __init__(self, fallback: Path) -> None:
+        roomy = SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > SHM_BYTES_MIN
+        self._path = Path(tempfile.mkdtemp(prefix="hydracore-test-", dir=SHM if roomy else fallback))
+        self._path.chmod(0o711)
+
+    def __enter__(self) -> Home:
+        return Home(self._path / "home")
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def embedded_in(home: Home) -> tuple[Postgres, Valkey]:
+    secrets = home.secrets()
+    postgres = Postgres(
+        base=home.postgres, data_id=secrets.home_id, password=secrets.database_password, port=free_port()
+    )
+    valkey = Valkey(base=home.valkey, password=secrets.redis_password, port=free_port(), databases=VALKEY_DATABASES)
+    return postgres, valkey
+
+
+def _come_in(base: Path) -> tuple[socket.socket, Services] | None:
+    """Connect to the host's door; `None` when there is no host, or one that is just closing."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    door.settimeout(HOST_READY_S_MAX)
+    try:
+        door.connect((base / "services.address").read_text())
+        line = door.makefile("rb").readline()
+        return door, msgspec.json.decode(line, type=Services)
+    except (OSError, msgspec.DecodeError):
+        door.close()
+        return None
+
+
+def _start_host(base: Path) -> None:
+    """Start the host and wait until its door is open. It is no child of any one worker: it must outlive each of them."""
+    (base / "services.address").unlink(missing_ok=True)
+    with (base / "services.log").open("ab") as log:
+        host = subprocess.Popen(
+            [sys.executable, "-m", "tests.services", str(base)],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + HOST_READY_S_MAX
+    while not (base / "services.address").exists() and host.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # Popen complains about a child that outlives it, which is what this one is for.
+    host.returncode = 0
+
+
+async def _host(base: Path) -> None:
+    with own_home(base) as home:
+        postgres, valkey = embedded_in(home)
+        try:
+            async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
+                await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
+                await _make_template(postgres)
+                services = Services(postgres.url("{}"), valkey.url().removesuffix("/0") + "/{}")
+                last_guest = await _keep_door(base, home.path.parent / "door", services)
+        finally:
+            postgres.remove()
+    last_guest.close()
+
+
+async def _make_template(postgres: Postgres) -> None:
+    async with await psycopg.AsyncConnection.connect(postgres.url("postgres"), autocommit=True) as connection:
+        await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    await asyncio.to_thread(migrate, postgres.url(TEMPLATE))
+
+
+async def _keep_door(base: Path, address: Path, services: Services) -> asyncio.StreamWriter:
+    """Serve guests until none is left; the last one's writer, to be closed when everything is gone."""
+    guests: set[asyncio.StreamWriter] = set()
+    last: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if last.done():
+            writer.close()
+            return
+        guests.add(writer)
+        writer.write(msgspec.json.encode(services) + b"\n")
+        with suppress(OSError):
+            await reader.read()
+        guests.remove(writer)
+        if guests:
+            writer.close()
+        else:
+            server.close()
+            last.set_result(writer)
+
+    server = await asyncio.start_unix_server(serve, address)
+    draft = base / "services.address.new"
+    draft.write_text(str(address))
+    draft.rename(base / "services.address")
+    loop = asyncio.get_running_loop()
+    loop.call_later(FIRST_GUEST_S_MAX, lambda: guests or last.done() or last.set_exception(TimeoutError("nobody came")))
+    return await last
+
+
+if __name__ == "__main__":
+    asyncio.run(_host(Path(sys.argv[1])))

@@ -1,0 +1,151 @@
+"""Settings come from the environment: defaults, bounds, every problem at once, and no secret in sight."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from hydracore.settings import (
+    API_NEEDS,
+    DATABASE_NEEDS,
+    PACKAGED_CATALOGUE,
+    RELAY_NEEDS,
+    SECRET_FIELDS,
+    TOKEN_NEEDS,
+    WORKER_NEEDS,
+    Settings,
+    SettingsError,
+    load,
+    variable,
+)
+
+KEY = bytes(range(224, 256))
+
+COMPLETE = {
+    "HYDRACORE_DATABASE_URL": "postgresql://owner:pg-password@127.0.0.1/db",
+    "HYDRACORE_REDIS_URL": "redis://:redis-password@127.0.0.1:6379/0",
+    "HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(KEY).decode(),
+    "HYDRACORE_JWT_SECRET": "a-secret-that-is-long-enough-to-sign-with",
+    "HYDRACORE_PUBLIC_URL": "https://control.example/",
+    "HYDRACORE_CLOUDSIM_TOKEN": "cloudsim-password",
+}
+
+
+def problems_of(environ: dict[str, str], *, require: tuple[str, ...] = ()) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        load(environ, require=require)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings = load({})
+
+    assert settings == Settings()
+    assert (settings.api_host, settings.api_port, settings.log_level) == ("127.0.0.1", 8080, "info")
+    assert (settings.installation, settings.database_role) == ("hydracore", "hydracore_app")
+    assert (settings.heartbeat_interval_s, settings.heartbeat_late_s, settings.heartbeat_lost_s) == (15, 45, 90)
+    assert settings.catalogue == PACKAGED_CATALOGUE
+
+
+def test_values_are_converted_to_their_types() -> None:
+    settings = load(
+        COMPLETE | {"HYDRACORE_API_PORT": "9000", "HYDRACORE_BOOT_TIMEOUT_S": "2.5"}, require=API_NEEDS + WORKER_NEEDS
+    )
+
+    assert settings.master_key == KEY
+    assert settings.public_url == "https://control.example"
+    assert settings.api_port == 9000
+    assert settings.boot_timeout_s == 2.5
+
+
+def test_a_master_key_may_come_without_its_padding() -> None:
+    assert load({"HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(KEY).decode().rstrip("=")}).master_key == KEY
+
+
+@pytest.mark.parametrize("needs", [API_NEEDS, RELAY_NEEDS, WORKER_NEEDS, DATABASE_NEEDS, TOKEN_NEEDS])
+def test_a_part_demands_what_it_needs_and_nothing_else(needs: tuple[str, ...]) -> None:
+    given = {variable(name): COMPLETE[variable(name)] for name in needs}
+
+    assert load(given, require=needs)
+    problems = problems_of({}, require=needs)
+
+    assert len(problems) == len(needs)
+    assert all(f"{variable(name)} is missing: set it to" in "\n".join(problems) for name in needs)
+
+
+def test_an_empty_value_counts_as_missing() -> None:
+    assert problems_of({"HYDRACORE_DATABASE_URL": ""}, require=DATABASE_NEEDS)
+    assert load({"HYDRACORE_API_PORT": ""}).api_port == 8080
+
+
+def test_an_empty_role_means_the_login_role() -> None:
+    assert load({"HYDRACORE_DATABASE_ROLE": ""}).database_role == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://somewhere"),
+        ("REDIS_URL", "127.0.0.1:6379"),
+        ("MASTER_KEY", "c2hvcnQ="),
+        ("MASTER_KEY", "+/+/" * 11),
+        ("MASTER_KEY", "ü" * 43),
+        ("JWT_SECRET", "x" * 31),
+        ("PUBLIC_URL", "control.example"),
+        ("CATALOGUE", "/nowhere/catalogue.toml"),
+        ("INSTALLATION", "-dash-first"),
+        ("INSTALLATION", "x" * 64),
+        ("DATABASE_ROLE", 'role"; DROP TABLE event'),
+        ("SSH_PUBLIC_KEY", "-----BEGIN OPENSSH PRIVATE KEY-----"),
+        ("API_PORT", "70000"),
+        ("API_PORT", "http"),
+        ("LOG_LEVEL", "loud"),
+        ("BOOT_TIMEOUT_S", "0"),
+        ("BOOT_TIMEOUT_S", "nan"),
+        ("BOOT_TIMEOUT_S", "inf"),
+        ("PROVIDER_TIMEOUT_S", "10s"),
+        ("WORKER_THREADS", "0"),
+        ("WORKER_THREADS", "1.5"),
+        ("BODY_MAX_BYTES", "1"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
+    (problem,) = problems_of({f"HYDRACORE_{name}": value})
+
+    assert problem.startswith(f"HYDRACORE_{name} must be ")
+    assert "\n" not in problem
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    environ = {"HYDRACORE_REDIS_URL": "nope", "HYDRACORE_API_PORT": "-1", "HYDRACORE_HEARTBEAT_LATE_S": "300"}
+
+    problems = problems_of(environ, require=API_NEEDS)
+
+    assert [problem.split()[0] for problem in problems] == [
+        "HYDRACORE_DATABASE_URL",
+        "HYDRACORE_REDIS_URL",
+        "HYDRACORE_MASTER_KEY",
+        "HYDRACORE_JWT_SECRET",
+        "HYDRACORE_API_PORT",
+        "HYDRACORE_HEARTBEAT_INTERVAL_S,",
+    ]
+
+
+def test_a_catalogue_of_ones_own_must_be_there(tmp_path: Path) -> None:
+    catalogue = tmp_path / "mine.toml"
+    catalogue.touch()
+
+    assert load({"HYDRACORE_CATALOGUE": str(catalogue)}).catalogue == catalogue
+
+
+def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
+    shown = repr(load(COMPLETE))
+    wrong = {variable(name): "not-a-good-value" for name in SECRET_FIELDS - {"cloudsim_token"}}
+
+    lines = "\n".join(problems_of(wrong))
+
+    assert "password" not in shown
+    assert COMPLETE["HYDRACORE_JWT_SECRET"] not in shown
+    assert repr(KEY) not in shown
+    assert "not-a-good-value" not in lines
