@@ -43,3 +43,11 @@ class PartFailed(EmbeddedError):
         self.reason = reason
         self.log = log
         self.log_tail = log_tail
+
+
+class DatabaseRefused(EmbeddedError):
+    """The database cannot be reached or migrated. `reason`: the driver's text, which never holds a password."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the database cannot be used: {' '.join(reason.split())}")
+        self.reason = reason

@@ -34,8 +34,8 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     other_customer_id: str
     other_tenant_id: str
     other_admin_id: str
-    #: The development API key of each database that this home was used with.
-    api_keys: dict[str, str] = {}
+    #: The development tenant's API key; empty until there is a database to make it in.
+    api_key: str = ""
 
     def __repr__(self) -> str:
         return f"Secrets(home_id={self.home_id!r}, ...)"
@@ -105,7 +105,6 @@ class Home:
             write_json(self.secrets_file, drawn)
             return drawn
 
-    def keep_api_key(self, database: str, api_key: str) -> None:
-        """Remember the API key that was made in `database` (a name of the database, not its URL)."""
-        known = self.secrets()
-        write_json(self.secrets_file, msgspec.structs.replace(known, api_keys={**known.api_keys, database: api_key}))
+    def keep_api_key(self, api_key: str) -> None:
+        """Remember the API key that was made for the development tenant."""
+        write_json(self.secrets_file, msgspec.structs.replace(self.secrets(), api_key=api_key))

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from hydracore.embedded.account import Account
 
+#: Whether a part serves; asked again and again until it does.
+Ready = Callable[[], Awaitable[bool]]
+
 
 def nothing_to_prepare() -> None:
     """Most parts start as they are."""
@@ -27,4 +30,4 @@ class Part:
     #: Run (in a thread) before every start.
     prepare: Callable[[], None] = nothing_to_prepare
     #: Whether it serves; a part without it counts as ready once it runs.
-    ready: Callable[[], Awaitable[bool]] | None = None
+    ready: Ready | None = None

@@ -73,6 +73,10 @@ class Supervisor:
             found.setdefault(keeper.part.kind, []).extend([keeper.pid] if keeper.pid else [])
         return found
 
+    def last_words(self) -> dict[str, str]:
+        """The end of each part's log, by the part's name."""
+        return {name: tail(keeper.log) for name, keeper in self._keepers.items()}
+
     async def _until_ready(self, keeper: Keeper) -> None:
         ready = keeper.part.ready
         while not (keeper.pid and (ready is None or await ready())):

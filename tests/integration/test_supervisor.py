@@ -199,10 +199,10 @@ def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None
     home = Home(tmp_path / "home")
     secrets = home.secrets()
 
-    home.keep_api_key("embedded", "hck_key")
+    home.keep_api_key("hck_key")
     again = Home(tmp_path / "home").secrets()
 
-    assert again.api_keys == {"embedded": "hck_key"}
+    assert again.api_key == "hck_key"
     assert again.master_key == secrets.master_key
     assert again.database_password == secrets.database_password
     assert home.secrets_file.stat().st_mode & 0o777 == 0o600

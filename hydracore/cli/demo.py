@@ -1,0 +1,80 @@
+"""`demo`: the whole product in half a minute, on parts that are real and gone afterwards."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Agents report every second here instead of every fifteen, so that it can be seen.
+HEARTBEAT_INTERVAL_S: Final = "1"
+#: Exit status of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED: Final = 130
+#: Without a terminal there is no width to fit into.
+WIDTH_WITHOUT_TERMINAL: Final = 160
+
+
+@click.command()
+def demo() -> None:
+    """Show one instance from request to running to deleted, on real parts."""
+    import shutil
+    import tempfile
+
+    from rich.console import Console
+
+    from hydracore.cli.signals import run_until_signal
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    home = Path(tempfile.mkdtemp(prefix="hydracore-demo-"))
+    home.chmod(0o711)  # Ours: PostgreSQL's account must be able to pass through.
+    try:
+        finished = run_until_signal(_show(home / "home", console))
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    if not finished:
+        sys.exit(INTERRUPTED)
+
+
+async def _show(path: Path, console: "Console") -> None:
+    """Raises `SystemExit` with the reason and the last words of the parts where the story breaks off."""
+    import os
+    import time
+
+    import httpx
+    import psycopg
+
+    from hydracore.cli.development import development
+    from hydracore.cli.story import Story, StoryError
+    from hydracore.embedded.home import Home
+    from hydracore.embedded.ports import free_port
+
+    began_s = time.monotonic()
+    ours = {"HYDRACORE_DATABASE_URL", "HYDRACORE_REDIS_URL", "HYDRACORE_CATALOGUE"}
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
+    console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
+    home = Home(path)
+    async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
+        console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)
+        try:
+            await Story(file, console).tell()
+        except (StoryError, httpx.HTTPError, psycopg.Error) as error:
+            console.print(f"\n[bold red]The demo failed:[/bold red] {error or type(error).__name__}", soft_wrap=True)
+            _show_logs(stack.supervisor.last_words(), console)
+            raise SystemExit(1) from None
+        console.print("\nstopping ...")
+    console.print(
+        f"[bold green]Done[/bold green] in {time.monotonic() - began_s:.1f} s; nothing is left running.",
+        highlight=False,
+    )
+
+
+def _show_logs(last_words: dict[str, str], console: "Console") -> None:
+    """The end of each part's log; the stores' say nothing about a story."""
+    for name, text in last_words.items():
+        if text and name not in {"postgres", "valkey"}:
+            console.rule(f"end of {name}.log", align="left")
+            console.print(text, markup=False, highlight=False, soft_wrap=True)

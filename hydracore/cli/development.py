@@ -1,0 +1,120 @@
+"""A running stack with somebody to use it: two tenants, their users' tokens, an API key; all of it in `dev.json`."""
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+import msgspec
+
+from hydracore.auth import Role, issue_token
+from hydracore.cli.credentials import new_api_key
+from hydracore.embedded.files import write_json
+from hydracore.embedded.home import Home
+from hydracore.embedded.stack import Stack
+
+#: Development tokens are good for a year from every start.
+TOKEN_TTL_S: Final = 365 * 86_400
+KEY_CHECK_S_MAX: Final = 5.0
+
+
+class User(msgspec.Struct, frozen=True):
+    user_id: str
+    token: str
+
+
+class OtherTenant(msgspec.Struct, frozen=True):
+    tenant_id: str
+    admin: User
+
+
+class DevFile(msgspec.Struct, kw_only=True):
+    """What `dev.json` says. `pids` follows restarts."""
+
+    url: str
+    tenant_id: str
+    admin: User
+    customer: User
+    other_customer: User
+    other_tenant: OtherTenant
+    api_key: str
+    database_url: str
+    redis_url: str
+    cloudsim_url: str
+    cloudsim_token: str
+    pids: dict[str, list[int]]
+
+
+@asynccontextmanager
+async def development(
+    home: Home, *, port: int, workers: int, environ: Mapping[str, str]
+) -> AsyncGenerator[tuple[Stack, DevFile]]:
+    """Everything of `home`, ready, with `dev.json` for as long as that is true. Raises as `Stack.running` and `Home.lock`."""
+    written: list[tuple[Stack, DevFile]] = []
+
+    def write() -> None:
+        for stack, file in written:
+            known = stack.supervisor.pids()
+            file.pids = {kind: known.get(kind, []) for kind in ("api", "relay", "worker", "cloudsim")}
+            write_json(home.dev_file, file)
+
+    with home.lock():
+        home.dev_file.unlink(missing_ok=True)
+        async with Stack.running(home, port=port, workers=workers, environ=environ, on_change=write) as stack:
+            file = await _introduce(stack)
+            written.append((stack, file))
+            write()
+            try:
+                yield stack, file
+            finally:
+                written.clear()
+                home.dev_file.unlink(missing_ok=True)
+
+
+async def _introduce(stack: Stack) -> DevFile:
+    """Make the users of this home known; their ids never change, and tokens of earlier starts stay valid."""
+    known = stack.secrets
+    expires_at = time.time() + TOKEN_TTL_S
+
+    def user(user_id: str, role: Role, *, tenant_id: str = known.tenant_id) -> User:
+        token = issue_token(
+            stack.settings.jwt_secret,
+            tenant_id=tenant_id,
+            user_id=user_id,
+            role=role,
+            expires_at=expires_at,
+            email=f"{role}-{user_id[:8]}@example.com",
+        )
+        return User(user_id, token)
+
+    return DevFile(
+        url=stack.url,
+        tenant_id=known.tenant_id,
+        admin=user(known.admin_id, "admin"),
+        customer=user(known.customer_id, "customer"),
+        other_customer=user(known.other_customer_id, "customer"),
+        other_tenant=OtherTenant(
+            known.other_tenant_id, user(known.other_admin_id, "admin", tenant_id=known.other_tenant_id)
+        ),
+        api_key=await _api_key(stack),
+        database_url=stack.settings.database_url,
+        redis_url=stack.settings.redis_url,
+        cloudsim_url=stack.cloudsim_url,
+        cloudsim_token=known.cloudsim_token,
+        pids={},
+    )
+
+
+async def _api_key(stack: Stack) -> str:
+    """The home's API key, or a new one where this database does not know it (a fresh one, or another than last time)."""
+    known = stack.secrets.api_key
+    if known:
+        async with httpx.AsyncClient(trust_env=False, timeout=KEY_CHECK_S_MAX) as client:
+            answer = await client.get(f"{stack.url}/v1/instances", headers={"X-Api-Key": known})
+        if answer.status_code != HTTPStatus.UNAUTHORIZED:
+            return known
+    made = await new_api_key(stack.settings.database_url, tenant_id=stack.secrets.tenant_id, name="development")
+    stack.home.keep_api_key(made)
+    return made

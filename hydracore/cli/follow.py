@@ -1,0 +1,78 @@
+"""Shows the events of one instance while they happen: position, type, who, and the facts that a person can read."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row
+from rich.console import Console
+from rich.text import Text
+
+from events.ids import lane_of
+from events.sql import Statements
+
+_EVENTS: Final = Statements("hydracore.cli", "story.sql")["events"]
+
+POLL_S: Final = 0.05
+
+#: Facts worth a look, in this order; hashes, nonces and sealed fields are not for the eye.
+SHOWN: Final = (
+    *("region_id", "tier_id", "attempt", "provider", "server_type", "location", "hostname", "vpn_ip", "server_name"),
+    *("server_id", "ipv4", "status", "stage", "step", "health", "code", "reason"),
+)
+TYPE_WIDTH: Final = 26
+ACTOR_WIDTH: Final = 24
+
+
+class Follower:
+    """Reads the log in a read-only session, from the first event of `instance_id` on. `count`: how many it has shown."""
+
+    def __init__(self, database_url: str, instance_id: UUID, console: Console) -> None:
+        self.count = 0
+        self._url = database_url
+        self._instance_id = instance_id
+        self._console = console
+
+    async def run(self) -> None:
+        """Show events until cancelled."""
+        connecting = psycopg.AsyncConnection[dict[str, Any]].connect(
+            self._url, autocommit=True, row_factory=dict_row, options="-c default_transaction_read_only=on"
+        )
+        async with await connecting as connection:
+            while True:
+                await self.show_new(connection)
+                await asyncio.sleep(POLL_S)
+
+    async def show_new(self, connection: psycopg.AsyncConnection[dict[str, Any]]) -> None:
+        """Show what has been appended since the last look."""
+        lane = lane_of(self._instance_id)
+        cursor = await connection.execute(
+            _EVENTS, {"lane": lane, "stream_id": self._instance_id, "version": self.count}
+        )
+        async for event in cursor:
+            assert event["version"] == self.count + 1, "a stream's versions have no holes"
+            self.count += 1
+            self._console.print(line(event), soft_wrap=True)
+
+
+def line(event: Mapping[str, Any]) -> Text:
+    """One event as one line."""
+    facts = [f"{name}={event['payload'][name]}" for name in SHOWN if event["payload"].get(name) is not None]
+    return Text.assemble(
+        (f"  {event['recorded_at']:%H:%M:%S.%f}"[:-3], "dim"),
+        (f"  {event['lane']:>2}/{event['seq']:<4}", "cyan"),
+        (f" {event['type']:<{TYPE_WIDTH}}", "bold"),
+        (f" {_brief(event['actor']):<{ACTOR_WIDTH}}", "green"),
+        " " + " ".join(facts),
+    )
+
+
+def _brief(actor: str) -> str:
+    """`customer:9f6c1c3e-...` as `customer:9f6c1c3e`: enough to tell two apart."""
+    kind, colon, name = actor.partition(":")
+    try:
+        return f"{kind}{colon}{UUID(name).hex[:8]}"
+    except ValueError:
+        return actor

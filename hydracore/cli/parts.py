@@ -1,0 +1,80 @@
+"""The parts, each alone, as production runs them: `api`, `relay`, `worker`, `cloudsim`, `agent`, `sweep`.
+
+Settings come first: what is missing shows before anything is imported or touched.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from hydracore import settings as configuration
+
+
+@click.command()
+def api() -> None:
+    """Serve the HTTP API."""
+    settings = configuration.load(os.environ, require=configuration.API_NEEDS)
+    from hydracore.api.main import run
+
+    sys.exit(run(settings))
+
+
+@click.command()
+def relay() -> None:
+    """Follow the log and wake the workers."""
+    settings = configuration.load(os.environ, require=configuration.RELAY_NEEDS)
+    from workers.main import run_relay
+
+    sys.exit(run_relay(settings))
+
+
+@click.command()
+def worker() -> None:
+    """Do the outside work: order servers, watch them, tear them down."""
+    settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
+    from workers.main import run_worker
+
+    sys.exit(run_worker(settings))
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+def sweep(*, dry_run: bool) -> None:
+    """Compare every provider project with the log, once."""
+    settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
+    from workers.main import run_sweep
+
+    sys.exit(run_sweep(settings, dry_run=dry_run))
+
+
+@click.command()
+@click.option(
+    "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where servers and state live."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8400, show_default=True, help="Port to listen on.")
+@click.option(
+    "--token", envvar="HYDRACORE_CLOUDSIM_TOKEN", required=True, help="The API token; better in the environment."
+)
+@click.option(
+    "--boot", type=click.Choice(["process", "inline"]), default="process", show_default=True, help="How servers run."
+)
+@click.option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
+def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
+    """Run the Hetzner Cloud simulator, whose servers are local processes."""
+    from hydracore.cloudsim.main import run
+
+    sys.exit(run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit))
+
+
+@click.command()
+@click.option(
+    "--root", type=click.Path(file_okay=False, path_type=Path), default="/", show_default=True, help="The VPS's root."
+)
+def agent(*, root: Path) -> None:
+    """Run the agent of one VPS."""
+    from hydracore.agent.main import run
+
+    sys.exit(run(root=root))

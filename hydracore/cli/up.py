@@ -1,0 +1,74 @@
+"""`up`: everything on this machine, until Ctrl-C."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from hydracore.cli.development import DevFile
+
+
+@click.command()
+@click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".hydracore",
+    show_default=True,
+    help="Where data, logs and secrets live.",
+)
+@click.option("--port", type=click.IntRange(1, 65_535), default=8080, show_default=True, help="Port of the API.")
+@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="How many workers to run.")
+def up(*, home: Path, port: int, workers: int) -> None:
+    """Run everything on this machine until Ctrl-C.
+
+    PostgreSQL and Valkey are embedded unless HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL name others.
+    """
+    from hydracore.cli.signals import run_until_signal
+
+    run_until_signal(_stay_up(home, port=port, workers=workers))
+
+
+async def _stay_up(path: Path, *, port: int, workers: int) -> None:
+    import asyncio
+    import os
+
+    from hydracore.cli.development import development
+    from hydracore.embedded.home import Home
+
+    home = Home(path)
+    click.echo(f"starting in {home.path} ...")
+    async with development(home, port=port, workers=workers, environ=os.environ) as (_, file):
+        click.echo(introduction(file, home.path))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            click.echo("stopping ...")
+    click.echo("stopped")
+
+
+def introduction(file: "DevFile", home: Path) -> str:
+    """What to do next, ready to paste. The instance's id is known before it is asked for: it derives from the key."""
+    import secrets
+
+    from events.ids import instance_id_for
+
+    key = f"try-{secrets.token_hex(4)}"
+    instance = instance_id_for(tenant_id=file.tenant_id, customer_id=file.customer.user_id, idempotency_key=key)
+    body = f'{{"region_id": "local", "tier_id": "starter", "agent_name": "Ada", "idempotency_key": "{key}"}}'
+    ask = 'curl -s -H "Authorization: Bearer $TOKEN"'
+    return f"""
+HydraCore is up at {file.url}
+  logs   {home / "logs"}
+  access {home / "dev.json"}
+
+To try it, paste:
+  TOKEN={file.customer.token}
+  {ask} -H 'Content-Type: application/json' -d '{body}' {file.url}/v1/instances
+  {ask} {file.url}/v1/instances/{instance}
+  {ask} {file.url}/v1/instances/{instance}/logs
+  {ask} {file.url}/v1/instances/{instance}/runtime
+  {ask} -X DELETE {file.url}/v1/instances/{instance}
+
+Ctrl-C stops everything; data stays.
+"""

@@ -1,0 +1,26 @@
+"""Agents that cloudsim has booted: detached on purpose, so that they survive it, and found here by where they live."""
+
+import signal
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from hydracore.embedded.leftovers import end_processes
+
+GRACE_S: Final = 1.0
+
+
+def end_below(directory: Path) -> int:
+    """End every agent whose root is below `directory`; how many there were. A cloudsim that was asked in time leaves none."""
+    found = [process for process in psutil.process_iter() if _lives_below(process, directory)]
+    end_processes(dict.fromkeys(found, signal.SIGTERM), seconds_max=GRACE_S)
+    return len(found)
+
+
+def _lives_below(process: psutil.Process, directory: Path) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return "hydracore.agent" in command and any(Path(word).is_relative_to(directory) for word in command)

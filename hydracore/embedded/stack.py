@@ -1,0 +1,224 @@
+"""Everything of one installation on one machine: stores, cloudsim, API, relay and workers, in the right order."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, Self
+
+import httpx
+import psycopg
+
+from hydracore import settings as configuration
+from hydracore.db import MigrationError, migrate
+from hydracore.embedded import agents
+from hydracore.embedded.errors import DatabaseRefused, PortTaken
+from hydracore.embedded.home import Home
+from hydracore.embedded.part import Part, Ready
+from hydracore.embedded.ports import LOOPBACK, Ports, is_free
+from hydracore.embedded.postgres import Postgres
+from hydracore.embedded.supervisor import Supervisor
+from hydracore.embedded.valkey import Valkey
+
+#: Where `-m hydracore` is found, installed or not.
+PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
+
+#: One look at whether a part serves.
+PROBE_S_MAX: Final = 2.0
+#: A stop in order goes by steps (control plane, agents, cloudsim, stores); together they stay below 10 s.
+CONTROL_PLANE_GRACE_S: Final = 2.5
+AGENTS_GRACE_S: Final = 3.0
+CLOUDSIM_GRACE_S: Final = 1.0
+STORES_GRACE_S: Final = 2.0
+
+#: What only we set; a part is given those of these that it needs.
+MANAGED: Final = (
+    "database_url",
+    "redis_url",
+    "master_key",
+    "jwt_secret",
+    "public_url",
+    "api_host",
+    "api_port",
+    "cloudsim_url",
+    "cloudsim_token",
+    "catalogue",
+)
+
+
+class Stack:
+    """The parts of `home`, with all addresses known before the first one starts."""
+
+    def __init__(
+        self, home: Home, supervisor: Supervisor, *, port: int, workers: int, environ: Mapping[str, str]
+    ) -> None:
+        """Raises `SettingsError` where `environ` sets something that no part could work with."""
+        assert workers > 0
+        self.home = home
+        self.supervisor = supervisor
+        self.secrets = home.secrets()
+        self.url = f"http://{LOOPBACK}:{port}"
+        ports = Ports(home.ports_file)
+        self._cloudsim_port = ports.claim("cloudsim")
+        self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
+        self._workers = workers
+        self._stores: list[Part] = []
+        self._http = httpx.AsyncClient(trust_env=False)
+        ours = {configuration.variable(name): name for name in MANAGED}
+        self._environ = {name: value for name, value in environ.items() if name not in ours}
+        self._chosen = self._choose(
+            {ours[name]: value for name, value in environ.items() if name in ours and value}, ports
+        )
+        needs = (*configuration.API_NEEDS, *configuration.WORKER_NEEDS)
+        self.settings = configuration.load(self._environ_with(*MANAGED), require=needs)
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, home: Home, *, port: int, workers: int, environ: Mapping[str, str], on_change: Callable[[], None]
+    ) -> AsyncGenerator[Self]:
+        """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
+
+        Raises `PortTaken`, `PartFailed` and `SettingsError`.
+        """
+        async with Supervisor.running(
+            runtime_file=home.runtime_file, logs=home.logs, on_change=on_change
+        ) as supervisor:
+            if not is_free(port):  # Only now: a leftover of ours may have held it.
+                raise PortTaken(LOOPBACK, port)
+            stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
+            async with stack._http:
+                try:
+                    await stack._start()
+                    yield stack
+                finally:
+                    await stack._stop()
+
+    def _choose(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
+        """The managed settings: the environment's where it has a say, else the home's; stores of our own where none is given."""
+        chosen = {
+            "master_key": self.secrets.master_key,
+            "jwt_secret": self.secrets.jwt_secret,
+            **given,
+            "public_url": self.url,
+            "api_host": LOOPBACK,
+            "api_port": self.url.rpartition(":")[2],
+            "cloudsim_url": self.cloudsim_url,
+            "cloudsim_token": self.secrets.cloudsim_token,
+        }
+        if "database_url" not in given:
+            postgres = Postgres(
+                base=self.home.postgres,
+                data_id=self.secrets.home_id,
+                password=self.secrets.database_password,
+                port=ports.claim("postgres"),
+            )
+            chosen["database_url"] = postgres.url()
+            self._stores.append(postgres.part())
+        if "redis_url" not in given:
+            valkey = Valkey(base=self.home.valkey, password=self.secrets.redis_password, port=ports.claim("valkey"))
+            chosen["redis_url"] = valkey.url()
+            self._stores.append(valkey.part())
+        if "catalogue" in given:  # Parts work in another directory.
+            chosen["catalogue"] = str(Path(given["catalogue"]).resolve())
+        return chosen
+
+    async def _start(self) -> None:
+        await _together(self.supervisor.start(self._cloudsim()), self._start_control_plane())
+
+    async def _start_control_plane(self) -> None:
+        await _together(*(self.supervisor.start(store) for store in self._stores))
+        try:
+            await asyncio.to_thread(migrate, self.settings.database_url)
+        except (MigrationError, psycopg.Error) as error:
+            raise DatabaseRefused(str(error)) from None
+        await _together(*(self.supervisor.start(part) for part in self._control_plane()))
+
+    async def _stop(self) -> None:
+        """Those who order servers first, then the servers, then what everybody stands on."""
+        await self.supervisor.stop([part.name for part in self._control_plane()], grace_s=CONTROL_PLANE_GRACE_S)
+        await self._shut_down_cloudsim()
+        await self.supervisor.stop(["cloudsim"], grace_s=CLOUDSIM_GRACE_S)
+        await asyncio.to_thread(agents.end_below, self.home.cloudsim)
+        await self.supervisor.stop(grace_s=STORES_GRACE_S)
+
+    async def _shut_down_cloudsim(self) -> None:
+        """Have cloudsim stop its agents; those that a dead or deaf one leaves are found afterwards."""
+        with suppress(httpx.HTTPError):
+            await self._http.post(
+                f"{self.cloudsim_url}/_sim/shutdown", headers=self._cloudsim_headers(), timeout=AGENTS_GRACE_S
+            )
+
+    def _control_plane(self) -> list[Part]:
+        """API, relay and workers, as production runs them too."""
+        common = (
+            "database_url",
+            "redis_url",
+            "master_key",
+            "public_url",
+            "catalogue",
+            "cloudsim_url",
+            "cloudsim_token",
+        )
+        names = [f"worker-{number}" for number in range(1, self._workers + 1)]
+        return [
+            self._part("api", "api", (*common, "jwt_secret", "api_host", "api_port"), ready=self._api_is_ready),
+            self._part("relay", "relay", common),
+            *(self._part(name, "worker", common) for name in names),
+        ]
+
+    def _cloudsim(self) -> Part:
+        """The provider. It boots agents, which are strangers: no setting but its own token gets that far."""
+        bare = {name: value for name, value in self._environ.items() if not name.startswith(configuration.PREFIX)}
+        place = ("--home", str(self.home.cloudsim), "--host", LOOPBACK, "--port", str(self._cloudsim_port))
+        return Part(
+            name="cloudsim",
+            kind="cloudsim",
+            command=(sys.executable, "-m", "hydracore", "cloudsim", *place),
+            environ={**bare, configuration.variable("cloudsim_token"): self.secrets.cloudsim_token},
+            cwd=str(PACKAGE_ROOT),
+            ready=self._cloudsim_is_ready,
+        )
+
+    def _part(self, name: str, command: str, needs: tuple[str, ...], *, ready: Ready | None = None) -> Part:
+        return Part(
+            name=name,
+            kind=command,
+            command=(sys.executable, "-m", "hydracore", command),
+            environ=self._environ_with(*needs),
+            cwd=str(PACKAGE_ROOT),
+            ready=ready,
+        )
+
+    def _environ_with(self, *names: str) -> dict[str, str]:
+        return {
+            **self._environ,
+            **{configuration.variable(name): self._chosen[name] for name in names if name in self._chosen},
+        }
+
+    async def _api_is_ready(self) -> bool:
+        return await self._answers(f"{self.url}/health/ready", {})
+
+    async def _cloudsim_is_ready(self) -> bool:
+        return await self._answers(f"{self.cloudsim_url}/v1/servers", self._cloudsim_headers())
+
+    async def _answers(self, url: str, headers: dict[str, str]) -> bool:
+        try:
+            answer = await self._http.get(url, headers=headers, timeout=PROBE_S_MAX)
+        except httpx.HTTPError:
+            return False
+        return answer.is_success
+
+    def _cloudsim_headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.secrets.cloudsim_token}"}
+
+
+async def _together(*steps: Coroutine[None, None, None]) -> None:
+    """Do all steps at once; when one fails the others are given up, and its error is the one that is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(step)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
