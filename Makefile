@@ -1,0 +1,51 @@
+# The four commands of the project: make demo | up | check | test (and bench, lock, fmt).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8080
+DIR ?= .hydracore
+
+.PHONY: demo up check test bench fmt lock clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/hydracore demo
+
+up: $(VENV)/.runtime
+	$(BIN)/hydracore up --home $(DIR) --port $(PORT)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench $(ARGS)
+
+fmt: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Every package is pinned by hash; the project itself is installed without build isolation, so nothing unpinned is fetched.
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
+	touch $@
+
+# Needs uv on PATH. No URL is emitted, so the lock works with any index.
+lock:
+	uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --quiet -o requirements.lock
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --quiet -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

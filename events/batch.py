@@ -1,0 +1,129 @@
+"""One flush: a batch of decisions, and the read-table rows that ride with them, in a single round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection
+
+from events.codec import encode, tag_of
+from events.digest import command_digest, event_digest
+from events.record import Append, InlineProjection
+from events.sql import Statements
+from events.types import AnyEvent
+
+_APPEND = Statements("events", "store.sql")["append"]
+_json = msgspec.json.Encoder()
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The log's answer to one decision: `appended`, `duplicate` or `conflict`."""
+
+    outcome: str
+    version: int
+    seq_before: int | None
+    request_hash: bytes | None
+    result: bytes | None
+
+
+async def flush(
+    connection: AsyncConnection, appends: Sequence[Append], inline: Sequence[InlineProjection]
+) -> list[Verdict]:
+    """Write the batch in one implicit transaction (a pipeline between two syncs) and return a verdict each, in order.
+
+    The connection must be in autocommit mode. Raises psycopg's errors; then nothing of the batch was written, or, when
+    the connection broke, perhaps all of it: the command ids make trying again safe.
+    """
+    assert connection.autocommit, "the pipeline is the transaction"
+    parameters = _parameters(appends)
+    rows = [(p.statement, [row for append in appends for row in p.rows(append)]) for p in inline]
+    async with connection.pipeline():
+        cursor = await connection.execute(_APPEND, parameters, prepare=True)
+        for statement, changed in rows:
+            if changed:
+                await connection.execute(statement, (_json.encode(changed).decode(),), prepare=True)
+    answers = await cursor.fetchall()
+    assert len(answers) == len(appends), "one verdict a command"
+    return [_verdict(answer) for answer in answers]
+
+
+def _verdict(answer: tuple[Any, ...]) -> Verdict:
+    _, outcome, version, seq_before, request_hash, result = answer
+    return Verdict(
+        outcome=outcome,
+        version=version,
+        seq_before=seq_before,
+        request_hash=None if request_hash is None else bytes(request_hash),
+        result=None if result is None else result.encode(),
+    )
+
+
+def _parameters(appends: Sequence[Append]) -> tuple[str, str]:
+    """The two JSON arrays of `append_commands`: one object a command, one an event."""
+    commands: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
+    for ordinal, append in enumerate(appends):
+        digests: list[bytes] = []
+        for n, event in enumerate(append.events):
+            row, digest = _event(append, event, n)
+            events.append({"ordinal": ordinal, **row})
+            digests.append(digest)
+        commands.append({"ordinal": ordinal, **_command(append, digests)})
+    return _json.encode(commands).decode(), _json.encode(events).decode()
+
+
+def _event(append: Append, event: AnyEvent, n: int) -> tuple[dict[str, Any], bytes]:
+    tag, payload, version = tag_of(event), encode(event), append.expected_version + n + 1
+    digest = event_digest(
+        stream_id=append.stream_id,
+        version=version,
+        tag=tag,
+        schema_version=event.schema_version,
+        payload=payload,
+    )
+    row = {
+        "n": n,
+        "lane": append.lane,
+        "stream_id": append.stream_id,
+        "version": version,
+        "tenant_id": append.after.tenant_id,
+        "type": tag,
+        "schema_version": event.schema_version,
+        "payload": payload.decode(),
+        "digest": digest.hex(),
+        "command_id": append.origin.command_id,
+    }
+    return row, digest
+
+
+def _command(append: Append, event_digests: list[bytes]) -> dict[str, Any]:
+    origin, tenant_id = append.origin, append.after.tenant_id
+    digest = command_digest(
+        command_id=origin.command_id,
+        stream_id=append.stream_id,
+        tenant_id=tenant_id,
+        name=append.name,
+        actor=origin.actor,
+        correlation_id=origin.correlation_id,
+        causation_id=origin.causation_id,
+        request_hash=origin.request_hash,
+        result=origin.result,
+        event_digests=event_digests,
+    )
+    return {
+        "lane": append.lane,
+        "command_id": origin.command_id,
+        "stream_id": append.stream_id,
+        "tenant_id": tenant_id,
+        "name": append.name,
+        "actor": origin.actor,
+        "correlation_id": origin.correlation_id,
+        "causation_id": origin.causation_id,
+        "request_hash": None if origin.request_hash is None else origin.request_hash.hex(),
+        "result": None if origin.result is None else origin.result.decode(),
+        "expected_version": append.expected_version,
+        "event_count": len(append.events),
+        "digest": digest.hex(),
+    }

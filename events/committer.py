@@ -1,0 +1,128 @@
+"""Group commit: decisions that arrive while a flush is under way share the next one.
+
+Under load one commit (one fsync, one round trip) carries many appends; an append that comes alone goes at once. Each
+decision is still whole or not at all, with its own verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from events.batch import Verdict, flush
+from events.errors import ReservationTaken, StoreUnavailable
+from events.patience import patiently
+from events.record import Append, InlineProjection
+
+#: How many appends one flush carries at most.
+BATCH_MAX = 64
+
+#: How many flushes one process has under way: while the database works on one, the next is encoded.
+FLIGHTS = 2
+
+_Pending = tuple[Append, "asyncio.Future[Verdict]"]
+
+
+class Committer:
+    """Queues appends and flushes them. `published(lanes)` is called after each commit with the lanes that moved."""
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool,
+        inline: Sequence[InlineProjection],
+        *,
+        published: Callable[[dict[int, int]], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._inline = inline
+        self._published = published
+        self._queue: list[_Pending] = []
+        self._flights: set[asyncio.Task[None]] = set()
+
+    async def commit(self, append: Append) -> Verdict:
+        """The log's verdict on `append`. Raises `ReservationTaken` and `StoreUnavailable`."""
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._queue.append((append, future))
+        if len(self._flights) < FLIGHTS:
+            self._flights.add(asyncio.create_task(self._fly()))
+        return await future
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while self._flights:
+            await asyncio.wait(self._flights)
+
+    async def _fly(self) -> None:
+        batch: list[_Pending] = []
+        try:
+            while batch := self._take():
+                await self._settle(batch)
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else StoreUnavailable("stopped"))
+            raise
+        finally:
+            # In the same step as the look at the empty queue: an append that comes now starts a flight of its own.
+            flight = asyncio.current_task()
+            assert flight is not None
+            self._flights.discard(flight)
+
+    def _take(self) -> list[_Pending]:
+        """The next batch: at most one append per stream, because a second one was decided on a state now past."""
+        batch: list[_Pending] = []
+        rest: list[_Pending] = []
+        streams: set[object] = set()
+        for pending in self._queue:
+            stream_id = pending[0].stream_id
+            if len(batch) < BATCH_MAX and stream_id not in streams:
+                streams.add(stream_id)
+                batch.append(pending)
+            else:
+                rest.append(pending)
+        self._queue = rest
+        return batch
+
+    async def _settle(self, batch: list[_Pending]) -> None:
+        try:
+            verdicts = await self._flush([append for append, _ in batch])
+        except (psycopg.Error, StoreUnavailable) as error:
+            if len(batch) > 1 and not isinstance(error, StoreUnavailable):
+                # One of them broke the transaction of all: each goes alone, so that only the culprit fails.
+                for pending in batch:
+                    await self._settle([pending])
+                return
+            failure = _translate(error, batch[0][0])
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(failure)
+            return
+        for (_, future), verdict in zip(batch, verdicts, strict=True):
+            if not future.done():
+                future.set_result(verdict)
+
+    async def _flush(self, appends: list[Append]) -> list[Verdict]:
+        """One flush. Safe to repeat: what a broken connection left in the log is found again by its command ids."""
+        verdicts = await patiently(self._pool, lambda connection: flush(connection, appends, self._inline))
+        self._publish(appends, verdicts)
+        return verdicts
+
+    def _publish(self, appends: list[Append], verdicts: list[Verdict]) -> None:
+        if self._published is None:
+            return
+        heads: dict[int, int] = {}
+        for append, verdict in zip(appends, verdicts, strict=True):
+            if verdict.outcome == "appended" and verdict.seq_before is not None:
+                head = verdict.seq_before + len(append.events)
+                heads[append.lane] = max(head, heads.get(append.lane, 0))
+        if heads:
+            self._published(heads)
+
+
+def _translate(error: Exception, append: Append) -> Exception:
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
+        return ReservationTaken(append.stream_id)
+    return error

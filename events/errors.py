@@ -1,0 +1,102 @@
+"""Everything the write side can refuse or fail with.
+
+EventsError
+|-- Rejected                the command does not fit the instance's state; nothing was written
+|   |-- NotFound            no such instance
+|   |-- TransitionRefused   the lifecycle has no such step
+|   |-- RequestMismatch     same idempotency key, other request
+|   |-- AttemptSuperseded   an agent of an older attempt or of a deleted instance
+|   |-- BootSuperseded      an agent process that has been replaced by a later boot
+|   |-- TokenRefused        an enrol token that is wrong or out of time
+|   |-- KeyNotPending       the agent key was acknowledged and cannot be fetched again
+|   `-- SequenceGap         a callback came before its predecessor
+|-- VersionConflict         another writer was faster: load again and decide again
+|-- ReservationTaken        a unique value is held by another instance
+|-- LogCorrupted            the log contradicts itself: an alarm, never a skip
+`-- StoreUnavailable        the database did not answer in time; the outcome is safe to retry
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class EventsError(Exception):
+    """Root of this package's errors."""
+
+
+class Rejected(EventsError):
+    """A command that the instance's state does not allow. Nothing was written."""
+
+    def __init__(self, instance_id: UUID, reason: str) -> None:
+        super().__init__(reason)
+        self.instance_id = instance_id
+        self.reason = reason
+
+
+class NotFound(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(instance_id, "Instance not found")
+
+
+class TransitionRefused(Rejected):
+    def __init__(self, instance_id: UUID, *, trigger: str, status: str) -> None:
+        super().__init__(instance_id, f"An instance that is {status} cannot {trigger.replace('_', ' ')}")
+        self.trigger = trigger
+        self.status = status
+
+
+class RequestMismatch(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(instance_id, "This idempotency key was used with another request")
+
+
+class AttemptSuperseded(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(instance_id, "This attempt is over; the agent must stop")
+
+
+class BootSuperseded(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(instance_id, "A later boot of this agent has enrolled; this process must stop")
+
+
+class TokenRefused(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(instance_id, "The enrol token is wrong or has expired")
+
+
+class KeyNotPending(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(instance_id, "The agent key was acknowledged; rotate it to issue another")
+
+
+class SequenceGap(Rejected):
+    def __init__(self, instance_id: UUID, *, expected_seq: int) -> None:
+        super().__init__(instance_id, f"Expected callback {expected_seq} first")
+        self.expected_seq = expected_seq
+
+
+class VersionConflict(EventsError):
+    def __init__(self, stream_id: UUID, *, expected: int, actual: int) -> None:
+        super().__init__(f"Stream {stream_id} is at version {actual}, not {expected}")
+        self.stream_id = stream_id
+        self.expected = expected
+        self.actual = actual
+
+
+class ReservationTaken(EventsError):
+    def __init__(self, stream_id: UUID) -> None:
+        super().__init__(f"A unique value of {stream_id} is held by another instance")
+        self.stream_id = stream_id
+
+
+class LogCorrupted(EventsError):
+    def __init__(self, lane: int, seq: int, what: str) -> None:
+        super().__init__(f"Lane {lane} at {seq}: {what}")
+        self.lane = lane
+        self.seq = seq
+
+
+class StoreUnavailable(EventsError):
+    """The database did not answer in time. The command may or may not have landed; its id makes a retry safe."""

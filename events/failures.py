@@ -1,0 +1,26 @@
+"""What a failure code means, in words that a customer may read. Codes are ours; a provider's own text never gets here."""
+
+from __future__ import annotations
+
+_TEXTS = {
+    "boot_timeout": "The server did not come up in time",
+    "resource_unavailable": "The provider has no capacity for this server type at this location",
+    "placement_error": "The provider could not place the server",
+    "invalid_server_type": "The provider does not offer this server type here",
+    "unsupported_location": "The provider does not offer this location",
+    "resource_limit_exceeded": "The provider account has reached its limit",
+    "unauthorized": "The provider refused our credentials",
+    "forbidden": "The provider refused our credentials",
+    "token_readonly": "The provider refused our credentials",
+    "no_placement": "No placement is left to try",
+    "no_address": "No network address is free",
+    "server_vanished": "The server is gone from the provider",
+    "server_failed": "The provider could not start the server",
+    "attempt_unverified": "The agent did not answer where it should",
+    "provider_unreachable": "The provider does not answer",
+}
+
+
+def describe(code: str) -> str:
+    """`code` in words; an unknown code stands for itself."""
+    return _TEXTS.get(code, f"The provider answered {code}")

@@ -1,0 +1,155 @@
+"""Personal and secret fields: encrypted with a key per customer, wrapped by a key that is not in the database.
+
+The log and the read tables hold ciphertext only (`v1.` and the base64url of nonce and AES-256-GCM output; the
+additional data binds it to tenant, customer and field). Destroying a customer's key makes every copy unreadable,
+backups included, while digests and chains, which cover ciphertext, stay as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import time
+from hashlib import sha256
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from events.errors import EventsError
+from events.patience import patiently
+from events.sql import Statements
+from events.types import Sealed
+
+_SQL = Statements("events", "keys.sql")
+_FIND = _SQL["find_key"]
+_CREATE = _SQL["create_key"]
+
+_PREFIX = "v1."
+_NONCE_BYTES = 12
+_KEY_BYTES = 32
+
+#: How long an unwrapped key may serve before the table is asked again: the longest that an erased customer's fields
+#: can still be read by a process that had just read them.
+CACHE_S = 5.0
+
+#: How many customers' keys, and how many opened texts of each, one process keeps.
+_CUSTOMERS_MAX = 10_000
+_TEXTS_MAX = 1_000
+
+
+class CustomerErased(EventsError):
+    """The customer's key was destroyed: nothing can be encrypted for them any more."""
+
+
+class _Customer:
+    """One customer's cipher, None once erased, and what was opened with it."""
+
+    __slots__ = ("cipher", "opened", "stale_at")
+
+    def __init__(self, cipher: AESGCM | None, stale_at: float) -> None:
+        self.cipher = cipher
+        self.stale_at = stale_at
+        self.opened: dict[str, str] = {}
+
+
+class Keyring:
+    """Seals and opens fields. `master_key`: 32 bytes from settings; without it no field of any customer can be read."""
+
+    def __init__(self, pool: AsyncConnectionPool, *, master_key: bytes) -> None:
+        assert len(master_key) == _KEY_BYTES, "AES-256 wants 32 bytes"
+        self._pool = pool
+        self._wrap = AESGCM(_derive(master_key, b"wrap customer keys"))
+        self._fingerprint_key = _derive(master_key, b"fingerprint requests")
+        self._customers: dict[tuple[str, str], _Customer] = {}
+
+    def fingerprint(self, request: bytes) -> bytes:
+        """A keyed digest of a request body: equal bodies compare equal, and it cannot be guessed back from the log."""
+        return hmac.digest(self._fingerprint_key, request, sha256)
+
+    async def seal(self, text: str, *, tenant_id: str, customer_id: str, field: str) -> Sealed:
+        """`text` as ciphertext. Raises `CustomerErased` where the key was destroyed."""
+        customer = await self._customer(tenant_id, customer_id, create=True)
+        if customer is None or customer.cipher is None:
+            raise CustomerErased(f"The data of customer {customer_id} was erased")
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = customer.cipher.encrypt(nonce, text.encode(), _bound_to(tenant_id, customer_id, field))
+        return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
+
+    async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
+        """The plain text, or None once the customer was erased. Raises `ValueError` for what was never sealed so."""
+        known = self._customers.get((tenant_id, customer_id))
+        if known is None or known.stale_at < time.monotonic():
+            known = await self._customer(tenant_id, customer_id, create=False)
+        if known is None or known.cipher is None:
+            return None
+        text = known.opened.get(sealed)
+        if text is None:
+            text = _open(known.cipher, sealed, _bound_to(tenant_id, customer_id, field))
+            if len(known.opened) >= _TEXTS_MAX:
+                known.opened.clear()
+            known.opened[sealed] = text
+        return text
+
+    async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
+        cached = self._customers.get((tenant_id, customer_id))
+        if cached is not None and cached.stale_at >= time.monotonic():
+            return cached
+        row = await self._fetch(tenant_id, customer_id)
+        if row is None and create:
+            wrapped = self._wrap_new(tenant_id, customer_id)
+            await patiently(self._pool, lambda c: c.execute(_CREATE, (tenant_id, customer_id, wrapped)))
+            # Somebody else may have been first: what stands in the table is the key.
+            row = await self._fetch(tenant_id, customer_id)
+        if row is None:
+            return None
+        cipher = None if row[0] is None else self._unwrap(bytes(row[0]), tenant_id, customer_id)
+        if len(self._customers) >= _CUSTOMERS_MAX:
+            self._customers.clear()
+        customer = _Customer(cipher, time.monotonic() + CACHE_S)
+        if cached is not None and cipher is not None:
+            customer.opened = cached.opened
+        self._customers[tenant_id, customer_id] = customer
+        return customer
+
+    async def _fetch(self, tenant_id: str, customer_id: str) -> TupleRow | None:
+        async def find(connection: AsyncConnection) -> TupleRow | None:
+            return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
+
+        return await patiently(self._pool, find)
+
+    def _wrap_new(self, tenant_id: str, customer_id: str) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        key = AESGCM.generate_key(bit_length=256)
+        return nonce + self._wrap.encrypt(nonce, key, _bound_to(tenant_id, customer_id, "key"))
+
+    def _unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM:
+        nonce, sealed = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
+        try:
+            return AESGCM(self._wrap.decrypt(nonce, sealed, _bound_to(tenant_id, customer_id, "key")))
+        except InvalidTag:
+            raise EventsError(
+                "A customer key does not open: is HYDRACORE_MASTER_KEY the one it was made with?"
+            ) from None
+
+
+def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
+    if not sealed.startswith(_PREFIX):
+        raise ValueError("Not a sealed field")
+    try:
+        raw = base64.urlsafe_b64decode(sealed.removeprefix(_PREFIX))
+        return cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], bound_to).decode()
+    except (InvalidTag, binascii.Error):
+        raise ValueError("A sealed field does not open with its customer's key") from None
+
+
+def _bound_to(*parts: str) -> bytes:
+    return "".join(f"{len(part)}:{part}" for part in parts).encode()
+
+
+def _derive(master_key: bytes, purpose: bytes) -> bytes:
+    return hmac.digest(master_key, b"hydracore/1/" + purpose, sha256)

@@ -1,0 +1,55 @@
+"""The lifecycle of an instance, as a table.
+
+A `transitions.Machine` without a model holds it: nothing is attached to it and it keeps no state, so looking a
+transition up costs about a microsecond. Everything that depends on the lifecycle (decide, checks, the diagram in
+docs/lifecycle.md) is derived from here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from transitions import Machine
+
+PENDING: Final = "pending"
+PROVISIONING: Final = "provisioning"
+RUNNING: Final = "running"
+FAILED: Final = "failed"
+ERROR: Final = "error"
+DELETING: Final = "deleting"
+DELETED: Final = "deleted"
+
+STATUSES: Final = (PENDING, PROVISIONING, RUNNING, FAILED, ERROR, DELETING, DELETED)
+
+TRANSITIONS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("provision", PENDING, PROVISIONING),
+    ("become_ready", PROVISIONING, RUNNING),
+    ("fail", PROVISIONING, FAILED),
+    ("lose", RUNNING, ERROR),
+    *(("delete", source, DELETING) for source in (PENDING, PROVISIONING, RUNNING, FAILED, ERROR)),
+    ("finish_deletion", DELETING, DELETED),
+)
+"""(trigger, source, destination)"""
+
+#: Each status, in the order in which an instance can first reach it, with the statuses that work is still owed to.
+ACTIVE: Final = frozenset({PENDING, PROVISIONING, DELETING})
+
+
+def machine() -> Machine:
+    """A fresh machine over the table; string states only, because enum states disagree on names and values."""
+    return Machine(
+        model=None,
+        states=list(STATUSES),
+        transitions=[list(row) for row in TRANSITIONS],
+        initial=PENDING,
+        auto_transitions=False,
+    )
+
+
+_TABLE: Final = machine()
+
+
+def destination(trigger: str, *, source: str) -> str | None:
+    """The status that `trigger` leads to from `source`, or None when the lifecycle has no such step."""
+    found = _TABLE.get_transitions(trigger, source=source)
+    return str(found[0].dest) if found else None

@@ -1,0 +1,41 @@
+"""Work on a database that may be restarting: borrow, try, and try again while the connection is the trouble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from events.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+#: How long work is tried again while the database is away; a restart takes a second or two.
+PATIENCE_S = 10.0
+_PAUSE_S = 0.1
+
+
+async def patiently(
+    pool: AsyncConnectionPool, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
+) -> T:
+    """The answer of `work` on a borrowed connection. `work` must be safe to repeat.
+
+    Raises `StoreUnavailable` once `patience_s` has passed, and psycopg's errors where the statement is to blame.
+    Connections are not checked when they are borrowed (that costs a round trip each time); after a failure all idle
+    ones are, so that one restart costs one failure and not one per connection.
+    """
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + patience_s
+    while True:
+        try:
+            async with pool.connection(timeout=patience_s) as connection:
+                return await work(connection)
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+            if clock() > give_up_at:
+                raise StoreUnavailable("The database does not answer; try again later") from error
+            await pool.check()
+            await asyncio.sleep(_PAUSE_S)

@@ -1,0 +1,91 @@
+"""What goes to the log and what comes back from it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+
+from events.codec import decode
+from events.state import Instance
+from events.types import AnyEvent
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Who gave a command and why.
+
+    `actor`: `customer:ID`, `admin:ID`, `platform:ID`, `api_key:ID`, `agent:INSTANCE`, `worker`, `sweeper`.
+    `correlation_id` is the same for everything that one request set off; `causation_id` is the command before this one.
+    `request_hash` and `result` (JSON) make an HTTP request idempotent: a repeat is compared with the one and answered
+    with the other.
+    """
+
+    actor: str
+    command_id: UUID
+    correlation_id: UUID
+    causation_id: UUID | None = None
+    request_hash: bytes | None = None
+    result: bytes | None = None
+
+
+class Append(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision on its way to the log: the states before and after it, and the events between."""
+
+    stream_id: UUID
+    lane: int
+    name: str
+    before: Instance | None
+    after: Instance
+    events: tuple[AnyEvent, ...]
+    origin: Origin
+
+    @property
+    def expected_version(self) -> int:
+        return 0 if self.before is None else self.before.version
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a command. `duplicate` is true when the log already held it; then `result` is what it answered."""
+
+    state: Instance
+    events: tuple[AnyEvent, ...]
+    duplicate: bool = False
+    result: bytes | None = None
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as the log has it. `payload` is the exact stored text."""
+
+    lane: int
+    seq: int
+    stream_id: UUID
+    version: int
+    tenant_id: str
+    type: str
+    schema_version: int
+    payload: str
+    digest: bytes
+    command_id: UUID
+    recorded_at: datetime
+
+    @property
+    def event(self) -> AnyEvent:
+        return decode(self.payload)
+
+
+class InlineProjection(Protocol):
+    """A read table that is written in the append's own transaction.
+
+    `statement` takes one parameter, the JSON of `rows`. Each row carries `lane`, `id`, `version` and `command_id` of
+    the event it was folded from; the statement joins on them, so that a row lands if and only if its event is in the
+    log, whatever became of the other commands of the batch.
+    """
+
+    @property
+    def statement(self) -> bytes: ...
+
+    def rows(self, append: Append) -> list[dict[str, Any]]:
+        """The rows that this append changes."""
+        ...

@@ -1,0 +1,24 @@
+"""SQL kept as SQL: `-- name: block` files beside the code that owns them."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+
+class Statements:
+    """The named statements of one `.sql` file, as bytes ready for psycopg.
+
+    A block begins with a line `-- name: the_name` and ends at the next one. Asking for a name that is not there is a
+    `KeyError` at import time, as the statements are looked up into module constants.
+    """
+
+    def __init__(self, package: str, filename: str) -> None:
+        text = resources.files(package).joinpath(filename).read_text()
+        self._blocks: dict[str, bytes] = {}
+        for block in text.split("-- name: ")[1:]:
+            name, _, statement = block.partition("\n")
+            assert name not in self._blocks, f"{filename}: {name} twice"
+            self._blocks[name.strip()] = statement.strip().rstrip(";").encode()
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._blocks[name]

@@ -1,0 +1,130 @@
+"""The state of one instance: what its events add up to, and all that a decision may look at."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+
+from events.lifecycle import PENDING
+from events.types import Sealed
+
+#: provisioning_stage, in order.
+STAGES = (
+    "queued",
+    "placement",
+    "network",
+    "server_intended",
+    "server_created",
+    "server_running",
+    "bootstrapping",
+    "verifying",
+    "ready",
+)
+
+#: bootstrap_stage as the agent reports it, in order; a stage never goes back within a boot.
+BOOTSTRAP_STAGES = ("booted", "enrolled", "secrets", "configured", "runtime_started", "healthy")
+
+#: The steps of a teardown, in order. Each is idempotent and retried for ever.
+TEARDOWN_STEPS = (
+    "key_revoked",
+    "drained",
+    "server_deleted",
+    "absence_verified",
+    "artifacts_deleted",
+    "addresses_freed",
+)
+
+#: How many placements are tried before provisioning fails.
+ATTEMPTS_MAX = 4
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try at getting a server: where, what was intended, and what is known of the outcome."""
+
+    number: int
+    provider: str
+    server_type: str
+    location: str
+    image: str
+    server_name: str | None = None
+    enrol_nonce: str | None = None
+    enrol_token_hash: str | None = None
+    enrol_expires_ms: int = 0
+    intended_ms: int | None = None
+    deadline_ms: int | None = None
+    server_id: str | None = None
+    action_id: str | None = None
+    ipv4: str | None = None
+    ipv6: str | None = None
+    server_status: str | None = None
+    failure: str | None = None
+    discarded: bool = False
+
+    @property
+    def may_have_server(self) -> bool:
+        """True from the intent on, until the absence of the server has been seen."""
+        return self.intended_ms is not None and not self.discarded
+
+
+class Agent(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent that holds the current attempt's enrol token, once one does."""
+
+    signing_key: str
+    vpn_key: str
+    boot_id: UUID
+    superseded_boots: tuple[UUID, ...] = ()
+    bootstrap_seq: int = 0
+    bootstrap_stage: str | None = None
+    key_id: UUID | None = None
+    key_hash: str | None = None
+    key_acknowledged: bool = False
+    contested: bool = False
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance at one version of its stream; version 0 exists only before its first event."""
+
+    id: UUID
+    version: int
+    tenant_id: str
+    customer_id: str
+    idempotency_key: str
+    region_id: str
+    tier_id: str
+    tier_name: str | None
+    preset_id: str
+    runtime_type: str
+    workload_type: str
+    capabilities: dict[str, bool]
+    agent_name: str | None
+    manifest_id: str | None
+    recipe_id: str | None
+    website_template_slug: str | None
+    workflow_slugs: tuple[str, ...]
+    customer_email: Sealed | None
+    user_display_name: Sealed | None
+    created_ms: int
+    updated_ms: int
+    status: str = PENDING
+    provisioning_stage: str = "queued"
+    attempt: Attempt | None = None
+    #: Placements that failed, as (provider, server_type, location), in order.
+    failed_placements: tuple[tuple[str, str, str], ...] = ()
+    hostname: str | None = None
+    vpn_ip: str | None = None
+    addresses_released_ms: int | None = None
+    agent: Agent | None = None
+    health: str | None = None
+    error_code: str | None = None
+    #: False once a failure was seen that no other placement can mend.
+    retryable: bool = True
+    deletion_requested_ms: int | None = None
+    teardown_done: tuple[str, ...] = ()
+    teardown_blocked: str | None = None
+    deleted_ms: int | None = None
+
+
+def provider_key(attempt: Attempt) -> str | None:
+    """What makes a server unique across providers: `provider/server_id`."""
+    return None if attempt.server_id is None else f"{attempt.provider}/{attempt.server_id}"

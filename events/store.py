@@ -1,0 +1,174 @@
+"""The door to the log: load a stream, execute a command, read a lane."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+from psycopg_pool import AsyncConnectionPool
+
+from events.codec import decode
+from events.commands import AnyCommand, RequestInstance
+from events.committer import Committer
+from events.decide import decide
+from events.errors import LogCorrupted, NotFound, Rejected, RequestMismatch, VersionConflict
+from events.evolve import evolve
+from events.ids import lane_of
+from events.patience import patiently
+from events.record import Append, InlineProjection, Origin, Outcome, Recorded
+from events.sql import Statements
+from events.state import Instance
+
+_SQL = Statements("events", "store.sql")
+_STREAM_AFTER = _SQL["stream_after"]
+_HEADS = _SQL["heads"]
+_LANE_AFTER = _SQL["lane_after"]
+
+#: How often a command is decided again after a lost race, before the caller learns of it.
+RACES_MAX = 16
+
+#: How many states one process remembers. A remembered state is only a shorter way to load: newer events are read.
+STATES_MAX = 10_000
+
+
+class EventStore:
+    """Loads, decides and appends. One per process, on an open pool of autocommit connections.
+
+    `inline`: the projections written in every append's transaction. `published`: told which lanes moved to which head
+    after each commit, to wake followers; it must not block and must not raise.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool,
+        *,
+        inline: Sequence[InlineProjection],
+        published: Callable[[dict[int, int]], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._committer = Committer(pool, inline, published=published)
+        self._states: OrderedDict[UUID, Instance] = OrderedDict()
+
+    async def close(self) -> None:
+        """Wait for the appends under way; the pool stays its owner's."""
+        await self._committer.close()
+
+    async def load(self, stream_id: UUID) -> Instance | None:
+        """The instance as its stream says now, or None where no stream is. Raises `StoreUnavailable`."""
+        state = self._states.get(stream_id)
+        version = 0 if state is None else state.version
+
+        async def read(connection: AsyncConnection) -> list[tuple[int, str]]:
+            parameters = (lane_of(stream_id), stream_id, version)
+            return await (await connection.execute(_STREAM_AFTER, parameters, prepare=True)).fetchall()
+
+        rows = await patiently(self._pool, read)
+        for expected, (found, payload) in enumerate(rows, start=version + 1):
+            if found != expected:
+                raise LogCorrupted(lane_of(stream_id), 0, f"stream {stream_id} has {found} where {expected} must be")
+            state = evolve(state, decode(payload), stream_id=stream_id)
+        if state is not None:
+            self._remember(state)
+        return state
+
+    async def create(self, stream_id: UUID, command: RequestInstance, origin: Origin) -> Outcome:
+        """Begin a stream, in one round trip and without looking first.
+
+        A repeat with the same `request_hash` is answered from the log (`duplicate`). Raises `RequestMismatch` where the
+        same command was given with another request.
+        """
+        outcome = await self._append(None, stream_id, command, origin)
+        assert outcome is not None, "a first request always has an event"
+        return outcome
+
+    async def execute(self, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
+        """Load, decide and append, again after each lost race.
+
+        Raises what `decide` refuses, `ReservationTaken`, `StoreUnavailable`, and `VersionConflict` after `RACES_MAX`
+        lost races.
+        """
+        remembered = self._states.get(stream_id)
+        if remembered is not None:
+            # A remembered state may be old. An append there is safe, because the log checks the version; an answer that
+            # writes nothing is not, and is given only at a state just loaded.
+            with suppress(Rejected, VersionConflict):
+                outcome = await self._append(remembered, stream_id, command, origin)
+                if outcome is not None:
+                    return outcome
+        for _ in range(RACES_MAX - 1):
+            with suppress(VersionConflict):
+                return await self.execute_at(await self.load(stream_id), stream_id, command, origin)
+        return await self.execute_at(await self.load(stream_id), stream_id, command, origin)
+
+    async def execute_at(self, state: Instance | None, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
+        """Decide at `state` and append there. Raises `VersionConflict` where the stream has moved on since."""
+        outcome = await self._append(state, stream_id, command, origin)
+        if outcome is not None:
+            return outcome
+        if state is None:
+            raise NotFound(stream_id)
+        return Outcome(state=state, events=())
+
+    async def _append(
+        self, state: Instance | None, stream_id: UUID, command: AnyCommand, origin: Origin
+    ) -> Outcome | None:
+        events = decide(state, command, stream_id=stream_id)
+        if not events:
+            return None
+        after = state
+        for event in events:
+            after = evolve(after, event, stream_id=stream_id)
+        assert after is not None
+        append = Append(
+            stream_id=stream_id,
+            lane=lane_of(stream_id),
+            name=type(command).__name__,
+            before=state,
+            after=after,
+            events=events,
+            origin=origin,
+        )
+        verdict = await self._committer.commit(append)
+        if verdict.outcome == "appended":
+            assert verdict.version == after.version, "the log and the fold count alike"
+            self._remember(after)
+            return Outcome(state=after, events=events)
+        self._states.pop(stream_id, None)
+        if verdict.outcome == "conflict":
+            raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
+        if verdict.request_hash != origin.request_hash:
+            raise RequestMismatch(stream_id)
+        now = await self.load(stream_id)
+        assert now is not None, "a recorded command has a stream"
+        return Outcome(state=now, events=(), duplicate=True, result=verdict.result)
+
+    def _remember(self, state: Instance) -> None:
+        self._states[state.id] = state
+        self._states.move_to_end(state.id)
+        if len(self._states) > STATES_MAX:
+            self._states.popitem(last=False)
+
+
+async def read_heads(connection: AsyncConnection) -> dict[int, int]:
+    """The number of the last event of every lane."""
+    cursor = await connection.execute(_HEADS)
+    return dict(await cursor.fetchall())
+
+
+async def read_lane(connection: AsyncConnection, *, lane: int, after: int, limit: int) -> list[Recorded]:
+    """Up to `limit` events of a lane with numbers above `after`, in order.
+
+    Raises `LogCorrupted` where a number is missing: dense numbers from a locked head cannot have holes, so a hole is an
+    edit, never a late commit.
+    """
+    async with connection.cursor(row_factory=class_row(Recorded)) as cursor:
+        await cursor.execute(_LANE_AFTER, (lane, after, limit))
+        events = await cursor.fetchall()
+    for expected, recorded in enumerate(events, start=after + 1):
+        if recorded.seq != expected:
+            raise LogCorrupted(lane, expected, f"the next event is {recorded.seq}")
+    return events

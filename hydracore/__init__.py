@@ -1,0 +1,1 @@
+"""HydraCore: an event-sourced control plane for hosted AI agents."""

@@ -1,0 +1,79 @@
+"""The database's shape: the numbered migrations that lead to schema.sql, and the connection pools.
+
+The SQL files stand at the top of a checkout and inside this package in a wheel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+#: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).
+_LOCK = 0x6879647261
+
+_CREATE_LEDGER = """
+CREATE TABLE IF NOT EXISTS migration (
+    name text PRIMARY KEY,
+    digest bytea NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+class MigrationError(Exception):
+    """A migration that was applied has been edited since, or is unknown to this version of the code."""
+
+
+def migrations() -> list[tuple[str, str]]:
+    """Every migration as (name, SQL), in order."""
+    folder = _folder("migrations")
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    return [(entry.name.removesuffix(".sql"), entry.read_text()) for entry in files]
+
+
+def schema() -> str:
+    """The whole database as one commented file; the same database as all migrations give."""
+    return _folder("schema.sql").read_text()
+
+
+def migrate(database_url: str) -> list[str]:
+    """Apply what is missing, each migration in a transaction of its own, and return the names applied.
+
+    Safe to run from several machines at once. Raises `MigrationError` where the database and the code disagree on what
+    was applied, and psycopg's errors as they are.
+    """
+    applied: list[str] = []
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        connection.execute("SET client_min_messages = warning")
+        connection.execute(_CREATE_LEDGER)
+        known = {name: bytes(digest) for name, digest in connection.execute("SELECT name, digest FROM migration")}
+        wanted = migrations()
+        unknown = sorted(known.keys() - {name for name, _ in wanted})
+        if unknown:
+            raise MigrationError(
+                f"The database has {', '.join(unknown)}, which this version does not: use a newer one."
+            )
+        for name, statements in wanted:
+            digest = hashlib.sha256(statements.encode()).digest()
+            if name in known:
+                if known[name] != digest:
+                    raise MigrationError(f"{name} was edited after it was applied: restore it and add a new one.")
+                continue
+            with connection.transaction():
+                connection.execute(sql.SQL(statements))  # pyright: ignore[reportArgumentType] # our own file
+                connection.execute("INSERT INTO migration (name, digest) VALUES (%s, %s)", (name, digest))
+            applied.append(name)
+    return applied
+
+
+def _folder(name: str) -> Traversable:
+    packaged = resources.files("hydracore.db").joinpath(name)
+    if packaged.is_dir() or packaged.is_file():
+        return packaged
+    return Path(__file__).parents[2] / name

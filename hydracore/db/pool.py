@@ -1,0 +1,46 @@
+"""The connection pool of every part: autocommit connections that act as the app's role."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool
+
+#: How long an opening pool waits for its first connection, and a caller for a free one.
+OPEN_TIMEOUT_S = 30.0
+BORROW_TIMEOUT_S = 10.0
+
+
+def conninfo(database_url: str, *, role: str, application: str) -> str:
+    """`database_url` with the role to act as (empty: the login role itself) and a name that shows in pg_stat_activity."""
+    given = str(conninfo_to_dict(database_url).get("options") or "")
+    options = f"{given} -c role={role}".strip() if role else given
+    return make_conninfo(database_url, application_name=application, options=options)
+
+
+@asynccontextmanager
+async def open_pool(
+    database_url: str, *, role: str, application: str, size: int
+) -> AsyncGenerator[AsyncConnectionPool]:
+    """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.patience`.
+
+    Raises `psycopg_pool.PoolTimeout` where the database cannot be reached.
+    """
+    pool: AsyncConnectionPool = AsyncConnectionPool(
+        conninfo(database_url, role=role, application=application),
+        min_size=min(2, size),
+        max_size=size,
+        open=False,
+        kwargs={"autocommit": True},
+        timeout=BORROW_TIMEOUT_S,
+        reconnect_timeout=60.0,
+        name=application,
+    )
+    await pool.open()
+    try:
+        await pool.wait(OPEN_TIMEOUT_S)
+        yield pool
+    finally:
+        await pool.close()

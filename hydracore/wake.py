@@ -1,0 +1,48 @@
+"""Wake-ups on Redis: hints that a lane has moved. Losing one costs a follower's poll interval, never an event."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+#: The pub/sub channel; a message is the JSON object {lane: head}.
+CHANNEL = "hydracore:lanes"
+
+_log = structlog.get_logger(__name__)
+
+
+class Publisher:
+    """Publishes the heads of lanes after commits. Hand `published` to the `EventStore`; it never blocks or raises."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._heads: dict[int, int] = {}
+        self._sending: asyncio.Task[None] | None = None
+        self._down = False
+
+    def published(self, heads: dict[int, int]) -> None:
+        """Remember that these lanes moved and send it as soon as the last message is out."""
+        self._heads.update(heads)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
+
+    async def close(self) -> None:
+        if self._sending is not None:
+            await self._sending
+
+    async def _send(self) -> None:
+        try:
+            while self._heads:
+                heads, self._heads = self._heads, {}
+                await self._redis.publish(CHANNEL, msgspec.json.encode(heads))  # pyright: ignore[reportUnknownMemberType]
+                self._down = False
+        except (RedisError, OSError) as error:
+            if not self._down:
+                _log.warning("wake_ups_not_sent", error=type(error).__name__)
+            self._down = True
+        finally:
+            self._sending = None

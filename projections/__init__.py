@@ -1,0 +1,1 @@
+"""The read side: tables folded from events, and the queries over them."""

@@ -1,0 +1,13 @@
+"""The projections that ride in every append's transaction, in the order in which they are written."""
+
+from __future__ import annotations
+
+from events.record import InlineProjection
+from projections.instance import InstanceProjection
+from projections.provision_log import ProvisionLogProjection
+from projections.reservation import ReservationProjection
+
+
+def inline_projections() -> tuple[InlineProjection, ...]:
+    """Everything that reads its own writes."""
+    return (ReservationProjection(), InstanceProjection(), ProvisionLogProjection())

@@ -1,0 +1,188 @@
+"""The read tables as values: what the API asks for. Every query is one statement on an autocommit connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.ids import lane_of
+from events.patience import patiently
+from events.sql import Statements
+from projections.coalesce import Coalescer
+
+Row = TypeVar("Row")
+Parameters = tuple[Any, ...] | Mapping[str, Any]
+
+_SQL = Statements("projections", "queries.sql")
+_INSTANCES = _SQL["instances"]
+_AGENT_KEYS = _SQL["agent_keys"]
+_REPORT = _SQL["report"]
+_NEWEST_OF_TENANT = _SQL["newest_of_tenant"]
+_NEWEST_OF_ALL = _SQL["newest_of_all"]
+_LIST_TENANT = _SQL["list_tenant"]
+_LIST_CUSTOMER = _SQL["list_customer"]
+_LIST_ALL = _SQL["list_all"]
+
+#: How many lines of an instance's provision log one answer holds: the latest.
+LINES_MAX = 1_000
+
+
+class InstanceRow(msgspec.Struct, frozen=True):
+    """One instance as a caller may see it. Times are RFC 3339 text in UTC."""
+
+    key: UUID
+    tenant_id: str
+    customer_id: str
+    agent_name: str | None
+    created_at: str
+    hostname: str | None
+    id: str
+    ip_address: str | None
+    preset_id: str
+    provider: str | None
+    region_id: str
+    runtime_type: str
+    status: str
+    workload_type: str
+    bootstrap_seq: int | None
+    bootstrap_stage: str | None
+    capabilities: dict[str, bool]
+    error_code: str | None
+    health_status: str | None
+    provisioning_stage: str
+    server_type: str | None
+    updated_at: str
+    vpn_ip: str | None
+
+
+class AgentKeyRow(msgspec.Struct, frozen=True):
+    """`key_hash`: SHA-256 of the agent's key as hex; None when there is none, or no longer."""
+
+    id: UUID
+    status: str
+    key_hash: str | None
+
+
+class ListedRow(msgspec.Struct, frozen=True):
+    """What a list shows of an instance; `customer_email` is ciphertext."""
+
+    tenant_id: str
+    customer_id: str
+    agent_name: str | None
+    created_at: str
+    hostname: str | None
+    id: str
+    ip_address: str | None
+    preset_id: str
+    provider: str | None
+    region_id: str
+    runtime_type: str
+    status: str
+    workload_type: str
+    customer_email: str | None
+    tier_name: str | None
+
+
+class ReportRow(msgspec.Struct, frozen=True):
+    """How an instance is doing. `lines`: JSON, the latest `LINES_MAX` of the `lines_total` lines of its provision log,
+    oldest first; `heartbeat`: the JSON that the agent last sent, at `heartbeat_at`."""
+
+    tenant_id: str
+    customer_id: str
+    id: UUID
+    status: str
+    provisioning_stage: str
+    bootstrap_stage: str | None
+    bootstrap_seq: int | None
+    hostname: str | None
+    health_status: str | None
+    error_code: str | None
+    lines_total: int
+    lines: str
+    heartbeat_at: str | None
+    heartbeat: str | None
+
+
+class ListFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which instances, newest first. `tenant_id` None: of all tenants; `customer_id` None: of all its customers.
+
+    `before`: only those older than this (created_at, id), the last one of the page before.
+    """
+
+    tenant_id: str | None
+    customer_id: str | None
+    status: str | None = None
+    include_deleted: bool = False
+    before: tuple[datetime, UUID] | None = None
+    limit: int = 1_000
+
+
+class Queries:
+    """Reads, on an open pool of autocommit connections. Raises `StoreUnavailable` and psycopg's errors."""
+
+    def __init__(self, pool: AsyncConnectionPool) -> None:
+        self._pool = pool
+        self._instances: Coalescer[UUID, InstanceRow] = Coalescer(self._fetch_instances)
+        self._agent_keys: Coalescer[UUID, AgentKeyRow] = Coalescer(self._fetch_agent_keys)
+
+    async def instance(self, instance_id: UUID) -> InstanceRow | None:
+        return await self._instances.get(instance_id)
+
+    async def agent_key(self, instance_id: UUID) -> AgentKeyRow | None:
+        """What an agent's key is checked against."""
+        return await self._agent_keys.get(instance_id)
+
+    async def report(self, instance_id: UUID) -> ReportRow | None:
+        parameters = {"lane": lane_of(instance_id), "id": instance_id, "lines_max": LINES_MAX}
+        rows = await self._rows(ReportRow, _REPORT, parameters)
+        return rows[0] if rows else None
+
+    async def newest_by_key(self, *, tenant_id: str | None, idempotency_key: str) -> UUID | None:
+        """The newest instance that was asked for with this key, by any customer of the tenant (None: of any tenant)."""
+        statement = _NEWEST_OF_ALL if tenant_id is None else _NEWEST_OF_TENANT
+        parameters = {"tenant_id": tenant_id, "idempotency_key": idempotency_key}
+        rows: list[UUID] = await self._rows(_itself, statement, parameters)
+        return rows[0] if rows else None
+
+    async def instances(self, wanted: ListFilter) -> list[ListedRow]:
+        statement = _LIST_CUSTOMER if wanted.customer_id is not None else _LIST_TENANT
+        if wanted.tenant_id is None:
+            statement = _LIST_ALL
+        parameters = {
+            "tenant_id": wanted.tenant_id,
+            "customer_id": wanted.customer_id,
+            "status": wanted.status,
+            "include_deleted": wanted.include_deleted or wanted.status == "deleted",
+            "before": None if wanted.before is None else wanted.before[0],
+            "before_id": None if wanted.before is None else wanted.before[1],
+            "limit": wanted.limit,
+        }
+        return await self._rows(ListedRow, statement, parameters)
+
+    async def _fetch_instances(self, ids: list[UUID]) -> dict[UUID, InstanceRow]:
+        rows = await self._rows(InstanceRow, _INSTANCES, ([lane_of(each) for each in ids], ids))
+        return {row.key: row for row in rows}
+
+    async def _fetch_agent_keys(self, ids: list[UUID]) -> dict[UUID, AgentKeyRow]:
+        rows = await self._rows(AgentKeyRow, _AGENT_KEYS, ([lane_of(each) for each in ids], ids))
+        return {row.id: row for row in rows}
+
+    async def _rows(self, make: Callable[..., Row], statement: bytes, parameters: Parameters) -> list[Row]:
+        """The rows of a statement, each made of its columns in their order."""
+
+        async def read(connection: AsyncConnection) -> list[Row]:
+            cursor = connection.cursor()
+            await cursor.execute(statement, parameters, prepare=True)
+            return [make(*values) for values in await cursor.fetchall()]
+
+        return await patiently(self._pool, read)
+
+
+def _itself(value: UUID) -> UUID:
+    return value

@@ -1,0 +1,77 @@
+"""`reservation`: what must be unique across lanes, and since when it is free again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from events import types as e
+from events.record import Append
+from events.sql import Statements
+from events.state import Instance
+from projections.instance import moment
+
+VERSION = 1
+
+
+def rows_of(
+    events: Sequence[e.AnyEvent], *, before: Instance | None, after: Instance, lane: int
+) -> list[dict[str, Any]]:
+    """The reservations that `events` take or release, between the states around them."""
+    rows: list[dict[str, Any]] = []
+    version = 0 if before is None else before.version
+    provider = None if before is None or before.attempt is None else before.attempt.provider
+    server_id = None if before is None or before.attempt is None else before.attempt.server_id
+
+    def add(kind: str, value: str, *, reserved_ms: int | None = None, released_ms: int | None = None) -> None:
+        rows.append(
+            {
+                "lane": lane,
+                "id": after.id,
+                "version": version,
+                "kind": kind,
+                "value": value,
+                "reserved_at": moment(reserved_ms),
+                "released_at": moment(released_ms),
+            }
+        )
+
+    for event in events:
+        version += 1
+        match event:
+            case e.InstanceRequested():
+                key = idempotency_value(event.tenant_id, event.customer_id, event.idempotency_key)
+                add("idempotency_key", key, reserved_ms=event.at_ms)
+            case e.PlacementChosen():
+                provider, server_id = event.provider, None
+            case e.AddressReserved():
+                add("hostname", event.hostname, reserved_ms=event.at_ms)
+                add("vpn_ip", event.vpn_ip, reserved_ms=event.at_ms)
+            case e.ServerCreated():
+                server_id = event.server_id
+                add("provider_id", f"{provider}/{server_id}", reserved_ms=event.at_ms)
+            case e.ServerDiscarded() | e.ServerVanished() if server_id is not None:
+                add("provider_id", f"{provider}/{server_id}", released_ms=event.at_ms)
+            case e.TeardownStepDone(step="absence_verified") if server_id is not None:
+                add("provider_id", f"{provider}/{server_id}", released_ms=event.at_ms)
+            case e.TeardownStepDone(step="addresses_freed") if after.hostname is not None and after.vpn_ip is not None:
+                add("hostname", after.hostname, released_ms=event.at_ms)
+                add("vpn_ip", after.vpn_ip, released_ms=event.at_ms)
+            case _:
+                pass
+    return rows
+
+
+def idempotency_value(tenant_id: str, customer_id: str, key: str) -> str:
+    """Tenant, customer and key as one text that no other triple gives."""
+    return f"{len(tenant_id)}:{tenant_id}{len(customer_id)}:{customer_id}{key}"
+
+
+class ReservationProjection:
+    """Takes and releases values. A value that another instance holds breaks the append (`ReservationTaken`)."""
+
+    statement = Statements("projections", "inline.sql")["reservation"]
+
+    def rows(self, append: Append) -> list[dict[str, Any]]:
+        rows = rows_of(append.events, before=append.before, after=append.after, lane=append.lane)
+        return [{**row, "command_id": append.origin.command_id} for row in rows]

@@ -1,0 +1,353 @@
+-- The whole database of HydraCore, commented. The numbered steps in migrations/ lead to exactly this; a test compares both.
+
+-- Which migrations have been applied (`hydracore db migrate` keeps it).
+CREATE TABLE migration (
+    name text PRIMARY KEY,
+    digest bytea NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
+
+-- One row per lane. An append locks its lane's row until commit and takes the next numbers from it. The lock is released
+-- by the commit, so the order of numbers is the order of commits and a lane has no holes, ever.
+CREATE TABLE lane_head (
+    lane smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
+    head bigint NOT NULL DEFAULT 0,
+    link bytea NOT NULL DEFAULT decode(repeat('00', 32), 'hex'),
+    recorded_at timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 10); -- 64 hot rows: room for HOT updates on the page
+
+INSERT INTO lane_head (lane) SELECT generate_series(0, 63);
+
+-- One row per instance: how many events its stream has.
+CREATE TABLE stream (
+    lane smallint NOT NULL,
+    stream_id uuid NOT NULL,
+    version integer NOT NULL,
+    PRIMARY KEY (lane, stream_id),
+    CHECK (lane = get_byte(uuid_send(stream_id), 15) & 63)
+) WITH (fillfactor = 70);
+
+-- One row per command that caused events: idempotency, who and why, and the lane's chain.
+CREATE TABLE command (
+    lane smallint NOT NULL,
+    command_id uuid NOT NULL,
+    stream_id uuid NOT NULL,
+    tenant_id text NOT NULL,
+    name text NOT NULL,
+    actor text NOT NULL,
+    correlation_id uuid NOT NULL,
+    causation_id uuid,
+    request_hash bytea,
+    result json,
+    first_seq bigint NOT NULL,
+    event_count integer NOT NULL CHECK (event_count > 0),
+    digest bytea NOT NULL,
+    link bytea NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    PRIMARY KEY (lane, command_id)
+);
+
+CREATE UNIQUE INDEX command_lane_first_seq ON command (lane, first_seq);
+
+-- The events. `payload` is json and not jsonb so that the exact bytes survive: the digest is taken over them.
+CREATE TABLE event (
+    lane smallint NOT NULL,
+    seq bigint NOT NULL,
+    stream_id uuid NOT NULL,
+    version integer NOT NULL,
+    tenant_id text NOT NULL,
+    type text NOT NULL,
+    schema_version smallint NOT NULL,
+    payload json NOT NULL,
+    digest bytea NOT NULL,
+    command_id uuid NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    PRIMARY KEY (lane, seq)
+);
+
+CREATE UNIQUE INDEX event_lane_stream_version ON event (lane, stream_id, version);
+
+-- How far each follower has read each lane. Moved forward by compare-and-set in the follower's own transaction.
+CREATE TABLE checkpoint (
+    follower text NOT NULL,
+    lane smallint NOT NULL,
+    seq bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (follower, lane)
+) WITH (fillfactor = 50);
+
+-- The keys that personal fields are encrypted with, one per customer, wrapped by a key that is not in the database.
+-- Destroying one (wrapped_key goes, destroyed_at comes) erases the customer's personal data from all of history.
+CREATE TABLE customer_key (
+    tenant_id text NOT NULL,
+    customer_id text NOT NULL,
+    wrapped_key bytea,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    destroyed_at timestamptz,
+    PRIMARY KEY (tenant_id, customer_id),
+    CHECK ((wrapped_key IS NULL) = (destroyed_at IS NOT NULL))
+);
+
+-- Appends a batch of commands, each whole or not at all, in one round trip.
+--
+-- `commands`: a JSON array with an object per command, at most one per stream; `events`: an array with an object per
+-- event, in order, each naming its command by `ordinal`. Every lane of the batch is locked first, in order, so that two
+-- batches cannot deadlock. Only after the lock is anything looked up: each statement of a volatile function sees what
+-- was committed before it, so a retry finds its first self. Per command the answer is `appended`, `duplicate` (with what
+-- was stored) or `conflict` (with the version that is there).
+CREATE FUNCTION append_commands(commands json, events json)
+RETURNS TABLE (
+    ordinal integer,
+    outcome text,
+    version_after integer,
+    seq_before bigint,
+    known_request_hash bytea,
+    known_result json
+) LANGUAGE plpgsql AS $$
+DECLARE
+    r record;
+    heads bigint[] := array_fill(NULL::bigint, ARRAY[64]);
+    links bytea[] := array_fill(NULL::bytea, ARRAY[64]);
+    times timestamptz[] := array_fill(NULL::timestamptz, ARRAY[64]);
+    at integer;
+    -- What is appended, one entry a command.
+    a_ordinal integer[] := '{}';
+    a_seq bigint[] := '{}';
+    a_link bytea[] := '{}';
+    a_time timestamptz[] := '{}';
+BEGIN
+    FOR r IN
+        SELECT h.lane, h.head, h.link, h.recorded_at
+          FROM lane_head h
+         WHERE h.lane IN (SELECT c.lane FROM json_to_recordset(commands) AS c (lane smallint))
+         ORDER BY h.lane
+           FOR UPDATE
+    LOOP
+        at := r.lane + 1;
+        heads[at] := r.head;
+        links[at] := r.link;
+        times[at] := greatest(r.recorded_at, clock_timestamp()); -- a lane's time never goes back
+    END LOOP;
+
+    FOR r IN
+        SELECT c.ordinal, c.lane, c.expected_version, c.event_count, decode(c.digest, 'hex') AS digest,
+               (SELECT s.version FROM stream s WHERE s.lane = c.lane AND s.stream_id = c.stream_id) AS version,
+               k.first_seq, k.request_hash, k.result
+          FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, command_id uuid, stream_id uuid,
+                                                 expected_version integer, event_count integer, digest text)
+          LEFT JOIN LATERAL (SELECT k.first_seq, k.request_hash, k.result
+                               FROM command k
+                              WHERE k.lane = c.lane AND k.command_id = c.command_id
+                             OFFSET 0) k ON true
+         ORDER BY c.ordinal
+    LOOP
+        ordinal := r.ordinal;
+        version_after := coalesce(r.version, 0);
+        seq_before := NULL;
+        known_request_hash := r.request_hash;
+        known_result := r.result;
+        IF r.first_seq IS NOT NULL THEN
+            outcome := 'duplicate';
+            seq_before := r.first_seq - 1;
+        ELSIF version_after <> r.expected_version THEN
+            outcome := 'conflict';
+        ELSE
+            outcome := 'appended';
+            at := r.lane + 1;
+            seq_before := heads[at];
+            links[at] := sha256(links[at] || r.digest || int8send(seq_before + 1)
+                         || int8send((extract(epoch FROM times[at]) * 1000000)::bigint));
+            heads[at] := seq_before + r.event_count;
+            version_after := version_after + r.event_count;
+            a_ordinal := a_ordinal || r.ordinal;
+            a_seq := a_seq || seq_before + 1;
+            a_link := a_link || links[at];
+            a_time := a_time || times[at];
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    IF a_ordinal = '{}' THEN
+        RETURN;
+    END IF;
+    INSERT INTO command (lane, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id, request_hash,
+                         result, first_seq, event_count, digest, link, recorded_at)
+    SELECT c.lane, c.command_id, c.stream_id, c.tenant_id, c.name, c.actor, c.correlation_id, c.causation_id,
+           decode(c.request_hash, 'hex'), c.result::json, a.first_seq, c.event_count, decode(c.digest, 'hex'), a.link,
+           a.recorded_at
+      FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, command_id uuid, stream_id uuid,
+                                             tenant_id text, name text, actor text, correlation_id uuid,
+                                             causation_id uuid, request_hash text, result text, event_count integer,
+                                             digest text)
+      JOIN unnest(a_ordinal, a_seq, a_link, a_time) AS a (ordinal, first_seq, link, recorded_at)
+        ON a.ordinal = c.ordinal;
+    INSERT INTO event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id,
+                       recorded_at)
+    SELECT e.lane, a.first_seq + e.n, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload::json,
+           decode(e.digest, 'hex'), e.command_id, a.recorded_at
+      FROM json_to_recordset(events) AS e (ordinal integer, n integer, lane smallint, stream_id uuid, version integer,
+                                           tenant_id text, type text, schema_version smallint, payload text,
+                                           digest text, command_id uuid)
+      JOIN unnest(a_ordinal, a_seq, a_time) AS a (ordinal, first_seq, recorded_at) ON a.ordinal = e.ordinal;
+    INSERT INTO stream (lane, stream_id, version)
+    SELECT c.lane, c.stream_id, c.expected_version + c.event_count
+      FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, stream_id uuid, expected_version integer,
+                                             event_count integer)
+     WHERE c.ordinal = ANY (a_ordinal)
+    ON CONFLICT (lane, stream_id) DO UPDATE SET version = excluded.version;
+    UPDATE lane_head h
+       SET head = n.head, link = n.link, recorded_at = n.recorded_at
+      FROM unnest(heads, links, times) WITH ORDINALITY AS n (head, link, recorded_at, ordinal)
+     WHERE h.lane = n.ordinal - 1 AND n.head > h.head;
+END
+$$;
+
+-- The inline projections: written in the same transaction as the events they are folded from, and reproducible from them.
+
+-- One row per instance, deleted ones included.
+CREATE TABLE instance (
+    lane smallint NOT NULL,
+    id uuid NOT NULL,
+    version integer NOT NULL, -- of the stream: the row is the fold of this many events
+    tenant_id text NOT NULL,
+    customer_id text NOT NULL,
+    idempotency_key text NOT NULL,
+    status text NOT NULL,
+    provisioning_stage text NOT NULL,
+    region_id text NOT NULL,
+    tier_id text NOT NULL,
+    tier_name text,
+    preset_id text NOT NULL,
+    runtime_type text NOT NULL,
+    workload_type text NOT NULL,
+    capabilities json NOT NULL,
+    agent_name text,
+    customer_email text, -- ciphertext
+    hostname text,
+    vpn_ip text,
+    ip_address text,
+    provider text,
+    server_type text,
+    location text,
+    server_id text,
+    attempt integer NOT NULL,
+    pending_action_id text, -- a provider action whose end nobody has seen yet
+    bootstrap_stage text,
+    bootstrap_seq integer,
+    agent_key_hash text, -- SHA-256 of the agent's API key, hex
+    health_status text,
+    error_code text,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    wake_at timestamptz, -- when the control plane next has something to do here
+    deleted_at timestamptz,
+    PRIMARY KEY (lane, id)
+) WITH (fillfactor = 70);
+
+CREATE INDEX instance_by_customer ON instance (tenant_id, customer_id, created_at DESC, id DESC);
+CREATE INDEX instance_by_tenant ON instance (tenant_id, created_at DESC, id DESC);
+CREATE INDEX instance_by_age ON instance (created_at DESC, id DESC);
+CREATE INDEX instance_by_key ON instance (tenant_id, idempotency_key, created_at DESC);
+CREATE INDEX instance_due ON instance (wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX instance_pending_action ON instance (provider) WHERE pending_action_id IS NOT NULL;
+CREATE INDEX instance_running ON instance (lane, id) WHERE status = 'running';
+
+-- What a customer is told about the making and unmaking of an instance; one row per event that says something.
+CREATE TABLE provision_log (
+    lane smallint NOT NULL,
+    instance_id uuid NOT NULL,
+    seq integer NOT NULL, -- the event's version in its stream
+    level text NOT NULL,
+    stage text,
+    message text NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (lane, instance_id, seq)
+);
+
+-- What is unique across lanes. A value that was released stays as a row, so that it is not taken again at once.
+CREATE TABLE reservation (
+    kind text NOT NULL CHECK (kind IN ('hostname', 'vpn_ip', 'provider_id', 'idempotency_key')),
+    value text NOT NULL,
+    instance_id uuid NOT NULL,
+    version integer NOT NULL,
+    reserved_at timestamptz NOT NULL,
+    released_at timestamptz,
+    PRIMARY KEY (kind, value, instance_id)
+);
+
+CREATE UNIQUE INDEX reservation_held ON reservation (kind, value) WHERE released_at IS NULL;
+CREATE INDEX reservation_by_instance ON reservation (instance_id);
+
+-- What operating needs and history does not: nothing here is derived from events, and losing all of it loses no fact.
+
+-- The last heartbeat of each agent. Only a change of health is an event.
+CREATE TABLE heartbeat (
+    lane smallint NOT NULL,
+    instance_id uuid NOT NULL,
+    received_at timestamptz NOT NULL,
+    boot_id uuid NOT NULL,
+    report json NOT NULL,
+    PRIMARY KEY (lane, instance_id)
+) WITH (fillfactor = 50);
+
+-- Pace of the work on one instance: when it may be looked at again, and how often it has failed in a row.
+CREATE TABLE attention (
+    lane smallint NOT NULL,
+    instance_id uuid NOT NULL,
+    not_before timestamptz NOT NULL DEFAULT '-infinity',
+    failures integer NOT NULL DEFAULT 0,
+    failing_since timestamptz,
+    code text,
+    PRIMARY KEY (lane, instance_id)
+) WITH (fillfactor = 50);
+
+-- Periodic duties: whoever moves `ran_at` does the duty, so that two relays do it once.
+CREATE TABLE duty (
+    name text PRIMARY KEY,
+    ran_at timestamptz NOT NULL
+);
+
+-- Servers with our label that no instance accounts for, with the time of each first sighting.
+CREATE TABLE orphan (
+    provider text NOT NULL,
+    server_id text NOT NULL,
+    first_seen_at timestamptz NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    sightings integer NOT NULL,
+    PRIMARY KEY (provider, server_id)
+);
+
+-- Keys of tenants' backends; only the SHA-256 is kept.
+CREATE TABLE api_key (
+    id uuid PRIMARY KEY,
+    tenant_id text NOT NULL,
+    name text NOT NULL,
+    key_hash bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    revoked_at timestamptz
+);
+
+-- The role that runs the app. It can add to the log and cannot change or remove what is there.
+DO $$
+BEGIN
+    CREATE ROLE hydracore_app NOLOGIN;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN
+    NULL; -- roles belong to the cluster: another database of it has made this one
+END
+$$;
+
+DO $$
+BEGIN
+    EXECUTE format('GRANT hydracore_app TO %I', current_user);
+END
+$$;
+
+GRANT USAGE ON SCHEMA public TO hydracore_app;
+GRANT SELECT, INSERT ON event, command TO hydracore_app;
+GRANT SELECT, UPDATE ON lane_head TO hydracore_app;
+GRANT SELECT, INSERT, UPDATE ON stream, checkpoint TO hydracore_app;
+GRANT SELECT, INSERT, UPDATE ON customer_key TO hydracore_app;
+GRANT SELECT, INSERT, UPDATE ON instance, provision_log, reservation TO hydracore_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON heartbeat, attention, duty, orphan TO hydracore_app;
+GRANT SELECT, INSERT, UPDATE ON api_key TO hydracore_app;
