@@ -1,0 +1,99 @@
+"""The command line: what it refuses, in one clear line a problem, and the tokens that it signs."""
+
+import jwt
+import pytest
+from click.testing import CliRunner, Result
+
+from hydracore.cli import main
+
+SECRET = "a-secret-that-is-long-enough-to-sign-with"
+
+
+def run(*words: str, **environ: str) -> Result:
+    """Run the command with exactly these HYDRACORE_ settings."""
+    empty = dict.fromkeys(("DATABASE_URL", "REDIS_URL", "MASTER_KEY", "JWT_SECRET", "PUBLIC_URL", "CLOUDSIM_TOKEN"))
+    env = {f"HYDRACORE_{name}": value for name, value in {**empty, **environ}.items()}
+    return CliRunner().invoke(main, words, env=env)
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("api", ["DATABASE_URL", "REDIS_URL", "MASTER_KEY", "JWT_SECRET"]),
+        ("relay", ["DATABASE_URL", "REDIS_URL"]),
+        ("worker", ["DATABASE_URL", "REDIS_URL", "MASTER_KEY", "PUBLIC_URL"]),
+        ("sweep", ["DATABASE_URL", "REDIS_URL", "MASTER_KEY", "PUBLIC_URL"]),
+        ("db migrate", ["DATABASE_URL"]),
+        ("api-key create --tenant acme", ["DATABASE_URL"]),
+        ("token create --tenant acme --user ada --role admin", ["JWT_SECRET"]),
+    ],
+)
+def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: list[str]) -> None:
+    result = run(*command.split())
+
+    assert result.exit_code == 2
+    assert [line.split()[1] for line in result.stderr.splitlines()] == [f"HYDRACORE_{name}" for name in missing]
+    assert all(" is missing: set it to " in line for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fly",
+        "up --prot 8080",
+        "up --port 0",
+        "up --port http",
+        "up --workers 0",
+        "api now",
+        "cloudsim --token t",
+        "cloudsim --home x",
+        "cloudsim --home x --token t --boot fast",
+        "token create --tenant acme --user ada --role god",
+        "token create --tenant acme --user ada --role admin --days 0",
+        "api-key create",
+    ],
+)
+def test_what_cannot_be_understood_is_a_usage_error(command: str) -> None:
+    result = run(*command.split())
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.parametrize(
+    "command", ["", "up", "demo", "db", "db migrate", "token", "token create", "cloudsim", "agent"]
+)
+def test_every_command_explains_itself(command: str) -> None:
+    result = run(*command.split(), "--help")
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_a_token_says_who_and_for_how_long() -> None:
+    words = ("--tenant", "acme", "--user", "ada", "--role", "customer", "--email", "ada@example.com", "--days", "2")
+    result = run("token", "create", *words, JWT_SECRET=SECRET)
+
+    claims = jwt.decode(result.stdout.strip(), SECRET, algorithms=["HS256"])
+
+    assert {name: claims[name] for name in ("sub", "tenant", "role", "email")} == {
+        "sub": "ada",
+        "tenant": "acme",
+        "role": "customer",
+        "email": "ada@example.com",
+    }
+
+
+def test_a_token_for_an_impossible_id_is_refused() -> None:
+    result = run("token", "create", "--tenant", "a b", "--user", "ada", "--role", "admin", JWT_SECRET=SECRET)
+
+    assert result.exit_code == 2
+    assert SECRET not in result.output
+
+
+def test_a_database_that_is_not_there_is_one_line_without_its_password() -> None:
+    result = run("db", "migrate", DATABASE_URL="postgresql://owner:pg-password@127.0.0.1:1/db")
+
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "pg-password" not in result.output
