@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hydracore.embedded.home import Home
+
 #: Agents report every second here instead of every fifteen, so that it can be seen.
 HEARTBEAT_INTERVAL_S: Final = "1"
 #: Exit status of a program that Ctrl-C ended, as shells have it.
@@ -20,25 +22,28 @@ WIDTH_WITHOUT_TERMINAL: Final = 160
 @click.command()
 def demo() -> None:
     """Show one instance from request to running to deleted, on real parts."""
-    import shutil
     import tempfile
 
     from rich.console import Console
 
     from hydracore.cli.signals import run_until_signal
+    from hydracore.embedded.home import Home
+    from hydracore.embedded.stack import discard
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    home = Path(tempfile.mkdtemp(prefix="hydracore-demo-"))
-    home.chmod(0o711)  # Ours: PostgreSQL's account must be able to pass through.
+    folder = Path(tempfile.mkdtemp(prefix="hydracore-demo-"))
+    folder.chmod(0o711)  # Ours: PostgreSQL's account must be able to pass through.
+    home = Home(folder / "home")
     try:
-        finished = run_until_signal(_show(home / "home", console))
+        finished = run_until_signal(_show(home, console))
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        discard(home)
+        folder.rmdir()
     if not finished:
         sys.exit(INTERRUPTED)
 
 
-async def _show(path: Path, console: "Console") -> None:
+async def _show(home: "Home", console: "Console") -> None:
     """Raises `SystemExit` with the reason and the last words of the parts where the story breaks off."""
     import os
     import time
@@ -48,15 +53,13 @@ async def _show(path: Path, console: "Console") -> None:
 
     from hydracore.cli.development import development
     from hydracore.cli.story import Story, StoryError
-    from hydracore.embedded.home import Home
     from hydracore.embedded.ports import free_port
+    from hydracore.settings import PREFIX
 
     began_s = time.monotonic()
-    ours = {"HYDRACORE_DATABASE_URL", "HYDRACORE_REDIS_URL", "HYDRACORE_CATALOGUE"}
-    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
     console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
-    home = Home(path)
     async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
         console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)
         try:

@@ -10,11 +10,11 @@ from hydracore.cli.database import db
 from hydracore.cli.demo import demo
 from hydracore.cli.parts import agent, api, cloudsim, relay, sweep, worker
 from hydracore.cli.up import up
-from hydracore.embedded.errors import EmbeddedError, HomeInUse, PartFailed, PortTaken
+from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
 from hydracore.settings import SettingsError
 
 #: Of the caller's making, as a bad option is.
-USAGE_ERRORS: Final = (HomeInUse, PortTaken)
+USAGE_ERRORS: Final = (HomeInUse, HomeUnusable, PortTaken)
 
 
 class Commands(click.Group):

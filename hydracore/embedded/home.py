@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import msgspec
 
-from hydracore.embedded.errors import EmbeddedError, HomeInUse
+from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable
 from hydracore.embedded.files import write_json
 
 #: Others may pass through a home (PostgreSQL's own account must reach its data) but neither list it nor read what is in it.
@@ -62,12 +62,18 @@ class Home:
     """The layout of DIR. Making one creates the directory; nothing that was there before is changed."""
 
     def __init__(self, path: Path) -> None:
+        """Raises `HomeUnusable`."""
         self.path = path.expanduser().resolve()
-        if not self.path.exists():
-            self.path.mkdir(parents=True)
-            self.path.chmod(HOME_MODE)
         self.logs = self.path / "logs"
-        self.logs.mkdir(mode=0o700, exist_ok=True)
+        self._lock = self.path / "lock"
+        try:
+            if not self.path.exists():
+                self.path.mkdir(parents=True)
+                self.path.chmod(HOME_MODE)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+            self._lock.touch(mode=0o600)
+        except OSError as error:
+            raise HomeUnusable(self.path, error.strerror or str(error)) from None
         self.postgres = self.path / "postgres"
         self.valkey = self.path / "valkey"
         self.cloudsim = self.path / "cloudsim"
@@ -79,8 +85,7 @@ class Home:
     @contextmanager
     def lock(self) -> Generator[None]:
         """Hold the home alone; the kernel lets go when the holder ends, however it ends. Raises `HomeInUse`."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "r+") as file:
+        with self._lock.open("r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

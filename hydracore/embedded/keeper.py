@@ -32,12 +32,17 @@ class Keeper:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._grace_s = 0.0
+        self._started_at_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
         """The main process; `None` between two of them."""
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    def ran_s(self) -> float:
+        """Seconds since the last start."""
+        return asyncio.get_running_loop().time() - self._started_at_s
 
     def begin(self) -> None:
         assert self._task is None
@@ -53,11 +58,9 @@ class Keeper:
     async def _keep(self) -> None:
         """The only place that starts and ends the process, so that no stop can slip in between and miss one."""
         backoff_s = BACKOFF_S_FIRST
-        clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
-            started_at_s = clock()
             await self._run_once()
-            if clock() - started_at_s > STEADY_S:
+            if self.ran_s() > STEADY_S:
                 backoff_s = BACKOFF_S_FIRST
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff_s)
@@ -66,6 +69,7 @@ class Keeper:
     async def _run_once(self) -> None:
         """Start the part and wait for its end. What keeps it from starting goes to its log; the next try may do better."""
         self.starts += 1
+        self._started_at_s = asyncio.get_running_loop().time()
         self._set_aside()
         try:
             await asyncio.to_thread(self.part.prepare)

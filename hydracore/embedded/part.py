@@ -29,5 +29,6 @@ class Part:
     stop_signal: signal.Signals = signal.SIGTERM
     #: Run (in a thread) before every start.
     prepare: Callable[[], None] = nothing_to_prepare
-    #: Whether it serves; a part without it counts as ready once it runs.
+    #: Whether it serves; a part that cannot be asked counts as ready once it has run for `settle_s`.
     ready: Ready | None = None
+    settle_s: float = 0.0

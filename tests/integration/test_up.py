@@ -1,0 +1,245 @@
+"""`hydracore up` as a user runs it: one process in a terminal, everything behind it."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from hydracore.embedded.ports import free_port
+from tests.waiting import until
+
+REPOSITORY = Path(__file__).parents[2]
+#: The promises of `up`, with room for a busy machine in the first.
+READY_S_MAX = 40.0
+STOP_S_MAX = 10.0
+
+KEYS = {
+    *("url", "tenant_id", "admin", "customer", "other_customer", "other_tenant", "api_key"),
+    *("database_url", "redis_url", "cloudsim_url", "cloudsim_token", "pids"),
+}
+
+
+class Up:
+    """One `hydracore up` on `home`."""
+
+    def __init__(self, home: Path, port: int, *options: str) -> None:
+        self.home = home
+        self.dev_file = home / "dev.json"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hydracore", "up", "--home", str(home), "--port", str(port), *options],
+            cwd=REPOSITORY,
+            env={name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    async def ready(self) -> dict[str, Any]:
+        await until(lambda: self.dev_file.exists() or self.process.poll() is not None, seconds_max=READY_S_MAX)
+        assert self.process.poll() is None, self.process.communicate()
+        return self.dev()
+
+    def dev(self) -> dict[str, Any]:
+        return json.loads(self.dev_file.read_text())
+
+    def stop(self, number: int = signal.SIGINT) -> tuple[str, str]:
+        """Send the signal; what it printed on both streams. Fails where the stop takes too long or is none."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        began_s = time.monotonic()
+        self.process.send_signal(number)
+        output = self.process.communicate(timeout=READY_S_MAX)
+        assert time.monotonic() - began_s < STOP_S_MAX
+        assert self.process.returncode == 0, output
+        assert not [child for child in children if lives(child)]
+        assert not processes_of(self.home)
+        assert not self.dev_file.exists()
+        return output
+
+
+@pytest.fixture
+def home() -> Generator[Path]:
+    """A home that does not exist yet, in a directory that every account can pass through."""
+    parent = Path(tempfile.mkdtemp(prefix="hydracore-test-"))
+    parent.chmod(0o711)
+    yield parent / "home"
+    shutil.rmtree(parent)
+
+
+@pytest.fixture
+def up(home: Path) -> Generator[Callable[..., Up]]:
+    """Starts `up` on the test's home; what a failed test leaves running is stopped."""
+    started: list[Up] = []
+
+    def start(port: int, *options: str) -> Up:
+        started.append(Up(home, port, *options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.stop()
+        elif each.process.stdout and not each.process.stdout.closed:
+            each.process.communicate()
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Every living process whose command line names the home: the stores, cloudsim and its agents."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(home) in " ".join(process.cmdline()) and lives(process):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def alive(pids: dict[str, list[int]]) -> list[int]:
+    return [pid for group in pids.values() for pid in group if psutil.pid_exists(pid)]
+
+
+async def status_of(url: str, **headers: str) -> int:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(url, headers=headers)).status_code
+
+
+async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Callable[..., Up], home: Path) -> None:
+    port = free_port()
+    one = up(port, "--workers", "2")
+    first = await one.ready()
+
+    assert set(first) == KEYS
+    assert one.dev_file.stat().st_mode & 0o777 == 0o600
+    assert {kind: len(pids) for kind, pids in first["pids"].items()} == {
+        "api": 1,
+        "relay": 1,
+        "worker": 2,
+        "cloudsim": 1,
+    }
+    assert first["url"] == f"http://127.0.0.1:{port}"
+    body = {"region_id": "local", "tier_id": "starter", "idempotency_key": "kept"}
+    customer = {"Authorization": f"Bearer {first['customer']['token']}"}
+    created = await asyncio.to_thread(
+        httpx.post, f"{first['url']}/v1/instances", json=body, headers=customer, trust_env=False
+    )
+    instance = f"{first['url']}/v1/instances/{created.json()['instance_id']}"
+    await until_status(instance, customer, "running")
+
+    output, _ = one.stop()
+    assert f"HydraCore is up at {first['url']}" in output
+    assert output.count("curl -s") == 5
+    assert not alive(first["pids"])
+
+    again = up(port)
+    second = await again.ready()
+    for key in ("url", "tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
+        assert second[key] == first[key]
+    assert await status_of(instance, **customer) == 200
+    assert await status_of(instance, **{"X-Api-Key": first["api_key"]}) == 200
+    other = {"Authorization": f"Bearer {second['other_tenant']['admin']['token']}"}
+    assert await status_of(instance, **other) == 404
+    neighbour = {"Authorization": f"Bearer {second['other_customer']['token']}"}
+    assert await status_of(instance, **neighbour) == 403
+    cloudsim = {"Authorization": f"Bearer {second['cloudsim_token']}"}
+    servers = (await asyncio.to_thread(sim_servers, second["cloudsim_url"], cloudsim))["servers"]
+    assert [server["alive"] for server in servers] == [True]
+
+    again.stop(signal.SIGTERM)
+
+
+async def test_every_part_that_is_killed_comes_back(up: Callable[..., Up], home: Path) -> None:
+    one = up(free_port())
+    dev = await one.ready()
+
+    for kind, (pid,) in dev["pids"].items():
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda kind=kind, pid=pid: one.dev()["pids"][kind] not in ([], [pid]))
+    for process in processes_of(home):
+        if process.name() in {"postgres", "valkey-server"}:
+            process.kill()
+    await until(lambda: status_or_nothing(f"{dev['url']}/health/ready"), seconds_max=30)
+
+    one.stop()
+
+
+async def test_a_killed_up_is_followed_by_one_that_starts_clean(up: Callable[..., Up], home: Path) -> None:
+    port = free_port()
+    killed = up(port)
+    first = await killed.ready()
+    killed.process.kill()
+    killed.process.communicate()
+    assert alive(first["pids"])
+
+    one = up(port)
+    await until(lambda: not alive(first["pids"]))
+    second = await one.ready()
+
+    assert second["database_url"] == first["database_url"]
+    one.stop()
+
+
+async def test_a_second_up_on_one_home_and_a_taken_port_are_refused(up: Callable[..., Up], home: Path) -> None:
+    one = up(free_port())
+    await one.ready()
+
+    second = up(free_port())
+    _, complaint = await asyncio.to_thread(second.process.communicate)
+
+    assert second.process.returncode == 2
+    assert complaint == f"hydracore: {home} is in use by another `hydracore up` (pid {one.process.pid})\n"
+    one.stop()
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        third = up(port)
+        _, complaint = await asyncio.to_thread(third.process.communicate)
+    assert third.process.returncode == 2
+    assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
+
+
+async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[..., Up], home: Path) -> None:
+    one = up(free_port())
+    await until((home / "runtime.json").exists)
+
+    one.stop()
+
+
+async def until_status(url: str, headers: dict[str, str], status: str) -> None:
+    async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
+
+        async def reached() -> bool:
+            return (await client.get(url)).json()["status"] == status
+
+        await until(reached, seconds_max=30)
+
+
+async def status_or_nothing(url: str) -> bool:
+    try:
+        return await status_of(url) == 200
+    except httpx.HTTPError:
+        return False
+
+
+def sim_servers(url: str, headers: dict[str, str]) -> dict[str, Any]:
+    return httpx.get(f"{url}/_sim/servers", headers=headers, trust_env=False).json()
