@@ -1,0 +1,240 @@
+"""Who is asking: bearer tokens (JWT, HS256) and tenants' API keys.
+
+A token's claims are `sub` (the user), `tenant`, `role`, `exp` and optionally `email`. An API key acts as its tenant's
+admin, or as the customer named in `X-User-Id`. Where a request has both, the token counts: a backend that passes its
+user's token on must not lend that user its own rights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import math
+import re
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterable
+from typing import Annotated, Final, Literal, NamedTuple
+from uuid import UUID, uuid4
+
+import jwt
+import msgspec
+from msgspec import Meta
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.patience import patiently
+from events.sql import Statements
+
+Role = Literal["customer", "admin", "platform"]
+
+#: What tenants and customers may be called: it goes into log lines, headers and labels as it is.
+#: (`\Z` and not `$`, which would let a line feed at the end through.)
+ID_PATTERN: Final = r"^[A-Za-z0-9._:@-]{1,128}\Z"
+EMAIL_LENGTH_MAX: Final = 320
+
+#: Tokens above this are refused unread; ours have about 300 characters.
+TOKEN_LENGTH_MAX: Final = 4096
+
+#: Beyond this a float no longer counts seconds; not-a-number and infinity are kept out with it.
+TIME_MAX: Final = 2**53
+
+#: How many verified tokens are remembered. Only valid ones are, so a stranger cannot push others out.
+TOKENS_MAX: Final = 10_000
+
+#: How long a looked-up API key may serve: the longest that a revoked one still works.
+API_KEY_CACHE_S: Final = 0.5
+API_KEYS_MAX: Final = 10_000
+
+_SQL = Statements("hydracore", "auth.sql")
+_FIND = _SQL["find_api_key"]
+_INSERT = _SQL["insert_api_key"]
+_REVOKE = _SQL["revoke_api_key"]
+
+_ALGORITHM: Final = "HS256"
+_ID: Final = re.compile(ID_PATTERN, re.ASCII)
+_API_KEY: Final = re.compile(r"hck_([0-9a-f]{32})_[A-Za-z0-9_-]{43}", re.ASCII)
+
+Id = Annotated[str, Meta(pattern=ID_PATTERN)]
+
+
+class AuthError(Exception):
+    """The request does not say who is asking, or not credibly. `str()` may be shown to the caller."""
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Whoever is asking. `key_id`: the API key that they asked with, if one."""
+
+    tenant_id: str
+    user_id: str
+    role: Role
+    email: str | None = None
+    key_id: UUID | None = None
+
+    @property
+    def actor(self) -> str:
+        """How the log names them."""
+        if self.key_id is None:
+            return f"{self.role}:{self.user_id}"
+        suffix = f" as customer:{self.user_id}" if self.role == "customer" else ""
+        return f"api_key:{self.key_id}{suffix}"
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    sub: Id
+    tenant: Id
+    role: Role
+    exp: int | float
+    nbf: int | float = 0
+    email: Annotated[str, Meta(max_length=EMAIL_LENGTH_MAX)] | None = None
+
+
+class _KnownKey(NamedTuple):
+    tenant_id: str
+    key_hash: bytes
+    stale_at: float
+
+
+class Authenticator:
+    """Turns a request's headers into a `Principal`. One per process; `clock` gives seconds since 1970."""
+
+    def __init__(self, pool: AsyncConnectionPool, *, jwt_secret: str, clock: Callable[[], float] = time.time) -> None:
+        self._pool = pool
+        self._secret = jwt_secret
+        self._clock = clock
+        self._tokens: dict[str, tuple[Principal, float]] = {}
+        self._keys: dict[UUID, _KnownKey] = {}
+        self._lookups: dict[UUID, asyncio.Task[_KnownKey | None]] = {}
+
+    async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
+        """The principal behind ASGI `headers`. Raises `AuthError`, and `StoreUnavailable` where a key cannot be looked up."""
+        authorization = api_key = user_id = ""
+        for name, value in headers:
+            if name == b"authorization":
+                authorization = value.decode("latin-1")
+            elif name == b"x-api-key":
+                api_key = value.decode("latin-1")
+            elif name == b"x-user-id":
+                user_id = value.decode("latin-1")
+        scheme, _, token = authorization.partition(" ")
+        if token:
+            if scheme.lower() != "bearer":
+                raise AuthError("Use a bearer token or an API key")
+            return self.principal_of_token(token.strip())
+        if api_key:
+            return await self.principal_of_key(api_key, acting_as=user_id)
+        raise AuthError("Not authenticated")
+
+    def principal_of_token(self, token: str) -> Principal:
+        """The principal that a signed token names. Raises `AuthError`."""
+        known = self._tokens.get(token)
+        if known is not None:
+            if self._clock() < known[1]:
+                return known[0]
+            del self._tokens[token]
+        claims = self._verified(token)
+        principal = Principal(tenant_id=claims.tenant, user_id=claims.sub, role=claims.role, email=claims.email)
+        if len(self._tokens) >= TOKENS_MAX:
+            # The oldest goes: dicts keep the order of insertion.
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[token] = (principal, float(claims.exp))
+        return principal
+
+    async def principal_of_key(self, api_key: str, *, acting_as: str = "") -> Principal:
+        """The principal of an API key; `acting_as`: the customer it speaks for, empty for none. Raises `AuthError`."""
+        found = _API_KEY.fullmatch(api_key)
+        if found is None:
+            raise AuthError("Invalid API key")
+        key_id = UUID(found[1])
+        known = await self._known_key(key_id)
+        # The comparison is made even for an unknown id, so that the time taken does not tell which ids exist.
+        expected = known.key_hash if known is not None else bytes(32)
+        if not hmac.compare_digest(_hash(api_key), expected) or known is None:
+            raise AuthError("Invalid API key")
+        if not acting_as:
+            return Principal(tenant_id=known.tenant_id, user_id=f"api_key:{key_id}", role="admin", key_id=key_id)
+        if not _ID.fullmatch(acting_as):
+            raise AuthError("Invalid X-User-Id")
+        return Principal(tenant_id=known.tenant_id, user_id=acting_as, role="customer", key_id=key_id)
+
+    def _verified(self, token: str) -> _Claims:
+        if len(token) > TOKEN_LENGTH_MAX:
+            raise AuthError("Invalid token")
+        # Times are checked below, against our clock.
+        options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
+        try:
+            payload = jwt.decode(token, self._secret, algorithms=[_ALGORITHM], options=options)  # pyright: ignore[reportArgumentType] - a TypedDict there
+            claims = msgspec.convert(payload, _Claims)
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            # PyJWT decodes the unverified header first; RecursionError is what deeply nested JSON there causes.
+            raise AuthError("Invalid token") from None
+        if not (0 <= claims.exp <= TIME_MAX and 0 <= claims.nbf <= TIME_MAX):
+            raise AuthError("Invalid token")
+        if claims.exp <= self._clock():
+            raise AuthError("Token expired")
+        if claims.nbf > self._clock():
+            raise AuthError("Token not valid yet")
+        return claims
+
+    async def _known_key(self, key_id: UUID) -> _KnownKey | None:
+        known = self._keys.get(key_id)
+        if known is not None and self._clock() < known.stale_at:
+            return known
+        lookup = self._lookups.get(key_id)
+        if lookup is None:
+            # Requests that come together share one lookup; a caller who goes away must not end it for the others.
+            lookup = asyncio.create_task(self._look_up(key_id))
+            self._lookups[key_id] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(key_id))
+        return await asyncio.shield(lookup)
+
+    async def _look_up(self, key_id: UUID) -> _KnownKey | None:
+        stale_at = self._clock() + API_KEY_CACHE_S
+
+        async def find(connection: AsyncConnection) -> tuple[str, bytes] | None:
+            cursor = await connection.execute(_FIND, (key_id,), prepare=True)
+            return await cursor.fetchone()
+
+        row = await patiently(self._pool, find)
+        self._keys.pop(key_id, None)
+        if row is None:
+            return None
+        if len(self._keys) >= API_KEYS_MAX:
+            del self._keys[next(iter(self._keys))]
+        known = _KnownKey(row[0], bytes(row[1]), stale_at)
+        self._keys[key_id] = known
+        return known
+
+
+def issue_token(
+    jwt_secret: str, *, tenant_id: str, user_id: str, role: Role, expires_at: float, email: str | None = None
+) -> str:
+    """A signed token; `expires_at` in seconds since 1970. Raises `msgspec.ValidationError` for ids that none may have."""
+    claims = {"sub": user_id, "tenant": tenant_id, "role": role, "exp": math.ceil(expires_at)}
+    if email is not None:
+        claims["email"] = email
+    msgspec.convert(claims, _Claims)
+    return jwt.encode(claims, jwt_secret, algorithm=_ALGORITHM)
+
+
+async def create_api_key(connection: AsyncConnection, *, tenant_id: str, name: str) -> str:
+    """Make a key for a tenant's backend and return it: this is the only time it can be read."""
+    assert _ID.fullmatch(tenant_id), tenant_id
+    key_id = uuid4()
+    secret = urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
+    api_key = f"hck_{key_id.hex}_{secret}"
+    await connection.execute(_INSERT, (key_id, tenant_id, name, _hash(api_key)))
+    return api_key
+
+
+async def revoke_api_key(connection: AsyncConnection, *, tenant_id: str, key_id: UUID) -> bool:
+    """End a key everywhere within `API_KEY_CACHE_S`; False where the tenant has no such key in use."""
+    cursor = await connection.execute(_REVOKE, (key_id, tenant_id))
+    return cursor.rowcount == 1
+
+
+def _hash(api_key: str) -> bytes:
+    """The secret has 256 random bits, so no slow hash is needed."""
+    return hashlib.sha256(api_key.encode()).digest()
