@@ -202,7 +202,8 @@ def _read_str(value: Any, info: types.StrType) -> str:
         raise _Refused(f"String should have at least {_plural(info.min_length, 'character')}", "string_too_short")
     if info.max_length is not None and len(value) > info.max_length:
         raise _Refused(f"String should have at most {_plural(info.max_length, 'character')}", "string_too_long")
-    if info.pattern is not None and not re.search(info.pattern, value):
+    # pydantic's `$` is the very end; Python's would let a line feed pass after it.
+    if info.pattern is not None and not re.search(re.sub(r"\$$", r"\\Z", info.pattern), value):
         raise _Refused(f"String should match pattern '{info.pattern}'", "string_pattern_mismatch")
     if "\0" in value:
         # Our own rule: PostgreSQL cannot store the character, and no name or prompt needs it.

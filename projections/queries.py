@@ -91,7 +91,8 @@ class ListedRow(msgspec.Struct, frozen=True):
 
 class ReportRow(msgspec.Struct, frozen=True):
     """How an instance is doing. `lines`: JSON, the latest `LINES_MAX` of the `lines_total` lines of its provision log,
-    oldest first; `heartbeat`: the JSON that the agent last sent, at `heartbeat_at`."""
+    oldest first; `heartbeat`: the JSON that the agent last sent, at `heartbeat_at`,
+    `heartbeat_age_s` ago by the database's clock."""
 
     tenant_id: str
     customer_id: str
@@ -106,6 +107,7 @@ class ReportRow(msgspec.Struct, frozen=True):
     lines_total: int
     lines: str
     heartbeat_at: str | None
+    heartbeat_age_s: float | None
     heartbeat: str | None
 
 

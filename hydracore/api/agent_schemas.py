@@ -1,0 +1,80 @@
+"""What agents send. Their program is ours, the machine it runs on is not: everything has a bound."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from hydracore.agent.messages import Level, Stage
+from hydracore.tokens import ATTEMPT_MAX
+
+#: What a counter may reach; also the largest whole number that every JSON reader keeps exact.
+COUNT_MAX: Final = 2**53
+#: What a column of type integer holds.
+SEQ_MAX: Final = 2**31 - 1
+
+Attempt = Annotated[int, Meta(ge=1, le=ATTEMPT_MAX)]
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
+#: Standard base64 of 32 raw bytes.
+RawKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\Z")]
+Message = Annotated[str, Meta(max_length=2_000)]
+Version = Annotated[str, Meta(max_length=64)]
+
+
+class PublicKeys(msgspec.Struct, frozen=True):
+    """`signing` is Ed25519, `vpn` is X25519."""
+
+    signing: RawKey
+    vpn: RawKey
+
+
+class Enroll(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    attempt: Attempt
+    token: Annotated[str, Meta(max_length=256)]
+    boot_id: UUID
+    public_keys: PublicKeys
+
+
+class AskSecrets(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    attempt: Attempt
+    boot_id: UUID
+
+
+class AcknowledgeSecrets(msgspec.Struct, frozen=True, kw_only=True):
+    boot_id: UUID
+    key_id: UUID
+
+
+class Callback(msgspec.Struct, frozen=True, kw_only=True):
+    boot_id: UUID
+    seq: Seq
+    stage: Stage
+    level: Level
+    message: Message
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    agent: Version
+    openclaw: Version | None = None
+    node: Version | None = None
+
+
+class ReportedError(msgspec.Struct, frozen=True, kw_only=True):
+    code: Annotated[str, Meta(max_length=64)]
+    message: Message
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    boot_id: UUID
+    uptime_seconds: Count
+    active_connections: Count
+    versions: Versions
+    skills_loaded: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=256)]
+    config_version: Count | None
+    error: ReportedError | None

@@ -1,0 +1,195 @@
+"""`/v1/agent`: what the program on the VPS calls (design, section 6).
+
+Thin on purpose: who is calling is checked here, what it means for the instance is decided by the write side.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+from uuid import UUID, uuid4
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events import commands as c
+from events import errors as e
+from events.ids import lane_of
+from events.patience import patiently
+from events.record import Origin, Outcome
+from events.sql import Statements
+from events.state import Instance
+from events.store import EventStore
+from hydracore.agent import messages as m
+from hydracore.api import agent_schemas as s
+from hydracore.api.agent_gate import GONE, CallingAgent
+from hydracore.api.errors import Conflict, Gone, Unauthorized
+from hydracore.api.operations import operation
+from hydracore.api.validation import Header, Incoming
+from hydracore.catalogue import Catalogue
+from hydracore.tokens import agent_key, control_token, hash_token, parse_enrol_token
+from hydracore.vps import AGENT_PORT
+
+#: The version of the configuration that every agent should run: no operation changes one yet.
+CONFIG_VERSION: Final = 1
+
+_BEAT = Statements("hydracore.api", "agents.sql")["beat"]
+
+
+class AgentEndpoints:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        pool: AsyncConnectionPool,
+        catalogue: Catalogue,
+        master_key: bytes,
+        heartbeat_interval_s: float,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._catalogue = catalogue
+        self._master_key = master_key
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._now_ms = now_ms
+
+    @operation("POST", "/v1/agent/enroll", "Enrol an agent", answer=m.Enrolled, errors=(401, 409, 410))
+    async def enroll(self, incoming: Incoming, body: s.Enroll) -> m.Enrolled:
+        """Binds the enrol token to the first agent that shows it."""
+        claimed = parse_enrol_token(body.token)
+        if claimed is None or claimed != (body.instance_id, body.attempt):
+            raise Unauthorized("The enrol token is wrong or has expired")
+        command = c.EnrolAgent(
+            at_ms=self._now_ms(),
+            attempt=body.attempt,
+            token_hash=hash_token(body.token).hex(),
+            boot_id=body.boot_id,
+            signing_key=body.public_keys.signing,
+            vpn_key=body.public_keys.vpn,
+        )
+        outcome = await self._execute(body.instance_id, command, incoming)
+        agent = outcome.state.agent
+        if agent is None or (agent.signing_key, agent.vpn_key) != (body.public_keys.signing, body.public_keys.vpn):
+            raise Conflict("The enrol token is bound to another agent")
+        return m.Enrolled(instance_id=body.instance_id, attempt=body.attempt, boot_id=body.boot_id)
+
+    @operation("POST", "/v1/agent/secrets", "Fetch the agent's secrets", answer=m.Secrets, errors=(401, 409, 410))
+    async def issue_secrets(
+        self,
+        incoming: Incoming,
+        body: s.AskSecrets,
+        signature: Annotated[str, Header("X-Agent-Signature")] = "",
+    ) -> m.Secrets:
+        """The same secrets until they are acknowledged; never again after that."""
+        state = await self._store.load(body.instance_id)
+        if state is None:
+            raise Unauthorized("The signature is wrong")
+        if state.attempt is not None and body.attempt < state.attempt.number:
+            raise Gone(GONE)
+        _require_signature(state, signature, incoming.raw_body)
+        key_id = uuid4()
+        key = agent_key(self._master_key, body.instance_id, key_id)
+        command = c.IssueAgentKey(
+            at_ms=self._now_ms(),
+            attempt=body.attempt,
+            boot_id=body.boot_id,
+            key_id=key_id,
+            key_hash=hash_token(key).hex(),
+        )
+        outcome = await self._execute(body.instance_id, command, incoming)
+        return self._secrets(outcome.state)
+
+    @operation(
+        "POST",
+        "/v1/agent/secrets/ack",
+        "Acknowledge the agent's secrets",
+        answer=dict[str, Any],
+        errors=(401, 409, 410),
+    )
+    async def acknowledge_secrets(
+        self, who: CallingAgent, incoming: Incoming, body: s.AcknowledgeSecrets
+    ) -> dict[str, Any]:
+        if body.key_id != who.key_id:
+            raise Conflict("Another key is in force")
+        await self._execute(who.instance_id, c.AcknowledgeAgentKey(at_ms=self._now_ms(), key_id=who.key_id), incoming)
+        return {"key_id": who.key_id}
+
+    @operation(
+        "POST", "/v1/agent/callback", "Report the progress of a boot", answer=m.CallbackAccepted, errors=(401, 409, 410)
+    )
+    async def callback(self, who: CallingAgent, incoming: Incoming, body: s.Callback) -> m.CallbackAccepted:
+        command = c.ReportBootstrap(
+            at_ms=self._now_ms(),
+            boot_id=body.boot_id,
+            seq=body.seq,
+            stage=body.stage,
+            level=body.level,
+            message=body.message,
+        )
+        outcome = await self._execute(who.instance_id, command, incoming)
+        return m.CallbackAccepted(seq=body.seq, duplicate=not outcome.events)
+
+    @operation("POST", "/v1/agent/heartbeat", "Report that the agent lives", answer=m.HeartbeatReply, errors=(401, 410))
+    async def heartbeat(self, who: CallingAgent, body: s.Heartbeat) -> m.HeartbeatReply:
+        """Telemetry, not history: it replaces the last one. When it came is told by the database's clock."""
+        report = msgspec.json.encode(body).decode()
+
+        async def beat(connection: AsyncConnection) -> None:
+            parameters = (lane_of(who.instance_id), who.instance_id, body.boot_id, report)
+            await connection.execute(_BEAT, parameters, prepare=True)
+
+        await patiently(self._pool, beat)
+        return m.HeartbeatReply(config_version=CONFIG_VERSION)
+
+    async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
+        origin = Origin(actor=f"agent:{instance_id}", command_id=uuid4(), correlation_id=incoming.correlation_id)
+        try:
+            return await self._store.execute(instance_id, command, origin)
+        except e.NotFound:
+            # Whether an instance exists is no business of somebody who has nothing of it.
+            raise Unauthorized("The agent is not known") from None
+
+    def _secrets(self, state: Instance) -> m.Secrets:
+        assert state.agent is not None, "a key is issued to an enrolled agent only"
+        assert state.agent.key_id is not None
+        assert state.vpn_ip is not None, "addresses are taken before a server is intended"
+        # An earlier issue, if there was one, is the one that stands: its key is made again from its id.
+        key_id = state.agent.key_id
+        preset = self._catalogue.presets.get(state.preset_id)
+        runtime: dict[str, Any] = {
+            "type": state.runtime_type,
+            "agent_name": state.agent_name,
+            "system_prompt": preset.system_prompt if preset is not None else "",
+            "skills": preset.skills if preset is not None else [],
+            "capabilities": state.capabilities,
+        }
+        return m.Secrets(
+            key_id=str(key_id),
+            agent_key=agent_key(self._master_key, state.id, key_id),
+            control_token=control_token(self._master_key, state.id, key_id),
+            listen=m.Listen(host=state.vpn_ip, port=AGENT_PORT),
+            heartbeat_interval_s=self._heartbeat_interval_s,
+            config_version=CONFIG_VERSION,
+            runtime=runtime,
+        )
+
+
+def _require_signature(state: Instance, signature: str, body: bytes) -> None:
+    """Raises `Unauthorized` unless `signature` is the bound agent's over exactly this body."""
+    if state.agent is not None:
+        try:
+            public_key = Ed25519PublicKey.from_public_bytes(b64decode(state.agent.signing_key))
+            public_key.verify(b64decode(signature, validate=True), body)
+        except (InvalidSignature, Base64Error, ValueError):
+            pass
+        else:
+            return
+    raise Unauthorized("The signature is wrong")

@@ -1,0 +1,119 @@
+"""The application: every operation behind one door, on Litestar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from litestar import Litestar, Request, Response, get
+from litestar.types import ASGIApp
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from events.keys import Keyring
+from events.store import EventStore
+from hydracore.api.agent_gate import AgentGate, CallingAgent
+from hydracore.api.agents import AgentEndpoints
+from hydracore.api.edge import Edge
+from hydracore.api.errors import failure_of
+from hydracore.api.health import Health
+from hydracore.api.instances import Instances
+from hydracore.api.openapi import document
+from hydracore.api.operations import Answer, Operation, operations_of, route
+from hydracore.api.ordering import Ordering
+from hydracore.api.runtime import RuntimeReader
+from hydracore.auth import Authenticator, Principal
+from hydracore.catalogue import Catalogue
+from hydracore.settings import Settings
+from hydracore.vps import VpsClient
+from projections.queries import Queries
+
+#: The types that stand for whoever is asking.
+CALLERS: Final = frozenset({Principal, CallingAgent})
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Parts(NamedTuple):
+    """What the API stands on, open and ready. `now_ms`: milliseconds since 1970."""
+
+    settings: Settings
+    catalogue: Catalogue
+    pool: AsyncConnectionPool
+    store: EventStore
+    queries: Queries
+    keyring: Keyring
+    redis: Redis
+    vps: VpsClient
+    now_ms: Callable[[], int] = now_ms
+
+
+def create_app(parts: Parts) -> ASGIApp:
+    """The whole API as one ASGI application."""
+    settings, catalogue = parts.settings, parts.catalogue
+    authenticator = Authenticator(parts.pool, jwt_secret=settings.jwt_secret, clock=lambda: parts.now_ms() / 1000)
+    gate = AgentGate(parts.queries, master_key=settings.master_key)
+    callers = {Principal: authenticator.authenticate, CallingAgent: gate.authenticate}
+    checks = {
+        "region": catalogue.region_complaint,
+        "tier": catalogue.tier_complaint,
+        "preset": catalogue.preset_complaint,
+    }
+    operations = list(operations_of(*_owners(parts), callers=CALLERS))
+    routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in operations]
+    app = Litestar(
+        [*routes, _openapi_route(operations)],
+        exception_handlers={Exception: _failure},
+        # Our own document is served: Litestar's cannot say what `operations` declares.
+        openapi_config=None,
+        # Errors are logged where they are mapped, with the request's id.
+        logging_config=None,
+        debug=False,
+    )
+    return Edge(app)
+
+
+def _owners(parts: Parts) -> tuple[object, ...]:
+    settings, store = parts.settings, parts.store
+    runtime = RuntimeReader(
+        store=store,
+        vps=parts.vps,
+        master_key=settings.master_key,
+        heartbeat_interval_s=settings.heartbeat_interval_s,
+    )
+    return (
+        Instances(store=store, queries=parts.queries, keyring=parts.keyring, runtime=runtime, now_ms=parts.now_ms),
+        Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=parts.now_ms),
+        AgentEndpoints(
+            store=store,
+            pool=parts.pool,
+            catalogue=parts.catalogue,
+            master_key=settings.master_key,
+            heartbeat_interval_s=settings.heartbeat_interval_s,
+            now_ms=parts.now_ms,
+        ),
+        Health(parts.pool, parts.redis),
+    )
+
+
+def _openapi_route(operations: list[Operation]) -> Any:
+    answer = Answer(200, msgspec.json.encode(document(operations)))
+
+    @get("/openapi.json", include_in_schema=False)
+    async def openapi() -> ASGIApp:
+        return answer
+
+    return openapi
+
+
+def _failure(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    failure = failure_of(error)
+    headers = {name.decode(): value.decode() for name, value in failure.headers}
+    return Response(
+        msgspec.json.encode(failure.body), status_code=failure.status, headers=headers, media_type="application/json"
+    )

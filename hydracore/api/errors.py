@@ -1,0 +1,156 @@
+"""What can go wrong with a request, and how every error looks on the wire: `{"detail": ...}`.
+
+    ApiError
+    |-- Unauthorized       401  nobody credible is asking
+    |-- Forbidden          403  somebody else's, of the same tenant; or not theirs to do
+    |-- NotFound           404  absent, or another tenant's: both look the same
+    |-- BodyTimeout        408  the body did not come in time
+    |-- Conflict           409  not in this state
+    |-- Gone               410  an agent that is no longer wanted
+    |-- BodyTooLarge       413
+    `-- RequestInvalid     422  every problem of the request
+
+The write side's errors (`events.errors`) are translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+import psycopg
+import structlog
+from litestar.exceptions import HTTPException
+from psycopg_pool import PoolTimeout
+
+from events import errors as e
+from events.keys import CustomerErased
+from hydracore.auth import AuthError
+from hydracore.problems import Invalid, Problem
+
+_log = structlog.get_logger(__name__)
+
+#: What a client is told to wait when the database is away; a restart takes about that.
+RETRY_AFTER_S = 2
+
+
+class ApiError(Exception):
+    """Root. `str()` is shown to the caller."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class Unauthorized(ApiError):
+    status = HTTPStatus.UNAUTHORIZED
+
+
+class Forbidden(ApiError):
+    status = HTTPStatus.FORBIDDEN
+
+
+class NotFound(ApiError):
+    status = HTTPStatus.NOT_FOUND
+
+
+class BodyTimeout(ApiError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+
+
+class Conflict(ApiError):
+    status = HTTPStatus.CONFLICT
+
+
+class Gone(ApiError):
+    status = HTTPStatus.GONE
+
+
+class BodyTooLarge(ApiError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class RequestInvalid(ApiError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("The request is invalid")
+        self.problems = problems
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was whole. There is nobody to answer."""
+
+
+class Failure(NamedTuple):
+    """An error answer. `body` becomes JSON."""
+
+    status: int
+    body: dict[str, Any]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def failure_of(error: Exception) -> Failure:
+    """The answer to a request that ended in `error`. What nobody expected is logged and told as a bare 500."""
+    if isinstance(error, Invalid | RequestInvalid):
+        return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [_shown(problem) for problem in error.problems]})
+    if isinstance(error, AuthError | Unauthorized):
+        return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
+    if isinstance(error, ApiError):
+        return Failure(error.status, {"detail": str(error)})
+    if isinstance(error, e.EventsError):
+        return _failure_of_write_side(error)
+    if isinstance(error, HTTPException):
+        return Failure(error.status_code, {"detail": _phrase(error)}, _encoded(error.headers))
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | PoolTimeout):
+        return _unavailable(error)
+    if not isinstance(error, ClientGone):
+        _log.error("request_failed", exc_info=error)
+    return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})
+
+
+def _failure_of_write_side(error: e.EventsError) -> Failure:
+    detail = {"detail": str(error)}
+    match error:
+        case e.NotFound():
+            return Failure(HTTPStatus.NOT_FOUND, detail)
+        case e.SequenceGap():
+            return Failure(HTTPStatus.CONFLICT, {**detail, "expected_seq": error.expected_seq})
+        case e.RequestMismatch() | e.TransitionRefused() | e.KeyNotPending() | CustomerErased():
+            return Failure(HTTPStatus.CONFLICT, detail)
+        case e.AttemptSuperseded() | e.BootSuperseded():
+            return Failure(HTTPStatus.GONE, detail)
+        case e.TokenRefused():
+            return Failure(HTTPStatus.UNAUTHORIZED, detail, ((b"www-authenticate", b"Bearer"),))
+        case e.Rejected():
+            problem = {"loc": ["body"], "msg": f"Value error, {error.reason}", "type": "value_error"}
+            return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [problem]})
+        case e.StoreUnavailable() | e.VersionConflict():
+            return _unavailable(error)
+        case _:
+            _log.error("request_failed", exc_info=error)
+            return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})
+
+
+def _unavailable(error: Exception) -> Failure:
+    """Nothing is known to have happened; commands carry an id, so that asking again is safe."""
+    _log.warning("request_not_served", error=type(error).__name__)
+    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+    return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "Temporarily unavailable; try again"}, headers)
+
+
+def _shown(problem: Problem) -> dict[str, Any]:
+    return {"loc": list(problem.loc), "msg": problem.msg, "type": problem.type}
+
+
+def _phrase(error: HTTPException) -> str:
+    """The framework's own errors (404 for a path, 405) in plain words: its texts name internals."""
+    return HTTPStatus(error.status_code).phrase
+
+
+def _encoded(headers: Mapping[str, Any] | None) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.lower().encode(), str(value).encode()) for name, value in (headers or {}).items())
+
+
+def encoded_body(failure: Failure) -> bytes:
+    return msgspec.json.encode(failure.body)

@@ -1,0 +1,65 @@
+"""`/health`: does this process live, and can it serve?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from hydracore.api.operations import Answer, operation
+
+#: How long a dependency may take to answer before it counts as down.
+CHECK_TIMEOUT_S: Final = 2.0
+
+_OK: Final = "ok"
+_DOWN: Final = "down"
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    status: str
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """`status`: ready, degraded (it serves, slower) or unready. `checks`: each dependency, ok or down."""
+
+    status: str
+    checks: dict[str, str]
+
+
+class Health:
+    def __init__(self, pool: AsyncConnectionPool, redis: Redis) -> None:
+        self._pool = pool
+        self._redis = redis
+
+    @operation("GET", "/health/live", "Liveness", answer=Liveness)
+    async def live(self) -> Liveness:
+        return Liveness(_OK)
+
+    @operation("GET", "/health/ready", "Readiness", answer=Readiness, errors=(503,))
+    async def ready(self) -> Answer:
+        """Redis carries wake-ups only: without it everything still happens, at the pace of polling."""
+        database, redis = await asyncio.gather(self._check_database(), self._check_redis())
+        status = "unready" if database == _DOWN else "degraded" if redis == _DOWN else "ready"
+        body = Readiness(status, {"database": database, "redis": redis})
+        return Answer(503 if database == _DOWN else 200, msgspec.json.encode(body))
+
+    async def _check_database(self) -> str:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S), self._pool.connection(CHECK_TIMEOUT_S) as connection:
+                await connection.execute("SELECT 1")
+        except (psycopg.Error, PoolTimeout, TimeoutError):
+            return _DOWN
+        return _OK
+
+    async def _check_redis(self) -> str:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await self._redis.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - typed for both kinds of client
+        except (RedisError, OSError, TimeoutError):
+            return _DOWN
+        return _OK

@@ -1,0 +1,217 @@
+"""`/v1/instances/{id}` and its views: look at instances, have them deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Final
+from uuid import UUID, uuid4
+
+import msgspec
+from msgspec import Meta
+
+from events.commands import RequestDeletion
+from events.failures import describe
+from events.ids import instance_id_for
+from events.keys import Keyring
+from events.lifecycle import DELETED
+from events.record import Origin
+from events.store import EventStore
+from hydracore.api import schemas as s
+from hydracore.api.access import require_access
+from hydracore.api.operations import Answer, operation
+from hydracore.api.paging import cursor_after, next_link, read_cursor
+from hydracore.api.runtime import RuntimeReader
+from hydracore.api.validation import Incoming, Rest
+from hydracore.auth import Principal
+from projections.queries import InstanceRow, ListedRow, ListFilter, Queries
+
+LIST_PATH: Final = "/v1/instances"
+LIST_MAX: Final = 1_000
+
+_ENCODER: Final = msgspec.json.Encoder()
+_LINES: Final = msgspec.json.Decoder(list[s.LogLine])
+
+_NOT_FOUND: Final = s.PollByKeyResponse(
+    bootstrap_seq=None,
+    bootstrap_stage=None,
+    error_message=None,
+    found=False,
+    hostname=None,
+    instance_id=None,
+    logs=[],
+    provisioning_stage=None,
+    status=None,
+)
+
+Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
+Cursor = Annotated[str, s.unserved(max_length=200)]
+
+
+class Instances:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        queries: Queries,
+        keyring: Keyring,
+        runtime: RuntimeReader,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._queries = queries
+        self._keyring = keyring
+        self._runtime = runtime
+        self._now_ms = now_ms
+
+    @operation("GET", LIST_PATH, "List instances", answer=s.InstanceList)
+    async def list_instances(
+        self,
+        who: Principal,
+        status: s.Status | None = None,
+        include_deleted: bool = False,  # noqa: FBT001, FBT002 - a query parameter, always given by name
+        limit: Limit = LIST_MAX,
+        cursor: Cursor | None = None,
+    ) -> Answer:
+        wanted = ListFilter(
+            tenant_id=None if who.role == "platform" else who.tenant_id,
+            customer_id=who.user_id if who.role == "customer" else None,
+            status=status,
+            include_deleted=include_deleted,
+            before=read_cursor(cursor) if cursor is not None else None,
+            # One more than is shown tells whether there is a next page.
+            limit=limit + 1,
+        )
+        rows = await self._queries.instances(wanted)
+        shown = rows[:limit]
+        items = [_listed(row, None) if row.customer_email is None else await self._opened(row) for row in shown]
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        if len(rows) > limit:
+            page = {"limit": str(limit), "cursor": cursor_after(shown[-1].created_at, shown[-1].id)}
+            if status is not None:
+                page["status"] = status
+            if include_deleted:
+                page["include_deleted"] = "true"
+            headers = (next_link(LIST_PATH, page),)
+        return Answer(200, _ENCODER.encode(s.InstanceList(items)), headers)
+
+    @operation("GET", "/v1/instances/{instance_id}", "Get instance", answer=s.InstanceDetail, errors=(403, 404))
+    async def get_instance(self, who: Principal, instance_id: UUID) -> s.InstanceDetail:
+        return _detail(require_access(who, await self._queries.instance(instance_id)))
+
+    @operation(
+        "DELETE",
+        "/v1/instances/{instance_id}",
+        "Delete instance",
+        answer=s.DeleteInstanceResponse,
+        errors=(403, 404),
+    )
+    async def delete_instance(self, who: Principal, incoming: Incoming, instance_id: UUID) -> s.DeleteInstanceResponse:
+        require_access(who, await self._queries.instance(instance_id))
+        command = RequestDeletion(at_ms=self._now_ms(), reason=f"requested by {who.role}")
+        origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
+        outcome = await self._store.execute(instance_id, command, origin)
+        gone = outcome.state.status == DELETED
+        return s.DeleteInstanceResponse(
+            already_deleted=gone,
+            instance_id=instance_id,
+            message="Instance was already deleted" if gone else "Instance is being deleted",
+            status=outcome.state.status,
+        )
+
+    @operation(
+        "GET",
+        "/v1/instances/by-key/{idempotency_key}",
+        "Poll by idempotency key",
+        answer=s.PollByKeyResponse,
+    )
+    async def poll_by_key(self, who: Principal, idempotency_key: Annotated[str, Rest()]) -> s.PollByKeyResponse:
+        instance_id = await self._by_key(who, idempotency_key)
+        report = await self._queries.report(instance_id) if instance_id is not None else None
+        if report is None:
+            return _NOT_FOUND
+        return s.PollByKeyResponse(
+            bootstrap_seq=report.bootstrap_seq,
+            bootstrap_stage=report.bootstrap_stage,
+            error_message=describe(report.error_code) if report.error_code else None,
+            found=True,
+            hostname=report.hostname,
+            instance_id=str(report.id),
+            logs=_LINES.decode(report.lines),
+            provisioning_stage=report.provisioning_stage,
+            status=report.status,
+        )
+
+    @operation(
+        "GET", "/v1/instances/{instance_id}/logs", "Get instance logs", answer=s.ProvisionLogs, errors=(403, 404)
+    )
+    async def get_logs(self, who: Principal, instance_id: UUID) -> s.ProvisionLogs:
+        report = require_access(who, await self._queries.report(instance_id))
+        return s.ProvisionLogs(instance_id=instance_id, logs=_LINES.decode(report.lines), total=report.lines_total)
+
+    @operation(
+        "GET", "/v1/instances/{instance_id}/runtime", "Get runtime status", answer=s.RuntimeStatus, errors=(403, 404)
+    )
+    async def get_runtime(self, who: Principal, instance_id: UUID) -> s.RuntimeStatus:
+        report = require_access(who, await self._queries.report(instance_id))
+        return await self._runtime.read(report, lines=_LINES.decode(report.lines))
+
+    async def _opened(self, row: ListedRow) -> s.InstanceListItem:
+        assert row.customer_email is not None
+        email = await self._keyring.open(
+            row.customer_email, tenant_id=row.tenant_id, customer_id=row.customer_id, field="customer_email"
+        )
+        return _listed(row, email)
+
+    async def _by_key(self, who: Principal, key: str) -> UUID | None:
+        """A customer's own instance, or the newest that anyone whom the caller may see asked for with this key."""
+        if "\0" in key:
+            return None
+        if who.role == "customer":
+            return instance_id_for(tenant_id=who.tenant_id, customer_id=who.user_id, idempotency_key=key)
+        tenant_id = None if who.role == "platform" else who.tenant_id
+        return await self._queries.newest_by_key(tenant_id=tenant_id, idempotency_key=key)
+
+
+def _listed(row: ListedRow, email: str | None) -> s.InstanceListItem:
+    return s.InstanceListItem(
+        agent_name=row.agent_name,
+        created_at=row.created_at,
+        hostname=row.hostname,
+        id=row.id,
+        ip_address=row.ip_address,
+        preset_id=row.preset_id,
+        provider=row.provider,
+        region_id=row.region_id,
+        runtime_type=row.runtime_type,
+        status=row.status,
+        workload_type=row.workload_type,
+        customer_email=email,
+        product_tier_name=row.tier_name,
+    )
+
+
+def _detail(row: InstanceRow) -> s.InstanceDetail:
+    return s.InstanceDetail(
+        agent_name=row.agent_name,
+        created_at=row.created_at,
+        hostname=row.hostname,
+        id=row.id,
+        ip_address=row.ip_address,
+        preset_id=row.preset_id,
+        provider=row.provider,
+        region_id=row.region_id,
+        runtime_type=row.runtime_type,
+        status=row.status,
+        workload_type=row.workload_type,
+        callback_seq=row.bootstrap_seq,
+        callback_stage=row.bootstrap_stage,
+        capabilities=row.capabilities,
+        error_message=describe(row.error_code) if row.error_code else None,
+        health_status=row.health_status,
+        provisioning_stage=row.provisioning_stage,
+        server_type_plan=row.server_type,
+        updated_at=row.updated_at,
+        vpn_ip=row.vpn_ip,
+    )

@@ -1,0 +1,123 @@
+"""Runs the API in this process until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Final
+
+import structlog
+import uvicorn
+import uvloop
+from psycopg_pool import PoolTimeout
+from redis.asyncio import Redis
+
+from events.keys import Keyring
+from events.store import EventStore
+from hydracore import catalogue as catalogues
+from hydracore import logs
+from hydracore.api.app import Parts, create_app
+from hydracore.api.runtime import ASK_TIMEOUT_S
+from hydracore.catalogue import Catalogue, CatalogueError
+from hydracore.db.pool import open_pool
+from hydracore.settings import Settings
+from hydracore.vps import VpsClient
+from hydracore.wake import Publisher
+from projections.inline import inline_projections
+from projections.queries import Queries
+
+#: Connections to PostgreSQL of one process: reads are coalesced and appends grouped, so few are enough.
+POOL_SIZE: Final = 12
+
+#: How long requests under way may take to end once the process is told to stop.
+STOP_GRACE_S: Final = 5
+
+#: How long an idle connection is kept.
+KEEP_ALIVE_S: Final = 60
+
+_log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit code. Wrong catalogue: one line per problem, 2."""
+    logs.configure(settings.log_level)
+    try:
+        catalogue = catalogues.load(settings.catalogue, os.environ)
+    except CatalogueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    try:
+        uvloop.run(_serve(settings, catalogue))
+    except PoolTimeout:
+        _log.error("database_not_reachable")
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, catalogue: Catalogue) -> None:
+    for region, reason in catalogue.unavailable.items():
+        _log.warning("region_unavailable", region=region, reason=reason)
+    async with open_parts(settings, catalogue) as parts:
+        config = uvicorn.Config(
+            create_app(parts),
+            host=settings.api_host,
+            port=settings.api_port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # Request ids and rates are told by what a proxy adds, addresses are not used: nothing to rewrite.
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_GRACE_S,
+        )
+        with _signals_end_here():
+            await uvicorn.Server(config).serve()
+
+
+@contextmanager
+def _signals_end_here() -> Generator[None]:
+    """uvicorn stops in order on a signal and raises it again afterwards; that must not kill us before we have closed."""
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore(_: int, __: FrameType | None) -> None:
+    pass
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator[Parts]:
+    """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout`."""
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(
+            open_pool(settings.database_url, role=settings.database_role, application="hydracore-api", size=POOL_SIZE)
+        )
+        redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
+        stack.push_async_callback(redis.aclose)
+        publisher = Publisher(redis)
+        stack.push_async_callback(publisher.close)
+        store = EventStore(pool, inline=inline_projections(), published=publisher.published)
+        stack.push_async_callback(store.close)
+        vps = await stack.enter_async_context(VpsClient(ASK_TIMEOUT_S))
+        yield Parts(
+            settings=settings,
+            catalogue=catalogue,
+            pool=pool,
+            store=store,
+            queries=Queries(pool),
+            keyring=Keyring(pool, master_key=settings.master_key),
+            redis=redis,
+            vps=vps,
+        )

@@ -1,0 +1,109 @@
+"""The OpenAPI 3.1 document, made from the operations' declarations, so that it cannot say other than what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+import msgspec
+
+from hydracore.api.agent_gate import CallingAgent
+from hydracore.api.operations import Operation
+from hydracore.api.schemas import HTTPError, HTTPValidationError
+from hydracore.api.validation import Input
+from hydracore.auth import Principal
+
+_REF: Final = "#/components/schemas/{name}"
+_BOUNDS: Final = frozenset({"x-unserved", "minLength", "maxLength", "pattern", "minItems", "maxItems"})
+
+#: Where callers are told apart by, and what they may send beside a token.
+_SECURITY: Final[dict[type, list[dict[str, list[str]]]]] = {
+    Principal: [{"bearer": []}],
+    CallingAgent: [{"agent_key": []}],
+}
+_CALLER_HEADERS: Final[dict[type, tuple[str, ...]]] = {Principal: ("X-Api-Key", "X-User-Id")}
+_SECURITY_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "agent_key": {"type": "http", "scheme": "bearer", "description": "The key that an agent was issued"},
+}
+
+Json = dict[str, Any]
+
+
+def document(operations: Iterable[Operation]) -> Json:
+    """The whole document as JSON-ready objects."""
+    listed = list(operations)
+    types: list[Any] = [HTTPError, HTTPValidationError]
+    for op in listed:
+        types += [op.declared.answer, *(each.declared for each in op.signature.inputs)]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    served = (cast("Json", _served(schema)) for schema in schemas)
+    error, invalid = next(served), next(served)
+    paths: dict[str, Json] = {}
+    for op in listed:
+        answer = next(served)
+        inputs = [(each, next(served)) for each in op.signature.inputs]
+        errors = {
+            **dict.fromkeys(op.declared.errors, error),
+            HTTPStatus.UNPROCESSABLE_ENTITY: invalid,
+        }
+        paths.setdefault(op.declared.path, {})[op.declared.method.lower()] = _operation(op, inputs, answer, errors)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "HydraCore", "version": "1"},
+        "paths": paths,
+        "components": {"schemas": _served(components), "securitySchemes": _SECURITY_SCHEMES},
+    }
+
+
+def _operation(op: Operation, inputs: list[tuple[Input, Json]], answer: Json, errors: dict[int, Json]) -> Json:
+    declared, who = op.declared, op.signature.who
+    statuses = {declared.status: ("OK", answer), **{status: (_told(status), body) for status, body in errors.items()}}
+    described: Json = {
+        "summary": declared.summary,
+        "operationId": op.handler.__name__,
+        "parameters": [
+            *(_parameter(each, schema) for each, schema in inputs if each.source != "body"),
+            *(_caller_header(name) for name in (_CALLER_HEADERS.get(who, ()) if who is not None else ())),
+        ],
+        "responses": {
+            str(status): {"description": text, "content": {"application/json": {"schema": schema}}}
+            for status, (text, schema) in sorted(statuses.items())
+        },
+    }
+    if who is not None:
+        described["security"] = _SECURITY[who]
+    for each, schema in inputs:
+        if each.source == "body":
+            described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return described
+
+
+def _parameter(each: Input, schema: Json) -> Json:
+    name = each.wire_name
+    if each.required:
+        return {"name": name, "in": each.source, "required": True, "schema": schema}
+    if each.default is not None:
+        schema = {**schema, "default": each.default}
+    return {"name": name, "in": each.source, "required": False, "schema": schema}
+
+
+def _caller_header(name: str) -> Json:
+    schema = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    return {"name": name, "in": "header", "required": False, "schema": schema}
+
+
+def _told(status: int) -> str:
+    return "Validation error" if status == HTTPStatus.UNPROCESSABLE_ENTITY else HTTPStatus(status).phrase
+
+
+def _served(schema: Any) -> Any:
+    """`schema` without the bounds that are marked as unserved."""
+    if isinstance(schema, list):
+        return [_served(item) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    node = cast("Json", schema)
+    dropped = _BOUNDS if "x-unserved" in node else frozenset[str]()
+    return {name: _served(value) for name, value in node.items() if name not in dropped}

@@ -1,0 +1,150 @@
+"""Operations: what the API offers, each declared once beside its handler and served by Litestar.
+
+The declaration gives the route, the arguments (see `validation`) and the OpenAPI document. Litestar routes, limits and
+maps errors; its own argument handling is not used, because it stops at the first problem of a body, answers other
+shapes than the contract's, and takes twice as long as everything else that a read does here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone
+from hydracore.api.validation import Handler, Incoming, RawHeaders, RequestReader, Signature, read_signature
+from hydracore.problems import Check
+
+F = TypeVar("F", bound=Handler)
+
+#: Tells from a request's headers who is calling; raises what `errors` knows where nobody credible is.
+Authenticate = Callable[[RawHeaders], Awaitable[object]]
+
+#: How long a client may take to send its body.
+BODY_TIMEOUT_S: Final = 20.0
+
+_MARK: Final = "__operation__"
+_ENCODER: Final = msgspec.json.Encoder()
+_CONTENT_TYPE: Final = (b"content-type", b"application/json")
+
+
+class Declaration(NamedTuple):
+    """What `@operation` was given. `answer`: the type of the body of a success; `errors`: further statuses it may give."""
+
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    path: str
+    summary: str
+    answer: Any
+    status: int
+    errors: tuple[int, ...]
+
+
+class Operation(NamedTuple):
+    """A declared operation with the handler that serves it."""
+
+    declared: Declaration
+    handler: Handler
+    signature: Signature
+
+
+class Answer:
+    """An answer that is ready to be sent: an ASGI application."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        headers = [_CONTENT_TYPE, (b"content-length", b"%d" % len(self.body)), *self.headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
+
+
+def operation(
+    method: Literal["GET", "POST", "PATCH", "DELETE"],
+    path: str,
+    summary: str,
+    *,
+    answer: Any,
+    status: int = HTTPStatus.OK,
+    errors: tuple[int, ...] = (),
+) -> Callable[[F], F]:
+    """Declares a coroutine (a method, as a rule) as an operation. It returns a struct, or an `Answer` made by hand."""
+
+    def declare(handler: F) -> F:
+        setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors))
+        return handler
+
+    return declare
+
+
+def operations_of(*owners: object, callers: Collection[type]) -> Iterator[Operation]:
+    """The operations among the methods of `owners`, in the order of their definition."""
+    for owner in owners:
+        for name in vars(type(owner)):
+            handler = getattr(owner, name)
+            declared = getattr(handler, _MARK, None)
+            if declared is not None:
+                yield Operation(declared, handler, read_signature(handler, declared.path, callers=callers))
+
+
+def route(
+    op: Operation, *, callers: Mapping[type, Authenticate], checks: Mapping[str, Check], body_max_bytes: int
+) -> HTTPRouteHandler:
+    """The Litestar handler of an operation. `callers`: how each type of caller is told from the headers."""
+    declared, handler, signature = op
+    reader = RequestReader(signature.inputs, checks)
+    authenticate = callers[signature.who] if signature.who is not None else None
+    who_name, incoming_name = signature.who_name, signature.incoming_name
+    status = declared.status
+
+    async def serve(request: Request[Any, Any, Any]) -> ASGIApp:
+        scope = request.scope
+        headers = scope["headers"]
+        # First of all: a stranger learns nothing about what a request should look like.
+        who = await authenticate(headers) if authenticate is not None else None
+        raw_body = b""
+        if reader.wants_body:
+            raw_body = await read_body(headers, request.receive, limit=body_max_bytes)
+        arguments = reader.read(scope, raw_body)
+        if authenticate is not None:
+            arguments[who_name] = who
+        if incoming_name:
+            arguments[incoming_name] = Incoming(scope["state"]["request_id"], raw_body, headers)
+        answer = await handler(**arguments)
+        return answer if isinstance(answer, Answer) else Answer(status, _ENCODER.encode(answer))
+
+    path = declared.path
+    for each in signature.inputs:
+        if each.source == "path":
+            path = path.replace(f"{{{each.name}}}", f"{{{each.name}:{'path' if each.prefix else 'str'}}}")
+    return HTTPRouteHandler(path, http_method=HttpMethod(declared.method), status_code=status)(serve)
+
+
+async def read_body(headers: RawHeaders, receive: Receive, *, limit: int) -> bytes:
+    """The whole body. Raises `BodyTooLarge`, `BodyTimeout` and `ClientGone`."""
+    # The server has checked that what is announced is a number.
+    announced = next((int(value) for name, value in headers if name == b"content-length"), 0)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while max(announced, len(body)) <= limit:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientGone
+                body += message.get("body", b"")
+                if not message.get("more_body", False) and len(body) <= limit:
+                    return bytes(body)
+    except TimeoutError:
+        raise BodyTimeout(f"The body did not come within {BODY_TIMEOUT_S:g} s") from None
+    raise BodyTooLarge(f"The body is larger than {limit} bytes")

@@ -1,0 +1,110 @@
+"""`POST /v1/instances`: ask for an agent. Asking again with the same idempotency key is the same request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+from uuid import uuid4
+
+import msgspec
+
+from events.commands import RequestInstance
+from events.ids import command_id_for, instance_id_for
+from events.keys import Keyring
+from events.record import Origin
+from events.store import EventStore
+from events.types import Sealed
+from hydracore.api import schemas as s
+from hydracore.api.errors import Forbidden, RequestInvalid
+from hydracore.api.operations import Answer, operation
+from hydracore.api.validation import Header, Incoming
+from hydracore.auth import Principal
+from hydracore.catalogue import Catalogue
+from hydracore.problems import Problem
+
+MESSAGE = "Instance requested; it is being provisioned"
+
+
+class Ordering:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, store: EventStore, keyring: Keyring, catalogue: Catalogue, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._catalogue = catalogue
+        self._now_ms = now_ms
+
+    @operation(
+        "POST", "/v1/instances", "Create instance", answer=s.CreateInstanceResponse, status=202, errors=(403, 409)
+    )
+    async def create_instance(
+        self,
+        who: Principal,
+        incoming: Incoming,
+        body: s.CreateInstance,
+        idempotency_key: Annotated[s.IdempotencyKey | None, Header("Idempotency-Key")] = None,
+    ) -> Answer:
+        """Answers from the log: the first request's answer, whoever repeats it."""
+        customer_id = body.customer_id if body.customer_id is not None else who.user_id
+        if who.role == "customer" and customer_id != who.user_id:
+            raise Forbidden("A customer may ask for instances of their own only")
+        key = _the_one_key(body.idempotency_key, idempotency_key) or str(uuid4())
+        instance_id = instance_id_for(tenant_id=who.tenant_id, customer_id=customer_id, idempotency_key=key)
+        command_id = command_id_for(instance_id, "request")
+        answer = msgspec.json.encode(
+            s.CreateInstanceResponse(
+                idempotency_key=key, instance_id=instance_id, message=MESSAGE, task_id=str(command_id)
+            )
+        )
+        origin = Origin(
+            actor=who.actor,
+            command_id=command_id,
+            correlation_id=incoming.correlation_id,
+            request_hash=self._keyring.fingerprint(_canonical(body)),
+            result=answer,
+        )
+        command = await self._command(who, body, customer_id=customer_id, key=key)
+        outcome = await self._store.create(instance_id, command, origin)
+        return Answer(202, outcome.result if outcome.result is not None else answer)
+
+    async def _command(self, who: Principal, body: s.CreateInstance, *, customer_id: str, key: str) -> RequestInstance:
+        preset = self._catalogue.presets[body.preset_id]
+
+        async def sealed(text: str | None, field: str) -> Sealed | None:
+            if text is None:
+                return None
+            return await self._keyring.seal(text, tenant_id=who.tenant_id, customer_id=customer_id, field=field)
+
+        return RequestInstance(
+            at_ms=self._now_ms(),
+            tenant_id=who.tenant_id,
+            customer_id=customer_id,
+            idempotency_key=key,
+            region_id=body.region_id,
+            tier_id=body.tier_id,
+            preset_id=body.preset_id,
+            runtime_type=preset.runtime_type,
+            workload_type="agent" if body.website_template_slug is None else "website",
+            capabilities=preset.capabilities,
+            tier_name=self._catalogue.tiers[body.tier_id].name,
+            agent_name=body.agent_name,
+            manifest_id=body.manifest_id,
+            recipe_id=body.recipe_id,
+            website_template_slug=body.website_template_slug,
+            workflow_slugs=tuple(body.workflow_slugs or ()),
+            # Only the customer's own token knows the address; an admin's is not the customer's.
+            customer_email=await sealed(who.email if who.user_id == customer_id else None, "customer_email"),
+            user_display_name=await sealed(body.user_display_name, "user_display_name"),
+        )
+
+
+def _the_one_key(in_body: str | None, in_header: str | None) -> str | None:
+    if in_body is not None and in_header is not None and in_body != in_header:
+        msg = "Value error, differs from the idempotency_key of the body"
+        raise RequestInvalid([Problem(("header", "idempotency-key"), msg, "value_error")])
+    return in_body if in_body is not None else in_header
+
+
+def _canonical(body: s.CreateInstance) -> bytes:
+    """What makes two requests the same one: all but the parts that the instance's id stands for already."""
+    return msgspec.json.encode(msgspec.structs.replace(body, idempotency_key=None, customer_id=None))

@@ -1,0 +1,32 @@
+"""Pages of a list: a cursor that says where the last page ended, and the link to the next (RFC 8288)."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+from uuid import UUID
+
+from hydracore.api.errors import RequestInvalid
+from hydracore.problems import Problem
+
+
+def cursor_after(created_at: str, instance_id: str) -> str:
+    """The cursor of the page that follows the instance made at `created_at`."""
+    return urlsafe_b64encode(f"{created_at}/{instance_id}".encode()).rstrip(b"=").decode()
+
+
+def read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    """What `cursor_after` was given. Raises `RequestInvalid`."""
+    try:
+        created_at, _, instance_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("/")
+        return datetime.fromisoformat(created_at).astimezone(UTC), UUID(instance_id)
+    except (ValueError, OverflowError):
+        # Errors of base64, text, time and UUID alike.
+        problem = Problem(("query", "cursor"), "Value error, not a cursor of this list", "value_error")
+        raise RequestInvalid([problem]) from None
+
+
+def next_link(path: str, parameters: dict[str, str]) -> tuple[bytes, bytes]:
+    """The `Link` header to the next page, relative to where this one was asked for."""
+    return b"link", f'<{path}?{urlencode(parameters)}>; rel="next"'.encode()

@@ -1,0 +1,79 @@
+"""How an agent is doing: what it says when asked now, else what it last reported, else what is known of its making."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from events.failures import describe
+from events.lifecycle import RUNNING
+from events.store import EventStore
+from hydracore.agent.messages import AgentStatus, Heartbeat
+from hydracore.api import schemas as s
+from hydracore.tokens import control_token
+from hydracore.vps import AGENT_PORT, VpsClient, VpsError
+from projections.queries import ReportRow
+
+#: How long an agent may take to answer before its last heartbeat is shown instead.
+ASK_TIMEOUT_S: Final = 1.5
+
+_HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
+
+
+class RuntimeReader:
+    """`vps`: a client whose own timeout is `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
+
+    def __init__(self, *, store: EventStore, vps: VpsClient, master_key: bytes, heartbeat_interval_s: float) -> None:
+        self._store = store
+        self._vps = vps
+        self._master_key = master_key
+        self._heartbeat_interval_s = heartbeat_interval_s
+
+    async def read(self, report: ReportRow, *, lines: list[s.LogLine]) -> s.RuntimeStatus:
+        """Never fails for the agent's sake: whatever is known is told."""
+        seen: AgentStatus | Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
+        if report.status == RUNNING:
+            seen = await self._ask(report) or seen
+        error = seen.error if seen is not None else None
+        if report.error_code is not None:
+            error_code, error_message = report.error_code, describe(report.error_code)
+        else:
+            error_code, error_message = (error.code, error.message) if error is not None else (None, None)
+        skills: list[Any] = list(seen.skills_loaded) if seen is not None else []
+        return s.RuntimeStatus(
+            active_connections=seen.active_connections if seen is not None else None,
+            bootstrap_seq=report.bootstrap_seq,
+            bootstrap_stage=report.bootstrap_stage,
+            error_code=error_code,
+            error_message=error_message,
+            health_failures=self._missed(report),
+            health_status=report.health_status,
+            instance_id=report.id,
+            last_heartbeat=report.heartbeat_at,
+            node_version=seen.versions.node if seen is not None else None,
+            openclaw_version=seen.versions.openclaw if seen is not None else None,
+            provision_logs=lines,
+            provisioning_stage=report.provisioning_stage,
+            skills_loaded=skills,
+            status=report.status,
+            uptime_seconds=seen.uptime_seconds if seen is not None else None,
+        )
+
+    def _missed(self, report: ReportRow) -> int:
+        """How many heartbeats in a row have not come, by the database's clock."""
+        if report.status != RUNNING or report.heartbeat_age_s is None:
+            return 0
+        # One interval is what a heartbeat may always take.
+        return max(0, int(report.heartbeat_age_s / self._heartbeat_interval_s) - 1)
+
+    async def _ask(self, report: ReportRow) -> AgentStatus | None:
+        state = await self._store.load(report.id)
+        if state is None or state.vpn_ip is None or state.agent is None or state.agent.key_id is None:
+            return None
+        token = control_token(self._master_key, report.id, state.agent.key_id)
+        try:
+            return await self._vps.status(state.vpn_ip, AGENT_PORT, token)
+        except VpsError:
+            # It shows in health_failures, and as a change of health once it lasts.
+            return None

@@ -1,0 +1,165 @@
+"""The bodies of the contract: what clients send and what they get. Field order is the contract's.
+
+Ids and times are text here where they are only ever shown: the database has them as text already.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from hydracore.auth import ID_PATTERN
+from hydracore.catalogue import DEFAULT_PRESET
+
+
+def unserved(**bounds: Any) -> Meta:
+    """Bounds that are kept but not shown in the OpenAPI document: the contract has none, these only keep abuse out."""
+    return Meta(**bounds, extra_json_schema={"x-unserved": True})
+
+
+#: Names and references: nobody needs more, and the log keeps them for ever.
+Text = Annotated[str, unserved(max_length=10_000)]
+Slugs = Annotated[list[Text], unserved(max_length=1_000)]
+CustomerId = Annotated[str, unserved(pattern=ID_PATTERN)]
+#: Any text without control characters; 255 characters fit every index.
+IdempotencyKey = Annotated[str, unserved(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+
+UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+RuntimeType = Annotated[str, Meta(examples=["expressclaw", "openclaw"])]
+WorkloadType = Annotated[str, Meta(examples=["agent", "website"])]
+
+Status = Literal["pending", "provisioning", "running", "failed", "error", "deleting", "deleted"]
+
+
+class ValidationError(msgspec.Struct, frozen=True):
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class HTTPValidationError(msgspec.Struct, frozen=True):
+    detail: list[ValidationError]
+
+
+class HTTPError(msgspec.Struct, frozen=True):
+    detail: str
+
+
+class CreateInstance(msgspec.Struct, frozen=True, kw_only=True):
+    agent_name: Text | None = None
+    customer_id: CustomerId | None = None
+    idempotency_key: IdempotencyKey | None = None
+    manifest_id: Text | None = None
+    preset_id: Annotated[str, Meta(extra={"check": "preset"})] = DEFAULT_PRESET
+    recipe_id: Text | None = None
+    region_id: Annotated[str, Meta(extra={"check": "region"})]
+    tier_id: Annotated[str, Meta(extra={"check": "tier"})]
+    user_display_name: Text | None = None
+    website_template_slug: Text | None = None
+    workflow_slugs: Slugs | None = None
+
+
+class CreateInstanceResponse(msgspec.Struct, frozen=True, kw_only=True):
+    idempotency_key: str
+    instance_id: UUID | None
+    message: str
+    task_id: str
+
+
+class InstanceListItem(msgspec.Struct, frozen=True, kw_only=True):
+    agent_name: str | None
+    created_at: TimeText
+    hostname: str | None
+    id: UuidText
+    ip_address: str | None
+    preset_id: str
+    provider: str | None
+    region_id: str
+    runtime_type: RuntimeType
+    status: str
+    workload_type: WorkloadType
+    customer_email: str | None
+    product_tier_name: str | None
+
+
+class InstanceList(msgspec.Struct, frozen=True):
+    instances: list[InstanceListItem]
+
+
+class InstanceDetail(msgspec.Struct, frozen=True, kw_only=True):
+    agent_name: str | None
+    created_at: TimeText
+    hostname: str | None
+    id: UuidText
+    ip_address: str | None
+    preset_id: str
+    provider: str | None
+    region_id: str
+    runtime_type: RuntimeType
+    status: str
+    workload_type: WorkloadType
+    callback_seq: int | None
+    callback_stage: str | None
+    capabilities: dict[str, bool]
+    error_message: str | None
+    health_status: str | None
+    provisioning_stage: str | None
+    server_type_plan: str | None
+    updated_at: TimeText
+    vpn_ip: str | None
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    created_at: TimeText
+    level: str
+    message: str
+    seq: int
+    stage: str | None
+
+
+class ProvisionLogs(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    logs: list[LogLine]
+    total: int
+
+
+class PollByKeyResponse(msgspec.Struct, frozen=True, kw_only=True):
+    bootstrap_seq: int | None
+    bootstrap_stage: str | None
+    error_message: str | None
+    found: bool
+    hostname: str | None
+    instance_id: UuidText | None
+    logs: list[LogLine]
+    provisioning_stage: str | None
+    status: str | None
+
+
+class DeleteInstanceResponse(msgspec.Struct, frozen=True, kw_only=True):
+    already_deleted: bool
+    instance_id: UUID
+    message: str
+    status: str
+
+
+class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    active_connections: int | None
+    bootstrap_seq: int | None
+    bootstrap_stage: str | None
+    error_code: str | None
+    error_message: str | None
+    health_failures: int
+    health_status: str | None
+    instance_id: UUID
+    last_heartbeat: TimeText | None
+    node_version: str | None
+    openclaw_version: str | None
+    provision_logs: list[LogLine]
+    provisioning_stage: str | None
+    skills_loaded: list[Any]
+    status: str
+    uptime_seconds: int | None

@@ -1,0 +1,253 @@
+"""From an HTTP request to a handler's arguments, or to every problem of the request at once.
+
+A handler's signature says what it takes: parameters named in the path template come from the path, `body` from the JSON
+body, those marked `Header(...)` from headers, and all others from the query string. Problems are reported in FastAPI's
+order (path, query, header, body) and form, because that is what the API's clients were written against.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+from urllib.parse import parse_qsl, unquote_to_bytes
+from uuid import UUID, uuid5
+
+import msgspec
+from msgspec import inspect as types
+
+from events.ids import NAMESPACE
+from hydracore.api.errors import RequestInvalid
+from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
+
+Source = Literal["path", "query", "header", "body"]
+Handler = Callable[..., Awaitable[Any]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+_ORDER: Final[tuple[Source, ...]] = ("path", "query", "header", "body")
+
+
+class Header(NamedTuple):
+    """Marks a handler's parameter as the value of a header: `Annotated[str, Header("X-Name")]`."""
+
+    name: str
+
+
+class Rest:
+    """Marks the last path parameter as all that follows, slashes included: `Annotated[str, Rest()]`.
+
+    It is read from the path as the client wrote it, because routing has decoded and normalized the other one.
+    """
+
+
+class Incoming(NamedTuple):
+    """The request behind the arguments, for handlers that take it: its id, its exact body and its headers."""
+
+    request_id: str
+    raw_body: bytes
+    headers: RawHeaders
+
+    @property
+    def correlation_id(self) -> UUID:
+        """The request id as the log keeps it; one that is no UUID gives the same UUID each time."""
+        try:
+            return UUID(self.request_id)
+        except ValueError:
+            return uuid5(NAMESPACE, self.request_id)
+
+
+class Input(NamedTuple):
+    """One argument of a handler that the client gives. `alias` is its name on the wire.
+
+    `prefix`: for a `Rest` parameter, the path before it.
+    """
+
+    name: str
+    alias: str
+    source: Source
+    declared: Any
+    info: types.Type
+    required: bool
+    default: Any
+    prefix: str | None = None
+    #: `alias` as it is written in documents: header names are lower-case on the way.
+    wire_name: str = ""
+
+
+class Signature(NamedTuple):
+    """What a handler takes. `who`: the type of caller that it is for, if any; both others are names of parameters."""
+
+    inputs: tuple[Input, ...]
+    who: type | None
+    who_name: str
+    incoming_name: str
+
+
+def read_signature(handler: Handler, path: str, *, callers: Collection[type]) -> Signature:
+    """The inputs of `handler`, in the order in which their problems are reported.
+
+    `callers`: the types that stand for whoever is asking.
+    """
+    inputs: list[Input] = []
+    who, who_name, incoming_name = None, "", ""
+    for name, parameter in inspect.signature(handler, eval_str=True).parameters.items():
+        if parameter.annotation in callers:
+            who, who_name = parameter.annotation, name
+        elif parameter.annotation is Incoming:
+            incoming_name = name
+        else:
+            inputs.append(_input_of(parameter, path))
+    inputs.sort(key=lambda each: _ORDER.index(each.source))
+    return Signature(tuple(inputs), who, who_name, incoming_name)
+
+
+def _input_of(parameter: inspect.Parameter, path: str) -> Input:
+    declared, *marks = get_args(parameter.annotation) if _is_annotated(parameter) else (parameter.annotation,)
+    kept = tuple(mark for mark in marks if not isinstance(mark, Header | Rest))
+    if kept:
+        declared = Annotated[(declared, *kept)]
+    source: Source = "query"
+    alias = wire_name = name = parameter.name
+    prefix: str | None = None
+    if f"{{{name}}}" in path:
+        source = "path"
+        prefix = path.partition("{")[0] if any(isinstance(mark, Rest) for mark in marks) else None
+    elif name == "body":
+        source = "body"
+    for mark in marks:
+        if isinstance(mark, Header):
+            source, alias, wire_name = "header", mark.name.lower(), mark.name
+    required = parameter.default is inspect.Parameter.empty
+    default = None if required else parameter.default
+    return Input(name, alias, source, declared, type_info(declared), required, default, prefix, wire_name)
+
+
+def _is_annotated(parameter: inspect.Parameter) -> bool:
+    return get_origin(parameter.annotation) is Annotated
+
+
+class RequestReader:
+    """Reads the inputs of one operation. `checks`: see `hydracore.problems`."""
+
+    def __init__(self, inputs: Sequence[Input], checks: Mapping[str, Check]) -> None:
+        self._inputs = inputs
+        self._checks = checks
+        self._defaults = {each.name: each.default for each in inputs if not each.required}
+        self._path = [each for each in inputs if each.source == "path"]
+        body = next((each for each in inputs if each.source == "body"), None)
+        self._body_name = body.name if body is not None else None
+        self._decoder = msgspec.json.Decoder(body.declared) if body is not None else None
+        # msgspec alone can answer where nothing but path and body may be given and no check is asked for.
+        self._may_be_quick = not any(each.source == "header" or each.prefix for each in inputs) and not (
+            body is not None and _asks_for_checks(body.info)
+        )
+
+    @property
+    def wants_body(self) -> bool:
+        return self._body_name is not None
+
+    def read(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
+        """The handler's arguments by name. Raises `RequestInvalid`."""
+        if self._may_be_quick and not scope["query_string"]:
+            try:
+                return self._read_quickly(scope, raw_body)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                # What is wrong is found below, and it may be nothing: this way is stricter than the rules.
+                pass
+        return self._read_all(scope, raw_body)
+
+    def _read_quickly(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
+        arguments = self._defaults.copy()
+        for each in self._path:
+            arguments[each.name] = msgspec.convert(scope["path_params"][each.alias], each.declared)
+        if self._decoder is not None and self._body_name is not None:
+            if not _is_json(scope["headers"]) or b"\\u0000" in raw_body:
+                raise msgspec.ValidationError
+            arguments[self._body_name] = self._decoder.decode(raw_body)
+        return arguments
+
+    def _read_all(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
+        reader = Reader(self._checks)
+        given: dict[Source, Mapping[str, Any]] = {
+            "path": self._path_given(scope),
+            "query": _query(scope["query_string"]),
+            "header": _headers(scope["headers"]),
+        }
+        arguments = self._defaults.copy()
+        for each in self._inputs:
+            if each.source == "body":
+                arguments[each.name] = _read_body(reader, each, raw_body, scope["headers"])
+                continue
+            loc: Location = (each.source, each.alias)
+            if each.alias in given[each.source]:
+                arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
+            elif each.required:
+                reader.problems.append(Problem(loc, "Field required", "missing"))
+        if reader.problems:
+            raise RequestInvalid(reader.problems)
+        return arguments
+
+    def _path_given(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
+        given = dict(scope["path_params"])
+        for each in self._path:
+            if each.prefix is not None:
+                written: str = scope["raw_path"].decode("latin-1").partition(each.prefix)[2]
+                given[each.alias] = unquote_to_bytes(written).decode(errors="replace")
+        return given
+
+
+def _read_body(reader: Reader, body: Input, raw_body: bytes, headers: RawHeaders) -> Any:
+    if not raw_body:
+        reader.problems.append(Problem(("body",), "Field required", "missing"))
+        return None
+    # A body that is not said to be JSON is not read as such; the reader then says that it is no object.
+    value: Any = raw_body
+    if _is_json(headers):
+        try:
+            value = json.loads(raw_body)
+        except json.JSONDecodeError as error:
+            reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
+            return None
+        except (ValueError, RecursionError):
+            # Not UTF-8, a number of thousands of digits, or nested too deeply.
+            reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
+            return None
+    if value is None:
+        reader.problems.append(Problem(("body",), "Field required", "missing"))
+        return None
+    return reader.read(value, body.info, ("body",))
+
+
+def _query(query_string: bytes) -> dict[str, str]:
+    """The last value of each name, as FastAPI takes it."""
+    if not query_string:
+        return {}
+    return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
+
+
+def _headers(headers: RawHeaders) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+def _is_json(headers: RawHeaders) -> bool:
+    """Whether the body is said to be JSON; a client that says nothing is taken to mean it."""
+    for name, value in headers:
+        if name == b"content-type":
+            media_type = value.split(b";", 1)[0].strip().lower()
+            return not media_type or media_type == b"application/json" or media_type.endswith(b"+json")
+    return True
+
+
+def _asks_for_checks(info: types.Type) -> bool:
+    match info:
+        case types.Metadata():
+            return named_check(info) is not None or _asks_for_checks(info.type)
+        case types.UnionType():
+            return any(_asks_for_checks(member) for member in info.types)
+        case types.StructType():
+            return any(_asks_for_checks(field.type) for field in info.fields)
+        case types.ListType() | types.VarTupleType():
+            return _asks_for_checks(info.item_type)
+        case _:
+            return False

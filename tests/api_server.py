@@ -1,0 +1,75 @@
+"""The API on a real server, in the test's own loop, on real services."""
+
+import asyncio
+import base64
+import contextlib
+import socket
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import uvicorn
+
+from hydracore import catalogue as catalogues
+from hydracore.api.app import Parts, create_app
+from hydracore.api.main import open_parts
+from hydracore.auth import Role, issue_token
+from hydracore.settings import PACKAGED_CATALOGUE, Settings
+
+JWT_SECRET = "a-secret-of-at-least-thirty-two-characters"
+MASTER_KEY = bytes(range(32))
+ENVIRON = {"HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:1", "HYDRACORE_CLOUDSIM_TOKEN": "x"}
+
+
+class Api(NamedTuple):
+    """A running API: its address, what it stands on, and a client without credentials."""
+
+    url: str
+    parts: Parts
+    client: httpx.AsyncClient
+
+    def token(self, tenant: str = "acme", user: str = "ann", role: Role = "customer", **extra: Any) -> dict[str, str]:
+        """The headers of somebody."""
+        expires_at = extra.pop("expires_at", time.time() + 3600)
+        made = issue_token(
+            JWT_SECRET, tenant_id=tenant, user_id=user, role=role, expires_at=expires_at, email=extra.get("email")
+        )
+        return {"Authorization": f"Bearer {made}"}
+
+
+@contextlib.asynccontextmanager
+async def running_api(
+    database_url: str, redis_url: str, *, catalogue: Path = PACKAGED_CATALOGUE, **changes: Any
+) -> AsyncGenerator[Api]:
+    settings = Settings(
+        database_url=database_url, redis_url=redis_url, master_key=MASTER_KEY, jwt_secret=JWT_SECRET, **changes
+    )
+    async with open_parts(settings, catalogues.load(catalogue, ENVIRON)) as parts:
+        door = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            create_app(parts),
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        server = uvicorn.Server(config)
+        # The test's own signal handlers stay: uvicorn would install its in the main thread.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
+        serving = asyncio.create_task(server.serve(sockets=[door]))
+        url = f"http://127.0.0.1:{door.getsockname()[1]}"
+        try:
+            async with httpx.AsyncClient(base_url=url) as client:
+                yield Api(url, parts, client)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
