@@ -1,0 +1,1 @@
+"""Providers of servers: one door (`base`) and the drivers behind it."""

@@ -1,0 +1,155 @@
+"""The Hetzner Cloud driver (https://docs.hetzner.cloud/reference/cloud). It drives cloudsim and the real API alike."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from workers.providers.base import (
+    Action,
+    CreatedServer,
+    CreateServer,
+    ProviderError,
+    ProviderLater,
+    ProviderRefused,
+    ProviderRetry,
+    Server,
+)
+from workers.providers.hetzner_errors import INVALID_INPUT, LOCKED, NOT_FOUND
+from workers.providers.hetzner_http import HetznerHttp, Query
+from workers.providers.hetzner_key import HetznerKey
+from workers.providers.hetzner_wire import ACTION_PAGE, NEW_SERVER, ONE_ACTION, ONE_SERVER, SERVER_PAGE
+
+#: What one page and one question for actions may hold.
+PER_PAGE: Final = 50
+ACTIONS_PER_CALL: Final = 25
+
+#: A project with more servers than this needs another design; a cut list would look like vanished servers.
+SERVER_PAGES_MAX: Final = 400
+
+#: A list that loses entries while it is read is read again this often.
+LISTINGS_MAX: Final = 3
+
+LABEL_PATTERN: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?")
+
+
+class HetznerProvider:
+    """One Hetzner project (see `base.Provider`). Shared by all tasks of one event loop; `aclose` it at the end.
+
+    `endpoint` ends in `/v1`. `ssh_public_key` is an OpenSSH line that every server gets; without one, servers get a key
+    that nobody holds the private half of.
+    """
+
+    def __init__(
+        self, endpoint: str, token: str, *, timeout_s: float, ssh_public_key: str | None, ssh_key_name: str
+    ) -> None:
+        self._endpoint = endpoint
+        self._http = HetznerHttp(endpoint, token, timeout_s=timeout_s)
+        self._key = HetznerKey(self._http, name=ssh_key_name, public_key=ssh_public_key or None)
+
+    def __repr__(self) -> str:
+        return f"HetznerProvider({self._endpoint!r})"
+
+    async def create_server(self, order: CreateServer, /) -> CreatedServer:
+        key_id = await self._key.key_id()
+        body = {
+            "name": order.name,
+            "server_type": order.server_type,
+            "location": order.location,
+            "image": order.image,
+            "ssh_keys": [key_id],
+            "user_data": order.user_data,
+            "labels": order.labels,
+            "start_after_create": True,
+            "public_net": {"enable_ipv4": True, "enable_ipv6": True},
+        }
+        try:
+            answer = await self._http.change("POST", "servers", NEW_SERVER, body)
+        except ProviderRefused as refusal:
+            if refusal.code in {INVALID_INPUT, NOT_FOUND} and await self._key.forget_if_gone():
+                raise ProviderRetry("ssh_key_gone", refusal.correlation_id) from None
+            raise
+        server = answer.server.server()
+        return CreatedServer(
+            server=server, action_ids=tuple(str(action.id) for action in (answer.action, *answer.next_actions))
+        )
+
+    async def get_server(self, server_id: str, /) -> Server | None:
+        try:
+            return (await self._http.get(_server_path(server_id), ONE_SERVER)).server.server()
+        except ProviderError as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
+
+    async def find_servers(self, labels: Mapping[str, str], /) -> list[Server]:
+        selector = _selector(labels)
+        for _ in range(LISTINGS_MAX):
+            servers = await self._list_once(selector)
+            if servers is not None:
+                return servers
+        raise ProviderRetry("list_keeps_moving")
+
+    async def delete_server(self, server_id: str, /) -> None:
+        try:
+            await self._http.change("DELETE", _server_path(server_id), ONE_ACTION)
+        except ProviderRefused as refusal:
+            if refusal.code != NOT_FOUND:
+                raise
+        except ProviderLater as later:
+            # The provider locks a server while it is at work on it, and that work may be the delete asked for before.
+            if later.code != LOCKED or not await self._is_going(server_id):
+                raise
+
+    async def set_labels(self, server_id: str, labels: Mapping[str, str], /) -> None:
+        await self._http.change("PUT", _server_path(server_id), ONE_SERVER, {"labels": dict(labels)})
+
+    async def get_actions(self, action_ids: Sequence[str], /) -> list[Action]:
+        actions: list[Action] = []
+        for start in range(0, len(action_ids), ACTIONS_PER_CALL):
+            batch = list(action_ids[start : start + ACTIONS_PER_CALL])
+            answer = await self._http.get("actions", ACTION_PAGE, {"id": batch, "per_page": PER_PAGE})
+            actions.extend(action.action() for action in answer.actions)
+        return actions
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _is_going(self, server_id: str) -> bool:
+        server = await self.get_server(server_id)
+        return server is None or server.status == "deleting"
+
+    async def _list_once(self, selector: str) -> list[Server] | None:
+        """All pages, oldest server first; None when the list lost an entry in between.
+
+        Pages are cut by number: once an entry of an earlier page is gone, the first entry of the next page moves onto a
+        page that was read before, and would be missed. New servers come last, where they do no harm.
+        """
+        found: dict[str, Server] = {}
+        total_before = 0
+        page: int | None = 1
+        while page is not None:
+            if page > SERVER_PAGES_MAX:
+                raise ProviderRefused("too_many_servers")
+            query: Query = {"label_selector": selector, "sort": "id:asc", "page": page, "per_page": PER_PAGE}
+            answer = await self._http.get("servers", SERVER_PAGE, query)
+            total = answer.meta.pagination.total_entries or 0
+            if total < total_before:
+                return None
+            total_before = total
+            found.update((str(wire.id), wire.server()) for wire in answer.servers)
+            page = answer.meta.pagination.next_page
+        return list(found.values())
+
+
+def _selector(labels: Mapping[str, str]) -> str:
+    """`a==1,b==2`. Labels are ours, so a bad one is our bug, and so is asking for all servers of a shared project."""
+    assert labels
+    for text in (*labels.keys(), *labels.values()):
+        assert LABEL_PATTERN.fullmatch(text), text
+    return ",".join(f"{key}=={value}" for key, value in labels.items())
+
+
+def _server_path(server_id: str) -> str:
+    """Ids come from the provider through our log; anything but digits there is our bug."""
+    assert re.fullmatch(r"[0-9]+", server_id), server_id
+    return f"servers/{server_id}"

@@ -1,0 +1,113 @@
+"""Turns Hetzner's error codes into our error tree, and keeps every word of theirs out of it.
+
+A code is a slug, so it may be kept; a text may quote the API token, so it is not even decoded.
+Codes: https://docs.hetzner.cloud/reference/cloud#errors
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+from workers.providers.base import (
+    RETRY_AFTER_S_DEFAULT,
+    ProviderError,
+    ProviderLater,
+    ProviderNameTaken,
+    ProviderNoCapacity,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+    ProviderRetry,
+)
+
+RATE_LIMITED: Final = "rate_limit_exceeded"
+TIMED_OUT: Final = "timeout"
+NOT_FOUND: Final = "not_found"
+LOCKED: Final = "locked"
+INVALID_INPUT: Final = "invalid_input"
+
+CLASS_OF_CODE: Final[dict[str, type[ProviderError]]] = {
+    "conflict": ProviderRetry,
+    RATE_LIMITED: ProviderRetry,
+    TIMED_OUT: ProviderRetry,
+    "bad_gateway": ProviderRetry,
+    LOCKED: ProviderLater,
+    "maintenance": ProviderLater,
+    "unavailable": ProviderLater,
+    "service_error": ProviderLater,
+    "server_error": ProviderLater,
+    "resource_unavailable": ProviderNoCapacity,
+    "placement_error": ProviderNoCapacity,
+    "invalid_server_type": ProviderNoCapacity,
+    "uniqueness_error": ProviderNameTaken,
+    "resource_limit_exceeded": ProviderRefused,
+    "forbidden": ProviderRefused,
+    "unauthorized": ProviderRefused,
+    "token_readonly": ProviderRefused,
+    "protected": ProviderRefused,
+    INVALID_INPUT: ProviderRefused,
+    "json_error": ProviderRefused,
+    NOT_FOUND: ProviderRefused,
+}
+
+#: Where the code is missing or new to us, the HTTP status decides.
+CLASS_OF_STATUS: Final[dict[int, type[ProviderError]]] = {
+    409: ProviderRetry,
+    412: ProviderNoCapacity,
+    423: ProviderLater,
+    429: ProviderRetry,
+    502: ProviderRetry,
+    504: ProviderRetry,
+}
+
+#: No digits and no capitals: an API token cannot hide in a code.
+CODE_PATTERN: Final = re.compile(r"[a-z][a-z_]{0,47}")
+CORRELATION_ID_PATTERN: Final = re.compile(r"[0-9a-f-]{1,36}")
+
+
+class _Coded(msgspec.Struct):
+    code: str
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Coded
+
+
+def error_of(
+    *, status: int, body: bytes, correlation_id: str | None, mutation: bool, retry_after_s: float | None
+) -> ProviderError:
+    """The error that an unsuccessful answer means for the caller."""
+    assert not 200 <= status < 300  # noqa: PLR2004 - the range of success in HTTP
+    code = code_in(body) or f"http_{status}"
+    kind = CLASS_OF_CODE.get(code) or CLASS_OF_STATUS.get(status) or _class_of_family(status)
+    seen_as = correlation_id_in(correlation_id)
+    if mutation and (code == TIMED_OUT or (code == f"http_{status}" and status == 504)):  # noqa: PLR2004 - gateway timeout
+        # Somebody between us and the provider gave up waiting; the change may still happen.
+        return ProviderOutcomeUnknown(code, seen_as)
+    if kind is ProviderRetry:
+        return ProviderRetry(
+            code, seen_as, retry_after_s=RETRY_AFTER_S_DEFAULT if retry_after_s is None else retry_after_s
+        )
+    return kind(code, seen_as)
+
+
+def code_in(body: bytes) -> str | None:
+    """The error code of an answer; None when the body is not the provider's (a gateway's page, say)."""
+    try:
+        return slug(msgspec.json.decode(body, type=_ErrorBody).error.code)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def slug(code: str) -> str:
+    """A code that is safe to keep."""
+    return code if CODE_PATTERN.fullmatch(code) else "unreadable_code"
+
+
+def correlation_id_in(text: str | None) -> str | None:
+    """A correlation id that is safe to keep: hexadecimal digits and dashes, no more than a UUID has."""
+    return text if text is not None and CORRELATION_ID_PATTERN.fullmatch(text) else None
+
+
+def _class_of_family(status: int) -> type[ProviderError]:
+    return ProviderLater if status >= 500 else ProviderRefused  # noqa: PLR2004 - where server errors begin

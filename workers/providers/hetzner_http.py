@@ -1,0 +1,117 @@
+"""One HTTP conversation with the Hetzner API: paced, bounded in time and number, and silent about secrets.
+
+httpx errors are translated here, once. They are not chained to ours: theirs hold the request, and with it the token.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, TypeVar
+
+import httpx
+import msgspec
+
+from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
+from workers.providers.hetzner_errors import correlation_id_in, error_of
+from workers.providers.hetzner_pacing import Pacer
+
+#: Calls of one driver under way at the same time.
+CONCURRENCY_MAX: Final = 16
+
+#: Idle connections are given up before the provider does it, so that few calls meet a connection that is just closing.
+KEEPALIVE_S: Final = 3.0
+
+#: These fail before a request is on its way; after any other failure it may have arrived.
+NOT_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+
+Query = Mapping[str, str | int | list[str]]
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+class _Decoder(Protocol[Answer_co]):
+    def decode(self, body: bytes, /) -> Answer_co: ...
+
+
+class HetznerHttp:
+    """The connection pool of one driver. `endpoint` ends before the resource, for instance in `/v1`."""
+
+    def __init__(self, endpoint: str, token: str, *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._places = asyncio.Semaphore(CONCURRENCY_MAX)
+        self._pacer = Pacer(monotonic=time.monotonic, wall=time.time)
+        self._client = httpx.AsyncClient(
+            base_url=endpoint.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            # Half of the time for connecting, so that "not sent" is told apart from "no answer".
+            timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2),
+            limits=httpx.Limits(max_connections=CONCURRENCY_MAX, keepalive_expiry=KEEPALIVE_S),
+            # A proxy of the environment is for the world outside; a cloudsim on this machine is not behind it.
+            trust_env=endpoint.startswith("https:"),
+        )
+
+    async def get(self, path: str, answer: _Decoder[Answer_co], query: Query | None = None) -> Answer_co:
+        """Read something."""
+        return await self._call("GET", path, answer, query=query)
+
+    async def change(
+        self, method: str, path: str, answer: _Decoder[Answer_co], body: Mapping[str, Any] | None = None
+    ) -> Answer_co:
+        """Change something. Raises `ProviderOutcomeUnknown` when the change may have happened and no answer says so."""
+        assert method in {"POST", "PUT", "DELETE"}
+        return await self._call(method, path, answer, body=body)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer: _Decoder[Answer_co],
+        *,
+        query: Query | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Answer_co:
+        mutation = method != "GET"
+        request = self._client.build_request(method, path, params=query, json=body)
+        async with self._places:
+            await self._pacer.turn(patience_s=self._timeout_s)
+            response = await self._send(request, mutation=mutation)
+        retry_after_s = self._pacer.learn(status=response.status_code, headers=response.headers)
+        correlation_id = response.headers.get("x-correlation-id")
+        if not response.is_success:
+            raise error_of(
+                status=response.status_code,
+                body=response.content,
+                correlation_id=correlation_id,
+                mutation=mutation,
+                retry_after_s=retry_after_s,
+            )
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return answer.decode(response.content)
+        # Outside of the handler, so that the decoder's error, which may quote the body, is not chained to this one.
+        raise _unanswered("unreadable_answer", mutation=mutation, correlation_id=correlation_id_in(correlation_id))
+
+    async def _send(self, request: httpx.Request, *, mutation: bool) -> httpx.Response:
+        """The answer. `timeout` of httpx bounds each read; the deadline around it bounds a provider that trickles."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._client.send(request)
+        except NOT_SENT:
+            failure: ProviderError = ProviderRetry("not_connected")
+        except (TimeoutError, httpx.TimeoutException):
+            failure = _unanswered("no_answer_in_time", mutation=mutation)
+        except httpx.HTTPError:
+            failure = _unanswered("connection_broke", mutation=mutation)
+        raise failure
+
+
+def _unanswered(code: str, *, mutation: bool, correlation_id: str | None = None) -> ProviderError:
+    return ProviderOutcomeUnknown(code, correlation_id) if mutation else ProviderRetry(code, correlation_id)
