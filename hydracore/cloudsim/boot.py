@@ -1,0 +1,213 @@
+"""Boots agents as processes of their own, at most one per server at any time, whoever of us is killed when.
+
+Each server has a lock file. It is locked before the agent is started, and the agent inherits the open file: the kernel
+therefore holds the lock for exactly as long as the agent lives, without the agent's help and without ours. Whoever gets the
+lock knows that no agent lives; whoever does not get it looks for the agent's pid: first in the store, then, if cloudsim was
+killed between starting it and writing that down, among all processes.
+"""
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, Protocol
+
+import psutil
+import structlog
+
+from hydracore.cloudsim.disk import AGENT_LOG
+from hydracore.cloudsim.processes import POLL_S, AgentProcess, search, seen
+from hydracore.cloudsim.store import Store
+
+log = structlog.get_logger(__name__)
+
+#: A VPS inherits nothing of the control plane, least of all its secrets.
+ENVIRONMENT_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE")
+
+#: A VPS has processors of its own. Here a hundred that boot at once must leave some for those who wait for answers.
+NICENESS: Final = 5
+
+#: Starting a process stops everything else for milliseconds, on a busy machine for more. Requests go in between.
+SPAWN_PAUSE_S: Final = 0.02
+
+#: A process that holds the lock shows among the processes after this long at the latest.
+SIGHT_S_MAX: Final = 5.0
+UNSEEN: Final = "something holds the lock, and no agent is to be seen"
+
+REAP_INTERVAL_S: Final = 0.5
+
+
+class BootError(Exception):
+    """The agent of a server could not be started."""
+
+
+class Booter(Protocol):
+    """Starts and stops the agents of servers; told apart by the servers' ids."""
+
+    async def open(self) -> None: ...
+
+    async def start(self, server_id: int) -> None:
+        """See to it that an agent runs: adopt a living one, start a new one otherwise."""
+        ...
+
+    async def stop(self, server_id: int, *, grace_s: float) -> bool:
+        """See to it that no agent runs: ask it to end, and end it after `grace_s`. Whether there was one."""
+        ...
+
+    def forget(self, server_id: int) -> None:
+        """The server is gone, and its agent was stopped."""
+        ...
+
+    def alive(self, server_id: int) -> bool: ...
+
+    def pid(self, server_id: int) -> int | None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class ProcessBooter:
+    """Agents are detached processes: they outlive cloudsim. `disks` and `locks` are absolute folders."""
+
+    def __init__(self, *, disks: Path, locks: Path, store: Store) -> None:
+        assert disks.is_absolute()
+        self._disks = disks
+        self._locks = locks
+        self._store = store
+        self._agents: dict[int, AgentProcess] = {}
+        self._turn = asyncio.Lock()
+        self._reaper: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        self._locks.mkdir(mode=0o700, exist_ok=True)
+        self._reaper = asyncio.create_task(self._reap())
+
+    async def start(self, server_id: int) -> None:
+        async with self._turn:
+            if await self._start_or_adopt(server_id):
+                await asyncio.sleep(SPAWN_PAUSE_S)
+
+    async def stop(self, server_id: int, *, grace_s: float) -> bool:
+        deadline_s = asyncio.get_running_loop().time() + SIGHT_S_MAX
+        stopped = False
+        while (descriptor := _try_lock(self._lock_path(server_id))) is None:
+            agent = self._find(server_id)
+            if agent is not None:
+                stopped = True
+                await agent.end(grace_s)
+            elif asyncio.get_running_loop().time() > deadline_s:
+                raise BootError(UNSEEN)
+            else:
+                await asyncio.sleep(POLL_S)
+        os.close(descriptor)
+        return stopped
+
+    def forget(self, server_id: int) -> None:
+        self._agents.pop(server_id, None)
+        self._lock_path(server_id).unlink(missing_ok=True)
+
+    def alive(self, server_id: int) -> bool:
+        return self._find(server_id) is not None
+
+    def pid(self, server_id: int) -> int | None:
+        agent = self._find(server_id)
+        return agent.pid if agent is not None else None
+
+    async def aclose(self) -> None:
+        """The agents stay."""
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.wait([self._reaper])
+        for agent in self._agents.values():
+            agent.detach()
+
+    async def _start_or_adopt(self, server_id: int) -> bool:
+        """Whether a new agent was started."""
+        deadline_s = asyncio.get_running_loop().time() + SIGHT_S_MAX
+        while (descriptor := _try_lock(self._lock_path(server_id))) is None:
+            if self._find(server_id) is not None:
+                return False
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise BootError(UNSEEN)
+            await asyncio.sleep(POLL_S)
+        try:
+            self._spawn(server_id, descriptor)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _spawn(self, server_id: int, lock: int) -> None:
+        """Start and write down without a pause in between, so that cancelling a task cannot come between the two."""
+        root = self._root(server_id)
+        log_path = root / AGENT_LOG
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as stream:
+            child = subprocess.Popen(  # noqa: S603 - our own program, on a folder that we made
+                [sys.executable, "-m", "hydracore.agent", "--root", str(root)],
+                cwd=root,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        process = psutil.Process(child.pid)
+        process.nice(NICENESS)
+        self._agents[server_id] = AgentProcess(process, child)
+        self._store.set_agent(server_id, pid=child.pid, started=process.create_time())
+        log.info("agent_started", server_id=server_id, pid=child.pid)
+
+    def _find(self, server_id: int) -> AgentProcess | None:
+        """The living agent of a server, adopted if another cloudsim started it."""
+        agent = self._agents.get(server_id)
+        if agent is not None and agent.alive():
+            return agent
+        # An agent that is visible is one that holds the lock; a free lock saves the look at all processes.
+        descriptor = _try_lock(self._lock_path(server_id))
+        if descriptor is not None:
+            os.close(descriptor)
+            return None
+        server = self._store.server(server_id)
+        process = seen(self._root(server_id), server.agent_pid, server.agent_started) if server else None
+        process = process or search(self._root(server_id))
+        if process is None:
+            return None
+        agent = self._agents[server_id] = AgentProcess(process, None)
+        self._store.set_agent(server_id, pid=process.pid, started=process.create_time())
+        log.info("agent_adopted", server_id=server_id, pid=process.pid)
+        return agent
+
+    async def _reap(self) -> None:
+        """Collect agents that have ended, so that none stays behind as a zombie."""
+        while True:
+            await asyncio.sleep(REAP_INTERVAL_S)
+            for server_id, agent in list(self._agents.items()):
+                if not agent.alive():
+                    log.info("agent_ended", server_id=server_id, pid=agent.pid)
+                    del self._agents[server_id]
+
+    def _root(self, server_id: int) -> Path:
+        return self._disks / str(server_id)
+
+    def _lock_path(self, server_id: int) -> Path:
+        return self._locks / f"{server_id}.lock"
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock, or None when somebody else does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _environment() -> dict[str, str]:
+    # The agent is this very package, wherever that was imported from.
+    package_root = str(Path(__file__).resolve().parents[2])
+    kept = {name: os.environ[name] for name in ENVIRONMENT_KEPT if name in os.environ}
+    return {**kept, "PYTHONPATH": package_root, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,77 @@
+"""A server's disk: a folder, on which the first boot writes the files that user_data asks for, as cloud-init would.
+
+Read here: `#cloud-config` with one JSON document, `write_files` of `path`, `content`, `permissions`. What else user_data may
+be starts nothing, as on a real server that has no agent in it.
+"""
+
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import msgspec
+
+HEADER: Final = "#cloud-config\n"
+
+#: A server whose disk has this file has an agent, and boots it.
+AGENT_FILE: Final = "etc/hydracore/agent.json"
+AGENT_LOG: Final = "var/log/hydracore-agent.log"
+
+FILES_MAX: Final = 100
+
+
+class _File(msgspec.Struct):
+    path: str
+    content: str = ""
+    permissions: str = "0644"
+
+
+class _CloudConfig(msgspec.Struct):
+    write_files: list[_File] = []
+
+
+class UserDataError(Exception):
+    """user_data asks for something that cannot be done. Its text is not quoted: it holds a token."""
+
+
+def write_disk(root: Path, user_data: str) -> None:
+    """Make the disk. Raises `UserDataError`."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not user_data.startswith(HEADER):
+        return
+    try:
+        files = msgspec.json.decode(user_data[len(HEADER) :], type=_CloudConfig).write_files
+    except msgspec.DecodeError:
+        raise UserDataError("user_data is not the JSON that is understood here") from None
+    if len(files) > FILES_MAX:
+        raise UserDataError(f"more than {FILES_MAX} files")
+    for file in files:
+        _write_file(_below(root, file.path), file)
+
+
+def has_agent(root: Path) -> bool:
+    return (root / AGENT_FILE).is_file()
+
+
+def remove_disk(root: Path) -> None:
+    """Remove a disk, also one that is half gone already."""
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _below(root: Path, path: str) -> Path:
+    """The place of a server's path on its disk, which nothing may leave."""
+    pure = PurePosixPath(path)
+    if not pure.is_absolute() or ".." in pure.parts or "\0" in path:
+        raise UserDataError("a path is not absolute")
+    return root.joinpath(*pure.parts[1:])
+
+
+def _write_file(path: Path, file: _File) -> None:
+    try:
+        mode = int(file.permissions, 8) & 0o777
+    except ValueError:
+        raise UserDataError("permissions are not octal") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(file.content)

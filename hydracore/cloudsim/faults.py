@@ -1,0 +1,178 @@
+"""Misbehaviour on request. Orders live in memory: a restarted cloudsim behaves.
+
+Three kinds: an answer instead of the operation (`REFUSALS`), trouble on the wire (`drop_reply`, `hold_before`, `hold_after`),
+and a server that comes out wrong (`slow_boot`, `dead_boot`, `action_error`). One operation may meet one of each group.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from hydracore.cloudsim.problems import ApiError, Reply
+from hydracore.cloudsim.records import Effects
+
+Operation = Literal[
+    "*",
+    "create_server",
+    "get_server",
+    "list_servers",
+    "update_server",
+    "delete_server",
+    "power_server",
+    "get_actions",
+    "get_action",
+    "list_server_actions",
+    "create_ssh_key",
+    "get_ssh_key",
+    "list_ssh_keys",
+    "update_ssh_key",
+    "delete_ssh_key",
+    "list_server_types",
+    "list_locations",
+    "list_images",
+]
+Fault = Literal[
+    "no_capacity",
+    "locked",
+    "rate_limit",
+    "server_error",
+    "gateway",
+    "error",
+    "drop_reply",
+    "hold_before",
+    "hold_after",
+    "slow_boot",
+    "dead_boot",
+    "action_error",
+]
+
+#: Answers that stand in for the operation, which is not applied: HTTP status and code.
+REFUSALS: Final[dict[str, tuple[int, str]]] = {
+    "no_capacity": (412, "resource_unavailable"),
+    "locked": (423, "locked"),
+    "rate_limit": (429, "rate_limit_exceeded"),
+    "server_error": (500, "server_error"),
+    "gateway": (502, "bad_gateway"),
+    "error": (422, "invalid_input"),
+}
+BOOT_FAULTS: Final = frozenset({"slow_boot", "dead_boot"})
+EFFECTS: Final = BOOT_FAULTS | {"action_error"}
+
+FAULTS_MAX: Final = 1000
+
+
+class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What to do wrong, where, and how often. Fields that a fault does not use are ignored."""
+
+    operation: Operation
+    fault: Fault
+    #: How often; None is for ever. The first `skip` matching operations go through unharmed.
+    times: Annotated[int, Meta(ge=1)] | None = 1
+    skip: Annotated[int, Meta(ge=0)] = 0
+    #: Only for these servers.
+    name: str | None = None
+    server_id: int | None = None
+    location: str | None = None
+    server_type: str | None = None
+    #: Of a refusal: another status or code than usual.
+    status: Annotated[int, Meta(ge=400, le=599)] | None = None
+    code: str | None = None
+    retry_after_s: Annotated[int, Meta(ge=0)] = 1
+    #: Of slow_boot.
+    delay_s: Annotated[float, Meta(ge=0)] = 1.0
+
+    def matches(self, operation: str, facts: Mapping[str, Any]) -> bool:
+        """Whether an operation on a server with these facts is meant."""
+        wanted = {
+            "name": self.name,
+            "server_id": self.server_id,
+            "location": self.location,
+            "server_type": self.server_type,
+        }
+        return self.operation in {"*", operation} and all(
+            value is None or facts.get(field) == value for field, value in wanted.items()
+        )
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """What one operation meets: at most one fault in its place or on its wire, and what it does to the server."""
+
+    order: FaultOrder | None = None
+    effects: Effects = Effects()
+
+
+class Faults:
+    """The orders that are not used up."""
+
+    def __init__(self) -> None:
+        self._orders: dict[int, FaultOrder] = {}
+        self._next_id = 1
+
+    def add(self, order: FaultOrder) -> int:
+        """Raises `ApiError` for an order that could never take effect."""
+        if order.fault in BOOT_FAULTS and order.operation != "create_server":
+            raise ApiError(422, "invalid_input", f"{order.fault} is a fault of create_server")
+        if order.fault == "action_error" and order.operation not in {"create_server", "delete_server", "power_server"}:
+            raise ApiError(
+                422, "invalid_input", "action_error is a fault of create_server, delete_server and power_server"
+            )
+        if len(self._orders) >= FAULTS_MAX:
+            raise ApiError(422, "invalid_input", f"at most {FAULTS_MAX} faults can wait")
+        number, self._next_id = self._next_id, self._next_id + 1
+        self._orders[number] = order
+        return number
+
+    def all(self) -> list[dict[str, Any]]:
+        """The waiting orders, as JSON data; `times` and `skip` tell what is left of them."""
+        return [{"id": number, **msgspec.to_builtins(order)} for number, order in self._orders.items()]
+
+    def clear(self) -> int:
+        """Forget all orders; how many there were."""
+        count = len(self._orders)
+        self._orders.clear()
+        return count
+
+    def take(self, operation: str, facts: Mapping[str, Any]) -> Taken:
+        """The faults that this operation meets, oldest orders first; they are used up by one."""
+        first: FaultOrder | None = None
+        boot_delay_s, boot_dead, fail_with = 0.0, False, None
+        for number, order in list(self._orders.items()):
+            in_its_place = order.fault not in EFFECTS
+            if not order.matches(operation, facts) or (in_its_place and first is not None):
+                continue
+            if not self._use(number, order):
+                continue
+            if in_its_place:
+                first = order
+            elif order.fault == "slow_boot":
+                boot_delay_s = order.delay_s
+            elif order.fault == "dead_boot":
+                boot_dead = True
+            else:
+                fail_with = order.code or "action_failed"
+        return Taken(order=first, effects=Effects(boot_delay_s=boot_delay_s, boot_dead=boot_dead, fail_with=fail_with))
+
+    def _use(self, number: int, order: FaultOrder) -> bool:
+        if order.skip > 0:
+            order.skip -= 1
+            return False
+        if order.times is not None:
+            order.times -= 1
+            if order.times == 0:
+                del self._orders[number]
+        return True
+
+
+def refusal(order: FaultOrder, token: str) -> Reply:
+    """The answer of a fault in `REFUSALS`."""
+    usual_status, usual_code = REFUSALS[order.fault]
+    status, code = order.status or usual_status, order.code or usual_code
+    if order.fault == "gateway":
+        # A gateway in front of the API knows nothing of its JSON.
+        return Reply(status, b"<html><body><h1>Bad Gateway</h1></body></html>", {"content-type": "text/html"})
+    # As the real texts do, this one quotes a part of the token; nobody should keep it.
+    message = f"{code.replace('_', ' ')} (token {token[:8]}...)"
+    headers = {"retry-after": str(order.retry_after_s)} if status == 429 else {}  # noqa: PLR2004 - "too many requests"
+    return ApiError(status, code, message, headers=headers).reply()

@@ -1,0 +1,164 @@
+"""Moves servers along: from `initializing` to `running`, on to `deleting` and away, and their agents with them.
+
+What is to be done follows from the stored record alone, so a restarted cloudsim goes on wherever the killed one was. Each
+server has at most one task; a new order for a server replaces the task that is under way, which is safe for the same reason.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from hydracore.cloudsim.boot import Booter
+from hydracore.cloudsim.disk import UserDataError, has_agent, remove_disk, write_disk
+from hydracore.cloudsim.records import ServerRecord
+from hydracore.cloudsim.store import Store
+
+log = structlog.get_logger(__name__)
+
+#: How long an agent may take to end when it is asked to.
+STOP_GRACE_S: Final = 3.0
+
+#: Actions that act without asking the agent, and those that boot it again.
+CUT_POWER: Final = "stop_server"
+RESTARTS: Final = frozenset({"reboot_server", "reset_server"})
+
+
+class Keeper:
+    """`action_delay_s` is how long an action takes before it shows any effect; `disks` holds the servers' folders."""
+
+    def __init__(self, store: Store, booter: Booter, *, disks: Path, action_delay_s: float) -> None:
+        self._store = store
+        self._booter = booter
+        self._disks = disks
+        self._action_delay_s = action_delay_s
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._stopping = False
+
+    async def open(self) -> None:
+        """Go on with every server that exists."""
+        self._disks.mkdir(mode=0o700, exist_ok=True)
+        await self._booter.open()
+        for server in self._store.servers():
+            self.tend(server.id)
+
+    def tend(self, server_id: int) -> None:
+        """The record of a server has changed: do what follows from it, in the background."""
+        self._replace(server_id, lambda: self._settle(server_id))
+
+    async def vanish(self, server_id: int) -> None:
+        """The server is lost without a word, as after a failed disk. Returns when it is gone."""
+        await asyncio.wait([self._replace(server_id, lambda: self._remove(server_id, grace_s=0.0))])
+
+    async def kill_agent(self, server_id: int) -> bool:
+        """Kill the agent and nothing else; whether there was one. Only a reboot, or cloudsim's next start, boots it again."""
+        return await self._booter.stop(server_id, grace_s=0.0)
+
+    async def stop_agents(self) -> int:
+        """Stop all agents and boot none from now on; how many there were. The servers stay, for the next start."""
+        self._stopping = True
+        await self._cancel_tasks()
+        servers = self._store.servers()
+        stopped = await asyncio.gather(*(self._booter.stop(server.id, grace_s=STOP_GRACE_S) for server in servers))
+        # Actions were under way, too; they do not wait for the next start.
+        for server in servers:
+            if server.locked:
+                self.tend(server.id)
+        return sum(stopped)
+
+    def alive(self, server_id: int) -> bool:
+        return self._booter.alive(server_id)
+
+    def pid(self, server_id: int) -> int | None:
+        return self._booter.pid(server_id)
+
+    async def aclose(self) -> None:
+        await self._cancel_tasks()
+        await self._booter.aclose()
+
+    # One server
+
+    async def _settle(self, server_id: int) -> None:
+        server = self._store.server(server_id)
+        if server is None:
+            return
+        if server.locked:
+            await asyncio.sleep(self._action_delay_s)
+            await self._finish(server)
+            server = self._store.server(server_id)
+        if server is not None and server.status == "running":
+            await self._boot(server)
+
+    async def _finish(self, server: ServerRecord) -> None:
+        """Do what the server's actions are about, and end them."""
+        running = [action for action in self._store.server_actions(server.id) if action.status == "running"]
+        commands = {action.command for action in running}
+        failing = any(action.fail_with is not None for action in running)
+        if server.status == "initializing":
+            starts = "start_server" in commands and not failing
+            self._store.finish_actions(server.id, status="running" if starts else "off")
+        elif server.status == "deleting":
+            await self._remove(server.id, grace_s=STOP_GRACE_S)
+        elif server.status == "starting":
+            self._store.finish_actions(server.id, status="running")
+        elif server.status == "stopping":
+            await self._booter.stop(server.id, grace_s=0.0 if CUT_POWER in commands else STOP_GRACE_S)
+            self._store.finish_actions(server.id, status="off")
+        else:
+            if commands & RESTARTS and not failing:
+                await self._booter.stop(server.id, grace_s=STOP_GRACE_S)
+            self._store.finish_actions(server.id, status=None)
+
+    async def _boot(self, server: ServerRecord) -> None:
+        if server.boot_dead or self._stopping:
+            return
+        root = self._disks / str(server.id)
+        if not server.disk_written:
+            await asyncio.sleep(server.boot_delay_s)
+            write_disk(root, self._store.user_data(server.id))
+            self._store.set_disk_written(server.id)
+        if has_agent(root):
+            await self._booter.start(server.id)
+
+    async def _remove(self, server_id: int, *, grace_s: float) -> None:
+        await self._booter.stop(server_id, grace_s=grace_s)
+        root = self._disks / str(server_id)
+        if root.exists():
+            await asyncio.to_thread(remove_disk, root)
+        self._booter.forget(server_id)
+        self._store.end_server(server_id)
+
+    # Tasks
+
+    def _replace(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
+        previous = self._tasks.get(server_id)
+        if previous is not None:
+            previous.cancel()
+        task = self._tasks[server_id] = asyncio.create_task(self._run(server_id, previous, work))
+        return task
+
+    async def _run(
+        self, server_id: int, previous: asyncio.Task[None] | None, work: Callable[[], Coroutine[None, None, None]]
+    ) -> None:
+        try:
+            if previous is not None:
+                await asyncio.wait([previous])
+            await work()
+        except UserDataError as error:
+            log.warning("user_data_unusable", server_id=server_id, reason=str(error))
+        except Exception:
+            # This server stays as it is until somebody asks something of it; the others go on.
+            log.exception("server_stuck", server_id=server_id)
+        finally:
+            if self._tasks.get(server_id) is asyncio.current_task():
+                del self._tasks[server_id]
+
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

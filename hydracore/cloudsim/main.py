@@ -1,0 +1,195 @@
+"""Runs cloudsim: as a program until a signal ends it (`run`), or inside another one (`serve`)."""
+
+import asyncio
+import contextlib
+import fcntl
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator, Generator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from hydracore.cloudsim.app import make_app
+from hydracore.cloudsim.boot import Booter, ProcessBooter
+from hydracore.cloudsim.boot_inline import InlineBooter
+from hydracore.cloudsim.keeper import Keeper
+from hydracore.cloudsim.quota import Quota
+from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
+from hydracore.cloudsim.store import Store
+
+log = structlog.get_logger(__name__)
+
+BOOTS: Final = ("process", "inline")
+
+#: A home whose last cloudsim was killed is free within moments.
+HOME_WAIT_S_MAX: Final = 2.0
+HOME_POLL_S: Final = 0.05
+
+#: Longer than any client keeps an idle connection, so that it is the client who closes it.
+KEEPALIVE_S: Final = 75
+#: What requests that are being answered get at the end.
+GRACEFUL_S: Final = 1
+BACKLOG: Final = 1024
+
+
+class HomeInUseError(Exception):
+    """Another cloudsim serves this home."""
+
+
+def run(
+    *,
+    home: Path,
+    host: str,
+    port: int,
+    token: str,
+    boot: str = "process",
+    stop_servers_on_exit: bool = False,
+    action_delay_ms: int = 0,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Agents stay then, unless `stop_servers_on_exit`; the next start adopts them."""
+
+    async def until_signalled() -> None:
+        ended = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        serving = serve(
+            home=home,
+            host=host,
+            port=port,
+            token=token,
+            boot=boot,
+            stop_servers_on_exit=stop_servers_on_exit,
+            action_delay_ms=action_delay_ms,
+        )
+        async with serving as url:
+            log.info("cloudsim_ready", url=url)
+            await ended.wait()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(until_signalled())
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    *,
+    home: Path,
+    host: str,
+    port: int,
+    token: str,
+    boot: str = "process",
+    stop_servers_on_exit: bool = False,
+    action_delay_ms: int = 0,
+) -> AsyncGenerator[str]:
+    """A cloudsim within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
+
+    Raises `HomeInUseError`, and OSError when the address is taken.
+    """
+    assert boot in BOOTS
+    home = _made(home)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(await _own(home))
+        listener = stack.enter_context(socket.create_server((host, port), backlog=BACKLOG))
+        store = Store(home / "cloudsim.sqlite", now=lambda: datetime.now(UTC), pick=secrets.randbelow)
+        stack.callback(store.close)
+        keeper = _keeper(home, store, boot=boot, action_delay_s=action_delay_ms / 1000)
+        sim = Sim(store=store, keeper=keeper, quota=Quota(monotonic=time.monotonic, wall=time.time), token=token)
+        await keeper.open()
+        try:
+            async with _served(sim, listener):
+                yield f"http://{host}:{listener.getsockname()[1]}"
+            if stop_servers_on_exit:
+                await keeper.stop_agents()
+        finally:
+            await keeper.aclose()
+
+
+def _made(home: Path) -> Path:
+    """The folder, absolute, as agents are told apart by it; nobody else may look into it, for it holds tokens."""
+    home = home.resolve()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home
+
+
+def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float) -> Keeper:
+    disks = home / "servers"
+    processes = ProcessBooter(disks=disks, locks=home / "locks", store=store)
+    booter: Booter = processes if boot == "process" else InlineBooter(disks=disks, detached=processes)
+    return Keeper(store, booter, disks=disks, action_delay_s=action_delay_s)
+
+
+async def _own(home: Path) -> contextlib.AbstractContextManager[object]:
+    """Be the only cloudsim on this home. The kernel gives the lock back when we die, however that happens."""
+    stream = (home / "cloudsim.lock").open("w")
+    deadline_s = time.monotonic() + HOME_WAIT_S_MAX
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                stream.close()
+                raise HomeInUseError(f"another cloudsim serves {home}") from None
+            await asyncio.sleep(HOME_POLL_S)
+        else:
+            return contextlib.closing(stream)
+
+
+@contextlib.asynccontextmanager
+async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
+    config = uvicorn.Config(
+        make_app(sim),  # pyright: ignore[reportArgumentType] - uvicorn and Litestar each have their own ASGI types
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEPALIVE_S,
+        timeout_graceful_shutdown=GRACEFUL_S,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    started = asyncio.create_task(server.ready.wait())
+    await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+    started.cancel()
+    if task.done():
+        task.result()
+    try:
+        yield
+    finally:
+        # Their clients are told by the closing connection; nothing is applied any more.
+        sim.held.release(None, apply=False)
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the program that hosts it, and tells when it is ready."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+class _Protocol(HttpToolsProtocol):
+    """Shows handlers the client's connection, which faults cut."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[CONNECTION_KEY] = self.transport  # type: ignore[literal-required]

@@ -1,0 +1,87 @@
+"""Agents as processes: looked at, ended, and found again among all processes of the machine."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+#: How far two readings of one process's start may lie apart; they are derived from a clock that is being adjusted.
+START_TOLERANCE_S: Final = 2.0
+
+POLL_S: Final = 0.01
+
+#: A killed process is gone within moments, unless the kernel is in trouble.
+KILLED_S_MAX: Final = 3.0
+
+
+class AgentProcess:
+    """An agent's process: our child, or one that an earlier cloudsim left behind."""
+
+    def __init__(self, process: psutil.Process, child: subprocess.Popen[bytes] | None) -> None:
+        self._process = process
+        self._child = child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def alive(self) -> bool:
+        if self._child is not None:
+            return self._child.poll() is None
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    async def end(self, grace_s: float) -> None:
+        """Ask it to end; after `grace_s` (0: at once) kill it, with all that it started. Returns when it is dead."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if grace_s > 0.0:
+                self._process.terminate()
+                await self._wait(grace_s)
+        if self.alive():
+            # It leads a process group of its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            await self._wait(KILLED_S_MAX)
+
+    def detach(self) -> None:
+        """Leave it alone from now on."""
+        if self._child is not None and self.alive():
+            # Popen warns when it goes while its child lives; this child is meant to outlive us.
+            self._child.returncode = 0
+
+    async def _wait(self, patience_s: float) -> None:
+        # A process that is not our child cannot be waited for, only looked at.
+        deadline_s = asyncio.get_running_loop().time() + patience_s
+        while self.alive() and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(POLL_S)
+
+
+def seen(root: Path, pid: int | None, started: float | None) -> psutil.Process | None:
+    """The process that was written down, if it is still that one."""
+    if pid is None or started is None:
+        return None
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < START_TOLERANCE_S and _serves(process.cmdline(), root)
+    except psutil.Error:
+        return None
+    return process if same else None
+
+
+def search(root: Path) -> psutil.Process | None:
+    """The process that runs an agent on this disk."""
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.info["status"] != psutil.STATUS_ZOMBIE and _serves(process.info["cmdline"] or [], root):
+            return process
+    return None
+
+
+def _serves(command: list[str], root: Path) -> bool:
+    return "hydracore.agent" in command and command[-2:] == ["--root", str(root)]

@@ -1,0 +1,103 @@
+"""What all handlers share, and the way that every operation goes: counted, perhaps disturbed, applied, answered."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import msgspec
+from litestar import MediaType, Request, Response
+
+from hydracore.cloudsim.faults import REFUSALS, FaultOrder, Faults, refusal
+from hydracore.cloudsim.held import Connection, Held, HeldRequest
+from hydracore.cloudsim.keeper import Keeper
+from hydracore.cloudsim.problems import ApiError, Reply
+from hydracore.cloudsim.quota import Quota
+from hydracore.cloudsim.records import Effects, ServerRecord
+from hydracore.cloudsim.store import Store
+
+AnyRequest = Request[Any, Any, Any]
+Apply = Callable[[Effects], Reply]
+
+#: Where the HTTP protocol class leaves the client's connection for us.
+CONNECTION_KEY = "cloudsim.connection"
+
+
+class Sim:
+    """One cloudsim. `token` is the API token of its one project."""
+
+    def __init__(self, *, store: Store, keeper: Keeper, quota: Quota, token: str) -> None:
+        self.store = store
+        self.keeper = keeper
+        self.quota = quota
+        self.token = token
+        self.faults = Faults()
+        self.held = Held()
+        #: How often each operation was asked for since this process began.
+        self.requests: Counter[str] = Counter()
+
+    async def perform(
+        self, request: AnyRequest, operation: str, facts: Mapping[str, Any], apply: Apply
+    ) -> Response[bytes]:
+        """Do `apply` unless a fault is in the way. `facts` describe the server that it is about, for the faults' filters."""
+        self.requests[operation] += 1
+        taken = self.faults.take(operation, facts)
+
+        def attempt() -> Reply:
+            try:
+                return apply(taken.effects)
+            except ApiError as error:
+                return error.reply()
+
+        if taken.order is None:
+            return respond(attempt())
+        reply = await self._disturbed(request, operation, facts, taken.order, attempt)
+        if reply is None:
+            # No answer will leave a connection that is gone; the framework still wants one.
+            _connection(request).abort()
+            reply = Reply(500, None)
+        return respond(reply)
+
+    async def _disturbed(
+        self,
+        request: AnyRequest,
+        operation: str,
+        facts: Mapping[str, Any],
+        order: FaultOrder,
+        attempt: Callable[[], Reply],
+    ) -> Reply | None:
+        """The answer under a fault; None to close the connection without one."""
+        if order.fault in REFUSALS:
+            return refusal(order, self.token)
+        if order.fault == "drop_reply":
+            attempt()
+            return None
+        before = order.fault == "hold_before"
+        held = HeldRequest(
+            operation=operation,
+            facts=facts,
+            connection=_connection(request),
+            apply=attempt if before else None,
+            reply=None if before else attempt(),
+        )
+        return await self.held.hold(held)
+
+
+def sim_of(request: AnyRequest) -> Sim:
+    return cast("Sim", request.app.state.sim)
+
+
+def respond(reply: Reply) -> Response[bytes]:
+    """A reply as the framework's answer."""
+    if isinstance(reply.body, bytes):
+        return Response(reply.body, status_code=reply.status, headers=dict(reply.headers))
+    content = b"" if reply.body is None else msgspec.json.encode(reply.body)
+    return Response(content, status_code=reply.status, headers=dict(reply.headers), media_type=MediaType.JSON)
+
+
+def facts_of(server: ServerRecord) -> dict[str, Any]:
+    """What faults may filter by."""
+    return {"server_id": server.id, "name": server.name, "location": server.location, "server_type": server.server_type}
+
+
+def _connection(request: AnyRequest) -> Connection:
+    return cast("Connection", cast("dict[str, Any]", request.scope)[CONNECTION_KEY])

@@ -1,0 +1,216 @@
+"""cloudsim's memory in one SQLite file. A change is one transaction, so a killed cloudsim knows all of it or none of it.
+
+`synchronous=NORMAL` in WAL mode loses nothing when the process dies; only a crash of the machine could take the last
+moments, and that takes the agents too.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import resources
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final, cast
+
+from hydracore.cloudsim.problems import name_taken
+from hydracore.cloudsim.records import ActionRecord, KeyRecord, NewServer, PastServer, ServerRecord
+from hydracore.cloudsim.rows import action_of, key_of, past_of, server_of
+
+#: Servers get addresses from 127.32.0.0/12, each home from a place of its own, so that two cloudsims rarely meet.
+ADDRESS_BASE: Final = int(IPv4Address("127.32.0.0"))
+ADDRESS_COUNT: Final = 2**20 - 2
+
+
+class Store:
+    """`now` is a clock in UTC; `pick` chooses a number below its argument, once per home."""
+
+    def __init__(self, path: Path, *, now: Callable[[], datetime], pick: Callable[[int], int]) -> None:
+        self._now = now
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.row_factory = sqlite3.Row
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.executescript(_text("schema.sql"))
+        self._run("write_address_offset", value=pick(ADDRESS_COUNT))
+        self._address_offset = cast("int", self._rows("read_address_offset")[0]["value"])
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Servers
+
+    def create_server(self, order: NewServer) -> tuple[ServerRecord, list[ActionRecord]]:
+        """A new server with the actions that bring it up. Raises `ApiError` when the name is taken."""
+        with self._transaction():
+            server_id = self._write_unique(
+                "insert_server",
+                "name",
+                name=order.name,
+                status="initializing",
+                created_at=self._now_text(),
+                server_type=order.server_type,
+                location=order.location,
+                image=order.image,
+                labels=json.dumps(order.labels),
+                user_data=order.user_data,
+                boot_delay_s=order.effects.boot_delay_s,
+                boot_dead=int(order.effects.boot_dead),
+            )
+            host = (self._address_offset + server_id) % ADDRESS_COUNT + 1
+            ipv4 = str(IPv4Address(ADDRESS_BASE + host)) if order.want_ipv4 else None
+            ipv6 = f"2001:db8:{host >> 16:x}:{host & 0xFFFF:x}::/64" if order.want_ipv6 else None
+            self._run("set_addresses", id=server_id, ipv4=ipv4, ipv6=ipv6)
+            commands = ["create_server", "start_server"] if order.start else ["create_server"]
+            actions = [self._begin(server_id, command, order.effects.fail_with) for command in commands]
+        server = self.server(server_id)
+        assert server is not None
+        return server, actions
+
+    def server(self, server_id: int) -> ServerRecord | None:
+        rows = self._rows("read_server", id=server_id)
+        return server_of(rows[0]) if rows else None
+
+    def servers(self) -> list[ServerRecord]:
+        """All that exist, oldest first."""
+        return [server_of(row) for row in self._rows("read_servers")]
+
+    def history(self) -> list[PastServer]:
+        """All that ever existed, oldest first."""
+        return [past_of(row) for row in self._rows("read_history")]
+
+    def user_data(self, server_id: int) -> str:
+        return cast("str", self._rows("read_user_data", id=server_id)[0]["user_data"])
+
+    def update_server(self, server_id: int, *, name: str | None, labels: dict[str, str] | None) -> None:
+        """Raises `ApiError` when the name is taken."""
+        with self._transaction():
+            if name is not None:
+                self._write_unique("set_name", "name", id=server_id, name=name)
+            if labels is not None:
+                self._run("set_labels", id=server_id, labels=json.dumps(labels))
+
+    def set_disk_written(self, server_id: int) -> None:
+        self._run("set_disk_written", id=server_id)
+
+    def set_agent(self, server_id: int, *, pid: int | None, started: float | None) -> None:
+        """Remember the agent process of a server; `started` tells it from a later process of the same pid."""
+        self._run("set_agent", id=server_id, pid=pid, started=started)
+
+    def end_server(self, server_id: int) -> None:
+        """The server is no more. What it was told at its creation holds a token, and is forgotten."""
+        with self._transaction():
+            self._run("end_server", id=server_id, now=self._now_text())
+            self._run("finish_actions", id=server_id, now=self._now_text())
+
+    # Actions
+
+    def begin_action(self, server_id: int, command: str, *, status: str | None, fail_with: str | None) -> ActionRecord:
+        """Start an action. An action that will fail leaves the server's status as it is."""
+        with self._transaction():
+            if status is not None and fail_with is None:
+                self._run("set_status", id=server_id, status=status)
+            return self._begin(server_id, command, fail_with)
+
+    def finish_actions(self, server_id: int, *, status: str | None) -> None:
+        """End whatever is at work on a server, which then has this status."""
+        with self._transaction():
+            if status is not None:
+                self._run("set_status", id=server_id, status=status)
+            self._run("finish_actions", id=server_id, now=self._now_text())
+
+    def action(self, action_id: int) -> ActionRecord | None:
+        rows = self._rows("read_action", id=action_id)
+        return action_of(rows[0]) if rows else None
+
+    def server_actions(self, server_id: int) -> list[ActionRecord]:
+        """Everything ever done to a server, oldest first."""
+        return [action_of(row) for row in self._rows("read_server_actions", id=server_id)]
+
+    # Keys
+
+    def create_key(self, *, name: str, fingerprint: str, public_key: str, labels: dict[str, str]) -> KeyRecord:
+        """Raises `ApiError` when the name or the key is there already."""
+        key_id = self._write_unique(
+            "insert_key",
+            "public_key",
+            name=name,
+            fingerprint=fingerprint,
+            public_key=public_key,
+            labels=json.dumps(labels),
+            now=self._now_text(),
+        )
+        key = self.key(key_id)
+        assert key is not None
+        return key
+
+    def key(self, key_id: int) -> KeyRecord | None:
+        rows = self._rows("read_key", id=key_id)
+        return key_of(rows[0]) if rows else None
+
+    def ssh_keys(self) -> list[KeyRecord]:
+        return [key_of(row) for row in self._rows("read_keys")]
+
+    def update_key(self, key_id: int, *, name: str | None, labels: dict[str, str] | None) -> None:
+        """Raises `ApiError` when the name is taken."""
+        with self._transaction():
+            if name is not None:
+                self._write_unique("set_key_name", "name", id=key_id, name=name)
+            if labels is not None:
+                self._run("set_key_labels", id=key_id, labels=json.dumps(labels))
+
+    def delete_key(self, key_id: int) -> None:
+        self._run("delete_key", id=key_id)
+
+    # The file
+
+    def _begin(self, server_id: int, command: str, fail_with: str | None) -> ActionRecord:
+        action_id = self._write_unique(
+            "insert_action", "id", server_id=server_id, command=command, now=self._now_text(), fail_with=fail_with
+        )
+        return action_of(self._rows("read_action", id=action_id)[0])
+
+    def _write_unique(self, statement: str, unique_field: str, **values: Any) -> int:
+        """Run a statement that may meet a unique index; returns the id of an inserted row."""
+        try:
+            number = self._database.execute(STATEMENTS[statement], values).lastrowid
+        except sqlite3.IntegrityError:
+            raise name_taken(unique_field) from None
+        return number or 0
+
+    def _run(self, statement: str, **values: Any) -> None:
+        self._database.execute(STATEMENTS[statement], values)
+
+    def _rows(self, statement: str, **values: Any) -> Sequence[sqlite3.Row]:
+        try:
+            return self._database.execute(STATEMENTS[statement], values).fetchall()
+        except OverflowError:
+            # A number from a path that is too large for the database: no row has it.
+            return []
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def _now_text(self) -> str:
+        return self._now().isoformat()
+
+
+def _text(filename: str) -> str:
+    return resources.files("hydracore.cloudsim").joinpath(filename).read_text()
+
+
+def _statements(text: str) -> dict[str, str]:
+    """Blocks that begin with `-- name: the_name`."""
+    blocks = (block.partition("\n") for block in text.split("-- name: ")[1:])
+    return {name.strip(): statement.strip() for name, _, statement in blocks}
+
+
+STATEMENTS: Final = _statements(_text("store.sql"))
