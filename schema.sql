@@ -291,11 +291,12 @@ CREATE TABLE heartbeat (
     PRIMARY KEY (lane, instance_id)
 ) WITH (fillfactor = 50);
 
--- Pace of the work on one instance: when it may be looked at again, and how often it has failed in a row.
+-- Pace of the work on one instance: when it may be looked at again, and how often it has failed at this version of it.
 CREATE TABLE attention (
     lane smallint NOT NULL,
     instance_id uuid NOT NULL,
     not_before timestamptz NOT NULL DEFAULT '-infinity',
+    version integer NOT NULL DEFAULT 0,
     failures integer NOT NULL DEFAULT 0,
     failing_since timestamptz,
     code text,

@@ -66,9 +66,12 @@ class RecordServerRunning(Command, frozen=True, kw_only=True):
 
 
 class FailAttempt(Command, frozen=True, kw_only=True):
+    """`nothing_made`: the provider itself answered that there is no server."""
+
     attempt: int
     code: str
     retryable: bool
+    nothing_made: bool = False
 
 
 class RecordServerDiscarded(Command, frozen=True, kw_only=True):

@@ -85,7 +85,11 @@ def _decide_server(
                 return ()
             return (
                 e.AttemptFailed(
-                    at_ms=command.at_ms, attempt=command.attempt, code=command.code, retryable=command.retryable
+                    at_ms=command.at_ms,
+                    attempt=command.attempt,
+                    code=command.code,
+                    retryable=command.retryable,
+                    nothing_made=command.nothing_made,
                 ),
             )
         case c.RecordServerDiscarded():

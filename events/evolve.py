@@ -124,7 +124,7 @@ def _apply_to_server(
             attempt = replace(
                 _attempt(state),
                 server_id=event.server_id,
-                action_id=event.action_id,
+                action_id=event.action_id if state.agent is None else None,
                 ipv4=event.ipv4,
                 ipv6=event.ipv6,
             )
@@ -141,7 +141,7 @@ def _apply_to_server(
 
 
 def _attempt_failed(state: Instance, event: e.AttemptFailed) -> Instance:
-    attempt = replace(_attempt(state), failure=event.code, action_id=None)
+    attempt = replace(_attempt(state), failure=event.code, nothing_made=event.nothing_made, action_id=None)
     placement = (attempt.provider, attempt.server_type, attempt.location)
     return replace(
         state,
@@ -175,7 +175,8 @@ def _apply_to_agent(
             agent = replace(_agent(state), key_id=event.key_id, key_hash=event.key_hash, key_acknowledged=False)
             return replace(state, agent=agent)
         case e.AgentKeyAcknowledged():
-            return replace(state, agent=replace(_agent(state), key_acknowledged=True))
+            agent = replace(_agent(state), key_acknowledged=True, control_key_id=event.key_id)
+            return replace(state, agent=agent)
         case e.AgentKeyRevoked():
             agent = replace(_agent(state), key_id=None, key_hash=None, key_acknowledged=False)
             return replace(state, agent=agent)
@@ -196,7 +197,9 @@ def _enrolled(state: Instance, event: e.AgentEnrolled) -> Instance:
             bootstrap_stage=None,
         )
     stage = "bootstrapping" if state.status == PROVISIONING else state.provisioning_stage
-    return replace(state, agent=agent, provisioning_stage=stage)
+    # The agent's contact proves that the server runs: nobody needs to ask the provider about it any more.
+    attempt = replace(_attempt(state), action_id=None)
+    return replace(state, agent=agent, attempt=attempt, provisioning_stage=stage)
 
 
 #: How many earlier boots are remembered, to tell a late callback of an old boot from one that never enrolled.

@@ -66,7 +66,8 @@ class Rest(msgspec.Struct, frozen=True, kw_only=True):
     why: Literal["running", "failed", "error", "deleted"]
 
 
-Step = (
+#: A step that the control plane owes.
+Owed = (
     PlanAttempt
     | EnsureServer
     | AwaitAgent
@@ -75,8 +76,9 @@ Step = (
     | AbandonProvisioning
     | TearDown
     | FinishDeletion
-    | Rest
 )
+
+Step = Owed | Rest
 
 
 def next_step(state: Instance) -> Step:

@@ -59,6 +59,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: str | None = None
     server_status: str | None = None
     failure: str | None = None
+    nothing_made: bool = False
     discarded: bool = False
 
     @property
@@ -79,6 +80,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     key_id: UUID | None = None
     key_hash: str | None = None
     key_acknowledged: bool = False
+    #: The key whose control token the agent accepts: the last one it acknowledged, revoked or not.
+    control_key_id: UUID | None = None
     contested: bool = False
 
 

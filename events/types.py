@@ -91,6 +91,8 @@ class AttemptFailed(Event, frozen=True, kw_only=True, tag="attempt_failed"):
     code: str
     #: False when no other placement can help (refused credentials, spent quota).
     retryable: bool
+    #: True when the provider answered that it made nothing: no create call can still be on its way.
+    nothing_made: bool = False
 
 
 class ServerDiscarded(Event, frozen=True, kw_only=True, tag="server_discarded"):

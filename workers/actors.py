@@ -1,0 +1,100 @@
+"""The actors: each takes an id, reads the log, and does what is owed. None takes a payload, none retries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+from uuid import UUID
+
+import dramatiq
+import psycopg
+import structlog
+from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
+
+from events.errors import EventsError, StoreUnavailable
+from hydracore.settings import Settings
+from workers import broker as b
+from workers.advance import advance
+from workers.deps import Deps, open_deps
+from workers.health import check_health
+from workers.observe import observe_actions
+from workers.sweep import sweep
+
+_log = structlog.get_logger(__name__)
+
+#: How long opening and closing everything may take.
+OPEN_S_MAX: Final = 60.0
+
+#: No single call of an actor takes longer; its lock goes with it, and the next hint begins afresh.
+CALL_S_MAX: Final = 120.0
+
+
+class DepsMiddleware(Middleware):
+    """Opens the dependencies on the actors' event loop before the worker takes its first message."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._stack = AsyncExitStack()
+        self.deps: Deps | None = None
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:  # noqa: ARG002 - a hook
+        self._run(self._open())
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:  # noqa: ARG002 - a hook
+        self._run(self._stack.aclose())
+
+    async def _open(self) -> None:
+        self.deps = await self._stack.enter_async_context(open_deps(self._settings, self._environ))
+
+    def _run(self, work: Any) -> None:
+        thread = get_event_loop_thread()
+        assert thread is not None, "AsyncIO stands before this middleware"
+        thread.run_coroutine(asyncio.wait_for(work, OPEN_S_MAX))
+
+
+def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
+    """Make the broker's actors."""
+
+    def deps() -> Deps:
+        assert middleware.deps is not None, "the worker has booted"
+        return middleware.deps
+
+    async def on_instance(work: Callable[[Deps, UUID], Awaitable[None]], instance_id: str) -> None:
+        await _guarded(work(deps(), UUID(instance_id)), instance_id=instance_id)
+
+    async def advance_actor(instance_id: str) -> None:
+        await on_instance(advance, instance_id)
+
+    async def check_health_actor(instance_id: str) -> None:
+        await on_instance(check_health, instance_id)
+
+    async def observe_actor() -> None:
+        await _guarded(observe_actions(deps()))
+
+    async def sweep_actor() -> None:
+        await _guarded(sweep(deps(), dry_run=False))
+
+    def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
+        dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)
+
+    declare(b.ADVANCE, advance_actor)
+    declare(b.CHECK_HEALTH, check_health_actor)
+    declare(b.OBSERVE_ACTIONS, observe_actor)
+    declare(b.SWEEP, sweep_actor)
+
+
+async def _guarded(work: Awaitable[object], **facts: str) -> None:
+    """Run an actor's work. A failure is logged here, with its cause; the work stays owed and will be hinted at again."""
+    try:
+        await asyncio.wait_for(work, CALL_S_MAX)
+    except (StoreUnavailable, psycopg.OperationalError) as error:
+        _log.warning("database_unavailable", error=type(error).__name__, **facts)
+    except TimeoutError:
+        _log.warning("actor_took_too_long", limit_s=CALL_S_MAX, **facts)
+    except (EventsError, psycopg.Error, AssertionError):
+        _log.exception("actor_failed", **facts)

@@ -1,0 +1,99 @@
+"""`advance(instance_id)`: do the next thing, and the next, until there is something to wait for."""
+
+from __future__ import annotations
+
+from typing import assert_never
+from uuid import UUID
+
+import structlog
+
+from events import saga
+from events.errors import VersionConflict
+from events.lifecycle import DELETING
+from events.state import Instance
+from workers import provision, teardown
+from workers.deps import Deps
+from workers.steps import Moved, Result, Trouble, Wait
+
+_log = structlog.get_logger(__name__)
+
+#: No saga has this many steps: more in one go means that two steps undo each other.
+STEPS_MAX = 100
+
+
+async def advance(deps: Deps, instance_id: UUID) -> None:
+    """Bring one instance as far as it goes now. Level-triggered: doubled, late or needless calls change nothing.
+
+    Raises `StoreUnavailable` and psycopg's errors; whatever was under way is taken up again by the next call.
+    """
+    while True:
+        async with deps.locks.hold(instance_id) as alone:
+            if not alone:
+                return
+            state = await deps.store.load(instance_id)
+            if state is None:
+                return
+            seen = await _advance_alone(deps, state)
+        # Whoever was turned away while we held the lock knew of an event that we may not have seen.
+        latest = await deps.store.load(instance_id)
+        if latest is None or latest.version == seen:
+            return
+
+
+async def _advance_alone(deps: Deps, state: Instance) -> int:
+    """The version of the stream at the last look."""
+    for _ in range(STEPS_MAX):
+        step = saga.next_step(state)
+        if isinstance(step, saga.Rest):
+            await deps.attention.clear(state.id)
+            return state.version
+        try:
+            result = await take(deps, state, step)
+        except VersionConflict:
+            result = Moved(state=await _reload(deps, state))
+        if not isinstance(result, Moved):
+            await _pause(deps, state, result)
+            return state.version
+        state = result.state
+    raise AssertionError(f"{state.id} did not come to rest in {STEPS_MAX} steps")
+
+
+async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
+    """One step's effect."""
+    match step:
+        case saga.PlanAttempt():
+            return await provision.plan_attempt(deps, state, step)
+        case saga.EnsureServer():
+            return await provision.ensure_server(deps, state, step)
+        case saga.AwaitAgent():
+            return await provision.await_agent(deps, state, step)
+        case saga.VerifyAgent():
+            return await provision.verify_agent(deps, state, step)
+        case saga.DiscardServer():
+            return await provision.discard_server(deps, state, step)
+        case saga.AbandonProvisioning():
+            return await provision.abandon(deps, state, step)
+        case saga.TearDown():
+            return await teardown.tear_down(deps, state, step)
+        case saga.FinishDeletion():
+            return await teardown.finish(deps, state, step)
+        case _:
+            assert_never(step)
+
+
+async def _reload(deps: Deps, state: Instance) -> Instance:
+    fresh = await deps.store.load(state.id)
+    assert fresh is not None, "streams do not go away"
+    return fresh
+
+
+async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> None:
+    """Leave word when to come back; it stands in the database, so it outlives this process."""
+    if isinstance(result, Wait):
+        if result.delay_s is not None:
+            await deps.attention.postpone(state.id, delay_s=result.delay_s)
+        return
+    setback = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
+    _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=setback.failures)
+    if state.status == DELETING and setback.failing_s >= deps.settings.teardown_alarm_s:
+        await teardown.sound_alarm(deps, state, code=result.code)

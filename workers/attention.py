@@ -1,0 +1,83 @@
+"""The pace of the work on each instance: when to look again, and for how long it has been failing.
+
+Kept in PostgreSQL, so that a timer or a backoff survives whatever happens to Redis or to the worker that set it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.ids import lane_of
+from events.patience import patiently
+from events.sql import Statements
+
+_SQL = Statements("workers", "attention.sql")
+_POSTPONE = _SQL["postpone"]
+_FAIL = _SQL["fail"]
+_CLEAR = _SQL["clear"]
+_FORGET = _SQL["forget"]
+_CLAIM_DUE = _SQL["claim_due"]
+
+#: The longest pause between two tries.
+BACKOFF_S_MAX = 60.0
+
+#: How long a hint may take to be acted on before another one is sent.
+LEASE_S = 5.0
+
+#: How long fresh work is left to the relay, which saw its event, before the reconciler takes an interest.
+GRACE_S = 1.0
+
+#: How many instances one look of the reconciler takes up.
+CLAIM_MAX = 500
+
+
+class Setback(NamedTuple):
+    """How often, and for how many seconds, the work on an instance has failed without getting on."""
+
+    failures: int
+    failing_s: float
+
+
+class Attention:
+    def __init__(self, pool: AsyncConnectionPool) -> None:
+        self._pool = pool
+
+    async def postpone(self, instance_id: UUID, *, delay_s: float) -> None:
+        """Look again in `delay_s`: nothing is wrong, it just takes its time."""
+        await self._run(_POSTPONE, _key(instance_id) | {"delay_s": delay_s})
+
+    async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> Setback:
+        """Look again after `delay_s` at least, and ever later while the stream stays at `version`."""
+        rows = await self._run(
+            _FAIL,
+            _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
+        )
+        return Setback(*rows[0])
+
+    async def clear(self, instance_id: UUID) -> None:
+        """The work has moved on."""
+        await self._run(_CLEAR, (lane_of(instance_id), instance_id))
+
+    async def forget(self, instance_id: UUID) -> None:
+        """Remove all working data of an instance that is going away."""
+        await self._run(_FORGET, _key(instance_id))
+
+    async def claim_due(self) -> list[UUID]:
+        """Instances that work is owed to and that nobody has been sent to lately, marked as sent to now."""
+        rows = await self._run(_CLAIM_DUE, {"lease_s": LEASE_S, "grace_s": GRACE_S, "limit": CLAIM_MAX})
+        return [row[0] for row in rows]
+
+    async def _run(self, statement: bytes, parameters: Any) -> list[Any]:
+        async def run(connection: AsyncConnection) -> list[Any]:
+            cursor = await connection.execute(statement, parameters, prepare=True)
+            return await cursor.fetchall() if cursor.description else []
+
+        return await patiently(self._pool, run)
+
+
+def _key(instance_id: UUID) -> dict[str, Any]:
+    return {"lane": lane_of(instance_id), "instance_id": instance_id}

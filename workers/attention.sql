@@ -1,0 +1,37 @@
+-- name: postpone
+INSERT INTO attention (lane, instance_id, not_before)
+VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s')
+ON CONFLICT (lane, instance_id) DO UPDATE SET not_before = excluded.not_before
+
+-- name: fail
+INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
+VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s', %(version)s, 1, now(), %(code)s)
+ON CONFLICT (lane, instance_id) DO UPDATE SET
+       (not_before, version, failures, failing_since, code) = (
+           SELECT now() + greatest(%(delay_s)s, least(%(backoff_s_max)s, power(2, least(n.failures - 1, 10))))
+                        * (0.75 + random() / 2) * interval '1 s',
+                  excluded.version, n.failures, n.failing_since, excluded.code
+             FROM (SELECT CASE WHEN same THEN attention.failures + 1 ELSE 1 END AS failures,
+                          CASE WHEN same THEN attention.failing_since ELSE now() END AS failing_since
+                     FROM (SELECT attention.version = excluded.version AND attention.failures > 0 AS same) s) n)
+RETURNING failures, extract(epoch FROM now() - failing_since)::float8
+
+-- name: clear
+DELETE FROM attention WHERE lane = %s AND instance_id = %s
+
+-- name: forget
+WITH beats AS (DELETE FROM heartbeat WHERE lane = %(lane)s AND instance_id = %(instance_id)s)
+DELETE FROM attention WHERE lane = %(lane)s AND instance_id = %(instance_id)s
+
+-- name: claim_due
+INSERT INTO attention (lane, instance_id, not_before)
+SELECT i.lane, i.id, now() + %(lease_s)s * interval '1 s'
+  FROM instance i
+  LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id
+ WHERE i.wake_at <= now() - CASE WHEN a.instance_id IS NULL THEN %(grace_s)s ELSE 0 END * interval '1 s'
+   AND coalesce(a.not_before, '-infinity') <= now()
+ ORDER BY i.wake_at, i.id
+ LIMIT %(limit)s
+ON CONFLICT (lane, instance_id) DO UPDATE SET not_before = excluded.not_before
+ WHERE attention.not_before <= now()
+RETURNING instance_id

@@ -1,0 +1,80 @@
+# Dramatiq types its broker in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Dramatiq on Redis, as a bell: a message says "look at this instance" and nothing else.
+
+Messages are hints. Each may be lost, doubled or late; the log and the reconciler know what is owed. Hence no retries, no
+results, and a short life: a hint that nobody took is worth nothing, because a newer one has been sent.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from dramatiq import Message
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import AgeLimit, AsyncIO, Middleware
+from redis import Redis
+
+QUEUE = "hydracore"
+
+ADVANCE = "advance"
+CHECK_HEALTH = "check_health"
+OBSERVE_ACTIONS = "observe_actions"
+SWEEP = "sweep"
+
+#: After this long a hint is dropped unread; the reconciler has sent another.
+HINT_AGE_MS_MAX = 60_000
+
+#: A killed worker's unread hints go to the others after this long.
+HEARTBEAT_TIMEOUT_MS = 10_000
+MAINTENANCE_CHANCE = 100_000  # of a million commands: one in ten
+
+
+def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
+    """The broker; `extra` middleware comes after `AsyncIO`, so that it may open things on the actors' loop."""
+    return RedisBroker(
+        url=redis_url,
+        middleware=[AgeLimit(max_age=HINT_AGE_MS_MAX), AsyncIO(), *extra],
+        namespace="hydracore",
+        heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
+        maintenance_chance=MAINTENANCE_CHANCE,
+        health_check_interval=30,
+        socket_connect_timeout=5,
+    )
+
+
+class Bell:
+    """Sends hints. Blocking: ring it in a thread. Raises redis-py's errors where Redis is away."""
+
+    #: Hints in the queue beyond which no more are sent: workers are behind, and what is owed stays owed.
+    BACKLOG_MAX = 10_000
+
+    def __init__(self, redis_url: str) -> None:
+        self._broker = redis_broker(redis_url)
+        self._broker.declare_queue(QUEUE)
+
+    def ring(self, actor: str, instance_ids: list[UUID]) -> bool:
+        """Hint at each instance. False, and nothing sent, where the queue is full."""
+        if not self._has_room():
+            return False
+        for instance_id in instance_ids:
+            self._broker.enqueue(_message(actor, str(instance_id)))
+        return True
+
+    def ring_duty(self, actor: str) -> bool:
+        """Hint at a duty that is nobody's in particular."""
+        if not self._has_room():
+            return False
+        self._broker.enqueue(_message(actor))
+        return True
+
+    def close(self) -> None:
+        self._broker.close()
+
+    def _has_room(self) -> bool:
+        client: Redis = self._broker.client
+        return int(client.llen(f"hydracore:{QUEUE}")) < self.BACKLOG_MAX  # pyright: ignore[reportArgumentType]
+
+
+def _message(actor: str, *args: str) -> Message[None]:
+    return Message(queue_name=QUEUE, actor_name=actor, args=args, kwargs={}, options={})

@@ -1,0 +1,99 @@
+"""What the workers stand on, opened once a process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from events.record import Origin
+from events.store import EventStore
+from hydracore import catalogue as catalogues
+from hydracore.catalogue import Catalogue
+from hydracore.db.pool import open_pool
+from hydracore.settings import Settings
+from hydracore.vps import VpsClient
+from hydracore.wake import Publisher
+from projections.inline import inline_projections
+from workers.attention import Attention
+from workers.locks import InstanceLocks
+from workers.providers.base import Provider
+from workers.providers.hetzner import HetznerProvider
+
+#: Connections of one worker process; advances wait for providers far more than for the database.
+POOL_SIZE = 8
+
+#: How long a question to an agent may take.
+VPS_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deps:
+    settings: Settings
+    catalogue: Catalogue
+    pool: AsyncConnectionPool
+    store: EventStore
+    attention: Attention
+    locks: InstanceLocks
+    providers: Mapping[str, Provider]
+    vps: VpsClient
+
+    def now_ms(self) -> int:
+        """This machine's clock, in milliseconds since 1970: the only place where the workers read it."""
+        return time.time_ns() // 1_000_000
+
+    def origin(self, instance_id: UUID, *, actor: str = "worker") -> Origin:
+        """Who does this: each command of a saga has an id of its own and belongs with its instance."""
+        return Origin(actor=actor, command_id=uuid4(), correlation_id=instance_id)
+
+
+@asynccontextmanager
+async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Deps]:
+    """Everything opened, and closed at the end in reverse. Raises `CatalogueError` and `PoolTimeout`."""
+    catalogue = catalogues.load(settings.catalogue, environ)
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(
+            open_pool(
+                settings.database_url, role=settings.database_role, application="hydracore-worker", size=POOL_SIZE
+            )
+        )
+        redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType]
+        stack.push_async_callback(redis.aclose)
+        publisher = Publisher(redis)
+        stack.push_async_callback(publisher.close)
+        store = EventStore(pool, inline=inline_projections(), published=publisher.published)
+        stack.push_async_callback(store.close)
+        locks = InstanceLocks(settings.database_url, role=settings.database_role)
+        stack.push_async_callback(locks.close)
+        providers = _providers(settings, catalogue)
+        for provider in providers.values():
+            stack.push_async_callback(provider.aclose)
+        vps = await stack.enter_async_context(VpsClient(VPS_TIMEOUT_S))
+        yield Deps(
+            settings=settings,
+            catalogue=catalogue,
+            pool=pool,
+            store=store,
+            attention=Attention(pool),
+            locks=locks,
+            providers=providers,
+            vps=vps,
+        )
+
+
+def _providers(settings: Settings, catalogue: Catalogue) -> dict[str, Provider]:
+    return {
+        name: HetznerProvider(
+            endpoint=access.endpoint,
+            token=access.token,
+            timeout_s=settings.provider_timeout_s,
+            ssh_public_key=settings.ssh_public_key or None,
+            ssh_key_name=f"hc-{settings.installation}",
+        )
+        for name, access in catalogue.access.items()
+    }

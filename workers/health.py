@@ -1,0 +1,41 @@
+"""Liveness, judged by the server's clock alone: when the last heartbeat came in, never when it says it left."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import structlog
+
+from events import commands as c
+from events.ids import lane_of
+from workers.deps import Deps
+from workers.sql import OPERATIONS, run
+
+_SILENCE = OPERATIONS["silence"]
+_FIRST_SIGN_OF_LIFE = OPERATIONS["first_sign_of_life"]
+
+_log = structlog.get_logger(__name__)
+
+
+async def check_health(deps: Deps, instance_id: UUID) -> None:
+    """Record a change of health, if there is one. Heartbeats themselves are not history."""
+    rows = await run(deps.pool, _SILENCE, (lane_of(instance_id), instance_id))
+    if not rows:
+        return
+    health = judge(rows[0][0], late_s=deps.settings.heartbeat_late_s, lost_s=deps.settings.heartbeat_lost_s)
+    command = c.ChangeHealth(at_ms=deps.now_ms(), health=health)
+    outcome = await deps.store.execute(instance_id, command, deps.origin(instance_id))
+    if outcome.events:
+        _log.info("health_changed", instance_id=str(instance_id), health=health)
+
+
+def judge(silent_s: float, *, late_s: float, lost_s: float) -> str:
+    """What a silence of `silent_s` seconds means."""
+    if silent_s < late_s:
+        return "healthy"
+    return "late" if silent_s < lost_s else "unreachable"
+
+
+async def note_first_sign_of_life(deps: Deps, instance_id: UUID, boot_id: UUID) -> None:
+    """The control plane has seen the agent for itself: from now on its silence counts."""
+    await run(deps.pool, _FIRST_SIGN_OF_LIFE, (lane_of(instance_id), instance_id, boot_id))

@@ -1,0 +1,108 @@
+"""The processes: relay, worker and sweep, each run by one command until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import dramatiq
+import structlog
+from redis.asyncio import Redis
+
+from hydracore import logs
+from hydracore.db.pool import open_pool
+from hydracore.settings import Settings
+from workers.actors import DepsMiddleware, declare_actors
+from workers.broker import Bell, redis_broker
+from workers.deps import open_deps
+from workers.reconciler import Reconciler
+from workers.relay import Relay
+from workers.sweep import Finding, sweep
+
+#: How often an idle worker thread looks up, and how long a stopping worker waits for what is under way.
+WORKER_TIMEOUT_MS = 1_000
+STOP_MS_MAX = 8_000
+
+RELAY_POOL_SIZE = 4
+
+_log = structlog.get_logger(__name__)
+
+
+def run_relay(settings: Settings) -> None:
+    """Follow the log and reconcile until SIGTERM or SIGINT."""
+    logs.configure(settings.log_level)
+    asyncio.run(_until_stopped(_relay(settings)))
+
+
+def run_worker(settings: Settings) -> None:
+    """Take hints until SIGTERM or SIGINT. Exits with 1 where the dependencies cannot be opened."""
+    logs.configure(settings.log_level)
+    middleware = DepsMiddleware(settings, os.environ)
+    broker = redis_broker(settings.redis_url, middleware)
+    declare_actors(broker, middleware)
+    stopped = threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=WORKER_TIMEOUT_MS)
+    worker.start()
+    if middleware.deps is None:
+        _log.error("worker_cannot_start", hint="the message before this one says why")
+        worker.stop(timeout=STOP_MS_MAX)
+        sys.exit(1)
+    _log.info("worker_started", threads=settings.worker_threads)
+    stopped.wait()
+    worker.stop(timeout=STOP_MS_MAX)
+    broker.close()
+
+
+def run_sweep(settings: Settings, *, dry_run: bool) -> list[Finding]:
+    """Compare providers and log once."""
+    logs.configure(settings.log_level)
+
+    async def once() -> list[Finding]:
+        async with open_deps(settings, os.environ) as deps:
+            return await sweep(deps, dry_run=dry_run)
+
+    return asyncio.run(once())
+
+
+async def _relay(settings: Settings) -> None:
+    bell = Bell(settings.redis_url)
+    redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType]
+    try:
+        async with (
+            redis,
+            open_pool(
+                settings.database_url,
+                role=settings.database_role,
+                application="hydracore-relay",
+                size=RELAY_POOL_SIZE,
+            ) as pool,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(Relay(pool, bell, redis).run())
+            group.create_task(Reconciler(pool, bell, settings).run())
+            _log.info("relay_started")
+    finally:
+        bell.close()
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` until it ends or a signal comes."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        _log.info("stopped")

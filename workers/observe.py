@@ -1,0 +1,72 @@
+"""What became of the servers being made: asked in batches of actions, because one question each would spend the rate limit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+import structlog
+
+from events import commands as c
+from events.errors import NotFound
+from workers.deps import Deps
+from workers.providers.base import Action, Provider, ProviderError
+from workers.sql import OPERATIONS, run
+
+_PENDING_ACTIONS = OPERATIONS["pending_actions"]
+
+#: How many servers one look asks about: twenty requests at 25 actions each.
+LOOK_MAX = 500
+
+_log = structlog.get_logger(__name__)
+
+
+class Pending(NamedTuple):
+    provider: str
+    action_id: str
+    instance_id: UUID
+    attempt: int
+    server_id: str
+
+
+async def observe_actions(deps: Deps) -> None:
+    """Record every server that has come up or failed to. A provider that does not answer is asked again at the next tick."""
+    pending = [Pending(*row) for row in await run(deps.pool, _PENDING_ACTIONS, (LOOK_MAX,))]
+    for name in sorted({one.provider for one in pending}):
+        provider = deps.providers.get(name)
+        if provider is None:
+            _log.warning("provider_not_configured", provider=name)
+            continue
+        try:
+            await _observe(deps, provider, [one for one in pending if one.provider == name])
+        except ProviderError as error:
+            _log.warning("observation_failed", provider=name, code=error.code)
+
+
+async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> None:
+    actions = {action.id: action for action in await provider.get_actions([one.action_id for one in pending])}
+    for one in pending:
+        command = await _command(deps, provider, one, actions.get(one.action_id))
+        if command is not None:
+            try:
+                await deps.store.execute(one.instance_id, command, deps.origin(one.instance_id))
+            except NotFound:
+                _log.error("row_without_stream", instance_id=str(one.instance_id))
+
+
+async def _command(
+    deps: Deps, provider: Provider, one: Pending, action: Action | None
+) -> c.RecordServerRunning | c.FailAttempt | None:
+    now_ms = deps.now_ms()
+    if action is None:
+        # The provider has forgotten the action: the server itself tells.
+        server = await provider.get_server(one.server_id)
+        if server is None:
+            return c.FailAttempt(at_ms=now_ms, attempt=one.attempt, code="server_vanished", retryable=True)
+        return c.RecordServerRunning(at_ms=now_ms, attempt=one.attempt) if server.status == "running" else None
+    if action.status == "success":
+        return c.RecordServerRunning(at_ms=now_ms, attempt=one.attempt)
+    if action.status == "error":
+        code = action.error_code or "server_failed"
+        return c.FailAttempt(at_ms=now_ms, attempt=one.attempt, code=code, retryable=True)
+    return None

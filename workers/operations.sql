@@ -1,0 +1,63 @@
+-- name: take_duty
+INSERT INTO duty (name, ran_at) VALUES (%(name)s, now())
+ON CONFLICT (name) DO UPDATE SET ran_at = excluded.ran_at
+ WHERE duty.ran_at <= now() - %(interval_s)s * interval '1 s'
+RETURNING name
+
+-- name: enter_lanes
+INSERT INTO checkpoint (follower, lane)
+SELECT %s, h.lane FROM lane_head h
+ON CONFLICT (follower, lane) DO NOTHING
+
+-- name: lease_lanes
+SELECT c.lane, c.seq
+  FROM checkpoint c
+  JOIN lane_head h ON h.lane = c.lane
+ WHERE c.follower = %s AND h.head > c.seq
+ ORDER BY c.lane
+   FOR UPDATE OF c SKIP LOCKED
+
+-- name: new_events
+SELECT e.seq, e.stream_id, coalesce(i.wake_at <= now(), false)
+  FROM event e
+  LEFT JOIN instance i ON i.lane = e.lane AND i.id = e.stream_id
+ WHERE e.lane = %(lane)s AND e.seq > %(seq)s
+ ORDER BY e.seq
+ LIMIT %(limit)s
+
+-- name: move_checkpoint
+UPDATE checkpoint SET seq = %(seq)s WHERE follower = %(follower)s AND lane = %(lane)s AND seq = %(before)s
+
+-- name: changed_health
+SELECT id
+  FROM (SELECT i.id, i.lane, i.health_status,
+               CASE WHEN s.silent_s < %(late_s)s THEN 'healthy'
+                    WHEN s.silent_s < %(lost_s)s THEN 'late'
+                    ELSE 'unreachable' END AS health
+          FROM instance i
+          JOIN heartbeat h ON h.lane = i.lane AND h.instance_id = i.id
+         CROSS JOIN LATERAL (SELECT extract(epoch FROM now() - h.received_at) AS silent_s) s
+         WHERE i.status = 'running') judged
+ WHERE health IS DISTINCT FROM health_status
+ ORDER BY lane, id
+ LIMIT %(limit)s
+
+-- name: silence
+SELECT extract(epoch FROM now() - h.received_at)::float8
+  FROM heartbeat h
+ WHERE h.lane = %s AND h.instance_id = %s
+
+-- name: first_sign_of_life
+INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
+VALUES (%s, %s, now(), %s, '{}')
+ON CONFLICT (lane, instance_id) DO NOTHING
+
+-- name: any_pending_action
+SELECT true FROM instance WHERE pending_action_id IS NOT NULL LIMIT 1
+
+-- name: pending_actions
+SELECT provider, pending_action_id, id, attempt, server_id
+  FROM instance
+ WHERE pending_action_id IS NOT NULL AND status = 'provisioning'
+ ORDER BY updated_at, id
+ LIMIT %s

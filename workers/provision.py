@@ -1,0 +1,250 @@
+"""Getting a server: intend, look, create, and see for ourselves that the agent runs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from uuid import UUID
+
+import structlog
+
+from events import commands as c
+from events.errors import ReservationTaken
+from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
+from events.state import Attempt, Instance
+from hydracore.tokens import control_token, enrol_token, hash_token
+from hydracore.vps import AGENT_PORT, VpsError
+from workers.deps import Deps
+from workers.health import note_first_sign_of_life
+from workers.placement import free_address, hostname_of, next_placement
+from workers.providers.base import (
+    CreateServer,
+    Provider,
+    ProviderError,
+    ProviderNameTaken,
+    ProviderNoCapacity,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+    ProviderRetry,
+    Server,
+)
+from workers.steps import Moved, Result, Trouble, Wait
+from workers.user_data import new_nonce, server_name, user_data
+
+_log = structlog.get_logger(__name__)
+
+#: Pause between two looks at a server that is on its way out.
+LOOK_AGAIN_S = 1.0
+
+
+def instance_labels(deps: Deps, instance_id: UUID) -> dict[str, str]:
+    """The labels by which every server of an instance is found, whatever attempt made it."""
+    return {"hc-installation": deps.settings.installation, "hc-instance": str(instance_id)}
+
+
+async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result:
+    """Choose a placement, take addresses, and intend a server."""
+    placement = next_placement(deps.catalogue, state)
+    if placement is None:
+        return Trouble(code="no_placement")
+    vpn_ip = state.vpn_ip or await free_address(deps, state)
+    if vpn_ip is None:
+        return Trouble(code="no_address")
+    now_ms, nonce = deps.now_ms(), new_nonce()
+    token = enrol_token(deps.settings.master_key, state.id, step.number, nonce)
+    command = c.PlanServer(
+        at_ms=now_ms,
+        attempt=step.number,
+        provider=placement.provider,
+        server_type=placement.server_type,
+        location=placement.location,
+        image=placement.image,
+        hostname=state.hostname or hostname_of(state.id),
+        vpn_ip=vpn_ip,
+        server_name=server_name(state.id),
+        enrol_nonce=nonce,
+        enrol_token_hash=hash_token(token).hex(),
+        enrol_expires_ms=now_ms + int(deps.settings.enrol_ttl_s * 1000),
+        deadline_ms=now_ms + int(deps.settings.boot_timeout_s * 1000),
+    )
+    try:
+        outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
+    except ReservationTaken:
+        # Another worker took that address in this moment; the next look does not see it as free any more.
+        return Moved(state=state)
+    _log.info("server_intended", instance_id=str(state.id), attempt=step.number, provider=placement.provider)
+    assert outcome.state.attempt is not None
+    # The intent is this very call's own: no create can have been sent for it yet, so there is nothing to look for.
+    return await create_server(deps, outcome.state, outcome.state.attempt)
+
+
+async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Result:
+    """Look for the intended server first; only what is surely absent is created."""
+    attempt = step.attempt
+    provider = deps.providers.get(attempt.provider)
+    if provider is None:
+        return Trouble(code="provider_not_configured")
+    if _is_over(deps, attempt.deadline_ms):
+        return await fail(deps, state, attempt, code="boot_timeout", retryable=True)
+    try:
+        found = await provider.find_servers(instance_labels(deps, state.id))
+        ours = sorted((s for s in found if s.labels.get("hc-attempt") == str(attempt.number)), key=_by_age)
+        for extra in [server for server in found if server not in ours[:1]]:
+            # An older attempt's, or a twin at a provider where names are not unique.
+            await provider.delete_server(extra.id)
+            _log.warning("extra_server_deleted", instance_id=str(state.id), server_id=extra.id)
+    except ProviderError as error:
+        return trouble(error)
+    if ours:
+        return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
+    if found:
+        return Wait(delay_s=LOOK_AGAIN_S)
+    return await create_server(deps, state, attempt)
+
+
+def _by_age(server: Server) -> tuple[object, str]:
+    return (server.created_at, server.id)
+
+
+async def create_server(deps: Deps, state: Instance, attempt: Attempt) -> Result:
+    """Order the intended server. Call it only where it is sure that none exists."""
+    provider = deps.providers.get(attempt.provider)
+    if provider is None:
+        return Trouble(code="provider_not_configured")
+    assert attempt.server_name is not None, "an intent names the server"
+    order = CreateServer(
+        name=attempt.server_name,
+        server_type=attempt.server_type,
+        location=attempt.location,
+        image=attempt.image,
+        user_data=user_data(
+            control_plane_url=deps.settings.public_url,
+            instance_id=state.id,
+            attempt=attempt,
+            master_key=deps.settings.master_key,
+        ),
+        labels={**instance_labels(deps, state.id), "hc-attempt": str(attempt.number)},
+    )
+    try:
+        created = await provider.create_server(order)
+    except ProviderNoCapacity as error:
+        return await fail(deps, state, attempt, code=error.code, retryable=True, nothing_made=True)
+    except ProviderRefused as error:
+        return await fail(deps, state, attempt, code=error.code, retryable=False, nothing_made=True)
+    except ProviderNameTaken:
+        # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
+        return Wait(delay_s=LOOK_AGAIN_S)
+    except ProviderError as error:
+        return trouble(error)
+    action_id = created.action_ids[0] if created.action_ids else None
+    return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
+
+
+async def _record_created(
+    deps: Deps, state: Instance, attempt: Attempt, server: Server, *, action_id: str | None, adopted: bool
+) -> Result:
+    command = c.RecordServerCreated(
+        at_ms=deps.now_ms(),
+        attempt=attempt.number,
+        server_id=server.id,
+        ipv4=server.ipv4,
+        ipv6=server.ipv6,
+        action_id=action_id,
+        adopted=adopted,
+    )
+    # Not at the version that was looked at: the agent may have enrolled, or a deletion come, in the meantime.
+    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    _log.info("server_created", instance_id=str(state.id), attempt=attempt.number, server_id=server.id, adopted=adopted)
+    return Moved(state=outcome.state)
+
+
+async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
+    """The agent's reports move the saga on; only the deadline is ours."""
+    if _is_over(deps, step.deadline_ms):
+        return await fail(deps, state, step.attempt, code="boot_timeout", retryable=True)
+    return Wait()
+
+
+async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result:
+    """Ask the agent, where we put it and with the token we gave it, whether it is itself and well."""
+    agent = state.agent
+    if agent is not None and agent.control_key_id is not None and state.vpn_ip is not None:
+        token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
+        with suppress(VpsError):
+            status = await deps.vps.status(state.vpn_ip, AGENT_PORT, token)
+            if status.healthy and (status.instance_id, status.attempt) == (state.id, step.attempt.number):
+                await note_first_sign_of_life(deps, state.id, status.boot_id)
+                command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)
+                outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+                _log.info("instance_ready", instance_id=str(state.id))
+                return Moved(state=outcome.state)
+    if _is_over(deps, step.deadline_ms):
+        return await fail(deps, state, step.attempt, code="attempt_unverified", retryable=True)
+    return Trouble(code="attempt_unverified", delay_s=0.5)
+
+
+async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Result:
+    """Leave nothing of a failed attempt at the provider, not even a create that is still on its way."""
+    attempt = step.attempt
+    provider = deps.providers.get(attempt.provider)
+    if provider is None:
+        return Trouble(code="provider_not_configured")
+    try:
+        if await remove_servers(deps, state, provider):
+            return Wait(delay_s=LOOK_AGAIN_S)
+    except ProviderError as error:
+        return trouble(error)
+    if not attempt.nothing_made:
+        settled_ms = state.updated_ms + int(deps.settings.provider_timeout_s * 1000)
+        if deps.now_ms() < settled_ms and attempt.server_id is None:
+            return Wait(delay_s=(settled_ms - deps.now_ms()) / 1000)
+    command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
+    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    return Moved(state=outcome.state)
+
+
+async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:
+    """Order the end of every server of the instance, by id and by label. True while there is still one to see."""
+    found = {server.id for server in await provider.find_servers(instance_labels(deps, state.id))}
+    attempt = state.attempt
+    if attempt is not None and attempt.server_id is not None and attempt.server_id not in found:
+        known = await provider.get_server(attempt.server_id)
+        if known is not None and known.name == attempt.server_name:
+            # Somebody took our labels off it; its id and name still say whose it is.
+            found.add(known.id)
+    for server_id in sorted(found):
+        await provider.delete_server(server_id)
+    return bool(found)
+
+
+async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Result:
+    """Say that it has failed; what was reserved is freed by a deletion."""
+    outcome = await deps.store.execute_at(
+        state, state.id, c.GiveUp(at_ms=deps.now_ms(), code=step.code), deps.origin(state.id)
+    )
+    _log.warning("provisioning_failed", instance_id=str(state.id), code=step.code)
+    return Moved(state=outcome.state)
+
+
+async def fail(
+    deps: Deps, state: Instance, attempt: Attempt, *, code: str, retryable: bool, nothing_made: bool = False
+) -> Result:
+    """End this attempt; the saga goes on to the next placement or gives up."""
+    command = c.FailAttempt(
+        at_ms=deps.now_ms(), attempt=attempt.number, code=code, retryable=retryable, nothing_made=nothing_made
+    )
+    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    _log.warning("attempt_failed", instance_id=str(state.id), attempt=attempt.number, code=code)
+    return Moved(state=outcome.state)
+
+
+def trouble(error: ProviderError) -> Trouble:
+    """A provider's failure as a reason to try again; a lost reply is looked into soon."""
+    if isinstance(error, ProviderRetry):
+        return Trouble(code=error.code, delay_s=error.retry_after_s)
+    if isinstance(error, ProviderOutcomeUnknown):
+        return Trouble(code=error.code, delay_s=LOOK_AGAIN_S)
+    return Trouble(code=error.code)
+
+
+def _is_over(deps: Deps, deadline_ms: int | None) -> bool:
+    return deadline_ms is not None and deps.now_ms() >= deadline_ms

@@ -1,0 +1,84 @@
+"""The reconciler: hints at whatever is owed, from the read tables alone.
+
+It is why Redis may be flushed at any moment: an instance whose `wake_at` has come is hinted at until it has moved on.
+It also keeps the time of the duties that belong to no single instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID
+
+import structlog
+from psycopg_pool import AsyncConnectionPool
+from redis.exceptions import RedisError
+
+from events.errors import StoreUnavailable
+from hydracore.settings import Settings
+from workers.attention import CLAIM_MAX, Attention
+from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, Bell
+from workers.sql import OPERATIONS, run
+
+_TAKE_DUTY = OPERATIONS["take_duty"]
+_CHANGED_HEALTH = OPERATIONS["changed_health"]
+_ANY_PENDING_ACTION = OPERATIONS["any_pending_action"]
+
+#: Between two looks at what is due; also the finest grain of every timer.
+TICK_S = 0.25
+
+#: How often the provider is asked about servers being made, and agents' silence is judged.
+OBSERVE_INTERVAL_S = 2.0
+HEALTH_INTERVAL_S = 1.0
+
+#: How many changes of health one look hints at.
+HEALTH_MAX = 500
+
+#: Pause after a failure of Redis or PostgreSQL.
+RECOVER_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class Reconciler:
+    def __init__(self, pool: AsyncConnectionPool, bell: Bell, settings: Settings) -> None:
+        self._pool = pool
+        self._bell = bell
+        self._settings = settings
+        self._attention = Attention(pool)
+
+    async def run(self) -> None:
+        """Tick for ever."""
+        while True:
+            started = time.monotonic()
+            try:
+                await self._tick()
+            except (RedisError, StoreUnavailable) as error:
+                _log.warning("reconciler_waits", error=type(error).__name__)
+                await asyncio.sleep(RECOVER_S)
+            await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - started)))
+
+    async def _tick(self) -> None:
+        due = await self._attention.claim_due()
+        await self._ring(ADVANCE, due)
+        if len(due) == CLAIM_MAX:
+            _log.warning("many_instances_due", at_least=CLAIM_MAX)
+        if await self._take_duty("observe", OBSERVE_INTERVAL_S) and await run(self._pool, _ANY_PENDING_ACTION):
+            await asyncio.to_thread(self._bell.ring_duty, OBSERVE_ACTIONS)
+        if await self._take_duty("health", HEALTH_INTERVAL_S):
+            limits = {
+                "late_s": self._settings.heartbeat_late_s,
+                "lost_s": self._settings.heartbeat_lost_s,
+                "limit": HEALTH_MAX,
+            }
+            await self._ring(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
+        if await self._take_duty("sweep", self._settings.sweep_interval_s):
+            await asyncio.to_thread(self._bell.ring_duty, SWEEP)
+
+    async def _ring(self, actor: str, instance_ids: list[UUID]) -> None:
+        if instance_ids and not await asyncio.to_thread(self._bell.ring, actor, instance_ids):
+            _log.warning("queue_full", actor=actor, backlog=Bell.BACKLOG_MAX)
+
+    async def _take_duty(self, name: str, interval_s: float) -> bool:
+        """Whether this process is the one to do it now; of several relays only one is."""
+        return bool(await run(self._pool, _TAKE_DUTY, {"name": name, "interval_s": interval_s}))

@@ -1,0 +1,152 @@
+"""The sweep: what the providers have against what the log says, one listing a provider.
+
+It is the net under the saga, not part of it: servers that nobody accounts for (only ours, by the installation label; only
+after a grace, seen twice), servers that are gone, and labels that somebody changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+import structlog
+
+from events import commands as c
+from events.sql import Statements
+from workers.deps import Deps
+from workers.providers.base import Provider, ProviderError, Server
+from workers.provision import instance_labels
+from workers.sql import run
+from workers.user_data import server_name
+
+_SQL = Statements("workers", "sweep.sql")
+_ACCOUNTED = _SQL["accounted"]
+_SIGHT = _SQL["sight"]
+_FORGET_OTHERS = _SQL["forget_others"]
+
+#: An orphan is removed at the second sighting at the earliest.
+SIGHTINGS_MIN = 2
+
+#: A server whose instance changed this recently is not called vanished: its listing may be older than its making.
+SETTLED_S = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Account(NamedTuple):
+    """What the log says about one instance's server."""
+
+    instance_id: UUID
+    lane: int
+    status: str
+    attempt: int
+    server_id: str | None
+    provider: str | None
+    settled: bool
+
+    def owns(self, server: Server, provider: str) -> bool:
+        """Whether `server` is, or may be about to be recorded as, this instance's."""
+        if self.status in {"deleted", "failed", "error"} or self.provider != provider:
+            return False
+        if self.server_id is not None:
+            return self.server_id == server.id
+        return server.labels.get("hc-attempt") == str(self.attempt)
+
+
+class Finding(NamedTuple):
+    """One thing that is not as it should be. `kind`: `orphan`, `vanished` or `wrong_labels`; `action`: what is done."""
+
+    provider: str
+    kind: str
+    server_id: str
+    instance_id: UUID | None
+    action: str
+
+
+async def sweep(deps: Deps, *, dry_run: bool) -> list[Finding]:
+    """Compare and mend; with `dry_run` only compare. A provider that does not answer is left for the next time."""
+    findings: list[Finding] = []
+    for name, provider in deps.providers.items():
+        try:
+            servers = await provider.find_servers({"hc-installation": deps.settings.installation})
+            findings += await _compare(deps, name, provider, servers, dry_run=dry_run)
+        except ProviderError as error:
+            _log.warning("sweep_failed", provider=name, code=error.code)
+    for finding in findings:
+        facts = finding._asdict() | {"instance_id": str(finding.instance_id)}
+        _log.warning("sweep_found", dry_run=dry_run, **facts)
+    return findings
+
+
+async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Server], *, dry_run: bool) -> list[Finding]:
+    claimed = {server.id: _claimed_by(server) for server in servers}
+    parameters = {
+        "provider": name,
+        "ids": [instance_id for instance_id in claimed.values() if instance_id is not None],
+        "settled_s": SETTLED_S,
+    }
+    accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
+    by_id = {account.instance_id: account for account in accounts}
+    by_server = {account.server_id: account for account in accounts if account.server_id and account.provider == name}
+    findings: list[Finding] = []
+    orphans: list[str] = []
+    for server in servers:
+        account = by_server.get(server.id) or by_id.get(claimed[server.id] or UUID(int=0))
+        if account is None or not account.owns(server, name):
+            orphans.append(server.id)
+            findings.append(await _orphan(deps, name, provider, server, claimed[server.id], dry_run=dry_run))
+        elif account.server_id == server.id:
+            findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+    if not dry_run:
+        await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": orphans})
+    listed = {server.id for server in servers}
+    for account in accounts:
+        if account.provider == name and account.server_id is not None and account.server_id not in listed:
+            findings += await _vanished(deps, name, provider, account, dry_run=dry_run)
+    return findings
+
+
+def _claimed_by(server: Server) -> UUID | None:
+    try:
+        return UUID(server.labels.get("hc-instance", ""))
+    except ValueError:
+        return None
+
+
+async def _orphan(
+    deps: Deps, name: str, provider: Provider, server: Server, instance_id: UUID | None, *, dry_run: bool
+) -> Finding:
+    if dry_run:
+        return Finding(name, "orphan", server.id, instance_id, "would be watched, then removed")
+    rows = await run(deps.pool, _SIGHT, {"provider": name, "server_id": server.id})
+    sightings, seen_s = rows[0]
+    if sightings < SIGHTINGS_MIN or seen_s < deps.settings.orphan_grace_s:
+        return Finding(name, "orphan", server.id, instance_id, "watched")
+    await provider.delete_server(server.id)
+    return Finding(name, "orphan", server.id, instance_id, "removed")
+
+
+async def _mend_labels(
+    deps: Deps, name: str, provider: Provider, server: Server, account: Account, *, dry_run: bool
+) -> list[Finding]:
+    wanted = {**instance_labels(deps, account.instance_id), "hc-attempt": str(account.attempt)}
+    if all(server.labels.get(key) == value for key, value in wanted.items()):
+        return []
+    if not dry_run:
+        await provider.set_labels(server.id, {**server.labels, **wanted})
+    action = "would be labelled again" if dry_run else "labelled again"
+    return [Finding(name, "wrong_labels", server.id, account.instance_id, action)]
+
+
+async def _vanished(deps: Deps, name: str, provider: Provider, account: Account, *, dry_run: bool) -> list[Finding]:
+    """A server of ours that the listing does not have. It may only have lost its label, so it is asked for by id."""
+    if account.status not in {"provisioning", "running"} or not account.settled or account.server_id is None:
+        return []
+    server = await provider.get_server(account.server_id)
+    if server is not None and server.name == server_name(account.instance_id):
+        return await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+    if not dry_run:
+        command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=account.server_id)
+        await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))
+    action = "would be reported" if dry_run else "reported"
+    return [Finding(name, "vanished", account.server_id, account.instance_id, action)]

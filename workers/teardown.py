@@ -1,0 +1,100 @@
+"""Taking an instance down, step by step, each tried for ever, leaving nothing behind or billing."""
+
+from __future__ import annotations
+
+import structlog
+
+from events import commands as c
+from events.saga import FinishDeletion, TearDown
+from events.state import TEARDOWN_STEPS, Instance
+from hydracore.tokens import control_token
+from hydracore.vps import AGENT_PORT, VpsError
+from workers.deps import Deps
+from workers.providers.base import ProviderError
+from workers.provision import LOOK_AGAIN_S, remove_servers, trouble
+from workers.steps import Moved, Result, Trouble, Wait
+
+_log = structlog.get_logger(__name__)
+
+#: How long open conversations may hold up a deletion.
+DRAIN_S_MAX = 10.0
+
+#: Between the first and the second look that finds no server, where its id was known.
+ABSENCE_GAP_S = 1.0
+
+
+async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
+    """Do one step of `events.state.TEARDOWN_STEPS` and record it."""
+    waits: Result | None = None
+    match step.step:
+        case "drained":
+            waits = await _drain(deps, state)
+        case "server_deleted" | "absence_verified":
+            waits = await _delete_server(deps, state, second_look=step.step == "absence_verified")
+        case "artifacts_deleted":
+            await deps.attention.forget(state.id)
+        case other:
+            # The decision itself is the effect: the key is revoked, the addresses are freed, by the event.
+            assert other in {"key_revoked", "addresses_freed"}, other
+    if waits is not None:
+        return waits
+    command = c.RecordTeardownStep(at_ms=deps.now_ms(), step=step.step)
+    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    return Moved(state=outcome.state)
+
+
+async def _drain(deps: Deps, state: Instance) -> Result | None:
+    """Have the agent end its conversations. One that does not answer has none to end."""
+    agent = state.agent
+    assert state.deletion_requested_ms is not None
+    waited_s = (deps.now_ms() - state.deletion_requested_ms) / 1000
+    if agent is None or agent.control_key_id is None or state.vpn_ip is None or waited_s > DRAIN_S_MAX:
+        return None
+    token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
+    try:
+        drained = await deps.vps.drain(state.vpn_ip, AGENT_PORT, token)
+    except VpsError:
+        return None
+    return Wait(delay_s=LOOK_AGAIN_S) if drained.active_connections else None
+
+
+async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:
+    """Nothing is left at the provider; said only after two looks, the second late enough for a create on its way."""
+    attempt = state.attempt
+    if attempt is None or not attempt.may_have_server:
+        return None
+    provider = deps.providers.get(attempt.provider)
+    if provider is None:
+        return Trouble(code="provider_not_configured")
+    if second_look:
+        # With no id on record, a create call of a worker that was killed may still reach the provider.
+        gap_s = ABSENCE_GAP_S if attempt.server_id is not None else deps.settings.provider_timeout_s
+        due_ms = state.updated_ms + int(gap_s * 1000)
+        if deps.now_ms() < due_ms:
+            return Wait(delay_s=(due_ms - deps.now_ms()) / 1000)
+    try:
+        if await remove_servers(deps, state, provider):
+            return Wait(delay_s=LOOK_AGAIN_S)
+    except ProviderError as error:
+        return trouble(error)
+    return None
+
+
+async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:
+    """The last event of the stream."""
+    outcome = await deps.store.execute_at(
+        state, state.id, c.CompleteDeletion(at_ms=deps.now_ms()), deps.origin(state.id)
+    )
+    _log.info("instance_deleted", instance_id=str(state.id))
+    return Moved(state=outcome.state)
+
+
+async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> None:
+    """Say in the log why a deletion does not get on. It is tried on all the same."""
+    step = c.BlockTeardown(at_ms=deps.now_ms(), step=_current(state), code=code)
+    await deps.store.execute(state.id, step, deps.origin(state.id))
+    _log.error("teardown_blocked", instance_id=str(state.id), step=step.step, code=code)
+
+
+def _current(state: Instance) -> str:
+    return TEARDOWN_STEPS[len(state.teardown_done)]

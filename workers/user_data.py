@@ -1,0 +1,39 @@
+"""What a new server is told: where to call, who it is, and a one-time token. Nothing else, because clouds keep it readable."""
+
+from __future__ import annotations
+
+import secrets
+from uuid import UUID
+
+import msgspec
+
+from events.state import Attempt
+from hydracore.tokens import enrol_token
+
+AGENT_FILE = "/etc/hydracore/agent.json"
+
+
+def new_nonce() -> str:
+    """Makes one attempt's enrol token unlike every other's; kept in the log, worthless without the master key."""
+    return secrets.token_hex(16)
+
+
+def server_name(instance_id: UUID) -> str:
+    """The server's name at the provider; unique per project, so a second create of it is refused."""
+    return f"hc-{instance_id}"
+
+
+def user_data(*, control_plane_url: str, instance_id: UUID, attempt: Attempt, master_key: bytes) -> str:
+    """cloud-init's cloud-config, as JSON (which is YAML): the agent's boot file, and the order to start it."""
+    assert attempt.enrol_nonce is not None, "an intent has a nonce"
+    boot = {
+        "control_plane_url": control_plane_url,
+        "instance_id": str(instance_id),
+        "attempt": attempt.number,
+        "enrol_token": enrol_token(master_key, instance_id, attempt.number, attempt.enrol_nonce),
+    }
+    config = {
+        "write_files": [{"path": AGENT_FILE, "permissions": "0600", "content": msgspec.json.encode(boot).decode()}],
+        "runcmd": [["systemctl", "enable", "--now", "hydracore-agent.service"]],
+    }
+    return "#cloud-config\n" + msgspec.json.encode(config).decode()
