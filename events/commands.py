@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from events.types import Sealed
+from events.types import Sealed, UsageEntry
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +128,65 @@ class ReportServerVanished(Command, frozen=True, kw_only=True):
     server_id: str
 
 
+class ChangeConfig(Command, frozen=True, kw_only=True):
+    """Fields as in `ConfigChanged`: what is unset stays."""
+
+    agent_name: str | UnsetType | None = UNSET
+    system_prompt: Sealed | UnsetType | None = UNSET
+    customer_facing_prompt: Sealed | UnsetType | None = UNSET
+    telegram_bot_token: Sealed | UnsetType | None = UNSET
+    model_temperature: float | UnsetType | None = UNSET
+    recipe_id: str | UnsetType | None = UNSET
+    workflow_slugs: tuple[str, ...] | UnsetType = UNSET
+
+
+class PatchPlatformConfig(Command, frozen=True, kw_only=True):
+    """Fields as in `PlatformConfigPatched`. Give it at the state whose documents were merged."""
+
+    advanced: Sealed | UnsetType = UNSET
+    channels: Sealed | UnsetType = UNSET
+    integrations: tuple[Any, ...] | UnsetType = UNSET
+    skills: tuple[Any, ...] | UnsetType = UNSET
+    recipe_id: str | UnsetType | None = UNSET
+    workflow_slugs: tuple[str, ...] | UnsetType = UNSET
+
+
+class ChangeModelPolicy(Command, frozen=True, kw_only=True):
+    """Fields as in `ModelPolicyChanged`: what is unset stays."""
+
+    primary: str | UnsetType | None = UNSET
+    fallbacks: tuple[str, ...] | UnsetType | None = UNSET
+    temperature: float | UnsetType | None = UNSET
+    max_tokens: int | UnsetType | None = UNSET
+    embedding_model: str | UnsetType | None = UNSET
+    budget_daily_usd: str | UnsetType | None = UNSET
+    budget_monthly_usd: str | UnsetType | None = UNSET
+
+
+class ChangeConsent(Command, frozen=True, kw_only=True):
+    granted: bool
+
+
+class RecordUpdatesApplied(Command, frozen=True, kw_only=True):
+    config_version: int
+    restarted: bool
+    forced: bool
+
+
+class RecordConversationsAccess(Command, frozen=True, kw_only=True):
+    conversation_id: str | None = None
+
+
+class RecordUsage(Command, frozen=True, kw_only=True):
+    ledger_id: UUID
+    seq: int
+    entries: tuple[UsageEntry, ...]
+
+
+class RotateAgentKey(Command, frozen=True, kw_only=True):
+    pass
+
+
 class RequestDeletion(Command, frozen=True, kw_only=True):
     reason: str
 
@@ -158,6 +219,14 @@ AnyCommand = (
     | MarkReady
     | ChangeHealth
     | ReportServerVanished
+    | ChangeConfig
+    | PatchPlatformConfig
+    | ChangeModelPolicy
+    | ChangeConsent
+    | RecordUpdatesApplied
+    | RecordConversationsAccess
+    | RecordUsage
+    | RotateAgentKey
     | RequestDeletion
     | RecordTeardownStep
     | BlockTeardown

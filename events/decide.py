@@ -13,6 +13,7 @@ import msgspec
 
 from events import commands as c
 from events import types as e
+from events.decide_use import decide_use
 from events.errors import (
     AttemptSuperseded,
     BootSuperseded,
@@ -41,6 +42,17 @@ def decide(state: Instance | None, command: c.AnyCommand, *, stream_id: UUID) ->
     match command:
         case c.EnrolAgent() | c.IssueAgentKey() | c.AcknowledgeAgentKey() | c.ReportBootstrap():
             return _decide_agent(state, command)
+        case (
+            c.ChangeConfig()
+            | c.PatchPlatformConfig()
+            | c.ChangeModelPolicy()
+            | c.ChangeConsent()
+            | c.RecordUpdatesApplied()
+            | c.RecordConversationsAccess()
+            | c.RecordUsage()
+            | c.RotateAgentKey()
+        ):
+            return decide_use(state, command)
         case c.RequestDeletion() | c.RecordTeardownStep() | c.BlockTeardown() | c.CompleteDeletion():
             return _decide_teardown(state, command)
         case _:

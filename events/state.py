@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -85,6 +86,33 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     contested: bool = False
 
 
+class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the customer chose; None means the catalogue's default. Budgets are decimal US dollars."""
+
+    primary: str | None = None
+    fallbacks: tuple[str, ...] | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    embedding_model: str | None = None
+    budget_daily_usd: str | None = None
+    budget_monthly_usd: str | None = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent is to run with. `version` rises with every change; `advanced` and `channels` are sealed JSON."""
+
+    version: int = 1
+    system_prompt: Sealed | None = None
+    customer_facing_prompt: Sealed | None = None
+    telegram_bot_token: Sealed | None = None
+    model_temperature: float | None = None
+    advanced: Sealed | None = None
+    channels: Sealed | None = None
+    integrations: tuple[Any, ...] = ()
+    skills: tuple[Any, ...] | None = None
+    model_policy: ModelPolicy = ModelPolicy()
+
+
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """An instance at one version of its stream; version 0 exists only before its first event."""
 
@@ -118,6 +146,10 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     vpn_ip: str | None = None
     addresses_released_ms: int | None = None
     agent: Agent | None = None
+    config: Config = Config()
+    consent_debug_access: bool = False
+    #: The last batch of usage recorded of each ledger, by ledger id.
+    usage_seqs: dict[str, int] = {}
     health: str | None = None
     error_code: str | None = None
     #: False once a failure was seen that no other placement can mend.

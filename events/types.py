@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NewType
+from typing import Any, ClassVar, NewType
 from uuid import UUID
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 #: A personal or secret text, encrypted with its customer's key before it comes near a command.
 Sealed = NewType("Sealed", str)
@@ -157,6 +158,79 @@ class ServerVanished(Event, frozen=True, kw_only=True, tag="server_vanished"):
     server_id: str
 
 
+class ConfigChanged(Event, frozen=True, kw_only=True, tag="config_changed"):
+    """Only the fields that are set changed; null clears. Prompts and tokens are sealed."""
+
+    agent_name: str | UnsetType | None = UNSET
+    system_prompt: Sealed | UnsetType | None = UNSET
+    customer_facing_prompt: Sealed | UnsetType | None = UNSET
+    telegram_bot_token: Sealed | UnsetType | None = UNSET
+    model_temperature: float | UnsetType | None = UNSET
+    recipe_id: str | UnsetType | None = UNSET
+    workflow_slugs: tuple[str, ...] | UnsetType = UNSET
+
+
+class PlatformConfigPatched(Event, frozen=True, kw_only=True, tag="platform_config_patched"):
+    """Only the fields that are set changed. `advanced` and `channels` are whole documents after the merge, sealed JSON."""
+
+    advanced: Sealed | UnsetType = UNSET
+    channels: Sealed | UnsetType = UNSET
+    integrations: tuple[Any, ...] | UnsetType = UNSET
+    skills: tuple[Any, ...] | UnsetType = UNSET
+    recipe_id: str | UnsetType | None = UNSET
+    workflow_slugs: tuple[str, ...] | UnsetType = UNSET
+
+
+class ModelPolicyChanged(Event, frozen=True, kw_only=True, tag="model_policy_changed"):
+    """Only the fields that are set changed; null goes back to the catalogue's default. Budgets are decimal US dollars."""
+
+    primary: str | UnsetType | None = UNSET
+    fallbacks: tuple[str, ...] | UnsetType | None = UNSET
+    temperature: float | UnsetType | None = UNSET
+    max_tokens: int | UnsetType | None = UNSET
+    embedding_model: str | UnsetType | None = UNSET
+    budget_daily_usd: str | UnsetType | None = UNSET
+    budget_monthly_usd: str | UnsetType | None = UNSET
+
+
+class ConsentChanged(Event, frozen=True, kw_only=True, tag="consent_changed"):
+    """Whether staff may read the owner's conversations."""
+
+    granted: bool
+
+
+class UpdatesApplied(Event, frozen=True, kw_only=True, tag="updates_applied"):
+    config_version: int
+    restarted: bool
+    forced: bool
+
+
+class ConversationsAccessed(Event, frozen=True, kw_only=True, tag="conversations_accessed"):
+    """Somebody other than the owner read conversations: one, or the list where `conversation_id` is null."""
+
+    conversation_id: str | None = None
+
+
+class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One model call. `cost_usd`: decimal US dollars. `end_user`: a keyed digest, so that users can be counted only."""
+
+    at_ms: int
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: str
+    channel: str
+    end_user: str | None = None
+
+
+class UsageRecorded(Event, frozen=True, kw_only=True, tag="usage_recorded"):
+    """A batch from the agent's ledger; `seq` is dense from 1 within `ledger_id`, so nothing counts twice or is lost."""
+
+    ledger_id: UUID
+    seq: int
+    entries: tuple[UsageEntry, ...]
+
+
 class DeletionRequested(Event, frozen=True, kw_only=True, tag="deletion_requested"):
     reason: str
 
@@ -193,6 +267,13 @@ AnyEvent = (
     | InstanceReady
     | HealthChanged
     | ServerVanished
+    | ConfigChanged
+    | PlatformConfigPatched
+    | ModelPolicyChanged
+    | ConsentChanged
+    | UpdatesApplied
+    | ConversationsAccessed
+    | UsageRecorded
     | DeletionRequested
     | TeardownStepDone
     | TeardownBlocked

@@ -62,6 +62,16 @@ def line_of(event: e.AnyEvent) -> Line | None:
             return Line("info" if event.health == "healthy" else "warning", None, f"The agent is {event.health}")
         case e.ServerVanished():
             return Line("error", None, "The server is gone from the provider")
+        case (
+            e.ConfigChanged()
+            | e.PlatformConfigPatched()
+            | e.ModelPolicyChanged()
+            | e.ConsentChanged()
+            | e.UpdatesApplied()
+            | e.ConversationsAccessed()
+            | e.UsageRecorded()
+        ):
+            return _use_line(event)
         case e.DeletionRequested() | e.TeardownStepDone() | e.TeardownBlocked() | e.InstanceDeleted():
             return _teardown_line(event)
         case _:
@@ -96,6 +106,32 @@ def _server_line(
             return Line("info", None, f"Nothing is left of attempt {event.attempt}")
         case e.ProvisioningFailed():
             return Line("error", None, f"Provisioning failed: {describe(event.code)}")
+
+
+def _use_line(
+    event: e.ConfigChanged
+    | e.PlatformConfigPatched
+    | e.ModelPolicyChanged
+    | e.ConsentChanged
+    | e.UpdatesApplied
+    | e.ConversationsAccessed
+    | e.UsageRecorded,
+) -> Line | None:
+    match event:
+        case e.ConfigChanged() | e.PlatformConfigPatched() | e.ModelPolicyChanged():
+            return Line("info", None, "The configuration was changed")
+        case e.ConsentChanged():
+            return Line(
+                "info", None, f"Reading conversations was {'allowed' if event.granted else 'forbidden'} to staff"
+            )
+        case e.UpdatesApplied():
+            how = "applied with a restart" if event.restarted else "applied"
+            return Line("info", None, f"Configuration {event.config_version} was {how}")
+        case e.ConversationsAccessed():
+            what = "the conversations" if event.conversation_id is None else f"conversation {event.conversation_id}"
+            return Line("info", None, f"Staff read {what}")
+        case e.UsageRecorded():
+            return None
 
 
 def _teardown_line(

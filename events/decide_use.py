@@ -1,0 +1,86 @@
+"""Decisions about using an instance: its configuration, who may read what, what it spent, and its key."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from events import commands as c
+from events import types as e
+from events.errors import AttemptSuperseded, SequenceGap, TransitionRefused
+from events.evolve_config import set_fields
+from events.lifecycle import DELETED, DELETING
+from events.state import Instance
+
+Use = (
+    c.ChangeConfig
+    | c.PatchPlatformConfig
+    | c.ChangeModelPolicy
+    | c.ChangeConsent
+    | c.RecordUpdatesApplied
+    | c.RecordConversationsAccess
+    | c.RecordUsage
+    | c.RotateAgentKey
+)
+
+
+def decide_use(state: Instance, command: Use) -> tuple[e.AnyEvent, ...]:
+    """The events that `command` causes at `state`. Raises a subclass of `Rejected`."""
+    if isinstance(command, c.RecordUsage):
+        return _record_usage(state, command)
+    if state.status in {DELETING, DELETED}:
+        raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
+    match command:
+        case c.ChangeConfig() | c.PatchPlatformConfig() | c.ChangeModelPolicy():
+            return _change_config(state, command)
+        case c.ChangeConsent():
+            if state.consent_debug_access == command.granted:
+                return ()
+            return (e.ConsentChanged(at_ms=command.at_ms, granted=command.granted),)
+        case c.RecordUpdatesApplied():
+            return (
+                e.UpdatesApplied(
+                    at_ms=command.at_ms,
+                    config_version=command.config_version,
+                    restarted=command.restarted,
+                    forced=command.forced,
+                ),
+            )
+        case c.RecordConversationsAccess():
+            return (e.ConversationsAccessed(at_ms=command.at_ms, conversation_id=command.conversation_id),)
+        case c.RotateAgentKey():
+            if state.agent is None or state.agent.key_id is None:
+                return ()
+            return (e.AgentKeyRevoked(at_ms=command.at_ms, key_id=state.agent.key_id, reason="rotation"),)
+        case _:
+            assert_never(command)
+
+
+def _change_config(
+    state: Instance, command: c.ChangeConfig | c.PatchPlatformConfig | c.ChangeModelPolicy
+) -> tuple[e.AnyEvent, ...]:
+    changes = set_fields(command)
+    sources = (state.config.model_policy,) if isinstance(command, c.ChangeModelPolicy) else (state.config, state)
+    for name, value in list(changes.items()):
+        source = next(source for source in sources if hasattr(source, name))
+        if getattr(source, name) == value:
+            del changes[name]
+    if not changes:
+        return ()
+    if isinstance(command, c.ChangeConfig):
+        return (e.ConfigChanged(at_ms=command.at_ms, **changes),)
+    if isinstance(command, c.PatchPlatformConfig):
+        return (e.PlatformConfigPatched(at_ms=command.at_ms, **changes),)
+    return (e.ModelPolicyChanged(at_ms=command.at_ms, **changes),)
+
+
+def _record_usage(state: Instance, command: c.RecordUsage) -> tuple[e.AnyEvent, ...]:
+    if state.status == DELETED:
+        raise AttemptSuperseded(state.id)
+    known = state.usage_seqs.get(str(command.ledger_id), 0)
+    if command.seq <= known:
+        return ()
+    if command.seq != known + 1:
+        raise SequenceGap(state.id, expected_seq=known + 1)
+    return (
+        e.UsageRecorded(at_ms=command.at_ms, ledger_id=command.ledger_id, seq=command.seq, entries=command.entries),
+    )

@@ -1,0 +1,31 @@
+"""The part of the fold that concerns what the agent is to run with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+from msgspec.structs import asdict, replace
+
+from events import types as e
+from events.state import Instance
+
+#: Fields of configuration events that the instance itself has; all others are its configuration's.
+_OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
+
+
+def apply_config(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> Instance:
+    """`state` with what the event sets; every such event is a new version of the configuration."""
+    changes = set_fields(event)
+    version = state.config.version + 1
+    if isinstance(event, e.ModelPolicyChanged):
+        policy = replace(state.config.model_policy, **changes)
+        return replace(state, config=replace(state.config, version=version, model_policy=policy))
+    own = {name: value for name, value in changes.items() if name in _OF_INSTANCE}
+    rest = {name: value for name, value in changes.items() if name not in _OF_INSTANCE}
+    return replace(state, **own, config=replace(state.config, version=version, **rest))
+
+
+def set_fields(changes: Any) -> dict[str, Any]:
+    """The fields of a configuration event or command that are set, without the time."""
+    return {name: value for name, value in asdict(changes).items() if value is not UNSET and name != "at_ms"}
