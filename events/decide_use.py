@@ -7,7 +7,7 @@ from typing import assert_never
 from events import commands as c
 from events import types as e
 from events.errors import AttemptSuperseded, SequenceGap, TransitionRefused
-from events.evolve_config import set_fields
+from events.evolve_use import set_fields
 from events.lifecycle import DELETED, DELETING
 from events.state import Instance
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from events import types as e
-from events.evolve_config import apply_config
+from events.evolve_use import apply_use
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PROVISIONING, RUNNING
 from events.state import BOOTSTRAP_STAGES, Agent, Attempt, Instance
 
@@ -77,14 +77,16 @@ def _apply(state: Instance, event: e.AnyEvent) -> Instance:
         case e.ServerVanished():
             attempt = replace(_attempt(state), server_status="vanished", discarded=True)
             return replace(state, status=ERROR, attempt=attempt, error_code="server_vanished", health="unreachable")
-        case e.ConfigChanged() | e.PlatformConfigPatched() | e.ModelPolicyChanged():
-            return apply_config(state, event)
-        case e.ConsentChanged():
-            return replace(state, consent_debug_access=event.granted)
-        case e.UpdatesApplied() | e.ConversationsAccessed():
-            return state
-        case e.UsageRecorded():
-            return replace(state, usage_seqs={**state.usage_seqs, str(event.ledger_id): event.seq})
+        case (
+            e.ConfigChanged()
+            | e.PlatformConfigPatched()
+            | e.ModelPolicyChanged()
+            | e.ConsentChanged()
+            | e.UpdatesApplied()
+            | e.ConversationsAccessed()
+            | e.UsageRecorded()
+        ):
+            return apply_use(state, event)
         case e.DeletionRequested():
             return replace(state, status=DELETING, deletion_requested_ms=event.at_ms)
         case e.TeardownStepDone():

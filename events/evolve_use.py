@@ -1,4 +1,4 @@
-"""The part of the fold that concerns what the agent is to run with."""
+"""The part of the fold that concerns the use of an instance: its configuration, consent, and what it spent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,29 @@ from events.state import Instance
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
 
 
-def apply_config(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> Instance:
+def apply_use(
+    state: Instance,
+    event: e.ConfigChanged
+    | e.PlatformConfigPatched
+    | e.ModelPolicyChanged
+    | e.ConsentChanged
+    | e.UpdatesApplied
+    | e.ConversationsAccessed
+    | e.UsageRecorded,
+) -> Instance:
+    """`state` after `event`."""
+    match event:
+        case e.ConfigChanged() | e.PlatformConfigPatched() | e.ModelPolicyChanged():
+            return _configured(state, event)
+        case e.ConsentChanged():
+            return replace(state, consent_debug_access=event.granted)
+        case e.UpdatesApplied() | e.ConversationsAccessed():
+            return state
+        case e.UsageRecorded():
+            return replace(state, usage_seqs={**state.usage_seqs, str(event.ledger_id): event.seq})
+
+
+def _configured(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> Instance:
     """`state` with what the event sets; every such event is a new version of the configuration."""
     changes = set_fields(event)
     version = state.config.version + 1
