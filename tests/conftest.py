@@ -9,7 +9,11 @@ import psycopg
 import pytest
 import redis
 
+from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
 from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services
+
+#: Fixtures are found by being here.
+__all__ = ["cloudsim_fixture", "driver_fixture", "module_cloudsim_fixture"]
 
 _serial = itertools.count(1)
 

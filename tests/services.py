@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -98,7 +98,8 @@ class OwnServices:
     @classmethod
     @asynccontextmanager
     async def running(cls, base: Path) -> AsyncGenerator[Self]:
-        with own_home(base) as home:
+        with open_folder(base) as folder:
+            home = Home(folder / "home")
             postgres, valkey = embedded_in(home)
             try:
                 async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
@@ -121,19 +122,16 @@ class OwnServices:
                 await asyncio.sleep(0.02)
 
 
-class own_home:  # noqa: N801 - used as a function
-    """A home on the fastest disk there is, deleted afterwards."""
-
-    def __init__(self, fallback: Path) -> None:
-        roomy = SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > SHM_BYTES_MIN
-        self._path = Path(tempfile.mkdtemp(prefix="hydracore-test-", dir=SHM if roomy else fallback))
-        self._path.chmod(0o711)
-
-    def __enter__(self) -> Home:
-        return Home(self._path / "home")
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+@contextmanager
+def open_folder(fallback: Path | None = None) -> Generator[Path]:
+    """A folder on the fastest disk there is, that every account can pass through; deleted afterwards."""
+    roomy = SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > SHM_BYTES_MIN
+    path = Path(tempfile.mkdtemp(prefix="hydracore-test-", dir=SHM if roomy else fallback))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def embedded_in(home: Home) -> tuple[Postgres, Valkey]:
@@ -178,14 +176,15 @@ def _start_host(base: Path) -> None:
 
 
 async def _host(base: Path) -> None:
-    with own_home(base) as home:
+    with open_folder(base) as folder:
+        home = Home(folder / "home")
         postgres, valkey = embedded_in(home)
         try:
             async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
                 await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
                 await _make_template(postgres)
                 services = Services(postgres.url("{}"), valkey.url().removesuffix("/0") + "/{}")
-                last_guest = await _keep_door(base, home.path.parent / "door", services)
+                last_guest = await _keep_door(base, folder / "door", services)
         finally:
             postgres.remove()
     last_guest.close()

@@ -79,5 +79,5 @@ def _show_logs(last_words: dict[str, str], console: "Console") -> None:
     """The end of each part's log; the stores' say nothing about a story."""
     for name, text in last_words.items():
         if text and name not in {"postgres", "valkey"}:
-            console.rule(f"end of {name}.log", align="left")
+            console.print(f"\nend of {name}.log", style="bold", highlight=False)
             console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ async def development(
         for stack, file in written:
             known = stack.supervisor.pids()
             file.pids = {kind: known.get(kind, []) for kind in ("api", "relay", "worker", "cloudsim")}
-            write_json(home.dev_file, file)
+            write_json(home.dev_file, file, durable=False)
 
     with home.lock():
         home.dev_file.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ def relay() -> None:
     settings = configuration.load(os.environ, require=configuration.RELAY_NEEDS)
     from workers.main import run_relay
 
-    sys.exit(run_relay(settings))
+    run_relay(settings)
 
 
 @click.command()
@@ -36,7 +36,7 @@ def worker() -> None:
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
     from workers.main import run_worker
 
-    sys.exit(run_worker(settings))
+    run_worker(settings)
 
 
 @click.command()
@@ -46,7 +46,10 @@ def sweep(*, dry_run: bool) -> None:
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
     from workers.main import run_sweep
 
-    sys.exit(run_sweep(settings, dry_run=dry_run))
+    findings = run_sweep(settings, dry_run=dry_run)
+    for finding in findings:
+        click.echo(finding)
+    click.echo(f"{len(findings)} found")
 
 
 @click.command()
@@ -66,7 +69,7 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
     """Run the Hetzner Cloud simulator, whose servers are local processes."""
     from hydracore.cloudsim.main import run
 
-    sys.exit(run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit))
+    run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit)
 
 
 @click.command()

@@ -158,7 +158,7 @@ class Story:
 
     def _title(self, text: str) -> None:
         self._console.print()
-        self._console.rule(f"[bold]{text}", align="left")
+        self._console.print(text, style="bold", highlight=False, soft_wrap=True)
 
     def _say(self, text: str) -> None:
         self._console.print(f"  {text}", highlight=False, soft_wrap=True)

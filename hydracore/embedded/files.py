@@ -6,20 +6,25 @@ from pathlib import Path
 import msgspec
 
 
-def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` as a whole; a crash at any moment leaves the old or the new content."""
+def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace `path` (readable by its owner alone) as a whole: whoever reads sees the old or the new content.
+
+    With `durable` that holds for a crash of the machine too. A file that only means something while its processes live need not
+    wait for the disk, which can take seconds when it is busy.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     draft.replace(path)
 
 
-def write_json(path: Path, value: object, *, mode: int = 0o600) -> None:
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """As `write_atomic`, with a JSON document that a person can read."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", mode=mode)
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", durable=durable)
 
 
 def tail(path: Path, *, lines: int = 20, bytes_max: int = 16_384) -> str:

@@ -39,7 +39,7 @@ def describe(name: str, pid: int, stop_signal: int) -> Started | None:
 
 
 def write_runtime(path: Path, started: Iterable[Started]) -> None:
-    write_json(path, list(started))
+    write_json(path, list(started), durable=False)
 
 
 def stop_leftovers(path: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[str]:

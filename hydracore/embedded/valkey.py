@@ -52,7 +52,7 @@ class Valkey:
             "appendonly no",
             "daemonize no",
         )
-        write_atomic(self._config, "\n".join(lines).encode() + b"\n")
+        write_atomic(self._config, "\n".join(lines).encode() + b"\n", durable=False)
 
     async def answers(self) -> bool:
         """Whether the server takes our password and answers."""

@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from hydracore.embedded.errors import EmbeddedError
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
+from tests.services import open_folder
 from tests.waiting import until
 
 PASSWORD = "postgres-password"
@@ -28,10 +27,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to switch 
 @pytest.fixture
 def reachable() -> Generator[Path]:
     """A directory that every account can pass through."""
-    path = Path(tempfile.mkdtemp(prefix="hydracore-test-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path)
+    with open_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -46,11 +43,9 @@ def closed(reachable: Path) -> Path:
 @pytest.fixture(scope="module")
 def made() -> Generator[Path]:
     """A base directory whose data directory is made; making one takes a second, copying it a tenth."""
-    path = Path(tempfile.mkdtemp(prefix="hydracore-test-"))
-    path.chmod(0o711)
-    postgres_in(path, path).prepare()
-    yield path / "postgres"
-    shutil.rmtree(path)
+    with open_folder() as folder:
+        postgres_in(folder, folder).prepare()
+        yield folder / "postgres"
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -19,6 +17,7 @@ import psutil
 import pytest
 
 from hydracore.embedded.ports import free_port
+from tests.services import open_folder
 from tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,10 +72,8 @@ class Up:
 @pytest.fixture
 def home() -> Generator[Path]:
     """A home that does not exist yet, in a directory that every account can pass through."""
-    parent = Path(tempfile.mkdtemp(prefix="hydracore-test-"))
-    parent.chmod(0o711)
-    yield parent / "home"
-    shutil.rmtree(parent)
+    with open_folder() as folder:
+        yield folder / "home"
 
 
 @pytest.fixture
@@ -168,53 +165,43 @@ async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Cal
     again.stop(signal.SIGTERM)
 
 
-async def test_every_part_that_is_killed_comes_back(up: Callable[..., Up], home: Path) -> None:
-    one = up(free_port())
-    dev = await one.ready()
-
-    for kind, (pid,) in dev["pids"].items():
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda kind=kind, pid=pid: one.dev()["pids"][kind] not in ([], [pid]))
-    for process in processes_of(home):
-        if process.name() in {"postgres", "valkey-server"}:
-            process.kill()
-    await until(lambda: status_or_nothing(f"{dev['url']}/health/ready"), seconds_max=30)
-
-    one.stop()
-
-
-async def test_a_killed_up_is_followed_by_one_that_starts_clean(up: Callable[..., Up], home: Path) -> None:
+async def test_what_is_killed_comes_back_and_a_killed_up_leaves_nothing_in_the_way(
+    up: Callable[..., Up], home: Path
+) -> None:
     port = free_port()
     killed = up(port)
     first = await killed.ready()
-    killed.process.kill()
-    killed.process.communicate()
-    assert alive(first["pids"])
 
-    one = up(port)
-    await until(lambda: not alive(first["pids"]))
-    second = await one.ready()
-
-    assert second["database_url"] == first["database_url"]
-    one.stop()
-
-
-async def test_a_second_up_on_one_home_and_a_taken_port_are_refused(up: Callable[..., Up], home: Path) -> None:
-    one = up(free_port())
-    await one.ready()
+    for kind, (pid,) in first["pids"].items():
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda kind=kind, pid=pid: killed.dev()["pids"][kind] not in ([], [pid]))
+    for process in processes_of(home):
+        if process.name() in {"postgres", "valkey-server"}:
+            process.kill()
+    await until(lambda: is_ready(first["url"]), seconds_max=READY_S_MAX)
 
     second = up(free_port())
     _, complaint = await asyncio.to_thread(second.process.communicate)
-
     assert second.process.returncode == 2
-    assert complaint == f"hydracore: {home} is in use by another `hydracore up` (pid {one.process.pid})\n"
-    one.stop()
+    assert complaint == f"hydracore: {home} is in use by another `hydracore up` (pid {killed.process.pid})\n"
 
+    left = killed.dev()["pids"]
+    killed.process.kill()
+    await asyncio.to_thread(killed.process.communicate)
+    assert alive(left)
+    third = up(port)
+    await until(lambda: not alive(left))
+    assert (await third.ready())["database_url"] == first["database_url"]
+    third.stop()
+
+
+async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        third = up(port)
-        _, complaint = await asyncio.to_thread(third.process.communicate)
-    assert third.process.returncode == 2
+        refused = up(port)
+        _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
 
 
@@ -234,9 +221,11 @@ async def until_status(url: str, headers: dict[str, str], status: str) -> None:
         await until(reached, seconds_max=30)
 
 
-async def status_or_nothing(url: str) -> bool:
+async def is_ready(url: str) -> bool:
+    """All parts serve again; Valkey may come last."""
     try:
-        return await status_of(url) == 200
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.get(f"{url}/health/ready")).json()["status"] == "ready"
     except httpx.HTTPError:
         return False
 
