@@ -1,0 +1,61 @@
+"""Pages cut a list completely and without overlap, and say where they are."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hydracore.cloudsim.paging import PER_PAGE_DEFAULT, PER_PAGE_MAX, page_of, sort_items
+from hydracore.cloudsim.problems import ApiError
+
+
+@given(st.integers(0, 220), st.integers(1, 60))
+def test_following_the_pages_reads_everything_once(count: int, per_page: int) -> None:
+    items = list(range(count))
+    found: list[int] = []
+    page: int | None = 1
+    while page is not None:
+        part, meta = page_of(items, page=str(page), per_page=str(per_page))
+        found.extend(part)
+        pagination = meta["pagination"]
+        assert pagination["page"] == page
+        assert pagination["previous_page"] == (page - 1 or None)
+        assert pagination["total_entries"] == count
+        assert len(part) <= pagination["per_page"] <= PER_PAGE_MAX
+        last, page = page, pagination["next_page"]
+
+    assert found == items
+    assert last == pagination["last_page"]
+
+
+def test_without_parameters_it_is_the_first_page_of_the_usual_size() -> None:
+    part, meta = page_of(list(range(30)), page=None, per_page=None)
+
+    assert part == list(range(PER_PAGE_DEFAULT))
+    assert meta["pagination"]["next_page"] == 2
+
+
+def test_a_page_beyond_the_end_is_empty() -> None:
+    part, meta = page_of([1, 2, 3], page="9", per_page="2")
+
+    assert part == []
+    assert (meta["pagination"]["last_page"], meta["pagination"]["next_page"]) == (2, None)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "", "²", "1" * 10])
+def test_a_page_that_is_no_number_is_refused(text: str) -> None:
+    for parameters in ({"page": text, "per_page": None}, {"page": None, "per_page": text}):
+        with pytest.raises(ApiError) as refused:
+            page_of([1], **parameters)
+        assert refused.value.code == "invalid_input"
+
+
+def test_sorting_goes_by_the_first_field_first_and_keeps_the_order_of_equals() -> None:
+    items = [("b", 1), ("a", 2), ("b", 3), ("a", 4)]
+    fields = {"name": lambda item: item[0], "id": lambda item: item[1]}
+
+    assert sort_items(items, [], fields) == items
+    assert sort_items(items, ["name"], fields) == [("a", 2), ("a", 4), ("b", 1), ("b", 3)]
+    assert sort_items(items, ["name:asc", "id:desc"], fields) == [("a", 4), ("a", 2), ("b", 3), ("b", 1)]
+    for wrong in ("size", "name:up", ""):
+        with pytest.raises(ApiError):
+            sort_items(items, [wrong], fields)

@@ -1,0 +1,93 @@
+"""Provider errors: the right class for each code, and never a word that the provider chose freely."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.providers.base import (
+    CreateServer,
+    ProviderError,
+    ProviderLater,
+    ProviderNoCapacity,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+    ProviderRetry,
+)
+from workers.providers.hetzner import HetznerProvider
+from workers.providers.hetzner_errors import CLASS_OF_CODE, CODE_PATTERN, error_of
+
+
+def error(status: int, body: bytes, *, mutation: bool = False, correlation_id: str | None = None) -> ProviderError:
+    return error_of(status=status, body=body, correlation_id=correlation_id, mutation=mutation, retry_after_s=None)
+
+
+def body_of(code: str, message: str = "") -> bytes:
+    return json.dumps({"error": {"code": code, "message": message, "details": {"token": message}}}).encode()
+
+
+@pytest.mark.parametrize("code", sorted(CLASS_OF_CODE))
+def test_the_code_decides_whatever_the_status(code: str) -> None:
+    for status in (400, 422, 500, 503):
+        failed = error(status, body_of(code))
+        assert (type(failed), failed.code) == (CLASS_OF_CODE[code], code)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (302, ProviderRefused),
+        (400, ProviderRefused),
+        (404, ProviderRefused),
+        (409, ProviderRetry),
+        (412, ProviderNoCapacity),
+        (423, ProviderLater),
+        (429, ProviderRetry),
+        (500, ProviderLater),
+        (502, ProviderRetry),
+        (503, ProviderLater),
+        (504, ProviderRetry),
+    ],
+)
+def test_without_a_code_the_status_decides(status: int, kind: type[ProviderError]) -> None:
+    for body in (b"", b"<html>", b"[]", b'{"error": "text"}', b"\xff"):
+        failed = error(status, body)
+        assert (type(failed), failed.code) == (kind, f"http_{status}")
+
+
+def test_a_gateway_that_gave_up_waiting_for_a_change_leaves_its_outcome_unknown() -> None:
+    for status, body in ((504, b"<html>"), (504, body_of("timeout")), (500, body_of("timeout"))):
+        assert type(error(status, body, mutation=True)) is ProviderOutcomeUnknown
+        assert type(error(status, body, mutation=False)) is ProviderRetry
+
+
+@given(st.text(), st.text(min_size=1), st.text())
+def test_nothing_that_the_provider_says_freely_is_kept(code: str, message: str, correlation_id: str) -> None:
+    failed = error(400, body_of(code, f"#{message}#"), correlation_id=correlation_id)
+
+    said = f"{failed} {failed!r} {vars(failed)}"
+    assert f"#{message}#" not in said
+    assert CODE_PATTERN.fullmatch(failed.code)
+    assert failed.correlation_id is None or set(failed.correlation_id) <= set("0123456789abcdef-")
+
+
+def test_an_error_reads_as_code_and_correlation_id() -> None:
+    assert str(error(400, body_of("invalid_input"), correlation_id="1e30f35cca296a67")) == (
+        "invalid_input (correlation id 1e30f35cca296a67)"
+    )
+    assert str(ProviderRefused("invalid_input")) == "invalid_input"
+
+
+def test_an_order_and_a_driver_hide_their_secrets() -> None:
+    order = CreateServer(name="n", server_type="t", location="l", image="i", user_data="enrol-secret", labels={})
+    driver = HetznerProvider(
+        "https://example.invalid/v1", "api-secret", timeout_s=1, ssh_public_key=None, ssh_key_name="k"
+    )
+
+    said = f"{order!r} {order} {driver!r} {driver} {vars(driver)} {vars(driver._http)}"
+
+    assert "secret" not in said
+    assert "user_data=<12 characters>" in said
+    assert msgspec.structs.asdict(order)["user_data"] == "enrol-secret"
