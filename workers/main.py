@@ -14,9 +14,12 @@ import dramatiq
 import structlog
 from redis.asyncio import Redis
 
+from events.errors import StoreUnavailable
 from hydracore import logs
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
+from projections.followed import followed_projections
+from projections.follower import Follower
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import Bell, redis_broker
 from workers.deps import open_deps
@@ -29,6 +32,9 @@ WORKER_TIMEOUT_MS = 1_000
 STOP_MS_MAX = 8_000
 
 RELAY_POOL_SIZE = 4
+
+#: How far a followed projection may be behind: between two looks at the heads of the lanes.
+FOLLOW_S = 0.05
 
 _log = structlog.get_logger(__name__)
 
@@ -91,9 +97,22 @@ async def _relay(settings: Settings) -> None:
         ):
             group.create_task(Relay(pool, bell, redis).run())
             group.create_task(Reconciler(pool, bell, settings).run())
+            for projection in followed_projections():
+                group.create_task(follow(Follower(pool, projection)))
             _log.info("relay_started")
     finally:
         bell.close()
+
+
+async def follow(follower: Follower) -> None:
+    """Keep a followed projection up to the log, for ever."""
+    await follower.enter()
+    while True:
+        try:
+            await follower.catch_up()
+        except StoreUnavailable as error:
+            _log.warning("follower_waits", error=type(error).__name__)
+        await asyncio.sleep(FOLLOW_S)
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:

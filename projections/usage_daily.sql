@@ -1,0 +1,36 @@
+-- name: add_usage
+INSERT INTO usage_daily (lane, instance_id, day, requests, prompt_tokens, completion_tokens, cost_usd)
+SELECT r.lane, r.instance_id, r.day, r.requests, r.prompt_tokens, r.completion_tokens, r.cost_usd
+  FROM json_to_recordset(%s::json) AS r (
+       lane smallint, instance_id uuid, day date, requests bigint, prompt_tokens bigint, completion_tokens bigint,
+       cost_usd numeric)
+ON CONFLICT (lane, instance_id, day) DO UPDATE SET
+       requests = usage_daily.requests + excluded.requests,
+       prompt_tokens = usage_daily.prompt_tokens + excluded.prompt_tokens,
+       completion_tokens = usage_daily.completion_tokens + excluded.completion_tokens,
+       cost_usd = usage_daily.cost_usd + excluded.cost_usd
+
+-- name: add_end_users
+INSERT INTO usage_end_user (lane, instance_id, day, end_user)
+SELECT r.lane, r.instance_id, r.day, r.end_user
+  FROM json_to_recordset(%s::json) AS r (lane smallint, instance_id uuid, day date, end_user text)
+ON CONFLICT (lane, instance_id, day, end_user) DO NOTHING
+
+-- name: daily
+SELECT d.day, coalesce(u.requests, 0), coalesce(u.prompt_tokens, 0), coalesce(u.completion_tokens, 0),
+       coalesce(u.cost_usd, 0)
+  FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d (day)
+  LEFT JOIN usage_daily u ON u.lane = %(lane)s AND u.instance_id = %(instance_id)s AND u.day = d.day::date
+ ORDER BY d.day
+
+-- name: unique_end_users
+SELECT count(DISTINCT end_user)
+  FROM usage_end_user
+ WHERE lane = %(lane)s AND instance_id = %(instance_id)s AND day BETWEEN %(first)s AND %(last)s
+
+-- name: spent
+SELECT coalesce(sum(cost_usd) FILTER (WHERE day = %(today)s), 0),
+       coalesce(sum(cost_usd) FILTER (WHERE day >= date_trunc('month', %(today)s::date)::date), 0)
+  FROM usage_daily
+ WHERE lane = %(lane)s AND instance_id = %(instance_id)s AND day <= %(today)s
+   AND day >= date_trunc('month', %(today)s::date)::date

@@ -1,0 +1,141 @@
+"""A followed projection: exact sums, each event once, whatever crashes and whoever helps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import AsyncConnection
+
+from events import commands as c
+from events.record import Recorded
+from events.store import EventStore
+from events.types import UsageEntry
+from projections.follower import Follower
+from projections.usage_daily import UsageDaily
+from projections.usage_queries import spent, usage_report
+from tests.requests_to_log import NOW_MS, open_store, origin, requested
+
+DAY_MS = 86_400_000
+LAST_DAY = date(2026, 9, 21)  # the day of NOW_MS
+
+
+def entry(*, days_ago: int = 0, cost_usd: str = "0.001", end_user: str | None = None) -> UsageEntry:
+    return UsageEntry(
+        at_ms=NOW_MS - days_ago * DAY_MS,
+        model="scripted-1",
+        prompt_tokens=100,
+        completion_tokens=20,
+        cost_usd=cost_usd,
+        channel="api",
+        end_user=end_user,
+    )
+
+
+async def record(store: EventStore, instance_id: UUID, ledger_id: UUID, seq: int, *entries: UsageEntry) -> None:
+    command = c.RecordUsage(at_ms=NOW_MS, ledger_id=ledger_id, seq=seq, entries=entries)
+    await store.execute(instance_id, command, origin("agent:x"))
+
+
+async def test_usage_of_each_day_is_summed_and_days_without_use_are_there(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        instance_id, ledger_id = await requested(store), uuid4()
+        await record(store, instance_id, ledger_id, 1, entry(end_user="a"), entry(end_user="b", cost_usd="0.25"))
+        await record(store, instance_id, ledger_id, 2, entry(days_ago=2, end_user="a"))
+        follower = Follower(pool, UsageDaily())
+        await follower.enter()
+
+        await follower.catch_up()
+
+        report = await usage_report(pool, instance_id, last=LAST_DAY, days=4)
+        assert [day.requests for day in report.days] == [0, 1, 0, 2]
+        assert report.days[0].day == date(2026, 9, 18)
+        assert report.days[3].cost_usd == Decimal("0.251")
+        assert report.days[3].prompt_tokens == 200
+        assert report.unique_end_users == 2
+        known = await spent(pool, instance_id, today=LAST_DAY)
+        assert (known.daily_usd, known.monthly_usd) == (Decimal("0.251"), Decimal("0.252"))
+        assert all(behind == 0 for _, behind, _ in await follower.lag())
+
+
+async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        instance_id, ledger_id = await requested(store), uuid4()
+        await record(store, instance_id, ledger_id, 1, entry())
+        await record(store, instance_id, ledger_id, 1, entry())
+        follower = Follower(pool, UsageDaily())
+        await follower.enter()
+
+        await follower.catch_up()
+        await follower.catch_up()
+
+        report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
+        assert report.days[0].requests == 1
+
+
+async def test_several_followers_share_the_lanes_and_take_each_event_once(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, customer_id=f"customer-{n}") for n in range(30)]
+        followers = [Follower(pool, UsageDaily()) for _ in range(3)]
+        for follower in followers:
+            await follower.enter()
+
+        async def write() -> None:
+            for seq in range(1, 4):
+                for instance_id in ids:
+                    await record(store, instance_id, instance_id, seq, entry())
+
+        async def follow(follower: Follower, written: asyncio.Task[None]) -> None:
+            while not written.done():
+                await follower.catch_up()
+
+        written = asyncio.create_task(write())
+        await asyncio.gather(written, *(follow(follower, written) for follower in followers))
+        await followers[0].catch_up()
+
+        for instance_id in ids:
+            report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
+            assert report.days[0].requests == 3
+
+
+class Fussy(UsageDaily):
+    """Cannot take one instance's events."""
+
+    def __init__(self, refused: UUID) -> None:
+        self._refused = refused
+
+    async def apply(self, connection: AsyncConnection, events: Sequence[Recorded]) -> None:
+        if any(recorded.stream_id == self._refused for recorded in events):
+            raise ValueError("no")
+        await super().apply(connection, events)
+
+
+async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
+        for instance_id in ids:
+            await record(store, instance_id, instance_id, 1, entry())
+        refused = ids[0]
+        fussy = Follower(pool, Fussy(refused))
+        await fussy.enter()
+
+        await fussy.catch_up()
+
+        parked = [(lane, error) for lane, _, error in await fussy.lag() if error is not None]
+        assert parked == [(refused.bytes[15] & 63, "ValueError")]
+        healthy = [one for one in ids if one.bytes[15] & 63 != refused.bytes[15] & 63]
+        for instance_id in healthy:
+            report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
+            assert report.days[0].requests == 1
+
+        # Once the code is mended and the pause is over, the lane goes on where it stood.
+        await owner_conn.execute("UPDATE checkpoint SET parked_until = now() WHERE parked_until IS NOT NULL")
+        await Follower(pool, UsageDaily()).catch_up()
+        report = await usage_report(pool, refused, last=LAST_DAY, days=1)
+        assert report.days[0].requests == 1
