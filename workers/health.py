@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from events import commands as c
 from events.ids import lane_of
+from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps
 from workers.sql import OPERATIONS, run
 
@@ -36,6 +38,16 @@ def judge(silent_s: float, *, late_s: float, lost_s: float) -> str:
     return "late" if silent_s < lost_s else "unreachable"
 
 
-async def note_first_sign_of_life(deps: Deps, instance_id: UUID, boot_id: UUID) -> None:
+async def note_first_sign_of_life(deps: Deps, instance_id: UUID, status: AgentStatus) -> None:
     """The control plane has seen the agent for itself: from now on its silence counts."""
-    await run(deps.pool, _FIRST_SIGN_OF_LIFE, (lane_of(instance_id), instance_id, boot_id))
+    seen = Heartbeat(
+        boot_id=status.boot_id,
+        uptime_seconds=status.uptime_seconds,
+        active_connections=status.active_connections,
+        versions=status.versions,
+        skills_loaded=status.skills_loaded,
+        config_version=status.config_version,
+        error=status.error,
+    )
+    report = msgspec.json.encode(seen).decode()
+    await run(deps.pool, _FIRST_SIGN_OF_LIFE, (lane_of(instance_id), instance_id, status.boot_id, report))

@@ -49,7 +49,7 @@ SELECT extract(epoch FROM now() - h.received_at)::float8
 
 -- name: first_sign_of_life
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
-VALUES (%s, %s, now(), %s, '{}')
+VALUES (%s, %s, now(), %s, %s)
 ON CONFLICT (lane, instance_id) DO NOTHING
 
 -- name: any_pending_action

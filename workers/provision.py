@@ -172,7 +172,7 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result
         with suppress(VpsError):
             status = await deps.vps.status(state.vpn_ip, AGENT_PORT, token)
             if status.healthy and (status.instance_id, status.attempt) == (state.id, step.attempt.number):
-                await note_first_sign_of_life(deps, state.id, status.boot_id)
+                await note_first_sign_of_life(deps, state.id, status)
                 command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)
                 outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
                 _log.info("instance_ready", instance_id=str(state.id))
