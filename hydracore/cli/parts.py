@@ -48,7 +48,7 @@ def sweep(*, dry_run: bool) -> None:
 
     findings = run_sweep(settings, dry_run=dry_run)
     for finding in findings:
-        click.echo(finding)
+        click.echo(" ".join(f"{name}={value}" for name, value in finding._asdict().items()))
     click.echo(f"{len(findings)} found")
 
 

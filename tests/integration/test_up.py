@@ -34,13 +34,13 @@ KEYS = {
 class Up:
     """One `hydracore up` on `home`."""
 
-    def __init__(self, home: Path, port: int, *options: str) -> None:
+    def __init__(self, home: Path, port: int, *options: str, **settings: str) -> None:
         self.home = home
         self.dev_file = home / "dev.json"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hydracore", "up", "--home", str(home), "--port", str(port), *options],
             cwd=REPOSITORY,
-            env={name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")},
+            env={name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")} | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -81,8 +81,8 @@ def up(home: Path) -> Generator[Callable[..., Up]]:
     """Starts `up` on the test's home; what a failed test leaves running is stopped."""
     started: list[Up] = []
 
-    def start(port: int, *options: str) -> Up:
-        started.append(Up(home, port, *options))
+    def start(port: int, *options: str, **settings: str) -> Up:
+        started.append(Up(home, port, *options, **settings))
         return started[-1]
 
     yield start
@@ -193,6 +193,18 @@ async def test_what_is_killed_comes_back_and_a_killed_up_leaves_nothing_in_the_w
     await until(lambda: not alive(left))
     assert (await third.ready())["database_url"] == first["database_url"]
     third.stop()
+
+
+async def test_stores_of_ones_own_replace_the_embedded_ones(
+    up: Callable[..., Up], home: Path, database_url: str, redis_url: str
+) -> None:
+    one = up(free_port(), HYDRACORE_DATABASE_URL=database_url, HYDRACORE_REDIS_URL=redis_url)
+    dev = await one.ready()
+
+    assert (dev["database_url"], dev["redis_url"]) == (database_url, redis_url)
+    assert not [each for each in processes_of(home) if each.name() in {"postgres", "valkey-server"}]
+    assert await status_of(f"{dev['url']}/v1/instances", **{"X-Api-Key": dev["api_key"]}) == 200
+    one.stop()
 
 
 async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> None:
