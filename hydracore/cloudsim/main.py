@@ -40,8 +40,8 @@ GRACEFUL_S: Final = 1
 BACKLOG: Final = 1024
 
 
-class HomeInUseError(Exception):
-    """Another cloudsim serves this home."""
+class StartRefusedError(Exception):
+    """cloudsim cannot start with this home or this address; the text says why, in one line."""
 
 
 def run(
@@ -54,7 +54,10 @@ def run(
     stop_servers_on_exit: bool = False,
     action_delay_ms: int = 0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Agents stay then, unless `stop_servers_on_exit`; the next start adopts them."""
+    """Serve until SIGTERM or SIGINT. Agents stay then, unless `stop_servers_on_exit`; the next start adopts them.
+
+    Ends with exit code 1 and one line on stderr when it cannot start.
+    """
 
     async def until_signalled() -> None:
         ended = asyncio.Event()
@@ -73,8 +76,11 @@ def run(
             log.info("cloudsim_ready", url=url)
             await ended.wait()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(until_signalled())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(until_signalled())
+    except StartRefusedError as refusal:
+        raise SystemExit(f"cloudsim: {refusal}") from None
 
 
 @contextlib.asynccontextmanager
@@ -90,13 +96,13 @@ async def serve(
 ) -> AsyncGenerator[str]:
     """A cloudsim within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
 
-    Raises `HomeInUseError`, and OSError when the address is taken.
+    Raises `StartRefusedError`.
     """
     assert boot in BOOTS
     home = _made(home)
     with contextlib.ExitStack() as stack:
         stack.enter_context(await _own(home))
-        listener = stack.enter_context(socket.create_server((host, port), backlog=BACKLOG))
+        listener = stack.enter_context(_listener(host, port))
         store = Store(home / "cloudsim.sqlite", now=lambda: datetime.now(UTC), pick=secrets.randbelow)
         stack.callback(store.close)
         keeper = _keeper(home, store, boot=boot, action_delay_s=action_delay_ms / 1000)
@@ -135,10 +141,17 @@ async def _own(home: Path) -> contextlib.AbstractContextManager[object]:
         except BlockingIOError:
             if time.monotonic() > deadline_s:
                 stream.close()
-                raise HomeInUseError(f"another cloudsim serves {home}") from None
+                raise StartRefusedError(f"another cloudsim serves {home}") from None
             await asyncio.sleep(HOME_POLL_S)
         else:
             return contextlib.closing(stream)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=BACKLOG)
+    except OSError as error:
+        raise StartRefusedError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 @contextlib.asynccontextmanager

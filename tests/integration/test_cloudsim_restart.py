@@ -355,7 +355,17 @@ async def test_a_request_that_is_held_does_not_keep_cloudsim_from_ending(cloudsi
 async def test_a_home_has_one_cloudsim(cloudsim: CloudsimProcess) -> None:
     second = CloudsimProcess(cloudsim.home)
 
-    with pytest.raises(AssertionError, match="HomeInUseError"):
+    with pytest.raises(AssertionError, match="cloudsim: another cloudsim serves"):
+        await second.start()
+
+    second.close()
+
+
+async def test_an_address_has_one_cloudsim(cloudsim: CloudsimProcess, tmp_path: Path) -> None:
+    second = CloudsimProcess(tmp_path / "home")
+    second.port = cloudsim.port
+
+    with pytest.raises(AssertionError, match="cloudsim: cannot listen on"):
         await second.start()
 
     second.close()

@@ -1,10 +1,11 @@
 """Faults hit whom they are meant for, as often as they are meant to."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from hydracore.cloudsim.faults import FaultOrder, Faults
+from hydracore.cloudsim.faults import Fault, FaultOrder, Faults, Operation
 from hydracore.cloudsim.problems import ApiError
 from hydracore.cloudsim.records import Effects
 
@@ -77,3 +78,10 @@ def test_a_server_can_come_out_wrong_while_its_answer_is_lost() -> None:
 def test_a_fault_without_any_effect_is_refused(operation: str, fault: str) -> None:
     with pytest.raises(ApiError):
         faults_of({"operation": operation, "fault": fault})
+
+
+def test_every_operation_and_every_fault_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs/cloudsim.md").read_text()
+
+    for name in (*get_args(Operation), *get_args(Fault)):
+        assert f"`{name}`" in text

@@ -1,6 +1,7 @@
 """Provider errors: the right class for each code, and never a word that the provider chose freely."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -91,3 +92,10 @@ def test_an_order_and_a_driver_hide_their_secrets() -> None:
     assert "secret" not in said
     assert "user_data=<12 characters>" in said
     assert msgspec.structs.asdict(order)["user_data"] == "enrol-secret"
+
+
+def test_every_code_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs/providers.md").read_text()
+
+    for code in CLASS_OF_CODE:
+        assert f"`{code}`" in text
