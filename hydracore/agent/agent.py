@@ -1,0 +1,113 @@
+"""The agent as a whole: one root on disk, one process at a time, boots until the control plane wants it no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from hydracore.agent.boot import Boot
+from hydracore.agent.boot_file import BootFile, read_boot_file
+from hydracore.agent.callbacks import deliver_leftovers
+from hydracore.agent.control_plane import ControlPlane, Gone
+from hydracore.agent.credentials import load_secrets
+from hydracore.agent.identity import load_identity
+from hydracore.agent.runtime import RUNTIMES, RuntimeFactory
+from hydracore.agent.spool import CallbackSpool
+from hydracore.agent.state import StateDir
+
+log = structlog.get_logger()
+
+#: A second 410 so soon after the first is meant for this agent, not for a boot id.
+SUPERSEDED_AGAIN_S = 600.0
+
+
+class Agent:
+    """`run` is a task of its own: it needs no signal handler, touches nothing global, and can be cancelled any time.
+
+    `monotonic` gives seconds; `new_boot_id` a fresh UUID for each boot.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        runtimes: Mapping[str, RuntimeFactory] = RUNTIMES,
+        monotonic: Callable[[], float] = time.monotonic,
+        new_boot_id: Callable[[], UUID] = uuid4,
+    ) -> None:
+        self._root = root
+        self._runtimes = runtimes
+        self._monotonic = monotonic
+        self._new_boot_id = new_boot_id
+
+    async def run(self) -> None:
+        """Work until the control plane answers 410; from then on this returns at once, also after a restart.
+
+        Raises `StartRefused` (`BootFileInvalid`, `AlreadyRunning`, `StateDamaged`) when it cannot start.
+        """
+        state = StateDir(self._root)
+        with state.exclusive():
+            if state.retired:
+                log.info("agent_retired_before")
+                return
+            boot_file = read_boot_file(self._root)
+            with bound_contextvars(instance_id=str(boot_file.instance_id), attempt=boot_file.attempt):
+                await self._run_wanted(state, boot_file)
+                state.retire()
+                log.info("agent_retired")
+
+    async def _run_wanted(self, state: StateDir, boot_file: BootFile) -> None:
+        """Returns when the control plane wants this agent no more."""
+        identity = load_identity(state)
+        stored = load_secrets(state)
+        spool = CallbackSpool(state.path / "spool.sqlite")
+        control_plane = ControlPlane(boot_file.control_plane_url)
+        started_s = self._monotonic()
+
+        def new_boot() -> Boot:
+            return Boot(
+                boot_file=boot_file,
+                boot_id=self._new_boot_id(),
+                identity=identity,
+                state=state,
+                spool=spool,
+                control_plane=control_plane,
+                runtimes=self._runtimes,
+                uptime_s=lambda: self._monotonic() - started_s,
+            )
+
+        try:
+            if stored is not None:
+                await deliver_leftovers(spool, control_plane, stored.secrets.agent_key)
+            await self._boot_until_gone(new_boot)
+        finally:
+            spool.close()
+            await control_plane.aclose()
+
+    async def _boot_until_gone(self, new_boot: Callable[[], Boot]) -> None:
+        """Boot; after a 410 to an enrolled boot, once more.
+
+        410 to an enrolment is meant for this agent. 410 to an enrolled boot may be meant for its boot id alone: when an
+        enrolment of an earlier process, killed meanwhile, arrives late, it supersedes the one that is alive. So the
+        question is put again by enrolling anew, and a wanted agent is not lost to a delayed packet. Not twice in a row.
+        """
+        superseded_s: float | None = None
+        while True:
+            boot = new_boot()
+            try:
+                await boot.enrol()
+            except Gone:
+                return
+            try:
+                await boot.work()
+            except Gone:
+                now_s = self._monotonic()
+                if superseded_s is not None and now_s - superseded_s < SUPERSEDED_AGAIN_S:
+                    return
+                superseded_s = now_s
+                log.warning("boot_superseded")

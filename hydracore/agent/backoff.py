@@ -1,0 +1,31 @@
+"""How long to wait before trying again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+
+class Backoff:
+    """Doubles from `base_s` to `cap_s`, never gives up. Each wait is cut by up to half at random, so that the agents of
+    a control plane that went away do not all come back in the same instant.
+
+    `rand` gives a float in [0, 1).
+    """
+
+    def __init__(self, *, base_s: float, cap_s: float, rand: Callable[[], float] = random.random) -> None:
+        assert 0 < base_s <= cap_s
+        self._base_s = base_s
+        self._cap_s = cap_s
+        self._rand = rand
+        self._next_s = base_s
+
+    def next_s(self) -> float:
+        """The wait before the next try, in seconds."""
+        full = self._next_s
+        self._next_s = min(full * 2, self._cap_s)
+        return full * (1 - self._rand() / 2)
+
+    def reset(self) -> None:
+        """It worked: the next trouble starts from the shortest wait again."""
+        self._next_s = self._base_s

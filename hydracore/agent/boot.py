@@ -1,0 +1,145 @@
+"""One boot of the agent, under one boot id: enrol, get the secrets, run the runtime, answer, report.
+
+booted -> enrolled -> secrets -> configured -> runtime_started -> healthy -> heartbeats for ever
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from hydracore.agent import VERSION
+from hydracore.agent import messages as m
+from hydracore.agent.api import AgentApi, Response
+from hydracore.agent.boot_file import BootFile
+from hydracore.agent.callbacks import Callbacks
+from hydracore.agent.control_plane import ControlPlane, Gone
+from hydracore.agent.credentials import Credentials
+from hydracore.agent.heartbeats import beat
+from hydracore.agent.identity import Identity
+from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig, RuntimeFactory
+from hydracore.agent.server import AgentServer
+from hydracore.agent.spool import CallbackSpool
+from hydracore.agent.state import StateDir
+from hydracore.agent.supervisor import Supervisor
+
+
+class Boot:
+    """`enrol` once, then `work` once. Both raise `Gone`; neither ends otherwise, except by cancellation or a bug.
+
+    `uptime_s` gives the seconds since the process (or task) of this agent started.
+    """
+
+    def __init__(
+        self,
+        *,
+        boot_file: BootFile,
+        boot_id: UUID,
+        identity: Identity,
+        state: StateDir,
+        spool: CallbackSpool,
+        control_plane: ControlPlane,
+        runtimes: Mapping[str, RuntimeFactory],
+        uptime_s: Callable[[], float],
+    ) -> None:
+        self._boot_file = boot_file
+        self._boot_id = boot_id
+        self._spool = spool
+        self._control_plane = control_plane
+        self._uptime_s = uptime_s
+        self._callbacks = Callbacks(spool=spool, boot_id=boot_id, control_plane=control_plane)
+        self._credentials = Credentials(
+            boot_file=boot_file,
+            boot_id=boot_id,
+            identity=identity,
+            state=state,
+            control_plane=control_plane,
+            on_renewed=self._renewed,
+        )
+        report = self._callbacks.report
+        self._supervisor = Supervisor(runtimes=runtimes, report=report, monotonic=uptime_s)
+        routes = {"/api/status": {"GET": self._get_status}, "/api/drain": {"POST": self._drain}}
+        self._server = AgentServer(AgentApi(routes, token=self._control_token), report=report)
+
+    async def enrol(self) -> None:
+        """Nothing runs and nothing listens before the control plane has said that this agent is wanted."""
+        self._spool.begin(self._boot_id)
+        self._callbacks.reach("booted", f"Agent {VERSION} booted")
+        await self._credentials.enrol()
+        self._spool.mark_enrolled(self._boot_id)
+        self._callbacks.reach("enrolled", "Enrolled with the control plane")
+
+    async def work(self) -> None:
+        secrets = await self._credentials.open()
+        self._callbacks.reach("secrets", "Secrets are stored")
+        self._adopt(secrets)
+        self._callbacks.reach("configured", f"Configuration {secrets.config_version} is in place")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._callbacks.deliver(self._credentials))
+                tasks.create_task(self._server.run())
+                tasks.create_task(self._supervisor.run())
+                tasks.create_task(self._become_healthy_and_beat())
+        except BaseExceptionGroup as group:
+            # All tasks are over by now. Being gone is an answer; anything beside it is a bug and must show.
+            gone, others = group.split(Gone)
+            if gone is None or others is not None:
+                raise
+            raise Gone("work", "410") from group
+
+    def _adopt(self, secrets: m.Secrets) -> None:
+        runtime = secrets.runtime
+        config = RuntimeConfig(
+            type=str(runtime.get("type", DEFAULT_RUNTIME)), version=secrets.config_version, settings=runtime
+        )
+        self._supervisor.configure(config)
+        self._server.listen_on(secrets.listen)
+
+    def _renewed(self, secrets: m.Secrets) -> None:
+        """A fresh key came, and with it whatever else has changed since the last one."""
+        self._callbacks.report("info", "The agent key was replaced")
+        self._adopt(secrets)
+
+    def _control_token(self) -> str:
+        return self._credentials.current.control_token
+
+    async def _become_healthy_and_beat(self) -> None:
+        await self._supervisor.serving()
+        self._callbacks.reach("runtime_started", f"Runtime {self._supervisor.wanted.type} serves")
+        await self._server.listening()
+        self._callbacks.reach("healthy", "The agent answers on its address")
+        await beat(self._credentials, self._control_plane, self._heartbeat)
+
+    async def _get_status(self) -> Response:
+        supervisor = self._supervisor
+        status = m.AgentStatus(
+            instance_id=self._boot_file.instance_id,
+            attempt=self._boot_file.attempt,
+            boot_id=self._boot_id,
+            stage=self._callbacks.stage,
+            healthy=supervisor.is_serving and self._server.is_listening,
+            runtime=supervisor.wanted.type,
+            uptime_seconds=int(self._uptime_s()),
+            active_connections=supervisor.active_connections,
+            versions=supervisor.versions,
+            skills_loaded=supervisor.skills_loaded,
+            config_version=supervisor.config_version,
+            error=supervisor.error,
+        )
+        return Response(200, status)
+
+    async def _drain(self) -> Response:
+        return Response(200, m.Drained(active_connections=self._supervisor.drain()))
+
+    def _heartbeat(self) -> m.Heartbeat:
+        supervisor = self._supervisor
+        return m.Heartbeat(
+            boot_id=self._boot_id,
+            uptime_seconds=int(self._uptime_s()),
+            active_connections=supervisor.active_connections,
+            versions=supervisor.versions,
+            skills_loaded=supervisor.skills_loaded,
+            config_version=supervisor.config_version,
+            error=supervisor.error,
+        )

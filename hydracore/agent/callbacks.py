@@ -1,0 +1,114 @@
+"""What the agent tells about its boot: noted on disk first, then delivered in order, each until the control plane has it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn
+from uuid import UUID
+
+import structlog
+
+from hydracore.agent.backoff import Backoff
+from hydracore.agent.control_plane import (
+    RETRY_BASE_S,
+    RETRY_CAP_S,
+    BadAnswer,
+    Conflict,
+    ControlPlane,
+    ControlPlaneError,
+    Gone,
+    Unavailable,
+    insist,
+    retry_wait_s,
+)
+from hydracore.agent.credentials import Credentials
+from hydracore.agent.errors import SpoolFull
+from hydracore.agent.messages import STAGES, Callback, Level, Stage
+from hydracore.agent.spool import CallbackSpool
+
+log = structlog.get_logger()
+
+#: A boot's last words are not worth more tries than this against a control plane that answers and does not want them.
+_LEFTOVER_REFUSALS_MAX = 3
+
+
+class Callbacks:
+    """The callbacks of one boot. `report` at any time; `deliver` runs beside, once there are credentials."""
+
+    def __init__(self, *, spool: CallbackSpool, boot_id: UUID, control_plane: ControlPlane) -> None:
+        self._spool = spool
+        self._boot_id = boot_id
+        self._control_plane = control_plane
+        self._news = asyncio.Event()
+        self.stage: Stage = STAGES[0]
+
+    def reach(self, stage: Stage, message: str) -> None:
+        """The boot has come to `stage`; never back."""
+        assert STAGES.index(stage) >= STAGES.index(self.stage), f"{stage} after {self.stage}"
+        self.stage = stage
+        self.report("info", message)
+
+    def report(self, level: Level, message: str) -> None:
+        """Tell something that happened at the present stage."""
+        try:
+            callback = self._spool.append(self._boot_id, self.stage, level, message)
+        except SpoolFull:
+            # Months of trouble without a control plane. The beginning says more than the latest repetition.
+            log.exception("callback_dropped", stage=self.stage, level=level)
+            return
+        log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
+        self._news.set()
+
+    async def deliver(self, credentials: Credentials) -> NoReturn:
+        """Send what is spooled, in order, for ever. Raises `Gone`."""
+        while True:
+            self._news.clear()
+            while (callback := self._spool.pending(self._boot_id)) is not None:
+                await insist(lambda callback=callback: self._send(credentials, callback))
+            await self._news.wait()
+
+    async def _send(self, credentials: Credentials, callback: Callback) -> None:
+        """One try at one callback; afterwards the spool points at the one to send next."""
+        try:
+            await credentials.call(lambda key: self._control_plane.callback(key, callback))
+        except Conflict as error:
+            wanted = error.expected_seq
+            # To be asked for the very callback just sent would mean a tight loop, so it counts as nonsense, too.
+            if wanted is None or wanted == callback.seq or not self._spool.resend_from(callback.boot_id, wanted):
+                raise BadAnswer(error.call, f"409 that expects {wanted} instead of {callback.seq}") from error
+            log.warning("callbacks_resent", sent_seq=callback.seq, expected_seq=wanted)
+        else:
+            self._spool.accepted(callback.boot_id, callback.seq)
+
+
+async def deliver_leftovers(spool: CallbackSpool, control_plane: ControlPlane, agent_key: str) -> None:
+    """Deliver what an earlier boot noted and did not get through before it died.
+
+    This comes before the new boot enrols, because from then on the control plane takes no word of an older one.
+    """
+    for boot_id in spool.boots_with_pending():
+        if not await _deliver_boot(spool, control_plane, agent_key, boot_id):
+            log.warning("leftover_callbacks_dropped", of_boot_id=str(boot_id))
+
+
+async def _deliver_boot(spool: CallbackSpool, control_plane: ControlPlane, agent_key: str, boot_id: UUID) -> bool:
+    """False when the control plane does not want them. That must not keep the new boot from starting, so a control plane
+    that is there and refuses is asked a few times only; whether the agent itself is wanted is for enrolment to ask."""
+    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
+    refusals = 0
+    while (callback := spool.pending(boot_id)) is not None:
+        try:
+            await control_plane.callback(agent_key, callback)
+        except Gone:
+            return False
+        except ControlPlaneError as error:
+            refusals += not isinstance(error, Unavailable)
+            if refusals == _LEFTOVER_REFUSALS_MAX:
+                return False
+            if isinstance(error, Conflict) and error.expected_seq is not None:
+                spool.resend_from(boot_id, error.expected_seq)
+            await asyncio.sleep(retry_wait_s(error, backoff))
+        else:
+            spool.accepted(boot_id, callback.seq)
+            backoff.reset()
+    return True

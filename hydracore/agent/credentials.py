@@ -1,0 +1,182 @@
+"""The agent's standing with the control plane: enrolled, with a key that is on disk, acknowledged and accepted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from hydracore.agent import messages as m
+from hydracore.agent.backoff import Backoff
+from hydracore.agent.boot_file import BootFile
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Unauthorized, insist
+from hydracore.agent.errors import StateDamaged
+from hydracore.agent.identity import Identity
+from hydracore.agent.state import StateDir
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_FILE = "secrets.json"
+
+#: Waits after a plain no, which only a person or a new attempt can turn into a yes.
+REFUSED_BASE_S = 1.0
+REFUSED_CAP_S = 60.0
+
+
+class StoredSecrets(msgspec.Struct, frozen=True):
+    """`acknowledged`: the control plane has said that it knows we have them, and will not hand them out again."""
+
+    secrets: m.Secrets
+    acknowledged: bool
+
+
+def load_secrets(state: StateDir) -> StoredSecrets | None:
+    """What an earlier boot stored, or None. Raises `StateDamaged`."""
+    content = state.read(_FILE)
+    if content is None:
+        return None
+    try:
+        return msgspec.json.decode(content, type=StoredSecrets)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise StateDamaged(state.path / _FILE) from None
+
+
+class Credentials:
+    """Enrolment and secrets of one boot. `open` before anything else; then `current` is what counts.
+
+    `on_renewed` is called with the secrets that replaced refused ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        boot_file: BootFile,
+        boot_id: UUID,
+        identity: Identity,
+        state: StateDir,
+        control_plane: ControlPlane,
+        on_renewed: Callable[[m.Secrets], None],
+    ) -> None:
+        self._boot_file = boot_file
+        self._boot_id = boot_id
+        self._identity = identity
+        self._state = state
+        self._control_plane = control_plane
+        self._on_renewed = on_renewed
+        self._current: m.Secrets | None = None
+        self._renewing = asyncio.Lock()
+        self._refused = Backoff(base_s=REFUSED_BASE_S, cap_s=REFUSED_CAP_S)
+
+    @property
+    def current(self) -> m.Secrets:
+        assert self._current is not None, "the credentials were not opened"
+        return self._current
+
+    async def enrol(self) -> None:
+        """Make this boot known. A refused token is shown again, slowly: the control plane's clock or memory may have been
+        wrong, and if it was not, it will replace this attempt and answer 410."""
+        request = m.EnrollRequest(
+            instance_id=self._boot_file.instance_id,
+            attempt=self._boot_file.attempt,
+            token=self._boot_file.enrol_token,
+            boot_id=self._boot_id,
+            public_keys=self._identity.public_keys,
+        )
+        while True:
+            try:
+                await insist(lambda: self._enrol_once(request))
+            except (Unauthorized, Conflict) as error:
+                await self._wait_after_refusal(error)
+            else:
+                self._refused.reset()
+                return
+
+    async def open(self) -> m.Secrets:
+        """Get a key in force: the one on disk, or a fresh one. This boot must have enrolled."""
+        stored = load_secrets(self._state)
+        if stored is not None and (stored.acknowledged or await self._acknowledge(stored.secrets)):
+            self._current = stored.secrets
+            return stored.secrets
+        while (secrets := await self._fetch()) is None:
+            pass
+        self._current = secrets
+        return secrets
+
+    async def call(self, request: Callable[[str], Awaitable[T]]) -> T:
+        """Make a request that shows the agent key; when the key is refused, get a fresh one and make it again."""
+        while True:
+            secrets = self.current
+            try:
+                return await request(secrets.agent_key)
+            except Unauthorized:
+                await self._renew(refused=secrets)
+
+    async def _renew(self, *, refused: m.Secrets) -> None:
+        """One try to replace `refused`, by whoever notices first; the others find it done.
+
+        Without success the refused secrets stay and the caller tries them again: a control plane that says "refused" and
+        "you have them" in turn contradicts itself, and either may be the one to change its mind.
+        """
+        async with self._renewing:
+            if self.current is not refused:
+                return
+            log.warning("agent_key_refused", key_id=refused.key_id)
+            secrets = await self._fetch()
+            if secrets is not None:
+                self._current = secrets
+                self._on_renewed(secrets)
+
+    async def _fetch(self) -> m.Secrets | None:
+        """One round of asking, storing and acknowledging. None after a refusal and a wait, longer each time."""
+        request = m.SecretsRequest(
+            instance_id=self._boot_file.instance_id, attempt=self._boot_file.attempt, boot_id=self._boot_id
+        )
+        try:
+            secrets = await insist(lambda: self._control_plane.secrets(request, self._identity))
+        except Conflict as error:
+            await self._wait_after_refusal(error)
+            return None
+        except Unauthorized as error:
+            # Our signature is good, so it is the boot that is unknown, as after a restore of the control plane.
+            await self._wait_after_refusal(error)
+            await self.enrol()
+            return None
+        # On disk first: once acknowledged, these secrets are not handed out again.
+        self._store(secrets, acknowledged=False)
+        if not await self._acknowledge(secrets):
+            return None
+        self._refused.reset()
+        return secrets
+
+    async def _acknowledge(self, secrets: m.Secrets) -> bool:
+        """Tell the control plane that these secrets are on disk. False when it knows better ones."""
+        ack = m.SecretsAck(boot_id=self._boot_id, key_id=secrets.key_id)
+        try:
+            await insist(lambda: self._control_plane.acknowledge(secrets.agent_key, ack))
+        except (Unauthorized, Conflict) as error:
+            await self._wait_after_refusal(error)
+            return False
+        self._store(secrets, acknowledged=True)
+        return True
+
+    def _store(self, secrets: m.Secrets, *, acknowledged: bool) -> None:
+        self._state.write(_FILE, msgspec.json.encode(StoredSecrets(secrets=secrets, acknowledged=acknowledged)))
+
+    async def _enrol_once(self, request: m.EnrollRequest) -> None:
+        answer = await self._control_plane.enroll(request)
+        if (answer.instance_id, answer.attempt, answer.boot_id) != (
+            request.instance_id,
+            request.attempt,
+            request.boot_id,
+        ):
+            raise BadAnswer("enroll", "200 for another boot")
+
+    async def _wait_after_refusal(self, error: Unauthorized | Conflict) -> None:
+        wait_s = self._refused.next_s()
+        log.warning("control_plane_refuses", call=error.call, what=error.what, wait_s=round(wait_s, 2))
+        await asyncio.sleep(wait_s)

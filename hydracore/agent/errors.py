@@ -1,0 +1,62 @@
+"""Everything that can stop an agent, or that it has to live with.
+
+AgentError
+├── StartRefused              this start cannot work; `exit_code` says which kind
+│   ├── BootFileInvalid       2  etc/hydracore/agent.json is missing or bad
+│   ├── AlreadyRunning        3  another agent process has this root
+│   └── StateDamaged          4  a file of the state directory cannot be read
+├── RuntimeFailed             the runtime did not start, or stopped by itself
+├── SpoolFull                 too many callbacks wait for the control plane
+└── ControlPlaneError         see `control_plane`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class AgentError(Exception):
+    """Root of the agent's errors."""
+
+
+class StartRefused(AgentError):
+    exit_code: ClassVar[int]
+
+
+class BootFileInvalid(StartRefused):
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class AlreadyRunning(StartRefused):
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, lock: Path) -> None:
+        super().__init__(f"another agent runs on this root (it holds {lock})")
+        self.lock = lock
+
+
+class StateDamaged(StartRefused):
+    exit_code: ClassVar[int] = 4
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: is damaged, and the agent does not replace it by itself")
+        self.path = path
+
+
+class RuntimeFailed(AgentError):
+    """`code` is stable and short, for programs; `message` is one line for people, without secrets."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class SpoolFull(AgentError):
+    """The callback was not taken and used no number."""

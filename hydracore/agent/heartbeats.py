@@ -1,0 +1,44 @@
+"""The agent's sign of life. Telemetry, not history: a heartbeat that does not get through is not sent later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NoReturn
+
+import structlog
+
+from hydracore.agent.backoff import Backoff
+from hydracore.agent.control_plane import (
+    RETRY_BASE_S,
+    RETRY_CAP_S,
+    BadAnswer,
+    Conflict,
+    ControlPlane,
+    Unavailable,
+    retry_wait_s,
+)
+from hydracore.agent.credentials import Credentials
+from hydracore.agent.messages import Heartbeat
+
+log = structlog.get_logger()
+
+
+async def beat(credentials: Credentials, control_plane: ControlPlane, content: Callable[[], Heartbeat]) -> NoReturn:
+    """Send `content()` now and at every interval. After a failure sooner, with backoff, so that an outage is over for
+    this agent soon after it is over. Raises `Gone`."""
+    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
+    told_drift_to: int | None = None
+    while True:
+        wait_s = credentials.current.heartbeat_interval_s
+        try:
+            reply = await credentials.call(lambda key: control_plane.heartbeat(key, content()))
+        except (Unavailable, BadAnswer, Conflict) as error:
+            wait_s = min(wait_s, retry_wait_s(error, backoff))
+            log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
+        else:
+            backoff.reset()
+            if reply.config_version not in {content().config_version, told_drift_to}:
+                told_drift_to = reply.config_version
+                log.warning("config_drift", wanted=reply.config_version, running=content().config_version)
+        await asyncio.sleep(wait_s)

@@ -1,0 +1,78 @@
+"""The agent as a process: logs to stdout as JSON lines, ends on a signal, says by its exit code how it ended.
+
+0  stopped by SIGTERM or SIGINT, or retired by the control plane (now or before)
+1  a bug or a broken disk; worth a restart
+2  the boot file is missing or bad     3  another agent runs on this root     4  the state directory is damaged
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import structlog
+from structlog.typing import Processor
+
+from hydracore.agent.agent import Agent
+from hydracore.agent.errors import StartRefused
+
+log = structlog.get_logger()
+
+
+def run(*, root: Path) -> int:
+    """Run the agent of `root` until it is stopped or retired. Returns the exit code."""
+    _configure_logging()
+    try:
+        asyncio.run(_run_until_signal(root))
+    except StartRefused as refusal:
+        sys.stderr.write(f"hydracore agent: {refusal}\n")
+        return refusal.exit_code
+    except Exception:
+        log.exception("agent_failed")
+        return 1
+    return 0
+
+
+async def _run_until_signal(root: Path) -> None:
+    working = asyncio.create_task(Agent(root).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, working.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+        return
+    log.info("agent_stopped")
+
+
+def _configure_logging() -> None:
+    """One JSON object a line, from the agent and from the libraries it stands on alike."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # Plain tracebacks: the kind with local variables would print secrets.
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(serializer=_to_json), foreign_pre_chain=shared
+        )
+    )
+    # Libraries speak up from warnings on; below that, httpx would print every request.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def _to_json(record: object, **_: object) -> str:
+    return msgspec.json.encode(record, enc_hook=repr).decode()

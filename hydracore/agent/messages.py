@@ -1,0 +1,151 @@
+"""The shapes on the wire between an agent and its control plane, both ways. Nothing here does anything.
+
+Structs that carry a secret hide it from `repr`, so that neither a log line nor a traceback can show it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+from uuid import UUID
+
+import msgspec
+
+#: How far a boot has come. A stage only moves forward within a boot.
+Stage = Literal["booted", "enrolled", "secrets", "configured", "runtime_started", "healthy"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+Level = Literal["info", "warning", "error"]
+
+#: A token that goes into an HTTP header: printable ASCII without blanks, so that it can neither break nor split one.
+HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$", max_length=4096)]
+
+
+class PublicKeys(msgspec.Struct, frozen=True):
+    """Standard base64 of the raw 32 bytes: `signing` is Ed25519, `vpn` is X25519."""
+
+    signing: str
+    vpn: str
+
+
+class EnrollRequest(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    attempt: int
+    token: str
+    boot_id: UUID
+    public_keys: PublicKeys
+
+    def __repr__(self) -> str:
+        return f"EnrollRequest(instance_id={self.instance_id}, attempt={self.attempt}, boot_id={self.boot_id})"
+
+
+class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    attempt: int
+    boot_id: UUID
+
+
+class SecretsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    attempt: int
+    boot_id: UUID
+
+
+class Listen(msgspec.Struct, frozen=True):
+    """Where the agent's own server listens: an address of the VPS, on its VPN side."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent needs to work: its key, the token its own server asks for, and what to run.
+
+    `runtime` names the runtime under `type`; the rest is that runtime's own business.
+    """
+
+    key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    agent_key: HeaderToken
+    control_token: HeaderToken
+    listen: Listen
+    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+    config_version: Annotated[int, msgspec.Meta(ge=0)]
+    runtime: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Secrets(key_id={self.key_id!r}, listen={self.listen!r}, config_version={self.config_version})"
+
+
+class SecretsAck(msgspec.Struct, frozen=True, kw_only=True):
+    boot_id: UUID
+    key_id: str
+
+
+class Callback(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing the agent has to tell. `seq` is dense from 1 within `boot_id`."""
+
+    boot_id: UUID
+    seq: int
+    stage: Stage
+    level: Level
+    message: str
+
+
+class CallbackAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    seq: int
+    duplicate: bool
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of an error answer, as far as an agent reads it."""
+
+    expected_seq: int | None = None
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    agent: str
+    openclaw: str | None = None
+    node: str | None = None
+
+
+class ReportedError(msgspec.Struct, frozen=True, kw_only=True):
+    code: str
+    message: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    boot_id: UUID
+    uptime_seconds: int
+    active_connections: int
+    versions: Versions
+    skills_loaded: tuple[str, ...]
+    config_version: int | None
+    error: ReportedError | None
+
+
+class HeartbeatReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`config_version`: the one that the agent ought to run."""
+
+    config_version: int
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What `GET /api/status` of an agent answers. `config_version` is null while no runtime runs."""
+
+    instance_id: UUID
+    attempt: int
+    boot_id: UUID
+    stage: Stage
+    healthy: bool
+    runtime: str
+    uptime_seconds: int
+    active_connections: int
+    versions: Versions
+    skills_loaded: tuple[str, ...]
+    config_version: int | None
+    error: ReportedError | None
+
+
+class Drained(msgspec.Struct, frozen=True, kw_only=True):
+    """What `POST /api/drain` of an agent answers: how many chats are still open."""
+
+    active_connections: int

@@ -1,0 +1,144 @@
+"""Puts the agent's API on its address: waits for the address to exist, serves, moves when told, stops with grace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Generator
+from typing import NoReturn
+
+import structlog
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from hydracore.agent.api import AgentApi
+from hydracore.agent.backoff import Backoff
+from hydracore.agent.messages import Level, Listen
+from hydracore.agent.waiting import work_until
+
+log = structlog.get_logger()
+
+BIND_BASE_S = 0.1
+BIND_CAP_S = 5.0
+
+#: Connections at once; the only callers are the control plane's processes. More are answered 503.
+CONNECTIONS_MAX = 512
+
+#: Longer than the control plane's client keeps an idle connection, so that it never writes into one just being closed.
+KEEP_ALIVE_S = 60
+
+#: What open requests get to finish when the agent stops.
+GRACE_S = 3
+
+
+class AgentServer:
+    """Tell it where to listen, then `run` it beside the rest. `report` is told once while an address cannot be bound."""
+
+    def __init__(self, api: AgentApi, *, report: Callable[[Level, str], None]) -> None:
+        self._api = api
+        self._listen: Listen | None = None
+        self._report = report
+        self._moved = asyncio.Event()
+        self._listening = asyncio.Event()
+
+    def listen_on(self, listen: Listen) -> None:
+        """Listen there from now on, and no longer where it did."""
+        if listen != self._listen:
+            self._listen = listen
+            self._moved.set()
+
+    async def listening(self) -> None:
+        """Wait until requests are answered."""
+        await self._listening.wait()
+
+    @property
+    def is_listening(self) -> bool:
+        return self._listening.is_set()
+
+    async def run(self) -> NoReturn:
+        while True:
+            self._moved.clear()
+            assert self._listen is not None, "the server was not told where to listen"
+            moved = await work_until(self._moved, self._serve(self._listen))
+            assert moved, "uvicorn ended though nobody asked it to"
+
+    async def _serve(self, listen: Listen) -> None:
+        bound = await self._bind(listen)
+        server = _EmbeddedServer(self._api, on_started=lambda: self._note_listening(listen))
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            # Cancelling uvicorn itself would skip its orderly end, so it is asked to stop instead.
+            await asyncio.shield(serving)
+        finally:
+            self._listening.clear()
+            server.should_exit = True
+            await serving
+            bound.close()
+
+    def _note_listening(self, listen: Listen) -> None:
+        self._listening.set()
+        log.info("listening", host=listen.host, port=listen.port)
+
+    async def _bind(self, listen: Listen) -> socket.socket:
+        """A VPN address appears when its interface does, and a port may be held by an agent that is just dying."""
+        backoff = Backoff(base_s=BIND_BASE_S, cap_s=BIND_CAP_S)
+        told = False
+        while True:
+            try:
+                return _listening_socket(listen)
+            except OSError as error:
+                wait_s = backoff.next_s()
+                log.warning("cannot_listen", host=listen.host, port=listen.port, reason=error.strerror, wait_s=wait_s)
+                if not told:
+                    told = True
+                    self._report("warning", f"Cannot listen on {listen.host} port {listen.port} yet: {error.strerror}")
+                await asyncio.sleep(wait_s)
+
+
+def _listening_socket(listen: Listen) -> socket.socket:
+    """Raises `OSError` (which includes an address that is not one)."""
+    flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE  # never a name lookup, which would block
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        listen.host, listen.port, type=socket.SOCK_STREAM, flags=flags
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        # After kill -9 the old agent's connections linger in TIME_WAIT and would keep the port from the next one.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen()
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+class _EmbeddedServer(Server):
+    """uvicorn as a part of a program: it leaves the signals alone and says when it has started."""
+
+    def __init__(self, app: AgentApi, *, on_started: Callable[[], None]) -> None:
+        config = Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield

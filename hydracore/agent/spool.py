@@ -1,0 +1,114 @@
+"""Callbacks on disk until the control plane has them: what the agent once said is neither lost, doubled nor reordered.
+
+Every change is committed and synced before its method returns. That blocks for a disk write; a boot has about ten of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from hydracore.agent.errors import SpoolFull, StateDamaged
+from hydracore.agent.messages import Callback, Level, Stage
+
+#: Callbacks kept of one boot, delivered or not. A boot that goes well has six.
+KEPT_MAX = 1000
+
+#: Longest message, in characters. The control plane bounds a request's body, and one that is refused would block the rest.
+MESSAGE_MAX = 500
+
+
+def _named_blocks(text: str) -> dict[str, str]:
+    """The statements of an .sql file by the names in its `-- name:` lines."""
+    blocks = (block.partition("\n") for block in text.split("-- name: ")[1:])
+    return {name.strip(): body.strip() for name, _, body in blocks}
+
+
+_SQL = _named_blocks(Path(__file__).with_name("spool.sql").read_text(encoding="utf-8"))
+
+
+class CallbackSpool:
+    """One SQLite file. Its methods are called from one thread. Raises `StateDamaged` when the file is none of SQLite's."""
+
+    def __init__(self, path: Path) -> None:
+        # SQLite gives its journal files the mode of the database, so this is the one place to set it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.executescript(_SQL["schema"])
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # A full or failing disk, which a restart may find mended.
+            raise StateDamaged(path) from None
+
+    def close(self) -> None:
+        self._db.close()
+
+    def begin(self, boot_id: UUID) -> None:
+        """Start a boot, and forget every other one with whatever it has not delivered."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._execute("begin", boot_id=str(boot_id))
+            self._execute("forget_others", boot_id=str(boot_id))
+
+    def mark_enrolled(self, boot_id: UUID) -> None:
+        """From now on the control plane takes this boot's callbacks, also after a restart of the agent."""
+        self._execute("mark_enrolled", boot_id=str(boot_id))
+
+    def append(self, boot_id: UUID, stage: Stage, level: Level, message: str) -> Callback:
+        """Give the callback the boot's next number and keep it. Raises `SpoolFull` when too many are undelivered."""
+        boot = str(boot_id)
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            seq = self._one("last_seq", boot_id=boot)[0] + 1
+            self._execute("trim", boot_id=boot, seq=seq, keep=KEPT_MAX)
+            first, next_seq = self._one("first_kept_and_next", boot_id=boot)
+            if seq - first >= KEPT_MAX:
+                raise SpoolFull
+            assert next_seq <= seq, "a number was sent before it was given out"
+            callback = Callback(boot_id=boot_id, seq=seq, stage=stage, level=level, message=message[:MESSAGE_MAX])
+            self._execute("append", boot_id=boot, seq=seq, stage=stage, level=callback.level, message=callback.message)
+        return callback
+
+    def pending(self, boot_id: UUID) -> Callback | None:
+        """The callback to send next, or None when all are delivered."""
+        row = self._execute("pending", boot_id=str(boot_id)).fetchone()
+        if row is None:
+            return None
+        return msgspec.convert(
+            {"boot_id": boot_id, **dict(zip(("seq", "stage", "level", "message"), row, strict=True))}, Callback
+        )
+
+    def accepted(self, boot_id: UUID, seq: int) -> None:
+        """The control plane has this callback and all before it."""
+        self._execute("send_next", boot_id=str(boot_id), seq=seq + 1)
+
+    def resend_from(self, boot_id: UUID, seq: int) -> bool:
+        """Go back (or on) to `seq`, as the control plane asked. False when the spool has no such callback."""
+        boot = str(boot_id)
+        first, _ = self._one("first_kept_and_next", boot_id=boot)
+        if not first <= seq <= self._one("last_seq", boot_id=boot)[0]:
+            return False
+        self._execute("send_next", boot_id=boot, seq=seq)
+        return True
+
+    def boots_with_pending(self) -> list[UUID]:
+        """Boots that the control plane knows and that ended with something untold."""
+        return [UUID(row[0]) for row in self._execute("boots_with_pending")]
+
+    def _execute(self, name: str, **values: str | int) -> sqlite3.Cursor:
+        return self._db.execute(_SQL[name], values)
+
+    def _one(self, name: str, **values: str | int) -> Any:
+        row = self._execute(name, **values).fetchone()
+        assert row is not None, f"{name}: unknown boot"
+        return row

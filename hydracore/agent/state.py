@@ -1,0 +1,85 @@
+"""The agent's directory on disk: small files that are whole or absent, one process at a time, and the mark of the end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydracore.agent.errors import AlreadyRunning
+
+#: Below the agent's root.
+STATE_DIR = Path("var/lib/hydracore-agent")
+
+_LOCK = "lock"
+_RETIRED = "retired"
+_PRIVATE_DIR = 0o700
+_PRIVATE_FILE = 0o600
+
+
+class StateDir:
+    """ROOT/var/lib/hydracore-agent, for the agent's user alone. It is made when absent."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / STATE_DIR
+        self.path.mkdir(parents=True, exist_ok=True)
+        # mkdir's own mode is subject to the umask, and the directory may have come with the image.
+        self.path.chmod(_PRIVATE_DIR)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, or None when there is none."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file so that a crash or power cut at any moment leaves the old content or the new, never a part.
+
+        When this returns, the new content is on the disk: the data before the rename, and the rename itself.
+        """
+        target = self.path / name
+        draft = self.path / f"{name}.new"
+        # A draft that a crash left behind may have a wider mode; a fresh inode cannot.
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+        self._sync_directory()
+
+    @contextmanager
+    def exclusive(self) -> Generator[None]:
+        """Hold the directory for this process. Raises `AlreadyRunning` at once when another one does.
+
+        The kernel frees the lock with the process, however it ends, so there is no stale lock to clean up.
+        """
+        path = self.path / _LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunning(path) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def retired(self) -> bool:
+        """Whether the control plane has told this agent to stop for good."""
+        return (self.path / _RETIRED).exists()
+
+    def retire(self) -> None:
+        self.write(_RETIRED, b"")
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

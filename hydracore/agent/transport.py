@@ -1,0 +1,61 @@
+"""HTTP as the agent and the control plane speak it to each other: no proxy, no redirect, no decompression, all bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import NamedTuple
+
+import httpx
+
+#: A connection that is not made by then will not be; the whole exchange has the caller's own, longer limit.
+CONNECT_TIMEOUT_S = 5.0
+
+
+class AnswerTooLarge(Exception):
+    """The peer sent more than the caller is ready to hold."""
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+
+def new_client(*, tls: bool, timeout_s: float) -> httpx.AsyncClient:
+    """A client that talks to the addresses it is given and to nobody else, whatever the environment says.
+
+    Without `tls` it gets a context that trusts no one, as loading the usual roots would cost a start some 30 ms of CPU
+    for nothing; an https address by mistake then fails instead of being trusted.
+    """
+    return httpx.AsyncClient(
+        verify=True if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+        follow_redirects=False,
+        trust_env=False,
+        # A compressed answer could be small on the wire and huge in memory, so none is asked for.
+        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+    )
+
+
+async def exchange(
+    client: httpx.AsyncClient, request: httpx.Request, *, timeout_s: float, answer_max_bytes: int
+) -> Answer:
+    """Send one request and read its answer.
+
+    Raises `TimeoutError` when it is not whole within `timeout_s`, `AnswerTooLarge`, and `httpx.HTTPError` for the rest.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await client.send(request, stream=True)
+            try:
+                content = bytearray()
+                async for chunk in response.aiter_raw():
+                    content += chunk
+                    if len(content) > answer_max_bytes:
+                        raise AnswerTooLarge
+            finally:
+                await response.aclose()
+    except httpx.TimeoutException as error:
+        raise TimeoutError from error
+    return Answer(response.status_code, response.headers, bytes(content))

@@ -1,0 +1,196 @@
+"""The callback spool: dense numbers, in order, on disk, bounded."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hydracore.agent.errors import SpoolFull, StateDamaged
+from hydracore.agent.messages import Callback
+from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, CallbackSpool
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def spool(path: Path) -> Iterator[CallbackSpool]:
+    spool = CallbackSpool(path)
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def boot_id(spool: CallbackSpool) -> UUID:
+    boot_id = uuid4()
+    spool.begin(boot_id)
+    return boot_id
+
+
+def deliver_all(spool: CallbackSpool, boot_id: UUID) -> list[int]:
+    """The numbers that go out, in their order."""
+    sent: list[int] = []
+    while (callback := spool.pending(boot_id)) is not None:
+        sent.append(callback.seq)
+        spool.accepted(boot_id, callback.seq)
+    return sent
+
+
+def test_numbers_are_dense_from_1_for_each_boot(spool: CallbackSpool, boot_id: UUID) -> None:
+    first = [spool.append(boot_id, "booted", "info", "x").seq for _ in range(3)]
+    other = uuid4()
+    spool.begin(other)
+
+    assert first == [1, 2, 3]
+    assert spool.append(other, "booted", "info", "x").seq == 1
+
+
+def test_a_callback_is_pending_until_it_is_accepted(spool: CallbackSpool, boot_id: UUID) -> None:
+    spool.append(boot_id, "booted", "info", "up")
+    spool.append(boot_id, "enrolled", "warning", "in")
+
+    assert spool.pending(boot_id) == Callback(boot_id=boot_id, seq=1, stage="booted", level="info", message="up")
+    assert spool.pending(boot_id) == spool.pending(boot_id)
+    spool.accepted(boot_id, 1)
+    assert spool.pending(boot_id) == Callback(boot_id=boot_id, seq=2, stage="enrolled", level="warning", message="in")
+    spool.accepted(boot_id, 2)
+    assert spool.pending(boot_id) is None
+
+
+def test_what_was_appended_is_there_after_reopening(path: Path, spool: CallbackSpool, boot_id: UUID) -> None:
+    spool.append(boot_id, "booted", "info", "x")
+    spool.append(boot_id, "enrolled", "info", "x")
+    spool.accepted(boot_id, 1)
+    # Opened beside the first connection, which never closes cleanly: as after kill -9.
+    reopened = CallbackSpool(path)
+
+    assert deliver_all(reopened, boot_id) == [2]
+    assert reopened.append(boot_id, "secrets", "info", "x").seq == 3
+    reopened.close()
+
+
+def test_delivered_callbacks_can_be_asked_for_again(spool: CallbackSpool, boot_id: UUID) -> None:
+    for _ in range(4):
+        spool.append(boot_id, "booted", "info", "x")
+    deliver_all(spool, boot_id)
+
+    assert spool.resend_from(boot_id, 2)
+    assert deliver_all(spool, boot_id) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("seq", [-1, 0, 3, 1000])
+def test_numbers_that_were_never_given_out_cannot_be_resent(spool: CallbackSpool, boot_id: UUID, seq: int) -> None:
+    spool.append(boot_id, "booted", "info", "x")
+    spool.append(boot_id, "booted", "info", "x")
+
+    assert not spool.resend_from(boot_id, seq)
+    assert deliver_all(spool, boot_id) == [1, 2]
+
+
+def test_a_new_boot_forgets_the_others(spool: CallbackSpool, boot_id: UUID) -> None:
+    spool.append(boot_id, "booted", "info", "x")
+    spool.mark_enrolled(boot_id)
+
+    spool.begin(uuid4())
+
+    assert spool.pending(boot_id) is None
+    assert spool.boots_with_pending() == []
+
+
+def test_only_enrolled_boots_with_something_untold_are_left_over(spool: CallbackSpool, boot_id: UUID) -> None:
+    spool.append(boot_id, "booted", "info", "x")
+    assert spool.boots_with_pending() == []
+
+    spool.mark_enrolled(boot_id)
+    assert spool.boots_with_pending() == [boot_id]
+
+    deliver_all(spool, boot_id)
+    assert spool.boots_with_pending() == []
+
+
+def test_a_full_spool_takes_no_more_and_keeps_what_it_has(spool: CallbackSpool, boot_id: UUID) -> None:
+    for _ in range(KEPT_MAX):
+        spool.append(boot_id, "healthy", "info", "x")
+
+    with pytest.raises(SpoolFull):
+        spool.append(boot_id, "healthy", "info", "one too many")
+
+    spool.accepted(boot_id, 1)
+    assert spool.append(boot_id, "healthy", "info", "x").seq == KEPT_MAX + 1
+    assert deliver_all(spool, boot_id) == list(range(2, KEPT_MAX + 2))
+    assert not spool.resend_from(boot_id, 1), "trimmed"
+
+
+def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
+    spool.append(boot_id, "booted", "error", "x" * (MESSAGE_MAX + 1))
+
+    callback = spool.pending(boot_id)
+
+    assert callback is not None
+    assert len(callback.message) == MESSAGE_MAX
+
+
+def test_a_file_that_is_no_database_is_damage_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"something else altogether" * 100)
+
+    with pytest.raises(StateDamaged):
+        CallbackSpool(path)
+
+    assert path.read_bytes().startswith(b"something else")
+
+
+def test_its_files_are_the_agents_alone(path: Path, spool: CallbackSpool, boot_id: UUID) -> None:
+    spool.append(boot_id, "booted", "info", "x")
+
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+
+    assert modes == {"spool.sqlite": 0o600, "spool.sqlite-wal": 0o600, "spool.sqlite-shm": 0o600}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(st.sampled_from(["append", "accept", "reply_lost", "crash", "restore"]), max_size=30))
+def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(path: Path, actions: list[str]) -> None:
+    path.unlink(missing_ok=True)
+    spool = CallbackSpool(path)
+    boot_id = uuid4()
+    spool.begin(boot_id)
+    appended = 0
+    received: list[int] = []
+
+    def send(*, reply_arrives: bool) -> None:
+        callback = spool.pending(boot_id)
+        if callback is None:
+            return
+        if callback.seq > len(received) + 1:
+            assert spool.resend_from(boot_id, len(received) + 1)
+            return
+        if callback.seq == len(received) + 1:
+            received.append(callback.seq)
+        if reply_arrives:
+            spool.accepted(boot_id, callback.seq)
+
+    for action in actions:
+        if action == "append":
+            appended = spool.append(boot_id, "healthy", "info", "x").seq
+        elif action == "crash":
+            spool.close()
+            spool = CallbackSpool(path)
+        elif action == "restore":
+            del received[-2:]
+        else:
+            send(reply_arrives=action == "accept")
+    # One more callback makes a receiver that was restored ask for what it lost.
+    appended = spool.append(boot_id, "healthy", "info", "x").seq
+    while spool.pending(boot_id) is not None:
+        send(reply_arrives=True)
+    spool.close()
+
+    assert received == list(range(1, appended + 1))

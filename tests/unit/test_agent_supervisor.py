@@ -1,0 +1,215 @@
+"""The supervisor with runtimes that fail, stop and change; and the waits between tries."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from hydracore.agent.backoff import Backoff
+from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.messages import Versions
+from hydracore.agent.runtime import RUNTIMES, RuntimeConfig
+from hydracore.agent.supervisor import Supervisor
+from hydracore.agent.waiting import work_until
+
+
+class ScriptedRuntime:
+    """A runtime that fails to start as often as it was told, and ends when it is told."""
+
+    def __init__(self, config: RuntimeConfig, *, start_failures: list[RuntimeFailed]) -> None:
+        self.config = config
+        self.ended = asyncio.Event()
+        self.is_stopped = False
+        self.is_drained = False
+        self._start_failures = start_failures
+
+    async def start(self) -> None:
+        if self._start_failures:
+            raise self._start_failures.pop(0)
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    def drain(self) -> None:
+        self.is_drained = True
+
+    active_connections = 2
+    skills_loaded = ("notes",)
+    versions = Versions(agent="9", node="22")
+
+
+class Stage:
+    """A supervisor and all runtimes it ever made."""
+
+    def __init__(self, *start_failures: RuntimeFailed) -> None:
+        self.runs: list[ScriptedRuntime] = []
+        self.reports: list[tuple[str, str]] = []
+        failures = list(start_failures)
+
+        def create(config: RuntimeConfig) -> ScriptedRuntime:
+            self.runs.append(ScriptedRuntime(config, start_failures=failures))
+            return self.runs[-1]
+
+        self.supervisor = Supervisor(
+            runtimes={"scripted": create},
+            report=lambda level, message: self.reports.append((level, message)),
+            monotonic=time.monotonic,
+        )
+        self.supervisor.configure(config(1))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Supervisor]:
+        task = asyncio.create_task(self.supervisor.run())
+        try:
+            async with asyncio.timeout(10):
+                yield self.supervisor
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(met: Callable[[], bool]) -> None:
+    while not met():  # noqa: ASYNC110 - figures of the supervisor, which nobody else waits for
+        await asyncio.sleep(0)
+
+
+def config(version: int, kind: str = "scripted") -> RuntimeConfig:
+    return RuntimeConfig(type=kind, version=version, settings={})
+
+
+async def test_the_runtimes_own_figures_are_passed_on() -> None:
+    stage = Stage()
+    assert (stage.supervisor.skills_loaded, stage.supervisor.config_version) == ((), None)
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        assert (supervisor.skills_loaded, supervisor.active_connections) == (("notes",), 2)
+        assert (supervisor.versions.node, supervisor.config_version, supervisor.is_serving) == ("22", 1, True)
+
+    assert stage.runs[0].is_stopped
+    assert not supervisor.is_serving
+
+
+async def test_a_runtime_that_does_not_start_is_tried_again_and_told_once() -> None:
+    stage = Stage(
+        RuntimeFailed("no_model", "The model does not answer"), RuntimeFailed("no_model", "The model does not answer")
+    )
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+
+    assert len(stage.runs) == 3
+    assert all(run.is_stopped for run in stage.runs)
+    assert stage.reports == [("error", "no_model: The model does not answer"), ("info", "The runtime serves again")]
+
+
+async def test_a_runtime_that_stops_by_itself_is_started_again() -> None:
+    stage = Stage()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        stage.runs[0].ended.set()
+        await until(lambda: not supervisor.is_serving)
+        assert supervisor.error is not None
+        assert supervisor.error.code == "runtime_stopped"
+        assert supervisor.config_version is None
+        await supervisor.serving()
+        assert supervisor.error is None
+
+    assert len(stage.runs) == 2
+
+
+async def test_another_configuration_restarts_the_runtime_and_the_same_does_not() -> None:
+    stage = Stage()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        supervisor.configure(config(1))
+        supervisor.configure(config(2))
+        await until(lambda: supervisor.config_version == 2)
+
+    assert [run.config.version for run in stage.runs] == [1, 2]
+    assert stage.runs[0].is_stopped
+    assert stage.reports == []
+
+
+async def test_a_configuration_that_names_no_known_runtime_is_an_error_until_it_is_changed() -> None:
+    stage = Stage()
+    stage.supervisor.configure(config(1, "unheard_of"))
+
+    async with stage.running() as supervisor:
+        await until(lambda: supervisor.error is not None)
+        assert supervisor.error is not None
+        assert supervisor.error.code == "runtime_unknown"
+        supervisor.configure(config(2))
+        await supervisor.serving()
+
+    assert stage.runs[0].config.version == 2
+
+
+async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
+    stage = Stage()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        assert supervisor.drain() == 2
+        supervisor.configure(config(2))
+        await until(lambda: supervisor.config_version == 2)
+
+    assert [run.is_drained for run in stage.runs] == [True, True]
+
+
+async def test_the_built_in_runtime_claims_nothing_that_it_has_not() -> None:
+    runtime = RUNTIMES["expressclaw"](RuntimeConfig(type="expressclaw", version=1, settings={"skills": ["calendar"]}))
+
+    await runtime.start()
+
+    assert (runtime.skills_loaded, runtime.active_connections) == ((), 0)
+    assert (runtime.versions.openclaw, runtime.versions.node) == (None, None)
+    await runtime.stop()
+    await asyncio.wait_for(runtime.wait(), 1)
+
+
+# --- waits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rand", "share"), [(lambda: 0.0, 1.0), (lambda: 0.999999, 0.5)])
+def test_waits_double_up_to_the_cap_and_start_anew_after_a_success(rand: Callable[[], float], share: float) -> None:
+    backoff = Backoff(base_s=1, cap_s=5, rand=rand)
+
+    waits = [backoff.next_s() for _ in range(5)]
+    backoff.reset()
+
+    assert waits == pytest.approx([1 * share, 2 * share, 4 * share, 5 * share, 5 * share], rel=1e-5)
+    assert backoff.next_s() == pytest.approx(share, rel=1e-5)
+
+
+async def test_work_is_cut_short_by_the_event_and_its_cleanup_awaited() -> None:
+    event, steps = asyncio.Event(), list[str]()
+
+    async def work() -> None:
+        try:
+            event.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    assert await work_until(event, work())
+    assert steps == ["cleaned up"]
+
+
+async def test_what_work_raises_is_raised_unless_the_event_came() -> None:
+    async def fail() -> None:
+        raise RuntimeFailed("x", "y")
+
+    with pytest.raises(RuntimeFailed):
+        await work_until(asyncio.Event(), fail())
+    assert not await work_until(asyncio.Event(), asyncio.sleep(0))
