@@ -1,0 +1,46 @@
+"""An agent process that has not started yet, and the control plane it will find: fixtures, to be imported by name."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from secrets import randbelow
+
+import pytest
+
+from hydracore.vps import VpsClient
+from tests.agent_process import AgentProcess, free_address
+from tests.fake_control_plane import FakeControlPlane
+
+
+@pytest.fixture(name="control_plane")
+async def control_plane_fixture() -> AsyncGenerator[FakeControlPlane]:
+    # An address of its own for each test, as each VPS has one.
+    host = ".".join(map(str, (127, 64 + randbelow(64), randbelow(256), 1 + randbelow(254))))
+    fake = FakeControlPlane(listen=free_address(host))
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture(name="agent")
+def agent_fixture(tmp_path: Path, control_plane: FakeControlPlane) -> Generator[AgentProcess]:
+    """Whatever a test does with its agent, in the end it must not have told a secret."""
+    process = AgentProcess(tmp_path)
+    process.write_boot_file(control_plane.boot_file())
+    yield process
+    process.stop_for_good()
+    output = process.output()
+    for secret in control_plane.secret_values():
+        assert secret not in output
+    assert "Traceback" not in output
+    process.log()
+    for path in process.state.iterdir() if process.state.exists() else ():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+@pytest.fixture(name="vps")
+async def vps_fixture() -> AsyncGenerator[VpsClient]:
+    async with VpsClient(timeout_s=5) as client:
+        yield client

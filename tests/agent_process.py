@@ -1,0 +1,86 @@
+"""Agents as real processes for tests, each below a root of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydracore.agent.boot_file import BOOT_FILE
+from hydracore.agent.state import STATE_DIR
+from tests.waiting import until
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def free_address(host: str = "127.0.0.1") -> tuple[str, int]:
+    """`host` and a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return host, probe.getsockname()[1]
+
+
+class AgentProcess:
+    """`python -m hydracore.agent` for one root; may be started again after it ended. Its output is kept on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stdout = root / "agent.stdout"
+        self.stderr = root / "agent.stderr"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state(self) -> Path:
+        return self.root / STATE_DIR
+
+    def write_boot_file(self, content: str) -> None:
+        path = self.root / BOOT_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    def start(self) -> None:
+        assert self._process is None or self._process.poll() is not None, "it runs"
+        command = [sys.executable, "-m", "hydracore.agent", "--root", str(self.root)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        with self.stdout.open("ab") as stdout, self.stderr.open("ab") as stderr:
+            self._process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, cwd=self.root)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """kill -9, and wait until it is dead."""
+        self.signal(signal.SIGKILL)
+        await self.exit_code()
+
+    async def exit_code(self, *, timeout_s: float = 20) -> int:
+        """Wait for its end."""
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait, timeout_s)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def output(self) -> str:
+        return "".join(path.read_text() for path in (self.stdout, self.stderr) if path.exists())
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its log so far; every line of stdout must be a JSON object."""
+        return [json.loads(line) for line in self.stdout.read_text().splitlines()]
+
+    async def until_logged(self, event: str, *, times: int = 1) -> None:
+        await until(lambda: self.output().count(f'"event":"{event}"') >= times, seconds_max=30)
+
+    def stop_for_good(self) -> None:
+        if self.is_alive:
+            assert self._process is not None
+            self._process.kill()
+            self._process.wait(10)

@@ -1,0 +1,157 @@
+"""The agent when packets are lost, its control plane is away, or it is killed: it goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from hydracore.agent.messages import STAGES
+from hydracore.vps import VpsClient
+from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
+from tests.agent_process import AgentProcess
+from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
+
+
+def keys_on_disk(agent: AgentProcess) -> bytes:
+    return (agent.state / "keys.json").read_bytes()
+
+
+# --- lost packets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["request_lost", "reply_lost", 500, 503, 404])
+async def test_every_call_that_fails_is_made_again(
+    control_plane: FakeControlPlane, agent: AgentProcess, trouble: str | int
+) -> None:
+    for endpoint in ENDPOINTS:
+        control_plane.trouble(endpoint, trouble)
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.stages() == list(STAGES)
+    assert len(control_plane.boots) == 1
+    assert len(control_plane.issued_keys) == 1
+
+
+async def test_callbacks_arrive_once_and_in_order_whatever_is_lost(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    kinds = ["request_lost", "reply_lost", "fine", "reply_lost", 503, "request_lost", "fine", "reply_lost"]
+    control_plane.trouble("callback", *kinds)
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    # The control plane itself refuses gaps and a number used twice.
+    assert control_plane.stages() == list(STAGES)
+    assert sum(call.endpoint == "callback" for call in control_plane.calls) > len(STAGES)
+
+
+async def test_callbacks_that_the_control_plane_has_lost_are_sent_again(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    told = list(control_plane.told())
+
+    control_plane.lose_callbacks(4)
+    control_plane.rotate_key()  # makes the agent tell something new
+    await control_plane.until(lambda: len(control_plane.told()) == 7)
+
+    assert control_plane.told()[:6] == told
+
+
+async def test_a_control_plane_that_is_down_at_first_is_waited_for(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    await control_plane.stop()
+    agent.start()
+    await agent.until_logged("control_plane_retry", times=3)
+
+    await control_plane.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.stages() == list(STAGES)
+
+
+async def test_what_happens_while_the_control_plane_is_down_is_told_afterwards(
+    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+) -> None:
+    with socket.create_server(control_plane.listen):
+        agent.start()
+        await control_plane.until(lambda: control_plane.stages()[-1:] == ["runtime_started"])
+        await control_plane.stop()
+    await agent.until_logged("heartbeat_failed")
+    status = await vps.status(*control_plane.listen, control_plane.control_token)
+
+    await control_plane.start()
+    await control_plane.until_healthy()
+
+    assert status.healthy
+    assert control_plane.boots == [str(status.boot_id)]
+    stages = control_plane.stages()
+    assert sorted(stages, key=STAGES.index) == stages
+    assert set(stages) == set(STAGES)
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
+    control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str
+) -> None:
+    hold = control_plane.hold(endpoint, when)
+    agent.start()
+    await asyncio.wait_for(hold.reached.wait(), 30)
+    keys = keys_on_disk(agent)
+    await agent.kill()
+    hold.released.set()
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert keys_on_disk(agent) == keys
+    enrolments = [call.body for call in control_plane.calls if call.endpoint == "enroll"]
+    assert enrolments[0]["boot_id"] != enrolments[-1]["boot_id"]
+    assert control_plane.stages() == list(STAGES)
+    assert len(control_plane.issued_keys) == 1
+    assert {heartbeat["boot_id"] for heartbeat in control_plane.heartbeats} == {control_plane.boot_id}
+
+
+async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    control_plane.trouble("callback", *[503] * 1000)
+    agent.start()
+    await control_plane.until(lambda: bool(control_plane.heartbeats))
+    await agent.kill()
+    assert control_plane.stages() == []
+
+    control_plane._troubles.clear()
+    agent.start()
+    await control_plane.until(lambda: len(control_plane.boots) == 2)
+
+    assert control_plane.stages(control_plane.boots[0]) == list(STAGES)
+
+
+async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
+    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    # A connection that the kernel still remembers when the next agent wants the port.
+    await vps.status(*control_plane.listen, control_plane.control_token)
+    await agent.kill()
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert {callback["level"] for callback in control_plane.told()} == {"info"}
+    assert control_plane.order() == ["enroll", "secrets", "secrets/ack", "enroll"]
