@@ -1,4 +1,4 @@
-"""What can be ordered and where it runs: providers, regions, tiers and presets, from one TOML file.
+"""What can be ordered and where it runs: providers, regions, tiers, presets, recipes and models, from one TOML file.
 
 Read once, at start, and checked as a whole: `load` raises `CatalogueError` with every problem of the file. A provider
 whose token is not in the environment is no problem of the file: its regions are unavailable, and say why.
@@ -28,6 +28,7 @@ VPN_ADDRESSES_MIN: Final = 256
 
 _Name = Annotated[str, Meta(min_length=1, max_length=200)]
 _Id = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+_ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
 _Variable = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]*$")]
 
 
@@ -74,11 +75,37 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     capabilities: dict[str, bool] = {}
 
 
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A way of working that is added to what a preset says."""
+
+    name: _Name
+    prompt: str
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a language model costs, in US dollars for a million tokens."""
+
+    input_usd_per_mtok: Decimal
+    output_usd_per_mtok: Decimal
+
+
+class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which models an agent asks, in order, until its owner says otherwise."""
+
+    primary: _ModelName
+    fallbacks: list[_ModelName] = []
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     providers: dict[str, Provider]
     regions: dict[str, Region]
     tiers: dict[str, Tier]
     presets: dict[str, Preset]
+    recipes: dict[str, Recipe] = {}
+    models: dict[_ModelName, Model]
+    model_policy: ModelPolicy
 
 
 class Placement(NamedTuple):
@@ -117,6 +144,9 @@ class Catalogue:
         self.regions: Final = file.regions
         self.tiers: Final = file.tiers
         self.presets: Final = file.presets
+        self.recipes: Final = file.recipes
+        self.models: Final = file.models
+        self.model_policy: Final = file.model_policy
         #: The providers that can be used, by name.
         self.access: Final = dict(access)
         #: The regions where nothing can be made by this process, each with the reason.
@@ -155,6 +185,10 @@ class Catalogue:
     def preset_complaint(self, preset: str) -> str | None:
         """Why a preset cannot be ordered, or None."""
         return None if preset in self.presets else f"unknown preset; known: {_listed(self.presets)}"
+
+    def recipe_complaint(self, recipe: str) -> str | None:
+        """Why a recipe cannot be used, or None."""
+        return None if recipe in self.recipes else f"unknown recipe; known: {_listed(self.recipes)}"
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Catalogue:
@@ -207,6 +241,12 @@ def _contradictions(file: _File) -> Iterator[str]:
             yield f"tiers.{tier_id}.server_types: there is no provider {name}"
         if tier.price_eur_monthly < 0:
             yield f"tiers.{tier_id}.price_eur_monthly: must not be negative"
+    for model_id, model in file.models.items():
+        if min(model.input_usd_per_mtok, model.output_usd_per_mtok) < 0:
+            yield f"models.{model_id}: prices must not be negative"
+    for name in (file.model_policy.primary, *file.model_policy.fallbacks):
+        if name not in file.models:
+            yield f"model_policy: there is no model {name}"
     if DEFAULT_PRESET not in file.presets:
         yield f"presets: the default preset {DEFAULT_PRESET} is missing"
 

@@ -27,7 +27,12 @@ DATABASE_NEEDS: Final = ("database_url",)
 TOKEN_NEEDS: Final = ("jwt_secret",)
 
 #: Never printed, neither by `repr` nor in a problem line.
-SECRET_FIELDS: Final = frozenset({"database_url", "redis_url", "master_key", "jwt_secret", "cloudsim_token"})
+SECRET_FIELDS: Final = frozenset(
+    {"database_url", "redis_url", "master_key", "jwt_secret", "cloudsim_token", "model_api_key"}
+)
+
+#: Paths are added to these, each with a slash of its own.
+_URLS_OF_A_ROOT: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
 
 MASTER_KEY_BYTES: Final = 32
 MASTER_KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
@@ -103,6 +108,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: The embedded provider: its root URL (the Hetzner API is below /v1) and its token.
     cloudsim_url: HttpUrl = ""
     cloudsim_token: str = ""
+    #: The models that agents talk to: where an OpenAI-compatible API is, such as https://api.openai.com/v1, and its key.
+    #: Agents are given both with their secrets.
+    model_base_url: HttpUrl = ""
+    model_api_key: str = ""
+    #: Where agents find Telegram's bot API.
+    telegram_base_url: HttpUrl = "https://api.telegram.org"
 
     def __repr__(self) -> str:
         shown = (f"{name}={_shown(name, getattr(self, name))}" for name in self.__struct_fields__)
@@ -154,7 +165,7 @@ def _parsed(name: str, raw: str) -> object:
         return base64.urlsafe_b64decode(raw.rstrip("=") + "=" * (-len(raw.rstrip("=")) % 4))
     if name == "catalogue":
         return Path(raw)
-    if name in {"public_url", "cloudsim_url"}:
+    if name in _URLS_OF_A_ROOT:
         return raw.rstrip("/")
     return raw
 

@@ -1,5 +1,6 @@
 """The catalogue: what the packaged one offers, and how a wrong one is reported."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ server_types = { one = ["s1", "s2"], two = ["t1"] }
 name = "Assistant"
 runtime_type = "expressclaw"
 system_prompt = "Help."
+
+[models."big-1.5"]
+input_usd_per_mtok = "2.50"
+output_usd_per_mtok = "10"
+
+[model_policy]
+primary = "big-1.5"
 """
 
 
@@ -94,6 +102,27 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
     assert catalogue.tier_complaint("small") is catalogue.preset_complaint("personal_assistant") is None
 
 
+def test_the_packaged_model_policy_can_be_paid_for_and_every_recipe_says_something() -> None:
+    catalogue = load(PACKAGED_CATALOGUE, {})
+
+    policy = catalogue.model_policy
+    assert policy.fallbacks
+    assert {policy.primary, *policy.fallbacks} <= catalogue.models.keys()
+    assert all(model.input_usd_per_mtok <= model.output_usd_per_mtok for model in catalogue.models.values())
+    assert all(recipe.prompt.strip() for recipe in catalogue.recipes.values())
+    assert catalogue.recipe_complaint("daily_briefing") is None
+    assert catalogue.recipe_complaint("juggling") == (
+        "unknown recipe; known: appointment_desk, daily_briefing, product_expert"
+    )
+
+
+def test_prices_are_exact(tmp_path: Path) -> None:
+    catalogue = load(_written(tmp_path, SMALL), {})
+
+    assert catalogue.models["big-1.5"].input_usd_per_mtok == Decimal("2.50")
+    assert catalogue.model_policy.temperature is None
+
+
 def test_a_token_is_not_printed() -> None:
     assert "secret" not in repr(Access("one", "hetzner", "https://one.example/v1", "secret"))
 
@@ -116,6 +145,14 @@ def test_a_token_is_not_printed() -> None:
         (('kind = "hetzner"', 'kind = "other"'), "providers.one.kind: Input should be 'hetzner'"),
         (('endpoint = "https://one.example/v1"', ""), "providers.one: give one of endpoint and endpoint_env"),
         (("presets.personal_assistant", "presets.poet"), "presets: the default preset personal_assistant is missing"),
+        (('"2.50"', '"-2.50"'), "models.big-1.5: prices must not be negative"),
+        (('"2.50"', "2.5"), "models.big-1.5.input_usd_per_mtok: Decimal input should be"),
+        (('primary = "big-1.5"', 'primary = "small"'), "model_policy: there is no model small"),
+        (
+            ('primary = "big-1.5"', 'primary = "big-1.5"\ntemperature = 3'),
+            "model_policy.temperature: Input should be less",
+        ),
+        (('primary = "big-1.5"', 'primary = "big-1.5"\nfallbacks = ["x"]'), "model_policy: there is no model x"),
         (('"expressclaw"', '"bash"'), "runtime_type: Input should be 'expressclaw' or 'openclaw'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

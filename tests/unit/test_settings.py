@@ -28,6 +28,7 @@ COMPLETE = {
     "HYDRACORE_JWT_SECRET": "a-secret-that-is-long-enough-to-sign-with",
     "HYDRACORE_PUBLIC_URL": "https://control.example/",
     "HYDRACORE_CLOUDSIM_TOKEN": "cloudsim-password",
+    "HYDRACORE_MODEL_API_KEY": "model-password",
 }
 
 
@@ -57,6 +58,13 @@ def test_values_are_converted_to_their_types() -> None:
     assert settings.public_url == "https://control.example"
     assert settings.api_port == 9000
     assert settings.boot_timeout_s == 2.5
+
+
+def test_the_models_and_telegram_are_reached_below_their_urls() -> None:
+    settings = load({"HYDRACORE_MODEL_BASE_URL": "https://models.example/v1/"})
+
+    assert (settings.model_base_url, settings.model_api_key) == ("https://models.example/v1", "")
+    assert settings.telegram_base_url == "https://api.telegram.org"
 
 
 def test_a_master_key_may_come_without_its_padding() -> None:
@@ -93,6 +101,8 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("MASTER_KEY", "ü" * 43),
         ("JWT_SECRET", "x" * 31),
         ("PUBLIC_URL", "control.example"),
+        ("MODEL_BASE_URL", "api.openai.com/v1"),
+        ("TELEGRAM_BASE_URL", "ftp://telegram"),
         ("CATALOGUE", "/nowhere/catalogue.toml"),
         ("INSTALLATION", "-dash-first"),
         ("INSTALLATION", "x" * 64),
@@ -141,7 +151,7 @@ def test_a_catalogue_of_ones_own_must_be_there(tmp_path: Path) -> None:
 
 def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
     shown = repr(load(COMPLETE))
-    wrong = {variable(name): "not-a-good-value" for name in SECRET_FIELDS - {"cloudsim_token"}}
+    wrong = {variable(name): "not-a-good-value" for name in SECRET_FIELDS - {"cloudsim_token", "model_api_key"}}
 
     lines = "\n".join(problems_of(wrong))
 
