@@ -265,10 +265,9 @@ def _within(number: Any, info: types.IntType | types.FloatType) -> Any:
 def _read_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, int | float) and value in {0, 1}:
-        return bool(value)
-    if isinstance(value, str | int):
-        word = str(value).lower()
+    # A whole float counts as the integer; a fraction is no candidate at all.
+    if isinstance(value, str | int) or (isinstance(value, float) and value.is_integer()):
+        word = str(int(value) if isinstance(value, float) else value).lower()
         if word in TRUE_WORDS | FALSE_WORDS:
             return word in TRUE_WORDS
         raise _Refused("Input should be a valid boolean, unable to interpret input", "bool_parsing")
@@ -318,12 +317,14 @@ def _uuid_complaint(value: str, text: str) -> str:
     length = len(value.encode(errors="replace"))
     if length > UUID_LENGTH_MAX:
         return f"invalid length: found {length}"
+    # Positions count from the start of what the parser looks at: the text alone where it has the right length.
+    offset = 0 if len(text) == UUID_LENGTH else value.index(text)
     hyphens: list[int] = []
     for index, character in enumerate(text):
         if character == "-":
             hyphens.append(index)
         elif character not in "0123456789abcdefABCDEF":
-            return f"invalid character: found `{character}` at {index}"
+            return f"invalid character: found `{character}` at {index + offset}"
     if not hyphens and text == value and length != UUID_LENGTH:
         return f"invalid length: found {length}"
     if len(hyphens) != len(UUID_GROUPS) - 1:

@@ -213,9 +213,6 @@ def _read_body(reader: Reader, body: Input, raw_body: bytes, headers: RawHeaders
             # Not UTF-8, a number of thousands of digits, or nested too deeply.
             reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
             return None
-    if value is None:
-        reader.problems.append(Problem(("body",), "Field required", "missing"))
-        return None
     return reader.read(value, body.info, ("body",))
 
 
