@@ -11,12 +11,19 @@ from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
 
+from events.keys import Keyring
+from events.store import EventStore
 from hydracore import catalogue as catalogues
-from hydracore.api.app import Parts, create_app
+from hydracore.api.app import Parts, create_app, operations
 from hydracore.api.main import open_parts
+from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
+from hydracore.vps import VpsClient
+from projections.queries import Queries
 
 JWT_SECRET = "a-secret-of-at-least-thirty-two-characters"
 MASTER_KEY = bytes(range(32))
@@ -69,6 +76,23 @@ async def running_api(
         finally:
             server.should_exit = True
             await serving
+
+
+def every_operation() -> list[Operation]:
+    """What the API serves, without serving it: nothing that this stands on is ever opened."""
+    settings = Settings(master_key=MASTER_KEY, jwt_secret=JWT_SECRET)
+    pool = AsyncConnectionPool(open=False)
+    parts = Parts(
+        settings=settings,
+        catalogue=catalogues.load(PACKAGED_CATALOGUE, ENVIRON),
+        pool=pool,
+        store=EventStore(pool, inline=()),
+        queries=Queries(pool),
+        keyring=Keyring(pool, master_key=MASTER_KEY),
+        redis=Redis.from_url("redis://127.0.0.1:1"),
+        vps=VpsClient(1),
+    )
+    return operations(parts)
 
 
 def b64(raw: bytes) -> str:

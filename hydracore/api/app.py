@@ -64,10 +64,10 @@ def create_app(parts: Parts) -> ASGIApp:
         "tier": catalogue.tier_complaint,
         "preset": catalogue.preset_complaint,
     }
-    operations = list(operations_of(*_owners(parts), callers=CALLERS))
-    routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in operations]
+    served = operations(parts)
+    routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]
     app = Litestar(
-        [*routes, _openapi_route(operations)],
+        [*routes, _openapi_route(served)],
         exception_handlers={Exception: _failure},
         # Our own document is served: Litestar's cannot say what `operations` declares.
         openapi_config=None,
@@ -78,7 +78,8 @@ def create_app(parts: Parts) -> ASGIApp:
     return Edge(app)
 
 
-def _owners(parts: Parts) -> tuple[object, ...]:
+def operations(parts: Parts) -> list[Operation]:
+    """Everything that is served."""
     settings, store = parts.settings, parts.store
     runtime = RuntimeReader(
         store=store,
@@ -86,7 +87,7 @@ def _owners(parts: Parts) -> tuple[object, ...]:
         master_key=settings.master_key,
         heartbeat_interval_s=settings.heartbeat_interval_s,
     )
-    return (
+    owners = (
         Instances(store=store, queries=parts.queries, keyring=parts.keyring, runtime=runtime, now_ms=parts.now_ms),
         Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=parts.now_ms),
         AgentEndpoints(
@@ -99,10 +100,11 @@ def _owners(parts: Parts) -> tuple[object, ...]:
         ),
         Health(parts.pool, parts.redis),
     )
+    return list(operations_of(*owners, callers=CALLERS))
 
 
-def _openapi_route(operations: list[Operation]) -> Any:
-    answer = Answer(200, msgspec.json.encode(document(operations)))
+def _openapi_route(served: list[Operation]) -> Any:
+    answer = Answer(200, msgspec.json.encode(document(served)))
 
     @get("/openapi.json", include_in_schema=False)
     async def openapi() -> ASGIApp:

@@ -1,0 +1,99 @@
+"""The served OpenAPI document against the contract, operation by operation."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydracore.api.openapi import document
+from tests.api_server import every_operation
+from tests.contract.openapi_compare import narrowings
+
+CONTRACT: dict[str, Any] = json.loads(Path(__file__).with_name("openapi.json").read_text())
+
+#: Not built yet. An operation joins the comparison when its line here goes.
+NOT_YET = {
+    ("post", "/v1/instances/admin/{instance_id}/rotate-key"),
+    ("post", "/v1/instances/cleanup"),
+    ("post", "/v1/instances/{instance_id}/chat"),
+    ("get", "/v1/instances/{instance_id}/config"),
+    ("post", "/v1/instances/{instance_id}/config"),
+    ("patch", "/v1/instances/{instance_id}/consent"),
+    ("get", "/v1/instances/{instance_id}/conversations"),
+    ("get", "/v1/instances/{instance_id}/conversations/{conversation_id}"),
+    ("patch", "/v1/instances/{instance_id}/model-policy"),
+    ("get", "/v1/instances/{instance_id}/platform-config"),
+    ("patch", "/v1/instances/{instance_id}/platform-config"),
+    ("post", "/v1/instances/{instance_id}/updates/apply"),
+    ("get", "/v1/instances/{instance_id}/usage"),
+}
+OPERATIONS = [(method, path) for path, methods in CONTRACT["paths"].items() for method in methods]
+
+
+@pytest.fixture(scope="module")
+def served() -> dict[str, Any]:
+    return json.loads(json.dumps(document(every_operation())))
+
+
+@pytest.mark.parametrize(("method", "path"), [each for each in OPERATIONS if each not in NOT_YET])
+def test_nothing_of_the_contract_is_narrowed(served: dict[str, Any], method: str, path: str) -> None:
+    assert narrowings(CONTRACT, served, method=method, path=path) == []
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(NOT_YET))
+def test_what_is_not_built_is_not_served(served: dict[str, Any], method: str, path: str) -> None:
+    assert method not in served["paths"].get(path, {}), "it is built: delete its line in NOT_YET"
+
+
+def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: dict[str, Any]) -> None:
+    text = json.dumps(served)
+
+    assert "x-unserved" not in text
+    for name in served["components"]["schemas"]:
+        assert f'"#/components/schemas/{name}"' in text, f"{name} is used by nothing"
+    for reference in (part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]):
+        assert reference in served["components"]["schemas"]
+    ids = [each["operationId"] for methods in served["paths"].values() for each in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda doc: doc["paths"]["/v1/instances"].pop("post"), "not served"),
+        (lambda doc: _create(doc)["required"].append("agent_name"), "body.agent_name: required"),
+        (lambda doc: _create(doc)["properties"].pop("recipe_id"), "body.recipe_id: missing"),
+        (lambda doc: _create(doc)["properties"]["preset_id"].pop("default"), "body.preset_id: default is None"),
+        (lambda doc: _create(doc)["properties"]["tier_id"].update(maxLength=5), "body.tier_id: maxLength is 5"),
+        (
+            lambda doc: _create(doc)["properties"].update(recipe_id={"type": "string"}),
+            "body.recipe_id: no longer takes null",
+        ),
+        (lambda doc: _answer(doc)["required"].remove("task_id"), "202.task_id: may now be left out"),
+        (lambda doc: _answer(doc)["properties"].pop("message"), "202.message: missing"),
+        (
+            lambda doc: _answer(doc)["properties"].update(message={"anyOf": [{"type": "string"}, {"type": "null"}]}),
+            "202.message: may now be null",
+        ),
+        (lambda doc: _answer(doc)["properties"]["instance_id"].update(anyOf=[{"type": "string"}]), "202.instance_id"),
+        (lambda doc: doc["paths"]["/v1/instances"]["post"]["responses"].pop("202"), "202: missing"),
+        (lambda doc: doc["paths"]["/v1/instances"]["post"].update(parameters=[]), "header.X-Api-Key: missing"),
+        (lambda doc: doc["paths"]["/v1/instances"]["post"].update(security=[]), "security"),
+    ],
+)
+def test_the_comparison_sees_a_narrowing(served: dict[str, Any], change: Any, complaint: str) -> None:
+    changed = copy.deepcopy(served)
+
+    change(changed)
+
+    assert complaint in " ".join(narrowings(CONTRACT, changed, method="post", path="/v1/instances"))
+
+
+def _create(doc: dict[str, Any]) -> dict[str, Any]:
+    return doc["components"]["schemas"]["CreateInstance"]
+
+
+def _answer(doc: dict[str, Any]) -> dict[str, Any]:
+    return doc["components"]["schemas"]["CreateInstanceResponse"]
