@@ -13,19 +13,11 @@ import msgspec
 
 from events import commands as c
 from events import types as e
+from events.decide_agent import decide_agent
 from events.decide_use import decide_use
-from events.errors import (
-    AttemptSuperseded,
-    BootSuperseded,
-    KeyNotPending,
-    NotFound,
-    Rejected,
-    SequenceGap,
-    TokenRefused,
-    TransitionRefused,
-)
+from events.errors import NotFound, Rejected, TransitionRefused
 from events.lifecycle import DELETED, DELETING, PENDING, PROVISIONING, RUNNING, destination
-from events.state import BOOTSTRAP_STAGES, TEARDOWN_STEPS, Agent, Instance
+from events.state import ATTEMPTS_MAX, Instance
 
 Events = tuple[e.AnyEvent, ...]
 
@@ -41,7 +33,7 @@ def decide(state: Instance | None, command: c.AnyCommand, *, stream_id: UUID) ->
         raise NotFound(stream_id)
     match command:
         case c.EnrolAgent() | c.IssueAgentKey() | c.AcknowledgeAgentKey() | c.ReportBootstrap():
-            return _decide_agent(state, command)
+            return decide_agent(state, command)
         case (
             c.ChangeConfig()
             | c.PatchPlatformConfig()
@@ -110,15 +102,13 @@ def _decide_server(
                 return ()
             return (e.ServerDiscarded(at_ms=command.at_ms, attempt=command.attempt),)
         case c.GiveUp():
-            if state.status == PENDING:
-                # Not even one placement: the lifecycle goes through provisioning all the same.
-                raise TransitionRefused(state.id, trigger="fail", status=state.status)
             _require(state, "fail")
+            if state.attempt is not None and state.attempt.may_have_server:
+                # Nobody looks for the server of an instance that has failed: it must be gone before.
+                raise TransitionRefused(state.id, trigger="fail_with_a_server", status=state.status)
             return (e.ProvisioningFailed(at_ms=command.at_ms, code=command.code),)
         case c.MarkReady():
-            if not _is_open_attempt(state, command.attempt):
-                return ()
-            return (e.InstanceReady(at_ms=command.at_ms, attempt=command.attempt),)
+            return _ready(state, command)
         case c.ChangeHealth():
             if state.status != RUNNING or state.health == command.health:
                 return ()
@@ -139,6 +129,10 @@ def _attempt_status(state: Instance) -> str | None:
     return None if state.attempt is None else state.attempt.server_status
 
 
+def _server_id(state: Instance) -> str | None:
+    return None if state.attempt is None else state.attempt.server_id
+
+
 def _plan(state: Instance, command: c.PlanServer) -> Events:
     previous = state.attempt
     if state.status == PENDING:
@@ -148,6 +142,8 @@ def _plan(state: Instance, command: c.PlanServer) -> Events:
     expected = 1 if previous is None else previous.number + 1
     if command.attempt != expected:
         raise Rejected(state.id, f"Attempt {command.attempt} is not the next one ({expected})")
+    if command.attempt > ATTEMPTS_MAX or not state.retryable:
+        raise TransitionRefused(state.id, trigger="plan_another_server", status=state.status)
     at_ms = command.at_ms
     placement = e.PlacementChosen(
         at_ms=at_ms,
@@ -191,6 +187,15 @@ def _server_created(state: Instance, command: c.RecordServerCreated) -> Events:
     )
 
 
+def _ready(state: Instance, command: c.MarkReady) -> Events:
+    if not _is_open_attempt(state, command.attempt):
+        return ()
+    if state.agent is None or _server_id(state) is None:
+        # What runs is watched by its server's id and its agent's heartbeats.
+        raise TransitionRefused(state.id, trigger="become_ready_unseen", status=state.status)
+    return (e.InstanceReady(at_ms=command.at_ms, attempt=command.attempt),)
+
+
 def _vanished(state: Instance, command: c.ReportServerVanished) -> Events:
     attempt = state.attempt
     if attempt is None or attempt.number != command.attempt or attempt.server_id != command.server_id:
@@ -201,107 +206,6 @@ def _vanished(state: Instance, command: c.ReportServerVanished) -> Events:
         code = "server_vanished"
         return (e.AttemptFailed(at_ms=command.at_ms, attempt=command.attempt, code=code, retryable=True),)
     return ()
-
-
-# --- the agent -------------------------------------------------------------------------------------------------------
-
-
-def _decide_agent(
-    state: Instance, command: c.EnrolAgent | c.IssueAgentKey | c.AcknowledgeAgentKey | c.ReportBootstrap
-) -> Events:
-    if state.status not in {PROVISIONING, RUNNING}:
-        raise AttemptSuperseded(state.id)
-    match command:
-        case c.EnrolAgent():
-            return _enrol(state, command)
-        case c.IssueAgentKey():
-            return _issue_key(state, command)
-        case c.AcknowledgeAgentKey():
-            agent = _bound_agent(state)
-            if agent.key_id != command.key_id:
-                raise KeyNotPending(state.id)
-            if agent.key_acknowledged:
-                return ()
-            return (e.AgentKeyAcknowledged(at_ms=command.at_ms, key_id=command.key_id),)
-        case c.ReportBootstrap():
-            return _report_bootstrap(state, command)
-
-
-def _bound_agent(state: Instance) -> Agent:
-    if state.agent is None:
-        raise AttemptSuperseded(state.id)
-    return state.agent
-
-
-def _require_attempt(state: Instance, number: int) -> None:
-    attempt = state.attempt
-    if attempt is None or attempt.number != number or attempt.failure is not None:
-        raise AttemptSuperseded(state.id)
-
-
-def _enrol(state: Instance, command: c.EnrolAgent) -> Events:
-    _require_attempt(state, command.attempt)
-    attempt, agent = state.attempt, state.agent
-    assert attempt is not None
-    if attempt.enrol_token_hash != command.token_hash:
-        raise TokenRefused(state.id)
-    enrolled = e.AgentEnrolled(
-        at_ms=command.at_ms,
-        attempt=command.attempt,
-        boot_id=command.boot_id,
-        signing_key=command.signing_key,
-        vpn_key=command.vpn_key,
-    )
-    if agent is None:
-        # The time limit is for the first use only: a bound token proves nothing without the agent's private key.
-        if command.at_ms > attempt.enrol_expires_ms:
-            raise TokenRefused(state.id)
-        return (enrolled,)
-    if (agent.signing_key, agent.vpn_key) != (command.signing_key, command.vpn_key):
-        if agent.contested:
-            return ()
-        return (e.EnrolmentContested(at_ms=command.at_ms, attempt=command.attempt, boot_id=command.boot_id),)
-    if command.boot_id in agent.superseded_boots:
-        raise BootSuperseded(state.id)
-    return () if agent.boot_id == command.boot_id else (enrolled,)
-
-
-def _issue_key(state: Instance, command: c.IssueAgentKey) -> Events:
-    _require_attempt(state, command.attempt)
-    agent = _bound_agent(state)
-    if agent.boot_id != command.boot_id:
-        raise BootSuperseded(state.id)
-    if agent.key_acknowledged:
-        raise KeyNotPending(state.id)
-    if agent.key_id is not None:
-        return ()
-    return (
-        e.AgentKeyIssued(
-            at_ms=command.at_ms, attempt=command.attempt, key_id=command.key_id, key_hash=command.key_hash
-        ),
-    )
-
-
-def _report_bootstrap(state: Instance, command: c.ReportBootstrap) -> Events:
-    agent = _bound_agent(state)
-    if agent.boot_id != command.boot_id:
-        raise BootSuperseded(state.id)
-    if command.stage not in BOOTSTRAP_STAGES:
-        raise Rejected(state.id, f"Unknown stage; use one of {', '.join(BOOTSTRAP_STAGES)}")
-    if command.seq <= agent.bootstrap_seq:
-        return ()
-    if command.seq != agent.bootstrap_seq + 1:
-        raise SequenceGap(state.id, expected_seq=agent.bootstrap_seq + 1)
-    return (
-        e.BootstrapReported(
-            at_ms=command.at_ms,
-            boot_id=command.boot_id,
-            seq=command.seq,
-            stage=command.stage,
-            level=command.level,
-            message=command.message,
-        ),
-    )
 
 
 # --- the teardown ----------------------------------------------------------------------------------------------------
@@ -322,11 +226,12 @@ def _decide_teardown(
         case c.RecordTeardownStep():
             return _teardown_step(state, command)
         case c.BlockTeardown():
-            if (state.teardown_blocked, state.error_code) == (command.step, command.code):
+            known = (state.teardown_blocked, state.error_code) == (command.step, command.code)
+            if known or command.step != state.teardown_step:
                 return ()
             return (e.TeardownBlocked(at_ms=at_ms, step=command.step, code=command.code),)
         case c.CompleteDeletion():
-            if state.teardown_done != TEARDOWN_STEPS:
+            if state.teardown_step is not None:
                 raise TransitionRefused(state.id, trigger="finish_deletion", status=state.status)
             return (e.InstanceDeleted(at_ms=at_ms),)
 
@@ -334,9 +239,8 @@ def _decide_teardown(
 def _teardown_step(state: Instance, command: c.RecordTeardownStep) -> Events:
     if command.step in state.teardown_done:
         return ()
-    expected = TEARDOWN_STEPS[len(state.teardown_done)]
-    if command.step != expected:
-        raise Rejected(state.id, f"Teardown step {command.step} before {expected}")
+    if command.step != state.teardown_step:
+        raise Rejected(state.id, f"Teardown step {command.step} before {state.teardown_step}")
     done = e.TeardownStepDone(at_ms=command.at_ms, step=command.step)
     agent = state.agent
     if command.step == "key_revoked" and agent is not None and agent.key_id is not None:

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from events import lifecycle
-from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Attempt, Instance
+from events.state import ATTEMPTS_MAX, Attempt, Instance
 
 
 class PlanAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +89,8 @@ def next_step(state: Instance) -> Step:
         case lifecycle.PROVISIONING:
             return _provisioning(state)
         case lifecycle.DELETING:
-            remaining = TEARDOWN_STEPS[len(state.teardown_done) :]
-            return TearDown(step=remaining[0]) if remaining else FinishDeletion()
+            step = state.teardown_step
+            return FinishDeletion() if step is None else TearDown(step=step)
         case lifecycle.RUNNING:
             return Rest(why="running")
         case lifecycle.FAILED:

@@ -159,6 +159,12 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     teardown_blocked: str | None = None
     deleted_ms: int | None = None
 
+    @property
+    def teardown_step(self) -> str | None:
+        """The step of a teardown that comes next, or None after the last one."""
+        done = len(self.teardown_done)
+        return TEARDOWN_STEPS[done] if done < len(TEARDOWN_STEPS) else None
+
 
 def provider_key(attempt: Attempt) -> str | None:
     """What makes a server unique across providers: `provider/server_id`."""

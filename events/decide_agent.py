@@ -1,0 +1,115 @@
+"""Decisions about the agent on an instance's server: whom its messages come from, and which of them are news."""
+
+from __future__ import annotations
+
+from events import commands as c
+from events import types as e
+from events.errors import (
+    AttemptSuperseded,
+    BootSuperseded,
+    KeyNotPending,
+    Rejected,
+    SequenceGap,
+    TokenRefused,
+)
+from events.lifecycle import PROVISIONING, RUNNING
+from events.state import BOOTSTRAP_STAGES, Agent, Instance
+
+
+def decide_agent(
+    state: Instance, command: c.EnrolAgent | c.IssueAgentKey | c.AcknowledgeAgentKey | c.ReportBootstrap
+) -> tuple[e.AnyEvent, ...]:
+    """The events that `command` causes at `state`. Raises a subclass of `Rejected`."""
+    if state.status not in {PROVISIONING, RUNNING}:
+        raise AttemptSuperseded(state.id)
+    match command:
+        case c.EnrolAgent():
+            return _enrol(state, command)
+        case c.IssueAgentKey():
+            return _issue_key(state, command)
+        case c.AcknowledgeAgentKey():
+            agent = _bound_agent(state)
+            if agent.key_id != command.key_id:
+                raise KeyNotPending(state.id)
+            if agent.key_acknowledged:
+                return ()
+            return (e.AgentKeyAcknowledged(at_ms=command.at_ms, key_id=command.key_id),)
+        case c.ReportBootstrap():
+            return _report_bootstrap(state, command)
+
+
+def _bound_agent(state: Instance) -> Agent:
+    if state.agent is None:
+        raise AttemptSuperseded(state.id)
+    return state.agent
+
+
+def _require_attempt(state: Instance, number: int) -> None:
+    attempt = state.attempt
+    if attempt is None or attempt.number != number or attempt.failure is not None:
+        raise AttemptSuperseded(state.id)
+
+
+def _enrol(state: Instance, command: c.EnrolAgent) -> tuple[e.AnyEvent, ...]:
+    _require_attempt(state, command.attempt)
+    attempt, agent = state.attempt, state.agent
+    assert attempt is not None
+    if attempt.enrol_token_hash != command.token_hash:
+        raise TokenRefused(state.id)
+    enrolled = e.AgentEnrolled(
+        at_ms=command.at_ms,
+        attempt=command.attempt,
+        boot_id=command.boot_id,
+        signing_key=command.signing_key,
+        vpn_key=command.vpn_key,
+    )
+    if agent is None:
+        # The time limit is for the first use only: a bound token proves nothing without the agent's private key.
+        if command.at_ms > attempt.enrol_expires_ms:
+            raise TokenRefused(state.id)
+        return (enrolled,)
+    if (agent.signing_key, agent.vpn_key) != (command.signing_key, command.vpn_key):
+        if agent.contested:
+            return ()
+        return (e.EnrolmentContested(at_ms=command.at_ms, attempt=command.attempt, boot_id=command.boot_id),)
+    if command.boot_id in agent.superseded_boots:
+        raise BootSuperseded(state.id)
+    return () if agent.boot_id == command.boot_id else (enrolled,)
+
+
+def _issue_key(state: Instance, command: c.IssueAgentKey) -> tuple[e.AnyEvent, ...]:
+    _require_attempt(state, command.attempt)
+    agent = _bound_agent(state)
+    if agent.boot_id != command.boot_id:
+        raise BootSuperseded(state.id)
+    if agent.key_acknowledged:
+        raise KeyNotPending(state.id)
+    if agent.key_id is not None:
+        return ()
+    return (
+        e.AgentKeyIssued(
+            at_ms=command.at_ms, attempt=command.attempt, key_id=command.key_id, key_hash=command.key_hash
+        ),
+    )
+
+
+def _report_bootstrap(state: Instance, command: c.ReportBootstrap) -> tuple[e.AnyEvent, ...]:
+    agent = _bound_agent(state)
+    if agent.boot_id != command.boot_id:
+        raise BootSuperseded(state.id)
+    if command.stage not in BOOTSTRAP_STAGES:
+        raise Rejected(state.id, f"Unknown stage; use one of {', '.join(BOOTSTRAP_STAGES)}")
+    if command.seq <= agent.bootstrap_seq:
+        return ()
+    if command.seq != agent.bootstrap_seq + 1:
+        raise SequenceGap(state.id, expected_seq=agent.bootstrap_seq + 1)
+    return (
+        e.BootstrapReported(
+            at_ms=command.at_ms,
+            boot_id=command.boot_id,
+            seq=command.seq,
+            stage=command.stage,
+            level=command.level,
+            message=command.message,
+        ),
+    )
