@@ -1,0 +1,279 @@
+"""Decisions about what agents send: enrolment, keys and callbacks, in order, doubled, late, and from somebody else."""
+
+from __future__ import annotations
+
+import pytest
+
+from events import commands as c
+from events import types as e
+from events.errors import (
+    AttemptSuperseded,
+    BootSuperseded,
+    KeyNotPending,
+    Rejected,
+    SequenceGap,
+    TokenRefused,
+)
+from events.state import Agent
+from tests import lives
+from tests.lives import (
+    BOOT,
+    ENROL_TTL_MS,
+    KEY,
+    NOW_MS,
+    OTHER_SIGNING_KEY,
+    SECOND_BOOT,
+    SECOND_KEY,
+    THIRD_BOOT,
+    THIRD_KEY,
+    Life,
+)
+
+#: Everything that an agent can send, as its first attempt would.
+MESSAGES: tuple[c.AnyCommand, ...] = (
+    lives.enrol(),
+    lives.issue(),
+    lives.acknowledge(),
+    lives.report(1, "booted"),
+)
+
+
+def agent_of(life: Life) -> Agent:
+    assert life.state.agent is not None
+    return life.state.agent
+
+
+# --- whoever is over -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("status", ["pending", "failed", "error", "deleting", "deleted"])
+def test_an_agent_of_an_instance_that_is_over_must_stop(status: str, message: c.AnyCommand) -> None:
+    with pytest.raises(AttemptSuperseded):
+        Life.after(*lives.WAYS[status]).give(message)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_an_agent_of_an_older_attempt_must_stop(message: c.AnyCommand) -> None:
+    life = Life.after(*lives.KEYED, lives.failed(), lives.discarded(), lives.plan(2))
+
+    with pytest.raises(AttemptSuperseded):
+        life.give(message)
+
+
+def test_an_agent_of_an_attempt_that_has_failed_cannot_enrol_any_more() -> None:
+    with pytest.raises(AttemptSuperseded):
+        Life.after(*lives.ATTEMPT_FAILED).give(lives.enrol())
+
+
+# --- enrolment -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_agent_with_the_token_is_bound_to_it() -> None:
+    life = Life.after(*lives.OBSERVED)
+
+    (event,) = life.give(lives.enrol())
+
+    assert isinstance(event, e.AgentEnrolled)
+    assert (agent_of(life).signing_key, agent_of(life).boot_id) == (lives.SIGNING_KEY, BOOT)
+    assert life.state.provisioning_stage == "bootstrapping"
+
+
+def test_the_same_enrolment_again_gets_the_same_answer_and_no_event() -> None:
+    assert Life.after(*lives.ENROLLED).give(lives.enrol()) == ()
+
+
+@pytest.mark.parametrize("way", [lives.OBSERVED, lives.ENROLLED])
+def test_a_wrong_token_is_refused(way: tuple[c.AnyCommand, ...]) -> None:
+    life = Life.after(*way)
+
+    with pytest.raises(TokenRefused):
+        life.give(lives.enrol(SECOND_BOOT, token_hash=lives.token_hash(9)))
+
+
+def test_a_token_is_good_until_its_last_millisecond_and_no_longer() -> None:
+    last_ms = NOW_MS + ENROL_TTL_MS
+
+    with pytest.raises(TokenRefused):
+        Life.after(*lives.OBSERVED).give(lives.enrol(at_ms=last_ms + 1))
+    assert Life.after(*lives.OBSERVED).give(lives.enrol(at_ms=last_ms))
+
+
+def test_the_time_limit_is_for_the_first_use_only() -> None:
+    life = Life.after(*lives.ENROLLED)
+
+    assert life.give(lives.enrol(SECOND_BOOT, at_ms=NOW_MS + 10 * ENROL_TTL_MS))
+    assert agent_of(life).boot_id == SECOND_BOOT
+
+
+def test_another_key_with_the_right_token_raises_one_alarm_and_changes_no_binding() -> None:
+    life = Life.after(*lives.KEYED)
+
+    (alarm,) = life.give(lives.enrol(SECOND_BOOT, signing_key=OTHER_SIGNING_KEY))
+    again = life.give(lives.enrol(THIRD_BOOT, signing_key=OTHER_SIGNING_KEY))
+
+    assert alarm == e.EnrolmentContested(at_ms=NOW_MS, attempt=1, boot_id=SECOND_BOOT)
+    assert again == ()
+    assert (agent_of(life).signing_key, agent_of(life).boot_id) == (lives.SIGNING_KEY, BOOT)
+
+
+def test_another_vpn_key_is_another_agent_too() -> None:
+    (alarm,) = Life.after(*lives.ENROLLED).give(lives.enrol(vpn_key="b3RoZXI="))
+
+    assert isinstance(alarm, e.EnrolmentContested)
+
+
+def test_a_new_boot_starts_its_callbacks_again_and_keeps_its_key() -> None:
+    life = Life.after(*lives.HEALTHY)
+
+    life.give(lives.enrol(SECOND_BOOT))
+
+    assert (agent_of(life).bootstrap_seq, agent_of(life).bootstrap_stage) == (0, None)
+    assert (agent_of(life).key_id, agent_of(life).key_acknowledged) == (KEY, True)
+    assert life.state.provisioning_stage == "bootstrapping"
+
+
+def test_a_new_boot_of_a_running_agent_does_not_take_it_back_to_provisioning() -> None:
+    life = Life.after(*lives.RUNNING)
+
+    life.give(lives.enrol(SECOND_BOOT))
+
+    assert (life.state.status, life.state.provisioning_stage) == ("running", "ready")
+
+
+def test_a_boot_that_was_superseded_cannot_come_back() -> None:
+    life = Life.after(*lives.ENROLLED, lives.enrol(SECOND_BOOT))
+
+    with pytest.raises(BootSuperseded):
+        life.give(lives.enrol(BOOT))
+
+
+# --- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_can_be_fetched_again_until_it_is_acknowledged() -> None:
+    life = Life.after(*lives.ENROLLED, lives.issue(KEY))
+
+    again = life.give(lives.issue(SECOND_KEY))
+
+    assert again == ()
+    assert agent_of(life).key_id == KEY
+
+
+def test_an_acknowledged_key_is_never_given_out_again() -> None:
+    with pytest.raises(KeyNotPending):
+        Life.after(*lives.KEYED).give(lives.issue(SECOND_KEY))
+
+
+def test_a_key_is_acknowledged_once() -> None:
+    life = Life.after(*lives.ENROLLED, lives.issue())
+
+    assert life.give(lives.acknowledge()) == (e.AgentKeyAcknowledged(at_ms=NOW_MS, key_id=KEY),)
+    assert life.give(lives.acknowledge()) == ()
+    assert agent_of(life).control_key_id == KEY
+
+
+@pytest.mark.parametrize("way", [lives.ENROLLED, lives.KEYED])
+def test_a_key_that_is_not_in_force_cannot_be_acknowledged(way: tuple[c.AnyCommand, ...]) -> None:
+    with pytest.raises(KeyNotPending):
+        Life.after(*way).give(lives.acknowledge(SECOND_KEY))
+
+
+def test_a_key_is_for_an_agent_that_has_enrolled() -> None:
+    with pytest.raises(AttemptSuperseded):
+        Life.after(*lives.OBSERVED).give(lives.issue())
+
+
+def test_a_boot_that_was_superseded_gets_no_key() -> None:
+    life = Life.after(*lives.ENROLLED, lives.enrol(SECOND_BOOT))
+
+    with pytest.raises(BootSuperseded):
+        life.give(lives.issue(boot_id=BOOT))
+    assert life.give(lives.issue(boot_id=SECOND_BOOT))
+
+
+def test_a_rotation_revokes_the_key_and_allows_one_fresh_issue() -> None:
+    life = Life.after(*lives.RUNNING)
+
+    (revoked,) = life.give(lives.rotate_key())
+    second = life.give(lives.rotate_key())
+
+    assert revoked == e.AgentKeyRevoked(at_ms=NOW_MS, key_id=KEY, reason="rotation")
+    assert second == ()
+    assert agent_of(life).key_hash is None
+    assert life.give(lives.issue(SECOND_KEY))
+    assert life.give(lives.acknowledge(SECOND_KEY))
+    with pytest.raises(KeyNotPending):
+        life.give(lives.issue(THIRD_KEY))
+
+
+def test_a_revoked_key_cannot_be_acknowledged_but_still_opens_the_agent_to_us() -> None:
+    life = Life.after(*lives.RUNNING, lives.rotate_key())
+
+    with pytest.raises(KeyNotPending):
+        life.give(lives.acknowledge(KEY))
+    assert agent_of(life).control_key_id == KEY
+
+
+# --- callbacks -------------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_are_recorded_in_order() -> None:
+    life = Life.after(*lives.ENROLLED)
+
+    events = life.give(lives.report(1, "booted")) + life.give(lives.report(2, "enrolled"))
+
+    assert [event.seq for event in events if isinstance(event, e.BootstrapReported)] == [1, 2]
+    assert agent_of(life).bootstrap_stage == "enrolled"
+
+
+@pytest.mark.parametrize("seq", [0, 1, 2])
+def test_a_doubled_or_late_callback_is_no_event(seq: int) -> None:
+    assert Life.after(*lives.KEYED).give(lives.report(seq, "healthy", message="something else")) == ()
+
+
+@pytest.mark.parametrize("seq", [4, 5, 1_000])
+def test_a_callback_before_its_predecessor_learns_which_one_is_missing(seq: int) -> None:
+    with pytest.raises(SequenceGap) as refusal:
+        Life.after(*lives.KEYED).give(lives.report(seq, "healthy"))
+
+    assert refusal.value.expected_seq == 3
+
+
+def test_a_callback_of_a_boot_that_was_superseded_is_refused() -> None:
+    life = Life.after(*lives.KEYED, lives.enrol(SECOND_BOOT))
+
+    with pytest.raises(BootSuperseded):
+        life.give(lives.report(3, "secrets", BOOT))
+    assert life.give(lives.report(1, "booted", SECOND_BOOT))
+
+
+def test_a_callback_of_a_boot_that_never_enrolled_is_refused() -> None:
+    with pytest.raises(BootSuperseded):
+        Life.after(*lives.KEYED).give(lives.report(1, "booted", THIRD_BOOT))
+
+
+def test_a_stage_never_goes_back_within_a_boot() -> None:
+    life = Life.after(*lives.ENROLLED, lives.report(1, "configured"))
+
+    (event,) = life.give(lives.report(2, "booted"))
+
+    assert isinstance(event, e.BootstrapReported)
+    assert event.stage == "booted"
+    assert (agent_of(life).bootstrap_stage, agent_of(life).bootstrap_seq) == ("configured", 2)
+
+
+def test_a_stage_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(Rejected, match="Unknown stage; use one of booted, enrolled"):
+        Life.after(*lives.ENROLLED).give(lives.report(1, "levitating"))
+
+
+def test_an_agent_that_says_it_is_healthy_is_verified_next() -> None:
+    assert Life.after(*lives.HEALTHY).state.provisioning_stage == "verifying"
+
+
+def test_a_running_agent_that_reports_on_stays_ready() -> None:
+    life = Life.after(*lives.RUNNING, lives.enrol(SECOND_BOOT))
+
+    assert life.give(lives.report(1, "healthy", SECOND_BOOT))
+    assert life.state.provisioning_stage == "ready"

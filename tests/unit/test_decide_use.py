@@ -1,0 +1,127 @@
+"""Decisions about using an instance: configuration, consent, what was read, and what was spent."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from events import commands as c
+from events import types as e
+from events.errors import AttemptSuperseded, SequenceGap, TransitionRefused
+from events.types import Sealed
+from tests import lives
+from tests.lives import LEDGER, NOW_MS, Life
+
+CHANGES: tuple[c.AnyCommand, ...] = (
+    lives.configure(agent_name="Ada's"),
+    c.PatchPlatformConfig(at_ms=NOW_MS, skills=("calculator",)),
+    c.ChangeModelPolicy(at_ms=NOW_MS, primary="scripted-1"),
+    c.ChangeConsent(at_ms=NOW_MS, granted=True),
+    c.RecordUpdatesApplied(at_ms=NOW_MS, config_version=2, restarted=True, forced=False),
+    c.RecordConversationsAccess(at_ms=NOW_MS, conversation_id="c-1"),
+    lives.rotate_key(),
+)
+
+
+@pytest.mark.parametrize("status", ["deleting", "deleted"])
+@pytest.mark.parametrize("command", CHANGES, ids=lambda command: type(command).__name__)
+def test_an_instance_on_its_way_out_cannot_be_changed(command: c.AnyCommand, status: str) -> None:
+    with pytest.raises(TransitionRefused):
+        Life.after(*lives.WAYS[status]).give(command)
+
+
+def test_a_change_of_configuration_holds_what_changed_and_raises_its_version() -> None:
+    life = Life.after(*lives.RUNNING, lives.configure(agent_name="Ada's", model_temperature=0.5))
+
+    (event,) = life.give(lives.configure(agent_name="Ada's", model_temperature=0.7, system_prompt=Sealed("v1.x")))
+
+    assert event == e.ConfigChanged(at_ms=NOW_MS, model_temperature=0.7, system_prompt=Sealed("v1.x"))
+    assert (life.state.agent_name, life.state.config.model_temperature) == ("Ada's", 0.7)
+    assert life.state.config.version == 3
+
+
+def test_null_clears_and_what_is_unset_stays() -> None:
+    life = Life.after(*lives.RUNNING, lives.configure(agent_name="Ada's", recipe_id="r"))
+
+    life.give(lives.configure(agent_name=None))
+
+    assert (life.state.agent_name, life.state.recipe_id) == (None, "r")
+
+
+@pytest.mark.parametrize("changes", [{}, {"agent_name": None}, {"workflow_slugs": ()}, {"system_prompt": None}])
+def test_what_is_so_already_is_no_change(changes: dict[str, Any]) -> None:
+    life = Life.after(*lives.RUNNING)
+
+    assert life.give(lives.configure(**changes)) == ()
+    assert life.state.config.version == 1
+
+
+def test_documents_of_the_platform_configuration_replace_those_before() -> None:
+    life = Life.after(*lives.RUNNING)
+
+    life.give(c.PatchPlatformConfig(at_ms=NOW_MS, integrations=({"id": "x"},), channels=Sealed("v1.c")))
+    (event,) = life.give(c.PatchPlatformConfig(at_ms=NOW_MS, integrations=(), channels=Sealed("v1.c")))
+
+    assert event == e.PlatformConfigPatched(at_ms=NOW_MS, integrations=())
+    assert (life.state.config.integrations, life.state.config.channels) == ((), "v1.c")
+
+
+def test_a_model_policy_goes_back_to_the_default_with_null() -> None:
+    life = Life.after(*lives.RUNNING, c.ChangeModelPolicy(at_ms=NOW_MS, primary="m", budget_daily_usd="1.50"))
+
+    (event,) = life.give(c.ChangeModelPolicy(at_ms=NOW_MS, primary=None))
+
+    assert event == e.ModelPolicyChanged(at_ms=NOW_MS, primary=None)
+    policy = life.state.config.model_policy
+    assert (policy.primary, policy.budget_daily_usd) == (None, "1.50")
+
+
+def test_consent_changes_once() -> None:
+    life = Life.after(*lives.RUNNING)
+
+    assert life.give(c.ChangeConsent(at_ms=NOW_MS, granted=False)) == ()
+    assert life.give(c.ChangeConsent(at_ms=NOW_MS, granted=True))
+    assert life.give(c.ChangeConsent(at_ms=NOW_MS, granted=True)) == ()
+    assert life.state.consent_debug_access
+
+
+def test_every_read_of_conversations_is_an_event() -> None:
+    life = Life.after(*lives.RUNNING)
+    read = c.RecordConversationsAccess(at_ms=NOW_MS, conversation_id="c-1")
+
+    assert len(life.give(read) + life.give(read)) == 2
+
+
+# --- usage -----------------------------------------------------------------------------------------------------------
+
+
+def test_usage_is_recorded_in_order_and_once() -> None:
+    life = Life.after(*lives.RUNNING)
+
+    first = life.give(lives.usage(1))
+    again = life.give(lives.usage(1, cost_usd="99"))
+    second = life.give(lives.usage(2))
+
+    assert (len(first), again, len(second)) == (1, (), 1)
+    assert life.state.usage_seqs == {str(LEDGER): 2}
+
+
+def test_usage_before_its_predecessor_learns_which_batch_is_missing() -> None:
+    with pytest.raises(SequenceGap) as refusal:
+        Life.after(*lives.RUNNING, lives.usage(1)).give(lives.usage(3))
+
+    assert refusal.value.expected_seq == 2
+
+
+def test_each_ledger_counts_for_itself() -> None:
+    life = Life.after(*lives.RUNNING, lives.usage(1), lives.usage(2))
+
+    assert life.give(lives.usage(1, ledger_id=UUID(int=7)))
+
+
+def test_what_was_spent_counts_until_the_instance_is_deleted() -> None:
+    assert Life.after(*lives.DELETING).give(lives.usage(1))
+    with pytest.raises(AttemptSuperseded):
+        Life.after(*lives.DELETED).give(lives.usage(1))

@@ -1,0 +1,94 @@
+"""The lifecycle: every status and trigger of the table, and every command that could move an instance."""
+
+from __future__ import annotations
+
+import pytest
+
+from events import commands as c
+from events import lifecycle
+from events.errors import TransitionRefused
+from events.lifecycle import STATUSES, TRANSITIONS, destination
+from tests import lives
+from tests.lives import WAYS, Life
+
+#: What each trigger leads to, by the status before. What is missing must be refused.
+TABLE = {
+    "provision": {"pending": "provisioning"},
+    "become_ready": {"provisioning": "running"},
+    "fail": {"provisioning": "failed"},
+    "lose": {"running": "error"},
+    "delete": dict.fromkeys(("pending", "provisioning", "running", "failed", "error"), "deleting"),
+    "finish_deletion": {"deleting": "deleted"},
+}
+
+CELLS = [(trigger, source) for trigger in TABLE for source in STATUSES]
+
+#: The command that pulls each trigger, fitted to the ways in `tests.lives`.
+MOVES: dict[str, c.AnyCommand] = {
+    "provision": lives.plan(),
+    "become_ready": lives.mark_ready(),
+    "fail": lives.gave_up(),
+    "lose": lives.vanished(),
+    "delete": lives.delete(),
+    "finish_deletion": lives.finish(),
+}
+
+#: Where an instance must have got to within its status before the trigger has its way.
+READY_TO = {
+    ("become_ready", "provisioning"): lives.HEALTHY,
+    ("fail", "provisioning"): lives.ATTEMPT_DISCARDED,
+    ("finish_deletion", "deleting"): lives.TORN_DOWN,
+}
+
+
+@pytest.mark.parametrize(("trigger", "source"), CELLS)
+def test_the_table_has_exactly_the_steps_of_the_design(trigger: str, source: str) -> None:
+    assert destination(trigger, source=source) == TABLE[trigger].get(source)
+
+
+def test_there_is_no_trigger_and_no_status_beside_the_table() -> None:
+    triggers = {trigger for trigger, _, _ in TRANSITIONS}
+
+    assert triggers == TABLE.keys()
+    assert set(STATUSES) == WAYS.keys() == {state.name for state in lifecycle.machine().states.values()}
+    assert destination("explode", source="running") is None
+
+
+def test_every_status_but_the_first_can_be_reached_and_deleted_absorbs() -> None:
+    reached = {destination for _, _, destination in TRANSITIONS}
+
+    assert reached == set(STATUSES) - {"pending"}
+    assert not [row for row in TRANSITIONS if row[1] == "deleted"]
+
+
+@pytest.mark.parametrize(("trigger", "source"), CELLS)
+def test_a_command_moves_an_instance_where_the_table_says_and_nowhere_else(trigger: str, source: str) -> None:
+    life = Life.after(*READY_TO.get((trigger, source), WAYS[source]))
+    assert life.state.status == source
+
+    try:
+        moved = bool(life.give(MOVES[trigger]))
+    except TransitionRefused as refusal:
+        assert refusal.status == source
+        moved = False
+
+    assert life.state.status == TABLE[trigger].get(source, source)
+    assert moved == (source in TABLE[trigger])
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_delete_is_legal_from_every_status_and_the_second_one_is_a_no_op(status: str) -> None:
+    life = Life.after(*WAYS[status])
+
+    life.give(lives.delete())
+    second = life.give(lives.delete())
+
+    assert life.state.status in {"deleting", "deleted"}
+    assert second == ()
+
+
+def test_a_refusal_says_what_cannot_be_done_in_which_status() -> None:
+    life = Life.after(*WAYS["running"])
+
+    with pytest.raises(TransitionRefused, match="An instance that is running cannot plan another server"):
+        life.give(lives.plan(2))
