@@ -18,6 +18,10 @@ _TEXTS = {
     "server_failed": "The provider could not start the server",
     "attempt_unverified": "The agent did not answer where it should",
     "provider_unreachable": "The provider does not answer",
+    "provider_not_configured": "The provider is not set up here",
+    "server_still_there": "The provider still shows the server",
+    "locked": "The provider is at work on the server and does not let go of it",
+    "internal_error": "Something is wrong on our side",
 }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import assert_never
 from uuid import UUID
 
+import psycopg
 import structlog
 
 from events import saga
-from events.errors import VersionConflict
+from events.errors import StoreUnavailable, VersionConflict
 from events.lifecycle import DELETING
 from events.state import Instance
 from workers import provision, teardown
@@ -47,15 +48,24 @@ async def _advance_alone(deps: Deps, state: Instance) -> int:
         if isinstance(step, saga.Rest):
             await deps.attention.clear(state.id)
             return state.version
-        try:
-            result = await take(deps, state, step)
-        except VersionConflict:
-            result = Moved(state=await _reload(deps, state))
+        result = await _try(deps, state, step)
         if not isinstance(result, Moved):
             await _pause(deps, state, result)
             return state.version
         state = result.state
     raise AssertionError(f"{state.id} did not come to rest in {STEPS_MAX} steps")
+
+
+async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
+    try:
+        return await take(deps, state, step)
+    except VersionConflict:
+        return Moved(state=await _reload(deps, state))
+    except (StoreUnavailable, psycopg.OperationalError):
+        raise
+    except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: tried ever later, and the alarm can sound
+        _log.exception("step_broke", instance_id=str(state.id), step=type(step).__name__)
+        return Trouble(code="internal_error")
 
 
 async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
@@ -93,7 +103,9 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> None:
         if result.delay_s is not None:
             await deps.attention.postpone(state.id, delay_s=result.delay_s)
         return
-    setback = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
-    _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=setback.failures)
-    if state.status == DELETING and setback.failing_s >= deps.settings.teardown_alarm_s:
+    failures = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
+    if not result.usual:
+        _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures)
+    stuck_s = (deps.now_ms() - state.updated_ms) / 1000
+    if state.status == DELETING and stuck_s >= deps.settings.teardown_alarm_s:
         await teardown.sound_alarm(deps, state, code=result.code)

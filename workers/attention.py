@@ -5,7 +5,7 @@ Kept in PostgreSQL, so that a timer or a backoff survives whatever happens to Re
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -25,21 +25,14 @@ _CLAIM_DUE = _SQL["claim_due"]
 #: The longest pause between two tries.
 BACKOFF_S_MAX = 60.0
 
-#: How long a hint may take to be acted on before another one is sent.
-LEASE_S = 5.0
+#: How long a hint may take to be acted on before another one is sent: what the loss of one, or of a worker, costs.
+LEASE_S = 2.0
 
 #: How long fresh work is left to the relay, which saw its event, before the reconciler takes an interest.
 GRACE_S = 1.0
 
 #: How many instances one look of the reconciler takes up.
 CLAIM_MAX = 500
-
-
-class Setback(NamedTuple):
-    """How often, and for how many seconds, the work on an instance has failed without getting on."""
-
-    failures: int
-    failing_s: float
 
 
 class Attention:
@@ -50,13 +43,13 @@ class Attention:
         """Look again in `delay_s`: nothing is wrong, it just takes its time."""
         await self._run(_POSTPONE, _key(instance_id) | {"delay_s": delay_s})
 
-    async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> Setback:
-        """Look again after `delay_s` at least, and ever later while the stream stays at `version`."""
+    async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int:
+        """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was."""
         rows = await self._run(
             _FAIL,
             _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
         )
-        return Setback(*rows[0])
+        return rows[0][0]
 
     async def clear(self, instance_id: UUID) -> None:
         """The work has moved on."""

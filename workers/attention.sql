@@ -14,7 +14,7 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
              FROM (SELECT CASE WHEN same THEN attention.failures + 1 ELSE 1 END AS failures,
                           CASE WHEN same THEN attention.failing_since ELSE now() END AS failing_since
                      FROM (SELECT attention.version = excluded.version AND attention.failures > 0 AS same) s) n)
-RETURNING failures, extract(epoch FROM now() - failing_since)::float8
+RETURNING failures
 
 -- name: clear
 DELETE FROM attention WHERE lane = %s AND instance_id = %s

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from dramatiq import Message
+from dramatiq import Consumer, Message
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AgeLimit, AsyncIO, Middleware
 from redis import Redis
@@ -29,17 +29,29 @@ HINT_AGE_MS_MAX = 60_000
 HEARTBEAT_TIMEOUT_MS = 10_000
 MAINTENANCE_CHANCE = 100_000  # of a million commands: one in ten
 
+#: How long a hint to an idle worker lies unread at most. Dramatiq would look ever less often, down to once a second.
+IDLE_POLL_MS = 40
+
+#: A Redis that does not answer within this counts as away.
+REDIS_TIMEOUT_S = 5
+
+
+class _PromptBroker(RedisBroker):
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        # The other queue is for delayed messages, which are never sent here.
+        return super().consume(queue_name, prefetch, min(timeout, IDLE_POLL_MS) if queue_name == QUEUE else timeout)
+
 
 def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
     """The broker; `extra` middleware comes after `AsyncIO`, so that it may open things on the actors' loop."""
-    return RedisBroker(
-        url=redis_url,
+    return _PromptBroker(
+        client=Redis.from_url(
+            redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S, health_check_interval=30
+        ),
         middleware=[AgeLimit(max_age=HINT_AGE_MS_MAX), AsyncIO(), *extra],
         namespace="hydracore",
         heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
         maintenance_chance=MAINTENANCE_CHANCE,
-        health_check_interval=30,
-        socket_connect_timeout=5,
     )
 
 

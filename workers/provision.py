@@ -22,7 +22,6 @@ from workers.providers.base import (
     ProviderError,
     ProviderNameTaken,
     ProviderNoCapacity,
-    ProviderOutcomeUnknown,
     ProviderRefused,
     ProviderRetry,
     Server,
@@ -32,8 +31,8 @@ from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
 
-#: Pause between two looks at a server that is on its way out.
-LOOK_AGAIN_S = 1.0
+#: Servers on their way out take their time: looked at again soon, then ever later.
+STILL_THERE = Trouble(code="server_still_there", usual=True)
 
 
 def instance_labels(deps: Deps, instance_id: UUID) -> dict[str, str]:
@@ -71,6 +70,9 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     except ReservationTaken:
         # Another worker took that address in this moment; the next look does not see it as free any more.
         return Moved(state=state)
+    if outcome.duplicate:
+        # The database was restarted between the append and its answer; much may have happened since.
+        return Moved(state=outcome.state)
     _log.info("server_intended", instance_id=str(state.id), attempt=step.number, provider=placement.provider)
     assert outcome.state.attempt is not None
     # The intent is this very call's own: no create can have been sent for it yet, so there is nothing to look for.
@@ -97,7 +99,11 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     if ours:
         return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
     if found:
-        return Wait(delay_s=LOOK_AGAIN_S)
+        return STILL_THERE
+    latest = await deps.store.load(state.id)
+    if latest is None or latest.version != state.version:
+        # Looking took its time: a deletion that was asked for meanwhile must not meet a server made after it.
+        return Moved(state=latest or state)
     return await create_server(deps, state, attempt)
 
 
@@ -130,9 +136,9 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt) -> Result
         return await fail(deps, state, attempt, code=error.code, retryable=True, nothing_made=True)
     except ProviderRefused as error:
         return await fail(deps, state, attempt, code=error.code, retryable=False, nothing_made=True)
-    except ProviderNameTaken:
+    except ProviderNameTaken as error:
         # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
-        return Wait(delay_s=LOOK_AGAIN_S)
+        return Trouble(code=error.code, usual=True)
     except ProviderError as error:
         return trouble(error)
     action_id = created.action_ids[0] if created.action_ids else None
@@ -153,7 +159,17 @@ async def _record_created(
     )
     # Not at the version that was looked at: the agent may have enrolled, or a deletion come, in the meantime.
     outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
-    _log.info("server_created", instance_id=str(state.id), attempt=attempt.number, server_id=server.id, adopted=adopted)
+    facts = {"instance_id": str(state.id), "attempt": attempt.number, "server_id": server.id}
+    now = outcome.state.attempt
+    if now is not None and now.server_id == server.id:
+        _log.info("server_created", adopted=adopted, **facts)
+        return Moved(state=outcome.state)
+    # The attempt was over before its server was there, and its absence is on record: nobody will look for it again.
+    _log.warning("late_server_deleted", **facts)
+    try:
+        await deps.providers[attempt.provider].delete_server(server.id)
+    except ProviderError as error:
+        return trouble(error)
     return Moved(state=outcome.state)
 
 
@@ -190,9 +206,11 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
         return Trouble(code="provider_not_configured")
     try:
         if await remove_servers(deps, state, provider):
-            return Wait(delay_s=LOOK_AGAIN_S)
+            return STILL_THERE
     except ProviderError as error:
-        return trouble(error)
+        # Who has refused to make a server may refuse to list them, too, for instance where the credentials are no good.
+        if not (attempt.nothing_made and isinstance(error, ProviderRefused)):
+            return trouble(error)
     if not attempt.nothing_made:
         settled_ms = state.updated_ms + int(deps.settings.provider_timeout_s * 1000)
         if deps.now_ms() < settled_ms and attempt.server_id is None:
@@ -204,15 +222,16 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
 
 async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:
     """Order the end of every server of the instance, by id and by label. True while there is still one to see."""
-    found = {server.id for server in await provider.find_servers(instance_labels(deps, state.id))}
+    found = await provider.find_servers(instance_labels(deps, state.id))
     attempt = state.attempt
-    if attempt is not None and attempt.server_id is not None and attempt.server_id not in found:
+    if attempt is not None and attempt.server_id is not None and attempt.server_id not in {each.id for each in found}:
         known = await provider.get_server(attempt.server_id)
         if known is not None and known.name == attempt.server_name:
             # Somebody took our labels off it; its id and name still say whose it is.
-            found.add(known.id)
-    for server_id in sorted(found):
-        await provider.delete_server(server_id)
+            found.append(known)
+    for server in found:
+        if server.status != "deleting":
+            await provider.delete_server(server.id)
     return bool(found)
 
 
@@ -238,11 +257,9 @@ async def fail(
 
 
 def trouble(error: ProviderError) -> Trouble:
-    """A provider's failure as a reason to try again; a lost reply is looked into soon."""
+    """A provider's failure as a reason to try again."""
     if isinstance(error, ProviderRetry):
         return Trouble(code=error.code, delay_s=error.retry_after_s)
-    if isinstance(error, ProviderOutcomeUnknown):
-        return Trouble(code=error.code, delay_s=LOOK_AGAIN_S)
     return Trouble(code=error.code)
 
 

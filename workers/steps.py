@@ -20,10 +20,12 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """It did not work; try again, ever later. `code` says why, in our words or the provider's code."""
+    """It did not work, or not yet; try again, ever later. `code` says why, in our words or the provider's code."""
 
     code: str
     delay_s: float = 1.0
+    #: True for what every healthy saga meets now and then, and nobody needs to be warned of.
+    usual: bool = False
 
 
 Result = Moved | Wait | Trouble

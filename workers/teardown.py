@@ -11,13 +11,14 @@ from hydracore.tokens import control_token
 from hydracore.vps import AGENT_PORT, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError
-from workers.provision import LOOK_AGAIN_S, remove_servers, trouble
+from workers.provision import STILL_THERE, remove_servers, trouble
 from workers.steps import Moved, Result, Trouble, Wait
 
 _log = structlog.get_logger(__name__)
 
-#: How long open conversations may hold up a deletion.
+#: How long open conversations may hold up a deletion, and the pause between two looks at them.
 DRAIN_S_MAX = 10.0
+DRAIN_LOOK_S = 1.0
 
 #: Between the first and the second look that finds no server, where its id was known.
 ABSENCE_GAP_S = 1.0
@@ -55,7 +56,7 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
         drained = await deps.vps.drain(state.vpn_ip, AGENT_PORT, token)
     except VpsError:
         return None
-    return Wait(delay_s=LOOK_AGAIN_S) if drained.active_connections else None
+    return Wait(delay_s=DRAIN_LOOK_S) if drained.active_connections else None
 
 
 async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:
@@ -74,7 +75,7 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
             return Wait(delay_s=(due_ms - deps.now_ms()) / 1000)
     try:
         if await remove_servers(deps, state, provider):
-            return Wait(delay_s=LOOK_AGAIN_S)
+            return STILL_THERE
     except ProviderError as error:
         return trouble(error)
     return None
