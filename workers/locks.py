@@ -14,18 +14,29 @@ from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from hydracore.db.pool import conninfo
 
 _LOCK = b"SELECT pg_try_advisory_lock(%s)"
 _UNLOCK = b"SELECT pg_advisory_unlock(%s)"
 
+#: A machine that lost its power or its network says no farewell: the server finds out by asking, within half a minute
+#: instead of the two hours that are usual, and lets go of its locks.
+_NOTICE_SILENCE = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+
+CONNECT_S_MAX = 5
+
+_BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
+
 
 class InstanceLocks:
     """The locks of one process, all on one connection of their own."""
 
     def __init__(self, database_url: str, *, role: str) -> None:
-        self._conninfo = conninfo(database_url, role=role, application="hydracore-locks")
+        acting = conninfo(database_url, role=role, application="hydracore-locks")
+        given = str(conninfo_to_dict(acting).get("options") or "")
+        self._conninfo = make_conninfo(acting, options=f"{given} {_NOTICE_SILENCE}".strip())
         self._connection: AsyncConnection | None = None
         self._connecting = asyncio.Lock()
         self._held: set[UUID] = set()
@@ -41,16 +52,14 @@ class InstanceLocks:
             return
         self._held.add(instance_id)
         try:
-            connection = await self._connected()
-            if not await _ask(connection, _LOCK, instance_id):
-                yield False
-                return
+            connection = await self._take(instance_id)
             try:
-                yield True
+                yield connection is not None
             finally:
-                # A connection that broke has let go of its locks already.
-                with suppress(psycopg.OperationalError, psycopg.InterfaceError):
-                    await _ask(connection, _UNLOCK, instance_id)
+                if connection is not None:
+                    # A connection that broke has let go of its locks already.
+                    with suppress(*_BROKEN):
+                        await _ask(connection, _UNLOCK, instance_id)
         finally:
             self._held.discard(instance_id)
 
@@ -58,15 +67,33 @@ class InstanceLocks:
         if self._connection is not None:
             await self._connection.close()
 
+    async def _take(self, instance_id: UUID) -> AsyncConnection | None:
+        """The connection that now has the lock, or None where somebody else's has it."""
+        connection = await self._connected()
+        try:
+            return connection if await _ask(connection, _LOCK, instance_id) else None
+        except _BROKEN:
+            # An idle connection learns only now that the database was restarted in the meantime.
+            await connection.close()
+        connection = await self._connected()
+        return connection if await _ask(connection, _LOCK, instance_id) else None
+
     async def _connected(self) -> AsyncConnection:
         async with self._connecting:
             if self._connection is None or self._connection.closed:
-                self._connection = await AsyncConnection.connect(self._conninfo, autocommit=True)
+                self._connection = await AsyncConnection.connect(
+                    self._conninfo, autocommit=True, connect_timeout=CONNECT_S_MAX
+                )
             return self._connection
 
 
 async def _ask(connection: AsyncConnection, statement: bytes, instance_id: UUID) -> bool:
     key = int.from_bytes(instance_id.bytes[8:], signed=True)
-    cursor = await connection.execute(statement, (key,))
-    row = await cursor.fetchone()
+    try:
+        cursor = await connection.execute(statement, (key,))
+        row = await cursor.fetchone()
+    except asyncio.CancelledError:
+        # Nobody knows any more whether this session has the lock: without the session, nobody has.
+        await connection.close()
+        raise
     return row is not None and bool(row[0])
