@@ -6,6 +6,8 @@ after a grace, seen twice), servers that are gone, and labels that somebody chan
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
@@ -27,8 +29,11 @@ _FORGET_OTHERS = _SQL["forget_others"]
 #: An orphan is removed at the second sighting at the earliest.
 SIGHTINGS_MIN = 2
 
-#: A server whose instance changed this recently is not called vanished: its listing may be older than its making.
+#: A server being made whose instance changed this recently is not called vanished: providers may show it late.
 SETTLED_S = 30.0
+
+#: Where more servers than this are gone, and most of all, a wrong token is likelier than that loss: nothing is reported.
+MISSING_MAX = 10
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +56,12 @@ class Account(NamedTuple):
         if self.server_id is not None:
             return self.server_id == server.id
         return server.labels.get("hc-attempt") == str(self.attempt)
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether its server must exist, and long enough to be shown."""
+        standing = self.status == "running" or (self.status == "provisioning" and self.settled)
+        return standing and self.server_id is not None
 
 
 class Finding(NamedTuple):
@@ -92,18 +103,38 @@ async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Serv
     orphans: list[str] = []
     for server in servers:
         account = by_server.get(server.id) or by_id.get(claimed[server.id] or UUID(int=0))
-        if account is None or not account.owns(server, name):
-            orphans.append(server.id)
-            findings.append(await _orphan(deps, name, provider, server, claimed[server.id], dry_run=dry_run))
-        elif account.server_id == server.id:
-            findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+        with _one_by_one(name, server.id):
+            if account is None or not account.owns(server, name):
+                orphans.append(server.id)
+                findings.append(await _orphan(deps, name, provider, server, claimed[server.id], dry_run=dry_run))
+            elif account.server_id == server.id:
+                findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
     if not dry_run:
         await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": orphans})
-    listed = {server.id for server in servers}
-    for account in accounts:
-        if account.provider == name and account.server_id is not None and account.server_id not in listed:
+    for account in _missing(name, servers, accounts):
+        with _one_by_one(name, account.server_id or ""):
             findings += await _vanished(deps, name, provider, account, dry_run=dry_run)
     return findings
+
+
+def _missing(name: str, servers: list[Server], accounts: list[Account]) -> list[Account]:
+    """The accounts whose servers are not listed; none where so many are that the listing must be of another project."""
+    listed = {server.id for server in servers}
+    expected = [account for account in accounts if account.provider == name and account.may_vanish]
+    missing = [account for account in expected if account.server_id not in listed]
+    if len(missing) > MISSING_MAX and len(missing) > len(expected) / 2:
+        _log.error("most_servers_missing", provider=name, missing=len(missing), expected=len(expected))
+        return []
+    return missing
+
+
+@contextmanager
+def _one_by_one(provider: str, server_id: str) -> Generator[None]:
+    """A server that the provider does not let us touch must not keep the others from being looked at."""
+    try:
+        yield
+    except ProviderError as error:
+        _log.warning("sweep_of_server_failed", provider=provider, server_id=server_id, code=error.code)
 
 
 def _claimed_by(server: Server) -> UUID | None:
@@ -140,8 +171,7 @@ async def _mend_labels(
 
 async def _vanished(deps: Deps, name: str, provider: Provider, account: Account, *, dry_run: bool) -> list[Finding]:
     """A server of ours that the listing does not have. It may only have lost its label, so it is asked for by id."""
-    if account.status not in {"provisioning", "running"} or not account.settled or account.server_id is None:
-        return []
+    assert account.server_id is not None
     server = await provider.get_server(account.server_id)
     if server is not None and server.name == server_name(account.instance_id):
         return await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
