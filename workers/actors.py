@@ -15,7 +15,7 @@ from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 
-from events.errors import EventsError, StoreUnavailable
+from events.errors import StoreUnavailable
 from hydracore.settings import Settings
 from workers import broker as b
 from workers.advance import advance
@@ -64,8 +64,13 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
         assert middleware.deps is not None, "the worker has booted"
         return middleware.deps
 
-    async def on_instance(work: Callable[[Deps, UUID], Awaitable[None]], instance_id: str) -> None:
-        await _guarded(work(deps(), UUID(instance_id)), instance_id=instance_id)
+    async def on_instance(work: Callable[[Deps, UUID], Awaitable[None]], text: str) -> None:
+        try:
+            instance_id = UUID(text)
+        except ValueError:
+            _log.warning("hint_unreadable")
+            return
+        await _guarded(work(deps(), instance_id), instance_id=str(instance_id))
 
     async def advance_actor(instance_id: str) -> None:
         await on_instance(advance, instance_id)
@@ -96,5 +101,5 @@ async def _guarded(work: Awaitable[object], **facts: str) -> None:
         _log.warning("database_unavailable", error=type(error).__name__, **facts)
     except TimeoutError:
         _log.warning("actor_took_too_long", limit_s=CALL_S_MAX, **facts)
-    except (EventsError, psycopg.Error, AssertionError):
+    except Exception:  # noqa: BLE001 - whatever it is, it is ours to mend, and the next hint begins afresh
         _log.exception("actor_failed", **facts)
