@@ -1,4 +1,4 @@
-"""The parts, each alone, as production runs them: `api`, `relay`, `worker`, `cloudsim`, `agent`, `sweep`.
+"""The parts, each alone, as production runs them: `api`, `relay`, `worker`, `sweep`, `agent`, and the two simulators.
 
 Settings come first: what is missing shows before anything is imported or touched.
 """
@@ -70,6 +70,17 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
     from hydracore.cloudsim.main import run
 
     run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit)
+
+
+@click.command()
+@click.option("--home", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where script.json may be.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
+def modelsim(*, home: Path, host: str, port: int) -> None:
+    """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
+    from hydracore.modelsim.main import run
+
+    sys.exit(run(host=host, port=port, home=home))
 
 
 @click.command()

@@ -1,0 +1,117 @@
+"""The scripted model server as an ASGI application: the OpenAI part below /v1, its strings to pull below /_sim."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from hydracore.modelsim import wire
+from hydracore.modelsim.completion import Completion, Record
+from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Receive, Scope, Send
+from hydracore.modelsim.faults import Fault, Faults
+from hydracore.modelsim.script import Rule, count_tokens
+
+#: Requests remembered for /_sim/requests; older ones are forgotten.
+RECORDS_MAX: Final = 2000
+
+
+class ModelSim:
+    """Any key is accepted, and any model's name."""
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        self.faults = Faults()
+        self._rules = rules
+        self._records: deque[Record] = deque(maxlen=RECORDS_MAX)
+        self._served = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "the server runs with lifespan and websockets off"
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._route(exchange, await exchange.body())
+        except BodyTooLarge:
+            await exchange.answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wire.problem("Too large", "invalid_request"))
+        except CallerLeft:
+            pass
+
+    async def _route(self, exchange: Exchange, body: bytes) -> None:
+        match exchange.method, exchange.path:
+            case "GET", "/":
+                await exchange.answer(HTTPStatus.OK, {"what": wire.OWNER})
+            case "GET", "/v1/models":
+                await exchange.answer(HTTPStatus.OK, wire.model_list())
+            case "POST", "/v1/chat/completions":
+                await self._complete(exchange, body)
+            case "GET", "/_sim/requests":
+                await exchange.answer(HTTPStatus.OK, {"requests": list(self._records)})
+            case "DELETE", "/_sim/requests":
+                self._records.clear()
+                await exchange.answer(HTTPStatus.OK, {})
+            case "GET", "/_sim/faults":
+                await exchange.answer(HTTPStatus.OK, {"faults": self.faults.listed()})
+            case "POST", "/_sim/faults":
+                await self._order_fault(exchange, body)
+            case "DELETE", "/_sim/faults":
+                self.faults.clear()
+                await exchange.answer(HTTPStatus.OK, {})
+            case "POST", "/_sim/release":
+                self.faults.release()
+                await exchange.answer(HTTPStatus.OK, {})
+            case _:
+                await exchange.answer(HTTPStatus.NOT_FOUND, wire.problem("No such address here", "not_found"))
+
+    async def _order_fault(self, exchange: Exchange, body: bytes) -> None:
+        try:
+            accepted = self.faults.add(msgspec.json.decode(body, type=Fault))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "bad_fault"))
+            return
+        await exchange.answer(HTTPStatus.OK if accepted else HTTPStatus.CONFLICT, {})
+
+    async def _complete(self, exchange: Exchange, body: bytes) -> None:
+        try:
+            request = msgspec.json.decode(body, type=wire.CompletionRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
+            return
+        record = self._record(exchange, request)
+        completion = Completion(exchange, request, record, rules=self._rules)
+        answering = asyncio.create_task(completion.run(self.faults.take(request.model, request.latest), self.faults))
+        leaving = asyncio.create_task(exchange.left())
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            record.ended = "left"
+        answering.cancel()
+        leaving.cancel()
+        # An aborted answer is left unfinished, for which the server cuts the connection.
+        for outcome in await asyncio.gather(answering, leaving, return_exceptions=True):
+            if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
+                raise outcome
+
+    def _record(self, exchange: Exchange, request: wire.CompletionRequest) -> Record:
+        self._served += 1
+        key = exchange.header("authorization")
+        messages: list[dict[str, Any]] = [msgspec.to_builtins(message) for message in request.messages]
+        record = Record(
+            number=self._served,
+            model=request.model,
+            messages=messages,
+            stream=request.stream,
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            key_digest=None if key is None else digest(key),
+            prompt_tokens=count_tokens(request.messages),
+        )
+        self._records.append(record)
+        return record
+
+
+def digest(authorization: str) -> str:
+    """What a record shows of the `Authorization` header."""
+    return hashlib.sha256(authorization.encode()).hexdigest()[:12]

@@ -1,0 +1,126 @@
+"""Answers one request for a completion, with the trouble that was ordered for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from hydracore.modelsim import wire
+from hydracore.modelsim.exchange import Exchange
+from hydracore.modelsim.faults import Fault, Faults
+from hydracore.modelsim.script import Rule, answer, count_tokens, tokens
+
+#: An endless answer ends here all the same.
+TOKENS_MAX: Final = 200_000
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """One request as it came, and how far its answer got. `ended` is `open` until then.
+
+    `key_digest` tells keys apart without telling the key. `tokens_sent` counts what went out, heard or not.
+    """
+
+    number: int
+    model: str
+    messages: list[dict[str, str]]
+    stream: bool
+    temperature: float | None
+    max_tokens: int | None
+    key_digest: str | None
+    prompt_tokens: int
+    tokens_sent: int = 0
+    ended: str = "open"
+
+
+class Completion:
+    """`run` once."""
+
+    def __init__(
+        self, exchange: Exchange, request: wire.CompletionRequest, record: Record, *, rules: Sequence[Rule]
+    ) -> None:
+        self._exchange = exchange
+        self._request = request
+        self._record = record
+        self._pieces = tokens(answer(request.messages, rules))
+        self._finish = "stop"
+        if request.max_tokens is not None and len(self._pieces) > request.max_tokens:
+            self._pieces = self._pieces[: request.max_tokens]
+            self._finish = "length"
+
+    async def run(self, fault: Fault | None, faults: Faults) -> None:
+        """Raises `ConnectionError` where the connection shall end without an answer's end."""
+        match fault:
+            case Fault(kind="status"):
+                return await self._refuse(fault)
+            case Fault(kind="hang"):
+                await faults.released()
+            case Fault(kind="empty"):
+                self._pieces = []
+            case Fault(kind="endless"):
+                self._pieces = self._pieces[:-1] + self._pieces[-1:] * TOKENS_MAX
+            case _:
+                pass
+        if self._request.stream and not (fault is not None and fault.kind == "whole"):
+            await self._stream(fault, faults)
+        else:
+            await self._send_whole(fault, faults)
+        self._record.ended = "done"
+        return None
+
+    async def _refuse(self, fault: Fault) -> None:
+        self._record.ended = f"status {fault.status}"
+        # As real ones do, the refusal says too much: who reads it must not pass it on.
+        said = f"Scripted refusal of the request with {self._exchange.header('authorization') or 'no key'}"
+        headers = {} if fault.retry_after_s is None else {"retry-after": str(fault.retry_after_s)}
+        await self._exchange.answer(fault.status, wire.problem(said, "scripted_refusal"), headers=headers)
+
+    async def _send_whole(self, fault: Fault | None, faults: Faults) -> None:
+        kept: list[str] = []
+        for index, token in enumerate(self._pieces):
+            await self._suffer(fault, faults, index)
+            kept.append(token)
+        self._record.tokens_sent = len(kept)
+        used = self._usage() if fault is None or fault.kind != "no_usage" else None
+        document = wire.whole(self._record.number, self._request.model, "".join(kept), self._finish, used)
+        await self._exchange.answer(HTTPStatus.OK, document)
+
+    async def _stream(self, fault: Fault | None, faults: Faults) -> None:
+        number, model = self._record.number, self._request.model
+        await self._exchange.begin("text/event-stream")
+        await self._send(wire.piece(number, model, {"role": "assistant", "content": ""}))
+        for index, token in enumerate(self._pieces):
+            await self._suffer(fault, faults, index)
+            if fault is not None and fault.kind == "error" and index == fault.after_tokens:
+                await self._send(wire.problem("Scripted error", "scripted_error"))
+                return await self._exchange.end()
+            if fault is not None and fault.kind == "garbage" and index == fault.after_tokens:
+                await self._exchange.send(b"data: {scripted garbage\n\n")
+            await self._send(wire.piece(number, model, {"content": token}))
+            self._record.tokens_sent += 1
+        await self._send(wire.piece(number, model, {}, self._finish))
+        if self._request.wants_usage and not (fault is not None and fault.kind == "no_usage"):
+            await self._send(wire.usage_piece(number, model, self._usage()))
+        await self._exchange.send(wire.event(None))
+        return await self._exchange.end()
+
+    async def _suffer(self, fault: Fault | None, faults: Faults, index: int) -> None:
+        match fault:
+            case Fault(kind="slow"):
+                await asyncio.sleep(fault.delay_s)
+            case Fault(kind="hold") if index == fault.after_tokens:
+                await faults.released()
+            case Fault(kind="cut") if index == fault.after_tokens:
+                self._record.ended = "cut"
+                raise ConnectionAbortedError
+            case _:
+                pass
+
+    async def _send(self, content: dict[str, Any]) -> None:
+        await self._exchange.send(wire.event(content))
+
+    def _usage(self) -> dict[str, int]:
+        return wire.usage(prompt=count_tokens(self._request.messages), completion=self._record.tokens_sent)

@@ -1,0 +1,79 @@
+"""What the scripted model says: a pure function of the messages it is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+#: Every answer begins with this, so that nobody takes it for a model's.
+MARK: Final = "[scripted]"
+
+#: In a home: rules of the user's own, tried before the ones here.
+SCRIPT_FILE: Final = "script.json"
+
+#: A word with the blanks behind it; what stands for a token here.
+_TOKEN: Final = re.compile(r"\S+\s*|\s+")
+_COUNT: Final = re.compile(r"\bcount to (\d{1,5})\b", re.IGNORECASE)
+
+
+class Message(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """Says `answer` when the last message of the user contains `contains`, in whatever case."""
+
+    contains: str
+    answer: str
+
+
+class ScriptError(Exception):
+    """The script file cannot be used; the text says why."""
+
+
+def load_rules(home: Path) -> tuple[Rule, ...]:
+    """The rules of HOME/script.json (a list of `{"contains", "answer"}`), or none. Raises `ScriptError`."""
+    path = home / SCRIPT_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[Rule, ...])
+    except FileNotFoundError:
+        return ()
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ScriptError(f"{path}: {error}") from None
+
+
+def answer(messages: Sequence[Message], rules: Sequence[Rule] = ()) -> str:
+    """The same words for the same messages, always.
+
+    Besides the rules: "count to N" counts, a question about its "instructions" quotes the system prompt, a question about
+    what was said "before" lists the user's earlier messages, and anything else is repeated.
+    """
+    said = [message.content for message in messages if message.role == "user"]
+    latest = said[-1] if said else ""
+    for rule in rules:
+        if rule.contains.lower() in latest.lower():
+            return f"{MARK} {rule.answer}"
+    count = _COUNT.search(latest)
+    if count is not None:
+        return f"{MARK} " + " ".join(str(number) for number in range(1, int(count[1]) + 1))
+    if "instructions" in latest.lower():
+        instructions = "\n\n".join(message.content for message in messages if message.role == "system")
+        return f"{MARK} My instructions are:\n\n{instructions or '(none)'}"
+    if "before" in latest.lower():
+        earlier = "; ".join(said[:-1]) or "(nothing)"
+        return f"{MARK} Before that you said: {earlier}"
+    return f"{MARK} You said: {latest}"
+
+
+def tokens(text: str) -> list[str]:
+    """`text` in the pieces that are streamed and counted; joined they are `text` again."""
+    return _TOKEN.findall(text)
+
+
+def count_tokens(messages: Sequence[Message]) -> int:
+    return sum(len(tokens(message.content)) for message in messages)

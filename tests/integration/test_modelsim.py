@@ -1,0 +1,213 @@
+"""The scripted model server speaks OpenAI's protocol, says that it is scripted, and misbehaves on order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hydracore.modelsim.main import serve
+from hydracore.modelsim.script import MARK, ScriptError
+from tests.agent_process import REPOSITORY, free_address
+from tests.modelsim_fixtures import ModelSim, modelsim_fixture, running_modelsim
+from tests.waiting import until
+
+__all__ = ["modelsim_fixture"]
+
+
+def ask(message: str, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": message}]
+    return {"model": "any-name", "messages": messages, **fields}
+
+
+async def streamed(sim: ModelSim, message: str, **fields: Any) -> list[dict[str, Any]]:
+    """The pieces of a streamed answer; its end must have been marked."""
+    request = ask(message, stream=True, **fields)
+    async with sim.http.stream("POST", "/v1/chat/completions", json=request) as response:
+        assert response.headers["content-type"] == "text/event-stream"
+        lines = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def text_of(pieces: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content", "") for piece in pieces for choice in piece["choices"])
+
+
+async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: ModelSim) -> None:
+    listed = (await modelsim.http.get("/v1/models")).json()["data"]
+    answer = (await modelsim.http.post("/v1/chat/completions", json=ask("Hello there"))).json()
+
+    assert all("scripted" in model["owned_by"] for model in listed)
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"{MARK} You said: Hello there"}
+    assert "scripted" in answer["system_fingerprint"]
+    assert answer["model"] == "any-name"
+
+
+async def test_whole_and_streamed_answers_are_the_same_words_and_figures(modelsim: ModelSim) -> None:
+    whole = (await modelsim.http.post("/v1/chat/completions", json=ask("One  two\nthree"))).json()
+    pieces = await streamed(modelsim, "One  two\nthree", stream_options={"include_usage": True})
+    again = await streamed(modelsim, "One  two\nthree")
+
+    assert text_of(pieces) == text_of(again) == whole["choices"][0]["message"]["content"]
+    assert pieces[-1]["usage"] == whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert pieces[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "stop"
+    assert "usage" not in again[-1]
+
+
+async def test_an_answer_ends_at_max_tokens(modelsim: ModelSim) -> None:
+    pieces = await streamed(modelsim, "count to 50", max_tokens=4)
+
+    assert text_of(pieces).split() == [MARK, "1", "2", "3"]
+    assert pieces[-1]["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("What are your instructions?", "Be kind."),
+        ("Please count to 3", "1 2 3"),
+        ("What did I say before?", "nothing"),
+    ],
+)
+async def test_it_knows_a_few_tricks(modelsim: ModelSim, message: str, words: str) -> None:
+    assert words in text_of(await streamed(modelsim, message))
+
+
+async def test_a_script_of_ones_own_goes_first(tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text('[{"contains": "weather", "answer": "Sunny."}]')
+
+    async with running_modelsim(tmp_path) as sim:
+        assert text_of(await streamed(sim, "How is the WEATHER?")) == f"{MARK} Sunny."
+        assert text_of(await streamed(sim, "And you?")) == f"{MARK} You said: And you?"
+
+
+async def test_a_script_that_cannot_be_read_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text('[{"contains": 1}]')
+
+    with pytest.raises(ScriptError, match=r"script\.json: "):
+        async with serve(host="127.0.0.1", port=0, home=tmp_path):
+            pass
+
+
+async def test_a_wrong_request_is_refused_in_openai_s_shape(modelsim: ModelSim) -> None:
+    answers = [
+        await modelsim.http.post("/v1/chat/completions", json=body)
+        for body in ({}, {"model": "m", "messages": []}, ask("x", temperature=3))
+    ]
+    elsewhere = await modelsim.http.get("/v1/embeddings")
+
+    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    assert all(answer.json()["error"]["message"] for answer in answers)
+    assert elsewhere.status_code == 404
+
+
+# --- trouble ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_status_is_answered_as_often_as_ordered_and_to_that_model_alone(modelsim: ModelSim) -> None:
+    await modelsim.fault("status", status=429, retry_after_s=7, times=2, model="any-name")
+    headers = {"Authorization": "Bearer sk-key"}
+
+    other = await modelsim.http.post("/v1/chat/completions", json={**ask("x"), "model": "other"})
+    answers = [await modelsim.http.post("/v1/chat/completions", json=ask("x"), headers=headers) for _ in range(3)]
+
+    assert other.status_code == 200
+    assert [answer.status_code for answer in answers] == [429, 429, 200]
+    assert answers[0].headers["retry-after"] == "7"
+    assert "sk-key" in answers[0].json()["error"]["message"], "it is there to see whether anybody repeats it"
+
+
+@pytest.mark.parametrize("kind", ["hang", "hold"])
+async def test_what_waits_goes_on_when_released(modelsim: ModelSim, kind: str) -> None:
+    await modelsim.fault(kind)
+
+    answering = asyncio.create_task(streamed(modelsim, "Hello"))
+    await modelsim.until_requests(1, ended="open")
+    await modelsim.release()
+
+    assert text_of(await answering) == f"{MARK} You said: Hello"
+
+
+async def test_a_caller_that_leaves_is_noticed(modelsim: ModelSim) -> None:
+    await modelsim.fault("hold", after_tokens=2)
+
+    async with modelsim.http.stream("POST", "/v1/chat/completions", json=ask("a b c", stream=True)) as response:
+        async for line in response.aiter_lines():
+            if "You" in line:
+                break
+
+    (record,) = await modelsim.until_requests(1, ended="left")
+    assert record["tokens_sent"] == 2
+
+
+async def test_a_cut_stream_has_no_end(modelsim: ModelSim) -> None:
+    await modelsim.fault("cut", after_tokens=2)
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await streamed(modelsim, "a b c")
+
+    await modelsim.until_requests(1, ended="cut")
+
+
+async def test_an_error_comes_inside_the_stream(modelsim: ModelSim) -> None:
+    await modelsim.fault("error", after_tokens=1)
+
+    async with modelsim.http.stream("POST", "/v1/chat/completions", json=ask("a", stream=True)) as response:
+        lines = [line async for line in response.aiter_lines() if line]
+
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["type"] == "scripted_error"
+
+
+async def test_figures_words_and_the_stream_itself_can_be_left_out(modelsim: ModelSim) -> None:
+    await modelsim.fault("empty")
+    await modelsim.fault("no_usage")
+    await modelsim.fault("whole")
+
+    empty = await streamed(modelsim, "x")
+    unmetered = await streamed(modelsim, "x", stream_options={"include_usage": True})
+    whole = await modelsim.http.post("/v1/chat/completions", json=ask("x", stream=True))
+
+    assert text_of(empty) == ""
+    assert all("usage" not in piece for piece in unmetered)
+    assert whole.headers["content-type"] == "application/json"
+
+
+async def test_orders_can_be_seen_withdrawn_and_refused(modelsim: ModelSim) -> None:
+    await modelsim.fault("endless", times=None)
+    listed = (await modelsim.http.get("/_sim/faults")).json()["faults"]
+    await modelsim.http.delete("/_sim/faults")
+    refused = await modelsim.http.post("/_sim/faults", json={"kind": "juggle"})
+
+    assert [fault["kind"] for fault in listed] == ["endless"]
+    assert (await modelsim.http.get("/_sim/faults")).json() == {"faults": []}
+    assert refused.status_code == 400
+    assert "juggle" in refused.json()["error"]["message"]
+
+
+async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> None:
+    host, port = free_address()
+    command = ("-m", "hydracore", "modelsim", "--home", str(tmp_path), "--port", str(port))
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=REPOSITORY, stderr=subprocess.PIPE)
+
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as http:
+        await until(lambda: answers(http))
+    process.send_signal(signal.SIGTERM)
+    _, said = await asyncio.wait_for(process.communicate(), 10)
+
+    assert process.returncode == 0
+    assert f"Scripted models (no real one among them) at http://{host}:{port}/v1" in said.decode()
+
+
+async def answers(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/v1/models")).is_success
+    except httpx.HTTPError:
+        return False
