@@ -18,6 +18,8 @@ from hydracore.embedded.stack import Stack
 #: Development tokens are good for a year from every start.
 TOKEN_TTL_S: Final = 365 * 86_400
 KEY_CHECK_S_MAX: Final = 5.0
+#: The kinds of parts that `pids` tells of.
+PARTS: Final = ("api", "relay", "worker", "cloudsim", "modelsim")
 
 
 class User(msgspec.Struct, frozen=True):
@@ -44,6 +46,8 @@ class DevFile(msgspec.Struct, kw_only=True):
     redis_url: str
     cloudsim_url: str
     cloudsim_token: str
+    #: The scripted models; null where HYDRACORE_MODEL_BASE_URL names real ones.
+    modelsim_url: str | None
     pids: dict[str, list[int]]
 
 
@@ -57,7 +61,7 @@ async def development(
     def write() -> None:
         for stack, file in written:
             known = stack.supervisor.pids()
-            file.pids = {kind: known.get(kind, []) for kind in ("api", "relay", "worker", "cloudsim")}
+            file.pids = {kind: known.get(kind, []) for kind in PARTS}
             write_json(home.dev_file, file, durable=False)
 
     with home.lock():
@@ -103,6 +107,7 @@ async def _introduce(stack: Stack) -> DevFile:
         redis_url=stack.settings.redis_url,
         cloudsim_url=stack.cloudsim_url,
         cloudsim_token=known.cloudsim_token,
+        modelsim_url=stack.modelsim_url,
         pids={},
     )
 

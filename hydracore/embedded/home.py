@@ -77,6 +77,7 @@ class Home:
         self.postgres = self.path / "postgres"
         self.valkey = self.path / "valkey"
         self.cloudsim = self.path / "cloudsim"
+        self.modelsim = self.path / "modelsim"
         self.secrets_file = self.path / "secrets.json"
         self.ports_file = self.path / "ports.json"
         self.runtime_file = self.path / "runtime.json"

@@ -1,4 +1,4 @@
-"""Everything of one installation on one machine: stores, cloudsim, API, relay and workers, in the right order."""
+"""Everything of one installation on one machine: stores, simulators, API, relay and workers, in the right order."""
 
 import asyncio
 import shutil
@@ -29,10 +29,10 @@ PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
 PROBE_S_MAX: Final = 2.0
 #: Relay and workers serve nobody who could ask them; what is wrong with their settings shows within this time.
 SETTLE_S: Final = 1.5
-#: A stop in order goes by steps (control plane, agents, cloudsim, stores); together they stay below 10 s.
+#: A stop in order goes by steps (control plane, agents, simulators, stores); together they stay below 10 s.
 CONTROL_PLANE_GRACE_S: Final = 2.5
 AGENTS_GRACE_S: Final = 3.0
-CLOUDSIM_GRACE_S: Final = 1.0
+SIMULATORS_GRACE_S: Final = 1.0
 STORES_GRACE_S: Final = 2.0
 
 #: What only we set; a part is given those of these that it needs.
@@ -47,6 +47,9 @@ MANAGED: Final = (
     "cloudsim_url",
     "cloudsim_token",
     "catalogue",
+    "model_base_url",
+    "model_api_key",
+    "telegram_base_url",
 )
 
 
@@ -65,6 +68,8 @@ class Stack:
         ports = Ports(home.ports_file)
         self._cloudsim_port = ports.claim("cloudsim")
         self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
+        #: The scripted models, unless the environment names real ones.
+        self.modelsim_url: str | None = None
         self._workers = workers
         self._stores: list[Part] = []
         self._http = httpx.AsyncClient(trust_env=False)
@@ -123,12 +128,16 @@ class Stack:
             valkey = Valkey(base=self.home.valkey, password=self.secrets.redis_password, port=ports.claim("valkey"))
             chosen["redis_url"] = valkey.url()
             self._stores.append(valkey.part())
+        if "model_base_url" not in given:
+            self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
+            chosen["model_base_url"] = f"{self.modelsim_url}/v1"
         if "catalogue" in given:  # Parts work in another directory.
             chosen["catalogue"] = str(Path(given["catalogue"]).resolve())
         return chosen
 
     async def _start(self) -> None:
-        await _together(self.supervisor.start(self._cloudsim()), self._start_control_plane())
+        simulators = [self._cloudsim()] if self.modelsim_url is None else [self._cloudsim(), self._modelsim()]
+        await _together(*(self.supervisor.start(part) for part in simulators), self._start_control_plane())
 
     async def _start_control_plane(self) -> None:
         await _together(*(self.supervisor.start(store) for store in self._stores))
@@ -142,7 +151,7 @@ class Stack:
         """Those who order servers first, then the servers, then what everybody stands on."""
         await self.supervisor.stop([part.name for part in self._control_plane()], grace_s=CONTROL_PLANE_GRACE_S)
         await self._shut_down_cloudsim()
-        await self.supervisor.stop(["cloudsim"], grace_s=CLOUDSIM_GRACE_S)
+        await self.supervisor.stop(["cloudsim", "modelsim"], grace_s=SIMULATORS_GRACE_S)
         await asyncio.to_thread(agents.end_below, self.home.cloudsim)
         await self.supervisor.stop(grace_s=STORES_GRACE_S)
 
@@ -164,24 +173,37 @@ class Stack:
             "cloudsim_url",
             "cloudsim_token",
         )
+        # Only the API hands agents their secrets.
+        api = (*common, "jwt_secret", "api_host", "api_port", "model_base_url", "model_api_key", "telegram_base_url")
         names = [f"worker-{number}" for number in range(1, self._workers + 1)]
         return [
-            self._part("api", "api", (*common, "jwt_secret", "api_host", "api_port"), ready=self._api_is_ready),
+            self._part("api", "api", api, ready=self._api_is_ready),
             self._part("relay", "relay", common),
             *(self._part(name, "worker", common) for name in names),
         ]
 
     def _cloudsim(self) -> Part:
         """The provider. It boots agents, which are strangers: no setting but its own token gets that far."""
+        token = {configuration.variable("cloudsim_token"): self.secrets.cloudsim_token}
+        place = ("--home", str(self.home.cloudsim), "--port", str(self._cloudsim_port))
+        return self._simulator("cloudsim", place, token, ready=self._cloudsim_is_ready)
+
+    def _modelsim(self) -> Part:
+        """The models. A script.json of the user's own may be in its home."""
+        assert self.modelsim_url is not None
+        self.home.modelsim.mkdir(exist_ok=True)
+        place = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2])
+        return self._simulator("modelsim", place, {}, ready=self._modelsim_is_ready)
+
+    def _simulator(self, name: str, place: tuple[str, ...], settings: dict[str, str], *, ready: Ready) -> Part:
         bare = {name: value for name, value in self._environ.items() if not name.startswith(configuration.PREFIX)}
-        place = ("--home", str(self.home.cloudsim), "--host", LOOPBACK, "--port", str(self._cloudsim_port))
         return Part(
-            name="cloudsim",
-            kind="cloudsim",
-            command=(sys.executable, "-m", "hydracore", "cloudsim", *place),
-            environ={**bare, configuration.variable("cloudsim_token"): self.secrets.cloudsim_token},
+            name=name,
+            kind=name,
+            command=(sys.executable, "-m", "hydracore", name, "--host", LOOPBACK, *place),
+            environ={**bare, **settings},
             cwd=str(PACKAGE_ROOT),
-            ready=self._cloudsim_is_ready,
+            ready=ready,
         )
 
     def _part(self, name: str, command: str, needs: tuple[str, ...], *, ready: Ready | None = None) -> Part:
@@ -206,6 +228,9 @@ class Stack:
 
     async def _cloudsim_is_ready(self) -> bool:
         return await self._answers(f"{self.cloudsim_url}/v1/servers", self._cloudsim_headers())
+
+    async def _modelsim_is_ready(self) -> bool:
+        return await self._answers(f"{self.modelsim_url}/v1/models", {})
 
     async def _answers(self, url: str, headers: dict[str, str]) -> bool:
         try:

@@ -27,7 +27,7 @@ STOP_S_MAX = 10.0
 
 KEYS = {
     *("url", "tenant_id", "admin", "customer", "other_customer", "other_tenant", "api_key"),
-    *("database_url", "redis_url", "cloudsim_url", "cloudsim_token", "pids"),
+    *("database_url", "redis_url", "cloudsim_url", "cloudsim_token", "modelsim_url", "pids"),
 }
 
 
@@ -133,7 +133,9 @@ async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Cal
         "relay": 1,
         "worker": 2,
         "cloudsim": 1,
+        "modelsim": 1,
     }
+    assert await status_of(f"{first['modelsim_url']}/v1/models") == 200
     assert first["url"] == f"http://127.0.0.1:{port}"
     body = {"region_id": "local", "tier_id": "starter", "idempotency_key": "kept"}
     customer = {"Authorization": f"Bearer {first['customer']['token']}"}
@@ -148,8 +150,9 @@ async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Cal
     assert output.count("curl -s") == 5
     assert not alive(first["pids"])
 
-    again = up(port)
+    again = up(port, HYDRACORE_MODEL_BASE_URL="https://models.example/v1")
     second = await again.ready()
+    assert (second["modelsim_url"], second["pids"]["modelsim"]) == (None, [])
     for key in ("url", "tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
         assert second[key] == first[key]
     assert await status_of(instance, **customer) == 200
