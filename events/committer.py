@@ -13,7 +13,7 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from events.batch import Verdict, flush
-from events.errors import ReservationTaken, StoreUnavailable
+from events.errors import Rejected, ReservationTaken, StoreUnavailable
 from events.patience import patiently
 from events.record import Append, InlineProjection
 
@@ -22,6 +22,13 @@ BATCH_MAX = 64
 
 #: How many flushes one process has under way: while the database works on one, the next is encoded.
 FLIGHTS = 2
+
+#: How many appends may wait for a flight. More than this is a database that does not keep up.
+QUEUE_MAX = 10_000
+
+#: Half characters; the NUL character and numbers out of range; texts too long for an index. Callers check for all of
+#: these before (`hydracore.problems`): this is for the one that they forgot.
+_UNSTORABLE = (UnicodeEncodeError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 _Pending = tuple[Append, "asyncio.Future[Verdict]"]
 
@@ -40,10 +47,18 @@ class Committer:
         self._inline = inline
         self._published = published
         self._queue: list[_Pending] = []
+        #: Appends of a batch that failed as a whole: each flies alone, so that only the culprit fails.
+        self._alone: list[_Pending] = []
         self._flights: set[asyncio.Task[None]] = set()
 
     async def commit(self, append: Append) -> Verdict:
-        """The log's verdict on `append`. Raises `ReservationTaken` and `StoreUnavailable`."""
+        """The log's verdict on `append`.
+
+        Raises `ReservationTaken`, `StoreUnavailable`, and `Rejected` where it holds what no log can store. Whoever is
+        cancelled while waiting does not know: the append may still land.
+        """
+        if len(self._queue) + len(self._alone) >= QUEUE_MAX:
+            raise StoreUnavailable("Too many appends are waiting; try again later")
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._queue.append((append, future))
         if len(self._flights) < FLIGHTS:
@@ -56,15 +71,9 @@ class Committer:
             await asyncio.wait(self._flights)
 
     async def _fly(self) -> None:
-        batch: list[_Pending] = []
         try:
             while batch := self._take():
                 await self._settle(batch)
-        except BaseException as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error if isinstance(error, Exception) else StoreUnavailable("stopped"))
-            raise
         finally:
             # In the same step as the look at the empty queue: an append that comes now starts a flight of its own.
             flight = asyncio.current_task()
@@ -73,6 +82,8 @@ class Committer:
 
     def _take(self) -> list[_Pending]:
         """The next batch: at most one append per stream, because a second one was decided on a state now past."""
+        if self._alone:
+            return [self._alone.pop()]
         batch: list[_Pending] = []
         rest: list[_Pending] = []
         streams: set[object] = set()
@@ -89,20 +100,31 @@ class Committer:
     async def _settle(self, batch: list[_Pending]) -> None:
         try:
             verdicts = await self._flush([append for append, _ in batch])
-        except (psycopg.Error, StoreUnavailable) as error:
-            if len(batch) > 1 and not isinstance(error, StoreUnavailable):
-                # One of them broke the transaction of all: each goes alone, so that only the culprit fails.
-                for pending in batch:
-                    await self._settle([pending])
+        except StoreUnavailable as error:
+            # Whoever waits behind them would wait as long again for the same answer.
+            self._refuse_all(batch, str(error))
+        except asyncio.CancelledError:
+            self._refuse_all(batch, "This process is stopping")
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one append that caused it
+            if len(batch) > 1:
+                self._alone += batch
                 return
-            failure = _translate(error, batch[0][0])
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(failure)
-            return
-        for (_, future), verdict in zip(batch, verdicts, strict=True):
+            [(append, future)] = batch
             if not future.done():
-                future.set_result(verdict)
+                future.set_exception(_translate(error, append))
+        else:
+            for (_, future), verdict in zip(batch, verdicts, strict=True):
+                if not future.done():
+                    future.set_result(verdict)
+
+    def _refuse_all(self, batch: list[_Pending], reason: str) -> None:
+        """Refuse `batch` and everything that waits."""
+        waiting = [*batch, *self._alone, *self._queue]
+        self._alone, self._queue = [], []
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(StoreUnavailable(reason))
 
     async def _flush(self, appends: list[Append]) -> list[Verdict]:
         """One flush. Safe to repeat: what a broken connection left in the log is found again by its command ids."""
@@ -125,4 +147,6 @@ class Committer:
 def _translate(error: Exception, append: Append) -> Exception:
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
         return ReservationTaken(append.stream_id)
+    if isinstance(error, _UNSTORABLE):
+        return Rejected(append.stream_id, "It holds a character, a number or a text that the log cannot store")
     return error

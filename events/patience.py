@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from events.errors import StoreUnavailable
 
@@ -18,13 +18,18 @@ T = TypeVar("T")
 PATIENCE_S = 10.0
 _PAUSE_S = 0.1
 
+#: Classes of SQLSTATE that may pass: connections, logins, lost races, resources, locks, operators, the system. What
+#: psycopg calls operational besides these (a value too long for an index, say) fails the same way every time.
+_PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
+
 
 async def patiently(
     pool: AsyncConnectionPool, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
 ) -> T:
     """The answer of `work` on a borrowed connection. `work` must be safe to repeat.
 
-    Raises `StoreUnavailable` once `patience_s` has passed, and psycopg's errors where the statement is to blame.
+    Raises `StoreUnavailable` once `patience_s` has passed, and at once where the pool was closed; psycopg's errors where
+    the statement is to blame.
     Connections are not checked when they are borrowed (that costs a round trip each time); after a failure all idle
     ones are, so that one restart costs one failure and not one per connection.
     """
@@ -34,7 +39,11 @@ async def patiently(
         try:
             async with pool.connection(timeout=patience_s) as connection:
                 return await work(connection)
+        except PoolClosed as error:
+            raise StoreUnavailable("The database is not used any more; this process is stopping") from error
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+            if error.sqlstate is not None and error.sqlstate[:2] not in _PASSING:
+                raise
             if clock() > give_up_at:
                 raise StoreUnavailable("The database does not answer; try again later") from error
             await pool.check()

@@ -17,7 +17,7 @@ Sealed = NewType("Sealed", str)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """What every event has. `schema_version` rises when a field's meaning changes; `events.upcast` reads the old ones."""
+    """What every event has. `schema_version` rises when a field's meaning changes; the log keeps it beside each payload."""
 
     schema_version: ClassVar[int] = 1
 
