@@ -54,7 +54,8 @@ class _Customer:
     def __init__(self, cipher: AESGCM | None, stale_at: float) -> None:
         self.cipher = cipher
         self.stale_at = stale_at
-        self.opened: dict[str, str] = {}
+        #: Plain texts by field and ciphertext: what was sealed for one field is not readable as another.
+        self.opened: dict[tuple[str, str], str] = {}
 
 
 class Keyring:
@@ -87,12 +88,12 @@ class Keyring:
             known = await self._customer(tenant_id, customer_id, create=False)
         if known is None or known.cipher is None:
             return None
-        text = known.opened.get(sealed)
+        text = known.opened.get((field, sealed))
         if text is None:
             text = _open(known.cipher, sealed, _bound_to(tenant_id, customer_id, field))
             if len(known.opened) >= _TEXTS_MAX:
                 known.opened.clear()
-            known.opened[sealed] = text
+            known.opened[field, sealed] = text
         return text
 
     async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
