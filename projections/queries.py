@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -28,6 +28,7 @@ _NEWEST_OF_ALL = _SQL["newest_of_all"]
 _LIST_TENANT = _SQL["list_tenant"]
 _LIST_CUSTOMER = _SQL["list_customer"]
 _LIST_ALL = _SQL["list_all"]
+_LISTED = _SQL["listed"]
 
 #: How many lines of an instance's provision log one answer holds: the latest.
 LINES_MAX = 1_000
@@ -69,9 +70,17 @@ class AgentKeyRow(msgspec.Struct, frozen=True):
     key_hash: str | None
 
 
+class ListedKey(NamedTuple):
+    """One instance of a list. A row is the fold of `version` events: where both are the same, so is the row."""
+
+    id: str
+    version: int
+
+
 class ListedRow(msgspec.Struct, frozen=True):
     """What a list shows of an instance; `customer_email` is ciphertext."""
 
+    version: int
     tenant_id: str
     customer_id: str
     agent_name: str | None
@@ -152,7 +161,8 @@ class Queries:
         rows: list[UUID] = await self._rows(_itself, statement, parameters)
         return rows[0] if rows else None
 
-    async def instances(self, wanted: ListFilter) -> list[ListedRow]:
+    async def instances(self, wanted: ListFilter) -> list[ListedKey]:
+        """Which instances a list holds, in its order."""
         statement = _LIST_CUSTOMER if wanted.customer_id is not None else _LIST_TENANT
         if wanted.tenant_id is None:
             statement = _LIST_ALL
@@ -165,7 +175,11 @@ class Queries:
             "before_id": None if wanted.before is None else wanted.before[1],
             "limit": wanted.limit,
         }
-        return await self._rows(ListedRow, statement, parameters)
+        return await self._rows(ListedKey, statement, parameters)
+
+    async def listed(self, ids: list[str]) -> list[ListedRow]:
+        """What a list shows of these instances, in no order."""
+        return await self._rows(ListedRow, _LISTED, ([lane_of(UUID(each)) for each in ids], ids))
 
     async def _fetch_instances(self, ids: list[UUID]) -> dict[UUID, InstanceRow]:
         rows = await self._rows(InstanceRow, _INSTANCES, ([lane_of(each) for each in ids], ids))

@@ -49,9 +49,7 @@ SELECT id
  LIMIT 1
 
 -- name: list_tenant
-SELECT tenant_id, customer_id, agent_name,
-       to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), hostname, id::text, ip_address,
-       preset_id, provider, region_id, runtime_type, status, workload_type, customer_email, tier_name
+SELECT id::text, version
   FROM instance
  WHERE tenant_id = %(tenant_id)s
    AND (%(status)s::text IS NULL OR status = %(status)s)
@@ -61,9 +59,7 @@ SELECT tenant_id, customer_id, agent_name,
  LIMIT %(limit)s
 
 -- name: list_customer
-SELECT tenant_id, customer_id, agent_name,
-       to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), hostname, id::text, ip_address,
-       preset_id, provider, region_id, runtime_type, status, workload_type, customer_email, tier_name
+SELECT id::text, version
   FROM instance
  WHERE tenant_id = %(tenant_id)s AND customer_id = %(customer_id)s
    AND (%(status)s::text IS NULL OR status = %(status)s)
@@ -73,12 +69,17 @@ SELECT tenant_id, customer_id, agent_name,
  LIMIT %(limit)s
 
 -- name: list_all
-SELECT tenant_id, customer_id, agent_name,
-       to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), hostname, id::text, ip_address,
-       preset_id, provider, region_id, runtime_type, status, workload_type, customer_email, tier_name
+SELECT id::text, version
   FROM instance
  WHERE (%(status)s::text IS NULL OR status = %(status)s)
    AND (%(include_deleted)s OR status <> 'deleted')
    AND (%(before)s::timestamptz IS NULL OR (created_at, id) < (%(before)s, %(before_id)s::uuid))
  ORDER BY created_at DESC, instance.id DESC
  LIMIT %(limit)s
+
+-- name: listed
+SELECT i.version, i.tenant_id, i.customer_id, i.agent_name,
+       to_char(i.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), i.hostname, i.id::text, i.ip_address,
+       i.preset_id, i.provider, i.region_id, i.runtime_type, i.status, i.workload_type, i.customer_email, i.tier_name
+  FROM unnest(%s::smallint[], %s::uuid[]) AS wanted (lane, id)
+  JOIN instance i ON i.lane = wanted.lane AND i.id = wanted.id

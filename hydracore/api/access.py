@@ -34,3 +34,14 @@ def require_access(who: Principal, owned: T | None) -> T:
     if who.role == "customer" and who.user_id != owned.customer_id:
         raise Forbidden("This instance belongs to another customer")
     return owned
+
+
+def is_owner(who: Principal, owned: Owned) -> bool:
+    """Whether it is theirs, whatever else they may be."""
+    return (who.tenant_id, who.user_id) == (owned.tenant_id, owned.customer_id)
+
+
+def require_staff(who: Principal) -> None:
+    """Passes the tenant's admins and the platform's staff, before anything is looked at. Raises `Forbidden`."""
+    if who.role == "customer":
+        raise Forbidden("This is for the tenant's admins")

@@ -20,6 +20,7 @@ from hydracore.api.edge import Edge
 from hydracore.api.errors import failure_of
 from hydracore.api.health import Health
 from hydracore.api.instances import Instances
+from hydracore.api.listing import Listing
 from hydracore.api.openapi import document
 from hydracore.api.operations import Answer, Operation, operations_of, route
 from hydracore.api.ordering import Ordering
@@ -87,8 +88,9 @@ def operations(parts: Parts) -> list[Operation]:
         master_key=settings.master_key,
         heartbeat_interval_s=settings.heartbeat_interval_s,
     )
+    listing = Listing(parts.queries, parts.keyring)
     owners = (
-        Instances(store=store, queries=parts.queries, keyring=parts.keyring, runtime=runtime, now_ms=parts.now_ms),
+        Instances(store=store, queries=parts.queries, listing=listing, runtime=runtime, now_ms=parts.now_ms),
         Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=parts.now_ms),
         AgentEndpoints(
             store=store,

@@ -2,13 +2,17 @@
 
     ApiError
     |-- Unauthorized       401  nobody credible is asking
+    |-- BudgetSpent        402  the instance may spend no more today, or this month
     |-- Forbidden          403  somebody else's, of the same tenant; or not theirs to do
     |-- NotFound           404  absent, or another tenant's: both look the same
     |-- BodyTimeout        408  the body did not come in time
     |-- Conflict           409  not in this state
     |-- Gone               410  an agent that is no longer wanted
     |-- BodyTooLarge       413
-    `-- RequestInvalid     422  every problem of the request
+    |-- RequestInvalid     422  every problem of the request
+    |-- AgentFailed        502  the agent cannot be reached, or could not do it
+    |-- AgentBusy          503  the agent takes nothing new for a moment
+    `-- AgentTooSlow       504  the agent, or the model behind it, did not answer in time
 
 The write side's errors (`events.errors`) are translated here and nowhere else.
 """
@@ -32,7 +36,7 @@ from hydracore.problems import Invalid, Problem
 
 _log = structlog.get_logger(__name__)
 
-#: What a client is told to wait when the database is away; a restart takes about that.
+#: What a client is told to wait when the database is away or an agent takes nothing new; a restart takes about that.
 RETRY_AFTER_S = 2
 
 
@@ -40,10 +44,15 @@ class ApiError(Exception):
     """Root. `str()` is shown to the caller."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()
 
 
 class Unauthorized(ApiError):
     status = HTTPStatus.UNAUTHORIZED
+
+
+class BudgetSpent(ApiError):
+    status = HTTPStatus.PAYMENT_REQUIRED
 
 
 class Forbidden(ApiError):
@@ -78,6 +87,19 @@ class RequestInvalid(ApiError):
         self.problems = problems
 
 
+class AgentFailed(ApiError):
+    status = HTTPStatus.BAD_GATEWAY
+
+
+class AgentBusy(ApiError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+
+
+class AgentTooSlow(ApiError):
+    status = HTTPStatus.GATEWAY_TIMEOUT
+
+
 class ClientGone(Exception):
     """The client closed the connection before its request was whole. There is nobody to answer."""
 
@@ -97,7 +119,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, AuthError | Unauthorized):
         return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
-        return Failure(error.status, {"detail": str(error)})
+        return Failure(error.status, {"detail": str(error)}, error.headers)
     if isinstance(error, e.EventsError):
         return _failure_of_write_side(error)
     if isinstance(error, HTTPException):

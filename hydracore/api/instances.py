@@ -12,23 +12,22 @@ from msgspec import Meta
 from events.commands import RequestDeletion
 from events.failures import describe
 from events.ids import instance_id_for
-from events.keys import Keyring
 from events.lifecycle import DELETED
 from events.record import Origin
 from events.store import EventStore
 from hydracore.api import schemas as s
 from hydracore.api.access import require_access
+from hydracore.api.listing import Listing
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import cursor_after, next_link, read_cursor
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.validation import Incoming, Rest
 from hydracore.auth import Principal
-from projections.queries import InstanceRow, ListedRow, ListFilter, Queries
+from projections.queries import InstanceRow, ListFilter, Queries
 
 LIST_PATH: Final = "/v1/instances"
 LIST_MAX: Final = 1_000
 
-_ENCODER: Final = msgspec.json.Encoder()
 _LINES: Final = msgspec.json.Decoder(list[s.LogLine])
 
 _NOT_FOUND: Final = s.PollByKeyResponse(
@@ -55,13 +54,13 @@ class Instances:
         *,
         store: EventStore,
         queries: Queries,
-        keyring: Keyring,
+        listing: Listing,
         runtime: RuntimeReader,
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._queries = queries
-        self._keyring = keyring
+        self._listing = listing
         self._runtime = runtime
         self._now_ms = now_ms
 
@@ -80,21 +79,17 @@ class Instances:
             status=status,
             include_deleted=include_deleted,
             before=read_cursor(cursor) if cursor is not None else None,
-            # One more than is shown tells whether there is a next page.
-            limit=limit + 1,
+            limit=limit,
         )
-        rows = await self._queries.instances(wanted)
-        shown = rows[:limit]
-        items = [_listed(row, None) if row.customer_email is None else await self._opened(row) for row in shown]
-        headers: tuple[tuple[bytes, bytes], ...] = ()
-        if len(rows) > limit:
-            page = {"limit": str(limit), "cursor": cursor_after(shown[-1].created_at, shown[-1].id)}
-            if status is not None:
-                page["status"] = status
-            if include_deleted:
-                page["include_deleted"] = "true"
-            headers = (next_link(LIST_PATH, page),)
-        return Answer(200, _ENCODER.encode(s.InstanceList(items)), headers)
+        page = await self._listing.page(wanted)
+        if page.last is None:
+            return Answer(200, page.json)
+        following = {"limit": str(limit), "cursor": cursor_after(*page.last)}
+        if status is not None:
+            following["status"] = status
+        if include_deleted:
+            following["include_deleted"] = "true"
+        return Answer(200, page.json, (next_link(LIST_PATH, following),))
 
     @operation("GET", "/v1/instances/{instance_id}", "Get instance", answer=s.InstanceDetail, errors=(403, 404))
     async def get_instance(self, who: Principal, instance_id: UUID) -> s.InstanceDetail:
@@ -157,37 +152,12 @@ class Instances:
         report = require_access(who, await self._queries.report(instance_id))
         return await self._runtime.read(report, lines=_LINES.decode(report.lines))
 
-    async def _opened(self, row: ListedRow) -> s.InstanceListItem:
-        assert row.customer_email is not None
-        email = await self._keyring.open(
-            row.customer_email, tenant_id=row.tenant_id, customer_id=row.customer_id, field="customer_email"
-        )
-        return _listed(row, email)
-
     async def _by_key(self, who: Principal, key: str) -> UUID | None:
         """A customer's own instance, or the newest that anyone whom the caller may see asked for with this key."""
         if who.role == "customer":
             return instance_id_for(tenant_id=who.tenant_id, customer_id=who.user_id, idempotency_key=key)
         tenant_id = None if who.role == "platform" else who.tenant_id
         return await self._queries.newest_by_key(tenant_id=tenant_id, idempotency_key=key)
-
-
-def _listed(row: ListedRow, email: str | None) -> s.InstanceListItem:
-    return s.InstanceListItem(
-        agent_name=row.agent_name,
-        created_at=row.created_at,
-        hostname=row.hostname,
-        id=row.id,
-        ip_address=row.ip_address,
-        preset_id=row.preset_id,
-        provider=row.provider,
-        region_id=row.region_id,
-        runtime_type=row.runtime_type,
-        status=row.status,
-        workload_type=row.workload_type,
-        customer_email=email,
-        product_tier_name=row.tier_name,
-    )
 
 
 def _detail(row: InstanceRow) -> s.InstanceDetail:

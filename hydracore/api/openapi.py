@@ -15,7 +15,9 @@ from hydracore.api.validation import Input
 from hydracore.auth import Principal
 
 _REF: Final = "#/components/schemas/{name}"
-_BOUNDS: Final = frozenset({"x-unserved", "minLength", "maxLength", "pattern", "minItems", "maxItems"})
+_BOUNDS: Final = frozenset(
+    {"x-unserved", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minimum", "maximum"}
+)
 
 #: Where callers are told apart by, and what they may send beside a token.
 _SECURITY: Final[dict[type, list[dict[str, list[str]]]]] = {
@@ -99,11 +101,13 @@ def _told(status: int) -> str:
 
 
 def _served(schema: Any) -> Any:
-    """`schema` without the bounds that are marked as unserved."""
+    """`schema` without the bounds that are marked as unserved; `x-anything` marks a whole type as such."""
     if isinstance(schema, list):
         return [_served(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
         return schema
     node = cast("Json", schema)
+    if "x-anything" in node:
+        return {}
     dropped = _BOUNDS if "x-unserved" in node else frozenset[str]()
     return {name: _served(value) for name, value in node.items() if name not in dropped}

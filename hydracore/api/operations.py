@@ -79,7 +79,10 @@ def operation(
     status: int = HTTPStatus.OK,
     errors: tuple[int, ...] = (),
 ) -> Callable[[F], F]:
-    """Declares a coroutine (a method, as a rule) as an operation. It returns a struct, or an `Answer` made by hand."""
+    """Declares a coroutine (a method, as a rule) as an operation.
+
+    It returns a struct or a dict, which becomes JSON, or an ASGI application that answers by itself.
+    """
 
     def declare(handler: F) -> F:
         setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors))
@@ -122,7 +125,9 @@ def route(
         if incoming_name:
             arguments[incoming_name] = Incoming(scope["state"]["request_id"], raw_body, headers)
         answer = await handler(**arguments)
-        return answer if isinstance(answer, Answer) else Answer(status, _ENCODER.encode(answer))
+        if isinstance(answer, msgspec.Struct | dict):
+            return Answer(status, _ENCODER.encode(answer))
+        return answer
 
     path = declared.path
     for each in signature.inputs:

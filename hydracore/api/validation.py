@@ -138,9 +138,10 @@ class RequestReader:
         body = next((each for each in inputs if each.source == "body"), None)
         self._body_name = body.name if body is not None else None
         self._decoder = msgspec.json.Decoder(body.declared) if body is not None else None
-        # msgspec alone can answer where nothing but path and body may be given and no check is asked for.
-        self._may_be_quick = not any(each.source == "header" or each.prefix for each in inputs) and not (
-            body is not None and _asks_for_checks(body.info)
+        # msgspec alone can answer where nothing but path and body may be given and there is nothing that it cannot check.
+        self._may_be_quick = not any(
+            each.source == "header" or each.prefix or (each.source != "query" and _is_beyond_msgspec(each.info))
+            for each in inputs
         )
 
     @property
@@ -236,15 +237,20 @@ def _is_json(headers: RawHeaders) -> bool:
     return True
 
 
-def _asks_for_checks(info: types.Type) -> bool:
+def _is_beyond_msgspec(info: types.Type) -> bool:
+    """Whether a type asks for a named check, holds free JSON, or has a pattern whose `$` lets a line feed pass there."""
     match info:
         case types.Metadata():
-            return named_check(info) is not None or _asks_for_checks(info.type)
+            return named_check(info) is not None or _is_beyond_msgspec(info.type)
         case types.UnionType():
-            return any(_asks_for_checks(member) for member in info.types)
+            return any(_is_beyond_msgspec(member) for member in info.types)
         case types.StructType():
-            return any(_asks_for_checks(field.type) for field in info.fields)
+            return any(_is_beyond_msgspec(field.type) for field in info.fields)
         case types.ListType() | types.VarTupleType():
-            return _asks_for_checks(info.item_type)
+            return _is_beyond_msgspec(info.item_type)
+        case types.StrType():
+            return info.pattern is not None and info.pattern.endswith("$")
+        case types.DictType() | types.AnyType():
+            return True
         case _:
             return False

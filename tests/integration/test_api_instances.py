@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from events import commands as c
+from events import keys
 from events.ids import command_id_for, instance_id_for
 from events.lifecycle import DELETED
 from events.record import Origin
@@ -242,6 +243,37 @@ async def test_a_deleted_instance_can_be_looked_at_and_is_listed_when_asked_for(
     assert (await api.client.get(f"/v1/instances/{gone}", headers=ann)).json()["status"] == DELETED
     assert (await api.client.get("/v1/instances/by-key/gone", headers=ann)).json()["status"] == DELETED
     assert await order(api, ann, idempotency_key="gone") == gone
+
+
+async def test_a_list_shows_each_change_at_once(api: Api) -> None:
+    ann = api.token()
+    made = [await order(api, ann) for _ in range(3)]
+
+    for instance_id in made:
+        await api.client.delete(f"/v1/instances/{instance_id}", headers=ann)
+        answer = (await api.client.get("/v1/instances", headers=ann)).json()["instances"]
+
+        shown = {item["id"]: item["status"] for item in answer}
+        told = {each: (await api.client.get(f"/v1/instances/{each}", headers=ann)).json()["status"] for each in made}
+        assert shown == told
+
+
+async def test_the_address_of_an_erased_customer_is_no_longer_listed(
+    api: Api, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", 0.0)
+    ann = api.token(email='"customer_email":null@example.com')
+    await order(api, ann, agent_name='"customer_email":null')
+
+    async def shown() -> tuple[str, str | None]:
+        item = (await api.client.get("/v1/instances", headers=ann)).json()["instances"][0]
+        return item["agent_name"], item["customer_email"]
+
+    before = await shown()
+    await owner_conn.execute("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()")
+
+    assert before == ('"customer_email":null', '"customer_email":null@example.com')
+    assert await shown() == ('"customer_email":null', None)
 
 
 async def test_pages_follow_each_other_through_links_without_gap_or_repeat(api: Api) -> None:

@@ -1,0 +1,96 @@
+"""The way to an instance's agent: where it is, what opens its door, and what its troubles are called towards a caller."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Final, TypedDict
+
+from events.lifecycle import RUNNING
+from events.state import Instance
+from hydracore.api.errors import (
+    AgentBusy,
+    AgentFailed,
+    AgentTooSlow,
+    ApiError,
+    BodyTooLarge,
+    BudgetSpent,
+    Conflict,
+    RequestInvalid,
+)
+from hydracore.problems import Problem
+from hydracore.tokens import control_token
+from hydracore.vps import AGENT_PORT, VpsBadAnswer, VpsError, VpsTimeout
+
+UNREACHABLE: Final = "The agent cannot be reached"
+TOO_SLOW: Final = "The agent did not answer in time"
+KEY_CHANGING: Final = "The agent does not know us at the moment: its key is being changed; try again"
+NOT_AGREED: Final = "The agent gave an answer that was not agreed on"
+
+#: The agent's own errors, by their code. What it says of them is meant for people and holds no secret.
+_BY_CODE: Final[dict[str, type[ApiError]]] = {
+    "budget_spent": BudgetSpent,
+    "idempotency_mismatch": Conflict,
+    "draining": AgentBusy,
+    "model_failed": AgentFailed,
+    "model_timeout": AgentTooSlow,
+}
+
+
+class Address(TypedDict):
+    """What every call of `VpsClient` takes: an address of our own allocation, and the token that opens it."""
+
+    host: str
+    port: int
+    control_token: str
+
+
+def address_of(state: Instance, *, master_key: bytes) -> Address | None:
+    """Where the agent of a running instance is; None where none is to be asked."""
+    agent = state.agent
+    if state.status != RUNNING or state.vpn_ip is None or agent is None or agent.control_key_id is None:
+        return None
+    token = control_token(master_key, state.id, agent.control_key_id)
+    return Address(host=state.vpn_ip, port=AGENT_PORT, control_token=token)
+
+
+def require_address(state: Instance, *, master_key: bytes) -> Address:
+    """Raises `Conflict` where the instance does not run."""
+    address = address_of(state, master_key=master_key)
+    if address is None:
+        raise Conflict(f"The instance is {state.status}: this needs one that is running")
+    return address
+
+
+@contextmanager
+def plainly() -> Generator[None]:
+    """Raises what a caller may be told in place of a `VpsError`."""
+    try:
+        yield
+    except VpsError as error:
+        raise told(error) from error
+
+
+def told(error: VpsError) -> ApiError:
+    """What a caller is told of `error`."""
+    if isinstance(error, VpsTimeout):
+        return AgentTooSlow(TOO_SLOW)
+    if not isinstance(error, VpsBadAnswer):
+        return AgentFailed(UNREACHABLE)
+    known = _BY_CODE.get(error.code or "")
+    if known is not None:
+        return known(error.detail or NOT_AGREED)
+    match error.status:
+        case HTTPStatus.UNAUTHORIZED:
+            return AgentFailed(KEY_CHANGING)
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return BodyTooLarge("The agent takes no message of that size")
+        case HTTPStatus.UNPROCESSABLE_ENTITY:
+            return RequestInvalid([Problem(("body",), "Value error, the agent does not take this", "value_error")])
+        case HTTPStatus.SERVICE_UNAVAILABLE:
+            return AgentBusy("The agent is busy; try again")
+        case HTTPStatus.GATEWAY_TIMEOUT:
+            return AgentTooSlow(TOO_SLOW)
+        case _:
+            return AgentFailed(NOT_AGREED)

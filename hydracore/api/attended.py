@@ -1,0 +1,37 @@
+"""Answers that are worth their work only while somebody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from litestar.types import Receive, Scope, Send
+
+
+class Attended:
+    """An ASGI application that does `work` and stops it when the client goes away.
+
+    `work` sends the answer by itself. What it raises before its first word is answered like any other error.
+    """
+
+    def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        working = asyncio.ensure_future(self._work(scope, receive, send))
+        leaving = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+        finally:
+            # Also when the server stops: whatever is open to an agent is closed before this returns.
+            working.cancel()
+            leaving.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns once the client has left. Its body was read to the end before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

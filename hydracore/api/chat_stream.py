@@ -1,0 +1,48 @@
+"""A stream of server-sent events from an agent to a caller: passed on as it comes, and never ended without a word."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+
+import msgspec
+
+from hydracore.api.agent_link import TOO_SLOW, UNREACHABLE
+from hydracore.vps import VpsError, VpsTimeout
+
+#: What an event may have in bytes; the largest is the last one, which holds the whole answer.
+EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
+
+_END_OF_EVENT: Final = b"\n\n"
+_ENDINGS: Final = (b"\nevent: done\n", b"\nevent: error\n")
+
+
+async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """The bytes of `chunks`, cut between events only; at the end always an event that is an ending.
+
+    Where the agent breaks off, falls silent or stops without an ending, the caller gets an error event in its place:
+    half an event could not be told from a whole one with the error behind it.
+    """
+    rest = b""
+    has_ended = False
+    trouble = error_event("agent_failed", "The agent broke off its answer")
+    try:
+        async for chunk in chunks:
+            whole, end, rest = (rest + chunk).rpartition(_END_OF_EVENT)
+            if end:
+                has_ended = has_ended or any(ending in b"\n" + whole + b"\n" for ending in _ENDINGS)
+                yield whole + end
+            elif len(rest) > EVENT_BYTES_MAX:
+                trouble = error_event("agent_failed", "The agent sent something that is no event")
+                break
+    except VpsTimeout:
+        trouble = error_event("agent_timeout", TOO_SLOW)
+    except VpsError:
+        trouble = error_event("agent_failed", UNREACHABLE)
+    if not has_ended:
+        yield trouble
+
+
+def error_event(code: str, detail: str) -> bytes:
+    """An ending that says what went wrong, in the agent's own shape."""
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode({"code": code, "detail": detail})

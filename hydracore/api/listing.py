@@ -1,0 +1,101 @@
+"""Lists of instances, rendered from what is remembered of each.
+
+What a list shows of an instance changes with the version of its row and not otherwise. So the database is asked which
+instances a list holds at which versions, and only for the rows that are not remembered at theirs. For a list of a
+hundred that saves most of the time, and what is shown is as fresh as a row read in full.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NamedTuple
+
+import msgspec
+
+from events.keys import Keyring
+from hydracore.api import schemas as s
+from projections.queries import ListedKey, ListedRow, ListFilter, Queries
+
+#: How many instances one process remembers, at about half a kilobyte each.
+REMEMBERED_MAX: Final = 20_000
+
+#: When all is forgotten anew: a read table that was rebuilt by other rules has the same versions.
+FORGET_AFTER_S: Final = 60.0
+
+_ENCODER: Final = msgspec.json.Encoder()
+_NULL_EMAIL: Final = b'"customer_email":null'
+
+
+class _Remembered(NamedTuple):
+    """`json`: the item as it is shown, but for the e-mail address, which is null there and opened for each request."""
+
+    version: int
+    row: ListedRow
+    json: bytes
+
+
+class Page(NamedTuple):
+    """A rendered list. `last`: its last instance as (created_at, id) where more follow, else None."""
+
+    json: bytes
+    last: tuple[str, str] | None
+
+
+class Listing:
+    def __init__(self, queries: Queries, keyring: Keyring) -> None:
+        self._queries = queries
+        self._keyring = keyring
+        self._remembered: dict[str, _Remembered] = {}
+        self._forget_at = 0.0
+
+    async def page(self, wanted: ListFilter) -> Page:
+        """At most `wanted.limit` instances."""
+        # One more than is shown tells whether others follow.
+        keys = await self._queries.instances(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
+        found = await self._look_up(keys)
+        shown = [found[key.id] for key in keys[: wanted.limit] if key.id in found]
+        items = [each.json if each.row.customer_email is None else await self._with_email(each) for each in shown]
+        last = (shown[-1].row.created_at, shown[-1].row.id) if len(keys) > wanted.limit else None
+        return Page(b'{"instances":[' + b",".join(items) + b"]}", last)
+
+    async def _look_up(self, keys: list[ListedKey]) -> dict[str, _Remembered]:
+        """What is remembered of all these, after what was not, or is out of date, has been read."""
+        if time.monotonic() > self._forget_at or len(self._remembered) > REMEMBERED_MAX:
+            self._remembered = {}
+            self._forget_at = time.monotonic() + FORGET_AFTER_S
+        remembered = self._remembered
+        missing = [key.id for key in keys if (known := remembered.get(key.id)) is None or known.version < key.version]
+        if missing:
+            for row in await self._queries.listed(missing):
+                known = remembered.get(row.id)
+                # Another request may have read a later one in the meantime, and may be about to show it.
+                if known is None or known.version < row.version:
+                    remembered[row.id] = _Remembered(row.version, row, _ENCODER.encode(_item(row)))
+        return remembered
+
+    async def _with_email(self, each: _Remembered) -> bytes:
+        row = each.row
+        assert row.customer_email is not None
+        email = await self._keyring.open(
+            row.customer_email, tenant_id=row.tenant_id, customer_id=row.customer_id, field="customer_email"
+        )
+        before, _, after = each.json.rpartition(_NULL_EMAIL)
+        return before + b'"customer_email":' + _ENCODER.encode(email) + after
+
+
+def _item(row: ListedRow) -> s.InstanceListItem:
+    return s.InstanceListItem(
+        agent_name=row.agent_name,
+        created_at=row.created_at,
+        hostname=row.hostname,
+        id=row.id,
+        ip_address=row.ip_address,
+        preset_id=row.preset_id,
+        provider=row.provider,
+        region_id=row.region_id,
+        runtime_type=row.runtime_type,
+        status=row.status,
+        workload_type=row.workload_type,
+        customer_email=None,
+        product_tier_name=row.tier_name,
+    )

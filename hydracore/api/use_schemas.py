@@ -1,0 +1,161 @@
+"""The bodies of the contract that concern an instance in use; see `schemas`. A field that is left out of a change is unset."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from hydracore.api.schemas import Slugs, Text, unserved
+
+#: Prompts are as long as a request may be; the names of models and tokens are short.
+Prompt = Annotated[str, unserved(max_length=50_000)]
+Token = Annotated[str, unserved(min_length=1, max_length=256)]
+ModelName = Annotated[str, unserved(min_length=1, max_length=200)]
+Temperature = Annotated[float, unserved(ge=0, le=2)]
+Dollars = Annotated[float, unserved(ge=0, le=1e9)]
+TokensMax = Annotated[int, unserved(ge=1, le=10_000_000)]
+ConversationId = Annotated[str, unserved(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
+#: It goes on to the agent as a header.
+ChatKey = Annotated[str, unserved(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*\Z")]
+FreeList = Annotated[list[Any], unserved(max_length=500)]
+#: The contract leaves open what a slug is here; elsewhere it says text, and that is what they all are.
+AnySlug = Annotated[str, Meta(max_length=10_000, extra_json_schema={"x-anything": True})]
+AnySlugs = Annotated[list[AnySlug], unserved(max_length=1_000)]
+Days = Annotated[int, unserved(ge=1, le=366)]
+
+DAYS_DEFAULT: Final = 30
+MESSAGE_LENGTH_MAX: Final = 8_000
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    conversation_id: ConversationId | UnsetType | None = UNSET
+    message: Annotated[str, Meta(min_length=1, max_length=MESSAGE_LENGTH_MAX)]
+
+
+class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True):
+    agent_name: Text | UnsetType | None = UNSET
+    customer_facing_prompt: Prompt | UnsetType | None = UNSET
+    model_temperature: Temperature | UnsetType | None = UNSET
+    recipe_id: Text | UnsetType | None = UNSET
+    system_prompt: Prompt | UnsetType | None = UNSET
+    telegram_bot_token: Token | UnsetType | None = UNSET
+    workflow_slugs: Slugs | UnsetType | None = UNSET
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent is to run with. Secrets are masked; `applied`: whether it is known to run with it."""
+
+    instance_id: UUID
+    agent_name: str | None
+    customer_facing_prompt: str | None
+    model_temperature: float | None
+    recipe_id: str | None
+    system_prompt: str | None
+    telegram_bot_token: str | None
+    workflow_slugs: tuple[str, ...]
+    model_policy: dict[str, Any]
+    config_version: int
+    applied: bool
+    message: str
+
+
+class RunningConfig(Config, frozen=True, kw_only=True):
+    """With what the agent itself says that it runs with, null where it does not say."""
+
+    running: dict[str, Any] | None
+
+
+class PatchPlatformConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`advanced` and `channels` are JSON merge patches (RFC 7396)."""
+
+    advanced: dict[str, Any] | UnsetType | None = UNSET
+    channels: dict[str, Any] | UnsetType | None = UNSET
+    integrations: FreeList | UnsetType | None = UNSET
+    recipe_id: Text | UnsetType | None = UNSET
+    skills: FreeList | UnsetType | None = UNSET
+    workflow_slugs: AnySlugs | UnsetType | None = UNSET
+
+
+class PlatformConfig(msgspec.Struct, frozen=True, kw_only=True):
+    advanced: dict[str, Any]
+    channels: dict[str, Any]
+    instance_id: UUID
+    integrations: list[Any]
+    recipe_id: str | None
+    skills: list[Any]
+    workflow_slugs: list[Any]
+    config_version: int
+    message: str
+
+
+class UpdateModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    budget_daily_usd: Dollars | UnsetType | None = UNSET
+    budget_monthly_usd: Dollars | UnsetType | None = UNSET
+    embedding_model: ModelName | UnsetType | None = UNSET
+    fallbacks: Annotated[list[ModelName], unserved(max_length=20)] | UnsetType | None = UNSET
+    max_tokens: TokensMax | UnsetType | None = UNSET
+    primary: ModelName | UnsetType | None = UNSET
+    temperature: Temperature | UnsetType | None = UNSET
+
+
+class ModelPolicyResponse(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    message: str
+    model_policy: dict[str, Any]
+
+
+class UpdateConsent(msgspec.Struct, frozen=True, kw_only=True):
+    consent_debug_access: bool
+
+
+class ConsentResponse(msgspec.Struct, frozen=True, kw_only=True):
+    consent_debug_access: bool
+    instance_id: UUID
+    message: str
+
+
+class ApplyUpdates(msgspec.Struct, frozen=True, kw_only=True):
+    force: bool = False
+    restart_agent: bool = False
+
+
+class ApplyUpdatesResponse(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    message: str
+    status: str
+
+
+class RotateKeyResponse(msgspec.Struct, frozen=True, kw_only=True):
+    instance_id: UUID
+    status: str
+
+
+class CleanupResponse(msgspec.Struct, frozen=True, kw_only=True):
+    cleaned: int
+    errors: int
+    message: str
+
+
+class UsageDay(msgspec.Struct, frozen=True, kw_only=True):
+    """`cost_usd`: a decimal number of US dollars."""
+
+    date: date
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cost_usd: str
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    daily: list[UsageDay]
+    hostname: str | None
+    instance_id: UUID
+    total_cost_usd: str
+    total_requests: int
+    total_tokens: int
+    unique_end_users: int
