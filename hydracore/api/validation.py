@@ -225,7 +225,15 @@ def _query(query_string: bytes) -> dict[str, str]:
 
 
 def _headers(headers: RawHeaders) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    return {name.decode("latin-1"): _header_text(value) for name, value in headers}
+
+
+def _header_text(value: bytes) -> str:
+    """UTF-8, as the body has it, so that a key is the same in both; what is no UTF-8 is read as HTTP used to."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _is_json(headers: RawHeaders) -> bool:

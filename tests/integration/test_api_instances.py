@@ -133,7 +133,12 @@ async def test_the_key_may_come_as_a_header_and_must_agree_with_the_body(api: Ap
         "/v1/instances", json=ORDER | {"idempotency_key": "k2"}, headers=ann | {"Idempotency-Key": "k1"}
     )
 
+    in_utf8 = await api.client.post(
+        "/v1/instances", json=ORDER, headers=ann | {"Idempotency-Key": "schlüssel".encode()}
+    )
+
     assert by_header.json()["instance_id"] == by_body
+    assert in_utf8.json()["instance_id"] == await order(api, ann, idempotency_key="schlüssel")
     assert differs.status_code == 422
     assert differs.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
 
