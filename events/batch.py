@@ -19,9 +19,13 @@ _json = msgspec.json.Encoder()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The log's answer to one decision: `appended`, `duplicate` or `conflict`."""
+    """The log's answer to one decision: `appended`, `duplicate` or `conflict`.
+
+    `digest` is that of the decision's last event.
+    """
 
     outcome: str
+    digest: bytes
     version: int
     seq_before: int | None
     request_hash: bytes | None
@@ -37,7 +41,7 @@ async def flush(
     the connection broke, perhaps all of it: the command ids make trying again safe.
     """
     assert connection.autocommit, "the pipeline is the transaction"
-    parameters = _parameters(appends)
+    parameters, digests = _parameters(appends)
     rows = [(p.statement, [row for append in appends for row in p.rows(append)]) for p in inline]
     async with connection.pipeline():
         cursor = await connection.execute(_APPEND, parameters, prepare=True)
@@ -46,13 +50,14 @@ async def flush(
                 await connection.execute(statement, (_json.encode(changed).decode(),), prepare=True)
     answers = await cursor.fetchall()
     assert len(answers) == len(appends), "one verdict a command"
-    return [_verdict(answer) for answer in answers]
+    return [_verdict(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
 
 
-def _verdict(answer: tuple[Any, ...]) -> Verdict:
+def _verdict(answer: tuple[Any, ...], digest: bytes) -> Verdict:
     _, outcome, version, seq_before, request_hash, result = answer
     return Verdict(
         outcome=outcome,
+        digest=digest,
         version=version,
         seq_before=seq_before,
         request_hash=None if request_hash is None else bytes(request_hash),
@@ -60,10 +65,11 @@ def _verdict(answer: tuple[Any, ...]) -> Verdict:
     )
 
 
-def _parameters(appends: Sequence[Append]) -> tuple[str, str]:
-    """The two JSON arrays of `append_commands`: one object a command, one an event."""
+def _parameters(appends: Sequence[Append]) -> tuple[tuple[str, str], list[bytes]]:
+    """The two JSON arrays of `append_commands`, one object a command, one an event; and each command's last digest."""
     commands: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
+    last_digests: list[bytes] = []
     for ordinal, append in enumerate(appends):
         digests: list[bytes] = []
         for n, event in enumerate(append.events):
@@ -71,7 +77,8 @@ def _parameters(appends: Sequence[Append]) -> tuple[str, str]:
             events.append({"ordinal": ordinal, **row})
             digests.append(digest)
         commands.append({"ordinal": ordinal, **_command(append, digests)})
-    return _json.encode(commands).decode(), _json.encode(events).decode()
+        last_digests.append(digests[-1])
+    return (_json.encode(commands).decode(), _json.encode(events).decode()), last_digests
 
 
 def _event(append: Append, event: AnyEvent, n: int) -> tuple[dict[str, Any], bytes]:
@@ -124,6 +131,7 @@ def _command(append: Append, event_digests: list[bytes]) -> dict[str, Any]:
         "request_hash": None if origin.request_hash is None else origin.request_hash.hex(),
         "result": None if origin.result is None else origin.result.decode(),
         "expected_version": append.expected_version,
+        "expected_digest": None if append.before_digest is None else append.before_digest.hex(),
         "event_count": len(append.events),
         "digest": digest.hex(),
     }

@@ -31,7 +31,11 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision on its way to the log: the states before and after it, and the events between."""
+    """One decision on its way to the log: the states before and after it, and the events between.
+
+    `before_digest`: the digest of the last event behind `before`, where it is known: the log then takes the decision
+    only on top of that very event.
+    """
 
     stream_id: UUID
     lane: int
@@ -40,6 +44,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     after: Instance
     events: tuple[AnyEvent, ...]
     origin: Origin
+    before_digest: bytes | None = None
 
     @property
     def expected_version(self) -> int:

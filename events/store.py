@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -24,7 +25,7 @@ from events.sql import Statements
 from events.state import Instance
 
 _SQL = Statements("events", "store.sql")
-_STREAM_AFTER = _SQL["stream_after"]
+_STREAM_FROM = _SQL["stream_from"]
 _HEADS = _SQL["heads"]
 _LANE_AFTER = _SQL["lane_after"]
 
@@ -33,6 +34,19 @@ RACES_MAX = 16
 
 #: How many states one process remembers. A remembered state is only a shorter way to load: newer events are read.
 STATES_MAX = 10_000
+
+
+class _Row(NamedTuple):
+    version: int
+    payload: str
+    digest: bytes
+
+
+class _Remembered(NamedTuple):
+    """A state and the digest of the last event behind it, which tells whether the log still says so."""
+
+    state: Instance
+    digest: bytes
 
 
 class EventStore:
@@ -51,7 +65,7 @@ class EventStore:
     ) -> None:
         self._pool = pool
         self._committer = Committer(pool, inline, published=published)
-        self._states: OrderedDict[UUID, Instance] = OrderedDict()
+        self._states: OrderedDict[UUID, _Remembered] = OrderedDict()
 
     async def close(self) -> None:
         """Wait for the appends under way; the pool stays its owner's."""
@@ -59,20 +73,32 @@ class EventStore:
 
     async def load(self, stream_id: UUID) -> Instance | None:
         """The instance as its stream says now, or None where no stream is. Raises `StoreUnavailable`."""
-        state = self._states.get(stream_id)
+        remembered = self._states.get(stream_id)
+        if remembered is not None:
+            rows = await self._read(stream_id, since=remembered.state.version)
+            if rows and rows[0].digest == remembered.digest:
+                return self._fold(stream_id, remembered.state, rows[1:])
+            # Not the log that this was read from any more: it was restored from a backup.
+            self._states.pop(stream_id, None)
+        return self._fold(stream_id, None, await self._read(stream_id, since=1))
+
+    async def _read(self, stream_id: UUID, *, since: int) -> list[_Row]:
+        async def read(connection: AsyncConnection) -> list[_Row]:
+            parameters = (lane_of(stream_id), stream_id, since)
+            cursor = await connection.execute(_STREAM_FROM, parameters, prepare=True)
+            return [_Row(*row) for row in await cursor.fetchall()]
+
+        return await patiently(self._pool, read)
+
+    def _fold(self, stream_id: UUID, state: Instance | None, rows: list[_Row]) -> Instance | None:
         version = 0 if state is None else state.version
-
-        async def read(connection: AsyncConnection) -> list[tuple[int, str]]:
-            parameters = (lane_of(stream_id), stream_id, version)
-            return await (await connection.execute(_STREAM_AFTER, parameters, prepare=True)).fetchall()
-
-        rows = await patiently(self._pool, read)
-        for expected, (found, payload) in enumerate(rows, start=version + 1):
-            if found != expected:
-                raise LogCorrupted(lane_of(stream_id), 0, f"stream {stream_id} has {found} where {expected} must be")
-            state = evolve(state, decode(payload), stream_id=stream_id)
-        if state is not None:
-            self._remember(state)
+        for expected, row in enumerate(rows, start=version + 1):
+            if row.version != expected:
+                what = f"stream {stream_id} has {row.version} where {expected} must be"
+                raise LogCorrupted(lane_of(stream_id), 0, what)
+            state = evolve(state, decode(row.payload), stream_id=stream_id)
+        if rows and state is not None:
+            self._remember(state, digest=rows[-1].digest)
         return state
 
     async def create(self, stream_id: UUID, command: RequestInstance, origin: Origin) -> Outcome:
@@ -96,7 +122,7 @@ class EventStore:
             # A remembered state may be old. An append there is safe, because the log checks the version; an answer that
             # writes nothing is not, and is given only at a state just loaded.
             with suppress(Rejected, VersionConflict):
-                outcome = await self._append(remembered, stream_id, command, origin)
+                outcome = await self._append(remembered.state, stream_id, command, origin)
                 if outcome is not None:
                     return outcome
         for _ in range(RACES_MAX - 1):
@@ -123,6 +149,7 @@ class EventStore:
         for event in events:
             after = evolve(after, event, stream_id=stream_id)
         assert after is not None
+        remembered = self._states.get(stream_id)
         append = Append(
             stream_id=stream_id,
             lane=lane_of(stream_id),
@@ -131,11 +158,12 @@ class EventStore:
             after=after,
             events=events,
             origin=origin,
+            before_digest=remembered.digest if remembered is not None and remembered.state is state else None,
         )
         verdict = await self._committer.commit(append)
         if verdict.outcome == "appended":
             assert verdict.version == after.version, "the log and the fold count alike"
-            self._remember(after)
+            self._remember(after, digest=verdict.digest)
             return Outcome(state=after, events=events)
         self._states.pop(stream_id, None)
         if verdict.outcome == "conflict":
@@ -146,8 +174,8 @@ class EventStore:
         assert now is not None, "a recorded command has a stream"
         return Outcome(state=now, events=(), duplicate=True, result=verdict.result)
 
-    def _remember(self, state: Instance) -> None:
-        self._states[state.id] = state
+    def _remember(self, state: Instance, *, digest: bytes) -> None:
+        self._states[state.id] = _Remembered(state, digest)
         self._states.move_to_end(state.id)
         if len(self._states) > STATES_MAX:
             self._states.popitem(last=False)

@@ -3,10 +3,10 @@ SELECT ordinal, outcome, version_after, seq_before, known_request_hash, known_re
   FROM append_commands(%s::json, %s::json)
  ORDER BY ordinal
 
--- name: stream_after
-SELECT version, payload::text
+-- name: stream_from
+SELECT version, payload::text, digest
   FROM event
- WHERE lane = %s AND stream_id = %s AND version > %s
+ WHERE lane = %s AND stream_id = %s AND version >= %s
  ORDER BY version
 
 -- name: heads

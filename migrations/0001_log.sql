@@ -86,7 +86,8 @@ CREATE TABLE customer_key (
 -- event, in order, each naming its command by `ordinal`. Every lane of the batch is locked first, in order, so that two
 -- batches cannot deadlock. Only after the lock is anything looked up: each statement of a volatile function sees what
 -- was committed before it, so a retry finds its first self. Per command the answer is `appended`, `duplicate` (with what
--- was stored) or `conflict` (with the version that is there).
+-- was stored) or `conflict` (with the version that is there). A command may name the digest of the event that it was
+-- decided on: after a restore, a process may remember another event under the same version.
 CREATE FUNCTION append_commands(commands json, events json)
 RETURNS TABLE (
     ordinal integer,
@@ -124,9 +125,16 @@ BEGIN
     FOR r IN
         SELECT c.ordinal, c.lane, c.expected_version, c.event_count, decode(c.digest, 'hex') AS digest,
                (SELECT s.version FROM stream s WHERE s.lane = c.lane AND s.stream_id = c.stream_id) AS version,
+               decode(c.expected_digest, 'hex') AS expected_digest,
+               CASE WHEN c.expected_digest IS NOT NULL THEN
+                   (SELECT e.digest
+                      FROM event e
+                     WHERE e.lane = c.lane AND e.stream_id = c.stream_id AND e.version = c.expected_version)
+               END AS found_digest,
                k.first_seq, k.request_hash, k.result
           FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, command_id uuid, stream_id uuid,
-                                                 expected_version integer, event_count integer, digest text)
+                                                 expected_version integer, expected_digest text, event_count integer,
+                                                 digest text)
           LEFT JOIN LATERAL (SELECT k.first_seq, k.request_hash, k.result
                                FROM command k
                               WHERE k.lane = c.lane AND k.command_id = c.command_id
@@ -141,7 +149,7 @@ BEGIN
         IF r.first_seq IS NOT NULL THEN
             outcome := 'duplicate';
             seq_before := r.first_seq - 1;
-        ELSIF version_after <> r.expected_version THEN
+        ELSIF version_after <> r.expected_version OR r.found_digest IS DISTINCT FROM r.expected_digest THEN
             outcome := 'conflict';
         ELSE
             outcome := 'appended';

@@ -1,15 +1,21 @@
 -- The role that runs the app. It can add to the log and cannot change or remove what is there.
+-- Roles belong to the cluster: another database of it, or whoever runs it, may have made this one. An owner who may not
+-- create roles needs no more than to be a member of it.
 DO $$
 BEGIN
-    CREATE ROLE hydracore_app NOLOGIN;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'hydracore_app') THEN
+        CREATE ROLE hydracore_app NOLOGIN;
+    END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN
-    NULL; -- roles belong to the cluster: another database of it has made this one
+    NULL; -- another database made it in this moment
 END
 $$;
 
 DO $$
 BEGIN
-    EXECUTE format('GRANT hydracore_app TO %I', current_user);
+    IF NOT pg_has_role(current_user, 'hydracore_app', 'MEMBER') THEN
+        EXECUTE format('GRANT hydracore_app TO %I', current_user);
+    END IF;
 END
 $$;
 
