@@ -1,5 +1,8 @@
 -- Each row lands if and only if the event it was folded from is in the log: the same stream, version and command. A
 -- command of the batch that was a duplicate or lost its race therefore leaves no trace here.
+--
+-- Each event is looked up by itself (LATERAL, kept apart by OFFSET 0): a plan made while the log is small would otherwise
+-- read all of it for every append until the table is analysed.
 
 -- name: instance
 INSERT INTO instance (lane, id, version, tenant_id, customer_id, idempotency_key, status, provisioning_stage, region_id, tier_id, tier_name,
@@ -20,7 +23,11 @@ SELECT r.lane, r.id, r.version, r.tenant_id, r.customer_id, r.idempotency_key, r
        pending_action_id text, bootstrap_stage text, bootstrap_seq integer, agent_key_hash text, health_status text,
        error_code text, created_at timestamptz, updated_at timestamptz, wake_at timestamptz, deleted_at timestamptz,
        command_id uuid)
-  JOIN event e ON e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version AND e.command_id = r.command_id
+ CROSS JOIN LATERAL (SELECT
+                       FROM event e
+                      WHERE e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version
+                        AND e.command_id = r.command_id
+                     OFFSET 0) landed
 ON CONFLICT (lane, id) DO UPDATE SET
        version = excluded.version,
        status = excluded.status,
@@ -53,7 +60,11 @@ SELECT r.lane, r.id, r.version, r.level, r.stage, r.message, r.created_at
   FROM json_to_recordset(%s::json) AS r (
        lane smallint, id uuid, version integer, level text, stage text, message text, created_at timestamptz,
        command_id uuid)
-  JOIN event e ON e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version AND e.command_id = r.command_id
+ CROSS JOIN LATERAL (SELECT
+                       FROM event e
+                      WHERE e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version
+                        AND e.command_id = r.command_id
+                     OFFSET 0) landed
 ON CONFLICT (lane, instance_id, seq) DO NOTHING
 
 -- name: reservation
@@ -62,7 +73,12 @@ SELECT r.kind, r.value, r.id, r.version, coalesce(r.reserved_at, r.released_at),
   FROM json_to_recordset(%s::json) AS r (
        lane smallint, id uuid, version integer, kind text, value text, reserved_at timestamptz,
        released_at timestamptz, command_id uuid)
-  JOIN event e ON e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version AND e.command_id = r.command_id
+ CROSS JOIN LATERAL (SELECT
+                       FROM event e
+                      WHERE e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version
+                        AND e.command_id = r.command_id
+                     OFFSET 0) landed
+ ORDER BY r.kind, r.value -- two batches that want the same values wait for each other in one direction only
 ON CONFLICT (kind, value, instance_id) DO UPDATE SET
        version = excluded.version, released_at = excluded.released_at
  WHERE reservation.version < excluded.version
