@@ -13,11 +13,24 @@ OPEN_TIMEOUT_S = 30.0
 BORROW_TIMEOUT_S = 10.0
 
 
+#: What libpq is told unless the URL says otherwise: give up on a server that does not answer in time, and notice within
+#: half a minute that one is gone without a word. A statement there would otherwise wait for the kernel's two hours.
+_WATCHFUL = {
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",  # milliseconds
+}
+
+
 def conninfo(database_url: str, *, role: str, application: str) -> str:
     """`database_url` with the role to act as (empty: the login role itself) and a name that shows in pg_stat_activity."""
-    given = str(conninfo_to_dict(database_url).get("options") or "")
-    options = f"{given} -c role={role}".strip() if role else given
-    return make_conninfo(database_url, application_name=application, options=options)
+    given = conninfo_to_dict(database_url)
+    options = str(given.get("options") or "")
+    if role:
+        options = f"{options} -c role={role}".strip()
+    return make_conninfo(database_url, **{**_WATCHFUL, **given, "application_name": application, "options": options})
 
 
 @asynccontextmanager
