@@ -14,38 +14,31 @@ from events.state import Instance
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
 
 
-def apply_use(
-    state: Instance,
-    event: e.ConfigChanged
-    | e.PlatformConfigPatched
-    | e.ModelPolicyChanged
-    | e.ConsentChanged
-    | e.UpdatesApplied
-    | e.ConversationsAccessed
-    | e.UsageRecorded,
-) -> Instance:
-    """`state` after `event`."""
-    match event:
-        case e.ConfigChanged() | e.PlatformConfigPatched() | e.ModelPolicyChanged():
-            return _configured(state, event)
-        case e.ConsentChanged():
-            return replace(state, consent_debug_access=event.granted)
-        case e.UpdatesApplied() | e.ConversationsAccessed():
-            return state
-        case e.UsageRecorded():
-            return replace(state, usage_seqs={**state.usage_seqs, str(event.ledger_id): event.seq})
-
-
-def _configured(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> Instance:
-    """`state` with what the event sets; every such event is a new version of the configuration."""
+def configured(
+    state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged
+) -> dict[str, Any]:
+    """What the event sets; every such event is a new version of the configuration."""
     changes = set_fields(event)
     version = state.config.version + 1
     if isinstance(event, e.ModelPolicyChanged):
         policy = replace(state.config.model_policy, **changes)
-        return replace(state, config=replace(state.config, version=version, model_policy=policy))
+        return {"config": replace(state.config, version=version, model_policy=policy)}
     own = {name: value for name, value in changes.items() if name in _OF_INSTANCE}
     rest = {name: value for name, value in changes.items() if name not in _OF_INSTANCE}
-    return replace(state, **own, config=replace(state.config, version=version, **rest))
+    return {**own, "config": replace(state.config, version=version, **rest)}
+
+
+def consent_changed(_state: Instance, event: e.ConsentChanged) -> dict[str, Any]:
+    return {"consent_debug_access": event.granted}
+
+
+def unchanged(_state: Instance, _event: e.UpdatesApplied | e.ConversationsAccessed) -> dict[str, Any]:
+    """History only: nothing is decided by it."""
+    return {}
+
+
+def usage_recorded(state: Instance, event: e.UsageRecorded) -> dict[str, Any]:
+    return {"usage_seqs": {**state.usage_seqs, str(event.ledger_id): event.seq}}
 
 
 def set_fields(changes: Any) -> dict[str, Any]:
