@@ -54,12 +54,17 @@ def command_digest(
             name.encode(),
             actor.encode(),
             correlation_id.bytes,
-            b"" if causation_id is None else causation_id.bytes,
-            b"" if request_hash is None else request_hash,
-            b"" if result is None else result,
+            _optional(None if causation_id is None else causation_id.bytes),
+            _optional(request_hash),
+            _optional(result),
             *event_digests,
         )
     )
+
+
+def _optional(part: bytes | None) -> bytes:
+    """Absent and empty are told apart."""
+    return b"\0" if part is None else b"\1" + part
 
 
 def chain_link(*, previous: bytes, command: bytes, first_seq: int, recorded_us: int) -> bytes:
