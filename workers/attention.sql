@@ -8,8 +8,8 @@ INSERT INTO attention (lane, instance_id, not_before, version, failures, failing
 VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s', %(version)s, 1, now(), %(code)s)
 ON CONFLICT (lane, instance_id) DO UPDATE SET
        (not_before, version, failures, failing_since, code) = (
-           SELECT now() + greatest(%(delay_s)s, least(%(backoff_s_max)s, power(2, least(n.failures - 1, 10))))
-                        * (0.75 + random() / 2) * interval '1 s',
+           SELECT now() + greatest(%(delay_s)s, least(%(backoff_s_max)s, %(delay_s)s * power(2, least(n.failures - 1, 10))))
+                        * (1 + random() / 4) * interval '1 s',
                   excluded.version, n.failures, n.failing_since, excluded.code
              FROM (SELECT CASE WHEN same THEN attention.failures + 1 ELSE 1 END AS failures,
                           CASE WHEN same THEN attention.failing_since ELSE now() END AS failing_since

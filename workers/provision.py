@@ -32,7 +32,7 @@ from workers.user_data import new_nonce, server_name, user_data
 _log = structlog.get_logger(__name__)
 
 #: Servers on their way out take their time: looked at again soon, then ever later.
-STILL_THERE = Trouble(code="server_still_there", usual=True)
+STILL_THERE = Trouble(code="server_still_there", delay_s=0.3, usual=True)
 
 
 def instance_labels(deps: Deps, instance_id: UUID) -> dict[str, str]:

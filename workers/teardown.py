@@ -6,7 +6,7 @@ import structlog
 
 from events import commands as c
 from events.saga import FinishDeletion, TearDown
-from events.state import TEARDOWN_STEPS, Instance
+from events.state import Instance
 from hydracore.tokens import control_token
 from hydracore.vps import AGENT_PORT, VpsError
 from workers.deps import Deps
@@ -92,10 +92,9 @@ async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:
 
 async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> None:
     """Say in the log why a deletion does not get on. It is tried on all the same."""
-    step = c.BlockTeardown(at_ms=deps.now_ms(), step=_current(state), code=code)
-    await deps.store.execute(state.id, step, deps.origin(state.id))
-    _log.error("teardown_blocked", instance_id=str(state.id), step=step.step, code=code)
-
-
-def _current(state: Instance) -> str:
-    return TEARDOWN_STEPS[len(state.teardown_done)]
+    if state.teardown_step is None:
+        return
+    command = c.BlockTeardown(at_ms=deps.now_ms(), step=state.teardown_step, code=code)
+    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    if outcome.events:
+        _log.error("teardown_blocked", instance_id=str(state.id), step=command.step, code=code)
