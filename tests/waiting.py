@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 POLL_S = 0.02
 
 
-async def until(condition: Callable[[], object | Awaitable[object]], *, seconds_max: float = 20) -> None:
-    """Wait until `condition()` (or what it awaits) is true. Raises `TimeoutError`."""
+async def until(
+    condition: Callable[[], object | Awaitable[object]], *, seconds_max: float = 20, poll_s: float = POLL_S
+) -> None:
+    """Wait until `condition()` (or what it awaits) is true. Raises `TimeoutError`. `poll_s`: more for costly conditions."""
     async with asyncio.timeout(seconds_max):
         while True:
             found = condition()
@@ -16,4 +18,4 @@ async def until(condition: Callable[[], object | Awaitable[object]], *, seconds_
                 found = await found
             if found:
                 return
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(poll_s)

@@ -1,0 +1,335 @@
+"""A small stack of real processes: API, relays, workers and cloudsim, each of which a test may kill -9 and start again.
+
+`stack` is shared by all tests of one xdist worker and made whole before each. Its agents run inside cloudsim, because its
+tests are about the control plane; nothing happens in it by the clock but what a test asks for (see `SETTINGS`).
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from events.ids import instance_id_for
+from hydracore.auth import issue_token
+from hydracore.embedded.ports import free_port
+from hydracore.settings import variable
+from tests.audit import audit
+from tests.cloudsim_fixtures import REPOSITORY, CloudsimProcess
+from tests.services import VALKEY_DATABASES, Services
+from tests.waiting import until
+from workers.broker import Bell
+
+MASTER_KEY = "bWFzdGVyLWtleS1vZi10aGUtdGVzdHMtMzItYnl0ZXM"
+JWT_SECRET = "a-secret-that-signs-the-tokens-of-the-tests"
+TENANT, CUSTOMER, EMAIL = "acme", "ann", "ann.the.customer@example.com"
+DISPLAY_NAME = "Ann Annason the First"
+
+#: Times that a test waits for are short; what would come by the clock and disturb a test is put off for a week.
+SETTINGS = {
+    "provider_timeout_s": "3",
+    "heartbeat_interval_s": "0.3",
+    "heartbeat_late_s": "1.5",
+    "heartbeat_lost_s": "3",
+    "orphan_grace_s": "0.5",
+    "teardown_alarm_s": "2",
+    "sweep_interval_s": "604800",
+    "address_quarantine_s": "1",
+    "worker_threads": "8",
+}
+
+#: Limits of waits, for a machine that is busy with other tests.
+READY_S_MAX = 30.0
+STATUS_S_MAX = 40.0
+ANSWER_S_MAX = 20.0
+
+#: Between two looks at a part that has to work for its answer.
+ASK_AGAIN_S = 0.1
+
+#: Statuses that nothing leaves by itself.
+ENDS = frozenset({"running", "failed", "error", "deleted"})
+
+_FAR_FUTURE_S = 4_000_000_000
+_serial = itertools.count(1)
+
+
+class Program:
+    """`hydracore NAME` as a process. `output` keeps what all its lives have printed."""
+
+    def __init__(self, name: str, *, environ: dict[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._environ = environ
+        self._process: subprocess.Popen[bytes] | None = None
+        self._begin = 0
+
+    def start(self, **settings: str) -> None:
+        """Start it, with these settings changed for this life."""
+        assert not self.is_alive, "it runs"
+        self._begin = len(self.output())
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")}
+        changed = {variable(name): value for name, value in settings.items()}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hydracore", self.name],
+                cwd=REPOSITORY,
+                env={**inherited, **self._environ, **changed},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is dead. A dead one is dead already."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def has_said(self, word: str) -> bool:
+        """Whether this life has logged `word`. Fails where it has ended instead."""
+        said = word in self.output()[self._begin :]
+        assert said or self.is_alive, f"{self.name} ended:\n{self.output()[-3000:]}"
+        return said
+
+
+class Stack:
+    """Everything but the stores, and a customer who uses it. Coroutines wait for the outside world."""
+
+    def __init__(self, folder: Path, *, database_url: str, redis_url: str, **settings: str) -> None:
+        self.folder = folder
+        self.database_url = database_url
+        self.redis_url = redis_url
+        self.cloudsim = CloudsimProcess(folder / "cloudsim")
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        known = {
+            **SETTINGS,
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "master_key": MASTER_KEY,
+            "jwt_secret": JWT_SECRET,
+            "public_url": self.url,
+            "api_port": str(port),
+            "cloudsim_url": self.cloudsim.url,
+            "cloudsim_token": self.cloudsim.token,
+            **settings,
+        }
+        self._environ = {variable(name): value for name, value in known.items()}
+        self.api = self.program("api")
+        self.relay = self.program("relay")
+        self.worker = self.program("worker")
+        self.token = issue_token(
+            JWT_SECRET, tenant_id=TENANT, user_id=CUSTOMER, role="customer", expires_at=_FAR_FUTURE_S, email=EMAIL
+        )
+        bearer = {"Authorization": f"Bearer {self.token}"}
+        self._client = httpx.Client(base_url=self.url, headers=bearer, timeout=10, trust_env=False)
+        self._connection: psycopg.Connection | None = None
+
+    # Processes
+
+    def program(self, name: str) -> Program:
+        """Another process of the stack, not started yet. Who makes it kills it."""
+        return Program(name, environ=self._environ, log=self.folder / f"{name}-{next(_serial)}.log")
+
+    async def start(self, *, boot: str) -> None:
+        """Start what does not run. `boot`: as of cloudsim."""
+        for each in (self.api, self.relay, self.worker):
+            if not each.is_alive:
+                each.start()
+        if not self.cloudsim.is_alive:
+            await self.cloudsim.start(boot=boot)
+        await until(self._answers, seconds_max=READY_S_MAX)
+        await until(lambda: self.relay.has_said("relay_started"), seconds_max=READY_S_MAX)
+        await until(lambda: self.worker.has_said("worker_started"), seconds_max=READY_S_MAX)
+
+    async def restore(self) -> None:
+        """As new, but for what earlier tests made: everything runs, nothing is held, nothing goes wrong."""
+        if not self.cloudsim.is_alive:
+            await self.cloudsim.start(boot="inline")
+        self.cloudsim.call("DELETE", "/_sim/faults")
+        self.cloudsim.call("POST", "/_sim/release", {"all": True, "apply": False})
+        await self.start(boot="inline")
+        # What a failed test has left half done must not meet the next one's faults.
+        unsettled = "SELECT 1 FROM instance WHERE status <> ALL (%s)"
+        await until(lambda: not self.rows(unsettled, list(ENDS)), seconds_max=STATUS_S_MAX, poll_s=ASK_AGAIN_S)
+
+    def restart_worker(self, **settings: str) -> None:
+        """A fresh worker, with these settings changed, in place of the one that is killed here, if it is not dead yet."""
+        self.worker.kill()
+        self.worker.start(**settings)
+
+    def close(self) -> None:
+        for each in (self.api, self.relay, self.worker):
+            each.kill()
+        self._client.close()
+        if self._connection is not None:
+            self._connection.close()
+        self.cloudsim.close()
+
+    def output(self) -> str:
+        """What all processes have ever printed."""
+        return "".join(path.read_text() for path in self.folder.rglob("*.log"))
+
+    # The customer
+
+    def new_key(self) -> tuple[str, UUID]:
+        """An idempotency key, and the id of the instance that is asked for with it."""
+        key = uuid4().hex
+        return key, instance_id_for(tenant_id=TENANT, customer_id=CUSTOMER, idempotency_key=key)
+
+    async def create(self, key: str | None = None, **fields: Any) -> UUID:
+        """Ask for an instance."""
+        order = {"region_id": "local", "tier_id": "starter", "idempotency_key": key or uuid4().hex, **fields}
+        answer = await self.ask("POST", "/v1/instances", order)
+        assert answer.status_code == 202, answer.text
+        return UUID(answer.json()["instance_id"])
+
+    async def running(self, **fields: Any) -> UUID:
+        """A new instance that runs."""
+        instance_id = await self.create(**fields)
+        await self.until_status(instance_id, "running")
+        return instance_id
+
+    async def delete(self, instance_id: UUID) -> None:
+        answer = await self.ask("DELETE", f"/v1/instances/{instance_id}")
+        assert answer.is_success, answer.text
+
+    async def detail(self, instance_id: UUID) -> dict[str, Any]:
+        answer = await self.ask("GET", f"/v1/instances/{instance_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def until_status(self, instance_id: UUID, *wanted: str, seconds_max: float = STATUS_S_MAX) -> None:
+        """Wait for one of these statuses. Fails at once where another end is reached."""
+        status = ""
+
+        async def reached() -> bool:
+            nonlocal status
+            status = (await self.detail(instance_id))["status"]
+            assert status in wanted or status not in ENDS - {"running"}, f"{status}: {self.types(instance_id)}"
+            return status in wanted
+
+        try:
+            await until(reached, seconds_max=seconds_max, poll_s=ASK_AGAIN_S)
+        except TimeoutError:
+            raise AssertionError(f"still {status}: {self.types(instance_id)}\n{self.output()[-6000:]}") from None
+
+    async def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """A request, put again while the API or its database is away: each is the same twice as once."""
+        answers: list[httpx.Response] = []
+
+        def asked() -> bool:
+            try:
+                answers.append(self._client.request(method, path, json=body))
+            except httpx.TransportError:
+                return False
+            return answers[-1].status_code < 500
+
+        await until(asked, seconds_max=ANSWER_S_MAX, poll_s=ASK_AGAIN_S)
+        return answers[-1]
+
+    def _answers(self) -> bool:
+        try:
+            return self._client.get("/health/ready").is_success
+        except httpx.TransportError:
+            return False
+
+    # The truth
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What the database's owner sees."""
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self.database_url, autocommit=True)
+        return self._connection.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+
+    def events(self, instance_id: UUID) -> list[dict[str, Any]]:
+        """The payloads of the instance's events so far."""
+        found = self.rows("SELECT payload FROM event WHERE stream_id = %s ORDER BY version", instance_id)
+        return [row[0] for row in found]
+
+    def types(self, instance_id: UUID) -> list[str]:
+        return [event["type"] for event in self.events(instance_id)]
+
+    def has_happened(self, instance_id: UUID, type_: str, **facts: object) -> bool:
+        """Whether an event of this type and with these facts is in the log."""
+        return any(event["type"] == type_ and facts.items() <= event.items() for event in self.events(instance_id))
+
+    def known_server(self, instance_id: UUID) -> str:
+        """The id of the last server in the log."""
+        return [event["server_id"] for event in self.events(instance_id) if event["type"] == "server_created"][-1]
+
+    def servers(self, instance_id: UUID) -> list[dict[str, Any]]:
+        """Every server that the instance ever had, oldest first."""
+        history = self.cloudsim.call("GET", "/_sim/history")["servers"]
+        found = [server for server in history if server["name"] == f"hc-{instance_id}"]
+        assert [server["id"] for server in found] == [
+            server["id"] for server in history if server["labels"].get("hc-instance") == str(instance_id)
+        ], "names and labels agree"
+        return found
+
+    def server(self, instance_id: UUID) -> dict[str, Any]:
+        """The one server that the instance has now. Fails where it ever had two at a time."""
+        living = [server for server in self._one_at_a_time(instance_id) if server["deleted_at"] is None]
+        assert len(living) == 1, living
+        return living[0]
+
+    def assert_no_server(self, instance_id: UUID) -> None:
+        """It has none now, and never had two at a time."""
+        assert not [server for server in self._one_at_a_time(instance_id) if server["deleted_at"] is None]
+
+    def ring(self, actor: str, *instance_ids: UUID) -> None:
+        """A hint to the workers; without ids, to a duty that is nobody's in particular."""
+        bell = Bell(self.redis_url)
+        sent = bell.ring(actor, list(instance_ids)) if instance_ids else bell.ring_duty(actor)
+        bell.close()
+        assert sent
+
+    def _one_at_a_time(self, instance_id: UUID) -> list[dict[str, Any]]:
+        servers = self.servers(instance_id)
+        for earlier, later in itertools.pairwise(servers):
+            assert earlier["deleted_at"] is not None, servers
+            assert earlier["deleted_at"] <= later["created_at"], servers
+        return servers
+
+
+@pytest.fixture(scope="session", name="session_stack")
+def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    name = f"stack_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    with redis.Redis.from_url(services.redis_url.format(0)) as counter:
+        number = 1 + int(counter.incr("tests")) % (VALKEY_DATABASES - 1)  # type: ignore[arg-type]
+    stack = Stack(
+        tmp_path_factory.mktemp("stack"),
+        database_url=services.create_database(name),
+        redis_url=services.redis_url.format(number),
+    )
+    yield stack
+    stack.close()
+    asyncio.run(audit(stack.database_url))
+    services.drop_database(name)
+
+
+@pytest.fixture(name="stack")
+async def stack_fixture(session_stack: Stack) -> Stack:
+    """A whole stack. A test may kill any process of it, and starts again what its later tests would have to wait for."""
+    await session_stack.restore()
+    return session_stack
