@@ -1,0 +1,153 @@
+"""A worker killed with -9 right before or right after a call of the provider was applied, for every call there is.
+
+Each test has several instances at the same call at once, and each of their calls meets another fate: `dropped` (never
+applied), `late` (applied when the worker was dead already), `much_later` (applied when its successor had done the work),
+`applied` (and the answer never read). One kill, one fresh worker, and all must come to the right end.
+"""
+
+import asyncio
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import pytest
+
+from tests.stack import Stack
+from tests.waiting import until
+from workers.broker import OBSERVE_ACTIONS
+
+FAULTS: Final = {
+    "dropped": "hold_before",
+    "late": "hold_before",
+    "much_later": "hold_before",
+    "applied": "hold_after",
+}
+#: A call that changes nothing has no more fates than these.
+READ: Final = ("dropped", "applied")
+CHANGE: Final = ("dropped", "late", "applied")
+
+#: Long enough for an agent to come after the question how its server fares.
+SLOW_BOOT_S: Final = 3.0
+
+
+class Call(NamedTuple):
+    """A call of the provider. `skip`: how many such calls of the same instance go well before it. `first`: what goes
+    wrong with the creates, so that it comes to this call."""
+
+    what: str
+    operation: str
+    fates: tuple[str, ...]
+    skip: int = 0
+    first: str | None = None
+
+    def about(self, stack: Stack, instance_id: UUID) -> dict[str, object]:
+        """How cloudsim tells this instance's calls from others'; not at all where they are about no single server."""
+        if self.operation == "get_server":
+            return {"server_id": int(stack.known_server(instance_id))}
+        if self.operation in {"create_server", "delete_server"}:
+            return {"name": f"hc-{instance_id}"}
+        return {}
+
+
+CREATE_CALLS: Final = (
+    Call("create", "create_server", ("dropped", "late", "much_later", "applied")),
+    Call("look for what an unanswered create made", "list_servers", READ, first="drop_reply"),
+    Call("ask how the servers fare", "get_actions", READ, first="slow_boot"),
+    Call("look for a failed attempt's server", "list_servers", READ, first="action_error"),
+    Call("delete a failed attempt's server", "delete_server", CHANGE, first="action_error"),
+    Call("see a failed attempt's server gone", "list_servers", READ, skip=1, first="action_error"),
+)
+DELETE_CALLS: Final = (
+    Call("look for the server", "list_servers", READ),
+    Call("delete the server", "delete_server", CHANGE),
+    Call("see it gone by label", "list_servers", READ, skip=1),
+    Call("see it gone by id", "get_server", READ),
+    Call("see it gone by label again", "list_servers", READ, skip=2),
+    Call("see it gone by id again", "get_server", READ, skip=1),
+)
+
+
+def what(call: Call) -> str:
+    return call.what
+
+
+@pytest.mark.parametrize("call", CREATE_CALLS, ids=what)
+async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call) -> None:
+    asked = [stack.new_key() for _ in call.fates]
+    ids = [instance_id for _, instance_id in asked]
+    if call.first is not None:
+        for instance_id in ids:
+            stack.cloudsim.fault("create_server", call.first, name=f"hc-{instance_id}", delay_s=SLOW_BOOT_S)
+    arrange(stack, call, ids)
+    await asyncio.gather(*(stack.create(key) for key, _ in asked))
+    if call.first in {"slow_boot", "action_error"}:
+        await until(lambda: all(stack.has_happened(each, "server_created") for each in ids))
+        for _ in call.fates:
+            stack.ring(OBSERVE_ACTIONS)
+
+    held = await kill_at(stack, call, ids)
+
+    for instance_id, fate in zip(ids, call.fates, strict=True):
+        await stack.until_status(instance_id, "running")
+        if call.operation == "create_server":
+            assert stack.has_happened(instance_id, "server_created", attempt=1)
+            assert stack.has_happened(instance_id, "server_created", adopted=True) == (fate in {"late", "applied"})
+    held.release("much_later")
+    for instance_id in ids:
+        assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
+    await delete_all(stack, ids)
+
+
+@pytest.mark.parametrize("call", DELETE_CALLS, ids=what)
+async def test_a_delete_survives_a_worker_killed_at_the(stack: Stack, call: Call) -> None:
+    ids = await asyncio.gather(*(stack.running() for _ in call.fates))
+    arrange(stack, call, ids)
+    await asyncio.gather(*(stack.delete(instance_id) for instance_id in ids))
+
+    await kill_at(stack, call, ids)
+
+    for instance_id in ids:
+        await stack.until_status(instance_id, "deleted")
+        stack.assert_no_server(instance_id)
+
+
+class Held(NamedTuple):
+    """Calls that are under way. `fates`: by the held request's id."""
+
+    stack: Stack
+    fates: dict[int, str]
+
+    def release(self, fate: str) -> None:
+        for number in [number for number, given in self.fates.items() if given == fate]:
+            self.stack.cloudsim.call("POST", "/_sim/release", {"id": number, "apply": fate in {"late", "much_later"}})
+
+
+def arrange(stack: Stack, call: Call, ids: list[UUID]) -> None:
+    """The next such call of each instance will be held."""
+    for instance_id, fate in zip(ids, call.fates, strict=True):
+        about = call.about(stack, instance_id)
+        skip = call.skip if about else call.skip * len(ids)
+        stack.cloudsim.fault(call.operation, FAULTS[fate], skip=skip, **about)
+
+
+async def kill_at(stack: Stack, call: Call, ids: list[UUID]) -> Held:
+    """Wait until all calls are held, kill the worker, and start another one."""
+    await until(lambda: len(stack.cloudsim.held()) == len(call.fates), seconds_max=30)
+    fates: dict[int, str] = {}
+    for request in stack.cloudsim.held():
+        about = [call.about(stack, each).items() <= request.items() for each in ids]
+        open_fates = [fate for fate, fits in zip(call.fates, about, strict=True) if fits and fate not in fates.values()]
+        fates[request["id"]] = open_fates[0]
+        assert request["applied"] == (open_fates[0] == "applied")
+    stack.worker.kill()
+    held = Held(stack, fates)
+    for fate in CHANGE:
+        held.release(fate)
+    stack.restart_worker()
+    return held
+
+
+async def delete_all(stack: Stack, ids: list[UUID]) -> None:
+    await asyncio.gather(*(stack.delete(instance_id) for instance_id in ids))
+    for instance_id in ids:
+        await stack.until_status(instance_id, "deleted")
+        stack.assert_no_server(instance_id)
