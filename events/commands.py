@@ -204,6 +204,10 @@ class CompleteDeletion(Command, frozen=True, kw_only=True):
     pass
 
 
+class EraseCustomer(Command, frozen=True, kw_only=True):
+    """Give it once the customer's key is destroyed: the event says what is so."""
+
+
 AnyCommand = (
     RequestInstance
     | PlanServer
@@ -231,4 +235,5 @@ AnyCommand = (
     | RecordTeardownStep
     | BlockTeardown
     | CompleteDeletion
+    | EraseCustomer
 )

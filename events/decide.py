@@ -47,6 +47,9 @@ def decide(state: Instance | None, command: c.AnyCommand, *, stream_id: UUID) ->
             return decide_use(state, command)
         case c.RequestDeletion() | c.RecordTeardownStep() | c.BlockTeardown() | c.CompleteDeletion():
             return _decide_teardown(state, command)
+        case c.EraseCustomer():
+            # From every status: what was sealed stays in the history of a deleted instance too.
+            return () if state.erased_ms is not None else (e.CustomerErased(at_ms=command.at_ms),)
         case _:
             return _decide_server(state, command)
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from events import types as e
-from events.evolve_use import configured, consent_changed, unchanged, usage_recorded
+from events.evolve_use import configured, consent_changed, customer_erased, unchanged, usage_recorded
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PROVISIONING, RUNNING
 from events.state import BOOTSTRAP_STAGES, Agent, Attempt, Instance
 
@@ -258,6 +258,7 @@ _FOLDS: dict[type[e.Event], Callable[[Instance, Any], Changes]] = {
     e.TeardownStepDone: _teardown_step_done,
     e.TeardownBlocked: _teardown_blocked,
     e.InstanceDeleted: _instance_deleted,
+    e.CustomerErased: customer_erased,
 }
 
 assert set(_FOLDS) == set(get_args(e.AnyEvent)), "every event of the union has its fold"

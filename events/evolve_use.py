@@ -8,7 +8,7 @@ from msgspec import UNSET
 from msgspec.structs import asdict, replace
 
 from events import types as e
-from events.state import Instance
+from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE, Instance
 
 #: Fields of configuration events that the instance itself has; all others are its configuration's.
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
@@ -19,6 +19,9 @@ def configured(
 ) -> dict[str, Any]:
     """What the event sets; every such event is a new version of the configuration."""
     changes = set_fields(event)
+    if state.erased_ms is not None:
+        # Sealed a moment before the key was destroyed, and recorded a moment after: nobody can read it.
+        changes = {name: None if name in SEALED_OF_CONFIG else value for name, value in changes.items()}
     version = state.config.version + 1
     if isinstance(event, e.ModelPolicyChanged):
         policy = replace(state.config.model_policy, **changes)
@@ -39,6 +42,12 @@ def unchanged(_state: Instance, _event: e.UpdatesApplied | e.ConversationsAccess
 
 def usage_recorded(state: Instance, event: e.UsageRecorded) -> dict[str, Any]:
     return {"usage_seqs": {**state.usage_seqs, str(event.ledger_id): event.seq}}
+
+
+def customer_erased(state: Instance, event: e.CustomerErased) -> dict[str, Any]:
+    """No sealed field is left. The configuration has a new version, so that the agent drops what it was given."""
+    config = replace(state.config, version=state.config.version + 1, **dict.fromkeys(SEALED_OF_CONFIG))
+    return {**dict.fromkeys(SEALED_OF_INSTANCE), "config": config, "erased_ms": event.at_ms}
 
 
 def set_fields(changes: Any) -> dict[str, Any]:

@@ -36,6 +36,10 @@ TEARDOWN_STEPS = (
     "addresses_freed",
 )
 
+#: The sealed fields of the instance and of its configuration: what an erasure takes away.
+SEALED_OF_INSTANCE = ("customer_email", "user_display_name")
+SEALED_OF_CONFIG = ("system_prompt", "customer_facing_prompt", "telegram_bot_token", "advanced", "channels")
+
 #: How many placements are tried before provisioning fails.
 ATTEMPTS_MAX = 4
 
@@ -158,6 +162,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     teardown_done: tuple[str, ...] = ()
     teardown_blocked: str | None = None
     deleted_ms: int | None = None
+    #: When the customer's key was found destroyed; from then on no sealed field has a value.
+    erased_ms: int | None = None
 
     @property
     def teardown_step(self) -> str | None:

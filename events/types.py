@@ -248,6 +248,10 @@ class InstanceDeleted(Event, frozen=True, kw_only=True, tag="instance_deleted"):
     pass
 
 
+class CustomerErased(Event, frozen=True, kw_only=True, tag="customer_erased"):
+    """The customer's key was destroyed: whatever was sealed in this stream is unreadable for good, backups included."""
+
+
 AnyEvent = (
     InstanceRequested
     | PlacementChosen
@@ -278,5 +282,6 @@ AnyEvent = (
     | TeardownStepDone
     | TeardownBlocked
     | InstanceDeleted
+    | CustomerErased
 )
 """The closed union of events: a new one fails type checking wherever it is not handled."""

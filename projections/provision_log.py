@@ -74,6 +74,8 @@ def line_of(event: e.AnyEvent) -> Line | None:
             return _use_line(event)
         case e.DeletionRequested() | e.TeardownStepDone() | e.TeardownBlocked() | e.InstanceDeleted():
             return _teardown_line(event)
+        case e.CustomerErased():
+            return Line("info", None, "The customer's personal data was erased")
         case _:
             assert_never(event)
 

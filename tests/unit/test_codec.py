@@ -151,6 +151,7 @@ SAMPLES: tuple[e.AnyEvent, ...] = (
     e.TeardownStepDone(at_ms=AT_MS, step="key_revoked"),
     e.TeardownBlocked(at_ms=AT_MS, step="server_deleted", code="locked"),
     e.InstanceDeleted(at_ms=AT_MS),
+    e.CustomerErased(at_ms=AT_MS),
 )
 
 

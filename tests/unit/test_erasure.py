@@ -1,0 +1,75 @@
+"""Erasing a customer, as the fold sees it: every sealed field goes, from every status, and none comes back."""
+
+from __future__ import annotations
+
+from typing import get_args, get_type_hints
+
+import msgspec
+import pytest
+
+from events import commands as c
+from events import types as e
+from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE, Config, Instance
+from events.types import Sealed
+from projections.instance import row_of
+from tests import lives
+from tests.lives import NOW_MS, Life
+
+ERASE = c.EraseCustomer(at_ms=NOW_MS)
+SECRET = Sealed("v1.c2VjcmV0")
+
+#: A life whose every sealed field has a value.
+FULL = (
+    lives.request(customer_email=SECRET, user_display_name=SECRET),
+    *lives.RUNNING[1:],
+    lives.configure(system_prompt=SECRET, customer_facing_prompt=SECRET, telegram_bot_token=SECRET),
+    c.PatchPlatformConfig(at_ms=NOW_MS, advanced=SECRET, channels=SECRET),
+)
+
+
+def sealed_fields(of: type[msgspec.Struct]) -> set[str]:
+    return {name for name, hint in get_type_hints(of).items() if Sealed in get_args(hint)}
+
+
+def test_every_sealed_field_of_the_state_is_known_to_the_erasure() -> None:
+    assert sealed_fields(Instance) == set(SEALED_OF_INSTANCE)
+    assert sealed_fields(Config) == set(SEALED_OF_CONFIG)
+
+
+def test_an_erasure_leaves_no_ciphertext_in_the_state_or_in_its_row() -> None:
+    life = Life.after(*FULL)
+    assert msgspec.json.encode(life.state).count(SECRET.encode()) == len(SEALED_OF_INSTANCE) + len(SEALED_OF_CONFIG)
+
+    (event,) = life.give(ERASE)
+
+    assert event == e.CustomerErased(at_ms=NOW_MS)
+    assert SECRET.encode() not in msgspec.json.encode(life.state)
+    assert row_of(life.state, lane=0)["customer_email"] is None
+    assert life.state.erased_ms == NOW_MS
+
+
+def test_an_agent_learns_from_the_version_of_its_configuration_that_its_prompts_are_gone() -> None:
+    life = Life.after(*FULL)
+    version = life.state.config.version
+
+    life.give(ERASE)
+
+    assert life.state.config.version == version + 1
+
+
+@pytest.mark.parametrize("status", lives.WAYS)
+def test_an_erasure_is_recorded_once_in_every_status_and_changes_none(status: str) -> None:
+    life = Life.after(*lives.WAYS[status])
+
+    first, second = life.give(ERASE), life.give(ERASE)
+
+    assert (len(first), second) == (1, ())
+    assert life.state.status == status
+
+
+def test_what_was_sealed_before_the_erasure_and_comes_after_it_is_not_kept() -> None:
+    life = Life.after(*FULL, ERASE)
+
+    assert life.give(lives.configure(agent_name="Bob's", system_prompt=SECRET))
+
+    assert (life.state.agent_name, life.state.config.system_prompt) == ("Bob's", None)
