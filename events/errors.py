@@ -13,6 +13,7 @@ EventsError
 |-- VersionConflict         another writer was faster: load again and decide again
 |-- ReservationTaken        a unique value is held by another instance
 |-- LogCorrupted            the log contradicts itself: an alarm, never a skip
+|-- EventUnreadable         an event of a version that this code does not know
 `-- StoreUnavailable        the database did not answer in time; the outcome is safe to retry
 """
 
@@ -96,6 +97,13 @@ class LogCorrupted(EventsError):
         super().__init__(f"Lane {lane} at {seq}: {what}")
         self.lane = lane
         self.seq = seq
+
+
+class EventUnreadable(EventsError):
+    def __init__(self, tag: str, schema_version: int) -> None:
+        super().__init__(f"Version {schema_version} of {tag} is not known here: was it written by a newer HydraCore?")
+        self.tag = tag
+        self.schema_version = schema_version
 
 
 class StoreUnavailable(EventsError):

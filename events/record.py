@@ -8,9 +8,9 @@ from uuid import UUID
 
 import msgspec
 
-from events.codec import decode
 from events.state import Instance
 from events.types import AnyEvent
+from events.upcast import read
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +77,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def event(self) -> AnyEvent:
-        return decode(self.payload)
+        return read(self.payload, tag=self.type, schema_version=self.schema_version)
 
 
 class InlineProjection(Protocol):

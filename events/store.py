@@ -12,7 +12,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
-from events.codec import decode
 from events.commands import AnyCommand, RequestInstance
 from events.committer import Committer
 from events.decide import decide
@@ -23,6 +22,7 @@ from events.patience import patiently
 from events.record import Append, InlineProjection, Origin, Outcome, Recorded
 from events.sql import Statements
 from events.state import Instance
+from events.upcast import read
 
 _SQL = Statements("events", "store.sql")
 _STREAM_FROM = _SQL["stream_from"]
@@ -38,6 +38,8 @@ STATES_MAX = 10_000
 
 class _Row(NamedTuple):
     version: int
+    type: str
+    schema_version: int
     payload: str
     digest: bytes
 
@@ -96,7 +98,8 @@ class EventStore:
             if row.version != expected:
                 what = f"stream {stream_id} has {row.version} where {expected} must be"
                 raise LogCorrupted(lane_of(stream_id), 0, what)
-            state = evolve(state, decode(row.payload), stream_id=stream_id)
+            event = read(row.payload, tag=row.type, schema_version=row.schema_version)
+            state = evolve(state, event, stream_id=stream_id)
         if rows and state is not None:
             self._remember(state, digest=rows[-1].digest)
         return state

@@ -4,7 +4,7 @@ SELECT ordinal, outcome, version_after, seq_before, known_request_hash, known_re
  ORDER BY ordinal
 
 -- name: stream_from
-SELECT version, payload::text, digest
+SELECT version, type, schema_version, payload::text, digest
   FROM event
  WHERE lane = %s AND stream_id = %s AND version >= %s
  ORDER BY version
