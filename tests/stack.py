@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,6 +22,7 @@ import pytest
 import redis
 
 from events.ids import instance_id_for
+from hydracore import settings as configuration
 from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
@@ -29,6 +31,7 @@ from tests.cloudsim_fixtures import REPOSITORY, CloudsimProcess
 from tests.services import VALKEY_DATABASES, Services
 from tests.waiting import until
 from workers.broker import Bell
+from workers.deps import Deps, open_deps
 
 MASTER_KEY = "bWFzdGVyLWtleS1vZi10aGUtdGVzdHMtMzItYnl0ZXM"
 JWT_SECRET = "a-secret-that-signs-the-tokens-of-the-tests"
@@ -77,13 +80,11 @@ class Program:
         """Start it, with these settings changed for this life."""
         assert not self.is_alive, "it runs"
         self._begin = len(self.output())
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")}
-        changed = {variable(name): value for name, value in settings.items()}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "hydracore", self.name],
                 cwd=REPOSITORY,
-                env={**inherited, **self._environ, **changed},
+                env=self._environ | {variable(name): value for name, value in settings.items()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -134,7 +135,8 @@ class Stack:
             "cloudsim_token": self.cloudsim.token,
             **settings,
         }
-        self._environ = {variable(name): value for name, value in known.items()}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")}
+        self._environ = inherited | {variable(name): value for name, value in known.items()}
         self.api = self.program("api")
         self.relay = self.program("relay")
         self.worker = self.program("worker")
@@ -177,6 +179,17 @@ class Stack:
         """A fresh worker, with these settings changed, in place of the one that is killed here, if it is not dead yet."""
         self.worker.kill()
         self.worker.start(**settings)
+
+    def environ(self, **settings: str) -> dict[str, str]:
+        """What the processes are given, with these settings changed."""
+        return self._environ | {variable(name): value for name, value in settings.items()}
+
+    @asynccontextmanager
+    async def deps(self, **settings: str) -> AsyncGenerator[Deps]:
+        """What a worker stands on, in this process, with these settings changed."""
+        environ = self.environ(**settings)
+        async with open_deps(configuration.load(environ, require=configuration.WORKER_NEEDS), environ) as opened:
+            yield opened
 
     def close(self) -> None:
         for each in (self.api, self.relay, self.worker):

@@ -111,13 +111,13 @@ async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Serv
                 findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
     if not dry_run:
         await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": orphans})
-    for account in _missing(name, servers, accounts):
+    for account in missing_accounts(name, servers, accounts):
         with _one_by_one(name, account.server_id or ""):
             findings += await _vanished(deps, name, provider, account, dry_run=dry_run)
     return findings
 
 
-def _missing(name: str, servers: list[Server], accounts: list[Account]) -> list[Account]:
+def missing_accounts(name: str, servers: list[Server], accounts: list[Account]) -> list[Account]:
     """The accounts whose servers are not listed; none where so many are that the listing must be of another project."""
     listed = {server.id for server in servers}
     expected = [account for account in accounts if account.provider == name and account.may_vanish]

@@ -1,0 +1,216 @@
+"""The sweep against a real provider: what it removes, what it mends, what it reports, and what it leaves alone."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.cloudsim_fixtures import REPOSITORY, driver_for, user_data
+from tests.stack import Stack
+from tests.waiting import until
+from workers.broker import SWEEP
+from workers.providers.base import CreateServer
+from workers.providers.hetzner import HetznerProvider
+from workers.sweep import MISSING_MAX, Account, missing_accounts, sweep
+
+#: Graces that have passed before a second look, and that no test outlives.
+SHORT, LONG = "0.001", "3600"
+
+
+@pytest.fixture
+async def provider(stack: Stack) -> AsyncGenerator[HetznerProvider]:
+    """A hand in the provider's project that the control plane knows nothing of."""
+    driver = driver_for(stack.cloudsim)
+    yield driver
+    await driver.aclose()
+
+
+async def stray(provider: HetznerProvider, **labels: str) -> str:
+    """A server that no instance accounts for; its id."""
+    instance_id = uuid4()
+    ours = {"hc-installation": "hydracore", "hc-instance": str(instance_id), "hc-attempt": "1"}
+    order = CreateServer(
+        name=f"hc-{instance_id}",
+        server_type="sim1",
+        location="local1",
+        image="debian-13",
+        user_data=user_data(),
+        labels=ours | labels,
+    )
+    return (await provider.create_server(order)).server.id
+
+
+async def found(stack: Stack, server_id: str, *, dry_run: bool = False, grace_s: str = LONG) -> list[tuple[str, str]]:
+    """Sweep once; the kinds and actions of what was found about this server."""
+    async with stack.deps(orphan_grace_s=grace_s) as deps:
+        findings = await sweep(deps, dry_run=dry_run)
+    return [(finding.kind, finding.action) for finding in findings if finding.server_id == server_id]
+
+
+async def is_gone(provider: HetznerProvider, server_id: str) -> bool:
+    return await provider.get_server(server_id) is None
+
+
+async def test_an_orphan_is_removed_at_its_second_sighting_after_the_grace(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    server_id = await stray(provider)
+
+    assert await found(stack, server_id, grace_s=SHORT) == [("orphan", "watched")], "seen once"
+    assert await found(stack, server_id, grace_s=LONG) == [("orphan", "watched")], "too young"
+    assert not await is_gone(provider, server_id)
+
+    assert await found(stack, server_id, grace_s=SHORT) == [("orphan", "removed")]
+    await until(lambda: is_gone(provider, server_id))
+    assert not await found(stack, server_id)
+
+
+async def test_an_orphan_that_was_accounted_for_in_between_is_watched_anew(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    server_id = await stray(provider)
+    server = await provider.get_server(server_id)
+    assert server is not None
+    await found(stack, server_id)
+
+    await provider.set_labels(server_id, {**server.labels, "hc-installation": "another"})
+    assert not await found(stack, server_id)
+    await provider.set_labels(server_id, server.labels)
+
+    assert await found(stack, server_id, grace_s=SHORT) == [("orphan", "watched")]
+    stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
+
+
+async def test_servers_of_others_are_left_alone(stack: Stack, provider: HetznerProvider) -> None:
+    foreign = await stray(provider, **{"hc-installation": "hydracore-staging"})
+    bare = await stray(provider)
+    await provider.set_labels(bare, {"purpose": "database"})
+
+    for _ in range(3):
+        assert not await found(stack, foreign, grace_s=SHORT)
+        assert not await found(stack, bare, grace_s=SHORT)
+
+    for server_id in (foreign, bare):
+        assert not await is_gone(provider, server_id)
+        stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
+
+
+async def test_a_server_that_is_just_being_made_is_never_taken_for_an_orphan(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "hold_after", name=f"hc-{instance_id}")
+    await stack.create(key)
+    await until(stack.cloudsim.held)
+    server = stack.server(instance_id)
+
+    for _ in range(3):
+        assert not await found(stack, str(server["id"]), grace_s=SHORT)
+
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+    await stack.until_status(instance_id, "running")
+    assert stack.server(instance_id) == server
+
+
+@pytest.mark.parametrize("taken", ["hc-instance", "hc-attempt", "hc-installation"])
+async def test_labels_that_somebody_changed_are_mended(stack: Stack, provider: HetznerProvider, taken: str) -> None:
+    instance_id = await stack.running()
+    server_id = stack.known_server(instance_id)
+    before = await provider.get_server(server_id)
+    assert before is not None
+    left = {key: value for key, value in before.labels.items() if key != taken} | {"mine": "too"}
+    await provider.set_labels(server_id, left)
+
+    assert await found(stack, server_id) == [("wrong_labels", "labelled again")]
+
+    after = await provider.get_server(server_id)
+    assert after is not None
+    assert after.labels == before.labels | {"mine": "too"}
+    assert not await found(stack, server_id)
+
+
+async def test_a_server_that_vanished_under_a_running_instance_is_reported_and_can_be_deleted(stack: Stack) -> None:
+    instance_id = await stack.running()
+    server_id = stack.known_server(instance_id)
+    stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
+
+    stack.ring(SWEEP)
+
+    await stack.until_status(instance_id, "error")
+    assert stack.has_happened(instance_id, "server_vanished", server_id=server_id)
+    assert (await stack.detail(instance_id))["error_message"] == "The server is gone from the provider"
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+    stack.assert_no_server(instance_id)
+
+
+async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_being_looked_at(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    guarded, other = await stray(provider), await stray(provider)
+    instance_id = await stack.running()
+    stack.cloudsim.call("POST", f"/_sim/servers/{stack.known_server(instance_id)}/vanish")
+    stack.cloudsim.fault("delete_server", "error", server_id=int(guarded), status=403, code="protected", times=None)
+
+    await found(stack, guarded, grace_s=SHORT)
+    await found(stack, guarded, grace_s=SHORT)
+
+    assert not await is_gone(provider, guarded)
+    await until(lambda: is_gone(provider, other))
+    assert stack.has_happened(instance_id, "server_vanished")
+    stack.cloudsim.call("POST", f"/_sim/servers/{guarded}/vanish")
+
+
+async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: HetznerProvider) -> None:
+    orphan = await stray(provider)
+    mislabelled, lost = await stack.running(), await stack.running()
+    await provider.set_labels(stack.known_server(mislabelled), {"hc-installation": "hydracore"})
+    stack.cloudsim.call("POST", f"/_sim/servers/{stack.known_server(lost)}/vanish")
+    changes = ["delete_server", "update_server"]
+    before = [stack.cloudsim.requests(change) for change in changes]
+
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "hydracore", "sweep", "--dry-run"],
+        cwd=REPOSITORY,
+        env=stack.environ(orphan_grace_s=SHORT),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for kind, server_id in (
+        ("orphan", orphan),
+        ("wrong_labels", stack.known_server(mislabelled)),
+        ("vanished", stack.known_server(lost)),
+    ):
+        assert [line for line in lines if kind in line and f"{server_id}" in line], done.stdout
+    assert [stack.cloudsim.requests(change) for change in changes] == before
+    assert not stack.rows("SELECT 1 FROM orphan WHERE server_id = %s", orphan)
+    assert not stack.has_happened(lost, "server_vanished")
+    stack.cloudsim.call("POST", f"/_sim/servers/{orphan}/vanish")
+    stack.ring(SWEEP)
+    await stack.until_status(lost, "error")
+
+
+def account(number: int) -> Account:
+    return Account(
+        instance_id=UUID(int=number),
+        lane=0,
+        status="running",
+        attempt=1,
+        server_id=str(number),
+        provider="cloudsim",
+        settled=True,
+    )
+
+
+def test_a_listing_that_lacks_most_servers_is_not_believed() -> None:
+    accounts = [account(number) for number in range(1, 3 * MISSING_MAX)]
+
+    assert missing_accounts("cloudsim", [], accounts) == []
+    assert missing_accounts("cloudsim", [], accounts[:MISSING_MAX]) == accounts[:MISSING_MAX]
