@@ -19,6 +19,8 @@ from uuid import UUID
 
 from msgspec import inspect as types
 
+from hydracore.documents import flaws
+
 Location = tuple[str | int, ...]
 
 #: Given a text, says what is wrong with it, or None. A field names its check with `Meta(extra={"check": name})`.
@@ -87,6 +89,8 @@ class Reader:
             return self._list(value, info, loc)
         if isinstance(info, types.DictType):
             return self._dict(value, info, loc)
+        if isinstance(info, types.AnyType):
+            return self._anything(value, loc)
         try:
             return _read_scalar(value, info)
         except _Refused as refused:
@@ -150,8 +154,15 @@ class Reader:
         if not isinstance(value, dict):
             self._add(loc, "Input should be a valid dictionary", "dict_type")
             return None
+        if isinstance(info.value_type, types.AnyType):
+            return self._anything(value, loc)
         items = cast("dict[str, Any]", value).items()
         return {key: self.read(item, info.value_type, (*loc, key)) for key, item in items}
+
+    def _anything(self, value: Any, loc: Location) -> Any:
+        for flaw in flaws(value):
+            self._add((*loc, *flaw.path), flaw.msg, flaw.type)
+        return value
 
 
 def named_check(info: types.Metadata) -> str | None:
@@ -168,13 +179,8 @@ class _Refused(Exception):
 
 
 def _read_scalar(value: Any, info: types.Type) -> Any:
-    match info:
-        case types.StrType():
-            return _read_str(value, info)
-        case types.AnyType():
-            return value
-        case _:
-            pass
+    if isinstance(info, types.StrType):
+        return _read_str(value, info)
     _refuse_half_characters(value)
     match info:
         case types.IntType():

@@ -1,0 +1,134 @@
+"""JSON documents whose shape is their owner's business: what they may not hold, how they are patched, what is hidden.
+
+A text under a name that says it is a secret (`bot_token`, `apiKey`, ...), or anywhere below such a name, is one. It is
+sealed before it is stored and shown masked; a masked text that comes back unchanged stands for the secret itself, so
+that a client may send back what it was shown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, NamedTuple, cast
+
+#: Deeper documents are refused: every reader on the way to the agent recurses.
+DEPTH_MAX: Final = 32
+
+_SECRET_NAME: Final = re.compile(
+    r"token|secret|passw|pwd|credential|authorization|api_?key|private_?key|(^|[_-])key$|[a-z]Key$", re.ASCII
+)
+
+MASK: Final = "****"
+#: Of a secret this long, the last characters are shown, so that people can tell which one it is.
+_TELLING_LENGTH_MIN: Final = 12
+_TELLING: Final = 4
+
+Path = tuple[str | int, ...]
+
+
+class Flaw(NamedTuple):
+    """What a document may not hold, and where."""
+
+    path: Path
+    msg: str
+    type: str
+
+
+def flaws(value: Any, path: Path = ()) -> Iterator[Flaw]:
+    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL."""
+    if len(path) > DEPTH_MAX:
+        yield Flaw(path, f"Value error, documents may be {DEPTH_MAX} levels deep", "value_error")
+    elif isinstance(value, dict):
+        for name, item in cast("dict[str, Any]", value).items():
+            # Whatever the name is, where the flaw is must be printable.
+            here = (*path, name.encode(errors="replace").decode())
+            yield from _text_flaws(name, here)
+            yield from flaws(item, here)
+    elif isinstance(value, list):
+        for index, item in enumerate(cast("list[Any]", value)):
+            yield from flaws(item, (*path, index))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Flaw(path, "Input should be a finite number", "finite_number")
+    elif isinstance(value, str):
+        yield from _text_flaws(value, path)
+
+
+def _text_flaws(text: str, path: Path) -> Iterator[Flaw]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        msg = "Input should be a valid string, unable to parse raw data as a unicode string"
+        yield Flaw(path, msg, "string_unicode")
+        return
+    if "\0" in text:
+        yield Flaw(path, "Value error, text must not contain the NUL character", "value_error")
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """`target` after a JSON merge patch (RFC 7396, section 2). Neither is changed."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(cast("dict[str, Any]", target)) if isinstance(target, dict) else {}
+    for name, value in cast("dict[str, Any]", patch).items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge_patch(result.get(name), value)
+    return result
+
+
+def mask(secret: str) -> str:
+    """What is shown of a secret."""
+    return MASK + secret[-_TELLING:] if len(secret) >= _TELLING_LENGTH_MIN else MASK
+
+
+def masked(value: Any) -> Any:
+    """`value` with every secret in it masked."""
+    return _mapped(value, mask)
+
+
+def unmasked(value: Any, stored: Any, *, secret: bool = False) -> Any:
+    """`value` with each masked text that stands where `stored` has that very secret replaced by the secret."""
+    if isinstance(value, dict):
+        known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
+        return {
+            name: unmasked(item, known.get(name), secret=secret or _names_a_secret(name))
+            for name, item in cast("dict[str, Any]", value).items()
+        }
+    if isinstance(value, list | tuple):
+        items = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
+        return [
+            unmasked(item, items[index] if index < len(items) else None, secret=secret)
+            for index, item in enumerate(cast("list[Any]", value))
+        ]
+    if secret and isinstance(value, str) and isinstance(stored, str) and value == mask(stored):
+        return stored
+    return value
+
+
+async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:
+    """`value` with every secret in it replaced by what `change` makes of it: sealed, or opened."""
+    if isinstance(value, dict):
+        return {
+            name: await with_secrets(item, change, secret=secret or _names_a_secret(name))
+            for name, item in cast("dict[str, Any]", value).items()
+        }
+    if isinstance(value, list | tuple):
+        return [await with_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
+    return await change(value) if secret and isinstance(value, str) else value
+
+
+def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _mapped(item, change, secret=secret or _names_a_secret(name))
+            for name, item in cast("dict[str, Any]", value).items()
+        }
+    if isinstance(value, list | tuple):
+        return [_mapped(item, change, secret=secret) for item in cast("list[Any]", value)]
+    return change(value) if secret and isinstance(value, str) else value
+
+
+def _names_a_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None or _SECRET_NAME.search(name.lower()) is not None

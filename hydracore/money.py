@@ -1,0 +1,15 @@
+"""Amounts of US dollars as texts: exact, and never in the notation with an exponent."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+
+def plain(amount: Decimal) -> str:
+    """`amount` without an exponent and without zeros at the end: `0.00005`, `12`, `0`."""
+    return format(amount.normalize() + 0, "f")
+
+
+def of_number(number: float) -> str:
+    """A JSON number as the decimal that its writer meant: 0.1 is one tenth."""
+    return plain(Decimal(repr(number)))

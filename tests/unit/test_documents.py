@@ -1,0 +1,121 @@
+"""Free JSON documents: what they may hold, RFC 7396, and secrets that are hidden and come back hidden."""
+
+import json
+from typing import Any
+
+import pytest
+
+from hydracore.documents import DEPTH_MAX, flaws, mask, masked, merge_patch, unmasked, with_secrets
+
+TOKEN = "1234567890:AAH-abcdefghij"
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [
+        # The examples of RFC 7396, appendix A, in their order.
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+    ids=lambda value: json.dumps(value) if value is not None else "null",
+)
+def test_a_merge_patch_does_what_its_standard_says(target: Any, patch: Any, result: Any) -> None:
+    before = json.dumps([target, patch])
+
+    assert merge_patch(target, patch) == result
+    assert json.dumps([target, patch]) == before
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "paths"),
+    [
+        ({"a": [1, 2.5, "x", None, True, {"b": 2**80}]}, []),
+        ({"a": float("nan"), "b": [float("inf")]}, [("a",), ("b", 0)]),
+        ({"a": "x\0", "b\0": 1}, [("a",), ("b\0",)]),
+        ({"a": "\ud800"}, [("a",)]),
+        ({"\udfff": {"c": "\ud800"}}, [("?",), ("?", "c")]),
+        (nested(DEPTH_MAX), []),
+        (nested(DEPTH_MAX + 1), [(0,) * (DEPTH_MAX + 1)]),
+    ],
+    ids=["fine", "no_number", "nul", "half_a_character", "in_names", "deep", "too_deep"],
+)
+def test_what_cannot_be_stored_is_found_and_its_place_can_be_told(value: Any, paths: list[Any]) -> None:
+    found = list(flaws(value))
+
+    assert [flaw.path for flaw in found] == paths
+    json.dumps([flaw.path for flaw in found]).encode()
+
+
+def test_secrets_are_masked_wherever_their_names_say_so() -> None:
+    document = {
+        "telegram": {"bot_token": TOKEN, "chat": "general"},
+        "list": [{"apiKey": "short", "Password": TOKEN, "name": "x"}],
+        "credentials": {"user": "ann-the-owner", "more": [TOKEN]},
+        "max_tokens": 5,
+        "tokens": None,
+        "keyboard": "qwerty",
+        "signing_key": TOKEN,
+    }
+
+    assert masked(document) == {
+        "telegram": {"bot_token": "****ghij", "chat": "general"},
+        "list": [{"apiKey": "****", "Password": "****ghij", "name": "x"}],
+        "credentials": {"user": "****wner", "more": ["****ghij"]},
+        "max_tokens": 5,
+        "tokens": None,
+        "keyboard": "qwerty",
+        "signing_key": "****ghij",
+    }
+
+
+def test_what_was_shown_masked_may_be_sent_back() -> None:
+    stored = {"telegram": {"bot_token": TOKEN}, "list": [{"secret": "one"}, {"secret": "two"}]}
+
+    assert unmasked(masked(stored), stored) == stored
+    assert merge_patch(stored, unmasked({"telegram": {"bot_token": mask(TOKEN)}}, stored)) == stored
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"telegram": {"bot_token": "****zzzz"}},
+        {"other": {"bot_token": mask(TOKEN)}},
+        {"telegram": {"name": mask(TOKEN)}},
+        {"telegram": mask(TOKEN)},
+    ],
+    ids=str,
+)
+def test_a_mask_of_something_else_is_a_text_like_any_other(patch: Any) -> None:
+    assert unmasked(patch, {"telegram": {"bot_token": TOKEN, "name": TOKEN}}) == patch
+
+
+async def test_secrets_within_lists_can_be_sealed_and_opened() -> None:
+    async def turn(text: str) -> str:
+        return text[::-1]
+
+    items = [{"type": "mail", "password": "abc", "ports": [25]}, "plain", {"keys": {"token": {"a": "xyz"}}}]
+
+    sealed = await with_secrets(items, turn)
+
+    assert sealed == [{"type": "mail", "password": "cba", "ports": [25]}, "plain", {"keys": {"token": {"a": "zyx"}}}]
+    assert await with_secrets(sealed, turn) == items
