@@ -15,7 +15,7 @@ from events.ids import LANES, lane_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_HEADS = "SELECT lane, head, link, recorded_at FROM lane_head ORDER BY lane"
+_HEADS = "SELECT lane, head, link, nullif(recorded_at, '-infinity') AS recorded_at FROM lane_head ORDER BY lane"
 _COMMANDS = """
 SELECT lane, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id, request_hash,
        result::text AS result, first_seq, event_count, digest, link, recorded_at
@@ -74,7 +74,7 @@ def _check_lane(head: Row, commands: list[Row], events: list[Row]) -> None:
         seq, recorded_at = seq + len(own), command["recorded_at"]
     assert len(events) == seq, "no event without a command"
     assert (head["head"], bytes(head["link"])) == (seq, link)
-    assert recorded_at is None or head["recorded_at"] == recorded_at
+    assert head["recorded_at"] == recorded_at
 
 
 def _agree(event: Row, command: Row) -> bool:

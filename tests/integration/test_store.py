@@ -1,0 +1,294 @@
+"""The store on a real PostgreSQL: what lands, what does not, and what each caller is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from events import commands as c
+from events import types as e
+from events.errors import LogCorrupted, NotFound, RequestMismatch, TransitionRefused, VersionConflict
+from events.ids import command_id_for, lane_of
+from events.record import Origin
+from events.store import EventStore, read_heads, read_lane
+from tests import lives
+from tests.lives import NOW_MS, SECOND_KEY, instance_id, request
+from tests.log_audit import audited
+from tests.requests_to_log import open_store, origin
+
+ADA = instance_id("ada")
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncGenerator[EventStore]:
+    async with open_store(database_url) as (opened, _):
+        yield opened
+
+
+@pytest.fixture
+async def other_store(database_url: str) -> AsyncGenerator[EventStore]:
+    """A store of another process, as far as the log can tell."""
+    async with open_store(database_url) as (opened, _):
+        yield opened
+
+
+def first(request_hash: bytes | None = None, result: bytes | None = None, stream_id: UUID = ADA) -> Origin:
+    return Origin(
+        actor="customer:ada",
+        command_id=command_id_for(stream_id, "request"),
+        correlation_id=uuid4(),
+        causation_id=UUID(int=9),
+        request_hash=request_hash,
+        result=result,
+    )
+
+
+async def live(store: EventStore, *commands: c.AnyCommand) -> None:
+    """Give `commands` to Ada's instance one after the other."""
+    for command in commands:
+        await store.execute(ADA, command, origin())
+
+
+# --- what lands ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_created_instance_is_what_every_process_loads(store: EventStore, other_store: EventStore) -> None:
+    outcome = await store.create(ADA, request(agent_name="Ada's"), first())
+
+    assert isinstance(outcome.events[0], e.InstanceRequested)
+    assert (outcome.duplicate, outcome.state.version, outcome.state.agent_name) == (False, 1, "Ada's")
+    assert await other_store.load(ADA) == await store.load(ADA) == outcome.state
+
+
+async def test_an_instance_that_nobody_asked_for_is_not_there(store: EventStore) -> None:
+    assert await store.load(ADA) is None
+    with pytest.raises(NotFound):
+        await store.execute(ADA, lives.delete(), origin())
+
+
+async def test_a_whole_life_is_the_same_in_memory_and_in_the_log(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.DELETED)
+
+    imagined = lives.Life.after(*lives.DELETED).state
+    assert await store.load(ADA) == await other_store.load(ADA) == imagined
+    assert (await audited(owner_conn)).versions == {ADA: imagined.version}
+
+
+async def test_the_log_keeps_who_why_and_the_exact_bytes(store: EventStore, owner_conn: AsyncConnection) -> None:
+    result = b'{"instance_id": 1,   "a":\t2}'
+    await store.create(ADA, request(agent_name="literally \\u0000 and \N{SNOWMAN}"), first(b"hash", result))
+
+    log = await audited(owner_conn)
+
+    command = log.commands[command_id_for(ADA, "request")]
+    assert (command["name"], command["actor"], command["causation_id"]) == (
+        "RequestInstance",
+        "customer:ada",
+        UUID(int=9),
+    )
+    assert (command["request_hash"], command["result"].encode()) == (b"hash", result)
+    assert '"agent_name":"literally \\\\u0000 and \N{SNOWMAN}"' in log.events[0]["payload"]
+
+
+async def test_what_is_so_already_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
+    await live(store, request(), lives.delete())
+    before = await audited(owner_conn)
+
+    outcome = await store.execute(ADA, lives.delete(), origin())
+
+    assert (outcome.events, outcome.state.status) == ((), "deleting")
+    assert await audited(owner_conn) == before
+
+
+async def test_what_is_refused_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
+    await live(store, request())
+    before = await audited(owner_conn)
+
+    with pytest.raises(TransitionRefused):
+        await store.execute(ADA, lives.gave_up(), origin())
+
+    assert await audited(owner_conn) == before
+
+
+async def test_whoever_follows_is_told_how_far_each_lane_has_moved(database_url: str) -> None:
+    told: list[dict[int, int]] = []
+    async with open_store(database_url) as (_, pool):
+        store = EventStore(pool, inline=(), published=told.append)
+
+        await store.create(ADA, request(), first())
+        await store.create(ADA, request(), first())
+        await store.execute(ADA, lives.plan(), origin())
+
+        async with pool.connection() as connection:
+            heads = await read_heads(connection)
+    assert told == [{lane_of(ADA): 1}, {lane_of(ADA): 4}]
+    assert heads[lane_of(ADA)] == 4
+
+
+# --- repeats ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_repeated_request_gets_the_stored_answer(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await store.create(ADA, request(), first(b"same", b'{"answer": 1}'))
+    before = await audited(owner_conn)
+
+    repeat = await other_store.create(ADA, request(at_ms=NOW_MS + 5), first(b"same", b'{"answer": 2}'))
+
+    assert (repeat.duplicate, repeat.events, repeat.result) == (True, (), b'{"answer": 1}')
+    assert repeat.state.created_ms == NOW_MS
+    assert await audited(owner_conn) == before
+
+
+async def test_a_repeat_is_answered_from_the_state_of_now(store: EventStore, other_store: EventStore) -> None:
+    await store.create(ADA, request(), first(b"same"))
+    await live(store, lives.plan(), lives.delete())
+
+    repeat = await other_store.create(ADA, request(), first(b"same"))
+
+    assert (repeat.duplicate, repeat.state.status) == (True, "deleting")
+
+
+@pytest.mark.parametrize("other_hash", [b"other", None])
+async def test_the_same_command_with_another_request_is_refused(
+    store: EventStore, owner_conn: AsyncConnection, other_hash: bytes | None
+) -> None:
+    await store.create(ADA, request(), first(b"same"))
+    before = await audited(owner_conn)
+
+    with pytest.raises(RequestMismatch):
+        await store.create(ADA, request(agent_name="Eve's"), first(other_hash))
+
+    assert await audited(owner_conn) == before
+
+
+async def test_ten_times_the_same_request_at_once_is_one_instance(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    outcomes = await asyncio.gather(
+        *(each.create(ADA, request(), first(b"same", b"%d" % n)) for n, each in enumerate([store, other_store] * 5))
+    )
+
+    assert sorted(outcome.duplicate for outcome in outcomes) == [False] + [True] * 9
+    assert len({outcome.result for outcome in outcomes if outcome.duplicate}) == 1
+    assert len((await audited(owner_conn)).events) == 1
+
+
+async def test_a_command_that_landed_does_not_land_again(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.RUNNING)
+    at = await other_store.load(ADA)
+    late = origin()
+
+    landed = await store.execute_at(await store.load(ADA), ADA, lives.health("late"), late)
+    again = await other_store.execute_at(at, ADA, lives.health("late"), late)
+
+    assert (landed.duplicate, again.duplicate, again.events) == (False, True, ())
+    assert landed.state == again.state
+    await audited(owner_conn)
+
+
+# --- races -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_decision_on_a_past_state_is_a_conflict(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, request())
+    past = await other_store.load(ADA)
+    await live(store, lives.delete())
+    before = await audited(owner_conn)
+
+    with pytest.raises(VersionConflict) as conflict:
+        await other_store.execute_at(past, ADA, lives.plan(), origin())
+
+    assert (conflict.value.expected, conflict.value.actual) == (1, 2)
+    assert await audited(owner_conn) == before
+
+
+async def test_commands_that_race_are_decided_again_until_all_have_landed(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.RUNNING)
+    ledgers = [UUID(int=n) for n in range(1, 9)]
+
+    await asyncio.gather(
+        *(
+            each.execute(ADA, lives.usage(1, ledger_id=ledger), origin())
+            for ledger in ledgers
+            for each in (store, other_store)
+        )
+    )
+
+    state = await store.load(ADA)
+    assert state is not None
+    assert state.usage_seqs == {str(ledger): 1 for ledger in ledgers}
+    recorded = [event for event in (await audited(owner_conn)).events if event["type"] == "usage_recorded"]
+    assert len(recorded) == len(ledgers)
+
+
+async def test_an_answer_that_writes_nothing_is_given_at_the_state_of_now(
+    store: EventStore, other_store: EventStore
+) -> None:
+    await live(store, *lives.RUNNING)
+    await live(other_store, lives.delete())
+
+    # Where this store last looked the agent was healthy, so there would be nothing to say about "running" either.
+    outcome = await store.execute(ADA, lives.health("healthy"), origin())
+
+    assert (outcome.events, outcome.state.status) == ((), "deleting")
+
+
+async def test_a_refusal_is_given_at_the_state_of_now(store: EventStore, other_store: EventStore) -> None:
+    await live(store, *lives.RUNNING)
+    await live(other_store, lives.rotate_key())
+
+    # Where this store last looked the key was acknowledged, and another one out of the question.
+    outcome = await store.execute(ADA, lives.issue(SECOND_KEY), origin())
+
+    assert isinstance(outcome.events[0], e.AgentKeyIssued)
+
+
+async def test_a_lane_without_a_hole_is_read_in_order_and_in_pieces(
+    store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.RUNNING)
+
+    everything = await read_lane(owner_conn, lane=lane_of(ADA), after=0, limit=1_000)
+    piece = await read_lane(owner_conn, lane=lane_of(ADA), after=2, limit=3)
+
+    assert [recorded.seq for recorded in everything] == list(range(1, len(everything) + 1))
+    assert [recorded.event for recorded in everything] == lives.Life.after(*lives.RUNNING).events
+    assert piece == everything[2:5]
+
+
+async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.RUNNING)
+    await owner_conn.execute("DELETE FROM event WHERE version = 2")
+
+    with pytest.raises(LogCorrupted):
+        await other_store.load(ADA)
+    with pytest.raises(LogCorrupted):
+        await read_lane(owner_conn, lane=lane_of(ADA), after=0, limit=1_000)
+
+
+async def test_the_statements_of_the_log_need_no_more_rights_than_the_app_has(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await live(store, *lives.DELETED)
+
+        async with pool.connection() as connection:
+            role = await (await connection.execute("SELECT current_user")).fetchone()
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                await connection.execute("DELETE FROM event")
+    assert role == ("hydracore_app",)

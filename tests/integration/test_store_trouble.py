@@ -1,0 +1,242 @@
+"""The store while its database is killed, replaced or taken away: nothing is lost, nothing is doubled, nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import suppress
+from uuid import UUID
+
+import pytest
+from psycopg import AsyncConnection, sql
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool
+
+from events import commands as c
+from events import committer
+from events.errors import StoreUnavailable
+from events.ids import command_id_for
+from events.patience import patiently
+from events.record import Origin
+from events.store import EventStore
+from projections.inline import inline_projections
+from tests import lives
+from tests.lives import instance_id, request
+from tests.log_audit import audited
+from tests.requests_to_log import open_store, origin
+from tests.services import OwnServices, Services
+from tests.waiting import until
+
+ADA = instance_id("ada")
+
+
+async def live(store: EventStore, *commands: c.AnyCommand) -> None:
+    """Give `commands` to Ada's instance one after the other."""
+    for command in commands:
+        await store.execute(ADA, command, origin())
+
+
+def creation_of(stream_id: UUID) -> Origin:
+    return Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
+
+
+# --- killed in the middle of a load ----------------------------------------------------------------------------------
+
+
+class Writer:
+    """Asks for instances and moves each one on, and notes what the store has promised."""
+
+    def __init__(self, store: EventStore, number: int) -> None:
+        self.store = store
+        self.number = number
+        self.acknowledged: list[UUID] = []
+        self.given: list[UUID] = []
+
+    async def write(self, stop: asyncio.Event) -> None:
+        for serial in itertools.count():
+            if stop.is_set():
+                return
+            customer_id = f"c{self.number}-{serial}"
+            stream_id = instance_id(customer_id)
+            await self._give(stream_id, request(customer_id=customer_id), creation_of(stream_id))
+            await self._give(stream_id, lives.delete(), origin())
+
+    async def _give(self, stream_id: UUID, command: c.AnyCommand, by: Origin) -> None:
+        """Give a command until the store says what became of it: its id makes asking again safe."""
+        self.given.append(by.command_id)
+        while True:
+            with suppress(StoreUnavailable):
+                if isinstance(command, c.RequestInstance):
+                    await self.store.create(stream_id, command, by)
+                else:
+                    await self.store.execute(stream_id, command, by)
+                self.acknowledged.append(by.command_id)
+                return
+
+
+async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(own_services: OwnServices) -> None:
+    async with open_store(own_services.database_url) as (store, pool):
+        stop = asyncio.Event()
+        writers = [Writer(store, number) for number in range(16)]
+        writing = [asyncio.create_task(writer.write(stop)) for writer in writers]
+
+        for goal in (200, 400):
+            await until(lambda goal=goal: sum(len(writer.acknowledged) for writer in writers) >= goal)
+            await own_services.kill("postgres")
+        await until(lambda: sum(len(writer.acknowledged) for writer in writers) >= 600)
+        stop.set()
+        await asyncio.gather(*writing)
+
+        async with pool.connection() as connection:
+            log = await audited(connection)
+    acknowledged = [command_id for writer in writers for command_id in writer.acknowledged]
+    assert len(acknowledged) == len(set(acknowledged))
+    assert set(acknowledged) == log.commands.keys()
+    assert set(log.versions.values()) == {2}
+
+
+# --- taken away ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)
+    nowhere = AsyncConnectionPool(
+        "host=127.0.0.1 port=1", min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
+    )
+    await nowhere.open()
+    store = EventStore(nowhere, inline=())
+    started = asyncio.get_running_loop().time()
+
+    customers = [f"c{number}" for number in range(committer.BATCH_MAX * committer.FLIGHTS * 4)]
+    answers = await asyncio.gather(
+        *(store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one))) for one in customers),
+        return_exceptions=True,
+    )
+
+    waited_s = asyncio.get_running_loop().time() - started
+    await nowhere.close()
+    assert {type(answer) for answer in answers} == {StoreUnavailable}
+    # One patience and one wait for a connection; not one for each flight that would have followed.
+    assert waited_s < 4 * 0.5
+
+
+async def test_too_long_a_queue_is_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer, "QUEUE_MAX", 3)
+    async with open_store(database_url) as (store, pool):
+        customers = [f"c{number}" for number in range(5)]
+
+        answers = await asyncio.gather(
+            *(
+                store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one)))
+                for one in customers
+            ),
+            return_exceptions=True,
+        )
+
+        async with pool.connection() as connection:
+            log = await audited(connection)
+    refused = [one for one, answer in zip(customers, answers, strict=True) if isinstance(answer, StoreUnavailable)]
+    assert refused == ["c3", "c4"]
+    assert log.versions.keys() == {instance_id(one) for one in customers[:3]}
+
+
+async def test_a_store_whose_pool_is_closed_says_so_at_once(database_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        await live(store, request())
+
+    with pytest.raises(StoreUnavailable, match="this process is stopping"):
+        await store.load(ADA)
+    with pytest.raises(StoreUnavailable, match="this process is stopping"):
+        await live(store, lives.delete())
+
+
+async def test_closing_waits_for_the_appends_under_way(database_url: str) -> None:
+    customers = [f"c{number}" for number in range(200)]
+    async with open_store(database_url) as (_, pool):
+        store = EventStore(pool, inline=inline_projections())
+        creating = [
+            asyncio.create_task(store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one))))
+            for one in customers
+        ]
+        await asyncio.sleep(0)  # Every one of them has handed in its append.
+
+        await store.close()
+
+        async with pool.connection() as connection:
+            log = await audited(connection)
+        assert len(log.commands) == len(customers)
+        assert not any(outcome.duplicate for outcome in await asyncio.gather(*creating))
+
+
+async def test_callers_who_go_away_take_nobody_with_them(database_url: str) -> None:
+    customers = [f"c{number}" for number in range(60)]
+    async with open_store(database_url) as (store, pool):
+
+        async def create(one: str) -> bool:
+            outcome = await store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one)))
+            return outcome.duplicate
+
+        creating = {one: asyncio.create_task(create(one)) for one in customers}
+        await asyncio.sleep(0)
+        gone = customers[::3]
+        for one in gone:
+            creating[one].cancel()
+        stayed = await asyncio.gather(*(creating[one] for one in customers if one not in gone))
+
+        # Whoever was cancelled does not know; asking again is safe, whatever became of the first try.
+        await asyncio.gather(*(create(one) for one in gone))
+        async with pool.connection() as connection:
+            log = await audited(connection)
+    assert not any(stayed)
+    assert log.versions == {instance_id(one): 1 for one in customers}
+
+
+# --- a log that was restored from a backup ---------------------------------------------------------------------------
+
+
+async def restore(services: Services, database_url: str, backup: str) -> None:
+    """Put the backup in the database's place, under everybody who is connected."""
+    name = str(conninfo_to_dict(database_url)["dbname"])
+    services.drop_database(name)
+    async with await AsyncConnection.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
+        names = {"backup": sql.Identifier(backup), "name": sql.Identifier(name)}
+        await connection.execute(sql.SQL("ALTER DATABASE {backup} RENAME TO {name}").format(**names))
+
+
+async def back_up(services: Services, database_url: str) -> str:
+    name = str(conninfo_to_dict(database_url)["dbname"])
+    async with await AsyncConnection.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
+        names = {"backup": sql.Identifier(f"{name}_backup"), "name": sql.Identifier(name)}
+        await connection.execute(sql.SQL("CREATE DATABASE {backup} TEMPLATE {name} STRATEGY file_copy").format(**names))
+    return f"{name}_backup"
+
+
+async def test_a_process_that_lives_through_a_restore_forgets_what_never_happened(
+    services: Services, database_url: str
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await live(store, *lives.INTENDED)
+    backup = await back_up(services, database_url)
+    async with open_store(database_url) as (survivor, _), open_store(database_url) as (bystander, _):
+        await live(survivor, lives.created(server_id="lost"))
+        await bystander.load(ADA)
+
+        await restore(services, database_url, backup)
+        async with open_store(database_url) as (store, pool):
+            await live(store, lives.created(server_id="kept"))
+            now = await store.load(ADA)
+
+            # Both remember version 5, and version 5 is there: it is another one.
+            assert await bystander.load(ADA) == now
+            after = await survivor.execute(ADA, lives.observed(), origin())
+            await assert_server(pool, "kept")
+        assert after.state.attempt is not None
+        assert after.state.attempt.server_id == "kept"
+
+
+async def assert_server(pool: AsyncConnectionPool, server_id: str) -> None:
+    async with pool.connection() as connection:
+        rows = await (await connection.execute("SELECT server_id, version FROM instance")).fetchall()
+    assert rows == [(server_id, 6)]
