@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg.errors import ObjectNotInPrerequisiteState
 
 from events.codec import encode, tag_of
 from events.digest import command_digest, event_digest
@@ -14,7 +15,10 @@ from events.record import Append, InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
 
-_APPEND = Statements("events", "store.sql")["append"]
+_SQL = Statements("events", "store.sql")
+_APPEND = _SQL["append"]
+_CHECK_PROJECTIONS = _SQL["check_projections"]
+_LIVE_VERSIONS = _SQL["live_versions"]
 _json = msgspec.json.Encoder()
 
 
@@ -38,19 +42,37 @@ async def flush(
     """Write the batch in one implicit transaction (a pipeline between two syncs) and return a verdict each, in order.
 
     The connection must be in autocommit mode. Raises psycopg's errors; then nothing of the batch was written, or, when
-    the connection broke, perhaps all of it: the command ids make trying again safe.
+    the connection broke, perhaps all of it: the command ids make trying again safe. `ObjectNotInPrerequisiteState`
+    means that a read table has been swapped for one of another version; `inline` has learned of it.
     """
     assert connection.autocommit, "the pipeline is the transaction"
     parameters, digests = _parameters(appends)
+    try:
+        answers = await _pipelined(connection, parameters, appends, inline)
+    except ObjectNotInPrerequisiteState:
+        live = dict(await (await connection.execute(_LIVE_VERSIONS)).fetchall())
+        for projection in inline:
+            projection.serve(live[projection.name])
+        raise
+    assert len(answers) == len(appends), "one verdict a command"
+    return [_verdict(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
+
+
+async def _pipelined(
+    connection: AsyncConnection,
+    parameters: tuple[str, str],
+    appends: Sequence[Append],
+    inline: Sequence[InlineProjection],
+) -> list[tuple[Any, ...]]:
+    versions = ([p.name for p in inline], [p.version for p in inline])
     rows = [(p.statement, [row for append in appends for row in p.rows(append)]) for p in inline]
     async with connection.pipeline():
         cursor = await connection.execute(_APPEND, parameters, prepare=True)
+        await connection.execute(_CHECK_PROJECTIONS, versions, prepare=True)
         for statement, changed in rows:
             if changed:
                 await connection.execute(statement, (_json.encode(changed).decode(),), prepare=True)
-    answers = await cursor.fetchall()
-    assert len(answers) == len(appends), "one verdict a command"
-    return [_verdict(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
+    return await cursor.fetchall()
 
 
 def _verdict(answer: tuple[Any, ...], digest: bytes) -> Verdict:

@@ -86,7 +86,20 @@ class InlineProjection(Protocol):
     `statement` takes one parameter, the JSON of `rows`. Each row carries `lane`, `id`, `version` and `command_id` of
     the event it was folded from; the statement joins on them, so that a row lands if and only if its event is in the
     log, whatever became of the other commands of the batch.
+
+    The database says which `version` of the table is live. An append with rows of another version is refused; then
+    `serve` is told the live one, and the append is made again.
     """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    def serve(self, version: int) -> None:
+        """Write rows of `version` from now on, where the code has it."""
+        ...
 
     @property
     def statement(self) -> bytes: ...

@@ -18,3 +18,9 @@ SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::
  WHERE lane = %s AND seq > %s
  ORDER BY seq
  LIMIT %s
+
+-- name: check_projections
+SELECT check_projections(%s::text[], %s::integer[])
+
+-- name: live_versions
+SELECT name, version FROM projection ORDER BY name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from projections.follower import FollowedProjection
+from projections.activity import Activity
+from projections.definition import Followed
+from projections.fleet import Fleet
 from projections.usage_daily import UsageDaily
 
 
-def followed_projections() -> tuple[FollowedProjection, ...]:
+def followed_projections() -> tuple[Followed, ...]:
     """Everything that need not read its own writes."""
-    return (UsageDaily(),)
+    return (UsageDaily(), Fleet(), Activity())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from events.record import InlineProjection
+from projections.definition import Inline
 from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.reservation import ReservationProjection
 
 
-def inline_projections() -> tuple[InlineProjection, ...]:
+def inline_projections() -> tuple[Inline, ...]:
     """Everything that reads its own writes."""
     return (ReservationProjection(), InstanceProjection(), ProvisionLogProjection())

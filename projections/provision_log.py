@@ -11,8 +11,8 @@ from events.failures import describe
 from events.record import Append
 from events.sql import Statements
 from projections.instance import moment
-
-VERSION = 1
+from projections.tables import Row, Table
+from projections.versions import OneVersion
 
 _TEARDOWN = {
     "key_revoked": "The agent's key is revoked",
@@ -170,10 +170,41 @@ def rows_of(events: Sequence[e.AnyEvent], *, stream_id: UUID, lane: int, version
     return rows
 
 
-class ProvisionLogProjection:
+_TABLE = Table(
+    "provision_log",
+    key=("lane", "instance_id", "seq"),
+    columns=("lane", "instance_id", "seq", "level", "stage", "message", "created_at"),
+    stream="instance_id",
+)
+
+
+class ProvisionLogFold:
+    def __init__(self, stream_id: UUID, *, lane: int) -> None:
+        self._id = stream_id
+        self._lane = lane
+        self._version = 0
+        self._rows: list[Row] = []
+
+    def feed(self, events: Sequence[e.AnyEvent]) -> None:
+        rows = rows_of(events, stream_id=self._id, lane=self._lane, version_before=self._version)
+        self._rows += (tuple(row.values()) for row in rows)
+        self._version += len(events)
+
+    def rows(self) -> list[Row]:
+        return self._rows
+
+
+class ProvisionLogProjection(OneVersion):
     """Adds lines; none is ever changed."""
 
+    name = "provision_log"
+    version = 1
+    tables = (_TABLE,)
+    ddl = Statements("projections", "provision_log.sql")
     statement = Statements("projections", "inline.sql")["provision_log"]
+
+    def begin(self, stream_id: UUID, *, lane: int) -> ProvisionLogFold:
+        return ProvisionLogFold(stream_id, lane=lane)
 
     def rows(self, append: Append) -> list[dict[str, Any]]:
         lines = rows_of(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from events import types as e
+from events.evolve import evolve
 from events.record import Append
 from events.sql import Statements
 from events.state import Instance
 from projections.instance import moment
-
-VERSION = 1
+from projections.tables import Row, Table
+from projections.versions import OneVersion
 
 
 def rows_of(
@@ -67,10 +70,48 @@ def idempotency_value(tenant_id: str, customer_id: str, key: str) -> str:
     return f"{len(tenant_id)}:{tenant_id}{len(customer_id)}:{customer_id}{key}"
 
 
-class ReservationProjection:
+_TABLE = Table(
+    "reservation",
+    key=("kind", "value", "instance_id"),
+    columns=("kind", "value", "instance_id", "version", "reserved_at", "released_at"),
+    stream="instance_id",
+    laned=False,
+)
+
+
+class ReservationFold:
+    def __init__(self, stream_id: UUID, *, lane: int) -> None:
+        self._id = stream_id
+        self._lane = lane
+        self._state: Instance | None = None
+        #: Version, time of taking and time of release, by kind and value.
+        self._held: dict[tuple[str, str], tuple[int, datetime, datetime | None]] = {}
+
+    def feed(self, events: Sequence[e.AnyEvent]) -> None:
+        for event in events:
+            after = evolve(self._state, event, stream_id=self._id)
+            for row in rows_of((event,), before=self._state, after=after, lane=self._lane):
+                key = (row["kind"], row["value"])
+                known = self._held.get(key)
+                reserved_at = (row["reserved_at"] or row["released_at"]) if known is None else known[1]
+                self._held[key] = (row["version"], reserved_at, row["released_at"])
+            self._state = after
+
+    def rows(self) -> list[Row]:
+        return [(*key, self._id, *held) for key, held in self._held.items()]
+
+
+class ReservationProjection(OneVersion):
     """Takes and releases values. A value that another instance holds breaks the append (`ReservationTaken`)."""
 
+    name = "reservation"
+    version = 1
+    tables = (_TABLE,)
+    ddl = Statements("projections", "reservation.sql")
     statement = Statements("projections", "inline.sql")["reservation"]
+
+    def begin(self, stream_id: UUID, *, lane: int) -> ReservationFold:
+        return ReservationFold(stream_id, lane=lane)
 
     def rows(self, append: Append) -> list[dict[str, Any]]:
         rows = rows_of(append.events, before=append.before, after=append.after, lane=append.lane)

@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
 from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection
 
-from events.record import Recorded
 from events.sql import Statements
 from events.types import UsageEntry, UsageRecorded
+from projections.fact import Fact
+from projections.tables import Rows, Table, records
 
 _SQL = Statements("projections", "usage_daily.sql")
 _ADD_USAGE = _SQL["add_usage"]
 _ADD_END_USERS = _SQL["add_end_users"]
 
-_json = msgspec.json.Encoder(decimal_format="string")
+_DAILY = Table(
+    "usage_daily",
+    key=("lane", "instance_id", "day"),
+    columns=("lane", "instance_id", "day", "requests", "prompt_tokens", "completion_tokens", "cost_usd"),
+    stream="instance_id",
+)
+_END_USER = Table(
+    "usage_end_user",
+    key=("lane", "instance_id", "day", "end_user"),
+    columns=("lane", "instance_id", "day", "end_user"),
+    stream="instance_id",
+)
 
 
-class Sums(msgspec.Struct, kw_only=True):
-    """One instance's day."""
+class Sums(msgspec.Struct):
+    """One instance's day, in the order of the table's columns."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -37,42 +48,45 @@ class Sums(msgspec.Struct, kw_only=True):
         self.cost_usd += Decimal(entry.cost_usd)
 
 
+class UsageFold:
+    """The sums and the end users that facts add."""
+
+    def __init__(self) -> None:
+        self._days: dict[tuple[int, UUID, date], Sums] = {}
+        self._end_users: set[tuple[int, UUID, date, str]] = set()
+
+    def feed(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            assert isinstance(fact.event, UsageRecorded), "the only type that is asked for"
+            for entry in fact.event.entries:
+                day = datetime.fromtimestamp(entry.at_ms / 1000, UTC).date()
+                key = (fact.lane, fact.stream_id, day)
+                self._days.setdefault(key, Sums()).add(entry)
+                if entry.end_user is not None:
+                    self._end_users.add((*key, entry.end_user))
+
+    def rows(self) -> Rows:
+        return {
+            _DAILY.name: [(*key, *msgspec.structs.astuple(sums)) for key, sums in self._days.items()],
+            _END_USER.name: sorted(self._end_users),
+        }
+
+
 class UsageDaily:
     """Adds each batch of usage to its days."""
 
     name = "usage_daily"
     version = 1
     types = ("usage_recorded",)
+    tables = (_DAILY, _END_USER)
+    ddl = _SQL
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[Recorded]) -> None:
-        days, end_users = fold(events)
-        if days:
-            rows = [_key(key) | msgspec.structs.asdict(sums) for key, sums in days.items()]
-            await connection.execute(_ADD_USAGE, (_json.encode(rows).decode(),))
-        if end_users:
-            rows = [_key(key[:3]) | {"end_user": key[3]} for key in sorted(end_users)]
-            await connection.execute(_ADD_END_USERS, (_json.encode(rows).decode(),))
+    def begin(self) -> UsageFold:
+        return UsageFold()
 
-
-def fold(
-    events: Sequence[Recorded],
-) -> tuple[dict[tuple[int, UUID, date], Sums], set[tuple[int, UUID, date, str]]]:
-    """The sums and the end users that `events` add. Pure."""
-    days: dict[tuple[int, UUID, date], Sums] = {}
-    end_users: set[tuple[int, UUID, date, str]] = set()
-    for recorded in events:
-        event = recorded.event
-        if not isinstance(event, UsageRecorded):
-            continue
-        for entry in event.entries:
-            day = datetime.fromtimestamp(entry.at_ms / 1000, UTC).date()
-            key = (recorded.lane, recorded.stream_id, day)
-            days.setdefault(key, Sums()).add(entry)
-            if entry.end_user is not None:
-                end_users.add((*key, entry.end_user))
-    return days, end_users
-
-
-def _key(key: tuple[int, UUID, date]) -> dict[str, Any]:
-    lane, instance_id, day = key
-    return {"lane": lane, "instance_id": instance_id, "day": day}
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        fold = self.begin()
+        fold.feed(facts)
+        rows = fold.rows()
+        await connection.execute(_ADD_USAGE, (records(_DAILY, rows),))
+        await connection.execute(_ADD_END_USERS, (records(_END_USER, rows),))

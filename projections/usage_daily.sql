@@ -1,3 +1,26 @@
+-- name: tables
+CREATE TABLE usage_daily (
+    lane smallint NOT NULL,
+    instance_id uuid NOT NULL,
+    day date NOT NULL,
+    requests bigint NOT NULL,
+    prompt_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    cost_usd numeric(24, 12) NOT NULL
+);
+CREATE TABLE usage_end_user (
+    lane smallint NOT NULL,
+    instance_id uuid NOT NULL,
+    day date NOT NULL,
+    end_user text NOT NULL
+);
+GRANT SELECT, INSERT, UPDATE ON usage_daily TO hydracore_app;
+GRANT SELECT, INSERT ON usage_end_user TO hydracore_app
+
+-- name: indexes
+ALTER TABLE usage_daily ADD PRIMARY KEY (lane, instance_id, day);
+ALTER TABLE usage_end_user ADD PRIMARY KEY (lane, instance_id, day, end_user)
+
 -- name: add_usage
 INSERT INTO usage_daily (lane, instance_id, day, requests, prompt_tokens, completion_tokens, cost_usd)
 SELECT r.lane, r.instance_id, r.day, r.requests, r.prompt_tokens, r.completion_tokens, r.cost_usd

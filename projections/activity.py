@@ -1,0 +1,70 @@
+"""`activity`: who did what, per tenant and day. The days are those on which the log learned of it (UTC)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+
+import msgspec
+from psycopg import AsyncConnection
+
+from events.sql import Statements
+from projections.fact import Fact
+from projections.tables import Rows, Table, records
+
+_SQL = Statements("projections", "activity.sql")
+_ADD = _SQL["add"]
+
+_ACTIVITY = Table(
+    "activity",
+    key=("lane", "tenant_id", "day", "actor", "command"),
+    columns=("lane", "tenant_id", "day", "actor", "command", "commands", "events", "first_at", "last_at"),
+    stream=None,
+)
+
+
+class Deeds(msgspec.Struct):
+    """What one actor did in one way on one day, in the order of the table's columns."""
+
+    commands: int
+    events: int
+    first_at: datetime
+    last_at: datetime
+
+
+class ActivityFold:
+    def __init__(self) -> None:
+        self._deeds: dict[tuple[int, str, date, str, str], Deeds] = {}
+
+    def feed(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            at = fact.recorded_at.astimezone(UTC)
+            key = (fact.lane, fact.tenant_id, at.date(), fact.actor, fact.command)
+            deeds = self._deeds.get(key)
+            if deeds is None:
+                deeds = self._deeds[key] = Deeds(commands=0, events=0, first_at=at, last_at=at)
+            deeds.commands += fact.first
+            deeds.events += 1
+            deeds.first_at = min(deeds.first_at, at)
+            deeds.last_at = max(deeds.last_at, at)
+
+    def rows(self) -> Rows:
+        return {_ACTIVITY.name: [(*key, *msgspec.structs.astuple(deeds)) for key, deeds in self._deeds.items()]}
+
+
+class Activity:
+    """Adds up the commands of every actor, and the events that they caused."""
+
+    name = "activity"
+    version = 1
+    types = None
+    tables = (_ACTIVITY,)
+    ddl = _SQL
+
+    def begin(self) -> ActivityFold:
+        return ActivityFold()
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        fold = self.begin()
+        fold.feed(facts)
+        await connection.execute(_ADD, (records(_ACTIVITY, fold.rows()),))

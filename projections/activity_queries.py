@@ -1,0 +1,40 @@
+"""Reads over the tenants' activity."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.patience import patiently
+from events.sql import Statements
+
+_OF_TENANT = Statements("projections", "activity.sql")["of_tenant"]
+
+#: How many lines one answer holds: the latest.
+LINES_MAX = 1_000
+
+
+class ActivityLine(msgspec.Struct, frozen=True):
+    """What `actor` ordered on `day` (UTC): how often, how many events came of it, and when first and last."""
+
+    day: date
+    actor: str
+    command: str
+    commands: int
+    events: int
+    first_at: datetime
+    last_at: datetime
+
+
+async def tenant_activity(pool: AsyncConnectionPool, tenant_id: str, *, first: date, last: date) -> list[ActivityLine]:
+    """Who did what in the tenant from the day `first` to the day `last`, the latest first."""
+    parameters = {"tenant_id": tenant_id, "first": first, "last": last, "limit": LINES_MAX}
+
+    async def read(connection: AsyncConnection) -> list[ActivityLine]:
+        cursor = await connection.execute(_OF_TENANT, parameters, prepare=True)
+        return [ActivityLine(*row) for row in await cursor.fetchall()]
+
+    return await patiently(pool, read)

@@ -1,0 +1,126 @@
+"""A build follows the log: what was appended while its lanes were being folded comes after.
+
+Everything here runs in the caller's transaction, with the names of the tables pointing at the build's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection, sql
+
+from events.sql import Statements
+from events.types import AnyEvent
+from projections.definition import Followed, Inline, Projection, StreamFold
+from projections.fact import Reader, decode_facts, read_facts
+from projections.folding import CHUNK, copy_statement
+from projections.generations import Generation, use_schema
+from projections.tables import Row, Table, line
+
+_SQL = Statements("projections", "catching_up.sql")
+_HEADS = _SQL["heads"]
+_POSITIONS = _SQL["positions"]
+_TOUCHED = _SQL["touched"]
+_STREAMS = _SQL["streams"]
+_MOVE = _SQL["move"]
+
+#: How many streams are folded again at a time, and how many facts of a lane are read at a time.
+STREAMS_MAX = 500
+FACTS_MAX = 1_000
+
+_events: msgspec.json.Decoder[list[AnyEvent]] = msgspec.json.Decoder(list[AnyEvent])
+
+Stream = tuple[int, UUID]
+Positions = Mapping[int, int]
+
+
+class CaughtUp(NamedTuple):
+    """What a step forward took: how many events, of which lanes and (for an inline projection) of which streams."""
+
+    events: int
+    lanes: set[int]
+    streams: set[Stream]
+
+
+async def heads(connection: AsyncConnection) -> dict[int, int]:
+    """The heads of all lanes in one look: a cut through the log at one moment."""
+    return dict(await (await connection.execute(_HEADS)).fetchall())
+
+
+async def positions(connection: AsyncConnection, follower: str) -> dict[int, int]:
+    return dict(await (await connection.execute(_POSITIONS, (follower,))).fetchall())
+
+
+async def catch_up(connection: AsyncConnection, projection: Projection, build: Generation, upto: Positions) -> CaughtUp:
+    """Take `build` to `upto` in every lane where it is not there yet. `upto` must be a cut through the log."""
+    at = await positions(connection, build.follower)
+    ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
+    if not ahead:
+        return CaughtUp(0, set(), set())
+    await use_schema(connection, build)
+    if isinstance(projection, Inline):
+        streams = await _fold_again(connection, projection, at, ahead)
+    else:
+        streams = set[Stream]()
+        await _add(connection, projection, at, ahead)
+    moved = {"follower": build.follower, "lanes": list(ahead), "upto": list(ahead.values())}
+    await connection.execute(_MOVE, moved)
+    events = sum(seq - at[lane] for lane, seq in ahead.items())
+    return CaughtUp(events, set(ahead), streams)
+
+
+async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
+    """The facts between, added as a follower adds them."""
+    reader = Reader(projection.name, projection.version, projection.types)
+    after = {lane: at[lane] for lane in ahead}
+    while after:
+        found = await read_facts(connection, reader, after=after, upto=ahead, limit=FACTS_MAX)
+        facts = decode_facts(found)
+        if facts:
+            await projection.apply(connection, facts)
+        after |= {position.lane: position.seq for position in found}
+        after = {lane: seq for lane, seq in after.items() if seq < ahead[lane]}
+
+
+async def _fold_again(connection: AsyncConnection, projection: Inline, at: Positions, ahead: Positions) -> set[Stream]:
+    """Fold every stream that has new events once more, from its beginning, and put its rows in place of the old ones.
+
+    All old rows go before the first new one comes: a value that one instance has released and another has taken in the
+    meantime is never held twice, in whatever order the two are looked at.
+    """
+    parameters = {"lanes": list(ahead), "after": [at[lane] for lane in ahead], "upto": list(ahead.values())}
+    streams: list[Stream] = await (await connection.execute(_TOUCHED, parameters)).fetchall()
+    table = projection.tables[0]
+    await connection.execute(_delete(table), _lists(streams))
+    for start in range(0, len(streams), STREAMS_MAX):
+        some = streams[start : start + STREAMS_MAX]
+        upto = [ahead[lane] for lane, _ in some]
+        cursor = await connection.execute(_STREAMS, {**_lists(some), "upto": upto, "chunk": CHUNK})
+        folds: dict[Stream, StreamFold] = {}
+        for lane, stream_id, payloads in await cursor.fetchall():
+            if (lane, stream_id) not in folds:
+                folds[lane, stream_id] = projection.begin(stream_id, lane=lane)
+            folds[lane, stream_id].feed(_events.decode(payloads))
+        await _copy_in(connection, table, [row for fold in folds.values() for row in fold.rows()])
+    return set(streams)
+
+
+async def _copy_in(connection: AsyncConnection, table: Table, rows: list[Row]) -> None:
+    async with connection.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
+        await copy.write("".join(map(line, rows)))
+
+
+def _delete(table: Table) -> sql.Composed:
+    assert table.stream is not None, "a row of an inline projection belongs to a stream"
+    places = sql.SQL("t.lane = s.lane AND ") if table.laned else sql.SQL("")
+    return sql.SQL(
+        "DELETE FROM {table} t USING unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id)"
+        " WHERE {places}t.{stream} = s.stream_id"
+    ).format(table=sql.Identifier(table.name), places=places, stream=sql.Identifier(table.stream))
+
+
+def _lists(streams: list[Stream]) -> dict[str, Any]:
+    return {"lanes": [lane for lane, _ in streams], "streams": [stream_id for _, stream_id in streams]}

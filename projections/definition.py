@@ -1,0 +1,82 @@
+"""What a projection is: a name, a version, tables, and a pure fold from events to their rows.
+
+An inline one is folded stream by stream and is written in the append's own transaction; a followed one is folded from
+facts, adds up, and comes a moment after the log. A rebuild needs no more of either than what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from events.record import InlineProjection
+from events.sql import Statements
+from events.types import AnyEvent
+from projections.fact import Fact
+from projections.tables import Row, Rows, Table
+
+
+class Definition(Protocol):
+    """`ddl`: the block `tables` makes the bare tables with their grants, the block `indexes` their keys and indexes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def tables(self) -> tuple[Table, ...]: ...
+
+    @property
+    def ddl(self) -> Statements: ...
+
+
+class StreamFold(Protocol):
+    """One stream on its way to rows."""
+
+    def feed(self, events: Sequence[AnyEvent]) -> None:
+        """The stream's next events, in order."""
+        ...
+
+    def rows(self) -> Iterable[Row]:
+        """The rows of the stream so far."""
+        ...
+
+
+@runtime_checkable
+class Inline(InlineProjection, Definition, Protocol):
+    """Has one table."""
+
+    def begin(self, stream_id: UUID, *, lane: int) -> StreamFold:
+        """The fold of a stream, before its first event."""
+        ...
+
+
+class Accumulator(Protocol):
+    """Facts on their way to rows; those of each stream come in order, streams in any order."""
+
+    def feed(self, facts: Sequence[Fact]) -> None: ...
+
+    def rows(self) -> Rows: ...
+
+
+class Followed(Definition, Protocol):
+    """`types`: the stored names of the events it wants, None for all."""
+
+    @property
+    def types(self) -> tuple[str, ...] | None: ...
+
+    def begin(self) -> Accumulator:
+        """The fold of a lane, before its first event."""
+        ...
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        """Add `facts` to the tables that are there."""
+        ...
+
+
+Projection = Inline | Followed

@@ -1,0 +1,151 @@
+"""Drift: where the live tables differ from what the log says, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection, sql
+
+from events.sql import Statements
+from projections.definition import Projection
+from projections.generations import Generation
+from projections.tables import LIVE, Table
+
+_SQL = Statements("projections", "drift.sql")
+_COLUMNS = _SQL["columns"]
+
+#: How many rows that differ one comparison tells of; it counts them all.
+DRIFT_MAX = 1_000
+
+#: Types that have no equality: their text is compared.
+_AS_TEXT = frozenset({"json"})
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """One row that differs: the fields that do, as the live table has them and as the log gives them.
+
+    `live` is None where the live table lacks the row, `fresh` where the log knows of none.
+    """
+
+    table: str
+    key: dict[str, Any]
+    live: dict[str, Any] | None
+    fresh: dict[str, Any] | None
+
+
+class Comparison(msgspec.Struct):
+    """How many rows were looked at, how many differ, and the first `DRIFT_MAX` of those."""
+
+    rows: int = 0
+    drifted: int = 0
+    drift: list[Drift] = msgspec.field(default_factory=list[Drift])
+
+
+class Scope(NamedTuple):
+    """What is compared: the rows of `streams`, or those of `lanes`; None for all."""
+
+    lanes: Collection[int] | None = None
+    streams: Collection[tuple[int, UUID]] | None = None
+
+
+async def compare(connection: AsyncConnection, projection: Projection, build: Generation, scope: Scope) -> Comparison:
+    """The live tables against those of `build`, in the columns that both have and that mean the same in both.
+
+    Both must stand at the same place in the log, in this transaction's eyes.
+    """
+    result = Comparison()
+    for table in projection.tables:
+        parts = await _parts(connection, table, build, scope)
+        if parts is None:
+            continue  # a table that this version is the first to have
+        lists = _lists(scope)
+        counted = await connection.execute(_query(parts, what=_SQL["count"], only=b""), lists)
+        counts = await counted.fetchone()
+        assert counts is not None
+        result.rows += counts[0]
+        result.drifted += counts[1]
+        room = DRIFT_MAX - len(result.drift)
+        if counts[1] and room:
+            only = b"WHERE {differs} ORDER BY {key} LIMIT " + str(room).encode()
+            pairs = await connection.execute(_query(parts, what=_SQL["rows"], only=only), lists)
+            result.drift += [_drift(table, live, fresh) for live, fresh in await pairs.fetchall()]
+    return result
+
+
+def _drift(table: Table, live: dict[str, Any] | None, fresh: dict[str, Any] | None) -> Drift:
+    either = live or fresh or {}
+    key = {name: either[name] for name in table.key}
+    for row in (live, fresh):
+        if row is not None:
+            del row["is_there"]
+    if live is None or fresh is None:
+        return Drift(table.name, key, live, fresh)
+    names = [name for name in live if live[name] != fresh[name]]
+    return Drift(table.name, key, {name: live[name] for name in names}, {name: fresh[name] for name in names})
+
+
+async def _parts(
+    connection: AsyncConnection, table: Table, build: Generation, scope: Scope
+) -> dict[str, sql.Composable] | None:
+    """What the comparison of one table is put together from; None where one side has no such table."""
+    parameters = {"live": LIVE, "fresh": build.schema, "table": table.name}
+    found: dict[str, str] = dict(await (await connection.execute(_COLUMNS, parameters)).fetchall())
+    columns = {name: kind for name, kind in found.items() if name not in table.changed}
+    if not columns:
+        return None
+
+    def fields(side: str) -> sql.Composed:
+        return _list(
+            sql.SQL("{}.{}{}").format(
+                sql.Identifier(side), sql.Identifier(name), sql.SQL("::text" if kind in _AS_TEXT else "")
+            )
+            for name, kind in columns.items()
+        )
+
+    same = [sql.SQL("l.{0} = f.{0}").format(sql.Identifier(name)) for name in table.key]
+    return {
+        "columns": _list(map(sql.Identifier, columns)),
+        "live": sql.Identifier(LIVE, table.name),
+        "fresh": sql.Identifier(build.schema, table.name),
+        "where": _where(table, scope),
+        "same_key": sql.SQL(" AND ").join(same),
+        "key": _list(sql.SQL("coalesce(l.{0}, f.{0})").format(sql.Identifier(name)) for name in table.key),
+        "differs": _sql(_SQL["differs"]).format(of_live=fields("l"), of_fresh=fields("f")),
+    }
+
+
+def _where(table: Table, scope: Scope) -> sql.Composable:
+    if scope.streams is not None and table.stream is not None:
+        row = [sql.Identifier("t", table.stream)]
+        wanted = "stream_id"
+        if table.laned:
+            row.insert(0, sql.Identifier("t", "lane"))
+            wanted = "lane, stream_id"
+        return sql.SQL(
+            " WHERE ({}) IN (SELECT {} FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id))"
+        ).format(_list(row), sql.SQL(wanted))
+    if scope.lanes is not None and table.laned:
+        return sql.SQL(" WHERE t.lane = ANY (%(lanes)s::smallint[])")
+    return sql.SQL("")
+
+
+def _lists(scope: Scope) -> dict[str, Any]:
+    if scope.streams is not None:
+        return {"lanes": [lane for lane, _ in scope.streams], "streams": [stream_id for _, stream_id in scope.streams]}
+    return {"lanes": None if scope.lanes is None else sorted(scope.lanes)}
+
+
+def _query(parts: dict[str, sql.Composable], *, what: bytes, only: bytes) -> sql.Composed:
+    return _sql(_SQL["pairs"]).format(**parts, what=_sql(what).format(**parts), only=_sql(only).format(**parts))
+
+
+def _list(items: Iterable[sql.Composable]) -> sql.Composed:
+    return sql.SQL(", ").join(items)
+
+
+def _sql(text: bytes) -> sql.SQL:
+    statement: Any = text.decode()
+    return sql.SQL(statement)

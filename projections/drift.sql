@@ -1,0 +1,23 @@
+-- name: columns
+SELECT l.attname, format_type(l.atttypid, NULL)
+  FROM pg_attribute l
+  JOIN pg_attribute f ON f.attname = l.attname AND f.attnum > 0 AND NOT f.attisdropped
+ WHERE l.attrelid = to_regclass(format('%%I.%%I', %(live)s::text, %(table)s::text))
+   AND f.attrelid = to_regclass(format('%%I.%%I', %(fresh)s::text, %(table)s::text))
+   AND l.attnum > 0 AND NOT l.attisdropped
+ ORDER BY l.attnum
+
+-- name: pairs
+SELECT {what}
+  FROM (SELECT true AS is_there, {columns} FROM {live} t{where}) l
+  FULL JOIN (SELECT true AS is_there, {columns} FROM {fresh} t{where}) f ON {same_key}
+{only}
+
+-- name: differs
+(l.is_there IS NULL OR f.is_there IS NULL OR ({of_live}) IS DISTINCT FROM ({of_fresh}))
+
+-- name: count
+count(*), count(*) FILTER (WHERE {differs})
+
+-- name: rows
+CASE WHEN l.is_there THEN row_to_json(l) END, CASE WHEN f.is_there THEN row_to_json(f) END

@@ -1,0 +1,69 @@
+"""What a rebuild can fail with.
+
+RebuildError
+|-- UnknownProjection     this code has no projection of that name
+|-- RebuildBusy           somebody else is rebuilding it
+|-- ParityMismatch        the live table is not what the log says; nothing was swapped
+|-- WritersNotStopped     no moment was found in which the swap could be made fast enough
+|-- FoldFailed            a process that folds lanes has failed
+|-- NothingToRollBackTo   there is no earlier generation that this code can follow
+`-- NotParked             the lane does not wait for anybody
+"""
+
+from __future__ import annotations
+
+from projections.drift import Comparison
+
+
+class RebuildError(Exception):
+    """Root of the errors of building projections and looking after them."""
+
+
+class UnknownProjection(RebuildError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no projection {name!r}")
+        self.name = name
+
+
+class RebuildBusy(RebuildError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Somebody else is rebuilding {name}")
+        self.name = name
+
+
+class ParityMismatch(RebuildError):
+    """`comparison` says where; the build is kept, so that accepting the drift does not fold everything again."""
+
+    def __init__(self, name: str, comparison: Comparison) -> None:
+        super().__init__(f"{comparison.drifted} rows of {name} are not what the log says; nothing was swapped")
+        self.name = name
+        self.comparison = comparison
+
+
+class WritersNotStopped(RebuildError):
+    def __init__(self, name: str, tries: int) -> None:
+        super().__init__(
+            f"Could not swap {name} fast enough in {tries} tries: a long transaction holds it or its lanes"
+        )
+        self.name = name
+        self.tries = tries
+
+
+class FoldFailed(RebuildError):
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"Folding the lanes of {name} failed: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class NothingToRollBackTo(RebuildError):
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot go back: {reason}")
+        self.name = name
+
+
+class NotParked(RebuildError):
+    def __init__(self, name: str, lane: int) -> None:
+        super().__init__(f"Lane {lane} of {name} is not parked")
+        self.name = name
+        self.lane = lane

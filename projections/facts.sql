@@ -1,0 +1,42 @@
+-- What followed projections are folded from: an event with its place, time, and who did what it came from.
+
+-- name: of_lanes
+SELECT e.lane, e.seq, e.fact
+  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) AS l (lane, after, upto)
+ CROSS JOIN LATERAL (
+       SELECT e.lane, e.seq,
+              CASE WHEN (%(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[]))
+                    AND NOT EXISTS (SELECT
+                                      FROM projection_intervention i
+                                     WHERE i.name = %(name)s AND i.version = %(version)s AND i.lane = e.lane
+                                       AND i.seq = e.seq AND i.action = 'skip')
+                   THEN json_build_object(
+                        'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
+                        'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
+                        'first', k.first_seq = e.seq, 'event', e.payload)::text
+               END AS fact
+         FROM event e
+         JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+        WHERE e.lane = l.lane AND e.seq > l.after AND (l.upto IS NULL OR e.seq <= l.upto)
+        ORDER BY e.seq
+        LIMIT %(limit)s) e
+ ORDER BY e.lane, e.seq
+
+-- name: of_lane_by_stream
+COPY (
+    SELECT e.stream_id,
+           '[' || string_agg(json_build_object(
+               'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
+               'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
+               'first', k.first_seq = e.seq, 'event', e.payload)::text, ',' ORDER BY e.version) || ']'
+      FROM event e
+      JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+     WHERE e.lane = {lane} AND e.seq <= {target}
+       AND ({types}::text[] IS NULL OR e.type = ANY ({types}::text[]))
+       AND NOT EXISTS (SELECT
+                         FROM projection_intervention i
+                        WHERE i.name = {name} AND i.version = {version} AND i.lane = e.lane AND i.seq = e.seq
+                          AND i.action = 'skip')
+     GROUP BY e.stream_id, (e.version - 1) / {chunk}
+     ORDER BY e.stream_id, (e.version - 1) / {chunk}
+) TO STDOUT (FORMAT binary)

@@ -1,0 +1,125 @@
+"""`fleet` and `fleet_member`: how many instances were in each status, at each provider, region and tier, over time.
+
+Time is when the log learned of a change and not when it is said to have happened, so that the counts of an hour that is
+over never change again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from events import types as e
+from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING
+from events.sql import Statements
+from projections.fact import Fact
+from projections.tables import Rows, Table, records
+
+_SQL = Statements("projections", "fleet.sql")
+_MEMBERS = _SQL["members"]
+_ADD_MOVES = _SQL["add_moves"]
+_SET_MEMBERS = _SQL["set_members"]
+
+_FLEET = Table(
+    "fleet",
+    key=("lane", "hour", "status", "provider", "region_id", "tier_id"),
+    columns=("lane", "hour", "status", "provider", "region_id", "tier_id", "entries", "exits"),
+    stream=None,
+)
+_MEMBER = Table(
+    "fleet_member",
+    key=("lane", "instance_id"),
+    columns=("lane", "instance_id", "status", "provider", "region_id", "tier_id"),
+    stream="instance_id",
+)
+
+#: The events that move an instance from one status to another, with the status that they lead to.
+_STATUS_AFTER: dict[type[e.Event], str] = {
+    e.PlacementChosen: PROVISIONING,
+    e.InstanceReady: RUNNING,
+    e.ProvisioningFailed: FAILED,
+    e.ServerVanished: ERROR,
+    e.DeletionRequested: DELETING,
+    e.InstanceDeleted: DELETED,
+}
+
+
+class Member(NamedTuple):
+    """Where an instance is counted; `provider` is empty until a placement was chosen."""
+
+    status: str
+    provider: str
+    region_id: str
+    tier_id: str
+
+
+class FleetFold:
+    """The moves that facts make, starting from where the `known` instances are counted."""
+
+    def __init__(self, known: Mapping[UUID, Member]) -> None:
+        self._members = dict(known)
+        self._lanes: dict[UUID, int] = {}
+        self._moves: dict[tuple[int, datetime, Member], list[int]] = {}
+
+    def feed(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            before = self._members.get(fact.stream_id)
+            after = _moved(before, fact.event)
+            if after == before:
+                continue
+            hour = fact.recorded_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+            self._moves.setdefault((fact.lane, hour, after), [0, 0])[0] += 1
+            if before is not None:
+                self._moves.setdefault((fact.lane, hour, before), [0, 0])[1] += 1
+            self._members[fact.stream_id] = after
+            self._lanes[fact.stream_id] = fact.lane
+
+    def rows(self) -> Rows:
+        moved = self._lanes.items()
+        return {
+            _FLEET.name: [(lane, hour, *member, *counts) for (lane, hour, member), counts in self._moves.items()],
+            _MEMBER.name: [(lane, stream_id, *self._members[stream_id]) for stream_id, lane in moved],
+        }
+
+
+def _moved(before: Member | None, event: e.AnyEvent) -> Member:
+    if isinstance(event, e.InstanceRequested):
+        return Member(status=PENDING, provider="", region_id=event.region_id, tier_id=event.tier_id)
+    assert before is not None, f"{type(event).__name__} before InstanceRequested"
+    after = before._replace(status=_STATUS_AFTER[type(event)])
+    return after._replace(provider=event.provider) if isinstance(event, e.PlacementChosen) else after
+
+
+class Fleet:
+    """Counts every change of status."""
+
+    name = "fleet"
+    version = 1
+    types = (
+        "instance_requested",
+        "placement_chosen",
+        "instance_ready",
+        "provisioning_failed",
+        "server_vanished",
+        "deletion_requested",
+        "instance_deleted",
+    )
+    tables = (_FLEET, _MEMBER)
+    ddl = _SQL
+
+    def begin(self) -> FleetFold:
+        return FleetFold({})
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        streams = {fact.stream_id: fact.lane for fact in facts}
+        parameters = {"lanes": list(streams.values()), "instance_ids": list(streams)}
+        cursor = await connection.execute(_MEMBERS, parameters)
+        fold = FleetFold({row[0]: Member(*row[1:]) for row in await cursor.fetchall()})
+        fold.feed(facts)
+        rows = fold.rows()
+        await connection.execute(_ADD_MOVES, (records(_FLEET, rows),))
+        await connection.execute(_SET_MEMBERS, (records(_MEMBER, rows),))

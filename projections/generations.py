@@ -1,0 +1,156 @@
+"""Generations: the builds of a projection. Making the tables of one, indexing them, dropping them.
+
+The live generation's tables are in the schema `public`, where the code finds them; any other's are in a schema of its
+own, under the same names, with the same names of indexes and constraints. So putting one in another's place is moving
+tables between schemas, and everything else about them stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection, sql
+
+from events.sql import Statements
+from projections.definition import Projection
+from projections.tables import LIVE
+
+_SQL = Statements("projections", "generations.sql")
+_SERVED = _SQL["served"]
+_NEWEST_IN = _SQL["newest_in"]
+_ALL_IN = _SQL["all_in"]
+_INSERT_GENERATION = _SQL["insert_generation"]
+_SET_TARGETS = _SQL["set_targets"]
+_SET_STATE = _SQL["set_state"]
+_ENTER_AT_TARGETS = _SQL["enter_at_targets"]
+_FORGET_FOLLOWER = _SQL["forget_follower"]
+_FORGET_GENERATION = _SQL["forget_generation"]
+_PRIVILEGES = _SQL["privileges"]
+_PROGRESS = _SQL["progress"]
+
+#: States of a build that is under way, or was when it was killed.
+UNFINISHED = ("folding", "indexed")
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One build. `state`: folding, indexed, live or previous (see migrations/0007_projections.sql)."""
+
+    name: str
+    number: int
+    version: int
+    tables: list[str]
+    state: str
+
+    @property
+    def schema(self) -> str:
+        """Where its tables are while it is not the live one."""
+        return f"{self.name}_g{self.number}"
+
+    @property
+    def follower(self) -> str:
+        """The name of its checkpoints while it is not the live one."""
+        return f"{self.name}@{self.number}"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"name": self.name, "generation": self.number, "version": self.version}
+
+
+class Progress(msgspec.Struct, frozen=True):
+    lanes: int
+    lanes_folded: int
+    events: int
+    events_folded: int
+
+
+async def served(connection: AsyncConnection, name: str) -> Generation | None:
+    """The live generation; None for a projection that was never built here."""
+    return await _one(connection, _SERVED, (name,))
+
+
+async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Generation | None:
+    return await _one(connection, _NEWEST_IN, {"name": name, "states": list(states)})
+
+
+async def all_in(connection: AsyncConnection, *states: str) -> list[Generation]:
+    rows = await (await connection.execute(_ALL_IN, (list(states),))).fetchall()
+    return [Generation(*row) for row in rows]
+
+
+async def begin(connection: AsyncConnection, projection: Projection) -> Generation:
+    """A new build: bare tables with the grants of the live ones, and how far each lane is to be folded.
+
+    The heads are read in one statement, so they are a cut through the log at one moment.
+    """
+    tables = [table.name for table in projection.tables]
+    new = {"name": projection.name, "version": projection.version, "tables": tables}
+    async with connection.transaction():
+        build = await _one(connection, _INSERT_GENERATION, new)
+        assert build is not None
+        await connection.execute(_composed("CREATE SCHEMA {}", build.schema))
+        await use_schema(connection, build)
+        await connection.execute(projection.ddl["tables"])
+        await _copy_privileges(connection, build)
+        await connection.execute(_SET_TARGETS, build.key)
+    return build
+
+
+async def index(connection: AsyncConnection, projection: Projection, build: Generation) -> Generation:
+    """Give the folded tables their keys and indexes, and the build its place in the log."""
+    async with connection.transaction():
+        await use_schema(connection, build)
+        await connection.execute(projection.ddl["indexes"])
+        for table in build.tables:
+            await connection.execute(_composed("ANALYZE {}", table))
+        await connection.execute(_ENTER_AT_TARGETS, build.key | {"follower": build.follower})
+        await connection.execute(_SET_STATE, build.key | {"state": "indexed"})
+    return msgspec.structs.replace(build, state="indexed")
+
+
+async def drop(connection: AsyncConnection, build: Generation) -> None:
+    """Remove a generation that is not live, with all its rows."""
+    assert build.state != "live", "what is served is not dropped"
+    async with connection.transaction():
+        await connection.execute(_composed("DROP SCHEMA IF EXISTS {} CASCADE", build.schema))
+        await connection.execute(_FORGET_FOLLOWER, (build.follower,))
+        await connection.execute(_FORGET_GENERATION, build.key)
+
+
+async def use_schema(connection: AsyncConnection, build: Generation) -> None:
+    """Until the end of the transaction the names of the projection's tables mean those of `build`."""
+    await connection.execute(_composed("SET LOCAL search_path TO {}, {}", build.schema, LIVE))
+
+
+async def progress(connection: AsyncConnection, build: Generation) -> Progress:
+    row = await (await connection.execute(_PROGRESS, build.key)).fetchone()
+    assert row is not None
+    return Progress(*row)
+
+
+async def _copy_privileges(connection: AsyncConnection, build: Generation) -> None:
+    """Whoever may do something with a live table may do it with the new one; and everybody finds the schema."""
+    parameters = {"schema": LIVE, "tables": build.tables}
+    rows = await (await connection.execute(_PRIVILEGES, parameters)).fetchall()
+    for table, owner, grantee, privileges in rows:
+        to = sql.SQL("PUBLIC") if grantee is None else sql.Identifier(grantee)
+        for privilege in privileges:
+            grant = sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(privilege), sql.Identifier(table), to)
+            await connection.execute(grant)
+        await connection.execute(_composed("ALTER TABLE {} OWNER TO {}", table, owner))
+    await connection.execute(_composed("GRANT USAGE ON SCHEMA {} TO PUBLIC", build.schema))
+
+
+async def _one(connection: AsyncConnection, statement: bytes, parameters: Any) -> Generation | None:
+    row = await (await connection.execute(statement, parameters)).fetchone()
+    return None if row is None else Generation(*row)
+
+
+def _composed(statement: Any, *names: str) -> sql.Composed:
+    return sql.SQL(statement).format(*map(sql.Identifier, names))
+
+
+def composed(statement: Any, names: Sequence[str]) -> sql.Composed:
+    """A statement with a `{}` for each of `names`, which are quoted as identifiers."""
+    return _composed(statement, *names)

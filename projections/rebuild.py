@@ -1,0 +1,218 @@
+"""A rebuild that nobody notices: fold the log into the next generation, catch up, compare, swap; or compare only.
+
+Everything that is done is in the database: whoever starts the same rebuild again after a kill, at whatever point, goes on
+from there. One rebuild of a projection runs at a time (an advisory lock, gone with its process).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+from psycopg import AsyncConnection, IsolationLevel
+
+from events.sql import Statements
+from projections import generations
+from projections.catching_up import catch_up, heads, positions
+from projections.definition import Inline, Projection
+from projections.drift import Comparison, Drift, Scope, compare
+from projections.errors import ParityMismatch, RebuildBusy
+from projections.generations import Generation, Progress
+from projections.swap import Swapped, Unverified, swap
+
+_SQL = Statements("projections", "rebuild.sql")
+_TAKE_TURN = _SQL["take_turn"]
+
+#: The swap is tried once no more than this many events are left to fold, or after so many steps towards it.
+NEAR_EVENTS = 200
+STEPS_MAX = 20
+
+#: More streams than this are not compared while writers stand still: the whole is compared once more before.
+UNVERIFIED_MAX = 2_000
+
+Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
+"""Has all lanes of the build folded; asks for the progress as often as it likes. Raises `FoldFailed`."""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What a rebuild did. Rows are compared at one place in the log; `drift` holds the first that differ.
+
+    `stopped_s`: how long writers (for a followed projection: its followers) stood still; None where nothing was swapped.
+    """
+
+    name: str
+    version: int
+    version_before: int | None
+    generation: int
+    resumed: bool
+    events: int
+    fold_s: float = 0.0
+    index_s: float = 0.0
+    rows_compared: int = 0
+    drifted: int = 0
+    drift: list[Drift] = []
+    stopped_s: float | None = None
+    tries: int = 0
+    total_s: float = 0.0
+
+
+class Steps(NamedTuple):
+    """What is to be told while it goes on: `phase(text)` and `folded(progress)`."""
+
+    phase: Callable[[str], None]
+    folded: Callable[[Progress], None]
+
+
+async def rebuild(
+    database_url: str, projection: Projection, *, folding: Folding, steps: Steps, accept_drift: bool = False
+) -> Report:
+    """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
+
+    Where live tables drifted from the log, nothing is swapped, unless `accept_drift`: then the log wins. Raises
+    `RebuildBusy`, `ParityMismatch`, `WritersNotStopped` and `FoldFailed`.
+    """
+    async with _turn(database_url, projection.name) as connection:
+        began_s = time.perf_counter()
+        build, report, live = await _build(connection, projection, folding, steps)
+        steps.phase("comparing")
+        unverified = Unverified(set(), set())
+        _record(report, await _verify(connection, projection, build, live))
+        if report.drifted and not accept_drift:
+            raise ParityMismatch(projection.name, Comparison(report.rows_compared, report.drifted, report.drift))
+        steps.phase("swapping")
+
+        async def approach() -> None:
+            await _approach(connection, projection, build, unverified)
+            if len(unverified.streams) > UNVERIFIED_MAX and not report.drifted:
+                await _verify(connection, projection, build, live)
+                unverified.streams.clear()
+
+        await approach()
+        swapped = await swap(
+            connection,
+            projection,
+            build,
+            live,
+            # What has drifted before would be found again.
+            unverified=None if report.drifted else unverified,
+            between=approach,
+        )
+        _finish(report, swapped, began_s)
+        return report
+
+
+async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
+    """Build as `rebuild` does, compare with what is live, and drop the build. Nothing that is served changes."""
+    async with _turn(database_url, projection.name) as connection:
+        began_s = time.perf_counter()
+        build, report, live = await _build(connection, projection, folding, steps)
+        steps.phase("comparing")
+        try:
+            _record(report, await _verify(connection, projection, build, live))
+        finally:
+            await generations.drop(connection, build)
+        report.total_s = time.perf_counter() - began_s
+        return report
+
+
+@asynccontextmanager
+async def _turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
+    """A connection whose session alone rebuilds the projection. Raises `RebuildBusy`."""
+    async with await AsyncConnection.connect(
+        database_url, autocommit=True, application_name="hydracore-rebuild"
+    ) as connection:
+        row = await (await connection.execute(_TAKE_TURN, (name,))).fetchone()
+        if row != (True,):
+            raise RebuildBusy(name)
+        yield connection
+
+
+async def _build(
+    connection: AsyncConnection, projection: Projection, folding: Folding, steps: Steps
+) -> tuple[Generation, Report, Generation | None]:
+    """The next generation, folded and indexed: a new one, or what an earlier run has left of it."""
+    live = await generations.served(connection, projection.name)
+    build = await generations.newest_in(connection, projection.name, *generations.UNFINISHED)
+    if build is not None and build.version != projection.version:
+        await generations.drop(connection, build)
+        build = None
+    resumed = build is not None
+    if build is None:
+        build = await generations.begin(connection, projection)
+    began_s = time.perf_counter()
+    folded = build
+
+    async def progress() -> Progress:
+        now = await generations.progress(connection, folded)
+        steps.folded(now)
+        return now
+
+    found = await progress()
+    report = Report(
+        name=projection.name,
+        version=projection.version,
+        version_before=None if live is None else live.version,
+        generation=build.number,
+        resumed=resumed,
+        events=found.events,
+    )
+    if build.state == "folding":
+        steps.phase("folding")
+        await folding(projection, build, progress)
+        report.fold_s = time.perf_counter() - began_s
+        steps.phase("indexing")
+        began_s = time.perf_counter()
+        build = await generations.index(connection, projection, build)
+        report.index_s = time.perf_counter() - began_s
+    return build, report, live
+
+
+async def _verify(
+    connection: AsyncConnection, projection: Projection, build: Generation, live: Generation | None
+) -> Comparison:
+    """Take the build to where the live tables are in one snapshot, and compare all rows in it. Nobody is stopped."""
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    try:
+        async with connection.transaction():
+            upto = await _goal(connection, projection)
+            await catch_up(connection, projection, build, upto)
+            if live is None:
+                return Comparison()
+            if isinstance(projection, Inline):
+                return await compare(connection, projection, build, Scope())
+            at = await positions(connection, build.follower)
+            even = {lane for lane in at if at[lane] == upto.get(lane)}
+            return await compare(connection, projection, build, Scope(lanes=even))
+    finally:
+        await connection.set_isolation_level(None)
+
+
+async def _approach(
+    connection: AsyncConnection, projection: Projection, build: Generation, unverified: Unverified
+) -> None:
+    """Take the build so near to the live tables that the rest is folded in no time."""
+    for _ in range(STEPS_MAX):
+        async with connection.transaction():
+            step = await catch_up(connection, projection, build, await _goal(connection, projection))
+        unverified.add(step)
+        if step.events <= NEAR_EVENTS:
+            return
+
+
+async def _goal(connection: AsyncConnection, projection: Projection) -> dict[int, int]:
+    """Where the live tables are: at the heads, or where their follower is."""
+    if isinstance(projection, Inline):
+        return await heads(connection)
+    return await positions(connection, projection.name)
+
+
+def _record(report: Report, comparison: Comparison) -> None:
+    report.rows_compared, report.drifted, report.drift = comparison.rows, comparison.drifted, comparison.drift
+
+
+def _finish(report: Report, swapped: Swapped, began_s: float) -> None:
+    report.stopped_s, report.tries = swapped.stopped_s, swapped.tries
+    report.total_s = time.perf_counter() - began_s
