@@ -12,12 +12,14 @@ import redis
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
 from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services
 from tests.stack import session_stack_fixture, stack_fixture
+from tests.strays import provider_fixture
 
 #: Fixtures are found by being here.
 __all__ = [
     "cloudsim_fixture",
     "driver_fixture",
     "module_cloudsim_fixture",
+    "provider_fixture",
     "session_stack_fixture",
     "stack_fixture",
 ]

@@ -7,9 +7,6 @@ tests are about the control plane; nothing happens in it by the clock but what a
 import asyncio
 import itertools
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +24,8 @@ from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
 from tests.audit import audit
-from tests.cloudsim_fixtures import REPOSITORY, CloudsimProcess
+from tests.cloudsim_fixtures import CloudsimProcess
+from tests.program import Program
 from tests.services import VALKEY_DATABASES, Services
 from tests.waiting import until
 from workers.broker import Bell
@@ -45,7 +43,7 @@ SETTINGS = {
     "heartbeat_late_s": "1.5",
     "heartbeat_lost_s": "3",
     "orphan_grace_s": "0.5",
-    "teardown_alarm_s": "2",
+    "teardown_alarm_s": "1",
     "sweep_interval_s": "604800",
     "address_quarantine_s": "1",
     "worker_threads": "8",
@@ -64,54 +62,6 @@ ENDS = frozenset({"running", "failed", "error", "deleted"})
 
 _FAR_FUTURE_S = 4_000_000_000
 _serial = itertools.count(1)
-
-
-class Program:
-    """`hydracore NAME` as a process. `output` keeps what all its lives have printed."""
-
-    def __init__(self, name: str, *, environ: dict[str, str], log: Path) -> None:
-        self.name = name
-        self.log = log
-        self._environ = environ
-        self._process: subprocess.Popen[bytes] | None = None
-        self._begin = 0
-
-    def start(self, **settings: str) -> None:
-        """Start it, with these settings changed for this life."""
-        assert not self.is_alive, "it runs"
-        self._begin = len(self.output())
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hydracore", self.name],
-                cwd=REPOSITORY,
-                env=self._environ | {variable(name): value for name, value in settings.items()},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def kill(self) -> None:
-        """kill -9, and wait until it is dead. A dead one is dead already."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def output(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-    def has_said(self, word: str) -> bool:
-        """Whether this life has logged `word`. Fails where it has ended instead."""
-        said = word in self.output()[self._begin :]
-        assert said or self.is_alive, f"{self.name} ended:\n{self.output()[-3000:]}"
-        return said
 
 
 class Stack:
@@ -170,6 +120,9 @@ class Stack:
             await self.cloudsim.start(boot="inline")
         self.cloudsim.call("DELETE", "/_sim/faults")
         self.cloudsim.call("POST", "/_sim/release", {"all": True, "apply": False})
+        # Hints to a worker that an earlier test killed would come back to its successor, seconds later.
+        with redis.Redis.from_url(self.redis_url) as client:
+            client.flushdb()
         await self.start(boot="inline")
         # What a failed test has left half done must not meet the next one's faults.
         unsettled = "SELECT 1 FROM instance WHERE status <> ALL (%s)"

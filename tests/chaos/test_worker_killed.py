@@ -6,14 +6,17 @@ applied), `late` (applied when the worker was dead already), `much_later` (appli
 """
 
 import asyncio
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import pytest
 
 from tests.stack import Stack
+from tests.strays import stray
 from tests.waiting import until
-from workers.broker import OBSERVE_ACTIONS
+from workers.broker import OBSERVE_ACTIONS, SWEEP
+from workers.providers.hetzner import HetznerProvider
+from workers.sweep import sweep
 
 FAULTS: Final = {
     "dropped": "hold_before",
@@ -39,13 +42,13 @@ class Call(NamedTuple):
     skip: int = 0
     first: str | None = None
 
-    def about(self, stack: Stack, instance_id: UUID) -> dict[str, object]:
-        """How cloudsim tells this instance's calls from others'; not at all where they are about no single server."""
+    def about(self, stack: Stack, ids: list[UUID]) -> list[dict[str, Any]]:
+        """How cloudsim tells each instance's call from the others'; not at all where it is about no single server."""
         if self.operation == "get_server":
-            return {"server_id": int(stack.known_server(instance_id))}
+            return [{"server_id": int(stack.known_server(each))} for each in ids]
         if self.operation in {"create_server", "delete_server"}:
-            return {"name": f"hc-{instance_id}"}
-        return {}
+            return [{"name": f"hc-{each}"} for each in ids]
+        return [{} for _ in ids]
 
 
 CREATE_CALLS: Final = (
@@ -64,6 +67,12 @@ DELETE_CALLS: Final = (
     Call("see it gone by label again", "list_servers", READ, skip=2),
     Call("see it gone by id again", "get_server", READ, skip=1),
 )
+SWEEP_CALLS: Final = (
+    Call("list what there is", "list_servers", READ),
+    Call("mend the labels", "update_server", CHANGE),
+    Call("ask by id for what is not listed", "get_server", READ),
+    Call("remove an orphan", "delete_server", CHANGE),
+)
 
 
 def what(call: Call) -> str:
@@ -77,14 +86,15 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
     if call.first is not None:
         for instance_id in ids:
             stack.cloudsim.fault("create_server", call.first, name=f"hc-{instance_id}", delay_s=SLOW_BOOT_S)
-    arrange(stack, call, ids)
+    about = call.about(stack, ids)
+    arrange(stack, call, about)
     await asyncio.gather(*(stack.create(key) for key, _ in asked))
     if call.first in {"slow_boot", "action_error"}:
         await until(lambda: all(stack.has_happened(each, "server_created") for each in ids))
         for _ in call.fates:
             stack.ring(OBSERVE_ACTIONS)
 
-    held = await kill_at(stack, call, ids)
+    held = await kill_at(stack, call, about)
 
     for instance_id, fate in zip(ids, call.fates, strict=True):
         await stack.until_status(instance_id, "running")
@@ -100,14 +110,42 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
 @pytest.mark.parametrize("call", DELETE_CALLS, ids=what)
 async def test_a_delete_survives_a_worker_killed_at_the(stack: Stack, call: Call) -> None:
     ids = await asyncio.gather(*(stack.running() for _ in call.fates))
-    arrange(stack, call, ids)
+    about = call.about(stack, ids)
+    arrange(stack, call, about)
     await asyncio.gather(*(stack.delete(instance_id) for instance_id in ids))
 
-    await kill_at(stack, call, ids)
+    await kill_at(stack, call, about)
 
     for instance_id in ids:
         await stack.until_status(instance_id, "deleted")
         stack.assert_no_server(instance_id)
+
+
+@pytest.mark.parametrize("call", SWEEP_CALLS, ids=what)
+async def test_a_sweep_survives_a_worker_killed_at_the(stack: Stack, provider: HetznerProvider, call: Call) -> None:
+    orphan = await stray(provider)
+    async with stack.deps() as deps:
+        await sweep(deps, dry_run=False)
+    assert stack.rows("UPDATE orphan SET first_seen_at = '-infinity' WHERE server_id = %s RETURNING 1", orphan)
+    ids = [await stack.running(), await stack.running()]
+    mislabelled, unlisted = (stack.known_server(instance_id) for instance_id in ids)
+    labels = [stack.cloudsim.server(each)["labels"] for each in (mislabelled, unlisted)]
+    await provider.set_labels(mislabelled, {"hc-installation": "hydracore"})
+    await provider.set_labels(unlisted, {})
+    targets = {"update_server": mislabelled, "get_server": unlisted, "delete_server": orphan}
+    target = {"server_id": int(targets[call.operation])} if call.operation in targets else {}
+    arrange(stack, call, [target] * len(call.fates))
+    for _ in call.fates:
+        stack.ring(SWEEP)
+
+    await kill_at(stack, call, [target] * len(call.fates))
+
+    await until(lambda: stack.worker.has_said("worker_started"))
+    for _ in range(2):
+        stack.ring(SWEEP)
+    await until(lambda: [stack.cloudsim.server(each)["labels"] for each in (mislabelled, unlisted)] == labels)
+    await until(lambda: orphan not in {str(server["id"]) for server in stack.cloudsim.servers()})
+    await delete_all(stack, ids)
 
 
 class Held(NamedTuple):
@@ -121,23 +159,22 @@ class Held(NamedTuple):
             self.stack.cloudsim.call("POST", "/_sim/release", {"id": number, "apply": fate in {"late", "much_later"}})
 
 
-def arrange(stack: Stack, call: Call, ids: list[UUID]) -> None:
+def arrange(stack: Stack, call: Call, about: list[dict[str, Any]]) -> None:
     """The next such call of each instance will be held."""
-    for instance_id, fate in zip(ids, call.fates, strict=True):
-        about = call.about(stack, instance_id)
-        skip = call.skip if about else call.skip * len(ids)
-        stack.cloudsim.fault(call.operation, FAULTS[fate], skip=skip, **about)
+    for each, fate in zip(about, call.fates, strict=True):
+        skip = call.skip if each else call.skip * len(about)
+        stack.cloudsim.fault(call.operation, FAULTS[fate], skip=skip, **each)
 
 
-async def kill_at(stack: Stack, call: Call, ids: list[UUID]) -> Held:
+async def kill_at(stack: Stack, call: Call, about: list[dict[str, Any]]) -> Held:
     """Wait until all calls are held, kill the worker, and start another one."""
     await until(lambda: len(stack.cloudsim.held()) == len(call.fates), seconds_max=30)
     fates: dict[int, str] = {}
     for request in stack.cloudsim.held():
-        about = [call.about(stack, each).items() <= request.items() for each in ids]
-        open_fates = [fate for fate, fits in zip(call.fates, about, strict=True) if fits and fate not in fates.values()]
-        fates[request["id"]] = open_fates[0]
-        assert request["applied"] == (open_fates[0] == "applied")
+        fitting = [fate for each, fate in zip(about, call.fates, strict=True) if each.items() <= request.items()]
+        fate = next(fate for fate in fitting if fate not in fates.values())
+        assert request["applied"] == (fate == "applied")
+        fates[request["id"]] = fate
     stack.worker.kill()
     held = Held(stack, fates)
     for fate in CHANGE:

@@ -3,44 +3,20 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
-from tests.cloudsim_fixtures import REPOSITORY, driver_for, user_data
+from tests.cloudsim_fixtures import REPOSITORY
 from tests.stack import Stack
+from tests.strays import stray
 from tests.waiting import until
 from workers.broker import SWEEP
-from workers.providers.base import CreateServer
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import MISSING_MAX, Account, missing_accounts, sweep
 
 #: Graces that have passed before a second look, and that no test outlives.
 SHORT, LONG = "0.001", "3600"
-
-
-@pytest.fixture
-async def provider(stack: Stack) -> AsyncGenerator[HetznerProvider]:
-    """A hand in the provider's project that the control plane knows nothing of."""
-    driver = driver_for(stack.cloudsim)
-    yield driver
-    await driver.aclose()
-
-
-async def stray(provider: HetznerProvider, **labels: str) -> str:
-    """A server that no instance accounts for; its id."""
-    instance_id = uuid4()
-    ours = {"hc-installation": "hydracore", "hc-instance": str(instance_id), "hc-attempt": "1"}
-    order = CreateServer(
-        name=f"hc-{instance_id}",
-        server_type="sim1",
-        location="local1",
-        image="debian-13",
-        user_data=user_data(),
-        labels=ours | labels,
-    )
-    return (await provider.create_server(order)).server.id
 
 
 async def found(stack: Stack, server_id: str, *, dry_run: bool = False, grace_s: str = LONG) -> list[tuple[str, str]]:
