@@ -1,0 +1,211 @@
+"""Providers that refuse, fail, forget and dawdle, and what becomes of the instances: on real processes."""
+
+import asyncio
+import time
+from uuid import UUID
+
+import pytest
+
+from events.state import ATTEMPTS_MAX
+from tests.stack import Stack
+from tests.waiting import until
+from workers.broker import OBSERVE_ACTIONS
+
+
+def attempts(stack: Stack, instance_id: UUID) -> list[tuple[str, str]]:
+    """Where each attempt went."""
+    return [
+        (event["server_type"], event["location"])
+        for event in stack.events(instance_id)
+        if event["type"] == "placement_chosen"
+    ]
+
+
+def failures(stack: Stack, instance_id: UUID) -> list[str]:
+    return [event["code"] for event in stack.events(instance_id) if event["type"] == "attempt_failed"]
+
+
+async def assert_deletable(stack: Stack, *instance_ids: UUID) -> None:
+    for instance_id in instance_ids:
+        await stack.delete(instance_id)
+    for instance_id in instance_ids:
+        await stack.until_status(instance_id, "deleted")
+        stack.assert_no_server(instance_id)
+        held = "SELECT kind FROM reservation WHERE instance_id = %s AND released_at IS NULL"
+        assert stack.rows(held, instance_id) == [("idempotency_key",)]
+
+
+async def test_without_capacity_the_next_placement_is_tried(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{instance_id}", times=2)
+
+    await stack.create(key)
+
+    await stack.until_status(instance_id, "running")
+    assert attempts(stack, instance_id) == [("sim1", "local1"), ("sim2", "local1"), ("sim1", "local2")]
+    assert failures(stack, instance_id) == ["resource_unavailable"] * 2
+    assert len(stack.servers(instance_id)) == 1
+
+
+async def test_provisioning_fails_when_no_placement_is_left_and_can_then_be_deleted(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{instance_id}", times=None)
+
+    await stack.create(key)
+
+    await stack.until_status(instance_id, "failed")
+    assert len(set(attempts(stack, instance_id))) == ATTEMPTS_MAX == 4
+    assert failures(stack, instance_id) == ["resource_unavailable"] * 4
+    detail = await stack.detail(instance_id)
+    assert detail["error_message"] == "The provider has no capacity for this server type at this location"
+    await assert_deletable(stack, instance_id)
+    assert not stack.servers(instance_id)
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["the create alone", "every call"])
+async def test_a_refusal_ends_provisioning_at_once(stack: Stack, everything: bool) -> None:  # noqa: FBT001 - a parameter
+    key, instance_id = stack.new_key()
+    refusal = {"status": 403, "code": "resource_limit_exceeded", "times": None}
+    stack.cloudsim.fault("create_server", "error", name=f"hc-{instance_id}", **refusal)
+    if everything:
+        stack.cloudsim.fault("list_servers", "error", **refusal)
+
+    await stack.create(key)
+
+    await stack.until_status(instance_id, "failed")
+    assert failures(stack, instance_id) == ["resource_limit_exceeded"]
+    stack.cloudsim.call("DELETE", "/_sim/faults")
+    await assert_deletable(stack, instance_id)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with its answer", "after its caller gave up"])
+async def test_a_deletion_cancels_a_create_in_flight(stack: Stack, late: bool) -> None:  # noqa: FBT001 - a parameter
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
+    await stack.create(key)
+    await until(stack.cloudsim.held)
+
+    await stack.delete(instance_id)
+    if late:
+        # The first look has found nothing; the second must find what came between the two.
+        await until(lambda: stack.has_happened(instance_id, "teardown_step_done", step="server_deleted"))
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+
+    assert len(stack.servers(instance_id)) == 1
+    await stack.until_status(instance_id, "deleted")
+    stack.assert_no_server(instance_id)
+
+
+async def test_a_pending_instance_is_deleted_without_a_server_ever_made(stack: Stack) -> None:
+    stack.worker.kill()
+    instance_id = await stack.create()
+    assert (await stack.detail(instance_id))["status"] == "pending"
+
+    await stack.delete(instance_id)
+    stack.worker.start()
+
+    await stack.until_status(instance_id, "deleted")
+    assert not stack.servers(instance_id)
+
+
+async def test_a_teardown_that_does_not_get_on_says_why_and_goes_on_all_the_same(stack: Stack) -> None:
+    locked, undying = await stack.running(), await stack.running()
+    stack.cloudsim.fault("delete_server", "locked", name=f"hc-{locked}", times=None)
+    stack.cloudsim.fault("delete_server", "action_error", name=f"hc-{undying}", times=None)
+
+    await asyncio.gather(stack.delete(locked), stack.delete(undying))
+
+    for instance_id, code in ((locked, "locked"), (undying, "server_still_there")):
+        await until(lambda each=instance_id: stack.has_happened(each, "teardown_blocked"))
+        assert stack.has_happened(instance_id, "teardown_blocked", step="server_deleted", code=code)
+        detail = await stack.detail(instance_id)
+        assert (detail["status"], bool(detail["error_message"])) == ("deleting", True)
+    stack.cloudsim.call("DELETE", "/_sim/faults")
+    for instance_id in (locked, undying):
+        await stack.until_status(instance_id, "deleted")
+        stack.assert_no_server(instance_id)
+        assert stack.types(instance_id).count("teardown_blocked") == 1
+
+
+async def test_a_lock_that_opens_soon_is_waited_for_in_silence(stack: Stack) -> None:
+    instance_id = await stack.running()
+    stack.cloudsim.fault("delete_server", "locked", name=f"hc-{instance_id}")
+
+    await stack.delete(instance_id)
+
+    await stack.until_status(instance_id, "deleted")
+    assert "teardown_blocked" not in stack.types(instance_id)
+
+
+async def test_a_rate_limit_is_honoured(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{instance_id}", retry_after_s=2)
+    before = stack.cloudsim.requests("create_server")
+
+    began_s = time.monotonic()
+    await stack.create(key)
+    await until(lambda: stack.has_happened(instance_id, "server_created"))
+
+    assert time.monotonic() - began_s >= 2
+    assert stack.cloudsim.requests("create_server") - before == 2
+    assert not failures(stack, instance_id)
+    await stack.until_status(instance_id, "running")
+
+
+async def test_a_server_whose_create_was_not_answered_is_adopted(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "drop_reply", name=f"hc-{instance_id}")
+
+    await stack.create(key)
+
+    await stack.until_status(instance_id, "running")
+    assert stack.has_happened(instance_id, "server_created", attempt=1, adopted=True)
+    assert len(stack.servers(instance_id)) == 1
+
+
+async def test_a_server_that_never_boots_is_replaced(stack: Stack) -> None:
+    stack.restart_worker(boot_timeout_s="1.5")
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "dead_boot", name=f"hc-{instance_id}")
+
+    await stack.create(key)
+
+    await stack.until_status(instance_id, "running")
+    stack.restart_worker()
+    assert failures(stack, instance_id) == ["boot_timeout"]
+    # The attempts do not overlap, at the provider and in the log.
+    assert len(stack.servers(instance_id)) == 2
+    assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+    types = stack.types(instance_id)
+    assert types.index("server_discarded") < len(types) - 1 - types[::-1].index("placement_chosen")
+
+
+async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "action_error", name=f"hc-{instance_id}", code="no_power")
+
+    await stack.create(key)
+    await until(lambda: stack.has_happened(instance_id, "server_created"))
+    stack.ring(OBSERVE_ACTIONS)
+
+    await stack.until_status(instance_id, "running")
+    assert failures(stack, instance_id) == ["no_power"]
+    assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+
+
+async def test_a_silent_agent_is_late_then_unreachable_and_healthy_once_it_is_back(stack: Stack) -> None:
+    instance_id = await stack.running()
+    server_id = stack.known_server(instance_id)
+
+    stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/kill")
+    await until(lambda: stack.has_happened(instance_id, "health_changed", health="unreachable"))
+    assert (await stack.detail(instance_id))["health_status"] == "unreachable"
+    stack.cloudsim.call("POST", f"/v1/servers/{server_id}/actions/reboot")
+
+    async def is_healthy() -> bool:
+        return (await stack.detail(instance_id))["health_status"] == "healthy"
+
+    await until(is_healthy, poll_s=0.1)
+    changes = [event["health"] for event in stack.events(instance_id) if event["type"] == "health_changed"]
+    assert changes == ["late", "unreachable", "healthy"]
+    assert (await stack.detail(instance_id))["status"] == "running"
