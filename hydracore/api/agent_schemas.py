@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -15,12 +16,15 @@ from hydracore.tokens import ATTEMPT_MAX
 COUNT_MAX: Final = 2**53
 #: What a column of type integer holds.
 SEQ_MAX: Final = 2**31 - 1
+#: The year 2100: what lies beyond is no time that a clock shows.
+TIME_MS_MAX: Final = 4_102_444_800_000
 
 Attempt = Annotated[int, Meta(ge=1, le=ATTEMPT_MAX)]
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
 #: Standard base64 of 32 raw bytes.
 RawKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\Z")]
+Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Message = Annotated[str, Meta(max_length=2_000)]
 Version = Annotated[str, Meta(max_length=64)]
 
@@ -78,3 +82,30 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     skills_loaded: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=256)]
     config_version: Count | None
     error: ReportedError | None
+
+
+class AskConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`config_version`: what the agent runs; None while it runs nothing."""
+
+    boot_id: UUID
+    config_version: Count | None = None
+
+
+class UsageEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One model call. `cost_usd`: US dollars; `channel`: which way the message came."""
+
+    at_ms: Annotated[int, Meta(ge=0, le=TIME_MS_MAX)]
+    model: Annotated[str, Meta(max_length=200)]
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
+    cost_usd: Decimal
+    end_user: Annotated[str, Meta(max_length=256)] | None = None
+    channel: Annotated[str, Meta(pattern=r"^[a-z_]{1,32}\Z")]
+    conversation_id: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    boot_id: UUID
+    ledger_id: UUID
+    seq: Seq
+    entries: Annotated[list[UsageEntry], Meta(min_length=1, max_length=100)]

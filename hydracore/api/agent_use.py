@@ -1,0 +1,85 @@
+"""`/v1/agent/config` and `/v1/agent/usage`: what a working agent asks and tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Final
+from uuid import UUID, uuid4
+
+from events.commands import RecordUsage
+from events.keys import Keyring
+from events.record import Origin
+from events.store import EventStore
+from events.types import UsageEntry
+from hydracore.agent import messages as m
+from hydracore.api import agent_schemas as s
+from hydracore.api.agent_gate import CallingAgent
+from hydracore.api.errors import RequestInvalid
+from hydracore.api.operations import operation
+from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.validation import Incoming
+from hydracore.money import plain
+from hydracore.problems import Problem
+
+#: The decimal places that the read tables keep of a dollar.
+COST_STEP: Final = Decimal("1e-12")
+#: More for one call is no price.
+COST_MAX: Final = Decimal(1_000_000)
+
+#: Hex digits kept of the digest of an end user: enough to tell people apart, and nothing that leads back to them.
+END_USER_DIGITS: Final = 32
+
+
+class AgentUse:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self, *, store: EventStore, documents: RuntimeDocuments, keyring: Keyring, now_ms: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._documents = documents
+        self._keyring = keyring
+        self._now_ms = now_ms
+
+    @operation("POST", "/v1/agent/config", "Fetch the newest configuration", answer=m.NewestConfig, errors=(401, 410))
+    async def fetch_config(self, who: CallingAgent, body: s.AskConfig) -> m.NewestConfig:  # noqa: ARG002 - what it runs now is the heartbeat's to tell
+        state = await self._store.load(who.instance_id)
+        assert state is not None, "an agent's key is of an instance"
+        return m.NewestConfig(config_version=state.config.version, runtime=await self._documents.build(state))
+
+    @operation("POST", "/v1/agent/usage", "Report what was used", answer=m.UsageAccepted, errors=(401, 409, 410))
+    async def record_usage(self, who: CallingAgent, incoming: Incoming, body: s.Usage) -> m.UsageAccepted:
+        """Each batch of a ledger once, in order; a repeat is answered and changes nothing."""
+        now_ms = self._now_ms()
+        command = RecordUsage(
+            at_ms=now_ms,
+            ledger_id=body.ledger_id,
+            seq=body.seq,
+            entries=tuple(
+                self._entry(each, index, instance_id=who.instance_id, now_ms=now_ms)
+                for index, each in enumerate(body.entries)
+            ),
+        )
+        origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
+        outcome = await self._store.execute(who.instance_id, command, origin)
+        return m.UsageAccepted(seq=body.seq, duplicate=not outcome.events)
+
+    def _entry(self, entry: s.UsageEntry, index: int, *, instance_id: UUID, now_ms: int) -> UsageEntry:
+        if not 0 <= entry.cost_usd <= COST_MAX:
+            msg = f"Input should be between 0 and {COST_MAX}"
+            raise RequestInvalid([Problem(("body", "entries", index, "cost_usd"), msg, "value_error")])
+        return UsageEntry(
+            # A VPS whose clock is fast must not put what it spends on days that no budget looks at yet.
+            at_ms=min(entry.at_ms, now_ms),
+            model=entry.model,
+            prompt_tokens=entry.prompt_tokens,
+            completion_tokens=entry.completion_tokens,
+            cost_usd=plain(entry.cost_usd.quantize(COST_STEP)),
+            channel=entry.channel,
+            end_user=None if entry.end_user is None else self._digest(instance_id, entry.end_user),
+        )
+
+    def _digest(self, instance_id: UUID, end_user: str) -> str:
+        """Per instance: the same person at two instances cannot be recognized."""
+        return self._keyring.fingerprint(f"end user of {instance_id}: {end_user}".encode()).hex()[:END_USER_DIGITS]

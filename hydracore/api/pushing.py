@@ -1,0 +1,53 @@
+"""Hands a new configuration to the agent. It is in the log by then: an agent that is away asks for it by itself."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import structlog
+
+from events.lifecycle import PENDING, PROVISIONING
+from events.state import Instance
+from hydracore.api.agent_link import address_of
+from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.vps import VpsClient, VpsError
+
+#: How long an agent may take to put a configuration in place before the caller is told that it will come.
+PUSH_TIMEOUT_S: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Pushed(NamedTuple):
+    """Whether the agent runs with the configuration now, and how to say it."""
+
+    applied: bool
+    message: str
+
+
+class Pusher:
+    def __init__(self, *, vps: VpsClient, documents: RuntimeDocuments, master_key: bytes) -> None:
+        self._vps = vps
+        self._documents = documents
+        self._master_key = master_key
+
+    async def push(self, state: Instance) -> Pushed:
+        """Never fails for the agent's sake."""
+        address = address_of(state, master_key=self._master_key)
+        if address is None:
+            if state.status in {PENDING, PROVISIONING}:
+                return Pushed(applied=False, message="The agent gets it when it starts")
+            return Pushed(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
+        version = state.config.version
+        try:
+            running = await self._vps.put_config(
+                version, await self._documents.build(state), **address, timeout_s=PUSH_TIMEOUT_S
+            )
+        except VpsError as error:
+            _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))
+            return Pushed(applied=False, message="The agent cannot be reached; it is applied when the agent next asks")
+        if running < version:
+            return Pushed(
+                applied=False, message="The agent has not taken it yet; it is applied when the agent next asks"
+            )
+        return Pushed(applied=True, message="The agent runs with it")

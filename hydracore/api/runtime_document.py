@@ -1,0 +1,126 @@
+"""What an agent is told to run: one JSON document, made from the log, with every secret in the clear.
+
+It goes over the VPN or TLS to the agent that was enrolled, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from psycopg_pool import AsyncConnectionPool
+
+from events.state import Instance
+from hydracore.api.model_choice import ModelChoice, day_of, model_choice
+from hydracore.api.vault import Opened, Vault
+from hydracore.catalogue import Catalogue
+from hydracore.money import plain
+from hydracore.settings import Settings
+from projections.usage_queries import spent
+
+Json = dict[str, Any]
+
+
+class RuntimeDocuments:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        pool: AsyncConnectionPool,
+        vault: Vault,
+        catalogue: Catalogue,
+        settings: Settings,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._pool = pool
+        self._vault = vault
+        self._catalogue = catalogue
+        self._settings = settings
+        self._now_ms = now_ms
+
+    async def build(self, state: Instance) -> Json:
+        """The document of `state.config.version`."""
+        opened = await self._vault.open(state)
+        return {
+            "type": state.runtime_type,
+            "agent_name": state.agent_name,
+            "preset": self._preset(state),
+            "recipe": self._recipe(state),
+            "system_prompt": opened.system_prompt,
+            "customer_facing_prompt": opened.customer_facing_prompt,
+            "workflow_slugs": state.workflow_slugs,
+            "capabilities": state.capabilities,
+            "model": {
+                "base_url": self._settings.model_base_url or None,
+                "api_key": self._settings.model_api_key or None,
+            },
+            "model_policy": _policy(model_choice(state, self._catalogue)),
+            "prices": {
+                name: {
+                    "input_usd_per_mtok": plain(model.input_usd_per_mtok),
+                    "output_usd_per_mtok": plain(model.output_usd_per_mtok),
+                }
+                for name, model in self._catalogue.models.items()
+            },
+            "platform": _platform(opened, self.skills(state, opened)),
+            "telegram": {
+                "bot_token": opened.telegram_bot_token,
+                "base_url": self._settings.telegram_base_url,
+            },
+            "spent": await self._spent(state),
+        }
+
+    def skills(self, state: Instance, opened: Opened) -> list[Any]:
+        """The skills that are enabled: the preset's until the owner chose."""
+        if opened.skills is not None:
+            return opened.skills
+        preset = self._catalogue.presets.get(state.preset_id)
+        return list(preset.skills) if preset is not None else []
+
+    def _preset(self, state: Instance) -> Json:
+        preset = self._catalogue.presets.get(state.preset_id)
+        if preset is None:
+            # A catalogue may drop a preset; its instances go on without what it said.
+            return {"id": state.preset_id, "name": state.preset_id, "system_prompt": "", "skills": []}
+        return {
+            "id": state.preset_id,
+            "name": preset.name,
+            "system_prompt": preset.system_prompt,
+            "skills": preset.skills,
+        }
+
+    def _recipe(self, state: Instance) -> Json | None:
+        recipe = self._catalogue.recipes.get(state.recipe_id or "")
+        return None if recipe is None else {"id": state.recipe_id, "prompt": recipe.prompt}
+
+    async def _spent(self, state: Instance) -> Json:
+        today = day_of(self._now_ms())
+        known = await spent(self._pool, state.id, today=today)
+        return {
+            "day": today.isoformat(),
+            "daily_usd": plain(known.daily_usd),
+            "month": f"{today:%Y-%m}",
+            "monthly_usd": plain(known.monthly_usd),
+        }
+
+
+def _policy(choice: ModelChoice) -> Json:
+    return {
+        "primary": choice.primary,
+        "fallbacks": choice.fallbacks,
+        "temperature": choice.temperature,
+        "max_tokens": choice.max_tokens,
+        "embedding_model": choice.embedding_model,
+        "budget_daily_usd": None if choice.budget_daily_usd is None else plain(choice.budget_daily_usd),
+        "budget_monthly_usd": None if choice.budget_monthly_usd is None else plain(choice.budget_monthly_usd),
+    }
+
+
+def _platform(opened: Opened, skills: list[Any]) -> Json:
+    return {
+        "skills": skills,
+        "integrations": opened.integrations,
+        "channels": opened.channels,
+        "advanced": opened.advanced,
+    }

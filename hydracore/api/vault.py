@@ -1,0 +1,82 @@
+"""An instance's configuration in the clear, and its secrets sealed: the one place where the API does either."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from events.keys import Keyring
+from events.state import Instance
+from events.types import Sealed
+from hydracore.documents import with_secrets
+
+Field = Literal["system_prompt", "customer_facing_prompt", "telegram_bot_token", "advanced", "channels"]
+Json = dict[str, Any]
+
+_DOCUMENT: Final = msgspec.json.Decoder(Json)
+#: What single secrets within lists are bound to.
+_LISTS: Final = "platform_lists"
+
+
+class Opened(NamedTuple):
+    """The sealed part of a configuration. Of a customer who was erased nothing is left."""
+
+    system_prompt: str | None
+    customer_facing_prompt: str | None
+    telegram_bot_token: str | None
+    advanced: Json
+    channels: Json
+    integrations: list[Any]
+    skills: list[Any] | None
+
+
+class Vault:
+    """Seals with, and opens by, the key of the customer whose instance it is."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    async def open(self, state: Instance) -> Opened:
+        config = state.config
+        return Opened(
+            system_prompt=await self._open_text(state, "system_prompt", config.system_prompt),
+            customer_facing_prompt=await self._open_text(
+                state, "customer_facing_prompt", config.customer_facing_prompt
+            ),
+            telegram_bot_token=await self._open_text(state, "telegram_bot_token", config.telegram_bot_token),
+            advanced=await self._open_document(state, "advanced", config.advanced),
+            channels=await self._open_document(state, "channels", config.channels),
+            integrations=await self._open_list(state, config.integrations),
+            skills=None if config.skills is None else await self._open_list(state, config.skills),
+        )
+
+    async def seal(self, state: Instance, field: Field, text: str) -> Sealed:
+        """Raises `CustomerErased`."""
+        return await self._keyring.seal(text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=field)
+
+    async def seal_document(self, state: Instance, field: Field, document: Json) -> Sealed:
+        """Raises `CustomerErased`."""
+        return await self.seal(state, field, msgspec.json.encode(document).decode())
+
+    async def seal_list(self, state: Instance, items: list[Any]) -> tuple[Any, ...]:
+        """`items` with the secrets among them sealed: lists are kept in the clear. Raises `CustomerErased`."""
+
+        async def seal(text: str) -> str:
+            return await self._keyring.seal(
+                text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=_LISTS
+            )
+
+        return tuple(await with_secrets(items, seal))
+
+    async def _open_text(self, state: Instance, field: str, sealed: str | None) -> str | None:
+        if sealed is None:
+            return None
+        return await self._keyring.open(sealed, tenant_id=state.tenant_id, customer_id=state.customer_id, field=field)
+
+    async def _open_document(self, state: Instance, field: Field, sealed: Sealed | None) -> Json:
+        text = await self._open_text(state, field, sealed)
+        return {} if text is None else _DOCUMENT.decode(text)
+
+    async def _open_list(self, state: Instance, items: tuple[Any, ...]) -> list[Any]:
+        return await with_secrets(items, lambda sealed: self._open_text(state, _LISTS, sealed))
