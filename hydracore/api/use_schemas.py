@@ -32,7 +32,7 @@ MESSAGE_LENGTH_MAX: Final = 8_000
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    conversation_id: ConversationId | UnsetType | None = UNSET
+    conversation_id: ConversationId | None = None
     message: Annotated[str, Meta(min_length=1, max_length=MESSAGE_LENGTH_MAX)]
 
 

@@ -1,0 +1,149 @@
+"""`/v1/instances/{id}/config`: what the agent is to run with, and what it says that it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET
+
+from events.commands import ChangeConfig
+from events.state import Instance
+from hydracore.api import use_schemas as s
+from hydracore.api.agent_link import address_of
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.errors import RequestInvalid
+from hydracore.api.model_choice import model_choice, shown
+from hydracore.api.operations import operation
+from hydracore.api.pushing import Pushed, Pusher
+from hydracore.api.runtime import ASK_TIMEOUT_S
+from hydracore.api.validation import Incoming
+from hydracore.api.vault import Field, Opened, Vault
+from hydracore.auth import Principal
+from hydracore.catalogue import Catalogue
+from hydracore.documents import mask
+from hydracore.problems import Problem
+from hydracore.vps import VpsClient, VpsError
+
+PATH: Final = "/v1/instances/{instance_id}/config"
+
+#: A bot token becomes a part of a URL at the agent: whatever could change its path is kept out.
+_BOT_TOKEN: Final = re.compile(r"[A-Za-z0-9:_-]+")
+
+_SEALED: Final[tuple[Field, ...]] = ("system_prompt", "customer_facing_prompt", "telegram_bot_token")
+
+
+class Configuration:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        changes: Changes,
+        vault: Vault,
+        pusher: Pusher,
+        vps: VpsClient,
+        catalogue: Catalogue,
+        master_key: bytes,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._changes = changes
+        self._vault = vault
+        self._pusher = pusher
+        self._vps = vps
+        self._catalogue = catalogue
+        self._master_key = master_key
+        self._now_ms = now_ms
+
+    @operation("GET", PATH, "Proxy get config", answer=s.RunningConfig, errors=(403, 404))
+    async def get_config(self, who: Principal, instance_id: UUID) -> s.RunningConfig:
+        state = await self._changes.look(who, instance_id)
+        running = await self._ask(state)
+        if running is None:
+            pushed = Pushed(applied=False, message="What is wanted; no agent says what it runs with")
+        elif running.get("config_version") == state.config.version:
+            pushed = Pushed(applied=True, message="The agent runs with it")
+        else:
+            pushed = Pushed(applied=False, message="The agent runs with another version and will ask for this one")
+        config = await self._shown(state, pushed)
+        return s.RunningConfig(**msgspec.structs.asdict(config), running=running)
+
+    @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409))
+    async def update_config(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConfig
+    ) -> s.Config:
+        outcome = await self._changes.change(
+            Asked(who, incoming, instance_id), lambda state: self._command(state, body)
+        )
+        done = "Configuration updated" if outcome.events else "Nothing was to be changed"
+        # Also without a change: who asks again may do so because the agent was away the first time.
+        pushed = await self._pusher.push(outcome.state)
+        message = ". ".join([done, pushed.message, *self._notes(outcome.state, body)])
+        return await self._shown(outcome.state, Pushed(pushed.applied, message))
+
+    async def _command(self, state: Instance, body: s.UpdateConfig) -> ChangeConfig:
+        """What `body` changes at `state`: a sealed field is compared with what is kept, as no two seals are alike."""
+        opened = await self._vault.open(state)
+        changes: dict[str, Any] = {
+            name: value
+            for name in ("agent_name", "model_temperature", "recipe_id")
+            if (value := getattr(body, name)) is not UNSET
+        }
+        if body.workflow_slugs is not UNSET:
+            changes["workflow_slugs"] = tuple(body.workflow_slugs or ())
+        for field in _SEALED:
+            value, kept = getattr(body, field), getattr(opened, field)
+            if value is UNSET or value == kept:
+                continue
+            if field == "telegram_bot_token" and value is not None:
+                if kept is not None and value == mask(kept):
+                    continue
+                _require_bot_token(value)
+            changes[field] = None if value is None else await self._vault.seal(state, field, value)
+        return ChangeConfig(at_ms=self._now_ms(), **changes)
+
+    def _notes(self, state: Instance, body: s.UpdateConfig) -> list[str]:
+        """What a caller might not expect of what they asked for."""
+        notes: list[str] = []
+        complaint = self._catalogue.recipe_complaint(body.recipe_id) if isinstance(body.recipe_id, str) else None
+        if complaint is not None:
+            notes.append(f"Note on recipe_id: {complaint}")
+        of_policy = state.config.model_policy.temperature
+        if isinstance(body.model_temperature, float) and of_policy is not None:
+            notes.append(f"Note on model_temperature: the model policy's {of_policy:g} goes before it")
+        return notes
+
+    async def _ask(self, state: Instance) -> dict[str, Any] | None:
+        address = address_of(state, master_key=self._master_key)
+        if address is None:
+            return None
+        try:
+            return await self._vps.get_config(**address, timeout_s=ASK_TIMEOUT_S)
+        except VpsError:
+            return None
+
+    async def _shown(self, state: Instance, pushed: Pushed) -> s.Config:
+        opened: Opened = await self._vault.open(state)
+        return s.Config(
+            instance_id=state.id,
+            agent_name=state.agent_name,
+            customer_facing_prompt=opened.customer_facing_prompt,
+            model_temperature=state.config.model_temperature,
+            recipe_id=state.recipe_id,
+            system_prompt=opened.system_prompt,
+            telegram_bot_token=None if opened.telegram_bot_token is None else mask(opened.telegram_bot_token),
+            workflow_slugs=state.workflow_slugs,
+            model_policy=shown(model_choice(state, self._catalogue)),
+            config_version=state.config.version,
+            applied=pushed.applied,
+            message=pushed.message,
+        )
+
+
+def _require_bot_token(text: str) -> None:
+    if not _BOT_TOKEN.fullmatch(text):
+        msg = "Value error, a bot token has letters, digits, ':', '_' and '-' only"
+        raise RequestInvalid([Problem(("body", "telegram_bot_token"), msg, "value_error")])

@@ -1,0 +1,68 @@
+"""`/v1/instances/{id}/model-policy`: which models the agent asks, how, and what it may spend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from msgspec import UNSET
+
+from events.commands import ChangeModelPolicy
+from events.state import Instance
+from hydracore.api import use_schemas as s
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.model_choice import model_choice, shown, unknown_models
+from hydracore.api.operations import operation
+from hydracore.api.pushing import Pusher
+from hydracore.api.validation import Incoming
+from hydracore.auth import Principal
+from hydracore.catalogue import Catalogue
+from hydracore.money import of_number
+
+
+class ModelPolicies:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, changes: Changes, pusher: Pusher, catalogue: Catalogue, now_ms: Callable[[], int]) -> None:
+        self._changes = changes
+        self._pusher = pusher
+        self._catalogue = catalogue
+        self._now_ms = now_ms
+
+    @operation(
+        "PATCH",
+        "/v1/instances/{instance_id}/model-policy",
+        "Update model policy",
+        answer=s.ModelPolicyResponse,
+        errors=(403, 404, 409),
+    )
+    async def update_model_policy(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateModelPolicy
+    ) -> s.ModelPolicyResponse:
+        async def command(_: Instance) -> ChangeModelPolicy:
+            return ChangeModelPolicy(at_ms=self._now_ms(), **_changes(body))
+
+        outcome = await self._changes.change(Asked(who, incoming, instance_id), command)
+        done = "Model policy updated" if outcome.events else "Nothing was to be changed"
+        pushed = await self._pusher.push(outcome.state)
+        choice = model_choice(outcome.state, self._catalogue)
+        warnings = [
+            f"Warning: {name} is not in the catalogue: it is metered at no cost, and no budget holds it"
+            for name in unknown_models(choice, self._catalogue)
+        ]
+        return s.ModelPolicyResponse(
+            instance_id=instance_id, message=". ".join([done, pushed.message, *warnings]), model_policy=shown(choice)
+        )
+
+
+def _changes(body: s.UpdateModelPolicy) -> dict[str, Any]:
+    """The fields that are given, as the write side keeps them: budgets are decimal texts."""
+    given = {name: getattr(body, name) for name in body.__struct_fields__}
+    changes = {name: value for name, value in given.items() if value is not UNSET}
+    for name in ("budget_daily_usd", "budget_monthly_usd"):
+        if changes.get(name) is not None:
+            changes[name] = of_number(changes[name])
+    if changes.get("fallbacks") is not None:
+        changes["fallbacks"] = tuple(changes["fallbacks"])
+    return changes

@@ -1,0 +1,117 @@
+"""`/v1/instances/{id}/platform-config`: skills, channels and integrations, changed field by field.
+
+`advanced` and `channels` are documents, changed by JSON merge patches (RFC 7396) and kept sealed as a whole; of lists,
+only the secrets in them are sealed. A document is merged at the state that it is then written at, so that of two patches
+at once none is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET
+
+from events.commands import PatchPlatformConfig
+from events.state import Instance
+from hydracore.api import use_schemas as s
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.errors import RequestInvalid
+from hydracore.api.operations import operation
+from hydracore.api.pushing import Pusher
+from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.validation import Incoming
+from hydracore.api.vault import Opened, Vault
+from hydracore.auth import Principal
+from hydracore.documents import masked, merge_patch, unmasked
+from hydracore.problems import Problem
+
+PATH: Final = "/v1/instances/{instance_id}/platform-config"
+
+#: What a document may grow to, patch by patch.
+DOCUMENT_MAX_BYTES: Final = 256 * 1024
+
+_DOCUMENTS: Final[tuple[Literal["advanced", "channels"], ...]] = ("advanced", "channels")
+_LISTS: Final[tuple[Literal["integrations", "skills"], ...]] = ("integrations", "skills")
+
+
+class PlatformConfiguration:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        changes: Changes,
+        vault: Vault,
+        documents: RuntimeDocuments,
+        pusher: Pusher,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._changes = changes
+        self._vault = vault
+        self._documents = documents
+        self._pusher = pusher
+        self._now_ms = now_ms
+
+    @operation("GET", PATH, "Get platform config", answer=s.PlatformConfig, errors=(403, 404))
+    async def get_platform_config(self, who: Principal, instance_id: UUID) -> s.PlatformConfig:
+        state = await self._changes.look(who, instance_id)
+        return await self._shown(state, "What is wanted")
+
+    @operation("PATCH", PATH, "Patch platform config", answer=s.PlatformConfig, errors=(403, 404, 409))
+    async def patch_platform_config(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.PatchPlatformConfig
+    ) -> s.PlatformConfig:
+        outcome = await self._changes.change(
+            Asked(who, incoming, instance_id), lambda state: self._command(state, body)
+        )
+        done = "Platform configuration updated" if outcome.events else "Nothing was to be changed"
+        pushed = await self._pusher.push(outcome.state)
+        return await self._shown(outcome.state, f"{done}. {pushed.message}")
+
+    async def _command(self, state: Instance, body: s.PatchPlatformConfig) -> PatchPlatformConfig:
+        """What `body` makes of the documents at `state`. Whatever comes out as it was is left out."""
+        opened = await self._vault.open(state)
+        changes: dict[str, Any] = {}
+        for field in _DOCUMENTS:
+            patch, kept = getattr(body, field), getattr(opened, field)
+            if patch is UNSET:
+                continue
+            document: dict[str, Any] = {} if patch is None else merge_patch(kept, unmasked(patch, kept))
+            if document != kept:
+                _require_room(field, document)
+                changes[field] = await self._vault.seal_document(state, field, document)
+        for field in _LISTS:
+            items, kept = getattr(body, field), getattr(opened, field)
+            if items is UNSET:
+                continue
+            items = unmasked(items or [], kept)
+            if items != kept:
+                changes[field] = await self._vault.seal_list(state, items)
+        if body.recipe_id is not UNSET:
+            changes["recipe_id"] = body.recipe_id
+        if body.workflow_slugs is not UNSET:
+            changes["workflow_slugs"] = tuple(body.workflow_slugs or ())
+        return PatchPlatformConfig(at_ms=self._now_ms(), **changes)
+
+    async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
+        opened: Opened = await self._vault.open(state)
+        return s.PlatformConfig(
+            advanced=masked(opened.advanced),
+            channels=masked(opened.channels),
+            instance_id=state.id,
+            integrations=masked(opened.integrations),
+            recipe_id=state.recipe_id,
+            skills=masked(self._documents.skills(state, opened)),
+            workflow_slugs=list(state.workflow_slugs),
+            config_version=state.config.version,
+            message=message,
+        )
+
+
+def _require_room(field: str, document: dict[str, Any]) -> None:
+    if len(msgspec.json.encode(document)) > DOCUMENT_MAX_BYTES:
+        msg = f"Value error, the document would have more than {DOCUMENT_MAX_BYTES} bytes"
+        raise RequestInvalid([Problem(("body", field), msg, "value_error")])
