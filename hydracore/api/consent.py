@@ -1,0 +1,65 @@
+"""`/v1/instances/{id}/consent`: whether staff may read the owner's conversations. The owner alone decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+from events.commands import ChangeConsent, RecordConversationsAccess
+from events.state import Instance
+from hydracore.api import use_schemas as s
+from hydracore.api.access import is_owner
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.errors import Forbidden
+from hydracore.api.operations import operation
+from hydracore.api.validation import Incoming
+from hydracore.auth import Principal
+
+NO_CONSENT = "The owner has not allowed others to read the conversations"
+
+
+async def record_access(changes: Changes, asked: Asked, access: RecordConversationsAccess) -> None:
+    """Record that somebody other than the owner reads, and only while the owner allows it. Raises `Forbidden`."""
+
+    async def command(state: Instance) -> RecordConversationsAccess:
+        require_reader(asked.who, state)
+        return access
+
+    await changes.change(asked, command)
+
+
+def require_reader(who: Principal, state: Instance) -> None:
+    """Raises `Forbidden` where the conversations are not theirs to read."""
+    if not is_owner(who, state) and not state.consent_debug_access:
+        raise Forbidden(NO_CONSENT)
+
+
+class Consent:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, changes: Changes, now_ms: Callable[[], int]) -> None:
+        self._changes = changes
+        self._now_ms = now_ms
+
+    @operation(
+        "PATCH",
+        "/v1/instances/{instance_id}/consent",
+        "Toggle conversation debug access",
+        answer=s.ConsentResponse,
+        errors=(403, 404, 409),
+    )
+    async def set_consent(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConsent
+    ) -> s.ConsentResponse:
+        async def command(state: Instance) -> ChangeConsent:
+            if not is_owner(who, state):
+                raise Forbidden("Only the owner decides who may read the conversations")
+            return ChangeConsent(at_ms=self._now_ms(), granted=body.consent_debug_access)
+
+        outcome = await self._changes.change(Asked(who, incoming, instance_id), command)
+        granted = outcome.state.consent_debug_access
+        return s.ConsentResponse(
+            consent_debug_access=granted,
+            instance_id=instance_id,
+            message="Staff may read the conversations" if granted else "Only the owner may read the conversations",
+        )

@@ -1,0 +1,88 @@
+"""`/v1/instances/{id}/conversations`: what was said, read from the agent; nothing of it is kept here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from msgspec import Meta
+
+from events.commands import RecordConversationsAccess
+from events.state import Instance
+from hydracore.api.access import is_owner
+from hydracore.api.agent_link import plainly, require_address
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.consent import record_access, require_reader
+from hydracore.api.errors import NotFound
+from hydracore.api.operations import Answer, operation
+from hydracore.api.validation import Incoming
+from hydracore.auth import Principal
+from hydracore.vps import VpsBadAnswer, VpsClient
+
+#: How long an agent may take to read its conversations.
+READ_TIMEOUT_S: Final = 10.0
+
+Limit = Annotated[int, Meta(ge=1, le=100)]
+ConversationId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}$", max_length=128)]
+
+
+class Conversations:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, changes: Changes, vps: VpsClient, master_key: bytes, now_ms: Callable[[], int]) -> None:
+        self._changes = changes
+        self._vps = vps
+        self._master_key = master_key
+        self._now_ms = now_ms
+
+    @operation(
+        "GET",
+        "/v1/instances/{instance_id}/conversations",
+        "Proxy conversations",
+        answer=Any,
+        errors=(403, 404, 409, 502, 504),
+    )
+    async def list_conversations(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, limit: Limit = 20
+    ) -> Answer:
+        state = await self._readable(who, instance_id)
+        address = require_address(state, master_key=self._master_key)
+        with plainly():
+            found = await self._vps.conversations(limit, **address, timeout_s=READ_TIMEOUT_S)
+        await self._note(Asked(who, incoming, instance_id), state, None)
+        return Answer(HTTPStatus.OK, bytes(found))
+
+    @operation(
+        "GET",
+        "/v1/instances/{instance_id}/conversations/{conversation_id}",
+        "Proxy conversation detail",
+        answer=Any,
+        errors=(403, 404, 409, 502, 504),
+    )
+    async def get_conversation(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, conversation_id: ConversationId
+    ) -> Answer:
+        state = await self._readable(who, instance_id)
+        address = require_address(state, master_key=self._master_key)
+        with plainly():
+            try:
+                found = await self._vps.conversation(conversation_id, **address, timeout_s=READ_TIMEOUT_S)
+            except VpsBadAnswer as error:
+                if error.status == HTTPStatus.NOT_FOUND:
+                    raise NotFound("Conversation not found") from error
+                raise
+        await self._note(Asked(who, incoming, instance_id), state, conversation_id)
+        return Answer(HTTPStatus.OK, bytes(found))
+
+    async def _readable(self, who: Principal, instance_id: UUID) -> Instance:
+        state = await self._changes.look(who, instance_id)
+        require_reader(who, state)
+        return state
+
+    async def _note(self, asked: Asked, state: Instance, conversation_id: str | None) -> None:
+        """What others than the owner read is in the log before they get it, and they get it only if consent stands."""
+        if not is_owner(asked.who, state):
+            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=conversation_id)
+            await record_access(self._changes, asked, access)
