@@ -1,0 +1,70 @@
+"""`/v1/instances/cleanup`: has every dead instance of a tenant torn down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Literal
+from uuid import UUID, uuid4
+
+import psycopg
+import structlog
+
+from events.commands import RequestDeletion
+from events.errors import EventsError
+from events.lifecycle import ERROR, FAILED
+from events.record import Origin
+from events.store import EventStore
+from hydracore.api import use_schemas as s
+from hydracore.api.access import require_staff
+from hydracore.api.operations import operation
+from hydracore.api.validation import Incoming
+from hydracore.auth import Principal
+from projections.queries import ListFilter, Queries
+
+#: How many instances of each status one call takes on; the next call takes the rest.
+CLEANED_MAX: Final = 5_000
+
+#: How many are asked to be deleted at a time: appends of one moment share a flush.
+BATCH_MAX: Final = 100
+
+_log = structlog.get_logger(__name__)
+
+
+class Cleanup:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, store: EventStore, queries: Queries, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._queries = queries
+        self._now_ms = now_ms
+
+    @operation("POST", "/v1/instances/cleanup", "Clean up dead instances", answer=s.CleanupResponse, errors=(403,))
+    async def clean_up(self, who: Principal, incoming: Incoming) -> s.CleanupResponse:
+        """Counts what this call has started: of two at once, each instance is one's alone."""
+        require_staff(who)
+        cleaned = errors = 0
+        for status in (FAILED, ERROR):
+            wanted = ListFilter(tenant_id=who.tenant_id, customer_id=None, status=status, limit=CLEANED_MAX)
+            dead = [UUID(key.id) for key in await self._queries.instances(wanted)]
+            for start in range(0, len(dead), BATCH_MAX):
+                batch = dead[start : start + BATCH_MAX]
+                outcomes = await asyncio.gather(*(self._delete(each, who, incoming) for each in batch))
+                cleaned += outcomes.count("started")
+                errors += outcomes.count("error")
+        message = f"{cleaned} dead instances are being deleted"
+        if errors:
+            message += f"; {errors} could not be started and stay as they are"
+        return s.CleanupResponse(cleaned=cleaned, errors=errors, message=message)
+
+    async def _delete(
+        self, instance_id: UUID, who: Principal, incoming: Incoming
+    ) -> Literal["started", "already", "error"]:
+        command = RequestDeletion(at_ms=self._now_ms(), reason=f"cleanup by {who.role}")
+        origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
+        try:
+            outcome = await self._store.execute(instance_id, command, origin)
+        except (EventsError, psycopg.Error) as error:
+            _log.warning("cleanup_failed", instance_id=str(instance_id), error=type(error).__name__)
+            return "error"
+        return "started" if outcome.events else "already"

@@ -1,0 +1,42 @@
+"""`/v1/instances/admin/{id}/rotate-key`: ends an agent's key at once. The agent gets itself another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+from events.commands import RotateAgentKey
+from events.state import Instance
+from hydracore.api import use_schemas as s
+from hydracore.api.access import require_staff
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.errors import Conflict
+from hydracore.api.operations import operation
+from hydracore.api.validation import Incoming
+from hydracore.auth import Principal
+
+
+class Keys:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, changes: Changes, now_ms: Callable[[], int]) -> None:
+        self._changes = changes
+        self._now_ms = now_ms
+
+    @operation(
+        "POST",
+        "/v1/instances/admin/{instance_id}/rotate-key",
+        "Rotate agent key",
+        answer=s.RotateKeyResponse,
+        errors=(403, 404, 409),
+    )
+    async def rotate_key(self, who: Principal, incoming: Incoming, instance_id: UUID) -> s.RotateKeyResponse:
+        require_staff(who)
+
+        async def command(_: Instance) -> RotateAgentKey:
+            return RotateAgentKey(at_ms=self._now_ms())
+
+        outcome = await self._changes.change(Asked(who, incoming, instance_id), command)
+        if not outcome.events:
+            raise Conflict("There is no key in force: none was issued yet, or one has just been ended")
+        return s.RotateKeyResponse(instance_id=instance_id, status="rotated")

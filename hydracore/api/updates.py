@@ -1,0 +1,87 @@
+"""`/v1/instances/{id}/updates/apply`: has the agent take up what waits for it now, restarted if so wished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from events.commands import RecordUpdatesApplied
+from events.state import Instance
+from hydracore.agent.chat_messages import UpdatesApplied
+from hydracore.api import use_schemas as s
+from hydracore.api.agent_link import plainly, require_address
+from hydracore.api.changing import Asked, Changes
+from hydracore.api.operations import operation
+from hydracore.api.runtime import ASK_TIMEOUT_S
+from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.validation import Incoming
+from hydracore.auth import Principal
+from hydracore.vps import VpsClient
+
+#: How long the agent may take: it waits for open chats, within bounds, and starts its runtime again.
+APPLY_TIMEOUT_S: Final = 30.0
+
+
+class Updates:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        changes: Changes,
+        vps: VpsClient,
+        documents: RuntimeDocuments,
+        master_key: bytes,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._changes = changes
+        self._vps = vps
+        self._documents = documents
+        self._master_key = master_key
+        self._now_ms = now_ms
+
+    @operation(
+        "POST",
+        "/v1/instances/{instance_id}/updates/apply",
+        "Apply updates",
+        answer=s.ApplyUpdatesResponse,
+        errors=(403, 404, 409, 502, 503, 504),
+    )
+    async def apply_updates(
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.ApplyUpdates
+    ) -> s.ApplyUpdatesResponse:
+        """Without `force`, nothing happens where the agent already runs with what is wanted."""
+        state = await self._changes.look(who, instance_id)
+        address = require_address(state, master_key=self._master_key)
+        version = state.config.version
+        with plainly():
+            if not body.force:
+                status = await self._vps.status(**address, timeout_s=ASK_TIMEOUT_S)
+                if status.config_version == version:
+                    message = f"Nothing is pending: the agent runs with version {version}"
+                    return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
+            runtime = await self._documents.build(state)
+            applied = await self._vps.apply_updates(
+                version, runtime, restart=body.restart_agent, **address, timeout_s=APPLY_TIMEOUT_S
+            )
+
+        async def command(_: Instance) -> RecordUpdatesApplied:
+            return RecordUpdatesApplied(
+                at_ms=self._now_ms(),
+                config_version=applied.config_version,
+                restarted=applied.restarted,
+                forced=body.force,
+            )
+
+        await self._changes.change(Asked(who, incoming, instance_id), command)
+        return s.ApplyUpdatesResponse(instance_id=instance_id, message=_message(applied), status="applied")
+
+
+def _message(applied: UpdatesApplied) -> str:
+    message = f"The agent runs with version {applied.config_version}"
+    if applied.restarted and applied.drained:
+        return f"{message}; it was restarted after its open chats had ended"
+    if applied.restarted:
+        return f"{message}; it was restarted, and chats that did not end in time were cut off"
+    return message

@@ -1,0 +1,53 @@
+"""`/v1/instances/{id}/usage`: what an instance used, day by day, as far as the follower of the log has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from uuid import UUID
+
+from psycopg_pool import AsyncConnectionPool
+
+from hydracore.api import use_schemas as s
+from hydracore.api.access import require_access
+from hydracore.api.model_choice import day_of
+from hydracore.api.operations import operation
+from hydracore.auth import Principal
+from hydracore.money import plain
+from projections.queries import Queries
+from projections.usage_queries import Day, usage_report
+
+
+class UsageReports:
+    """`now_ms`: milliseconds since 1970."""
+
+    def __init__(self, *, queries: Queries, pool: AsyncConnectionPool, now_ms: Callable[[], int]) -> None:
+        self._queries = queries
+        self._pool = pool
+        self._now_ms = now_ms
+
+    @operation("GET", "/v1/instances/{instance_id}/usage", "Get instance usage", answer=s.Usage, errors=(403, 404))
+    async def get_usage(self, who: Principal, instance_id: UUID, days: s.Days = s.DAYS_DEFAULT) -> s.Usage:
+        """The last `days` days (UTC), today included."""
+        instance = require_access(who, await self._queries.instance(instance_id))
+        report = await usage_report(self._pool, instance_id, last=day_of(self._now_ms()), days=days)
+        return s.Usage(
+            daily=[_shown(day) for day in report.days],
+            hostname=instance.hostname,
+            instance_id=instance_id,
+            total_cost_usd=plain(sum((day.cost_usd for day in report.days), Decimal(0))),
+            total_requests=sum(day.requests for day in report.days),
+            total_tokens=sum(day.prompt_tokens + day.completion_tokens for day in report.days),
+            unique_end_users=report.unique_end_users,
+        )
+
+
+def _shown(day: Day) -> s.UsageDay:
+    return s.UsageDay(
+        date=day.day,
+        requests=day.requests,
+        prompt_tokens=day.prompt_tokens,
+        completion_tokens=day.completion_tokens,
+        total_tokens=day.prompt_tokens + day.completion_tokens,
+        cost_usd=plain(day.cost_usd),
+    )
