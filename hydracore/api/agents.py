@@ -8,7 +8,7 @@ from __future__ import annotations
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -30,13 +30,10 @@ from hydracore.api import agent_schemas as s
 from hydracore.api.agent_gate import GONE, CallingAgent
 from hydracore.api.errors import Conflict, Gone, Unauthorized
 from hydracore.api.operations import operation
+from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Header, Incoming
-from hydracore.catalogue import Catalogue
 from hydracore.tokens import agent_key, control_token, hash_token, parse_enrol_token
 from hydracore.vps import AGENT_PORT
-
-#: The version of the configuration that every agent should run: no operation changes one yet.
-CONFIG_VERSION: Final = 1
 
 _BEAT = Statements("hydracore.api", "agents.sql")["beat"]
 
@@ -49,14 +46,14 @@ class AgentEndpoints:
         *,
         store: EventStore,
         pool: AsyncConnectionPool,
-        catalogue: Catalogue,
+        documents: RuntimeDocuments,
         master_key: bytes,
         heartbeat_interval_s: float,
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._pool = pool
-        self._catalogue = catalogue
+        self._documents = documents
         self._master_key = master_key
         self._heartbeat_interval_s = heartbeat_interval_s
         self._now_ms = now_ms
@@ -105,7 +102,7 @@ class AgentEndpoints:
             key_hash=hash_token(key).hex(),
         )
         outcome = await self._execute(body.instance_id, command, incoming)
-        return self._secrets(outcome.state)
+        return await self._secrets(outcome.state)
 
     @operation(
         "POST",
@@ -147,7 +144,9 @@ class AgentEndpoints:
             await connection.execute(_BEAT, parameters, prepare=True)
 
         await patiently(self._pool, beat)
-        return m.HeartbeatReply(config_version=CONFIG_VERSION)
+        state = await self._store.load(who.instance_id)
+        assert state is not None, "an agent's key is of an instance"
+        return m.HeartbeatReply(config_version=state.config.version)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
         origin = Origin(actor=f"agent:{instance_id}", command_id=uuid4(), correlation_id=incoming.correlation_id)
@@ -157,28 +156,20 @@ class AgentEndpoints:
             # Whether an instance exists is no business of somebody who has nothing of it.
             raise Unauthorized("The agent is not known") from None
 
-    def _secrets(self, state: Instance) -> m.Secrets:
+    async def _secrets(self, state: Instance) -> m.Secrets:
         assert state.agent is not None, "a key is issued to an enrolled agent only"
         assert state.agent.key_id is not None
         assert state.vpn_ip is not None, "addresses are taken before a server is intended"
         # An earlier issue, if there was one, is the one that stands: its key is made again from its id.
         key_id = state.agent.key_id
-        preset = self._catalogue.presets.get(state.preset_id)
-        runtime: dict[str, Any] = {
-            "type": state.runtime_type,
-            "agent_name": state.agent_name,
-            "system_prompt": preset.system_prompt if preset is not None else "",
-            "skills": preset.skills if preset is not None else [],
-            "capabilities": state.capabilities,
-        }
         return m.Secrets(
             key_id=str(key_id),
             agent_key=agent_key(self._master_key, state.id, key_id),
             control_token=control_token(self._master_key, state.id, key_id),
             listen=m.Listen(host=state.vpn_ip, port=AGENT_PORT),
             heartbeat_interval_s=self._heartbeat_interval_s,
-            config_version=CONFIG_VERSION,
-            runtime=runtime,
+            config_version=state.config.version,
+            runtime=await self._documents.build(state),
         )
 
 

@@ -15,16 +15,31 @@ from redis.asyncio import Redis
 from events.keys import Keyring
 from events.store import EventStore
 from hydracore.api.agent_gate import AgentGate, CallingAgent
+from hydracore.api.agent_use import AgentUse
 from hydracore.api.agents import AgentEndpoints
+from hydracore.api.changing import Changes
+from hydracore.api.chat import Chats
+from hydracore.api.cleanup import Cleanup
+from hydracore.api.configuration import Configuration
+from hydracore.api.consent import Consent
+from hydracore.api.conversations import Conversations
 from hydracore.api.edge import Edge
 from hydracore.api.errors import failure_of
 from hydracore.api.health import Health
 from hydracore.api.instances import Instances
+from hydracore.api.keys import Keys
 from hydracore.api.listing import Listing
+from hydracore.api.model_policy import ModelPolicies
 from hydracore.api.openapi import document
 from hydracore.api.operations import Answer, Operation, operations_of, route
 from hydracore.api.ordering import Ordering
+from hydracore.api.platform_config import PlatformConfiguration
+from hydracore.api.pushing import Pusher
 from hydracore.api.runtime import RuntimeReader
+from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.updates import Updates
+from hydracore.api.usage import UsageReports
+from hydracore.api.vault import Vault
 from hydracore.auth import Authenticator, Principal
 from hydracore.catalogue import Catalogue
 from hydracore.settings import Settings
@@ -81,28 +96,93 @@ def create_app(parts: Parts) -> ASGIApp:
 
 def operations(parts: Parts) -> list[Operation]:
     """Everything that is served."""
-    settings, store = parts.settings, parts.store
-    runtime = RuntimeReader(
-        store=store,
-        vps=parts.vps,
-        master_key=settings.master_key,
-        heartbeat_interval_s=settings.heartbeat_interval_s,
+    documents = RuntimeDocuments(
+        pool=parts.pool,
+        vault=Vault(parts.keyring),
+        catalogue=parts.catalogue,
+        settings=parts.settings,
+        now_ms=parts.now_ms,
     )
-    listing = Listing(parts.queries, parts.keyring)
     owners = (
-        Instances(store=store, queries=parts.queries, listing=listing, runtime=runtime, now_ms=parts.now_ms),
-        Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=parts.now_ms),
-        AgentEndpoints(
-            store=store,
-            pool=parts.pool,
-            catalogue=parts.catalogue,
-            master_key=settings.master_key,
-            heartbeat_interval_s=settings.heartbeat_interval_s,
-            now_ms=parts.now_ms,
-        ),
+        *_lifecycle(parts),
+        *_use(parts, documents),
+        *_agents(parts, documents),
         Health(parts.pool, parts.redis),
     )
     return list(operations_of(*owners, callers=CALLERS))
+
+
+def _lifecycle(parts: Parts) -> tuple[object, ...]:
+    """What makes, shows and ends instances."""
+    store, queries, now_ms = parts.store, parts.queries, parts.now_ms
+    runtime = RuntimeReader(
+        store=store,
+        vps=parts.vps,
+        master_key=parts.settings.master_key,
+        heartbeat_interval_s=parts.settings.heartbeat_interval_s,
+    )
+    return (
+        Instances(
+            store=store,
+            queries=queries,
+            listing=Listing(queries, parts.keyring),
+            runtime=runtime,
+            now_ms=now_ms,
+        ),
+        Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=now_ms),
+        Cleanup(store=store, queries=queries, now_ms=now_ms),
+    )
+
+
+def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
+    """What concerns an instance in use."""
+    vps, catalogue, now_ms = parts.vps, parts.catalogue, parts.now_ms
+    master_key = parts.settings.master_key
+    changes, vault = Changes(parts.store), Vault(parts.keyring)
+    pusher = Pusher(vps=vps, documents=documents, master_key=master_key)
+    return (
+        Chats(
+            changes=changes,
+            vps=vps,
+            pool=parts.pool,
+            keyring=parts.keyring,
+            catalogue=catalogue,
+            master_key=master_key,
+            now_ms=now_ms,
+        ),
+        Configuration(
+            changes=changes,
+            vault=vault,
+            pusher=pusher,
+            vps=vps,
+            catalogue=catalogue,
+            master_key=master_key,
+            now_ms=now_ms,
+        ),
+        PlatformConfiguration(changes=changes, vault=vault, documents=documents, pusher=pusher, now_ms=now_ms),
+        ModelPolicies(changes=changes, pusher=pusher, catalogue=catalogue, now_ms=now_ms),
+        Consent(changes=changes, now_ms=now_ms),
+        Conversations(changes=changes, vps=vps, master_key=master_key, now_ms=now_ms),
+        Updates(changes=changes, vps=vps, documents=documents, master_key=master_key, now_ms=now_ms),
+        UsageReports(queries=parts.queries, pool=parts.pool, now_ms=now_ms),
+        Keys(changes=changes, now_ms=now_ms),
+    )
+
+
+def _agents(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
+    """What the programs on the VPSes call."""
+    store, now_ms = parts.store, parts.now_ms
+    return (
+        AgentEndpoints(
+            store=store,
+            pool=parts.pool,
+            documents=documents,
+            master_key=parts.settings.master_key,
+            heartbeat_interval_s=parts.settings.heartbeat_interval_s,
+            now_ms=now_ms,
+        ),
+        AgentUse(store=store, documents=documents, keyring=parts.keyring, now_ms=now_ms),
+    )
 
 
 def _openapi_route(served: list[Operation]) -> Any:

@@ -8,11 +8,12 @@ import msgspec
 
 from events.failures import describe
 from events.lifecycle import RUNNING
+from events.state import Instance
 from events.store import EventStore
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from hydracore.api import schemas as s
-from hydracore.tokens import control_token
-from hydracore.vps import AGENT_PORT, VpsClient, VpsError
+from hydracore.api.agent_link import address_of
+from hydracore.vps import VpsClient, VpsError
 from projections.queries import ReportRow
 
 #: How long an agent may take to answer before its last heartbeat is shown instead.
@@ -32,9 +33,11 @@ class RuntimeReader:
 
     async def read(self, report: ReportRow, *, lines: list[s.LogLine]) -> s.RuntimeStatus:
         """Never fails for the agent's sake: whatever is known is told."""
-        seen: AgentStatus | Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
-        if report.status == RUNNING:
-            seen = await self._ask(report) or seen
+        state = await self._store.load(report.id)
+        assert state is not None, "what has a row has a stream"
+        beat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
+        status = await self._ask(state)
+        seen = status if status is not None else beat
         error = seen.error if seen is not None else None
         if report.error_code is not None:
             error_code, error_message = report.error_code, describe(report.error_code)
@@ -58,6 +61,9 @@ class RuntimeReader:
             skills_loaded=skills,
             status=report.status,
             uptime_seconds=seen.uptime_seconds if seen is not None else None,
+            config_version=state.config.version,
+            config_version_running=seen.config_version if seen is not None else None,
+            connections=status.connections if status is not None else {},
         )
 
     def _missed(self, report: ReportRow) -> int:
@@ -67,13 +73,12 @@ class RuntimeReader:
         # One interval is what a heartbeat may always take.
         return max(0, int(report.heartbeat_age_s / self._heartbeat_interval_s) - 1)
 
-    async def _ask(self, report: ReportRow) -> AgentStatus | None:
-        state = await self._store.load(report.id)
-        if state is None or state.vpn_ip is None or state.agent is None or state.agent.key_id is None:
+    async def _ask(self, state: Instance) -> AgentStatus | None:
+        address = address_of(state, master_key=self._master_key)
+        if address is None:
             return None
-        token = control_token(self._master_key, report.id, state.agent.key_id)
         try:
-            return await self._vps.status(state.vpn_ip, AGENT_PORT, token)
+            return await self._vps.status(**address)
         except VpsError:
             # It shows in health_failures, and as a change of health once it lasts.
             return None

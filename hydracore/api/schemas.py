@@ -147,6 +147,9 @@ class DeleteInstanceResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`config_version`: what is wanted; where `config_version_running` differs, the agent has not got there yet.
+    `connections`: how the agent's channels fare, by name, as it says itself."""
+
     active_connections: int | None
     bootstrap_seq: int | None
     bootstrap_stage: str | None
@@ -163,3 +166,6 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
     skills_loaded: list[Any]
     status: str
     uptime_seconds: int | None
+    config_version: int
+    config_version_running: int | None
+    connections: dict[str, str]

@@ -246,7 +246,8 @@ def _is_json(headers: RawHeaders) -> bool:
 
 
 def _is_beyond_msgspec(info: types.Type) -> bool:
-    """Whether a type asks for a named check, holds free JSON, or has a pattern whose `$` lets a line feed pass there."""
+    """Whether a type asks for a named check, or lets something pass there that the rules refuse: free JSON, decimals
+    that are no numbers, a line feed behind a pattern's `$`."""
     match info:
         case types.Metadata():
             return named_check(info) is not None or _is_beyond_msgspec(info.type)
@@ -258,7 +259,7 @@ def _is_beyond_msgspec(info: types.Type) -> bool:
             return _is_beyond_msgspec(info.item_type)
         case types.StrType():
             return info.pattern is not None and info.pattern.endswith("$")
-        case types.DictType() | types.AnyType():
+        case types.DictType() | types.AnyType() | types.DecimalType():
             return True
         case _:
             return False
