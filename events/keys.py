@@ -8,7 +8,6 @@ backups included, while digests and chains, which cover ciphertext, stay as they
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 import time
@@ -144,7 +143,7 @@ def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
     try:
         raw = base64.urlsafe_b64decode(sealed.removeprefix(_PREFIX))
         return cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], bound_to).decode()
-    except (InvalidTag, binascii.Error):
+    except (InvalidTag, ValueError):
         raise ValueError("A sealed field does not open with its customer's key") from None
 
 

@@ -1,0 +1,197 @@
+"""Sealed fields: readable by whoever has the master key and the customer's key, for that customer and field, and by nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events import keys
+from events.errors import EventsError
+from events.keys import CustomerErased, Keyring
+from events.types import Sealed
+from hydracore.db.pool import open_pool
+
+MASTER_KEY, OTHER_MASTER_KEY = bytes(range(32)), bytes(range(1, 33))
+ADA = {"tenant_id": "acme", "customer_id": "ada", "field": "customer_email"}
+EMAIL = "ada@example.com"
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncGenerator[AsyncConnectionPool]:
+    async with open_pool(database_url, role="hydracore_app", application="test", size=4) as opened:
+        yield opened
+
+
+@pytest.fixture
+def keyring(pool: AsyncConnectionPool) -> Keyring:
+    return Keyring(pool, master_key=MASTER_KEY)
+
+
+@pytest.fixture
+def fresh(pool: AsyncConnectionPool) -> Keyring:
+    """The keyring of another process: it remembers nothing."""
+    return Keyring(pool, master_key=MASTER_KEY)
+
+
+async def erase(connection: AsyncConnection) -> None:
+    """Destroy every customer's key, as an erasure does."""
+    await connection.execute("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()")
+
+
+@pytest.mark.parametrize(
+    "text", ["", EMAIL, "Ådä \N{SNOWMAN} \0 \n", "x" * 100_000], ids=["empty", "plain", "odd", "huge"]
+)
+async def test_what_was_sealed_is_opened_again_by_any_process(keyring: Keyring, fresh: Keyring, text: str) -> None:
+    sealed = await keyring.seal(text, **ADA)
+
+    assert await keyring.open(sealed, **ADA) == text
+    assert await fresh.open(sealed, **ADA) == text
+
+
+async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: Keyring) -> None:
+    one, two = await keyring.seal(EMAIL, **ADA), await keyring.seal(EMAIL, **ADA)
+
+    assert one != two
+    assert one.startswith("v1.")
+    assert "ada" not in one
+
+
+@pytest.mark.parametrize(
+    "change", [{"tenant_id": "evil"}, {"customer_id": "eve"}, {"field": "user_display_name"}], ids=str
+)
+async def test_a_text_is_bound_to_its_tenant_customer_and_field(
+    keyring: Keyring, fresh: Keyring, change: dict[str, str]
+) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA)
+    await keyring.seal("their own", **ADA | change)
+    assert await keyring.open(sealed, **ADA) == EMAIL
+
+    # Neither a process that has just opened it for the right one nor another may open it for the wrong one.
+    for ring in (keyring, fresh):
+        with pytest.raises(ValueError, match="does not open"):
+            await ring.open(sealed, **ADA | change)
+
+
+async def test_parts_that_join_to_the_same_text_are_other_customers(keyring: Keyring) -> None:
+    sealed = await keyring.seal(EMAIL, tenant_id="ab", customer_id="c", field="f")
+    await keyring.seal(EMAIL, tenant_id="a", customer_id="bc", field="f")
+
+    with pytest.raises(ValueError, match="does not open"):
+        await keyring.open(sealed, tenant_id="a", customer_id="bc", field="f")
+
+
+@pytest.mark.parametrize(
+    "sealed", ["", EMAIL, "v1.", "v1.AAAA", "v1.!!!!", "v1.ä", "v2.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+)
+async def test_what_was_never_sealed_is_an_error_and_not_a_text(keyring: Keyring, sealed: str) -> None:
+    await keyring.seal(EMAIL, **ADA)
+
+    with pytest.raises(ValueError, match=r"(Not a sealed field|does not open)"):
+        await keyring.open(sealed, **ADA)
+
+
+async def test_a_text_that_was_tampered_with_does_not_open(keyring: Keyring) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA)
+    middle = len(sealed) // 2
+    other = "A" if sealed[middle] != "A" else "B"
+
+    with pytest.raises(ValueError, match="does not open"):
+        await keyring.open(sealed[:middle] + other + sealed[middle + 1 :], **ADA)
+
+
+async def test_the_wrong_master_key_is_told_by_its_setting(pool: AsyncConnectionPool, keyring: Keyring) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA)
+    wrong = Keyring(pool, master_key=OTHER_MASTER_KEY)
+
+    with pytest.raises(EventsError, match="is HYDRACORE_MASTER_KEY the one it was made with"):
+        await wrong.open(sealed, **ADA)
+    with pytest.raises(EventsError, match="HYDRACORE_MASTER_KEY"):
+        await wrong.seal(EMAIL, **ADA)
+
+
+async def test_the_database_never_sees_a_key(keyring: Keyring, owner_conn: AsyncConnection) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA)
+
+    ((wrapped,),) = await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall()
+
+    with pytest.raises(ValueError, match="does not open"):
+        keys._open(keys.AESGCM(wrapped[:32]), sealed, keys._bound_to(*ADA.values()))
+
+
+async def test_two_processes_that_meet_a_new_customer_at_once_agree_on_one_key(
+    pool: AsyncConnectionPool, owner_conn: AsyncConnection
+) -> None:
+    rings = [Keyring(pool, master_key=MASTER_KEY) for _ in range(4)]
+    customers = [{**ADA, "customer_id": f"c{number}"} for number in range(10)]
+
+    sealed = await asyncio.gather(*(ring.seal(EMAIL, **who) for who in customers for ring in rings))
+
+    texts = await asyncio.gather(
+        *(
+            ring.open(text, **who)
+            for who, start in zip(customers, range(0, len(sealed), len(rings)), strict=True)
+            for text in sealed[start : start + len(rings)]
+            for ring in rings
+        )
+    )
+    assert set(texts) == {EMAIL}
+    count = await owner_conn.execute("SELECT count(*) FROM customer_key")
+    assert await count.fetchone() == (len(customers),)
+
+
+# --- erasure ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_erased_customer_has_no_texts_any_more(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
+) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA)
+
+    await erase(owner_conn)
+
+    assert await fresh.open(sealed, **ADA) is None
+
+
+async def test_nothing_can_be_sealed_for_an_erased_customer(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
+) -> None:
+    await keyring.seal(EMAIL, **ADA)
+    await erase(owner_conn)
+
+    with pytest.raises(CustomerErased, match="ada was erased"):
+        await fresh.seal(EMAIL, **ADA)
+
+
+async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
+    keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", -1.0)  # what it has read is stale at once
+    sealed = await keyring.seal(EMAIL, **ADA)
+    assert await keyring.open(sealed, **ADA) == EMAIL
+
+    await erase(owner_conn)
+
+    assert await keyring.open(sealed, **ADA) is None
+    with pytest.raises(CustomerErased):
+        await keyring.seal(EMAIL, **ADA)
+
+
+async def test_a_customer_without_a_key_has_no_texts(keyring: Keyring) -> None:
+    assert await keyring.open(Sealed("v1.AAAA"), **ADA) is None
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+async def test_equal_requests_have_equal_fingerprints_that_nobody_else_can_make(
+    pool: AsyncConnectionPool, keyring: Keyring, fresh: Keyring
+) -> None:
+    wrong = Keyring(pool, master_key=OTHER_MASTER_KEY)
+
+    assert keyring.fingerprint(b"{}") == fresh.fingerprint(b"{}")
+    assert keyring.fingerprint(b"{}") != keyring.fingerprint(b"{ }")
+    assert keyring.fingerprint(b"{}") != wrong.fingerprint(b"{}")
