@@ -1,0 +1,158 @@
+"""A log of many instances, written with COPY: what a year of appends would have left, in a few seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import psycopg
+
+from events import types as e
+from events.codec import encode, tag_of
+from events.ids import LANES, instance_id_for, lane_of
+from events.state import BOOTSTRAP_STAGES, TEARDOWN_STEPS
+from events.types import AnyEvent, Sealed
+
+TENANTS = 50
+
+#: Instances whose lives overlap: neighbours in the log belong to different streams, as they do in a busy system.
+OVERLAP = 2_000
+
+NOW_MS = 1_790_000_000_000
+RECORDED_AT = datetime.fromtimestamp(NOW_MS / 1000, UTC).isoformat()
+
+_COMMANDS = (
+    "COPY command (lane, command_id, stream_id, tenant_id, name, actor, correlation_id, first_seq, event_count, digest,"
+    " link, recorded_at) FROM STDIN"
+)
+_EVENTS = (
+    "COPY event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id,"
+    " recorded_at) FROM STDIN"
+)
+_STREAMS = "COPY stream (lane, stream_id, version) FROM STDIN"
+_HEAD = "UPDATE lane_head SET head = %s, recorded_at = %s WHERE lane = %s"
+_DIGEST = "\\\\x" + "00" * 32
+
+
+def write_log(database_url: str, *, instances: int) -> int:
+    """Fill an empty log with `instances` lives; how many events that were, ten an instance about."""
+    heads = dict.fromkeys(range(LANES), 0)
+    with psycopg.connect(database_url) as connection:
+        for start in range(0, instances, OVERLAP):
+            _write_block(connection, range(start, min(start + OVERLAP, instances)), heads)
+        for lane, head in heads.items():
+            connection.execute(_HEAD, (head, RECORDED_AT, lane))
+        connection.commit()
+        connection.autocommit = True
+        connection.execute("VACUUM ANALYZE event, command, stream")
+    return sum(heads.values())
+
+
+def _write_block(connection: psycopg.Connection, numbers: Iterable[int], heads: dict[int, int]) -> None:
+    """A block of overlapping lives: the first step of each, the second step of each, and so on."""
+    commands, events, streams = list[str](), list[str](), list[str]()
+    lives = {_id(number): (_tenant(number), list(_life(number))) for number in numbers}
+    for stream_id, (_, steps) in lives.items():
+        streams.append(f"{lane_of(stream_id)}\t{stream_id}\t{sum(map(len, steps))}\n")
+    versions = dict.fromkeys(lives, 0)
+    for turn in range(max(len(steps) for _, steps in lives.values())):
+        for stream_id, (tenant, steps) in lives.items():
+            if turn >= len(steps):
+                continue
+            lane, first = lane_of(stream_id), heads[lane_of(stream_id)] + 1
+            command_id = UUID(int=(stream_id.int + turn + 1) % 2**128)
+            commands.append(
+                f"{lane}\t{command_id}\t{stream_id}\t{tenant}\tBench\tworker\t{stream_id}\t{first}\t{len(steps[turn])}"
+                f"\t{_DIGEST}\t{_DIGEST}\t{RECORDED_AT}\n"
+            )
+            for event in steps[turn]:
+                heads[lane] += 1
+                versions[stream_id] += 1
+                payload = encode(event).decode().replace("\\", "\\\\")
+                events.append(
+                    f"{lane}\t{heads[lane]}\t{stream_id}\t{versions[stream_id]}\t{tenant}\t{tag_of(event)}\t1\t{payload}"
+                    f"\t{_DIGEST}\t{command_id}\t{RECORDED_AT}\n"
+                )
+    for statement, lines in ((_COMMANDS, commands), (_EVENTS, events), (_STREAMS, streams)):
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.write("".join(lines))
+
+
+def _tenant(number: int) -> str:
+    return f"tenant-{number % TENANTS}"
+
+
+def _id(number: int) -> UUID:
+    return instance_id_for(tenant_id=_tenant(number), customer_id=f"customer-{number}", idempotency_key=f"key-{number}")
+
+
+def _life(number: int) -> Iterator[list[AnyEvent]]:
+    """The commands of one instance, each as its events. Of ten, four wait for their server, one could not have any, four
+    run, one was deleted."""
+    at = NOW_MS + number
+    share = number % 10
+    yield [_requested(number, at)]
+    yield [
+        e.PlacementChosen(
+            at_ms=at, attempt=1, provider="hetzner", server_type="cx22", location="fsn1", image="debian-13"
+        ),
+        e.AddressReserved(
+            at_ms=at, hostname=f"hc-{number}", vpn_ip=f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        ),
+        e.ServerIntended(
+            at_ms=at,
+            attempt=1,
+            server_name=f"hc-{_id(number)}",
+            enrol_nonce=f"{number:032x}",
+            enrol_token_hash=f"{number:064x}",
+            enrol_expires_ms=at + 3_600_000,
+            deadline_ms=at + 900_000,
+        ),
+    ]
+    if share == 0:
+        yield [e.AttemptFailed(at_ms=at, attempt=1, code="resource_unavailable", retryable=False, nothing_made=True)]
+        yield [e.ServerDiscarded(at_ms=at, attempt=1)]
+        yield [e.ProvisioningFailed(at_ms=at, code="resource_unavailable")]
+    if share <= 4:
+        return
+    yield from _running(number, at)
+    if share == 9:
+        yield [e.DeletionRequested(at_ms=at + 9_000, reason="customer request")]
+        yield from ([e.TeardownStepDone(at_ms=at + 9_500, step=step)] for step in TEARDOWN_STEPS)
+        yield [e.InstanceDeleted(at_ms=at + 9_900)]
+
+
+def _requested(number: int, at: int) -> AnyEvent:
+    return e.InstanceRequested(
+        at_ms=at,
+        tenant_id=_tenant(number),
+        customer_id=f"customer-{number}",
+        idempotency_key=f"key-{number}",
+        region_id="eu-central",
+        tier_id="starter",
+        preset_id="personal_assistant",
+        runtime_type="expressclaw",
+        workload_type="agent",
+        capabilities={"chat": True, "conversations": True, "skills": True, "updates": True},
+        tier_name="Starter",
+        agent_name="Ada",
+        customer_email=Sealed("v1." + "c2VhbGVk" * 8),
+    )
+
+
+def _running(number: int, at: int) -> Iterator[list[AnyEvent]]:
+    boot, key = UUID(int=number), UUID(int=number + 1)
+    yield [
+        e.ServerCreated(at_ms=at + 500, attempt=1, server_id=str(number), ipv4="198.51.100.7", action_id=str(number))
+    ]
+    yield [e.AgentEnrolled(at_ms=at + 800, attempt=1, boot_id=boot, signing_key="c2lnbmluZw==", vpn_key="dnBu")]
+    yield [e.AgentKeyIssued(at_ms=at + 900, attempt=1, key_id=key, key_hash=f"{number:064x}")]
+    yield [e.AgentKeyAcknowledged(at_ms=at + 950, key_id=key)]
+    for seq, stage in enumerate(BOOTSTRAP_STAGES, start=1):
+        yield [
+            e.BootstrapReported(
+                at_ms=at + 1000, boot_id=boot, seq=seq, stage=stage, level="info", message="so far so good"
+            )
+        ]
+    yield [e.InstanceReady(at_ms=at + 2000, attempt=1)]
