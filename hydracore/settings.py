@@ -59,6 +59,16 @@ Host = Annotated[str, Meta(min_length=1, max_length=253, description="an address
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
 Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
+RequestsPerMinute = Annotated[
+    int, Meta(ge=0, le=10_000_000, description="a whole number from 0 (no limit) to 10000000")
+]
+Origin = Annotated[
+    str, Meta(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?)\Z")
+]
+Origins = Annotated[
+    tuple[Origin, ...],
+    Meta(max_length=100, description="origins such as https://app.example, with commas between them, or * for any"),
+]
 BodyBytes = Annotated[int, Meta(ge=1_024, le=16_777_216, description="a whole number of bytes from 1024 to 16777216")]
 
 
@@ -105,6 +115,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     enrol_ttl_s: Seconds = 3600
     worker_threads: Threads = 32
     body_max_bytes: BodyBytes = 65_536
+    #: What one user or API key may ask for in a minute; 0: as much as they like.
+    rate_limit_per_minute: RequestsPerMinute = 6_000
+    #: Where pages come from that may use the API from a browser.
+    cors_origins: Origins = ()
     #: The embedded provider: its root URL (the Hetzner API is below /v1) and its token.
     cloudsim_url: HttpUrl = ""
     cloudsim_token: str = ""
@@ -167,6 +181,9 @@ def _parsed(name: str, raw: str) -> object:
         return Path(raw)
     if name in _URLS_OF_A_ROOT:
         return raw.rstrip("/")
+    if name == "cors_origins":
+        # As browsers write them: in lower case, and without the slash that people add.
+        return [origin.strip().rstrip("/").lower() for origin in raw.split(",") if origin.strip()]
     return raw
 
 

@@ -23,6 +23,7 @@ from hydracore.api.cleanup import Cleanup
 from hydracore.api.configuration import Configuration
 from hydracore.api.consent import Consent
 from hydracore.api.conversations import Conversations
+from hydracore.api.cors import Cors
 from hydracore.api.edge import Edge
 from hydracore.api.errors import failure_of
 from hydracore.api.health import Health
@@ -31,10 +32,11 @@ from hydracore.api.keys import Keys
 from hydracore.api.listing import Listing
 from hydracore.api.model_policy import ModelPolicies
 from hydracore.api.openapi import document
-from hydracore.api.operations import Answer, Operation, operations_of, route
+from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, route
 from hydracore.api.ordering import Ordering
 from hydracore.api.platform_config import PlatformConfiguration
 from hydracore.api.pushing import Pusher
+from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.updates import Updates
@@ -66,6 +68,8 @@ class Parts(NamedTuple):
     keyring: Keyring
     redis: Redis
     vps: VpsClient
+    #: None where everybody may ask as often as they like.
+    limiter: RateLimiter | None = None
     now_ms: Callable[[], int] = now_ms
 
 
@@ -74,7 +78,9 @@ def create_app(parts: Parts) -> ASGIApp:
     settings, catalogue = parts.settings, parts.catalogue
     authenticator = Authenticator(parts.pool, jwt_secret=settings.jwt_secret, clock=lambda: parts.now_ms() / 1000)
     gate = AgentGate(parts.queries, master_key=settings.master_key)
-    callers = {Principal: authenticator.authenticate, CallingAgent: gate.authenticate}
+    callers: dict[type, Authenticate] = {Principal: authenticator.authenticate, CallingAgent: gate.authenticate}
+    if parts.limiter is not None:
+        callers = {who: parts.limiter.behind(authenticate) for who, authenticate in callers.items()}
     checks = {
         "region": catalogue.region_complaint,
         "tier": catalogue.tier_complaint,
@@ -91,7 +97,7 @@ def create_app(parts: Parts) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return Edge(app)
+    return Edge(Cors(app, settings.cors_origins) if settings.cors_origins else app)
 
 
 def operations(parts: Parts) -> list[Operation]:

@@ -10,6 +10,7 @@
     |-- Gone               410  an agent that is no longer wanted
     |-- BodyTooLarge       413
     |-- RequestInvalid     422  every problem of the request
+    |-- TooManyRequests    429  more often than anybody may ask
     |-- AgentFailed        502  the agent cannot be reached, or could not do it
     |-- AgentBusy          503  the agent takes nothing new for a moment
     `-- AgentTooSlow       504  the agent, or the model behind it, did not answer in time
@@ -44,7 +45,7 @@ class ApiError(Exception):
     """Root. `str()` is shown to the caller."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
-    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Unauthorized(ApiError):
@@ -85,6 +86,14 @@ class RequestInvalid(ApiError):
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("The request is invalid")
         self.problems = problems
+
+
+class TooManyRequests(ApiError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"Too many requests; try again in {retry_after_s} s")
+        self.headers = ((b"retry-after", b"%d" % retry_after_s),)
 
 
 class AgentFailed(ApiError):

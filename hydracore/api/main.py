@@ -21,6 +21,7 @@ from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import logs
 from hydracore.api.app import Parts, create_app
+from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
@@ -110,6 +111,10 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
         stack.push_async_callback(publisher.close)
         store = EventStore(pool, inline=inline_projections(), published=publisher.published)
         stack.push_async_callback(store.close)
+        limiter = None
+        if settings.rate_limit_per_minute:
+            limiter = RateLimiter(redis, per_minute=settings.rate_limit_per_minute)
+            stack.push_async_callback(limiter.aclose)
         vps = await stack.enter_async_context(VpsClient(ASK_TIMEOUT_S))
         yield Parts(
             settings=settings,
@@ -120,4 +125,5 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
             keyring=Keyring(pool, master_key=settings.master_key),
             redis=redis,
             vps=vps,
+            limiter=limiter,
         )

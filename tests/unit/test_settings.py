@@ -67,6 +67,19 @@ def test_the_models_and_telegram_are_reached_below_their_urls() -> None:
     assert settings.telegram_base_url == "https://api.telegram.org"
 
 
+def test_origins_come_as_a_list_and_as_browsers_write_them() -> None:
+    settings = load({"HYDRACORE_CORS_ORIGINS": "https://app.example/, HTTP://[::1]:8000 ,,http://localhost:3000"})
+
+    assert settings.cors_origins == ("https://app.example", "http://[::1]:8000", "http://localhost:3000")
+    assert load({"HYDRACORE_CORS_ORIGINS": "*"}).cors_origins == ("*",)
+    assert load({}).cors_origins == ()
+
+
+def test_requests_are_limited_generously_unless_nobody_wants_that() -> None:
+    assert load({}).rate_limit_per_minute == 6000
+    assert load({"HYDRACORE_RATE_LIMIT_PER_MINUTE": "0"}).rate_limit_per_minute == 0
+
+
 def test_a_master_key_may_come_without_its_padding() -> None:
     assert load({"HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(KEY).decode().rstrip("=")}).master_key == KEY
 
@@ -118,6 +131,12 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("WORKER_THREADS", "0"),
         ("WORKER_THREADS", "1.5"),
         ("BODY_MAX_BYTES", "1"),
+        ("RATE_LIMIT_PER_MINUTE", "-1"),
+        ("RATE_LIMIT_PER_MINUTE", "many"),
+        ("CORS_ORIGINS", "app.example"),
+        ("CORS_ORIGINS", "https://app.example,https://other.example/path"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", "null"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
