@@ -14,7 +14,7 @@ import dramatiq
 import structlog
 from redis.asyncio import Redis
 
-from events.errors import StoreUnavailable
+from events.errors import LogCorrupted, StoreUnavailable
 from hydracore import logs
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
@@ -35,6 +35,9 @@ RELAY_POOL_SIZE = 4
 
 #: How far a followed projection may be behind: between two looks at the heads of the lanes.
 FOLLOW_S = 0.05
+
+#: Pause of a follower that cannot go on, before it tries, and complains, again.
+RECOVER_S = 30.0
 
 _log = structlog.get_logger(__name__)
 
@@ -105,14 +108,24 @@ async def _relay(settings: Settings) -> None:
 
 
 async def follow(follower: Follower) -> None:
-    """Keep a followed projection up to the log, for ever."""
-    await follower.enter()
+    """Keep a followed projection up to the log, for ever. Whatever it trips over, hints and duties go on beside it."""
+    entered = False
     while True:
+        pause_s = FOLLOW_S
         try:
+            if not entered:
+                await follower.enter()
+                entered = True
             await follower.catch_up()
         except StoreUnavailable as error:
             _log.warning("follower_waits", error=type(error).__name__)
-        await asyncio.sleep(FOLLOW_S)
+        except LogCorrupted as error:
+            _log.critical("log_corrupted", lane=error.lane, error=str(error))
+            pause_s = RECOVER_S
+        except Exception:  # noqa: BLE001 - a projection's bug must not stop the relay
+            _log.exception("follower_failed")
+            pause_s = RECOVER_S
+        await asyncio.sleep(pause_s)
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:

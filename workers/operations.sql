@@ -10,10 +10,11 @@ SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
 
 -- name: lease_lanes
-SELECT c.lane, c.seq
+SELECT c.lane, c.seq, h.head
   FROM checkpoint c
   JOIN lane_head h ON h.lane = c.lane
  WHERE c.follower = %s AND h.head > c.seq
+   AND (c.parked_until IS NULL OR c.parked_until <= now())
  ORDER BY c.lane
    FOR UPDATE OF c SKIP LOCKED
 
@@ -26,7 +27,14 @@ SELECT e.seq, e.stream_id, coalesce(i.wake_at <= now(), false)
  LIMIT %(limit)s
 
 -- name: move_checkpoint
-UPDATE checkpoint SET seq = %(seq)s WHERE follower = %(follower)s AND lane = %(lane)s AND seq = %(before)s
+UPDATE checkpoint
+   SET seq = %(seq)s, parked_until = NULL, error = NULL
+ WHERE follower = %(follower)s AND lane = %(lane)s AND seq = %(before)s
+
+-- name: park_lane
+UPDATE checkpoint
+   SET parked_until = now() + %(pause_s)s * interval '1 s', error = %(error)s
+ WHERE follower = %(follower)s AND lane = %(lane)s
 
 -- name: changed_health
 SELECT id

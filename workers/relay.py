@@ -4,6 +4,8 @@
 
 Any number of relays may run: each leases the lanes that have moved with `FOR UPDATE SKIP LOCKED` and moves their
 checkpoints in the same transaction, after the hints are out. A crash in between means a second hint, never none.
+
+A lane with a hole is parked, with an alarm in the log and in its checkpoint, and never passed over; the other lanes go on.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _ENTER_LANES = OPERATIONS["enter_lanes"]
 _LEASE_LANES = OPERATIONS["lease_lanes"]
 _NEW_EVENTS = OPERATIONS["new_events"]
 _MOVE_CHECKPOINT = OPERATIONS["move_checkpoint"]
+_PARK_LANE = OPERATIONS["park_lane"]
 
 FOLLOWER = "relay"
 
@@ -40,6 +43,9 @@ POLL_S = 0.25
 #: Pause after a failure of Redis or PostgreSQL.
 RECOVER_S = 0.5
 
+#: How long a lane that contradicts itself rests before it is looked at, and complained about, again.
+PARKED_S = 30.0
+
 _log = structlog.get_logger(__name__)
 
 
@@ -51,7 +57,7 @@ class Relay:
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow for ever. `LogCorrupted` ends it: a hole in a lane is an alarm, never something to pass over."""
+        """Follow for ever."""
         await run(self._pool, _ENTER_LANES, (FOLLOWER,))
         listening = asyncio.create_task(self._listen())
         try:
@@ -86,18 +92,34 @@ class Relay:
             lanes = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
             due: dict[UUID, None] = {}
             more = False
-            for lane, seq in lanes:
-                parameters = {"lane": lane, "seq": seq, "limit": LANE_BATCH_MAX}
-                events = await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall()
-                more = more or len(events) == LANE_BATCH_MAX
-                for expected, (found, stream_id, owed) in enumerate(events, start=seq + 1):
-                    if found != expected:
-                        raise LogCorrupted(lane, expected, f"the next event is {found}")
-                    if owed:
-                        due[stream_id] = None
-                moved = {"follower": FOLLOWER, "lane": lane, "before": seq, "seq": seq + len(events)}
+            for lane, seq, head in lanes:
+                try:
+                    count, owed = await _new_events(connection, lane, after=seq, head=head)
+                except LogCorrupted as error:
+                    _log.critical("log_corrupted", lane=lane, after=seq, error=str(error))
+                    parked = {"follower": FOLLOWER, "lane": lane, "pause_s": PARKED_S, "error": str(error)}
+                    await connection.execute(_PARK_LANE, parked, prepare=True)
+                    continue
+                more = more or count == LANE_BATCH_MAX
+                due.update(dict.fromkeys(owed))
+                moved = {"follower": FOLLOWER, "lane": lane, "before": seq, "seq": seq + count}
                 await connection.execute(_MOVE_CHECKPOINT, moved, prepare=True)
             if due:
                 # A full queue is no reason to wait: the reconciler knows what is owed.
                 await asyncio.to_thread(self._bell.ring, ADVANCE, list(due))
         return more
+
+
+async def _new_events(connection: AsyncConnection, lane: int, *, after: int, head: int) -> tuple[int, list[UUID]]:
+    """How many events the next batch has, and the instances among them that work is owed to.
+
+    Raises `LogCorrupted` where a number is missing, in between or before the head that was read first.
+    """
+    parameters = {"lane": lane, "seq": after, "limit": LANE_BATCH_MAX}
+    events = await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall()
+    for expected, (found, _, _) in enumerate(events, start=after + 1):
+        if found != expected:
+            raise LogCorrupted(lane, expected, f"the next event is {found}")
+    if len(events) < min(head - after, LANE_BATCH_MAX):
+        raise LogCorrupted(lane, after + len(events) + 1, f"there is no such event, and the head is {head}")
+    return len(events), [stream_id for _, stream_id, owed in events if owed]

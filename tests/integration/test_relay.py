@@ -1,0 +1,87 @@
+"""The relay as a process: what it hints at, what its death costs, and that it never passes over a hole."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import redis
+
+from events.ids import lane_of
+from tests.stack import Stack
+from tests.waiting import until
+from workers.broker import QUEUE
+from workers.relay import FOLLOWER
+
+IDS = f"hydracore:{QUEUE}"
+
+BEHIND = "SELECT c.lane FROM checkpoint c JOIN lane_head h USING (lane) WHERE c.follower = %s AND c.seq < h.head"
+
+
+@pytest.fixture
+async def quiet(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGenerator[Stack]:
+    """A stack of an API alone, on a database of the test's own. Nobody takes hints."""
+    stack = Stack(tmp_path, database_url=database_url, redis_url=redis_url)
+    stack.api.start()
+    yield stack
+    stack.close()
+
+
+def hints(stack: Stack) -> int:
+    """How many wait in the queue."""
+    with redis.Redis.from_url(stack.redis_url) as client:
+        return int(client.llen(IDS))  # type: ignore[arg-type]
+
+
+async def test_nothing_that_happened_without_a_relay_is_missed(quiet: Stack) -> None:
+    for _ in range(3):
+        await quiet.create()
+
+    quiet.relay.start()
+    await until(lambda: hints(quiet) >= 3)
+    await until(lambda: not quiet.rows(BEHIND, FOLLOWER))
+
+    quiet.relay.kill()
+    await quiet.create()
+    assert quiet.rows(BEHIND, FOLLOWER)
+    quiet.relay.start()
+    await until(lambda: not quiet.rows(BEHIND, FOLLOWER))
+
+
+async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_owed(quiet: Stack) -> None:
+    await quiet.create()
+    quiet.relay.start()
+    await until(lambda: hints(quiet))
+
+    for _ in range(2):
+        with redis.Redis.from_url(quiet.redis_url) as client:
+            client.flushdb()
+        await until(lambda: hints(quiet))
+
+
+async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(quiet: Stack) -> None:
+    holed, cut, whole = await create_apart(quiet, 3)
+    quiet.rows("UPDATE event SET seq = seq + 1 WHERE lane = %s RETURNING 1", holed)
+    quiet.rows("UPDATE lane_head SET head = head + 1 WHERE lane = %s RETURNING 1", holed)
+    quiet.rows("DELETE FROM event WHERE lane = %s RETURNING 1", cut)
+
+    quiet.relay.start()
+
+    await until(lambda: quiet.relay.has_said("log_corrupted"))
+    await until(lambda: (whole,) not in quiet.rows(BEHIND, FOLLOWER))
+    parked = quiet.rows(
+        "SELECT lane, seq, error FROM checkpoint WHERE parked_until > now() AND follower = %s", FOLLOWER
+    )
+    assert {(lane, seq) for lane, seq, _ in parked} == {(holed, 0), (cut, 0)}
+    assert all(error for _, _, error in parked)
+    assert quiet.relay.is_alive
+
+
+async def create_apart(stack: Stack, count: int) -> list[int]:
+    """Instances in as many lanes; the lanes."""
+    lanes: dict[int, str] = {}
+    while len(lanes) < count:
+        key, instance_id = stack.new_key()
+        lanes.setdefault(lane_of(instance_id), key)
+    for key in lanes.values():
+        await stack.create(key)
+    return list(lanes)
