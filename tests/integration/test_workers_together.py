@@ -1,0 +1,147 @@
+"""Several relays and workers at once, and job messages that are doubled, late, lost or garbage: none of it matters."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from uuid import uuid4
+
+import msgspec
+import pytest
+import redis
+
+from tests.stack import Stack
+from tests.waiting import until
+from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
+
+#: Redis keys of the queue.
+IDS, MESSAGES = f"hydracore:{QUEUE}", f"hydracore:{QUEUE}.msgs"
+
+#: What happens once in a life without trouble.
+ONCE = {
+    "instance_requested",
+    "placement_chosen",
+    "address_reserved",
+    "server_intended",
+    "server_created",
+    "agent_enrolled",
+    "agent_key_issued",
+    "agent_key_acknowledged",
+    "instance_ready",
+    "deletion_requested",
+    "agent_key_revoked",
+    "instance_deleted",
+}
+
+
+@pytest.fixture
+async def crowd(stack: Stack) -> AsyncGenerator[Stack]:
+    """A stack with a second relay and a second worker."""
+    others = [stack.program("relay"), stack.program("worker")]
+    for other in others:
+        other.start()
+    for other in others:
+        await until(lambda other=other: other.has_said(f"{other.name}_started"), seconds_max=30)
+    yield stack
+    for other in others:
+        other.kill()
+
+
+async def test_two_relays_and_two_workers_do_each_thing_once(crowd: Stack) -> None:
+    before = crowd.cloudsim.requests("create_server")
+
+    ids = await asyncio.gather(*(crowd.create() for _ in range(8)))
+    for instance_id in ids:
+        await crowd.until_status(instance_id, "running")
+        crowd.server(instance_id)
+    assert crowd.cloudsim.requests("create_server") - before == len(ids)
+    await asyncio.gather(*(crowd.delete(instance_id) for instance_id in ids))
+
+    for instance_id in ids:
+        await crowd.until_status(instance_id, "deleted")
+        crowd.assert_no_server(instance_id)
+        counts = Counter(crowd.types(instance_id))
+        assert {type_: count for type_, count in counts.items() if type_ in ONCE and count != 1} == {}
+        assert counts["teardown_step_done"] == 6
+
+
+async def test_doubled_and_late_messages_change_nothing(stack: Stack) -> None:
+    alive, gone = await stack.running(), await stack.running()
+    await stack.delete(gone)
+    await stack.until_status(gone, "deleted")
+    types = [stack.types(instance_id) for instance_id in (alive, gone)]
+    requests = [stack.cloudsim.requests(change) for change in ("create_server", "delete_server", "update_server")]
+
+    for _ in range(5):
+        stack.ring(ADVANCE, alive, gone, alive, gone, uuid4())
+        stack.ring(CHECK_HEALTH, alive, gone, uuid4())
+        stack.ring(OBSERVE_ACTIONS)
+        stack.ring(SWEEP)
+    await until(lambda: is_drained(stack))
+
+    assert [stack.types(instance_id) for instance_id in (alive, gone)] == types
+    assert [
+        stack.cloudsim.requests(change) for change in ("create_server", "delete_server", "update_server")
+    ] == requests
+
+
+async def test_garbage_in_the_queue_is_passed_over(stack: Stack) -> None:
+    with redis.Redis.from_url(stack.redis_url) as client:
+        for garbage in (
+            message("no_such_actor"),
+            message(ADVANCE),
+            message(ADVANCE, "not-an-id"),
+            message(ADVANCE, str(uuid4()), "one too many"),
+            message(CHECK_HEALTH, 7),
+            b"not even JSON",
+        ):
+            number = uuid4().hex
+            client.hset(MESSAGES, number, garbage)
+            client.rpush(IDS, number)
+        client.rpush(IDS, "an id without a message")
+
+    instance_id = await stack.running()
+
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+
+
+async def test_lost_messages_are_sent_again(stack: Stack) -> None:
+    stack.worker.kill()
+    instance_id = await stack.create()
+    with redis.Redis.from_url(stack.redis_url) as client:
+        await until(lambda: client.llen(IDS))
+        # Nobody takes what the relay has sent: it is lost, and not sent by the relay a second time.
+        client.delete(IDS, MESSAGES)
+    stack.worker.start()
+
+    await stack.until_status(instance_id, "running")
+
+    stack.worker.kill()
+    await stack.delete(instance_id)
+    with redis.Redis.from_url(stack.redis_url) as client:
+        await until(lambda: client.llen(IDS))
+        client.flushdb()
+    stack.worker.start()
+    await stack.until_status(instance_id, "deleted")
+
+
+def is_drained(stack: Stack) -> bool:
+    """Whether every message has been taken and dealt with."""
+    with redis.Redis.from_url(stack.redis_url) as client:
+        return not client.hlen(MESSAGES)
+
+
+def message(actor: str, *args: object) -> bytes:
+    """As Dramatiq writes it."""
+    number = uuid4().hex
+    return msgspec.json.encode(
+        {
+            "queue_name": QUEUE,
+            "actor_name": actor,
+            "args": args,
+            "kwargs": {},
+            "options": {"redis_message_id": number},
+            "message_id": number,
+            "message_timestamp": 4_000_000_000_000,
+        }
+    )
