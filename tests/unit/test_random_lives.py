@@ -1,0 +1,115 @@
+"""Whatever is given to an instance, in whatever order: its life keeps to the table and its state to its events."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events import commands as c
+from events import types as e
+from events.codec import decode, encode
+from events.decide import decide
+from events.errors import Rejected
+from events.evolve import evolve
+from events.lifecycle import TRANSITIONS
+from events.saga import Rest, next_step, wake_at_ms
+from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Instance
+from tests.random_lives import Move, Who, command_of, moves
+
+STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
+
+#: What is recorded every time that it happens.
+RECORDS = (c.RecordConversationsAccess, c.RecordUpdatesApplied)
+
+
+class Witness:
+    """Lives a life move by move and checks what must always hold."""
+
+    def __init__(self) -> None:
+        self.who = Who("acme", "ada")
+        self.now: Instance | None = None
+        self.events: list[e.AnyEvent] = []
+
+    def live(self, move: Move) -> None:
+        command = command_of(move, self.who, self.now)
+        try:
+            events = decide(self.now, command, stream_id=self.who.id)
+        except Rejected:
+            return
+        assert events == decide(self.now, command, stream_id=self.who.id), "a decision is a function"
+        for event in events:
+            self._fold(event)
+        if not isinstance(command, RECORDS):
+            self._check_repeat(command)
+
+    def _fold(self, event: e.AnyEvent) -> None:
+        before, self.now = self.now, evolve(self.now, event, stream_id=self.who.id)
+        self.events.append(event)
+        assert self.now.version == len(self.events)
+        if before is not None and before.status != self.now.status:
+            assert (before.status, self.now.status) in STEPS
+        if isinstance(event, e.ServerIntended):
+            assert before is not None
+            assert before.attempt is not None
+            assert not before.attempt.may_have_server, "one server at a time"
+
+    def loaded(self) -> Instance | None:
+        """The state as another process loads it."""
+        state: Instance | None = None
+        for event in self.events:
+            state = evolve(state, decode(encode(event)), stream_id=self.who.id)
+        return state
+
+    def _check_repeat(self, command: c.AnyCommand) -> None:
+        with suppress(Rejected):
+            assert decide(self.now, command, stream_id=self.who.id) == (), "a repeat of what has happened is no event"
+
+
+def check(state: Instance) -> None:
+    """What holds for every instance at any time."""
+    attempt, agent = state.attempt, state.agent
+    assert (wake_at_ms(state) is None) == isinstance(next_step(state), Rest)
+    assert (state.status == "pending") == (attempt is None) or state.status in {"deleting", "deleted"}
+    assert attempt is None or 1 <= attempt.number <= ATTEMPTS_MAX
+    if state.status == "running":
+        assert attempt is not None
+        assert attempt.server_id is not None
+        assert agent is not None
+    if state.status in {"failed", "error", "deleted"}:
+        assert attempt is None or not attempt.may_have_server, "nothing is left behind"
+    if state.status == "deleted":
+        assert state.teardown_done == TEARDOWN_STEPS
+        assert agent is None or agent.key_hash is None
+    assert state.teardown_done == TEARDOWN_STEPS[: len(state.teardown_done)]
+    assert agent is None or agent.key_id is not None or not agent.key_acknowledged
+
+
+@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@given(st.lists(moves, min_size=15, max_size=50))
+def test_any_sequence_of_commands_keeps_the_lifecycle_and_owes_what_it_says(sequence: list[Move]) -> None:
+    witness = Witness()
+
+    for move in sequence:
+        witness.live(move)
+        if witness.now is not None:
+            check(witness.now)
+
+    assert witness.loaded() == witness.now, "a state is what its stored events add up to"
+
+
+@given(st.integers(0, 40))
+@settings(max_examples=41, derandomize=True, database=None, deadline=None)
+def test_a_life_by_the_book_comes_to_its_end_from_wherever_it_was_cut_short(count: int) -> None:
+    witness = Witness()
+    for _ in range(count):
+        witness.live("forward")
+        if witness.now is not None and witness.now.status == "running":
+            break
+
+    for _ in range(40):
+        witness.live("forward")
+
+    assert witness.now is not None
+    assert witness.now.status == "deleted"
