@@ -24,19 +24,20 @@ SELECT e.lane, e.seq, e.fact
 
 -- name: of_lane_by_stream
 COPY (
-    SELECT e.stream_id,
-           '[' || string_agg(json_build_object(
-               'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
-               'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
-               'first', k.first_seq = e.seq, 'event', e.payload)::text, ',' ORDER BY e.version) || ']'
-      FROM event e
-      JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
-     WHERE e.lane = {lane} AND e.seq <= {target}
-       AND ({types}::text[] IS NULL OR e.type = ANY ({types}::text[]))
-       AND NOT EXISTS (SELECT
-                         FROM projection_intervention i
-                        WHERE i.name = {name} AND i.version = {version} AND i.lane = e.lane AND i.seq = e.seq
-                          AND i.action = 'skip')
-     GROUP BY e.stream_id, (e.version - 1) / {chunk}
-     ORDER BY e.stream_id, (e.version - 1) / {chunk}
+    SELECT '[' || string_agg(fact, ',' ORDER BY place) || ']'
+      FROM (SELECT row_number() OVER (ORDER BY e.stream_id, e.version) - 1 AS place,
+                   json_build_object(
+                   'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
+                   'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
+                   'first', k.first_seq = e.seq, 'event', e.payload)::text AS fact
+              FROM event e
+              JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+             WHERE e.lane = {lane} AND e.seq <= {target}
+               AND ({types}::text[] IS NULL OR e.type = ANY ({types}::text[]))
+               AND NOT EXISTS (SELECT
+                                 FROM projection_intervention i
+                                WHERE i.name = {name} AND i.version = {version} AND i.lane = e.lane AND i.seq = e.seq
+                                  AND i.action = 'skip')) facts
+     GROUP BY place / {chunk}
+     ORDER BY place / {chunk}
 ) TO STDOUT (FORMAT binary)

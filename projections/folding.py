@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -31,8 +32,11 @@ _EVENTS_IN_LANE = _SQL["events_in_lane"]
 _STREAMS_OF_LANE = _SQL["streams_of_lane"]
 _FACTS_OF_LANE = Statements("projections", "facts.sql")["of_lane_by_stream"]
 
-#: How many events of a stream travel in one row: a bound on memory that a stream of any length keeps to.
+#: How many events of a stream travel together: a bound on memory that a stream of any length keeps to.
 CHUNK = 256
+
+#: How many streams, or chunks of streams, travel in one row of COPY: each row costs a turn of the driver.
+STREAMS = 32
 
 #: How much text of COPY is put together before it is sent.
 BUFFER_CHARS = 64 * 1024
@@ -40,7 +44,9 @@ BUFFER_CHARS = 64 * 1024
 #: Pause before looking again where others hold every lane that is left.
 RECHECK_S = 0.1
 
-_events: msgspec.json.Decoder[list[AnyEvent]] = msgspec.json.Decoder(list[AnyEvent])
+_streams: msgspec.json.Decoder[list[tuple[UUID, list[AnyEvent]]]] = msgspec.json.Decoder(
+    list[tuple[UUID, list[AnyEvent]]]
+)
 _facts: msgspec.json.Decoder[list[Fact]] = msgspec.json.Decoder(list[Fact])
 
 
@@ -89,14 +95,15 @@ def _fold_one(reader: Connection[Any], writer: Connection[Any], projection: Proj
 
 def _rows_of_streams(reader: Connection[Any], projection: Inline, lane: int, target: int) -> Iterator[Row]:
     current, fold = None, None
-    query = _composed(_STREAMS_OF_LANE, lane=lane, target=target, chunk=CHUNK)
-    for stream_id, payloads in _copy_out(reader, query):
-        if stream_id != current:
-            if fold is not None:
-                yield from fold.rows()
-            current, fold = stream_id, projection.begin(stream_id, lane=lane)
-        assert fold is not None
-        fold.feed(_events.decode(payloads))
+    query = _composed(_STREAMS_OF_LANE, lane=lane, target=target, chunk=CHUNK, streams=STREAMS)
+    for batch in _copy_out(reader, query):
+        for stream_id, events in _streams.decode(batch):
+            if stream_id != current:
+                if fold is not None:
+                    yield from fold.rows()
+                current, fold = stream_id, projection.begin(stream_id, lane=lane)
+            assert fold is not None
+            fold.feed(events)
     if fold is not None:
         yield from fold.rows()
 
@@ -105,19 +112,19 @@ def _fold_facts(reader: Connection[Any], writer: Connection[Any], projection: Fo
     fold = projection.begin()
     types = None if projection.types is None else list(projection.types)
     who = {"name": projection.name, "version": projection.version, "types": types}
-    for _, facts in _copy_out(reader, _composed(_FACTS_OF_LANE, lane=lane, target=target, chunk=CHUNK, **who)):
-        fold.feed(_facts.decode(facts))
+    for batch in _copy_out(reader, _composed(_FACTS_OF_LANE, lane=lane, target=target, chunk=CHUNK, **who)):
+        fold.feed(_facts.decode(batch))
     rows = fold.rows()
     for table in projection.tables:
         _copy_in(writer, table, rows[table.name])
 
 
-def _copy_out(reader: Connection[Any], query: sql.Composed) -> Iterator[tuple[Any, bytes]]:
+def _copy_out(reader: Connection[Any], query: sql.Composed) -> Iterator[bytes]:
     with reader.cursor() as cursor, cursor.copy(query) as copy:
         # Text and bytea look alike in the binary format, and JSON is decoded from bytes.
-        copy.set_types(["uuid", "bytea"])
+        copy.set_types(["bytea"])
         for row in copy.rows():
-            yield row[0], row[1]
+            yield row[0]
 
 
 def _copy_in(writer: Connection[Any], table: Table, rows: Iterable[Row]) -> None:

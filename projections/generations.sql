@@ -95,9 +95,12 @@ SELECT count(*) FROM event WHERE lane = %s AND seq <= %s
 
 -- name: streams_of_lane
 COPY (
-    SELECT stream_id, '[' || string_agg(payload::text, ',' ORDER BY version) || ']'
-      FROM event
-     WHERE lane = {lane} AND seq <= {target}
-     GROUP BY stream_id, (version - 1) / {chunk}
-     ORDER BY stream_id, (version - 1) / {chunk}
+    SELECT '[' || string_agg(batch, ',' ORDER BY place) || ']'
+      FROM (SELECT row_number() OVER (ORDER BY stream_id, (version - 1) / {chunk}) - 1 AS place,
+                   '["' || stream_id || '",[' || string_agg(payload::text, ',' ORDER BY version) || ']]' AS batch
+              FROM event
+             WHERE lane = {lane} AND seq <= {target}
+             GROUP BY stream_id, (version - 1) / {chunk}) streams
+     GROUP BY place / {streams}
+     ORDER BY place / {streams}
 ) TO STDOUT (FORMAT binary)

@@ -14,6 +14,7 @@ LIVE = "public"
 _encode = msgspec.json.Encoder(decimal_format="string").encode
 
 #: What COPY's text format cannot take as it is (PostgreSQL documentation, "COPY", file formats).
+_NULL = "\\N"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -40,18 +41,20 @@ Rows = Mapping[str, Iterable[Row]]
 
 def line(row: Row) -> str:
     """The row in the text format of COPY."""
-    return "\t".join([_text(value) for value in row]) + "\n"
+    text = "\t".join([value if type(value) is str else _text(value) for value in row])
+    # Looked at once for the whole row: hardly ever is there anything to escape.
+    if text.count("\\") != row.count(None) or text.count("\t") != len(row) - 1 or "\n" in text or "\r" in text:
+        text = "\t".join([_NULL if value is None else _text(value).translate(_ESCAPES) for value in row])
+    return text + "\n"
 
 
 def _text(value: Any) -> str:
     if value is None:
-        return "\\N"
-    if isinstance(value, str):
-        return value.translate(_ESCAPES) if "\\" in value or not value.isprintable() else value
+        return _NULL
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, (dict, list)):
-        return _encode(value).decode().translate(_ESCAPES)
+        return _encode(value).decode()
     return str(value)
 
 
