@@ -1,0 +1,356 @@
+"""Configuration over HTTP: an event first, then the agent; sealed in the log, masked on the way back, whole under races."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.api_server import Api, running_api
+from tests.lives import delete
+from tests.use_fixtures import Used, api_fixture, events_of, give, in_use, order, unreachable_fixture, used_fixture
+
+__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+
+BOT_TOKEN = "1234567890:AAH-abcdefghijklmnop"
+EVERYTHING = {
+    "agent_name": "Ada",
+    "customer_facing_prompt": "Be nice to customers",
+    "model_temperature": 0.2,
+    "recipe_id": "daily_briefing",
+    "system_prompt": "You are Ada",
+    "telegram_bot_token": BOT_TOKEN,
+    "workflow_slugs": ["news", "mail"],
+}
+SHOWN = EVERYTHING | {"telegram_bot_token": "****mnop"}
+
+
+async def test_what_is_set_is_shown_and_reaches_the_agent(used: Used) -> None:
+    answer = await used.ask("POST", "/config", EVERYTHING)
+    shown = await used.ask("GET", "/config")
+
+    assert answer.status_code == 200
+    changed = answer.json()
+    assert {name: changed[name] for name in SHOWN} == SHOWN
+    assert (changed["config_version"], changed["applied"]) == (2, True)
+    assert changed["message"] == "Configuration updated. The agent runs with it"
+    assert {name: shown.json()[name] for name in SHOWN} == SHOWN
+    assert shown.json()["running"] == {"config_version": 2, "system_prompt": "You are Ada"}
+    (push,) = used.agent.calls_of("/api/config")[:1]
+    runtime = push.body["runtime"]
+    assert push.body["config_version"] == 2
+    assert (runtime["type"], runtime["agent_name"], runtime["system_prompt"]) == ("expressclaw", "Ada", "You are Ada")
+    assert runtime["telegram"]["bot_token"] == BOT_TOKEN
+    assert runtime["preset"]["id"] == "personal_assistant"
+    assert runtime["recipe"]["id"] == "daily_briefing"
+    assert runtime["model_policy"]["temperature"] == 0.2
+    assert runtime["workflow_slugs"] == ["news", "mail"]
+
+
+async def test_only_what_is_given_changes_and_null_clears(used: Used) -> None:
+    await used.ask("POST", "/config", EVERYTHING)
+
+    await used.ask("POST", "/config", {"agent_name": "Bea"})
+    await used.ask("POST", "/config", dict.fromkeys(("system_prompt", "telegram_bot_token", "workflow_slugs")))
+
+    shown = (await used.ask("GET", "/config")).json()
+    assert {name: shown[name] for name in SHOWN} == SHOWN | {
+        "agent_name": "Bea",
+        "system_prompt": None,
+        "telegram_bot_token": None,
+        "workflow_slugs": [],
+    }
+    assert shown["config_version"] == 4
+
+
+async def test_saying_the_same_again_is_no_event(used: Used) -> None:
+    await used.ask("POST", "/config", EVERYTHING)
+    version = await used.version()
+
+    again = await used.ask("POST", "/config", EVERYTHING)
+    masked = await used.ask("POST", "/config", {"telegram_bot_token": "****mnop"})
+    nothing = await used.ask("POST", "/config", {})
+
+    assert [answer.status_code for answer in (again, masked, nothing)] == [200] * 3
+    assert again.json()["message"].startswith("Nothing was to be changed")
+    assert await used.version() == version
+    assert (await used.ask("GET", "/config")).json()["telegram_bot_token"] == "****mnop"
+
+
+async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    await used.ask("POST", "/config", EVERYTHING)
+    await used.ask(
+        "PATCH",
+        "/platform-config",
+        {
+            "channels": {"mail": {"password": "hunter2-in-channels"}},
+            "advanced": {"note": "private-note"},
+            "integrations": [{"name": "crm", "api_key": "hunter2-in-integrations"}],
+        },
+    )
+
+    rows = await (await owner_conn.execute("SELECT row_to_json(e)::text FROM event e")).fetchall()
+
+    text = "".join(row[0] for row in rows)
+    assert "config_changed" in text
+    assert "crm" in text
+    for secret in ("You are Ada", "Be nice", BOT_TOKEN, "hunter2", "private-note"):
+        assert secret not in text
+
+
+async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> None:
+    answer = await unreachable.ask("POST", "/config", {"system_prompt": "New"})
+    shown = await unreachable.ask("GET", "/config")
+    asked = await unreachable.agent_says("config", {"boot_id": str(unreachable.instance_id), "config_version": 1})
+
+    assert answer.status_code == 200
+    assert answer.json()["applied"] is False
+    assert "when the agent next asks" in answer.json()["message"]
+    assert (shown.json()["running"], shown.json()["system_prompt"]) == (None, "New")
+    assert asked.json()["config_version"] == 2
+    assert asked.json()["runtime"]["system_prompt"] == "New"
+
+
+async def test_an_agent_that_does_not_take_it_yet_is_told_apart(used: Used) -> None:
+    used.agent.script("/api/config", 200, {"config_version": 1})
+
+    answer = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
+    drifted = (await used.ask("GET", "/config")).json()
+
+    assert (answer["applied"], answer["config_version"]) == (False, 2)
+    assert (drifted["applied"], drifted["running"]["config_version"]) == (False, 1)
+
+
+async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:
+    instance_id = await order(api)
+    path = f"/v1/instances/{instance_id}/config"
+
+    early = await api.client.post(path, json={"agent_name": "Early"}, headers=api.token())
+    await give(api, instance_id, delete())
+    late = await api.client.post(path, json={"agent_name": "Late"}, headers=api.token())
+    shown = await api.client.get(path, headers=api.token())
+
+    assert (early.status_code, early.json()["applied"]) == (200, False)
+    assert "when it starts" in early.json()["message"]
+    assert late.status_code == 409
+    assert (shown.status_code, shown.json()["agent_name"]) == (200, "Early")
+
+
+async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
+    await used.ask("PATCH", "/model-policy", {"temperature": 1.5})
+
+    answer = (await used.ask("POST", "/config", {"recipe_id": "nonsense", "model_temperature": 0.1})).json()
+
+    assert "unknown recipe; known: appointment_desk" in answer["message"]
+    assert "the model policy's 1.5 goes before it" in answer["message"]
+    assert used.agent.runtime["model_policy"]["temperature"] == 1.5
+    assert used.agent.runtime["recipe"] is None
+
+
+async def test_documents_are_merged_as_rfc_7396_says(used: Used) -> None:
+    for patch in (
+        {"channels": {"mail": {"host": "a", "password": "hunter2-hunter2"}, "sms": {"on": True}}},
+        {"channels": {"mail": {"host": "b"}, "sms": None}, "advanced": {"x": [1]}},
+        {"channels": {"mail": {"password": "****ter2", "port": 25}}, "advanced": {"x": {"y": None, "z": 0}}},
+    ):
+        answer = await used.ask("PATCH", "/platform-config", patch)
+        assert answer.status_code == 200, answer.text
+
+    shown = (await used.ask("GET", "/platform-config")).json()
+    assert shown["channels"] == {"mail": {"host": "b", "password": "****ter2", "port": 25}}
+    assert shown["advanced"] == {"x": {"z": 0}}
+    assert used.agent.runtime["platform"]["channels"]["mail"]["password"] == "hunter2-hunter2"
+    assert shown["config_version"] == used.agent.config_version == 4
+
+
+async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
+    first = await used.ask(
+        "PATCH",
+        "/platform-config",
+        {
+            "skills": ["notes", {"id": "x", "level": 2}],
+            "integrations": [{"api_key": "abcdefghijklmnop"}],
+            "workflow_slugs": ["a"],
+            "recipe_id": "product_expert",
+            "advanced": {"a": 1},
+        },
+    )
+    runtime = used.agent.runtime
+    same = await used.ask("PATCH", "/platform-config", {"integrations": [{"api_key": "****mnop"}]})
+    cleared = await used.ask(
+        "PATCH",
+        "/platform-config",
+        dict.fromkeys(("skills", "integrations", "workflow_slugs", "recipe_id", "advanced", "channels")),
+    )
+
+    assert first.json()["skills"] == ["notes", {"id": "x", "level": 2}]
+    assert first.json()["integrations"] == [{"api_key": "****mnop"}]
+    assert runtime["platform"]["integrations"] == [{"api_key": "abcdefghijklmnop"}]
+    assert runtime["recipe"]["id"] == "product_expert"
+    assert same.json()["message"].startswith("Nothing was to be changed")
+    shown = {
+        name: cleared.json()[name] for name in ("skills", "integrations", "workflow_slugs", "recipe_id", "advanced")
+    }
+    assert shown == {"skills": [], "integrations": [], "workflow_slugs": [], "recipe_id": None, "advanced": {}}
+
+
+async def test_of_many_patches_at_once_none_is_lost(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    patches = [{"channels": {f"c{number}": number}, "advanced": {"of": {str(number): 1}}} for number in range(12)]
+
+    answers = await asyncio.gather(*(used.ask("PATCH", "/platform-config", patch) for patch in patches))
+
+    assert {answer.status_code for answer in answers} == {200}
+    shown = (await used.ask("GET", "/platform-config")).json()
+    assert shown["channels"] == {f"c{number}": number for number in range(12)}
+    assert shown["advanced"] == {"of": {str(number): 1 for number in range(12)}}
+    assert len(await events_of(owner_conn, used.instance_id, "platform_config_patched")) == 12
+
+
+async def test_a_document_does_not_grow_without_end(used: Used) -> None:
+    statuses = [
+        (await used.ask("PATCH", "/platform-config", {"advanced": {f"part{number}": "x" * 60_000}})).status_code
+        for number in range(5)
+    ]
+
+    assert statuses == [200] * 4 + [422]
+
+
+@pytest.fixture
+async def model_urls(database_url: str, redis_url: str) -> AsyncGenerator[Used]:
+    settings = {"model_base_url": "http://models.test/v1", "model_api_key": "sk-of-the-models"}
+    async with running_api(database_url, redis_url, **settings) as api, in_use(api) as used:
+        yield used
+
+
+async def test_the_models_address_and_key_go_to_the_agent_and_to_nobody_else(model_urls: Used) -> None:
+    answer = await model_urls.ask("POST", "/config", {"agent_name": "Ada"})
+
+    assert model_urls.agent.runtime["model"] == {"base_url": "http://models.test/v1", "api_key": "sk-of-the-models"}
+    assert model_urls.agent.runtime["telegram"]["base_url"] == "https://api.telegram.org"
+    assert model_urls.agent.runtime["prices"]["gpt-4.1"] == {"input_usd_per_mtok": "2", "output_usd_per_mtok": "8"}
+    for text in (answer.text, (await model_urls.ask("GET", "/config")).text):
+        assert "sk-of" not in text
+
+
+async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
+    policy = {
+        "primary": "gpt-4.1",
+        "fallbacks": ["gpt-4o"],
+        "temperature": 0,
+        "max_tokens": 99,
+        "embedding_model": None,
+        "budget_daily_usd": 0.1,
+        "budget_monthly_usd": 5,
+    }
+    first = await used.ask("PATCH", "/model-policy", policy)
+    second = await used.ask("PATCH", "/model-policy", {"primary": None, "fallbacks": [], "budget_daily_usd": None})
+
+    assert first.json()["model_policy"] == policy
+    assert first.json()["message"] == "Model policy updated. The agent runs with it"
+    assert second.json()["model_policy"] == policy | {
+        "primary": "gpt-4.1-mini",
+        "fallbacks": [],
+        "budget_daily_usd": None,
+    }
+    pushed = used.agent.runtime["model_policy"]
+    assert (pushed["budget_daily_usd"], pushed["budget_monthly_usd"], pushed["max_tokens"]) == (None, "5", 99)
+    assert (await used.ask("GET", "/config")).json()["model_policy"] == second.json()["model_policy"]
+
+
+async def test_unknown_models_are_a_warning(used: Used) -> None:
+    answer = await used.ask("PATCH", "/model-policy", {"primary": "homegrown-1", "fallbacks": ["gpt-4o", "other-2"]})
+
+    assert answer.status_code == 200
+    message = answer.json()["message"]
+    assert "homegrown-1 is not in the catalogue" in message
+    assert "other-2 is not in the catalogue" in message
+    assert "gpt-4o is not" not in message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "where"),
+    [
+        ("POST", "/config", {"model_temperature": 2.1}, ["model_temperature"]),
+        ("POST", "/config", {"model_temperature": -0.1}, ["model_temperature"]),
+        ("POST", "/config", {"telegram_bot_token": "1:a/../b"}, ["telegram_bot_token"]),
+        ("POST", "/config", {"telegram_bot_token": "****zzzz"}, ["telegram_bot_token"]),
+        ("POST", "/config", {"telegram_bot_token": ""}, ["telegram_bot_token"]),
+        ("POST", "/config", {"workflow_slugs": [1]}, ["workflow_slugs", 0]),
+        ("POST", "/config", {"system_prompt": "a\0"}, ["system_prompt"]),
+        ("POST", "/config", {"agent_name": 1, "recipe_id": 2}, ["agent_name"]),
+        ("POST", "/config", [], []),
+        ("PATCH", "/platform-config", {"advanced": []}, ["advanced"]),
+        ("PATCH", "/platform-config", {"channels": "x"}, ["channels"]),
+        ("PATCH", "/platform-config", {"skills": {}}, ["skills"]),
+        ("PATCH", "/platform-config", {"integrations": [{"a": "x\0"}]}, ["integrations", 0, "a"]),
+        ("PATCH", "/platform-config", {"workflow_slugs": [{}]}, ["workflow_slugs", 0]),
+        ("PATCH", "/model-policy", {"temperature": 2.01}, ["temperature"]),
+        ("PATCH", "/model-policy", {"temperature": "warm"}, ["temperature"]),
+        ("PATCH", "/model-policy", {"budget_daily_usd": -1}, ["budget_daily_usd"]),
+        ("PATCH", "/model-policy", {"budget_monthly_usd": -0.01}, ["budget_monthly_usd"]),
+        ("PATCH", "/model-policy", {"max_tokens": 0}, ["max_tokens"]),
+        ("PATCH", "/model-policy", {"max_tokens": 1.5}, ["max_tokens"]),
+        ("PATCH", "/model-policy", {"primary": ""}, ["primary"]),
+        ("PATCH", "/model-policy", {"fallbacks": [None]}, ["fallbacks", 0]),
+    ],
+    ids=str,
+)
+async def test_what_is_out_of_bounds_changes_nothing(
+    used: Used, method: str, path: str, body: Any, where: list[str | int]
+) -> None:
+    version = await used.version()
+
+    answer = await used.ask(method, path, body)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", *where]
+    assert await used.version() == version
+    assert used.agent.calls == []
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"advanced":{"a":NaN}}', b'{"advanced":{"a":"\\ud800"}}', b'{"skills":[{"\\ud800":1}]}']
+)
+async def test_documents_that_are_no_json_are_refused(used: Used, raw: bytes) -> None:
+    headers = {**used.api.token(), "Content-Type": "application/json"}
+
+    answer = await used.api.client.patch(
+        f"/v1/instances/{used.instance_id}/platform-config", content=raw, headers=headers
+    )
+
+    assert answer.status_code == 422
+
+
+async def test_deep_documents_are_refused(used: Used) -> None:
+    deep: Any = 1
+    for _ in range(200):
+        deep = {"a": deep}
+
+    assert (await used.ask("PATCH", "/platform-config", {"advanced": deep})).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/config", None),
+        ("POST", "/config", {"agent_name": "Eve"}),
+        ("GET", "/platform-config", None),
+        ("PATCH", "/platform-config", {"advanced": {"a": 1}}),
+        ("PATCH", "/model-policy", {"max_tokens": 5}),
+    ],
+)
+async def test_who_may_configure(used: Used, method: str, path: str, body: Any) -> None:
+    api, version = used.api, await used.version()
+    refused = {
+        401: {"Authorization": "Bearer nonsense"},
+        403: api.token(user="bob"),
+        404: api.token(tenant="rival", role="admin"),
+    }
+
+    for status, headers in refused.items():
+        assert (await used.ask(method, path, body, headers=headers)).status_code == status
+    assert await used.version() == version
+    admin = await used.ask(method, path, body, headers=api.token(user="root", role="admin"))
+
+    assert admin.status_code == 200

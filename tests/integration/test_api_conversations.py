@@ -1,0 +1,161 @@
+"""Conversations over HTTP: the owner's alone, unless the owner consents; and every other reader is in the log."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.api_server import Api
+from tests.use_fixtures import Used, api_fixture, events_of, order, unreachable_fixture, used_fixture
+from tests.waiting import until
+
+__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+
+CONSENT = {"consent_debug_access": True}
+NO_CONSENT = {"consent_debug_access": False}
+PATHS = ("/conversations", "/conversations/c-1")
+
+
+def staff(api: Api) -> list[dict[str, str]]:
+    return [api.token(user="root", role="admin"), api.token(tenant="ours", user="ops", role="platform")]
+
+
+async def test_the_owner_reads_and_no_event_tells_of_it(used: Used) -> None:
+    version = await used.version()
+
+    listed, detail = [await used.ask("GET", path) for path in PATHS]
+
+    assert listed.json() == {"conversations": [{"id": "c-1", "preview": "Hello"}]}
+    assert detail.json()["messages"] == [{"role": "user", "content": "Hello"}]
+    assert used.agent.calls_of("/api/conversations")[0].query == "limit=20"
+    assert await used.version() == version
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_nobody_else_reads_without_consent(used: Used, path: str) -> None:
+    version = await used.version()
+
+    answers = [await used.ask("GET", path, headers=headers) for headers in staff(used.api)]
+    answers += [await used.ask("GET", path, headers=used.api.token(user="bob"))]
+    strangers = await used.ask("GET", path, headers=used.api.token(tenant="rival", role="admin"))
+
+    assert [answer.status_code for answer in answers] == [403] * 3
+    assert strangers.status_code == 404
+    assert used.agent.calls == []
+    assert await used.version() == version
+
+
+async def test_with_consent_staff_reads_and_each_read_is_an_event(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await used.ask("PATCH", "/consent", CONSENT)
+
+    answers = [await used.ask("GET", path, headers=headers) for headers in staff(used.api) for path in PATHS]
+    customer = await used.ask("GET", PATHS[0], headers=used.api.token(user="bob"))
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert customer.status_code == 403
+    events = await events_of(owner_conn, used.instance_id, "conversations_accessed")
+    assert [event.get("conversation_id") for event in events] == [None, "c-1", None, "c-1"]
+    rows = await owner_conn.execute(
+        "SELECT actor FROM command WHERE name = 'RecordConversationsAccess' ORDER BY first_seq"
+    )
+    assert [row[0] for row in await rows.fetchall()] == ["admin:root"] * 2 + ["platform:ops"] * 2
+
+
+async def test_what_was_not_read_is_no_access(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    await used.ask("PATCH", "/consent", CONSENT)
+    used.agent.script("/api/conversations", 500, {})
+    admin = staff(used.api)[0]
+
+    failed = await used.ask("GET", "/conversations", headers=admin)
+    absent = await used.ask("GET", "/conversations/unknown", headers=admin)
+
+    assert (failed.status_code, absent.status_code) == (502, 404)
+    assert absent.json() == {"detail": "Conversation not found"}
+    assert await events_of(owner_conn, used.instance_id, "conversations_accessed") == []
+
+
+async def test_consent_that_ends_while_the_agent_reads_keeps_the_data_back(used: Used) -> None:
+    await used.ask("PATCH", "/consent", CONSENT)
+    used.agent.may_answer.clear()
+    reading = asyncio.create_task(used.ask("GET", "/conversations", headers=staff(used.api)[0]))
+    await until(lambda: used.agent.calls_of("/api/conversations"))
+    await used.ask("PATCH", "/consent", NO_CONSENT)
+    used.agent.may_answer.set()
+
+    assert (await reading).status_code == 403
+
+
+async def test_only_the_owner_decides_on_consent(used: Used) -> None:
+    version = await used.version()
+
+    refused = [await used.ask("PATCH", "/consent", CONSENT, headers=headers) for headers in staff(used.api)]
+    refused += [await used.ask("PATCH", "/consent", CONSENT, headers=used.api.token(user="bob"))]
+    assert [answer.status_code for answer in refused] == [403] * 3
+    assert await used.version() == version
+    granted = await used.ask("PATCH", "/consent", CONSENT)
+    again = await used.ask("PATCH", "/consent", CONSENT)
+    withdrawn = await used.ask("PATCH", "/consent", NO_CONSENT)
+
+    assert granted.json() == again.json()
+    assert granted.json()["consent_debug_access"] is True
+    assert granted.json()["instance_id"] == str(used.instance_id)
+    assert withdrawn.json()["consent_debug_access"] is False
+    assert await used.version() == version + 2
+
+
+async def test_consent_may_be_given_before_anything_runs(api: Api) -> None:
+    instance_id = await order(api)
+
+    answer = await api.client.patch(f"/v1/instances/{instance_id}/consent", json=CONSENT, headers=api.token())
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("body", [{}, {"consent_debug_access": None}, {"consent_debug_access": "perhaps"}], ids=str)
+async def test_consent_is_yes_or_no(used: Used, body: Any) -> None:
+    answer = await used.ask("PATCH", "/consent", body)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "consent_debug_access"]
+
+
+@pytest.mark.parametrize(
+    "conversation_id",
+    ["..%2f..%2fconfig", "%2e%2e", "a%0a", "a%00", "a.b", "a%20b", "ä", "x" * 129, "c-1%3flimit=1", "c-1%23"],
+)
+async def test_ids_that_are_none_never_reach_the_agent(used: Used, conversation_id: str) -> None:
+    answer = await used.ask("GET", f"/conversations/{conversation_id}")
+
+    assert answer.status_code in {404, 422}
+    assert used.agent.calls == []
+
+
+async def test_an_id_with_all_its_characters_reaches_the_agent_as_it_is(used: Used) -> None:
+    await used.ask("GET", "/conversations/staff:0aF:_-1")
+
+    assert [call.path for call in used.agent.calls] in (
+        ["/api/conversations/staff:0aF:_-1"],
+        ["/api/conversations/staff%3A0aF%3A_-1"],
+    )
+
+
+@pytest.mark.parametrize(("limit", "status"), [("1", 200), ("100", 200), ("0", 422), ("101", 422), ("many", 422)])
+async def test_the_limit_has_bounds(used: Used, limit: str, status: int) -> None:
+    answer = await used.ask("GET", f"/conversations?limit={limit}")
+
+    assert answer.status_code == status
+
+
+async def test_without_a_running_agent_there_is_nothing_to_read(api: Api, unreachable: Used) -> None:
+    instance_id = await order(api, user="ann")
+    pending = await api.client.get(f"/v1/instances/{instance_id}/conversations", headers=api.token())
+    away = [await unreachable.ask("GET", path) for path in PATHS]
+    unknown = await api.client.get(f"/v1/instances/{uuid4()}/conversations", headers=api.token())
+
+    assert pending.status_code == 409
+    assert [answer.status_code for answer in away] == [502, 502]
+    assert unknown.status_code == 404

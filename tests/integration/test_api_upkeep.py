@@ -1,0 +1,253 @@
+"""Keeping instances in order: updates, keys, the dead ones, and how a running one is shown."""
+
+import asyncio
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from hydracore import tokens
+from tests.api_server import MASTER_KEY, Api
+from tests.lives import acknowledge, issue
+from tests.use_fixtures import (
+    KEY_ID,
+    Used,
+    api_fixture,
+    events_of,
+    give,
+    in_use,
+    make_failed,
+    make_lost,
+    order,
+    unreachable_fixture,
+    used_fixture,
+)
+
+__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+
+OTHER_KEY = UUID(int=0xC9)
+
+
+async def test_nothing_pending_is_nothing_done(used: Used) -> None:
+    version = await used.version()
+
+    answers = [await used.ask("POST", "/updates/apply", body) for body in ({}, {"restart_agent": True})]
+
+    assert [answer.json()["status"] for answer in answers] == ["up_to_date"] * 2
+    assert answers[0].json()["instance_id"] == str(used.instance_id)
+    assert used.agent.calls_of("/api/updates/apply") == []
+    assert await used.version() == version
+
+
+async def test_what_is_pending_is_applied_and_recorded(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    await used.ask("POST", "/config", {"system_prompt": "New"})
+    used.agent.config_version, used.agent.runtime = 1, {}
+
+    answer = await used.ask("POST", "/updates/apply", {"restart_agent": True})
+
+    assert answer.json()["status"] == "applied"
+    assert "restarted after its open chats had ended" in answer.json()["message"]
+    assert (used.agent.config_version, used.agent.restarts) == (2, 1)
+    assert used.agent.runtime["system_prompt"] == "New"
+    (event,) = await events_of(owner_conn, used.instance_id, "updates_applied")
+    assert (event["config_version"], event["restarted"], event["forced"]) == (2, True, False)
+
+
+async def test_force_applies_what_is_applied_already(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    answer = await used.ask("POST", "/updates/apply", {"force": True})
+
+    assert answer.json()["status"] == "applied"
+    assert used.agent.restarts == 0
+    (event,) = await events_of(owner_conn, used.instance_id, "updates_applied")
+    assert (event["restarted"], event["forced"]) == (False, True)
+
+
+async def test_chats_that_were_cut_off_are_told_of(used: Used) -> None:
+    cut_off = {"config_version": 1, "restarted": True, "drained": False, "skills_loaded": []}
+    used.agent.script("/api/updates/apply", 200, cut_off)
+
+    answer = await used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True})
+
+    assert "were cut off" in answer.json()["message"]
+
+
+async def test_updates_that_fail_are_no_event(used: Used, unreachable: Used) -> None:
+    used.agent.script("/api/updates/apply", 500, {})
+    versions = [await used.version(), await unreachable.version()]
+
+    failed = await used.ask("POST", "/updates/apply", {"force": True})
+    away = await unreachable.ask("POST", "/updates/apply", {})
+
+    assert (failed.status_code, away.status_code) == (502, 502)
+    assert [await used.version(), await unreachable.version()] == versions
+
+
+async def test_updates_are_for_running_instances_of_ones_own(api: Api, used: Used) -> None:
+    pending = await order(api)
+
+    early = await api.client.post(f"/v1/instances/{pending}/updates/apply", json={}, headers=api.token())
+    other = await used.ask("POST", "/updates/apply", {"force": True}, headers=api.token(user="bob"))
+    invalid = await used.ask("POST", "/updates/apply", {"force": "perhaps"})
+
+    assert (early.status_code, other.status_code, invalid.status_code) == (409, 403, 422)
+
+
+def admin(api: Api) -> dict[str, str]:
+    return api.token(user="root", role="admin")
+
+
+async def rotate(used: Used, headers: dict[str, str]) -> int:
+    url = f"/v1/instances/admin/{used.instance_id}/rotate-key"
+    return (await used.api.client.post(url, headers=headers)).status_code
+
+
+async def test_a_rotated_key_is_worth_nothing_at_once_and_a_fresh_one_works(used: Used) -> None:
+    config = {"boot_id": str(uuid4()), "config_version": 1}
+    before = await used.agent_says("config", config)
+
+    answer = await used.api.client.post(f"/v1/instances/admin/{used.instance_id}/rotate-key", headers=admin(used.api))
+    after = await used.agent_says("config", config)
+    chat = await used.ask("POST", "/chat", {"message": "Still there?"})
+    key_hash = tokens.hash_token(tokens.agent_key(MASTER_KEY, used.instance_id, OTHER_KEY)).hex()
+    await give(used.api, used.instance_id, issue(OTHER_KEY, key_hash=key_hash), acknowledge(OTHER_KEY))
+    fresh = await used.agent_says("config", config, key_id=OTHER_KEY)
+    stale = await used.agent_says("config", config, key_id=KEY_ID)
+
+    assert answer.json() == {"instance_id": str(used.instance_id), "status": "rotated"}
+    assert (before.status_code, after.status_code) == (200, 401)
+    # The agent still lets us in by the control token of the key that it last acknowledged.
+    assert chat.status_code == 200
+    assert (fresh.status_code, stale.status_code) == (200, 401)
+
+
+async def test_there_must_be_a_key_to_rotate(api: Api, used: Used) -> None:
+    instance_id = await order(api)
+    pending = await api.client.post(f"/v1/instances/admin/{instance_id}/rotate-key", headers=admin(api))
+
+    assert pending.status_code == 409
+    assert [await rotate(used, admin(api)) for _ in range(2)] == [200, 409]
+
+
+async def test_keys_are_rotated_by_staff_alone(used: Used) -> None:
+    api, version = used.api, await used.version()
+
+    assert await rotate(used, api.token()) == 403
+    assert await rotate(used, {"Authorization": "Bearer nonsense"}) == 401
+    assert await rotate(used, api.token(tenant="rival", user="root", role="admin")) == 404
+    assert await used.version() == version
+    unknown = await api.client.post(f"/v1/instances/admin/{uuid4()}/rotate-key", headers=api.token())
+    assert unknown.status_code == 403, "customers learn nothing here"
+    assert await rotate(used, api.token(tenant="ours", user="ops", role="platform")) == 200
+
+
+async def clean_up(api: Api, headers: dict[str, str]) -> tuple[int, int]:
+    answer = await api.client.post("/v1/instances/cleanup", headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["cleaned"], answer.json()["errors"]
+
+
+async def status_of(api: Api, instance_id: UUID) -> str:
+    state = await api.parts.store.load(instance_id)
+    assert state is not None
+    return state.status
+
+
+async def test_the_dead_of_a_tenant_are_torn_down_and_nothing_else(api: Api) -> None:
+    failed, lost, pending, others = [await order(api, user=user) for user in ("ann", "bob", "cid", "dan")]
+    await make_failed(api, failed)
+    await make_lost(api, lost)
+    rival = await api.client.post(
+        "/v1/instances", json={"region_id": "local", "tier_id": "starter"}, headers=api.token(tenant="rival")
+    )
+    of_rival = UUID(rival.json()["instance_id"])
+    await make_failed(api, of_rival)
+
+    async with in_use(api) as used:
+        cleaned = await clean_up(api, admin(api))
+        again = await clean_up(api, admin(api))
+
+    assert (cleaned, again) == ((2, 0), (0, 0))
+    statuses = [await status_of(api, each) for each in (failed, lost, pending, others, used.instance_id, of_rival)]
+    assert statuses == ["deleting", "deleting", "pending", "pending", "running", "failed"]
+
+
+async def test_two_cleanups_at_once_share_the_dead_between_them(api: Api) -> None:
+    dead = [await order(api) for _ in range(6)]
+    for each in dead:
+        await make_failed(api, each)
+
+    counts = await asyncio.gather(*(clean_up(api, admin(api)) for _ in range(3)))
+
+    assert sum(cleaned for cleaned, _ in counts) == len(dead)
+    assert {errors for _, errors in counts} == {0}
+
+
+async def test_one_that_cannot_start_is_counted_and_holds_up_no_other(
+    api: Api, owner_conn: psycopg.AsyncConnection
+) -> None:
+    broken, sound = await order(api), await order(api)
+    await make_failed(api, broken)
+    await make_failed(api, sound)
+    # A log that contradicts itself: this instance can be neither read nor changed until somebody has looked into it.
+    await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 2", (broken,))
+    await owner_conn.execute("UPDATE stream SET version = 99 WHERE stream_id = %s", (broken,))
+    api.parts.store._states.clear()
+
+    assert await clean_up(api, admin(api)) == (1, 1)
+    assert await status_of(api, sound) == "deleting"
+
+
+async def test_cleaning_up_is_for_staff(api: Api) -> None:
+    answer = await api.client.post("/v1/instances/cleanup", headers=api.token())
+
+    assert answer.status_code == 403
+
+
+async def test_drift_and_connections_show_in_the_runtime_status(used: Used) -> None:
+    used.agent.connections = {"telegram": "error: the token is refused"}
+    used.agent.script("/api/config", 200, {"config_version": 1})
+    await used.ask("POST", "/config", {"agent_name": "Ada"})
+
+    runtime = (await used.ask("GET", "/runtime")).json()
+
+    assert (runtime["config_version"], runtime["config_version_running"]) == (2, 1)
+    assert runtime["connections"] == {"telegram": "error: the token is refused"}
+    assert (runtime["skills_loaded"], runtime["active_connections"]) == (["notes"], 1)
+
+
+async def test_a_heartbeat_is_answered_with_the_version_that_is_wanted(unreachable: Used) -> None:
+    await unreachable.ask("POST", "/config", {"agent_name": "Ada"})
+
+    beat = {
+        "boot_id": str(uuid4()),
+        "uptime_seconds": 5,
+        "active_connections": 0,
+        "versions": {"agent": "1"},
+        "skills_loaded": ["notes"],
+        "config_version": 1,
+        "error": None,
+    }
+    answer = await unreachable.agent_says("heartbeat", beat)
+    runtime = (await unreachable.ask("GET", "/runtime")).json()
+
+    assert answer.json() == {"config_version": 2}
+    assert (runtime["config_version"], runtime["config_version_running"]) == (2, 1)
+    assert (runtime["skills_loaded"], runtime["connections"]) == (["notes"], {})
+
+
+async def test_during_a_rotation_the_agent_is_asked_by_the_key_that_it_knows(used: Used) -> None:
+    await rotate(used, admin(used.api))
+
+    assert (await used.ask("GET", "/runtime")).json()["uptime_seconds"] == 5
+
+
+@pytest.mark.parametrize("make", [make_failed, make_lost])
+async def test_of_a_dead_instance_the_runtime_status_says_what_is_known(api: Api, make: object) -> None:
+    instance_id = await order(api)
+    await make(api, instance_id)  # type: ignore[operator]
+
+    answer = await api.client.get(f"/v1/instances/{instance_id}/runtime", headers=api.token())
+
+    assert answer.status_code == 200
+    assert answer.json()["error_code"]
+    assert answer.json()["config_version"] == 1

@@ -1,0 +1,248 @@
+"""Usage from the agent's report to the caller's figures, each call counted once, and budgets that stop chats."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from projections.follower import Follower
+from projections.usage_daily import UsageDaily
+from tests.use_fixtures import Used, api_fixture, events_of, used_fixture
+
+__all__ = ["api_fixture", "used_fixture"]
+
+DAY_MS = 86_400_000
+
+
+def now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "at_ms": now_ms(),
+        "model": "gpt-4.1-mini",
+        "prompt_tokens": 100,
+        "completion_tokens": 20,
+        "cost_usd": "0.000072",
+        "end_user": "ann",
+        "channel": "api",
+        "conversation_id": "c-1",
+    } | changes
+
+
+def batch(seq: int, *entries: dict[str, Any], ledger: Any = None) -> dict[str, Any]:
+    return {"boot_id": str(uuid4()), "ledger_id": str(ledger or LEDGER), "seq": seq, "entries": list(entries)}
+
+
+LEDGER = uuid4()
+
+
+async def follow(used: Used) -> None:
+    """Bring the usage tables up to the log, as the relay does."""
+    follower = Follower(used.api.parts.pool, UsageDaily())
+    await follower.enter()
+    await follower.catch_up()
+
+
+async def usage(used: Used, query: str = "") -> dict[str, Any]:
+    answer = await used.ask("GET", f"/usage{query}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def test_what_agents_report_becomes_daily_sums(used: Used) -> None:
+    yesterday = now_ms() - DAY_MS
+    first = await used.agent_says("usage", batch(1, entry(), entry(end_user="tg:1", channel="telegram")))
+    second = await used.agent_says("usage", batch(2, entry(at_ms=yesterday, end_user=None, cost_usd="0.1")))
+    await follow(used)
+
+    report = await usage(used, "?days=3")
+
+    assert (first.json(), second.json()) == ({"seq": 1, "duplicate": False}, {"seq": 2, "duplicate": False})
+    today = datetime.now(UTC).date()
+    assert [day["date"] for day in report["daily"]] == [
+        (today - timedelta(days=back)).isoformat() for back in (2, 1, 0)
+    ]
+    assert report["daily"][0] == {
+        "date": (today - timedelta(days=2)).isoformat(),
+        "requests": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "total_tokens": 0,
+        "cost_usd": "0",
+    }
+    assert (report["daily"][2]["requests"], report["daily"][2]["cost_usd"]) == (2, "0.000144")
+    assert {name: report[name] for name in report if name != "daily"} == {
+        "hostname": f"hc-{used.instance_id.hex[:8]}",
+        "instance_id": str(used.instance_id),
+        "total_cost_usd": "0.100144",
+        "total_requests": 3,
+        "total_tokens": 360,
+        "unique_end_users": 2,
+    }
+
+
+async def test_a_batch_counts_once_however_often_it_comes(used: Used) -> None:
+    answers = [await used.agent_says("usage", batch(1, entry())) for _ in range(3)]
+    another_ledger = await used.agent_says("usage", batch(1, entry(), ledger=uuid4()))
+    await follow(used)
+
+    assert [answer.json()["duplicate"] for answer in answers] == [False, True, True]
+    assert another_ledger.json() == {"seq": 1, "duplicate": False}
+    assert (await usage(used))["total_requests"] == 2
+
+
+async def test_a_gap_is_told_with_what_is_expected(used: Used) -> None:
+    await used.agent_says("usage", batch(1, entry()))
+
+    gap = await used.agent_says("usage", batch(3, entry()))
+
+    assert gap.status_code == 409
+    assert gap.json()["expected_seq"] == 2
+
+
+async def test_end_users_are_digests_in_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    await used.agent_says("usage", batch(1, entry(end_user="ann@example.com"), entry(end_user="ann@example.com")))
+
+    (event,) = await events_of(owner_conn, used.instance_id, "usage_recorded")
+
+    first, second = (each["end_user"] for each in event["entries"])
+    assert first == second
+    assert len(first) == 32
+    assert int(first, 16)
+    assert "conversation_id" not in event["entries"][0]
+
+
+async def test_costs_are_kept_exactly_and_plainly(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    costs = ("1E-7", "0", "0.1234567890123", "1.500")
+
+    await used.agent_says("usage", batch(1, *(entry(cost_usd=cost) for cost in costs)))
+
+    (event,) = await events_of(owner_conn, used.instance_id, "usage_recorded")
+    assert [each["cost_usd"] for each in event["entries"]] == ["0.0000001", "0", "0.123456789012", "1.5"]
+
+
+async def test_a_fast_clock_spends_today(used: Used) -> None:
+    await used.agent_says("usage", batch(1, entry(at_ms=now_ms() + 40 * DAY_MS)))
+    await follow(used)
+
+    assert (await usage(used, "?days=1"))["total_requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"at_ms": -1}, "at_ms"),
+        ({"at_ms": 10**15}, "at_ms"),
+        ({"prompt_tokens": -1}, "prompt_tokens"),
+        ({"completion_tokens": 2**40}, "completion_tokens"),
+        ({"cost_usd": "-0.1"}, "cost_usd"),
+        ({"cost_usd": "1e9"}, "cost_usd"),
+        ({"cost_usd": "NaN"}, "cost_usd"),
+        ({"cost_usd": 0.1}, "cost_usd"),
+        ({"channel": "a b"}, "channel"),
+        ({"model": "x" * 201}, "model"),
+        ({"end_user": "x" * 257}, "end_user"),
+        ({"end_user": "a\0"}, "end_user"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_malformed_usage_is_refused_and_writes_nothing(used: Used, changes: dict[str, Any], where: str) -> None:
+    version = await used.version()
+
+    answer = await used.agent_says("usage", batch(1, entry(), entry(**changes)))
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "entries", 1, where]
+    assert await used.version() == version
+
+
+async def test_a_batch_has_one_to_a_hundred_entries(used: Used) -> None:
+    statuses = [(await used.agent_says("usage", batch(1, *([entry()] * count)))).status_code for count in (0, 101, 100)]
+
+    assert statuses == [422, 422, 200]
+
+
+async def test_only_the_agent_reports_and_asks(used: Used) -> None:
+    config = {"boot_id": str(uuid4()), "config_version": None}
+    for path, body in (("usage", batch(1, entry())), ("config", config)):
+        wrong = await used.agent_says(path, body, key_id=uuid4())
+        user = await used.api.client.post(f"/v1/agent/{path}", json=body, headers=used.api.token())
+        assert (wrong.status_code, user.status_code) == (401, 401)
+
+    assert (await used.agent_says("config", config)).status_code == 200
+
+
+@pytest.mark.parametrize("days", ["1", "366"])
+async def test_as_many_days_as_asked_for(used: Used, days: str) -> None:
+    report = await usage(used, f"?days={days}")
+
+    assert len(report["daily"]) == int(days)
+    assert report["total_cost_usd"] == "0"
+
+
+async def test_thirty_days_unless_asked_otherwise(used: Used) -> None:
+    assert len((await usage(used))["daily"]) == 30
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "367", "1.5", "many", ""])
+async def test_other_numbers_of_days_are_refused(used: Used, days: str) -> None:
+    answer = await used.ask("GET", f"/usage?days={days}")
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", "days"]
+
+
+async def test_who_may_see_what_was_used(used: Used) -> None:
+    api = used.api
+    statuses = [
+        (await used.ask("GET", "/usage", headers=headers)).status_code
+        for headers in (api.token(user="root", role="admin"), api.token(user="bob"), api.token(tenant="rival"))
+    ]
+
+    assert statuses == [200, 403, 404]
+
+
+@pytest.mark.parametrize("budget", ["budget_daily_usd", "budget_monthly_usd"])
+async def test_a_spent_budget_ends_chats_until_it_is_raised(used: Used, budget: str) -> None:
+    hello = {"message": "Hello"}
+    await used.ask("PATCH", "/model-policy", {budget: 0.1})
+    await used.agent_says("usage", batch(1, entry(cost_usd="0.0999")))
+    await follow(used)
+    below = await used.ask("POST", "/chat", hello)
+    await used.agent_says("usage", batch(2, entry(cost_usd="0.0001")))
+    await follow(used)
+
+    spent = await used.ask("POST", "/chat", hello)
+    await used.ask("PATCH", "/model-policy", {budget: 0.2})
+    raised = await used.ask("POST", "/chat", hello)
+
+    assert (below.status_code, spent.status_code, raised.status_code) == (200, 402, 200)
+    assert "spent" in spent.json()["detail"]
+    assert len(used.agent.calls_of("/api/chat")) == 2
+
+
+async def test_what_is_spent_goes_to_the_agent_with_its_configuration(used: Used) -> None:
+    await used.agent_says("usage", batch(1, entry(cost_usd="0.25")))
+    await follow(used)
+
+    await used.ask("POST", "/config", {"agent_name": "Ada"})
+
+    today = datetime.now(UTC).date()
+    assert used.agent.runtime["spent"] == {
+        "day": today.isoformat(),
+        "daily_usd": "0.25",
+        "month": f"{today:%Y-%m}",
+        "monthly_usd": "0.25",
+    }
+
+
+async def test_a_repeated_question_is_left_to_the_agent_that_knows_its_answer(used: Used) -> None:
+    await used.ask("PATCH", "/model-policy", {"budget_daily_usd": 0})
+
+    answer = await used.ask("POST", "/chat", {"message": "Hello"}, headers={"Idempotency-Key": "again"})
+
+    assert answer.status_code == 200

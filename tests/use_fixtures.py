@@ -1,0 +1,153 @@
+"""An instance in use: it runs, in the log at least, and a scripted agent answers at its address. To be imported by name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from secrets import randbelow
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from events import commands as c
+from events.record import Origin, Outcome
+from events.state import Instance
+from hydracore import tokens
+from tests.api_server import MASTER_KEY, Api, b64, running_api
+from tests.lives import (
+    acknowledge,
+    created,
+    discarded,
+    enrol,
+    failed,
+    gave_up,
+    issue,
+    mark_ready,
+    plan,
+    vanished,
+)
+from tests.tiny_agent import TinyAgent, serving
+
+KEY_ID = UUID(int=0xC1)
+
+
+def free_host() -> str:
+    """An address of its own for each agent, as each VPS has one."""
+    return ".".join(map(str, (127, 64 + randbelow(64), randbelow(256), 1 + randbelow(254))))
+
+
+async def give(api: Api, instance_id: UUID, *commands: c.AnyCommand) -> Outcome:
+    """Execute commands, as workers and agents do; the last one's outcome."""
+    for command in commands:
+        origin = Origin(actor="worker", command_id=uuid4(), correlation_id=uuid4())
+        outcome = await api.parts.store.execute(instance_id, command, origin)
+    return outcome
+
+
+async def order(api: Api, *, user: str = "ann", **fields: Any) -> UUID:
+    body = {"region_id": "local", "tier_id": "starter", **fields}
+    answer = await api.client.post("/v1/instances", json=body, headers=api.token(user=user))
+    assert answer.status_code == 202, answer.text
+    return UUID(answer.json()["instance_id"])
+
+
+async def provision(api: Api, instance_id: UUID, *, host: str | None = None) -> None:
+    """Its server exists and its agent has enrolled with a key in force."""
+    key = tokens.agent_key(MASTER_KEY, instance_id, KEY_ID)
+    server = f"{instance_id.int % 10**9}"
+    await give(
+        api,
+        instance_id,
+        plan(vpn_ip=host or free_host(), hostname=f"hc-{instance_id.hex[:8]}", server_name=f"hc-{instance_id}"),
+        created(server_id=server),
+        enrol(signing_key=b64(bytes(32))),
+        issue(KEY_ID, key_hash=tokens.hash_token(key).hex()),
+        acknowledge(KEY_ID),
+    )
+
+
+async def make_failed(api: Api, instance_id: UUID) -> None:
+    await give(
+        api,
+        instance_id,
+        plan(vpn_ip=free_host(), hostname=f"hc-{instance_id.hex[:8]}"),
+        failed(retryable=False, code="unauthorized", nothing_made=True),
+        discarded(),
+        gave_up("unauthorized"),
+    )
+
+
+async def make_lost(api: Api, instance_id: UUID) -> None:
+    await provision(api, instance_id)
+    await give(api, instance_id, mark_ready(), vanished(server_id=f"{instance_id.int % 10**9}"))
+
+
+class Used(NamedTuple):
+    """An instance of ann's that runs. `ask` is ann's unless `headers` say otherwise."""
+
+    api: Api
+    instance_id: UUID
+    agent: TinyAgent
+
+    async def ask(self, method: str, path: str, body: Any = None, **kwargs: Any) -> httpx.Response:
+        headers = {**self.api.token(), **kwargs.pop("headers", {})}
+        return await self.api.client.request(
+            method, f"/v1/instances/{self.instance_id}{path}", json=body, headers=headers, **kwargs
+        )
+
+    async def state(self) -> Instance:
+        state = await self.api.parts.store.load(self.instance_id)
+        assert state is not None
+        return state
+
+    async def version(self) -> int:
+        return (await self.state()).version
+
+    async def agent_says(self, path: str, body: Any, *, key_id: UUID = KEY_ID) -> httpx.Response:
+        """What the agent tells the control plane."""
+        key = tokens.agent_key(MASTER_KEY, self.instance_id, key_id)
+        return await self.api.client.post(f"/v1/agent/{path}", json=body, headers={"Authorization": f"Bearer {key}"})
+
+
+@asynccontextmanager
+async def in_use(api: Api, *, reachable: bool = True, **fields: Any) -> AsyncGenerator[Used]:
+    """`reachable`: whether an agent answers at its address."""
+    instance_id = await order(api, **fields)
+    host = free_host()
+    await provision(api, instance_id, host=host)
+    await give(api, instance_id, mark_ready())
+    agent = TinyAgent(instance_id)
+    agent.token = tokens.control_token(MASTER_KEY, instance_id, KEY_ID)
+    async with AsyncExitStack() as stack:
+        if reachable:
+            await stack.enter_async_context(serving(agent, host))
+        yield Used(api, instance_id, agent)
+
+
+@pytest.fixture(name="api")
+async def api_fixture(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
+    async with running_api(database_url, redis_url) as running:
+        yield running
+
+
+@pytest.fixture(name="used")
+async def used_fixture(api: Api) -> AsyncGenerator[Used]:
+    async with in_use(api) as used:
+        yield used
+
+
+@pytest.fixture(name="unreachable")
+async def unreachable_fixture(api: Api) -> AsyncGenerator[Used]:
+    async with in_use(api, reachable=False) as used:
+        yield used
+
+
+async def events_of(owner_conn: psycopg.AsyncConnection, instance_id: UUID, type_: str) -> list[dict[str, Any]]:
+    """The payloads of the instance's events of a type, and who caused each."""
+    rows = await owner_conn.execute(
+        "SELECT payload FROM event WHERE stream_id = %s AND type = %s ORDER BY version", (instance_id, type_)
+    )
+    return [row[0] for row in await rows.fetchall()]
