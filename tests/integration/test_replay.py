@@ -1,0 +1,173 @@
+"""Random lives of several instances at once, on a real log: the read tables are what a replay of the log says they are."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import AsyncConnection
+from psycopg.rows import class_row, dict_row
+
+from events.errors import Rejected, ReservationTaken
+from events.evolve import evolve
+from events.lifecycle import TRANSITIONS
+from events.record import Recorded
+from events.saga import Rest, next_step
+from events.state import Instance
+from events.store import EventStore
+from projections.replay import Replay
+from tests import lives
+from tests.log_audit import audited
+from tests.random_lives import FORWARD, Move, Who, command_of, moves
+from tests.requests_to_log import open_store, origin
+
+STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
+CUSTOMERS = ("ada", "bob", "eve")
+
+_EVENTS = b"""
+SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::text AS payload, digest, command_id,
+       recorded_at
+  FROM event
+ WHERE tenant_id = %s
+ ORDER BY lane, seq
+"""
+_INSTANCES = b"SELECT * FROM instance WHERE tenant_id = %s"
+_LINES = b"""
+SELECT l.lane, l.instance_id AS id, l.seq AS version, l.level, l.stage, l.message, l.created_at
+  FROM provision_log l
+  JOIN instance i ON i.lane = l.lane AND i.id = l.instance_id
+ WHERE i.tenant_id = %s
+"""
+_RESERVATIONS = b"""
+SELECT i.lane, r.instance_id AS id, r.version, r.kind, r.value, r.reserved_at, r.released_at
+  FROM reservation r
+  JOIN instance i ON i.id = r.instance_id
+ WHERE i.tenant_id = %s
+"""
+
+_worlds = itertools.count(1)
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncGenerator[EventStore]:
+    async with open_store(database_url) as (opened, _):
+        yield opened
+
+
+@pytest.fixture
+async def other_store(database_url: str) -> AsyncGenerator[EventStore]:
+    async with open_store(database_url) as (opened, _):
+        yield opened
+
+
+async def live(store: EventStore, who: Who, move: Move) -> None:
+    """Give one command and accept a refusal: what must hold is checked on the tables."""
+    command = command_of(move, who, await store.load(who.id))
+    try:
+        await store.execute(who.id, command, origin())
+    except (Rejected, ReservationTaken):
+        return
+
+
+async def check_parity(connection: AsyncConnection, tenant_id: str) -> None:
+    """The read tables of one tenant are exactly what a replay of its events gives."""
+    replay = Replay()
+    replay.feed(await recorded(connection, tenant_id))
+
+    assert in_order(await rows(connection, _INSTANCES, tenant_id)) == in_order(replay.instance)
+    assert in_order(await rows(connection, _LINES, tenant_id)) == in_order(replay.provision_log)
+    assert in_order(await rows(connection, _RESERVATIONS, tenant_id)) == in_order(replay.reservation)
+
+
+async def recorded(connection: AsyncConnection, tenant_id: str) -> list[Recorded]:
+    async with connection.cursor(row_factory=class_row(Recorded)) as cursor:
+        return await (await cursor.execute(_EVENTS, (tenant_id,))).fetchall()
+
+
+async def rows(connection: AsyncConnection, statement: bytes, tenant_id: str) -> list[dict[str, Any]]:
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        return await (await cursor.execute(statement, (tenant_id,))).fetchall()
+
+
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["id"], row["version"], str(row.get("kind")), str(row.get("value"))))
+
+
+def check_life(states: list[Instance], row: dict[str, Any]) -> None:
+    """One instance's states, one an event, and its row."""
+    assert [state.version for state in states] == list(range(1, len(states) + 1))
+    for before, after in itertools.pairwise(states):
+        assert before.status == after.status or (before.status, after.status) in STEPS
+    assert row["version"] == len(states)
+    assert (row["wake_at"] is None) == isinstance(next_step(states[-1]), Rest)
+
+
+@settings(
+    max_examples=20,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from(CUSTOMERS), moves), min_size=1, max_size=6), min_size=8, max_size=25)
+)
+async def test_random_lives_leave_read_tables_that_a_replay_gives_again(
+    store: EventStore,
+    other_store: EventStore,
+    owner_conn: AsyncConnection,
+    rounds: list[list[tuple[str, Move]]],
+) -> None:
+    tenant_id = f"world-{next(_worlds)}"
+    people = {name: Who(tenant_id, name) for name in CUSTOMERS}
+
+    for number, together in enumerate(rounds):
+        # Every other round goes through another process, which remembers something else.
+        through = (store, other_store)[number % 2]
+        await asyncio.gather(*(live(through, people[name], move) for name, move in together))
+
+    await check_parity(owner_conn, tenant_id)
+    for row in await rows(owner_conn, _INSTANCES, tenant_id):
+        assert await store.load(row["id"]) == await other_store.load(row["id"])
+        check_life(await states_of(owner_conn, tenant_id, row["id"]), row)
+
+
+async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: Any) -> list[Instance]:
+    life = lives.Life(stream_id)
+    states: list[Instance] = []
+    for event in await recorded(connection, tenant_id):
+        if event.stream_id == stream_id:
+            life.now = evolve(life.now, event.event, stream_id=stream_id)
+            states.append(life.state)
+    return states
+
+
+async def test_whatever_lived_can_be_brought_to_its_end_and_leaves_nothing_reserved(
+    store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    people = [Who("acme", f"c{number}") for number in range(20)]
+
+    for number, who in enumerate(people):
+        for _ in range(number):
+            await live(store, who, FORWARD)
+        await live(store, who, lambda one, _: one.request())
+        await live(store, who, lambda _, __: lives.delete())
+    await asyncio.gather(*(finish(store, who) for who in people))
+
+    await check_parity(owner_conn, "acme")
+    statuses = await owner_conn.execute("SELECT DISTINCT status FROM instance")
+    assert await statuses.fetchall() == [("deleted",)]
+    held = await owner_conn.execute("SELECT DISTINCT kind FROM reservation WHERE released_at IS NULL")
+    assert await held.fetchall() == [("idempotency_key",)]
+    log = await audited(owner_conn)
+    assert len(log.versions) == len(people)
+
+
+async def finish(store: EventStore, who: Who) -> None:
+    for _ in range(10):
+        await live(store, who, FORWARD)
