@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from events.errors import LogCorrupted, StoreUnavailable
 from hydracore import logs
+from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
 from projections.followed import followed_projections
@@ -100,6 +101,7 @@ async def _relay(settings: Settings) -> None:
         ):
             group.create_task(Relay(pool, bell, redis).run())
             group.create_task(Reconciler(pool, bell, settings).run())
+            group.create_task(keep_sealing(pool, settings))
             for projection in followed_projections():
                 group.create_task(follow(Follower(pool, projection)))
             _log.info("relay_started")

@@ -19,17 +19,21 @@ SELECT c.lane, c.seq, h.head
    FOR UPDATE OF c SKIP LOCKED
 
 -- name: new_events
-SELECT e.seq, e.stream_id, coalesce(i.wake_at <= now(), false)
-  FROM event e
-  LEFT JOIN instance i ON i.lane = e.lane AND i.id = e.stream_id
- WHERE e.lane = %(lane)s AND e.seq > %(seq)s
- ORDER BY e.seq
- LIMIT %(limit)s
+SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= now(), false)
+  FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS l (lane, seq)
+ CROSS JOIN LATERAL (SELECT v.seq, v.stream_id
+                       FROM event v
+                      WHERE v.lane = l.lane AND v.seq > l.seq
+                      ORDER BY v.seq
+                      LIMIT %(limit)s) e
+  LEFT JOIN instance i ON i.lane = l.lane AND i.id = e.stream_id
+ ORDER BY l.lane, e.seq
 
--- name: move_checkpoint
-UPDATE checkpoint
-   SET seq = %(seq)s, parked_until = NULL, error = NULL
- WHERE follower = %(follower)s AND lane = %(lane)s AND seq = %(before)s
+-- name: move_checkpoints
+UPDATE checkpoint c
+   SET seq = n.seq, parked_until = NULL, error = NULL
+  FROM unnest(%(lanes)s::smallint[], %(before)s::bigint[], %(after)s::bigint[]) AS n (lane, before, seq)
+ WHERE c.follower = %(follower)s AND c.lane = n.lane AND c.seq = n.before
 
 -- name: park_lane
 UPDATE checkpoint

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -29,7 +30,7 @@ from workers.sql import OPERATIONS, run
 _ENTER_LANES = OPERATIONS["enter_lanes"]
 _LEASE_LANES = OPERATIONS["lease_lanes"]
 _NEW_EVENTS = OPERATIONS["new_events"]
-_MOVE_CHECKPOINT = OPERATIONS["move_checkpoint"]
+_MOVE_CHECKPOINTS = OPERATIONS["move_checkpoints"]
 _PARK_LANE = OPERATIONS["park_lane"]
 
 FOLLOWER = "relay"
@@ -39,6 +40,9 @@ LANE_BATCH_MAX = 1_000
 
 #: How long a lost wake-up can go unnoticed.
 POLL_S = 0.25
+
+#: How long a wake-up waits for others before the look that serves them all.
+BURST_S = 0.005
 
 #: Pause after a failure of Redis or PostgreSQL.
 RECOVER_S = 0.5
@@ -71,6 +75,8 @@ class Relay:
                     await asyncio.sleep(RECOVER_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), POLL_S)
+                # A burst of commits wakes us once: what follows within the pause shares a look.
+                await asyncio.sleep(BURST_S)
         finally:
             listening.cancel()
 
@@ -89,37 +95,57 @@ class Relay:
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
         async with connection.transaction():
-            lanes = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
-            due: dict[UUID, None] = {}
-            more = False
-            for lane, seq, head in lanes:
-                try:
-                    count, owed = await _new_events(connection, lane, after=seq, head=head)
-                except LogCorrupted as error:
-                    _log.critical("log_corrupted", lane=lane, after=seq, error=str(error))
-                    parked = {"follower": FOLLOWER, "lane": lane, "pause_s": PARKED_S, "error": str(error)}
-                    await connection.execute(_PARK_LANE, parked, prepare=True)
-                    continue
-                more = more or count == LANE_BATCH_MAX
-                due.update(dict.fromkeys(owed))
-                moved = {"follower": FOLLOWER, "lane": lane, "before": seq, "seq": seq + count}
-                await connection.execute(_MOVE_CHECKPOINT, moved, prepare=True)
+            leased = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
+            if not leased:
+                return False
+            lanes = [Lane(*row) for row in leased]
+            parameters = {
+                "lanes": [lane.number for lane in lanes],
+                "seqs": [lane.seq for lane in lanes],
+                "limit": LANE_BATCH_MAX,
+            }
+            events: dict[int, list[tuple[int, UUID, bool]]] = {lane.number: [] for lane in lanes}
+            for number, *event in await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall():
+                events[number].append((event[0], event[1], event[2]))
+            whole = [lane for lane in lanes if await self._is_whole(connection, lane, events[lane.number])]
+            moved = {
+                "follower": FOLLOWER,
+                "lanes": [lane.number for lane in whole],
+                "before": [lane.seq for lane in whole],
+                "after": [lane.seq + len(events[lane.number]) for lane in whole],
+            }
+            await connection.execute(_MOVE_CHECKPOINTS, moved, prepare=True)
+            due = {stream_id: None for lane in whole for _, stream_id, owed in events[lane.number] if owed}
             if due:
                 # A full queue is no reason to wait: the reconciler knows what is owed.
                 await asyncio.to_thread(self._bell.ring, ADVANCE, list(due))
-        return more
+        return any(len(events[lane.number]) == LANE_BATCH_MAX for lane in whole)
+
+    async def _is_whole(self, connection: AsyncConnection, lane: Lane, events: list[tuple[int, UUID, bool]]) -> bool:
+        """Whether a lane's new events leave no number out; one that does is parked, loudly."""
+        try:
+            _check(lane, events)
+        except LogCorrupted as error:
+            _log.critical("log_corrupted", lane=lane.number, after=lane.seq, error=str(error))
+            parked = {"follower": FOLLOWER, "lane": lane.number, "pause_s": PARKED_S, "error": str(error)}
+            await connection.execute(_PARK_LANE, parked, prepare=True)
+            return False
+        return True
 
 
-async def _new_events(connection: AsyncConnection, lane: int, *, after: int, head: int) -> tuple[int, list[UUID]]:
-    """How many events the next batch has, and the instances among them that work is owed to.
+class Lane(NamedTuple):
+    """A leased lane: how far it has been followed, and its head as it was read before its events."""
 
-    Raises `LogCorrupted` where a number is missing, in between or before the head that was read first.
-    """
-    parameters = {"lane": lane, "seq": after, "limit": LANE_BATCH_MAX}
-    events = await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall()
-    for expected, (found, _, _) in enumerate(events, start=after + 1):
+    number: int
+    seq: int
+    head: int
+
+
+def _check(lane: Lane, events: list[tuple[int, UUID, bool]]) -> None:
+    """Raises `LogCorrupted` where a number is missing, in between or before the head that was read first."""
+    for expected, (found, _, _) in enumerate(events, start=lane.seq + 1):
         if found != expected:
-            raise LogCorrupted(lane, expected, f"the next event is {found}")
-    if len(events) < min(head - after, LANE_BATCH_MAX):
-        raise LogCorrupted(lane, after + len(events) + 1, f"there is no such event, and the head is {head}")
-    return len(events), [stream_id for _, stream_id, owed in events if owed]
+            raise LogCorrupted(lane.number, expected, f"the next event is {found}")
+    if len(events) < min(lane.head - lane.seq, LANE_BATCH_MAX):
+        missing = lane.seq + len(events) + 1
+        raise LogCorrupted(lane.number, missing, f"there is no such event, and the head is {lane.head}")
