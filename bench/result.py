@@ -1,0 +1,60 @@
+"""What a comparison comes to, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two medians of one run, and the ratios of the rounds, each of which measured both in turn."""
+
+    name: str
+    against: str
+    ours: float
+    theirs: float
+    ratios: list[float]
+    target: float
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def is_met(self) -> bool:
+        return self.ratio >= self.target
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure of ours with an upper bound, both in `unit`."""
+
+    name: str
+    value: float
+    target: float
+    unit: str
+
+    @property
+    def is_met(self) -> bool:
+        return self.value <= self.target
+
+
+def show(results: Sequence[Comparison | Limit]) -> None:
+    """One table of everything that was measured."""
+    table = Table(title="HydraCore, measured", title_justify="left")
+    for heading in ("what", "ours", "other", "ratio (min-max)", "target", ""):
+        table.add_column(heading)
+    for result in results:
+        met = "met" if result.is_met else "MISSED"
+        if isinstance(result, Comparison):
+            spread = f"{result.ratio:.1f}x ({min(result.ratios):.1f}-{max(result.ratios):.1f})"
+            other = f"{result.theirs:,.0f}  {result.against}"
+            table.add_row(result.name, f"{result.ours:,.0f}", other, spread, f">= {result.target:g}x", met)
+        else:
+            table.add_row(
+                result.name, f"{result.value:.2f} {result.unit}", "", "", f"<= {result.target:g} {result.unit}", met
+            )
+    Console().print(table)

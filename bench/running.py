@@ -1,0 +1,131 @@
+"""From POST to `running`, on real processes, with a cloudsim that boots at once: what HydraCore itself takes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from statistics import median, quantiles
+from typing import Final
+
+import httpx
+import psycopg
+
+from bench.reads import FAR_FUTURE_S, JWT_SECRET, MASTER_KEY, REPOSITORY, TENANT
+from bench.result import Limit
+from bench.services import Services
+from hydracore.auth import issue_token
+from hydracore.embedded.part import Part
+from hydracore.embedded.ports import free_port
+
+ALONE: Final = 10
+TOGETHER: Final = 100
+WAIT_S_MAX: Final = 60.0
+
+#: From the request's arrival in the log to the event that says that the agent was seen healthy.
+_SPANS: Final = """
+SELECT extract(epoch FROM max(recorded_at) - min(recorded_at))::float8
+  FROM event
+ WHERE type IN ('instance_requested', 'instance_ready')
+ GROUP BY lane, stream_id
+HAVING count(*) = 2
+ ORDER BY min(recorded_at)
+"""
+
+
+async def measure(services: Services) -> list[Limit]:
+    """One at a time, then a hundred at once."""
+    url = await services.fresh_database("running", migrated=True)
+    async with _stack(services, url) as client:
+        for number in range(ALONE):
+            await _create(client, f"alone-{number}")
+            await _until_running(url, number + 1)
+        await asyncio.gather(*(_create(client, f"together-{number}") for number in range(TOGETHER)))
+        await _until_running(url, ALONE + TOGETHER)
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        spans = [row[0] for row in await (await connection.execute(_SPANS)).fetchall()]
+    alone, together = spans[:ALONE], spans[ALONE:]
+    return [
+        Limit(name=f"create to running, one at a time, p50 of {ALONE}", value=median(alone), target=1.0, unit="s"),
+        Limit(name=f"create to running, {TOGETHER} at once, p99", value=_p99(together), target=3.0, unit="s"),
+    ]
+
+
+def _p99(values: list[float]) -> float:
+    return quantiles(values, n=100, method="inclusive")[98]
+
+
+async def _create(client: httpx.AsyncClient, key: str) -> None:
+    body = {"region_id": "local", "tier_id": "starter", "idempotency_key": key}
+    answer = await client.post("/v1/instances", json=body)
+    assert answer.status_code == httpx.codes.ACCEPTED, answer.text
+
+
+async def _until_running(url: str, count: int) -> None:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        end_s = time.monotonic() + WAIT_S_MAX
+        while time.monotonic() < end_s:
+            row = await (await connection.execute("SELECT count(*) FROM instance WHERE status = 'running'")).fetchone()
+            if row is not None and row[0] == count:
+                return
+            await asyncio.sleep(0.05)
+    raise RuntimeError(f"not all of {count} were running within {WAIT_S_MAX:g} s")
+
+
+@asynccontextmanager
+async def _stack(services: Services, database_url: str) -> AsyncGenerator[httpx.AsyncClient]:
+    """API, relay, worker and a cloudsim that runs its agents in its own process, at once."""
+    api_port, sim_port, sim_token = free_port(), free_port(), secrets.token_hex(16)
+    url = f"http://127.0.0.1:{api_port}"
+    environ = {
+        "HYDRACORE_DATABASE_URL": database_url,
+        "HYDRACORE_REDIS_URL": services.valkey.url(1),
+        "HYDRACORE_MASTER_KEY": MASTER_KEY,
+        "HYDRACORE_JWT_SECRET": JWT_SECRET,
+        "HYDRACORE_PUBLIC_URL": url,
+        "HYDRACORE_API_PORT": str(api_port),
+        "HYDRACORE_LOG_LEVEL": "warning",
+        "HYDRACORE_CLOUDSIM_URL": f"http://127.0.0.1:{sim_port}",
+        "HYDRACORE_CLOUDSIM_TOKEN": sim_token,
+    }
+    sim = ("--home", str(services.home.cloudsim), "--port", str(sim_port), "--boot", "inline")
+    names = ["bench-sim", "bench-run-api", "bench-relay", "bench-worker"]
+    parts = {
+        "bench-sim": ("cloudsim", *sim),
+        "bench-run-api": ("api",),
+        "bench-relay": ("relay",),
+        "bench-worker": ("worker",),
+    }
+    for name, command in parts.items():
+        await services.supervisor.start(_part(name, command, environ))
+    token = issue_token(
+        JWT_SECRET, tenant_id=TENANT, user_id="customer-0", role="customer", expires_at=float(FAR_FUTURE_S)
+    )
+    try:
+        async with httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=30
+        ) as client:
+            await _until_ready(client)
+            yield client
+    finally:
+        await services.supervisor.stop(names)
+
+
+def _part(name: str, command: tuple[str, ...], environ: dict[str, str]) -> Part:
+    program = (sys.executable, "-m", "hydracore", *command)
+    return Part(name=name, kind=name, command=program, cwd=str(REPOSITORY), environ=environ, settle_s=1.5)
+
+
+async def _until_ready(client: httpx.AsyncClient) -> None:
+    end_s = time.monotonic() + WAIT_S_MAX
+    while time.monotonic() < end_s:
+        try:
+            if (await client.get("/health/ready")).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.1)
+    raise RuntimeError("the API did not get ready")
