@@ -32,7 +32,7 @@ class RebuildBusy(RebuildError):
 
 
 class ParityMismatch(RebuildError):
-    """`comparison` says where; the build is kept, so that accepting the drift does not fold everything again."""
+    """`comparison` says where. The build is kept, so that accepting the drift does not fold everything again."""
 
     def __init__(self, name: str, comparison: Comparison) -> None:
         super().__init__(f"{comparison.drifted} rows of {name} are not what the log says; nothing was swapped")

@@ -6,8 +6,9 @@ from projections.definition import Inline
 from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.reservation import ReservationProjection
+from projections.versions import Versions
 
 
-def inline_projections() -> tuple[Inline, ...]:
+def inline_projections() -> tuple[Inline | Versions, ...]:
     """Everything that reads its own writes."""
     return (ReservationProjection(), InstanceProjection(), ProvisionLogProjection())

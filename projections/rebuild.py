@@ -19,7 +19,7 @@ from projections import generations
 from projections.catching_up import catch_up, heads, positions
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift, Scope, compare
-from projections.errors import ParityMismatch, RebuildBusy
+from projections.errors import NothingToRollBackTo, ParityMismatch, RebuildBusy
 from projections.generations import Generation, Progress
 from projections.swap import Swapped, Unverified, swap
 
@@ -71,8 +71,9 @@ async def rebuild(
 ) -> Report:
     """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
 
-    Where live tables drifted from the log, nothing is swapped, unless `accept_drift`: then the log wins. Raises
-    `RebuildBusy`, `ParityMismatch`, `WritersNotStopped` and `FoldFailed`.
+    Where live tables drifted from the log, nothing is swapped and the report says where (`stopped_s` is None), unless
+    `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`,
+    `WritersNotStopped` and `FoldFailed`.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -81,7 +82,7 @@ async def rebuild(
         unverified = Unverified(set(), set())
         _record(report, await _verify(connection, projection, build, live))
         if report.drifted and not accept_drift:
-            raise ParityMismatch(projection.name, Comparison(report.rows_compared, report.drifted, report.drift))
+            return report
         steps.phase("swapping")
 
         async def approach() -> None:
@@ -91,15 +92,13 @@ async def rebuild(
                 unverified.streams.clear()
 
         await approach()
-        swapped = await swap(
-            connection,
-            projection,
-            build,
-            live,
-            # What has drifted before would be found again.
-            unverified=None if report.drifted else unverified,
-            between=approach,
-        )
+        # What has drifted and is accepted would only be found again.
+        suspect = None if report.drifted else unverified
+        try:
+            swapped = await swap(connection, projection, build, live, unverified=suspect, between=approach)
+        except ParityMismatch as error:
+            _record(report, error.comparison)
+            return report
         _finish(report, swapped, began_s)
         return report
 
@@ -116,6 +115,48 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
             await generations.drop(connection, build)
         report.total_s = time.perf_counter() - began_s
         return report
+
+
+async def rollback(database_url: str, projection: Projection) -> Report:
+    """Put the previous generation back in its place, caught up with the log; the present one becomes the previous.
+
+    `projection` must have the version of the previous generation. Nothing is compared: a rollback is made because what
+    is live is wrong. Raises `RebuildBusy`, `NothingToRollBackTo` and `WritersNotStopped`.
+    """
+    async with _turn(database_url, projection.name) as connection:
+        began_s = time.perf_counter()
+        live = await generations.served(connection, projection.name)
+        earlier = await generations.newest_in(connection, projection.name, "previous")
+        if live is None or earlier is None:
+            raise NothingToRollBackTo(projection.name, "there is no earlier generation")
+        if earlier.version != projection.version:
+            reason = f"the earlier generation is of version {earlier.version}, which this code cannot follow"
+            raise NothingToRollBackTo(projection.name, reason)
+        report = Report(
+            name=projection.name,
+            version=earlier.version,
+            version_before=live.version,
+            generation=earlier.number,
+            resumed=False,
+            events=0,
+        )
+
+        async def approach() -> None:
+            report.events += await _approach(connection, projection, earlier, Unverified(set(), set()))
+
+        await approach()
+        _finish(report, await swap(connection, projection, earlier, live, unverified=None, between=approach), began_s)
+        return report
+
+
+async def prune(database_url: str, name: str) -> list[Generation]:
+    """Drop every generation of the projection that is not live, unfinished builds too. Raises `RebuildBusy`."""
+    async with _turn(database_url, name) as connection:
+        found = await generations.all_in(connection, "previous", *generations.UNFINISHED)
+        dropped = [generation for generation in found if generation.name == name]
+        for generation in dropped:
+            await generations.drop(connection, generation)
+        return dropped
 
 
 @asynccontextmanager
@@ -192,14 +233,17 @@ async def _verify(
 
 async def _approach(
     connection: AsyncConnection, projection: Projection, build: Generation, unverified: Unverified
-) -> None:
-    """Take the build so near to the live tables that the rest is folded in no time."""
+) -> int:
+    """Take the build so near to the live tables that the rest is folded in no time; how many events that took."""
+    events = 0
     for _ in range(STEPS_MAX):
         async with connection.transaction():
             step = await catch_up(connection, projection, build, await _goal(connection, projection))
         unverified.add(step)
+        events += step.events
         if step.events <= NEAR_EVENTS:
-            return
+            break
+    return events
 
 
 async def _goal(connection: AsyncConnection, projection: Projection) -> dict[int, int]:

@@ -30,6 +30,11 @@ class Versions:
         self._served = newest
 
     @property
+    def known(self) -> dict[int, Inline]:
+        """Every version that this code can write, by its number."""
+        return self._known
+
+    @property
     def name(self) -> str:
         return self.newest.name
 

@@ -20,6 +20,7 @@ from hydracore.settings import Settings
 from workers import broker as b
 from workers.advance import advance
 from workers.deps import Deps, open_deps
+from workers.folding import Folder
 from workers.health import check_health
 from workers.observe import observe_actions
 from workers.sweep import sweep
@@ -37,7 +38,7 @@ class DepsMiddleware(Middleware):
     """Opens the dependencies on the actors' event loop before the worker takes its first message."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
-        self._settings = settings
+        self.settings = settings
         self._environ = environ
         self._stack = AsyncExitStack()
         self.deps: Deps | None = None
@@ -49,7 +50,7 @@ class DepsMiddleware(Middleware):
         self._run(self._stack.aclose())
 
     async def _open(self) -> None:
-        self.deps = await self._stack.enter_async_context(open_deps(self._settings, self._environ))
+        self.deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
 
     def _run(self, work: Any) -> None:
         thread = get_event_loop_thread()
@@ -84,6 +85,11 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     async def sweep_actor() -> None:
         await _guarded(sweep(deps(), dry_run=False))
 
+    folder = Folder(middleware.settings)
+
+    async def fold_lanes_actor(name: str, generation: str) -> None:
+        await _guarded(folder.help(name, int(generation)), projection=name)
+
     def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
         dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)
 
@@ -91,6 +97,7 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     declare(b.CHECK_HEALTH, check_health_actor)
     declare(b.OBSERVE_ACTIONS, observe_actor)
     declare(b.SWEEP, sweep_actor)
+    declare(b.FOLD_LANES, fold_lanes_actor)
 
 
 async def _guarded(work: Awaitable[object], **facts: str) -> None:

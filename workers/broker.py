@@ -21,6 +21,7 @@ ADVANCE = "advance"
 CHECK_HEALTH = "check_health"
 OBSERVE_ACTIONS = "observe_actions"
 SWEEP = "sweep"
+FOLD_LANES = "fold_lanes"
 
 #: After this long a hint is dropped unread; the reconciler has sent another.
 HINT_AGE_MS_MAX = 60_000
@@ -78,6 +79,14 @@ class Bell:
         if not self._has_room():
             return False
         self._broker.enqueue(_message(actor))
+        return True
+
+    def ring_build(self, name: str, generation: int, hints: int) -> bool:
+        """Hint `hints` times at lanes of a build that are to be folded, so that as many workers may help."""
+        if not self._has_room():
+            return False
+        for _ in range(hints):
+            self._broker.enqueue(_message(FOLD_LANES, name, str(generation)))
         return True
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from hydracore.cli.credentials import api_key, token
 from hydracore.cli.database import db
 from hydracore.cli.demo import demo
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
+from hydracore.cli.projections import projections
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
 from hydracore.settings import SettingsError
@@ -43,5 +44,5 @@ def main() -> None:
     """HydraCore: an event-sourced control plane for hosted AI agents."""
 
 
-for command in (up, demo, api, relay, worker, cloudsim, modelsim, agent, db, sweep, api_key, token):
+for command in (up, demo, api, relay, worker, cloudsim, modelsim, agent, db, projections, sweep, api_key, token):
     main.add_command(command)

@@ -1,0 +1,234 @@
+"""`projections`: see how far the read tables are, build them anew from the log, and get stuck ones going.
+
+Exit status: 0 done; 1 failed, and nothing changed; 2 usage; 3 the live table is not what the log says; 4 somebody else is
+rebuilding it; 5 a lane is parked.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import click
+
+from hydracore import settings as configuration
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+    from projections.definition import Projection
+    from projections.rebuild import Folding, Report
+
+FAILED: Final = 1
+DRIFTED: Final = 3
+BUSY: Final = 4
+PARKED: Final = 5
+
+T = TypeVar("T")
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def projections() -> None:
+    """Look after the read tables."""
+
+
+@projections.command("list")
+@_json
+def list_projections(*, as_json: bool) -> None:
+    """Show every projection: version, generation, and how far behind the log it is."""
+    from hydracore.cli.projections_view import show_list
+
+    found = _on_database(_status)
+    show_list(found, as_json=as_json)
+
+
+@projections.command()
+@click.argument("name", required=False)
+@_json
+def status(*, name: str | None, as_json: bool) -> None:
+    """Show the lanes that are behind or parked, with the error. Exits with 5 where a lane is parked."""
+    from hydracore.cli.projections_view import show_status
+
+    found = _on_database(_status)
+    if name is not None:
+        found = [one for one in found if one.name == name] or _unknown(name)
+    show_status(found, as_json=as_json)
+    if any(one.parked for one in found):
+        raise SystemExit(PARKED)
+
+
+def _intervention(command: str, text: str) -> None:
+    """Declare `skip` or `retry`, which differ in name only."""
+
+    @projections.command(command, help=text)
+    @click.argument("name")
+    @click.option("--lane", type=click.IntRange(0, 63), required=True, help="The parked lane.")
+    @click.option("--reason", required=True, help="Why; it is kept with who did it and when.")
+    @_json
+    def intervene(*, name: str, lane: int, reason: str, as_json: bool) -> None:
+        import getpass
+
+        from hydracore.cli.projections_view import show_intervention
+        from projections import care
+
+        act = care.skip if command == "skip" else care.retry
+        actor = f"operator:{getpass.getuser()}"
+        done = _on_database(lambda connection: act(connection, name, lane, actor=actor, reason=reason))
+        show_intervention(done, as_json=as_json)
+
+
+_intervention("skip", "Pass over the event at which a lane is parked; it is written down.")
+_intervention("retry", "Have the event at which a lane is parked tried again now; it is written down.")
+
+
+@projections.command()
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="Every projection, one after the other.")
+@click.option("--outdated", is_flag=True, help="Those whose version in this code is newer than in the database.")
+@click.option("--workers", type=click.IntRange(1, 64), default=None, help="Processes that fold; default: one a core.")
+@click.option("--dry-run", is_flag=True, help="Build, compare with the live table row by row, and change nothing.")
+@click.option(
+    "--accept-drift", is_flag=True, help="Swap even where the live table is not what the log says: the log wins."
+)
+@click.option("--distributed", is_flag=True, help="Have the Dramatiq workers fold the lanes.")
+@_json
+def rebuild(
+    *,
+    name: str | None,
+    every: bool,
+    outdated: bool,
+    workers: int | None,
+    dry_run: bool,
+    accept_drift: bool,
+    distributed: bool,
+    as_json: bool,
+) -> None:
+    """Build a projection anew from the log while it is served, and put it in place. Resumes what a kill broke off."""
+    if sum((name is not None, every, outdated)) != 1:
+        raise click.UsageError("Give one of NAME, --all and --outdated.")
+    wanted = _wanted(name, outdated=outdated)
+    needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
+    settings = configuration.load(os.environ, require=needs)
+    if distributed:
+        from workers.folding import fold_distributed
+
+        folding = fold_distributed(settings)
+    else:
+        from projections.processes import fold_in_processes
+
+        folding = fold_in_processes(settings.database_url, workers=workers or os.cpu_count() or 1)
+    reports = [
+        _rebuild(one, settings.database_url, folding, dry_run=dry_run, accept_drift=accept_drift) for one in wanted
+    ]
+    from hydracore.cli.projections_view import show_reports
+
+    show_reports(reports, dry_run=dry_run, as_json=as_json)
+    if any(report.drifted and report.stopped_s is None for report in reports):
+        raise SystemExit(DRIFTED)
+
+
+@projections.command()
+@click.argument("name")
+@_json
+def rollback(*, name: str, as_json: bool) -> None:
+    """Go back to the previous generation, caught up with the log."""
+    from hydracore.cli.projections_view import show_reports
+    from projections import generations
+    from projections.rebuild import rollback as go_back
+    from projections.registry import all_versions
+
+    async def earlier(connection: "AsyncConnection") -> int | None:
+        found = await generations.newest_in(connection, name, "previous")
+        return None if found is None else found.version
+
+    known = all_versions().get(name) or _unknown(name)
+    version = _on_database(earlier)
+    projection = known.get(-1 if version is None else version, known[max(known)])
+    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    show_reports([_run(go_back(settings.database_url, projection))], dry_run=False, as_json=as_json)
+
+
+@projections.command()
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="Of every projection.")
+@_json
+def prune(*, name: str | None, every: bool, as_json: bool) -> None:
+    """Drop the generations that are not live: what a rollback would go back to, and builds that were broken off."""
+    from hydracore.cli.projections_view import show_pruned
+    from projections.rebuild import prune as drop
+    from projections.registry import projections as known
+
+    if (name is not None) == every:
+        raise click.UsageError("Give either NAME or --all.")
+    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    names = list(known()) if name is None else [name]
+    show_pruned([one for each in names for one in _run(drop(settings.database_url, each))], as_json=as_json)
+
+
+def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
+    from projections.registry import projections as known
+
+    code = known()
+    if name is not None:
+        return [code[name]] if name in code else _unknown(name)
+    if outdated:
+        return [code[one.name] for one in _on_database(_status) if one.outdated]
+    return list(code.values())
+
+
+def _rebuild(
+    projection: "Projection", database_url: str, folding: "Folding", *, dry_run: bool, accept_drift: bool
+) -> "Report":
+    """One projection's, with progress on a terminal."""
+    from hydracore.cli.projections_view import progress
+    from projections import rebuild as building
+
+    with progress(projection.name) as steps:
+        if dry_run:
+            return _run(building.dry_run(database_url, projection, folding=folding, steps=steps))
+        work = building.rebuild(database_url, projection, folding=folding, steps=steps, accept_drift=accept_drift)
+        return _run(work)
+
+
+async def _status(connection: "AsyncConnection") -> Any:
+    from projections.care import status
+
+    return await status(connection)
+
+
+def _on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> T:
+    import psycopg
+
+    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+
+    async def connected() -> T:
+        async with await psycopg.AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
+            return await work(connection)
+
+    return _run(connected())
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; what can go wrong becomes one line and an exit status."""
+    import psycopg
+
+    from events.errors import EventsError
+    from projections.errors import RebuildBusy, RebuildError
+
+    try:
+        return asyncio.run(work)
+    except RebuildBusy as error:
+        _fail(str(error), BUSY)
+    except (RebuildError, EventsError, psycopg.Error) as error:
+        _fail(" ".join(str(error).split()), FAILED)
+
+
+def _unknown(name: str) -> NoReturn:
+    raise click.UsageError(f"There is no projection {name!r}.")
+
+
+def _fail(reason: str, status: int) -> NoReturn:
+    click.echo(f"hydracore: {reason}", err=True)
+    raise SystemExit(status)
