@@ -40,7 +40,7 @@ class Health:
     async def live(self) -> Liveness:
         return Liveness(_OK)
 
-    @operation("GET", "/health/ready", "Readiness", answer=Readiness, errors=(503,))
+    @operation("GET", "/health/ready", "Readiness", answer=Readiness, also=(503,))
     async def ready(self) -> Answer:
         """Redis carries wake-ups only: without it everything still happens, at the pace of polling."""
         database, redis = await asyncio.gather(self._check_database(), self._check_redis())

@@ -46,10 +46,9 @@ def document(operations: Iterable[Operation]) -> Json:
     for op in listed:
         answer = next(served)
         inputs = [(each, next(served)) for each in op.signature.inputs]
-        errors = {
-            **dict.fromkeys(op.declared.errors, error),
-            HTTPStatus.UNPROCESSABLE_ENTITY: invalid,
-        }
+        errors = dict.fromkeys(_errors_of(op), error)
+        if op.signature.inputs or op.signature.who is not None:
+            errors[HTTPStatus.UNPROCESSABLE_ENTITY] = invalid
         paths.setdefault(op.declared.path, {})[op.declared.method.lower()] = _operation(op, inputs, answer, errors)
     return {
         "openapi": "3.1.0",
@@ -61,7 +60,9 @@ def document(operations: Iterable[Operation]) -> Json:
 
 def _operation(op: Operation, inputs: list[tuple[Input, Json]], answer: Json, errors: dict[int, Json]) -> Json:
     declared, who = op.declared, op.signature.who
-    statuses = {declared.status: ("OK", answer), **{status: (_told(status), body) for status, body in errors.items()}}
+    statuses = {status: (_told(status), body) for status, body in errors.items()}
+    statuses |= {status: (_told(status), answer) for status in declared.also}
+    statuses[declared.status] = ("OK", answer)
     described: Json = {
         "summary": declared.summary,
         "operationId": op.handler.__name__,
@@ -80,6 +81,20 @@ def _operation(op: Operation, inputs: list[tuple[Input, Json]], answer: Json, er
         if each.source == "body":
             described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return described
+
+
+def _errors_of(op: Operation) -> set[int]:
+    """The statuses of errors that an operation may give: its own, and those of what it stands behind."""
+    statuses = set(op.declared.errors)
+    takes_body = any(each.source == "body" for each in op.signature.inputs)
+    if op.signature.who is not None:
+        statuses |= {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}
+    if takes_body:
+        statuses |= {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
+    if op.signature.who is not None or takes_body:
+        # Nobody is known, and nothing is kept, without the database.
+        statuses.add(HTTPStatus.SERVICE_UNAVAILABLE)
+    return statuses
 
 
 def _parameter(each: Input, schema: Json) -> Json:

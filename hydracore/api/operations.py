@@ -36,7 +36,10 @@ _CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
 
 class Declaration(NamedTuple):
-    """What `@operation` was given. `answer`: the type of the body of a success; `errors`: further statuses it may give."""
+    """What `@operation` was given.
+
+    `answer`: the type of the body of a success, and of the statuses in `also`; `errors`: what else it may answer.
+    """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
@@ -44,6 +47,7 @@ class Declaration(NamedTuple):
     answer: Any
     status: int
     errors: tuple[int, ...]
+    also: tuple[int, ...]
 
 
 class Operation(NamedTuple):
@@ -78,6 +82,7 @@ def operation(
     answer: Any,
     status: int = HTTPStatus.OK,
     errors: tuple[int, ...] = (),
+    also: tuple[int, ...] = (),
 ) -> Callable[[F], F]:
     """Declares a coroutine (a method, as a rule) as an operation.
 
@@ -85,7 +90,7 @@ def operation(
     """
 
     def declare(handler: F) -> F:
-        setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors))
+        setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors, also))
         return handler
 
     return declare
