@@ -1,0 +1,83 @@
+"""Everybody who may ask for something, and one running instance of ann's to ask about: for tests of all operations."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import psycopg
+
+from hydracore import tokens
+from hydracore.auth import create_api_key, issue_token
+from tests.api_server import MASTER_KEY, Api, bearer, running_api
+from tests.services import Services
+from tests.use_fixtures import KEY_ID, Used, in_use
+
+#: Nobody credible, for anything that customers and staff may do.
+STRANGERS = ("nobody", "bad token", "expired token", "unknown API key", "agent")
+#: Of another tenant; the customer there has the name of the owner here.
+FOREIGN_STAFF = ("admin of another tenant", "API key of another tenant")
+FOREIGN_CUSTOMERS = ("customer of another tenant", "API key of another tenant for its customer")
+NEIGHBOURS = ("another customer", "API key for another customer")
+OWNERS = ("owner", "API key for the owner")
+STAFF = ("admin", "platform", "API key")
+EVERYBODY = (*STRANGERS, *FOREIGN_STAFF, *FOREIGN_CUSTOMERS, *NEIGHBOURS, *OWNERS, *STAFF)
+
+
+class Scene(NamedTuple):
+    """`headers`: of everybody, by name."""
+
+    api: Api
+    used: Used
+    headers: dict[str, dict[str, str]]
+    owner_conn: psycopg.AsyncConnection
+
+    async def traces(self) -> tuple[int, ...]:
+        """What a request leaves behind: events, commands and reports in the database, and calls of the agent."""
+        counted = await self.owner_conn.execute(
+            "SELECT (SELECT count(*) FROM event), (SELECT count(*) FROM command), (SELECT count(*) FROM heartbeat)"
+        )
+        row = await counted.fetchone()
+        assert row is not None
+        return (*row, len(self.used.agent.calls))
+
+
+@asynccontextmanager
+async def open_scene(services: Services, **settings: Any) -> AsyncGenerator[Scene]:
+    """On a database of its own; what it leaves in Valkey is nothing to anybody."""
+    name = f"scene_{uuid4().hex[:12]}"
+    settings.setdefault("rate_limit_per_minute", 0)
+    url = services.create_database(name)
+    async with AsyncExitStack() as stack:
+        stack.callback(services.drop_database, name)
+        owner_conn = await stack.enter_async_context(await psycopg.AsyncConnection.connect(url, autocommit=True))
+        api = await stack.enter_async_context(running_api(url, services.redis_url.format(0), **settings))
+        used = await stack.enter_async_context(in_use(api))
+        yield Scene(api, used, await _everybody(owner_conn, used.instance_id), owner_conn)
+
+
+async def _everybody(owner_conn: psycopg.AsyncConnection, instance_id: UUID) -> dict[str, dict[str, str]]:
+    key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
+    foreign = await create_api_key(owner_conn, tenant_id="other", name="backend")
+    forged = issue_token("x" * 40, tenant_id="acme", user_id="ann", role="admin", expires_at=time.time() + 3600)
+    found = {
+        "nobody": {},
+        "bad token": {"Authorization": f"Bearer {forged}"},
+        "expired token": bearer(expires_at=time.time() - 60),
+        "unknown API key": {"X-Api-Key": f"hck_{uuid4().hex}_{key[-43:]}", "X-User-Id": "ann"},
+        "agent": {"Authorization": f"Bearer {tokens.agent_key(MASTER_KEY, instance_id, KEY_ID)}"},
+        "admin of another tenant": bearer("other", "boss", "admin"),
+        "API key of another tenant": {"X-Api-Key": foreign},
+        "customer of another tenant": bearer("other", "ann"),
+        "API key of another tenant for its customer": {"X-Api-Key": foreign, "X-User-Id": "ann"},
+        "another customer": bearer(user="bob"),
+        "API key for another customer": {"X-Api-Key": key, "X-User-Id": "bob"},
+        "owner": bearer(user="ann"),
+        "API key for the owner": {"X-Api-Key": key, "X-User-Id": "ann"},
+        "admin": bearer(user="boss", role="admin"),
+        "platform": bearer("hydracore", "op", "platform"),
+        "API key": {"X-Api-Key": key},
+    }
+    assert tuple(found) == EVERYBODY
+    return found
