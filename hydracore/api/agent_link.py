@@ -33,6 +33,9 @@ _BY_CODE: Final[dict[str, type[ApiError]]] = {
     "budget_spent": BudgetSpent,
     "idempotency_mismatch": Conflict,
     "draining": AgentBusy,
+    "busy": AgentBusy,
+    "not_serving": AgentBusy,
+    "interrupted": AgentBusy,
     "model_failed": AgentFailed,
     "model_timeout": AgentTooSlow,
 }

@@ -33,6 +33,9 @@ PATH: Final = "/v1/instances/{instance_id}/config"
 #: A bot token becomes a part of a URL at the agent: whatever could change its path is kept out.
 _BOT_TOKEN: Final = re.compile(r"[A-Za-z0-9:_-]+")
 
+#: Parts of what an agent runs with that are none of its owner's business.
+_OF_THE_INSTALLATION: Final = frozenset({"model", "prices"})
+
 _SEALED: Final[tuple[Field, ...]] = ("system_prompt", "customer_facing_prompt", "telegram_bot_token")
 
 
@@ -121,9 +124,10 @@ class Configuration:
         if address is None:
             return None
         try:
-            return await self._vps.get_config(**address, timeout_s=ASK_TIMEOUT_S)
+            running = await self._vps.get_config(**address, timeout_s=ASK_TIMEOUT_S)
         except VpsError:
             return None
+        return {name: value for name, value in running.items() if name not in _OF_THE_INSTALLATION}
 
     async def _shown(self, state: Instance, pushed: Pushed) -> s.Config:
         opened: Opened = await self._vault.open(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 import structlog
@@ -10,7 +11,7 @@ from events.lifecycle import PENDING, PROVISIONING
 from events.state import Instance
 from hydracore.api.agent_link import address_of
 from hydracore.api.runtime_document import RuntimeDocuments
-from hydracore.vps import VpsClient, VpsError
+from hydracore.vps import VpsBadAnswer, VpsClient, VpsError
 
 #: How long an agent may take to put a configuration in place before the caller is told that it will come.
 PUSH_TIMEOUT_S: Final = 5.0
@@ -45,6 +46,10 @@ class Pusher:
             )
         except VpsError as error:
             _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))
+            if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                return Pushed(
+                    applied=False, message=f"The agent cannot run with it: {error.detail or 'it does not say why'}"
+                )
             return Pushed(applied=False, message="The agent cannot be reached; it is applied when the agent next asks")
         if running < version:
             return Pushed(

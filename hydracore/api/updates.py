@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
@@ -12,12 +13,13 @@ from hydracore.agent.chat_messages import UpdatesApplied
 from hydracore.api import use_schemas as s
 from hydracore.api.agent_link import plainly, require_address
 from hydracore.api.changing import Asked, Changes
+from hydracore.api.errors import AgentFailed
 from hydracore.api.operations import operation
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
-from hydracore.vps import VpsClient
+from hydracore.vps import VpsBadAnswer, VpsClient
 
 #: How long the agent may take: it waits for open chats, within bounds, and starts its runtime again.
 APPLY_TIMEOUT_S: Final = 30.0
@@ -62,9 +64,16 @@ class Updates:
                     message = f"Nothing is pending: the agent runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
             runtime = await self._documents.build(state)
-            applied = await self._vps.apply_updates(
-                version, runtime, restart=body.restart_agent, **address, timeout_s=APPLY_TIMEOUT_S
-            )
+            try:
+                applied = await self._vps.apply_updates(
+                    version, runtime, restart=body.restart_agent, **address, timeout_s=APPLY_TIMEOUT_S
+                )
+            except VpsBadAnswer as error:
+                if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                    raise AgentFailed(
+                        f"The agent cannot run with it: {error.detail or 'it does not say why'}"
+                    ) from error
+                raise
 
         async def command(_: Instance) -> RecordUpdatesApplied:
             return RecordUpdatesApplied(
@@ -80,6 +89,8 @@ class Updates:
 
 def _message(applied: UpdatesApplied) -> str:
     message = f"The agent runs with version {applied.config_version}"
+    if applied.error is not None:
+        message += f", in trouble ({applied.error.message})"
     if applied.restarted and applied.drained:
         return f"{message}; it was restarted after its open chats had ended"
     if applied.restarted:

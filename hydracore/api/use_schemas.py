@@ -96,7 +96,7 @@ class UpdateModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
     budget_daily_usd: Dollars | UnsetType | None = UNSET
     budget_monthly_usd: Dollars | UnsetType | None = UNSET
     embedding_model: ModelName | UnsetType | None = UNSET
-    fallbacks: Annotated[list[ModelName], unserved(max_length=20)] | UnsetType | None = UNSET
+    fallbacks: Annotated[list[ModelName], unserved(max_length=8)] | UnsetType | None = UNSET
     max_tokens: TokensMax | UnsetType | None = UNSET
     primary: ModelName | UnsetType | None = UNSET
     temperature: Temperature | UnsetType | None = UNSET

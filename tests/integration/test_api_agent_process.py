@@ -1,0 +1,281 @@
+"""The whole way: the API, a real agent process, and the scripted models behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import pytest
+
+from events.state import Instance
+from hydracore import tokens
+from projections.follower import Follower
+from projections.usage_daily import UsageDaily
+from tests.agent_process import AgentProcess
+from tests.api_server import MASTER_KEY, Api, running_api
+from tests.lives import created, mark_ready, plan
+from tests.modelsim_fixtures import ModelSim, running_modelsim
+from tests.use_fixtures import free_host, give, order
+from tests.waiting import until
+
+SSE = {"Accept": "text/event-stream"}
+
+
+class Whole(NamedTuple):
+    """A running instance of ann's with its agent."""
+
+    api: Api
+    instance_id: UUID
+    agent: AgentProcess
+    models: ModelSim
+
+    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        return await self.api.client.request(
+            method,
+            f"/v1/instances/{self.instance_id}{path}",
+            json=body,
+            headers={**self.api.token(), **headers},
+            timeout=30,
+        )
+
+    async def chat(self, message: str, **fields: Any) -> dict[str, Any]:
+        answer = await self.ask("POST", "/chat", {"message": message, **fields})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def state(self) -> Instance:
+        state = await self.api.parts.store.load(self.instance_id)
+        assert state is not None
+        return state
+
+    async def runs_version(self, version: int) -> bool:
+        return (await self.ask("GET", "/runtime")).json()["config_version_running"] == version
+
+    async def usage(self) -> dict[str, Any]:
+        follower = Follower(self.api.parts.pool, UsageDaily())
+        await follower.enter()
+        await follower.catch_up()
+        return (await self.ask("GET", "/usage?days=2")).json()
+
+
+async def boot(api: Api, root: Path) -> tuple[UUID, AgentProcess]:
+    """What a worker does, and then what cloud-init does."""
+    instance_id = await order(api)
+    enrol_token = tokens.enrol_token(MASTER_KEY, instance_id, 1, "nonce")
+    intent = plan(
+        vpn_ip=free_host(),
+        enrol_nonce="nonce",
+        enrol_token_hash=tokens.hash_token(enrol_token).hex(),
+        enrol_expires_ms=api.parts.now_ms() + 3_600_000,
+    )
+    await give(api, instance_id, intent, created())
+    agent = AgentProcess(root)
+    content = {"control_plane_url": api.url, "instance_id": str(instance_id), "attempt": 1, "enrol_token": enrol_token}
+    agent.write_boot_file(json.dumps(content))
+    agent.start()
+    return instance_id, agent
+
+
+@pytest.fixture
+async def whole(database_url: str, redis_url: str, tmp_path: Path) -> AsyncGenerator[Whole]:
+    async with (
+        running_modelsim(tmp_path) as models,
+        running_api(
+            database_url, redis_url, model_base_url=models.base_url, model_api_key="sk-test", heartbeat_interval_s=0.2
+        ) as api,
+    ):
+        instance_id, agent = await boot(api, tmp_path)
+        one = Whole(api, instance_id, agent, models)
+        try:
+            await until(lambda: healthy(one), seconds_max=40)
+            await give(api, instance_id, mark_ready())
+            yield one
+        finally:
+            agent.stop_for_good()
+    assert "sk-test" not in agent.output()
+
+
+async def healthy(one: Whole) -> bool:
+    state = await one.state()
+    assert one.agent.is_alive, one.agent.output()
+    return state.agent is not None and state.agent.bootstrap_stage == "healthy"
+
+
+async def test_a_customer_chats_both_ways_and_reads_it_again(whole: Whole) -> None:
+    first = await whole.chat("My dog is called Bo")
+    conversation = first["conversation_id"]
+    streamed = await whole.ask(
+        "POST", "/chat", {"message": "What did I say before?", "conversation_id": conversation}, **SSE
+    )
+    listed = (await whole.ask("GET", "/conversations?limit=5")).json()
+    detail = (await whole.ask("GET", f"/conversations/{conversation}")).json()
+
+    assert first["message"] == "[scripted] You said: My dog is called Bo"
+    assert first["model"] == "gpt-4.1-mini"
+    events = streamed.text.strip().split("\n\n")
+    assert len(events) > 2
+    done = json.loads(events[-1].removeprefix("event: done\ndata: "))
+    assert done["message"] == "[scripted] Before that you said: My dog is called Bo"
+    assert "".join(json.loads(event.partition("data: ")[2])["text"] for event in events[:-1]) == done["message"]
+    assert [each["id"] for each in listed["conversations"]] == [conversation]
+    assert [message["role"] for message in detail["messages"]] == ["user", "assistant"] * 2
+    assert detail["messages"][-1]["content"] == done["message"]
+    (first_request, *_) = await whole.models.until_requests(2)
+    assert first_request["messages"][0]["role"] == "system"
+
+
+async def test_a_changed_prompt_is_at_work_at_once(whole: Whole) -> None:
+    changed = await whole.ask("POST", "/config", {"system_prompt": "Speak like a pirate", "agent_name": "Bones"})
+    answer = await whole.chat("What are your instructions?")
+    shown = (await whole.ask("GET", "/config")).json()
+
+    assert changed.json()["applied"] is True, changed.text
+    assert "Speak like a pirate" in answer["message"]
+    assert (shown["applied"], shown["running"]["system_prompt"]) == (True, "Speak like a pirate")
+    assert not {"model", "prices"} & shown["running"].keys()
+    assert "sk-test" not in json.dumps(shown)
+
+
+async def test_what_changed_while_the_agent_was_down_is_at_work_when_it_is_back(whole: Whole) -> None:
+    await whole.agent.kill()
+    changed = await whole.ask("POST", "/config", {"system_prompt": "Speak in rhymes"})
+    away = await whole.ask("POST", "/chat", {"message": "Hello"})
+    whole.agent.start()
+    await until(lambda: whole.runs_version(2), seconds_max=40)
+
+    assert (changed.status_code, changed.json()["applied"], away.status_code) == (200, False, 502)
+    assert "Speak in rhymes" in (await whole.chat("What are your instructions?"))["message"]
+
+
+async def test_what_was_used_is_counted_once_and_a_budget_ends_chats(whole: Whole) -> None:
+    answer = await whole.chat("Hello")
+
+    async def is_counted() -> bool:
+        return (await whole.usage())["total_requests"] == 1
+
+    await until(is_counted)
+    usage = await whole.usage()
+    await whole.ask("PATCH", "/model-policy", {"budget_daily_usd": float(answer["usage"]["cost_usd"])})
+    spent = [await whole.ask("POST", "/chat", {"message": "More"}, **headers) for headers in ({}, SSE)]
+    # The agent keeps its own account: it does not wait for ours.
+    by_the_agent = await whole.ask("POST", "/chat", {"message": "More"}, **{"Idempotency-Key": "k"})
+
+    assert usage["total_cost_usd"] == answer["usage"]["cost_usd"]
+    assert usage["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
+    assert usage["unique_end_users"] == 1
+    assert [each.status_code for each in (*spent, by_the_agent)] == [402] * 3
+    assert len(await whole.models.requests()) == 1
+
+
+async def test_the_same_key_asks_no_model_again(whole: Whole) -> None:
+    key = {"Idempotency-Key": "once"}
+
+    first = await whole.ask("POST", "/chat", {"message": "Hello"}, **key)
+    again = await whole.ask("POST", "/chat", {"message": "Hello"}, **key)
+    streamed = await whole.ask("POST", "/chat", {"message": "Hello"}, **key, **SSE)
+    other = await whole.ask("POST", "/chat", {"message": "Goodbye"}, **key)
+
+    assert first.json() == again.json()
+    assert json.loads(streamed.text.rpartition("data: ")[2]) == first.json()
+    assert other.status_code == 409
+    assert len(await whole.models.requests()) == 1
+
+
+async def test_a_caller_who_leaves_stops_the_model(whole: Whole) -> None:
+    await whole.models.fault("hold", after_tokens=3)
+    url = f"/v1/instances/{whole.instance_id}/chat"
+
+    async with whole.api.client.stream(
+        "POST", url, json={"message": "Count to 50"}, headers={**whole.api.token(), **SSE}
+    ) as answer:
+        await anext(answer.aiter_raw())
+
+    await whole.models.until_requests(1, ended="left")
+
+
+async def test_models_that_fail_are_named_plainly(whole: Whole) -> None:
+    await whole.models.fault("status", status=500, times=None)
+
+    failed = await whole.ask("POST", "/chat", {"message": "Hello"})
+    streamed = await whole.ask("POST", "/chat", {"message": "Hello"}, **SSE)
+
+    assert (failed.status_code, streamed.status_code) == (502, 502)
+    assert failed.json()["detail"]
+    assert "sk-test" not in failed.text + streamed.text
+
+
+async def test_an_error_within_a_stream_is_its_last_event(whole: Whole) -> None:
+    await whole.models.fault("cut", after_tokens=3, times=None)
+
+    answer = await whole.ask("POST", "/chat", {"message": "Count to 20"}, **SSE)
+
+    assert answer.text.strip().split("\n\n")[-1].startswith("event: error\n")
+
+
+async def test_a_rotated_key_is_replaced_by_the_agent_itself(whole: Whole) -> None:
+    before = (await whole.state()).agent
+    assert before is not None
+    assert before.key_id is not None
+    old_key = tokens.agent_key(MASTER_KEY, whole.instance_id, before.key_id)
+
+    rotated = await whole.api.client.post(
+        f"/v1/instances/admin/{whole.instance_id}/rotate-key", headers=whole.api.token(user="root", role="admin")
+    )
+    refused = await whole.api.client.post(
+        "/v1/agent/config", json={"boot_id": str(before.boot_id)}, headers={"Authorization": f"Bearer {old_key}"}
+    )
+
+    async def has_another() -> bool:
+        agent = (await whole.state()).agent
+        return agent is not None and agent.key_acknowledged and agent.key_id != before.key_id
+
+    await until(has_another, seconds_max=40)
+    assert (rotated.status_code, refused.status_code) == (200, 401)
+
+    async def answers() -> bool:
+        return (await whole.ask("POST", "/chat", {"message": "Hello"})).status_code == 200
+
+    await until(answers)
+
+
+async def test_updates_are_applied_with_a_restart_if_so_wished(whole: Whole) -> None:
+    nothing = await whole.ask("POST", "/updates/apply", {"restart_agent": True})
+    forced = await whole.ask("POST", "/updates/apply", {"restart_agent": True, "force": True})
+
+    assert nothing.json()["status"] == "up_to_date"
+    assert forced.json()["status"] == "applied", forced.text
+    assert "restarted" in forced.json()["message"]
+    assert (await whole.chat("Hello"))["message"] == "[scripted] You said: Hello"
+
+
+async def test_skills_that_are_enabled_are_loaded_and_shown(whole: Whole) -> None:
+    before = (await whole.ask("GET", "/runtime")).json()
+    enabled = await whole.ask("PATCH", "/platform-config", {"skills": ["email-drafts", "no-such-skill"]})
+    after = (await whole.ask("GET", "/runtime")).json()
+
+    assert before["skills_loaded"] == []
+    assert enabled.json()["skills"] == ["email-drafts", "no-such-skill"]
+    assert after["skills_loaded"] == ["email-drafts"]
+    assert after["connections"] == {"telegram": "off"}
+
+
+async def test_staff_begin_conversations_of_their_own(whole: Whole) -> None:
+    admin = whole.api.token(user="root", role="admin")
+
+    begun = await whole.ask("POST", "/chat", {"message": "Hello"}, **admin)
+    conversation = begun.json()["conversation_id"]
+    again = await whole.ask("POST", "/chat", {"message": "Before?", "conversation_id": conversation}, **admin)
+
+    assert conversation.startswith("staff:")
+    assert again.json()["message"] == "[scripted] Before that you said: Hello"
+
+
+async def test_many_chats_at_once_are_all_answered(whole: Whole) -> None:
+    answers = await asyncio.gather(*(whole.chat(f"Number {number}") for number in range(20)))
+
+    assert [answer["message"] for answer in answers] == [f"[scripted] You said: Number {n}" for n in range(20)]
