@@ -25,23 +25,23 @@ RELAY_NEEDS: Final = ("database_url", "redis_url")
 WORKER_NEEDS: Final = ("database_url", "redis_url", "master_key", "public_url")
 DATABASE_NEEDS: Final = ("database_url",)
 TOKEN_NEEDS: Final = ("jwt_secret",)
+SEAL_NEEDS: Final = ("database_url", "seal_key")
 
 #: Never printed, neither by `repr` nor in a problem line.
 SECRET_FIELDS: Final = frozenset(
-    {"database_url", "redis_url", "master_key", "jwt_secret", "cloudsim_token", "model_api_key"}
+    {"database_url", "redis_url", "master_key", "jwt_secret", "cloudsim_token", "model_api_key", "seal_key"}
 )
 
 #: Paths are added to these, each with a slash of its own.
 _URLS_OF_A_ROOT: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
 
-MASTER_KEY_BYTES: Final = 32
-MASTER_KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
+KEY_BYTES: Final = 32
+KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
 
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
 RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a redis:// URL")]
-MasterKey = Annotated[
-    bytes, Meta(min_length=MASTER_KEY_BYTES, max_length=MASTER_KEY_BYTES, description=MASTER_KEY_HINT)
-]
+Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
+SealFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
 HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^/\s]+", description="an http:// or https:// URL")]
 LabelValue = Annotated[
@@ -80,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Where wake-ups travel; never holds truth.
     redis_url: RedisUrl = ""
     #: Wraps the per-customer keys; 32 bytes once decoded.
-    master_key: MasterKey = b""
+    master_key: Key32 = b""
     #: Signs and checks bearer tokens.
     jwt_secret: JwtSecret = ""
     #: The address that agents call, without a slash at its end.
@@ -129,6 +129,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Where agents find Telegram's bot API.
     telegram_base_url: HttpUrl = "https://api.telegram.org"
 
+    #: Signs the seals of the log: the seed of an Ed25519 key, 32 bytes once decoded. Without it there are no seals.
+    seal_key: Key32 = b""
+    #: Where the relay keeps a copy of every seal, a JSON document a line: on another machine's disk, at best.
+    seal_file: SealFile = None
+    seal_interval_s: Seconds = 60
+
     def __repr__(self) -> str:
         shown = (f"{name}={_shown(name, getattr(self, name))}" for name in self.__struct_fields__)
         return f"Settings({', '.join(shown)})"
@@ -173,11 +179,11 @@ def variable(field: str) -> str:
 
 def _parsed(name: str, raw: str) -> object:
     """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's."""
-    if name == "master_key":
+    if name in {"master_key", "seal_key"}:
         if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", raw):
             raise binascii.Error
         return base64.urlsafe_b64decode(raw.rstrip("=") + "=" * (-len(raw.rstrip("=")) % 4))
-    if name == "catalogue":
+    if name in {"catalogue", "seal_file"}:
         return Path(raw)
     if name in _URLS_OF_A_ROOT:
         return raw.rstrip("/")

@@ -36,6 +36,8 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     other_admin_id: str
     #: The development tenant's API key; empty until there is a database to make it in.
     api_key: str = ""
+    #: Empty in homes that are older than seals, until their next start.
+    seal_key: str = ""
 
     def __repr__(self) -> str:
         return f"Secrets(home_id={self.home_id!r}, ...)"
@@ -44,7 +46,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     def draw(cls) -> Self:
         return cls(
             home_id=uuid.uuid4().hex,
-            master_key=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            master_key=_key(),
             jwt_secret=secrets.token_urlsafe(48),
             cloudsim_token=secrets.token_urlsafe(32),
             database_password=secrets.token_urlsafe(32),
@@ -55,6 +57,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
             other_customer_id=str(uuid.uuid4()),
             other_tenant_id=str(uuid.uuid4()),
             other_admin_id=str(uuid.uuid4()),
+            seal_key=_key(),
         )
 
 
@@ -79,6 +82,7 @@ class Home:
         self.cloudsim = self.path / "cloudsim"
         self.modelsim = self.path / "modelsim"
         self.secrets_file = self.path / "secrets.json"
+        self.seal_file = self.path / "seals.jsonl"
         self.ports_file = self.path / "ports.json"
         self.runtime_file = self.path / "runtime.json"
         self.dev_file = self.path / "dev.json"
@@ -100,17 +104,25 @@ class Home:
     def secrets(self) -> Secrets:
         """This home's secrets, drawn on the first call. Call it with the lock held."""
         try:
-            return msgspec.json.decode(self.secrets_file.read_bytes(), type=Secrets)
+            known = msgspec.json.decode(self.secrets_file.read_bytes(), type=Secrets)
         except msgspec.DecodeError:
             # Drawing new ones would make everything that the old ones protect unreadable.
             raise EmbeddedError(
                 f"{self.secrets_file} is damaged: put it back from a copy, or use another --home"
             ) from None
         except FileNotFoundError:
-            drawn = Secrets.draw()
-            write_json(self.secrets_file, drawn)
-            return drawn
+            known = Secrets.draw()
+            write_json(self.secrets_file, known)
+        if not known.seal_key:
+            known = msgspec.structs.replace(known, seal_key=_key())
+            write_json(self.secrets_file, known)
+        return known
 
     def keep_api_key(self, api_key: str) -> None:
         """Remember the API key that was made for the development tenant."""
         write_json(self.secrets_file, msgspec.structs.replace(self.secrets(), api_key=api_key))
+
+
+def _key() -> str:
+    """32 random bytes as settings want them."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()

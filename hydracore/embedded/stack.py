@@ -50,6 +50,8 @@ MANAGED: Final = (
     "model_base_url",
     "model_api_key",
     "telegram_base_url",
+    "seal_key",
+    "seal_file",
 )
 
 
@@ -108,6 +110,8 @@ class Stack:
         chosen = {
             "master_key": self.secrets.master_key,
             "jwt_secret": self.secrets.jwt_secret,
+            "seal_key": self.secrets.seal_key,
+            "seal_file": str(self.home.seal_file),
             **given,
             "public_url": self.url,
             "api_host": LOOPBACK,
@@ -131,8 +135,8 @@ class Stack:
         if "model_base_url" not in given:
             self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
             chosen["model_base_url"] = f"{self.modelsim_url}/v1"
-        if "catalogue" in given:  # Parts work in another directory.
-            chosen["catalogue"] = str(Path(given["catalogue"]).resolve())
+        for name in {"catalogue", "seal_file"} & given.keys():  # Parts work in another directory.
+            chosen[name] = str(Path(given[name]).resolve())
         return chosen
 
     async def _start(self) -> None:
@@ -178,7 +182,7 @@ class Stack:
         names = [f"worker-{number}" for number in range(1, self._workers + 1)]
         return [
             self._part("api", "api", api, ready=self._api_is_ready),
-            self._part("relay", "relay", common),
+            self._part("relay", "relay", (*common, "seal_key", "seal_file")),
             *(self._part(name, "worker", common) for name in names),
         ]
 

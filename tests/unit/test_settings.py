@@ -117,6 +117,8 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("MODEL_BASE_URL", "api.openai.com/v1"),
         ("TELEGRAM_BASE_URL", "ftp://telegram"),
         ("CATALOGUE", "/nowhere/catalogue.toml"),
+        ("SEAL_KEY", "c2hvcnQ="),
+        ("SEAL_INTERVAL_S", "0"),
         ("INSTALLATION", "-dash-first"),
         ("INSTALLATION", "x" * 64),
         ("DATABASE_ROLE", 'role"; DROP TABLE event'),

@@ -1,0 +1,125 @@
+"""Seals: signed statements of how far each lane had got, and with which link.
+
+A lane's links fix everything before them, and a seal fixes the links: what is cut off, or written anew with links that fit
+each other, no longer fits its seals. Each seal names the one before, so that none of them can be taken out either. What
+is signed (Ed25519) is short; the Merkle root in it stands for all heads and links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from events.digest import GENESIS
+from events.ids import LANES
+from events.merkle import root_of
+
+#: What the first seal has in place of a predecessor's digest.
+NOTHING_BEFORE = bytes(32)
+
+_PURPOSE = b"hydracore/seal/1"
+_LINK_BYTES = len(GENESIS)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Head(NamedTuple):
+    """How far a lane has got: the number of its last event, and its last link."""
+
+    seq: int
+    link: bytes
+
+
+class Seal(msgspec.Struct, frozen=True, kw_only=True):
+    """`heads` and `links` (32 bytes each) are by lane; `previous` is the digest of the seal before."""
+
+    number: int
+    sealed_at: datetime
+    heads: list[int]
+    links: bytes
+    root: bytes
+    previous: bytes
+    public_key: bytes
+    signature: bytes
+
+    def head(self, lane: int) -> Head:
+        return Head(self.heads[lane], self.links[lane * _LINK_BYTES : (lane + 1) * _LINK_BYTES])
+
+    @property
+    def statement(self) -> bytes:
+        """The bytes that are signed."""
+        sealed_us = (self.sealed_at - _EPOCH) // timedelta(microseconds=1)
+        return b"".join((_PURPOSE, _int8(self.number), _int8(sealed_us), self.previous, self.root))
+
+    @property
+    def digest(self) -> bytes:
+        """What the next seal names as its predecessor."""
+        return sha256(self.statement).digest()
+
+
+def make_seal(heads: Sequence[Head], *, previous: Seal | None, sealed_at: datetime, key: Ed25519PrivateKey) -> Seal:
+    """The seal after `previous` over the heads of all lanes."""
+    assert len(heads) == LANES, "a seal speaks of every lane"
+    unsigned = Seal(
+        number=1 if previous is None else previous.number + 1,
+        sealed_at=sealed_at,
+        heads=[head.seq for head in heads],
+        links=b"".join(head.link for head in heads),
+        root=_root(heads),
+        previous=NOTHING_BEFORE if previous is None else previous.digest,
+        public_key=key.public_key().public_bytes_raw(),
+        signature=b"",
+    )
+    return msgspec.structs.replace(unsigned, signature=key.sign(unsigned.statement))
+
+
+def flaws_of(seal: Seal, *, previous: Seal | None, public_key: bytes | None) -> Iterator[str]:
+    """What is wrong with a seal that stands after `previous` (None: it is the first that is looked at), in words.
+
+    `public_key`: the only one that may have signed it. None accepts any key, so that a seal proves no more than that
+    nobody changed it without making it anew.
+    """
+    if public_key is not None and seal.public_key != public_key:
+        yield "it was signed with another key"
+    if not _is_signed(seal):
+        yield "its signature is not good"
+    if len(seal.heads) != LANES or len(seal.links) != LANES * _LINK_BYTES:
+        yield "it does not speak of every lane"
+        return
+    if _root([seal.head(lane) for lane in range(LANES)]) != seal.root:
+        yield "its heads and links are not those that were signed"
+    if previous is None:
+        if seal.number == 1 and seal.previous != NOTHING_BEFORE:
+            yield "it names a predecessor that never was"
+        return
+    if seal.number != previous.number + 1:
+        yield f"seal {previous.number + 1} is missing before it"
+    elif seal.previous != previous.digest:
+        yield "it names another predecessor than the one before it"
+    if seal.sealed_at < previous.sealed_at:
+        yield "it is older than the one before it"
+    if any(now < before for now, before in zip(seal.heads, previous.heads, strict=True)):
+        yield "a lane is shorter in it than in the one before it"
+
+
+def _root(heads: Sequence[Head]) -> bytes:
+    return root_of([lane.to_bytes(2) + _int8(head.seq) + head.link for lane, head in enumerate(heads)])
+
+
+def _is_signed(seal: Seal) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(seal.public_key).verify(seal.signature, seal.statement)
+    except (InvalidSignature, ValueError):
+        # A `ValueError` is a key of another length.
+        return False
+    return True
+
+
+def _int8(value: int) -> bytes:
+    """As PostgreSQL has it: what somebody made negative is still looked at."""
+    return value.to_bytes(8, signed=True)

@@ -1,0 +1,141 @@
+"""Seals the log from time to time, and keeps the copy outside the database complete.
+
+Any number of relays may do so: numbers are dense, and whoever comes second takes the first one's seal for done. Before a
+lane is sealed again it is asked for what the seal before said of it. Where it says something else now, nothing is sealed
+any more: that is an alarm, and a seal over it would only make it look right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import asdict
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+from psycopg_pool import AsyncConnectionPool
+
+from events.errors import LogCorrupted, StoreUnavailable
+from events.patience import patiently
+from events.seal import Head, Seal, make_seal
+from events.sql import Statements
+from hydracore.audit.seal_file import SealFile
+from hydracore.settings import Settings
+
+_SQL = Statements("hydracore.audit", "sealing.sql")
+_LAST_SEAL = _SQL["last_seal"]
+_SEALS_AFTER = _SQL["seals_after"]
+_ADD_SEAL = _SQL["add_seal"]
+_HEADS = _SQL["heads"]
+_SEALED_STILL = _SQL["sealed_still"]
+
+#: How many seals are copied at a time.
+COPY_MAX = 100
+
+_log = structlog.get_logger(__name__)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Sealer:
+    """`key`: the seed of an Ed25519 key. `file`: the copy outside the database, if one is kept."""
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool,
+        *,
+        key: bytes,
+        file: SealFile | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._pool = pool
+        self._key = Ed25519PrivateKey.from_private_bytes(key)
+        self._file = file
+        self._clock = clock
+
+    async def seal(self, *, age_min: timedelta = timedelta(0)) -> Seal | None:
+        """Seal what is new, and complete the copy. None where nothing is new, or where the last seal is younger than `age_min`.
+
+        Raises `LogCorrupted` where the log is not any more what the last seal says, `StoreUnavailable`, and `OSError` where
+        the copy cannot be written.
+        """
+        made = await patiently(self._pool, lambda connection: self._make(connection, age_min))
+        if self._file is not None:
+            await self._copy(self._file)
+        return made
+
+    async def _make(self, connection: AsyncConnection, age_min: timedelta) -> Seal | None:
+        now = self._clock()
+        previous = next(iter(await _seals(connection, _LAST_SEAL)), None)
+        if previous is not None and now - previous.sealed_at < age_min:
+            return None
+        heads = [Head(*row) for row in await (await connection.execute(_HEADS, binary=True)).fetchall()]
+        if previous is None:
+            if not any(head.seq for head in heads):
+                return None
+        else:
+            await _check_still_so(connection, previous, heads)
+            if [previous.head(lane) for lane in range(len(heads))] == heads:
+                return None
+            # The clocks of two relays differ; a seal is never older than the one before it.
+            now = max(now, previous.sealed_at)
+        seal = make_seal(heads, previous=previous, sealed_at=now, key=self._key)
+        added = await connection.execute(_ADD_SEAL, asdict(seal))
+        return seal if await added.fetchone() else None
+
+    async def _copy(self, file: SealFile) -> None:
+        last = await asyncio.to_thread(file.last_number)
+        while seals := await patiently(self._pool, lambda c, last=last: _seals(c, _SEALS_AFTER, last, COPY_MAX)):
+            await asyncio.to_thread(file.append, seals)
+            last = seals[-1].number
+
+
+async def keep_sealing(pool: AsyncConnectionPool, settings: Settings) -> None:
+    """Seal every `seal_interval_s`, for ever; or say that there will be no seals, and return."""
+    if not settings.seal_key:
+        _log.warning(
+            "log_is_not_sealed", hint="set HYDRACORE_SEAL_KEY, or a cut-off log cannot be told from a short one"
+        )
+        return
+    file = None if settings.seal_file is None else SealFile(settings.seal_file)
+    sealer = Sealer(pool, key=settings.seal_key, file=file)
+    await _keep_sealing(sealer, settings.seal_interval_s)
+
+
+async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
+    # Somebody else's seal counts: a little less than the interval, so that the own one is not skipped for a late tick.
+    age_min = timedelta(seconds=interval_s / 2)
+    while True:
+        try:
+            seal = await sealer.seal(age_min=age_min)
+        except LogCorrupted as error:
+            _log.error("seal_refused", lane=error.lane, seq=error.seq, error=str(error))
+        except (StoreUnavailable, OSError) as error:
+            _log.warning("sealing_waits", error=type(error).__name__)
+        else:
+            if seal is not None:
+                _log.info("sealed", number=seal.number, events=sum(seal.heads))
+        await asyncio.sleep(interval_s)
+
+
+async def _seals(connection: AsyncConnection, statement: bytes, *parameters: int) -> list[Seal]:
+    async with connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
+        return await (await cursor.execute(statement, parameters)).fetchall()
+
+
+async def _check_still_so(connection: AsyncConnection, previous: Seal, heads: list[Head]) -> None:
+    """Raises `LogCorrupted` where a lane is shorter than it was sealed, or its sealed end has another link now."""
+    for lane, head in enumerate(heads):
+        if head.seq < previous.heads[lane]:
+            what = f"it ended at {previous.heads[lane]} when seal {previous.number} was made"
+            raise LogCorrupted(lane, head.seq + 1, what)
+    cursor = await connection.execute(_SEALED_STILL, {"heads": previous.heads}, binary=True)
+    async for lane, seq, end, link in cursor:
+        if (end, link) != (seq, previous.head(lane).link):
+            raise LogCorrupted(lane, seq, f"seal {previous.number} was made of other events")

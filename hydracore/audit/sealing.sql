@@ -1,0 +1,34 @@
+-- name: last_seal
+SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+  FROM seal
+ ORDER BY number DESC
+ LIMIT 1
+
+-- name: seals_after
+SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+  FROM seal
+ WHERE number > %s
+ ORDER BY number
+ LIMIT %s
+
+-- name: add_seal
+INSERT INTO seal (number, sealed_at, heads, links, root, previous, public_key, signature)
+VALUES (%(number)s, %(sealed_at)s, %(heads)s, %(links)s, %(root)s, %(previous)s, %(public_key)s, %(signature)s)
+ON CONFLICT (number) DO NOTHING
+RETURNING number
+
+-- name: heads
+SELECT head, link FROM lane_head ORDER BY lane
+
+-- name: sealed_still
+-- What the lanes have now where they once ended: the end and the link of the command there.
+SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
+  FROM unnest(%(heads)s::bigint[]) WITH ORDINALITY AS n (head, ordinal)
+ CROSS JOIN LATERAL (SELECT (n.ordinal - 1)::smallint AS lane, n.head) s
+  LEFT JOIN LATERAL (SELECT first_seq, event_count, link
+                       FROM command
+                      WHERE command.lane = s.lane AND first_seq <= s.head
+                      ORDER BY first_seq DESC
+                      LIMIT 1) c ON true
+ WHERE s.head > 0
+ ORDER BY s.lane

@@ -1,0 +1,135 @@
+"""Sealing a real log: what is new is sealed once, the copy heals, and a log that was rewritten is not sealed again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from events.errors import LogCorrupted
+from events.seal import Seal, flaws_of
+from events.store import EventStore
+from hydracore.audit.seal_file import SealFile
+from hydracore.audit.sealing import Sealer, keep_sealing
+from hydracore.db.pool import conninfo
+from hydracore.settings import Settings
+from tests.requests_to_log import open_store, requested
+from tests.waiting import until
+
+KEY = bytes(range(32))
+
+
+class Log(NamedTuple):
+    store: EventStore
+    pool: AsyncConnectionPool
+    sealer: Sealer
+    file: SealFile
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    """A log with one event, not sealed yet."""
+    file = SealFile(tmp_path / "seals.jsonl")
+    async with open_store(database_url) as (store, pool):
+        await requested(store)
+        yield Log(store, pool, Sealer(pool, key=KEY, file=file), file)
+
+
+async def test_what_is_new_is_sealed_once(log: Log) -> None:
+    first = await log.sealer.seal()
+    nothing_new = await log.sealer.seal()
+    instance_id = await requested(log.store, key="second")
+    second = await log.sealer.seal()
+
+    assert first is not None
+    assert second is not None
+    assert (first.number, sum(first.heads), nothing_new, second.number, sum(second.heads)) == (1, 1, None, 2, 2)
+    assert second.heads[instance_id.bytes[15] & 63] > first.heads[instance_id.bytes[15] & 63]
+    assert list(flaws_of(first, previous=None, public_key=first.public_key)) == []
+    assert list(flaws_of(second, previous=first, public_key=first.public_key)) == []
+    assert list(log.file.read()) == [first, second]
+
+
+async def test_an_empty_log_has_nothing_to_seal(database_url: str) -> None:
+    async with open_store(database_url) as (_, pool):
+        assert await Sealer(pool, key=KEY).seal() is None
+
+
+async def test_a_copy_that_was_lost_is_made_again(log: Log) -> None:
+    seals = [await log.sealer.seal()]
+    log.file.path.unlink()
+    await requested(log.store, key="second")
+
+    seals.append(await log.sealer.seal())
+
+    assert list(log.file.read()) == seals
+
+
+async def test_sealers_at_the_same_time_leave_no_gap_and_no_double(log: Log, database_url: str) -> None:
+    others = [Sealer(log.pool, key=KEY) for _ in range(3)]
+
+    made: list[Seal | None] = []
+    for number in range(5):
+        await requested(log.store, key=f"another {number}")
+        made += await asyncio.gather(*(sealer.seal() for sealer in others))
+
+    with psycopg.connect(database_url) as connection:
+        numbers = [row[0] for row in connection.execute("SELECT number FROM seal ORDER BY number")]
+    assert numbers == list(range(1, 6))
+    assert len([seal for seal in made if seal is not None]) == 5
+
+
+async def test_somebody_elses_young_seal_is_enough(log: Log) -> None:
+    await log.sealer.seal()
+    await requested(log.store, key="second")
+
+    assert await log.sealer.seal(age_min=timedelta(minutes=1)) is None
+    assert await log.sealer.seal(age_min=timedelta(0)) is not None
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        ("UPDATE lane_head SET head = head - 1 WHERE head > 0", "ended at 1 when seal 1 was made"),
+        ("UPDATE command SET link = sha256('other')", "seal 1 was made of other events"),
+        ("UPDATE command SET first_seq = first_seq + 1", "seal 1 was made of other events"),
+    ],
+)
+async def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(
+    log: Log, owner_conn: psycopg.AsyncConnection, edit: str, complaint: str
+) -> None:
+    await log.sealer.seal()
+    await requested(log.store, key="second")
+    await owner_conn.execute(edit.encode())
+
+    with pytest.raises(LogCorrupted, match=complaint):
+        await log.sealer.seal()
+
+
+async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
+    log: Log, database_url: str, tmp_path: Path
+) -> None:
+    file = SealFile(tmp_path / "relay.jsonl")
+    settings = Settings(database_url=database_url, seal_key=KEY, seal_file=file.path, seal_interval_s=0.01)
+
+    sealing = asyncio.create_task(keep_sealing(log.pool, settings))
+    await until(lambda: file.last_number() == 1)
+    await requested(log.store, key="second")
+    await until(lambda: file.last_number() == 2)
+    sealing.cancel()
+
+    await keep_sealing(log.pool, Settings(database_url=database_url))
+
+
+@pytest.mark.parametrize("statement", ["UPDATE seal SET number = 2", "DELETE FROM seal", "TRUNCATE seal"])
+def test_the_app_cannot_change_or_remove_seals(database_url: str, statement: str) -> None:
+    as_the_app = conninfo(database_url, role="hydracore_app", application="test")
+
+    with psycopg.connect(as_the_app) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement.encode())

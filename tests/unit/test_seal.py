@@ -1,0 +1,147 @@
+"""Seals: what is signed cannot be changed, left out or put in another order without being seen."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
+
+from events.ids import LANES
+from events.merkle import root_of
+from events.seal import Head, Seal, flaws_of, make_seal
+from hydracore.audit.seal_file import SealFile
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = KEY.public_key().public_bytes_raw()
+NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+
+#: Leaves and roots of Certificate Transparency's own tests of RFC 6962.
+LEAVES = [
+    *(bytes.fromhex(leaf) for leaf in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")),
+    bytes.fromhex("606162636465666768696a6b6c6d6e6f"),
+]
+ROOTS = [
+    "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+    "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+    "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+    "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+    "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+    "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+    "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+]
+
+
+def heads(seq: int) -> list[Head]:
+    return [Head(seq + lane, sha256(b"%d/%d" % (lane, seq)).digest()) for lane in range(LANES)]
+
+
+def chain(length: int) -> list[Seal]:
+    seals: list[Seal] = []
+    for number in range(length):
+        previous = seals[-1] if seals else None
+        sealed_at = NOON + timedelta(minutes=number)
+        seals.append(make_seal(heads(10 * number), previous=previous, sealed_at=sealed_at, key=KEY))
+    return seals
+
+
+def flaws(seal: Seal, previous: Seal | None) -> list[str]:
+    return list(flaws_of(seal, previous=previous, public_key=PUBLIC))
+
+
+@pytest.mark.parametrize("size", range(1, len(LEAVES) + 1))
+def test_roots_are_those_of_certificate_transparency(size: int) -> None:
+    assert root_of(LEAVES[:size]).hex() == ROOTS[size - 1]
+
+
+def test_seals_in_their_order_have_no_flaws() -> None:
+    seals = chain(3)
+
+    assert [flaws(seal, previous) for seal, previous in zip(seals, [None, *seals], strict=False)] == [[], [], []]
+    assert [seal.number for seal in seals] == [1, 2, 3]
+    assert seals[1].head(5) == heads(10)[5]
+
+
+@pytest.mark.parametrize(
+    ("change", "flaw"),
+    [
+        ({"number": 4}, "its signature is not good"),
+        ({"sealed_at": NOON + timedelta(days=1)}, "its signature is not good"),
+        ({"previous": bytes(32)}, "it names another predecessor than the one before it"),
+        ({"root": bytes(32)}, "its signature is not good"),
+        ({"heads": [20 + lane for lane in range(LANES)]}, "its heads and links are not those that were signed"),
+        ({"links": bytes(32 * LANES)}, "its heads and links are not those that were signed"),
+        ({"heads": [10 + lane for lane in range(LANES - 1)]}, "it does not speak of every lane"),
+        ({"heads": [-1] * LANES}, "its heads and links are not those that were signed"),
+        ({"signature": bytes(64)}, "its signature is not good"),
+        ({"public_key": b"short"}, "its signature is not good"),
+    ],
+)
+def test_a_seal_that_was_edited_shows_it(change: dict[str, Any], flaw: str) -> None:
+    first, second = chain(2)
+
+    assert flaw in flaws(replace(second, **change), first)
+
+
+def test_a_seal_that_was_taken_out_is_missed() -> None:
+    seals = chain(3)
+
+    assert flaws(seals[2], seals[0]) == ["seal 2 is missing before it"]
+
+
+def test_a_seal_by_another_key_counts_only_where_any_key_does() -> None:
+    forged = make_seal(heads(0), previous=None, sealed_at=NOON, key=Ed25519PrivateKey.generate())
+
+    assert flaws(forged, None) == ["it was signed with another key"]
+    assert list(flaws_of(forged, previous=None, public_key=None)) == []
+
+
+def test_a_lane_never_gets_shorter_and_time_never_goes_back() -> None:
+    (first,) = chain(1)
+    second = make_seal(heads(-1), previous=first, sealed_at=NOON - timedelta(seconds=1), key=KEY)
+
+    assert flaws(second, first) == [
+        "it is older than the one before it",
+        "a lane is shorter in it than in the one before it",
+    ]
+
+
+def test_the_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    file = SealFile(tmp_path / "seals.jsonl")
+    seals = chain(5)
+
+    file.append(seals[:2])
+    file.append(seals[2:])
+
+    assert list(file.read()) == seals
+    assert file.last_number() == 5
+
+
+def test_a_file_that_is_not_there_or_empty_has_no_seals(tmp_path: Path) -> None:
+    file = SealFile(tmp_path / "seals.jsonl")
+    assert file.last_number() == 0
+
+    file.append([])
+
+    assert (file.last_number(), list(file.read())) == (0, [])
+
+
+@pytest.mark.parametrize("kept", [1, 100, -1])
+def test_a_line_that_a_crash_left_half_done_is_written_again(tmp_path: Path, kept: int) -> None:
+    file = SealFile(tmp_path / "seals.jsonl")
+    seals = chain(3)
+    file.append(seals[:1])
+    whole = file.path.stat().st_size
+    file.append(seals[1:2])
+    content = file.path.read_bytes()
+    file.path.write_bytes(content[: whole + kept] if kept > 0 else content[:kept])
+
+    missing = file.last_number()
+    file.append(seals[missing:])
+
+    assert list(file.read()) == seals
