@@ -1,4 +1,4 @@
-"""A small real control plane for tests of the agent: the five endpoints on a loopback port, with scriptable trouble.
+"""A small real control plane for tests of the agent: its seven endpoints on a loopback port, with scriptable trouble.
 
 It keeps the protocol's rules by itself (one key per token, secrets until acknowledged, dense callbacks), so that an agent
 which breaks one is refused here as it would be in production. Trouble is on top: replies lost, statuses forced, calls
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from uvicorn.config import Config
 from uvicorn.server import Server
 
+#: The endpoints that every boot calls.
 ENDPOINTS = ("enroll", "secrets", "secrets/ack", "callback", "heartbeat")
 
 
@@ -72,6 +73,7 @@ class FakeControlPlane:
         self.boots: list[str] = []
         self.accepted: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.heartbeats: list[dict[str, Any]] = []
+        self.usage: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.calls: list[Call] = []
         self.issued_keys: list[str] = []
         self.on_ack: Callable[[], None] = lambda: None
@@ -114,7 +116,25 @@ class FakeControlPlane:
 
     def secret_values(self) -> list[str]:
         """What no output of an agent may contain."""
-        return [self.enrol_token, self.control_token, *self.issued_keys, self.runtime["system_prompt"]]
+        given = [self.enrol_token, self.control_token, *self.issued_keys]
+        runtime = self.runtime
+        kept = [runtime.get("system_prompt"), runtime.get("customer_facing_prompt")]
+        kept += [runtime.get("model", {}).get("api_key"), runtime.get("telegram", {}).get("bot_token")]
+        return [*given, *(secret for secret in kept if secret)]
+
+    def configure(self, **changes: Any) -> None:
+        """A newer configuration, which agents learn of from their next heartbeat."""
+        self.runtime = {**self.runtime, **changes}
+        self.config_version += 1
+
+    def metered(self) -> list[dict[str, Any]]:
+        """The usage entries of all ledgers, in order."""
+        return [entry for batches in self.usage.values() for batch in batches for entry in batch["entries"]]
+
+    def lose_usage(self, count: int) -> None:
+        """Forget the latest batches, as after a restore from a backup."""
+        for batches in self.usage.values():
+            del batches[-count:]
 
     # --- for tests: trouble ------------------------------------------------------------------------------------------
 
@@ -225,6 +245,11 @@ class FakeControlPlane:
             case "heartbeat":
                 self.heartbeats.append(call.body)
                 return 200, {"config_version": self.config_version}
+            case "config":
+                assert set(call.body) == {"boot_id", "config_version"}
+                return 200, {"config_version": self.config_version, "runtime": self.runtime}
+            case "usage":
+                return self._usage(call.body)
         return 404, {"detail": "no such endpoint"}
 
     def _enroll(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -285,6 +310,18 @@ class FakeControlPlane:
         if body["seq"] != len(told) + 1:
             return 409, {"detail": "gap", "expected_seq": len(told) + 1}
         told.append(body)
+        return 200, {"seq": body["seq"], "duplicate": False}
+
+    def _usage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        assert set(body) == {"boot_id", "ledger_id", "seq", "entries"}
+        assert 1 <= len(body["entries"]) <= 100
+        batches = self.usage[body["ledger_id"]]
+        if body["seq"] <= len(batches):
+            assert batches[body["seq"] - 1]["entries"] == body["entries"], "a number was used for two batches"
+            return 200, {"seq": body["seq"], "duplicate": True}
+        if body["seq"] != len(batches) + 1:
+            return 409, {"detail": "gap", "expected_seq": len(batches) + 1}
+        batches.append(body)
         return 200, {"seq": body["seq"], "duplicate": False}
 
 

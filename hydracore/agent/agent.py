@@ -15,8 +15,10 @@ from hydracore.agent.boot_file import BootFile, read_boot_file
 from hydracore.agent.callbacks import deliver_leftovers
 from hydracore.agent.control_plane import ControlPlane, Gone
 from hydracore.agent.credentials import load_secrets
+from hydracore.agent.expressclaw.runtime import ExpressClaw
+from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.identity import load_identity
-from hydracore.agent.runtime import RUNTIMES, RuntimeFactory
+from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeFactory
 from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
 
@@ -26,24 +28,36 @@ log = structlog.get_logger()
 SUPERSEDED_AGAIN_S = 600.0
 
 
+def wall_ms() -> int:
+    """The wall clock: milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def built_in_runtimes(store: Store) -> Mapping[str, RuntimeFactory]:
+    """The runtimes that an agent can run, by the `type` in their configuration."""
+    return {DEFAULT_RUNTIME: lambda config: ExpressClaw(config, store=store)}
+
+
 class Agent:
     """`run` is a task of its own: it needs no signal handler, touches nothing global, and can be cancelled any time.
 
-    `monotonic` gives seconds; `new_boot_id` a fresh UUID for each boot.
+    `monotonic` gives seconds, `now_ms` the time of day, `new_id` a fresh UUID. `runtimes` makes what can be run.
     """
 
     def __init__(
         self,
         root: Path,
         *,
-        runtimes: Mapping[str, RuntimeFactory] = RUNTIMES,
+        runtimes: Callable[[Store], Mapping[str, RuntimeFactory]] = built_in_runtimes,
         monotonic: Callable[[], float] = time.monotonic,
-        new_boot_id: Callable[[], UUID] = uuid4,
+        now_ms: Callable[[], int] = wall_ms,
+        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self._root = root
         self._runtimes = runtimes
         self._monotonic = monotonic
-        self._new_boot_id = new_boot_id
+        self._now_ms = now_ms
+        self._new_id = new_id
 
     async def run(self) -> None:
         """Work until the control plane answers 410; from then on this returns at once, also after a restart.
@@ -66,18 +80,20 @@ class Agent:
         identity = load_identity(state)
         stored = load_secrets(state)
         spool = CallbackSpool(state.path / "spool.sqlite")
+        store = Store(state.path / STORE_FILE, now_ms=self._now_ms, new_id=self._new_id)
         control_plane = ControlPlane(boot_file.control_plane_url)
         started_s = self._monotonic()
 
         def new_boot() -> Boot:
             return Boot(
                 boot_file=boot_file,
-                boot_id=self._new_boot_id(),
+                boot_id=self._new_id(),
                 identity=identity,
                 state=state,
                 spool=spool,
+                store=store,
                 control_plane=control_plane,
-                runtimes=self._runtimes,
+                runtimes=self._runtimes(store),
                 uptime_s=lambda: self._monotonic() - started_s,
             )
 
@@ -86,6 +102,7 @@ class Agent:
                 await deliver_leftovers(spool, control_plane, stored.secrets.agent_key)
             await self._boot_until_gone(new_boot)
         finally:
+            store.close()
             spool.close()
             await control_plane.aclose()
 

@@ -5,18 +5,43 @@ A web framework would cost every start ten times what the rest of the agent does
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
+
+from hydracore.agent.chat_messages import AgentProblem
+from hydracore.agent.chats import ChatError
+from hydracore.agent.waiting import work_until
 
 log = structlog.get_logger()
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: The longest body that is read; a configuration with its prompts is the longest there is.
+BODY_MAX_BYTES: Final = 2 * 1024 * 1024
+
+#: Stands for the last part of a path in the table of routes.
+LAST_PART: Final = "{last}"
+
+
+class Request(NamedTuple):
+    """`last`: the last part of the path, for a route that ends in `LAST_PART`."""
+
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    last: str
+
+    def __repr__(self) -> str:
+        return "Request()"
 
 
 class Response(NamedTuple):
@@ -27,12 +52,26 @@ class Response(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Handler = Callable[[], Awaitable[Response]]
+class Stream(NamedTuple):
+    """A 200 whose body is made while it is sent. `chunks`, which has begun and given `first`, is closed when the caller
+    leaves."""
+
+    content_type: str
+    first: bytes
+    chunks: AsyncGenerator[bytes]
 
 
-def problem(status: int, detail: str, *headers: tuple[bytes, bytes]) -> Response:
-    """An error answer, in the shape that the whole product uses."""
-    return Response(status, {"detail": detail}, headers)
+#: Cancelled when the caller leaves. May raise `ChatError`.
+Handler = Callable[[Request], Awaitable[Response | Stream]]
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def problem(status: int, code: str, detail: str, *headers: tuple[bytes, bytes]) -> Response:
+    """An error answer."""
+    return Response(status, AgentProblem(detail=detail, code=code), headers)
 
 
 class AgentApi:
@@ -45,30 +84,80 @@ class AgentApi:
         self._routes = routes
         self._token = token
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "the server runs with lifespan and websockets off"
+        found = self._find(scope)
+        if isinstance(found, Response):
+            await _send_response(send, found)
+            return
+        handler, last = found
         try:
-            response = await self._answer(scope)
-        except Exception:
-            log.exception("request_failed", method=scope["method"], path=scope["path"])
-            response = problem(500, "The agent failed; its log has the reason")
-        await _send_response(send, response)
+            body = await _read_body(receive)
+        except _TooLarge:
+            await _send_response(send, problem(413, "too_large", f"More than {BODY_MAX_BYTES} bytes"))
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request = Request(dict(parse_qsl(scope["query_string"].decode("latin-1"))), headers, body, last)
+        gone = asyncio.Event()
+        watching = asyncio.create_task(_watch(receive, gone))
+        try:
+            await work_until(gone, self._respond(scope, handler, request, send))
+        finally:
+            watching.cancel()
 
-    async def _answer(self, scope: Scope) -> Response:
+    def _find(self, scope: Scope) -> tuple[Handler, str] | Response:
+        """Who answers, and the last part of the path; or the refusal."""
         # Before routing, so that without the token not even the routes can be learned.
         if not self._may_enter(scope["headers"]):
-            return problem(401, "The control token is missing or wrong", (b"www-authenticate", b"Bearer"))
-        handlers = self._routes.get(scope["path"])
+            return problem(
+                401, "unauthorized", "The control token is missing or wrong", (b"www-authenticate", b"Bearer")
+            )
+        path: str = scope["path"]
+        front, _, last = path.rpartition("/")
+        handlers = self._routes.get(path) or self._routes.get(f"{front}/{LAST_PART}")
         if handlers is None:
-            return problem(404, "Not found")
+            return problem(404, "not_found", "Not found")
         handler = handlers.get(scope["method"])
         if handler is None:
-            return problem(405, "Method not allowed", (b"allow", ", ".join(sorted(handlers)).encode()))
-        return await handler()
+            allowed = (b"allow", ", ".join(sorted(handlers)).encode())
+            return problem(405, "method_not_allowed", "Method not allowed", allowed)
+        return handler, last
 
     def _may_enter(self, headers: list[tuple[bytes, bytes]]) -> bool:
         shown = [value for name, value in headers if name == b"authorization"]
         return len(shown) == 1 and hmac.compare_digest(shown[0], b"Bearer " + self._token().encode())
+
+    async def _respond(self, scope: Scope, handler: Handler, request: Request, send: Send) -> None:
+        try:
+            response = await handler(request)
+        except ChatError as error:
+            response = problem(error.status, error.code, error.detail)
+        except Exception:
+            log.exception("request_failed", method=scope["method"], path=scope["path"])
+            response = problem(500, "failed", "The agent failed; its log has the reason")
+        if isinstance(response, Stream):
+            await _send_stream(send, response)
+        else:
+            await _send_response(send, response)
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Raises `_TooLarge`. What a caller sends who leaves meanwhile is of no interest to anybody."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > BODY_MAX_BYTES:
+            raise _TooLarge
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def _watch(receive: Receive, gone: asyncio.Event) -> None:
+    """Once the body is read, the only thing left to receive is that the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 async def _send_response(send: Send, response: Response) -> None:
@@ -80,3 +169,13 @@ async def _send_response(send: Send, response: Response) -> None:
     ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
+
+
+async def _send_stream(send: Send, stream: Stream) -> None:
+    headers = [(b"content-type", stream.content_type.encode()), (b"cache-control", b"no-store")]
+    async with aclosing(stream.chunks):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": stream.first, "more_body": True})
+        async for chunk in stream.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

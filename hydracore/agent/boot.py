@@ -11,18 +11,23 @@ from uuid import UUID
 
 from hydracore.agent import VERSION
 from hydracore.agent import messages as m
-from hydracore.agent.api import AgentApi, Response
+from hydracore.agent.api import LAST_PART, AgentApi, Handler
 from hydracore.agent.boot_file import BootFile
 from hydracore.agent.callbacks import Callbacks
+from hydracore.agent.chat_api import ChatApi
+from hydracore.agent.configuration import Configuration
 from hydracore.agent.control_plane import ControlPlane, Gone
 from hydracore.agent.credentials import Credentials
+from hydracore.agent.endpoints import Endpoints
+from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.heartbeats import beat
 from hydracore.agent.identity import Identity
-from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig, RuntimeFactory
+from hydracore.agent.runtime import RuntimeFactory
 from hydracore.agent.server import AgentServer
 from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
 from hydracore.agent.supervisor import Supervisor
+from hydracore.agent.usage import UsageSender
 
 
 class Boot:
@@ -39,6 +44,7 @@ class Boot:
         identity: Identity,
         state: StateDir,
         spool: CallbackSpool,
+        store: Store,
         control_plane: ControlPlane,
         runtimes: Mapping[str, RuntimeFactory],
         uptime_s: Callable[[], float],
@@ -59,8 +65,15 @@ class Boot:
         )
         report = self._callbacks.report
         self._supervisor = Supervisor(runtimes=runtimes, report=report, monotonic=uptime_s)
-        routes = {"/api/status": {"GET": self._get_status}, "/api/drain": {"POST": self._drain}}
-        self._server = AgentServer(AgentApi(routes, token=self._control_token), report=report)
+        self._configuration = Configuration(
+            state=state,
+            boot_id=boot_id,
+            control_plane=control_plane,
+            configure=self._supervisor.configure,
+            report=report,
+        )
+        self._usage = UsageSender(store.ledger, control_plane=control_plane, boot_id=boot_id)
+        self._server = AgentServer(AgentApi(self._routes(store), token=self._control_token), report=report)
 
     async def enrol(self) -> None:
         """Nothing runs and nothing listens before the control plane has said that this agent is wanted."""
@@ -73,14 +86,17 @@ class Boot:
     async def work(self) -> None:
         secrets = await self._credentials.open()
         self._callbacks.reach("secrets", "Secrets are stored")
-        self._adopt(secrets)
-        self._callbacks.reach("configured", f"Configuration {secrets.config_version} is in place")
+        self._configuration.begin(secrets)
+        self._server.listen_on(secrets.listen)
+        self._callbacks.reach("configured", f"Configuration {self._configuration.version} is in place")
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._callbacks.deliver(self._credentials))
                 tasks.create_task(self._server.run())
                 tasks.create_task(self._supervisor.run())
                 tasks.create_task(self._become_healthy_and_beat())
+                tasks.create_task(self._configuration.follow(self._credentials))
+                tasks.create_task(self._usage.deliver(self._credentials))
         except BaseExceptionGroup as group:
             # All tasks are over by now. Being gone is an answer; anything beside it is a bug and must show.
             gone, others = group.split(Gone)
@@ -88,18 +104,23 @@ class Boot:
                 raise
             raise Gone("work", "410") from group
 
-    def _adopt(self, secrets: m.Secrets) -> None:
-        runtime = secrets.runtime
-        config = RuntimeConfig(
-            type=str(runtime.get("type", DEFAULT_RUNTIME)), version=secrets.config_version, settings=runtime
-        )
-        self._supervisor.configure(config)
-        self._server.listen_on(secrets.listen)
+    def _routes(self, store: Store) -> Mapping[str, Mapping[str, Handler]]:
+        agent = Endpoints(supervisor=self._supervisor, configuration=self._configuration, status=self._status)
+        chats = ChatApi(store.turns, open_chat=self._supervisor.open_chat)
+        return {
+            "/api/status": {"GET": agent.get_status},
+            "/api/drain": {"POST": agent.drain},
+            "/api/config": {"GET": agent.get_config, "PUT": agent.put_config},
+            "/api/updates/apply": {"POST": agent.apply_updates},
+            "/api/chat": {"POST": chats.chat},
+            "/api/conversations": {"GET": chats.conversations},
+            f"/api/conversations/{LAST_PART}": {"GET": chats.conversation},
+        }
 
     def _renewed(self, secrets: m.Secrets) -> None:
-        """A fresh key came, and with it whatever else has changed since the last one."""
         self._callbacks.report("info", "The agent key was replaced")
-        self._adopt(secrets)
+        self._configuration.renew(secrets)
+        self._server.listen_on(secrets.listen)
 
     def _control_token(self) -> str:
         return self._credentials.current.control_token
@@ -109,11 +130,12 @@ class Boot:
         self._callbacks.reach("runtime_started", f"Runtime {self._supervisor.wanted.type} serves")
         await self._server.listening()
         self._callbacks.reach("healthy", "The agent answers on its address")
-        await beat(self._credentials, self._control_plane, self._heartbeat)
+        wanted = self._configuration.note_wanted
+        await beat(self._credentials, self._control_plane, self._heartbeat, on_wanted=wanted)
 
-    async def _get_status(self) -> Response:
+    def _status(self) -> m.AgentStatus:
         supervisor = self._supervisor
-        status = m.AgentStatus(
+        return m.AgentStatus(
             instance_id=self._boot_file.instance_id,
             attempt=self._boot_file.attempt,
             boot_id=self._boot_id,
@@ -126,11 +148,8 @@ class Boot:
             skills_loaded=supervisor.skills_loaded,
             config_version=supervisor.config_version,
             error=supervisor.error,
+            connections=dict(supervisor.connections),
         )
-        return Response(200, status)
-
-    async def _drain(self) -> Response:
-        return Response(200, m.Drained(active_connections=self._supervisor.drain()))
 
     def _heartbeat(self) -> m.Heartbeat:
         supervisor = self._supervisor

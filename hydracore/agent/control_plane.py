@@ -1,4 +1,4 @@
-"""The control plane as the agent sees it: five calls, one error class per kind of answer.
+"""The control plane as the agent sees it: seven calls, one error class per kind of answer.
 
 ControlPlaneError
 ├── Unavailable         nobody there to decide: no answer, or 429, 502, 503, 504. It may have been carried out all the same
@@ -102,6 +102,12 @@ class ControlPlane:
     async def heartbeat(self, agent_key: str, heartbeat: m.Heartbeat) -> m.HeartbeatReply:
         body = msgspec.json.encode(heartbeat)
         return await self._post("heartbeat", body, m.HeartbeatReply, headers=_bearer(agent_key))
+
+    async def newest_config(self, agent_key: str, request: m.ConfigRequest) -> m.NewestConfig:
+        return await self._post("config", msgspec.json.encode(request), m.NewestConfig, headers=_bearer(agent_key))
+
+    async def usage(self, agent_key: str, batch: m.UsageBatch) -> m.UsageAccepted:
+        return await self._post("usage", msgspec.json.encode(batch), m.UsageAccepted, headers=_bearer(agent_key))
 
     async def _post(self, call: str, body: bytes, answer_type: type[T], headers: dict[str, str] | None = None) -> T:
         request = self._client.build_request(

@@ -24,11 +24,16 @@ from hydracore.agent.messages import Heartbeat
 log = structlog.get_logger()
 
 
-async def beat(credentials: Credentials, control_plane: ControlPlane, content: Callable[[], Heartbeat]) -> NoReturn:
+async def beat(
+    credentials: Credentials,
+    control_plane: ControlPlane,
+    content: Callable[[], Heartbeat],
+    *,
+    on_wanted: Callable[[int], None],
+) -> NoReturn:
     """Send `content()` now and at every interval. After a failure sooner, with backoff, so that an outage is over for
-    this agent soon after it is over. Raises `Gone`."""
+    this agent soon after it is over. `on_wanted` is told each time which configuration ought to run. Raises `Gone`."""
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
-    told_drift_to: int | None = None
     while True:
         wait_s = credentials.current.heartbeat_interval_s
         try:
@@ -38,7 +43,5 @@ async def beat(credentials: Credentials, control_plane: ControlPlane, content: C
             log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
         else:
             backoff.reset()
-            if reply.config_version not in {content().config_version, told_drift_to}:
-                told_drift_to = reply.config_version
-                log.warning("config_drift", wanted=reply.config_version, running=content().config_version)
+            on_wanted(reply.config_version)
         await asyncio.sleep(wait_s)

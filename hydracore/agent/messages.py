@@ -16,8 +16,11 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 Level = Literal["info", "warning", "error"]
 
+#: Which way a chat came.
+Channel = Literal["api", "telegram"]
+
 #: A token that goes into an HTTP header: printable ASCII without blanks, so that it can neither break nor split one.
-HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$", max_length=4096)]
+HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length=4096)]
 
 
 class PublicKeys(msgspec.Struct, frozen=True):
@@ -128,8 +131,53 @@ class HeartbeatReply(msgspec.Struct, frozen=True, kw_only=True):
     config_version: int
 
 
+class ConfigRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`config_version`: what the agent runs, null while it runs nothing."""
+
+    boot_id: UUID
+    config_version: int | None
+
+
+class NewestConfig(msgspec.Struct, frozen=True, kw_only=True):
+    config_version: Annotated[int, msgspec.Meta(ge=0)]
+    runtime: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"NewestConfig(config_version={self.config_version})"
+
+
+class UsageEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a model. `at_ms`: milliseconds since 1970; `cost_usd`: a decimal number of US dollars."""
+
+    at_ms: int
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: str
+    end_user: str | None
+    channel: Channel
+    conversation_id: str
+
+
+class UsageBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """`seq` is dense from 1 within `ledger_id`, and the entries of a number never change."""
+
+    boot_id: UUID
+    ledger_id: UUID
+    seq: int
+    entries: tuple[UsageEntry, ...]
+
+
+class UsageAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    seq: int
+    duplicate: bool
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What `GET /api/status` of an agent answers. `config_version` is null while no runtime runs."""
+    """What `GET /api/status` of an agent answers. `config_version` is null while no runtime runs.
+
+    `connections`: how the channels fare, by name: `off`, `connected` or `error: ...`.
+    """
 
     instance_id: UUID
     attempt: int
@@ -143,6 +191,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     skills_loaded: tuple[str, ...]
     config_version: int | None
     error: ReportedError | None
+    connections: dict[str, str] = {}
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True):

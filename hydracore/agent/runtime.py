@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
-from hydracore.agent import VERSION
-from hydracore.agent.messages import Versions
+from hydracore.agent.chats import Ask, OpenChat
+from hydracore.agent.messages import ReportedError, Versions
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +24,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Runtime(Protocol):
-    """One run of a runtime with one configuration: started once, stopped once."""
+    """One run of a runtime: started once, stopped once."""
 
     async def start(self) -> None:
         """Return as soon as it can serve. Raises `RuntimeFailed`."""
@@ -36,8 +35,22 @@ class Runtime(Protocol):
     async def stop(self) -> None:
         """End it, whatever its state, within seconds."""
 
+    def apply(self, config: RuntimeConfig) -> bool:
+        """Go on with another configuration without dropping a chat; False when that takes a restart.
+
+        Raises `RuntimeFailed` where it cannot be used; then all goes on as before.
+        """
+        ...
+
     def drain(self) -> None:
         """Take no new chats from now on."""
+
+    async def idle(self) -> None:
+        """Wait until no chat is open."""
+
+    def open_chat(self, ask: Ask) -> OpenChat:
+        """Begin to answer. Raises `ChatError` where it cannot even begin."""
+        ...
 
     @property
     def active_connections(self) -> int:
@@ -52,45 +65,19 @@ class Runtime(Protocol):
     @property
     def versions(self) -> Versions: ...
 
+    @property
+    def connections(self) -> Mapping[str, str]:
+        """How each channel fares: `off`, `connected` or `error: ...`."""
+        ...
+
+    @property
+    def error(self) -> ReportedError | None:
+        """What does not work though the runtime serves."""
+        ...
+
 
 RuntimeFactory = Callable[[RuntimeConfig], Runtime]
 
 
-class ExpressClaw:
-    """The built-in runtime: part of the agent's own process, so its version is the agent's."""
-
-    def __init__(self, config: RuntimeConfig) -> None:
-        self.config = config
-        self._stopped = asyncio.Event()
-        self._draining = False
-
-    async def start(self) -> None:
-        """Nothing to wait for: it is ready with its configuration."""
-
-    async def wait(self) -> None:
-        await self._stopped.wait()
-
-    async def stop(self) -> None:
-        self._stopped.set()
-
-    def drain(self) -> None:
-        self._draining = True
-
-    @property
-    def active_connections(self) -> int:
-        return 0
-
-    @property
-    def skills_loaded(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def versions(self) -> Versions:
-        return Versions(agent=VERSION)
-
-
 #: What runs when the configuration does not name its `type`.
 DEFAULT_RUNTIME = "expressclaw"
-
-#: The runtimes this agent can run, by the `type` in their configuration.
-RUNTIMES: Mapping[str, RuntimeFactory] = {DEFAULT_RUNTIME: ExpressClaw}

@@ -15,6 +15,7 @@ import msgspec
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
 from hydracore.agent.messages import Callback, Level, Stage
+from hydracore.agent.sql import named_blocks
 
 #: Callbacks kept of one boot, delivered or not. A boot that goes well has six.
 KEPT_MAX = 1000
@@ -23,13 +24,7 @@ KEPT_MAX = 1000
 MESSAGE_MAX = 500
 
 
-def _named_blocks(text: str) -> dict[str, str]:
-    """The statements of an .sql file by the names in its `-- name:` lines."""
-    blocks = (block.partition("\n") for block in text.split("-- name: ")[1:])
-    return {name.strip(): body.strip() for name, _, body in blocks}
-
-
-_SQL = _named_blocks(Path(__file__).with_name("spool.sql").read_text(encoding="utf-8"))
+_SQL = named_blocks(Path(__file__).with_name("spool.sql"))
 
 
 class CallbackSpool:

@@ -11,6 +11,7 @@ import structlog
 
 from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
+from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Level, ReportedError, Versions
 from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeFactory
@@ -20,6 +21,9 @@ log = structlog.get_logger()
 
 RESTART_BASE_S = 0.5
 RESTART_CAP_S = 60.0
+
+#: A start takes no longer, unless something is wrong.
+START_MAX_S = 5.0
 
 #: A runtime that served this long was healthy: its next failure is a new trouble, not the old one again.
 STEADY_S = 60.0
@@ -49,16 +53,46 @@ class Supervisor:
         self._monotonic = monotonic
         self._changed = asyncio.Event()
         self._serving = asyncio.Event()
+        #: Set when a start has succeeded or failed.
+        self._tried = asyncio.Event()
         self._run: _Run | None = None
         self._draining = False
         self._backoff = Backoff(base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
-        self.error: ReportedError | None = None
+        self._failure: ReportedError | None = None
 
     def configure(self, config: RuntimeConfig) -> None:
-        """Run with this configuration from now on; a runtime that runs with another one is restarted."""
-        if config != self._wanted:
-            self._wanted = config
+        """Run with this configuration from now on. A runtime that runs with another one goes on with this one, or is
+        restarted where it cannot. Raises `RuntimeFailed` for a configuration that a running one finds wrong; it is not
+        wanted then."""
+        if config == self._wanted:
+            return
+        if self._run is not None and config.type == self._run.config.type and self._run.runtime.apply(config):
+            self._run = _Run(self._run.runtime, config)
+            log.info("configuration_applied", config_version=config.version)
+        else:
             self._changed.set()
+        self._wanted = config
+
+    async def restart(self, *, drain_s: float) -> bool:
+        """Stop the runtime once its chats are over, or after `drain_s`, and start it anew. True when none was cut short.
+
+        Returns when it serves again, or when it is known that it does not within `START_MAX_S`.
+        """
+        drained = True
+        if self._run is not None:
+            runtime = self._run.runtime
+            runtime.drain()
+            try:
+                async with asyncio.timeout(drain_s):
+                    await runtime.idle()
+            except TimeoutError:
+                drained = False
+        self._tried.clear()
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_MAX_S):
+                await self._tried.wait()
+        return drained
 
     def drain(self) -> int:
         """Take no new chats, also after a restart of the runtime. Returns how many are still open."""
@@ -97,6 +131,21 @@ class Supervisor:
     @property
     def versions(self) -> Versions:
         return Versions(agent=VERSION) if self._run is None else self._run.runtime.versions
+
+    @property
+    def connections(self) -> Mapping[str, str]:
+        return {} if self._run is None else self._run.runtime.connections
+
+    @property
+    def error(self) -> ReportedError | None:
+        """What keeps the runtime from running, or else what does not work while it runs."""
+        return self._failure or (None if self._run is None else self._run.runtime.error)
+
+    def open_chat(self, ask: Ask) -> OpenChat:
+        """Begin to answer. Raises `ChatError`."""
+        if self._run is None:
+            raise NotServing("The agent's runtime does not run")
+        return self._run.runtime.open_chat(ask)
 
     async def run(self) -> NoReturn:
         """Start the runtime, and again after each failure or change. Cancelling this stops the runtime."""
@@ -137,13 +186,15 @@ class Supervisor:
         self._run = _Run(runtime, config)
         self._serving.set()
         log.info("runtime_serving", type=config.type, config_version=config.version)
-        if self.error is not None:
-            self.error = None
+        self._tried.set()
+        if self._failure is not None:
+            self._failure = None
             self._report("info", "The runtime serves again")
 
     def _note_failure(self, failure: RuntimeFailed, wait_s: float) -> None:
         error = ReportedError(code=failure.code, message=failure.message)
         log.error("runtime_failed", code=error.code, message=error.message, wait_s=round(wait_s, 2))
-        if error != self.error:
-            self.error = error
+        self._tried.set()
+        if error != self._failure:
+            self._failure = error
             self._report("error", f"{error.code}: {error.message}")

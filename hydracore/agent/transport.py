@@ -12,6 +12,11 @@ import httpx
 CONNECT_TIMEOUT_S = 5.0
 
 
+#: Connections that a client has at most, and keeps for the next request.
+CONNECTIONS_MAX = 100
+CONNECTIONS_KEPT = 20
+
+
 class AnswerTooLarge(Exception):
     """The peer sent more than the caller is ready to hold."""
 
@@ -22,7 +27,7 @@ class Answer(NamedTuple):
     content: bytes
 
 
-def new_client(*, tls: bool, timeout_s: float) -> httpx.AsyncClient:
+def new_client(*, tls: bool, timeout_s: float, connections_max: int | None = CONNECTIONS_MAX) -> httpx.AsyncClient:
     """A client that talks to the addresses it is given and to nobody else, whatever the environment says.
 
     Without `tls` it gets a context that trusts no one, as loading the usual roots would cost a start some 30 ms of CPU
@@ -31,6 +36,7 @@ def new_client(*, tls: bool, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         verify=True if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+        limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=CONNECTIONS_KEPT),
         follow_redirects=False,
         trust_env=False,
         # A compressed answer could be small on the wire and huge in memory, so none is asked for.
@@ -49,13 +55,18 @@ async def exchange(
         async with asyncio.timeout(timeout_s):
             response = await client.send(request, stream=True)
             try:
-                content = bytearray()
-                async for chunk in response.aiter_raw():
-                    content += chunk
-                    if len(content) > answer_max_bytes:
-                        raise AnswerTooLarge
+                return await read_answer(response, answer_max_bytes=answer_max_bytes)
             finally:
                 await response.aclose()
     except httpx.TimeoutException as error:
         raise TimeoutError from error
+
+
+async def read_answer(response: httpx.Response, *, answer_max_bytes: int) -> Answer:
+    """The rest of an answer that has begun. Raises `AnswerTooLarge`, and `httpx.HTTPError` for the rest."""
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        content += chunk
+        if len(content) > answer_max_bytes:
+            raise AnswerTooLarge
     return Answer(response.status_code, response.headers, bytes(content))

@@ -93,12 +93,14 @@ class Completion:
         await self._exchange.begin("text/event-stream")
         await self._send(wire.piece(number, model, {"role": "assistant", "content": ""}))
         for index, token in enumerate(self._pieces):
-            await self._suffer(fault, faults, index)
-            if fault is not None and fault.kind == "error" and index == fault.after_tokens:
-                await self._send(wire.problem("Scripted error", "scripted_error"))
-                return await self._exchange.end()
-            if fault is not None and fault.kind == "garbage" and index == fault.after_tokens:
-                await self._exchange.send(b"data: {scripted garbage\n\n")
+            match await self._suffer(fault, faults, index):
+                case "error":
+                    await self._send(wire.problem("Scripted error", "scripted_error"))
+                    return await self._exchange.end()
+                case "garbage":
+                    await self._exchange.send(b"data: {scripted garbage\n\n")
+                case _:
+                    pass
             await self._send(wire.piece(number, model, {"content": token}))
             self._record.tokens_sent += 1
         await self._send(wire.piece(number, model, {}, self._finish))
@@ -107,17 +109,22 @@ class Completion:
         await self._exchange.send(wire.event(None))
         return await self._exchange.end()
 
-    async def _suffer(self, fault: Fault | None, faults: Faults, index: int) -> None:
-        match fault:
-            case Fault(kind="slow"):
-                await asyncio.sleep(fault.delay_s)
-            case Fault(kind="hold") if index == fault.after_tokens:
-                await faults.released()
-            case Fault(kind="cut") if index == fault.after_tokens:
-                self._record.ended = "cut"
-                raise ConnectionAbortedError
-            case _:
-                pass
+    async def _suffer(self, fault: Fault | None, faults: Faults, index: int) -> str:
+        """What becomes of the answer before this token, after waiting as ordered. Raises `ConnectionError` for a cut."""
+        if fault is None:
+            return "go_on"
+        if fault.kind == "slow":
+            await asyncio.sleep(fault.delay_s)
+        if index != fault.after_tokens:
+            return "go_on"
+        end: str = fault.kind
+        if fault.kind == "hold":
+            await faults.released()
+            end = fault.then
+        if end == "cut":
+            self._record.ended = "cut"
+            raise ConnectionAbortedError
+        return end
 
     async def _send(self, content: dict[str, Any]) -> None:
         await self._exchange.send(wire.event(content))

@@ -17,7 +17,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `status`  instead of an answer: the HTTP status `status` (with `retry_after_s`), and a body that quotes the caller's key
     `hang`    before the head of an answer: nothing more, until released or the caller leaves
     `slow`    `delay_s` before each token
-    `hold`    after `after_tokens` tokens: nothing more, until released or the caller leaves
+    `hold`    after `after_tokens` tokens: nothing more, until released or the caller leaves; `then` as if it were that kind
     `cut`     after `after_tokens` tokens: the connection ends
     `error`   after `after_tokens` tokens: an error object in the stream, then its end
     `garbage` after `after_tokens` tokens: a line that is no JSON
@@ -36,6 +36,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] = 500
     retry_after_s: int | None = None
     after_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    then: Literal["go_on", "cut", "error", "garbage"] = "go_on"
     delay_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.05
 
 

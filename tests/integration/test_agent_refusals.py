@@ -30,7 +30,7 @@ async def test_a_revoked_key_is_replaced(control_plane: FakeControlPlane, agent:
     assert control_plane.agent_key != first_key
     assert control_plane.acknowledged
     assert len(control_plane.boots) == 1
-    assert control_plane.stages() == [*STAGES, "healthy"]
+    await control_plane.until(lambda: control_plane.stages() == [*STAGES, "healthy"])
     status = await vps.status(*control_plane.listen, control_plane.control_token)
     assert (status.healthy, status.config_version) == (True, 4)
     with pytest.raises(VpsBadAnswer):

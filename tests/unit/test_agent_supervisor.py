@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hydracore.agent.backoff import Backoff
+from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Versions
-from hydracore.agent.runtime import RUNTIMES, RuntimeConfig
+from hydracore.agent.runtime import RuntimeConfig
 from hydracore.agent.supervisor import Supervisor
 from hydracore.agent.waiting import work_until
 
@@ -25,6 +26,7 @@ class ScriptedRuntime:
         self.ended = asyncio.Event()
         self.is_stopped = False
         self.is_drained = False
+        self.is_idle = asyncio.Event()
         self._start_failures = start_failures
 
     async def start(self) -> None:
@@ -37,12 +39,28 @@ class ScriptedRuntime:
     async def stop(self) -> None:
         self.is_stopped = True
 
+    def apply(self, config: RuntimeConfig) -> bool:
+        if config.settings.get("wrong"):
+            raise RuntimeFailed("config_invalid", "It is wrong")
+        return bool(config.settings.get("gentle"))
+
     def drain(self) -> None:
         self.is_drained = True
 
+    async def idle(self) -> None:
+        await self.is_idle.wait()
+
+    def open_chat(self, ask: Ask) -> OpenChat:
+        return OpenChat()
+
+    error = None
     active_connections = 2
     skills_loaded = ("notes",)
     versions = Versions(agent="9", node="22")
+
+    @property
+    def connections(self) -> dict[str, str]:
+        return {"telegram": "off"}
 
 
 class Stage:
@@ -80,8 +98,11 @@ async def until(met: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-def config(version: int, kind: str = "scripted") -> RuntimeConfig:
-    return RuntimeConfig(type=kind, version=version, settings={})
+def config(version: int, kind: str = "scripted", **settings: bool) -> RuntimeConfig:
+    return RuntimeConfig(type=kind, version=version, settings=settings)
+
+
+ASK = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
 
 
 async def test_the_runtimes_own_figures_are_passed_on() -> None:
@@ -140,6 +161,59 @@ async def test_another_configuration_restarts_the_runtime_and_the_same_does_not(
     assert stage.reports == []
 
 
+async def test_a_runtime_that_can_goes_on_with_another_configuration() -> None:
+    stage = Stage()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        supervisor.configure(config(2, gentle=True))
+        assert supervisor.config_version == 2
+        with pytest.raises(RuntimeFailed):
+            supervisor.configure(config(3, wrong=True))
+        assert supervisor.config_version == supervisor.wanted.version == 2
+
+    assert len(stage.runs) == 1
+
+
+async def test_a_restart_waits_for_open_chats_and_then_starts_anew() -> None:
+    stage = Stage()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        restarting = asyncio.create_task(supervisor.restart(drain_s=10))
+        await until(lambda: stage.runs[0].is_drained)
+        assert not stage.runs[0].is_stopped
+        stage.runs[0].is_idle.set()
+        assert await restarting
+        assert supervisor.is_serving
+
+    assert [run.is_drained for run in stage.runs] == [True, False]
+    assert [run.config.version for run in stage.runs] == [1, 1]
+
+
+async def test_a_restart_does_not_wait_for_ever_and_says_so() -> None:
+    stage = Stage()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        assert not await supervisor.restart(drain_s=0.01)
+        assert supervisor.is_serving
+
+    assert len(stage.runs) == 2
+
+
+async def test_without_a_runtime_there_are_no_chats() -> None:
+    stage = Stage()
+    with pytest.raises(NotServing):
+        stage.supervisor.open_chat(ASK)
+    assert stage.supervisor.connections == {}
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        assert isinstance(supervisor.open_chat(ASK), OpenChat)
+        assert supervisor.connections == {"telegram": "off"}
+
+
 async def test_a_configuration_that_names_no_known_runtime_is_an_error_until_it_is_changed() -> None:
     stage = Stage()
     stage.supervisor.configure(config(1, "unheard_of"))
@@ -164,17 +238,6 @@ async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
         await until(lambda: supervisor.config_version == 2)
 
     assert [run.is_drained for run in stage.runs] == [True, True]
-
-
-async def test_the_built_in_runtime_claims_nothing_that_it_has_not() -> None:
-    runtime = RUNTIMES["expressclaw"](RuntimeConfig(type="expressclaw", version=1, settings={"skills": ["calendar"]}))
-
-    await runtime.start()
-
-    assert (runtime.skills_loaded, runtime.active_connections) == ((), 0)
-    assert (runtime.versions.openclaw, runtime.versions.node) == (None, None)
-    await runtime.stop()
-    await asyncio.wait_for(runtime.wait(), 1)
 
 
 # --- waits -----------------------------------------------------------------------------------------------------------

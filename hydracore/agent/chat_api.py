@@ -1,0 +1,110 @@
+"""Chats and conversations over HTTP: `POST /api/chat`, whole or as a stream of events, and what was said before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from hydracore.agent.api import Request, Response, Stream, problem
+from hydracore.agent.chat_messages import (
+    MESSAGE_MAX_CHARS,
+    NAME_MAX_CHARS,
+    AgentProblem,
+    ChatRequest,
+    Conversations,
+)
+from hydracore.agent.chats import Ask, BadRequest, ChatError, MessageTooLong, OpenChat
+from hydracore.agent.expressclaw.turns import Turns
+
+T = TypeVar("T")
+
+EVENT_STREAM: Final = "text/event-stream"
+
+CONVERSATIONS_LISTED: Final = 20
+CONVERSATIONS_LISTED_MAX: Final = 200
+
+_CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9:_-]{1,128}")
+_KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_MAX_CHARS}}}")
+
+
+class ChatApi:
+    """`open_chat` raises `ChatError`."""
+
+    def __init__(self, turns: Turns, *, open_chat: Callable[[Ask], OpenChat]) -> None:
+        self._turns = turns
+        self._open_chat = open_chat
+
+    async def chat(self, request: Request) -> Response | Stream:
+        """Answers with a status of its own as long as nothing was said; afterwards an error is the stream's last event."""
+        ask = _read_ask(request)
+        chat = self._open_chat(ask)
+        if EVENT_STREAM in request.headers.get("accept", ""):
+            events = _events(chat)
+            return Stream(EVENT_STREAM, await anext(events), events)
+        with chat.listening():
+            return Response(200, await chat.answer())
+
+    async def conversations(self, request: Request) -> Response:
+        limit = request.query.get("limit", str(CONVERSATIONS_LISTED))
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= CONVERSATIONS_LISTED_MAX):
+            raise BadRequest(f"limit: must be a whole number from 1 to {CONVERSATIONS_LISTED_MAX}")
+        return Response(200, Conversations(await self._turns.newest(int(limit))))
+
+    async def conversation(self, request: Request) -> Response:
+        found = None
+        if _CONVERSATION_ID.fullmatch(request.last):
+            found = await self._turns.conversation(request.last)
+        return problem(404, "not_found", "There is no such conversation") if found is None else Response(200, found)
+
+
+def read_body(request: Request, body_type: type[T]) -> T:
+    """Raises `BadRequest`; its text names the field, never its value."""
+    try:
+        return msgspec.json.decode(request.body, type=body_type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(str(error)) from None
+
+
+def _read_ask(request: Request) -> Ask:
+    """Raises `BadRequest` and `MessageTooLong`."""
+    body = read_body(request, ChatRequest)
+    if len(body.message) > MESSAGE_MAX_CHARS:
+        raise MessageTooLong(f"message: more than {MESSAGE_MAX_CHARS} characters")
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadRequest(f"Idempotency-Key: must be 1 to {NAME_MAX_CHARS} printable characters")
+    return Ask(
+        message=body.message,
+        conversation_id=body.conversation_id,
+        end_user=body.end_user,
+        channel="api",
+        # Channels have keys of their own making, which callers must not meet.
+        key=None if key is None else f"api:{key}",
+    )
+
+
+async def _events(chat: OpenChat) -> AsyncGenerator[bytes]:
+    """The chat as server-sent events. Raises `ChatError` as long as there was none of them."""
+    with chat.listening():
+        said = False
+        try:
+            async for text in chat.texts():
+                said = True
+                yield _event("token", {"text": text})
+            answer = await chat.answer()
+            if not said:
+                # An answer that is on disk comes in one piece.
+                yield _event("token", {"text": answer.message})
+            yield _event("done", answer)
+        except ChatError as error:
+            if not said:
+                raise
+            yield _event("error", AgentProblem(detail=error.detail, code=error.code))
+
+
+def _event(name: str, content: Any) -> bytes:
+    # JSON has no line breaks of its own, so one data line holds it.
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"

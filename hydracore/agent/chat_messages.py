@@ -1,0 +1,130 @@
+"""The shapes of chats and conversations in the agent's own API, which the control plane reads with the same structs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from hydracore.agent.messages import ReportedError
+
+#: Ids of conversations, whoever made them up.
+ConversationId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
+
+#: The longest message that is answered, in characters.
+MESSAGE_MAX_CHARS = 8000
+
+#: The longest `Idempotency-Key` and end user, in characters.
+NAME_MAX_CHARS = 200
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /api/chat`. Without `conversation_id` a conversation begins. `end_user`: for whom, if not the owner."""
+
+    message: Annotated[str, msgspec.Meta(min_length=1)]
+    conversation_id: ConversationId | None = None
+    end_user: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_MAX_CHARS)] | None = None
+
+    def __repr__(self) -> str:
+        return f"ChatRequest(conversation_id={self.conversation_id!r})"
+
+
+class TokenUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """`cost_usd`: a decimal number of US dollars."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: str
+
+
+class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chat ends with: the whole answer, and who gave it at what cost."""
+
+    conversation_id: str
+    message: str
+    model: str
+    usage: TokenUsage
+
+    def __repr__(self) -> str:
+        return f"ChatAnswer(conversation_id={self.conversation_id!r}, model={self.model!r})"
+
+
+class AgentProblem(msgspec.Struct, frozen=True):
+    """The body of an error answer. `code` is stable and for programs, `detail` one line for people, without secrets."""
+
+    detail: str
+    code: str
+
+
+class ConversationSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """`preview`: the beginning of the latest message."""
+
+    id: str
+    created_at: datetime
+    updated_at: datetime
+    message_count: int
+    preview: str
+
+
+class Conversations(msgspec.Struct, frozen=True):
+    """Newest first."""
+
+    conversations: tuple[ConversationSummary, ...]
+
+
+class ConversationMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """`model` and `usage` are those of an answer, null otherwise."""
+
+    role: Literal["user", "assistant"]
+    content: str
+    created_at: datetime
+    model: str | None = None
+    usage: TokenUsage | None = None
+
+    def __repr__(self) -> str:
+        return f"ConversationMessage(role={self.role!r})"
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    created_at: datetime
+    updated_at: datetime
+    messages: tuple[ConversationMessage, ...]
+
+
+class PushedConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `PUT /api/config`."""
+
+    config_version: Annotated[int, msgspec.Meta(ge=0)]
+    runtime: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"PushedConfig(config_version={self.config_version})"
+
+
+class RunningConfig(msgspec.Struct, frozen=True):
+    """What `PUT /api/config` answers: the version that the agent runs with now."""
+
+    config_version: int
+
+
+class Updates(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /api/updates/apply`: a configuration, and whether to restart the runtime with it."""
+
+    config_version: Annotated[int, msgspec.Meta(ge=0)]
+    runtime: dict[str, Any]
+    restart: bool = False
+
+    def __repr__(self) -> str:
+        return f"Updates(config_version={self.config_version}, restart={self.restart})"
+
+
+class UpdatesApplied(msgspec.Struct, frozen=True, kw_only=True):
+    """`drained`: no chat was cut short. `error`: what keeps the runtime from running as it should, if anything does."""
+
+    config_version: int
+    restarted: bool
+    drained: bool
+    skills_loaded: tuple[str, ...]
+    error: ReportedError | None = None

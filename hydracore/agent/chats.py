@@ -1,0 +1,179 @@
+"""Chats as the agent's API and its channels see them, whatever runtime answers.
+
+ChatError                     `status` and `code` are what the API answers
+├── BadRequest                422 bad_request           the request has not the shape agreed on
+├── MessageTooLong            413 too_large
+├── BudgetSpent               402 budget_spent          nothing is asked of a model until the day or month is over
+├── KeyMismatch               409 idempotency_mismatch  the key was used for another request
+├── Draining                  503 draining              no new chats
+├── TooManyChats              503 busy
+├── NotServing                503 not_serving           no runtime runs
+├── Interrupted               503 interrupted           the runtime was stopped in the middle
+├── ModelFailed               502 model_failed          no model of the policy gave an answer
+└── ModelTimeout              504 model_timeout         none of them in time
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from typing import ClassVar, NamedTuple
+
+from hydracore.agent.chat_messages import ChatAnswer
+from hydracore.agent.errors import AgentError
+from hydracore.agent.messages import Channel
+
+
+class ChatError(AgentError):
+    """`detail`: one line for people, without secrets and without what a model's endpoint said."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class BadRequest(ChatError):
+    status: ClassVar[int] = 422
+    code: ClassVar[str] = "bad_request"
+
+
+class MessageTooLong(ChatError):
+    status: ClassVar[int] = 413
+    code: ClassVar[str] = "too_large"
+
+
+class BudgetSpent(ChatError):
+    status: ClassVar[int] = 402
+    code: ClassVar[str] = "budget_spent"
+
+
+class KeyMismatch(ChatError):
+    status: ClassVar[int] = 409
+    code: ClassVar[str] = "idempotency_mismatch"
+
+
+class Draining(ChatError):
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "draining"
+
+
+class TooManyChats(ChatError):
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "busy"
+
+
+class NotServing(ChatError):
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "not_serving"
+
+
+class Interrupted(ChatError):
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "interrupted"
+
+
+class ModelFailed(ChatError):
+    status: ClassVar[int] = 502
+    code: ClassVar[str] = "model_failed"
+
+
+class ModelTimeout(ChatError):
+    status: ClassVar[int] = 504
+    code: ClassVar[str] = "model_timeout"
+
+
+class Ask(NamedTuple):
+    """One message to answer. `key`: asking again with it gives the same answer. `end_user`: for whom, if not the owner."""
+
+    message: str
+    conversation_id: str | None
+    end_user: str | None
+    channel: Channel
+    key: str | None
+
+    def __repr__(self) -> str:
+        return f"Ask(conversation_id={self.conversation_id!r}, channel={self.channel!r})"
+
+
+class OpenChat:
+    """An answer in the making. Any number may listen, from its beginning; when the last one leaves, nobody wants it.
+
+    Who makes it calls `say`, and at last `finish` or `fail`. Who listens does so inside `listening`.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._outcome: ChatAnswer | ChatError | None = None
+        self._news = asyncio.Event()
+        self._listeners = 0
+        self._was_heard = False
+        #: Set when nobody listens any more.
+        self.abandoned = asyncio.Event()
+
+    def say(self, text: str) -> None:
+        self._pieces.append(text)
+        self._wake()
+
+    def retract(self) -> bool:
+        """Take back what was said, as long as nobody has heard it. False when somebody has."""
+        if not self._was_heard:
+            self._pieces.clear()
+        return not self._was_heard
+
+    def finish(self, answer: ChatAnswer) -> None:
+        assert self._outcome is None
+        self._outcome = answer
+        self._wake()
+
+    def fail(self, error: ChatError) -> None:
+        """An answer that is whole stays one, whatever comes after it."""
+        if self._outcome is None:
+            self._outcome = error
+            self._wake()
+
+    @property
+    def is_over(self) -> bool:
+        return self._outcome is not None
+
+    @contextmanager
+    def listening(self) -> Generator[None]:
+        self._listeners += 1
+        try:
+            yield
+        finally:
+            self._listeners -= 1
+            if self._listeners == 0:
+                self.abandoned.set()
+
+    async def texts(self) -> AsyncGenerator[str]:
+        """What is said, as it comes, in as many pieces as there was time for. Raises `ChatError`."""
+        heard = 0
+        while True:
+            news = self._news
+            if heard < len(self._pieces):
+                self._was_heard = True
+                text = "".join(self._pieces[heard:])
+                heard = len(self._pieces)
+                yield text
+            elif self._outcome is not None:
+                break
+            else:
+                await news.wait()
+        await self.answer()
+
+    async def answer(self) -> ChatAnswer:
+        """The whole answer, once there is one. Raises `ChatError`."""
+        while self._outcome is None:
+            await self._news.wait()
+        if isinstance(self._outcome, ChatError):
+            # A fresh one for each listener, as raising marks an exception with its traceback.
+            raise type(self._outcome)(self._outcome.detail)
+        return self._outcome
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()

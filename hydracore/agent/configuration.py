@@ -1,0 +1,147 @@
+"""The configuration that the agent runs: the newest it was ever given, whichever way that came, also after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NoReturn
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from hydracore.agent import messages as m
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, insist
+from hydracore.agent.credentials import Credentials
+from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.messages import Level
+from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig
+from hydracore.agent.state import StateDir
+from hydracore.documents import masked
+
+log = structlog.get_logger()
+
+_FILE = "config.json"
+
+
+class StoredConfig(msgspec.Struct, frozen=True, kw_only=True):
+    config_version: int
+    runtime: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"StoredConfig(config_version={self.config_version})"
+
+
+class Configuration:
+    """`begin` with the secrets; then `adopt` what is pushed, and `follow` what the heartbeats tell of.
+
+    `configure` puts one in force and raises `RuntimeFailed` for one that cannot be used. `report` is told of that.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StateDir,
+        boot_id: UUID,
+        control_plane: ControlPlane,
+        configure: Callable[[RuntimeConfig], None],
+        report: Callable[[Level, str], None],
+    ) -> None:
+        self._state = state
+        self._boot_id = boot_id
+        self._control_plane = control_plane
+        self._configure = configure
+        self._report = report
+        self._current: StoredConfig | None = None
+        #: The version that heartbeats tell of, and the one that was no use when it came.
+        self._wanted: int | None = None
+        self._refused: int | None = None
+        self._behind = asyncio.Event()
+
+    @property
+    def version(self) -> int:
+        assert self._current is not None, "there is no configuration yet"
+        return self._current.config_version
+
+    def shown(self) -> dict[str, Any]:
+        """What is in force, for people: secrets masked."""
+        assert self._current is not None, "there is no configuration yet"
+        return {"config_version": self._current.config_version, **masked(self._current.runtime)}
+
+    def begin(self, secrets: m.Secrets) -> None:
+        """Start with the newer one of what the secrets brought and what is on disk."""
+        stored = self._load()
+        if stored is not None and stored.config_version > secrets.config_version:
+            self._put_in_force(stored)
+        else:
+            self.adopt(secrets.config_version, secrets.runtime)
+
+    def renew(self, secrets: m.Secrets) -> None:
+        """Fresh secrets came, and with them whatever else has changed since the last ones."""
+        self._adopt_or_report(secrets.config_version, secrets.runtime)
+
+    def adopt(self, version: int, runtime: dict[str, Any]) -> int:
+        """Run with this from now on, unless a newer one is in force. Returns the version that is; it is on disk then.
+
+        The same version may come again with other content: what its maker knows and does not count as a change, such as
+        prices. Raises `RuntimeFailed` where it cannot be used; then the one before stays.
+        """
+        if self._current is not None and version < self._current.config_version:
+            return self._current.config_version
+        config = StoredConfig(config_version=version, runtime=runtime)
+        if config != self._current:
+            before = self._current
+            self._put_in_force(config)
+            self._state.write(_FILE, msgspec.json.encode(config))
+            if before is not None:
+                log.info("configuration_adopted", config_version=version)
+        return version
+
+    def note_wanted(self, version: int) -> None:
+        """The control plane says that this version ought to run."""
+        if version != self._wanted:
+            self._wanted = version
+            if version != self.version:
+                log.warning("config_drift", wanted=version, running=self.version)
+        if version > self.version and version != self._refused:
+            self._behind.set()
+
+    async def follow(self, credentials: Credentials) -> NoReturn:
+        """Fetch the newest configuration whenever there is a newer one. Raises `Gone`."""
+        while True:
+            await self._behind.wait()
+            newest = await insist(lambda: self._fetch(credentials))
+            self._behind.clear()
+            self._adopt_or_report(newest.config_version, newest.runtime)
+
+    def _adopt_or_report(self, version: int, runtime: dict[str, Any]) -> None:
+        try:
+            self.adopt(version, runtime)
+        except RuntimeFailed as failure:
+            # Asked for again when it is another one; this one was told of.
+            self._refused = version
+            log.warning("configuration_refused", config_version=version, reason=failure.message)
+            self._report("error", f"Configuration {version} is not used: {failure.message}")
+
+    async def _fetch(self, credentials: Credentials) -> m.NewestConfig:
+        request = m.ConfigRequest(boot_id=self._boot_id, config_version=self.version)
+        try:
+            return await credentials.call(lambda key: self._control_plane.newest_config(key, request))
+        except Conflict as error:
+            raise BadAnswer(error.call, "409") from error
+
+    def _put_in_force(self, config: StoredConfig) -> None:
+        kind = str(config.runtime.get("type", DEFAULT_RUNTIME))
+        self._configure(RuntimeConfig(type=kind, version=config.config_version, settings=config.runtime))
+        self._current = config
+
+    def _load(self) -> StoredConfig | None:
+        content = self._state.read(_FILE)
+        if content is None:
+            return None
+        try:
+            return msgspec.json.decode(content, type=StoredConfig)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # The control plane has it, too, and heartbeats will tell that ours is not the newest.
+            log.warning("configuration_unreadable", file=_FILE)
+            return None

@@ -1,0 +1,72 @@
+"""How the agent fares and what it runs with, over HTTP: status, drain, configuration, updates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from hydracore.agent import messages as m
+from hydracore.agent.api import Request, Response
+from hydracore.agent.chat_api import read_body
+from hydracore.agent.chat_messages import PushedConfig, RunningConfig, Updates, UpdatesApplied
+from hydracore.agent.chats import BadRequest
+from hydracore.agent.configuration import Configuration
+from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.supervisor import Supervisor
+
+#: What open chats get to end when the runtime is restarted.
+RESTART_DRAIN_S: Final = 10.0
+
+
+class Endpoints:
+    """`status` gives the present state of all."""
+
+    def __init__(
+        self, *, supervisor: Supervisor, configuration: Configuration, status: Callable[[], m.AgentStatus]
+    ) -> None:
+        self._supervisor = supervisor
+        self._configuration = configuration
+        self._status = status
+        self._restarting: asyncio.Task[bool] | None = None
+
+    async def get_status(self, _request: Request) -> Response:
+        return Response(200, self._status())
+
+    async def drain(self, _request: Request) -> Response:
+        return Response(200, m.Drained(active_connections=self._supervisor.drain()))
+
+    async def get_config(self, _request: Request) -> Response:
+        return Response(200, self._configuration.shown())
+
+    async def put_config(self, request: Request) -> Response:
+        pushed = read_body(request, PushedConfig)
+        return Response(200, RunningConfig(self._adopt(pushed)))
+
+    async def apply_updates(self, request: Request) -> Response:
+        updates = read_body(request, Updates)
+        version = self._adopt(updates)
+        drained = await self._restart() if updates.restart else True
+        return Response(
+            200,
+            UpdatesApplied(
+                config_version=version,
+                restarted=updates.restart,
+                drained=drained,
+                skills_loaded=self._supervisor.skills_loaded,
+                error=self._supervisor.error,
+            ),
+        )
+
+    def _adopt(self, config: PushedConfig | Updates) -> int:
+        """Raises `BadRequest`."""
+        try:
+            return self._configuration.adopt(config.config_version, config.runtime)
+        except RuntimeFailed as failure:
+            raise BadRequest(failure.message) from None
+
+    async def _restart(self) -> bool:
+        """One restart at a time, and whole even when whoever asked for it has left."""
+        if self._restarting is None or self._restarting.done():
+            self._restarting = asyncio.create_task(self._supervisor.restart(drain_s=RESTART_DRAIN_S))
+        return await asyncio.shield(self._restarting)

@@ -1,0 +1,70 @@
+"""One SQLite file with a thread of its own, so that waiting for the disk stops no chat."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+
+from hydracore.agent.sql import named_blocks
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_SCHEMA = named_blocks(Path(__file__).with_name("schema.sql"))["schema"]
+
+#: Work on the database: it reads and writes in one transaction, and must not wait for anything else.
+Work = Callable[[sqlite3.Connection], T]
+
+
+class Database:
+    """Work is done one after the other in the order in which it was given, each in a transaction that is on the disk when
+    it is reported done."""
+
+    def __init__(self, path: Path, *, new_id: Callable[[], UUID]) -> None:
+        """`new_id` names the ledger of a new file."""
+        # SQLite gives its journal files the mode of the database, so this is the one place to set it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.executescript(_SCHEMA)
+        self._db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+
+    async def run(self, work: Work[T]) -> T:
+        """Do `work` and wait for it. A caller that is cancelled waits no more; the work is done all the same."""
+        return await asyncio.wrap_future(self._thread.submit(self._transact, work))
+
+    def submit(self, work: Work[None]) -> None:
+        """Have `work` done before whatever is given later. A failure is logged."""
+        self._thread.submit(self._transact, work).add_done_callback(_log_failure)
+
+    def close(self) -> None:
+        """Finish what was given, and close the file."""
+        self._thread.shutdown()
+        self._db.close()
+
+    def _transact(self, work: Work[T]) -> T:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(self._db)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        return result
+
+
+def _log_failure(done: Future[None]) -> None:
+    failure = done.exception()
+    if failure is not None:
+        log.error("database_work_failed", exc_info=failure)

@@ -1,0 +1,145 @@
+"""What the control plane wants the runtime to be: the runtime document, read and checked.
+
+Unknown keys are ignored, so that a newer control plane can say more; keys that are missing mean what they always meant.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+
+from hydracore.agent.errors import RuntimeFailed
+
+#: A policy with more models than this would only be slow to fail.
+FALLBACKS_MAX = 8
+
+#: How long a model may keep us waiting for its first or next word, unless `platform.advanced` says otherwise.
+MODEL_TIMEOUT_S = 30.0
+MODEL_TIMEOUT_MAX_S = 300.0
+
+TELEGRAM_URL = "https://api.telegram.org"
+
+_Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+")]
+#: A secret that becomes part of a header: printable ASCII without blanks.
+_HeaderSecret = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length=4096)]
+
+
+class Preset(msgspec.Struct, frozen=True, kw_only=True):
+    id: str = ""
+    name: str = ""
+    system_prompt: str = ""
+    skills: tuple[str, ...] = ()
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    id: str = ""
+    prompt: str = ""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The endpoint. `base_url` is what `/chat/completions` is added to."""
+
+    base_url: _Url | None = None
+    api_key: _HeaderSecret | None = None
+
+    def __repr__(self) -> str:
+        return f"Model(base_url={self.base_url!r})"
+
+
+class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    primary: str = ""
+    fallbacks: Annotated[tuple[str, ...], msgspec.Meta(max_length=FALLBACKS_MAX)] = ()
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    embedding_model: str | None = None
+    budget_daily_usd: Decimal | None = None
+    budget_monthly_usd: Decimal | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Whom to ask, in order, nobody twice."""
+        return tuple(dict.fromkeys(name for name in (self.primary, *self.fallbacks) if name))
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """US dollars for a million tokens."""
+
+    input_usd_per_mtok: Decimal
+    output_usd_per_mtok: Decimal
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    """`skills` are ids, or objects with `id` and perhaps `enabled`; null leaves it to the preset. `advanced` is the
+    customer's to fill: what is no use to this runtime is left alone, as it must not keep an agent from running."""
+
+    skills: tuple[Any, ...] | None = None
+    advanced: dict[str, Any] = {}
+
+    @property
+    def model_timeout_s(self) -> float:
+        wanted = self.advanced.get("model_timeout_s")
+        if isinstance(wanted, int | float) and 0 < wanted <= MODEL_TIMEOUT_MAX_S:
+            return float(wanted)
+        return MODEL_TIMEOUT_S
+
+
+class Telegram(msgspec.Struct, frozen=True, kw_only=True):
+    """A `bot_token` that is none is the channel's trouble, not the runtime's."""
+
+    bot_token: str | None = None
+    base_url: _Url = TELEGRAM_URL
+
+    def __repr__(self) -> str:
+        return f"Telegram(base_url={self.base_url!r})"
+
+
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the control plane knew to be spent when it made the document. Days and months are UTC."""
+
+    day: str = ""
+    daily_usd: Decimal = Decimal(0)
+    month: str = ""
+    monthly_usd: Decimal = Decimal(0)
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    agent_name: str | None = None
+    preset: Preset = Preset()
+    recipe: Recipe | None = None
+    system_prompt: str | None = None
+    customer_facing_prompt: str | None = None
+    model: Model = Model()
+    model_policy: ModelPolicy = ModelPolicy()
+    prices: dict[str, Price] = {}
+    platform: Platform = Platform()
+    telegram: Telegram = Telegram()
+    spent: Spent = Spent()
+
+    def __repr__(self) -> str:
+        # Prompts are the customer's own.
+        return f"Document(model={self.model!r}, preset={self.preset.id!r})"
+
+
+def read_document(settings: dict[str, Any]) -> Document:
+    """Raises `RuntimeFailed` with code `config_invalid`; its message names the place, never the value."""
+    try:
+        return msgspec.convert(settings, Document)
+    except msgspec.ValidationError as error:
+        raise RuntimeFailed("config_invalid", f"The configuration cannot be used: {error}") from None
+
+
+def enabled_skills(document: Document) -> tuple[str, ...]:
+    """The ids of the skills wanted, in order, none twice."""
+    wanted: dict[str, bool] = {}
+    skills = document.platform.skills
+    for skill in document.preset.skills if skills is None else skills:
+        match skill:
+            case str():
+                wanted[skill] = True
+            case {"id": str() as skill_id}:
+                wanted[skill_id] = skill.get("enabled") is not False
+            case _:
+                pass
+    return tuple(skill_id for skill_id, on in wanted.items() if on)

@@ -1,0 +1,57 @@
+"""Telegram's updates on disk from the moment Telegram forgets them until their answer goes out."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.sql import named_blocks
+
+_SQL = named_blocks(Path(__file__).with_name("inbox.sql"))
+
+
+class Waiting(NamedTuple):
+    update_id: int
+    content: str
+
+
+class Inbox:
+    """`bot_id` is the public part of a bot's token: updates are numbered by bot."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def next_update(self, bot_id: str) -> int | None:
+        """The number to ask Telegram from, which tells it to forget all before; None when it has nothing to forget."""
+
+        def work(db: sqlite3.Connection) -> int | None:
+            row = db.execute(_SQL["next_update"], {"bot_id": bot_id}).fetchone()
+            return None if row is None else row[0]
+
+        return await self._database.run(work)
+
+    async def take_over(self, bot_id: str, contents: Mapping[int, str], *, next_update: int | None) -> None:
+        """Keep these updates; the next time Telegram is asked from `next_update`."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_SQL["keep_next"], {"bot_id": bot_id, "next_update": next_update})
+            rows = [{"bot_id": bot_id, "update_id": number, "content": content} for number, content in contents.items()]
+            db.executemany(_SQL["add"], rows)
+
+        await self._database.run(work)
+
+    async def waiting(self, bot_id: str) -> list[Waiting]:
+        """The updates without an answer, in order."""
+        values = {"bot_id": bot_id}
+        return await self._database.run(lambda db: [Waiting(*row) for row in db.execute(_SQL["waiting"], values)])
+
+    async def done(self, bot_id: str, update_id: int) -> None:
+        """The update needs no answer any more."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_SQL["done"], {"bot_id": bot_id, "update_id": update_id})
+
+        await self._database.run(work)

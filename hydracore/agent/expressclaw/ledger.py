@@ -1,0 +1,139 @@
+"""What every call of a model has cost: the sums that budgets are held against, and the batches for the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.document import Spent
+from hydracore.agent.expressclaw.money import Spend, as_text, day_of
+from hydracore.agent.messages import UsageEntry
+from hydracore.agent.sql import named_blocks
+
+_SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
+
+#: Entries in one request to the control plane.
+BATCH_MAX = 100
+
+#: Batches stay for this long after the control plane has them, because one restored from a backup may ask for them again.
+KEPT_DAYS = 62
+#: How often the old ones are looked for, in batches.
+PRUNE_EVERY = 100
+
+
+class Batch(NamedTuple):
+    ledger_id: UUID
+    seq: int
+    entries: tuple[UsageEntry, ...]
+
+
+class Ledger:
+    """`news` is set when there may be something to send. `now_ms`: the wall clock, milliseconds since 1970."""
+
+    def __init__(self, database: Database, *, now_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._now_ms = now_ms
+        self.news = asyncio.Event()
+        self.news.set()
+
+    async def next_batch(self) -> Batch | None:
+        """What to send next, or None. Until it is accepted the answer is the same."""
+        return await self._database.run(_next_batch)
+
+    async def accepted(self, seq: int) -> None:
+        """The control plane has this batch and all before it."""
+        first_day = date.fromisoformat(day_of(self._now_ms())) - timedelta(days=KEPT_DAYS)
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_SQL["send_next"], {"batch": seq + 1})
+            if seq % PRUNE_EVERY == 0:
+                db.execute(_SQL["prune"], {"first_day": first_day.isoformat()})
+
+        await self._database.run(work)
+
+    async def resend_from(self, seq: int) -> bool:
+        """Go back (or on) to `seq`, as the control plane asked. False when there is no such batch and cannot be one."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            last = db.execute(_SQL["last_batch"]).fetchone()[0]
+            if seq != last + 1 and not db.execute(_SQL["entries_of"], {"batch": seq}).fetchall():
+                return False
+            db.execute(_SQL["send_next"], {"batch": seq})
+            return True
+
+        return await self._database.run(work)
+
+    def rebase(self, config: str) -> None:
+        """The configuration called `config` is in force. What the control plane knew when it made that is taken to be in its
+        figures, unless this was said of the same configuration before."""
+        today = day_of(self._now_ms())
+        self._database.submit(lambda db: _rebase(db, config, today))
+
+
+def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
+    """Write entries down and add them to the sums of their days; in the caller's transaction."""
+    for entry in entries:
+        day = day_of(entry.at_ms)
+        db.execute(_SQL["add_entry"], {**msgspec.structs.asdict(entry), "day": day})
+        total = _amount(db.execute(_SQL["spend_of"], {"day": day}).fetchone()) + Decimal(entry.cost_usd)
+        db.execute(_SQL["set_spend"], {"day": day, "cost_usd": as_text(total)})
+
+
+def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
+    """What is spent of the present day and month, by all that is known here.
+
+    The control plane's figures cover what other servers of this instance have spent, ours cover what it has not heard of
+    yet. To its figure is added what came since the base was taken; our own sum is the least that it can be.
+    """
+    month = today[:7]
+    days = {day: Decimal(cost) for day, cost in db.execute(_SQL["spend_of_month"], {"month": month})}
+    ours = Spend(days.get(today, Decimal(0)), sum(days.values(), Decimal(0)))
+    base = db.execute(_SQL["base"]).fetchone()
+    _, base_day, base_daily, base_monthly = base if base is not None else ("", "", "0", "0")
+    daily, monthly = ours
+    if spent.day == today:
+        known = Decimal(base_daily) if base_day == today else Decimal(0)
+        daily = max(daily, spent.daily_usd + daily - known)
+    if spent.month == month:
+        known = Decimal(base_monthly) if base_day[:7] == month else Decimal(0)
+        monthly = max(monthly, spent.monthly_usd + monthly - known)
+    return Spend(daily, monthly)
+
+
+def _rebase(db: sqlite3.Connection, config: str, today: str) -> None:
+    base = db.execute(_SQL["base"]).fetchone()
+    if base is not None and base[0] == config:
+        return
+    first_day = f"{today[:7]}-01"
+    rows = db.execute(_SQL["sent_of_month"], {"first_day": first_day, "day": today}).fetchall()
+    daily = sum((Decimal(cost) for day, cost in rows if day == today), Decimal(0))
+    monthly = sum((Decimal(cost) for _, cost in rows), Decimal(0))
+    figures = {"config": config, "day": today, "daily_usd": as_text(daily), "monthly_usd": as_text(monthly)}
+    db.execute(_SQL["set_base"], figures)
+
+
+def _next_batch(db: sqlite3.Connection) -> Batch | None:
+    ledger_id, seq = db.execute(_SQL["next_batch"]).fetchone()
+    rows = db.execute(_SQL["entries_of"], {"batch": seq}).fetchall()
+    if not rows:
+        db.execute(_SQL["fill_batch"], {"batch": seq, "size": BATCH_MAX})
+        rows = db.execute(_SQL["entries_of"], {"batch": seq}).fetchall()
+    if not rows:
+        return None
+    entries = tuple(
+        msgspec.convert(dict(zip(UsageEntry.__struct_fields__, row, strict=True)), UsageEntry) for row in rows
+    )
+    return Batch(UUID(ledger_id), seq, entries)
+
+
+def _amount(row: tuple[str] | None) -> Decimal:
+    return Decimal(0) if row is None else Decimal(row[0])

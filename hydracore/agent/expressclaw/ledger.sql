@@ -1,0 +1,53 @@
+-- name: add_entry
+INSERT INTO entry (at_ms, day, model, prompt_tokens, completion_tokens, cost_usd, end_user, channel, conversation_id)
+VALUES (:at_ms, :day, :model, :prompt_tokens, :completion_tokens, :cost_usd, :end_user, :channel, :conversation_id);
+
+-- name: spend_of
+SELECT cost_usd FROM spend WHERE day = :day;
+
+-- name: set_spend
+INSERT INTO spend (day, cost_usd) VALUES (:day, :cost_usd)
+ON CONFLICT (day) DO UPDATE SET cost_usd = excluded.cost_usd;
+
+-- name: spend_of_month
+SELECT day, cost_usd FROM spend WHERE substr(day, 1, 7) = :month ORDER BY day;
+
+-- name: base
+SELECT config, day, daily_usd, monthly_usd FROM spend_base WHERE only = 1;
+
+-- name: set_base
+INSERT INTO spend_base (only, config, day, daily_usd, monthly_usd)
+VALUES (1, :config, :day, :daily_usd, :monthly_usd)
+ON CONFLICT (only) DO UPDATE
+SET config = excluded.config, day = excluded.day, daily_usd = excluded.daily_usd, monthly_usd = excluded.monthly_usd;
+
+-- name: sent_of_month
+SELECT entry.day, entry.cost_usd
+FROM entry, ledger
+WHERE entry.day >= :first_day AND entry.day <= :day AND entry.batch < ledger.next_batch
+ORDER BY entry.id;
+
+-- name: next_batch
+SELECT ledger_id, next_batch FROM ledger WHERE only = 1;
+
+-- name: entries_of
+SELECT at_ms, model, prompt_tokens, completion_tokens, cost_usd, end_user, channel, conversation_id
+FROM entry
+WHERE batch = :batch
+ORDER BY id;
+
+-- name: fill_batch
+UPDATE entry SET batch = :batch
+WHERE id IN (SELECT id FROM entry WHERE batch IS NULL ORDER BY id LIMIT :size);
+
+-- name: send_next
+UPDATE ledger SET next_batch = :batch WHERE only = 1;
+
+-- name: last_batch
+SELECT coalesce(max(batch), 0) FROM entry;
+
+-- name: prune
+-- Whole batches only, as one that is asked for again must be what it was.
+DELETE FROM entry
+WHERE batch < (SELECT next_batch FROM ledger WHERE only = 1)
+  AND batch < (SELECT min(recent.batch) FROM entry AS recent WHERE recent.day >= :first_day);

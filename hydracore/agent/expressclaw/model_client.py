@@ -1,0 +1,234 @@
+"""Asks a model behind any OpenAI-compatible endpoint, and reads its answer as it comes.
+
+ModelTrouble      the call gave no whole answer; `reason` says why in a few words
+├── ModelRefused  the endpoint said no, broke off or talked nonsense
+└── ModelSlow     it did not say its first or next word in time
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import httpx
+import msgspec
+
+from hydracore.agent.errors import AgentError
+from hydracore.agent.expressclaw.memory import Said
+from hydracore.agent.expressclaw.money import Tokens
+from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
+from hydracore.agent.transport import CONNECT_TIMEOUT_S, new_client
+
+#: A piece of a stream has some 200 bytes; an answer in one piece can have a few hundred KB.
+LINE_MAX_BYTES = 256 * 1024
+WHOLE_MAX_BYTES = 4 * 1024 * 1024
+
+#: What is left to come once an answer has ended: its figures, and the end of the stream.
+LAST_FIGURES_S = 2.0
+
+#: Where an answer that does not come to an end is ended.
+ANSWER_MAX_CHARS = 100_000
+
+_REASONS = {
+    401: "the endpoint refuses our key (HTTP 401)",
+    403: "the endpoint refuses our key (HTTP 403)",
+    404: "the endpoint does not know it (HTTP 404)",
+    429: "the endpoint is too busy (HTTP 429)",
+}
+
+
+class ModelTrouble(AgentError):
+    """`reason` never has anything of what the endpoint said: some quote the key in their refusals."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ModelRefused(ModelTrouble):
+    pass
+
+
+class ModelSlow(ModelTrouble):
+    pass
+
+
+class ModelCall(NamedTuple):
+    """`timeout_s`: how long it may take to the first word, and from one word to the next."""
+
+    base_url: str
+    api_key: str | None
+    model: str
+    messages: Sequence[Said]
+    temperature: float | None
+    max_tokens: int | None
+    timeout_s: float
+
+    def __repr__(self) -> str:
+        return f"ModelCall(model={self.model!r})"
+
+
+class _Words(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    """`delta` in a stream, `message` in a whole answer."""
+
+    delta: _Words | None = None
+    message: _Words | None = None
+    finish_reason: str | None = None
+
+
+class _Figures(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """A piece of a stream, or a whole answer, as far as it is of interest."""
+
+    choices: tuple[_Choice, ...] | None = None
+    usage: _Figures | None = None
+    error: Any = None
+
+
+_PIECE = msgspec.json.Decoder(_Piece)
+
+
+class ModelAnswer:
+    """One call. Read `texts` to its end; `accepted` and `tokens` tell at any time what is known of its cost."""
+
+    def __init__(self, client: httpx.AsyncClient, call: ModelCall) -> None:
+        self._client = client
+        self._call = call
+        self._finished = False
+        #: The endpoint has taken the request, and will want to be paid for it.
+        self.accepted = False
+        #: The endpoint's own figures, which come last if they come.
+        self.tokens: Tokens | None = None
+
+    async def texts(self) -> AsyncGenerator[str]:
+        """The words as they come. Raises `ModelTrouble`; leaving early ends the call."""
+        limit = asyncio.timeout(self._call.timeout_s)
+        loop = asyncio.get_running_loop()
+        try:
+            async with limit, aclosing(self._pieces()) as pieces:
+                async for text in pieces:
+                    if text:
+                        # Whoever reads us may take as long as they like; that is not the model's time.
+                        limit.reschedule(None)
+                        yield text
+                    # Only words and the end count: some endpoints send signs of life while they make us wait.
+                    if text or self._finished:
+                        limit.reschedule(loop.time() + (LAST_FIGURES_S if self._finished else self._call.timeout_s))
+        except httpx.ConnectTimeout:
+            raise ModelSlow(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
+        except TimeoutError:
+            if not self._finished:
+                raise ModelSlow(f"no word for {self._call.timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise ModelRefused(f"the connection failed ({type(error).__name__})") from None
+
+    async def _pieces(self) -> AsyncGenerator[str]:
+        """The words of each document, which may be none."""
+        response = await self._client.send(self._request(), stream=True)
+        try:
+            if response.status_code != HTTPStatus.OK:
+                status = response.status_code
+                raise ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"))
+            self.accepted = True
+            streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+            read = _read_stream(response) if streamed else _read_whole(response)
+            async with aclosing(read) as contents:
+                said = 0
+                async for content in contents:
+                    text = self._note(content)
+                    said += len(text)
+                    yield text
+                    if said > ANSWER_MAX_CHARS:
+                        return
+        finally:
+            await response.aclose()
+        if streamed and not self._finished:
+            raise ModelRefused("the stream broke off")
+
+    def _request(self) -> httpx.Request:
+        call = self._call
+        body: dict[str, Any] = {
+            "model": call.model,
+            "messages": [{"role": said.role, "content": said.content} for said in call.messages],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if call.temperature is not None:
+            body["temperature"] = call.temperature
+        if call.max_tokens is not None:
+            body["max_tokens"] = call.max_tokens
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if call.api_key is not None:
+            headers["Authorization"] = f"Bearer {call.api_key}"
+        url = call.base_url.rstrip("/") + "/chat/completions"
+        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        return self._client.build_request(
+            "POST", url, content=msgspec.json.encode(body), headers=headers, timeout=timeout
+        )
+
+    def _note(self, content: bytes) -> str:
+        """Take in one JSON document; the words in it."""
+        if content == b"[DONE]":
+            self._finished = True
+            return ""
+        try:
+            piece = _PIECE.decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ModelRefused("the endpoint talks nonsense") from None
+        if piece.error is not None:
+            raise ModelRefused("the endpoint broke off with an error")
+        if piece.usage is not None and piece.usage.prompt_tokens > 0:
+            self.tokens = Tokens(piece.usage.prompt_tokens, piece.usage.completion_tokens)
+        choices = piece.choices or ()
+        self._finished |= any(choice.finish_reason is not None for choice in choices)
+        words = [part.content for choice in choices for part in (choice.delta, choice.message) if part is not None]
+        return "".join(word for word in words if word)
+
+
+class ModelClient:
+    """Connections to endpoints, for the life of a runtime."""
+
+    def __init__(self) -> None:
+        self._clients: dict[bool, httpx.AsyncClient] = {}
+
+    def ask(self, call: ModelCall) -> ModelAnswer:
+        tls = call.base_url.startswith("https:")
+        if tls not in self._clients:
+            # Our own timeouts count words, not bytes. How many calls there are at once is the chats' to limit.
+            self._clients[tls] = new_client(tls=tls, timeout_s=CONNECT_TIMEOUT_S, connections_max=None)
+        return ModelAnswer(self._clients[tls], call)
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+
+async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
+    lines = DataLines(line_max_bytes=LINE_MAX_BYTES)
+    async for chunk in response.aiter_raw():
+        try:
+            for line in lines.feed(chunk):
+                yield line
+        except LineTooLong:
+            raise ModelRefused("the endpoint talks nonsense") from None
+
+
+async def _read_whole(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """Some endpoints do not stream; they answer in one piece."""
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        content += chunk
+        if len(content) > WHOLE_MAX_BYTES:
+            raise ModelRefused("the answer is too large")
+    yield bytes(content)

@@ -1,0 +1,52 @@
+"""What a call costs, and whether there is money left for another one. Decimal throughout; days and months are UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+from hydracore.agent.chats import BudgetSpent
+from hydracore.agent.expressclaw.document import ModelPolicy, Price
+
+_MTOK = Decimal(1_000_000)
+
+
+class Tokens(NamedTuple):
+    prompt: int
+    completion: int
+
+
+class Spend(NamedTuple):
+    """US dollars of the present day and month."""
+
+    daily: Decimal
+    monthly: Decimal
+
+
+def cost_usd(model: str, tokens: Tokens, prices: Mapping[str, Price]) -> Decimal:
+    """Exact. A model without a price costs nothing here: inventing a figure would be worse, and the control plane warns of
+    such models when a policy names one."""
+    price = prices.get(model)
+    if price is None:
+        return Decimal(0)
+    return (tokens.prompt * price.input_usd_per_mtok + tokens.completion * price.output_usd_per_mtok) / _MTOK
+
+
+def as_text(amount: Decimal) -> str:
+    """A decimal number without exponent and without zeros that say nothing."""
+    return f"{amount.normalize():f}" if amount else "0"
+
+
+def require_budget(spend: Spend, policy: ModelPolicy) -> None:
+    """Raises `BudgetSpent` once a budget is used up. Calls under way are not counted, as nobody knows their cost yet."""
+    if policy.budget_daily_usd is not None and spend.daily >= policy.budget_daily_usd:
+        raise BudgetSpent("The budget for today is spent")
+    if policy.budget_monthly_usd is not None and spend.monthly >= policy.budget_monthly_usd:
+        raise BudgetSpent("The budget for this month is spent")
+
+
+def day_of(at_ms: int) -> str:
+    """YYYY-MM-DD; its first seven characters are the month."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d")

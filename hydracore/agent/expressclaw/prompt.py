@@ -1,0 +1,32 @@
+"""Makes the system prompt out of what everybody involved has to say: preset, recipe, owner, skills."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydracore.agent.expressclaw.document import Document
+from hydracore.agent.expressclaw.skills import Skill
+
+
+def system_prompt(document: Document, skills: Sequence[Skill], *, today: str) -> str:
+    """From the general to the particular, as models give the later words more weight; `today` (YYYY-MM-DD) comes last,
+    because endpoints charge less for a prompt that begins as the one before did."""
+    recipe = document.recipe.prompt if document.recipe is not None else ""
+    parts = [
+        document.preset.system_prompt,
+        f"Your name is {document.agent_name}." if document.agent_name else "",
+        recipe,
+        document.system_prompt or "",
+        *(_skill_part(skill) for skill in skills),
+        _headed("How you talk to the people you serve", document.customer_facing_prompt),
+        f"Today is {today} (UTC).",
+    ]
+    return "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+def _skill_part(skill: Skill) -> str:
+    return _headed(f"Skill: {skill.name}", f"{skill.description}\n\n{skill.instructions}")
+
+
+def _headed(title: str, text: str | None) -> str:
+    return f"## {title}\n\n{text.strip()}" if text and text.strip() else ""

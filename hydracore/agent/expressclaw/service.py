@@ -1,0 +1,206 @@
+"""The chats of one run of the runtime: one turn at a time in a conversation, any number of conversations at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+from typing import NamedTuple, NoReturn
+from weakref import WeakValueDictionary
+
+import msgspec
+import structlog
+
+from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.chats import (
+    Ask,
+    ChatError,
+    Draining,
+    Interrupted,
+    KeyMismatch,
+    ModelFailed,
+    ModelTimeout,
+    OpenChat,
+    TooManyChats,
+)
+from hydracore.agent.expressclaw.ledger import spend_now
+from hydracore.agent.expressclaw.memory import text_tokens
+from hydracore.agent.expressclaw.model_client import ModelClient
+from hydracore.agent.expressclaw.money import Tokens, day_of, require_budget
+from hydracore.agent.expressclaw.setup import Setup
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.expressclaw.turn import Turn
+from hydracore.agent.expressclaw.turns import LeftOpen, Reply
+from hydracore.agent.messages import UsageEntry
+from hydracore.agent.waiting import work_until
+
+log = structlog.get_logger()
+
+#: Chats at once; more are refused.
+CHATS_MAX = 300
+
+#: The longest that an answer may take as a whole, waiting for its turn in the conversation included.
+ANSWER_MAX_S = 300.0
+
+#: How often what has been said so far is written down, for the case that we die.
+NOTE_EVERY_S = 1.0
+
+
+class _UnderWay(NamedTuple):
+    chat: OpenChat
+    digest: str
+
+
+class ChatService:
+    """`recover` before the first chat, `note_partials` beside the chats, `stop` at the end."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._client = ModelClient()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[str, _UnderWay] = {}
+        self._turns: dict[int, Turn] = {}
+        self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def open_count(self) -> int:
+        return len(self._tasks)
+
+    def drain(self) -> None:
+        """Take no new chats."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Wait until no chat is open."""
+        await self._idle.wait()
+
+    def open(self, ask: Ask, setup: Setup) -> OpenChat:
+        """Begin to answer; listen to it before anything is awaited. Raises `ChatError` where it cannot even begin."""
+        digest = _digest(ask)
+        if ask.key is not None and (under_way := self._under_way.get(ask.key)) is not None:
+            if under_way.digest != digest:
+                raise KeyMismatch("The idempotency key was used for another request")
+            if not under_way.chat.abandoned.is_set():
+                return under_way.chat
+        if self._draining:
+            raise Draining("The agent takes no new chats now")
+        if len(self._tasks) >= CHATS_MAX:
+            raise TooManyChats("The agent has too many chats at once")
+        chat = OpenChat()
+        if ask.key is not None:
+            self._under_way[ask.key] = _UnderWay(chat, digest)
+        task = asyncio.create_task(self._run(chat, ask, setup, digest))
+        self._tasks.add(task)
+        self._idle.clear()
+        task.add_done_callback(lambda task: self._ended(task, ask, chat))
+        return chat
+
+    async def recover(self, setup: Setup) -> None:
+        """Close the turns that a process left open when it died; what their calls may have cost is estimated, once."""
+        for left in await self._store.turns.left_open():
+            spent = self._estimate(left, setup)
+            reply = None
+            if left.partial and spent is not None:
+                usage = TokenUsage(
+                    prompt_tokens=spent.prompt_tokens,
+                    completion_tokens=spent.completion_tokens,
+                    cost_usd=spent.cost_usd,
+                )
+                reply = Reply(left.partial, spent.model, usage)
+            await self._store.turns.close(left, "cut" if reply else "failed", reply=reply, spent=spent)
+            log.warning("turn_recovered", conversation_id=left.conversation_id, metered=spent is not None)
+            self._store.ledger.news.set()
+
+    async def note_partials(self) -> NoReturn:
+        """Write down what has been said so far, now and then, for ever."""
+        noted: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(NOTE_EVERY_S)
+            partials = {turn_id: turn.partial for turn_id, turn in self._turns.items()}
+            changed = {turn_id: text for turn_id, text in partials.items() if len(text) != noted.get(turn_id, 0)}
+            noted = {turn_id: len(text) for turn_id, text in partials.items()}
+            if changed:
+                await self._store.turns.note_partials(changed)
+
+    async def stop(self) -> None:
+        """Cut what is open; partial answers are on disk when this returns."""
+        self._draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _run(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
+        """Whatever happens, whoever listens learns of it."""
+        try:
+            async with asyncio.timeout(ANSWER_MAX_S):
+                await work_until(chat.abandoned, self._answer(chat, ask, setup, digest))
+            if not chat.is_over:
+                log.info("chat_abandoned")
+        except ChatError as error:
+            chat.fail(error)
+        except TimeoutError:
+            chat.fail(ModelTimeout(f"There was no whole answer within {ANSWER_MAX_S:g} s"))
+        except asyncio.CancelledError:
+            chat.fail(Interrupted("The runtime was stopped before the answer was whole"))
+            raise
+        except Exception:
+            log.exception("chat_failed")
+            chat.fail(ModelFailed("The agent failed; its log has the reason"))
+
+    async def _answer(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
+        conversation_id = ask.conversation_id or self._store.new_id().hex
+        async with self._order(conversation_id):
+            today = day_of(self._store.now_ms())
+            policy = setup.document.model_policy
+
+            def afford(db: sqlite3.Connection) -> None:
+                require_budget(spend_now(db, setup.document.spent, today=today), policy)
+
+            begun = await self._store.turns.begin(ask, conversation_id=conversation_id, digest=digest, afford=afford)
+            if isinstance(begun, ChatAnswer):
+                return chat.finish(begun)
+            turn = Turn(begun, ask, chat=chat, setup=setup, client=self._client, store=self._store)
+            self._turns[turn.id] = turn
+            try:
+                answer = await turn.run()
+            finally:
+                del self._turns[turn.id]
+        return chat.finish(answer)
+
+    def _order(self, conversation_id: str) -> asyncio.Lock:
+        """Turns of one conversation come one after the other, as each builds on the one before."""
+        lock = self._orders.get(conversation_id)
+        if lock is None:
+            lock = self._orders[conversation_id] = asyncio.Lock()
+        return lock
+
+    def _ended(self, task: asyncio.Task[None], ask: Ask, chat: OpenChat) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
+        if ask.key is not None and self._under_way[ask.key].chat is chat:
+            del self._under_way[ask.key]
+
+    def _estimate(self, left: LeftOpen, setup: Setup) -> UsageEntry | None:
+        if left.model is None:
+            return None
+        tokens = Tokens(left.prompt_tokens or 0, text_tokens(left.partial))
+        return UsageEntry(
+            at_ms=self._store.now_ms(),
+            model=left.model,
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            cost_usd=setup.cost(left.model, tokens),
+            end_user=left.end_user,
+            channel=left.channel,
+            conversation_id=left.conversation_id,
+        )
+
+
+def _digest(ask: Ask) -> str:
+    """What makes two requests the same."""
+    return hashlib.sha256(msgspec.json.encode([ask.message, ask.conversation_id, ask.end_user])).hexdigest()

@@ -1,0 +1,73 @@
+"""Skills: folders with a SKILL.md, whose instructions become part of the prompt when they are enabled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+log = structlog.get_logger()
+
+#: The skills that come with the agent.
+SHIPPED_SKILLS = Path(__file__).with_name("skills")
+
+SKILL_FILE = "SKILL.md"
+
+#: A skill is read into every prompt, so it has to be short.
+SKILL_MAX_BYTES = 16 * 1024
+
+_FENCE = "---"
+
+
+class Skill(NamedTuple):
+    """`id` is the folder's name."""
+
+    id: str
+    name: str
+    description: str
+    instructions: str
+
+
+class SkillInvalid(Exception):
+    """The folder is not a skill; the text says why."""
+
+
+def load_skills(ids: Iterable[str], folder: Path = SHIPPED_SKILLS) -> tuple[Skill, ...]:
+    """The skills of these ids that are there and in order. One that is not is left out and logged."""
+    loaded: list[Skill] = []
+    known = {path.name for path in folder.iterdir() if path.is_dir()}
+    for skill_id in ids:
+        # Only names that are there are ever made into a path.
+        if skill_id not in known:
+            log.warning("skill_unknown", skill=skill_id[:64])
+            continue
+        try:
+            loaded.append(read_skill(folder / skill_id))
+        except SkillInvalid as error:
+            log.warning("skill_invalid", skill=skill_id, reason=str(error))
+    return tuple(loaded)
+
+
+def read_skill(folder: Path) -> Skill:
+    """Read a folder's SKILL.md: front matter with `name` and `description` between two `---` lines, then instructions.
+
+    Raises `SkillInvalid`.
+    """
+    try:
+        content = (folder / SKILL_FILE).read_bytes()
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SkillInvalid(f"{SKILL_FILE} cannot be read: {type(error).__name__}") from None
+    if len(content) > SKILL_MAX_BYTES:
+        raise SkillInvalid(f"{SKILL_FILE} is longer than {SKILL_MAX_BYTES} bytes")
+    first, _, rest = text.partition("\n")
+    front, fence, instructions = rest.partition(f"\n{_FENCE}\n")
+    if first.strip() != _FENCE or not fence:
+        raise SkillInvalid(f"{SKILL_FILE} does not begin with front matter")
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in front.splitlines())}
+    skill = Skill(folder.name, fields.get("name", ""), fields.get("description", ""), instructions.strip())
+    if not (skill.name and skill.description and skill.instructions):
+        raise SkillInvalid(f"{SKILL_FILE} needs a name, a description and instructions")
+    return skill

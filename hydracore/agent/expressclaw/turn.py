@@ -1,0 +1,160 @@
+"""One question on its way: asks the models of the policy in order until one answers, and writes down what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Literal, NamedTuple
+
+import structlog
+
+from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.chats import Ask, ModelFailed, ModelTimeout, OpenChat
+from hydracore.agent.expressclaw.memory import message_tokens, text_tokens
+from hydracore.agent.expressclaw.model_client import (
+    ModelAnswer,
+    ModelCall,
+    ModelClient,
+    ModelRefused,
+    ModelSlow,
+    ModelTrouble,
+)
+from hydracore.agent.expressclaw.money import Tokens, day_of
+from hydracore.agent.expressclaw.setup import Setup
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.expressclaw.turns import Begun, Reply
+from hydracore.agent.messages import UsageEntry
+
+log = structlog.get_logger()
+
+#: How long all models together may take to the first word.
+FIRST_WORD_MAX_S = 90.0
+
+
+class _Failure(NamedTuple):
+    model: str
+    trouble: ModelTrouble
+
+
+class Turn:
+    """`run` once, after the turn has begun on disk. However it ends, its end is on disk then."""
+
+    def __init__(
+        self, begun: Begun, ask: Ask, *, chat: OpenChat, setup: Setup, client: ModelClient, store: Store
+    ) -> None:
+        self._begun = begun
+        self._ask = ask
+        self._chat = chat
+        self._setup = setup
+        self._client = client
+        self._store = store
+        self._messages = setup.messages(begun.past, ask.message, today=day_of(store.now_ms()))
+        self._prompt_tokens = sum(map(message_tokens, self._messages))
+        self._model = ""
+        self._call: ModelAnswer | None = None
+        self._said: list[str] = []
+
+    @property
+    def id(self) -> int:
+        return self._begun.turn_id
+
+    @property
+    def partial(self) -> str:
+        """What the present model has said so far."""
+        return "".join(self._said)
+
+    async def run(self) -> ChatAnswer:
+        """Raises `ModelFailed` and `ModelTimeout`; on cancellation the partial answer is kept."""
+        try:
+            await self._ask_models()
+        except BaseException:
+            # Partial answers are kept if anybody may have seen them; where there is none, the question stands alone.
+            await self._close("cut" if self._said else "failed")
+            raise
+        reply = await self._close("done")
+        assert reply is not None
+        return ChatAnswer(
+            conversation_id=self._begun.conversation_id, message=reply.text, model=reply.model, usage=reply.usage
+        )
+
+    async def _ask_models(self) -> None:
+        """Until one has answered. Raises `ModelFailed` and `ModelTimeout`."""
+        policy, model = self._setup.document.model_policy, self._setup.document.model
+        if model.base_url is None or not policy.models:
+            raise ModelFailed("No model is configured")
+        deadline_s = asyncio.get_running_loop().time() + FIRST_WORD_MAX_S
+        failures: list[_Failure] = []
+        for name in policy.models:
+            left_s = deadline_s - asyncio.get_running_loop().time()
+            if failures and left_s <= 0:
+                break
+            call = ModelCall(
+                base_url=model.base_url,
+                api_key=model.api_key,
+                model=name,
+                messages=self._messages,
+                temperature=policy.temperature,
+                max_tokens=policy.max_tokens,
+                timeout_s=min(self._setup.document.platform.model_timeout_s, left_s),
+            )
+            try:
+                await self._ask_model(call)
+            except ModelTrouble as trouble:
+                log.warning("model_failed", model=name, reason=trouble.reason)
+                failures.append(_Failure(name, trouble))
+                if not self._chat.retract():
+                    raise _as_chat_error(failures[-1:]) from None
+            else:
+                return
+        raise _as_chat_error(failures)
+
+    async def _ask_model(self, call: ModelCall) -> None:
+        """Raises `ModelTrouble`."""
+        spent = self._spent()
+        self._model, self._call, self._said = call.model, None, []
+        await self._store.turns.asking(self.id, call.model, self._prompt_tokens, spent=spent)
+        self._call = self._client.ask(call)
+        async with aclosing(self._call.texts()) as texts:
+            async for text in texts:
+                self._said.append(text)
+                self._chat.say(text)
+        if not self._said:
+            raise ModelRefused("an empty answer")
+
+    async def _close(self, state: Literal["done", "cut", "failed"]) -> Reply | None:
+        spent = self._spent()
+        reply = None
+        if self._said and spent is not None:
+            usage = TokenUsage(
+                prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens, cost_usd=spent.cost_usd
+            )
+            reply = Reply(self.partial, self._model, usage)
+        await self._store.turns.close(self._begun, state, reply=reply, spent=spent)
+        self._store.ledger.news.set()
+        return reply
+
+    def _spent(self) -> UsageEntry | None:
+        """What the present call has cost, by the endpoint's figures or, where it ended before them, by our estimate.
+
+        None for a call that no endpoint has accepted.
+        """
+        if self._call is None or not self._call.accepted:
+            return None
+        tokens = self._call.tokens or Tokens(self._prompt_tokens, text_tokens(self.partial))
+        return UsageEntry(
+            at_ms=self._store.now_ms(),
+            model=self._model,
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            cost_usd=self._setup.cost(self._model, tokens),
+            end_user=self._ask.end_user,
+            channel=self._ask.channel,
+            conversation_id=self._begun.conversation_id,
+        )
+
+
+def _as_chat_error(failures: list[_Failure]) -> ModelFailed | ModelTimeout:
+    reasons = "; ".join(f"{failure.model}: {failure.trouble.reason}" for failure in failures)
+    if all(isinstance(failure.trouble, ModelSlow) for failure in failures):
+        return ModelTimeout(f"No model answered in time: {reasons}")
+    return ModelFailed(f"No model gave an answer: {reasons}")

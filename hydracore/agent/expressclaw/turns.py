@@ -1,0 +1,215 @@
+"""Conversations on disk, turn by turn: the question before a model is asked, the answer and its cost in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from hydracore.agent.chat_messages import (
+    ChatAnswer,
+    Conversation,
+    ConversationMessage,
+    ConversationSummary,
+    TokenUsage,
+)
+from hydracore.agent.chats import Ask, KeyMismatch
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.ledger import add_entries
+from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, Said
+from hydracore.agent.messages import Channel, UsageEntry
+from hydracore.agent.sql import named_blocks
+
+_SQL = named_blocks(Path(__file__).with_name("turns.sql"))
+
+#: Turns kept of one conversation; the oldest go first.
+TURNS_MAX = 1000
+
+#: How much of a conversation is shown at once, in bytes; the newest messages of a longer one.
+SHOWN_MAX_BYTES = 6 * 1024 * 1024
+
+#: How much of the latest message a list shows, in characters.
+PREVIEW_CHARS = 120
+
+
+class Begun(NamedTuple):
+    """A turn that is on disk. `past`: the messages before it, in order."""
+
+    turn_id: int
+    conversation_id: str
+    past: list[Said]
+
+
+class Reply(NamedTuple):
+    """What a model said, all of it or as far as it got."""
+
+    text: str
+    model: str
+    usage: TokenUsage
+
+
+class LeftOpen(NamedTuple):
+    """A turn that a process left open when it died: the model it was asking, if it was, and what had been said."""
+
+    turn_id: int
+    conversation_id: str
+    channel: Channel
+    end_user: str | None
+    model: str | None
+    prompt_tokens: int | None
+    partial: str
+
+
+class Turns:
+    """`now_ms`: the wall clock, milliseconds since 1970."""
+
+    def __init__(self, database: Database, *, now_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._now_ms = now_ms
+
+    async def begin(
+        self, ask: Ask, *, conversation_id: str, digest: str, afford: Callable[[sqlite3.Connection], None]
+    ) -> Begun | ChatAnswer:
+        """Write the question down, unless its key has an answer already: then that.
+
+        `conversation_id` is for a question that begins a conversation. A try under the same key that came to nothing gives
+        way to this one. `afford` raises where there is no money for it. Raises `KeyMismatch`.
+        """
+        at_ms = self._now_ms()
+
+        def work(db: sqlite3.Connection) -> Begun | ChatAnswer:
+            where = ask.conversation_id or conversation_id
+            earlier = db.execute(_SQL["by_key"], {"key": ask.key}).fetchone() if ask.key is not None else None
+            if earlier is not None:
+                turn_id, state, earlier_digest, where, *answer = earlier
+                if earlier_digest != digest:
+                    raise KeyMismatch("The idempotency key was used for another request")
+                if state == "done":
+                    return _answer(where, tuple(answer))
+                db.execute(_SQL["forget"], {"turn_id": turn_id})
+            afford(db)
+            return _open(db, ask, where, digest=digest, at_ms=at_ms)
+
+        return await self._database.run(work)
+
+    async def asking(self, turn_id: int, model: str, prompt_tokens: int, *, spent: UsageEntry | None) -> None:
+        """A model is about to be asked; `spent` is what the one before it has cost."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_SQL["ask"], {"turn_id": turn_id, "model": model, "prompt_tokens": prompt_tokens})
+            add_entries(db, [] if spent is None else [spent])
+
+        await self._database.run(work)
+
+    async def note_partials(self, partials: Mapping[int, str]) -> None:
+        """What has been said so far, by turn."""
+
+        def work(db: sqlite3.Connection) -> None:
+            rows = [{"turn_id": turn_id, "partial": partial} for turn_id, partial in partials.items()]
+            db.executemany(_SQL["note_partial"], rows)
+
+        await self._database.run(work)
+
+    async def close(
+        self,
+        begun: Begun | LeftOpen,
+        state: Literal["done", "cut", "failed"],
+        *,
+        reply: Reply | None,
+        spent: UsageEntry | None,
+    ) -> None:
+        """The turn is over: its answer, if it has one, and what the last call has cost, in one transaction."""
+        at_ms = self._now_ms()
+
+        def work(db: sqlite3.Connection) -> None:
+            # A try that a later one under the same key has replaced is gone; what it cost is not.
+            is_there = db.execute(_SQL["close"], {"turn_id": begun.turn_id, "state": state}).rowcount == 1
+            if reply is not None and is_there:
+                _add_message(db, begun, "assistant", reply.text, at_ms=at_ms, reply=reply)
+            db.execute(_SQL["touch_conversation"], {"conversation_id": begun.conversation_id, "at_ms": at_ms})
+            db.execute(_SQL["trim"], {"conversation_id": begun.conversation_id, "keep": TURNS_MAX})
+            add_entries(db, [] if spent is None else [spent])
+
+        await self._database.run(work)
+
+    async def left_open(self) -> list[LeftOpen]:
+        """What is open though nobody works on it: ask before the first turn begins."""
+        return await self._database.run(lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"])])
+
+    async def newest(self, limit: int) -> tuple[ConversationSummary, ...]:
+        values = {"limit": limit, "preview": PREVIEW_CHARS}
+        rows = await self._database.run(lambda db: db.execute(_SQL["newest"], values).fetchall())
+        return tuple(
+            ConversationSummary(
+                id=one, created_at=_time(created), updated_at=_time(updated), message_count=count, preview=preview or ""
+            )
+            for one, created, updated, count, preview in rows
+        )
+
+    async def conversation(self, conversation_id: str) -> Conversation | None:
+        values = {"conversation_id": conversation_id}
+
+        def work(db: sqlite3.Connection) -> Conversation | None:
+            found = db.execute(_SQL["conversation"], values).fetchone()
+            if found is None:
+                return None
+            rows = db.execute(_SQL["messages"], {**values, "max_bytes": SHOWN_MAX_BYTES})
+            messages = tuple(_message(row) for row in rows)
+            one, created, updated = found
+            return Conversation(id=one, created_at=_time(created), updated_at=_time(updated), messages=messages)
+
+        return await self._database.run(work)
+
+
+def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: int) -> Begun:
+    db.execute(_SQL["touch_conversation"], {"conversation_id": where, "at_ms": at_ms})
+    past = db.execute(_SQL["history"], {"conversation_id": where, "limit": MEMORY_MAX_MESSAGES}).fetchall()
+    values = {
+        "conversation_id": where,
+        "channel": ask.channel,
+        "end_user": ask.end_user,
+        "key": ask.key,
+        "request_digest": digest,
+    }
+    turn_id = db.execute(_SQL["open"], values).fetchone()[0]
+    begun = Begun(turn_id, where, [Said(role, content) for role, content in past])
+    _add_message(db, begun, "user", ask.message, at_ms=at_ms, reply=None)
+    return begun
+
+
+def _add_message(
+    db: sqlite3.Connection, turn: Begun | LeftOpen, role: str, content: str, *, at_ms: int, reply: Reply | None
+) -> None:
+    values: dict[str, Any] = {
+        "turn_id": turn.turn_id,
+        "conversation_id": turn.conversation_id,
+        "role": role,
+        "content": content,
+        "created_ms": at_ms,
+        "model": reply.model if reply else None,
+        "prompt_tokens": reply.usage.prompt_tokens if reply else None,
+        "completion_tokens": reply.usage.completion_tokens if reply else None,
+        "cost_usd": reply.usage.cost_usd if reply else None,
+    }
+    db.execute(_SQL["add_message"], values)
+
+
+def _answer(conversation_id: str, row: tuple[Any, ...]) -> ChatAnswer:
+    content, model, *figures = row
+    return ChatAnswer(conversation_id=conversation_id, message=content, model=model, usage=_usage(*figures))
+
+
+def _message(row: tuple[Any, ...]) -> ConversationMessage:
+    role, content, created_ms, model, *figures = row
+    usage = _usage(*figures) if model is not None else None
+    return ConversationMessage(role=role, content=content, created_at=_time(created_ms), model=model, usage=usage)
+
+
+def _usage(prompt: int, completion: int, cost: str) -> TokenUsage:
+    return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost)
+
+
+def _time(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)

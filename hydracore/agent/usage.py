@@ -1,0 +1,55 @@
+"""Sends what model calls have cost to the control plane: every entry once, in order, until the control plane has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import NoReturn
+from uuid import UUID
+
+import structlog
+
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, insist
+from hydracore.agent.credentials import Credentials
+from hydracore.agent.expressclaw.ledger import Batch, Ledger
+from hydracore.agent.messages import UsageBatch
+
+log = structlog.get_logger()
+
+#: How long entries are gathered, so that many chats at once do not make a request each.
+GATHER_S = 0.25
+
+#: The ledger is looked at this often without any news, too.
+LOOK_EVERY_S = 60.0
+
+
+class UsageSender:
+    def __init__(self, ledger: Ledger, *, control_plane: ControlPlane, boot_id: UUID) -> None:
+        self._ledger = ledger
+        self._control_plane = control_plane
+        self._boot_id = boot_id
+
+    async def deliver(self, credentials: Credentials) -> NoReturn:
+        """Send batches as there are entries, for ever. Raises `Gone`."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._ledger.news.wait()
+            await asyncio.sleep(GATHER_S)
+            self._ledger.news.clear()
+            while (batch := await self._ledger.next_batch()) is not None:
+                await insist(lambda batch=batch: self._send(credentials, batch))
+
+    async def _send(self, credentials: Credentials, batch: Batch) -> None:
+        """One try; afterwards the ledger points at the batch to send next."""
+        request = UsageBatch(boot_id=self._boot_id, ledger_id=batch.ledger_id, seq=batch.seq, entries=batch.entries)
+        try:
+            await credentials.call(lambda key: self._control_plane.usage(key, request))
+        except Conflict as error:
+            wanted = error.expected_seq
+            # To be asked for the very batch just sent would mean a tight loop, so it counts as nonsense, too.
+            if wanted is None or wanted == batch.seq or not await self._ledger.resend_from(wanted):
+                raise BadAnswer(error.call, f"409 that expects {wanted} instead of {batch.seq}") from error
+            log.warning("usage_resent", sent_seq=batch.seq, expected_seq=wanted)
+        else:
+            await self._ledger.accepted(batch.seq)

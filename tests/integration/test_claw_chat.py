@@ -1,0 +1,398 @@
+"""Chats with a real agent and scripted models: whole and streamed, with memory, fallbacks and an end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from hydracore.modelsim.app import digest
+from hydracore.modelsim.script import MARK
+from tests.claw_fixtures import (
+    API_KEY,
+    Claw,
+    claw_fixture,
+    control_plane_fixture,
+    document,
+    modelsim_fixture,
+    texts,
+)
+from tests.fake_control_plane import FakeControlPlane
+from tests.modelsim_fixtures import ModelSim
+from tests.waiting import until
+
+__all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
+
+
+async def test_a_chat_is_answered_with_what_it_cost(claw: Claw, modelsim: ModelSim) -> None:
+    answer = await claw.chat("Hello there", "c-1")
+
+    assert answer["conversation_id"] == "c-1"
+    assert answer["message"] == f"{MARK} You said: Hello there"
+    assert answer["model"] == "first"
+    (request,) = await modelsim.requests()
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (request["prompt_tokens"], 5)
+    assert Decimal(usage["cost_usd"]) == (request["prompt_tokens"] * 1000 + 5 * 2000) / Decimal(1_000_000)
+    assert (request["temperature"], request["max_tokens"], request["stream"]) == (0.5, 500, True)
+    assert request["key_digest"] == digest(f"Bearer {API_KEY}")
+
+
+async def test_the_prompt_has_all_parts_in_order(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    recipe = {"id": "r", "prompt": "Work so, says the recipe."}
+    platform = {"skills": ["meeting-notes", {"id": "task-planning", "enabled": False}, "unheard-of"]}
+    changed = document(modelsim, recipe=recipe, platform=platform, customer_facing_prompt="Customers are kings.")
+    await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
+    control_plane.runtime = changed
+
+    said = (await claw.chat("What are your instructions?"))["message"]
+
+    parts = [
+        "Be brief, says the preset.",
+        "Your name is Ada.",
+        "Work so, says the recipe.",
+        "Owner's words, known to nobody.",
+        "## Skill: Meeting notes",
+        "## How you talk to the people you serve\n\nCustomers are kings.",
+        "Today is 2",
+    ]
+    places = [said.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "Task planning" not in said
+    assert (await claw.status())["skills_loaded"] == ["meeting-notes"]
+
+
+async def test_a_conversation_is_remembered_and_listed(claw: Claw, modelsim: ModelSim) -> None:
+    begun = await claw.chat("My cat is called Tom")
+    conversation_id = begun["conversation_id"]
+    other = await claw.chat("Unrelated", "other:1")
+    answer = await claw.chat("What did I say before?", conversation_id)
+
+    assert answer["message"] == f"{MARK} Before that you said: My cat is called Tom"
+    listed = (await claw.http.get("/api/conversations", params={"limit": 2})).json()["conversations"]
+    assert [(one["id"], one["message_count"]) for one in listed] == [
+        (conversation_id, 4),
+        (other["conversation_id"], 2),
+    ]
+    assert listed[0]["preview"] == answer["message"]
+    detail = (await claw.http.get(f"/api/conversations/{conversation_id}")).json()
+    assert [message["role"] for message in detail["messages"]] == ["user", "assistant"] * 2
+    assert detail["messages"][0].items() >= {"content": "My cat is called Tom", "model": None, "usage": None}.items()
+    assert detail["messages"][3].items() >= {"model": "first", "usage": answer["usage"]}.items()
+    assert detail["created_at"] <= detail["messages"][0]["created_at"] <= detail["updated_at"]
+    assert detail["created_at"].endswith("Z")
+
+
+async def test_a_stream_comes_token_by_token_and_ends_with_the_whole_answer(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hold", after_tokens=3)
+
+    events = claw.stream("Hello there you", "s-1")
+    async with aclosing(events):
+        first = await anext(events)
+        # The model has said three words and no more, and they are here already.
+        said = first[1]["text"]
+        while said != f"{MARK} You said: ":
+            said += (await anext(events))[1]["text"]
+        await modelsim.release()
+        rest, (name, done) = await texts(events)
+
+    assert first[0] == "token"
+    assert name == "done"
+    assert done["message"] == said + rest == f"{MARK} You said: Hello there you"
+    assert await claw.conversation("s-1") == [("user", "Hello there you"), ("assistant", done["message"])]
+    assert set(done) == {"conversation_id", "message", "model", "usage"}
+
+
+# --- trouble with models ---------------------------------------------------------------------------------------------
+
+
+FAULTS: list[dict[str, Any]] = [
+    {"kind": "status", "status": 429},
+    {"kind": "status", "status": 500},
+    {"kind": "status", "status": 401},
+    {"kind": "hang"},
+    {"kind": "cut"},
+    {"kind": "error"},
+    {"kind": "garbage"},
+    {"kind": "empty"},
+]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_model_that_fails_gives_way_to_the_next(claw: Claw, modelsim: ModelSim, *, streamed: bool) -> None:
+    await be_impatient(claw, modelsim)
+
+    for fault in FAULTS:
+        await modelsim.fault(**fault, model="first")
+        await modelsim.http.delete("/_sim/requests")
+        if streamed:
+            said, (_, answer) = await texts(claw.stream("Hello"))
+            assert said == answer["message"]
+        else:
+            answer = await claw.chat("Hello")
+        assert (answer["model"], answer["message"]) == ("second", f"{MARK} You said: Hello"), fault
+        assert [request["model"] for request in await modelsim.requests()] == ["first", "second"], fault
+
+
+async def test_fallbacks_are_asked_in_order_and_nobody_twice(claw: Claw, modelsim: ModelSim) -> None:
+    await be_impatient(claw, modelsim, fallbacks=["third", "first", "second"])
+    await modelsim.fault("status", status=429, model="first")
+    await modelsim.fault("status", status=500, model="third")
+
+    answer = await claw.chat("Hello")
+
+    assert answer["model"] == "second"
+    assert [request["model"] for request in await modelsim.requests()] == ["first", "third", "second"]
+
+
+async def test_when_all_models_fail_the_reason_is_plain_and_without_secrets(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("status", status=401, times=2)
+
+    answer = await claw.ask("Hello", "f-1")
+
+    assert answer.status_code == 502
+    assert answer.json() == {
+        "code": "model_failed",
+        "detail": "No model gave an answer: first: the endpoint refuses our key (HTTP 401); "
+        "second: the endpoint refuses our key (HTTP 401)",
+    }
+    assert await claw.conversation("f-1") == [("user", "Hello")]
+
+
+async def test_models_that_do_not_answer_are_a_timeout(claw: Claw, modelsim: ModelSim) -> None:
+    await be_impatient(claw, modelsim)
+    await modelsim.fault("hang", times=2)
+
+    status, code = await claw.refused("Hello")
+
+    assert (status, code) == (504, "model_timeout")
+    await modelsim.until_requests(2, ended="left")
+
+
+@pytest.mark.parametrize("then", ["error", "cut", "garbage"])
+async def test_an_error_after_the_first_words_is_an_event_and_the_words_are_kept(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, then: str
+) -> None:
+    await modelsim.fault("hold", after_tokens=2, then=then)
+
+    async with aclosing(claw.stream("Hello", "e-1")) as events:
+        _, token = await anext(events)
+        await modelsim.release()
+        rest, (name, error) = await texts(events)
+
+    assert name == "error"
+    assert error["code"] == "model_failed"
+    said = token["text"] + rest
+    assert said == f"{MARK} You "
+    assert await claw.conversation("e-1") == [("user", "Hello"), ("assistant", said)]
+    # Somebody has heard the words, so no other model is asked, and they are paid for.
+    assert len(await modelsim.requests()) == 1
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+
+
+async def test_a_caller_that_leaves_a_stream_stops_the_model_and_the_words_are_kept_and_metered(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await modelsim.fault("hold", after_tokens=3)
+
+    async with aclosing(claw.stream("Hello", "left-1")) as events:
+        said = ""
+        while said != f"{MARK} You said: ":
+            said += (await anext(events))[1]["text"]
+
+    (request,) = await modelsim.until_requests(1, ended="left")
+    assert request["tokens_sent"] == 3
+    await until(lambda: idle(claw))
+    assert await claw.conversation("left-1") == [("user", "Hello"), ("assistant", said)]
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+    (entry,) = control_plane.metered()
+    assert entry["conversation_id"] == "left-1"
+    assert entry["completion_tokens"] == -(-len(said) // 4), "an estimate: the endpoint's figure comes last"
+
+
+async def test_a_caller_that_leaves_before_the_first_word_stops_the_model_too(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hang")
+
+    asking = asyncio.create_task(claw.ask("Hello"))
+    await modelsim.until_requests(1, ended="open")
+    asking.cancel()
+
+    await modelsim.until_requests(1, ended="left")
+    await until(lambda: idle(claw))
+
+
+async def test_an_answer_without_figures_is_metered_by_estimate(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("no_usage")
+
+    answer = await claw.chat("Hello")
+
+    assert answer["usage"]["completion_tokens"] == -(-len(answer["message"]) // 4)
+    assert answer["usage"]["prompt_tokens"] > 0
+
+
+async def test_an_endpoint_that_does_not_stream_will_do(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("whole")
+
+    said, (name, answer) = await texts(claw.stream("Hello"))
+
+    assert (name, answer["message"]) == ("done", said)
+    assert said == f"{MARK} You said: Hello"
+
+
+async def test_an_answer_without_end_is_ended(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("endless")
+
+    answer = await claw.chat("lo" * 1000)
+
+    assert 100_000 <= len(answer["message"]) < 103_000
+    await modelsim.until_requests(1, ended="left")
+
+
+async def test_without_an_endpoint_the_reason_is_said(claw: Claw, modelsim: ModelSim) -> None:
+    changed = document(modelsim, model={"base_url": None, "api_key": None})
+    await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
+
+    answer = await claw.ask("Hello")
+
+    assert (answer.status_code, answer.json()["detail"]) == (502, "No model is configured")
+
+
+async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | None = None) -> None:
+    """Models get less than half a second."""
+    changed = document(modelsim)
+    changed["platform"]["advanced"] = {"model_timeout_s": 0.4}
+    if fallbacks is not None:
+        changed["model_policy"]["fallbacks"] = fallbacks
+    answer = await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
+    assert answer.json() == {"config_version": 4}
+
+
+async def idle(claw: Claw) -> bool:
+    return (await claw.status())["active_connections"] == 0
+
+
+# --- the same again --------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_key_gives_the_same_answer_without_another_call(claw: Claw, modelsim: ModelSim) -> None:
+    first = await claw.chat("Hello", key="k-1")
+    again = await claw.chat("Hello", key="k-1")
+    said, (name, streamed) = await texts(claw.stream("Hello", key="k-1"))
+
+    assert first == again == streamed
+    assert (name, said) == ("done", first["message"])
+    assert len(await modelsim.requests()) == 1
+    assert await claw.refused("Something else", key="k-1") == (409, "idempotency_mismatch")
+
+
+async def test_the_same_key_at_the_same_time_waits_for_the_first(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hold", after_tokens=1)
+
+    first = asyncio.create_task(claw.chat("Hello", key="k-2"))
+    await modelsim.until_requests(1, ended="open")
+    second = asyncio.create_task(claw.chat("Hello", key="k-2"))
+    stream = asyncio.create_task(texts(claw.stream("Hello", key="k-2")))
+    assert await claw.refused("Something else", key="k-2") == (409, "idempotency_mismatch")
+    # The first goes away; the others still want the answer.
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await modelsim.release()
+
+    said, (_, answer) = await stream
+    assert answer == await second
+    assert said == answer["message"]
+    assert len(await modelsim.requests()) == 1
+
+
+async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("status", times=2)
+    assert await claw.refused("Hello", conversation_id="r-1", key="k-3") == (502, "model_failed")
+
+    answer = await claw.chat("Hello", "r-1", key="k-3")
+
+    assert await claw.conversation("r-1") == [("user", "Hello"), ("assistant", answer["message"])]
+
+
+async def test_questions_of_one_conversation_are_answered_one_after_the_other(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hold", contains="one")
+
+    first = asyncio.create_task(claw.chat("This is one", "o-1"))
+    await modelsim.until_requests(1)
+    second = asyncio.create_task(claw.chat("What did I say before?", "o-1"))
+    await claw.chat("Elsewhere nobody waits", "o-2")
+    assert not second.done()
+    await modelsim.release()
+
+    await first
+    assert (await second)["message"] == f"{MARK} Before that you said: This is one"
+
+
+# --- bad requests ----------------------------------------------------------------------------------------------------
+
+
+BAD_BODIES: list[tuple[bytes, int]] = [
+    (b"", 422),
+    (b"{", 422),
+    (b"[]", 422),
+    (b"{}", 422),
+    (b'{"message": ""}', 422),
+    (b'{"message": 5}', 422),
+    (b'{"message": "x", "conversation_id": "a/b"}', 422),
+    (b'{"message": "x", "conversation_id": "a\\n"}', 422),
+    (b'{"message": "x", "conversation_id": ""}', 422),
+    (b'{"message": "x", "conversation_id": "%s"}' % (b"c" * 129), 422),
+    (b'{"message": "x", "end_user": ""}', 422),
+    (b'{"message": "\\ud800"}', 422),
+    (b'{"message": "%s"}' % (b"x" * 8001), 413),
+    (b'{"message": "%s"}' % (b"x" * 3_000_000), 413),
+]
+
+
+async def test_a_bad_request_is_refused_and_leaves_nothing(claw: Claw) -> None:
+    for body, status in BAD_BODIES:
+        answer = await claw.http.post("/api/chat", content=body)
+
+        assert answer.status_code == status, body[:50]
+        assert answer.json()["code"] == {422: "bad_request", 413: "too_large"}[status]
+        assert answer.json()["detail"]
+
+    assert (await claw.http.get("/api/conversations")).json() == {"conversations": []}
+
+
+async def test_reading_has_its_bounds(claw: Claw) -> None:
+    answers = [
+        await claw.http.get(path)
+        for path in (
+            "/api/conversations?limit=0",
+            "/api/conversations?limit=x",
+            "/api/conversations?limit=201",
+            "/api/conversations/none",
+            "/api/conversations/a%2Fb",
+            "/api/conversations/a%20b",
+            "/api/conversations/",
+        )
+    ]
+    key = await claw.ask("Hello", key="x" * 201)
+
+    assert [answer.status_code for answer in answers] == [422, 422, 422, 404, 404, 404, 404]
+    assert key.status_code == 422
+    assert (await claw.http.delete("/api/chat")).json()["code"] == "method_not_allowed"
+
+
+async def test_without_the_token_nothing_is_answered(claw: Claw) -> None:
+    async with httpx.AsyncClient(base_url=claw.http.base_url, trust_env=False) as stranger:
+        answers = [
+            await stranger.post("/api/chat", json={"message": "x"}),
+            await stranger.get("/api/conversations"),
+            await stranger.put("/api/config", json={}),
+            await stranger.post("/api/updates/apply", json={}),
+        ]
+
+    assert [answer.json()["code"] for answer in answers] == ["unauthorized"] * 4

@@ -1,0 +1,198 @@
+"""What an agent has said, and what that cost, after kill -9, lost requests and a control plane that forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from contextlib import aclosing, closing
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from hydracore.agent.expressclaw.store import STORE_FILE
+from hydracore.modelsim.script import MARK
+from tests.agent_process import AgentProcess
+from tests.claw_fixtures import (
+    API_KEY,
+    Claw,
+    agent_fixture,
+    claw_fixture,
+    connected,
+    control_plane_fixture,
+    document,
+    modelsim_fixture,
+    texts,
+)
+from tests.fake_control_plane import FakeControlPlane
+from tests.modelsim_fixtures import ModelSim
+from tests.waiting import until
+
+__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
+
+
+async def test_conversations_keys_and_usage_survive_kill_9(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
+) -> None:
+    control_plane.runtime = document(modelsim)
+    control_plane.trouble("usage", *[503] * 1000)
+    agent.start()
+    await control_plane.until_healthy()
+    async with connected(control_plane) as claw:
+        answers = [await claw.chat(f"Message {number}", "kept", key=f"key-{number}") for number in range(3)]
+        said = await claw.conversation("kept")
+        (listed,) = (await claw.http.get("/api/conversations")).json()["conversations"]
+
+    await agent.kill()
+    assert control_plane.metered() == []
+    control_plane._troubles.clear()
+    control_plane.heartbeats.clear()
+    agent.start()
+    await control_plane.until_healthy()
+
+    async with connected(control_plane) as claw:
+        assert await claw.conversation("kept") == said
+        assert (await claw.http.get("/api/conversations")).json()["conversations"] == [listed]
+        assert await claw.chat("Message 1", "kept", key="key-1") == answers[1]
+        assert (await claw.chat("What did I say before?", "kept"))["message"].endswith(
+            "Message 0; Message 1; Message 2"
+        )
+    await control_plane.until(lambda: len(control_plane.metered()) == 4)
+    costs = [entry["cost_usd"] for entry in control_plane.metered()]
+    assert costs[:3] == [answer["usage"]["cost_usd"] for answer in answers]
+    assert len(await modelsim.requests()) == 4
+    assert API_KEY not in agent.output()
+    assert stat.S_IMODE((agent.state / STORE_FILE).stat().st_mode) == 0o600
+
+
+async def test_a_turn_that_was_open_at_kill_9_is_closed_and_metered_once(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
+) -> None:
+    control_plane.runtime = document(modelsim)
+    agent.start()
+    await control_plane.until_healthy()
+    await modelsim.fault("hold", after_tokens=3)
+    async with connected(control_plane) as claw, aclosing(claw.stream("Hello", "cut-1", key="cut")) as events:
+        said = ""
+        while said != f"{MARK} You said: ":
+            said += (await anext(events))[1]["text"]
+        await until(lambda: partial_on_disk(agent) == said)
+
+        await agent.kill()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await anext(events)
+
+    for _ in range(2):
+        control_plane.heartbeats.clear()
+        agent.start()
+        await control_plane.until_healthy()
+        async with connected(control_plane) as claw:
+            assert await claw.conversation("cut-1") == [("user", "Hello"), ("assistant", said)]
+        await control_plane.until(lambda: len(control_plane.metered()) == 1)
+        await agent.kill()
+
+    (entry,) = control_plane.metered()
+    assert (entry["model"], entry["conversation_id"], entry["channel"]) == ("first", "cut-1", "api")
+    assert entry["completion_tokens"] == -(-len(said) // 4)
+    assert Decimal(entry["cost_usd"]) == Decimal(entry["prompt_tokens"] * 1000 + entry["completion_tokens"] * 2000) / (
+        1_000_000
+    )
+
+    agent.start()
+    control_plane.heartbeats.clear()
+    await control_plane.until_healthy()
+    async with connected(control_plane) as claw:
+        answer = await claw.chat("Hello", "cut-1", key="cut")
+        assert await claw.conversation("cut-1") == [("user", "Hello"), ("assistant", answer["message"])]
+
+
+def partial_on_disk(agent: AgentProcess) -> str | None:
+    with closing(sqlite3.connect(agent.state / STORE_FILE)) as db:
+        row = db.execute("SELECT partial FROM turn WHERE state = 'open'").fetchone()
+    return None if row is None else row[0]
+
+
+async def test_a_signal_ends_open_chats_with_an_error_and_keeps_their_words(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
+) -> None:
+    control_plane.runtime = document(modelsim)
+    agent.start()
+    await control_plane.until_healthy()
+    await modelsim.fault("hold", after_tokens=1)
+    async with connected(control_plane) as claw, aclosing(claw.stream("Hello", "end-1")) as events:
+        _, token = await anext(events)
+        agent.signal(15)
+        rest, (name, error) = await texts(events)
+    assert (name, error["code"], rest) == ("error", "interrupted", "")
+    assert await agent.exit_code() == 0
+
+    control_plane.heartbeats.clear()
+    agent.start()
+    await control_plane.until_healthy()
+
+    async with connected(control_plane) as claw:
+        assert await claw.conversation("end-1") == [("user", "Hello"), ("assistant", token["text"])]
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+
+
+# --- usage -----------------------------------------------------------------------------------------------------------
+
+
+async def test_every_call_is_metered_once_whatever_is_lost(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    control_plane.trouble("usage", "request_lost", "reply_lost", 503, "reply_lost", 500)
+
+    answers = [await claw.chat(f"Message {number}", end_user=f"user-{number % 2}") for number in range(5)]
+    await control_plane.until(lambda: len(control_plane.metered()) == 5)
+
+    # The control plane itself refuses gaps and a number used for two batches.
+    entries = control_plane.metered()
+    assert [entry["cost_usd"] for entry in entries] == [answer["usage"]["cost_usd"] for answer in answers]
+    assert [entry["end_user"] for entry in entries] == ["user-0", "user-1", "user-0", "user-1", "user-0"]
+    assert entries[0].keys() == {
+        *("at_ms", "model", "prompt_tokens", "completion_tokens", "cost_usd", "end_user", "channel", "conversation_id")
+    }
+    assert len(control_plane.usage) == 1, "one file is one ledger"
+
+
+async def test_usage_that_the_control_plane_has_lost_is_sent_again(control_plane: FakeControlPlane, claw: Claw) -> None:
+    for number in range(3):
+        await claw.chat(f"Message {number}")
+        await control_plane.until(lambda number=number: len(control_plane.metered()) == number + 1)
+    before = control_plane.metered()
+
+    control_plane.lose_usage(2)
+    await claw.chat("One more")
+    await control_plane.until(lambda: len(control_plane.metered()) == 4)
+
+    assert control_plane.metered()[:3] == before
+
+
+async def test_much_usage_goes_in_batches_of_a_hundred(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    control_plane.trouble("usage", *[503] * 3)
+
+    await asyncio.gather(*(claw.chat("Hello") for _ in range(120)))
+    await control_plane.until(lambda: len(control_plane.metered()) == 120)
+
+    (batches,) = control_plane.usage.values()
+    assert max(len(batch["entries"]) for batch in batches) <= 100
+    assert len({request["number"] for request in await modelsim.requests()}) == 120
+
+
+async def test_a_failed_try_that_had_begun_is_metered_beside_the_one_that_worked(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await modelsim.fault("error", after_tokens=2, model="first")
+
+    answer = await claw.chat("Hello")
+    await control_plane.until(lambda: len(control_plane.metered()) == 2)
+
+    entries: list[dict[str, Any]] = control_plane.metered()
+    assert [entry["model"] for entry in entries] == ["first", "second"]
+    assert entries[1]["cost_usd"] == answer["usage"]["cost_usd"]
+    assert entries[0]["completion_tokens"] > 0
