@@ -1,4 +1,4 @@
-"""The agent on a VPS as the control plane sees it: its status, and the order to take no new chats.
+"""The agent on a VPS as the control plane sees it: how it fares, what it runs with, its chats and conversations.
 
 VpsError
 ├── VpsUnreachable      not connected, or broken off
@@ -8,22 +8,39 @@ VpsError
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
-from typing import Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from hydracore.agent.chat_messages import AgentProblem, RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
-from hydracore.agent.transport import AnswerTooLarge, exchange, new_client
+from hydracore.agent.transport import CONNECT_TIMEOUT_S, Answer, AnswerTooLarge, exchange, new_client, read_answer
 
 T = TypeVar("T")
 
 #: Where every agent listens, on its VPN address.
 AGENT_PORT: Final = 7400
 
-#: A status with a hundred skills has some 10 KB.
-ANSWER_MAX_BYTES = 256 * 1024
+#: A status with a hundred skills has some 10 KB, a long list of conversations some 50.
+ANSWER_MAX_BYTES: Final = 256 * 1024
+
+#: Configurations and conversations are as long as their owners made them. An agent shows at most 6 MB of a conversation,
+#: which JSON may double.
+DOCUMENT_MAX_BYTES: Final = 16 * 1024 * 1024
+
+#: Connections to all agents together: a chat holds one for as long as its answer takes.
+CONNECTIONS_MAX: Final = 4096
+
+#: How much of an agent's own words an error keeps, in characters.
+DETAIL_MAX_CHARS: Final = 500
+
+EVENT_STREAM: Final = "text/event-stream"
 
 
 class VpsError(Exception):
@@ -39,29 +56,149 @@ class VpsTimeout(VpsError):
 
 
 class VpsBadAnswer(VpsError):
-    def __init__(self, message: str, *, status: int) -> None:
+    """`code` (for programs) and `detail` (for people) are the agent's own words, where it had any."""
+
+    def __init__(self, message: str, *, status: int, code: str | None = None, detail: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
+        self.detail = detail
+
+
+class _Agent(NamedTuple):
+    host: str
+    port: int
+    control_token: str
+
+    def __str__(self) -> str:
+        return f"Agent at {self.host} port {self.port}"
 
 
 class VpsClient:
-    """One for a whole process: it pools connections to all agents. `timeout_s` bounds each call as a whole.
+    """One for a whole process: it pools connections to all agents. Every method raises `VpsError`.
 
-    `host` must be an address that we allocated ourselves, never one that a caller of the API gave.
+    `timeout_s` bounds a call as a whole, here where the call itself has none. `host` must be an address that we allocated
+    ourselves, never one that a caller of the API gave.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         # Plain HTTP: the addresses are inside the VPN, which encrypts and authenticates.
-        self._client = new_client(tls=False, timeout_s=timeout_s)
+        self._client = new_client(tls=False, timeout_s=timeout_s, connections_max=CONNECTIONS_MAX)
 
-    async def status(self, host: str, port: int, control_token: str) -> AgentStatus:
-        """How the agent fares. Raises a `VpsError`."""
-        return await self._call("GET", "/api/status", AgentStatus, host=host, port=port, control_token=control_token)
+    async def status(self, host: str, port: int, control_token: str, *, timeout_s: float | None = None) -> AgentStatus:
+        """How the agent fares."""
+        request = self._request("GET", "/api/status", agent := _Agent(host, port, control_token))
+        return _decoded(agent, await self._call(agent, request, timeout_s), AgentStatus)
 
-    async def drain(self, host: str, port: int, control_token: str) -> Drained:
-        """Have the agent take no new chats; asking again is fine. Raises a `VpsError`."""
-        return await self._call("POST", "/api/drain", Drained, host=host, port=port, control_token=control_token)
+    async def drain(self, host: str, port: int, control_token: str, *, timeout_s: float | None = None) -> Drained:
+        """Have the agent take no new chats; asking again is fine."""
+        request = self._request("POST", "/api/drain", agent := _Agent(host, port, control_token))
+        return _decoded(agent, await self._call(agent, request, timeout_s), Drained)
+
+    async def chat(
+        self,
+        body: Mapping[str, Any],
+        *,
+        host: str,
+        port: int,
+        control_token: str,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> msgspec.Raw:
+        """The whole answer, a JSON object as it came. Cancelling this has the agent stop."""
+        agent = _Agent(host, port, control_token)
+        request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotent(idempotency_key))
+        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
+
+    @asynccontextmanager
+    async def chat_stream(
+        self,
+        body: Mapping[str, Any],
+        *,
+        host: str,
+        port: int,
+        control_token: str,
+        idempotency_key: str | None = None,
+        idle_timeout_s: float,
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """The answer as server-sent events: raw bytes as they come. Leaving has the agent stop.
+
+        Entering raises what the agent refuses it with, the iterator `VpsUnreachable` where it breaks off and `VpsTimeout`
+        where it is silent for `idle_timeout_s`.
+        """
+        agent = _Agent(host, port, control_token)
+        headers = {"Accept": EVENT_STREAM, **_idempotent(idempotency_key)}
+        request = self._request("POST", "/api/chat", agent, body=body, headers=headers)
+        with _told(agent, idle_timeout_s):
+            async with asyncio.timeout(idle_timeout_s):
+                response = await self._client.send(request, stream=True)
+        try:
+            if response.status_code != HTTPStatus.OK:
+                with _told(agent, idle_timeout_s):
+                    async with asyncio.timeout(idle_timeout_s):
+                        raise _refusal(agent, await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES))
+            if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
+                raise VpsBadAnswer(f"{agent}: no event stream", status=response.status_code)
+            yield _chunks(agent, response, idle_timeout_s)
+        finally:
+            await response.aclose()
+
+    async def get_config(
+        self, *, host: str, port: int, control_token: str, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """What the agent runs with, secrets masked."""
+        request = self._request("GET", "/api/config", agent := _Agent(host, port, control_token))
+        answer = await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES)
+        return _decoded(agent, answer, dict[str, Any])
+
+    async def put_config(
+        self,
+        version: int,
+        runtime: Mapping[str, Any],
+        *,
+        host: str,
+        port: int,
+        control_token: str,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Have the agent run with this, unless it has a newer one. The version that it runs with now."""
+        agent = _Agent(host, port, control_token)
+        request = self._request("PUT", "/api/config", agent, body={"config_version": version, "runtime": runtime})
+        return _decoded(agent, await self._call(agent, request, timeout_s), RunningConfig).config_version
+
+    async def conversations(
+        self, limit: int, *, host: str, port: int, control_token: str, timeout_s: float | None = None
+    ) -> msgspec.Raw:
+        """The newest conversations, a JSON object as it came."""
+        agent = _Agent(host, port, control_token)
+        request = self._request("GET", "/api/conversations", agent, query={"limit": str(limit)})
+        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
+
+    async def conversation(
+        self, conversation_id: str, *, host: str, port: int, control_token: str, timeout_s: float | None = None
+    ) -> msgspec.Raw:
+        """One conversation with its messages, a JSON object as it came. Without it: `VpsBadAnswer` with status 404."""
+        path = f"/api/conversations/{quote(conversation_id, safe='')}"
+        request = self._request("GET", path, agent := _Agent(host, port, control_token))
+        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
+
+    async def apply_updates(
+        self,
+        version: int,
+        runtime: Mapping[str, Any],
+        *,
+        restart: bool,
+        host: str,
+        port: int,
+        control_token: str,
+        timeout_s: float | None = None,
+    ) -> UpdatesApplied:
+        """Have the agent run with this, restarted if so wished, for which it waits some time for open chats."""
+        agent = _Agent(host, port, control_token)
+        body = {"config_version": version, "runtime": runtime, "restart": restart}
+        request = self._request("POST", "/api/updates/apply", agent, body=body)
+        return _decoded(agent, await self._call(agent, request, timeout_s), UpdatesApplied)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -72,23 +209,94 @@ class VpsClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    def _request(
+        self,
+        method: str,
+        path: str,
+        agent: _Agent,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Request:
+        url = httpx.URL(scheme="http", host=agent.host, port=agent.port, path=path)
+        return self._client.build_request(
+            method,
+            url if query is None else url.copy_with(params=query),
+            content=None if body is None else msgspec.json.encode(body),
+            headers={
+                "Authorization": f"Bearer {agent.control_token}",
+                **({} if body is None else {"Content-Type": "application/json"}),
+                **(headers or {}),
+            },
+            # Each call is bounded as a whole, whatever its parts take.
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        )
+
     async def _call(
-        self, method: str, path: str, answer_type: type[T], *, host: str, port: int, control_token: str
-    ) -> T:
-        where = f"Agent at {host} port {port}"
-        url = httpx.URL(scheme="http", host=host, port=port, path=path)
-        request = self._client.build_request(method, url, headers={"Authorization": f"Bearer {control_token}"})
-        try:
-            answer = await exchange(self._client, request, timeout_s=self._timeout_s, answer_max_bytes=ANSWER_MAX_BYTES)
-        except TimeoutError as error:
-            raise VpsTimeout(f"{where}: no answer within {self._timeout_s:g} s") from error
-        except AnswerTooLarge as error:
-            raise VpsBadAnswer(f"{where}: more than {ANSWER_MAX_BYTES} bytes", status=HTTPStatus.OK) from error
-        except httpx.HTTPError as error:
-            raise VpsUnreachable(f"{where}: {type(error).__name__}") from error
+        self, agent: _Agent, request: httpx.Request, timeout_s: float | None, *, max_bytes: int = ANSWER_MAX_BYTES
+    ) -> Answer:
+        """The agent's 200."""
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        with _told(agent, limit_s):
+            answer = await exchange(self._client, request, timeout_s=limit_s, answer_max_bytes=max_bytes)
         if answer.status != HTTPStatus.OK:
-            raise VpsBadAnswer(f"{where}: HTTP status {answer.status}", status=answer.status)
-        try:
-            return msgspec.json.decode(answer.content, type=answer_type)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise VpsBadAnswer(f"{where}: an unknown body", status=answer.status) from error
+            raise _refusal(agent, answer)
+        return answer
+
+
+@contextmanager
+def _told(agent: _Agent, timeout_s: float) -> Generator[None]:
+    """Raises a `VpsError` in place of the transport's."""
+    try:
+        yield
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise VpsTimeout(f"{agent}: no answer within {timeout_s:g} s") from error
+    except AnswerTooLarge as error:
+        raise VpsBadAnswer(f"{agent}: an answer that is too large", status=HTTPStatus.OK) from error
+    except httpx.HTTPError as error:
+        raise VpsUnreachable(f"{agent}: {type(error).__name__}") from error
+
+
+async def _chunks(agent: _Agent, response: httpx.Response, idle_timeout_s: float) -> AsyncGenerator[bytes]:
+    chunks = response.aiter_raw()
+    while True:
+        with _told(agent, idle_timeout_s):
+            try:
+                async with asyncio.timeout(idle_timeout_s):
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+        yield chunk
+
+
+def _idempotent(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Idempotency-Key": key}
+
+
+def _refusal(agent: _Agent, answer: Answer) -> VpsBadAnswer:
+    code = detail = None
+    try:
+        problem = msgspec.json.decode(answer.content, type=AgentProblem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    else:
+        code, detail = (_printable(text) for text in (problem.code, problem.detail))
+    return VpsBadAnswer(f"{agent}: HTTP status {answer.status}", status=answer.status, code=code, detail=detail)
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text[:DETAIL_MAX_CHARS] if character.isprintable())
+
+
+def _decoded(agent: _Agent, answer: Answer, answer_type: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer.content, type=answer_type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise VpsBadAnswer(f"{agent}: an unknown body", status=answer.status) from error
+
+
+def _object(agent: _Agent, answer: Answer) -> msgspec.Raw:
+    """The answer as it came, once it is known to be a JSON object."""
+    _decoded(agent, answer, dict[str, Any])
+    return msgspec.Raw(answer.content)
