@@ -1,0 +1,41 @@
+"""How the database is reached: what the URL says counts, and what it leaves out is chosen so that nobody waits for hours."""
+
+from __future__ import annotations
+
+from psycopg.conninfo import conninfo_to_dict
+
+from hydracore.db.pool import conninfo
+
+URL = "postgresql://ada:secret@db.example:5433/hydra"
+
+
+def test_a_connection_acts_as_the_role_and_says_whose_it_is() -> None:
+    given = conninfo_to_dict(conninfo(URL, role="hydracore_app", application="hydracore-api"))
+
+    assert (given["options"], given["application_name"]) == ("-c role=hydracore_app", "hydracore-api")
+    assert (given["host"], given["port"], given["user"], given["dbname"]) == ("db.example", "5433", "ada", "hydra")
+
+
+def test_without_a_role_it_stays_whoever_logged_in() -> None:
+    assert conninfo_to_dict(conninfo(URL, role="", application="x")).get("options", "") == ""
+
+
+def test_options_of_the_url_are_kept_beside_the_role() -> None:
+    given = conninfo_to_dict(conninfo(f"{URL}?options=-c%20jit%3Doff", role="app", application="x"))
+
+    assert given["options"] == "-c jit=off -c role=app"
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed_within_half_a_minute() -> None:
+    given = conninfo_to_dict(conninfo(URL, role="", application="x"))
+
+    idle, interval, count = (int(str(given[f"keepalives_{name}"])) for name in ("idle", "interval", "count"))
+    assert idle + interval * count <= 30
+    assert int(str(given["tcp_user_timeout"])) <= 30_000
+    assert int(str(given["connect_timeout"])) <= 10
+
+
+def test_what_the_url_says_about_waiting_counts() -> None:
+    given = conninfo_to_dict(conninfo(f"{URL}?connect_timeout=60&keepalives_idle=600", role="", application="x"))
+
+    assert (given["connect_timeout"], given["keepalives_idle"]) == ("60", "600")
