@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID, uuid4
+
+import structlog
 
 from events.commands import RecordUsage
 from events.keys import Keyring
@@ -15,20 +17,23 @@ from events.types import UsageEntry
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
 from hydracore.api.agent_gate import CallingAgent
-from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.money import plain
-from hydracore.problems import Problem
 
 #: The decimal places that the read tables keep of a dollar.
 COST_STEP: Final = Decimal("1e-12")
-#: More for one call is no price.
+#: More for one call is no price, and no model reads or writes as much.
 COST_MAX: Final = Decimal(1_000_000)
+TOKENS_MAX: Final = 1_000_000_000
 
 #: Hex digits kept of the digest of an end user: enough to tell people apart, and nothing that leads back to them.
 END_USER_DIGITS: Final = 32
+
+_log = structlog.get_logger(__name__)
+
+N = TypeVar("N", int, Decimal)
 
 
 class AgentUse:
@@ -56,26 +61,21 @@ class AgentUse:
             at_ms=now_ms,
             ledger_id=body.ledger_id,
             seq=body.seq,
-            entries=tuple(
-                self._entry(each, index, instance_id=who.instance_id, now_ms=now_ms)
-                for index, each in enumerate(body.entries)
-            ),
+            entries=tuple(self._entry(each, instance_id=who.instance_id, now_ms=now_ms) for each in body.entries),
         )
         origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
         outcome = await self._store.execute(who.instance_id, command, origin)
         return m.UsageAccepted(seq=body.seq, duplicate=not outcome.events)
 
-    def _entry(self, entry: s.UsageEntry, index: int, *, instance_id: UUID, now_ms: int) -> UsageEntry:
-        if not 0 <= entry.cost_usd <= COST_MAX:
-            msg = f"Input should be between 0 and {COST_MAX}"
-            raise RequestInvalid([Problem(("body", "entries", index, "cost_usd"), msg, "value_error")])
+    def _entry(self, entry: s.UsageEntry, *, instance_id: UUID, now_ms: int) -> UsageEntry:
+        cost = _within(entry.cost_usd, COST_MAX, instance_id)
         return UsageEntry(
             # A VPS whose clock is fast must not put what it spends on days that no budget looks at yet.
-            at_ms=min(entry.at_ms, now_ms),
+            at_ms=min(max(entry.at_ms, 0), now_ms),
             model=entry.model,
-            prompt_tokens=entry.prompt_tokens,
-            completion_tokens=entry.completion_tokens,
-            cost_usd=plain(entry.cost_usd.quantize(COST_STEP)),
+            prompt_tokens=_within(entry.prompt_tokens, TOKENS_MAX, instance_id),
+            completion_tokens=_within(entry.completion_tokens, TOKENS_MAX, instance_id),
+            cost_usd=plain(cost.quantize(COST_STEP)),
             channel=entry.channel,
             end_user=None if entry.end_user is None else self._digest(instance_id, entry.end_user),
         )
@@ -83,3 +83,11 @@ class AgentUse:
     def _digest(self, instance_id: UUID, end_user: str) -> str:
         """Per instance: the same person at two instances cannot be recognized."""
         return self._keyring.fingerprint(f"end user of {instance_id}: {end_user}".encode()).hex()[:END_USER_DIGITS]
+
+
+def _within(figure: N, limit: N, instance_id: UUID) -> N:
+    """`figure`, brought back between nothing and `limit`: sums of such figures fit the read tables."""
+    kept = min(max(figure, type(figure)(0)), limit)
+    if kept != figure:
+        _log.warning("usage_out_of_reason", instance_id=str(instance_id), figure=str(figure)[:40], kept=str(kept))
+    return kept

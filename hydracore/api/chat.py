@@ -35,10 +35,10 @@ from projections.usage_queries import spent
 
 Json = dict[str, Any]
 
-#: How long an agent may take to answer a chat as a whole, and how long a stream may be silent. The agent has limits of
-#: its own, one for each model that it asks in turn: it is to reach those first, as it can say what went wrong.
-ANSWER_TIMEOUT_S: Final = 300.0
-IDLE_TIMEOUT_S: Final = 300.0
+#: How long an agent may take to answer a chat as a whole, and how long a stream may be silent. The agent has shorter
+#: limits of its own (300 s for an answer): it is to reach those first, as it can say what went wrong.
+ANSWER_TIMEOUT_S: Final = 315.0
+IDLE_TIMEOUT_S: Final = 315.0
 
 _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _STREAM_HEADERS: Final = [

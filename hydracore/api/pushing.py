@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from events.lifecycle import PENDING, PROVISIONING
+from events.lifecycle import DELETED, DELETING, ERROR, FAILED
 from events.state import Instance
 from hydracore.api.agent_link import address_of
 from hydracore.api.runtime_document import RuntimeDocuments
@@ -15,6 +15,9 @@ from hydracore.vps import VpsBadAnswer, VpsClient, VpsError
 
 #: How long an agent may take to put a configuration in place before the caller is told that it will come.
 PUSH_TIMEOUT_S: Final = 5.0
+
+#: No agent will ask in these.
+_OVER: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
 
 _log = structlog.get_logger(__name__)
 
@@ -36,9 +39,9 @@ class Pusher:
         """Never fails for the agent's sake."""
         address = address_of(state, master_key=self._master_key)
         if address is None:
-            if state.status in {PENDING, PROVISIONING}:
-                return Pushed(applied=False, message="The agent gets it when it starts")
-            return Pushed(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
+            if state.status in _OVER:
+                return Pushed(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
+            return Pushed(applied=False, message="The agent gets it when it starts")
         version = state.config.version
         try:
             running = await self._vps.put_config(

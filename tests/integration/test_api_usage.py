@@ -125,6 +125,26 @@ async def test_costs_are_kept_exactly_and_plainly(used: Used, owner_conn: psycop
     assert [each["cost_usd"] for each in event["entries"]] == ["0.0000001", "0", "0.123456789012", "1.5"]
 
 
+async def test_figures_out_of_all_reason_are_brought_back_and_hold_up_nothing(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    odd = [
+        entry(at_ms=-1, prompt_tokens=-5, cost_usd="-1"),
+        entry(at_ms=2**70, completion_tokens=2**70, cost_usd="1e400000"),
+        entry(cost_usd="1e-400000"),
+    ]
+
+    answers = [await used.agent_says("usage", batch(seq, *odd)) for seq in (1, 2, 3)]
+    await follow(used)
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    first, second, third = (await events_of(owner_conn, used.instance_id, "usage_recorded"))[0]["entries"]
+    assert (first["at_ms"], first["prompt_tokens"], first["cost_usd"]) == (0, 0, "0")
+    assert (second["completion_tokens"], second["cost_usd"]) == (10**9, "1000000")
+    assert third["cost_usd"] == "0"
+    assert (await usage(used))["total_cost_usd"] == "3000000"
+
+
 async def test_a_fast_clock_spends_today(used: Used) -> None:
     await used.agent_says("usage", batch(1, entry(at_ms=now_ms() + 40 * DAY_MS)))
     await follow(used)
@@ -135,12 +155,8 @@ async def test_a_fast_clock_spends_today(used: Used) -> None:
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        ({"at_ms": -1}, "at_ms"),
-        ({"at_ms": 10**15}, "at_ms"),
-        ({"prompt_tokens": -1}, "prompt_tokens"),
-        ({"completion_tokens": 2**40}, "completion_tokens"),
-        ({"cost_usd": "-0.1"}, "cost_usd"),
-        ({"cost_usd": "1e9"}, "cost_usd"),
+        ({"at_ms": "yesterday"}, "at_ms"),
+        ({"prompt_tokens": None}, "prompt_tokens"),
         ({"cost_usd": "NaN"}, "cost_usd"),
         ({"cost_usd": 0.1}, "cost_usd"),
         ({"channel": "a b"}, "channel"),
