@@ -7,14 +7,15 @@ tests are about the control plane; nothing happens in it by the clock but what a
 import asyncio
 import itertools
 import os
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import httpx
-import psycopg
 import pytest
 import redis
 
@@ -26,12 +27,14 @@ from hydracore.settings import variable
 from tests.audit import audit
 from tests.cloudsim_fixtures import CloudsimProcess
 from tests.program import Program
+from tests.records import Records
+from tests.secrecy import assert_no_secret_leaked
 from tests.services import VALKEY_DATABASES, Services
 from tests.waiting import until
 from workers.broker import Bell
 from workers.deps import Deps, open_deps
 
-MASTER_KEY = "bWFzdGVyLWtleS1vZi10aGUtdGVzdHMtMzItYnl0ZXM"
+MASTER_KEY = b"master-key-of-the-tests-32-bytes"
 JWT_SECRET = "a-secret-that-signs-the-tokens-of-the-tests"
 TENANT, CUSTOMER, EMAIL = "acme", "ann", "ann.the.customer@example.com"
 DISPLAY_NAME = "Ann Annason the First"
@@ -64,20 +67,19 @@ _FAR_FUTURE_S = 4_000_000_000
 _serial = itertools.count(1)
 
 
-class Stack:
+class Stack(Records):
     """Everything but the stores, and a customer who uses it. Coroutines wait for the outside world."""
 
     def __init__(self, folder: Path, *, database_url: str, redis_url: str, **settings: str) -> None:
+        super().__init__(database_url, CloudsimProcess(folder / "cloudsim"))
         self.folder = folder
-        self.database_url = database_url
         self.redis_url = redis_url
-        self.cloudsim = CloudsimProcess(folder / "cloudsim")
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         known = {
             **SETTINGS,
             "database_url": database_url,
             "redis_url": redis_url,
-            "master_key": MASTER_KEY,
+            "master_key": urlsafe_b64encode(MASTER_KEY).decode(),
             "jwt_secret": JWT_SECRET,
             "public_url": self.url,
             "api_port": str(port),
@@ -93,9 +95,19 @@ class Stack:
         self.token = issue_token(
             JWT_SECRET, tenant_id=TENANT, user_id=CUSTOMER, role="customer", expires_at=_FAR_FUTURE_S, email=EMAIL
         )
+        self.master_key = MASTER_KEY
+        #: What nobody may find in the database or in what processes print. The provider quotes the beginning of its token.
+        self.secrets = (
+            known["master_key"],
+            JWT_SECRET,
+            EMAIL,
+            DISPLAY_NAME,
+            self.token,
+            self.cloudsim.token[:8],
+            *(str(urlsplit(url).password) for url in (database_url, redis_url)),
+        )
         bearer = {"Authorization": f"Bearer {self.token}"}
         self._client = httpx.Client(base_url=self.url, headers=bearer, timeout=10, trust_env=False)
-        self._connection: psycopg.Connection | None = None
 
     # Processes
 
@@ -144,12 +156,14 @@ class Stack:
         async with open_deps(configuration.load(environ, require=configuration.WORKER_NEEDS), environ) as opened:
             yield opened
 
-    def close(self) -> None:
+    def kill(self) -> None:
         for each in (self.api, self.relay, self.worker):
             each.kill()
+
+    def close(self) -> None:
+        self.kill()
         self._client.close()
-        if self._connection is not None:
-            self._connection.close()
+        self.close_records()
         self.cloudsim.close()
 
     def output(self) -> str:
@@ -165,7 +179,8 @@ class Stack:
 
     async def create(self, key: str | None = None, **fields: Any) -> UUID:
         """Ask for an instance."""
-        order = {"region_id": "local", "tier_id": "starter", "idempotency_key": key or uuid4().hex, **fields}
+        order = {"region_id": "local", "tier_id": "starter", "user_display_name": DISPLAY_NAME, **fields}
+        order["idempotency_key"] = key or uuid4().hex
         answer = await self.ask("POST", "/v1/instances", order)
         assert answer.status_code == 202, answer.text
         return UUID(answer.json()["instance_id"])
@@ -200,13 +215,15 @@ class Stack:
         except TimeoutError:
             raise AssertionError(f"still {status}: {self.types(instance_id)}\n{self.output()[-6000:]}") from None
 
-    async def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+    async def ask(
+        self, method: str, path: str, body: object = None, *, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
         """A request, put again while the API or its database is away: each is the same twice as once."""
         answers: list[httpx.Response] = []
 
-        def asked() -> bool:
+        async def asked() -> bool:
             try:
-                answers.append(self._client.request(method, path, json=body))
+                answers.append(await asyncio.to_thread(self._client.request, method, path, json=body, headers=headers))
             except httpx.TransportError:
                 return False
             return answers[-1].status_code < 500
@@ -215,53 +232,13 @@ class Stack:
         return answers[-1]
 
     def _answers(self) -> bool:
+        assert self.api.is_alive, self.api.output()[-3000:]
         try:
             return self._client.get("/health/ready").is_success
         except httpx.TransportError:
             return False
 
-    # The truth
-
-    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """What the database's owner sees."""
-        if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self.database_url, autocommit=True)
-        return self._connection.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
-
-    def events(self, instance_id: UUID) -> list[dict[str, Any]]:
-        """The payloads of the instance's events so far."""
-        found = self.rows("SELECT payload FROM event WHERE stream_id = %s ORDER BY version", instance_id)
-        return [row[0] for row in found]
-
-    def types(self, instance_id: UUID) -> list[str]:
-        return [event["type"] for event in self.events(instance_id)]
-
-    def has_happened(self, instance_id: UUID, type_: str, **facts: object) -> bool:
-        """Whether an event of this type and with these facts is in the log."""
-        return any(event["type"] == type_ and facts.items() <= event.items() for event in self.events(instance_id))
-
-    def known_server(self, instance_id: UUID) -> str:
-        """The id of the last server in the log."""
-        return [event["server_id"] for event in self.events(instance_id) if event["type"] == "server_created"][-1]
-
-    def servers(self, instance_id: UUID) -> list[dict[str, Any]]:
-        """Every server that the instance ever had, oldest first."""
-        history = self.cloudsim.call("GET", "/_sim/history")["servers"]
-        found = [server for server in history if server["name"] == f"hc-{instance_id}"]
-        assert [server["id"] for server in found] == [
-            server["id"] for server in history if server["labels"].get("hc-instance") == str(instance_id)
-        ], "names and labels agree"
-        return found
-
-    def server(self, instance_id: UUID) -> dict[str, Any]:
-        """The one server that the instance has now. Fails where it ever had two at a time."""
-        living = [server for server in self._one_at_a_time(instance_id) if server["deleted_at"] is None]
-        assert len(living) == 1, living
-        return living[0]
-
-    def assert_no_server(self, instance_id: UUID) -> None:
-        """It has none now, and never had two at a time."""
-        assert not [server for server in self._one_at_a_time(instance_id) if server["deleted_at"] is None]
+    # The workers
 
     def ring(self, actor: str, *instance_ids: UUID) -> None:
         """A hint to the workers; without ids, to a duty that is nobody's in particular."""
@@ -269,13 +246,6 @@ class Stack:
         sent = bell.ring(actor, list(instance_ids)) if instance_ids else bell.ring_duty(actor)
         bell.close()
         assert sent
-
-    def _one_at_a_time(self, instance_id: UUID) -> list[dict[str, Any]]:
-        servers = self.servers(instance_id)
-        for earlier, later in itertools.pairwise(servers):
-            assert earlier["deleted_at"] is not None, servers
-            assert earlier["deleted_at"] <= later["created_at"], servers
-        return servers
 
 
 @pytest.fixture(scope="session", name="session_stack")
@@ -288,9 +258,14 @@ def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathF
         database_url=services.create_database(name),
         redis_url=services.redis_url.format(number),
     )
-    yield stack
-    stack.close()
-    asyncio.run(audit(stack.database_url))
+    try:
+        yield stack
+        # Whatever the tests did to it, and whether they looked at this or not; with nobody who still writes.
+        stack.kill()
+        asyncio.run(audit(stack.database_url))
+        assert_no_secret_leaked(stack)
+    finally:
+        stack.close()
     services.drop_database(name)
 
 

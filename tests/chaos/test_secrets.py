@@ -1,0 +1,29 @@
+"""No secret can be read where it must not: not in the database, not in any output, not at the provider."""
+
+import psycopg
+
+from hydracore.auth import create_api_key
+from tests.secrecy import assert_no_secret_leaked, assert_user_data_is_bare
+from tests.stack import TENANT, Stack
+from tests.waiting import until
+
+
+async def test_no_secret_is_readable_where_it_must_not_be(stack: Stack) -> None:
+    async with await psycopg.AsyncConnection.connect(stack.database_url, autocommit=True) as connection:
+        api_key = await create_api_key(connection, tenant_id=TENANT, name="backend")
+    key, instance_id = stack.new_key()
+    # Errors make parts talk, and this one's text quotes the provider's token.
+    stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{instance_id}", retry_after_s=0)
+    stack.cloudsim.fault("delete_server", "locked", name=f"hc-{instance_id}")
+    await stack.create(key)
+    await stack.until_status(instance_id, "running")
+    asked = await stack.ask("GET", f"/v1/instances/{instance_id}", headers={"X-Api-Key": api_key, "Authorization": ""})
+    assert asked.status_code == 200
+
+    assert_user_data_is_bare(stack, instance_id)
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+    stack.restart_worker()
+    await until(lambda: stack.worker.has_said("worker_started"))
+
+    assert_no_secret_leaked(stack, api_key)
