@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from psycopg.errors import ObjectNotInPrerequisiteState
 
 from events.codec import encode, tag_of
 from events.digest import command_digest, event_digest
+from events.exchange import Statement, exchange
 from events.record import Append, InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
@@ -19,7 +20,7 @@ _SQL = Statements("events", "store.sql")
 _APPEND = _SQL["append"]
 _CHECK_PROJECTIONS = _SQL["check_projections"]
 _LIVE_VERSIONS = _SQL["live_versions"]
-_json = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder().encode
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,16 +40,21 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 async def flush(
     connection: AsyncConnection, appends: Sequence[Append], inline: Sequence[InlineProjection]
 ) -> list[Verdict]:
-    """Write the batch in one implicit transaction (a pipeline between two syncs) and return a verdict each, in order.
+    """Write the batch in one implicit transaction and return a verdict each, in order.
 
     The connection must be in autocommit mode. Raises psycopg's errors; then nothing of the batch was written, or, when
     the connection broke, perhaps all of it: the command ids make trying again safe. `ObjectNotInPrerequisiteState`
     means that a read table has been swapped for one of another version; `inline` has learned of it.
     """
-    assert connection.autocommit, "the pipeline is the transaction"
+    assert connection.autocommit, "the exchange is the transaction"
     parameters, digests = _parameters(appends)
+    statements = [Statement(_APPEND, parameters), Statement(_CHECK_PROJECTIONS, _versions(inline))]
+    for projection in inline:
+        rows = [row for append in appends for row in projection.rows(append)]
+        if rows:
+            statements.append(Statement(projection.statement, (_encode(rows),)))
     try:
-        answers = await _pipelined(connection, parameters, appends, inline)
+        answers, *_ = await exchange(connection, statements)
     except ObjectNotInPrerequisiteState:
         live = dict(await (await connection.execute(_LIVE_VERSIONS)).fetchall())
         for projection in inline:
@@ -58,49 +64,45 @@ async def flush(
     return [_verdict(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
 
 
-async def _pipelined(
-    connection: AsyncConnection,
-    parameters: tuple[str, str],
-    appends: Sequence[Append],
-    inline: Sequence[InlineProjection],
-) -> list[tuple[Any, ...]]:
-    versions = ([p.name for p in inline], [p.version for p in inline])
-    rows = [(p.statement, [row for append in appends for row in p.rows(append)]) for p in inline]
-    async with connection.pipeline():
-        cursor = await connection.execute(_APPEND, parameters, prepare=True)
-        await connection.execute(_CHECK_PROJECTIONS, versions, prepare=True)
-        for statement, changed in rows:
-            if changed:
-                await connection.execute(statement, (_json.encode(changed).decode(),), prepare=True)
-    return await cursor.fetchall()
-
-
-def _verdict(answer: tuple[Any, ...], digest: bytes) -> Verdict:
-    _, outcome, version, seq_before, request_hash, result = answer
+def _verdict(answer: tuple[bytes | None, ...], digest: bytes) -> Verdict:
+    outcome, version, seq_before, request_hash, result = answer
+    assert outcome is not None
+    assert version is not None
     return Verdict(
-        outcome=outcome,
+        outcome=outcome.decode(),
         digest=digest,
-        version=version,
-        seq_before=seq_before,
-        request_hash=None if request_hash is None else bytes(request_hash),
-        result=None if result is None else result.encode(),
+        version=int(version),
+        seq_before=None if seq_before is None else int(seq_before),
+        request_hash=None if request_hash is None else bytes.fromhex(request_hash.decode()),
+        result=result,
     )
 
 
-def _parameters(appends: Sequence[Append]) -> tuple[tuple[str, str], list[bytes]]:
-    """The two JSON arrays of `append_commands`, one object a command, one an event; and each command's last digest."""
+def _versions(inline: Sequence[InlineProjection]) -> tuple[bytes, bytes]:
+    """The arrays of `check_projections`."""
+    return _array(projection.name for projection in inline), _array(str(projection.version) for projection in inline)
+
+
+def _array(words: Iterable[str]) -> bytes:
+    """A PostgreSQL array of words that need no quotes."""
+    return f"{{{','.join(words)}}}".encode()
+
+
+def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], list[bytes]]:
+    """What `append_commands` takes, and the digest of each append's last event."""
     commands: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     last_digests: list[bytes] = []
-    for ordinal, append in enumerate(appends):
+    for ordinal, append in enumerate(appends, start=1):
         digests: list[bytes] = []
         for n, event in enumerate(append.events):
             row, digest = _event(append, event, n)
-            events.append({"ordinal": ordinal, **row})
+            events.append({"ordinal": ordinal, "n": n, **row})
             digests.append(digest)
-        commands.append({"ordinal": ordinal, **_command(append, digests)})
+        commands.append(_command(append, digests))
         last_digests.append(digests[-1])
-    return (_json.encode(commands).decode(), _json.encode(events).decode()), last_digests
+    lanes = _array(str(append.lane) for append in appends)
+    return (lanes, _encode(commands), _encode(events)), last_digests
 
 
 def _event(append: Append, event: AnyEvent, n: int) -> tuple[dict[str, Any], bytes]:
@@ -113,16 +115,12 @@ def _event(append: Append, event: AnyEvent, n: int) -> tuple[dict[str, Any], byt
         payload=payload,
     )
     row = {
-        "n": n,
-        "lane": append.lane,
-        "stream_id": append.stream_id,
         "version": version,
-        "tenant_id": append.after.tenant_id,
         "type": tag,
         "schema_version": event.schema_version,
-        "payload": payload.decode(),
+        # As it is: PostgreSQL cuts the value out of the array byte for byte, and the digest is over these bytes.
+        "payload": msgspec.Raw(payload),
         "digest": digest.hex(),
-        "command_id": append.origin.command_id,
     }
     return row, digest
 
@@ -151,7 +149,7 @@ def _command(append: Append, event_digests: list[bytes]) -> dict[str, Any]:
         "correlation_id": origin.correlation_id,
         "causation_id": origin.causation_id,
         "request_hash": None if origin.request_hash is None else origin.request_hash.hex(),
-        "result": None if origin.result is None else origin.result.decode(),
+        "result": None if origin.result is None else msgspec.Raw(origin.result),
         "expected_version": append.expected_version,
         "expected_digest": None if append.before_digest is None else append.before_digest.hex(),
         "event_count": len(append.events),

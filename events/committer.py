@@ -7,7 +7,9 @@ decision is still whole or not at all, with its own verdict.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
@@ -22,6 +24,9 @@ BATCH_MAX = 64
 
 #: How many flushes one process has under way: while the database works on one, the next is encoded.
 FLIGHTS = 2
+
+#: So few appends are not shared out among flights: what a flight costs by itself is more than that.
+SHARE_MIN = 4
 
 #: How many appends may wait for a flight. More than this is a database that does not keep up.
 QUEUE_MAX = 10_000
@@ -50,6 +55,8 @@ class Committer:
         #: Appends of a batch that failed as a whole: each flies alone, so that only the culprit fails.
         self._alone: list[_Pending] = []
         self._flights: set[asyncio.Task[None]] = set()
+        #: The lanes of each batch that is under way.
+        self._air: list[set[int]] = []
 
     async def commit(self, append: Append) -> Verdict:
         """The log's verdict on `append`.
@@ -73,7 +80,14 @@ class Committer:
     async def _fly(self) -> None:
         try:
             while batch := self._take():
-                await self._settle(batch)
+                lanes = {append.lane for append, _ in batch}
+                self._air.append(lanes)
+                try:
+                    await self._settle(batch)
+                finally:
+                    self._air.remove(lanes)
+                # One turn of the loop: whoever was waiting for this flight may have something for the next.
+                await asyncio.sleep(0)
         finally:
             # In the same step as the look at the empty queue: an append that comes now starts a flight of its own.
             flight = asyncio.current_task()
@@ -81,16 +95,21 @@ class Committer:
             self._flights.discard(flight)
 
     def _take(self) -> list[_Pending]:
-        """The next batch: at most one append per stream, because a second one was decided on a state now past."""
+        """The next batch: a fair share of what waits, and nothing that would only wait for the locks of another flight.
+
+        At most one append per stream, because a second one was decided on a state now past.
+        """
         if self._alone:
             return [self._alone.pop()]
+        busy = {lane for lanes in self._air for lane in lanes}
+        share = max(SHARE_MIN, math.ceil(len(self._queue) / (FLIGHTS - len(self._air))))
         batch: list[_Pending] = []
         rest: list[_Pending] = []
-        streams: set[object] = set()
+        streams: set[UUID] = set()
         for pending in self._queue:
-            stream_id = pending[0].stream_id
-            if len(batch) < BATCH_MAX and stream_id not in streams:
-                streams.add(stream_id)
+            append = pending[0]
+            if len(batch) < min(share, BATCH_MAX) and append.lane not in busy and append.stream_id not in streams:
+                streams.add(append.stream_id)
                 batch.append(pending)
             else:
                 rest.append(pending)

@@ -83,7 +83,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 class InlineProjection(Protocol):
     """A read table that is written in the append's own transaction.
 
-    `statement` takes one parameter, the JSON of `rows`. Each row carries `lane`, `id`, `version` and `command_id` of
+    `statement` takes one parameter, `$1`: the JSON of `rows`. Each row carries `lane`, `id`, `version` and `command_id` of
     the event it was folded from; the statement joins on them, so that a row lands if and only if its event is in the
     log, whatever became of the other commands of the batch.
 

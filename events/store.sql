@@ -1,6 +1,6 @@
 -- name: append
-SELECT ordinal, outcome, version_after, seq_before, known_request_hash, known_result::text
-  FROM append_commands(%s::json, %s::json)
+SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), known_result
+  FROM append_commands($1::smallint[], $2::json, $3::json)
  ORDER BY ordinal
 
 -- name: stream_from
@@ -20,7 +20,7 @@ SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::
  LIMIT %s
 
 -- name: check_projections
-SELECT check_projections(%s::text[], %s::integer[])
+SELECT check_projections($1::text[], $2::integer[])
 
 -- name: live_versions
 SELECT name, version FROM projection ORDER BY name

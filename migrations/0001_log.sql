@@ -82,13 +82,17 @@ CREATE TABLE customer_key (
 
 -- Appends a batch of commands, each whole or not at all, in one round trip.
 --
--- `commands`: a JSON array with an object per command, at most one per stream; `events`: an array with an object per
--- event, in order, each naming its command by `ordinal`. Every lane of the batch is locked first, in order, so that two
--- batches cannot deadlock. Only after the lock is anything looked up: each statement of a volatile function sees what
--- was committed before it, so a retry finds its first self. Per command the answer is `appended`, `duplicate` (with what
--- was stored) or `conflict` (with the version that is there). A command may name the digest of the event that it was
--- decided on: after a restore, a process may remember another event under the same version.
-CREATE FUNCTION append_commands(commands json, events json)
+-- `lanes`: the lane of each command; `commands`: a JSON array with an object per command, at most one per stream; `events`:
+-- an array with an object per event, each naming its command by `ordinal`, from 1. Every lane of the batch is locked
+-- first, in order, so that two batches cannot deadlock. Only after the lock is anything looked up: each statement
+-- of a volatile function sees what was committed before it, so a retry finds its first self. Per command, in order, the
+-- answer is `appended`, `duplicate` (with what was stored) or `conflict` (with the version that is there). A command may
+-- name the digest of the event that it was decided on: after a restore, a process may remember another event under the
+-- same version.
+--
+-- The JSON is read once and everything is written by one statement, because what a statement costs here is starting it.
+-- No scan of a whole table is ever right: a plan that was made while the log was small would keep one for minutes.
+CREATE FUNCTION append_commands(lanes smallint[], commands json, events json)
 RETURNS TABLE (
     ordinal integer,
     outcome text,
@@ -96,23 +100,21 @@ RETURNS TABLE (
     seq_before bigint,
     known_request_hash bytea,
     known_result json
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     r record;
     heads bigint[] := array_fill(NULL::bigint, ARRAY[64]);
     links bytea[] := array_fill(NULL::bytea, ARRAY[64]);
     times timestamptz[] := array_fill(NULL::timestamptz, ARRAY[64]);
     at integer;
-    -- What is appended, one entry a command.
-    a_ordinal integer[] := '{}';
-    a_seq bigint[] := '{}';
-    a_link bytea[] := '{}';
-    a_time timestamptz[] := '{}';
+    -- What is appended, by ordinal; NULL for what is not.
+    new_commands command[] := array_fill(NULL::command, ARRAY[cardinality(lanes)]);
+    new_streams stream[] := array_fill(NULL::stream, ARRAY[cardinality(lanes)]);
 BEGIN
     FOR r IN
         SELECT h.lane, h.head, h.link, h.recorded_at
           FROM lane_head h
-         WHERE h.lane IN (SELECT c.lane FROM json_to_recordset(commands) AS c (lane smallint))
+         WHERE h.lane = ANY (lanes)
          ORDER BY h.lane
            FOR UPDATE
     LOOP
@@ -122,8 +124,11 @@ BEGIN
         times[at] := greatest(r.recorded_at, clock_timestamp()); -- a lane's time never goes back
     END LOOP;
 
+    ordinal := 0;
     FOR r IN
-        SELECT c.ordinal, c.lane, c.expected_version, c.event_count, decode(c.digest, 'hex') AS digest,
+        SELECT c.lane, c.command_id, c.stream_id, c.tenant_id, c.name, c.actor, c.correlation_id, c.causation_id,
+               decode(c.request_hash, 'hex') AS request_hash, c.result, c.event_count,
+               decode(c.digest, 'hex') AS digest, c.expected_version,
                (SELECT s.version FROM stream s WHERE s.lane = c.lane AND s.stream_id = c.stream_id) AS version,
                decode(c.expected_digest, 'hex') AS expected_digest,
                CASE WHEN c.expected_digest IS NOT NULL THEN
@@ -131,24 +136,24 @@ BEGIN
                       FROM event e
                      WHERE e.lane = c.lane AND e.stream_id = c.stream_id AND e.version = c.expected_version)
                END AS found_digest,
-               k.first_seq, k.request_hash, k.result
-          FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, command_id uuid, stream_id uuid,
-                                                 expected_version integer, expected_digest text, event_count integer,
-                                                 digest text)
+               k.first_seq AS known_seq, k.request_hash AS known_hash, k.result AS known_result
+          FROM json_to_recordset(commands) AS c (
+               lane smallint, command_id uuid, stream_id uuid, tenant_id text, name text, actor text,
+               correlation_id uuid, causation_id uuid, request_hash text, result json, event_count integer, digest text,
+               expected_version integer, expected_digest text)
           LEFT JOIN LATERAL (SELECT k.first_seq, k.request_hash, k.result
                                FROM command k
                               WHERE k.lane = c.lane AND k.command_id = c.command_id
                              OFFSET 0) k ON true
-         ORDER BY c.ordinal
     LOOP
-        ordinal := r.ordinal;
+        ordinal := ordinal + 1;
         version_after := coalesce(r.version, 0);
         seq_before := NULL;
-        known_request_hash := r.request_hash;
-        known_result := r.result;
-        IF r.first_seq IS NOT NULL THEN
+        known_request_hash := r.known_hash;
+        known_result := r.known_result;
+        IF r.known_seq IS NOT NULL THEN
             outcome := 'duplicate';
-            seq_before := r.first_seq - 1;
+            seq_before := r.known_seq - 1;
         ELSIF version_after <> r.expected_version OR r.found_digest IS DISTINCT FROM r.expected_digest THEN
             outcome := 'conflict';
         ELSE
@@ -159,45 +164,38 @@ BEGIN
                          || int8send((extract(epoch FROM times[at]) * 1000000)::bigint));
             heads[at] := seq_before + r.event_count;
             version_after := version_after + r.event_count;
-            a_ordinal := a_ordinal || r.ordinal;
-            a_seq := a_seq || seq_before + 1;
-            a_link := a_link || links[at];
-            a_time := a_time || times[at];
+            new_streams[ordinal] := ROW(r.lane, r.stream_id, version_after);
+            new_commands[ordinal] := ROW(r.lane, r.command_id, r.stream_id, r.tenant_id, r.name, r.actor, r.correlation_id,
+                r.causation_id, r.request_hash, r.result, seq_before + 1, r.event_count, r.digest, links[at], times[at]);
         END IF;
         RETURN NEXT;
     END LOOP;
 
-    IF a_ordinal = '{}' THEN
-        RETURN;
-    END IF;
-    INSERT INTO command (lane, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id, request_hash,
-                         result, first_seq, event_count, digest, link, recorded_at)
-    SELECT c.lane, c.command_id, c.stream_id, c.tenant_id, c.name, c.actor, c.correlation_id, c.causation_id,
-           decode(c.request_hash, 'hex'), c.result::json, a.first_seq, c.event_count, decode(c.digest, 'hex'), a.link,
-           a.recorded_at
-      FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, command_id uuid, stream_id uuid,
-                                             tenant_id text, name text, actor text, correlation_id uuid,
-                                             causation_id uuid, request_hash text, result text, event_count integer,
-                                             digest text)
-      JOIN unnest(a_ordinal, a_seq, a_link, a_time) AS a (ordinal, first_seq, link, recorded_at)
-        ON a.ordinal = c.ordinal;
-    INSERT INTO event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id,
-                       recorded_at)
-    SELECT e.lane, a.first_seq + e.n, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload::json,
-           decode(e.digest, 'hex'), e.command_id, a.recorded_at
-      FROM json_to_recordset(events) AS e (ordinal integer, n integer, lane smallint, stream_id uuid, version integer,
-                                           tenant_id text, type text, schema_version smallint, payload text,
-                                           digest text, command_id uuid)
-      JOIN unnest(a_ordinal, a_seq, a_time) AS a (ordinal, first_seq, recorded_at) ON a.ordinal = e.ordinal;
-    INSERT INTO stream (lane, stream_id, version)
-    SELECT c.lane, c.stream_id, c.expected_version + c.event_count
-      FROM json_to_recordset(commands) AS c (ordinal integer, lane smallint, stream_id uuid, expected_version integer,
-                                             event_count integer)
-     WHERE c.ordinal = ANY (a_ordinal)
-    ON CONFLICT (lane, stream_id) DO UPDATE SET version = excluded.version;
+    WITH new_command AS (
+        INSERT INTO command (lane, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
+                             request_hash, result, first_seq, event_count, digest, link, recorded_at)
+        SELECT c.lane, c.command_id, c.stream_id, c.tenant_id, c.name, c.actor, c.correlation_id, c.causation_id,
+               c.request_hash, c.result, c.first_seq, c.event_count, c.digest, c.link, c.recorded_at
+          FROM unnest(new_commands) AS c
+         WHERE c.lane IS NOT NULL
+    ), new_event AS (
+        INSERT INTO event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id,
+                           recorded_at)
+        SELECT c.lane, c.first_seq + e.n, c.stream_id, e.version, c.tenant_id, e.type, e.schema_version, e.payload,
+               decode(e.digest, 'hex'), c.command_id, c.recorded_at
+          FROM json_to_recordset(events) AS e (ordinal integer, n integer, version integer, type text,
+                                               schema_version smallint, payload json, digest text)
+          JOIN unnest(new_commands) WITH ORDINALITY AS c ON c.ordinality = e.ordinal
+         WHERE c.lane IS NOT NULL
+    ), new_version AS (
+        INSERT INTO stream (lane, stream_id, version)
+        SELECT s.lane, s.stream_id, s.version
+          FROM unnest(new_streams) AS s
+         WHERE s.lane IS NOT NULL
+        ON CONFLICT (lane, stream_id) DO UPDATE SET version = excluded.version
+    )
     UPDATE lane_head h
-       SET head = n.head, link = n.link, recorded_at = n.recorded_at
-      FROM unnest(heads, links, times) WITH ORDINALITY AS n (head, link, recorded_at, ordinal)
-     WHERE h.lane = n.ordinal - 1 AND n.head > h.head;
+       SET head = heads[h.lane + 1], link = links[h.lane + 1], recorded_at = times[h.lane + 1]
+     WHERE h.lane = ANY (lanes) AND h.head < heads[h.lane + 1];
 END
 $$;

@@ -15,7 +15,7 @@ SELECT r.lane, r.id, r.version, r.tenant_id, r.customer_id, r.idempotency_key, r
        r.customer_email, r.hostname, r.vpn_ip, r.ip_address, r.provider, r.server_type, r.location, r.server_id,
        r.attempt, r.pending_action_id, r.bootstrap_stage, r.bootstrap_seq, r.agent_key_hash, r.health_status,
        r.error_code, r.created_at, r.updated_at, r.wake_at, r.deleted_at
-  FROM json_to_recordset(%s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, id uuid, version integer, tenant_id text, customer_id text, idempotency_key text, status text,
        provisioning_stage text, region_id text, tier_id text, tier_name text, preset_id text, runtime_type text,
        workload_type text, capabilities json, agent_name text, customer_email text, hostname text, vpn_ip text,
@@ -57,7 +57,7 @@ ON CONFLICT (lane, id) DO UPDATE SET
 -- name: provision_log
 INSERT INTO provision_log (lane, instance_id, seq, level, stage, message, created_at)
 SELECT r.lane, r.id, r.version, r.level, r.stage, r.message, r.created_at
-  FROM json_to_recordset(%s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, id uuid, version integer, level text, stage text, message text, created_at timestamptz,
        command_id uuid)
  CROSS JOIN LATERAL (SELECT
@@ -70,7 +70,7 @@ ON CONFLICT (lane, instance_id, seq) DO NOTHING
 -- name: reservation
 INSERT INTO reservation (kind, value, instance_id, version, reserved_at, released_at)
 SELECT r.kind, r.value, r.id, r.version, coalesce(r.reserved_at, r.released_at), r.released_at
-  FROM json_to_recordset(%s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, id uuid, version integer, kind text, value text, reserved_at timestamptz,
        released_at timestamptz, command_id uuid)
  CROSS JOIN LATERAL (SELECT

@@ -13,6 +13,7 @@ from events import batch
 from events.batch import Verdict
 from events.decide import decide
 from events.evolve import evolve
+from events.exchange import Statement, exchange
 from events.ids import lane_of
 from events.record import Append, Origin
 from events.state import Instance
@@ -48,7 +49,8 @@ class Writer:
         self.rolled_back: set[UUID] = set()
 
     async def write(self) -> None:
-        async with await AsyncConnection.connect(self._url) as connection:
+        # Without psycopg's own preparing, which drops everyone's prepared statements after a rollback.
+        async with await AsyncConnection.connect(self._url, prepare_threshold=None) as connection:
             for _ in range(ROUNDS):
                 streams = self._random.sample(sorted(self._states), self._random.randint(1, len(self._states)))
                 appends = [self._next(stream_id) for stream_id in streams]
@@ -85,7 +87,8 @@ class Writer:
     @staticmethod
     async def _append(connection: AsyncConnection, appends: list[Append]) -> None:
         parameters, digests = batch._parameters(appends)
-        answers = await (await connection.execute(batch._APPEND, parameters)).fetchall()
+        await connection.execute("SELECT 1")  # Begins the transaction.
+        [answers] = await exchange(connection, [Statement(batch._APPEND, parameters)])
         verdicts: list[Verdict] = [batch._verdict(*each) for each in zip(answers, digests, strict=True)]
         assert {verdict.outcome for verdict in verdicts} == {"appended"}
 
@@ -145,7 +148,7 @@ async def test_a_transaction_that_is_rolled_back_gives_its_numbers_to_the_next(
 ) -> None:
     url = conninfo(database_url, role="hydracore_app", application="test")
     stream_id = streams()[0]
-    async with await AsyncConnection.connect(url) as connection:
+    async with await AsyncConnection.connect(url, prepare_threshold=None) as connection:
         for end in (connection.rollback, connection.rollback, connection.commit):
             await Writer._append(connection, [Writer(url, [stream_id], seed=0)._next(stream_id)])
             await end()
