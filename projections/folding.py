@@ -60,8 +60,10 @@ def fold_lanes(conninfo: str, projection: Projection, build: Generation, until_s
         psycopg.connect(conninfo, autocommit=True) as reader,
         psycopg.connect(conninfo, autocommit=True) as writer,
     ):
+        path = sql.SQL("SET search_path TO {}, {}").format(sql.Identifier(build.schema), sql.Identifier(LIVE))
+        writer.execute(path)
+        key = build.key | {"version": projection.version}
         while until_s is None or time.monotonic() < until_s:
-            key = build.key | {"version": projection.version}
             if _fold_one(reader, writer, projection, key):
                 folded += 1
                 continue
@@ -79,8 +81,6 @@ def _fold_one(reader: Connection[Any], writer: Connection[Any], projection: Proj
         if claimed is None:
             return False
         lane, target = claimed
-        schema = sql.Identifier(f"{key['name']}_g{key['generation']}")
-        writer.execute(sql.SQL("SET LOCAL search_path TO {}, {}").format(schema, sql.Identifier(LIVE)))
         # Two looks at one lane need not see the same end of it, but both see all that is not above the target.
         count = reader.execute(_EVENTS_IN_LANE, (lane, target)).fetchone()
         if count != (target,):

@@ -25,8 +25,8 @@ SELECT %(name)s, coalesce(max(g.generation), 0) + 1, %(version)s, %(tables)s, 'f
 RETURNING name, generation, version, tables, state
 
 -- name: set_targets
-INSERT INTO projection_lane (name, generation, lane, target)
-SELECT %(name)s, %(generation)s, h.lane, h.head FROM lane_head h
+INSERT INTO projection_lane (name, generation, lane, target, folded_at)
+SELECT %(name)s, %(generation)s, h.lane, h.head, CASE h.head WHEN 0 THEN now() END FROM lane_head h
 
 -- name: set_state
 UPDATE projection_generation SET state = %(state)s WHERE name = %(name)s AND generation = %(generation)s

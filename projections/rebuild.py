@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 from psycopg import AsyncConnection, IsolationLevel
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.sql import Statements
 from projections import generations
@@ -32,6 +33,9 @@ STEPS_MAX = 20
 
 #: More streams than this are not compared while writers stand still: the whole is compared once more before.
 UNVERIFIED_MAX = 2_000
+
+#: A session whose client was killed lets go of its locks though it waits for one itself.
+_NOTICE_LOSS = "-c client_connection_check_interval=500"
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
 """Has all lanes of the build folded; asks for the progress as often as it likes. Raises `FoldFailed`."""
@@ -162,9 +166,11 @@ async def prune(database_url: str, name: str) -> list[Generation]:
 @asynccontextmanager
 async def _turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
     """A connection whose session alone rebuilds the projection. Raises `RebuildBusy`."""
-    async with await AsyncConnection.connect(
-        database_url, autocommit=True, application_name="hydracore-rebuild"
-    ) as connection:
+    given = str(conninfo_to_dict(database_url).get("options") or "")
+    conninfo = make_conninfo(
+        database_url, application_name="hydracore-rebuild", options=f"{given} {_NOTICE_LOSS}".strip()
+    )
+    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
         row = await (await connection.execute(_TAKE_TURN, (name,))).fetchone()
         if row != (True,):
             raise RebuildBusy(name)

@@ -1,0 +1,208 @@
+"""A rebuild: the log's own rows, put in place of the live ones, resumable, reversible, and checked before."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from projections import generations
+from projections.definition import Inline
+from projections.errors import FoldFailed, NothingToRollBackTo, RebuildBusy, WritersNotStopped
+from projections.fleet import Fleet
+from projections.folding import fold_lanes
+from projections.instance import InstanceProjection
+from projections.processes import fold_in_processes
+from projections.provision_log import ProvisionLogProjection
+from projections.rebuild import prune, rebuild, rollback
+from projections.registry import projections
+from projections.reservation import ReservationProjection
+from projections.usage_daily import UsageDaily
+from tests import lives
+from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store, origin, requested
+
+SHAPE = """
+SELECT c.relname, coalesce(array_to_string(c.reloptions, ','), ''), pg_get_userbyid(c.relowner),
+       (SELECT array_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull
+                         ORDER BY a.attnum)
+          FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0),
+       (SELECT array_agg(replace(pg_get_indexdef(i.indexrelid), n.nspname || '.', '') ORDER BY i.indexrelid::regclass::text)
+          FROM pg_index i WHERE i.indrelid = c.oid),
+       (SELECT array_agg(k.conname || ' ' || pg_get_constraintdef(k.oid) ORDER BY k.conname)
+          FROM pg_constraint k WHERE k.conrelid = c.oid),
+       (SELECT array_agg(grantee || ' ' || privilege_type ORDER BY grantee, privilege_type)
+          FROM information_schema.role_table_grants g WHERE g.table_schema = n.nspname AND g.table_name = c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'public' AND c.relname = ANY (%s)
+ ORDER BY c.relname
+"""
+
+
+@pytest.mark.parametrize("name", projections())
+async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
+    name: str, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    projection = projections()[name]
+    tables = [table.name for table in projection.tables]
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=16)
+        await follow_all(pool)
+        await owner_conn.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor")
+        before = await (await owner_conn.execute(SHAPE, (tables,))).fetchall()
+
+        report = await rebuilt(database_url, projection)
+
+        assert (report.drifted, report.generation) == (0, 2)
+        assert report.rows_compared > 0
+        assert report.stopped_s is not None
+        assert await (await owner_conn.execute(SHAPE, (tables,))).fetchall() == before
+        # Writers, followers and a second rebuild go on as if nothing had happened.
+        await write_lives(store, count=8, start=16)
+        await follow_all(pool)
+        assert (await compared(database_url, projection)).drifted == 0
+
+
+async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        ids = await write_lives(store, count=12)
+
+        async def fold_and_write(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+            await fold_here(database_url)(projection, build, progress)
+            await write_lives(store, count=6, start=12)
+            for instance_id in ids[:3]:
+                await store.execute(instance_id, lives.delete(), origin())
+            # A value that one instance lets go of and another takes: in the log, in whatever lanes they are.
+            await store.execute(ids[1], lives.delete(), origin())
+            for step in lives.TEARDOWN_STEPS:
+                await store.execute(ids[1], lives.teardown(step), origin())
+            heir = await requested(store, customer_id="heir")
+            await store.execute(heir, lives.plan(hostname="host-1-1", vpn_ip="10.64.0.1"), origin())
+
+        for projection in (InstanceProjection(), ReservationProjection(), ProvisionLogProjection()):
+            folding = fold_and_write if projection.name == "instance" else fold_here(database_url)
+            report = await rebuild(database_url, projection, folding=folding, steps=QUIET)
+            assert report.stopped_s is not None, report.drift
+
+
+async def test_an_edited_row_is_told_of_and_never_swapped_away_unasked(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        ids = await write_lives(store, count=8)
+    await owner_conn.execute("UPDATE instance SET status = 'running' WHERE id = %s", (ids[0],))
+    await owner_conn.execute("DELETE FROM instance WHERE id = %s", (ids[1],))
+
+    told = await compared(database_url, InstanceProjection())
+    refused = await rebuilt(database_url, InstanceProjection())
+
+    assert told.stopped_s is refused.stopped_s is None
+    drift = {UUID(one.key["id"]): one for one in told.drift}
+    assert (told.drifted, drift.keys()) == (2, set(ids[:2]))
+    assert (drift[ids[0]].live, drift[ids[0]].fresh) == ({"status": "running"}, {"status": "pending"})
+    assert drift[ids[1]].live is None
+    assert drift[ids[1]].fresh is not None
+    status = await (await owner_conn.execute("SELECT status FROM instance WHERE id = %s", (ids[0],))).fetchone()
+    assert status == ("running",)
+
+    accepted = await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+
+    assert (accepted.resumed, accepted.drifted) == (True, 2)
+    assert (await compared(database_url, InstanceProjection())).drifted == 0
+
+
+async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came_since(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=8)
+        await follow_all(pool)
+        for start, projection in ((8, ReservationProjection()), (12, UsageDaily())):
+            await rebuilt(database_url, projection)
+            await write_lives(store, count=4, start=start)
+            await follow_all(pool)
+
+            report = await rollback(database_url, projection)
+
+            live = await generations.served(owner_conn, projection.name)
+            assert live is not None
+            assert (report.generation, live.number) == (1, 1)
+            assert (await compared(database_url, projection)).drifted == 0
+            assert [one.number for one in await prune(database_url, projection.name)] == [2]
+            with pytest.raises(NothingToRollBackTo):
+                await rollback(database_url, projection)
+
+
+async def test_a_lane_that_lost_an_event_stops_the_build(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+    await owner_conn.execute("DELETE FROM event WHERE ctid = (SELECT min(ctid) FROM event)")
+
+    with pytest.raises(FoldFailed, match="LogCorrupted"):
+        await rebuild(
+            database_url, InstanceProjection(), folding=fold_in_processes(database_url, workers=1), steps=QUIET
+        )
+
+
+async def test_only_one_rebuild_of_a_projection_runs_at_a_time(database_url: str) -> None:
+    folding, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+        folding.set()
+        await go_on.wait()
+        await fold_here(database_url)(projection, build, progress)
+
+    first = asyncio.create_task(rebuild(database_url, Fleet(), folding=wait, steps=QUIET))
+    await folding.wait()
+
+    with pytest.raises(RebuildBusy):
+        await rebuilt(database_url, Fleet())
+
+    assert (await rebuilt(database_url, UsageDaily())).stopped_s is not None
+    go_on.set()
+    await first
+
+
+async def test_a_transaction_that_sits_on_a_lane_makes_nobody_wait_for_the_swap(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+        async with await psycopg.AsyncConnection.connect(database_url) as sitter:
+            await sitter.execute("SELECT head FROM lane_head WHERE lane = 63 FOR UPDATE")
+
+            with pytest.raises(WritersNotStopped):
+                await rebuilt(database_url, InstanceProjection())
+
+            # The other lanes take appends at once, and the read table is the old one.
+            await owner_conn.execute("SET statement_timeout = '2s'")
+            await owner_conn.execute("UPDATE lane_head SET head = head WHERE lane < 63")
+        assert (await rebuilt(database_url, InstanceProjection())).resumed
+
+
+async def test_several_processes_and_a_killed_one_fold_each_lane_once(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=8)
+    projection = InstanceProjection()
+    build = await generations.begin(owner_conn, projection)
+    left = "SELECT count(*), min(lane) FROM projection_lane WHERE folded_at IS NULL"
+    lanes, first = await (await owner_conn.execute(left)).fetchone() or (0, 0)
+    # Somebody claims a lane, and is gone before it is folded.
+    async with await psycopg.AsyncConnection.connect(database_url) as gone:
+        await gone.execute(
+            "SELECT FROM projection_lane WHERE name = %s AND generation = %s AND lane = %s FOR UPDATE",
+            (build.name, build.number, first),
+        )
+        folded = asyncio.gather(*(asyncio.to_thread(fold_lanes, database_url, projection, build) for _ in range(3)))
+        await gone.rollback()
+
+    assert sum(await folded) == lanes
+    assert isinstance(projection, Inline)
+    assert (await rebuilt(database_url, projection)).resumed

@@ -1,0 +1,162 @@
+"""A rebuild that nobody notices: an API that is read and written all the while, and kills at every point."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from projections.instance import InstanceProjection
+from projections.processes import fold_in_processes
+from projections.rebuild import rebuild, rollback
+from projections.registry import projections
+from tests.api_server import Api, bearer, running_api
+from tests.rebuilding import QUIET, compared, follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store
+from tests.waiting import until
+
+ORDER = {"region_id": "local", "tier_id": "starter"}
+
+
+class Customers:
+    """Order, read, list and delete for as long as they are let, and note whatever is not as it must be."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._stop = False
+        self.requests = 0
+        self.commands = 0
+        self.wrong = list[str]()
+        self.slowest_s = 0.0
+
+    @asynccontextmanager
+    async def at_work(self, number: int) -> AsyncGenerator[None]:
+        tasks = [asyncio.create_task(self._live(f"customer-{each}")) for each in range(number)]
+        try:
+            yield
+        finally:
+            self._stop = True
+            await asyncio.gather(*tasks)
+
+    async def _live(self, user: str) -> None:
+        headers, ids, round_ = bearer(user=user), list[str](), 0
+        while not self._stop:
+            round_ += 1
+            key = {"idempotency_key": f"{user}-{round_}"}
+            made = await self._ask("POST", "/v1/instances", 202, headers, json=ORDER | key | {"agent_name": user})
+            ids.append(made.get("instance_id", ""))
+            seen = await self._ask("GET", f"/v1/instances/{ids[-1]}", 200, headers)
+            self._check(seen.get("agent_name") == user and seen.get("status") == "pending", f"read {seen}")
+            if round_ % 2 == 0:
+                await self._ask("DELETE", f"/v1/instances/{ids[0]}", 200, headers)
+                gone = await self._ask("GET", f"/v1/instances/{ids.pop(0)}", 200, headers)
+                self._check(gone.get("status") == "deleting", f"deleted {gone}")
+            listed = await self._ask("GET", "/v1/instances", 200, headers)
+            found = {one["id"] for one in listed.get("instances", [])}
+            self._check(found >= set(ids), f"listed {len(found)} of {len(ids)}")
+
+    async def _ask(self, method: str, path: str, expected: int, headers: dict[str, str], **body: Any) -> dict[str, Any]:
+        began_s = time.perf_counter()
+        answer = await self._api.client.request(method, path, headers=headers, timeout=30, **body)
+        self.slowest_s = max(self.slowest_s, time.perf_counter() - began_s)
+        self.requests += 1
+        self.commands += method != "GET"
+        self._check(answer.status_code == expected, f"{method} {path}: {answer.status_code} {answer.text}")
+        return answer.json() if answer.status_code == expected else {}
+
+    def _check(self, right: bool, what: str) -> None:  # noqa: FBT001 - a condition, as in assert
+        if not right:
+            self.wrong.append(what)
+
+
+async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with running_api(database_url, redis_url) as api:
+        customers = Customers(api)
+        async with customers.at_work(4):
+            reports = []
+            for name in ("instance", "provision_log", "reservation"):
+                folding = fold_in_processes(database_url, workers=1)
+                reports.append(await rebuild(database_url, projections()[name], folding=folding, steps=QUIET))
+            reports.append(await rollback(database_url, InstanceProjection()))
+            # Answers that come from prepared statements of before the swaps.
+            enough = customers.requests + 40
+            await until(lambda: customers.requests > enough)
+
+    assert customers.wrong == []
+    assert all(report.stopped_s is not None and report.drifted == 0 for report in reports)
+    # A rebuild appends nothing: what is in the log, the customers' commands have put there.
+    assert await (await owner_conn.execute("SELECT count(*) FROM command")).fetchone() == (customers.commands,)
+    assert (await compared(database_url, InstanceProjection())).drifted == 0
+    told = [f"{report.name} {1000 * (report.stopped_s or 0):.0f} ms in try {report.tries}" for report in reports]
+    sys.stdout.write(
+        f"writers stopped: {', '.join(told)}; the slowest of {customers.requests} requests took"
+        f" {1000 * customers.slowest_s:.0f} ms\n"
+    )
+
+
+WAITS = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ %s"
+IS_INDEXED = "SELECT FROM projection_generation WHERE name = 'instance' AND state = 'indexed' AND %s <> ''"
+
+#: Where a rebuild is held so that it can be killed there: the lock that it runs into, and what shows that it has.
+HOLDS = {
+    "folding": ("LOCK TABLE event IN ACCESS EXCLUSIVE MODE", WAITS, "FROM event"),
+    "indexing": ("LOCK TABLE instance_g2.instance IN ROW EXCLUSIVE MODE", WAITS, "ADD PRIMARY KEY"),
+    "swapping": ("SELECT FROM lane_head WHERE lane = 63 FOR UPDATE", IS_INDEXED, "-"),
+}
+
+
+@pytest.mark.parametrize("point", HOLDS)
+async def test_a_rebuild_killed_at_any_point_goes_on_where_it_was(
+    point: str, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    hold, *reached = HOLDS[point]
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=8)
+        await follow_all(pool)
+
+        async with (
+            await psycopg.AsyncConnection.connect(database_url) as first,
+            await psycopg.AsyncConnection.connect(database_url) as holder,
+        ):
+            await first.execute(HOLDS["folding"][0])
+            killed = await start_rebuild(database_url)
+            await until(lambda: found(owner_conn, *HOLDS["folding"][1:]))
+            if point != "folding":
+                await holder.execute(hold)
+                await first.rollback()
+                await until(lambda: found(owner_conn, *reached))
+            os.kill(killed.pid, signal.SIGKILL)
+            await killed.wait()
+
+        # What the killed one held is free as soon as its session is found dead.
+        await until(lambda: session_gone(owner_conn))
+        await write_lives(store, count=4, start=8)
+        report = await rebuilt(database_url, InstanceProjection())
+
+    assert (report.resumed, report.generation, report.drifted) == (True, 2, 0)
+    assert report.stopped_s is not None
+    assert (await compared(database_url, InstanceProjection())).drifted == 0
+
+
+async def found(connection: psycopg.AsyncConnection, query: str, *parameters: str) -> bool:
+    return (await connection.execute(query, parameters)).rowcount > 0
+
+
+async def start_rebuild(database_url: str) -> asyncio.subprocess.Process:
+    environ = os.environ | {"HYDRACORE_DATABASE_URL": database_url}
+    command = (sys.executable, "-m", "hydracore", "projections", "rebuild", "instance", "--workers", "1")
+    return await asyncio.create_subprocess_exec(*command, env=environ)
+
+
+async def session_gone(connection: psycopg.AsyncConnection) -> bool:
+    return not await found(connection, "SELECT FROM pg_stat_activity WHERE application_name = %s", "hydracore-rebuild")

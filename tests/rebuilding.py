@@ -1,0 +1,70 @@
+"""What tests of rebuilds share: a log with a bit of everything in it, and folding without starting processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+from psycopg_pool import AsyncConnectionPool
+
+from events.store import EventStore
+from projections.definition import Projection
+from projections.folding import fold_lanes
+from projections.followed import followed_projections
+from projections.follower import Follower
+from projections.generations import Generation, Progress
+from projections.rebuild import Folding, Report, Steps, dry_run, rebuild
+from tests import lives
+from tests.requests_to_log import origin, requested
+
+QUIET = Steps(phase=lambda _: None, folded=lambda _: None)
+
+
+def fold_here(database_url: str) -> Folding:
+    """Folds in a thread of this process: nothing has to be started."""
+
+    async def fold(projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
+        await asyncio.to_thread(fold_lanes, database_url, projection, build)
+        await progress()
+
+    return fold
+
+
+async def rebuilt(database_url: str, projection: Projection, *, accept_drift: bool = False) -> Report:
+    return await rebuild(
+        database_url, projection, folding=fold_here(database_url), steps=QUIET, accept_drift=accept_drift
+    )
+
+
+async def compared(database_url: str, projection: Projection) -> Report:
+    return await dry_run(database_url, projection, folding=fold_here(database_url), steps=QUIET)
+
+
+async def write_lives(store: EventStore, *, count: int, start: int = 0) -> list[UUID]:
+    """Instances that have come more or less far; addresses of deleted ones are taken again by later ones."""
+    ids = list[UUID]()
+    for number in range(start, start + count):
+        instance_id = await requested(store, customer_id=f"customer-{number}")
+        ids.append(instance_id)
+        if number % 4 == 0:
+            continue
+        plan = lives.plan(hostname=f"host-{number % 7}-{number}", vpn_ip=f"10.64.{number // 200}.{number % 200}")
+        await store.execute(instance_id, plan, origin("worker"))
+        if number % 4 == 1:
+            continue
+        for command in (lives.created(server_id=f"server-{number}"), lives.enrol(), lives.usage(1)):
+            await store.execute(instance_id, command, origin("agent:x"))
+        if number % 4 == 3:
+            for command in lives.TORN_DOWN[len(lives.RUNNING) :]:
+                await store.execute(instance_id, command, origin("worker"))
+            await store.execute(instance_id, lives.finish(), origin("worker"))
+    return ids
+
+
+async def follow_all(pool: AsyncConnectionPool) -> None:
+    """Bring every followed projection up to the log."""
+    for projection in followed_projections():
+        follower = Follower(pool, projection)
+        await follower.enter()
+        await follower.catch_up()
