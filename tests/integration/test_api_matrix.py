@@ -1,0 +1,145 @@
+"""Every operation of the contract and every kind of caller: who gets in, what the others are told, and that they change nothing."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from hydracore.auth import create_api_key
+from tests.api_server import Api, bearer
+from tests.use_fixtures import Used, api_fixture, used_fixture
+
+__all__ = ["api_fixture", "used_fixture"]
+
+CONTRACT = json.loads((Path(__file__).parents[1] / "contract" / "openapi.json").read_text())
+
+#: Statuses by who asks.
+OF_INSTANCE = {"owner": 200, "other_customer": 403, "other_tenant": 404, "admin": 200, "platform": 200}
+OF_STAFF = OF_INSTANCE | {"owner": 403}
+OF_OWNER = OF_INSTANCE | {"admin": 403, "platform": 403}
+OF_ANYBODY = dict.fromkeys(OF_INSTANCE, 200)
+
+
+class Case(NamedTuple):
+    statuses: dict[str, int]
+    body: Any = None
+
+
+#: What is sent, and who may. The instance is ann's.
+CASES = {
+    "GET /v1/instances": Case(OF_ANYBODY),
+    "POST /v1/instances": Case(
+        dict.fromkeys(OF_INSTANCE, 202) | {"other_customer": 403},
+        {"region_id": "local", "tier_id": "starter", "customer_id": "ann"},
+    ),
+    "POST /v1/instances/admin/{instance_id}/rotate-key": Case(OF_STAFF | {"other_customer": 403}),
+    "GET /v1/instances/by-key/{idempotency_key}": Case(OF_ANYBODY),
+    "POST /v1/instances/cleanup": Case(OF_ANYBODY | {"owner": 403, "other_customer": 403}),
+    "GET /v1/instances/{instance_id}": Case(OF_INSTANCE),
+    "DELETE /v1/instances/{instance_id}": Case(OF_INSTANCE),
+    "POST /v1/instances/{instance_id}/chat": Case(OF_INSTANCE, {"message": "Hello"}),
+    "GET /v1/instances/{instance_id}/config": Case(OF_INSTANCE),
+    "POST /v1/instances/{instance_id}/config": Case(OF_INSTANCE, {"agent_name": "Eve"}),
+    "PATCH /v1/instances/{instance_id}/consent": Case(OF_OWNER, {"consent_debug_access": True}),
+    "GET /v1/instances/{instance_id}/conversations": Case(OF_OWNER),
+    "GET /v1/instances/{instance_id}/conversations/{conversation_id}": Case(OF_OWNER),
+    "GET /v1/instances/{instance_id}/logs": Case(OF_INSTANCE),
+    "PATCH /v1/instances/{instance_id}/model-policy": Case(OF_INSTANCE, {"max_tokens": 9}),
+    "GET /v1/instances/{instance_id}/platform-config": Case(OF_INSTANCE),
+    "PATCH /v1/instances/{instance_id}/platform-config": Case(OF_INSTANCE, {"advanced": {"a": 1}}),
+    "GET /v1/instances/{instance_id}/runtime": Case(OF_INSTANCE),
+    "POST /v1/instances/{instance_id}/updates/apply": Case(OF_INSTANCE, {"force": True}),
+    "GET /v1/instances/{instance_id}/usage": Case(OF_INSTANCE),
+}
+
+CALLERS: dict[str, dict[str, str]] = {
+    "owner": bearer(user="ann"),
+    "other_customer": bearer(user="bob"),
+    "other_tenant": bearer(tenant="rival", user="ann", role="admin"),
+    "admin": bearer(user="root", role="admin"),
+    "platform": bearer(tenant="ours", user="ops", role="platform"),
+}
+
+NOBODY: dict[str, dict[str, str]] = {
+    "no_token": {},
+    "nonsense": {"Authorization": "Bearer nonsense"},
+    "another_scheme": {"Authorization": "Basic YW5uOmFubg=="},
+    "expired": bearer(user="ann", expires_at=time.time() - 1),
+    "not_signed_by_us": {"Authorization": bearer(user="ann")["Authorization"][:-3] + "abc"},
+    "nobodys_key": {"X-Api-Key": f"hck_{uuid4().hex}_{'x' * 43}"},
+}
+
+
+async def test_every_operation_has_its_row() -> None:
+    served = {f"{method.upper()} {path}" for path, methods in CONTRACT["paths"].items() for method in methods}
+
+    assert CASES.keys() == served
+
+
+async def send(used: Used, operation: str, headers: dict[str, str]) -> int:
+    method, _, path = operation.partition(" ")
+    path = path.format(instance_id=used.instance_id, idempotency_key="some-key", conversation_id="c-1")
+    answer = await used.api.client.request(method, path, json=CASES[operation].body, headers=headers)
+    return answer.status_code
+
+
+async def commands(connection: psycopg.AsyncConnection) -> int:
+    row = await (await connection.execute("SELECT count(*) FROM command")).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@pytest.mark.parametrize("operation", CASES)
+async def test_everybody_gets_what_is_theirs_and_nobody_else_changes_anything(
+    used: Used, owner_conn: psycopg.AsyncConnection, operation: str
+) -> None:
+    statuses = CASES[operation].statuses
+    refused = {name for name, status in statuses.items() if status >= 400}
+    before = await commands(owner_conn)
+
+    strangers = {name: await send(used, operation, headers) for name, headers in NOBODY.items()}
+    outsiders = {name: await send(used, operation, CALLERS[name]) for name in refused}
+    called = len(used.agent.calls)
+    after = await commands(owner_conn)
+
+    assert strangers == dict.fromkeys(NOBODY, 401)
+    assert outsiders == {name: statuses[name] for name in refused}
+    assert (after, called) == (before, 0)
+    # A key that has just been rotated cannot be rotated again: any one of those who may shows that they may.
+    welcome = [name for name in statuses if name not in refused]
+    for name in welcome[:1] if "rotate-key" in operation else welcome:
+        assert (name, await send(used, operation, CALLERS[name])) == (name, statuses[name])
+
+
+@pytest.mark.parametrize("operation", CASES)
+async def test_an_api_key_is_an_admin_or_the_customer_it_acts_for(
+    used: Used, owner_conn: psycopg.AsyncConnection, operation: str
+) -> None:
+    key = {"X-Api-Key": await create_api_key(owner_conn, tenant_id="acme", name="test")}
+    statuses = CASES[operation].statuses
+
+    for name, headers in {"other_customer": {"X-User-Id": "bob"}, "owner": {"X-User-Id": "ann"}, "admin": {}}.items():
+        assert (name, await send(used, operation, key | headers)) == (name, statuses[name])
+
+
+async def test_what_others_own_looks_like_what_is_absent(used: Used) -> None:
+    rival = CALLERS["other_tenant"]
+    method, path = "GET", f"/v1/instances/{used.instance_id}"
+
+    for suffix in ("", "/config", "/platform-config", "/logs", "/runtime", "/usage", "/conversations"):
+        there = await used.api.client.request(method, path + suffix, headers=rival)
+        absent = await used.api.client.request(method, f"/v1/instances/{uuid4()}{suffix}", headers=rival)
+        assert (there.status_code, there.content) == (absent.status_code, absent.content)
+
+
+async def test_lists_show_what_is_ones_own(used: Used, api: Api) -> None:
+    shown = {
+        name: len((await api.client.get("/v1/instances", headers=headers)).json()["instances"])
+        for name, headers in CALLERS.items()
+    }
+
+    assert shown == {"owner": 1, "other_customer": 0, "other_tenant": 0, "admin": 1, "platform": 1}
