@@ -95,9 +95,9 @@ CREATE TABLE customer_key (
 -- an array with an object per event, each naming its command by `ordinal`, from 1. Every lane of the batch is locked
 -- first, in order, so that two batches cannot deadlock. Only after the lock is anything looked up: each statement
 -- of a volatile function sees what was committed before it, so a retry finds its first self. Per command, in order, the
--- answer is `appended`, `duplicate` (with what was stored) or `conflict` (with the version that is there). A command may
--- name the digest of the event that it was decided on: after a restore, a process may remember another event under the
--- same version.
+-- answer is `appended`, `landed` (this very append is there: the answer to an earlier try was lost), `duplicate` (another
+-- one has its id; with what was stored) or `conflict` (with the version that is there). A command may name the digest of
+-- the event that it was decided on: after a restore, a process may remember another event under the same version.
 --
 -- The JSON is read once and everything is written by one statement, because what a statement costs here is starting it.
 -- No scan of a whole table is ever right: a plan that was made while the log was small would keep one for minutes.
@@ -145,12 +145,13 @@ BEGIN
                       FROM event e
                      WHERE e.lane = c.lane AND e.stream_id = c.stream_id AND e.version = c.expected_version)
                END AS found_digest,
-               k.first_seq AS known_seq, k.request_hash AS known_hash, k.result AS known_result
+               k.first_seq AS known_seq, k.request_hash AS known_hash, k.result AS known_result,
+               k.digest AS known_digest
           FROM json_to_recordset(commands) AS c (
                lane smallint, command_id uuid, stream_id uuid, tenant_id text, name text, actor text,
                correlation_id uuid, causation_id uuid, request_hash text, result json, event_count integer, digest text,
                expected_version integer, expected_digest text)
-          LEFT JOIN LATERAL (SELECT k.first_seq, k.request_hash, k.result
+          LEFT JOIN LATERAL (SELECT k.first_seq, k.request_hash, k.result, k.digest
                                FROM command k
                               WHERE k.lane = c.lane AND k.command_id = c.command_id
                              OFFSET 0) k ON true
@@ -161,7 +162,7 @@ BEGIN
         known_request_hash := r.known_hash;
         known_result := r.known_result;
         IF r.known_seq IS NOT NULL THEN
-            outcome := 'duplicate';
+            outcome := CASE WHEN r.known_digest = r.digest THEN 'landed' ELSE 'duplicate' END;
             seq_before := r.known_seq - 1;
         ELSIF version_after <> r.expected_version OR r.found_digest IS DISTINCT FROM r.expected_digest THEN
             outcome := 'conflict';

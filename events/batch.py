@@ -23,8 +23,12 @@ _LIVE_VERSIONS = _SQL["live_versions"]
 _encode = msgspec.json.Encoder().encode
 
 
+#: The outcomes of a decision whose events are in the log: since now, or since an earlier try whose answer was lost.
+LANDED = frozenset({"appended", "landed"})
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The log's answer to one decision: `appended`, `duplicate` or `conflict`.
+    """The log's answer to one decision: `appended`, `landed`, `duplicate` or `conflict`.
 
     `digest` is that of the decision's last event.
     """

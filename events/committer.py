@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from events.batch import Verdict, flush
+from events.batch import LANDED, Verdict, flush
 from events.errors import Rejected, ReservationTaken, StoreUnavailable
 from events.patience import patiently
 from events.record import Append, InlineProjection
@@ -156,7 +156,7 @@ class Committer:
             return
         heads: dict[int, int] = {}
         for append, verdict in zip(appends, verdicts, strict=True):
-            if verdict.outcome == "appended" and verdict.seq_before is not None:
+            if verdict.outcome in LANDED and verdict.seq_before is not None:
                 head = verdict.seq_before + len(append.events)
                 heads[append.lane] = max(head, heads.get(append.lane, 0))
         if heads:

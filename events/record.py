@@ -52,7 +52,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a command. `duplicate` is true when the log already held it; then `result` is what it answered."""
+    """What became of a command. `duplicate`: the log already held one with its id; then `result` is what that answered."""
 
     state: Instance
     events: tuple[AnyEvent, ...]

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
+from events.batch import LANDED
 from events.commands import AnyCommand, RequestInstance
 from events.committer import Committer
 from events.decide import decide
@@ -117,8 +118,8 @@ class EventStore:
     async def execute(self, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
         """Load, decide and append, again after each lost race.
 
-        Raises what `decide` refuses, `ReservationTaken`, `StoreUnavailable`, and `VersionConflict` after `RACES_MAX`
-        lost races.
+        A repeat that finds nothing left to do is answered from the state of now, not with a stored result. Raises what
+        `decide` refuses, `ReservationTaken`, `StoreUnavailable`, and `VersionConflict` after `RACES_MAX` lost races.
         """
         remembered = self._states.get(stream_id)
         if remembered is not None:
@@ -164,10 +165,10 @@ class EventStore:
             before_digest=remembered.digest if remembered is not None and remembered.state is state else None,
         )
         verdict = await self._committer.commit(append)
-        if verdict.outcome == "appended":
-            assert verdict.version == after.version, "the log and the fold count alike"
+        if verdict.outcome in LANDED and verdict.version == after.version:
             self._remember(after, digest=verdict.digest)
             return Outcome(state=after, events=events)
+        assert verdict.outcome != "appended", "the log and the fold count alike"
         self._states.pop(stream_id, None)
         if verdict.outcome == "conflict":
             raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
@@ -175,6 +176,8 @@ class EventStore:
             raise RequestMismatch(stream_id)
         now = await self.load(stream_id)
         assert now is not None, "a recorded command has a stream"
+        if verdict.outcome == "landed":
+            return Outcome(state=now, events=events)
         return Outcome(state=now, events=(), duplicate=True, result=verdict.result)
 
     def _remember(self, state: Instance, *, digest: bytes) -> None:

@@ -100,7 +100,7 @@ async def test_a_lost_race_a_repeat_and_a_taken_address_do_not_disturb_the_other
 
     repeat, conflict, taken = await beside_a_crowd(
         store,
-        create(store, "1"),
+        create(store, "1", at_ms=lives.NOW_MS + 1),
         store.execute_at(past, instance_id("2"), lives.plan(hostname="hc-2", vpn_ip="10.64.0.2"), origin()),
         plan(store, "3", vpn_ip="10.64.0.1"),
     )

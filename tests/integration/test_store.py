@@ -190,7 +190,7 @@ async def test_a_command_that_landed_does_not_land_again(
     late = origin()
 
     landed = await store.execute_at(await store.load(ADA), ADA, lives.health("late"), late)
-    again = await other_store.execute_at(at, ADA, lives.health("late"), late)
+    again = await other_store.execute_at(at, ADA, lives.health("unreachable"), late)
 
     assert (landed.duplicate, again.duplicate, again.events) == (False, True, ())
     assert landed.state == again.state
