@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 class Instance(Aggregate):
     """As many facts as our first event holds."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the library calls it with what it stored
         self,
         tenant_id: str,
         customer_id: str,

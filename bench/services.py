@@ -53,7 +53,7 @@ class Services(NamedTuple):
 async def running_services() -> AsyncGenerator[Services]:
     """Both, ready. Not in memory: `fsync` on a memory disk costs nothing."""
     folder = Path(tempfile.mkdtemp(prefix="hydracore-bench-", dir=Path(tempfile.gettempdir())))
-    folder.chmod(0o711)  # PostgreSQL's account must be able to pass through.
+    folder.chmod(0o711)  # noqa: ASYNC240 - once, before anything runs: PostgreSQL's account must pass through.
     home = Home(folder / "home")
     secrets = home.secrets()
     postgres = Postgres(
