@@ -52,7 +52,12 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a command. `duplicate`: the log already held one with its id; then `result` is what that answered."""
+    """What became of a command.
+
+    `duplicate`: the log already held one with its id. Either it is this very one, and the answer to an earlier try was
+    lost: then `events` are its events, and much may have happened since. Or it is another: then there are no events, and
+    `result` is what that one answered.
+    """
 
     state: Instance
     events: tuple[AnyEvent, ...]

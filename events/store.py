@@ -165,10 +165,10 @@ class EventStore:
             before_digest=remembered.digest if remembered is not None and remembered.state is state else None,
         )
         verdict = await self._committer.commit(append)
-        if verdict.outcome in LANDED and verdict.version == after.version:
+        if verdict.outcome == "appended":
+            assert verdict.version == after.version, "the log and the fold count alike"
             self._remember(after, digest=verdict.digest)
             return Outcome(state=after, events=events)
-        assert verdict.outcome != "appended", "the log and the fold count alike"
         self._states.pop(stream_id, None)
         if verdict.outcome == "conflict":
             raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
@@ -176,9 +176,8 @@ class EventStore:
             raise RequestMismatch(stream_id)
         now = await self.load(stream_id)
         assert now is not None, "a recorded command has a stream"
-        if verdict.outcome == "landed":
-            return Outcome(state=now, events=events)
-        return Outcome(state=now, events=(), duplicate=True, result=verdict.result)
+        mine = events if verdict.outcome in LANDED else ()
+        return Outcome(state=now, events=mine, duplicate=True, result=verdict.result)
 
     def _remember(self, state: Instance, *, digest: bytes) -> None:
         self._states[state.id] = _Remembered(state, digest)
