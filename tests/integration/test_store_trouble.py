@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from uuid import UUID
 
 import pytest
 from psycopg import AsyncConnection, sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
 from events import committer
 from events.errors import StoreUnavailable
-from events.ids import command_id_for, lane_of
+from events.ids import command_id_for
 from events.patience import patiently
 from events.record import Origin
 from events.store import EventStore
-from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests import lives
 from tests.lives import instance_id, request
@@ -95,81 +93,6 @@ async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(
     assert len(acknowledged) == len(set(acknowledged))
     assert set(acknowledged) == log.commands.keys()
     assert set(log.versions.values()) == {2}
-
-
-# --- an answer that is lost -----------------------------------------------------------------------------------------
-
-
-class LossyDoor:
-    """A way to PostgreSQL that can lose the answer to an append: it cuts the connection when it should pass one on."""
-
-    def __init__(self, database_url: str) -> None:
-        given = conninfo_to_dict(database_url)
-        self._there = (str(given["host"]), int(str(given["port"])))
-        self.losing = False
-        self.lost = 0
-
-    @asynccontextmanager
-    async def open(self) -> AsyncGenerator[int]:
-        """The port to go through."""
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
-            yield server.sockets[0].getsockname()[1]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection(*self._there)
-        back = asyncio.create_task(self._pass(there_reader, writer, answers=True))
-        await self._pass(reader, there_writer, answers=False)
-        await back
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                # The word is in the answer, which is sent once the transaction has been committed.
-                if answers and self.losing and b"appended" in data:
-                    self.losing, self.lost = False, self.lost + 1
-                    break
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-
-async def test_an_append_whose_answer_was_lost_tells_its_events_all_the_same(
-    database_url: str, owner_conn: AsyncConnection
-) -> None:
-    door = LossyDoor(database_url)
-    told: list[dict[int, int]] = []
-    async with door.open() as port:
-        through = make_conninfo(database_url, port=port)
-        async with open_pool(through, role="hydracore_app", application="test", size=1) as pool:
-            store = EventStore(pool, inline=inline_projections(), published=told.append)
-            await live(store, *lives.RUNNING)
-            told.clear()
-
-            door.losing = True
-            outcome = await store.execute(ADA, lives.rotate_key(), origin())
-
-    assert door.lost == 1
-    assert [type(event).__name__ for event in outcome.events] == ["AgentKeyRevoked"]
-    assert outcome.duplicate, "much may have happened since"
-    log = await audited(owner_conn)
-    assert log.versions == {ADA: outcome.state.version}
-    assert told == [{lane_of(ADA): outcome.state.version}], "whoever follows is woken all the same"
-
-
-async def test_an_append_whose_answer_was_lost_and_was_built_upon_is_answered_from_now(
-    database_url: str, owner_conn: AsyncConnection
-) -> None:
-    async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
-        await live(store, *lives.RUNNING)
-        before, rotation = await store.load(ADA), origin()
-        await store.execute_at(before, ADA, lives.rotate_key(), rotation)
-        await live(other, lives.delete())
-
-        again = await store.execute_at(before, ADA, lives.rotate_key(), rotation)
-
-    assert [type(event).__name__ for event in again.events] == ["AgentKeyRevoked"]
-    assert again.state.status == "deleting"
-    await audited(owner_conn)
 
 
 # --- taken away ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""A commit whose answer never comes: the append is made again, finds itself, and its caller learns what it did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from events import commands as c
+from events.ids import lane_of
+from events.store import EventStore
+from hydracore.db.pool import open_pool
+from projections.inline import inline_projections
+from tests import lives
+from tests.lives import instance_id
+from tests.log_audit import audited
+from tests.requests_to_log import open_store, origin
+
+ADA = instance_id("ada")
+
+
+async def live(store: EventStore, *commands: c.AnyCommand) -> None:
+    """Give `commands` to Ada's instance one after the other."""
+    for command in commands:
+        await store.execute(ADA, command, origin())
+
+
+class LossyDoor:
+    """A way to PostgreSQL that can lose the answer to an append: it cuts the connection when it should pass one on."""
+
+    def __init__(self, database_url: str) -> None:
+        given = conninfo_to_dict(database_url)
+        self._there = (str(given["host"]), int(str(given["port"])))
+        self.losing = False
+        self.lost = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[int]:
+        """The port to go through."""
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            yield server.sockets[0].getsockname()[1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(*self._there)
+        back = asyncio.create_task(self._pass(there_reader, writer, answers=True))
+        await self._pass(reader, there_writer, answers=False)
+        await back
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                # The word is in the answer, which is sent once the transaction has been committed.
+                if answers and self.losing and b"appended" in data:
+                    self.losing, self.lost = False, self.lost + 1
+                    break
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def test_an_append_whose_answer_was_lost_tells_its_events_all_the_same(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    door = LossyDoor(database_url)
+    told: list[dict[int, int]] = []
+    async with door.open() as port:
+        through = make_conninfo(database_url, port=port)
+        async with open_pool(through, role="hydracore_app", application="test", size=1) as pool:
+            store = EventStore(pool, inline=inline_projections(), published=told.append)
+            await live(store, *lives.RUNNING)
+            told.clear()
+
+            door.losing = True
+            outcome = await store.execute(ADA, lives.rotate_key(), origin())
+
+    assert door.lost == 1
+    assert [type(event).__name__ for event in outcome.events] == ["AgentKeyRevoked"]
+    assert outcome.duplicate, "much may have happened since"
+    log = await audited(owner_conn)
+    assert log.versions == {ADA: outcome.state.version}
+    assert told == [{lane_of(ADA): outcome.state.version}], "whoever follows is woken all the same"
+
+
+async def test_an_append_whose_answer_was_lost_and_was_built_upon_is_answered_from_now(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
+        await live(store, *lives.RUNNING)
+        before, rotation = await store.load(ADA), origin()
+        await store.execute_at(before, ADA, lives.rotate_key(), rotation)
+        await live(other, lives.delete())
+
+        again = await store.execute_at(before, ADA, lives.rotate_key(), rotation)
+
+    assert [type(event).__name__ for event in again.events] == ["AgentKeyRevoked"]
+    assert again.state.status == "deleting"
+    await audited(owner_conn)
