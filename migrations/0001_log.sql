@@ -91,7 +91,8 @@ CREATE TABLE customer_key (
 -- the event that it was decided on: after a restore, a process may remember another event under the same version.
 --
 -- The JSON is read once and everything is written by one statement, because what a statement costs here is starting it.
--- No scan of a whole table is ever right: a plan that was made while the log was small would keep one for minutes.
+-- One plan serves every batch, and no scan of a whole table is ever right in it: a plan that was made while the log was
+-- small would keep one for minutes.
 CREATE FUNCTION append_commands(lanes smallint[], commands json, events json)
 RETURNS TABLE (
     ordinal integer,
@@ -100,7 +101,7 @@ RETURNS TABLE (
     seq_before bigint,
     known_request_hash bytea,
     known_result json
-) LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     r record;
     heads bigint[] := array_fill(NULL::bigint, ARRAY[64]);
@@ -165,9 +166,10 @@ BEGIN
                          || int8send((extract(epoch FROM times[at]) * 1000000)::bigint));
             heads[at] := seq_before + r.event_count;
             version_after := version_after + r.event_count;
-            new_streams[ordinal] := ROW(r.lane, r.stream_id, version_after);
+            new_streams[ordinal] := ROW(r.lane, r.stream_id, version_after)::stream;
             new_commands[ordinal] := ROW(r.lane, r.command_id, r.stream_id, r.tenant_id, r.name, r.actor, r.correlation_id,
-                r.causation_id, r.request_hash, r.result, seq_before + 1, r.event_count, r.digest, links[at], times[at]);
+                r.causation_id, r.request_hash, r.result, seq_before + 1, r.event_count, r.digest, links[at],
+                times[at])::command;
         END IF;
         RETURN NEXT;
     END LOOP;
