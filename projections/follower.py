@@ -137,7 +137,8 @@ class Follower:
                 _log.exception("event_refused", follower=self._projection.name)
                 parked[positions[0].lane] = type(error).__name__
                 return []
-            middle = len(positions) // 2
-            first = await self._take(connection, positions[:middle], parked)
-            return first + await self._take(connection, positions[middle:], parked)
-        return positions
+        else:
+            return positions
+        middle = len(positions) // 2
+        first = await self._take(connection, positions[:middle], parked)
+        return first + await self._take(connection, positions[middle:], parked)

@@ -1,0 +1,199 @@
+"""Looking after projections: a bad event parks its lane right before itself, and what is done about it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.ids import lane_of
+from events.store import EventStore
+from hydracore.cli import main
+from projections import care
+from projections.activity_queries import tenant_activity
+from projections.errors import NotParked, UnknownProjection
+from projections.fact import Fact
+from projections.fleet_queries import fleet_counts
+from projections.follower import Follower
+from projections.usage_daily import UsageDaily
+from tests import lives
+from tests.rebuilding import compared, follow_all, write_lives
+from tests.requests_to_log import open_store, origin, requested
+
+
+class Fussy(UsageDaily):
+    """Cannot take the second batch of one instance's usage."""
+
+    def __init__(self, refused: UUID) -> None:
+        self._refused = refused
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        if any(fact.stream_id == self._refused and getattr(fact.event, "seq", 0) == 2 for fact in facts):
+            raise ValueError("no")
+        await super().apply(connection, facts)
+
+
+@asynccontextmanager
+async def parked(database_url: str) -> AsyncGenerator[tuple[EventStore, AsyncConnectionPool, UUID]]:
+    """Ten instances with four batches of usage each; one lane is parked at its second batch."""
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, customer_id=f"customer-{number}") for number in range(10)]
+        for seq in range(1, 5):
+            for instance_id in ids:
+                await store.execute(instance_id, lives.usage(seq), origin("agent:x"))
+        follower = Follower(pool, Fussy(ids[0]))
+        await follower.enter()
+        await follower.catch_up()
+        yield store, pool, ids[0]
+
+
+async def requests_counted(connection: psycopg.AsyncConnection, instance_id: UUID) -> int:
+    statement = "SELECT coalesce(sum(requests), 0)::int FROM usage_daily WHERE instance_id = %s"
+    row = await (await connection.execute(statement, (instance_id,))).fetchone()
+    assert row is not None
+    return row[0]
+
+
+async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, _, refused):
+        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+
+        (lane,) = found.parked
+        assert (lane.lane, lane.error) == (lane_of(refused), "ValueError")
+        assert lane.behind_s > 0
+        assert await requests_counted(owner_conn, refused) == 1
+        row = await (
+            await owner_conn.execute(
+                "SELECT stream_id, payload->>'seq' FROM event WHERE lane = %s AND seq = %s", (lane.lane, lane.seq + 1)
+            )
+        ).fetchone()
+        assert row == (refused, "2")
+        assert await (await owner_conn.execute("SELECT sum(requests)::int FROM usage_daily")).fetchone() != (1,)
+
+
+async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, pool, refused):
+        done = await care.skip(owner_conn, "usage_daily", lane_of(refused), actor="operator:eve", reason="ticket 7")
+        await Follower(pool, Fussy(refused)).catch_up()
+
+        assert await requests_counted(owner_conn, refused) == 3
+        assert (done.action, done.error, done.actor, done.reason) == ("skip", "ValueError", "operator:eve", "ticket 7")
+        assert await care.interventions(owner_conn, "usage_daily") == [done]
+        report = await compared(database_url, UsageDaily())
+        assert (report.drifted, report.rows_compared) == (0, 10)
+
+
+async def test_a_retried_event_is_taken_at_once_by_code_that_can(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, pool, refused):
+        mended = Follower(pool, UsageDaily())
+        await mended.catch_up()
+        assert await requests_counted(owner_conn, refused) == 1
+
+        await care.retry(owner_conn, "usage_daily", lane_of(refused), actor="operator:eve", reason="mended")
+        await mended.catch_up()
+
+        assert await requests_counted(owner_conn, refused) == 4
+        with pytest.raises(NotParked):
+            await care.retry(owner_conn, "usage_daily", lane_of(refused), actor="operator:eve", reason="again")
+        with pytest.raises(UnknownProjection):
+            await care.skip(owner_conn, "nothing", 0, actor="operator:eve", reason="-")
+
+
+async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=8)
+        await follow_all(pool)
+        now = datetime.now(UTC)
+
+        counts = await fleet_counts(pool, [now - timedelta(hours=2), now])
+        activity = await tenant_activity(pool, "acme", first=now.date() - timedelta(days=1), last=now.date())
+
+        assert {(one.status, one.provider): one.instances for one in counts} == {
+            ("pending", ""): 2,
+            ("provisioning", "cloudsim"): 4,
+            ("deleted", "cloudsim"): 2,
+        }
+        assert {one.at for one in counts} == {now}
+        by_agent = {one.command: (one.commands, one.events) for one in activity if one.actor == "agent:x"}
+        assert by_agent == {"RecordServerCreated": (4, 4), "EnrolAgent": (4, 4), "RecordUsage": (4, 4)}
+        planned = [one for one in activity if one.command == "PlanServer"]
+        assert [(one.actor, one.commands, one.events) for one in planned] == [("worker", 6, 18)]
+
+
+async def hydracore(database_url: str, *words: str) -> Result:
+    """The command in this process; a command has an event loop of its own, so it runs in a thread."""
+    env = {"HYDRACORE_DATABASE_URL": database_url}
+    return await asyncio.to_thread(CliRunner().invoke, main, ["projections", *words], env=env)
+
+
+async def test_the_command_line_tells_and_its_exit_status_means_something(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, _, refused):
+        listed = await hydracore(database_url, "list", "--json")
+        stuck = await hydracore(database_url, "status", "usage_daily")
+        lane = str(lane_of(refused))
+        skipped = await hydracore(database_url, "skip", "usage_daily", "--lane", lane, "--reason", "ticket 7", "--json")
+        again = await hydracore(database_url, "skip", "usage_daily", "--lane", lane, "--reason", "ticket 7")
+
+        names = {one["name"]: (one["version"], one["generation"], one["kind"]) for one in json.loads(listed.stdout)}
+        assert names["fleet"] == (1, 1, "followed")
+        assert names["instance"] == (1, 1, "inline")
+        assert (stuck.exit_code, "ValueError" in stuck.stdout) == (5, True)
+        assert json.loads(skipped.stdout)["action"] == "skip"
+        assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (1, True)
+
+        await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
+        dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
+        report: dict[str, Any] = json.loads(dry.stdout)[0]
+        assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (3, 1, {"agent_name": "Eve"})
+        mended = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1")
+        assert (mended.exit_code, "generation 2 is live" in mended.stdout) == (0, True), mended
+        assert (await hydracore(database_url, "rebuild", "--outdated")).exit_code == 0
+        assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
+        assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
+        assert "dropped generation 2" in (await hydracore(database_url, "prune", "--all")).stdout
+
+
+async def test_a_distributed_rebuild_has_its_lanes_folded_by_the_workers(database_url: str, redis_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=8)
+    environ = {
+        "HYDRACORE_DATABASE_URL": database_url,
+        "HYDRACORE_REDIS_URL": redis_url,
+        "HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),
+        "HYDRACORE_PUBLIC_URL": "http://127.0.0.1:1",
+        "HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:1",
+        "HYDRACORE_CLOUDSIM_TOKEN": "x",
+    }
+    env = os.environ | environ
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-m", "hydracore", "worker", env=env)
+    try:
+        words = ("-m", "hydracore", "projections", "rebuild", "instance", "--distributed", "--json")
+        rebuild = await asyncio.create_subprocess_exec(sys.executable, *words, env=env, stdout=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(60):
+            output, _ = await rebuild.communicate()
+        (report,) = json.loads(output)
+        assert (report["drifted"], report["rows_compared"], report["stopped_s"] is not None) == (0, 8, True)
+    finally:
+        worker.terminate()
+        await worker.wait()

@@ -1,0 +1,85 @@
+"""A projection whose code is newer than its table is rebuilt first and served after; both releases run meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+
+from events.store import EventStore
+from hydracore.db.pool import open_pool
+from projections.activity import Activity
+from projections.follower import Follower
+from projections.inline import inline_projections
+from projections.instance import InstanceProjection
+from projections.rebuild import rollback
+from projections.versions import Versions
+from tests import lives
+from tests.next_release import ActivityV2, InstanceV2
+from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store, origin, requested
+from tests.waiting import until
+
+
+async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_table(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=6)
+        await follow_all(pool)
+        old, new = Follower(pool, Activity()), Follower(pool, ActivityV2())
+        await write_lives(store, count=2, start=6)
+
+        assert await new.catch_up() == 0
+        assert await old.catch_up() > 0
+        report = await rebuilt(database_url, ActivityV2())
+        await write_lives(store, count=2, start=8)
+
+        assert (report.version_before, report.version, report.drifted) == (1, 2, 0)
+        assert await old.catch_up() == 0
+        assert await new.catch_up() > 0
+        assert (await compared(database_url, ActivityV2())).drifted == 0
+
+        # Back to the old release: its table is taken to the end of the log by its code.
+        await rollback(database_url, Activity())
+        await write_lives(store, count=2, start=10)
+        assert await new.catch_up() == 0
+        assert await old.catch_up() > 0
+        assert (await compared(database_url, Activity())).drifted == 0
+
+
+async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_version(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    rest = tuple(one for one in inline_projections() if one.name != "instance")
+    async with open_pool(database_url, role="hydracore_app", application="test", size=4) as pool:
+        # The release that brings version 2 knows version 1 too, and writes what is live.
+        versions = Versions(InstanceV2(), InstanceProjection())
+        newer = EventStore(pool, inline=(*rest, versions))
+        older = EventStore(pool, inline=(*rest, InstanceProjection()))
+        await write_lives(older, count=4)
+        written = 0
+        stop = asyncio.Event()
+
+        async def write() -> None:
+            nonlocal written
+            while not stop.is_set():
+                instance_id = await requested(newer, customer_id=f"new-{written}")
+                await newer.execute(instance_id, lives.delete(), origin())
+                written += 1
+
+        writing = asyncio.create_task(write())
+        await requested(older, customer_id="still served by the old release")
+        report = await rebuilt(database_url, InstanceV2())
+        at_swap = written
+        await until(lambda: written >= at_swap + 3)
+        stop.set()
+        await writing
+
+        assert (report.version_before, report.version, report.drifted) == (1, 2, 0)
+        wrong = "SELECT count(*) FROM instance WHERE shout IS DISTINCT FROM upper(status)"
+        assert await (await owner_conn.execute(wrong)).fetchone() == (0,)
+        count = await (await owner_conn.execute("SELECT count(*) FROM instance")).fetchone()
+        assert count == (4 + written + 1,)
+        assert (await compared(database_url, InstanceV2())).drifted == 0
+        assert versions.version == 2
+        await newer.close()
+        await older.close()

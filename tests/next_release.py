@@ -1,0 +1,71 @@
+"""The next release, as far as projections go: version 2 of an inline and of a followed one, each with a column more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from projections.activity import Activity, ActivityFold
+from projections.fact import Fact
+from projections.instance import InstanceFold, InstanceProjection
+from projections.tables import Row, Rows, Table, records
+
+
+class Edited:
+    """The statements of this release with an edit."""
+
+    def __init__(self, blocks: Any, **edits: tuple[bytes, bytes]) -> None:
+        self._blocks = blocks
+        self._edits = edits
+
+    def __getitem__(self, name: str) -> bytes:
+        statement: bytes = self._blocks[name]
+        for old, new in self._edits.values():
+            statement = statement.replace(old, new)
+        return statement
+
+
+class ShoutingFold(InstanceFold):
+    def rows(self) -> list[Row]:
+        return [(*row, str(row[6]).upper()) for row in super().rows()]
+
+
+class InstanceV2(InstanceProjection):
+    """Knows the status in capitals too."""
+
+    version = 2
+    tables = (InstanceProjection.tables[0]._replace(columns=(*InstanceProjection.tables[0].columns, "shout")),)
+    ddl = Edited(
+        InstanceProjection.ddl, column=(b"deleted_at timestamptz\n", b"deleted_at timestamptz,\n shout text NOT NULL\n")
+    )
+    statement = (
+        InstanceProjection.statement.replace(b"wake_at, deleted_at)\nSELECT", b"wake_at, deleted_at, shout)\nSELECT")
+        .replace(b"r.wake_at, r.deleted_at\n", b"r.wake_at, r.deleted_at, upper(r.status)\n")
+        .replace(b"status = excluded.status,", b"status = excluded.status, shout = excluded.shout,")
+    )
+
+    def begin(self, stream_id: UUID, *, lane: int) -> ShoutingFold:
+        return ShoutingFold(stream_id, lane=lane)
+
+
+class DoubleFold(ActivityFold):
+    def rows(self) -> Rows:
+        return {name: [(*row[:6], row[6] * 2, *row[7:]) for row in rows] for name, rows in super().rows().items()}
+
+
+class ActivityV2(Activity):
+    """Counts every event twice: another meaning of a column, said so in the table."""
+
+    version = 2
+    tables: tuple[Table, ...] = (Activity.tables[0]._replace(changed=("events",)),)
+
+    def begin(self) -> DoubleFold:
+        return DoubleFold()
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        fold = self.begin()
+        fold.feed(facts)
+        await connection.execute(self.ddl["add"], (records(self.tables[0], fold.rows()),))
