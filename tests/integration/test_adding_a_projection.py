@@ -1,0 +1,58 @@
+"""docs/adding-a-projection.md, followed to the letter: its two files are all that a projection needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import projections
+from projections.follower import Follower
+from tests.rebuilding import compared, rebuilt, write_lives
+from tests.requests_to_log import open_store
+
+DOC = (Path(__file__).parents[2] / "docs" / "adding-a-projection.md").read_text()
+
+
+@pytest.fixture
+def enrolments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Any]:
+    """The page's module, in a folder that the package finds as if it were its own."""
+    for name, language in (("enrolments.sql", "sql"), ("enrolments.py", "python")):
+        assert f"`projections/{name}`" in DOC
+        (block,) = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+        (tmp_path / name).write_text(block)
+    monkeypatch.setattr("events.sql.resources.files", lambda package: tmp_path if package == "projections" else None)
+    spec = importlib.util.spec_from_file_location("projections.enrolments", tmp_path / "enrolments.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "projections.enrolments", module)
+    monkeypatch.setattr(projections, "enrolments", module, raising=False)
+    spec.loader.exec_module(module)
+    yield module.Enrolments()
+
+
+async def test_the_page_leads_to_a_projection_that_is_built_followed_and_rebuilt(
+    enrolments: Any, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        follower = Follower(pool, enrolments)
+        await follower.enter()
+        assert await follower.catch_up() == 0, "it waits for the first build"
+
+        first = await rebuilt(database_url, enrolments)
+        await write_lives(store, count=4, start=4)
+        assert await follower.catch_up() > 0
+
+        assert (first.version_before, first.stopped_s is not None) == (None, True)
+        count = await (await owner_conn.execute("SELECT sum(enrolments)::int FROM enrolments")).fetchone()
+        assert count == (4,)
+        assert (await compared(database_url, enrolments)).drifted == 0
+        assert (await rebuilt(database_url, enrolments)).generation == 2
