@@ -40,6 +40,9 @@ Json = dict[str, Any]
 ANSWER_TIMEOUT_S: Final = 315.0
 IDLE_TIMEOUT_S: Final = 315.0
 
+#: The longest message with each character as two escaped halves, which some JSON writers make of every emoji.
+BODY_BYTES: Final = s.MESSAGE_LENGTH_MAX * len(r"\ud83d\ude00") + 1024
+
 _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _STREAM_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -84,6 +87,7 @@ class Chats:
         "Proxy chat",
         answer=Any,
         errors=(402, 403, 404, 409, 413, 502, 503, 504),
+        body_bytes=BODY_BYTES,
     )
     async def chat(
         self,

@@ -39,6 +39,7 @@ class Declaration(NamedTuple):
     """What `@operation` was given.
 
     `answer`: the type of the body of a success, and of the statuses in `also`; `errors`: what else it may answer.
+    `body_bytes`: how long a body may be whatever the setting says, where what is promised to be taken can be longer.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -48,6 +49,7 @@ class Declaration(NamedTuple):
     status: int
     errors: tuple[int, ...]
     also: tuple[int, ...]
+    body_bytes: int
 
 
 class Operation(NamedTuple):
@@ -83,6 +85,7 @@ def operation(
     status: int = HTTPStatus.OK,
     errors: tuple[int, ...] = (),
     also: tuple[int, ...] = (),
+    body_bytes: int = 0,
 ) -> Callable[[F], F]:
     """Declares a coroutine (a method, as a rule) as an operation.
 
@@ -90,7 +93,7 @@ def operation(
     """
 
     def declare(handler: F) -> F:
-        setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors, also))
+        setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors, also, body_bytes))
         return handler
 
     return declare
@@ -115,6 +118,7 @@ def route(
     authenticate = callers[signature.who] if signature.who is not None else None
     who_name, incoming_name = signature.who_name, signature.incoming_name
     status = declared.status
+    limit = max(body_max_bytes, declared.body_bytes)
 
     async def serve(request: Request[Any, Any, Any]) -> ASGIApp:
         scope = request.scope
@@ -123,7 +127,7 @@ def route(
         who = await authenticate(headers) if authenticate is not None else None
         raw_body = b""
         if reader.wants_body:
-            raw_body = await read_body(headers, request.receive, limit=body_max_bytes)
+            raw_body = await read_body(headers, request.receive, limit=limit)
         arguments = reader.read(scope, raw_body)
         if authenticate is not None:
             arguments[who_name] = who

@@ -270,11 +270,16 @@ async def test_a_key_that_is_no_header_is_refused(used: Used, key: str) -> None:
     assert answer.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
 
 
-async def test_eight_thousand_characters_pass_and_a_large_body_does_not(used: Used) -> None:
-    longest = await used.ask("POST", "/chat", {"message": "ä" * 8000})
-    larger = await used.ask("POST", "/chat", {"message": "x" * 100_000})
+async def test_eight_thousand_characters_pass_however_they_are_written_and_a_large_body_does_not(used: Used) -> None:
+    plain = await used.ask("POST", "/chat", {"message": "ä" * 8000})
+    headers = {**used.api.token(), "Content-Type": "application/json"}
+    escaped = await used.api.client.post(
+        f"/v1/instances/{used.instance_id}/chat", content=json.dumps({"message": "😀" * 8000}), headers=headers
+    )
+    larger = await used.ask("POST", "/chat", {"message": "x" * 200_000})
 
-    assert (longest.status_code, larger.status_code) == (200, 413)
+    assert (plain.status_code, escaped.status_code, larger.status_code) == (200, 200, 413)
+    assert used.agent.calls[-1].body["message"] == "😀" * 8000
 
 
 async def test_who_else_may_chat(used: Used) -> None:
