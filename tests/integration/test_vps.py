@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -122,6 +123,120 @@ async def test_any_other_answer_is_bad_and_is_not_quoted(vps: VpsClient, answer:
     assert caught.value.status == status
     assert isinstance(caught.value, VpsError)
     assert not {"boom", "html", TOKEN} & set(str(caught.value).split())
+
+
+# --- chats and documents ---------------------------------------------------------------------------------------------
+
+
+def where(address: tuple[str, int]) -> Any:
+    host, port = address
+    return {"host": host, "port": port, "control_token": TOKEN}
+
+
+def chunked(*chunks: bytes, end: bool = True, content_type: str = "text/event-stream") -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return head + body + (b"0\r\n\r\n" if end else b"")
+
+
+async def test_a_chat_is_passed_on_as_it_came(vps: VpsClient) -> None:
+    body = b'{ "message" : "\\u00e4", "more": [1] }'
+
+    async with peer(http("200 OK", body)) as address:
+        answer = await vps.chat({"message": "x"}, **where(address), idempotency_key="k")
+
+    assert bytes(answer) == body
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b"", b"{"])
+async def test_a_chat_that_is_no_object_is_bad(vps: VpsClient, body: bytes) -> None:
+    async with peer(http("200 OK", body)) as address:
+        with pytest.raises(VpsBadAnswer):
+            await vps.chat({}, **where(address))
+
+
+async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds(vps: VpsClient) -> None:
+    said = b'{"code": "budget_spent", "detail": "The budget\\n is spent%s"}' % (b"!" * 1000)
+
+    async with peer(http("402 Payment Required", said)) as address:
+        with pytest.raises(VpsBadAnswer) as caught:
+            await vps.chat({}, **where(address))
+
+    assert (caught.value.status, caught.value.code) == (402, "budget_spent")
+    assert caught.value.detail is not None
+    assert caught.value.detail.startswith("The budget is spent!")
+    assert len(caught.value.detail) < 501
+    assert "budget" not in str(caught.value)
+
+
+async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient) -> None:
+    async with peer(chunked(b"event: a\n", b"data: 1\n\n")) as address:
+        stream = vps.chat_stream({"message": "x"}, **where(address), idempotency_key=None, idle_timeout_s=5)
+        async with stream as chunks:
+            content = b"".join([chunk async for chunk in chunks])
+
+    assert content == b"event: a\ndata: 1\n\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        (http("503 No", b'{"code": "draining", "detail": "no"}'), 503, "draining"),
+        (http("503 No", b"Service Unavailable"), 503, None),
+        (http("200 OK", b"{}", "Content-Type: application/json"), 200, None),
+    ],
+)
+async def test_a_refused_stream_is_refused_before_its_first_byte(
+    vps: VpsClient, answer: bytes, status: int, code: str | None
+) -> None:
+    async with peer(answer) as address:
+        with pytest.raises(VpsBadAnswer) as caught:
+            async with vps.chat_stream({}, **where(address), idle_timeout_s=5):
+                pytest.fail("it was entered")
+
+    assert (caught.value.status, caught.value.code) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stays_open", "error"),
+    [
+        (chunked(b"data: 1\n\n", end=False), False, VpsUnreachable),
+        (chunked(b"data: 1\n\n", end=False), True, VpsTimeout),
+    ],
+    ids=["cut", "silent"],
+)
+async def test_a_stream_that_is_cut_or_falls_silent_says_so(
+    vps: VpsClient, answer: bytes, error: type[VpsError], *, stays_open: bool
+) -> None:
+    async with (
+        peer(answer, stays_open=stays_open) as address,
+        vps.chat_stream({}, **where(address), idle_timeout_s=0.5) as chunks,
+    ):
+        assert await anext(chunks) == b"data: 1\n\n"
+        with pytest.raises(error):
+            await anext(chunks)
+
+
+async def test_a_stream_that_does_not_begin_is_a_timeout(vps: VpsClient) -> None:
+    async with peer(b"", stays_open=True) as address:
+        with pytest.raises(VpsTimeout):
+            async with vps.chat_stream({}, **where(address), idle_timeout_s=0.2):
+                pytest.fail("it was entered")
+
+
+async def test_many_open_streams_hold_up_nobody(vps: VpsClient) -> None:
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(peer(chunked(b"data: 1\n\n", end=False), stays_open=True))
+        for _ in range(250):
+            await stack.enter_async_context(vps.chat_stream({}, **where(address), idle_timeout_s=20))
+        async with peer(http("200 OK", msgspec.json.encode(STATUS))) as other:
+            assert await vps.status(*other, TOKEN) == STATUS
+
+
+async def test_a_call_may_have_a_bound_of_its_own(vps: VpsClient) -> None:
+    async with peer(b"", stays_open=True) as address:
+        with pytest.raises(VpsTimeout, match=r"within 0\.1 s"):
+            await vps.get_config(**where(address), timeout_s=0.1)
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,9 +98,9 @@ class TelegramChannel:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     try:
-                        # The first poll does not wait, so that a good token shows at once.
-                        wait_s = POLL_S if self.state == CONNECTED else 0
                         offset = await self._inbox.next_update(bot)
+                        # A poll that tries the token, or has Telegram forget something, does not wait.
+                        wait_s = POLL_S if self.state == CONNECTED and offset is None else 0
                         updates = await api.updates(offset, wait_s=wait_s)
                         self.state = CONNECTED
                         if updates or offset is not None:

@@ -72,10 +72,11 @@ class Message(msgspec.Struct, frozen=True, rename={"sender": "from"}):
 
 
 class Update(msgspec.Struct, frozen=True):
-    """The message is read when it is answered, so that an odd one does not stand in the way of the others."""
+    """`message` is empty where there is none. It is read when it is answered, so that an odd one does not stand in the way
+    of the others."""
 
     update_id: int
-    message: msgspec.Raw | None = None
+    message: msgspec.Raw = msgspec.Raw()
 
 
 class _Parameters(msgspec.Struct, frozen=True):

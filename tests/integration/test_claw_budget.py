@@ -1,0 +1,114 @@
+"""Budgets hold against what was metered, here and elsewhere, and concurrent chats overspend by no more than themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydracore.agent.expressclaw.store import STORE_FILE
+from hydracore.agent.state import STATE_DIR
+from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture
+from tests.fake_control_plane import FakeControlPlane
+from tests.modelsim_fixtures import ModelSim
+from tests.waiting import until
+
+__all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
+
+
+def budgeted(modelsim: ModelSim, *, spent: dict[str, str] | None = None, **budget: str) -> dict[str, Any]:
+    changed = document(modelsim)
+    changed["model_policy"] = {**changed["model_policy"], **budget}
+    if spent is not None:
+        today = datetime.now(UTC)
+        changed["spent"] = {"day": f"{today:%Y-%m-%d}", "month": f"{today:%Y-%m}", **spent}
+    return changed
+
+
+async def push(claw: Claw, version: int, runtime: dict[str, Any]) -> None:
+    answer = await claw.http.put("/api/config", json={"config_version": version, "runtime": runtime})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("period", ["daily", "monthly"])
+async def test_chats_end_when_the_budget_is_spent(claw: Claw, modelsim: ModelSim, period: str) -> None:
+    cost = Decimal((await claw.chat("Hello"))["usage"]["cost_usd"])
+    await push(claw, 4, budgeted(modelsim, **{f"budget_{period}_usd": str(cost * 2)}))
+
+    await claw.chat("Hello", key="k")
+    answer = await claw.ask("Hello", "over")
+
+    assert answer.status_code == 402
+    assert answer.json()["code"] == "budget_spent"
+    assert len(await modelsim.requests()) == 2
+    # What was paid for can still be had, and what was refused left nothing.
+    await claw.chat("Hello", key="k")
+    assert (await claw.http.get("/api/conversations/over")).status_code == 404
+    await push(claw, 5, budgeted(modelsim, **{f"budget_{period}_usd": str(cost * 3)}))
+    await claw.chat("Hello")
+
+
+async def test_a_budget_of_nothing_allows_nothing(claw: Claw, modelsim: ModelSim) -> None:
+    await push(claw, 4, budgeted(modelsim, budget_daily_usd="0"))
+
+    assert await claw.refused("Hello") == (402, "budget_spent")
+    assert await modelsim.requests() == []
+
+
+async def test_concurrent_chats_overspend_by_no_more_than_those_under_way(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    cost = Decimal((await claw.chat("Hello"))["usage"]["cost_usd"])
+    at_once = 4
+    await push(claw, 4, budgeted(modelsim, budget_daily_usd=str(cost * 10)))
+    free = asyncio.Semaphore(at_once)
+
+    async def one() -> int:
+        async with free:
+            return (await claw.ask("Hello")).status_code
+
+    statuses = await asyncio.gather(*(one() for _ in range(40)))
+
+    answered = statuses.count(200) + 1
+    assert set(statuses) == {200, 402}
+    assert 10 <= answered < 10 + at_once
+    await control_plane.until(lambda: len(control_plane.metered()) == answered)
+    total = sum(Decimal(entry["cost_usd"]) for entry in control_plane.metered())
+    assert total == cost * answered
+
+
+async def test_what_other_servers_have_spent_counts_and_what_we_reported_counts_once(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, tmp_path: Path
+) -> None:
+    cost = Decimal((await claw.chat("Hello"))["usage"]["cost_usd"])
+    await until(lambda: next_batch(tmp_path / "vps" / STATE_DIR) == 2)
+    assert len(control_plane.metered()) == 1
+    # Nine elsewhere and our one, as the control plane knows: there is room for two more.
+    spent = {"daily_usd": str(cost * 10), "monthly_usd": str(cost * 10)}
+    runtime = budgeted(modelsim, spent=spent, budget_monthly_usd=str(cost * 12))
+    await push(claw, 4, runtime)
+    await push(claw, 4, runtime)
+
+    statuses = [(await claw.ask("Hello")).status_code for _ in range(4)]
+
+    assert statuses == [200, 200, 402, 402]
+
+
+def next_batch(state: Path) -> int:
+    """What the ledger sends next: all before it is known to be with the control plane."""
+    with closing(sqlite3.connect(state / STORE_FILE)) as db:
+        return db.execute("SELECT next_batch FROM ledger").fetchone()[0]
+
+
+async def test_figures_of_another_day_do_not_count(claw: Claw, modelsim: ModelSim) -> None:
+    runtime = budgeted(modelsim, budget_daily_usd="5", budget_monthly_usd="5")
+    runtime["spent"] = {"day": "2001-01-01", "daily_usd": "9", "month": "2001-01", "monthly_usd": "9"}
+    await push(claw, 4, runtime)
+
+    assert (await claw.ask("Hello")).status_code == 200

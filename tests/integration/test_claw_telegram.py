@@ -1,0 +1,200 @@
+"""The Telegram channel of a real agent against a small Telegram."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from hydracore.agent.expressclaw.telegram import SORRY, TEXT_ONLY
+from hydracore.modelsim.script import MARK
+from tests.agent_process import AgentProcess
+from tests.claw_fixtures import (
+    Claw,
+    agent_fixture,
+    claw_fixture,
+    connected,
+    control_plane_fixture,
+    document,
+    modelsim_fixture,
+)
+from tests.fake_control_plane import FakeControlPlane
+from tests.fake_telegram import TOKEN, FakeTelegram, running_telegram
+from tests.modelsim_fixtures import ModelSim
+from tests.waiting import until
+
+__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
+
+
+@pytest.fixture
+async def telegram() -> AsyncGenerator[FakeTelegram]:
+    async with running_telegram() as fake:
+        yield fake
+
+
+def with_bot(modelsim: ModelSim, telegram: FakeTelegram, token: str | None = TOKEN, **changes: Any) -> dict[str, Any]:
+    return document(modelsim, telegram={"bot_token": token, "base_url": telegram.url}, **changes)
+
+
+async def use(claw: Claw, control_plane: FakeControlPlane, runtime: dict[str, Any]) -> None:
+    """Push it; what its token is, no output may tell."""
+    control_plane.runtime = runtime
+    control_plane.config_version += 1
+    body = {"config_version": control_plane.config_version, "runtime": runtime}
+    assert (await claw.http.put("/api/config", json=body)).status_code == 200
+
+
+async def connection(claw: Claw) -> str:
+    return (await claw.status())["connections"]["telegram"]
+
+
+async def until_connection(claw: Claw, state: str) -> None:
+    async def is_so() -> bool:
+        return await connection(claw) == state
+
+    await until(is_so)
+
+
+async def test_a_message_is_answered_in_a_conversation_of_its_chat(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    assert await connection(claw) == "off"
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "connected")
+
+    await telegram.write("Hello bot", chat=5, sender=77)
+    await telegram.until_sent(1)
+    await telegram.write("What did I say before?", chat=5)
+    await telegram.write("Hello from elsewhere", chat=-6)
+    sent = await telegram.until_sent(3)
+
+    assert sent[0] == (5, f"{MARK} You said: Hello bot")
+    assert set(sent[1:]) == {
+        (5, f"{MARK} Before that you said: Hello bot"),
+        (-6, f"{MARK} You said: Hello from elsewhere"),
+    }
+    assert (await claw.conversation("telegram:5"))[0] == ("user", "Hello bot")
+    assert len(await claw.conversation("telegram:-6")) == 2
+    await control_plane.until(lambda: len(control_plane.metered()) == 3)
+    entry = control_plane.metered()[0]
+    assert (entry["channel"], entry["end_user"], entry["conversation_id"]) == ("telegram", "telegram:77", "telegram:5")
+    await telegram.until(lambda: telegram.unconfirmed == [])
+
+
+async def test_long_answers_come_in_pieces_and_pictures_are_declined(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    await telegram.write(None)
+    await telegram.until_sent(1)
+    await telegram.write("x" * 4096)
+    sent = await telegram.until_sent(3)
+
+    assert sent[0] == (5, TEXT_ONLY)
+    assert "".join(text for _, text in sent[1:]) == f"{MARK} You said: {'x' * 4096}"
+    assert len(sent[1][1]) == 4096
+
+
+async def test_odd_updates_do_not_stand_in_the_way(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    await telegram.update({"edited_message": {"text": "later"}})
+    await telegram.update({"message": {"no": "chat"}})
+    await telegram.write("Hello")
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    # After a week of silence Telegram starts from another number, which may be lower.
+    await telegram.until(lambda: telegram.unconfirmed == [])
+    await telegram.until(lambda: "offset" not in telegram.polls[-1])
+    await telegram.update({"message": {"chat": {"id": 5}, "text": "Again"}}, number=3)
+    assert (await telegram.until_sent(2))[1] == (5, f"{MARK} You said: Again")
+
+
+async def test_a_bad_token_shows_and_does_not_stop_the_agent(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram, "4711:another-token-0123456789"))
+
+    await until_connection(claw, "error: Telegram refuses the bot token (HTTP 401)")
+    status = await claw.status()
+    assert status["healthy"]
+    assert status["error"] == {"code": "telegram_failed", "message": "Telegram refuses the bot token (HTTP 401)"}
+    await control_plane.until(lambda: control_plane.heartbeats[-1]["error"] == status["error"])
+    await claw.chat("Hello")
+    await use(claw, control_plane, with_bot(modelsim, telegram, "no token/at all"))
+    await until_connection(claw, "error: The bot token is not one")
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "connected")
+    assert (await claw.status())["error"] is None
+    await use(claw, control_plane, with_bot(modelsim, telegram, None))
+    await until_connection(claw, "off")
+
+
+async def test_trouble_with_polling_shows_and_passes(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    telegram.trouble("getUpdates", 409, 429, 502)
+
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    await until_connection(claw, "error: Another program polls with this bot token")
+    await until_connection(claw, "error: Telegram is called too often")
+    await until_connection(claw, "error: Telegram answers HTTP 502")
+    await until_connection(claw, "connected")
+
+
+async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    telegram.trouble("sendMessage", 429, 500, "fine", "reply_lost", 403)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    await telegram.write("One")
+    await telegram.until_sent(1)
+    await telegram.write("Two")
+    await telegram.until_sent(2)
+    await telegram.write("Three, from one who has blocked the bot")
+    await telegram.write("Four")
+    sent = await telegram.until_sent(3)
+
+    assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in ("One", "Two", "Four")]
+
+
+async def test_who_cannot_be_answered_is_told_so(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    await modelsim.fault("status", times=2)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    await telegram.write("Hello")
+
+    assert await telegram.until_sent(1) == [(5, SORRY)]
+
+
+async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    control_plane.runtime = with_bot(modelsim, telegram)
+    agent.start()
+    await control_plane.until_healthy()
+    await telegram.write("One")
+    await telegram.until_sent(1)
+    await modelsim.fault("hold", after_tokens=2)
+    await telegram.write("Two")
+    await modelsim.until_requests(1, ended="open")
+    await telegram.until(lambda: telegram.unconfirmed == [])
+
+    await agent.kill()
+    control_plane.heartbeats.clear()
+    agent.start()
+    await control_plane.until_healthy()
+    await telegram.write("Three", chat=6)
+    sent = await telegram.until_sent(3)
+
+    assert sorted(text for _, text in sent) == [f"{MARK} You said: {word}" for word in ("One", "Three", "Two")]
+    async with connected(control_plane) as claw:
+        assert [role for role, _ in await claw.conversation("telegram:5")] == ["user", "assistant"] * 2
+    assert TOKEN not in agent.output()

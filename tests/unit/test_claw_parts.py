@@ -1,0 +1,115 @@
+"""Small parts of the runtime: answers in the making, lines of a stream, bots' tokens."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.chats import Interrupted, ModelFailed, OpenChat
+from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
+from hydracore.agent.expressclaw.telegram_api import bot_id
+
+ANSWER = ChatAnswer(
+    conversation_id="c",
+    message="Hello there",
+    model="m",
+    usage=TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="0"),
+)
+
+
+async def heard(chat: OpenChat) -> list[str]:
+    return [text async for text in chat.texts()]
+
+
+async def test_whoever_listens_late_hears_it_all() -> None:
+    chat = OpenChat()
+    early = asyncio.create_task(heard(chat))
+    await asyncio.sleep(0)
+
+    chat.say("Hello ")
+    await asyncio.sleep(0)
+    late = asyncio.create_task(heard(chat))
+    await asyncio.sleep(0)
+    chat.say("the")
+    chat.say("re")
+    chat.finish(ANSWER)
+
+    assert await early == await late == ["Hello ", "there"]
+    assert await chat.answer() == ANSWER
+
+
+async def test_what_nobody_has_heard_can_be_taken_back() -> None:
+    chat = OpenChat()
+    chat.say("Wrong")
+    assert chat.retract()
+    chat.say("Right")
+    chat.finish(ANSWER)
+    assert await heard(chat) == ["Right"]
+    assert not chat.retract()
+
+
+async def test_an_error_comes_after_what_was_said_and_to_everybody() -> None:
+    chat = OpenChat()
+    chat.say("Hel")
+    chat.fail(ModelFailed("It broke"))
+
+    texts = chat.texts()
+    said = await anext(texts)
+    with pytest.raises(ModelFailed, match="It broke"):
+        await anext(texts)
+    with pytest.raises(ModelFailed):
+        await chat.answer()
+    assert said == "Hel"
+
+
+async def test_a_whole_answer_stays_one() -> None:
+    chat = OpenChat()
+    chat.finish(ANSWER)
+    chat.fail(Interrupted("Too late"))
+    assert await chat.answer() == ANSWER
+
+
+def test_only_the_last_listener_leaves_a_chat_alone() -> None:
+    chat = OpenChat()
+    with chat.listening():
+        with chat.listening():
+            pass
+        assert not chat.abandoned.is_set()
+    assert chat.abandoned.is_set()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_lines_are_found_however_they_are_cut(size: int) -> None:
+    stream = b": ping\r\ndata: one\r\n\r\nevent: x\ndata:two\n\ndata: \xc3\xa4\n\ndata: unfinished"
+    lines = DataLines(line_max_bytes=100)
+
+    found = [line for start in range(0, len(stream), size) for line in lines.feed(stream[start : start + size])]
+
+    assert found == [b"one", b"two", "ä".encode()]
+
+
+def test_a_line_without_end_is_given_up() -> None:
+    lines = DataLines(line_max_bytes=100)
+
+    with pytest.raises(LineTooLong):
+        for _ in range(100):
+            list(lines.feed(b"data: x"))
+
+
+@pytest.mark.parametrize(
+    ("token", "public"),
+    [
+        ("4711:AbC-_09", "4711"),
+        ("4711:", None),
+        (":abc", None),
+        ("4711:abc/../x", None),
+        ("4711:abc\n", None),
+        ("4711:a b", None),
+        ("abc:def", None),
+        ("", None),
+    ],
+)
+def test_only_what_looks_like_a_token_becomes_part_of_an_address(token: str, public: str | None) -> None:
+    assert bot_id(token) == public

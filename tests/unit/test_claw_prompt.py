@@ -1,0 +1,194 @@
+"""What goes into a prompt: skills from their folders, the parts in order, as much of the past as fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.expressclaw.document import (
+    MODEL_TIMEOUT_S,
+    Document,
+    ModelPolicy,
+    Platform,
+    Preset,
+    enabled_skills,
+    read_document,
+)
+from hydracore.agent.expressclaw.memory import (
+    MEMORY_MAX_MESSAGES,
+    MEMORY_MAX_TOKENS,
+    Said,
+    alternating,
+    message_tokens,
+    remembered,
+    text_tokens,
+)
+from hydracore.agent.expressclaw.prompt import system_prompt
+from hydracore.agent.expressclaw.skills import (
+    SHIPPED_SKILLS,
+    SKILL_FILE,
+    SKILL_MAX_BYTES,
+    Skill,
+    SkillInvalid,
+    load_skills,
+    read_skill,
+)
+
+# --- skills ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_skill_can_be_read_and_says_what_it_is_for() -> None:
+    folders = sorted(path.name for path in SHIPPED_SKILLS.iterdir() if path.is_dir())
+
+    skills = load_skills(folders)
+
+    assert [skill.id for skill in skills] == folders == ["email-drafts", "meeting-notes", "task-planning"]
+    assert all(len(skill.instructions) > 200 for skill in skills)
+    assert len({skill.name for skill in skills}) == 3
+
+
+def test_skills_are_loaded_in_order_and_only_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("a", "b", "broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SKILL_FILE).write_text(f"---\nname: {name.upper()}\ndescription: d: e\n---\nDo {name}.\n")
+    (tmp_path / "broken" / SKILL_FILE).write_text("no front matter")
+    (tmp_path / "file").touch()
+
+    skills = load_skills(["b", "../a", "file", "broken", "nowhere", "a"], tmp_path)
+
+    assert skills == (Skill("b", "B", "d: e", "Do b."), Skill("a", "A", "d: e", "Do a."))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\xff",
+        b"---\nname: x\ndescription: y\n",
+        b"---\nname: x\n---\nDo.\n",
+        b"---\nname: x\ndescription: y\n---\n \n",
+        b"---\nname: x\ndescription: y\n---\n" + b"x" * SKILL_MAX_BYTES,
+    ],
+    ids=["missing", "empty", "binary", "unclosed", "undescribed", "without_instructions", "long"],
+)
+def test_a_folder_that_is_no_skill_says_why(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / SKILL_FILE).write_bytes(content)
+
+    with pytest.raises(SkillInvalid, match=r"^SKILL\.md "):
+        read_skill(tmp_path)
+
+
+def test_the_platform_decides_about_skills_and_the_preset_where_it_does_not() -> None:
+    preset = Preset(skills=("one", "two"))
+    chosen = ("three", {"id": "two"}, {"id": "four", "enabled": False}, {"id": 5}, 6, "three")
+
+    assert enabled_skills(Document(preset=preset)) == ("one", "two")
+    assert enabled_skills(Document(preset=preset, platform=Platform(skills=()))) == ()
+    assert enabled_skills(Document(preset=preset, platform=Platform(skills=chosen))) == ("three", "two")
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_document_means_the_defaults() -> None:
+    document = read_document({"type": "expressclaw", "later": [1]})
+
+    assert document == Document()
+    assert (document.model_policy.models, document.platform.model_timeout_s) == ((), MODEL_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"base_url": "ftp://secret-place"}},
+        {"model": {"base_url": "https://x", "api_key": "secret key"}},
+        {"model": {"base_url": "https://x", "api_key": "secret-key\n"}},
+        {"model_policy": {"temperature": 2.5}},
+        {"model_policy": {"fallbacks": ["secret"] * 9}},
+        {"prices": {"m": {"input_usd_per_mtok": "secret", "output_usd_per_mtok": "1"}}},
+        {"system_prompt": 5},
+    ],
+)
+def test_a_document_that_cannot_be_used_is_refused_without_its_values(settings: dict[str, object]) -> None:
+    with pytest.raises(RuntimeFailed) as caught:
+        read_document(settings)
+
+    assert caught.value.code == "config_invalid"
+    assert "secret" not in caught.value.message
+
+
+def test_what_customers_put_into_advanced_does_no_harm() -> None:
+    waits = [
+        read_document({"platform": {"advanced": {"model_timeout_s": wanted}}}).platform.model_timeout_s
+        for wanted in (5, 0.5, 0, -1, 301, "x", None, [], True)
+    ]
+
+    assert waits == [5, 0.5, *[MODEL_TIMEOUT_S] * 6, 1]
+
+
+def test_no_model_is_asked_twice() -> None:
+    assert ModelPolicy(primary="a", fallbacks=("b", "a", "", "c")).models == ("a", "b", "c")
+
+
+def test_secrets_and_prompts_are_not_printed() -> None:
+    document = read_document(
+        {
+            "system_prompt": "very private",
+            "model": {"base_url": "https://x", "api_key": "sk-1"},
+            "telegram": {"bot_token": "1:tok"},
+        }
+    )
+
+    shown = repr(document) + repr(document.model) + repr(document.telegram) + repr(Said("user", "very private"))
+
+    assert "private" not in shown
+    assert "sk-1" not in shown
+    assert "1:tok" not in shown
+
+
+# --- prompt and memory -----------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_leaves_out_what_is_not_there() -> None:
+    assert system_prompt(Document(), (), today="2026-11-23") == "Today is 2026-11-23 (UTC)."
+    document = Document(agent_name="Ada", preset=Preset(system_prompt=" Help. \n"), system_prompt="", recipe=None)
+    assert system_prompt(document, (), today="2026-11-23") == (
+        "Help.\n\nYour name is Ada.\n\nToday is 2026-11-23 (UTC)."
+    )
+
+
+def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
+    past = [Said("user" if index % 2 == 0 else "assistant", str(index)) for index in range(200)]
+
+    kept = remembered(past)
+
+    assert len(kept) == MEMORY_MAX_MESSAGES
+    assert kept[-1] == past[-1]
+    assert remembered(past[1:2]) == []
+    assert remembered(past[-61:])[0].role == "user"
+
+
+def test_memory_is_bounded_by_tokens_and_never_holds_half_a_message() -> None:
+    long = Said("user", "x" * 8000)
+    past = [long, Said("assistant", "short")] * 20
+
+    kept = remembered(past)
+
+    assert sum(map(message_tokens, kept)) <= MEMORY_MAX_TOKENS
+    assert set(kept) == {long, Said("assistant", "short")}
+    assert len(kept) == 10
+    assert remembered([Said("user", "x" * 5 * MEMORY_MAX_TOKENS)]) == []
+
+
+def test_neighbours_of_one_role_become_one() -> None:
+    messages = [Said("user", "a"), Said("user", "b"), Said("assistant", "c"), Said("user", "d")]
+
+    assert alternating(messages) == [Said("user", "a\n\nb"), Said("assistant", "c"), Said("user", "d")]
+
+
+def test_estimates_round_up() -> None:
+    assert [text_tokens(text) for text in ("", "a", "abcd", "abcde")] == [0, 1, 1, 2]
