@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 
 import msgspec
 from rich.console import Console
@@ -22,7 +21,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ratio(self) -> float:
-        return median(self.ratios)
+        return self.ours / self.theirs
 
     @property
     def is_met(self) -> bool:

@@ -25,32 +25,25 @@ ALONE: Final = 10
 TOGETHER: Final = 100
 WAIT_S_MAX: Final = 60.0
 
-#: From the request's arrival in the log to the event that says that the agent was seen healthy.
-_SPANS: Final = """
-SELECT extract(epoch FROM max(recorded_at) - min(recorded_at))::float8
-  FROM event
- WHERE type IN ('instance_requested', 'instance_ready')
- GROUP BY lane, stream_id
-HAVING count(*) = 2
- ORDER BY min(recorded_at)
-"""
+_READY: Final = "SELECT stream_id, extract(epoch FROM recorded_at)::float8 FROM event WHERE type = 'instance_ready'"
 
 
 async def measure(services: Services) -> list[Limit]:
-    """One at a time, then a hundred at once."""
+    """One at a time, then a hundred at once; each from its POST to the event that says that its agent was seen healthy."""
     url = await services.fresh_database("running", migrated=True)
     async with _stack(services, url) as client:
+        alone = []
         for number in range(ALONE):
-            await _create(client, f"alone-{number}")
+            alone.append(await _create(client, f"alone-{number}"))
             await _until_running(url, number + 1)
-        await asyncio.gather(*(_create(client, f"together-{number}") for number in range(TOGETHER)))
+        together = await asyncio.gather(*(_create(client, f"together-{number}") for number in range(TOGETHER)))
         await _until_running(url, ALONE + TOGETHER)
     async with await psycopg.AsyncConnection.connect(url) as connection:
-        spans = [row[0] for row in await (await connection.execute(_SPANS)).fetchall()]
-    alone, together = spans[:ALONE], spans[ALONE:]
+        ready_s = {str(row[0]): row[1] for row in await (await connection.execute(_READY)).fetchall()}
+    took_alone, took_together = ([ready_s[made] - sent_s for made, sent_s in each] for each in (alone, together))
     return [
-        Limit(name=f"create to running, one at a time, p50 of {ALONE}", value=median(alone), target=1.0, unit="s"),
-        Limit(name=f"create to running, {TOGETHER} at once, p99", value=_p99(together), target=3.0, unit="s"),
+        Limit(name=f"create to running, one at a time, p50 of {ALONE}", value=median(took_alone), target=1.0, unit="s"),
+        Limit(name=f"create to running, {TOGETHER} at once, p99", value=_p99(took_together), target=3.0, unit="s"),
     ]
 
 
@@ -58,10 +51,13 @@ def _p99(values: list[float]) -> float:
     return quantiles(values, n=100, method="inclusive")[98]
 
 
-async def _create(client: httpx.AsyncClient, key: str) -> None:
+async def _create(client: httpx.AsyncClient, key: str) -> tuple[str, float]:
+    """The instance's id, and when it was asked for, in seconds since 1970: the clock is the database's, too."""
     body = {"region_id": "local", "tier_id": "starter", "idempotency_key": key}
+    sent_s = time.time()
     answer = await client.post("/v1/instances", json=body)
     assert answer.status_code == httpx.codes.ACCEPTED, answer.text
+    return answer.json()["instance_id"], sent_s
 
 
 async def _until_running(url: str, count: int) -> None:
