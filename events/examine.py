@@ -1,0 +1,167 @@
+"""Looks at a part of a lane event by event and says what is wrong with it, and where.
+
+It computes the digests with the functions of `events.digest` that also made them, from the columns as they are. Where a
+stored digest is right for what it covers, the next one up is computed from it: an edited payload is one finding at that
+event, and not one for everything that stands on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+from events.digest import chain_link, command_digest, event_digest
+from events.finding import FINDINGS_MAX, Finding
+from events.seal import Head
+from events.sql import Statements
+
+_SQL = Statements("events", "verify.sql")
+_COMMANDS_BETWEEN = _SQL["commands_between"]
+_EVENTS_BETWEEN = _SQL["events_between"]
+_LINK_AT = _SQL["link_at"]
+
+#: From 1970 to 2000, where PostgreSQL's time begins, in microseconds.
+POSTGRES_EPOCH_US = 946_684_800_000_000
+
+
+class _Command(NamedTuple):
+    command_id: UUID
+    stream_id: UUID
+    tenant_id: str
+    name: str
+    actor: str
+    correlation_id: UUID
+    causation_id: UUID | None
+    request_hash: bytes | None
+    result: str | None
+    first_seq: int
+    event_count: int
+    digest: bytes
+    link: bytes
+    #: Microseconds since 2000, as PostgreSQL sends them.
+    recorded_at: bytes
+
+
+class _Event(NamedTuple):
+    seq: int
+    stream_id: UUID
+    version: int
+    tenant_id: str
+    type: str
+    schema_version: int
+    payload: str
+    digest: bytes
+    command_id: UUID
+    recorded_at: bytes
+
+
+def examine(connection: Connection, lane: int, *, after: int, upto: int, start: Head) -> list[Finding]:
+    """What is wrong in a lane between two numbers. `start`: where the verification began, which is taken as good."""
+    between = {"lane": lane, "after": after, "upto": upto}
+    with connection.cursor(row_factory=class_row(_Command), binary=True) as cursor:
+        commands = cursor.execute(_COMMANDS_BETWEEN, between).fetchall()
+    with connection.cursor(row_factory=class_row(_Event), binary=True) as cursor:
+        events = {event.seq: event for event in cursor.execute(_EVENTS_BETWEEN, between)}
+    row = connection.execute(_LINK_AT, (lane, after), binary=True).fetchone() if after > start.seq else None
+    place = _Place(lane, after + 1, start.link if row is None else row[0])
+    found: list[Finding] = []
+    for command in commands:
+        found += place.between_commands(command.first_seq, events)
+        found += place.command(command, events)
+        if len(found) >= FINDINGS_MAX:
+            return found
+    found += place.between_commands(upto + 1, events)
+    return found
+
+
+class _Place:
+    """Where in the lane the examination is: at number `seq`, with the link that is stored before it."""
+
+    def __init__(self, lane: int, seq: int, link: bytes) -> None:
+        self._lane = lane
+        self._seq = seq
+        self._link = link
+
+    def between_commands(self, upto: int, events: dict[int, _Event]) -> Iterator[Finding]:
+        """Nothing may stand between the command before and the one that begins at `upto`."""
+        missing = [seq for seq in range(self._seq, min(upto, self._seq + FINDINGS_MAX)) if seq not in events]
+        if missing:
+            yield self._finding(
+                "event_missing", "Numbers are missing: events were removed", missing[0], last_seq=missing[-1]
+            )
+        for seq in range(self._seq, min(upto, self._seq + FINDINGS_MAX)):
+            if seq in events:
+                what = "The event belongs to no command: it was inserted, or its command was removed"
+                yield self._finding("event_extra", what, seq, stream_id=events[seq].stream_id)
+        if upto < self._seq:
+            yield self._finding("command_overlaps", "Two commands claim the same events", upto)
+
+    def command(self, command: _Command, events: dict[int, _Event]) -> Iterator[Finding]:
+        """A command, its events, and its link."""
+        first, last = command.first_seq, command.first_seq + command.event_count - 1
+        found = [events.get(seq) for seq in range(first, min(last, first + FINDINGS_MAX) + 1)]
+        for seq, event in enumerate(found, start=first):
+            if event is None:
+                what = f"The event is missing: command {command.command_id} has {command.event_count} from {first} on"
+                yield self._finding("event_missing", what, seq)
+            else:
+                yield from self._event(event, command)
+        present = [event.digest for event in found if event is not None]
+        if len(present) == command.event_count and _digest_of(command, present) != command.digest:
+            what = f"Command {command.command_id} was edited, or an event of it with its digest"
+            yield self._finding("command_edited", what, first, last_seq=last)
+        if _link_of(command, self._link) != command.link:
+            yield self._finding("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
+        self._link, self._seq = command.link, max(self._seq, last + 1)
+
+    def _event(self, event: _Event, command: _Command) -> Iterator[Finding]:
+        for name in ("command_id", "stream_id", "tenant_id", "recorded_at"):
+            if getattr(event, name) != getattr(command, name):
+                what = f"Its {name} is not that of the command at this number"
+                yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
+        if not _is_digest_of(event):
+            what = "Its stream, version, type or payload is not what its digest was taken over"
+            yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
+
+    def _finding(self, kind: str, what: str, seq: int, **more: Any) -> Finding:
+        return Finding(kind=kind, what=what, lane=self._lane, seq=seq, **more)
+
+
+def _is_digest_of(event: _Event) -> bool:
+    try:
+        digest = event_digest(
+            stream_id=event.stream_id,
+            version=event.version,
+            tag=event.type,
+            schema_version=event.schema_version,
+            payload=event.payload.encode(),
+        )
+    except OverflowError:
+        return False  # The log never writes a negative version.
+    return digest == event.digest
+
+
+def _digest_of(command: _Command, event_digests: list[bytes]) -> bytes:
+    return command_digest(
+        command_id=command.command_id,
+        stream_id=command.stream_id,
+        tenant_id=command.tenant_id,
+        name=command.name,
+        actor=command.actor,
+        correlation_id=command.correlation_id,
+        causation_id=command.causation_id,
+        request_hash=command.request_hash,
+        result=None if command.result is None else command.result.encode(),
+        event_digests=event_digests,
+    )
+
+
+def _link_of(command: _Command, previous: bytes) -> bytes | None:
+    recorded_us = int.from_bytes(command.recorded_at, signed=True) + POSTGRES_EPOCH_US
+    if recorded_us < 0 or command.first_seq < 0:
+        return None
+    return chain_link(previous=previous, command=command.digest, first_seq=command.first_seq, recorded_us=recorded_us)
