@@ -32,3 +32,8 @@ SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
                       LIMIT 1) c ON true
  WHERE s.head > 0
  ORDER BY s.lane
+
+-- name: all_seals
+SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+  FROM seal
+ ORDER BY number

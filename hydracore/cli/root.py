@@ -5,6 +5,7 @@ from typing import Final
 import click
 
 from hydracore.catalogue import CatalogueError
+from hydracore.cli.audit import audit
 from hydracore.cli.credentials import api_key, token
 from hydracore.cli.database import db
 from hydracore.cli.demo import demo
@@ -44,5 +45,5 @@ def main() -> None:
     """HydraCore: an event-sourced control plane for hosted AI agents."""
 
 
-for command in (up, demo, api, relay, worker, cloudsim, modelsim, agent, db, projections, sweep, api_key, token):
+for command in (up, demo, api, relay, worker, cloudsim, modelsim, agent, db, projections, audit, sweep, api_key, token):
     main.add_command(command)

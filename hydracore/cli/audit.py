@@ -1,0 +1,169 @@
+"""`audit`: what happened, who did it, and the proof that nobody has changed it since.
+
+Exit status: 0 all is well; 1 findings: something is not as it must be; 2 usage; 3 the work could not be done, because the
+database or a file cannot be reached.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Coroutine, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from hydracore import settings as configuration
+from hydracore.settings import Settings
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
+FOUND: Final = 1
+NOT_DONE: Final = 3
+
+POOL_SIZE: Final = 2
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def audit() -> None:
+    """Show what happened, verify that nobody changed it, and export or erase."""
+
+
+@audit.command()
+@click.option("--lane", "lanes", type=click.IntRange(0, 63), multiple=True, help="Only this lane; may be repeated.")
+@click.option("--since-seal", is_flag=True, help="Only what came after the last good seal.")
+@click.option(
+    "--seals",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The copy of the seals outside the database.",
+)
+@click.option(
+    "--public-key", "public_key", help="The key that seals must be signed with, base64url, as `seal` prints it."
+)
+@click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the lanes."
+)
+@json_option
+def verify(
+    *,
+    lanes: tuple[int, ...],
+    since_seal: bool,
+    seals: Path | None,
+    public_key: str | None,
+    replay: bool,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Recompute every digest and link, check every seal, and compare the read tables with the log.
+
+    The log may be in use meanwhile.
+    """
+    from hydracore.audit import verifying
+    from hydracore.audit.seal_file import SealFile
+    from hydracore.cli.audit_view import progress_bar, show_report
+
+    settings = load()
+    path = seals or (settings.seal_file if settings.seal_file is not None and settings.seal_file.is_file() else None)
+    request = verifying.Request(
+        conninfo=conninfo(settings),
+        lanes=tuple(sorted(set(lanes))) or tuple(range(64)),
+        since_seal=since_seal,
+        replay=replay,
+        seals=None if path is None else SealFile(path),
+        public_key=_public_key(public_key, settings),
+        workers=workers,
+    )
+    with failures(), progress_bar("verifying") as progress:
+        report = verifying.verify(request, progress)
+    show_report(report, as_json=as_json)
+    raise SystemExit(FOUND if report.findings else 0)
+
+
+@audit.command()
+@json_option
+def seal(*, as_json: bool) -> None:
+    """Seal the log now, as the relay does from time to time."""
+    from hydracore.audit.seal_file import SealFile
+    from hydracore.audit.sealing import Sealer
+    from hydracore.cli.audit_view import show_seal
+
+    settings = load(require=configuration.SEAL_NEEDS)
+    file = None if settings.seal_file is None else SealFile(settings.seal_file)
+    made = on_database(settings, lambda pool: Sealer(pool, key=settings.seal_key, file=file).seal())
+    show_seal(made, as_json=as_json)
+
+
+def load(*, require: Collection[str] = configuration.DATABASE_NEEDS) -> Settings:
+    return configuration.load(os.environ, require=require)
+
+
+def conninfo(settings: Settings) -> str:
+    """A connection that may do what the app may: look, and add."""
+    from hydracore.db import pool
+
+    return pool.conninfo(settings.database_url, role=settings.database_role, application="hydracore-audit")
+
+
+def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Coroutine[Any, Any, T]]") -> T:
+    """What `work` gives on an open pool. A failure becomes one line and an exit status."""
+    from hydracore.db.pool import open_pool
+
+    async def connected() -> T:
+        async with open_pool(
+            settings.database_url, role=settings.database_role, application="hydracore-audit", size=POOL_SIZE
+        ) as pool:
+            return await work(pool)
+
+    with failures():
+        return asyncio.run(connected())
+
+
+@contextmanager
+def failures() -> Generator[None]:
+    """What can go wrong becomes one line and an exit status."""
+    import psycopg
+    from psycopg_pool import PoolTimeout
+
+    from events.errors import LogCorrupted, StoreUnavailable
+    from hydracore.audit.errors import AuditError
+
+    try:
+        yield
+    except LogCorrupted as error:
+        fail(str(error), FOUND)
+    except AuditError as error:
+        raise click.UsageError(str(error)) from None
+    except (psycopg.Error, PoolTimeout, StoreUnavailable, OSError) as error:
+        fail(" ".join(str(error).split()), NOT_DONE)
+
+
+def fail(text: str, status: int) -> None:
+    click.echo(f"hydracore: {text}", err=True)
+    raise SystemExit(status)
+
+
+def _public_key(given: str | None, settings: Settings) -> bytes | None:
+    """The key that seals must be signed with: the one given, or the one that belongs to this installation's seal key."""
+    import base64
+    import binascii
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if given is None:
+        if not settings.seal_key:
+            return None
+        return Ed25519PrivateKey.from_private_bytes(settings.seal_key).public_key().public_bytes_raw()
+    try:
+        key = base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
+    except binascii.Error:
+        key = b""
+    if len(key) != configuration.KEY_BYTES:
+        raise click.UsageError("--public-key must be 32 bytes in base64url.")
+    return key

@@ -1,0 +1,81 @@
+"""How audits look on a terminal, and as JSON."""
+
+import base64
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from events.seal import Seal
+from hydracore.audit.verifying import Progress, Report
+
+
+def print_json(value: Any) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def show_report(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"ok": not report.findings, **msgspec.to_builtins(report)})
+        return
+    for finding in report.findings:
+        click.echo(f"{finding.place}: {finding.kind}: {finding.what}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    rate = report.events / report.seconds if report.seconds else 0.0
+    click.echo(
+        f"{len(report.findings)} findings in {report.events} events and {report.commands} commands of {report.streams} "
+        f"streams in {report.lanes} lanes, {report.seals} seals, {len(report.tables)} read tables "
+        f"({report.seconds:.1f} s, {rate:.0f} events/s)"
+    )
+
+
+def show_seal(seal: Seal | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(None if seal is None else {**_seal(seal), "heads": seal.heads})
+    elif seal is None:
+        click.echo("nothing is new since the last seal")
+    else:
+        shown = _seal(seal)
+        click.echo(f"seal {seal.number} over {shown['events']} events at {shown['sealed_at']}")
+        click.echo(f"root {shown['root']}, public key {shown['public_key']}")
+
+
+def _seal(seal: Seal) -> dict[str, Any]:
+    return {
+        "number": seal.number,
+        "sealed_at": seal.sealed_at.isoformat(),
+        "events": sum(seal.heads),
+        "root": seal.root.hex(),
+        "public_key": base64.urlsafe_b64encode(seal.public_key).decode(),
+        "signature": base64.urlsafe_b64encode(seal.signature).decode(),
+    }
+
+
+@contextmanager
+def progress_bar(what: str) -> Generator[Progress]:
+    """Shows how far the work is, on a terminal only; whoever reads the output of a pipe is not in its way."""
+    if not sys.stderr.isatty():
+        yield Progress()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Bar(bars, what)
+
+
+class _Bar(Progress):
+    def __init__(self, bars: Bars, what: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(what, total=None)
+
+    def begin(self, total: int) -> None:
+        self._bars.update(self._task, total=total)
+
+    def advance(self, done: int) -> None:
+        self._bars.advance(self._task, done)

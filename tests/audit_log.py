@@ -1,0 +1,151 @@
+"""A small log whose every place is known, somebody who forges it, and the command that looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+from click.testing import CliRunner, Result
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from events import commands as c
+from events.digest import GENESIS, chain_link, command_digest, event_digest
+from events.store import EventStore
+from hydracore.audit.seal_file import SealFile
+from hydracore.audit.sealing import Sealer
+from hydracore.cli import main
+from tests import lives
+from tests.requests_to_log import NOW_MS, open_store, origin, requested
+
+SEAL_KEY = bytes(range(32))
+SEAL_KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+#: The lane of the three instances that customer ada asks for under these keys.
+LANE = 6
+KEYS = ("number 40", "number 42", "number 44")
+
+#: How far the lane had got when each seal was made.
+SEALED_AT = (8, 12)
+
+
+class Log(NamedTuple):
+    """`ids`: three instances of lane 6. Its numbers: 1 to 3 ask for them; 4 to 6 plan a server for the first, in one
+    command; 7 to 9 name each; seal 1 is made after 8; 10 to 12 name each again; seal 2 is made at the end.
+    """
+
+    url: str
+    store: EventStore
+    pool: AsyncConnectionPool
+    sealer: Sealer
+    file: SealFile
+    ids: list[UUID]
+
+    async def name(self, number: int, name: str) -> None:
+        """Give the instance another name, which is one event."""
+        await self.store.execute(self.ids[number], c.ChangeConfig(at_ms=NOW_MS, agent_name=name), origin())
+
+
+@asynccontextmanager
+async def sealed_log(database_url: str, folder: Path) -> AsyncGenerator[Log]:
+    file = SealFile(folder / "seals.jsonl")
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, key=key) for key in KEYS]
+        log = Log(database_url, store, pool, Sealer(pool, key=SEAL_KEY, file=file), file, ids)
+        await store.execute(ids[0], lives.plan(), origin("worker"))
+        await log.name(0, "first")
+        await log.name(1, "first")
+        await log.sealer.seal()
+        await log.name(2, "first")
+        for number in range(3):
+            await log.name(number, "second")
+        await log.sealer.seal()
+        assert [seal.heads[LANE] for seal in file.read()] == list(SEALED_AT)
+        yield log
+
+
+def run(log: Log, *words: str, **environ: str) -> Result:
+    """`hydracore audit ...` with the settings of this log, the seal key among them."""
+    env = {"HYDRACORE_DATABASE_URL": log.url, "HYDRACORE_SEAL_KEY": SEAL_KEY_TEXT, "HYDRACORE_SEAL_FILE": "", **environ}
+    return CliRunner().invoke(main, ["audit", *words], env=env)
+
+
+class Forger:
+    """Somebody with the owner's rights who makes digests and links fit again, as far as he cares to."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self.connection = connection
+
+    def do(self, *statements: str) -> None:
+        for statement in statements:
+            self.connection.execute(statement.encode())
+
+    def redo_event(self, seq: int) -> None:
+        """The event's digest."""
+        (event,) = self._rows("SELECT *, payload::text AS text FROM event WHERE lane = %s AND seq = %s", LANE, seq)
+        digest = event_digest(
+            stream_id=event["stream_id"],
+            version=event["version"],
+            tag=event["type"],
+            schema_version=event["schema_version"],
+            payload=event["text"].encode(),
+        )
+        self.connection.execute("UPDATE event SET digest = %s WHERE lane = %s AND seq = %s", (digest, LANE, seq))
+
+    def redo_command(self, seq: int) -> None:
+        """The digest of the command that begins at `seq`."""
+        (command,) = self._rows(
+            "SELECT *, result::text AS text FROM command WHERE lane = %s AND first_seq = %s", LANE, seq
+        )
+        events = self._rows(
+            "SELECT digest FROM event WHERE lane = %s AND seq >= %s AND seq < %s ORDER BY seq",
+            *(LANE, seq, seq + command["event_count"]),
+        )
+        names = (
+            "command_id",
+            "stream_id",
+            "tenant_id",
+            "name",
+            "actor",
+            "correlation_id",
+            "causation_id",
+            "request_hash",
+        )
+        digest = command_digest(
+            **{name: command[name] for name in names},
+            result=None if command["text"] is None else command["text"].encode(),
+            event_digests=[event["digest"] for event in events],
+        )
+        self.connection.execute(
+            "UPDATE command SET digest = %s WHERE lane = %s AND first_seq = %s", (digest, LANE, seq)
+        )
+
+    def redo_links(self, *, first: int = 1, last: int = 1_000_000) -> None:
+        """The links of the commands that begin in between, and, where that is the end, the head's."""
+        commands = self._rows("SELECT * FROM command WHERE lane = %s ORDER BY first_seq", LANE)
+        link = GENESIS
+        for command in commands:
+            if first <= command["first_seq"] <= last:
+                recorded_us = round(command["recorded_at"].timestamp() * 1_000_000)
+                command["link"] = chain_link(
+                    previous=link,
+                    command=command["digest"],
+                    first_seq=command["first_seq"],
+                    recorded_us=recorded_us,
+                )
+                self.connection.execute(
+                    "UPDATE command SET link = %s WHERE lane = %s AND first_seq = %s",
+                    (command["link"], LANE, command["first_seq"]),
+                )
+            link = command["link"]
+        if last > commands[-1]["first_seq"]:
+            self.connection.execute("UPDATE lane_head SET link = %s WHERE lane = %s", (link, LANE))
+
+    def _rows(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(statement.encode(), parameters)
+            return cursor.fetchall()

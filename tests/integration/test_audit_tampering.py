@@ -1,0 +1,266 @@
+"""Whatever is done to a log or to its read tables is found, and where it was done.
+
+One log for all: everybody tampers in a transaction of their own that is rolled back, and the verification looks from
+inside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from events.finding import Finding
+from hydracore.audit.verifying import Job, verify_one
+from tests.audit_log import LANE, Forger, sealed_log
+from tests.services import Services
+
+EVENT = "UPDATE event SET {} WHERE lane = 6 AND seq = {}"
+COMMAND = "UPDATE command SET {} WHERE lane = 6 AND first_seq = {}"
+DROP_EVENT = "DELETE FROM event WHERE lane = 6 AND seq = {}"
+DROP_COMMAND = "DELETE FROM command WHERE lane = 6 AND first_seq = {}"
+INSERT_EVENT = (
+    "INSERT INTO event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id,"
+    " recorded_at) SELECT lane, {}, stream_id, 90, tenant_id, type, schema_version, payload, digest, command_id,"
+    " recorded_at FROM event WHERE lane = 6 AND seq = 12"
+)
+INSERT_LINE = (
+    "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
+    " SELECT lane, id, 99, 'info', 'All is well', now() FROM instance"
+)
+FORGE = "payload = replace(payload::text, 'first', 'forged')::json"
+
+Place = tuple[str, int | None]
+
+
+@pytest.fixture(scope="module")
+def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The database with the log."""
+    name = f"tampering_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+
+    async def make(folder: Path) -> None:
+        async with sealed_log(url, folder):
+            pass
+
+    url = services.create_database(name)
+    asyncio.run(make(tmp_path_factory.mktemp("seals")))
+    yield url
+    services.drop_database(name)
+
+
+@pytest.fixture
+def forger(url: str) -> Generator[Forger]:
+    """Somebody with the owner's rights, whose traces vanish afterwards."""
+    with psycopg.connect(url) as connection:
+        yield Forger(connection)
+        connection.rollback()
+
+
+def find(forger: Forger, *, replay: bool = False, sealed_upto: int = 2) -> list[Finding]:
+    job = Job(lane=LANE, sealed_upto=sealed_upto, replay=replay)
+    return verify_one(forger.connection, job, lambda _: None).findings
+
+
+def places(findings: list[Finding]) -> set[Place]:
+    return {(finding.kind, finding.seq) for finding in findings if finding.lane == LANE}
+
+
+def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
+    assert find(forger, replay=True) == []
+
+
+def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str, str]:
+    return (
+        statement.format(f"{column} = -1", one),
+        statement.format(f"{column} = {one}", other),
+        statement.format(f"{column} = {other}", -1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        # The payload, with its digest as it was.
+        ([EVENT.format(FORGE, 7)], {("event_edited", 7)}),
+        ([EVENT.format("payload = (payload::text || ' ')::json", 7)], {("event_edited", 7)}),
+        # What else stands in an event's row.
+        ([EVENT.format("type = 'instance_deleted'", 7)], {("event_edited", 7)}),
+        ([EVENT.format("schema_version = 2", 5)], {("event_edited", 5)}),
+        ([EVENT.format("version = 90", 8)], {("event_edited", 8)}),
+        ([EVENT.format("version = -1", 8)], {("event_edited", 8)}),
+        ([EVENT.format("tenant_id = 'other'", 5)], {("event_edited", 5)}),
+        ([EVENT.format("recorded_at = recorded_at - interval '1 us'", 9)], {("event_edited", 9)}),
+        ([EVENT.format("recorded_at = '-infinity'", 9)], {("event_edited", 9)}),
+        ([EVENT.format("command_id = gen_random_uuid()", 1)], {("event_edited", 1)}),
+        ([EVENT.format("digest = sha256('x')", 12)], {("event_edited", 12), ("command_edited", 12)}),
+        # Who did it, and why.
+        ([COMMAND.format("actor = 'customer:eve'", 8)], {("command_edited", 8)}),
+        ([COMMAND.format("name = 'RequestDeletion'", 4)], {("command_edited", 4)}),
+        ([COMMAND.format("correlation_id = gen_random_uuid()", 8)], {("command_edited", 8)}),
+        ([COMMAND.format("causation_id = command_id", 8)], {("command_edited", 8)}),
+        ([COMMAND.format("request_hash = ''", 1)], {("command_edited", 1)}),
+        ([COMMAND.format("result = '{}'", 1)], {("command_edited", 1)}),
+        ([COMMAND.format("recorded_at = '-infinity'", 12)], {("event_edited", 12), ("chain_broken", 12)}),
+        ([COMMAND.format("event_count = 1", 4)], {("command_edited", 4), ("event_extra", 5), ("event_extra", 6)}),
+        ([COMMAND.format("event_count = 4", 4)], {("command_edited", 4), ("event_edited", 7), ("command_overlaps", 7)}),
+        ([COMMAND.format("link = sha256('x')", 10)], {("chain_broken", 10), ("chain_broken", 11)}),
+        # Fewer events than there were.
+        ([DROP_EVENT.format(5)], {("event_missing", 5)}),
+        ([DROP_EVENT.format(12)], {("event_missing", 12), ("head_wrong", 12), ("stream_wrong", None)}),
+        ([DROP_EVENT.format(9), DROP_COMMAND.format(9)], {("event_missing", 9), ("chain_broken", 10)}),
+        ([DROP_COMMAND.format(7)], {("event_extra", 7), ("chain_broken", 8)}),
+        # More than there were.
+        ([INSERT_EVENT.format(13)], {("event_extra", 13), ("head_wrong", 13)}),
+        ([INSERT_EVENT.format(0)], {("event_extra", 0)}),
+        # Two that changed places: of two commands, of one command, and with their commands.
+        (
+            [*swapped(EVENT, "seq", 7, 8)],
+            {("event_edited", 7), ("event_edited", 8), ("command_edited", 7), ("command_edited", 8)},
+        ),
+        ([*swapped(EVENT, "seq", 4, 5)], {("command_edited", 4)}),
+        (
+            [*swapped(EVENT, "seq", 9, 10), *swapped(COMMAND, "first_seq", 9, 10)],
+            {("chain_broken", 9), ("chain_broken", 10), ("chain_broken", 11)},
+        ),
+        # What the log keeps about itself.
+        (["UPDATE lane_head SET link = sha256('x') WHERE lane = 6"], {("head_wrong", 12)}),
+        (["UPDATE lane_head SET head = 10 WHERE lane = 6"], {("head_wrong", 11)}),
+        (["DELETE FROM lane_head WHERE lane = 6"], {("head_wrong", 12)}),
+        (["UPDATE stream SET version = 1 WHERE lane = 6 AND version = 6"], {("stream_wrong", None)}),
+    ],
+)
+def test_tampering_is_found_where_it_is(forger: Forger, statements: list[str], expected: set[Place]) -> None:
+    forger.do(*statements)
+
+    assert places(find(forger)) == expected
+
+
+def edit_with_digest(forger: Forger) -> None:
+    forger.do(EVENT.format(FORGE, 7))
+    forger.redo_event(7)
+
+
+def edit_with_command(forger: Forger) -> None:
+    edit_with_digest(forger)
+    forger.redo_command(7)
+
+
+def edit_with_link(forger: Forger) -> None:
+    edit_with_command(forger)
+    forger.redo_links(first=7, last=7)
+
+
+def rewrite_all(forger: Forger) -> None:
+    edit_with_command(forger)
+    forger.redo_links()
+
+
+def rewrite_the_end(forger: Forger) -> None:
+    forger.do(COMMAND.format("actor = 'customer:eve'", 10))
+    forger.redo_command(10)
+    forger.redo_links()
+
+
+def renumber(forger: Forger) -> None:
+    """A removed event, with all later ones moved up and made to fit: the lane is whole, only shorter."""
+    forger.do(
+        *(DROP_EVENT.format(10), DROP_COMMAND.format(10)),
+        *(EVENT.format(f"seq = {seq - 1}", seq) for seq in (11, 12)),
+        *(COMMAND.format(f"first_seq = {seq - 1}", seq) for seq in (11, 12)),
+        "UPDATE stream SET version = version - 1 WHERE lane = 6 AND version = 6",
+        "UPDATE lane_head SET head = 11 WHERE lane = 6",
+    )
+    forger.redo_links()
+
+
+def cut_off(forger: Forger) -> None:
+    """The last two events, without a trace in the log itself."""
+    forger.do(
+        "DELETE FROM event WHERE lane = 6 AND seq > 10",
+        "DELETE FROM command WHERE lane = 6 AND first_seq > 10",
+        "UPDATE stream s SET version = e.version"
+        "  FROM (SELECT stream_id, max(version) AS version FROM event WHERE lane = 6 GROUP BY stream_id) e"
+        " WHERE s.lane = 6 AND s.stream_id = e.stream_id",
+        "UPDATE lane_head SET head = 10, link = (SELECT link FROM command WHERE lane = 6 AND first_seq = 10)"
+        " WHERE lane = 6",
+    )
+
+
+def empty_the_lane(forger: Forger) -> None:
+    forger.do(
+        "DELETE FROM event WHERE lane = 6",
+        "DELETE FROM command WHERE lane = 6",
+        "DELETE FROM stream WHERE lane = 6",
+        "UPDATE lane_head SET head = 0, link = decode(repeat('00', 32), 'hex') WHERE lane = 6",
+    )
+
+
+@pytest.mark.parametrize(
+    ("forge", "expected", "without_seals"),
+    [
+        (edit_with_digest, {("command_edited", 7)}, {("command_edited", 7)}),
+        (edit_with_command, {("chain_broken", 7)}, {("chain_broken", 7)}),
+        (edit_with_link, {("chain_broken", 8)}, {("chain_broken", 8)}),
+        (rewrite_all, {("rewritten", 1)}, set[Place]()),
+        (rewrite_the_end, {("rewritten", 9)}, set[Place]()),
+        (renumber, {("tail_missing", 12)}, set[Place]()),
+        (cut_off, {("tail_missing", 11)}, set[Place]()),
+        (empty_the_lane, {("tail_missing", 1)}, set[Place]()),
+    ],
+)
+def test_making_digests_and_links_fit_again_helps_against_anything_but_seals(
+    forger: Forger, forge: Callable[[Forger], None], expected: set[Place], without_seals: set[Place]
+) -> None:
+    forge(forger)
+
+    assert places(find(forger)) == expected
+    assert places(find(forger, sealed_upto=0)) == without_seals
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "table", "what"),
+    [
+        (
+            "UPDATE instance SET status = 'running' WHERE status = 'pending'",
+            *("row_differs", "instance", "status is 'running' and must be 'pending'"),
+        ),
+        ("UPDATE instance SET wake_at = NULL", "row_differs", "instance", "wake_at is None and must be 2026-"),
+        ("DELETE FROM instance WHERE status = 'pending'", "row_missing", "instance", "is missing"),
+        (
+            "UPDATE provision_log SET message = 'All is well' WHERE seq = 2",
+            *("row_differs", "provision_log", "message is 'All is well' and must be"),
+        ),
+        ("DELETE FROM provision_log WHERE seq = 1", "row_missing", "provision_log", "is missing"),
+        (
+            INSERT_LINE,
+            *("row_extra", "provision_log", "The log gives no row"),
+        ),
+        (
+            "UPDATE reservation SET released_at = now() WHERE kind = 'vpn_ip'",
+            *("row_differs", "reservation", "released_at is"),
+        ),
+        ("DELETE FROM reservation WHERE kind = 'hostname'", "row_missing", "reservation", "hc-ada"),
+    ],
+)
+def test_an_edited_read_table_is_not_what_the_log_gives(
+    forger: Forger, statement: str, kind: str, table: str, what: str
+) -> None:
+    forger.do(statement)
+
+    found = find(forger, replay=True)
+
+    assert {(finding.kind, finding.table, finding.lane) for finding in found} == {(kind, table, LANE)}
+    assert all(what in finding.what and finding.stream_id is not None for finding in found)
+
+
+def test_a_history_that_makes_no_sense_is_said_to_make_none(forger: Forger) -> None:
+    forger.do(EVENT.format("""payload = '{"type":"agent_key_acknowledged","at_ms":1}'""", 7))
+    forger.redo_event(7)
+
+    found = {finding.kind for finding in find(forger, replay=True)}
+
+    assert found == {"command_edited", "history_broken"}

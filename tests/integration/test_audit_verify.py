@@ -1,0 +1,214 @@
+"""`audit verify` as its users know it: exit status and words, seals and their copy, and a log that is in use."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from events import upcast
+from hydracore.audit.sealing import Sealer
+from hydracore.audit.verifying import Progress, Request, verify
+from tests.audit_log import SEAL_KEY, Forger, Log, run, sealed_log
+from tests.requests_to_log import requested
+
+FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_log(database_url, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def forger(log: Log) -> Generator[Forger]:
+    """Somebody with the owner's rights."""
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        yield Forger(connection)
+
+
+def rewrite(forger: Forger) -> None:
+    """The lane from number 7 on, so that all of it fits again."""
+    forger.do(FORGE.format(7))
+    forger.redo_event(7)
+    forger.redo_command(7)
+    forger.redo_links()
+
+
+def found(log: Log, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status and the findings."""
+    result = run(log, "verify", "--json", *words)
+    return result.exit_code, json.loads(result.stdout)["findings"]
+
+
+async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
+    for words in ((), ("--no-replay",), ("--since-seal",), ("--lane", "6"), ("--workers", "2")):
+        result = run(log, "verify", "--json", "--seals", str(log.file.path), *words)
+
+        report = json.loads(result.stdout)
+        assert (result.exit_code, report["ok"], report["findings"], report["notes"]) == (0, True, [], [])
+        assert report["events"] == (0 if words == ("--since-seal",) else 12)
+        assert report["seals"] == 2
+        assert len(report["tables"]) == (0 if words == ("--no-replay",) else 3)
+
+
+async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, forger: Forger) -> None:
+    forger.do(FORGE.format(7), "UPDATE instance SET status = 'running' WHERE agent_name = 'second' AND attempt = 1")
+
+    result = run(log, "verify")
+
+    assert result.exit_code == 1
+    edited, row, total = result.stdout.splitlines()
+    assert edited.startswith(f"lane 6, 7, stream {log.ids[0]}: event_edited: ")
+    assert row.startswith(f"lane 6, stream {log.ids[0]}, table instance: row_differs: ")
+    assert total.startswith("2 findings in 12 events and 10 commands of 3 streams in 64 lanes, 2 seals, 3 read tables")
+
+
+@pytest.mark.parametrize(
+    ("statement", "flaw"),
+    [
+        ("DELETE FROM seal WHERE number = 1", "Seal 2: seal 1 is missing, and all up to 1"),
+        ("UPDATE seal SET number = 3 WHERE number = 2", "Seal 3: seal 2 is missing before it"),
+        ("UPDATE seal SET sealed_at = now() + interval '1 day' WHERE number = 2", "Seal 2: its signature is not good"),
+        (
+            "UPDATE seal SET heads[7] = 11 WHERE number = 2",
+            "Seal 2: its heads and links are not those that were signed",
+        ),
+    ],
+)
+async def test_seals_cannot_be_edited_or_taken_out(log: Log, forger: Forger, statement: str, flaw: str) -> None:
+    forger.do(statement)
+
+    status, findings = found(log, "--no-replay", "--lane", "0")
+
+    assert status == 1
+    assert flaw in [finding["what"] for finding in findings]
+
+
+async def test_without_seals_a_rewritten_log_passes_with_a_warning_and_the_copy_tells_of_it(
+    log: Log, forger: Forger
+) -> None:
+    rewrite(forger)
+    forger.do("DELETE FROM seal")
+
+    result = run(log, "verify", "--no-replay")
+    status, findings = found(log, "--no-replay", "--seals", str(log.file.path))
+
+    assert result.exit_code == 0
+    assert "note: There are no seals" in result.stdout
+    assert (status, [finding["kind"] for finding in findings]) == (1, ["seal_missing", "seal_missing", "rewritten"])
+
+
+async def test_a_forger_who_seals_anew_needs_the_key_and_the_copy_too(log: Log, forger: Forger) -> None:
+    rewrite(forger)
+    forger.do("DELETE FROM seal")
+    await Sealer(log.pool, key=bytes(32)).seal()
+
+    any_key = run(log, "verify", "--no-replay", HYDRACORE_SEAL_KEY="")
+    status, findings = found(log, "--no-replay")
+    with_copy = run(log, "verify", "--no-replay", "--seals", str(log.file.path), HYDRACORE_SEAL_KEY="")
+
+    assert any_key.exit_code == 0
+    assert "Any key was accepted" in any_key.stdout
+    assert (status, [finding["what"] for finding in findings]) == (1, ["Seal 1: it was signed with another key"])
+    assert with_copy.exit_code == 1
+    assert "the copy outside the database has another one of this number" in with_copy.stdout
+    assert "lane 6, 1 to 8: rewritten" in with_copy.stdout
+
+
+async def test_since_the_seal_only_what_came_after_it_is_looked_at(log: Log, forger: Forger) -> None:
+    await log.name(0, "third")
+    await log.name(1, "third")
+    forger.do(FORGE.format(7), "UPDATE event SET tenant_id = 'other' WHERE lane = 6 AND seq = 14")
+
+    status, findings = found(log, "--since-seal")
+
+    assert (status, [(finding["kind"], finding["seq"]) for finding in findings]) == (1, [("event_edited", 14)])
+
+
+async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
+    public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
+    given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
+
+    for key, status in given.items():
+        assert run(log, "verify", "--public-key", key, HYDRACORE_SEAL_KEY="").exit_code == status
+
+
+async def test_what_cannot_be_done_is_no_finding(log: Log, forger: Forger) -> None:
+    forger.do("DELETE FROM seal")
+
+    no_seal = run(log, "verify", "--since-seal")
+    no_database = run(log, "verify", HYDRACORE_DATABASE_URL="postgresql://owner:password@127.0.0.1:1/db")
+
+    assert (no_seal.exit_code, "There is no seal yet" in no_seal.stderr) == (2, True)
+    assert (no_database.exit_code, len(no_database.stderr.splitlines())) == (3, 1)
+    assert "password" not in no_database.stderr
+
+
+async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, forger: Forger) -> None:
+    forger.do(
+        "UPDATE instance SET id = '00000000-0000-4000-8000-000000000006' WHERE attempt = 1",
+        "UPDATE event SET lane = 64 WHERE lane = 6 AND seq = 12",
+    )
+
+    _, findings = found(log)
+
+    kinds = {(finding["kind"], finding.get("table"), finding.get("lane")) for finding in findings}
+    assert {("row_extra", "instance", None), ("row_missing", "instance", 6)} <= kinds
+    assert {("wrong_lane", None, 64), ("event_missing", None, 6)} <= kinds
+
+
+async def test_a_log_in_use_is_verified_while_it_grows(log: Log) -> None:
+    stop = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            await requested(log.store, customer_id=f"customer-{writer}", key=f"{number}")
+            await log.name(writer % 3, f"name {writer} {number}")
+            if number % 10 == 0:
+                await log.sealer.seal()
+
+    writers = [asyncio.create_task(write(number)) for number in range(4)]
+    request = Request(conninfo=log.url, seals=log.file)
+    reports = [await asyncio.to_thread(verify, request, Progress()) for _ in range(2)]
+    stop.set()
+    await asyncio.gather(*writers)
+
+    assert [report.findings for report in reports] == [[], []]
+    assert reports[0].events < reports[1].events
+
+
+async def test_events_of_an_older_version_are_verified_loaded_and_compared(
+    log: Log, forger: Forger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first naming, as a version 0 would have said it.
+    monkeypatch.setitem(
+        upcast.STEPS, ("config_changed", 0), lambda fields: {**fields, "agent_name": fields.pop("name")}
+    )
+    forger.do(
+        "UPDATE event SET payload = replace(payload::text, 'agent_name', 'name')::json, schema_version = 0"
+        " WHERE lane = 6 AND type = 'config_changed'"
+    )
+    for seq in range(7, 13):
+        forger.redo_event(seq)
+        forger.redo_command(seq)
+    forger.redo_links()
+    forger.do("DELETE FROM seal")
+
+    status, findings = found(log)
+    async with log.pool.connection():
+        state = await type(log.store)(log.pool, inline=()).load(log.ids[0])
+
+    assert (status, findings) == (0, [])
+    assert state is not None
+    assert state.agent_name == "second"
