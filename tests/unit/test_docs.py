@@ -1,0 +1,104 @@
+"""The documentation tells of everything there is: a new event, setting, command or error without a word fails here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import click
+import msgspec
+import pytest
+from transitions.extensions.diagrams import GraphMachine
+
+from events import errors
+from events.keys import CustomerErased
+from events.lifecycle import STATUSES, TRANSITIONS
+from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
+from events.types import AnyEvent
+from hydracore.cli import main
+from hydracore.settings import Settings, variable
+
+ROOT = Path(__file__).parents[2]
+DOCS = {
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+}
+
+
+@pytest.mark.parametrize("event", get_args(AnyEvent), ids=lambda event: event.__name__)
+def test_every_event_is_described(event: type[msgspec.Struct]) -> None:
+    row = next(line for line in DOCS["docs/events.md"].splitlines() if line.startswith(f"| `{event.__name__}` "))
+
+    assert f"`{event.__struct_config__.tag}`" in row
+    assert all(f"`{field}`" in row for field in event.__struct_fields__ if field != "at_ms")
+
+
+def all_errors(root: type[Exception]) -> list[type[Exception]]:
+    return [found for child in root.__subclasses__() for found in [child, *all_errors(child)]]
+
+
+def test_every_refusal_is_described() -> None:
+    described = DOCS["docs/events.md"]
+
+    missing = [e.__name__ for e in all_errors(errors.EventsError) if f"`{e.__name__}`" not in described]
+
+    assert missing in ([], ["Rejected"])
+    assert issubclass(CustomerErased, errors.EventsError)
+
+
+@pytest.mark.parametrize("field", Settings.__struct_fields__)
+def test_every_setting_is_described(field: str) -> None:
+    assert f"`{variable(field)}`" in DOCS["docs/operations.md"]
+
+
+def commands(group: click.Group, prefix: str = "hydracore") -> list[str]:
+    found: list[str] = []
+    for name, command in group.commands.items():
+        found += commands(command, f"{prefix} {name}") if isinstance(command, click.Group) else [f"{prefix} {name}"]
+    return found
+
+
+def test_every_command_is_described() -> None:
+    text = "\n".join(DOCS.values())
+
+    assert [name for name in commands(main) if f"`{name}" not in text] == []
+
+
+def test_the_drawn_lifecycle_is_the_real_one() -> None:
+    class Drawn:
+        pass
+
+    drawn = GraphMachine(
+        model=Drawn(),
+        states=list(STATUSES),
+        transitions=[list(row) for row in TRANSITIONS],
+        initial=STATUSES[0],
+        auto_transitions=False,
+        graph_engine="mermaid",
+    )
+    edges = {line.strip() for line in drawn.get_combined_graph().source.splitlines() if "-->" in line}
+
+    assert edges == {line.strip() for line in DOCS["docs/lifecycle.md"].splitlines() if "-->" in line}
+    assert all(f"`{name}`" in DOCS["docs/lifecycle.md"] for name in (*STAGES, *BOOTSTRAP_STAGES, *TEARDOWN_STEPS))
+
+
+@pytest.mark.parametrize("name", sorted(DOCS))
+def test_every_link_leads_somewhere(name: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", DOCS[name])
+
+    missing = [target for target in targets if not ((ROOT / name).parent / target).exists()]
+
+    assert missing == []
+
+
+def test_every_proof_that_is_named_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", DOCS["docs/guarantees.md"])
+
+    assert named
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(), f"{path} has no {test}"
+
+
+def test_no_document_names_a_machine_or_a_registry() -> None:
+    for name, text in DOCS.items():
+        assert not re.search(r"/(root|home|work)/\w+|pythonhosted|files\.py", text), name
