@@ -1,0 +1,289 @@
+"""No event is lost, doubled or reordered by a reader of the log, whatever writers, sessions and clusters do.
+
+The same trouble is made for every log in `tests/chaos/logs_compared.py`. Ours must come through all of it; of the others it is
+printed what they lose, and what makes them stand still. `GAP_PROOF_SECONDS` makes the random part longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from hydracore.embedded.account import current_account
+from hydracore.embedded.binaries import postgres_programs
+from hydracore.embedded.ports import free_port
+from tests.chaos.logs_compared import BROKEN, LOGS, STREAMS, Log, Mark
+from tests.services import OwnServices, Services
+from tests.waiting import until
+
+SECONDS = float(os.environ.get("GAP_PROOF_SECONDS", "1.5"))
+SESSIONS = 60
+
+#: How long a reader may take to see what was committed before it counts as standing still.
+STALLED_S = 2.0
+
+#: Between the taking of a number and the commit lies time: a slow disk, a replica, a busy machine. And some never commit.
+SLOW_COMMITS = """
+CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(random() * 0.01);
+    IF random() < 0.05 THEN
+        RAISE EXCEPTION 'rolled back' USING ERRCODE = 'serialization_failure';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON {} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+EXECUTE FUNCTION slow_commit()
+"""
+KILL_ONE = """
+SELECT pg_terminate_backend(pid)
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle' AND query ~* 'insert|append'
+ ORDER BY random()
+ LIMIT 1
+"""
+
+
+class Findings:
+    """What a reader was given, against what there is."""
+
+    def __init__(self, seen: list[Mark], there: set[Mark]) -> None:
+        counts = Counter(seen)
+        self.events = len(there)
+        self.lost = len(there - counts.keys())
+        self.doubled = sum(count - 1 for count in counts.values())
+        last: dict[str, int] = {}
+        self.reordered = 0
+        for stream, number in seen:
+            self.reordered += number < last.get(stream, 0)
+            last[stream] = number
+
+    @property
+    def wrong(self) -> tuple[int, int, int]:
+        return self.lost, self.doubled, self.reordered
+
+    def __str__(self) -> str:
+        return f"{self.events} events: {self.lost} lost, {self.doubled} doubled, {self.reordered} reordered"
+
+
+class Reading:
+    """A reader at work."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.seen = list[Mark]()
+
+    @asynccontextmanager
+    async def going_on(self) -> AsyncGenerator[None]:
+        task = asyncio.create_task(self._read())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def _read(self) -> None:
+        while True:
+            with suppress(*BROKEN):
+                self.seen += await self._log.read()
+            await asyncio.sleep(0)
+
+    async def sees(self, marks: set[Mark]) -> bool:
+        """Whether it gets to see all of `marks` in time."""
+        with suppress(TimeoutError):
+            await until(lambda: marks <= set(self.seen), seconds_max=STALLED_S)
+        return marks <= set(self.seen)
+
+
+def tell(log: Any, what: object) -> None:
+    sys.stdout.write(f"{log.name}: {what}\n")
+
+
+async def truth(url: str, log: Log) -> set[Mark]:
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        return set(await (await connection.execute(log.truth)).fetchall())
+
+
+async def write(log: Log, stream: int, stop: Callable[[], bool], *, start: int = 1) -> int:
+    """Append to one stream until told to stop; the number of the next event. What fails is tried again."""
+    number = start
+    while not stop():
+        try:
+            await log.write(stream, number)
+        except BROKEN:
+            continue
+        number += 1
+    return number
+
+
+@pytest.mark.parametrize("kind", LOGS, ids=lambda kind: kind.name)
+async def test_random_writers_rollbacks_and_kills(
+    kind: Any, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with kind.opened(database_url) as log:
+        await owner_conn.execute(sql.SQL(SLOW_COMMITS).format(sql.Identifier(log.table)))
+        reading, clock = Reading(log), asyncio.get_running_loop().time
+        end_s = clock() + SECONDS
+
+        async def kill() -> None:
+            while clock() < end_s:
+                await owner_conn.execute(KILL_ONE)
+                await asyncio.sleep(0.1)
+
+        async with reading.going_on():
+            await asyncio.gather(kill(), *(write(log, stream, lambda: clock() > end_s) for stream in range(STREAMS)))
+            there = await truth(database_url, log)
+            await reading.sees(there)
+
+    found = Findings(reading.seen, await truth(database_url, log))
+    tell(log, found)
+    assert found.events > STREAMS
+    if kind is LOGS[0]:
+        assert found.wrong == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", LOGS, ids=lambda kind: kind.name)
+async def test_sessions_that_sit_in_open_transactions(
+    kind: Any, database_url: str, services: Services, owner_conn: psycopg.AsyncConnection
+) -> None:
+    elsewhere = services.create_database(f"elsewhere_{os.getpid()}_{LOGS.index(kind)}")
+    await owner_conn.execute("CREATE TABLE scratch (n integer)")
+    async with kind.opened(database_url) as log, AsyncExitStack() as stack:
+        reading = Reading(log)
+
+        async def sit(url: str, statement: str) -> psycopg.AsyncConnection:
+            connection = await stack.enter_async_context(await psycopg.AsyncConnection.connect(url))
+            await connection.execute(statement)
+            return connection
+
+        async def written(number: int) -> set[Mark]:
+            await asyncio.gather(*(log.write(stream, number) for stream in range(STREAMS)))
+            return await truth(database_url, log)
+
+        async with reading.going_on():
+            assert await reading.sees(await written(1))
+            sitters = [await sit(database_url, "INSERT INTO scratch VALUES (1)") for _ in range(SESSIONS // 2)]
+            sitters += [await sit(database_url, f"SELECT FROM {log.table}") for _ in range(SESSIONS // 2)]
+            with_sitters = await reading.sees(await written(2))
+            for sitter in sitters:
+                await sitter.rollback()
+            other = await sit(elsewhere, "CREATE TABLE scratch (n integer)")
+            with_other = await reading.sees(await written(3))
+            await other.rollback()
+            assert await reading.sees(await truth(database_url, log))
+    services.drop_database(elsewhere.rpartition("/")[2])
+
+    found = Findings(reading.seen, await truth(database_url, log))
+    stalled = [
+        name
+        for name, seen in ((f"{SESSIONS} idle sessions", with_sitters), ("a write elsewhere", with_other))
+        if not seen
+    ]
+    tell(log, f"{found}; stalled by {', '.join(stalled) or 'nothing'}")
+    if kind is LOGS[0]:
+        assert (found.wrong, stalled) == ((0, 0, 0), [])
+
+
+async def test_a_dump_restored_into_a_younger_cluster(own_services: OwnServices, database_url: str) -> None:
+    # Here, in the tests' old cluster, everything was written; the other cluster is fresh, and its transactions few.
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(
+            "DO $$ BEGIN FOR i IN 1..20000 LOOP BEGIN PERFORM pg_current_xact_id(); EXCEPTION WHEN others THEN NULL; END;"
+            " END LOOP; END $$"
+        )
+    async with AsyncExitStack() as stack:
+        logs = [await stack.enter_async_context(kind.opened(database_url)) for kind in LOGS if kind is not LOGS[2]]
+        readings = [Reading(log) for log in logs]
+        for log, reading in zip(logs, readings, strict=True):
+            async with reading.going_on():
+                for number in (1, 2):
+                    await log.write(0, number)
+                assert await reading.sees(await truth(database_url, log))
+
+        younger = await asyncio.to_thread(dump_and_restore, database_url, own_services.database_url)
+
+        for log, reading in zip(logs, readings, strict=True):
+            await log.move(younger)
+            async with reading.going_on():
+                for number in (3, 4):
+                    await log.write(0, number)
+                there = await truth(younger, log)
+                stalled = not await reading.sees(there)
+            found = Findings(reading.seen, there)
+            tell(log, f"{found}{', for ever' if stalled else ''}")
+            if log.name == LOGS[0].name:
+                assert (found.events, found.wrong) == (4, (0, 0, 0))
+
+
+def dump_and_restore(source: str, cluster: str) -> str:
+    """The database as a fresh one of the other cluster; its URL."""
+    target = cluster.rpartition("/")[0] + "/restored"
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE restored")
+    programs = postgres_programs(current_account())
+    dump = subprocess.run([programs / "pg_dump", "--no-owner", source], check=True, capture_output=True)
+    psql = [programs / "psql", "--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1", target]
+    subprocess.run(psql, input=dump.stdout, check=True, capture_output=True)
+    return target
+
+
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is a system package, and not installed here")
+async def test_a_pooler_in_transaction_mode(database_url: str, tmp_path: Path) -> None:
+    async with pooled(database_url, tmp_path) as url, LOGS[0].opened(url) as log:
+        reading, clock = Reading(log), asyncio.get_running_loop().time
+        end_s = clock() + SECONDS
+        async with reading.going_on():
+            await asyncio.gather(*(write(log, stream, lambda: clock() > end_s) for stream in range(STREAMS)))
+            there = await truth(database_url, log)
+            assert await reading.sees(there)
+
+    assert Findings(reading.seen, there).wrong == (0, 0, 0)
+
+
+@asynccontextmanager
+async def pooled(database_url: str, folder: Path) -> AsyncGenerator[str]:
+    """The database behind a PgBouncer in transaction mode."""
+    url, command = configure_pooler(database_url, folder)
+    pooler = await asyncio.create_subprocess_exec(*command)
+
+    async def answers() -> bool:
+        with suppress(psycopg.OperationalError):
+            async with await psycopg.AsyncConnection.connect(url):
+                return True
+        return False
+
+    try:
+        await until(answers)
+        yield url
+    finally:
+        pooler.terminate()
+        await pooler.wait()
+
+
+def configure_pooler(database_url: str, folder: Path) -> tuple[str, list[str]]:
+    """The URL through the pooler, and the command that starts it."""
+    place, port = psycopg.conninfo.conninfo_to_dict(database_url), free_port()
+    (folder / "users.txt").write_text(f'"{place["user"]}" "{place["password"]}"\n')
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\n* = host={place['host']} port={place['port']}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+        f"listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {folder / 'users.txt'}\n"
+        "pool_mode = transaction\nmax_prepared_statements = 100\n"
+        "ignore_startup_parameters = extra_float_digits,options\n"
+    )
+    folder.chmod(0o755)
+    as_whom = ["-u", "nobody"] if os.getuid() == 0 else []
+    url = f"postgresql://{place['user']}:{place['password']}@127.0.0.1:{port}/{place['dbname']}"
+    return url, ["pgbouncer", *as_whom, str(folder / "pgbouncer.ini")]
