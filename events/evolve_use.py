@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final, cast
 
 from msgspec import UNSET
 from msgspec.structs import asdict, replace
 
 from events import types as e
 from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE, Instance
+
+#: What `events.keys` makes: a nonce of 12 bytes, and at least the 16 of the tag behind it.
+_SEALED_TEXT: Final = re.compile(r"v1\.[A-Za-z0-9_-]{38,}={0,2}", re.ASCII)
 
 #: Fields of configuration events that the instance itself has; all others are its configuration's.
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
@@ -21,7 +25,7 @@ def configured(
     changes = set_fields(event)
     if state.erased_ms is not None:
         # Sealed a moment before the key was destroyed, and recorded a moment after: nobody can read it.
-        changes = {name: None if name in SEALED_OF_CONFIG else value for name, value in changes.items()}
+        changes = {name: None if name in SEALED_OF_CONFIG else without_sealed(value) for name, value in changes.items()}
     version = state.config.version + 1
     if isinstance(event, e.ModelPolicyChanged):
         policy = replace(state.config.model_policy, **changes)
@@ -46,8 +50,24 @@ def usage_recorded(state: Instance, event: e.UsageRecorded) -> dict[str, Any]:
 
 def customer_erased(state: Instance, event: e.CustomerErased) -> dict[str, Any]:
     """No sealed field is left. The configuration has a new version, so that the agent drops what it was given."""
-    config = replace(state.config, version=state.config.version + 1, **dict.fromkeys(SEALED_OF_CONFIG))
+    config = replace(
+        state.config,
+        version=state.config.version + 1,
+        integrations=without_sealed(state.config.integrations),
+        skills=without_sealed(state.config.skills),
+        **dict.fromkeys(SEALED_OF_CONFIG),
+    )
     return {**dict.fromkeys(SEALED_OF_INSTANCE), "config": config, "erased_ms": event.at_ms}
+
+
+def without_sealed(value: Any) -> Any:
+    """`value` with null for every sealed text in it: lists are kept in the clear, but for the secrets among them."""
+    if isinstance(value, dict):
+        return {name: without_sealed(item) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        items = [without_sealed(item) for item in cast("list[Any]", value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    return None if isinstance(value, str) and _SEALED_TEXT.fullmatch(value) else value
 
 
 def set_fields(changes: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import psycopg
 from hydracore.auth import create_api_key
 from tests.secrecy import assert_no_secret_leaked, assert_user_data_is_bare
 from tests.stack import TENANT, Stack
-from tests.waiting import until
 
 
 async def test_no_secret_is_readable_where_it_must_not_be(stack: Stack) -> None:
@@ -24,6 +23,6 @@ async def test_no_secret_is_readable_where_it_must_not_be(stack: Stack) -> None:
     await stack.delete(instance_id)
     await stack.until_status(instance_id, "deleted")
     stack.restart_worker()
-    await until(lambda: stack.worker.has_said("worker_started"))
+    await stack.until_started(stack.worker)
 
     assert_no_secret_leaked(stack, api_key)

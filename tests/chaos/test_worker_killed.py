@@ -13,7 +13,6 @@ import pytest
 
 from tests.stack import Stack
 from tests.strays import stray
-from tests.waiting import until
 from workers.broker import OBSERVE_ACTIONS, SWEEP
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
@@ -90,7 +89,7 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
     arrange(stack, call, about)
     await asyncio.gather(*(stack.create(key) for key, _ in asked))
     if call.first in {"slow_boot", "action_error"}:
-        await until(lambda: all(stack.has_happened(each, "server_created") for each in ids))
+        await stack.until(lambda: all(stack.has_happened(each, "server_created") for each in ids))
         for _ in call.fates:
             stack.ring(OBSERVE_ACTIONS)
 
@@ -140,11 +139,11 @@ async def test_a_sweep_survives_a_worker_killed_at_the(stack: Stack, provider: H
 
     await kill_at(stack, call, [target] * len(call.fates))
 
-    await until(lambda: stack.worker.has_said("worker_started"))
+    await stack.until_started(stack.worker)
     for _ in range(2):
         stack.ring(SWEEP)
-    await until(lambda: [stack.cloudsim.server(each)["labels"] for each in (mislabelled, unlisted)] == labels)
-    await until(lambda: orphan not in {str(server["id"]) for server in stack.cloudsim.servers()})
+    await stack.until(lambda: [stack.cloudsim.server(each)["labels"] for each in (mislabelled, unlisted)] == labels)
+    await stack.until(lambda: orphan not in {str(server["id"]) for server in stack.cloudsim.servers()})
     await delete_all(stack, ids)
 
 
@@ -168,7 +167,7 @@ def arrange(stack: Stack, call: Call, about: list[dict[str, Any]]) -> None:
 
 async def kill_at(stack: Stack, call: Call, about: list[dict[str, Any]]) -> Held:
     """Wait until all calls are held, kill the worker, and start another one."""
-    await until(lambda: len(stack.cloudsim.held()) == len(call.fates), seconds_max=30)
+    await stack.until(lambda: len(stack.cloudsim.held()) == len(call.fates))
     fates: dict[int, str] = {}
     for request in stack.cloudsim.held():
         fitting = [fate for each, fate in zip(about, call.fates, strict=True) if each.items() <= request.items()]

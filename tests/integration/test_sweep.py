@@ -10,7 +10,6 @@ import pytest
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.stack import Stack
 from tests.strays import stray
-from tests.waiting import until
 from workers.broker import SWEEP
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import MISSING_MAX, Account, missing_accounts, sweep
@@ -40,7 +39,7 @@ async def test_an_orphan_is_removed_at_its_second_sighting_after_the_grace(
     assert not await is_gone(provider, server_id)
 
     assert await found(stack, server_id, grace_s=SHORT) == [("orphan", "removed")]
-    await until(lambda: is_gone(provider, server_id))
+    await stack.until(lambda: is_gone(provider, server_id))
     assert not await found(stack, server_id)
 
 
@@ -78,7 +77,7 @@ async def test_a_server_that_is_just_being_made_is_never_taken_for_an_orphan(sta
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "hold_after", name=f"hc-{instance_id}")
     await stack.create(key)
-    await until(stack.cloudsim.held)
+    await stack.until(stack.cloudsim.held)
     server = stack.server(instance_id)
 
     for _ in range(3):
@@ -133,7 +132,7 @@ async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_be
     await found(stack, guarded, grace_s=SHORT)
 
     assert not await is_gone(provider, guarded)
-    await until(lambda: is_gone(provider, other))
+    await stack.until(lambda: is_gone(provider, other))
     assert stack.has_happened(instance_id, "server_vanished")
     stack.cloudsim.call("POST", f"/_sim/servers/{guarded}/vanish")
 

@@ -10,7 +10,6 @@ import pytest
 import redis
 
 from tests.stack import Stack
-from tests.waiting import until
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
 
 #: Redis keys of the queue.
@@ -40,7 +39,7 @@ async def crowd(stack: Stack) -> AsyncGenerator[Stack]:
     for other in others:
         other.start()
     for other in others:
-        await until(lambda other=other: other.has_said(f"{other.name}_started"), seconds_max=30)
+        await stack.until_started(other)
     yield stack
     for other in others:
         other.kill()
@@ -76,7 +75,7 @@ async def test_doubled_and_late_messages_change_nothing(stack: Stack) -> None:
         stack.ring(CHECK_HEALTH, alive, gone, uuid4())
         stack.ring(OBSERVE_ACTIONS)
         stack.ring(SWEEP)
-    await until(lambda: is_drained(stack))
+    await stack.until(lambda: is_drained(stack))
 
     assert [stack.types(instance_id) for instance_id in (alive, gone)] == types
     assert [
@@ -109,7 +108,7 @@ async def test_lost_messages_are_sent_again(stack: Stack) -> None:
     stack.worker.kill()
     instance_id = await stack.create()
     with redis.Redis.from_url(stack.redis_url) as client:
-        await until(lambda: client.llen(IDS))
+        await stack.until(lambda: client.llen(IDS))
         # Nobody takes what the relay has sent: it is lost, and not sent by the relay a second time.
         client.delete(IDS, MESSAGES)
     stack.worker.start()
@@ -119,7 +118,7 @@ async def test_lost_messages_are_sent_again(stack: Stack) -> None:
     stack.worker.kill()
     await stack.delete(instance_id)
     with redis.Redis.from_url(stack.redis_url) as client:
-        await until(lambda: client.llen(IDS))
+        await stack.until(lambda: client.llen(IDS))
         client.flushdb()
     stack.worker.start()
     await stack.until_status(instance_id, "deleted")

@@ -48,6 +48,17 @@ def test_an_erasure_leaves_no_ciphertext_in_the_state_or_in_its_row() -> None:
     assert life.state.erased_ms == NOW_MS
 
 
+def test_secrets_within_lists_go_and_what_is_around_them_stays() -> None:
+    sealed = "v1." + "QUJD" * 12
+    lists = {"integrations": ({"id": "mail", "token": sealed}, "v1.2 of it"), "skills": ("calculator", [sealed])}
+    life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, **lists))
+
+    life.give(ERASE)
+
+    assert life.state.config.integrations == ({"id": "mail", "token": None}, "v1.2 of it")
+    assert life.state.config.skills == ("calculator", [None])
+
+
 def test_an_agent_learns_from_the_version_of_its_configuration_that_its_prompts_are_gone() -> None:
     life = Life.after(*FULL)
     version = life.state.config.version
