@@ -104,7 +104,7 @@ class UsageEntry(msgspec.Struct, frozen=True, kw_only=True):
     conversation_id: Annotated[str, Meta(max_length=128)] | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class UsageBatch(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: UUID
     ledger_id: UUID
     seq: Seq

@@ -32,7 +32,7 @@ from hydracore.api.keys import Keys
 from hydracore.api.listing import Listing
 from hydracore.api.model_policy import ModelPolicies
 from hydracore.api.openapi import document
-from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, route
+from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, options_routes, route
 from hydracore.api.ordering import Ordering
 from hydracore.api.platform_config import PlatformConfiguration
 from hydracore.api.pushing import Pusher
@@ -89,7 +89,7 @@ def create_app(parts: Parts) -> ASGIApp:
     served = operations(parts)
     routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]
     app = Litestar(
-        [*routes, _openapi_route(served)],
+        [*options_routes(served), *routes, _openapi_route(served)],
         exception_handlers={Exception: _failure},
         # Our own document is served: Litestar's cannot say what `operations` declares.
         openapi_config=None,

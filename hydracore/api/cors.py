@@ -74,4 +74,4 @@ def _preflight(allowed: tuple[tuple[bytes, bytes], ...]) -> Answer:
         (b"access-control-max-age", b"%d" % MAX_AGE_S),
         _VARY,
     )
-    return Answer(HTTPStatus.OK, b"{}", headers)
+    return Answer(HTTPStatus.NO_CONTENT, b"", headers)

@@ -116,7 +116,10 @@ def _told(status: int) -> str:
 
 
 def _served(schema: Any) -> Any:
-    """`schema` without the bounds that are marked as unserved; `x-anything` marks a whole type as such."""
+    """`schema` without the bounds that are marked as unserved; `x-anything` marks a whole type as such.
+
+    A list of anything says so: generators of clients drop what has a list that says nothing of its items.
+    """
     if isinstance(schema, list):
         return [_served(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -124,5 +127,7 @@ def _served(schema: Any) -> Any:
     node = cast("Json", schema)
     if "x-anything" in node:
         return {}
+    if node.get("type") == "array" and not {"items", "prefixItems"} & node.keys():
+        node = {**node, "items": {}}
     dropped = _BOUNDS if "x-unserved" in node else frozenset[str]()
     return {name: _served(value) for name, value in node.items() if name not in dropped}

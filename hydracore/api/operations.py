@@ -8,7 +8,7 @@ shapes than the contract's, and takes twice as long as everything else that a re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -71,7 +71,9 @@ class Answer:
         self.headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        headers = [_CONTENT_TYPE, (b"content-length", b"%d" % len(self.body)), *self.headers]
+        headers = [*self.headers]
+        if self.status != HTTPStatus.NO_CONTENT:
+            headers += [_CONTENT_TYPE, (b"content-length", b"%d" % len(self.body))]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": False})
 
@@ -138,11 +140,33 @@ def route(
             return Answer(status, _ENCODER.encode(answer))
         return answer
 
-    path = declared.path
-    for each in signature.inputs:
+    return HTTPRouteHandler(_routed_path(op), http_method=HttpMethod(declared.method), status_code=status)(serve)
+
+
+def options_routes(served: Iterable[Operation]) -> Iterator[HTTPRouteHandler]:
+    """What tells which methods a path has. Litestar's own tells the first method of each path only."""
+    methods: dict[str, list[str]] = {}
+    for op in served:
+        methods.setdefault(_routed_path(op), []).append(op.declared.method)
+    for path, found in methods.items():
+        answer = Answer(HTTPStatus.NO_CONTENT, b"", ((b"allow", ", ".join([*found, "OPTIONS"]).encode()),))
+        yield HTTPRouteHandler(path, http_method=HttpMethod.OPTIONS)(_always(answer))
+
+
+def _always(answer: Answer) -> Callable[[], Awaitable[ASGIApp]]:
+    async def answered() -> ASGIApp:
+        return answer
+
+    return answered
+
+
+def _routed_path(op: Operation) -> str:
+    """The path as Litestar's router is told it: what a parameter holds is ours to read."""
+    path = op.declared.path
+    for each in op.signature.inputs:
         if each.source == "path":
             path = path.replace(f"{{{each.name}}}", f"{{{each.name}:{'path' if each.prefix else 'str'}}}")
-    return HTTPRouteHandler(path, http_method=HttpMethod(declared.method), status_code=status)(serve)
+    return path
 
 
 async def read_body(headers: RawHeaders, receive: Receive, *, limit: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
@@ -14,9 +15,11 @@ from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import Setup, make_setup
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.expressclaw.telegram import TelegramChannel
 from hydracore.agent.messages import ReportedError, Versions
 from hydracore.agent.runtime import RuntimeConfig
+
+if TYPE_CHECKING:
+    from hydracore.agent.expressclaw.telegram import TelegramChannel
 
 log = structlog.get_logger()
 
@@ -29,7 +32,8 @@ class ExpressClaw:
         self._store = store
         self._setup: Setup | None = None
         self._service = ChatService(store)
-        self._telegram = TelegramChannel(store.inbox, open_chat=self.open_chat)
+        self._telegram: TelegramChannel | None = None
+        self._has_telegram = asyncio.Event()
 
     async def start(self) -> None:
         setup = make_setup(self._config)
@@ -45,7 +49,7 @@ class ExpressClaw:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._service.note_partials())
-                tasks.create_task(self._telegram.run())
+                tasks.create_task(self._run_telegram())
         except* Exception as failures:
             log.exception("runtime_broke")
             raise RuntimeFailed("runtime_broke", "The runtime broke; the agent's log has the reason") from failures
@@ -81,13 +85,26 @@ class ExpressClaw:
 
     @property
     def connections(self) -> Mapping[str, str]:
-        return {"telegram": self._telegram.state}
+        return {"telegram": "off" if self._telegram is None else self._telegram.state}
 
     @property
     def error(self) -> ReportedError | None:
-        return self._telegram.error
+        return None if self._telegram is None else self._telegram.error
 
     def _adopt(self, setup: Setup) -> None:
         self._setup = setup
         self._store.ledger.rebase(setup.digest)
-        self._telegram.use(setup.document.telegram)
+        telegram = setup.document.telegram
+        if self._telegram is None and telegram.bot_token:
+            # Most agents have no bot, and spare their start what this would cost it.
+            from hydracore.agent.expressclaw.telegram import TelegramChannel  # noqa: PLC0415 - see above
+
+            self._telegram = TelegramChannel(self._store.inbox, open_chat=self.open_chat)
+            self._has_telegram.set()
+        if self._telegram is not None:
+            self._telegram.use(telegram)
+
+    async def _run_telegram(self) -> NoReturn:
+        await self._has_telegram.wait()
+        assert self._telegram is not None, "the event is set with it"
+        await self._telegram.run()
