@@ -128,6 +128,7 @@ def _served(schema: Any) -> Any:
     if "x-anything" in node:
         return {}
     if node.get("type") == "array" and not {"items", "prefixItems"} & node.keys():
-        node = {**node, "items": {}}
+        anything: Json = {}
+        node = {**node, "items": anything}
     dropped = _BOUNDS if "x-unserved" in node else frozenset[str]()
     return {name: _served(value) for name, value in node.items() if name not in dropped}
