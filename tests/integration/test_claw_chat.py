@@ -265,9 +265,9 @@ async def test_without_an_endpoint_the_reason_is_said(claw: Claw, modelsim: Mode
 
 
 async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | None = None) -> None:
-    """Models get less than half a second."""
+    """Models get two seconds: a request must reach them in that time, also on a busy machine."""
     changed = document(modelsim)
-    changed["platform"]["advanced"] = {"model_timeout_s": 0.4}
+    changed["platform"]["advanced"] = {"model_timeout_s": 2.0}
     if fallbacks is not None:
         changed["model_policy"]["fallbacks"] = fallbacks
     answer = await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
