@@ -90,6 +90,7 @@ class FakeControlPlane:
         """Serve; after a `stop`, on the same port again."""
         bound = socket.socket()
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound.bind(("127.0.0.1", self._port))
         bound.listen()
         self._port = bound.getsockname()[1]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 
 from hydracore.vps import AGENT_PORT
+from tests.api_server import listen
 
 #: In a scripted stream: the connection breaks here.
 CUT = object()
@@ -63,11 +64,11 @@ class TinyAgent:
         #: While cleared, answers are held back.
         self.may_answer = asyncio.Event()
         self.may_answer.set()
-        self._scripted: dict[str, deque[tuple[int, Any]]] = {}
+        self._scripted: dict[str, deque[tuple[int, Any, dict[str, str]]]] = {}
 
-    def script(self, path: str, status: int, body: Any) -> None:
+    def script(self, path: str, status: int, body: Any, **headers: str) -> None:
         """The next call of `path` is answered so."""
-        self._scripted.setdefault(path, deque()).append((status, body))
+        self._scripted.setdefault(path, deque()).append((status, body, headers))
 
     def calls_of(self, path: str) -> list[Call]:
         return [call for call in self.calls if call.path == path]
@@ -164,17 +165,18 @@ class TinyAgent:
         }
 
 
-async def _send(send: Any, status: int, body: Any) -> None:
+async def _send(send: Any, status: int, body: Any, more: Mapping[str, str] = MappingProxyType({})) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    headers = {"content-type": "application/json", "content-length": str(len(content)), **more}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": content})
 
 
 @asynccontextmanager
 async def serving(agent: TinyAgent, host: str) -> AsyncGenerator[None]:
     """`agent` where the control plane looks for agents: on the fixed port of an address of its own."""
-    with socket.create_server((host, AGENT_PORT)) as listener:
+    with listen(host, AGENT_PORT) as listener:
         server = _Server(agent)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield

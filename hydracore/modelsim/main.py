@@ -51,6 +51,9 @@ async def serve(*, host: str, port: int, home: Path) -> AsyncGenerator[str]:
     """
     sim = ModelSim(load_rules(home))
     with socket.create_server((host, port), backlog=BACKLOG) as listener:
+        # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, which this one does not: a stream's
+        # words would wait for the acknowledgement of those before them.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = _EmbeddedServer(sim)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         await server.ready.wait()
