@@ -6,9 +6,11 @@ import signal
 import sys
 from base64 import urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
+import psycopg
 import pytest
 
 from hydracore.embedded.ports import free_port
@@ -40,6 +42,13 @@ async def start(env: dict[str, str]) -> asyncio.subprocess.Process:
     )
 
 
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health/ready")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(
     database_url: str, redis_url: str, stop: signal.Signals
@@ -48,14 +57,7 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(
     process = await start(environ(database_url, redis_url, port))
     url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=url) as client:
-
-        async def is_ready() -> bool:
-            try:
-                return (await client.get("/health/ready")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await until(is_ready)
+        await until(lambda: is_ready(client))
         headers = bearer(email="ann@example.com")
         made = await client.post("/v1/instances", json=ORDER, headers=headers)
         refused = await client.get("/v1/instances", headers={"Authorization": "Bearer " + "x" * 40})
@@ -69,6 +71,38 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(
     assert {line["region"] for line in lines if line["event"] == "region_unavailable"} >= {"fsn1"}
     secrets = [JWT_SECRET, "the-cloudsim-token", "ann@example.com", headers["Authorization"].split()[1]]
     assert all(secret.encode() not in err for secret in secrets)
+
+
+async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    process = await start(environ(database_url, "redis://127.0.0.1:1/0", port := free_port()))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        await until(lambda: is_ready(client))
+        await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
+
+        answers = await asyncio.gather(
+            *(
+                client.get("/v1/instances", headers={**bearer(user=name), "X-Request-Id": f"of-{name}"})
+                for name in ("ann", "bob")
+            )
+        )
+        lines: list[dict[str, Any]] = []
+        assert process.stderr is not None
+        async with asyncio.timeout(15):
+            # It comes by itself, started by a request or not.
+            while not lines or lines[-1]["event"] != "rate_limits_suspended":
+                lines.append(msgspec.json.decode(await process.stderr.readline()))
+        process.terminate()
+        _, err = await asyncio.wait_for(process.communicate(), 15)
+
+    assert {(answer.status_code, answer.headers["x-request-id"]) for answer in answers} == {
+        (500, "of-ann"),
+        (500, "of-bob"),
+    }
+    lines += [msgspec.json.decode(line) for line in err.splitlines()]
+    told = [(line["event"], line["request_id"]) for line in lines if "request_id" in line]
+    assert sorted(told) == [("request_failed", "of-ann"), ("request_failed", "of-bob")]
 
 
 async def test_requests_under_way_are_answered_before_it_stops(database_url: str, redis_url: str) -> None:
