@@ -1,6 +1,6 @@
 """How often somebody may ask: counted here, summed up over all processes in Redis, refused on Redis's word alone.
 
-A request is admitted from this process's memory, in about a microsecond. What was admitted is told to Redis a moment
+A request is admitted from this process's memory, in two microseconds. What was admitted is told to Redis a moment
 later, everybody's in one round trip, and the answer says what all processes together have counted; so processes agree
 within `SHARE_S` and a round trip. Nobody is refused on what this process alone believes: where its own count says that
 the limit is reached, Redis is asked at once. Without Redis nobody is refused (docs/adr/0008-rate-limits-settle-later.md).

@@ -31,6 +31,7 @@ def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: d
 
     assert "x-unserved" not in text
     for name in served["components"]["schemas"]:
+        assert name.isidentifier(), f"{name}: two types of one name, told apart by their modules"
         assert f'"#/components/schemas/{name}"' in text, f"{name} is used by nothing"
     for reference in (part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]):
         assert reference in served["components"]["schemas"]

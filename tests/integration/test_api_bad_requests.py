@@ -20,6 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CORPUS = Path(__file__).parents[1] / "corpus" / "bad-requests.txt"
 OPERATIONS = every_operation()
 ON_AN_INSTANCE = [op for op in OPERATIONS if "{instance_id}" in op.declared.path]
+WITH_A_BODY = [op for op in OPERATIONS if any(each.source == "body" for each in op.signature.inputs)]
 
 
 class Bad(NamedTuple):
@@ -115,6 +116,18 @@ async def test_what_is_no_id_of_an_instance_is_the_first_thing_told(scene: Scene
     assert answer.status_code == 422
     assert shown(answer.json()["detail"][0]) == problem
     assert [each["loc"] for each in answer.json()["detail"][1:]] in ([], [["body"]])
+
+
+@pytest.mark.parametrize("op", WITH_A_BODY, ids=lambda op: f"{op.declared.method} {op.declared.path}")
+async def test_a_body_that_is_too_long_is_refused_whatever_is_in_it(scene: Scene, op: Operation) -> None:
+    limit = max(scene.api.parts.settings.body_max_bytes, op.declared.body_bytes)
+    url = op.declared.path.format(instance_id=scene.used.instance_id)
+    before = await scene.traces()
+
+    answer = await ask(scene, op, url, body=b" " * (limit + 1))
+
+    assert (answer.status_code, answer.json()) == (413, {"detail": f"The body is larger than {limit} bytes"})
+    assert await scene.traces() == before
 
 
 async def test_the_corpus_speaks_of_every_operation_that_takes_anything() -> None:

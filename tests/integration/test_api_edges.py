@@ -46,6 +46,21 @@ async def test_every_error_has_the_same_shape_a_request_id_and_the_headers(
         assert set(answer.headers["allow"].split(", ")) >= {"GET", "POST"}
 
 
+async def test_every_path_says_which_methods_it_has(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+
+    for path, methods in document["paths"].items():
+        url = re.sub(r"{\w+}", "x", path)
+        asked = await api.client.options(url)
+        refused = await api.client.put(url)
+
+        has = {method.upper() for method in methods} | {"OPTIONS"}
+        assert (asked.status_code, asked.content) == (204, b"")
+        assert (refused.status_code, refused.json()) == (405, {"detail": "Method Not Allowed"})
+        for answer in (asked, refused):
+            assert set(answer.headers["allow"].split(", ")) == has, path
+
+
 @pytest.mark.parametrize(
     ("given", "kept"), [("abc-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("ä", False)]
 )
