@@ -82,7 +82,8 @@ class ModelSim:
             return
         record = self._record(exchange, request)
         completion = Completion(exchange, request, record, rules=self._rules)
-        answering = asyncio.create_task(completion.run(self.faults.take(request.model, request.latest), self.faults))
+        fault = self.faults.take(request.model, request.latest)
+        answering = asyncio.create_task(completion.run(fault, self.faults.released))
         leaving = asyncio.create_task(exchange.left())
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():

@@ -11,7 +11,7 @@ import msgspec
 
 from hydracore.modelsim import wire
 from hydracore.modelsim.exchange import Exchange
-from hydracore.modelsim.faults import Fault, Faults
+from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import Rule, answer, count_tokens, tokens
 
 #: An endless answer ends here all the same.
@@ -51,13 +51,13 @@ class Completion:
             self._pieces = self._pieces[: request.max_tokens]
             self._finish = "length"
 
-    async def run(self, fault: Fault | None, faults: Faults) -> None:
+    async def run(self, fault: Fault | None, released: asyncio.Event) -> None:
         """Raises `ConnectionError` where the connection shall end without an answer's end."""
         match fault:
             case Fault(kind="status"):
                 return await self._refuse(fault)
             case Fault(kind="hang"):
-                await faults.released()
+                await released.wait()
             case Fault(kind="empty"):
                 self._pieces = []
             case Fault(kind="endless"):
@@ -65,9 +65,9 @@ class Completion:
             case _:
                 pass
         if self._request.stream and not (fault is not None and fault.kind == "whole"):
-            await self._stream(fault, faults)
+            await self._stream(fault, released)
         else:
-            await self._send_whole(fault, faults)
+            await self._send_whole(fault, released)
         self._record.ended = "done"
         return None
 
@@ -78,22 +78,22 @@ class Completion:
         headers = {} if fault.retry_after_s is None else {"retry-after": str(fault.retry_after_s)}
         await self._exchange.answer(fault.status, wire.problem(said, "scripted_refusal"), headers=headers)
 
-    async def _send_whole(self, fault: Fault | None, faults: Faults) -> None:
+    async def _send_whole(self, fault: Fault | None, released: asyncio.Event) -> None:
         kept: list[str] = []
         for index, token in enumerate(self._pieces):
-            await self._suffer(fault, faults, index)
+            await self._suffer(fault, released, index)
             kept.append(token)
         self._record.tokens_sent = len(kept)
         used = self._usage() if fault is None or fault.kind != "no_usage" else None
         document = wire.whole(self._record.number, self._request.model, "".join(kept), self._finish, used)
         await self._exchange.answer(HTTPStatus.OK, document)
 
-    async def _stream(self, fault: Fault | None, faults: Faults) -> None:
+    async def _stream(self, fault: Fault | None, released: asyncio.Event) -> None:
         number, model = self._record.number, self._request.model
         await self._exchange.begin("text/event-stream")
         await self._send(wire.piece(number, model, {"role": "assistant", "content": ""}))
         for index, token in enumerate(self._pieces):
-            match await self._suffer(fault, faults, index):
+            match await self._suffer(fault, released, index):
                 case "error":
                     await self._send(wire.problem("Scripted error", "scripted_error"))
                     return await self._exchange.end()
@@ -109,7 +109,7 @@ class Completion:
         await self._exchange.send(wire.event(None))
         return await self._exchange.end()
 
-    async def _suffer(self, fault: Fault | None, faults: Faults, index: int) -> str:
+    async def _suffer(self, fault: Fault | None, released: asyncio.Event, index: int) -> str:
         """What becomes of the answer before this token, after waiting as ordered. Raises `ConnectionError` for a cut."""
         if fault is None:
             return "go_on"
@@ -119,7 +119,7 @@ class Completion:
             return "go_on"
         end: str = fault.kind
         if fault.kind == "hold":
-            await faults.released()
+            await released.wait()
             end = fault.then
         if end == "cut":
             self._record.ended = "cut"

@@ -73,9 +73,11 @@ class Faults:
         return None
 
     def release(self) -> None:
-        """Let all that waits now go on."""
+        """Let every answer go on whose request has come, also one that has yet to get to where it would wait."""
         self._release.set()
         self._release = asyncio.Event()
 
-    async def released(self) -> None:
-        await self._release.wait()
+    @property
+    def released(self) -> asyncio.Event:
+        """What the next `release` sets. A request asks once, when it comes, so that no release goes by it."""
+        return self._release

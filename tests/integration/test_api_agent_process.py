@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -106,22 +106,47 @@ async def healthy(one: Whole) -> bool:
     return state.agent is not None and state.agent.bootstrap_stage == "healthy"
 
 
+async def streamed_in_two_parts(whole: Whole, message: str, conversation_id: str) -> tuple[str, dict[str, Any]]:
+    """What was heard while the model was held after three tokens, and the last event, after it was let go on."""
+    await whole.models.fault("hold", after_tokens=3)
+    path = f"/v1/instances/{whole.instance_id}/chat"
+    body = {"message": message, "conversation_id": conversation_id}
+    headers = {**whole.api.token(), **SSE}
+    async with whole.api.client.stream("POST", path, json=body, headers=headers, timeout=30) as answer:
+        lines = answer.aiter_lines()
+        said = await next_text(lines)
+        while len(said.split()) < 3:
+            said += await next_text(lines)
+        early = said
+        await whole.models.release()
+        async for line in lines:
+            if line == "event: done":
+                done = json.loads((await anext(lines)).removeprefix("data: "))
+                assert said == done["message"], "the pieces are the whole"
+                return early, done
+            if line.startswith("data: "):
+                said += json.loads(line.removeprefix("data: "))["text"]
+    raise AssertionError(f"the stream ended after {said!r}")
+
+
+async def next_text(lines: AsyncIterator[str]) -> str:
+    async for line in lines:
+        if line.startswith("data: "):
+            return json.loads(line.removeprefix("data: "))["text"]
+    raise AssertionError("the stream ended without a word")
+
+
 async def test_a_customer_chats_both_ways_and_reads_it_again(whole: Whole) -> None:
     first = await whole.chat("My dog is called Bo")
     conversation = first["conversation_id"]
-    streamed = await whole.ask(
-        "POST", "/chat", {"message": "What did I say before?", "conversation_id": conversation}, **SSE
-    )
+    early, done = await streamed_in_two_parts(whole, "What did I say before?", conversation)
     listed = (await whole.ask("GET", "/conversations?limit=5")).json()
     detail = (await whole.ask("GET", f"/conversations/{conversation}")).json()
 
     assert first["message"] == "[scripted] You said: My dog is called Bo"
     assert first["model"] == "gpt-4.1-mini"
-    events = streamed.text.strip().split("\n\n")
-    assert len(events) > 2
-    done = json.loads(events[-1].removeprefix("event: done\ndata: "))
     assert done["message"] == "[scripted] Before that you said: My dog is called Bo"
-    assert "".join(json.loads(event.partition("data: ")[2])["text"] for event in events[:-1]) == done["message"]
+    assert done["message"].startswith(early)
     assert [each["id"] for each in listed["conversations"]] == [conversation]
     assert [message["role"] for message in detail["messages"]] == ["user", "assistant"] * 2
     assert detail["messages"][-1]["content"] == done["message"]
