@@ -24,6 +24,7 @@ from projections.follower import Follower
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import Bell, redis_broker
 from workers.deps import open_deps
+from workers.lookout import Lookout, rest
 from workers.reconciler import Reconciler
 from workers.relay import Relay
 from workers.sweep import Finding, sweep
@@ -34,7 +35,7 @@ STOP_MS_MAX = 8_000
 
 RELAY_POOL_SIZE = 4
 
-#: How far a followed projection may be behind: between two looks at the heads of the lanes.
+#: How long a follower lets the log grow between two looks, so that each takes a batch. So far is it behind at least.
 FOLLOW_S = 0.05
 
 #: Pause of a follower that cannot go on, before it tries, and complains, again.
@@ -99,21 +100,23 @@ async def _relay(settings: Settings) -> None:
             ) as pool,
             asyncio.TaskGroup() as group,
         ):
-            group.create_task(Relay(pool, bell, redis).run())
+            lookout = Lookout(pool, redis)
+            group.create_task(lookout.run())
+            group.create_task(Relay(pool, bell, lookout).run())
             group.create_task(Reconciler(pool, bell, settings).run())
             group.create_task(keep_sealing(pool, settings))
             for projection in followed_projections():
-                group.create_task(follow(Follower(pool, projection)))
+                group.create_task(follow(Follower(pool, projection), lookout))
             _log.info("relay_started")
     finally:
         bell.close()
 
 
-async def follow(follower: Follower) -> None:
+async def follow(follower: Follower, lookout: Lookout) -> None:
     """Keep a followed projection up to the log, for ever. Whatever it trips over, hints and duties go on beside it."""
     entered = False
     while True:
-        pause_s = FOLLOW_S
+        moved = lookout.moved
         try:
             if not entered:
                 await follower.enter()
@@ -123,11 +126,12 @@ async def follow(follower: Follower) -> None:
             _log.warning("follower_waits", error=type(error).__name__)
         except LogCorrupted as error:
             _log.critical("log_corrupted", lane=error.lane, error=str(error))
-            pause_s = RECOVER_S
+            await asyncio.sleep(RECOVER_S)
         except Exception:  # noqa: BLE001 - a projection's bug must not stop the relay
             _log.exception("follower_failed")
-            pause_s = RECOVER_S
-        await asyncio.sleep(pause_s)
+            await asyncio.sleep(RECOVER_S)
+        await asyncio.sleep(FOLLOW_S)
+        await rest(moved)
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:

@@ -18,6 +18,10 @@ SELECT c.lane, c.seq, h.head
  ORDER BY c.lane
    FOR UPDATE OF c SKIP LOCKED
 
+-- name: all_heads
+-- Together they rise with every event.
+SELECT sum(head) FROM lane_head
+
 -- name: new_events
 SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= now(), false)
   FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS l (lane, seq)

@@ -31,6 +31,9 @@ TICK_S = 0.25
 OBSERVE_INTERVAL_S = 2.0
 HEALTH_INTERVAL_S = 1.0
 
+#: How often a relay asks for a duty, in the interval of that duty, while another one does it.
+ASKS_MAX = 4
+
 #: How many changes of health one look hints at.
 HEALTH_MAX = 500
 
@@ -46,6 +49,8 @@ class Reconciler:
         self._bell = bell
         self._settings = settings
         self._attention = Attention(pool)
+        #: When to ask next whether a duty is ours to do, by the monotonic clock, in seconds.
+        self._ask_at_s: dict[str, float] = {}
 
     async def run(self) -> None:
         """Tick for ever."""
@@ -81,4 +86,9 @@ class Reconciler:
 
     async def _take_duty(self, name: str, interval_s: float) -> bool:
         """Whether this process is the one to do it now; of several relays only one is."""
-        return bool(await run(self._pool, _TAKE_DUTY, {"name": name, "interval_s": interval_s}))
+        now_s = time.monotonic()
+        if now_s < self._ask_at_s.get(name, 0.0):
+            return False
+        taken = bool(await run(self._pool, _TAKE_DUTY, {"name": name, "interval_s": interval_s}))
+        self._ask_at_s[name] = now_s + (interval_s if taken else interval_s / ASKS_MAX)
+        return taken

@@ -1,5 +1,3 @@
-# redis-py types its pub/sub in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 """The relay: follows the log and hints at the instances that something happened to.
 
 Any number of relays may run: each leases the lanes that have moved with `FOR UPDATE SKIP LOCKED` and moves their
@@ -11,20 +9,18 @@ A lane with a hole is parked, with an alarm in the log and in its checkpoint, an
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from events.errors import LogCorrupted, StoreUnavailable
 from events.patience import patiently
-from hydracore.wake import CHANNEL
 from workers.broker import ADVANCE, Bell
+from workers.lookout import Lookout, rest
 from workers.sql import OPERATIONS, run
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
@@ -37,9 +33,6 @@ FOLLOWER = "relay"
 
 #: How many events of one lane are taken at a time.
 LANE_BATCH_MAX = 1_000
-
-#: How long a lost wake-up can go unnoticed.
-POLL_S = 0.25
 
 #: How long a wake-up waits for others before the look that serves them all.
 BURST_S = 0.005
@@ -54,43 +47,25 @@ _log = structlog.get_logger(__name__)
 
 
 class Relay:
-    def __init__(self, pool: AsyncConnectionPool, bell: Bell, redis: Redis) -> None:
+    def __init__(self, pool: AsyncConnectionPool, bell: Bell, lookout: Lookout) -> None:
         self._pool = pool
         self._bell = bell
-        self._redis = redis
-        self._woken = asyncio.Event()
+        self._lookout = lookout
 
     async def run(self) -> None:
         """Follow for ever."""
         await run(self._pool, _ENTER_LANES, (FOLLOWER,))
-        listening = asyncio.create_task(self._listen())
-        try:
-            while True:
-                self._woken.clear()
-                try:
-                    while await patiently(self._pool, self._follow):
-                        pass
-                except (RedisError, StoreUnavailable) as error:
-                    _log.warning("relay_waits", error=type(error).__name__)
-                    await asyncio.sleep(RECOVER_S)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), POLL_S)
-                # A burst of commits wakes us once: what follows within the pause shares a look.
-                await asyncio.sleep(BURST_S)
-        finally:
-            listening.cancel()
-
-    async def _listen(self) -> None:
-        """Turn messages into wake-ups; while Redis is away, polling does."""
         while True:
+            moved = self._lookout.moved
             try:
-                async with self._redis.pubsub() as subscription:
-                    await subscription.subscribe(CHANNEL)
-                    self._woken.set()
-                    async for _ in subscription.listen():
-                        self._woken.set()
-            except (RedisError, OSError):
+                while await patiently(self._pool, self._follow):
+                    pass
+            except (RedisError, StoreUnavailable) as error:
+                _log.warning("relay_waits", error=type(error).__name__)
                 await asyncio.sleep(RECOVER_S)
+            await rest(moved)
+            # A burst of commits wakes us once: what follows within the pause shares a look.
+            await asyncio.sleep(BURST_S)
 
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
