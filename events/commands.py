@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -107,12 +107,18 @@ class AcknowledgeAgentKey(Command, frozen=True, kw_only=True):
     key_id: UUID
 
 
-class ReportBootstrap(Command, frozen=True, kw_only=True):
-    boot_id: UUID
-    seq: int
+class BootReport(NamedTuple):
     stage: str
     level: str
     message: str
+
+
+class ReportBootstrap(Command, frozen=True, kw_only=True):
+    """`seq`: the number of the first report within its boot; the others have those that follow."""
+
+    boot_id: UUID
+    seq: int
+    reports: tuple[BootReport, ...]
 
 
 class MarkReady(Command, frozen=True, kw_only=True):

@@ -97,19 +97,19 @@ def _report_bootstrap(state: Instance, command: c.ReportBootstrap) -> tuple[e.An
     agent = _bound_agent(state)
     if agent.boot_id != command.boot_id:
         raise BootSuperseded(state.id)
-    if command.stage not in BOOTSTRAP_STAGES:
+    if any(report.stage not in BOOTSTRAP_STAGES for report in command.reports):
         raise Rejected(state.id, f"Unknown stage; use one of {', '.join(BOOTSTRAP_STAGES)}")
-    if command.seq <= agent.bootstrap_seq:
-        return ()
-    if command.seq != agent.bootstrap_seq + 1:
+    if command.seq > agent.bootstrap_seq + 1:
         raise SequenceGap(state.id, expected_seq=agent.bootstrap_seq + 1)
-    return (
+    return tuple(
         e.BootstrapReported(
             at_ms=command.at_ms,
             boot_id=command.boot_id,
-            seq=command.seq,
-            stage=command.stage,
-            level=command.level,
-            message=command.message,
-        ),
+            seq=seq,
+            stage=report.stage,
+            level=report.level,
+            message=report.message,
+        )
+        for seq, report in enumerate(command.reports, start=command.seq)
+        if seq > agent.bootstrap_seq
     )

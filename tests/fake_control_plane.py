@@ -301,17 +301,19 @@ class FakeControlPlane:
         return 200, {}
 
     def _callback(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        assert set(body) == {"boot_id", "seq", "stage", "level", "message"}
+        first = {name: value for name, value in body.items() if name != "following"}
+        assert set(first) == {"boot_id", "seq", "stage", "level", "message"}
         if body["boot_id"] != self.boot_id:
             return 410, {"detail": "a later boot has enrolled"}
         told = self.accepted[body["boot_id"]]
-        if body["seq"] <= len(told):
-            assert told[body["seq"] - 1] == body, "a number was used for two callbacks"
-            return 200, {"seq": body["seq"], "duplicate": True}
-        if body["seq"] != len(told) + 1:
+        if body["seq"] > len(told) + 1:
             return 409, {"detail": "gap", "expected_seq": len(told) + 1}
-        told.append(body)
-        return 200, {"seq": body["seq"], "duplicate": False}
+        each_told = enumerate([first, *body.get("following", [])], start=body["seq"])
+        sent = [{**each, "boot_id": body["boot_id"], "seq": seq} for seq, each in each_told]
+        known, new = sent[: len(told) + 1 - body["seq"]], sent[len(told) + 1 - body["seq"] :]
+        assert known == told[body["seq"] - 1 :][: len(known)], "a number was used for two callbacks"
+        told += new
+        return 200, {"seq": sent[-1]["seq"], "duplicate": not new}
 
     def _usage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         assert set(body) == {"boot_id", "ledger_id", "seq", "entries"}

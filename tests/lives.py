@@ -121,7 +121,7 @@ def acknowledge(key_id: UUID = KEY) -> c.AcknowledgeAgentKey:
 
 
 def report(seq: int, stage: str, boot_id: UUID = BOOT, message: str = "so far so good") -> c.ReportBootstrap:
-    return c.ReportBootstrap(at_ms=NOW_MS, boot_id=boot_id, seq=seq, stage=stage, level="info", message=message)
+    return c.ReportBootstrap(at_ms=NOW_MS, boot_id=boot_id, seq=seq, reports=(c.BootReport(stage, "info", message),))
 
 
 def mark_ready(attempt: int = 1) -> c.MarkReady:

@@ -68,9 +68,9 @@ class Callbacks:
             await self._news.wait()
 
     async def _send(self, credentials: Credentials, callback: Callback) -> None:
-        """One try at one callback; afterwards the spool points at the one to send next."""
+        """One try at what comes next; afterwards the spool points at the one to send next."""
         try:
-            await credentials.call(lambda key: self._control_plane.callback(key, callback))
+            answer = await credentials.call(lambda key: self._control_plane.callback(key, callback))
         except Conflict as error:
             wanted = error.expected_seq
             # To be asked for the very callback just sent would mean a tight loop, so it counts as nonsense, too.
@@ -78,7 +78,7 @@ class Callbacks:
                 raise BadAnswer(error.call, f"409 that expects {wanted} instead of {callback.seq}") from error
             log.warning("callbacks_resent", sent_seq=callback.seq, expected_seq=wanted)
         else:
-            self._spool.accepted(callback.boot_id, callback.seq)
+            self._spool.accepted(callback.boot_id, answer.seq)
 
 
 async def deliver_leftovers(spool: CallbackSpool, control_plane: ControlPlane, agent_key: str) -> None:
@@ -98,7 +98,7 @@ async def _deliver_boot(spool: CallbackSpool, control_plane: ControlPlane, agent
     refusals = 0
     while (callback := spool.pending(boot_id)) is not None:
         try:
-            await control_plane.callback(agent_key, callback)
+            answer = await control_plane.callback(agent_key, callback)
         except Gone:
             return False
         except ControlPlaneError as error:
@@ -109,6 +109,6 @@ async def _deliver_boot(spool: CallbackSpool, control_plane: ControlPlane, agent
                 spool.resend_from(boot_id, error.expected_seq)
             await asyncio.sleep(retry_wait_s(error, backoff))
         else:
-            spool.accepted(boot_id, callback.seq)
+            spool.accepted(boot_id, answer.seq)
             backoff.reset()
     return True

@@ -96,8 +96,12 @@ class ControlPlane:
         await self._post("secrets/ack", msgspec.json.encode(ack), dict, headers=_bearer(agent_key))
 
     async def callback(self, agent_key: str, callback: m.Callback) -> m.CallbackAccepted:
+        """The answer's `seq` is one of those sent."""
         body = msgspec.json.encode(callback)
-        return await self._post("callback", body, m.CallbackAccepted, headers=_bearer(agent_key))
+        answer = await self._post("callback", body, m.CallbackAccepted, headers=_bearer(agent_key))
+        if not callback.seq <= answer.seq <= callback.last_seq:
+            raise BadAnswer("callback", f"200 for {answer.seq}, which was not sent")
+        return answer
 
     async def heartbeat(self, agent_key: str, heartbeat: m.Heartbeat) -> m.HeartbeatReply:
         body = msgspec.json.encode(heartbeat)

@@ -83,17 +83,35 @@ class SecretsAck(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
 
 
-class Callback(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing the agent has to tell. `seq` is dense from 1 within `boot_id`."""
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing the agent has to tell."""
+
+    stage: Stage
+    level: Level
+    message: str
+
+
+class Callback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent has to tell: one thing, and what came right after it where that waits, too.
+
+    `seq` is dense from 1 within `boot_id`; what follows has the numbers that follow.
+    """
 
     boot_id: UUID
     seq: int
     stage: Stage
     level: Level
     message: str
+    following: tuple[Told, ...] = ()
+
+    @property
+    def last_seq(self) -> int:
+        return self.seq + len(self.following)
 
 
 class CallbackAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    """`seq`: the last number that the control plane has now. `duplicate`: it had all of them before."""
+
     seq: int
     duplicate: bool
 

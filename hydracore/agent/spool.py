@@ -14,11 +14,14 @@ from uuid import UUID
 import msgspec
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
-from hydracore.agent.messages import Callback, Level, Stage
+from hydracore.agent.messages import Callback, Level, Stage, Told
 from hydracore.agent.sql import named_blocks
 
 #: Callbacks kept of one boot, delivered or not. A boot that goes well has six.
 KEPT_MAX = 1000
+
+#: Callbacks that go out together at most: far less than the control plane takes in one body.
+TOGETHER_MAX = 10
 
 #: Longest message, in characters. The control plane bounds a request's body, and one that is refused would block the rest.
 MESSAGE_MAX = 500
@@ -75,13 +78,13 @@ class CallbackSpool:
         return callback
 
     def pending(self, boot_id: UUID) -> Callback | None:
-        """The callback to send next, or None when all are delivered."""
-        row = self._execute("pending", boot_id=str(boot_id)).fetchone()
-        if row is None:
+        """The callback to send next, with those that follow it, or None when all are delivered."""
+        rows = self._execute("pending", boot_id=str(boot_id), limit=TOGETHER_MAX).fetchall()
+        if not rows:
             return None
-        return msgspec.convert(
-            {"boot_id": boot_id, **dict(zip(("seq", "stage", "level", "message"), row, strict=True))}, Callback
-        )
+        told = [msgspec.convert(dict(zip(Told.__struct_fields__, values, strict=True)), Told) for _, *values in rows]
+        following = tuple(told[1:])
+        return Callback(boot_id=boot_id, seq=rows[0][0], following=following, **msgspec.structs.asdict(told[0]))
 
     def accepted(self, boot_id: UUID, seq: int) -> None:
         """The control plane has this callback and all before it."""

@@ -44,7 +44,7 @@ SELECT callback.seq, callback.stage, callback.level, callback.message
 FROM callback JOIN boot USING (boot_id)
 WHERE callback.boot_id = :boot_id AND callback.seq >= boot.next_seq
 ORDER BY callback.seq
-LIMIT 1;
+LIMIT :limit;
 
 -- name: send_next
 UPDATE boot SET next_seq = :seq WHERE boot_id = :boot_id;

@@ -16,6 +16,8 @@ from hydracore.tokens import ATTEMPT_MAX
 COUNT_MAX: Final = 2**53
 #: What a column of type integer holds.
 SEQ_MAX: Final = 2**31 - 1
+#: How much may follow in one callback.
+FOLLOWING_MAX: Final = 100
 Attempt = Annotated[int, Meta(ge=1, le=ATTEMPT_MAX)]
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
@@ -51,12 +53,21 @@ class AcknowledgeSecrets(msgspec.Struct, frozen=True, kw_only=True):
     key_id: UUID
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    stage: Stage
+    level: Level
+    message: Message
+
+
 class Callback(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was told under the number `seq`, and what `following` tells under the numbers after it."""
+
     boot_id: UUID
     seq: Seq
     stage: Stage
     level: Level
     message: Message
+    following: Annotated[list[Told], Meta(max_length=FOLLOWING_MAX)] = []
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):

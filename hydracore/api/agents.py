@@ -127,12 +127,10 @@ class AgentEndpoints:
             at_ms=self._now_ms(),
             boot_id=body.boot_id,
             seq=body.seq,
-            stage=body.stage,
-            level=body.level,
-            message=body.message,
+            reports=tuple(c.BootReport(told.stage, told.level, told.message) for told in (body, *body.following)),
         )
         outcome = await self._execute(who.instance_id, command, incoming)
-        return m.CallbackAccepted(seq=body.seq, duplicate=not outcome.events)
+        return m.CallbackAccepted(seq=body.seq + len(body.following), duplicate=not outcome.events)
 
     @operation("POST", "/v1/agent/heartbeat", "Report that the agent lives", answer=m.HeartbeatReply, errors=(401, 410))
     async def heartbeat(self, who: CallingAgent, body: s.Heartbeat) -> m.HeartbeatReply:

@@ -47,7 +47,7 @@ async def test_callbacks_arrive_once_and_in_order_whatever_is_lost(
 
     # The control plane itself refuses gaps and a number used twice.
     assert control_plane.stages() == list(STAGES)
-    assert sum(call.endpoint == "callback" for call in control_plane.calls) > len(STAGES)
+    assert sum(call.endpoint == "callback" for call in control_plane.calls) >= 4
 
 
 async def test_callbacks_that_the_control_plane_has_lost_are_sent_again(

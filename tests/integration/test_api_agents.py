@@ -215,6 +215,25 @@ async def test_a_gap_is_told_with_what_is_expected(agent: Agent) -> None:
     assert gap.json()["expected_seq"] == 2
 
 
+async def test_what_is_told_together_counts_one_by_one_and_once(api: Api, agent: Agent) -> None:
+    await agent.get_ready()
+    rest = [{"stage": stage, "level": "info", "message": stage} for stage in ("enrolled", "secrets", "configured")]
+
+    first = await agent.callback(1, following=rest[:1])
+    overlapping = await agent.callback(2, "enrolled", following=rest[1:])
+    again = await agent.callback(2, "enrolled", following=rest[1:])
+    gap = await agent.callback(6, following=rest)
+
+    assert [answer.json() for answer in (first, overlapping, again)] == [
+        {"seq": 2, "duplicate": False},
+        {"seq": 4, "duplicate": False},
+        {"seq": 4, "duplicate": True},
+    ]
+    assert (gap.status_code, gap.json()["expected_seq"]) == (409, 5)
+    logs = (await api.client.get(f"/v1/instances/{agent.instance_id}/logs", headers=api.token())).json()
+    assert [line["stage"] for line in logs["logs"]][-4:] == ["booted", "enrolled", "secrets", "configured"]
+
+
 async def test_nobody_enrols_with_a_wrong_or_late_token(api: Api, agent: Agent) -> None:
     version = await versions_of(api, agent)
     other = await new_instance(api)
@@ -349,8 +368,10 @@ async def test_malformed_enrolments_are_refused(agent: Agent, changes: dict[str,
         {"message": "x" * 2001},
         {"message": "a\0"},
         {"boot_id": 5},
+        {"following": [{"stage": "asleep", "level": "info", "message": ""}]},
+        {"following": [{"stage": "booted", "level": "info", "message": ""}] * 101},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:40],
 )
 async def test_malformed_callbacks_are_refused_and_write_nothing(
     api: Api, agent: Agent, changes: dict[str, Any]

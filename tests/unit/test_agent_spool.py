@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
-from hydracore.agent.messages import Callback
-from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, CallbackSpool
+from hydracore.agent.messages import Callback, Told
+from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, TOGETHER_MAX, CallbackSpool
 
 
 @pytest.fixture
@@ -39,9 +39,20 @@ def deliver_all(spool: CallbackSpool, boot_id: UUID) -> list[int]:
     """The numbers that go out, in their order."""
     sent: list[int] = []
     while (callback := spool.pending(boot_id)) is not None:
-        sent.append(callback.seq)
-        spool.accepted(boot_id, callback.seq)
+        sent += range(callback.seq, callback.last_seq + 1)
+        spool.accepted(boot_id, callback.last_seq)
     return sent
+
+
+def test_what_waits_goes_out_together_up_to_a_limit(spool: CallbackSpool, boot_id: UUID) -> None:
+    for _ in range(TOGETHER_MAX + 1):
+        spool.append(boot_id, "booted", "info", "x")
+
+    first = spool.pending(boot_id)
+
+    assert first is not None
+    assert (first.seq, first.last_seq) == (1, TOGETHER_MAX)
+    assert deliver_all(spool, boot_id) == list(range(1, TOGETHER_MAX + 2))
 
 
 def test_numbers_are_dense_from_1_for_each_boot(spool: CallbackSpool, boot_id: UUID) -> None:
@@ -57,8 +68,16 @@ def test_a_callback_is_pending_until_it_is_accepted(spool: CallbackSpool, boot_i
     spool.append(boot_id, "booted", "info", "up")
     spool.append(boot_id, "enrolled", "warning", "in")
 
-    assert spool.pending(boot_id) == Callback(boot_id=boot_id, seq=1, stage="booted", level="info", message="up")
-    assert spool.pending(boot_id) == spool.pending(boot_id)
+    both = Callback(
+        boot_id=boot_id,
+        seq=1,
+        stage="booted",
+        level="info",
+        message="up",
+        following=(Told(stage="enrolled", level="warning", message="in"),),
+    )
+    assert spool.pending(boot_id) == both
+    assert spool.pending(boot_id) == both
     spool.accepted(boot_id, 1)
     assert spool.pending(boot_id) == Callback(boot_id=boot_id, seq=2, stage="enrolled", level="warning", message="in")
     spool.accepted(boot_id, 2)
