@@ -20,7 +20,7 @@ def decode(payload: bytes | str) -> AnyEvent:
     return _decoder.decode(payload)
 
 
-def tag_of(event: Event) -> str:
+def tag_of(event: Event | type[Event]) -> str:
     """The stored name of the event's type, such as `server_created`."""
     tag = event.__struct_config__.tag
     assert isinstance(tag, str), "every event type sets its tag"

@@ -28,16 +28,15 @@ async def advance(deps: Deps, instance_id: UUID) -> None:
     Raises `StoreUnavailable` and psycopg's errors; whatever was under way is taken up again by the next call.
     """
     while True:
-        async with deps.locks.hold(instance_id) as alone:
-            if not alone:
+        async with deps.locks.hold(instance_id) as hold:
+            if hold is None:
                 return
             state = await deps.store.load(instance_id)
             if state is None:
                 return
             seen = await _advance_alone(deps, state)
         # Whoever was turned away while we held the lock knew of an event that we may not have seen.
-        latest = await deps.store.load(instance_id)
-        if latest is None or latest.version == seen:
+        if hold.version_after == seen:
             return
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from dramatiq import Consumer, Message
+import uvloop
+from dramatiq import Broker, Consumer, Message, Worker
+from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AgeLimit, AsyncIO, Middleware
 from redis import Redis
@@ -33,8 +35,22 @@ MAINTENANCE_CHANCE = 100_000  # of a million commands: one in ten
 #: How long a hint to an idle worker lies unread at most. Dramatiq would look ever less often, down to once a second.
 IDLE_POLL_MS = 40
 
+#: How long the start of the actors' loop may take.
+LOOP_START_S_MAX = 5.0
+
 #: A Redis that does not answer within this counts as away.
 REDIS_TIMEOUT_S = 5
+
+
+class _FastAsyncIO(AsyncIO):
+    """Runs the actors on uvloop: a third of a worker's CPU time is its loop's."""
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002 - a hook
+        thread = EventLoopThread(self.logger)
+        thread.loop.close()
+        thread.loop = uvloop.new_event_loop()
+        thread.start(timeout=LOOP_START_S_MAX)
+        set_event_loop_thread(thread)
 
 
 class _PromptBroker(RedisBroker):
@@ -49,7 +65,7 @@ def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
         client=Redis.from_url(
             redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S, health_check_interval=30
         ),
-        middleware=[AgeLimit(max_age=HINT_AGE_MS_MAX), AsyncIO(), *extra],
+        middleware=[AgeLimit(max_age=HINT_AGE_MS_MAX), _FastAsyncIO(), *extra],
         namespace="hydracore",
         heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
         maintenance_chance=MAINTENANCE_CHANCE,

@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from events.ids import lane_of
 from hydracore.db.pool import conninfo
 
-_LOCK = b"SELECT pg_try_advisory_lock(%s)"
-_UNLOCK = b"SELECT pg_advisory_unlock(%s)"
+_LOCK = sql.SQL("SELECT pg_try_advisory_lock({key})")
+#: Two statements in one message: the second sees all that was committed before the lock was let go.
+_UNLOCK = sql.SQL(
+    "SELECT pg_advisory_unlock({key}); SELECT version FROM stream WHERE lane = {lane} AND stream_id = {instance_id}"
+)
 
 #: A machine that lost its power or its network says no farewell: the server finds out by asking, within half a minute
 #: instead of the two hours that are usual, and lets go of its locks.
@@ -28,6 +34,13 @@ _NOTICE_SILENCE = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp
 CONNECT_S_MAX = 5
 
 _BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
+
+
+@dataclass
+class Hold:
+    """One hold of an instance. `version_after`: its stream's version once others could take the lock; None if unknown."""
+
+    version_after: int | None = None
 
 
 class InstanceLocks:
@@ -42,26 +55,31 @@ class InstanceLocks:
         self._held: set[UUID] = set()
 
     @asynccontextmanager
-    async def hold(self, instance_id: UUID) -> AsyncGenerator[bool]:
-        """True while this process works on the instance alone; False where somebody else does.
+    async def hold(self, instance_id: UUID) -> AsyncGenerator[Hold | None]:
+        """A hold while this process works on the instance alone; None where somebody else does.
 
         Raises psycopg's errors where the database is away.
         """
         if instance_id in self._held:
-            yield False
+            yield None
             return
         self._held.add(instance_id)
         try:
             connection = await self._take(instance_id)
-            try:
-                yield connection is not None
-            finally:
-                if connection is not None:
-                    # A connection that broke has let go of its locks already.
-                    with suppress(*_BROKEN):
-                        await _ask(connection, _UNLOCK, instance_id)
-        finally:
+        except BaseException:
             self._held.discard(instance_id)
+            raise
+        hold = None if connection is None else Hold()
+        try:
+            yield hold
+        finally:
+            # Before the look at the stream, so that nobody is turned away after it. Whoever of this process comes now may
+            # get the lock before it is let go: a session counts how often it has one.
+            self._held.discard(instance_id)
+            if connection is not None and hold is not None:
+                # A connection that broke has let go of its locks already.
+                with suppress(*_BROKEN):
+                    hold.version_after = await _ask(connection, _UNLOCK, instance_id)
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -71,12 +89,12 @@ class InstanceLocks:
         """The connection that now has the lock, or None where somebody else's has it."""
         connection = await self._connected()
         try:
-            return connection if await _ask(connection, _LOCK, instance_id) else None
+            return connection if await _ask(connection, _LOCK, instance_id) is True else None
         except _BROKEN:
             # An idle connection learns only now that the database was restarted in the meantime.
             await connection.close()
         connection = await self._connected()
-        return connection if await _ask(connection, _LOCK, instance_id) else None
+        return connection if await _ask(connection, _LOCK, instance_id) is True else None
 
     async def _connected(self) -> AsyncConnection:
         async with self._connecting:
@@ -87,13 +105,16 @@ class InstanceLocks:
             return self._connection
 
 
-async def _ask(connection: AsyncConnection, statement: bytes, instance_id: UUID) -> bool:
+async def _ask(connection: AsyncConnection, statement: sql.SQL, instance_id: UUID) -> Any:
+    """What the last statement of the message gives."""
     key = int.from_bytes(instance_id.bytes[8:], signed=True)
     try:
-        cursor = await connection.execute(statement, (key,))
+        cursor = await connection.execute(statement.format(key=key, lane=lane_of(instance_id), instance_id=instance_id))
+        while cursor.nextset():
+            pass
         row = await cursor.fetchone()
     except asyncio.CancelledError:
         # Nobody knows any more whether this session has the lock: without the session, nobody has.
         await connection.close()
         raise
-    return row is not None and bool(row[0])
+    return None if row is None else row[0]

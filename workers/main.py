@@ -12,6 +12,7 @@ from typing import Any
 
 import dramatiq
 import structlog
+import uvloop
 from redis.asyncio import Redis
 
 from events.errors import LogCorrupted, StoreUnavailable
@@ -47,7 +48,7 @@ _log = structlog.get_logger(__name__)
 def run_relay(settings: Settings) -> None:
     """Follow the log and reconcile until SIGTERM or SIGINT."""
     logs.configure(settings.log_level)
-    asyncio.run(_until_stopped(_relay(settings)))
+    uvloop.run(_until_stopped(_relay(settings)))
 
 
 def run_worker(settings: Settings) -> None:

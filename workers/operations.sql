@@ -23,9 +23,9 @@ SELECT c.lane, c.seq, h.head
 SELECT sum(head) FROM lane_head
 
 -- name: new_events
-SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= now(), false)
+SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= now(), false) AND e.type <> ALL (%(workers_own)s)
   FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS l (lane, seq)
- CROSS JOIN LATERAL (SELECT v.seq, v.stream_id
+ CROSS JOIN LATERAL (SELECT v.seq, v.stream_id, v.type
                        FROM event v
                       WHERE v.lane = l.lane AND v.seq > l.seq
                       ORDER BY v.seq

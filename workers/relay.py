@@ -17,6 +17,8 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from redis.exceptions import RedisError
 
+from events import types as e
+from events.codec import tag_of
 from events.errors import LogCorrupted, StoreUnavailable
 from events.patience import patiently
 from workers.broker import ADVANCE, Bell
@@ -33,6 +35,20 @@ FOLLOWER = "relay"
 
 #: How many events of one lane are taken at a time.
 LANE_BATCH_MAX = 1_000
+
+#: What a worker records in the middle of its work on an instance: it goes on by itself. Where it dies before it can, the
+#: reconciler knows what is owed.
+WORKERS_OWN = [
+    tag_of(event)
+    for event in (
+        e.PlacementChosen,
+        e.AddressReserved,
+        e.ServerIntended,
+        e.ServerCreated,
+        e.ServerDiscarded,
+        e.TeardownStepDone,
+    )
+]
 
 #: How long a wake-up waits for others before the look that serves them all.
 BURST_S = 0.005
@@ -78,6 +94,7 @@ class Relay:
                 "lanes": [lane.number for lane in lanes],
                 "seqs": [lane.seq for lane in lanes],
                 "limit": LANE_BATCH_MAX,
+                "workers_own": WORKERS_OWN,
             }
             events: dict[int, list[tuple[int, UUID, bool]]] = {lane.number: [] for lane in lanes}
             for number, *event in await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall():
