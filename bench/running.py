@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Final
 
@@ -25,13 +27,26 @@ ALONE: Final = 10
 TOGETHER: Final = 100
 WAIT_S_MAX: Final = 60.0
 
+#: Where the disks of the simulated servers are: a real server has one of its own, and does not wait for the database's.
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a tmpfs by definition
+
 _READY: Final = "SELECT stream_id, extract(epoch FROM recorded_at)::float8 FROM event WHERE type = 'instance_ready'"
 
 
 async def measure(services: Services) -> list[Limit]:
     """One at a time, then a hundred at once; each from its POST to the event that says that its agent was seen healthy."""
     url = await services.fresh_database("running", migrated=True)
-    async with _stack(services, url) as client:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as disks:
+        took_alone, took_together = await _measure_on(services, url, disks)
+    return [
+        Limit(name=f"create to running, one at a time, p50 of {ALONE}", value=median(took_alone), target=1.0, unit="s"),
+        Limit(name=f"create to running, {TOGETHER} at once, p99", value=_p99(took_together), target=3.0, unit="s"),
+    ]
+
+
+async def _measure_on(services: Services, url: str, disks: str) -> tuple[list[float], list[float]]:
+    """Seconds from POST to `running`: of those that were made one at a time, and of those made together."""
+    async with _stack(services, url, disks) as client:
         alone = []
         for number in range(ALONE):
             alone.append(await _create(client, f"alone-{number}"))
@@ -40,11 +55,7 @@ async def measure(services: Services) -> list[Limit]:
         await _until_running(url, ALONE + TOGETHER)
     async with await psycopg.AsyncConnection.connect(url) as connection:
         ready_s = {str(row[0]): row[1] for row in await (await connection.execute(_READY)).fetchall()}
-    took_alone, took_together = ([ready_s[made] - sent_s for made, sent_s in each] for each in (alone, together))
-    return [
-        Limit(name=f"create to running, one at a time, p50 of {ALONE}", value=median(took_alone), target=1.0, unit="s"),
-        Limit(name=f"create to running, {TOGETHER} at once, p99", value=_p99(took_together), target=3.0, unit="s"),
-    ]
+    return tuple([ready_s[made] - sent_s for made, sent_s in each] for each in (alone, together))
 
 
 def _p99(values: list[float]) -> float:
@@ -72,7 +83,7 @@ async def _until_running(url: str, count: int) -> None:
 
 
 @asynccontextmanager
-async def _stack(services: Services, database_url: str) -> AsyncGenerator[httpx.AsyncClient]:
+async def _stack(services: Services, database_url: str, disks: str) -> AsyncGenerator[httpx.AsyncClient]:
     """API, relay, worker and a cloudsim that runs its agents in its own process, at once."""
     api_port, sim_port, sim_token = free_port(), free_port(), secrets.token_hex(16)
     url = f"http://127.0.0.1:{api_port}"
@@ -87,7 +98,7 @@ async def _stack(services: Services, database_url: str) -> AsyncGenerator[httpx.
         "HYDRACORE_CLOUDSIM_URL": f"http://127.0.0.1:{sim_port}",
         "HYDRACORE_CLOUDSIM_TOKEN": sim_token,
     }
-    sim = ("--home", str(services.home.cloudsim), "--port", str(sim_port), "--boot", "inline")
+    sim = ("--home", disks, "--port", str(sim_port), "--boot", "inline")
     names = ["bench-sim", "bench-run-api", "bench-relay", "bench-worker"]
     parts = {
         "bench-sim": ("cloudsim", *sim),

@@ -41,7 +41,8 @@ class CallbackSpool:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SQL["schema"])
+            # In one transaction: each would wait for the disk.
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;")
         except sqlite3.DatabaseError as error:
             self._db.close()
             if isinstance(error, sqlite3.OperationalError):
