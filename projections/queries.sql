@@ -18,7 +18,7 @@ SELECT i.id, i.status, i.agent_key_hash
 SELECT i.tenant_id, i.customer_id, i.id, i.status, i.provisioning_stage, i.bootstrap_stage, i.bootstrap_seq,
        i.hostname, i.health_status, i.error_code, l.total, l.lines,
        to_char(h.received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-       extract(epoch FROM now() - h.received_at)::float8, h.report::text
+       silent_s(h.received_at), h.report::text
   FROM instance i
   LEFT JOIN heartbeat h ON h.lane = i.lane AND h.instance_id = i.id
  CROSS JOIN LATERAL (

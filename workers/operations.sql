@@ -52,14 +52,14 @@ SELECT id
                     ELSE 'unreachable' END AS health
           FROM instance i
           JOIN heartbeat h ON h.lane = i.lane AND h.instance_id = i.id
-         CROSS JOIN LATERAL (SELECT extract(epoch FROM now() - h.received_at) AS silent_s) s
+         CROSS JOIN LATERAL (SELECT silent_s(h.received_at)) s (silent_s)
          WHERE i.status = 'running') judged
  WHERE health IS DISTINCT FROM health_status
  ORDER BY lane, id
  LIMIT %(limit)s
 
 -- name: silence
-SELECT extract(epoch FROM now() - h.received_at)::float8
+SELECT silent_s(h.received_at)
   FROM heartbeat h
  WHERE h.lane = %s AND h.instance_id = %s
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import logs
 from hydracore.api.app import Parts, create_app
+from hydracore.api.hearing import keep_hearing
 from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.catalogue import Catalogue, CatalogueError
@@ -79,8 +81,12 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_GRACE_S,
         )
-        with _signals_end_here():
-            await uvicorn.Server(config).serve()
+        hearing = asyncio.create_task(keep_hearing(parts.pool))
+        try:
+            with _signals_end_here():
+                await uvicorn.Server(config).serve()
+        finally:
+            hearing.cancel()
 
 
 @contextmanager

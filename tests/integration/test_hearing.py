@@ -1,0 +1,68 @@
+"""An agent's silence counts only while somebody would have heard it."""
+
+import asyncio
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from events.ids import lane_of
+from hydracore.api.hearing import keep_hearing
+from hydracore.db.pool import open_pool
+from tests.lives import BOOT
+from tests.waiting import until
+
+STREAM = UUID(int=0x51)
+SILENT = "SELECT silent_s(received_at) FROM heartbeat"
+
+
+@pytest.fixture
+async def silent_for_100_s(owner_conn: psycopg.AsyncConnection) -> None:
+    beat = (
+        "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)"
+        " VALUES (%s, %s, now() - interval '100 s', %s, '{}')"
+    )
+    await owner_conn.execute(beat, (lane_of(STREAM), STREAM, BOOT))
+
+
+async def silence(connection: psycopg.AsyncConnection) -> float:
+    row = await (await connection.execute(SILENT)).fetchone()
+    assert row is not None
+    return row[0]
+
+
+async def heard(connection: psycopg.AsyncConnection, *, since_s: int, until_s: int) -> None:
+    """Somebody listened from so many seconds ago until so many seconds ago."""
+    await connection.execute("DELETE FROM hearing")
+    statement = "INSERT INTO hearing (since, until) SELECT now() - %s * interval '1 s', now() - %s * interval '1 s'"
+    await connection.execute(statement, (since_s, until_s))
+
+
+@pytest.mark.usefixtures("silent_for_100_s")
+async def test_silence_is_counted_while_somebody_listens(owner_conn: psycopg.AsyncConnection) -> None:
+    assert await silence(owner_conn) >= 100
+
+    await heard(owner_conn, since_s=1000, until_s=5)
+    assert await silence(owner_conn) >= 100
+
+    await heard(owner_conn, since_s=30, until_s=5)
+    assert 30 <= await silence(owner_conn) < 100
+
+
+@pytest.mark.usefixtures("silent_for_100_s")
+async def test_an_outage_of_ours_is_nobody_s_silence(owner_conn: psycopg.AsyncConnection, database_url: str) -> None:
+    await heard(owner_conn, since_s=1000, until_s=90)
+
+    during = await silence(owner_conn)
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        listening = asyncio.create_task(keep_hearing(pool))
+        await until(lambda: _is_anew(owner_conn))
+        listening.cancel()
+
+    assert 10 <= during < 90
+    assert await silence(owner_conn) < 90
+
+
+async def _is_anew(connection: psycopg.AsyncConnection) -> bool:
+    row = await (await connection.execute("SELECT since > now() - interval '60 s' FROM hearing")).fetchone()
+    return row == (True,)
