@@ -67,7 +67,12 @@ def without_sealed(value: Any) -> Any:
     if isinstance(value, list | tuple):
         items = [without_sealed(item) for item in cast("list[Any]", value)]
         return tuple(items) if isinstance(value, tuple) else items
-    return None if isinstance(value, str) and _SEALED_TEXT.fullmatch(value) else value
+    return None if looks_sealed(value) else value
+
+
+def looks_sealed(value: object) -> bool:
+    """Whether it has the form of a sealed text: what is shown of a list has no such text in it."""
+    return isinstance(value, str) and _SEALED_TEXT.fullmatch(value) is not None
 
 
 def set_fields(changes: Any) -> dict[str, Any]:

@@ -8,6 +8,10 @@ from uuid import UUID
 #: How many ordered partitions the log has. Fixed for ever: an instance's lane is part of its address.
 LANES = 64
 
+#: The highest version of a stream, and the highest number in a lane, that the log can count to.
+VERSION_MAX = 2**31 - 1
+SEQ_MAX = 2**63 - 1
+
 #: Namespace of every derived id (RFC 9562 version 5); drawn once for HydraCore.
 NAMESPACE = UUID("6f1c1f4e-0f3b-5c55-9d0e-6d9a0a3f7c21")
 

@@ -131,16 +131,18 @@ def failures() -> Generator[None]:
     import psycopg
     from psycopg_pool import PoolTimeout
 
-    from events.errors import LogCorrupted, StoreUnavailable
+    from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
     from hydracore.audit.errors import AuditError
 
     try:
         yield
     except LogCorrupted as error:
         fail(str(error), FOUND)
+    except BrokenPipeError:
+        raise  # Whoever read the output has seen enough: click ends in silence.
     except AuditError as error:
         raise click.UsageError(str(error)) from None
-    except (psycopg.Error, PoolTimeout, StoreUnavailable, OSError) as error:
+    except (psycopg.Error, PoolTimeout, StoreUnavailable, EventUnreadable, OSError) as error:
         fail(" ".join(str(error).split()), NOT_DONE)
 
 

@@ -14,10 +14,7 @@ from rich.progress import Progress as Bars
 
 from events.seal import Seal
 from hydracore.audit.verifying import Progress, Report
-
-
-def print_json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+from hydracore.cli.printing import print_json
 
 
 def show_report(report: Report, *, as_json: bool) -> None:

@@ -1,0 +1,230 @@
+"""What happened to an instance, or to all instances of a tenant, in order: each event with who did it and what it changed.
+
+Events are read a page at a time and handed on one by one, so that memory holds no more, however long the history is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg_pool import AsyncConnectionPool
+
+from events.errors import LogCorrupted
+from events.ids import LANES
+from events.patience import patiently
+from events.sql import Statements
+from events.state import Instance
+from events.store import read_heads
+from events.types import AnyEvent
+from hydracore.audit.errors import NothingThere
+from hydracore.audit.past import PAGE, Stored, absence, fold_on, folding, rows, stream, version_of
+
+_SQL: Final = Statements("hydracore.audit", "history.sql")
+_OF_INSTANCE: Final = _SQL["of_instance"]
+_IS_TENANT: Final = _SQL["is_tenant"]
+_OF_TENANT: Final = _SQL["of_tenant"]
+_PLACE: Final = _SQL["place"]
+
+#: How many commands of a tenant are read at a time.
+COMMANDS: Final = 250
+
+#: How many states a walk through a tenant keeps; those of other instances are folded again when their turn comes.
+STATES_MAX: Final = 2_000
+
+_BEFORE_ALL: Final = datetime.min.replace(tzinfo=UTC)
+
+
+class Position(NamedTuple):
+    """Where an event stands in the log."""
+
+    lane: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.lane}:{self.seq}"
+
+
+class Place(NamedTuple):
+    """What stands at a position: an event of `stream_id`, and when and where its command begins."""
+
+    position: Position
+    stream_id: UUID
+    version: int
+    tenant_id: str
+    recorded_at: datetime
+    command_seq: int
+
+
+class Record(NamedTuple):
+    """An event as the log has it, with the command that it came of."""
+
+    lane: int
+    seq: int
+    stream_id: UUID
+    version: int
+    type: str
+    schema_version: int
+    payload: str
+    recorded_at: datetime
+    command_id: UUID
+    command: str
+    actor: str
+    correlation_id: UUID
+    causation_id: UUID | None
+
+    @property
+    def stored(self) -> Stored:
+        return self.seq, self.version, self.type, self.schema_version, self.payload
+
+
+class Entry(NamedTuple):
+    """What happened, and the instance before and after it."""
+
+    record: Record
+    event: AnyEvent
+    before: Instance | None
+    after: Instance
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events: recorded from `since` to `until`, both included, of one of the `types`, caused by `actor`.
+
+    `actor`: one (`admin:ops`), or all of a kind (`admin`). What is None or empty admits all.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    types: tuple[str, ...] = ()
+    actor: str | None = None
+
+    def admits(self, record: Record) -> bool:
+        return (
+            (self.since is None or record.recorded_at >= self.since)
+            and (self.until is None or record.recorded_at <= self.until)
+            and (not self.types or record.type in self.types)
+            and (self.actor is None or self._is_actor(record.actor))
+        )
+
+    def _is_actor(self, actor: str) -> bool:
+        return actor == self.actor or (self.kind is not None and actor.startswith(self.kind))
+
+    @property
+    def kind(self) -> str | None:
+        """How the actors of the wanted kind begin; None where one alone is wanted."""
+        return f"{self.actor}:" if self.actor is not None and ":" not in self.actor else None
+
+
+async def of_instance(
+    pool: AsyncConnectionPool, instance_id: UUID, wanted: Wanted, *, after: Instance | None = None
+) -> AsyncGenerator[Entry]:
+    """What happened to an instance, in order; with `after`, from that state of it on. Raises `NothingThere`."""
+    state = after
+    while True:
+        page = await rows(pool, _OF_INSTANCE, {**stream(instance_id), "after": version_of(state), "limit": PAGE})
+        records = [_whole(row) for row in page]
+        for record, (event, now) in zip(
+            records, folding(state, [record.stored for record in records], stream_id=instance_id), strict=True
+        ):
+            before, state = state, now
+            if wanted.admits(record):
+                yield Entry(record, event, before, state)
+        if state is None:
+            raise NothingThere(await absence(pool, instance_id))
+        if len(page) < PAGE or (wanted.until is not None and records[-1].recorded_at > wanted.until):
+            return
+
+
+async def of_tenant(
+    pool: AsyncConnectionPool, tenant_id: str, wanted: Wanted, *, after: Place | None = None
+) -> AsyncGenerator[Entry]:
+    """What happened to all instances of a tenant, in the order of time, lane and number: what was committed by now.
+
+    `after`: only what comes behind that event. Raises `NothingThere` for a tenant that the log does not know.
+    """
+    if not (await rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
+        raise NothingThere(f"The log knows no tenant {tenant_id!r}")
+    heads = await patiently(pool, read_heads)
+    parameters: dict[str, Any] = {
+        "tenant_id": tenant_id,
+        "heads": [heads[lane] for lane in range(LANES)],
+        "until": wanted.until,
+        "actor": wanted.actor,
+        "kind": wanted.kind,
+        "types": list(wanted.types) or None,
+        "limit": COMMANDS,
+    }
+    states = _States(pool)
+    cursor, passed = _begin(wanted, after)
+    while True:
+        place = dict(zip(("after_time", "after_lane", "after_seq"), cursor, strict=True))
+        page = await rows(pool, _OF_TENANT, parameters | place)
+        for *row, command_seq in page:
+            record = Record(*row)
+            cursor = (record.recorded_at, record.lane, command_seq)
+            # A command without an event of the wanted types has a row without one.
+            if row[1] is None or (record.recorded_at, record.lane, record.seq) <= passed:
+                continue
+            before = await states.take(record)
+            ((event, state),) = folding(before, [record.stored], stream_id=record.stream_id)
+            states.keep(state)
+            yield Entry(record, event, before, state)
+        if not page:
+            return
+
+
+async def locate(pool: AsyncConnectionPool, position: Position) -> Place:
+    """Raises `NothingThere`."""
+    found = await rows(pool, _PLACE, position._asdict())
+    if not found:
+        raise NothingThere(f"The log has no event {position}")
+    return Place(position, *found[0])
+
+
+def _whole(row: tuple[Any, ...]) -> Record:
+    record = Record(*row)
+    if row[8] is None:
+        raise LogCorrupted(record.lane, record.seq, "the command that caused the event is missing")
+    return record
+
+
+Cursor = tuple[datetime, int, int]
+
+
+def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
+    """Behind which command to begin reading, and behind which event to begin telling."""
+    since = (wanted.since or _BEFORE_ALL, -1, 0)
+    if after is None:
+        return since, since
+    # The command of `after` is read again: it may have further events.
+    return (
+        max(since, (after.recorded_at, after.position.lane, after.command_seq - 1)),
+        (after.recorded_at, after.position.lane, after.position.seq),
+    )
+
+
+class _States:
+    """The newest states of the instances that a walk has passed lately, to go on from."""
+
+    def __init__(self, pool: AsyncConnectionPool) -> None:
+        self._pool = pool
+        self._known: OrderedDict[UUID, Instance] = OrderedDict()
+
+    async def take(self, record: Record) -> Instance | None:
+        """The instance right before `record`; events that were not asked for are folded in on the way."""
+        state = self._known.pop(record.stream_id, None)
+        before = record.version - 1
+        if version_of(state) > before:
+            state = None
+        if version_of(state) < before:
+            state = await fold_on(self._pool, record.stream_id, state, upto=before)
+        return state
+
+    def keep(self, state: Instance) -> None:
+        self._known[state.id] = state
+        if len(self._known) > STATES_MAX:
+            self._known.popitem(last=False)

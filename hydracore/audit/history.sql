@@ -1,0 +1,54 @@
+-- name: to_fold
+-- A part of a stream, to be folded.
+SELECT seq, version, type, schema_version, payload::text
+  FROM event
+ WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version > %(after)s
+   AND (%(upto)s::integer IS NULL OR version <= %(upto)s::integer)
+   AND (%(at)s::timestamptz IS NULL OR recorded_at <= %(at)s::timestamptz)
+ ORDER BY version
+ LIMIT %(limit)s
+
+-- name: recorded_at
+SELECT recorded_at FROM event WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version = %(version)s
+
+-- name: of_instance
+-- A part of a stream with who did it. An event without its command is the reader's to complain about.
+SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text, e.recorded_at, c.command_id,
+       c.name, c.actor, c.correlation_id, c.causation_id
+  FROM event e
+  LEFT JOIN command c ON c.lane = e.lane AND c.command_id = e.command_id
+ WHERE e.lane = %(lane)s AND e.stream_id = %(stream_id)s AND e.version > %(after)s
+ ORDER BY e.version
+ LIMIT %(limit)s
+
+-- name: is_tenant
+SELECT EXISTS (SELECT FROM command WHERE tenant_id = %(tenant_id)s)
+
+-- name: of_tenant
+-- The events of the next commands of a tenant, in the order of all lanes. A command without an event of the wanted types
+-- has one row without an event, so that the reader gets on. `heads`: how far each lane is read; lanes have no gaps, so
+-- whatever is committed later is above.
+SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text, k.recorded_at, k.command_id,
+       k.name, k.actor, k.correlation_id, k.causation_id, k.first_seq
+  FROM (SELECT lane, command_id, name, actor, correlation_id, causation_id, first_seq, event_count, recorded_at
+          FROM command
+         WHERE tenant_id = %(tenant_id)s
+           AND (recorded_at, lane, first_seq) > (%(after_time)s, %(after_lane)s, %(after_seq)s)
+           AND first_seq <= (%(heads)s::bigint[])[lane + 1]
+           AND (%(until)s::timestamptz IS NULL OR recorded_at <= %(until)s::timestamptz)
+           AND (%(actor)s::text IS NULL OR actor = %(actor)s::text OR starts_with(actor, %(kind)s::text))
+         ORDER BY recorded_at, lane, first_seq
+         LIMIT %(limit)s) k
+  LEFT JOIN LATERAL (SELECT seq, stream_id, version, type, schema_version, payload
+                       FROM event
+                      WHERE lane = k.lane AND seq >= k.first_seq AND seq < k.first_seq + k.event_count
+                        AND (%(types)s::text[] IS NULL OR type = ANY (%(types)s::text[]))
+                     OFFSET 0) e ON true
+ ORDER BY k.recorded_at, k.lane, k.first_seq, e.seq
+
+-- name: place
+-- Which event stands at a place, and where its command begins.
+SELECT e.stream_id, e.version, e.tenant_id, c.recorded_at, c.first_seq
+  FROM event e
+  JOIN command c ON c.lane = e.lane AND c.command_id = e.command_id
+ WHERE e.lane = %(lane)s AND e.seq = %(seq)s

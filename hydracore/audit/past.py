@@ -1,0 +1,134 @@
+"""An instance as it was: its events folded up to a version, or to a time by the log's clock.
+
+There is one fold (`events.evolve`), for writing, replay and audit alike. A stream is read a page at a time, so that memory
+holds a page however long it is. One that contradicts itself is a `LogCorrupted` at its place, never a state that looks right.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.errors import EventUnreadable, LogCorrupted
+from events.evolve import evolve
+from events.ids import lane_of
+from events.patience import patiently
+from events.sql import Statements
+from events.state import Instance
+from events.types import AnyEvent
+from events.upcast import read
+from hydracore.audit.errors import NothingThere
+from hydracore.audit.moments import time_text
+
+_SQL: Final = Statements("hydracore.audit", "history.sql")
+_TO_FOLD: Final = _SQL["to_fold"]
+_RECORDED_AT: Final = _SQL["recorded_at"]
+
+#: How many events of a stream are read at a time.
+PAGE: Final = 2_000
+
+
+class Past(NamedTuple):
+    """An instance after one of its events, and when the log learned of that event."""
+
+    state: Instance
+    recorded_at: datetime
+
+
+#: What the fold needs of an event: its number, version, type, schema version, and exact payload.
+Stored = tuple[int, int, str, int, str]
+
+
+async def state_at(
+    pool: AsyncConnectionPool, instance_id: UUID, *, version: int | None = None, at: datetime | None = None
+) -> Past:
+    """The instance at a version of its stream, or at a time; now, where neither is given.
+
+    Raises `NothingThere` where there is none, or none yet.
+    """
+    state = await fold_on(pool, instance_id, None, upto=version, at=at)
+    if state is None:
+        raise NothingThere(await absence(pool, instance_id))
+    if version is not None and state.version < version:
+        raise NothingThere(f"The instance is at version {state.version}; it has no version {version} yet")
+    recorded_at = await _recorded_at(pool, instance_id, state.version)
+    assert recorded_at is not None, "an event that was just read"
+    return Past(state, recorded_at)
+
+
+async def fold_on(
+    pool: AsyncConnectionPool,
+    stream_id: UUID,
+    state: Instance | None,
+    *,
+    upto: int | None = None,
+    at: datetime | None = None,
+) -> Instance | None:
+    """`state` after the events that follow it, up to a version and a time."""
+    while True:
+        parameters = {**stream(stream_id), "after": version_of(state), "upto": upto, "at": at, "limit": PAGE}
+        page = await rows(pool, _TO_FOLD, parameters)
+        if page:
+            ((_, state),) = deque(folding(state, page, stream_id=stream_id), maxlen=1)
+        if len(page) < PAGE:
+            return state
+
+
+def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) -> Iterator[tuple[AnyEvent, Instance]]:
+    """Each event of a stream with the state after it, from `state` on.
+
+    Raises `LogCorrupted`, and `EventUnreadable` for what a newer version wrote.
+    """
+    version = version_of(state)
+    for seq, found, tag, schema_version, payload in page:
+        version += 1
+        if found != version:
+            raise LogCorrupted(lane_of(stream_id), seq, f"stream {stream_id} has {found} where {version} must be")
+        try:
+            event = read(payload, tag=tag, schema_version=schema_version)
+            state = evolve(state, event, stream_id=stream_id)
+        except EventUnreadable:
+            raise
+        except Exception as error:
+            # A history that somebody made up may break the fold anywhere.
+            what = f"the history of {stream_id} makes no sense here: {type(error).__name__}"
+            raise LogCorrupted(lane_of(stream_id), seq, what) from error
+        yield event, state
+
+
+async def absence(pool: AsyncConnectionPool, instance_id: UUID) -> str:
+    """Why there is nothing of an instance, in words."""
+    began = await _recorded_at(pool, instance_id, 1)
+    if began is None:
+        return f"There is no instance {instance_id}"
+    return f"The instance begins at {time_text(began)}; there is nothing of it before"
+
+
+async def _recorded_at(pool: AsyncConnectionPool, instance_id: UUID, version: int) -> datetime | None:
+    found = await rows(pool, _RECORDED_AT, {**stream(instance_id), "version": version})
+    return found[0][0] if found else None
+
+
+async def rows(pool: AsyncConnectionPool, statement: bytes, parameters: Mapping[str, Any]) -> list[Any]:
+    """What one statement gives, as tuples. Raises `StoreUnavailable` and psycopg's errors."""
+
+    async def fetch(connection: AsyncConnection) -> list[Any]:
+        # In the binary format, because writing and reading numbers and times as text takes both sides longer.
+        return await (await connection.execute(statement, parameters, prepare=True, binary=True)).fetchall()
+
+    return await patiently(pool, fetch)
+
+
+def stream(stream_id: UUID) -> dict[str, Any]:
+    """Where a stream is, as parameters."""
+    return {"lane": lane_of(stream_id), "stream_id": stream_id}
+
+
+def version_of(state: Instance | None) -> int:
+    return 0 if state is None else state.version

@@ -1,0 +1,196 @@
+"""`audit show`, `audit state` and `audit diff`: what happened, how it was then, and what made it otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import click
+
+from events.ids import LANES, SEQ_MAX, VERSION_MAX
+from hydracore.cli.audit import json_option, load, on_database
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
+    from hydracore.audit.history import Entry, Position, Wanted
+    from hydracore.audit.past import Past
+
+#: A version, or a time.
+Moment = int | datetime
+
+
+class _Time(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from hydracore.audit.moments import read_time
+
+        try:
+            return value if isinstance(value, datetime) else read_time(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is {error}", param, ctx)
+
+
+class _Version(click.IntRange):
+    """The versions that a stream can have; `least` 0 stands for before its first event."""
+
+    name = "version"
+
+    def __init__(self, least: int) -> None:
+        super().__init__(least, VERSION_MAX)
+
+
+class _Moment(click.ParamType[Moment]):
+    name = "version|time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
+        if isinstance(value, int | datetime):
+            return value
+        # Digits alone are a version: a year alone is no time here.
+        kind = _Version(0) if value.isdecimal() else _Time()
+        return kind.convert(value, param, ctx)
+
+
+class _Position(click.ParamType["Position"]):
+    name = "lane:seq"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Position:
+        from hydracore.audit.history import Position
+
+        found = re.fullmatch(r"(\d{1,2}):(\d{1,19})", value, re.ASCII)
+        if found is None or int(found[1]) >= LANES or int(found[2]) > SEQ_MAX:
+            self.fail(f"{value!r} is no position; copy one from the output, such as 6:12", param, ctx)
+        return Position(int(found[1]), int(found[2]))
+
+
+class _EventType(click.ParamType[str]):
+    name = "event"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from events.upcast import CURRENT
+
+        if value not in CURRENT:
+            self.fail(f"{value!r} is no type of event; there are {', '.join(sorted(CURRENT))}", param, ctx)
+        return value
+
+
+_instance: Final = click.argument("instance", type=click.UUID)
+
+
+@click.command()
+@click.argument("instance", type=click.UUID, required=False)
+@click.option("--tenant", help="Everything of this tenant, in the order of time, lane and number.")
+@click.option("--since", type=_Time(), help="Only what the log learned of at this time or later.")
+@click.option("--until", type=_Time(), help="Only what the log learned of at this time or earlier.")
+@click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type; may be repeated.")
+@click.option("--actor", help="Only what this actor did (admin:ops), or all of a kind (admin).")
+@click.option("--after", type=_Position(), help="Go on behind the event at this position.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after this many events, and say how to go on.")
+@json_option
+def show(
+    *,
+    instance: UUID | None,
+    tenant: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    types: tuple[str, ...],
+    actor: str | None,
+    after: Position | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Show what happened to INSTANCE, or to all of a tenant: what, when, who, why, and what it changed.
+
+    Output streams as it is read. --json prints a JSON document a line. TIME is RFC 3339, in UTC unless it says otherwise.
+    """
+    from hydracore.audit.history import Wanted
+    from hydracore.cli.audit_history_view import print_events
+
+    if (instance is None) == (tenant is None):
+        raise click.UsageError("Give either INSTANCE or --tenant.")
+    if since is not None and until is not None and since > until:
+        raise click.UsageError("--since is after --until: nothing can be in between.")
+    wanted = Wanted(since=since, until=until, types=types, actor=actor)
+
+    async def work(pool: AsyncConnectionPool) -> None:
+        async with aclosing(_entries(pool, instance, tenant, wanted, after)) as entries:
+            await print_events(entries, limit=limit, of_tenant=instance is None, as_json=as_json)
+
+    on_database(load(), work)
+
+
+@click.command()
+@_instance
+@click.option("--at", type=_Time(), help="As it was at this time by the log's clock.")
+@click.option("--version", type=_Version(1), help="As it was after this event of its own.")
+@json_option
+def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: bool) -> None:
+    """Show exactly what INSTANCE was then: every field; now, where neither --at nor --version is given."""
+    from hydracore.audit.past import state_at
+    from hydracore.audit.showing import sealed, shown_state
+    from hydracore.cli.audit_history_view import print_state
+
+    if at is not None and version is not None:
+        raise click.UsageError("Give either --at or --version.")
+
+    async def work(pool: AsyncConnectionPool) -> None:
+        past = await state_at(pool, instance, version=version, at=at)
+        print_state(await shown_state(past, sealed), as_json=as_json)
+
+    on_database(load(), work)
+
+
+@click.command()
+@_instance
+@click.option("--from", "start", type=_Moment(), required=True, help="A version (0: before all), or a time.")
+@click.option("--to", "end", type=_Moment(), help="A version, or a time; default: now.")
+@json_option
+def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) -> None:
+    """Show which fields of INSTANCE are different between two moments, and which events made them so."""
+    from hydracore.audit.difference import difference
+    from hydracore.audit.showing import sealed, shown_difference
+    from hydracore.cli.audit_history_view import print_difference
+
+    async def work(pool: AsyncConnectionPool) -> None:
+        first = None if start == 0 else await _past(pool, instance, start)
+        last = await _past(pool, instance, end)
+        if first is not None and first.state.version > last.state.version:
+            raise click.UsageError("--from is after --to.")
+        found = await difference(pool, instance, start=first, end=last)
+        print_difference(await shown_difference(found, sealed), as_json=as_json)
+
+    on_database(load(), work)
+
+
+async def _past(pool: AsyncConnectionPool, instance: UUID, moment: Moment | None) -> Past:
+    from hydracore.audit.past import state_at
+
+    if isinstance(moment, datetime):
+        return await state_at(pool, instance, at=moment)
+    return await state_at(pool, instance, version=moment)
+
+
+async def _entries(
+    pool: AsyncConnectionPool, instance: UUID | None, tenant: str | None, wanted: Wanted, after: Position | None
+) -> AsyncGenerator[Entry]:
+    """The events that were asked for. Raises `NothingThere`."""
+    from hydracore.audit.history import locate, of_instance, of_tenant
+    from hydracore.audit.past import state_at
+
+    place = None if after is None else await locate(pool, after)
+    if place is not None and (place.tenant_id if instance is None else place.stream_id) != (instance or tenant):
+        raise click.UsageError(f"--after {after} is of something else.")
+    if instance is None:
+        assert tenant is not None
+        entries = of_tenant(pool, tenant, wanted, after=place)
+    else:
+        before = None if place is None else (await state_at(pool, instance, version=place.version)).state
+        entries = of_instance(pool, instance, wanted, after=before)
+    async with aclosing(entries):
+        async for entry in entries:
+            yield entry

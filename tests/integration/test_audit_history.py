@@ -1,0 +1,250 @@
+"""`audit show`, `audit state` and `audit diff` on a real log: all of it, in order, and never a state that was not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import psycopg
+import pytest
+from click.testing import Result
+
+from events.types import Sealed
+from hydracore.audit import history, past
+from hydracore.audit.history import Wanted, of_tenant
+from hydracore.audit.past import state_at
+from hydracore.audit.showing import sealed, shown_event
+from tests import lives
+from tests.audit_log import Log, run, sealed_log
+from tests.requests_to_log import origin, requested
+
+Json = dict[str, Any]
+SECRET = Sealed("v1." + "QUJD" * 12)
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    """The three instances of `sealed_log`; the first has a prompt, and another tenant has an instance."""
+    async with sealed_log(database_url, tmp_path) as made:
+        prompt = lives.configure(system_prompt=SECRET)
+        await made.store.execute(made.ids[0], prompt, origin("admin:boss"))
+        stranger = lives.request(tenant_id="other", customer_id="eve")
+        await made.store.create(lives.instance_id("eve"), stranger, origin("customer:eve"))
+        yield made
+
+
+async def audit(log: Log, *words: str) -> Result:
+    """The command in a thread: it runs a loop of its own."""
+    return await asyncio.to_thread(run, log, *words)
+
+
+async def shown(log: Log, *words: str) -> list[Json]:
+    result = await audit(log, "show", "--json", *words)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def place(event: Json) -> str:
+    return f"{event['lane']}:{event['seq']}"
+
+
+async def test_a_timeline_tells_what_who_why_and_what_it_changed(log: Log) -> None:
+    first = str(log.ids[0])
+
+    events = await shown(log, first)
+    text = (await audit(log, "show", first)).stdout
+
+    assert [place(event) for event in events] == [f"6:{seq}" for seq in (1, 4, 5, 6, 7, 10, 13)]
+    assert [event["version"] for event in events] == list(range(1, 8))
+    asked, *_, named, prompted = events
+    assert (asked["type"], asked["actor"], asked["command"]) == ("instance_requested", "api", "RequestInstance")
+    assert {"field": "agent_name", "before": "first", "after": "second"} in named["changes"]
+    assert named["fields"] == {"agent_name": "second"}
+    assert (prompted["actor"], prompted["fields"]) == ("admin:boss", {"system_prompt": "(sealed)"})
+    assert SECRET not in text + json.dumps(events)
+    for event in events:
+        assert f"{place(event)}  v{event['version']}  {event['recorded_at']}  {event['type']}" in text
+        assert (
+            f"by {event['actor']}: {event['command']} {event['command_id']}, correlation {event['correlation_id']}"
+            in text
+        )
+    assert "    agent_name      first -> second\n" in text
+
+
+async def test_filters_pick_and_leave_what_they_show_as_it_is(log: Log) -> None:
+    first = str(log.ids[0])
+    events = await shown(log, first)
+    planned, named = events[1]["recorded_at"], events[4]["recorded_at"]
+
+    async def found(*words: str) -> list[int]:
+        picked = await shown(log, first, *words)
+        assert [event for event in events if event in picked] == picked
+        return [event["version"] for event in picked]
+
+    assert await found("--type", "config_changed", "--type", "placement_chosen") == [2, 5, 6, 7]
+    assert await found("--actor", "admin") == await found("--actor", "admin:boss") == [7]
+    assert await found("--actor", "adm") == []
+    assert await found("--since", planned, "--until", named) == [2, 3, 4, 5]
+    assert await found("--after", "6:5", "--limit", "2") == [4, 5]
+    limited = await audit(log, "show", first, "--limit", "1")
+    assert limited.stderr == "more follows: --after 6:1\n"
+
+
+async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [await requested(log.store, customer_id="bob", key=f"another {number}") for number in range(5)]
+    for instance_id in (*others, *log.ids):
+        await log.store.execute(instance_id, lives.configure(agent_name="last"), origin("worker"))
+    whole = await shown(log, "--tenant", "acme")
+
+    places = [(event["recorded_at"], event["lane"], event["seq"]) for event in whole]
+    assert len(places) == 13 + 13
+    assert places == sorted(set(places))
+    assert {event["instance_id"] for event in whole} == {str(each) for each in (*others, *log.ids)}
+    for instance_id in (others[0], log.ids[0]):
+        assert [event for event in whole if event["instance_id"] == str(instance_id)] == await shown(
+            log, str(instance_id)
+        )
+
+    # Pages of three commands, and a memory of one state: the same.
+    monkeypatch.setattr(history, "COMMANDS", 3)
+    monkeypatch.setattr(history, "STATES_MAX", 1)
+    monkeypatch.setattr(past, "PAGE", 2)
+    assert await shown(log, "--tenant", "acme") == whole
+    named = [event for event in whole if event["type"] == "config_changed"]
+    assert await shown(log, "--tenant", "acme", "--type", "config_changed") == named
+    by_worker = [event for event in whole if event["actor"] == "worker"]
+    assert await shown(log, "--tenant", "acme", "--actor", "worker") == by_worker
+    since, until = whole[5]["recorded_at"], whole[20]["recorded_at"]
+    between = [event for event in whole if since <= event["recorded_at"] <= until]
+    assert await shown(log, "--tenant", "acme", "--since", since, "--until", until) == between
+    for number in (3, 4, 5, len(whole) - 1):
+        assert await shown(log, "--tenant", "acme", "--after", place(whole[number])) == whole[number + 1 :]
+
+
+async def test_what_is_appended_while_a_tenant_is_read_is_left_to_the_next(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "COMMANDS", 1)
+    seen = 0
+
+    async for entry in of_tenant(log.pool, "acme", Wanted()):
+        await log.name(seen % 3, f"in between {seen}")
+        assert (await shown_event(entry, sealed)).fields.get("agent_name", "") not in {"in between 0", "in between 1"}
+        seen += 1
+
+    assert seen == 13
+
+
+async def test_the_state_at_every_version_and_time_is_the_fold_of_what_was_recorded_by_then(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "PAGE", 2)
+    first = log.ids[0]
+    events = await shown(log, str(first))
+
+    then = [await state_at(log.pool, first, version=version) for version in range(1, 8)]
+
+    assert then[-1].state == await log.store.load(first) == (await state_at(log.pool, first)).state
+    assert [each.state.version for each in then] == list(range(1, 8))
+    assert [each.state.agent_name for each in then] == [None] * 4 + ["first", "second", "second"]
+    for each, event in zip(then, events, strict=True):
+        newest = max(other["version"] for other in events if other["recorded_at"] == event["recorded_at"])
+        assert await state_at(log.pool, first, at=each.recorded_at) == then[newest - 1]
+    for earlier, later in pairwise(then):
+        if earlier.recorded_at < later.recorded_at:
+            just_before = later.recorded_at - timedelta(microseconds=1)
+            assert await state_at(log.pool, first, at=just_before) == earlier
+    result = await audit(log, "state", str(first), "--version", "7", "--json")
+    said = json.loads(result.stdout)
+    stated = json.loads(msgspec.json.encode(then[-1].state))
+    assert said["state"]["config"].pop("system_prompt") == "(sealed)"
+    assert stated["config"].pop("system_prompt") == SECRET
+    hidden = stated["attempt"]
+    hidden["enrol_token_hash"], hidden["enrol_nonce"] = f"****{hidden['enrol_token_hash'][-4:]}", "****"
+    assert said["state"] == stated
+    assert "  agent_name                              second\n" in (await audit(log, "state", str(first))).stdout
+
+
+async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log) -> None:
+    first = str(log.ids[0])
+    await log.name(0, "third")
+    await log.name(0, "second")
+
+    result = await audit(log, "diff", first, "--from", "5", "--to", "7", "--json")
+    found = json.loads(result.stdout)
+
+    assert (found["from_version"], found["to_version"]) == (5, 7)
+    changes = {change["field"]: change for change in found["changes"]}
+    assert changes.keys() == {"agent_name", "config.version", "config.system_prompt"}
+    assert (changes["agent_name"]["before"], changes["agent_name"]["after"]) == ("first", "second")
+    (step,) = changes["agent_name"]["events"]
+    assert (step["version"], step["type"], step["command"]) == (6, "config_changed", "ChangeConfig")
+    steps = changes["config.version"]["events"]
+    assert [(each["version"], each["before"], each["after"]) for each in steps] == [(6, 2, 3), (7, 3, 4)]
+    # What went to another name and back is none; a time does as well as a version.
+    text = (await audit(log, "diff", first, "--from", found["to_recorded_at"])).stdout
+    assert "agent_name" not in text
+    assert "config.version  4 -> 6\n    v8" in text
+    assert "nothing is different" in (await audit(log, "diff", first, "--from", "9")).stdout
+    everything = json.loads((await audit(log, "diff", first, "--from", "0", "--json")).stdout)
+    assert {"customer_id", "hostname", "config.system_prompt"} <= {each["field"] for each in everything["changes"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("show", "Give either INSTANCE or --tenant."),
+        ("show {id} --tenant acme", "Give either INSTANCE or --tenant."),
+        ("show {nobody}", "There is no instance 00000000"),
+        ("show --tenant nobody", "The log knows no tenant 'nobody'"),
+        ("show {id} --type renamed", "'renamed' is no type of event; there are address_reserved,"),
+        ("show {id} --since yesterday", "'yesterday' is not a time; write it like"),
+        ("show {id} --since 2026-02-02 --until 2026-01-01", "nothing can be in between"),
+        ("show {id} --after 64:1", "'64:1' is no position; copy one from the output"),
+        ("show {id} --after 6:99", "The log has no event 6:99"),
+        ("show {id} --after 6:2", "--after 6:2 is of something else."),
+        ("state {id} --version 8", "The instance is at version 7; it has no version 8 yet"),
+        ("state {id} --version 2147483648", "Invalid value for '--version'"),
+        ("state {id} --at 2020-01-01", "there is nothing of it before"),
+        ("state {id} --at 2020-01-01 --version 1", "Give either --at or --version."),
+        ("state {nobody}", "There is no instance 00000000"),
+        ("state somebody", "'somebody' is not a valid UUID"),
+        ("diff {id}", "Missing option '--from'"),
+        ("diff {id} --from 3 --to 2", "--from is after --to."),
+        ("diff {id} --from 8", "it has no version 8 yet"),
+    ],
+)
+async def test_what_cannot_be_shown_is_a_usage_error_that_says_why(log: Log, words: str, complaint: str) -> None:
+    result = await audit(log, *words.format(id=log.ids[0], nobody=UUID(int=0)).split())
+
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("forgery", "place"),
+    [
+        ('UPDATE event SET payload = \'{"type": "nonsense"}\' WHERE lane = 6 AND seq = 5', "Lane 6 at 5"),
+        ("UPDATE event SET payload = replace(payload::text, 'at_ms', 'when')::json WHERE seq = 5", "Lane 6 at 5"),
+        ("DELETE FROM event WHERE lane = 6 AND seq = 5", "Lane 6 at 6"),
+        ("DELETE FROM command WHERE lane = 6 AND first_seq = 7", "Lane 6 at 7"),
+    ],
+)
+async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(log: Log, forgery: str, place: str) -> None:
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        connection.execute(forgery.encode())
+
+    result = await audit(log, "show", str(log.ids[0]))
+
+    assert (result.exit_code, result.stderr.partition(":")[0]) == (1, "hydracore")
+    assert place in result.stderr

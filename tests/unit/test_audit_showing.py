@@ -1,0 +1,110 @@
+"""What an audit shows of events and states: every change, and nothing that is sealed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any, get_args, get_type_hints
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from events import commands as c
+from events import types as e
+from events.codec import tag_of
+from events.evolve import evolve
+from events.state import Config, Instance
+from events.types import Sealed
+from hydracore.audit.changes import changes_between, leaves
+from hydracore.audit.history import Entry, Record
+from hydracore.audit.moments import read_time, time_text
+from hydracore.audit.past import Past
+from hydracore.audit.showing import SEALED, SEALED_FIELDS, SEALED_WITHIN, sealed, shown_event, shown_state
+from tests import lives
+from tests.lives import NOW_MS, Life
+from tests.unit.test_erasure import FULL
+
+CIPHERTEXT = "v1." + "QUJD" * 12
+#: What a sealed field and a list with sealed texts look like in the log, and everything else beside them.
+SECRETIVE = (
+    *FULL,
+    c.PatchPlatformConfig(at_ms=NOW_MS, integrations=({"id": "mail", "token": CIPHERTEXT}, ["v1.2 of it", CIPHERTEXT])),
+    c.EraseCustomer(at_ms=NOW_MS),
+)
+
+
+def entries(life: Life) -> list[Entry]:
+    states: list[Instance | None] = [None]
+    for event in life.events:
+        states.append(evolve(states[-1], event, stream_id=life.id))
+    at = datetime(2026, 11, 23, tzinfo=UTC)
+    found = []
+    for version, (event, (before, after)) in enumerate(zip(life.events, pairwise(states), strict=True), 1):
+        assert after is not None
+        who = (UUID(int=1), "Test", "worker", UUID(int=2), None)
+        found.append(Entry(Record(6, version, life.id, version, tag_of(event), 1, "", at, *who), event, before, after))
+    return found
+
+
+def test_every_field_that_is_sealed_is_known_to_be() -> None:
+    shapes: list[Any] = [Instance, Config, *get_args(e.AnyEvent)]
+    hints = {name: hint for shape in shapes for name, hint in get_type_hints(shape).items()}
+
+    assert {name for name, hint in hints.items() if Sealed in get_args(hint)} == SEALED_FIELDS
+    assert hints.keys() >= SEALED_WITHIN
+
+
+async def test_no_ciphertext_is_shown_of_any_event_or_state() -> None:
+    life = Life.after(*SECRETIVE)
+
+    shown = [msgspec.json.encode(await shown_event(entry, sealed)) for entry in entries(life)]
+    states = [
+        msgspec.json.encode(await shown_state(Past(each.after, each.record.recorded_at), sealed))
+        for each in entries(life)
+    ]
+
+    # Nine texts: in the fields of their events, in what those change, and in what the erasure takes away.
+    assert sum(text.count(SEALED.encode()) for text in shown) == 3 * 9
+    assert b'["v1.2 of it","(sealed)"]' in shown[-2]
+    assert not [text for text in shown + states if b"v1.c2" in text or CIPHERTEXT.encode() in text]
+    # Of the hash of a key, only what tells two apart.
+    assert not [text for text in shown + states if lives.token_hash().encode() in text]
+
+
+@pytest.mark.parametrize("way", [*lives.WAYS.values(), SECRETIVE], ids=[*lives.WAYS, "erased"])
+def test_the_changes_of_all_events_add_up_to_the_state(way: tuple[c.AnyCommand, ...]) -> None:
+    life = Life.after(*way)
+    fields: dict[str, Any] = {}
+
+    for entry in entries(life):
+        for change in changes_between(entry.before, entry.after):
+            assert fields.get(change.field) == change.before
+            assert change.before != change.after
+            fields[change.field] = change.after
+
+    stated = dict(leaves("", msgspec.to_builtins(life.state)))
+    untold = {"id", "version", "updated_ms"}
+    assert {name for name, value in fields.items() if value is not None} == {
+        name for name, value in stated.items() if value not in (None, {})
+    } - untold
+    assert all(fields[name] == stated.get(name) for name in fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-11-23T20:47:41Z", "2026-11-23T20:47:41.000000Z"),
+        ("2026-11-23 20:47:41.1234567", "2026-11-23T20:47:41.123456Z"),
+        ("2026-11-23T20:47+02:00", "2026-11-23T18:47:00.000000Z"),
+        ("2026-11-23", "2026-11-23T00:00:00.000000Z"),
+    ],
+)
+def test_times_are_read_as_people_write_them(text: str, time: str) -> None:
+    assert time_text(read_time(text)) == time
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2026", "1790000000", "2026-13-01", "0001-01-01T00:00+14:00", "٢"])
+def test_what_is_no_time_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(ValueError, match="write it like 2026-11-23T20:47:41Z"):
+        read_time(text)
