@@ -27,6 +27,7 @@ from hydracore.api.cors import Cors
 from hydracore.api.edge import Edge
 from hydracore.api.errors import failure_of
 from hydracore.api.health import Health
+from hydracore.api.history import Histories, event_types_complaint, time_complaint
 from hydracore.api.instances import Instances
 from hydracore.api.keys import Keys
 from hydracore.api.listing import Listing
@@ -85,6 +86,8 @@ def create_app(parts: Parts) -> ASGIApp:
         "region": catalogue.region_complaint,
         "tier": catalogue.tier_complaint,
         "preset": catalogue.preset_complaint,
+        "time": time_complaint,
+        "event_types": event_types_complaint,
     }
     served = operations(parts)
     routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]
@@ -127,14 +130,17 @@ def _lifecycle(parts: Parts) -> tuple[object, ...]:
         master_key=parts.settings.master_key,
         heartbeat_interval_s=parts.settings.heartbeat_interval_s,
     )
+    histories = Histories(pool=parts.pool, changes=Changes(store), vault=Vault(parts.keyring))
     return (
         Instances(
             store=store,
             queries=queries,
             listing=Listing(queries, parts.keyring),
             runtime=runtime,
+            histories=histories,
             now_ms=now_ms,
         ),
+        histories,
         Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=now_ms),
         Cleanup(store=store, queries=queries, now_ms=now_ms),
     )

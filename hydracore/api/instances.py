@@ -17,13 +17,15 @@ from events.record import Origin
 from events.store import EventStore
 from hydracore.api import schemas as s
 from hydracore.api.access import require_access
+from hydracore.api.detail import detail_of
+from hydracore.api.history import Histories
 from hydracore.api.listing import Listing
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import cursor_after, next_link, read_cursor
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.validation import Incoming, Rest
 from hydracore.auth import Principal
-from projections.queries import InstanceRow, ListFilter, Queries
+from projections.queries import ListFilter, Queries
 
 LIST_PATH: Final = "/v1/instances"
 LIST_MAX: Final = 1_000
@@ -56,12 +58,14 @@ class Instances:
         queries: Queries,
         listing: Listing,
         runtime: RuntimeReader,
+        histories: Histories,
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._queries = queries
         self._listing = listing
         self._runtime = runtime
+        self._histories = histories
         self._now_ms = now_ms
 
     @operation("GET", LIST_PATH, "List instances", answer=s.InstanceList)
@@ -92,8 +96,12 @@ class Instances:
         return Answer(200, page.json, (next_link(LIST_PATH, following),))
 
     @operation("GET", "/v1/instances/{instance_id}", "Get instance", answer=s.InstanceDetail, errors=(403, 404))
-    async def get_instance(self, who: Principal, instance_id: UUID) -> s.InstanceDetail:
-        return _detail(require_access(who, await self._queries.instance(instance_id)))
+    async def get_instance(
+        self, who: Principal, instance_id: UUID, at: s.Time | None = None, version: s.Version | None = None
+    ) -> s.InstanceDetail:
+        if at is not None or version is not None:
+            return await self._histories.detail(who, instance_id, at=at, version=version)
+        return detail_of(require_access(who, await self._queries.instance(instance_id)))
 
     @operation(
         "DELETE",
@@ -158,28 +166,3 @@ class Instances:
             return instance_id_for(tenant_id=who.tenant_id, customer_id=who.user_id, idempotency_key=key)
         tenant_id = None if who.role == "platform" else who.tenant_id
         return await self._queries.newest_by_key(tenant_id=tenant_id, idempotency_key=key)
-
-
-def _detail(row: InstanceRow) -> s.InstanceDetail:
-    return s.InstanceDetail(
-        agent_name=row.agent_name,
-        created_at=row.created_at,
-        hostname=row.hostname,
-        id=row.id,
-        ip_address=row.ip_address,
-        preset_id=row.preset_id,
-        provider=row.provider,
-        region_id=row.region_id,
-        runtime_type=row.runtime_type,
-        status=row.status,
-        workload_type=row.workload_type,
-        callback_seq=row.bootstrap_seq,
-        callback_stage=row.bootstrap_stage,
-        capabilities=row.capabilities,
-        error_message=describe(row.error_code) if row.error_code else None,
-        health_status=row.health_status,
-        provisioning_stage=row.provisioning_stage,
-        server_type_plan=row.server_type,
-        updated_at=row.updated_at,
-        vpn_ip=row.vpn_ip,
-    )

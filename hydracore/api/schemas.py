@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from events.ids import VERSION_MAX
+from hydracore.audit.showing import HistoryEvent
 from hydracore.auth import ID_PATTERN
 from hydracore.catalogue import DEFAULT_PRESET
 
@@ -31,6 +33,10 @@ UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 RuntimeType = Annotated[str, Meta(examples=["expressclaw", "openclaw"])]
 WorkloadType = Annotated[str, Meta(examples=["agent", "website"])]
+
+#: A time that somebody asks about; `checks` tells what is none.
+Time = Annotated[str, Meta(extra={"check": "time"}, extra_json_schema={"format": "date-time"})]
+Version = Annotated[int, Meta(ge=1, le=VERSION_MAX)]
 
 Status = Literal["pending", "provisioning", "running", "failed", "error", "deleting", "deleted"]
 
@@ -91,6 +97,9 @@ class InstanceList(msgspec.Struct, frozen=True):
 
 
 class InstanceDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """The last three fields are there where an earlier moment was asked for: after which event of its own the instance was
+    so, when the log learned of that event, and the whole state."""
+
     agent_name: str | None
     created_at: TimeText
     hostname: str | None
@@ -111,6 +120,13 @@ class InstanceDetail(msgspec.Struct, frozen=True, kw_only=True):
     server_type_plan: str | None
     updated_at: TimeText
     vpn_ip: str | None
+    version: int | UnsetType = UNSET
+    recorded_at: TimeText | UnsetType = UNSET
+    state: dict[str, Any] | UnsetType = UNSET
+
+
+class InstanceEvents(msgspec.Struct, frozen=True, kw_only=True):
+    events: list[HistoryEvent]
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,12 +9,16 @@ import msgspec
 from events.keys import Keyring
 from events.state import Instance
 from events.types import Sealed
-from hydracore.documents import with_secrets
+from hydracore.audit.showing import ERASED, SEALED, SEALED_WITHIN
+from hydracore.documents import mask, masked, with_secrets
 
 Field = Literal["system_prompt", "customer_facing_prompt", "telegram_bot_token", "advanced", "channels"]
 Json = dict[str, Any]
 
 _DOCUMENT: Final = msgspec.json.Decoder(Json)
+_DOCUMENTS: Final = frozenset({"advanced", "channels"})
+#: What is sealed here is never shown whole.
+_SECRETS: Final = frozenset({"telegram_bot_token", *SEALED_WITHIN})
 #: What single secrets within lists are bound to.
 _LISTS: Final = "platform_lists"
 
@@ -68,6 +72,19 @@ class Vault:
             )
 
         return tuple(await with_secrets(items, seal))
+
+    async def show(self, state: Instance, field: str, sealed: str) -> Any:
+        """A sealed text from the history of `state` as its owner sees it: opened, but for what is a secret in it."""
+        try:
+            text = await self._open_text(state, _LISTS if field in SEALED_WITHIN else field, sealed)
+        except ValueError:
+            # Somebody put a text of that form in a list, where most is kept in the clear.
+            return SEALED
+        if text is None:
+            return ERASED
+        if field in _DOCUMENTS:
+            return masked(_DOCUMENT.decode(text))
+        return mask(text) if field in _SECRETS else text
 
     async def _open_text(self, state: Instance, field: str, sealed: str | None) -> str | None:
         if sealed is None:

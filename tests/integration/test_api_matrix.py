@@ -130,7 +130,17 @@ async def test_what_others_own_looks_like_what_is_absent(used: Used) -> None:
     rival = CALLERS["other_tenant"]
     method, path = "GET", f"/v1/instances/{used.instance_id}"
 
-    for suffix in ("", "/config", "/platform-config", "/logs", "/runtime", "/usage", "/conversations"):
+    for suffix in (
+        "",
+        "/config",
+        "/platform-config",
+        "/logs",
+        "/runtime",
+        "/usage",
+        "/conversations",
+        "/events",
+        "?version=1",
+    ):
         there = await used.api.client.request(method, path + suffix, headers=rival)
         absent = await used.api.client.request(method, f"/v1/instances/{uuid4()}{suffix}", headers=rival)
         assert (there.status_code, there.content) == (absent.status_code, absent.content)

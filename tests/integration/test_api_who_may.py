@@ -110,6 +110,7 @@ ROWS = {
     ("GET", "/v1/instances/by-key/{idempotency_key}"): Row(of_everybodys_own(200)),
     ("GET", "/v1/instances/{instance_id}"): Row(of_an_instance()),
     ("DELETE", "/v1/instances/{instance_id}"): Row(of_an_instance(), is_used_up=True),
+    ("GET", "/v1/instances/{instance_id}/events"): Row(of_an_instance()),
     ("GET", "/v1/instances/{instance_id}/logs"): Row(of_an_instance()),
     ("GET", "/v1/instances/{instance_id}/runtime"): Row(of_an_instance()),
     ("GET", "/v1/instances/{instance_id}/usage"): Row(of_an_instance()),

@@ -1,0 +1,148 @@
+"""`/v1/instances/{id}/events`, and `/v1/instances/{id}` as it was: the log for those whose instance it is.
+
+The owner sees what is personal, and secrets masked as elsewhere. Staff see that something was there and changed, and with the
+owner's consent the same as the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import aclosing, contextmanager
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+from psycopg_pool import AsyncConnectionPool
+
+from events.state import Instance
+from events.upcast import CURRENT
+from hydracore.api import schemas as s
+from hydracore.api.access import is_owner
+from hydracore.api.changing import Changes
+from hydracore.api.detail import detail_of, row_at
+from hydracore.api.errors import NotFound, RequestInvalid
+from hydracore.api.operations import Answer, operation
+from hydracore.api.paging import next_link
+from hydracore.api.vault import Vault
+from hydracore.audit.errors import NothingThere
+from hydracore.audit.history import Entry, Wanted, of_instance
+from hydracore.audit.moments import read_time
+from hydracore.audit.past import state_at
+from hydracore.audit.showing import HistoryEvent, Show, sealed, shown_event, shown_state
+from hydracore.auth import Principal
+from hydracore.problems import Problem
+
+PATH: Final = "/v1/instances/{instance_id}/events"
+LIMIT_MAX: Final = 500
+
+Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
+#: Names of types of events, between commas.
+EventTypes = Annotated[str, Meta(extra={"check": "event_types"})]
+Actor = Annotated[str, Meta(min_length=1, max_length=300)]
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class Histories:
+    """What was, out of the log."""
+
+    def __init__(self, *, pool: AsyncConnectionPool, changes: Changes, vault: Vault) -> None:
+        self._pool = pool
+        self._changes = changes
+        self._vault = vault
+
+    async def detail(
+        self, who: Principal, instance_id: UUID, *, at: str | None, version: int | None
+    ) -> s.InstanceDetail:
+        """The instance at a time or a version. Raises `RequestInvalid`, `NotFound` and `Forbidden`."""
+        if at is not None and version is not None:
+            problem = Problem(("query", "version"), "Value error, give either at or version", "value_error")
+            raise RequestInvalid([problem])
+        show = self._show_to(who, await self._changes.look(who, instance_id))
+        with _nothing_is_not_found():
+            past = await state_at(self._pool, instance_id, version=version, at=_time(at))
+        then = await shown_state(past, show)
+        detail = detail_of(row_at(past.state))
+        return replace(detail, version=then.version, recorded_at=then.recorded_at, state=then.state)
+
+    @operation("GET", PATH, "List instance events", answer=s.InstanceEvents, errors=(403, 404))
+    async def list_events(
+        self,
+        *,
+        who: Principal,
+        instance_id: UUID,
+        since: s.Time | None = None,
+        until: s.Time | None = None,
+        type: EventTypes | None = None,  # noqa: A002 - what it is called in the query
+        actor: Actor | None = None,
+        limit: Limit = 100,
+        cursor: s.Version | None = None,
+    ) -> Answer:
+        """Oldest first. The cursor is the version of the event that the page before ended with."""
+        show = self._show_to(who, await self._changes.look(who, instance_id))
+        types = () if type is None else tuple(type.split(","))
+        wanted = Wanted(since=_time(since), until=_time(until), types=types, actor=actor)
+        with _nothing_is_not_found():
+            after = None if cursor is None else (await state_at(self._pool, instance_id, version=cursor)).state
+            found = await self._page(instance_id, wanted, after=after, limit=limit)
+        events: list[HistoryEvent] = []
+        for entry in found[:limit]:
+            events.append(await shown_event(entry, show))
+            # Five hundred events take a while to show: others are answered in between.
+            await asyncio.sleep(0)
+        body = _ENCODER.encode(s.InstanceEvents(events=events))
+        if len(found) <= limit:
+            return Answer(200, body)
+        given = {"since": since, "until": until, "type": type, "actor": actor}
+        following = {name: value for name, value in given.items() if value is not None}
+        following |= {"limit": str(limit), "cursor": str(events[-1].version)}
+        return Answer(200, body, (next_link(PATH.format(instance_id=instance_id), following),))
+
+    async def _page(self, instance_id: UUID, wanted: Wanted, *, after: Instance | None, limit: int) -> list[Entry]:
+        """One event more than the limit tells that others follow."""
+        found: list[Entry] = []
+        async with aclosing(of_instance(self._pool, instance_id, wanted, after=after)) as entries:
+            async for entry in entries:
+                found.append(entry)
+                if len(found) > limit:
+                    break
+        return found
+
+    def _show_to(self, who: Principal, now: Instance) -> Show:
+        """What is opened to them: consent counts as it stands, whatever it was then."""
+        if is_owner(who, now) or now.consent_debug_access:
+            return partial(self._vault.show, now)
+        return sealed
+
+
+@contextmanager
+def _nothing_is_not_found() -> Generator[None]:
+    try:
+        yield
+    except NothingThere as error:
+        raise NotFound(str(error)) from error
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else read_time(text)
+
+
+def time_complaint(text: str) -> str | None:
+    """What is wrong with `text` as a time, if anything is."""
+    try:
+        read_time(text)
+    except ValueError as error:
+        return f"{error} (the + of an offset is %2B in a URL)"
+    return None
+
+
+def event_types_complaint(text: str) -> str | None:
+    """What is wrong with `text` as types of events, if anything is."""
+    if all(name in CURRENT for name in text.split(",")):
+        return None
+    return f"unknown type of event; known: {', '.join(sorted(CURRENT))}"

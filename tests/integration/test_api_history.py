@@ -1,0 +1,190 @@
+"""The past over HTTP: an instance as it was, and what happened to it, to those whose it is and no further than they may see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from events import commands as c
+from hydracore.cli import main
+from tests.api_server import Api, bearer
+from tests.lives import NOW_MS
+from tests.use_fixtures import Used, api_fixture, give, used_fixture
+
+__all__ = ["api_fixture", "used_fixture"]
+
+Json = dict[str, Any]
+
+BOSS = bearer(user="boss", role="admin")
+OPS = bearer(tenant="ours", user="ops", role="platform")
+PROMPT, TOKEN, API_KEY = "You know that Ann is ill", "123456:the-bot-token", "sk-the-key-of-the-mailbox"
+PERSONAL = ("ann@example.com", "Ann Example", PROMPT)
+SECRETS = (TOKEN, API_KEY, "the-token-in-advanced")
+
+
+async def make_personal(used: Used) -> None:
+    await used.ask("POST", "/config", {"system_prompt": PROMPT, "telegram_bot_token": TOKEN})
+    documents = {"advanced": {"depth": 1, "token": SECRETS[2]}, "integrations": [{"id": "mail", "api_key": API_KEY}]}
+    await used.ask("PATCH", "/platform-config", documents)
+
+
+@pytest.fixture(name="personal")
+async def personal_fixture(api: Api) -> Any:
+    """An instance of ann's with something in every field that is sealed."""
+    headers = api.token(email=PERSONAL[0])
+    body = {"region_id": "local", "tier_id": "starter", "user_display_name": PERSONAL[1], "agent_name": "Ada"}
+    answer = await api.client.post("/v1/instances", json=body, headers=headers)
+    used = Used(api, UUID(answer.json()["instance_id"]), None)  # type: ignore[arg-type] - no agent is asked anything here
+    await make_personal(used)
+    return used
+
+
+async def everything(used: Used, query: str = "", headers: dict[str, str] | None = None) -> list[Json]:
+    """All pages, each found by the link of the one before."""
+    path = f"/events{query}"
+    events: list[Json] = []
+    while True:
+        answer = await used.ask("GET", path, headers=headers or {})
+        assert answer.status_code == 200, answer.text
+        events += answer.json()["events"]
+        if "next" not in answer.links:
+            return events
+        path = answer.links["next"]["url"].removeprefix(f"/v1/instances/{used.instance_id}")
+
+
+async def test_without_a_moment_nothing_is_different_and_with_one_all_is_as_it_was(used: Used) -> None:
+    states = [(await used.ask("GET", "")).content]
+    for name in ("Bea", "Cleo"):
+        await used.ask("POST", "/config", {"agent_name": name})
+        states.append((await used.ask("GET", "")).content)
+    newest = await used.version()
+
+    for back, state in enumerate(reversed(states)):
+        then = (await used.ask("GET", f"?version={newest - back}")).json()
+        at = (await used.ask("GET", f"?at={then['recorded_at']}")).json()
+        added = {name: then.pop(name) for name in ("version", "recorded_at", "state")}
+        assert json.dumps(then, separators=(",", ":")).encode() == state
+        assert added["version"] == added["state"]["version"] == newest - back
+        assert added["state"]["agent_name"] == then["agent_name"]
+        assert at == then | added
+    first = (await used.ask("GET", "?version=1")).json()
+    assert (first["status"], first["hostname"], first["callback_seq"]) == ("pending", None, None)
+
+
+async def test_the_owner_sees_what_is_theirs_and_secrets_masked(personal: Used) -> None:
+    events = json.dumps(await everything(personal))
+    state = (await personal.ask("GET", f"?version={await personal.version()}")).json()["state"]
+
+    for personal_text in PERSONAL:
+        assert personal_text in events
+        assert personal_text in json.dumps(state)
+    for secret in SECRETS:
+        assert secret not in events + json.dumps(state)
+    assert state["config"]["telegram_bot_token"] == "****oken"
+    assert state["config"]["advanced"] == {"depth": 1, "token": "****nced"}
+    assert state["config"]["integrations"] == [{"id": "mail", "api_key": "****lbox"}]
+
+
+@pytest.mark.parametrize("staff", [BOSS, OPS], ids=["admin", "platform"])
+async def test_staff_sees_that_there_was_something_and_what_it_was_only_with_consent(
+    personal: Used, staff: dict[str, str]
+) -> None:
+    async def seen() -> str:
+        then = await personal.ask("GET", f"?version={version}", headers=staff)
+        return json.dumps([await everything(personal, headers=staff), then.json()])
+
+    version = await personal.version()
+    before = await seen()
+    await personal.ask("PATCH", "/consent", {"consent_debug_access": True})
+    during = await seen()
+    await personal.ask("PATCH", "/consent", {"consent_debug_access": False})
+    after = await seen()
+
+    for text in (before, after):
+        assert not [secret for secret in (*PERSONAL, *SECRETS) if secret in text]
+        assert '"system_prompt": "(sealed)"' in text
+        assert "v1." not in text
+    assert all(text in during for text in PERSONAL)
+    assert not [secret for secret in SECRETS if secret in during]
+
+
+async def test_of_an_erased_customer_nothing_personal_is_left_to_see(
+    personal: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    version = await personal.version()
+    await owner_conn.execute("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()")
+    personal.api.parts.keyring._customers.clear()  # what the keyring forgets by itself within seconds
+
+    then = (await personal.ask("GET", f"?version={version}")).json()["state"]
+
+    assert then["user_display_name"] == then["config"]["system_prompt"] == "(erased)"
+    assert then["config"]["integrations"] == [{"id": "mail", "api_key": "(erased)"}]
+    assert not [text for text in PERSONAL if text in json.dumps(await everything(personal))]
+
+
+async def test_what_only_looks_sealed_is_not_taken_for_it(personal: Used) -> None:
+    lookalike = "v1." + "QUJD" * 12
+    await personal.ask("POST", "/config", {"agent_name": lookalike})
+    await give(personal.api, personal.instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, skills=(lookalike, "notes")))
+
+    state = (await personal.ask("GET", f"?version={await personal.version()}")).json()["state"]
+
+    assert (state["agent_name"], state["config"]["skills"]) == (lookalike, ["(sealed)", "notes"])
+
+
+async def test_pages_and_filters_give_the_whole_and_its_parts(used: Used) -> None:
+    whole = await everything(used, "?limit=500")
+
+    assert [event["version"] for event in whole] == list(range(1, await used.version() + 1))
+    assert await everything(used, "?limit=2") == whole
+    reported = [event for event in whole if event["type"] in {"agent_enrolled", "server_created"}]
+    assert await everything(used, "?limit=1&type=agent_enrolled,server_created") == reported
+    assert await everything(used, "?limit=3&actor=customer") == [event for event in whole if "ann" in event["actor"]]
+    since, until = whole[2]["recorded_at"], whole[5]["recorded_at"]
+    between = [event for event in whole if since <= event["recorded_at"] <= until]
+    assert await everything(used, f"?limit=2&since={since}&until={until}") == between
+    assert await everything(used, "?since=2999-01-01") == []
+
+
+async def test_the_command_line_tells_the_same(used: Used, database_url: str) -> None:
+    await make_personal(used)
+    env = {"HYDRACORE_DATABASE_URL": database_url}
+    words = ["audit", "show", str(used.instance_id), "--json"]
+
+    result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
+
+    assert [json.loads(line) for line in result.stdout.splitlines()] == await everything(used, headers=BOSS)
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("?version=1000", "it has no version 1000 yet"),
+        ("/events?cursor=1000", "it has no version 1000 yet"),
+        ("?at=2020-01-01T00:00:00Z", "there is nothing of it before"),
+    ],
+)
+async def test_what_was_not_yet_is_not_found_with_the_reason(used: Used, query: str, detail: str) -> None:
+    answer = await used.ask("GET", query)
+
+    assert answer.status_code == 404
+    assert detail in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("query", ["?version=1", "?version=1000", "?at=2020-01-01", "/events", "/events?cursor=1000"])
+async def test_the_past_is_as_closed_as_the_present(used: Used, query: str) -> None:
+    """Whatever is asked of it, others are told what they are told of the instance as it is."""
+    before = await used.version()
+
+    for who in (bearer(user="bob"), bearer("rival", "ann"), bearer("rival", "boss", "admin"), {"Authorization": "x"}):
+        past = await used.ask("GET", query, headers=who)
+        present = await used.ask("GET", "", headers=who)
+        assert past.status_code in {401, 403, 404}
+        assert (past.status_code, past.content) == (present.status_code, present.content)
+    assert await used.version() == before
