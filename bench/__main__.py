@@ -1,4 +1,4 @@
-"""`python -m bench [append] [reads] [running] [rebuild] [--json FILE]`: measure, and print one table."""
+"""`python -m bench [append] [reads] [running] [rebuild] [state] [--json FILE]`: measure, and print one table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench import append, reads, rebuild, running
+from bench import append, reads, rebuild, running, state
 from bench.result import Comparison, Limit, show
 from bench.services import Services, running_services
 
@@ -20,6 +20,7 @@ MEASUREMENTS: dict[str, Callable[[Services], Awaitable[Measured]]] = {
     "reads": reads.compare,
     "running": running.measure,
     "rebuild": rebuild.compare,
+    "state": state.measure,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -22,6 +22,9 @@ OVERLAP = 2_000
 NOW_MS = 1_790_000_000_000
 RECORDED_AT = datetime.fromtimestamp(NOW_MS / 1000, UTC).isoformat()
 
+#: Whose it is, and the commands of an instance, each as its events.
+Life = tuple[str, list[list[AnyEvent]]]
+
 _COMMANDS = (
     "COPY command (lane, command_id, stream_id, tenant_id, name, actor, correlation_id, first_seq, event_count, digest,"
     " link, recorded_at) FROM STDIN"
@@ -37,10 +40,16 @@ _DIGEST = "\\\\x" + "00" * 32
 
 def write_log(database_url: str, *, instances: int) -> int:
     """Fill an empty log with `instances` lives; how many events that were, ten an instance about."""
+    blocks = (range(start, min(start + OVERLAP, instances)) for start in range(0, instances, OVERLAP))
+    return write_lives(database_url, (dict(map(life_of, block)) for block in blocks))
+
+
+def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int:
+    """Fill an empty log with blocks of overlapping lives; how many events that were."""
     heads = dict.fromkeys(range(LANES), 0)
     with psycopg.connect(database_url) as connection:
-        for start in range(0, instances, OVERLAP):
-            _write_block(connection, range(start, min(start + OVERLAP, instances)), heads)
+        for lives in blocks:
+            _write_block(connection, lives, heads)
         for lane, head in heads.items():
             connection.execute(_HEAD, (head, RECORDED_AT, lane))
         connection.commit()
@@ -49,10 +58,14 @@ def write_log(database_url: str, *, instances: int) -> int:
     return sum(heads.values())
 
 
-def _write_block(connection: psycopg.Connection, numbers: Iterable[int], heads: dict[int, int]) -> None:
+def life_of(number: int) -> tuple[UUID, Life]:
+    """The instance of this number: its id, and its life."""
+    return _id(number), (_tenant(number), list(_life(number)))
+
+
+def _write_block(connection: psycopg.Connection, lives: Mapping[UUID, Life], heads: dict[int, int]) -> None:
     """A block of overlapping lives: the first step of each, the second step of each, and so on."""
     commands, events, streams = list[str](), list[str](), list[str]()
-    lives = {_id(number): (_tenant(number), list(_life(number))) for number in numbers}
     for stream_id, (_, steps) in lives.items():
         streams.append(f"{lane_of(stream_id)}\t{stream_id}\t{sum(map(len, steps))}\n")
     versions = dict.fromkeys(lives, 0)
