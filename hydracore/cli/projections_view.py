@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from hydracore.cli.printing import print_json
 from projections.care import Intervention, ProjectionStatus
 from projections.generations import Generation
 from projections.generations import Progress as Folded
@@ -18,10 +19,6 @@ from projections.rebuild import Report, Steps
 
 #: How many rows that differ are shown to the eye; JSON has them all.
 DRIFT_SHOWN = 20
-
-
-def print_json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
