@@ -8,7 +8,7 @@ event, and not one for everything that stands on it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from psycopg import Connection
@@ -26,6 +26,46 @@ _LINK_AT = _SQL["link_at"]
 
 #: From 1970 to 2000, where PostgreSQL's time begins, in microseconds.
 POSTGRES_EPOCH_US = 946_684_800_000_000
+
+
+class EventRow(Protocol):
+    """What an event's digest is taken over, and the digest that is kept beside it."""
+
+    @property
+    def stream_id(self) -> UUID: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def schema_version(self) -> int: ...
+    @property
+    def payload(self) -> str: ...
+    @property
+    def digest(self) -> bytes: ...
+
+
+class CommandRow(Protocol):
+    """What a command's digest is taken over, but for its events."""
+
+    @property
+    def command_id(self) -> UUID: ...
+    @property
+    def stream_id(self) -> UUID: ...
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def actor(self) -> str: ...
+    @property
+    def correlation_id(self) -> UUID: ...
+    @property
+    def causation_id(self) -> UUID | None: ...
+    @property
+    def request_hash(self) -> bytes | None: ...
+    @property
+    def result(self) -> str | None: ...
 
 
 class _Command(NamedTuple):
@@ -111,7 +151,7 @@ class _Place:
             else:
                 yield from self._event(event, command)
         present = [event.digest for event in found if event is not None]
-        if len(present) == command.event_count and _digest_of(command, present) != command.digest:
+        if len(present) == command.event_count and digest_of(command, present) != command.digest:
             what = f"Command {command.command_id} was edited, or an event of it with its digest"
             yield self._finding("command_edited", what, first, last_seq=last)
         if _link_of(command, self._link) != command.link:
@@ -123,7 +163,7 @@ class _Place:
             if getattr(event, name) != getattr(command, name):
                 what = f"Its {name} is not that of the command at this number"
                 yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
-        if not _is_digest_of(event):
+        if not is_digest_of(event):
             what = "Its stream, version, type or payload is not what its digest was taken over"
             yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
 
@@ -131,7 +171,8 @@ class _Place:
         return Finding(kind=kind, what=what, lane=self._lane, seq=seq, **more)
 
 
-def _is_digest_of(event: _Event) -> bool:
+def is_digest_of(event: EventRow) -> bool:
+    """Whether the event is what its digest was taken over."""
     try:
         digest = event_digest(
             stream_id=event.stream_id,
@@ -145,7 +186,8 @@ def _is_digest_of(event: _Event) -> bool:
     return digest == event.digest
 
 
-def _digest_of(command: _Command, event_digests: list[bytes]) -> bytes:
+def digest_of(command: CommandRow, event_digests: list[bytes]) -> bytes:
+    """The digest of a command, computed anew from its row and from its events' digests."""
     return command_digest(
         command_id=command.command_id,
         stream_id=command.stream_id,

@@ -3,10 +3,17 @@
 AuditError
 |-- NothingThere   no such instance, or none yet at that version or moment
 |-- NoSeal         there is no seal to begin at
-`-- Unclear        the customer is nobody's, or several tenants'
+|-- Unclear        the customer is nobody's, or several tenants'
+|-- StillThere     the customer has instances that are not deleted
+|-- FileExists     what is to be written is there already
+|-- ParquetMissing pyarrow is not installed
+|-- NotAnExport    a file that is no export, or one of a later version
+`-- RecordUnreadable  an export that is damaged from some record on
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class AuditError(Exception):
@@ -24,3 +31,35 @@ class NoSeal(AuditError):
 
 class Unclear(AuditError):
     pass
+
+
+class StillThere(AuditError):
+    pass
+
+
+class FileExists(AuditError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is there already: give another name, or --force to replace it")
+
+
+class ParquetMissing(AuditError):
+    def __init__(self) -> None:
+        super().__init__("Parquet needs pyarrow, which is not installed: pip install 'hydracore[parquet]'")
+
+
+class NotAnExport(AuditError):
+    """`made_by`: the version that wrote it, where that is newer than this one."""
+
+    def __init__(self, path: Path, *, made_by: str | None = None) -> None:
+        newer = (
+            None
+            if made_by is None
+            else f"{path} was exported by HydraCore {made_by}: verify it with that or a later one"
+        )
+        super().__init__(newer or f"{path} is no export of HydraCore")
+
+
+class RecordUnreadable(AuditError):
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(f"Record {number} cannot be read: {what}")
+        self.number = number

@@ -77,7 +77,7 @@ def verify(
         since_seal=since_seal,
         replay=replay,
         seals=None if path is None else SealFile(path),
-        public_key=_public_key(public_key, settings),
+        public_key=public_key_of(public_key, settings),
         workers=workers,
     )
     with failures(), progress_bar("verifying") as progress:
@@ -151,7 +151,7 @@ def fail(text: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def _public_key(given: str | None, settings: Settings) -> bytes | None:
+def public_key_of(given: str | None, settings: Settings) -> bytes | None:
     """The key that seals must be signed with: the one given, or the one that belongs to this installation's seal key."""
     import base64
     import binascii

@@ -1,0 +1,178 @@
+"""Checks one lane of an export: its chain from link to link, its events, and what seals say of it.
+
+As `events.examine` does with the database, each thing is computed from what is stored of the things below it, and after
+something that does not fit, the stored link is gone on with: one edit is one finding, at its place.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from events.digest import chain_link
+from events.examine import digest_of, is_digest_of
+from events.ids import lane_of
+from events.verify import Point
+from hydracore.audit.export_records import (
+    CommandRecord,
+    EventRecord,
+    LaneEndRecord,
+    LaneRecord,
+    StepsRecord,
+    microseconds,
+)
+
+
+class Find(Protocol):
+    """Takes down what is wrong at the record that is being looked at."""
+
+    def __call__(self, kind: str, what: str, **place: Any) -> None: ...
+
+
+class LaneChain:
+    """A lane as it is read. `points`: what seals say of it, in order, and above where it begins."""
+
+    def __init__(
+        self, begin: LaneRecord, points: Sequence[Point], find: Find, is_ours: Callable[[CommandRecord], bool]
+    ) -> None:
+        self.lane = begin.lane
+        self.commands = self.steps = self.events = 0
+        #: Something was found since the last point that fitted: what a seal says, or does not, is no news then.
+        self.is_broken = False
+        #: The version that each stream has reached.
+        self.versions: dict[UUID, int] = {}
+        #: The events that no seal speaks of: how many, and the first one's number.
+        self.unsealed, self.unsealed_from = 0, 0
+        self._find = find
+        self._is_ours = is_ours
+        self._points = list(points)
+        self._sealed_seq = begin.after
+        self._link = begin.link
+        #: The number that comes next, at least; and at most too, unless a step of others came last.
+        self._next = begin.after + 1
+        self._is_exact = True
+        self._command: CommandRecord | None = None
+        self._digests: list[bytes] = []
+
+    def command(self, command: CommandRecord) -> None:
+        self._finish_command()
+        first, last = command.first_seq, command.first_seq + command.event_count - 1
+        self._reach(first)
+        if not self._is_ours(command):
+            what = f"Command {command.command_id} is not of what was exported"
+            self._find("foreign_command", what, lane=self.lane, seq=first, last_seq=last)
+        if self._linked(command.digest, first, microseconds(command.recorded_at)) != command.link:
+            self._break("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
+        self._link = command.link
+        self._next, self._is_exact = max(self._next, last + 1), True
+        self._command, self._digests = command, []
+        self.commands += 1
+
+    def event(self, event: EventRecord) -> None:
+        command, stream = self._command, event.stream_id
+        due = 0 if command is None else command.first_seq + len(self._digests)
+        if command is None or not due <= event.seq < command.first_seq + command.event_count:
+            what = "The event does not belong here: it was inserted, or is in another one's place"
+            self._break("event_extra", what, event.seq, stream_id=stream)
+            return
+        if event.seq > due:
+            self._break("event_missing", "Events are missing", due, last_seq=event.seq - 1)
+            self._digests += [b""] * (event.seq - due)
+        for name in ("lane", "command_id", "stream_id", "tenant_id", "recorded_at"):
+            if getattr(event, name) != getattr(command, name):
+                self._break("event_edited", f"Its {name} is not that of its command", event.seq, stream_id=stream)
+        if not is_digest_of(event):
+            what = "Its stream, version, type or payload is not what its digest was taken over"
+            self._break("event_edited", what, event.seq, stream_id=stream)
+        self._check_version(event)
+        self._digests.append(event.digest)
+        self.events += 1
+        self.unsealed_from = self.unsealed_from or event.seq
+        self.unsealed += 1
+
+    def others(self, steps: StepsRecord) -> None:
+        """Commands of which the file has no more than the chain needs."""
+        self._finish_command()
+        try:
+            several = list(steps)
+        except struct.error:
+            several = []
+        if len(several) != steps.count:
+            self._break("steps_damaged", "These are not the steps of whole commands", self._next)
+        begin = self._next
+        for first, recorded_us, digest in several:
+            self._reach(first)
+            self._link = self._linked(digest, first, recorded_us) or self._link
+            self._next, self._is_exact = max(self._next, first + 1), False
+        if several and self._link != steps.link:
+            what = "The links of others' commands do not follow from the one before them"
+            self._break("chain_broken", what, begin, last_seq=self._next - 1)
+        self._link = steps.link
+        self.steps += len(several)
+
+    def finish(self, end: LaneEndRecord | None) -> None:
+        """The end of the lane; None where the file has none."""
+        self._finish_command()
+        if end is None:
+            self._break("file_truncated", "The lane has no end here", self._next)
+            return
+        if end.seq < self._next - 1 or (self._is_exact and end.seq > self._next - 1):
+            self._break("event_missing", f"The lane should end with {end.seq}", self._next, last_seq=end.seq)
+        self._pass_points(end.seq + 1)
+        if end.link != self._link and not self.is_broken:
+            self._break("chain_broken", "The chain does not come to the link that it ends with", end.seq)
+
+    def _reach(self, first: int) -> None:
+        """What comes next begins with this number."""
+        if first < self._next:
+            self._break("command_overlaps", "A command claims numbers that came before", first)
+        elif self._is_exact and first > self._next:
+            self._break("event_missing", "Numbers are missing: commands were removed", self._next, last_seq=first - 1)
+        self._pass_points(first)
+
+    def _pass_points(self, seq: int) -> None:
+        """Compare with what seals say of the lane below `seq`, up to where it has the link of now."""
+        while self._points and self._points[0].seq < seq:
+            point = self._points.pop(0)
+            if (point.seq, point.link) == (seq - 1, self._link):
+                self.is_broken = False
+                self._sealed_seq = point.seq
+                self.unsealed = self.unsealed_from = 0
+            elif not self.is_broken:
+                what = f"Seal {point.seal} was made of other events than these"
+                self._break("rewritten", what, self._sealed_seq + 1, last_seq=point.seq)
+                # Whatever comes later in the lane stands on these.
+                self._points = []
+
+    def _linked(self, digest: bytes, first: int, recorded_us: int) -> bytes | None:
+        try:
+            return chain_link(previous=self._link, command=digest, first_seq=first, recorded_us=recorded_us)
+        except OverflowError:
+            return None  # Numbers and times that the log never writes.
+
+    def _finish_command(self) -> None:
+        command, digests = self._command, self._digests
+        self._command = None
+        if command is None:
+            return
+        first, last = command.first_seq, command.first_seq + command.event_count - 1
+        if len(digests) < command.event_count:
+            self._break("event_missing", "Events are missing", first + len(digests), last_seq=last)
+        elif all(digests) and digest_of(command, digests) != command.digest:
+            what = f"Command {command.command_id} was edited, or an event of it with its digest"
+            self._break("command_edited", what, first, last_seq=last)
+
+    def _check_version(self, event: EventRecord) -> None:
+        before = self.versions.get(event.stream_id, 0)
+        if before + 1 != event.version:
+            what = f"Version {event.version} of the stream follows {before}"
+            self._break("version_gap", what, event.seq, stream_id=event.stream_id)
+        elif before == 0 and lane_of(event.stream_id) != self.lane:
+            self._break("wrong_lane", "The stream belongs to another lane", event.seq, stream_id=event.stream_id)
+        self.versions[event.stream_id] = event.version
+
+    def _break(self, kind: str, what: str, seq: int, **place: Any) -> None:
+        self.is_broken = True
+        self._find(kind, what, lane=self.lane, seq=seq, **place)

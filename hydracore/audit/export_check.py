@@ -1,0 +1,255 @@
+"""`audit verify-export`: what of an export can be proven with nothing but the file and the public key of the seals.
+
+Of every event that is in it: that its bytes, its command, who gave it and why, its number and its time are those of the log
+that was sealed. Of every stream: that no version is missing before its last one. That the file was not changed at all since
+it was made, and that nothing is missing at the end of a stream either, is proven where the exporter has signed it.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, assert_never
+from uuid import UUID
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from events.digest import GENESIS
+from events.finding import FINDINGS_MAX, Finding
+from events.ids import LANES
+from events.seal import Seal, flaws_of
+from events.verify import Point
+from hydracore.audit import export_records as r
+from hydracore.audit.errors import RecordUnreadable
+from hydracore.audit.export_chain import LaneChain
+from hydracore.audit.export_files import reading
+from hydracore.audit.seal_file import SealFile
+from hydracore.audit.verifying import Progress
+
+#: After how many records the progress is told.
+SHOWN_EVERY = 1_000
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """`public_key`: the only key that counts, None accepts any. `seals`: the copy of the seals outside the database."""
+
+    path: Path
+    public_key: bytes | None = None
+    seals: SealFile | None = None
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What the file says that it is, how much was looked at, and what must not be."""
+
+    path: str
+    tenant_id: str = ""
+    instance_id: UUID | None = None
+    exported_at: datetime | None = None
+    events: int = 0
+    commands: int = 0
+    streams: int = 0
+    lanes: int = 0
+    steps: int = 0
+    seals: int = 0
+    signed: bool = False
+    findings: list[Finding] = []
+    notes: list[str] = []
+    seconds: float = 0.0
+
+
+def verify_export(request: Request, progress: Progress) -> Report:
+    """Everything that is wrong with an export. Raises `OSError`, `NotAnExport` and `ParquetMissing`."""
+    began_s = time.monotonic()
+    check = _Check(request)
+    number = 0
+    try:
+        for number, record in reading(request.path):
+            check.take(number, record)
+            if number % SHOWN_EVERY == 0:
+                progress.advance(SHOWN_EVERY)
+        check.finish(number)
+    except RecordUnreadable as error:
+        check.damaged(error)
+    check.report.seconds = time.monotonic() - began_s
+    return check.report
+
+
+class _Check:
+    def __init__(self, request: Request) -> None:
+        self.report = Report(path=str(request.path))
+        self._key = request.public_key
+        self._copies = request.seals
+        self._number = 0
+        self._fingerprint = r.Fingerprint()
+        self._seals: dict[int, Seal] = {}
+        self._chain: LaneChain | None = None
+        self._last_lane = -1
+        self._ended = False
+        #: What no seal speaks of: lane, first number and how many, a row a lane.
+        self._unsealed: list[tuple[int, int, int]] = []
+
+    def take(self, number: int, record: r.AnyRecord) -> None:
+        """The next record."""
+        self._number = number
+        if self._ended:
+            self._find("file_edited", "There is something behind the end of the export")
+            return
+        match record:
+            case r.Header():
+                self._header(record)
+            case r.SealRecord():
+                self._seal(record.seal)
+            case r.LaneRecord():
+                self._begin_lane(record)
+            case r.CommandRecord() | r.EventRecord() | r.StepsRecord() | r.LaneEndRecord():
+                self._in_lane(record)
+            case r.EndRecord():
+                self._end(record)
+            case _:
+                assert_never(record)
+        self._fingerprint.add(record)
+
+    def finish(self, number: int) -> None:
+        """There are no more records."""
+        self._number = number
+        if not self._ended:
+            self._end_lane(None)
+            self._find("file_truncated", "The export has no end: the file was cut off")
+        self._say_what_is_not_proven()
+
+    def damaged(self, error: RecordUnreadable) -> None:
+        """The file cannot be read on."""
+        self._number = error.number
+        self._find("record_unreadable", f"{error}; what comes behind it was not looked at")
+
+    def _header(self, header: r.Header) -> None:
+        if self._number != 1:
+            self._find("file_edited", "There is a second header")
+        self.report.tenant_id = header.tenant_id
+        self.report.instance_id = header.instance_id
+        self.report.exported_at = header.exported_at
+
+    def _seal(self, seal: Seal) -> None:
+        flaws = list(flaws_of(seal, previous=None, public_key=self._key))
+        if self._last_lane >= 0 or any(known >= seal.number for known in self._seals):
+            flaws.append("it is not where it belongs")
+        self.report.seals += 1
+        for flaw in flaws:
+            self._find("seal_flawed", f"Seal {seal.number}: {flaw}")
+        if not flaws:
+            self._seals[seal.number] = seal
+
+    def _begin_lane(self, begin: r.LaneRecord) -> None:
+        self._end_lane(None)
+        if self._last_lane < 0:
+            self._compare_with_copies()
+        if not self._last_lane < begin.lane < LANES:
+            self._find("file_edited", "The lane is out of order", lane=begin.lane)
+        self._last_lane = begin.lane
+        seal = self._seals.get(begin.number)
+        where = (begin.after, begin.link)
+        if where != ((0, GENESIS) if begin.number == 0 else None if seal is None else tuple(seal.head(begin.lane))):
+            what = (
+                f"Its chain does not begin where seal {begin.number} says"
+                if begin.number
+                else "It has another beginning"
+            )
+            self._find("chain_broken", what, lane=begin.lane, seq=begin.after + 1)
+        points = [Point(*known.head(begin.lane), known.number) for known in self._seals.values()]
+        points = sorted(point for point in points if point.seq > begin.after)
+        self._chain = LaneChain(begin, points, self._find, self._is_ours)
+        self.report.lanes += 1
+
+    def _in_lane(self, record: r.CommandRecord | r.EventRecord | r.StepsRecord | r.LaneEndRecord) -> None:
+        chain = self._chain
+        if chain is None or record.lane != chain.lane:
+            self._find("file_edited", "The record is in no lane, or in another than its own", lane=record.lane)
+            return
+        match record:
+            case r.CommandRecord():
+                chain.command(record)
+            case r.EventRecord():
+                chain.event(record)
+            case r.StepsRecord():
+                chain.others(record)
+            case r.LaneEndRecord():
+                self._end_lane(record)
+
+    def _end_lane(self, end: r.LaneEndRecord | None) -> None:
+        chain, self._chain = self._chain, None
+        if chain is None:
+            return
+        chain.finish(end)
+        self.report.events += chain.events
+        self.report.commands += chain.commands
+        self.report.steps += chain.steps
+        self.report.streams += len(chain.versions)
+        if chain.unsealed and not chain.is_broken:
+            self._unsealed.append((chain.lane, chain.unsealed_from, chain.unsealed))
+
+    def _end(self, end: r.EndRecord) -> None:
+        self._end_lane(None)
+        self._ended = True
+        counts = (self.report.events, self.report.commands, self.report.streams)
+        if counts != (end.events, end.commands, end.streams) or end.digest != self._fingerprint.digest:
+            if not self.report.findings:
+                self._find("file_edited", "These are not all the records that were exported, as they were")
+            return
+        if end.signature is None:
+            return
+        if self._key is not None and end.public_key != self._key:
+            self._find("signature_wrong", "The export was signed with another key")
+        elif not _is_signed(end):
+            self._find("signature_wrong", "The signature of the export is not good")
+        else:
+            self.report.signed = True
+
+    def _is_ours(self, command: r.CommandRecord) -> bool:
+        instance_id = self.report.instance_id
+        return command.tenant_id == self.report.tenant_id and instance_id in {None, command.stream_id}
+
+    def _compare_with_copies(self) -> None:
+        """Each seal of the export must be in the copy, as it is."""
+        if self._copies is None:
+            return
+        left = dict(self._seals)
+        for copy in self._copies.read():
+            if left.get(copy.number) == copy:
+                del left[copy.number]
+        for number in left:
+            self._find("seal_flawed", f"Seal {number}: the copy outside the database has none such")
+
+    def _say_what_is_not_proven(self) -> None:
+        notes = self.report.notes
+        if self._key is None:
+            notes.append("Any key was accepted: give the public key that the seals must be signed with")
+        if not self.report.signed:
+            notes.append(
+                "The export as a whole is not signed: it cannot be told whether a stream has later events, or the tenant other streams"
+            )
+        for lane, first, count in self._unsealed:
+            if self.report.signed:
+                break
+            what = f"{count} events from here on are in no seal yet: nothing proves them"
+            if self._key is None:
+                notes.append(f"lane {lane}, {first}: {what}")
+            else:
+                self._find("not_sealed", what, lane=lane, seq=first)
+
+    def _find(self, kind: str, what: str, **place: Any) -> None:
+        if len(self.report.findings) < FINDINGS_MAX:
+            what = f"{what} (record {self._number})"
+            self.report.findings.append(Finding(kind=kind, what=what, **place))
+
+
+def _is_signed(end: r.EndRecord) -> bool:
+    try:
+        key = Ed25519PublicKey.from_public_bytes(end.public_key or b"")
+        key.verify(end.signature or b"", r.EndRecord.statement(end.digest))
+    except (InvalidSignature, ValueError):
+        # A `ValueError` is a key of another length.
+        return False
+    return True

@@ -1,0 +1,82 @@
+"""The files that an export can be: JSON Lines, which everything reads, and Parquet, which analytics read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from hydracore.audit import export_parquet
+from hydracore.audit.errors import NotAnExport, RecordUnreadable
+from hydracore.audit.export_records import FORMAT, FORMAT_VERSION, AnyRecord, Header, Placed
+
+Format = Literal["jsonl", "parquet"]
+
+#: Takes a record and its line.
+Write = Callable[[AnyRecord, bytes], None]
+
+#: Far more than any record has: what is longer is none.
+_LINE_MAX: Final = 64 * 1024 * 1024
+
+_decoder: Final = msgspec.json.Decoder(AnyRecord)
+
+
+@contextmanager
+def writing(path: Path, form: Format) -> Generator[Write]:
+    """Writes records to a new file. Raises `OSError`, and `ParquetMissing`."""
+    if form == "parquet":
+        with export_parquet.writing(path) as write:
+            yield write
+        return
+    with path.open("wb") as file:
+        yield lambda _, line: _ignore(file.write(line))
+
+
+def reading(path: Path) -> Iterator[Placed]:
+    """The records of a file of either format, the header first.
+
+    Raises `OSError`, `NotAnExport` where it is none that this version can read, `ParquetMissing`, and `RecordUnreadable`
+    where it is damaged.
+    """
+    is_parquet = _is_parquet(path)
+    records = export_parquet.reading(path) if is_parquet else _lines(path)
+    try:
+        first = next(records)
+    except StopIteration:
+        raise NotAnExport(path) from None
+    except RecordUnreadable:
+        if is_parquet:  # Without its end, nothing of such a file can be read.
+            raise
+        raise NotAnExport(path) from None
+    header = first.record
+    if not isinstance(header, Header) or header.format != FORMAT:
+        raise NotAnExport(path)
+    if header.format_version > FORMAT_VERSION:
+        raise NotAnExport(path, made_by=header.made_by)
+    yield first
+    yield from records
+
+
+def _lines(path: Path) -> Iterator[Placed]:
+    number = 0
+    with path.open("rb") as file:
+        while line := file.readline(_LINE_MAX):
+            number += 1
+            if not line.endswith(b"\n"):
+                raise RecordUnreadable(number, "the line is cut off")
+            try:
+                yield Placed(number, _decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise RecordUnreadable(number, str(error)) from None
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(export_parquet.MAGIC)) == export_parquet.MAGIC
+
+
+def _ignore(_: int) -> None:
+    """A file tells how much it has written, which is all of it."""

@@ -1,0 +1,111 @@
+"""An export as one Parquet table: a column per field of any record, `kind` first, null where a kind has no such field.
+
+Needs pyarrow, which is an extra (`hydracore[parquet]`): a control plane that exports nothing can do without its 50 MB.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, get_args, get_type_hints
+from uuid import UUID
+
+import msgspec
+
+from hydracore.audit.errors import ParquetMissing, RecordUnreadable
+from hydracore.audit.export_records import AnyRecord, Placed, Record
+
+#: How a Parquet file begins.
+MAGIC: Final = b"PAR1"
+
+#: How much a row group holds, measured in JSON: what a writer keeps in memory. Readers keep far less.
+_GROUP_BYTES_MAX: Final = 16 * 1024 * 1024
+_ROWS_READ: Final = 500
+
+_KIND: Final = "kind"
+
+
+@contextmanager
+def writing(path: Path) -> Generator[Callable[[AnyRecord, bytes], None]]:
+    """Raises `ParquetMissing` and `OSError`."""
+    arrow, parquet = _arrow()
+    schema = _schema(arrow)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        buffer = _Buffer(lambda rows: writer.write_table(arrow.Table.from_pylist(rows, schema=schema)))
+        yield buffer.add
+        buffer.flush()
+
+
+class _Buffer:
+    """Rows that wait until there are enough of them for a row group."""
+
+    def __init__(self, write: Callable[[list[dict[str, Any]]], None]) -> None:
+        self._write = write
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, record: AnyRecord, line: bytes) -> None:
+        row = msgspec.structs.asdict(record)
+        row = {name: str(value) if isinstance(value, UUID) else value for name, value in row.items()}
+        self._rows.append({_KIND: record.__struct_config__.tag, **row})
+        self._bytes += len(line)
+        if self._bytes >= _GROUP_BYTES_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._write(self._rows)
+        self._rows, self._bytes = [], 0
+
+
+def reading(path: Path) -> Iterator[Placed]:
+    """Raises `ParquetMissing`, `OSError`, and `RecordUnreadable` where the file is damaged."""
+    arrow, parquet = _arrow()
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_READ):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Placed(number, _record(row))
+    except (arrow.ArrowInvalid, arrow.ArrowException, OSError, msgspec.ValidationError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise RecordUnreadable(number + 1, str(error).partition("\n")[0]) from None
+
+
+def _record(row: dict[str, Any]) -> AnyRecord:
+    return msgspec.convert({name: value for name, value in row.items() if value is not None}, AnyRecord)
+
+
+def _schema(arrow: Any) -> Any:
+    types = {
+        int: arrow.int64(),
+        str: arrow.string(),
+        bytes: arrow.binary(),
+        UUID: arrow.string(),
+        datetime: arrow.timestamp("us", tz="UTC"),
+        list[int]: arrow.list_(arrow.int64()),
+    }
+    columns: dict[str, Any] = {_KIND: arrow.string()}
+    kinds: tuple[type[Record], ...] = get_args(AnyRecord)
+    for kind in kinds:
+        for name, hint in get_type_hints(kind).items():
+            if name not in kind.__struct_fields__:
+                continue
+            (wanted,) = (
+                {each for each in get_args(hint) or (hint,) if each is not type(None)} if hint != list[int] else {hint}
+            )
+            assert columns.setdefault(name, types[wanted]) == types[wanted], f"{name} is one type in all records"
+    return arrow.schema(list(columns.items()))
+
+
+def _arrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet part, which have no types. Raises `ParquetMissing`."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ParquetMissing from None

@@ -1,0 +1,201 @@
+"""What an export is made of: one record after the other, the same in every file format.
+
+    header
+    seal ...            whose heads the lanes below begin at, pass, or end at
+    per lane, in order:
+        lane            where the chain begins: at the lane's beginning, or at the head that a seal signs
+        command         one of the export's own, whole, and behind it its `event`s, whole
+        steps           commands of others in between: the links need their digest, number and time, and nothing else
+        lane_end        where the chain ends
+    end                 how much there was, and the digest of all records before it
+
+With the steps of others the chain runs without a gap from the lane's beginning (or a seal) to a head that a seal signs, so that
+whoever has the seals' public key can prove of each event that the sealed log holds it, and how. What the others did is not
+in the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from events.seal import Seal
+
+#: Rises when a record gets another meaning. Every version that was ever written stays readable (`tests/corpus/`).
+FORMAT_VERSION: Final = 1
+
+#: How many steps one record holds at most.
+STEPS_MAX: Final = 1_000
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_STEP: Final = struct.Struct(">qq32s")
+
+
+class Record(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True
+):
+    """What all records have."""
+
+
+class Header(Record, frozen=True, kw_only=True, tag="header", forbid_unknown_fields=False):
+    """`instance_id`: null where everything of the tenant is here. `made_by`: the version of HydraCore.
+
+    Fields of later versions are passed over here, so that it can be said that a version is later.
+    """
+
+    format: str
+    format_version: int
+    made_by: str
+    exported_at: datetime
+    tenant_id: str
+    instance_id: UUID | None = None
+
+
+class SealRecord(Record, frozen=True, kw_only=True, tag="seal"):
+    """A seal as `events.seal` has it."""
+
+    number: int
+    sealed_at: datetime
+    heads: list[int]
+    links: bytes
+    root: bytes
+    previous: bytes
+    public_key: bytes
+    signature: bytes
+
+    @classmethod
+    def of(cls, seal: Seal) -> SealRecord:
+        return cls(**msgspec.structs.asdict(seal))
+
+    @property
+    def seal(self) -> Seal:
+        return Seal(**msgspec.structs.asdict(self))
+
+
+class LaneRecord(Record, frozen=True, kw_only=True, tag="lane"):
+    """The chain begins behind number `after`, with `link`: as seal `number` says, or, with 0, as every lane begins."""
+
+    lane: int
+    after: int
+    link: bytes
+    number: int = 0
+
+
+class CommandRecord(Record, frozen=True, kw_only=True, tag="command"):
+    """A row of `command`. `result` is the exact stored text."""
+
+    lane: int
+    first_seq: int
+    event_count: int
+    command_id: UUID
+    stream_id: UUID
+    tenant_id: str
+    name: str
+    actor: str
+    correlation_id: UUID
+    causation_id: UUID | None = None
+    request_hash: bytes | None = None
+    result: str | None = None
+    recorded_at: datetime
+    digest: bytes
+    link: bytes
+
+
+class EventRecord(Record, frozen=True, kw_only=True, tag="event"):
+    """A row of `event`. `payload` is the exact stored text, as a text: no reader may write its JSON anew."""
+
+    lane: int
+    seq: int
+    stream_id: UUID
+    version: int
+    tenant_id: str
+    type: str
+    schema_version: int
+    payload: str
+    digest: bytes
+    command_id: UUID
+    recorded_at: datetime
+
+
+class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
+    """Commands of others, 48 bytes each: first number and time (microseconds since 1970), 8 bytes each, and digest.
+
+    `link`: of the last one.
+    """
+
+    lane: int
+    count: int
+    steps: bytes
+    link: bytes
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
+        """Raises `struct.error` where the bytes are no whole steps."""
+        return _STEP.iter_unpack(self.steps)  # pyright: ignore[reportReturnType] - two numbers and the bytes
+
+
+class LaneEndRecord(Record, frozen=True, kw_only=True, tag="lane_end"):
+    """The chain ends with number `seq`, and with `link`."""
+
+    lane: int
+    seq: int
+    link: bytes
+
+
+class EndRecord(Record, frozen=True, kw_only=True, tag="end"):
+    """`digest`: of all records before it. Signed (Ed25519) where the exporter had the key that signs seals."""
+
+    events: int
+    commands: int
+    streams: int
+    digest: bytes
+    public_key: bytes | None = None
+    signature: bytes | None = None
+
+    @staticmethod
+    def statement(digest: bytes) -> bytes:
+        """The bytes that are signed."""
+        return b"hydracore/export/1" + digest
+
+
+AnyRecord = Header | SealRecord | LaneRecord | CommandRecord | EventRecord | StepsRecord | LaneEndRecord | EndRecord
+"""The closed union of records."""
+
+_encoder: Final = msgspec.json.Encoder()
+
+#: What the header says that the file is.
+FORMAT: Final = "hydracore-export"
+
+
+class Placed(NamedTuple):
+    """A record and which one it is: the line of a JSON Lines file, the row of a Parquet file, from 1."""
+
+    number: int
+    record: AnyRecord
+
+
+class Fingerprint:
+    """The digest of all records so far, over their JSON: the same whatever the file's format is."""
+
+    def __init__(self) -> None:
+        self._sha256 = sha256()
+
+    def add(self, record: AnyRecord) -> bytes:
+        """The record's line, which counts from now on."""
+        line = _encoder.encode(record) + b"\n"
+        self._sha256.update(line)
+        return line
+
+    @property
+    def digest(self) -> bytes:
+        return self._sha256.digest()
+
+
+def microseconds(at: datetime) -> int:
+    """Since 1970, as the links have it."""
+    return (at - _EPOCH) // timedelta(microseconds=1)

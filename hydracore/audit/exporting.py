@@ -1,0 +1,323 @@
+"""`audit export`: everything of a tenant or of an instance, with what an auditor needs to prove it without the database.
+
+One statement says how far every lane has got; what is before that never changes again. So an export of one moment needs no
+transaction that is open for as long as it takes: lane after lane is read in short statements, and writers notice nothing.
+Memory holds a window of a lane at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from psycopg import Connection, IsolationLevel
+from psycopg.rows import class_row
+
+from events.digest import GENESIS
+from events.ids import lane_of
+from events.seal import Head, Seal
+from events.sql import Statements
+from hydracore.audit import export_records as r
+from hydracore.audit.errors import NoSeal, NothingThere
+from hydracore.audit.export_files import Format, Write, writing
+from hydracore.audit.verifying import Progress
+from hydracore.audit.whole_file import whole_file
+
+_SQL = Statements("hydracore.audit", "exporting.sql")
+_CUT = _SQL["cut"]
+_LAST_SEAL = _SQL["last_seal"]
+_SEAL = _SQL["seal"]
+_SEALED_HEAD = _SQL["sealed_head"]
+_FIRST_SEAL = _SQL["first_seal"]
+_SPAN_OF_INSTANCE = _SQL["span_of_instance"]
+_SPANS_OF_TENANT = _SQL["spans_of_tenant"]
+_COMMANDS = _SQL["commands"]
+_EVENTS = _SQL["events"]
+_STEPS = _SQL["steps"]
+
+#: How many numbers of a lane are read at a time.
+WINDOW: Final = 5_000
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes where. One of `tenant_id` and `instance_id` is given.
+
+    `sealed`: up to the last seal only, so that nothing in it lacks proof. `key`: the seed of the key that signs seals, if it is
+    at hand: then the file as a whole is signed with it.
+    """
+
+    conninfo: str
+    output: Path
+    exported_at: datetime
+    tenant_id: str | None = None
+    instance_id: UUID | None = None
+    format: Format = "jsonl"
+    replace: bool = False
+    sealed: bool = False
+    key: bytes = b""
+
+
+class Exported(msgspec.Struct, kw_only=True):
+    """What the file holds. `steps`: commands of others. `unsealed`: events that no seal of the database speaks of yet."""
+
+    output: str
+    tenant_id: str = ""
+    instance_id: UUID | None = None
+    events: int = 0
+    commands: int = 0
+    streams: int = 0
+    lanes: int = 0
+    steps: int = 0
+    seals: int = 0
+    unsealed: int = 0
+    signed: bool = False
+    size_bytes: int = 0
+    seconds: float = 0.0
+
+
+class _Span(NamedTuple):
+    """Where in a lane what is exported begins and ends."""
+
+    lane: int
+    first: int
+    last: int
+    tenant_id: str
+
+
+class _Stretch(NamedTuple):
+    """The part of a lane whose chain is in the file.
+
+    `seal`: the number of the one that it begins at, 0 for none. `sealed`: how far seals speak of the lane.
+    """
+
+    span: _Span
+    start: Head
+    seal: int
+    end: Head
+    sealed: int
+
+
+def export(request: Request, progress: Progress) -> Exported:
+    """Write the file, whole or not at all.
+
+    Raises `NothingThere`, `NoSeal`, `FileExists`, `ParquetMissing`, `OSError` and psycopg's errors.
+    """
+    assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
+    began_s = time.monotonic()
+    with psycopg.connect(request.conninfo, autocommit=True) as connection:
+        connection.execute("SET TIME ZONE 'UTC'")
+        heads, newest, spans = _look(connection, request)
+        seals = _Seals(connection, newest)
+        stretches = [_stretch(span, heads, seals) for span in spans]
+        progress.begin(sum(stretch.end.seq - stretch.start.seq for stretch in stretches))
+        with (
+            whole_file(request.output, replace=request.replace) as draft,
+            writing(draft, request.format) as write,
+        ):
+            export = _Export(connection, request, write)
+            export.header(spans[0].tenant_id, request.exported_at)
+            for seal in seals.used():
+                export.put(r.SealRecord.of(seal))
+                export.report.seals += 1
+            for stretch in stretches:
+                export.lane(stretch, progress)
+            export.finish()
+    report = export.report
+    report.size_bytes = request.output.stat().st_size
+    report.seconds = time.monotonic() - began_s
+    return report
+
+
+def _look(connection: Connection, request: Request) -> tuple[list[Head], Seal | None, list[_Span]]:
+    """The cut, the newest seal, and what there is to export, all of one moment."""
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    with connection.transaction():
+        heads = [Head(*row) for row in connection.execute(_CUT, binary=True).fetchall()]
+        with connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
+            newest = cursor.execute(_LAST_SEAL).fetchone()
+        if request.sealed:
+            if newest is None:
+                raise NoSeal
+            heads = [newest.head(lane) for lane in range(len(heads))]
+        spans = _spans(connection, request, heads)
+    connection.isolation_level = None
+    if not spans:
+        whose = f"tenant {request.tenant_id}" if request.instance_id is None else f"instance {request.instance_id}"
+        raise NothingThere(f"The log has nothing of {whose}{' that is sealed' if request.sealed else ''}")
+    return heads, newest, spans
+
+
+def _spans(connection: Connection, request: Request, heads: list[Head]) -> list[_Span]:
+    if request.instance_id is None:
+        parameters: dict[str, Any] = {"tenant": request.tenant_id, "heads": [head.seq for head in heads]}
+        return [_Span(*row) for row in connection.execute(_SPANS_OF_TENANT, parameters)]
+    lane = lane_of(request.instance_id)
+    parameters = {"lane": lane, "stream": request.instance_id, "upto": heads[lane].seq}
+    return [_Span(*row) for row in connection.execute(_SPAN_OF_INSTANCE, parameters)]
+
+
+class _Seals:
+    """Finds the seals that a stretch begins and ends at. Numbers are dense and heads never fall, so it looks only at a few."""
+
+    def __init__(self, connection: Connection, newest: Seal | None) -> None:
+        self._connection = connection
+        self._newest = newest
+        self._used: dict[int, Seal] = {} if newest is None else {newest.number: newest}
+        row = connection.execute(_FIRST_SEAL).fetchone()
+        self._first = 1 if row is None else row[0]
+
+    def used(self) -> list[Seal]:
+        """Those that were asked for, and the newest, in the order of their numbers."""
+        return [self._used[number] for number in sorted(self._used)]
+
+    def upto(self, lane: int) -> int:
+        """How far the newest seal has seen a lane."""
+        return 0 if self._newest is None else self._newest.head(lane).seq
+
+    def last_before(self, lane: int, seq: int) -> Seal | None:
+        """The newest seal that ends before `seq`."""
+        number = self._first_at(lane, seq) - 1
+        return None if number < self._first else self._use(number)
+
+    def first_from(self, lane: int, seq: int) -> Seal | None:
+        """The oldest seal that has seen `seq`."""
+        number = self._first_at(lane, seq)
+        return None if self._newest is None or number > self._newest.number else self._use(number)
+
+    def _first_at(self, lane: int, seq: int) -> int:
+        numbers = range(self._first, 1 if self._newest is None else self._newest.number + 1)
+        return self._first + bisect_left(numbers, seq, key=lambda number: self._head(lane, number))
+
+    def _head(self, lane: int, number: int) -> int:
+        row = self._connection.execute(_SEALED_HEAD, (lane + 1, number), prepare=True).fetchone()
+        return 0 if row is None else row[0]
+
+    def _use(self, number: int) -> Seal | None:
+        if number not in self._used:
+            with self._connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
+                seal = cursor.execute(_SEAL, (number,)).fetchone()
+            if seal is None:
+                return None
+            self._used[number] = seal
+        return self._used[number]
+
+
+def _stretch(span: _Span, heads: list[Head], seals: _Seals) -> _Stretch:
+    """From the last seal before the first event to the first seal that has seen the last one, where there are such seals."""
+    before = seals.last_before(span.lane, span.first)
+    behind = seals.first_from(span.lane, span.last)
+    start = None if before is None else before.head(span.lane)
+    at_beginning = start is None or start.seq == 0
+    return _Stretch(
+        span=span,
+        start=Head(0, GENESIS) if start is None or at_beginning else start,
+        seal=0 if before is None or at_beginning else before.number,
+        end=heads[span.lane] if behind is None else behind.head(span.lane),
+        sealed=seals.upto(span.lane),
+    )
+
+
+class _Export:
+    """The file as it grows."""
+
+    def __init__(self, connection: Connection, request: Request, write: Write) -> None:
+        self.report = Exported(output=str(request.output), instance_id=request.instance_id)
+        self._connection = connection
+        self._key = request.key
+        self._write = write
+        self._fingerprint = r.Fingerprint()
+
+    def put(self, record: r.AnyRecord) -> None:
+        self._write(record, self._fingerprint.add(record))
+
+    def header(self, tenant_id: str, exported_at: datetime) -> None:
+        self.report.tenant_id = tenant_id
+        self.put(
+            r.Header(
+                format=r.FORMAT,
+                format_version=r.FORMAT_VERSION,
+                made_by=version("hydracore"),
+                exported_at=exported_at,
+                tenant_id=tenant_id,
+                instance_id=self.report.instance_id,
+            )
+        )
+
+    def lane(self, stretch: _Stretch, progress: Progress) -> None:
+        """One lane's part, a window after the other."""
+        lane, (after, link) = stretch.span.lane, stretch.start
+        self.put(r.LaneRecord(lane=lane, after=after, link=link, number=stretch.seal))
+        streams: set[UUID] = set()
+        while after < stretch.end.seq:
+            upto = min(after + WINDOW, stretch.end.seq)
+            for record in self._window(stretch.span, after, upto):
+                self.put(record)
+                if isinstance(record, r.EventRecord):
+                    streams.add(record.stream_id)
+                    self.report.unsealed += record.seq > stretch.sealed
+            progress.advance(upto - after)
+            after = upto
+        self.put(r.LaneEndRecord(lane=lane, seq=stretch.end.seq, link=stretch.end.link))
+        self.report.streams += len(streams)
+        self.report.lanes += 1
+
+    def _window(self, span: _Span, after: int, upto: int) -> Iterator[r.AnyRecord]:
+        """The commands that begin in the window: ours with their events, and the steps of others between them."""
+        parameters: dict[str, Any] = {
+            "lane": span.lane,
+            "after": after,
+            "upto": upto,
+            "tenant": span.tenant_id,
+            "stream": self.report.instance_id,
+            "most": r.STEPS_MAX,
+        }
+        others: defaultdict[int, list[r.StepsRecord]] = defaultdict(list)
+        for behind, count, steps, link in self._connection.execute(_STEPS, parameters, binary=True, prepare=True):
+            others[behind].append(r.StepsRecord(lane=span.lane, count=count, steps=steps, link=link))
+            self.report.steps += count
+        with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:
+            commands = cursor.execute(_COMMANDS, parameters, prepare=True).fetchall()
+        seqs = [each.first_seq + n for each in commands for n in range(each.event_count)]
+        with self._connection.cursor(row_factory=class_row(r.EventRecord), binary=True) as cursor:
+            events = cursor.execute(_EVENTS, {"lane": span.lane, "seqs": seqs}, prepare=True).fetchall()
+        self.report.commands += len(commands)
+        self.report.events += len(events)
+        yield from others[after]
+        at = 0
+        for command in commands:
+            yield command
+            last = command.first_seq + command.event_count - 1
+            while at < len(events) and events[at].seq <= last:
+                yield events[at]
+                at += 1
+            yield from others[command.first_seq]
+
+    def finish(self) -> None:
+        """The end, signed where there is a key."""
+        digest = self._fingerprint.digest
+        public_key = signature = None
+        if self._key:
+            key = Ed25519PrivateKey.from_private_bytes(self._key)
+            public_key = key.public_key().public_bytes_raw()
+            signature = key.sign(r.EndRecord.statement(digest))
+        self.report.signed = signature is not None
+        self.put(
+            r.EndRecord(
+                events=self.report.events,
+                commands=self.report.commands,
+                streams=self.report.streams,
+                digest=digest,
+                public_key=public_key,
+                signature=signature,
+            )
+        )

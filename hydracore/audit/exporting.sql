@@ -1,0 +1,65 @@
+-- name: cut
+-- How far every lane has got, in one moment: what is before that never changes again.
+SELECT head, link FROM lane_head ORDER BY lane
+
+-- name: last_seal
+SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+  FROM seal
+ ORDER BY number DESC
+ LIMIT 1
+
+-- name: seal
+SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+  FROM seal
+ WHERE number = %s
+
+-- name: sealed_head
+SELECT heads[%s] FROM seal WHERE number = %s
+
+-- name: first_seal
+SELECT number FROM seal ORDER BY number LIMIT 1
+
+-- name: span_of_instance
+-- Where the first and the last event of an instance are, up to the cut.
+SELECT %(lane)s::integer, min(seq), max(seq), min(tenant_id)
+  FROM event
+ WHERE lane = %(lane)s AND stream_id = %(stream)s AND seq <= %(upto)s
+HAVING count(*) > 0
+
+-- name: spans_of_tenant
+SELECT lane, min(first_seq), max(first_seq + event_count) - 1, tenant_id
+  FROM command
+ WHERE tenant_id = %(tenant)s AND first_seq <= (%(heads)s::bigint[])[lane + 1]
+ GROUP BY lane, tenant_id
+ ORDER BY lane
+
+-- name: commands
+SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
+       request_hash, result::text AS result, recorded_at, digest, link
+  FROM command
+ WHERE lane = %(lane)s AND first_seq > %(after)s AND first_seq <= %(upto)s
+   AND tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s)
+ ORDER BY first_seq
+
+-- name: events
+SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::text AS payload, digest, command_id,
+       recorded_at
+  FROM event
+ WHERE lane = %(lane)s AND seq = ANY (%(seqs)s)
+ ORDER BY seq
+
+-- name: steps
+-- The steps of others' commands, packed, in runs between two of ours: no more than %(most)s in a row. With the last one's link.
+SELECT behind, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1]
+  FROM (SELECT first_seq, behind, link,
+               (row_number() OVER (PARTITION BY behind ORDER BY first_seq) - 1) / %(most)s AS part,
+               int8send(first_seq) || int8send((extract(epoch FROM recorded_at) * 1000000)::bigint) || digest AS step
+          FROM (SELECT first_seq, recorded_at, digest, link, ours,
+                       coalesce(max(first_seq) FILTER (WHERE ours) OVER (ORDER BY first_seq), %(after)s) AS behind
+                  FROM (SELECT first_seq, recorded_at, digest, link,
+                               tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s) AS ours
+                          FROM command
+                         WHERE lane = %(lane)s AND first_seq > %(after)s AND first_seq <= %(upto)s) looked_at) placed
+         WHERE NOT ours) others
+ GROUP BY behind, part
+ ORDER BY behind, part

@@ -1,0 +1,141 @@
+"""`audit export` and `audit verify-export`: the log handed out with its proof, and the proof checked without a database."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+import msgspec
+
+from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_of
+
+if TYPE_CHECKING:
+    from hydracore.audit.export_check import Report
+    from hydracore.audit.export_files import Format
+    from hydracore.audit.exporting import Exported
+
+
+@click.command()
+@click.argument("instance", type=click.UUID, required=False)
+@click.option("--instance", "named", type=click.UUID, help="The same as INSTANCE.")
+@click.option("--tenant", help="Everything of this tenant.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "parquet"]),
+    default="jsonl",
+    show_default=True,
+    help="JSON Lines or Parquet.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The file to write; it appears when it is whole.",
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--sealed", is_flag=True, help="Only up to the last seal, so that every event can be proven.")
+@json_option
+def export(
+    *,
+    instance: UUID | None,
+    named: UUID | None,
+    tenant: str | None,
+    form: "Format",
+    output: Path,
+    force: bool,
+    sealed: bool,
+    as_json: bool,
+) -> None:
+    """Write everything of an instance or of a tenant to a file, with what `verify-export` needs to prove it.
+
+    The log may be in use meanwhile: the file is of the moment at which the export began. Personal fields stay ciphertext.
+    """
+    if sum(given is not None for given in (instance, named, tenant)) != 1:
+        raise click.UsageError("Give one of INSTANCE, --instance and --tenant.")
+    from hydracore.audit import exporting
+    from hydracore.cli.audit_view import progress_bar
+
+    settings = load()
+    request = exporting.Request(
+        conninfo=conninfo(settings),
+        output=output,
+        exported_at=datetime.now(UTC),
+        tenant_id=tenant,
+        instance_id=instance or named,
+        format=form,
+        replace=force,
+        sealed=sealed,
+        key=settings.seal_key,
+    )
+    with failures(), progress_bar("exporting") as progress:
+        exported = exporting.export(request, progress)
+    _show_export(exported, as_json=as_json)
+
+
+@click.command("verify-export")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--public-key", "public_key", help="The key that seals must be signed with, base64url, as `seal` prints it."
+)
+@click.option(
+    "--seals",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The copy of the seals outside the database, to compare with.",
+)
+@json_option
+def verify_export(*, file: Path, public_key: str | None, seals: Path | None, as_json: bool) -> None:
+    """Prove that an export is what the sealed log holds. Needs no database and no settings."""
+    from hydracore.audit import export_check
+    from hydracore.audit.seal_file import SealFile
+    from hydracore.cli.audit_view import progress_bar
+
+    request = export_check.Request(
+        path=file,
+        public_key=public_key_of(public_key, load(require=())),
+        seals=None if seals is None else SealFile(seals),
+    )
+    with failures(), progress_bar("verifying") as progress:
+        report = export_check.verify_export(request, progress)
+    _show_report(report, as_json=as_json)
+    raise SystemExit(FOUND if report.findings else 0)
+
+
+def _show_export(exported: "Exported", *, as_json: bool) -> None:
+    from hydracore.cli.audit_view import print_json
+
+    if as_json:
+        print_json(exported)
+        return
+    click.echo(
+        f"{exported.output}: {exported.events} events in {exported.commands} commands of {exported.streams} instances, "
+        f"{exported.steps} steps of others in {exported.lanes} lanes, {exported.seals} seals, {exported.size_bytes} bytes "
+        f"({exported.seconds:.1f} s)"
+    )
+    if exported.unsealed and not exported.signed:
+        click.echo(
+            f"note: {exported.unsealed} events are in no seal yet, and nothing proves them: "
+            "export with --sealed, or seal first (hydracore audit seal)"
+        )
+    if not exported.signed:
+        click.echo("note: the file is not signed as a whole: set HYDRACORE_SEAL_KEY to have it signed")
+
+
+def _show_report(report: "Report", *, as_json: bool) -> None:
+    from hydracore.cli.audit_view import print_json
+
+    if as_json:
+        shown: dict[str, Any] = msgspec.to_builtins(report)
+        print_json({"ok": not report.findings, **shown})
+        return
+    for finding in report.findings:
+        click.echo(f"{finding.place}: {finding.kind}: {finding.what}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    whose = f"tenant {report.tenant_id}" if report.instance_id is None else f"instance {report.instance_id}"
+    click.echo(
+        f"{len(report.findings)} findings in {report.events} events and {report.commands} commands of {report.streams} "
+        f"instances of {whose}, {report.steps} steps of others in {report.lanes} lanes, {report.seals} seals "
+        f"({report.seconds:.1f} s)"
+    )

@@ -1,0 +1,199 @@
+"""`audit export` and `audit verify-export` as their users know them: on a log that is in use, and without a database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import Result
+from msgspec.structs import replace
+
+from events.ids import instance_id_for, lane_of
+from hydracore.audit import export_parquet, exporting
+from hydracore.audit import export_records as r
+from hydracore.audit.export_files import reading
+from tests.audit_log import LANE, Log, run, sealed_log
+from tests.requests_to_log import origin, request, requested
+
+ELSEWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_log(database_url, tmp_path) as made:
+        yield made
+
+
+async def grow(log: Log) -> None:
+    """A fourth instance in the lane; others come before, between and behind its events, another tenant's among them."""
+    await others(log, in_lane("other", "bob"))
+    await others(log, "elsewhere")
+    log.ids.append(await requested(log.store, key=in_lane("acme", "ada")))
+    for n in range(5):
+        await log.name(0, f"other {n}")
+        await log.name(3, f"name {n}")
+
+
+def in_lane(tenant_id: str, customer_id: str) -> str:
+    """A key under which the customer's instance is in the lane of all others."""
+    keys = (f"key {number}" for number in range(10_000))
+    return next(
+        key
+        for key in keys
+        if lane_of(instance_id_for(tenant_id=tenant_id, customer_id=customer_id, idempotency_key=key)) == LANE
+    )
+
+
+async def others(log: Log, key: str) -> None:
+    """An instance of another tenant."""
+    stream_id = instance_id_for(tenant_id="other", customer_id="bob", idempotency_key=key)
+    await log.store.create(stream_id, replace(request("bob", key), tenant_id="other"), origin())
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+def exported(log: Log, path: Path, *words: str, **environ: str) -> dict[str, Any]:
+    result = run(log, "export", "--output", str(path), "--json", *words, **environ)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def verified(log: Log, path: Path, *words: str, **environ: str) -> tuple[int, dict[str, Any]]:
+    """Without the database, whatever the settings say."""
+    environ = {"HYDRACORE_DATABASE_URL": ELSEWHERE, **environ}
+    result = run(log, "verify-export", str(path), "--json", *words, **environ)
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("window", [5_000, 2])
+async def test_an_instance_and_a_tenant_are_exported_and_proven(
+    log: Log, tmp_path: Path, form: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "WINDOW", window)
+    await grow(log)
+    await log.sealer.seal()
+    one, all_of_it = tmp_path / "one", tmp_path / "all"
+
+    of_one = exported(log, one, "--format", form, str(log.ids[3]), HYDRACORE_SEAL_KEY="")
+    of_all = exported(log, all_of_it, "--format", form, "--tenant", "acme")
+
+    assert (of_one["events"], of_one["steps"], of_one["lanes"], of_one["unsealed"]) == (6, 6, 1, 0)
+    assert (of_all["events"], of_all["steps"], of_all["streams"], of_all["signed"]) == (23, 1, 4, True)
+    for path, events in ((one, 6), (all_of_it, 23)):
+        status, report = verified(log, path)
+        assert (status, report["ok"], report["events"], report["findings"]) == (0, True, events, [])
+    # The chain begins where the last seal before the instance ended, and the file has nothing of what was before.
+    (lane,) = [placed.record for placed in reading(one) if isinstance(placed.record, r.LaneRecord)]
+    assert (lane.after, lane.number) == (12, 2)
+
+
+async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: Path) -> None:
+    await grow(log)
+    path = tmp_path / "one.jsonl"
+
+    exported(log, path, str(log.ids[3]))
+
+    text = path.read_text()
+    assert str(log.ids[3]) in text
+    assert not [each for each in log.ids[:3] if str(each) in text]
+    assert "other 1" not in text
+
+
+async def test_an_export_of_a_log_in_use_is_of_one_moment_and_proves_itself(log: Log, tmp_path: Path) -> None:
+    stop = asyncio.Event()
+
+    async def write(number: int) -> None:
+        count = 0
+        while not stop.is_set():
+            count += 1
+            await log.name(number, f"name {count}")
+
+    writers = [asyncio.create_task(write(number)) for number in range(3)]
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.jsonl"
+        done = await asyncio.to_thread(exported, log, path, "--tenant", "acme")
+
+        status, report = await asyncio.to_thread(verified, log, path)
+        assert (status, report["events"]) == (0, done["events"])
+        await log.sealer.seal()
+    stop.set()
+    await asyncio.gather(*writers)
+
+
+async def test_what_no_seal_speaks_of_is_said_and_can_be_left_out(log: Log, tmp_path: Path) -> None:
+    await log.name(0, "third")
+    path, sealed = tmp_path / "all.jsonl", tmp_path / "sealed.jsonl"
+
+    result = run(log, "export", "--output", str(path), "--tenant", "acme", HYDRACORE_SEAL_KEY="")
+    of_sealed = exported(log, sealed, "--tenant", "acme", "--sealed", HYDRACORE_SEAL_KEY="")
+
+    assert "note: 1 events are in no seal yet" in result.stdout
+    status, report = verified(log, path)
+    assert (status, [each["kind"] for each in report["findings"]]) == (1, ["not_sealed"])
+    assert (of_sealed["events"], verified(log, sealed)[0]) == (12, 0)
+
+
+async def test_a_file_is_whole_or_not_there_and_none_is_replaced_unasked(log: Log, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("precious")
+
+    refused = run(log, "export", "--output", str(path), "--tenant", "acme")
+    unknown = run(log, "export", "--output", str(tmp_path / "x"), "--tenant", "nobody")
+    nowhere = run(log, "export", "--output", str(tmp_path / "no" / "x"), "--tenant", "acme")
+    unreachable = run(
+        log, "export", "--output", str(tmp_path / "x"), "--tenant", "acme", HYDRACORE_DATABASE_URL=ELSEWHERE
+    )
+
+    assert [each.exit_code for each in (refused, unknown, nowhere, unreachable)] == [2, 2, 3, 3]
+    assert "is there already: give another name, or --force" in refused.stderr
+    assert "The log has nothing of tenant nobody" in unknown.stderr
+    assert path.read_text() == "precious"
+    assert names_in(tmp_path) == ["mine.jsonl", "seals.jsonl"]
+    exported(log, path, "--tenant", "acme", "--force")
+    assert verified(log, path)[0] == 0
+
+
+async def test_an_edited_log_gives_an_export_that_says_so(log: Log, tmp_path: Path, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = 7"
+        )
+    path = tmp_path / "all.jsonl"
+    exported(log, path, "--tenant", "acme")
+
+    status, report = verified(log, path)
+
+    assert (status, [(each["kind"], each["lane"], each["seq"]) for each in report["findings"]]) == (
+        1,
+        [("event_edited", 6, 7)],
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("--tenant", "a", "--instance", "bd7c9d8d-101f-5494-b440-91d05382de06")])
+async def test_one_instance_or_one_tenant_is_asked_for(log: Log, tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = run(log, "export", "--output", str(tmp_path / "x"), *words)
+
+    assert result.exit_code == 2
+    assert "Give one of INSTANCE, --instance and --tenant." in result.stderr
+
+
+async def test_without_pyarrow_it_is_said_how_to_get_it(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(export_parquet, "importlib", type("Importing", (), {"import_module": staticmethod(absent)}))
+
+    result: Result = run(log, "export", "--output", str(tmp_path / "x"), "--tenant", "acme", "--format", "parquet")
+
+    assert result.exit_code == 2
+    assert "pip install 'hydracore[parquet]'" in result.stderr
