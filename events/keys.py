@@ -2,7 +2,7 @@
 
 The log and the read tables hold ciphertext only (`v1.` and the base64url of nonce and AES-256-GCM output; the
 additional data binds it to tenant, customer and field). Destroying a customer's key makes every copy unreadable,
-backups included, while digests and chains, which cover ciphertext, stay as they are.
+backups included (docs/adr/0010), while digests and chains, which cover ciphertext, stay as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import hmac
 import os
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 
 from cryptography.exceptions import InvalidTag
@@ -27,6 +28,7 @@ from events.types import Sealed
 _SQL = Statements("events", "keys.sql")
 _FIND = _SQL["find_key"]
 _CREATE = _SQL["create_key"]
+_DESTROY = _SQL["destroy_keys"]
 
 _PREFIX = "v1."
 _NONCE_BYTES = 12
@@ -142,6 +144,19 @@ class Keyring:
             raise EventsError(
                 "A customer key does not open: is HYDRACORE_MASTER_KEY the one it was made with?"
             ) from None
+
+
+async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Destroy the keys of customers (tenant and id each), and keep any from being made; those for whom that was not so yet.
+
+    `CACHE_S` later no process can open or seal anything of theirs any more.
+    """
+
+    async def work(connection: AsyncConnection) -> set[tuple[str, str]]:
+        parameters = {"tenants": [tenant for tenant, _ in customers], "customers": [each for _, each in customers]}
+        return {(tenant, each) for tenant, each in await (await connection.execute(_DESTROY, parameters)).fetchall()}
+
+    return await patiently(pool, work) if customers else set()
 
 
 def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:

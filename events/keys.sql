@@ -5,3 +5,13 @@ SELECT wrapped_key FROM customer_key WHERE tenant_id = %s AND customer_id = %s
 INSERT INTO customer_key (tenant_id, customer_id, wrapped_key)
 VALUES (%s, %s, %s)
 ON CONFLICT (tenant_id, customer_id) DO NOTHING
+
+-- name: destroy_keys
+-- Whoever has no key gets a destroyed one, so that none is ever made for them.
+INSERT INTO customer_key (tenant_id, customer_id, wrapped_key, destroyed_at)
+SELECT tenant_id, customer_id, NULL, now()
+  FROM unnest(%(tenants)s::text[], %(customers)s::text[]) AS erased (tenant_id, customer_id)
+    ON CONFLICT (tenant_id, customer_id)
+    DO UPDATE SET wrapped_key = NULL, destroyed_at = now()
+ WHERE customer_key.wrapped_key IS NOT NULL
+RETURNING tenant_id, customer_id

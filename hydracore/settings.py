@@ -26,6 +26,7 @@ WORKER_NEEDS: Final = ("database_url", "redis_url", "master_key", "public_url")
 DATABASE_NEEDS: Final = ("database_url",)
 TOKEN_NEEDS: Final = ("jwt_secret",)
 SEAL_NEEDS: Final = ("database_url", "seal_key")
+ERASURE_NEEDS: Final = ("database_url", "erasure_file")
 
 #: Never printed, neither by `repr` nor in a problem line.
 SECRET_FIELDS: Final = frozenset(
@@ -41,7 +42,7 @@ KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
 RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a redis:// URL")]
 Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
-SealFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
+WritableFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
 HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^/\s]+", description="an http:// or https:// URL")]
 LabelValue = Annotated[
@@ -132,8 +133,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Signs the seals of the log: the seed of an Ed25519 key, 32 bytes once decoded. Without it there are no seals.
     seal_key: Key32 = b""
     #: Where the relay keeps a copy of every seal, a JSON document a line: on another machine's disk, at best.
-    seal_file: SealFile = None
+    seal_file: WritableFile = None
     seal_interval_s: Seconds = 60
+    #: Where it is written down who was erased, a JSON document a line: never restored from a backup.
+    erasure_file: WritableFile = None
 
     def __repr__(self) -> str:
         shown = (f"{name}={_shown(name, getattr(self, name))}" for name in self.__struct_fields__)
@@ -183,7 +186,7 @@ def _parsed(name: str, raw: str) -> object:
         if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", raw):
             raise binascii.Error
         return base64.urlsafe_b64decode(raw.rstrip("=") + "=" * (-len(raw.rstrip("=")) % 4))
-    if name in {"catalogue", "seal_file"}:
+    if name in {"catalogue", "seal_file", "erasure_file"}:
         return Path(raw)
     if name in _URLS_OF_A_ROOT:
         return raw.rstrip("/")

@@ -27,6 +27,10 @@ _BOOTS, _KEYS = (BOOT, SECOND_BOOT, THIRD_BOOT), (KEY, SECOND_KEY)
 _SECRETS = BOOTSTRAP_STAGES.index("secrets")
 
 
+#: As `events.keys` makes them, of a key that nobody has.
+SEALED = Sealed("v1." + "QUJD" * 12)
+
+
 class Who(NamedTuple):
     """One customer's instance in a world of its own: values that must be unique are, unless a stray says otherwise."""
 
@@ -38,9 +42,7 @@ class Who(NamedTuple):
         return instance_id_for(tenant_id=self.tenant_id, customer_id=self.customer_id, idempotency_key="first")
 
     def request(self, at_ms: int = NOW_MS) -> c.RequestInstance:
-        return lives.request(
-            at_ms=at_ms, tenant_id=self.tenant_id, customer_id=self.customer_id, customer_email=Sealed("v1.sealed")
-        )
+        return lives.request(at_ms=at_ms, tenant_id=self.tenant_id, customer_id=self.customer_id, customer_email=SEALED)
 
     def plan(self, attempt: int, *, at_ms: int = NOW_MS, vpn_ip: str | None = None) -> c.PlanServer:
         return lives.plan(
@@ -104,6 +106,8 @@ def _agent_forward(state: Instance) -> c.AnyCommand:
     return lives.report(agent.bootstrap_seq + 1, stage, agent.boot_id)
 
 
+ERASE = c.EraseCustomer(at_ms=NOW_MS)
+
 _ATTEMPTS = (1, 2, 3, 5)
 _LATE_MS = NOW_MS + 2 * lives.ENROL_TTL_MS
 _CODES = ("locked", "boot_timeout")
@@ -130,9 +134,13 @@ _PLAIN: tuple[c.AnyCommand, ...] = (
     *(lives.configure(agent_name=name, recipe_id=recipe) for name, recipe in product((None, "Ada's"), (None, "r"))),
     *(c.ChangeConsent(at_ms=NOW_MS - 60_000, granted=granted) for granted in (True, False)),
     *(c.PatchPlatformConfig(at_ms=NOW_MS, skills=skills) for skills in ((), ("calculator", {"id": "web"}))),
+    c.PatchPlatformConfig(
+        at_ms=NOW_MS, advanced=SEALED, channels=SEALED, integrations=({"id": "mail", "token": SEALED},)
+    ),
+    *(lives.configure(system_prompt=sealed, telegram_bot_token=SEALED) for sealed in (None, SEALED)),
     *(c.ChangeModelPolicy(at_ms=_LATE_MS, temperature=temperature) for temperature in (None, 0.5)),
     c.RecordConversationsAccess(at_ms=NOW_MS),
-    c.EraseCustomer(at_ms=NOW_MS),
+    ERASE,
     lives.delete(),
     *map(lives.teardown, _STEPS),
     *(lives.block(step, code) for step, code in product(_STEPS[:3], _CODES)),
@@ -163,6 +171,9 @@ STRAYS: tuple[Move, ...] = (
     *starmap(_created, product(_ATTEMPTS, (None, "shared"))),
     *map(_vanished, _ATTEMPTS),
 )
+
+#: The customer's key is destroyed, whatever else has happened.
+erasure: Move = _same(ERASE)
 
 #: Two thirds by the book, or no life would get far.
 moves: st.SearchStrategy[Move] = st.one_of(st.just(FORWARD), st.just(FORWARD), st.sampled_from(STRAYS))

@@ -25,6 +25,9 @@ from hydracore.api.app import Parts, create_app
 from hydracore.api.hearing import keep_hearing
 from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import ASK_TIMEOUT_S
+from hydracore.audit import erasing
+from hydracore.audit.erasure_file import ErasureFile
+from hydracore.audit.errors import ErasuresUnknown
 from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
@@ -57,6 +60,9 @@ def run(settings: Settings) -> int:
         uvloop.run(_serve(settings, catalogue))
     except PoolTimeout:
         _log.error("database_not_reachable")
+        return 1
+    except ErasuresUnknown as error:
+        _log.error("erasures_unknown", hint=str(error))
         return 1
     return 0
 
@@ -106,11 +112,13 @@ def _ignore(_: int, __: FrameType | None) -> None:
 
 @asynccontextmanager
 async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator[Parts]:
-    """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout`."""
+    """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout` and `ErasuresUnknown`."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(settings.database_url, role=settings.database_role, application="hydracore-api", size=POOL_SIZE)
         )
+        if settings.erasure_file is not None:
+            await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))
         redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
         stack.push_async_callback(redis.aclose)
         publisher = Publisher(redis)

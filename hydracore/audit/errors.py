@@ -1,13 +1,14 @@
 """What the audit cannot do because it was asked for something that is not there.
 
 AuditError
-|-- NothingThere   no such instance, or none yet at that version or moment
-|-- NoSeal         there is no seal to begin at
-|-- Unclear        the customer is nobody's, or several tenants'
-|-- StillThere     the customer has instances that are not deleted
-|-- FileExists     what is to be written is there already
-|-- ParquetMissing pyarrow is not installed
-|-- NotAnExport    a file that is no export, or one of a later version
+|-- NothingThere      no such instance, or none yet at that version or moment
+|-- NoSeal            there is no seal to begin at
+|-- Unclear           the customer is nobody's, or several tenants'
+|-- ErasuresUnknown   the file that says who was erased cannot be read
+|-- StillThere        the customer has instances that are not deleted
+|-- FileExists        what is to be written is there already
+|-- ParquetMissing    pyarrow is not installed
+|-- NotAnExport       a file that is no export, or one of a later version
 `-- RecordUnreadable  an export that is damaged from some record on
 """
 
@@ -31,6 +32,11 @@ class NoSeal(AuditError):
 
 class Unclear(AuditError):
     pass
+
+
+class ErasuresUnknown(AuditError):
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} says who was erased and cannot be read: {reason}")
 
 
 class StillThere(AuditError):

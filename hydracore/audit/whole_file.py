@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydracore.audit.errors import FileExists
+from hydracore.audit.lines_file import sync_folder
 
 
 @contextmanager
@@ -31,8 +32,4 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
         draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

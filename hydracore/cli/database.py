@@ -1,10 +1,16 @@
-"""`db migrate`: bring the database to this version's shape."""
+"""`db migrate` and `db backup`: bring the database to this version's shape, and copy it so that erasures stay true."""
 
+import asyncio
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hydracore import settings as configuration
+
+if TYPE_CHECKING:
+    from hydracore.settings import Settings
 
 
 @click.group()
@@ -14,19 +20,63 @@ def db() -> None:
 
 @db.command()
 def migrate() -> None:
-    """Apply the migrations that are missing."""
+    """Apply the migrations that are missing, and, behind a restore, the erasures that it has undone."""
     import psycopg
+    from psycopg_pool import PoolTimeout
 
+    from events.errors import StoreUnavailable
+    from hydracore.audit.errors import ErasuresUnknown
     from hydracore.db import MigrationError
     from hydracore.db import migrate as apply
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
         applied = apply(settings.database_url)
-    except (MigrationError, psycopg.Error) as error:
+        for name in applied:
+            click.echo(f"applied {name}")
+        if not applied:
+            click.echo("nothing to apply")
+        if settings.erasure_file is not None:
+            keys, streams = asyncio.run(_erase_again(settings))
+            if keys or streams:
+                click.echo(f"erased again: {keys} customers' keys destroyed, recorded in {streams} instances")
+    except (MigrationError, ErasuresUnknown, StoreUnavailable, PoolTimeout, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(" ".join(str(error).split())) from None
-    for name in applied:
-        click.echo(f"applied {name}")
-    if not applied:
-        click.echo("nothing to apply")
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--keys", "only_keys", is_flag=True, help="The customers' keys alone, which the log's backup leaves out.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def backup(*, file: Path, only_keys: bool, force: bool) -> None:
+    """Write a backup to FILE, for pg_restore: everything but the customers' keys.
+
+    Keep the keys' backup (--keys) elsewhere and for days only: an erased customer is readable for as long as one with their
+    key is kept.
+    """
+    from hydracore.audit.errors import FileExists
+    from hydracore.audit.whole_file import whole_file
+    from hydracore.db.backup import BackupFailed, back_up
+
+    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    try:
+        with whole_file(file, replace=force) as draft:
+            back_up(settings.database_url, "keys" if only_keys else "log", draft)
+    except FileExists as error:
+        raise click.UsageError(str(error)) from None
+    except (BackupFailed, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
+
+
+async def _erase_again(settings: "Settings") -> tuple[int, int]:
+    """See `Eraser.redo`."""
+    from hydracore.cli.audit_erase import eraser
+    from hydracore.db.pool import open_pool
+
+    async with (
+        open_pool(settings.database_url, role=settings.database_role, application="hydracore-migrate", size=2) as pool,
+        eraser(settings, pool, actor="migrate") as opened,
+    ):
+        return await opened.redo()

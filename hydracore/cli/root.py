@@ -6,6 +6,7 @@ import click
 
 from hydracore.catalogue import CatalogueError
 from hydracore.cli.audit import audit
+from hydracore.cli.audit_erase import erase_customer
 from hydracore.cli.audit_export import export, verify_export
 from hydracore.cli.audit_history import diff, show, state
 from hydracore.cli.credentials import api_key, token
@@ -47,7 +48,7 @@ def main() -> None:
     """HydraCore: an event-sourced control plane for hosted AI agents."""
 
 
-for command in (show, state, diff, export, verify_export):
+for command in (show, state, diff, export, verify_export, erase_customer):
     audit.add_command(command)
 for command in (up, demo, api, relay, worker, cloudsim, modelsim, agent, db, projections, audit, sweep, api_key, token):
     main.add_command(command)

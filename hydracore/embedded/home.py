@@ -83,6 +83,7 @@ class Home:
         self.modelsim = self.path / "modelsim"
         self.secrets_file = self.path / "secrets.json"
         self.seal_file = self.path / "seals.jsonl"
+        self.erasure_file = self.path / "erasures.jsonl"
         self.ports_file = self.path / "ports.json"
         self.runtime_file = self.path / "runtime.json"
         self.dev_file = self.path / "dev.json"

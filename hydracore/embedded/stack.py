@@ -52,6 +52,7 @@ MANAGED: Final = (
     "telegram_base_url",
     "seal_key",
     "seal_file",
+    "erasure_file",
 )
 
 
@@ -112,6 +113,7 @@ class Stack:
             "jwt_secret": self.secrets.jwt_secret,
             "seal_key": self.secrets.seal_key,
             "seal_file": str(self.home.seal_file),
+            "erasure_file": str(self.home.erasure_file),
             **given,
             "public_url": self.url,
             "api_host": LOOPBACK,
@@ -135,7 +137,7 @@ class Stack:
         if "model_base_url" not in given:
             self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
             chosen["model_base_url"] = f"{self.modelsim_url}/v1"
-        for name in {"catalogue", "seal_file"} & given.keys():  # Parts work in another directory.
+        for name in {"catalogue", "seal_file", "erasure_file"} & given.keys():  # Parts work in another directory.
             chosen[name] = str(Path(given[name]).resolve())
         return chosen
 
@@ -178,7 +180,16 @@ class Stack:
             "cloudsim_token",
         )
         # Only the API hands agents their secrets.
-        api = (*common, "jwt_secret", "api_host", "api_port", "model_base_url", "model_api_key", "telegram_base_url")
+        api = (
+            *common,
+            "erasure_file",
+            "jwt_secret",
+            "api_host",
+            "api_port",
+            "model_base_url",
+            "model_api_key",
+            "telegram_base_url",
+        )
         names = [f"worker-{number}" for number in range(1, self._workers + 1)]
         return [
             self._part("api", "api", api, ready=self._api_is_ready),

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
+from events import keys
 from events.errors import Rejected, ReservationTaken
 from events.evolve import evolve
+from events.ids import lane_of
 from events.lifecycle import TRANSITIONS
 from events.record import Recorded
 from events.saga import Rest, next_step
 from events.state import Instance
 from events.store import EventStore
+from hydracore.audit.verifying import Progress, Request, verify
+from hydracore.cli import main
 from projections.replay import Replay
 from tests import lives
 from tests.log_audit import audited
@@ -115,13 +121,20 @@ def check_life(states: list[Instance], row: dict[str, Any]) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    st.lists(st.lists(st.tuples(st.sampled_from(CUSTOMERS), moves), min_size=1, max_size=6), min_size=8, max_size=25)
+    rounds=st.lists(
+        st.lists(st.tuples(st.sampled_from(CUSTOMERS), moves), min_size=1, max_size=6), min_size=8, max_size=25
+    ),
+    erased_before=st.integers(1, 30),
 )
-async def test_random_lives_leave_read_tables_that_a_replay_gives_again(
+async def test_random_lives_leave_read_tables_that_a_replay_gives_again_whenever_one_is_erased(
     store: EventStore,
     other_store: EventStore,
     owner_conn: AsyncConnection,
+    *,
+    database_url: str,
+    tmp_path: Path,
     rounds: list[list[tuple[str, Move]]],
+    erased_before: int,
 ) -> None:
     tenant_id = f"world-{next(_worlds)}"
     people = {name: Who(tenant_id, name) for name in CUSTOMERS}
@@ -129,12 +142,27 @@ async def test_random_lives_leave_read_tables_that_a_replay_gives_again(
     for number, together in enumerate(rounds):
         # Every other round goes through another process, which remembers something else.
         through = (store, other_store)[number % 2]
+        if number == erased_before:
+            await erase(database_url, tmp_path, tenant_id)
         await asyncio.gather(*(live(through, people[name], move) for name, move in together))
 
     await check_parity(owner_conn, tenant_id)
     for row in await rows(owner_conn, _INSTANCES, tenant_id):
         assert await store.load(row["id"]) == await other_store.load(row["id"])
         check_life(await states_of(owner_conn, tenant_id, row["id"]), row)
+    lanes = {lane_of(who.id) for who in people.values()}
+    report = await asyncio.to_thread(verify, Request(conninfo=database_url, lanes=tuple(sorted(lanes))), Progress())
+    assert report.findings == []
+
+
+async def erase(database_url: str, folder: Path, tenant_id: str) -> None:
+    """Erase one of the customers as an operator does, by a process of its own."""
+    words = ["audit", "erase-customer", CUSTOMERS[0], "--tenant", tenant_id, "--also-live", "--yes"]
+    env = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_ERASURE_FILE": str(folder / "erasures.jsonl")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "CACHE_S", 0.0)  # nothing here keeps a key
+        result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
+    assert result.exit_code == 0 or "There is no customer" in result.stderr, result.output
 
 
 async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: Any) -> list[Instance]:

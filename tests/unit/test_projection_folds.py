@@ -27,13 +27,21 @@ from projections.provision_log import ProvisionLogProjection
 from projections.reservation import ReservationProjection
 from projections.tables import Row, Table, line
 from projections.usage_daily import UsageFold
-from tests.random_lives import Move, Who, command_of, moves
+from tests.random_lives import Move, Who, command_of, erasure, moves
 from tests.requests_to_log import origin
 
 START = datetime(2026, 9, 21, 22, tzinfo=UTC)
 CUSTOMERS = ("ada", "bob")
 
-histories = st.lists(st.tuples(st.sampled_from(CUSTOMERS), moves), min_size=1, max_size=40)
+_moves_of_each = st.lists(st.tuples(st.sampled_from(CUSTOMERS), moves), min_size=1, max_size=40)
+
+
+def erased_at(history: list[tuple[str, Move]], at: int) -> list[tuple[str, Move]]:
+    """The same with an erasure of one customer somewhere in it, or behind it."""
+    return [*history[:at], (CUSTOMERS[0], erasure), *history[at:]]
+
+
+histories = st.one_of(_moves_of_each, st.builds(erased_at, _moves_of_each, st.integers(1, 40)))
 
 
 def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,8 @@ from events.evolve import evolve
 from events.lifecycle import TRANSITIONS
 from events.saga import Rest, next_step, wake_at_ms
 from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Instance
-from tests.random_lives import Move, Who, command_of, moves
+from projections.instance import row_of
+from tests.random_lives import SEALED, Move, Who, command_of, erasure, moves
 
 STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
 
@@ -63,6 +65,9 @@ class Witness:
         return state
 
     def _check_repeat(self, command: c.AnyCommand) -> None:
+        assert self.now is not None
+        if self.now.erased_ms is not None and SEALED.encode() in msgspec.json.encode(command):
+            return  # What came too late is recorded and not kept, each time.
         with suppress(Rejected):
             assert decide(self.now, command, stream_id=self.who.id) == (), "a repeat of what has happened is no event"
 
@@ -97,6 +102,31 @@ def test_any_sequence_of_commands_keeps_the_lifecycle_and_owes_what_it_says(sequ
             check(witness.now)
 
     assert witness.loaded() == witness.now, "a state is what its stored events add up to"
+
+
+@settings(max_examples=100, derandomize=True, database=None, deadline=None)
+@given(st.lists(moves, min_size=1, max_size=30), st.lists(moves, max_size=20))
+def test_an_erasure_at_any_point_leaves_nothing_sealed_from_then_on_and_stops_nothing(
+    before: list[Move], after: list[Move]
+) -> None:
+    witness = Witness()
+    for move in before:
+        witness.live(move)
+    if witness.now is None:
+        witness.live("forward")
+    assert witness.now is not None
+    version, erased_before = witness.now.version, witness.now.erased_ms is not None
+
+    witness.live(erasure)
+
+    assert witness.now.version == version + (not erased_before)
+    for move in (*after, erasure):
+        check(witness.now)
+        assert SEALED.encode() not in msgspec.json.encode(witness.now)
+        assert SEALED not in str(row_of(witness.now, lane=0))
+        witness.live(move)
+    assert [type(event) for event in witness.events].count(e.CustomerErased) == 1
+    assert witness.loaded() == witness.now
 
 
 @given(st.integers(0, 40))

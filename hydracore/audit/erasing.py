@@ -1,0 +1,177 @@
+"""Erases a customer: their key is destroyed, and each of their streams says so.
+
+Intent, effect, observation: the order is written down outside the database first, then the key goes, then the events come. Each
+step finds what is done already, so that an erasure which was cut off anywhere is completed by ordering it again, by `db
+migrate`, or, as far as the key goes, by the next API process that starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+import structlog
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events import keys
+from events.commands import EraseCustomer
+from events.ids import command_id_for
+from events.patience import patiently
+from events.record import Origin
+from events.sql import Statements
+from events.store import EventStore
+from hydracore.audit.erasure_file import Erasure, ErasureFile
+from hydracore.audit.errors import StillThere, Unclear
+
+_SQL = Statements("hydracore.audit", "erasing.sql")
+_TENANTS_OF = _SQL["tenants_of"]
+_CUSTOMER = _SQL["customer"]
+_WITHOUT_EVENT = _SQL["without_event"]
+
+#: How many instances an error names.
+_NAMED_MAX = 5
+
+_log = structlog.get_logger(__name__)
+
+
+class Customer(msgspec.Struct, frozen=True, kw_only=True):
+    """`live`: the instances that are not deleted. `destroyed_at`: when the key was destroyed, None where it is not."""
+
+    tenant_id: str
+    customer_id: str
+    instances: int
+    live: list[UUID]
+    destroyed_at: datetime | None
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done. `recorded`: how many streams have been told just now."""
+
+    tenant_id: str
+    customer_id: str
+    instances: int
+    live: int
+    recorded: int
+    key_destroyed: bool
+
+
+async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | None) -> Customer:
+    """The customer. Raises `Unclear` where there is none, or where several tenants have one and none is named."""
+
+    async def look(connection: AsyncConnection) -> tuple[list[str], Customer | None]:
+        cursor = await connection.execute(_TENANTS_OF, {"customer": customer_id})
+        tenants = [tenant for (tenant,) in await cursor.fetchall()]
+        wanted = tenants if tenant_id is None else [tenant for tenant in tenants if tenant == tenant_id]
+        if len(wanted) != 1:
+            return wanted, None
+        cursor = await connection.execute(_CUSTOMER, {"tenant": wanted[0], "customer": customer_id})
+        row = await cursor.fetchone()
+        assert row is not None, "a select of values has a row"
+        return wanted, Customer(
+            tenant_id=wanted[0], customer_id=customer_id, destroyed_at=row[0], instances=row[1], live=row[2]
+        )
+
+    tenants, customer = await patiently(pool, look)
+    if customer is not None:
+        return customer
+    if tenants:
+        raise Unclear(f"Tenants {', '.join(tenants)} have a customer {customer_id}: name one with --tenant")
+    whose = "" if tenant_id is None else f" of tenant {tenant_id}"
+    raise Unclear(f"There is no customer {customer_id}{whose}: nothing was ever kept for them")
+
+
+def refuse_live(customer: Customer) -> None:
+    """Raises `StillThere` where an instance is not deleted: its server still knows what would be erased here."""
+    if customer.live:
+        named = ", ".join(map(str, customer.live[:_NAMED_MAX])) + (", ..." if len(customer.live) > _NAMED_MAX else "")
+        raise StillThere(
+            f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {len(customer.live)} instances that are not "
+            f"deleted ({named}). Delete them first, because their servers keep what they were told; or give --also-live"
+        )
+
+
+class Eraser:
+    """`actor`: who gives the order. `correlation_id` is the same for all that this one does."""
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool,
+        store: EventStore,
+        file: ErasureFile,
+        *,
+        actor: str,
+        correlation_id: UUID,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._file = file
+        self._actor = actor
+        self._correlation_id = correlation_id
+        self._clock = clock
+
+    async def erase(self, customer: Customer, progress: Callable[[int], None]) -> Erased:
+        """All of it; once it is done, doing it again does nothing. Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`."""
+        who = (customer.tenant_id, customer.customer_id)
+        if who not in await asyncio.to_thread(self._file.known):
+            order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
+            await asyncio.to_thread(self._file.append, [order])
+        destroyed = await keys.destroy(self._pool, [who])
+        recorded = await self._record([who], destroyed, progress)
+        return Erased(
+            tenant_id=customer.tenant_id,
+            customer_id=customer.customer_id,
+            instances=customer.instances,
+            live=len(customer.live),
+            recorded=recorded,
+            key_destroyed=bool(destroyed),
+        )
+
+    async def redo(self) -> tuple[int, int]:
+        """Erase again whoever is in the file: how many keys were there, and how many streams had to be told."""
+        customers = list(await asyncio.to_thread(self._file.known))
+        destroyed = await keys.destroy(self._pool, customers)
+        return len(destroyed), await self._record(customers, destroyed, lambda _done: None)
+
+    async def _record(
+        self,
+        customers: Sequence[tuple[str, str]],
+        destroyed: Collection[tuple[str, str]],
+        progress: Callable[[int], None],
+    ) -> int:
+        parameters = {"tenants": [tenant for tenant, _ in customers], "customers": [each for _, each in customers]}
+
+        async def look(connection: AsyncConnection) -> list[UUID]:
+            return [stream for (stream,) in await (await connection.execute(_WITHOUT_EVENT, parameters)).fetchall()]
+
+        streams = await patiently(self._pool, look)
+        if destroyed or streams:
+            # Until then a process that had just read a key may seal with it, and begin a stream that is to be told too.
+            await asyncio.sleep(keys.CACHE_S)
+            streams = await patiently(self._pool, look)
+        for stream_id in streams:
+            command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))
+            await self._store.execute(stream_id, command, self._origin(stream_id))
+            progress(1)
+        return len(streams)
+
+    def _origin(self, stream_id: UUID) -> Origin:
+        return Origin(
+            actor=self._actor,
+            command_id=command_id_for(stream_id, "erase-customer"),
+            correlation_id=self._correlation_id,
+        )
+
+
+async def destroy_again(pool: AsyncConnectionPool, file: ErasureFile) -> None:
+    """Destroy the keys of erased customers that a restore has brought back. For whoever is about to open fields.
+
+    Raises `ErasuresUnknown` and `StoreUnavailable`.
+    """
+    destroyed = await keys.destroy(pool, list(await asyncio.to_thread(file.known)))
+    if destroyed:
+        _log.warning("erased_keys_destroyed_again", count=len(destroyed), hint="run hydracore db migrate")

@@ -1,0 +1,103 @@
+"""`audit erase-customer`: what is personal of a customer becomes unreadable, in the log, in read tables and in backups."""
+
+import getpass
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import click
+
+from hydracore import settings as configuration
+from hydracore.cli.audit import fail, failures, json_option, load, on_database
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
+    from hydracore.audit.erasing import Customer, Erased, Eraser
+    from hydracore.settings import Settings
+
+#: Exit status where the question was not answered with yes.
+NOT_CONFIRMED = 2
+
+
+@click.command("erase-customer")
+@click.argument("customer")
+@click.option("--tenant", help="Whose customer; needed where several tenants have one of this id.")
+@click.option(
+    "--also-live", is_flag=True, help="Erase although instances are not deleted; their servers keep what they have."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: bool, as_json: bool) -> None:
+    """Destroy CUSTOMER's key and record it in each of their instances. This cannot be undone.
+
+    Completes what an earlier one that was cut off has begun; a customer who was erased stays so.
+    """
+    from hydracore.audit import erasing
+    from hydracore.cli.audit_view import print_json, progress_bar
+
+    settings = load(require=configuration.ERASURE_NEEDS)
+    found = on_database(settings, lambda pool: erasing.find(pool, customer, tenant_id=tenant))
+    if not also_live:
+        with failures():
+            erasing.refuse_live(found)
+    if not yes and not _is_wanted(found):
+        fail("Nothing was erased", NOT_CONFIRMED)
+    with progress_bar("recording") as progress:
+        progress.begin(found.instances)
+        erased = on_database(settings, lambda pool: _erase(settings, pool, found, progress.advance))
+    if as_json:
+        print_json(erased)
+    else:
+        _show(erased)
+
+
+def _is_wanted(customer: "Customer") -> bool:
+    live = f", {len(customer.live)} of them not deleted" if customer.live else ""
+    question = (
+        f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {customer.instances} instances{live}. "
+        "Make everything personal in their histories unreadable for good?"
+    )
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # Nobody is there to answer.
+        return False
+
+
+async def _erase(
+    settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", progress: Callable[[int], None]
+) -> "Erased":
+    async with eraser(settings, pool, actor=f"operator:{getpass.getuser()}") as opened:
+        return await opened.erase(customer, progress)
+
+
+@asynccontextmanager
+async def eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: str) -> AsyncGenerator["Eraser"]:
+    """Whoever erases, on an open pool."""
+    from events.store import EventStore
+    from hydracore.audit.erasing import Eraser
+    from hydracore.audit.erasure_file import ErasureFile
+    from projections.inline import inline_projections
+
+    assert settings.erasure_file is not None, "the setting is required where this is used"
+    store = EventStore(pool, inline=inline_projections())
+    file = ErasureFile(settings.erasure_file)
+    try:
+        yield Eraser(pool, store, file, actor=actor, correlation_id=uuid4(), clock=lambda: datetime.now(UTC))
+    finally:
+        await store.close()
+
+
+def _show(erased: "Erased") -> None:
+    who = f"customer {erased.customer_id} of tenant {erased.tenant_id}"
+    if not erased.key_destroyed and not erased.recorded:
+        click.echo(f"{who} was erased before; nothing was left to do")
+        return
+    key = "key destroyed" if erased.key_destroyed else "the key was destroyed before"
+    click.echo(f"{who}: {key}, recorded in {erased.recorded} of {erased.instances} instances")
+    if erased.live:
+        click.echo(
+            f"note: {erased.live} instances are not deleted: their servers keep what they were told until they are"
+        )
