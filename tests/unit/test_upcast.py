@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from events import types as e
 from events import upcast
+from events.codec import encode
 from events.errors import EventUnreadable
-from events.types import Event
+from events.types import AnyEvent, Event
+
+#: `events-vN.jsonl`: what was written as version N of its type, a line each; with how many lines it began, and their digest.
+CORPUS = Path(__file__).parents[1] / "corpus"
+FROZEN = {"events-v1.jsonl": (37, "618aca8c2628f947aea2ece97d7e0aed810eb4b497a2739a6322b5f4a484ab21")}
 
 #: Today's `health_changed` says `health`. Two versions that never were: `condition` as a number, then `state` as a word.
 OLDEST = b'{"type":"health_changed","at_ms":1,"condition":0}'
@@ -57,3 +66,43 @@ def test_a_type_that_nobody_knows_is_refused() -> None:
 
 def test_the_present_is_what_the_types_say() -> None:
     assert {kind.__struct_config__.tag: kind.schema_version for kind in Event.__subclasses__()} == upcast.CURRENT
+
+
+# --- the corpus ------------------------------------------------------------------------------------------------------
+
+
+def corpus() -> Iterator[tuple[str, int, bytes]]:
+    """Every line that was ever written: the type's stored name, its version, and the payload."""
+    for path in sorted(CORPUS.glob("events-v*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            yield msgspec.json.decode(line)["type"], int(path.stem.removeprefix("events-v")), line
+
+
+def test_the_corpus_is_only_ever_added_to() -> None:
+    assert {path.name for path in CORPUS.glob("events-v*.jsonl")} == set(FROZEN)
+    for name, (count, digest) in FROZEN.items():
+        lines = (CORPUS / name).read_bytes().splitlines(keepends=True)
+        assert sha256(b"".join(lines[:count])).hexdigest() == digest
+
+
+def test_every_version_of_every_event_has_its_line_and_each_of_its_fields_a_value() -> None:
+    written = {(tag, version) for tag, version, _ in corpus()}
+    assert written == {(tag, version) for tag, now in upcast.CURRENT.items() for version in range(1, now + 1)}
+    for kind in get_args(AnyEvent):
+        tag = kind.__struct_config__.tag
+        current = [
+            msgspec.json.decode(line)
+            for name, version, line in corpus()
+            if (name, version) == (tag, upcast.CURRENT[tag])
+        ]
+        # A field that is renamed is a field that was never written.
+        assert set[str]().union(*current) == {"type", *kind.__struct_fields__}
+
+
+@pytest.mark.parametrize(("tag", "version", "line"), list(corpus()))
+def test_whatever_was_written_is_read(tag: str, version: int, line: bytes) -> None:
+    event = upcast.read(line, tag=tag, schema_version=version)
+
+    assert event.__struct_config__.tag == tag
+    if version == upcast.CURRENT[tag]:
+        assert encode(event) == line
