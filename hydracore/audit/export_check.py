@@ -8,6 +8,7 @@ it was made, and that nothing is missing at the end of a stream either, is prove
 from __future__ import annotations
 
 import time
+from base64 import urlsafe_b64encode
 from datetime import datetime
 from pathlib import Path
 from typing import Any, assert_never
@@ -85,6 +86,7 @@ class _Check:
         self._number = 0
         self._fingerprint = r.Fingerprint()
         self._seals: dict[int, Seal] = {}
+        self._signers: set[bytes] = set()
         self._chain: LaneChain | None = None
         self._last_lane = -1
         self._ended = False
@@ -137,6 +139,7 @@ class _Check:
         if self._last_lane >= 0 or any(known >= seal.number for known in self._seals):
             flaws.append("it is not where it belongs")
         self.report.seals += 1
+        self._signers.add(seal.public_key)
         for flaw in flaws:
             self._find("seal_flawed", f"Seal {seal.number}: {flaw}")
         if not flaws:
@@ -206,6 +209,7 @@ class _Check:
             self._find("signature_wrong", "The signature of the export is not good")
         else:
             self.report.signed = True
+            self._signers.add(end.public_key or b"")
 
     def _is_ours(self, command: r.CommandRecord) -> bool:
         instance_id = self.report.instance_id
@@ -225,7 +229,9 @@ class _Check:
     def _say_what_is_not_proven(self) -> None:
         notes = self.report.notes
         if self._key is None:
-            notes.append("Any key was accepted: give the public key that the seals must be signed with")
+            keys = sorted({urlsafe_b64encode(key).decode() for key in self._signers})
+            signers = f" (they are, with {', '.join(keys)})" if keys else ""
+            notes.append(f"Any key was accepted: give the public key that seals must be signed with{signers}")
         if not self.report.signed:
             notes.append(
                 "The export as a whole is not signed: it cannot be told whether a stream has later events, or the tenant other streams"
