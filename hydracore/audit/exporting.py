@@ -8,7 +8,6 @@ Memory holds a window of a lane at a time.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
@@ -30,20 +29,19 @@ from events.sql import Statements
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NoSeal, NothingThere
 from hydracore.audit.export_files import Format, Write, writing
+from hydracore.audit.export_seals import SealFinder
 from hydracore.audit.verifying import Progress
 from hydracore.audit.whole_file import whole_file
 
 _SQL = Statements("hydracore.audit", "exporting.sql")
-_CUT = _SQL["cut"]
-_LAST_SEAL = _SQL["last_seal"]
-_SEAL = _SQL["seal"]
-_SEALED_HEAD = _SQL["sealed_head"]
-_FIRST_SEAL = _SQL["first_seal"]
 _SPAN_OF_INSTANCE = _SQL["span_of_instance"]
 _SPANS_OF_TENANT = _SQL["spans_of_tenant"]
 _COMMANDS = _SQL["commands"]
 _EVENTS = _SQL["events"]
 _STEPS = _SQL["steps"]
+_SEALING = Statements("hydracore.audit", "sealing.sql")
+_CUT = _SEALING["heads"]
+_LAST_SEAL = _SEALING["last_seal"]
 
 #: How many numbers of a lane are read at a time.
 WINDOW: Final = 5_000
@@ -117,7 +115,7 @@ def export(request: Request, progress: Progress) -> Exported:
     with psycopg.connect(request.conninfo, autocommit=True) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
         heads, newest, spans = _look(connection, request)
-        seals = _Seals(connection, newest)
+        seals = SealFinder(connection, newest)
         stretches = [_stretch(span, heads, seals) for span in spans]
         progress.begin(sum(stretch.end.seq - stretch.start.seq for stretch in stretches))
         with (
@@ -166,53 +164,7 @@ def _spans(connection: Connection, request: Request, heads: list[Head]) -> list[
     return [_Span(*row) for row in connection.execute(_SPAN_OF_INSTANCE, parameters)]
 
 
-class _Seals:
-    """Finds the seals that a stretch begins and ends at. Numbers are dense and heads never fall, so it looks only at a few."""
-
-    def __init__(self, connection: Connection, newest: Seal | None) -> None:
-        self._connection = connection
-        self._newest = newest
-        self._used: dict[int, Seal] = {} if newest is None else {newest.number: newest}
-        row = connection.execute(_FIRST_SEAL).fetchone()
-        self._first = 1 if row is None else row[0]
-
-    def used(self) -> list[Seal]:
-        """Those that were asked for, and the newest, in the order of their numbers."""
-        return [self._used[number] for number in sorted(self._used)]
-
-    def upto(self, lane: int) -> int:
-        """How far the newest seal has seen a lane."""
-        return 0 if self._newest is None else self._newest.head(lane).seq
-
-    def last_before(self, lane: int, seq: int) -> Seal | None:
-        """The newest seal that ends before `seq`."""
-        number = self._first_at(lane, seq) - 1
-        return None if number < self._first else self._use(number)
-
-    def first_from(self, lane: int, seq: int) -> Seal | None:
-        """The oldest seal that has seen `seq`."""
-        number = self._first_at(lane, seq)
-        return None if self._newest is None or number > self._newest.number else self._use(number)
-
-    def _first_at(self, lane: int, seq: int) -> int:
-        numbers = range(self._first, 1 if self._newest is None else self._newest.number + 1)
-        return self._first + bisect_left(numbers, seq, key=lambda number: self._head(lane, number))
-
-    def _head(self, lane: int, number: int) -> int:
-        row = self._connection.execute(_SEALED_HEAD, (lane + 1, number), prepare=True).fetchone()
-        return 0 if row is None else row[0]
-
-    def _use(self, number: int) -> Seal | None:
-        if number not in self._used:
-            with self._connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
-                seal = cursor.execute(_SEAL, (number,)).fetchone()
-            if seal is None:
-                return None
-            self._used[number] = seal
-        return self._used[number]
-
-
-def _stretch(span: _Span, heads: list[Head], seals: _Seals) -> _Stretch:
+def _stretch(span: _Span, heads: list[Head], seals: SealFinder) -> _Stretch:
     """From the last seal before the first event to the first seal that has seen the last one, where there are such seals."""
     before = seals.last_before(span.lane, span.first)
     behind = seals.first_from(span.lane, span.last)

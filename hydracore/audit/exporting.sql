@@ -1,13 +1,3 @@
--- name: cut
--- How far every lane has got, in one moment: what is before that never changes again.
-SELECT head, link FROM lane_head ORDER BY lane
-
--- name: last_seal
-SELECT number, sealed_at, heads, links, root, previous, public_key, signature
-  FROM seal
- ORDER BY number DESC
- LIMIT 1
-
 -- name: seal
 SELECT number, sealed_at, heads, links, root, previous, public_key, signature
   FROM seal
