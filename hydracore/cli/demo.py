@@ -1,4 +1,4 @@
-"""`demo`: the whole product in half a minute, on parts that are real and gone afterwards."""
+"""`demo`: the whole product in half a minute, on parts that are real and gone afterwards, but for scripted models."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Agents report every second here instead of every fifteen, so that it can be seen.
 HEARTBEAT_INTERVAL_S: Final = "1"
+#: The demo is the same everywhere, but for who answers its chats: an endpoint, its key, and a catalogue that names its models.
+SETTINGS_KEPT: Final = ("model_base_url", "model_api_key", "catalogue")
 #: Exit status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED: Final = 130
 #: Without a terminal there is no width to fit into.
@@ -21,7 +23,11 @@ WIDTH_WITHOUT_TERMINAL: Final = 160
 
 @click.command()
 def demo() -> None:
-    """Show one instance from request to running to deleted, on real parts."""
+    """Show one instance from request to running, in use, and deleted, on real parts.
+
+    Its model is a script, which it says, unless HYDRACORE_MODEL_BASE_URL names an OpenAI-compatible endpoint
+    (HYDRACORE_MODEL_API_KEY, and HYDRACORE_CATALOGUE where its models have other names).
+    """
     import tempfile
 
     from rich.console import Console
@@ -52,18 +58,21 @@ async def _show(home: "Home", console: "Console") -> None:
     import psycopg
 
     from hydracore.cli.development import development
-    from hydracore.cli.story import Story, StoryError
+    from hydracore.cli.story import Story
+    from hydracore.cli.telling import StoryError
+    from hydracore.cloudsim.disk import DISKS
     from hydracore.embedded.ports import free_port
-    from hydracore.settings import PREFIX
+    from hydracore.settings import PREFIX, variable
 
     began_s = time.monotonic()
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    kept = set(map(variable, SETTINGS_KEPT))
+    environ = {name: value for name, value in os.environ.items() if name in kept or not name.startswith(PREFIX)}
     environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
     console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
     async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
         console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)
         try:
-            await Story(file, console).tell()
+            await Story(file, console, disks=home.cloudsim / DISKS).tell()
         except (StoryError, httpx.HTTPError, psycopg.Error) as error:
             console.print(f"\n[bold red]The demo failed:[/bold red] {error or type(error).__name__}", soft_wrap=True)
             _show_logs(stack.supervisor.last_words(), console)

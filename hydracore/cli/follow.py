@@ -7,11 +7,11 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row
-from rich.console import Console
 from rich.text import Text
 
 from events.ids import lane_of
 from events.sql import Statements
+from hydracore.cli.telling import Teller
 
 _EVENTS: Final = Statements("hydracore.cli", "story.sql")["events"]
 
@@ -22,6 +22,7 @@ SHOWN: Final = (
     *("region_id", "tier_id", "attempt", "provider", "server_type", "location", "hostname", "vpn_ip", "server_name"),
     *("server_id", "ipv4", "status", "stage", "step", "health", "code", "reason"),
 )
+SEALED: Final = ("system_prompt",)
 TYPE_WIDTH: Final = 26
 ACTOR_WIDTH: Final = 24
 
@@ -29,11 +30,11 @@ ACTOR_WIDTH: Final = 24
 class Follower:
     """Reads the log in a read-only session, from the first event of `instance_id` on. `count`: how many it has shown."""
 
-    def __init__(self, database_url: str, instance_id: UUID, console: Console) -> None:
+    def __init__(self, database_url: str, instance_id: UUID, teller: Teller) -> None:
         self.count = 0
         self._url = database_url
         self._instance_id = instance_id
-        self._console = console
+        self._teller = teller
 
     async def run(self) -> None:
         """Show events until cancelled."""
@@ -51,15 +52,20 @@ class Follower:
         cursor = await connection.execute(
             _EVENTS, {"lane": lane, "stream_id": self._instance_id, "version": self.count}
         )
-        async for event in cursor:
-            assert event["version"] == self.count + 1, "a stream's versions have no holes"
-            self.count += 1
-            self._console.print(line(event), soft_wrap=True)
+        async with self._teller.line_open:
+            async for event in cursor:
+                assert event["version"] == self.count + 1, "a stream's versions have no holes"
+                self.count += 1
+                self._teller.console.print(line(event), soft_wrap=True)
 
 
 def line(event: Mapping[str, Any]) -> Text:
     """One event as one line."""
-    facts = [f"{name}={event['payload'][name]}" for name in SHOWN if event["payload"].get(name) is not None]
+    payload = event["payload"]
+    facts = [f"{name}={payload[name]}" for name in SHOWN if payload.get(name) is not None]
+    facts += [f"{name}=(sealed)" for name in SEALED if payload.get(name) is not None]
+    if "entries" in payload:
+        facts.append(f"model_calls={len(payload['entries'])}")
     return Text.assemble(
         (f"  {event['recorded_at']:%H:%M:%S.%f}"[:-3], "dim"),
         (f"  {event['lane']:>2}/{event['seq']:<4}", "cyan"),

@@ -57,6 +57,7 @@ def introduction(file: "DevFile", home: Path) -> str:
     instance = instance_id_for(tenant_id=file.tenant_id, customer_id=file.customer.user_id, idempotency_key=key)
     body = f'{{"region_id": "local", "tier_id": "starter", "agent_name": "Ada", "idempotency_key": "{key}"}}'
     ask = 'curl -s -H "Authorization: Bearer $TOKEN"'
+    send = f"{ask} -H 'Content-Type: application/json'"
     return f"""
 HydraCore is up at {file.url}
   logs   {home / "logs"}
@@ -64,10 +65,12 @@ HydraCore is up at {file.url}
 
 To try it, paste:
   TOKEN={file.customer.token}
-  {ask} -H 'Content-Type: application/json' -d '{body}' {file.url}/v1/instances
+  {send} -d '{body}' {file.url}/v1/instances
   {ask} {file.url}/v1/instances/{instance}
   {ask} {file.url}/v1/instances/{instance}/logs
   {ask} {file.url}/v1/instances/{instance}/runtime
+  {send} -d '{{"message": "Hello"}}' {file.url}/v1/instances/{instance}/chat
+  {send} -N -H 'Accept: text/event-stream' -d '{{"message": "Count to 20"}}' {file.url}/v1/instances/{instance}/chat
   {ask} -X DELETE {file.url}/v1/instances/{instance}
 
 Ctrl-C stops everything; data stays.

@@ -17,6 +17,9 @@ HEADER: Final = "#cloud-config\n"
 AGENT_FILE: Final = "etc/hydracore/agent.json"
 AGENT_LOG: Final = "var/log/hydracore-agent.log"
 
+#: Where the disks are in cloudsim's home, by the servers' ids.
+DISKS: Final = "servers"
+
 FILES_MAX: Final = 100
 
 

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from hydracore.cloudsim.app import make_app
 from hydracore.cloudsim.boot import Booter, ProcessBooter
 from hydracore.cloudsim.boot_inline import InlineBooter
+from hydracore.cloudsim.disk import DISKS
 from hydracore.cloudsim.keeper import Keeper
 from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
@@ -125,7 +126,7 @@ def _made(home: Path) -> Path:
 
 
 def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float) -> Keeper:
-    disks = home / "servers"
+    disks = home / DISKS
     processes = ProcessBooter(disks=disks, locks=home / "locks", store=store)
     booter: Booter = processes if boot == "process" else InlineBooter(disks=disks, detached=processes)
     return Keeper(store, booter, disks=disks, action_delay_s=action_delay_s)

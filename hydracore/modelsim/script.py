@@ -17,6 +17,7 @@ SCRIPT_FILE: Final = "script.json"
 
 #: A word with the blanks behind it; what stands for a token here.
 _TOKEN: Final = re.compile(r"\S+\s*|\s+")
+_OPENING: Final = re.compile(r'begin every answer with "([^"]{1,80})"', re.IGNORECASE)
 _COUNT: Final = re.compile(r"\bcount to (\d{1,5})\b", re.IGNORECASE)
 
 
@@ -51,23 +52,30 @@ def answer(messages: Sequence[Message], rules: Sequence[Rule] = ()) -> str:
     """The same words for the same messages, always.
 
     Besides the rules: "count to N" counts, a question about its "instructions" quotes the system prompt, a question about
-    what was said "before" lists the user's earlier messages, and anything else is repeated.
+    what was said "before" lists the user's earlier messages, and anything else is repeated. A system prompt that says
+    'Begin every answer with "WORDS"' is obeyed.
     """
+    ordered = (_OPENING.search(message.content) for message in messages if message.role == "system")
+    opening = "".join(f"{match[1]} " for match in ordered if match is not None)
+    return f"{MARK} {opening}{_said(messages, rules)}"
+
+
+def _said(messages: Sequence[Message], rules: Sequence[Rule]) -> str:
     said = [message.content for message in messages if message.role == "user"]
     latest = said[-1] if said else ""
     for rule in rules:
         if rule.contains.lower() in latest.lower():
-            return f"{MARK} {rule.answer}"
+            return rule.answer
     count = _COUNT.search(latest)
     if count is not None:
-        return f"{MARK} " + " ".join(str(number) for number in range(1, int(count[1]) + 1))
+        return " ".join(str(number) for number in range(1, int(count[1]) + 1))
     if "instructions" in latest.lower():
         instructions = "\n\n".join(message.content for message in messages if message.role == "system")
-        return f"{MARK} My instructions are:\n\n{instructions or '(none)'}"
+        return f"My instructions are:\n\n{instructions or '(none)'}"
     if "before" in latest.lower():
         earlier = "; ".join(said[:-1]) or "(nothing)"
-        return f"{MARK} Before that you said: {earlier}"
-    return f"{MARK} You said: {latest}"
+        return f"Before that you said: {earlier}"
+    return f"You said: {latest}"
 
 
 def tokens(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`hydracore demo` as a stranger runs it: it shows the whole life of an instance and leaves nothing behind."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.modelsim_fixtures import running_modelsim
 from tests.services import open_folder
 from tests.waiting import until
 
@@ -24,7 +26,7 @@ def folder() -> Generator[Path]:
         yield path
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "hydracore", "demo"],
         cwd=REPOSITORY,
@@ -32,6 +34,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
             **os.environ,
             "TMPDIR": str(folder),
             "HYDRACORE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/not-this-one",
+            **settings,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,33 +52,57 @@ def left_over(folder: Path) -> list[str]:
     return [*map(str, folder.iterdir()), *(command for command in commands if str(folder) in command)]
 
 
+#: What the output must tell, in this order.
+STEPS = (
+    "instance_requested",
+    "server_intended",
+    "server_created",
+    "agent_enrolled",
+    "instance_ready",
+    "heartbeat at",
+    "no model answers but a script",
+    "[scripted] You said: My dog is called Bo.",
+    "[scripted] 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20\n",
+    "first token after",
+    "The agent runs with it",
+    "[scripted] Ahoy! Before that you said: My dog is called Bo.",
+    "3 calls",
+    "the old key is answered 401",
+    "the agent got itself another one",
+    "[scripted] Ahoy! You said: Are you still there?",
+    "deletion_requested",
+    "instance_deleted",
+    "the provider has no server",
+    "nothing is left running",
+)
+
+
+def positions_of(steps: tuple[str, ...], output: str) -> list[int]:
+    """Where each is first told."""
+    positions = [output.find(step) for step in steps]
+    assert -1 not in positions, (steps[positions.index(-1)], output)
+    return positions
+
+
 async def test_it_shows_everything_and_leaves_nothing(folder: Path) -> None:
     demo = start(folder)
     output, _ = demo.communicate(timeout=DEMO_S_MAX)
 
     assert demo.returncode == 0, output
-    steps = [
-        "instance_requested",
-        "server_intended",
-        "server_created",
-        "agent_enrolled",
-        "instance_ready",
-        "heartbeat at",
-    ]
-    steps += ["deletion_requested", "instance_deleted", "the provider has no server", "nothing is left running"]
-    positions = [output.find(step) for step in steps]
-    assert -1 not in positions, output
-    assert positions == sorted(positions), output
+    assert positions_of(STEPS, output) == sorted(positions_of(STEPS, output)), output
     assert not left_over(folder)
 
 
-async def test_ctrl_c_in_the_middle_leaves_nothing_either(folder: Path) -> None:
-    demo = start(folder)
-    # A server exists once its disk does: the middle of the story, with an agent about to run.
-    await until(lambda: list(folder.glob("*/home/cloudsim/servers/*")), seconds_max=DEMO_S_MAX)
+async def test_ctrl_c_in_a_chat_with_models_of_ones_own_leaves_nothing_either(folder: Path, tmp_path: Path) -> None:
+    async with running_modelsim(tmp_path) as models:
+        await models.fault("hang")
+        demo = start(folder, HYDRACORE_MODEL_BASE_URL=models.base_url, HYDRACORE_MODEL_API_KEY="sk-own")
+        # The middle of the story: a whole installation, and an agent that waits for its model.
+        await until(models.requests, seconds_max=DEMO_S_MAX)
 
-    demo.send_signal(signal.SIGINT)
-    output, _ = demo.communicate(timeout=DEMO_S_MAX)
+        demo.send_signal(signal.SIGINT)
+        output, _ = await asyncio.to_thread(demo.communicate, timeout=DEMO_S_MAX)
 
     assert demo.returncode == 130, output
+    assert "whatever is behind HYDRACORE_MODEL_BASE_URL" in output
     assert not left_over(folder)

@@ -51,6 +51,14 @@ async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: Mode
     assert answer["model"] == "any-name"
 
 
+async def test_it_obeys_a_prompt_that_says_how_to_begin(modelsim: ModelSim) -> None:
+    messages = [{"role": "system", "content": 'Begin every answer with "Ahoy!"'}, {"role": "user", "content": "Hello"}]
+
+    answer = (await modelsim.http.post("/v1/chat/completions", json={"model": "m", "messages": messages})).json()
+
+    assert answer["choices"][0]["message"]["content"] == f"{MARK} Ahoy! You said: Hello"
+
+
 async def test_whole_and_streamed_answers_are_the_same_words_and_figures(modelsim: ModelSim) -> None:
     whole = (await modelsim.http.post("/v1/chat/completions", json=ask("One  two\nthree"))).json()
     pieces = await streamed(modelsim, "One  two\nthree", stream_options={"include_usage": True})

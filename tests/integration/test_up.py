@@ -121,6 +121,17 @@ async def status_of(url: str, **headers: str) -> int:
         return (await client.get(url, headers=headers)).status_code
 
 
+def session_of_the_readme(port: int, home: Path) -> list[str]:
+    """The blocks that a reader pastes: what orders an agent, and what uses it once it runs."""
+    session = (REPOSITORY / "README.md").read_text().partition("## A session with curl\n")[2].partition("\n## ")[0]
+    pasted = session.replace(":8080/", f":{port}/").replace(".hydracore/", f"{home}/")
+    return pasted.split("```\n")[1::2]
+
+
+def bash(script: str) -> str:
+    return subprocess.run(["bash", "-euc", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Callable[..., Up], home: Path) -> None:
     port = free_port()
     one = up(port, "--workers", "2")
@@ -145,9 +156,20 @@ async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Cal
     instance = f"{first['url']}/v1/instances/{created.json()['instance_id']}"
     await until_status(instance, customer, "running")
 
+    order, use = session_of_the_readme(port, home)
+    said = await asyncio.to_thread(bash, order)
+    ordered = f"{first['url']}/v1/instances/{json.loads(said.splitlines()[0])['instance_id']}"
+    await until_status(ordered, customer, "running")
+    said = await asyncio.to_thread(bash, f"{order}\n{use}")
+    assert "[scripted] You said: My dog is called Bo" in said
+    assert "event: token\ndata: " in said
+    assert "[scripted] Ahoy! You said: Hello" in said
+    assert said.endswith('"status":"deleting"}\n')
+    await until_status(ordered, customer, "deleted")
+
     output, _ = one.stop()
     assert f"HydraCore is up at {first['url']}" in output
-    assert output.count("curl -s") == 5
+    assert output.count("curl -s") == 7
     assert not alive(first["pids"])
 
     again = up(port, HYDRACORE_MODEL_BASE_URL="https://models.example/v1")

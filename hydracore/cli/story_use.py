@@ -1,0 +1,204 @@
+"""The middle of the demo: somebody uses the agent. Two ways to chat, a changed prompt, what it cost, a rotated key."""
+
+import time
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import httpx
+import msgspec
+
+from hydracore.agent.chat_api import EVENT_STREAM
+from hydracore.agent.chat_messages import ChatAnswer
+from hydracore.agent.credentials import load_secrets
+from hydracore.agent.state import StateDir
+from hydracore.cli.development import DevFile
+from hydracore.cli.telling import StoryError, Teller, expect, until
+
+#: Limits of the steps. A real model may take its time.
+CHAT_S_MAX: Final = 90.0
+USAGE_S_MAX: Final = 20.0
+REFUSED_S_MAX: Final = 1.0
+RECOVERED_S_MAX: Final = 30.0
+
+#: What the scripted models take for each token of the streamed answer: without it nobody could see them come.
+TOKEN_DELAY_S: Final = 0.04
+
+GREETING: Final = "My dog is called Bo."
+COUNTING: Final = "Please count to 20."
+PROMPT: Final = 'Begin every answer with "Ahoy!", whatever you are asked.'
+OBEYED: Final = "Ahoy!"
+QUESTION: Final = "What did I say before?"
+LAST: Final = "Are you still there?"
+
+
+class Use:
+    """`api` is the customer's; `disk`: the root of the simulated server that the agent runs on."""
+
+    def __init__(self, file: DevFile, api: httpx.AsyncClient, teller: Teller, instance_id: UUID, *, disk: Path) -> None:
+        self._file = file
+        self._api = api
+        self._teller = teller
+        self._path = f"/v1/instances/{instance_id}"
+        self._instance_id = instance_id
+        self._disk = disk
+        self._answers: list[ChatAnswer] = []
+
+    async def tell(self) -> None:
+        """Raises `StoryError`, and httpx's errors as they are."""
+        chapter = self._teller.chapter
+        chapter("The customer chats: POST /v1/instances/{id}/chat")
+        self._teller.say(self._who_answers())
+        conversation_id = await self._chat(GREETING)
+        chapter("The same as a stream of server-sent events, shown as they come")
+        await self._chat_streamed(COUNTING)
+        chapter("A changed prompt is obeyed by the next answer: POST /v1/instances/{id}/config")
+        await self._change_prompt(conversation_id)
+        chapter("What it has used, in the read table that follows the log: GET /v1/instances/{id}/usage")
+        await self._read_usage()
+        chapter("The agent's key is rotated: POST /v1/instances/admin/{id}/rotate-key")
+        await self._rotate_key(conversation_id)
+
+    def _who_answers(self) -> str:
+        if self._file.modelsim_url is None:
+            return "whatever is behind HYDRACORE_MODEL_BASE_URL answers"
+        return (
+            "no model answers but a script, `hydracore modelsim`; HYDRACORE_MODEL_BASE_URL would name a real endpoint"
+        )
+
+    async def _chat(self, message: str, conversation_id: str | None = None) -> str:
+        """One question, one JSON answer; the conversation's id."""
+        body = {"message": message, "conversation_id": conversation_id}
+        self._teller.say(f"> {message}")
+        content = expect(await self._api.post(f"{self._path}/chat", json=body, timeout=CHAT_S_MAX), 200)
+        answer = self._note(content)
+        self._teller.say(answer.message)
+        self._teller.say(_figures(answer))
+        return answer.conversation_id
+
+    async def _chat_streamed(self, message: str) -> None:
+        if self._file.modelsim_url is not None:
+            slow = {"kind": "slow", "contains": message, "delay_s": TOKEN_DELAY_S}
+            async with httpx.AsyncClient(base_url=self._file.modelsim_url, trust_env=False) as models:
+                expect(await models.post("/_sim/faults", json=slow), 200)
+        self._teller.say(f"> {message}")
+        asked_s = time.monotonic()
+        came_s: list[float] = []
+
+        async def words() -> AsyncGenerator[str]:
+            async for name, content in self._events(message):
+                if name == "token":
+                    came_s.append(time.monotonic() - asked_s)
+                    yield content["text"]
+                elif name == "done":
+                    self._note(content)
+                else:
+                    raise StoryError(f"the stream ended with {name}: {content}")
+
+        before = len(self._answers)
+        await self._teller.say_as_it_comes(words())
+        if len(self._answers) == before:
+            raise StoryError("the stream ended without saying so")
+        self._teller.say(
+            f"first token after {came_s[0]:.2f} s, {len(came_s)} tokens in {came_s[-1]:.2f} s; "
+            + _figures(self._answers[-1])
+        )
+
+    async def _events(self, message: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+        """The events of a streamed answer, by name."""
+        headers = {"Accept": EVENT_STREAM}
+        body = {"message": message}
+        async with self._api.stream(
+            "POST", f"{self._path}/chat", json=body, headers=headers, timeout=CHAT_S_MAX
+        ) as answer:
+            if answer.status_code != HTTPStatus.OK:
+                await answer.aread()
+                expect(answer, 200)
+            name = ""
+            async for line in answer.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, msgspec.json.decode(value, type=dict[str, Any])
+
+    async def _change_prompt(self, conversation_id: str) -> None:
+        self._teller.say(f"system_prompt: {PROMPT}")
+        changed = expect(await self._api.post(f"{self._path}/config", json={"system_prompt": PROMPT}), 200)
+        self._teller.say(changed["message"])
+        if not changed["applied"]:
+            raise StoryError("the agent did not take the configuration")
+        await self._chat(QUESTION, conversation_id)
+        if OBEYED not in self._answers[-1].message:
+            raise StoryError(f"the answer does not obey: {self._answers[-1].message}")
+
+    async def _read_usage(self) -> None:
+        """The agent sends what it metered a moment later, and the read table follows the log."""
+        usage: dict[str, Any] = {}
+
+        async def has_arrived() -> bool:
+            usage.update(expect(await self._api.get(f"{self._path}/usage", params={"days": 7}), 200))
+            return usage["total_requests"] >= len(self._answers)
+
+        await until(has_arrived, USAGE_S_MAX, "what the calls cost did not arrive")
+        told = sum((Decimal(answer.usage.cost_usd) for answer in self._answers), Decimal(0))
+        self._teller.say(
+            f"{usage['total_requests']} calls, {usage['total_tokens']} tokens, {usage['total_cost_usd']} USD, "
+            f"as much as the answers said ({told:f} USD); {len(usage['daily'])} days, those without use included"
+        )
+        if Decimal(usage["total_cost_usd"]) != told:
+            raise StoryError("the usage is not what the answers said")
+
+    async def _rotate_key(self, conversation_id: str) -> None:
+        stolen = self._key_on_disk()
+        self._teller.say("somebody has copied the agent's key from its disk, and may do what the agent may")
+        if await self._status_with(stolen) != HTTPStatus.OK:
+            raise StoryError("the agent's key does not work")
+        rotated = await self._api.post(
+            f"/v1/instances/admin/{self._instance_id}/rotate-key",
+            headers={"Authorization": f"Bearer {self._file.admin.token}"},
+        )
+        began_s = time.monotonic()
+        expect(rotated, 200)
+
+        async def is_refused() -> bool:
+            return await self._status_with(stolen) == HTTPStatus.UNAUTHORIZED
+
+        await until(is_refused, REFUSED_S_MAX, "the old key was not refused")
+        self._teller.say(f"the old key is answered 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
+
+        async def has_recovered() -> bool:
+            fresh = self._key_on_disk()
+            if fresh == stolen or await self._status_with(fresh) != HTTPStatus.OK:
+                return False
+            # Only an agent that answers the control plane says how its channels fare.
+            return expect(await self._api.get(f"{self._path}/runtime"), 200)["connections"] != {}
+
+        await until(has_recovered, RECOVERED_S_MAX, "the agent did not get itself another key")
+        self._teller.say(f"the agent got itself another one, {time.monotonic() - began_s:.1f} s after the rotation")
+        await self._chat(LAST, conversation_id)
+
+    def _key_on_disk(self) -> str:
+        stored = load_secrets(StateDir(self._disk))
+        if stored is None:
+            raise StoryError("the agent has no key on its disk")
+        return stored.secrets.agent_key
+
+    async def _status_with(self, agent_key: str) -> int:
+        """What the control plane answers to a question of the agent's that is put with this key."""
+        body = {"boot_id": str(self._instance_id)}
+        answer = await self._api.post("/v1/agent/config", json=body, headers={"Authorization": f"Bearer {agent_key}"})
+        return answer.status_code
+
+    def _note(self, content: dict[str, Any]) -> ChatAnswer:
+        answer = msgspec.convert(content, ChatAnswer)
+        self._answers.append(answer)
+        return answer
+
+
+def _figures(answer: ChatAnswer) -> str:
+    usage = answer.usage
+    return f"({answer.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.cost_usd} USD)"
