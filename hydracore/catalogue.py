@@ -1,4 +1,4 @@
-"""What can be ordered and where it runs: providers, regions, tiers, presets, recipes and models, from one TOML file.
+"""What can be ordered and where it runs: providers, regions, tiers, presets, recipes, workflows and models, from one TOML file.
 
 Read once, at start, and checked as a whole: `load` raises `CatalogueError` with every problem of the file. A provider
 whose token is not in the environment is no problem of the file: its regions are unavailable, and say why.
@@ -28,6 +28,7 @@ VPN_ADDRESSES_MIN: Final = 256
 
 _Name = Annotated[str, Meta(min_length=1, max_length=200)]
 _Id = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+_Step = Annotated[str, Meta(min_length=1, max_length=1000)]
 _ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
 _Variable = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]*$")]
 
@@ -82,6 +83,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompt: str
 
 
+class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent does, step by step, in the case that `when` describes; `skills` are those that it takes."""
+
+    name: _Name
+    when: _Name
+    steps: Annotated[list[_Step], Meta(min_length=1, max_length=20)]
+    skills: list[_Id] = []
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a language model costs, in US dollars for a million tokens."""
 
@@ -104,6 +114,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tiers: dict[str, Tier]
     presets: dict[str, Preset]
     recipes: dict[str, Recipe] = {}
+    workflows: dict[_Id, Workflow] = {}
     models: dict[_ModelName, Model]
     model_policy: ModelPolicy
 
@@ -145,6 +156,7 @@ class Catalogue:
         self.tiers: Final = file.tiers
         self.presets: Final = file.presets
         self.recipes: Final = file.recipes
+        self.workflows: Final = file.workflows
         self.models: Final = file.models
         self.model_policy: Final = file.model_policy
         #: The providers that can be used, by name.
@@ -189,6 +201,11 @@ class Catalogue:
     def recipe_complaint(self, recipe: str) -> str | None:
         """Why a recipe cannot be used, or None."""
         return None if recipe in self.recipes else f"unknown recipe; known: {_listed(self.recipes)}"
+
+    def workflow_complaint(self, slugs: Iterable[str]) -> str | None:
+        """Which of these workflows do not exist, or None."""
+        unknown = [slug for slug in dict.fromkeys(slugs) if slug not in self.workflows]
+        return f"unknown: {', '.join(unknown)}; known: {_listed(self.workflows)}"[:1000] if unknown else None
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Catalogue:

@@ -161,11 +161,11 @@ class VpsClient:
         port: int,
         control_token: str,
         timeout_s: float | None = None,
-    ) -> int:
-        """Have the agent run with this, unless it has a newer one. The version that it runs with now."""
+    ) -> RunningConfig:
+        """Have the agent run with this, unless it has a newer one. What it runs with now."""
         agent = _Agent(host, port, control_token)
         request = self._request("PUT", "/api/config", agent, body={"config_version": version, "runtime": runtime})
-        return _decoded(agent, await self._call(agent, request, timeout_s), RunningConfig).config_version
+        return _decoded(agent, await self._call(agent, request, timeout_s), RunningConfig)
 
     async def conversations(
         self, limit: int, *, host: str, port: int, control_token: str, timeout_s: float | None = None

@@ -149,6 +149,8 @@ class Boot:
             config_version=supervisor.config_version,
             error=supervisor.error,
             connections=dict(supervisor.connections),
+            workflows_loaded=supervisor.workflows_loaded,
+            ignored=supervisor.ignored,
         )
 
     def _heartbeat(self) -> m.Heartbeat:

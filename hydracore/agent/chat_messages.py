@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from hydracore.agent.messages import ReportedError
+from hydracore.agent.messages import Ignored, ReportedError
 
 #: Ids of conversations, whoever made them up.
 ConversationId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
@@ -103,10 +103,11 @@ class PushedConfig(msgspec.Struct, frozen=True, kw_only=True):
         return f"PushedConfig(config_version={self.config_version})"
 
 
-class RunningConfig(msgspec.Struct, frozen=True):
-    """What `PUT /api/config` answers: the version that the agent runs with now."""
+class RunningConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What `PUT /api/config` answers: the version that the agent runs with now, and what of it is not used."""
 
     config_version: int
+    ignored: tuple[Ignored, ...] = ()
 
 
 class Updates(msgspec.Struct, frozen=True, kw_only=True):

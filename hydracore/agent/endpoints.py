@@ -41,7 +41,7 @@ class Endpoints:
 
     async def put_config(self, request: Request) -> Response:
         pushed = read_body(request, PushedConfig)
-        return Response(200, RunningConfig(self._adopt(pushed)))
+        return Response(200, RunningConfig(self._adopt(pushed), self._supervisor.ignored))
 
     async def apply_updates(self, request: Request) -> Response:
         updates = read_body(request, Updates)

@@ -191,10 +191,19 @@ class UsageAccepted(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: bool
 
 
+class Ignored(msgspec.Struct, frozen=True):
+    """A part of the configuration that the runtime does nothing with. `path` leads there; `reason` is for people, and
+    holds no secret."""
+
+    path: str
+    reason: str
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What `GET /api/status` of an agent answers. `config_version` is null while no runtime runs.
 
-    `connections`: how the channels fare, by name: `off`, `connected` or `error: ...`.
+    `connections`: how channels, integrations and memory fare, by name: `off`, `ready`, `connected`, `unsupported` or
+    `error: ...`. `ignored`: what of the configuration is not used.
     """
 
     instance_id: UUID
@@ -210,6 +219,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     config_version: int | None
     error: ReportedError | None
     connections: dict[str, str] = {}
+    workflows_loaded: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hydracore.agent.chats import Ask, OpenChat
-from hydracore.agent.messages import ReportedError, Versions
+from hydracore.agent.messages import Ignored, ReportedError, Versions
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,11 +63,21 @@ class Runtime(Protocol):
         ...
 
     @property
+    def workflows_loaded(self) -> tuple[str, ...]:
+        """Slugs of the workflows that it follows."""
+        ...
+
+    @property
+    def ignored(self) -> tuple[Ignored, ...]:
+        """What of its configuration it does nothing with."""
+        ...
+
+    @property
     def versions(self) -> Versions: ...
 
     @property
     def connections(self) -> Mapping[str, str]:
-        """How each channel fares: `off`, `connected` or `error: ...`."""
+        """How channels, integrations and memory fare: `off`, `ready`, `connected`, `unsupported` or `error: ...`."""
         ...
 
     @property

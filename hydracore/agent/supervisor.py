@@ -13,7 +13,7 @@ from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
-from hydracore.agent.messages import Level, ReportedError, Versions
+from hydracore.agent.messages import Ignored, Level, ReportedError, Versions
 from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeFactory
 from hydracore.agent.waiting import work_until
 
@@ -127,6 +127,14 @@ class Supervisor:
     @property
     def skills_loaded(self) -> tuple[str, ...]:
         return () if self._run is None else self._run.runtime.skills_loaded
+
+    @property
+    def workflows_loaded(self) -> tuple[str, ...]:
+        return () if self._run is None else self._run.runtime.workflows_loaded
+
+    @property
+    def ignored(self) -> tuple[Ignored, ...]:
+        return () if self._run is None else self._run.runtime.ignored
 
     @property
     def versions(self) -> Versions:

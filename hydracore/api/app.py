@@ -171,7 +171,9 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
             master_key=master_key,
             now_ms=now_ms,
         ),
-        PlatformConfiguration(changes=changes, vault=vault, documents=documents, pusher=pusher, now_ms=now_ms),
+        PlatformConfiguration(
+            changes=changes, vault=vault, documents=documents, pusher=pusher, catalogue=catalogue, now_ms=now_ms
+        ),
         ModelPolicies(changes=changes, pusher=pusher, catalogue=catalogue, now_ms=now_ms),
         Consent(changes=changes, now_ms=now_ms),
         Conversations(changes=changes, vps=vps, master_key=master_key, now_ms=now_ms),

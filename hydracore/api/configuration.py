@@ -114,6 +114,10 @@ class Configuration:
         complaint = self._catalogue.recipe_complaint(body.recipe_id) if isinstance(body.recipe_id, str) else None
         if complaint is not None:
             notes.append(f"Note on recipe_id: {complaint}")
+        if isinstance(body.workflow_slugs, list):
+            complaint = self._catalogue.workflow_complaint(body.workflow_slugs)
+            if complaint is not None:
+                notes.append(f"Note on workflow_slugs: {complaint}")
         of_policy = state.config.model_policy.temperature
         if isinstance(body.model_temperature, float) and of_policy is not None:
             notes.append(f"Note on model_temperature: the model policy's {of_policy:g} goes before it")

@@ -25,6 +25,7 @@ from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
 from hydracore.auth import Principal
+from hydracore.catalogue import Catalogue
 from hydracore.documents import masked, merge_patch, unmasked
 from hydracore.problems import Problem
 
@@ -47,12 +48,14 @@ class PlatformConfiguration:
         vault: Vault,
         documents: RuntimeDocuments,
         pusher: Pusher,
+        catalogue: Catalogue,
         now_ms: Callable[[], int],
     ) -> None:
         self._changes = changes
         self._vault = vault
         self._documents = documents
         self._pusher = pusher
+        self._catalogue = catalogue
         self._now_ms = now_ms
 
     @operation("GET", PATH, "Get platform config", answer=s.PlatformConfig, errors=(403, 404))
@@ -69,7 +72,11 @@ class PlatformConfiguration:
         )
         done = "Platform configuration updated" if outcome.events else "Nothing was to be changed"
         pushed = await self._pusher.push(outcome.state)
-        return await self._shown(outcome.state, f"{done}. {pushed.message}")
+        message = f"{done}. {pushed.message}"
+        if isinstance(body.workflow_slugs, list):
+            complaint = self._catalogue.workflow_complaint(body.workflow_slugs)
+            message += f". Note on workflow_slugs: {complaint}" if complaint is not None else ""
+        return await self._shown(outcome.state, message)
 
     async def _command(self, state: Instance, body: s.PatchPlatformConfig) -> PatchPlatformConfig:
         """What `body` makes of the documents at `state`. Whatever comes out as it was is left out."""

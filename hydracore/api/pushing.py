@@ -9,12 +9,16 @@ import structlog
 
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED
 from events.state import Instance
+from hydracore.agent.messages import Ignored
 from hydracore.api.agent_link import address_of
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.vps import VpsBadAnswer, VpsClient, VpsError
 
 #: How long an agent may take to put a configuration in place before the caller is told that it will come.
 PUSH_TIMEOUT_S: Final = 5.0
+
+#: Parts that an agent does not use, told in one message.
+TOLD_MAX: Final = 5
 
 #: No agent will ask in these.
 _OVER: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
@@ -54,8 +58,16 @@ class Pusher:
                     applied=False, message=f"The agent cannot run with it: {error.detail or 'it does not say why'}"
                 )
             return Pushed(applied=False, message="The agent cannot be reached; it is applied when the agent next asks")
-        if running < version:
+        if running.config_version < version:
             return Pushed(
                 applied=False, message="The agent has not taken it yet; it is applied when the agent next asks"
             )
-        return Pushed(applied=True, message="The agent runs with it")
+        return Pushed(applied=True, message=f"The agent runs with it{_but(running.ignored)}")
+
+
+def _but(ignored: tuple[Ignored, ...]) -> str:
+    """What the agent does not do of what it runs with; `/runtime` tells all of it."""
+    if not ignored:
+        return ""
+    told = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:TOLD_MAX])
+    return f", but does not use {told}" + ("; and more" if len(ignored) > TOLD_MAX else "")

@@ -10,7 +10,7 @@ from events.failures import describe
 from events.lifecycle import RUNNING
 from events.state import Instance
 from events.store import EventStore
-from hydracore.agent.messages import AgentStatus, Heartbeat
+from hydracore.agent.messages import AgentStatus, Heartbeat, Ignored
 from hydracore.api import schemas as s
 from hydracore.api.agent_link import address_of
 from hydracore.vps import VpsClient, VpsError
@@ -64,6 +64,8 @@ class RuntimeReader:
             config_version=state.config.version,
             config_version_running=seen.config_version if seen is not None else None,
             connections=status.connections if status is not None else {},
+            workflows_loaded=list(status.workflows_loaded) if status is not None else [],
+            config_ignored=_shown(status.ignored) if status is not None else [],
         )
 
     def _missed(self, report: ReportRow) -> int:
@@ -82,3 +84,7 @@ class RuntimeReader:
         except VpsError:
             # It shows in health_failures, and as a change of health once it lasts.
             return None
+
+
+def _shown(ignored: tuple[Ignored, ...]) -> list[s.IgnoredPart]:
+    return [s.IgnoredPart(path=each.path, reason=each.reason) for each in ignored]

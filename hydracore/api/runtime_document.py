@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import to_builtins
 from psycopg_pool import AsyncConnectionPool
 
 from events.state import Instance
@@ -50,6 +51,7 @@ class RuntimeDocuments:
             "system_prompt": opened.system_prompt,
             "customer_facing_prompt": opened.customer_facing_prompt,
             "workflow_slugs": state.workflow_slugs,
+            "workflows": self._workflows(state),
             "capabilities": state.capabilities,
             "model": {
                 "base_url": self._settings.model_base_url or None,
@@ -93,6 +95,15 @@ class RuntimeDocuments:
     def _recipe(self, state: Instance) -> Json | None:
         recipe = self._catalogue.recipes.get(state.recipe_id or "")
         return None if recipe is None else {"id": state.recipe_id, "prompt": recipe.prompt}
+
+    def _workflows(self, state: Instance) -> list[Json]:
+        """Those that there are; the agent tells of the others."""
+        workflows = self._catalogue.workflows
+        return [
+            {"slug": slug, **to_builtins(workflows[slug])}
+            for slug in dict.fromkeys(state.workflow_slugs)
+            if slug in workflows
+        ]
 
     async def _spent(self, state: Instance) -> Json:
         today = day_of(self._now_ms())

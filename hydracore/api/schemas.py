@@ -162,9 +162,15 @@ class DeleteInstanceResponse(msgspec.Struct, frozen=True, kw_only=True):
     status: str
 
 
+class IgnoredPart(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    reason: str
+
+
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """`config_version`: what is wanted; where `config_version_running` differs, the agent has not got there yet.
-    `connections`: how the agent's channels fare, by name, as it says itself."""
+    `connections`: how the agent's channels, integrations and memory fare, by name, `config_ignored`: what of the configuration
+    it does nothing with; both as it says itself when asked now."""
 
     active_connections: int | None
     bootstrap_seq: int | None
@@ -185,3 +191,5 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
     config_version: int
     config_version_running: int | None
     connections: dict[str, str]
+    workflows_loaded: list[str]
+    config_ignored: list[IgnoredPart]

@@ -13,6 +13,7 @@ import msgspec
 
 from hydracore.modelsim import wire
 from hydracore.modelsim.completion import Completion, Record
+from hydracore.modelsim.embedding import Embeddings
 from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Receive, Scope, Send
 from hydracore.modelsim.faults import Fault, Faults
 from hydracore.modelsim.script import Rule, count_tokens
@@ -27,6 +28,7 @@ class ModelSim:
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self.faults = Faults()
         self._rules = rules
+        self._embeddings = Embeddings()
         self._records: deque[Record] = deque(maxlen=RECORDS_MAX)
         self._served = 0
 
@@ -48,6 +50,10 @@ class ModelSim:
                 await exchange.answer(HTTPStatus.OK, wire.model_list())
             case "POST", "/v1/chat/completions":
                 await self._complete(exchange, body)
+            case "POST", "/v1/embeddings":
+                await self._embeddings.answer(exchange, body)
+            case "GET", "/_sim/embeddings":
+                await exchange.answer(HTTPStatus.OK, {"requests": list(self._embeddings.records)})
             case "GET", "/_sim/requests":
                 await exchange.answer(HTTPStatus.OK, {"requests": list(self._records)})
             case "DELETE", "/_sim/requests":

@@ -278,15 +278,31 @@ async def test_updates_are_applied_with_a_restart_if_so_wished(whole: Whole) -> 
     assert (await whole.chat("Hello"))["message"] == "[scripted] You said: Hello"
 
 
-async def test_skills_that_are_enabled_are_loaded_and_shown(whole: Whole) -> None:
+async def test_what_is_enabled_is_loaded_and_shown_and_what_cannot_be_is_told(whole: Whole) -> None:
     before = (await whole.ask("GET", "/runtime")).json()
-    enabled = await whole.ask("PATCH", "/platform-config", {"skills": ["email-drafts", "no-such-skill"]})
+    wanted = {
+        "skills": ["email-drafts", "no-such-skill"],
+        "workflow_slugs": ["weekly-review", "gone"],
+        "channels": {"slack": {"token": "xoxb"}},
+    }
+    enabled = await whole.ask("PATCH", "/platform-config", wanted)
     after = (await whole.ask("GET", "/runtime")).json()
 
     assert before["skills_loaded"] == []
     assert enabled.json()["skills"] == ["email-drafts", "no-such-skill"]
-    assert after["skills_loaded"] == ["email-drafts"]
-    assert after["connections"] == {"telegram": "off"}
+    # The workflow brings the skill that it takes.
+    assert after["skills_loaded"] == ["email-drafts", "task-planning"]
+    assert after["workflows_loaded"] == ["weekly-review"]
+    assert after["connections"] == {"telegram": "off", "slack": "unsupported"}
+    paths = ["platform.channels.slack", "workflow_slugs.1", "platform.skills.1"]
+    assert [each["path"] for each in after["config_ignored"]] == paths
+    assert (
+        "does not use platform.channels.slack (this runtime has no such channel); workflow_slugs.1"
+        in (enabled.json()["message"])
+    )
+    assert "Note on workflow_slugs: unknown: gone; known: complaint" in enabled.json()["message"]
+    assert before["config_ignored"] == []
+    assert "Workflow: Weekly review" in (await whole.chat("What are your instructions?"))["message"]
 
 
 async def test_staff_begin_conversations_of_their_own(whole: Whole) -> None:

@@ -21,7 +21,7 @@ EVERYTHING = {
     "recipe_id": "daily_briefing",
     "system_prompt": "You are Ada",
     "telegram_bot_token": BOT_TOKEN,
-    "workflow_slugs": ["news", "mail"],
+    "workflow_slugs": ["weekly-review", "complaint"],
 }
 SHOWN = EVERYTHING | {"telegram_bot_token": "****mnop"}
 
@@ -45,7 +45,7 @@ async def test_what_is_set_is_shown_and_reaches_the_agent(used: Used) -> None:
     assert runtime["preset"]["id"] == "personal_assistant"
     assert runtime["recipe"]["id"] == "daily_briefing"
     assert runtime["model_policy"]["temperature"] == 0.2
-    assert runtime["workflow_slugs"] == ["news", "mail"]
+    assert runtime["workflow_slugs"] == [each["slug"] for each in runtime["workflows"]] == EVERYTHING["workflow_slugs"]
 
 
 async def test_only_what_is_given_changes_and_null_clears(used: Used) -> None:

@@ -254,7 +254,7 @@ async def test_everything_of_an_agent_can_be_reached_through_the_client(
     assert json.loads(events.split("event: done\ndata: ")[1]) == answer
     assert [message["content"] for message in found["messages"]] == ["Hello", answer["message"]]
     assert listed["conversations"][0]["id"] == "telegram:-5_x"
-    assert await vps.put_config(6, document(modelsim), **where) == 6
+    assert (await vps.put_config(6, document(modelsim), **where)).config_version == 6
     assert (await vps.get_config(**where))["config_version"] == 6
     applied = await vps.apply_updates(7, document(modelsim), restart=True, **where)
     assert (applied.config_version, applied.restarted, applied.drained) == (7, True, True)

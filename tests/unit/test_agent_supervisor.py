@@ -56,6 +56,8 @@ class ScriptedRuntime:
     error = None
     active_connections = 2
     skills_loaded = ("notes",)
+    workflows_loaded = ("weekly-review",)
+    ignored = ()
     versions = Versions(agent="9", node="22")
 
     @property

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hydracore.agent.expressclaw.skills import load_skills
 from hydracore.catalogue import DEFAULT_PRESET, Access, CatalogueError, Placement, load
 from hydracore.settings import PACKAGED_CATALOGUE
 
@@ -102,13 +103,30 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
     assert catalogue.tier_complaint("small") is catalogue.preset_complaint("personal_assistant") is None
 
 
+def test_the_packaged_workflows_take_skills_that_agents_have() -> None:
+    catalogue = load(PACKAGED_CATALOGUE, {})
+
+    taken = {skill for workflow in catalogue.workflows.values() for skill in workflow.skills}
+
+    assert taken
+    assert load_skills(taken).missing == {}
+    assert catalogue.workflow_complaint(catalogue.workflows) is None
+    assert catalogue.workflow_complaint(["weekly-review", "juggling", "juggling"]) == (
+        "unknown: juggling; known: complaint, meeting-follow-up, weekly-review"
+    )
+
+
 def test_the_packaged_model_policy_can_be_paid_for_and_every_recipe_says_something() -> None:
     catalogue = load(PACKAGED_CATALOGUE, {})
 
     policy = catalogue.model_policy
     assert policy.fallbacks
     assert {policy.primary, *policy.fallbacks} <= catalogue.models.keys()
-    assert all(model.input_usd_per_mtok <= model.output_usd_per_mtok for model in catalogue.models.values())
+    assert all(
+        model.input_usd_per_mtok <= model.output_usd_per_mtok
+        for name, model in catalogue.models.items()
+        if "embedding" not in name
+    )
     assert all(recipe.prompt.strip() for recipe in catalogue.recipes.values())
     assert catalogue.recipe_complaint("daily_briefing") is None
     assert catalogue.recipe_complaint("juggling") == (

@@ -42,8 +42,9 @@ from hydracore.agent.expressclaw.skills import (
 def test_every_shipped_skill_can_be_read_and_says_what_it_is_for() -> None:
     folders = sorted(path.name for path in SHIPPED_SKILLS.iterdir() if path.is_dir())
 
-    skills = load_skills(folders)
+    skills, missing = load_skills(folders)
 
+    assert missing == {}
     assert [skill.id for skill in skills] == folders == ["email-drafts", "meeting-notes", "task-planning"]
     assert all(len(skill.instructions) > 200 for skill in skills)
     assert len({skill.name for skill in skills}) == 3
@@ -56,8 +57,10 @@ def test_skills_are_loaded_in_order_and_only_those_that_are_there(tmp_path: Path
     (tmp_path / "broken" / SKILL_FILE).write_text("no front matter")
     (tmp_path / "file").touch()
 
-    skills = load_skills(["b", "../a", "file", "broken", "nowhere", "a"], tmp_path)
+    skills, missing = load_skills(["b", "../a", "file", "broken", "nowhere", "a"], tmp_path)
 
+    assert list(missing) == ["../a", "file", "broken", "nowhere"]
+    assert missing["broken"].startswith("the skill cannot be used: SKILL.md ")
     assert skills == (Skill("b", "B", "d: e", "Do b."), Skill("a", "A", "d: e", "Do a."))
 
 

@@ -38,6 +38,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str = ""
 
 
+class Workflow(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps to follow, one after the other, in the case that `when` describes, with the skills that they take."""
+
+    slug: str
+    name: str = ""
+    when: str = ""
+    steps: tuple[str, ...] = ()
+    skills: tuple[str, ...] = ()
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """The endpoint. `base_url` is what `/chat/completions` is added to."""
 
@@ -71,10 +81,12 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
-    """`skills` are ids, or objects with `id` and perhaps `enabled`; null leaves it to the preset. `advanced` is the
-    customer's to fill: what is no use to this runtime is left alone, as it must not keep an agent from running."""
+    """`skills` are ids, or objects with `id` and perhaps `enabled`; null leaves it to the preset. All of it is the
+    customer's to fill: what is no use to this runtime is told (see `wishes`), and does not keep an agent from running."""
 
     skills: tuple[Any, ...] | None = None
+    integrations: tuple[Any, ...] = ()
+    channels: dict[str, Any] = {}
     advanced: dict[str, Any] = {}
 
     @property
@@ -108,6 +120,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     agent_name: str | None = None
     preset: Preset = Preset()
     recipe: Recipe | None = None
+    workflow_slugs: tuple[str, ...] = ()
+    workflows: tuple[Workflow, ...] = ()
     system_prompt: str | None = None
     customer_facing_prompt: str | None = None
     model: Model = Model()

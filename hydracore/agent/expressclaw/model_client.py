@@ -138,8 +138,7 @@ class ModelAnswer:
         response = await self._client.send(self._request(), stream=True)
         try:
             if response.status_code != HTTPStatus.OK:
-                status = response.status_code
-                raise ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"))
+                raise refused(response.status_code)
             self.accepted = True
             streamed = response.headers.get("content-type", "").startswith("text/event-stream")
             read = _read_stream(response) if streamed else _read_whole(response)
@@ -203,15 +202,22 @@ class ModelClient:
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
     def ask(self, call: ModelCall) -> ModelAnswer:
-        tls = call.base_url.startswith("https:")
+        return ModelAnswer(self.http_for(call.base_url), call)
+
+    def http_for(self, base_url: str) -> httpx.AsyncClient:
+        tls = base_url.startswith("https:")
         if tls not in self._clients:
             # Our own timeouts count words, not bytes. How many calls there are at once is the chats' to limit.
             self._clients[tls] = new_client(tls=tls, timeout_s=CONNECT_TIMEOUT_S, connections_max=None)
-        return ModelAnswer(self._clients[tls], call)
+        return self._clients[tls]
 
     async def aclose(self) -> None:
         for client in self._clients.values():
             await client.aclose()
+
+
+def refused(status: int) -> ModelRefused:
+    return ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"))
 
 
 async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:

@@ -1,14 +1,16 @@
-"""Makes the system prompt out of what everybody involved has to say: preset, recipe, owner, skills."""
+"""Makes the system prompt out of what everybody involved has to say: preset, recipe, owner, skills, workflows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hydracore.agent.expressclaw.document import Document
+from hydracore.agent.expressclaw.document import Document, Workflow
 from hydracore.agent.expressclaw.skills import Skill
 
 
-def system_prompt(document: Document, skills: Sequence[Skill], *, today: str) -> str:
+def system_prompt(
+    document: Document, skills: Sequence[Skill], workflows: Sequence[Workflow] = (), *, today: str
+) -> str:
     """From the general to the particular, as models give the later words more weight; `today` (YYYY-MM-DD) comes last,
     because endpoints charge less for a prompt that begins as the one before did."""
     recipe = document.recipe.prompt if document.recipe is not None else ""
@@ -18,6 +20,7 @@ def system_prompt(document: Document, skills: Sequence[Skill], *, today: str) ->
         recipe,
         document.system_prompt or "",
         *(_skill_part(skill) for skill in skills),
+        *(_workflow_part(workflow) for workflow in workflows),
         _headed("How you talk to the people you serve", document.customer_facing_prompt),
         f"Today is {today} (UTC).",
     ]
@@ -26,6 +29,12 @@ def system_prompt(document: Document, skills: Sequence[Skill], *, today: str) ->
 
 def _skill_part(skill: Skill) -> str:
     return _headed(f"Skill: {skill.name}", f"{skill.description}\n\n{skill.instructions}")
+
+
+def _workflow_part(workflow: Workflow) -> str:
+    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(workflow.steps, 1))
+    when = f"Follow these steps in their order, one message each where you need an answer, when {workflow.when}:"
+    return _headed(f"Workflow: {workflow.name or workflow.slug}", f"{when}\n\n{steps}")
 
 
 def _headed(title: str, text: str | None) -> str:

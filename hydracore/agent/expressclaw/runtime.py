@@ -15,7 +15,8 @@ from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import Setup, make_setup
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.messages import ReportedError, Versions
+from hydracore.agent.expressclaw.webhooks import Webhooks
+from hydracore.agent.messages import Ignored, ReportedError, Versions
 from hydracore.agent.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class ExpressClaw:
         self._service = ChatService(store)
         self._telegram: TelegramChannel | None = None
         self._has_telegram = asyncio.Event()
+        self._webhooks = Webhooks(store.notices)
 
     async def start(self) -> None:
         setup = make_setup(self._config)
@@ -50,6 +52,7 @@ class ExpressClaw:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._service.note_partials())
                 tasks.create_task(self._run_telegram())
+                tasks.create_task(self._webhooks.run())
         except* Exception as failures:
             log.exception("runtime_broke")
             raise RuntimeFailed("runtime_broke", "The runtime broke; the agent's log has the reason") from failures
@@ -77,7 +80,15 @@ class ExpressClaw:
 
     @property
     def skills_loaded(self) -> tuple[str, ...]:
-        return () if self._setup is None else tuple(skill.id for skill in self._setup.skills)
+        return () if self._setup is None else tuple(skill.id for skill in self._setup.wishes.skills)
+
+    @property
+    def workflows_loaded(self) -> tuple[str, ...]:
+        return () if self._setup is None else tuple(workflow.slug for workflow in self._setup.wishes.workflows)
+
+    @property
+    def ignored(self) -> tuple[Ignored, ...]:
+        return () if self._setup is None else self._setup.wishes.ignored
 
     @property
     def versions(self) -> Versions:
@@ -85,24 +96,32 @@ class ExpressClaw:
 
     @property
     def connections(self) -> Mapping[str, str]:
-        return {"telegram": "off" if self._telegram is None else self._telegram.state}
+        states = {"telegram": "off" if self._telegram is None else self._telegram.state}
+        if self._setup is not None:
+            states |= self._setup.wishes.states
+            if self._setup.document.model_policy.embedding_model is not None:
+                states["memory"] = self._service.recall.state
+        return states | dict(self._webhooks.states)
 
     @property
     def error(self) -> ReportedError | None:
-        return None if self._telegram is None else self._telegram.error
+        parts = (self._telegram, self._webhooks, self._service.recall)
+        return next((part.error for part in parts if part is not None and part.error is not None), None)
 
     def _adopt(self, setup: Setup) -> None:
         self._setup = setup
         self._store.ledger.rebase(setup.digest)
-        telegram = setup.document.telegram
-        if self._telegram is None and telegram.bot_token:
+        wishes = setup.wishes
+        if self._telegram is None and wishes.bot.is_wanted:
             # Most agents have no bot, and spare their start what this would cost it.
             from hydracore.agent.expressclaw.telegram import TelegramChannel  # noqa: PLC0415 - see above
 
             self._telegram = TelegramChannel(self._store.inbox, open_chat=self.open_chat)
             self._has_telegram.set()
         if self._telegram is not None:
-            self._telegram.use(telegram)
+            self._telegram.use(wishes.bot)
+        self._webhooks.use(wishes.webhooks)
+        self._service.recall.use(setup.document.model_policy.embedding_model)
 
     async def _run_telegram(self) -> NoReturn:
         await self._has_telegram.wait()

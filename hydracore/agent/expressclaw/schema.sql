@@ -96,3 +96,19 @@ CREATE TABLE IF NOT EXISTS telegram_update (
     content   TEXT NOT NULL,
     PRIMARY KEY (bot_id, update_id)
 ) STRICT, WITHOUT ROWID;
+
+-- What integrations are yet to be told, oldest first. It is written with what it tells of, and goes once it was taken.
+CREATE TABLE IF NOT EXISTS notice (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    integration TEXT NOT NULL,
+    content     TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX IF NOT EXISTS notice_integration ON notice (integration, id);
+
+-- What messages mean to the embedding model: a vector of length one as 32-bit floats, in this machine's byte order.
+CREATE TABLE IF NOT EXISTS memory (
+    message_id INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
+    model      TEXT NOT NULL,
+    vector     BLOB NOT NULL
+) STRICT;

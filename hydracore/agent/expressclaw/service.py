@@ -27,6 +27,7 @@ from hydracore.agent.expressclaw.ledger import spend_now
 from hydracore.agent.expressclaw.memory import text_tokens
 from hydracore.agent.expressclaw.model_client import ModelClient
 from hydracore.agent.expressclaw.money import Tokens, day_of, require_budget
+from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.expressclaw.turn import Turn
@@ -57,6 +58,7 @@ class ChatService:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._client = ModelClient()
+        self.recall = Recall(store, self._client)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[str, _UnderWay] = {}
         self._turns: dict[int, Turn] = {}
@@ -163,7 +165,7 @@ class ChatService:
             begun = await self._store.turns.begin(ask, conversation_id=conversation_id, digest=digest, afford=afford)
             if isinstance(begun, ChatAnswer):
                 return chat.finish(begun)
-            turn = Turn(begun, ask, chat=chat, setup=setup, client=self._client, store=self._store)
+            turn = Turn(begun, ask, chat=chat, setup=setup, client=self._client, recall=self.recall, store=self._store)
             self._turns[turn.id] = turn
             try:
                 answer = await turn.run()

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hydracore.agent.expressclaw.document import Document, enabled_skills, read_document
-from hydracore.agent.expressclaw.memory import Said, alternating, remembered
+from hydracore.agent.expressclaw.document import Document, read_document
+from hydracore.agent.expressclaw.memory import Said, alternating
 from hydracore.agent.expressclaw.money import Tokens, as_text, cost_usd
 from hydracore.agent.expressclaw.prompt import system_prompt
-from hydracore.agent.expressclaw.skills import Skill, load_skills
+from hydracore.agent.expressclaw.wishes import Wishes, read_wishes
 from hydracore.agent.runtime import RuntimeConfig
 
 
@@ -19,17 +19,17 @@ class Setup(NamedTuple):
     """`digest` tells one configuration from the next."""
 
     document: Document
-    skills: tuple[Skill, ...]
+    wishes: Wishes
     digest: str
 
     def __repr__(self) -> str:
         return f"Setup({self.document!r})"
 
     def messages(self, past: list[Said], message: str, *, today: str) -> list[Said]:
-        """What a model is told: the system prompt, the end of the conversation, the new message."""
-        prompt = system_prompt(self.document, self.skills, today=today)
+        """What a model is told: the system prompt, what of the conversation it is reminded of, the new message."""
+        prompt = system_prompt(self.document, self.wishes.skills, self.wishes.workflows, today=today)
         system = [Said("system", prompt)] if prompt else []
-        return [*system, *alternating([*remembered(past), Said("user", message)])]
+        return [*system, *alternating([*past, Said("user", message)])]
 
     def cost(self, model: str, tokens: Tokens) -> str:
         return as_text(cost_usd(model, tokens, self.document.prices))
@@ -38,7 +38,7 @@ class Setup(NamedTuple):
 def make_setup(config: RuntimeConfig) -> Setup:
     """Raises `RuntimeFailed` when the document cannot be used."""
     document = read_document(config.settings)
-    return Setup(document, load_skills(enabled_skills(document)), _digest(config.version, config.settings))
+    return Setup(document, read_wishes(document), _digest(config.version, config.settings))
 
 
 def _digest(version: int, settings: dict[str, Any]) -> str:

@@ -6,10 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import structlog
-
-log = structlog.get_logger()
-
 #: The skills that come with the agent.
 SHIPPED_SKILLS = Path(__file__).with_name("skills")
 
@@ -30,24 +26,32 @@ class Skill(NamedTuple):
     instructions: str
 
 
+class LoadedSkills(NamedTuple):
+    """`missing`: why the others are not there, by id."""
+
+    skills: tuple[Skill, ...]
+    missing: dict[str, str]
+
+
 class SkillInvalid(Exception):
     """The folder is not a skill; the text says why."""
 
 
-def load_skills(ids: Iterable[str], folder: Path = SHIPPED_SKILLS) -> tuple[Skill, ...]:
-    """The skills of these ids that are there and in order. One that is not is left out and logged."""
+def load_skills(ids: Iterable[str], folder: Path = SHIPPED_SKILLS) -> LoadedSkills:
+    """The skills of these ids that are there and in order."""
     loaded: list[Skill] = []
+    missing: dict[str, str] = {}
     known = {path.name for path in folder.iterdir() if path.is_dir()}
     for skill_id in ids:
         # Only names that are there are ever made into a path.
         if skill_id not in known:
-            log.warning("skill_unknown", skill=skill_id[:64])
+            missing[skill_id] = f"there is no skill {skill_id!r:.64}"
             continue
         try:
             loaded.append(read_skill(folder / skill_id))
         except SkillInvalid as error:
-            log.warning("skill_invalid", skill=skill_id, reason=str(error))
-    return tuple(loaded)
+            missing[skill_id] = f"the skill cannot be used: {error}"
+    return LoadedSkills(tuple(loaded), missing)
 
 
 def read_skill(folder: Path) -> Skill:

@@ -9,6 +9,8 @@ from uuid import UUID
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.ledger import Ledger
+from hydracore.agent.expressclaw.memories import Memories
+from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.turns import Turns
 
 #: Below the agent's state directory.
@@ -25,6 +27,8 @@ class Store:
         self.turns = Turns(self._database, now_ms=now_ms)
         self.ledger = Ledger(self._database, now_ms=now_ms)
         self.inbox = Inbox(self._database)
+        self.notices = Notices(self._database)
+        self.memories = Memories(self._database)
 
     def close(self) -> None:
         """Finish what was given to do."""

@@ -31,6 +31,7 @@ from hydracore.agent.expressclaw.telegram_api import (
     Update,
     bot_id,
 )
+from hydracore.agent.expressclaw.wishes import Bot
 from hydracore.agent.messages import ReportedError
 from hydracore.agent.waiting import work_until
 
@@ -46,6 +47,7 @@ ANSWERS_MAX = 16
 SEND_TRIES_MAX = 5
 
 SORRY = "Sorry, I cannot answer right now. Please try again later."
+NOT_ALLOWED = "I answer only people whom my owner has named. Your Telegram user id is {}."
 TEXT_ONLY = "I can read text messages only."
 
 OFF = "off"
@@ -58,15 +60,15 @@ class TelegramChannel:
     def __init__(self, inbox: Inbox, *, open_chat: Callable[[Ask], OpenChat]) -> None:
         self._inbox = inbox
         self._open_chat = open_chat
-        self._wanted = Telegram()
+        self._wanted = Bot(Telegram())
         self._changed = asyncio.Event()
         #: `off`, `connected` or `error: ...`.
         self.state = OFF
 
-    def use(self, telegram: Telegram) -> None:
-        """Be this bot from now on."""
-        if telegram != self._wanted:
-            self._wanted = telegram
+    def use(self, bot: Bot) -> None:
+        """Be this one from now on."""
+        if bot != self._wanted:
+            self._wanted = bot
             self._changed.set()
 
     @property
@@ -80,20 +82,22 @@ class TelegramChannel:
             self._changed.clear()
             await work_until(self._changed, self._be(self._wanted))
 
-    async def _be(self, telegram: Telegram) -> None:
+    async def _be(self, wanted: Bot) -> None:
         """One bot, until another one is wanted."""
         self.state = OFF
-        token = telegram.bot_token
-        if token:
+        token = wanted.telegram.bot_token
+        if wanted.complaint is not None:
+            self._note(TelegramRefused(wanted.complaint))
+        elif token:
             bot = bot_id(token)
             if bot is not None:
-                await self._poll(bot, TelegramApi(token=token, base_url=telegram.base_url))
+                await self._poll(bot, TelegramApi(token=token, base_url=wanted.telegram.base_url), wanted)
             self._note(TelegramRefused("The bot token is not one"))
         await asyncio.Event().wait()
 
-    async def _poll(self, bot: str, api: TelegramApi) -> NoReturn:
+    async def _poll(self, bot: str, api: TelegramApi, wanted: Bot) -> NoReturn:
         backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
-        answering = _Answering(bot, api, self._inbox, self._open_chat)
+        answering = _Answering(bot, api, self._inbox, self._open_chat, allowed=wanted.allowed_user_ids)
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
@@ -129,9 +133,18 @@ class TelegramChannel:
 
 
 class _Answering:
-    """The answers of one bot."""
+    """The answers of one bot. `allowed`: the users who get one; None is everybody."""
 
-    def __init__(self, bot: str, api: TelegramApi, inbox: Inbox, open_chat: Callable[[Ask], OpenChat]) -> None:
+    def __init__(
+        self,
+        bot: str,
+        api: TelegramApi,
+        inbox: Inbox,
+        open_chat: Callable[[Ask], OpenChat],
+        *,
+        allowed: tuple[int, ...] | None,
+    ) -> None:
+        self._allowed = allowed
         self._bot = bot
         self._api = api
         self._inbox = inbox
@@ -172,6 +185,9 @@ class _Answering:
         return lock
 
     async def _text_for(self, update_id: int, message: Message) -> str | None:
+        if self._allowed is not None and (message.sender is None or message.sender.id not in self._allowed):
+            # Their number is what the owner needs to let them in.
+            return NOT_ALLOWED.format("unknown" if message.sender is None else message.sender.id)
         if not message.text:
             return TEXT_ONLY
         end_user = None if message.sender is None else f"telegram:{message.sender.id}"

@@ -10,7 +10,7 @@ import structlog
 
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.chats import Ask, ModelFailed, ModelTimeout, OpenChat
-from hydracore.agent.expressclaw.memory import message_tokens, text_tokens
+from hydracore.agent.expressclaw.memory import Said, message_tokens, text_tokens
 from hydracore.agent.expressclaw.model_client import (
     ModelAnswer,
     ModelCall,
@@ -20,9 +20,11 @@ from hydracore.agent.expressclaw.model_client import (
     ModelTrouble,
 )
 from hydracore.agent.expressclaw.money import Tokens, day_of
+from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.expressclaw.turns import Begun, Reply
+from hydracore.agent.expressclaw.webhooks import chat_done
 from hydracore.agent.messages import UsageEntry
 
 log = structlog.get_logger()
@@ -40,7 +42,7 @@ class Turn:
     """`run` once, after the turn has begun on disk. However it ends, its end is on disk then."""
 
     def __init__(
-        self, begun: Begun, ask: Ask, *, chat: OpenChat, setup: Setup, client: ModelClient, store: Store
+        self, begun: Begun, ask: Ask, *, chat: OpenChat, setup: Setup, client: ModelClient, recall: Recall, store: Store
     ) -> None:
         self._begun = begun
         self._ask = ask
@@ -48,8 +50,9 @@ class Turn:
         self._setup = setup
         self._client = client
         self._store = store
-        self._messages = setup.messages(begun.past, ask.message, today=day_of(store.now_ms()))
-        self._prompt_tokens = sum(map(message_tokens, self._messages))
+        self._recall = recall
+        self._messages: list[Said] = []
+        self._prompt_tokens = 0
         self._model = ""
         self._call: ModelAnswer | None = None
         self._said: list[str] = []
@@ -66,6 +69,7 @@ class Turn:
     async def run(self) -> ChatAnswer:
         """Raises `ModelFailed` and `ModelTimeout`; on cancellation the partial answer is kept."""
         try:
+            await self._remind()
             await self._ask_models()
         except BaseException:
             # Partial answers are kept if anybody may have seen them; where there is none, the question stands alone.
@@ -73,9 +77,12 @@ class Turn:
             raise
         reply = await self._close("done")
         assert reply is not None
-        return ChatAnswer(
-            conversation_id=self._begun.conversation_id, message=reply.text, model=reply.model, usage=reply.usage
-        )
+        return self._answer(reply)
+
+    async def _remind(self) -> None:
+        past = await self._recall.reminders(self._begun, self._ask, self._setup)
+        self._messages = self._setup.messages(past, self._ask.message, today=day_of(self._store.now_ms()))
+        self._prompt_tokens = sum(map(message_tokens, self._messages))
 
     async def _ask_models(self) -> None:
         """Until one has answered. Raises `ModelFailed` and `ModelTimeout`."""
@@ -129,9 +136,25 @@ class Turn:
                 prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens, cost_usd=spent.cost_usd
             )
             reply = Reply(self.partial, self._model, usage)
-        await self._store.turns.close(self._begun, state, reply=reply, spent=spent)
+        notices = self._notices(reply) if reply is not None and state == "done" else {}
+        await self._store.turns.close(self._begun, state, reply=reply, spent=spent, notices=notices)
         self._store.ledger.news.set()
+        if notices:
+            self._store.notices.news.set()
         return reply
+
+    def _answer(self, reply: Reply) -> ChatAnswer:
+        return ChatAnswer(
+            conversation_id=self._begun.conversation_id, message=reply.text, model=reply.model, usage=reply.usage
+        )
+
+    def _notices(self, reply: Reply) -> dict[str, str]:
+        """What each webhook is to be told of the answered question."""
+        at_ms, channel = self._store.now_ms(), self._ask.channel
+        return {
+            webhook.id: chat_done(self._answer(reply), notice_id=self._store.new_id(), at_ms=at_ms, channel=channel)
+            for webhook in self._setup.wishes.webhooks
+        }
 
     def _spent(self) -> UsageEntry | None:
         """What the present call has cost, by the endpoint's figures or, where it ended before them, by our estimate.

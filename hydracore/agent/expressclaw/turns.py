@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from hydracore.agent.chat_messages import (
@@ -19,6 +20,7 @@ from hydracore.agent.chats import Ask, KeyMismatch
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.ledger import add_entries
 from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, Said
+from hydracore.agent.expressclaw.notices import add_notices
 from hydracore.agent.messages import Channel, UsageEntry
 from hydracore.agent.sql import named_blocks
 
@@ -119,8 +121,10 @@ class Turns:
         *,
         reply: Reply | None,
         spent: UsageEntry | None,
+        notices: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """The turn is over: its answer, if it has one, and what the last call has cost, in one transaction."""
+        """The turn is over: its answer, if it has one, what the last call has cost, and what integrations are to be told of
+        it, in one transaction."""
         at_ms = self._now_ms()
 
         def work(db: sqlite3.Connection) -> None:
@@ -131,6 +135,7 @@ class Turns:
             db.execute(_SQL["touch_conversation"], {"conversation_id": begun.conversation_id, "at_ms": at_ms})
             db.execute(_SQL["trim"], {"conversation_id": begun.conversation_id, "keep": TURNS_MAX})
             add_entries(db, [] if spent is None else [spent])
+            add_notices(db, notices)
 
         await self._database.run(work)
 

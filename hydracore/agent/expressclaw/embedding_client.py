@@ -1,0 +1,98 @@
+"""Asks an OpenAI-compatible endpoint what texts mean: one vector of length one for each."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from array import array
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import NamedTuple, TypeAlias
+
+import httpx
+import msgspec
+
+from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, refused
+from hydracore.agent.transport import AnswerTooLarge, exchange
+
+#: Some 3000 numbers of 25 characters for each of a hundred texts.
+ANSWER_MAX_BYTES = 8 * 1024 * 1024
+
+Vector: TypeAlias = "array[float]"
+
+
+class EmbeddingCall(NamedTuple):
+    base_url: str
+    api_key: str | None
+    model: str
+    texts: Sequence[str]
+    timeout_s: float
+
+    def __repr__(self) -> str:
+        return f"EmbeddingCall(model={self.model!r})"
+
+
+class Embedded(NamedTuple):
+    """The vectors in the order of the texts. `prompt_tokens`: the endpoint's own figure, 0 where it has none."""
+
+    vectors: list[Vector]
+    prompt_tokens: int
+
+
+class _Datum(msgspec.Struct, frozen=True):
+    index: int
+    embedding: list[float]
+
+
+class _Figures(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    data: list[_Datum]
+    usage: _Figures = _Figures()
+
+
+async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
+    """Raises `ModelTrouble`."""
+    http = client.http_for(call.base_url)
+    headers = {"Content-Type": "application/json"}
+    if call.api_key is not None:
+        headers["Authorization"] = f"Bearer {call.api_key}"
+    body = {"model": call.model, "input": call.texts, "encoding_format": "float"}
+    url = call.base_url.rstrip("/") + "/embeddings"
+    request = http.build_request("POST", url, content=msgspec.json.encode(body), headers=headers)
+    try:
+        answer = await exchange(http, request, timeout_s=call.timeout_s, answer_max_bytes=ANSWER_MAX_BYTES)
+    except TimeoutError:
+        raise ModelSlow(f"no answer within {call.timeout_s:g} s") from None
+    except AnswerTooLarge:
+        raise ModelRefused("the answer is too large") from None
+    except httpx.HTTPError as error:
+        raise ModelRefused(f"the connection failed ({type(error).__name__})") from None
+    if answer.status != HTTPStatus.OK:
+        raise refused(answer.status)
+    # Some megabytes of numbers would keep every chat waiting.
+    return await asyncio.to_thread(_read, answer.content, len(call.texts))
+
+
+def likeness(one: Vector, other: Vector) -> float:
+    """The cosine of the angle between two: 1 for the same meaning, about 0 for none in common."""
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def _read(content: bytes, count: int) -> Embedded:
+    try:
+        answer = msgspec.json.decode(content, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ModelRefused("the endpoint talks nonsense") from None
+    data = sorted(answer.data, key=lambda datum: datum.index)
+    sizes = {len(datum.embedding) for datum in data}
+    if [datum.index for datum in data] != list(range(count)) or len(sizes) != 1:
+        raise ModelRefused("the endpoint talks nonsense")
+    return Embedded([_of_length_one(datum.embedding) for datum in data], max(0, answer.usage.prompt_tokens))
+
+
+def _of_length_one(numbers: list[float]) -> Vector:
+    length = math.sqrt(sum(number * number for number in numbers)) or 1.0
+    return array("f", [number / length for number in numbers])

@@ -1,0 +1,16 @@
+-- name: older
+-- What is left of a conversation behind the :kept latest messages before the present turn.
+SELECT message.id, message.role, message.content, memory.vector
+FROM (
+    SELECT id, role, content
+    FROM message
+    WHERE conversation_id = :conversation_id AND turn_id <> :turn_id
+    ORDER BY id DESC
+    LIMIT :limit OFFSET :kept
+) AS message
+LEFT JOIN memory ON memory.message_id = message.id AND memory.model = :model
+ORDER BY message.id;
+
+-- name: keep
+INSERT INTO memory (message_id, model, vector) VALUES (:message_id, :model, :vector)
+ON CONFLICT (message_id) DO UPDATE SET model = excluded.model, vector = excluded.vector;

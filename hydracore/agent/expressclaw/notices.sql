@@ -1,0 +1,16 @@
+-- name: add
+INSERT INTO notice (integration, content) VALUES (:integration, :content);
+
+-- name: trim
+DELETE FROM notice
+WHERE integration = :integration
+  AND id <= (SELECT id FROM notice WHERE integration = :integration ORDER BY id DESC LIMIT 1 OFFSET :keep);
+
+-- name: next
+SELECT id, content FROM notice WHERE integration = :integration ORDER BY id LIMIT 1;
+
+-- name: done
+DELETE FROM notice WHERE id = :id;
+
+-- name: others
+DELETE FROM notice WHERE integration NOT IN (SELECT value FROM json_each(:integrations));

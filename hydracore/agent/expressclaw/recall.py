@@ -1,0 +1,147 @@
+"""What a model is reminded of: the end of the conversation, and of what is older that which is like the new message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from hydracore.agent.chats import Ask
+from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, Vector, embed, likeness
+from hydracore.agent.expressclaw.memories import Older
+from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, Said, message_tokens, remembered, text_tokens
+from hydracore.agent.expressclaw.model_client import ModelClient, ModelTrouble
+from hydracore.agent.expressclaw.money import Tokens
+from hydracore.agent.expressclaw.setup import Setup
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.expressclaw.turns import Begun
+from hydracore.agent.messages import ReportedError, UsageEntry
+
+log = structlog.get_logger()
+
+#: What a chat waits for at most before it goes on without, and how long after a failure nobody is asked.
+EMBED_MAX_S = 5.0
+PAUSE_S = 60.0
+
+#: Messages asked about in one call, and how much of each counts: models read about 8000 tokens.
+EMBEDDED_AT_ONCE = 64
+EMBEDDED_MAX_CHARS = 8000
+
+#: What is recalled at most, how much of each message, and how like the new one it must be.
+RECALLED_MAX_MESSAGES = 6
+RECALLED_MAX_TOKENS = 2000
+RECALLED_MAX_CHARS = 1000
+LIKENESS_MIN = 0.25
+
+OFF = "off"
+READY = "ready"
+CONNECTED = "connected"
+
+_HEAD = "(Said earlier in this conversation; it may be of use for what follows.)"
+
+
+class _Asked(NamedTuple):
+    """A new message, and the embedding model that is asked about it."""
+
+    ask: Ask
+    setup: Setup
+    model: str
+    conversation_id: str
+
+    def spent(self, tokens: Tokens, *, at_ms: int) -> UsageEntry:
+        return UsageEntry(
+            at_ms=at_ms,
+            model=self.model,
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            cost_usd=self.setup.cost(self.model, tokens),
+            end_user=self.ask.end_user,
+            channel=self.ask.channel,
+            conversation_id=self.conversation_id,
+        )
+
+
+class Recall:
+    def __init__(self, store: Store, client: ModelClient) -> None:
+        self._store = store
+        self._client = client
+        self._model: str | None = None
+        self._not_before_s = 0.0
+        #: `off`, `ready`, `connected` once it worked, or `error: ...`.
+        self.state = OFF
+
+    def use(self, model: str | None) -> None:
+        """Ask this embedding model from now on, or none."""
+        if model != self._model:
+            self._model = model
+            self._not_before_s = 0.0
+            self.state = OFF if model is None else READY
+
+    @property
+    def error(self) -> ReportedError | None:
+        if self.state in {OFF, READY, CONNECTED}:
+            return None
+        return ReportedError(code="memory_failed", message=self.state.removeprefix("error: "))
+
+    async def reminders(self, begun: Begun, ask: Ask, setup: Setup) -> list[Said]:
+        """Without an embedding model, or where that fails, the end of the conversation alone."""
+        past = remembered(begun.past)
+        model = setup.document.model_policy.embedding_model
+        is_all_in_sight = len(past) == len(begun.past) < MEMORY_MAX_MESSAGES
+        if not model or is_all_in_sight or asyncio.get_running_loop().time() < self._not_before_s:
+            return past
+        older = await self._store.memories.older(begun, kept=len(past), model=model)
+        if not older:
+            return past
+        try:
+            recalled = await self._recall(older, _Asked(ask, setup, model, begun.conversation_id))
+        except ModelTrouble as trouble:
+            log.warning("memory_failed", model=model, reason=trouble.reason)
+            self.state = f"error: {model}: {trouble.reason}"
+            self._not_before_s = asyncio.get_running_loop().time() + PAUSE_S
+            return past
+        self.state = CONNECTED
+        # It comes as the user's words and not as the system's: much of it is what users said.
+        return [*([Said("user", recalled)] if recalled else []), *past]
+
+    async def _recall(self, older: list[Older], asked: _Asked) -> str:
+        """Raises `ModelTrouble`."""
+        endpoint = asked.setup.document.model
+        if endpoint.base_url is None:
+            return ""
+        # Those of which nothing is known yet, the latest first: the others follow with the next chats.
+        unknown = [each for each in older if each.vector is None][-EMBEDDED_AT_ONCE:]
+        texts = [text[:EMBEDDED_MAX_CHARS] for text in (asked.ask.message, *(each.said.content for each in unknown))]
+        call = EmbeddingCall(endpoint.base_url, endpoint.api_key, asked.model, texts, EMBED_MAX_S)
+        embedded = await embed(self._client, call)
+        wanted, *vectors = embedded.vectors
+        learnt = {each.message_id: vector for each, vector in zip(unknown, vectors, strict=True)}
+        tokens = Tokens(embedded.prompt_tokens or sum(map(text_tokens, texts)), 0)
+        spent = asked.spent(tokens, at_ms=self._store.now_ms())
+        await self._store.memories.keep(asked.model, learnt, spent=spent)
+        self._store.ledger.news.set()
+        # Half a million multiplications would keep every other chat waiting.
+        return await asyncio.to_thread(_most_like, wanted, older, learnt)
+
+
+def _most_like(wanted: Vector, older: Sequence[Older], learnt: Mapping[int, Vector]) -> str:
+    """The messages most like what is wanted, in the order in which they were said; empty where none is."""
+    likes: list[tuple[float, int]] = []
+    for index, each in enumerate(older):
+        vector = each.vector if each.vector is not None else learnt.get(each.message_id)
+        if vector is not None and len(vector) == len(wanted):
+            likes.append((likeness(wanted, vector), index))
+    best = sorted((like, index) for like, index in likes if like >= LIKENESS_MIN)[-RECALLED_MAX_MESSAGES:]
+    left, chosen = RECALLED_MAX_TOKENS, list[int]()
+    for _, index in reversed(best):
+        left -= message_tokens(_shortened(older[index].said))
+        if left >= 0:
+            chosen.append(index)
+    lines = [f"{said.role}: {said.content}" for said in (_shortened(older[index].said) for index in sorted(chosen))]
+    return "\n".join([_HEAD, *lines]) if lines else ""
+
+
+def _shortened(said: Said) -> Said:
+    return Said(said.role, said.content[:RECALLED_MAX_CHARS])

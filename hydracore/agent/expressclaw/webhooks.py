@@ -1,0 +1,157 @@
+"""Webhooks: integrations that are told of each answered chat by an HTTP request, in order, until they take it.
+
+They are told that there was a chat and what it cost, and nothing of what was said: who may read conversations is decided
+elsewhere, and whoever sets up an integration must not get around that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import NoReturn
+from uuid import UUID
+
+import httpx
+import msgspec
+import structlog
+
+from hydracore.agent import VERSION
+from hydracore.agent.backoff import Backoff
+from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.expressclaw.notices import Notices
+from hydracore.agent.expressclaw.wishes import Webhook, integration_name
+from hydracore.agent.messages import Channel, ReportedError
+from hydracore.agent.transport import AnswerTooLarge, exchange, new_client
+from hydracore.agent.waiting import work_until
+
+log = structlog.get_logger()
+
+RETRY_BASE_S = 0.5
+RETRY_CAP_S = 60.0
+CALL_TIMEOUT_S = 10.0
+
+#: Nobody reads what they answer.
+ANSWER_MAX_BYTES = 64 * 1024
+
+READY = "ready"
+CONNECTED = "connected"
+
+
+class ChatDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="chat.done"):
+    """What a webhook is sent. `id` stays the same however often it is sent."""
+
+    id: UUID
+    at: datetime
+    conversation_id: str
+    channel: Channel
+    model: str
+    usage: TokenUsage
+
+
+class Webhooks:
+    """Say whom to tell with `use`, then `run` it beside the rest."""
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+        self._wanted: tuple[Webhook, ...] | None = None
+        self._states: dict[str, str] = {}
+        self._changed = asyncio.Event()
+
+    def use(self, webhooks: tuple[Webhook, ...]) -> None:
+        if webhooks != self._wanted:
+            self._wanted = webhooks
+            self._states = {webhook.id: READY for webhook in webhooks}
+            self._notices.keep_only(webhook.id for webhook in webhooks)
+            self._changed.set()
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        """How each fares: `ready`, `connected` once it took something, or `error: ...`."""
+        return {integration_name(webhook_id): state for webhook_id, state in self._states.items()}
+
+    @property
+    def error(self) -> ReportedError | None:
+        for name, state in self.states.items():
+            if state.startswith("error: "):
+                message = f"{name}: {state.removeprefix('error: ')}"
+                return ReportedError(code="integration_failed", message=message)
+        return None
+
+    async def run(self) -> NoReturn:
+        while True:
+            self._changed.clear()
+            await work_until(self._changed, self._tell_all(self._wanted or ()))
+
+    async def _tell_all(self, webhooks: tuple[Webhook, ...]) -> None:
+        """Each on its own, so that one that is away keeps nobody waiting."""
+        news = {webhook.id: asyncio.Event() for webhook in webhooks}
+        async with asyncio.TaskGroup() as tasks:
+            for webhook in webhooks:
+                tasks.create_task(self._tell(webhook, news[webhook.id]))
+            while True:
+                await self._notices.news.wait()
+                self._notices.news.clear()
+                for each in news.values():
+                    each.set()
+
+    async def _tell(self, webhook: Webhook, news: asyncio.Event) -> NoReturn:
+        client = new_client(tls=webhook.url.startswith("https:"), timeout_s=CALL_TIMEOUT_S)
+        backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
+        try:
+            while True:
+                news.clear()
+                while (notice := await self._notices.next(webhook.id)) is not None:
+                    trouble = await _send(client, webhook, notice.content.encode())
+                    if trouble is None:
+                        self._states[webhook.id] = CONNECTED
+                        await self._notices.done(notice)
+                        backoff.reset()
+                    else:
+                        self._note(webhook, trouble)
+                        await asyncio.sleep(backoff.next_s())
+                await news.wait()
+        finally:
+            await client.aclose()
+
+    def _note(self, webhook: Webhook, trouble: str) -> None:
+        state = f"error: {trouble}"
+        if state != self._states[webhook.id]:
+            log.warning("webhook_failed", webhook=webhook.id, reason=trouble)
+        self._states[webhook.id] = state
+
+
+def chat_done(answer: ChatAnswer, *, notice_id: UUID, at_ms: int, channel: Channel) -> str:
+    """What is told of an answered chat, as JSON."""
+    told = ChatDone(
+        id=notice_id,
+        at=datetime.fromtimestamp(at_ms / 1000, UTC),
+        conversation_id=answer.conversation_id,
+        channel=channel,
+        model=answer.model,
+        usage=answer.usage,
+    )
+    return msgspec.json.encode(told).decode()
+
+
+def signature(secret: str, content: bytes) -> str:
+    """What `X-HydraCore-Signature` says, so that the receiver knows who is calling."""
+    return "sha256=" + hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
+
+
+async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> str | None:
+    """Why it was not taken, or None. Nothing of what the receiver says is passed on."""
+    headers = {"Content-Type": "application/json", "User-Agent": f"hydracore-agent/{VERSION}"}
+    if webhook.secret is not None:
+        headers["X-HydraCore-Signature"] = signature(webhook.secret, content)
+    try:
+        request = client.build_request("POST", webhook.url, content=content, headers=headers)
+        answer = await exchange(client, request, timeout_s=CALL_TIMEOUT_S, answer_max_bytes=ANSWER_MAX_BYTES)
+    except TimeoutError:
+        return f"no answer within {CALL_TIMEOUT_S:g} s"
+    except (httpx.HTTPError, httpx.InvalidURL, AnswerTooLarge) as error:
+        return f"it cannot be reached ({type(error).__name__})"
+    return None if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {answer.status}"

@@ -1,0 +1,222 @@
+"""What the customer asks for in the free parts of the document: what this runtime does of it, and what it does not, and why.
+
+Nothing is dropped without a word: whatever is not used is `ignored` with its place, as the status shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Annotated, Any, NamedTuple, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hydracore.agent.expressclaw.document import MODEL_TIMEOUT_MAX_S, Document, Telegram, Workflow, enabled_skills
+from hydracore.agent.expressclaw.skills import Skill, load_skills
+from hydracore.agent.messages import Ignored
+
+#: More of these are not told: whoever sees as many knows what to look for.
+IGNORED_MAX = 100
+PATH_MAX_CHARS = 200
+
+WEBHOOKS_MAX = 10
+
+UNSUPPORTED = "unsupported"
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """An integration that is told of each chat. `secret` signs what it is told."""
+
+    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")] = "webhook"
+    type: str = "webhook"
+    url: Annotated[str, msgspec.Meta(max_length=2000)]
+    secret: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+    enabled: bool = True
+
+    def __repr__(self) -> str:
+        return f"Webhook(id={self.id!r})"
+
+
+class TelegramWish(msgspec.Struct, frozen=True, kw_only=True):
+    """`channels.telegram`. `allowed_user_ids`: whom the bot answers; null is everybody."""
+
+    enabled: bool = True
+    bot_token: str | None = None
+    allowed_user_ids: tuple[int, ...] | None = None
+
+
+class Bot(NamedTuple):
+    """What the Telegram channel is to be. `complaint`: why it is to be nothing though it is wanted."""
+
+    telegram: Telegram
+    allowed_user_ids: tuple[int, ...] | None = None
+    complaint: str | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self.telegram.bot_token) or self.complaint is not None
+
+    def __repr__(self) -> str:
+        return f"Bot(allowed_user_ids={self.allowed_user_ids})"
+
+
+class Wishes(NamedTuple):
+    """`states`: connections that were asked for and cannot be, by name."""
+
+    bot: Bot
+    webhooks: tuple[Webhook, ...]
+    workflows: tuple[Workflow, ...]
+    skills: tuple[Skill, ...]
+    states: Mapping[str, str]
+    ignored: tuple[Ignored, ...]
+
+
+def read_wishes(document: Document) -> Wishes:
+    """Never fails: what cannot be used must not keep an agent from running."""
+    return _Reader(document).read()
+
+
+def integration_name(integration_id: str) -> str:
+    """Its name among the connections, where channels have names, too."""
+    return f"integration:{integration_id}"
+
+
+class _Reader:
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._states: dict[str, str] = {}
+        self._ignored: list[Ignored] = []
+
+    def read(self) -> Wishes:
+        self._advanced()
+        bot = self._bot()
+        webhooks = self._webhooks()
+        workflows = self._workflows()
+        skills = self._skills(workflows)
+        return Wishes(bot, webhooks, workflows, skills, self._states, tuple(self._ignored[:IGNORED_MAX]))
+
+    def _ignore(self, path: str, reason: str) -> None:
+        self._ignored.append(Ignored(path[:PATH_MAX_CHARS], reason))
+
+    def _ignore_unknown(self, path: str, given: Any, known: type[msgspec.Struct]) -> None:
+        for name in cast("dict[str, Any]", given).keys() - set(known.__struct_fields__):
+            self._ignore(f"{path}.{name}", "there is no such setting here")
+
+    def _advanced(self) -> None:
+        platform = self._document.platform
+        for name, given in platform.advanced.items():
+            path = f"platform.advanced.{name}"
+            if name != "model_timeout_s":
+                self._ignore(path, "there is no such setting here")
+            elif platform.model_timeout_s != given:
+                self._ignore(path, f"must be a number of seconds above 0, at most {MODEL_TIMEOUT_MAX_S:g}")
+
+    def _bot(self) -> Bot:
+        channels = self._document.platform.channels
+        for name, wanted in channels.items():
+            if name != "telegram" and not _is_off(wanted):
+                self._states[name[:PATH_MAX_CHARS]] = UNSUPPORTED
+                self._ignore(f"platform.channels.{name}", "this runtime has no such channel")
+        path, given = "platform.channels.telegram", channels.get("telegram", {})
+        telegram = self._document.telegram
+        try:
+            wish = msgspec.convert(given, TelegramWish)
+        except msgspec.ValidationError as error:
+            # Half understood, it could let in people who are to be kept out.
+            self._ignore(path, f"the channel stays off: {error}")
+            return Bot(Telegram(base_url=telegram.base_url), complaint=f"{path} cannot be used: {error}")
+        self._ignore_unknown(path, given, TelegramWish)
+        token = (wish.bot_token or telegram.bot_token) if wish.enabled else None
+        return Bot(Telegram(bot_token=token, base_url=telegram.base_url), wish.allowed_user_ids)
+
+    def _webhooks(self) -> tuple[Webhook, ...]:
+        webhooks: dict[str, Webhook] = {}
+        for index, given in enumerate(self._document.platform.integrations):
+            path = f"platform.integrations.{index}"
+            if _is_off(given):
+                continue
+            name = integration_name(_id_of(given) or str(index))
+            if not (isinstance(given, dict) and cast("dict[str, Any]", given).get("type") == "webhook"):
+                self._states[name] = UNSUPPORTED
+                self._ignore(path, "this runtime has integrations of type 'webhook' only")
+                continue
+            webhook = self._webhook(path, name, given)
+            if webhook is None:
+                continue
+            if webhook.id in webhooks or len(webhooks) == WEBHOOKS_MAX:
+                self._ignore(path, f"another one has its id, or there are more than {WEBHOOKS_MAX}")
+                continue
+            webhooks[webhook.id] = webhook
+        return tuple(webhooks.values())
+
+    def _webhook(self, path: str, name: str, given: Any) -> Webhook | None:
+        try:
+            webhook = msgspec.convert(given, Webhook)
+        except msgspec.ValidationError as error:
+            complaint = str(error)
+        else:
+            complaint = _address_complaint(webhook.url)
+            if complaint is None:
+                self._ignore_unknown(path, given, Webhook)
+                return webhook
+        self._states[name] = f"error: {complaint}"
+        self._ignore(path, complaint)
+        return None
+
+    def _workflows(self) -> tuple[Workflow, ...]:
+        known = {workflow.slug: workflow for workflow in self._document.workflows}
+        for index, slug in enumerate(self._document.workflow_slugs):
+            if slug not in known:
+                self._ignore(f"workflow_slugs.{index}", f"there is no workflow {slug!r:.64}")
+        return tuple(known[slug] for slug in dict.fromkeys(self._document.workflow_slugs) if slug in known)
+
+    def _skills(self, workflows: tuple[Workflow, ...]) -> tuple[Skill, ...]:
+        """Those that are enabled, then those that workflows take."""
+        wanted = enabled_skills(self._document)
+        taken = (skill for workflow in workflows for skill in workflow.skills)
+        loaded = load_skills(dict.fromkeys((*wanted, *taken)))
+        for index, given in enumerate(self._document.platform.skills or ()):
+            skill_id = _id_of(given)
+            if skill_id is None:
+                self._ignore(f"platform.skills.{index}", "a skill is its id, or an object with an id")
+            elif skill_id in loaded.missing and not _is_off(given):
+                self._ignore(f"platform.skills.{index}", loaded.missing.pop(skill_id))
+        for reason in loaded.missing.values():
+            self._ignore("skills of the preset or of a workflow", reason)
+        return loaded.skills
+
+
+def _is_off(given: Any) -> bool:
+    return isinstance(given, dict) and cast("dict[str, Any]", given).get("enabled") is False
+
+
+def _id_of(given: Any) -> str | None:
+    found = cast("dict[str, Any]", given).get("id") if isinstance(given, dict) else given
+    return found[:PATH_MAX_CHARS] if isinstance(found, str) else None
+
+
+def _address_complaint(url: str) -> str | None:
+    """Why an address must not be called, or None.
+
+    TLS proves that whoever answers is who the address says, which nobody in the agent's own networks can. Without it only
+    the agent's own machine may be called.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        parts.port  # noqa: B018 - it is this that finds a port that is none
+    except ValueError:
+        return "url must be an address"
+    if not host or parts.username is not None or not url.isprintable() or " " in url:
+        return "url must be an https:// address without a user"
+    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)):
+        return None
+    return "url must begin with https:// (http:// is for this machine alone)"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

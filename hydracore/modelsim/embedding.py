@@ -1,0 +1,77 @@
+"""`/v1/embeddings` without a model: the vector of a text says which words it has, so texts with words in common are alike."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import deque
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from hydracore.modelsim import wire
+from hydracore.modelsim.exchange import Exchange
+from hydracore.modelsim.script import tokens
+
+#: Words share a place by chance once in so many.
+SIZE: Final = 512
+TEXTS_MAX: Final = 2048
+#: Requests remembered; older ones are forgotten.
+RECORDS_MAX: Final = 200
+
+#: A request for a model of this name is answered by HTTP 503.
+BROKEN: Final = "broken-embedding"
+
+#: Words that say nothing of what a text is about.
+_EMPTY: Final = frozenset(
+    ["a", "an", "and", "are", "do", "i", "in", "is", "it", "my", "of", "the", "to", "what", "you"]
+)
+_WORD: Final = re.compile(r"\w+")
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that count; a request may have others."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    input: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=TEXTS_MAX)]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.input,) if isinstance(self.input, str) else self.input
+
+
+class Embeddings:
+    """`records`: the latest requests as they came."""
+
+    def __init__(self) -> None:
+        self.records: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
+
+    async def answer(self, exchange: Exchange, body: bytes) -> None:
+        try:
+            request = msgspec.json.decode(body, type=EmbeddingRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
+            return
+        self.records.append({"model": request.model, "texts": request.texts})
+        if request.model == BROKEN:
+            await exchange.answer(HTTPStatus.SERVICE_UNAVAILABLE, wire.problem("Scripted refusal", "scripted_refusal"))
+            return
+        count = sum(len(tokens(text)) for text in request.texts)
+        data = [
+            {"object": "embedding", "index": index, "embedding": vector(text)}
+            for index, text in enumerate(request.texts)
+        ]
+        used = {"prompt_tokens": count, "total_tokens": count}
+        answer = {"object": "list", "model": request.model, "data": data, "usage": used, "owned_by": wire.OWNER}
+        await exchange.answer(HTTPStatus.OK, answer)
+
+
+def vector(text: str) -> list[float]:
+    """The same for the same text, always; of length one where the text has a word that counts."""
+    counts = [0.0] * SIZE
+    for word in set(_WORD.findall(text.lower())) - _EMPTY:
+        counts[int.from_bytes(hashlib.sha256(word.encode()).digest()[:4]) % SIZE] += 1.0
+    length = math.sqrt(sum(count * count for count in counts)) or 1.0
+    return [count / length for count in counts]

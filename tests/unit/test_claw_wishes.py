@@ -1,0 +1,173 @@
+"""What customers ask for in the free parts of a document: used where it can be, and told of where it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hydracore.agent.expressclaw.document import Document, Platform, Preset, Telegram, Workflow, read_document
+from hydracore.agent.expressclaw.prompt import system_prompt
+from hydracore.agent.expressclaw.wishes import IGNORED_MAX, Wishes, read_wishes
+
+TOKEN = "4711:token-of-the-installation"
+
+
+def wishes(**platform: Any) -> Wishes:
+    settings = {"platform": platform, "telegram": {"bot_token": TOKEN, "base_url": "http://telegram.test"}}
+    return read_wishes(read_document(settings))
+
+
+def ignored(found: Wishes) -> dict[str, str]:
+    return {each.path: each.reason for each in found.ignored}
+
+
+def test_nothing_asked_for_is_nothing_ignored() -> None:
+    found = read_wishes(Document())
+
+    assert (found.ignored, found.states, found.webhooks, found.workflows, found.skills) == ((), {}, (), (), ())
+    assert not found.bot.is_wanted
+
+
+# --- channels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_channel_has_a_token_a_switch_and_a_list_of_people() -> None:
+    of_the_configuration = wishes()
+    of_its_own = wishes(channels={"telegram": {"bot_token": "1:own", "allowed_user_ids": [7, 8]}})
+    off = wishes(channels={"telegram": {"enabled": False, "bot_token": "1:own"}})
+
+    assert of_the_configuration.bot.telegram.bot_token == TOKEN
+    assert of_the_configuration.bot.allowed_user_ids is None
+    assert (of_its_own.bot.telegram.bot_token, of_its_own.bot.allowed_user_ids) == ("1:own", (7, 8))
+    assert not off.bot.is_wanted
+    assert "own" not in repr(of_its_own)
+
+
+@pytest.mark.parametrize(
+    "channel", ["yes", {"allowed_user_ids": "7"}, {"allowed_user_ids": ["7"]}, {"enabled": "no"}, {"bot_token": 5}]
+)
+def test_a_channel_that_is_half_understood_lets_nobody_in(channel: Any) -> None:
+    found = wishes(channels={"telegram": channel})
+
+    assert found.bot.telegram.bot_token is None
+    assert found.bot.complaint is not None
+    assert found.bot.complaint.startswith("platform.channels.telegram cannot be used: Expected ")
+    assert list(ignored(found)) == ["platform.channels.telegram"]
+
+
+def test_channels_and_settings_that_there_are_not_are_told() -> None:
+    channels = {
+        "slack": {"token": "xoxb-secret"},
+        "email": {"enabled": False},
+        "telegram": {"base_url": "http://evil.test"},
+    }
+
+    found = wishes(channels=channels, advanced={"model_timeout_s": 900, "turbo": True})
+
+    assert found.states == {"slack": "unsupported"}
+    assert found.bot.telegram.base_url == "http://telegram.test"
+    assert ignored(found) == {
+        "platform.advanced.model_timeout_s": "must be a number of seconds above 0, at most 300",
+        "platform.advanced.turbo": "there is no such setting here",
+        "platform.channels.slack": "this runtime has no such channel",
+        "platform.channels.telegram.base_url": "there is no such setting here",
+    }
+    assert "xoxb" not in str(found.ignored)
+
+
+# --- integrations ----------------------------------------------------------------------------------------------------
+
+
+def test_webhooks_are_taken_and_everything_else_is_told() -> None:
+    good = {"id": "crm", "type": "webhook", "url": "https://crm.test/hook", "secret": "s3cret"}
+
+    found = wishes(
+        integrations=[
+            good,
+            "calendar",
+            {"id": "crm", "type": "webhook", "url": "https://other.test/"},
+            {"type": "zapier"},
+            {"type": "webhook", "enabled": False},
+            {"type": "webhook", "id": "local", "url": "http://127.0.0.1:9/x", "colour": "red"},
+        ]
+    )
+
+    assert [(webhook.id, webhook.url) for webhook in found.webhooks] == [
+        ("crm", "https://crm.test/hook"),
+        ("local", "http://127.0.0.1:9/x"),
+    ]
+    assert found.states == {"integration:calendar": "unsupported", "integration:3": "unsupported"}
+    assert list(ignored(found)) == [f"platform.integrations.{which}" for which in ("1", "2", "3", "5.colour")]
+    assert "s3cret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://crm.test/hook",
+        "http://10.64.0.7:7400/api/chat",
+        "http://169.254.169.254/metadata",
+        "ftp://crm.test/",
+        "https://user@crm.test/",
+        "https://crm.test:99999/",
+        "https://[crm.test/",
+        "https:///hook",
+        "https://crm.test/a b",
+        "",
+        5,
+        None,
+    ],
+)
+def test_a_webhook_goes_to_an_address_that_proves_itself_or_stays_on_the_machine(url: Any) -> None:
+    found = wishes(integrations=[{"id": "crm", "type": "webhook", "url": url}])
+
+    assert found.webhooks == ()
+    assert found.states["integration:crm"].startswith("error: ")
+    assert list(ignored(found)) == ["platform.integrations.0"]
+
+
+# --- skills and workflows --------------------------------------------------------------------------------------------
+
+
+def test_skills_that_cannot_be_loaded_are_told_with_their_place() -> None:
+    found = wishes(skills=["email-drafts", "no-such-skill", {"id": "nor-this", "enabled": False}, 5])
+    of_the_preset = read_wishes(Document(preset=Preset(skills=("no-such-skill",))))
+
+    assert [skill.id for skill in found.skills] == ["email-drafts"]
+    assert ignored(found) == {
+        "platform.skills.1": "there is no skill 'no-such-skill'",
+        "platform.skills.3": "a skill is its id, or an object with an id",
+    }
+    assert list(ignored(of_the_preset).values()) == ["there is no skill 'no-such-skill'"]
+
+
+def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones_are_told() -> None:
+    review = Workflow(
+        slug="review", name="Review", when="asked for one", steps=("Ask.", "Sum up."), skills=("task-planning",)
+    )
+    document = Document(
+        workflow_slugs=("review", "gone", "review"), workflows=(review,), platform=Platform(skills=("email-drafts",))
+    )
+
+    found = read_wishes(document)
+
+    assert found.workflows == (review,)
+    assert [skill.id for skill in found.skills] == ["email-drafts", "task-planning"]
+    assert ignored(found) == {"workflow_slugs.1": "there is no workflow 'gone'"}
+    prompt = system_prompt(document, (), found.workflows, today="2026-11-25")
+    assert prompt.startswith("## Workflow: Review\n\n")
+    assert "when asked for one:\n\n1. Ask.\n2. Sum up.\n\nToday is" in prompt
+
+
+def test_what_is_told_has_its_limit() -> None:
+    found = wishes(advanced={f"{number}{'x' * 1000}": 1 for number in range(500)})
+
+    assert len(found.ignored) == IGNORED_MAX
+    assert max(len(each.path) for each in found.ignored) == 200
+
+
+def test_a_telegram_document_of_old_stays_what_it_was() -> None:
+    found = read_wishes(Document(telegram=Telegram(bot_token=TOKEN)))
+
+    assert found.bot.telegram.bot_token == TOKEN
