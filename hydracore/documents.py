@@ -89,7 +89,10 @@ def masked(value: Any) -> Any:
 
 
 def unmasked(value: Any, stored: Any, *, secret: bool = False) -> Any:
-    """`value` with each masked text that stands where `stored` has that very secret replaced by the secret."""
+    """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
+
+    Items of lists are told apart by their `id`, and where they have none by their place.
+    """
     if isinstance(value, dict):
         known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
         return {
@@ -99,12 +102,24 @@ def unmasked(value: Any, stored: Any, *, secret: bool = False) -> Any:
     if isinstance(value, list | tuple):
         items = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
         return [
-            unmasked(item, items[index] if index < len(items) else None, secret=secret)
+            unmasked(item, _counterpart(item, index, items), secret=secret)
             for index, item in enumerate(cast("list[Any]", value))
         ]
     if secret and isinstance(value, str) and isinstance(stored, str) and value == mask(stored):
         return stored
     return value
+
+
+def _counterpart(item: Any, index: int, stored: list[Any]) -> Any:
+    """Which of `stored` an item is a new version of: the one with its `id`, so that items may come, go and move."""
+    item_id = _id_of(item)
+    if item_id is not None:
+        return next((each for each in stored if _id_of(each) == item_id), None)
+    return stored[index] if index < len(stored) else None
+
+
+def _id_of(item: Any) -> Any:
+    return cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None
 
 
 async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:

@@ -63,6 +63,7 @@ class RuntimeReader:
             uptime_seconds=seen.uptime_seconds if seen is not None else None,
             config_version=state.config.version,
             config_version_running=seen.config_version if seen is not None else None,
+            agent_version=seen.versions.agent if seen is not None else None,
             connections=status.connections if status is not None else {},
             workflows_loaded=list(status.workflows_loaded) if status is not None else [],
             config_ignored=_shown(status.ignored) if status is not None else [],

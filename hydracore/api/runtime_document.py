@@ -47,6 +47,7 @@ class RuntimeDocuments:
             "type": state.runtime_type,
             "agent_name": state.agent_name,
             "preset": self._preset(state),
+            "recipe_id": state.recipe_id,
             "recipe": self._recipe(state),
             "system_prompt": opened.system_prompt,
             "customer_facing_prompt": opened.customer_facing_prompt,

@@ -190,6 +190,7 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
     uptime_seconds: int | None
     config_version: int
     config_version_running: int | None
+    agent_version: str | None
     connections: dict[str, str]
     workflows_loaded: list[str]
     config_ignored: list[IgnoredPart]

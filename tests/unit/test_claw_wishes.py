@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hydracore.agent.expressclaw.document import Document, Platform, Preset, Telegram, Workflow, read_document
+from hydracore.agent.expressclaw.document import Document, Platform, Preset, Recipe, Telegram, Workflow, read_document
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.expressclaw.wishes import IGNORED_MAX, Wishes, read_wishes
 
@@ -158,6 +158,11 @@ def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones
     prompt = system_prompt(document, (), found.workflows, today="2026-11-25")
     assert prompt.startswith("## Workflow: Review\n\n")
     assert "when asked for one:\n\n1. Ask.\n2. Sum up.\n\nToday is" in prompt
+
+
+def test_a_recipe_that_there_is_not_is_told() -> None:
+    assert ignored(read_wishes(Document(recipe_id="gone"))) == {"recipe_id": "there is no recipe 'gone'"}
+    assert ignored(read_wishes(Document(recipe_id="there", recipe=Recipe(id="there", prompt="Do.")))) == {}
 
 
 def test_what_is_told_has_its_limit() -> None:

@@ -95,6 +95,16 @@ def test_what_was_shown_masked_may_be_sent_back() -> None:
     assert merge_patch(stored, unmasked({"telegram": {"bot_token": mask(TOKEN)}}, stored)) == stored
 
 
+def test_items_of_lists_that_have_an_id_may_come_go_and_move() -> None:
+    stored = [{"id": "a", "secret": "the secret of a"}, {"id": "b", "secret": "the secret of b"}, {"secret": "third"}]
+    a, b, third = masked(stored)
+    new = {"id": "c", "secret": "new"}
+
+    assert unmasked([b, new], stored) == [stored[1], new]
+    assert unmasked([new, b, third, a], stored) == [new, stored[1], stored[2], stored[0]]
+    assert unmasked([{"id": "c", "secret": a["secret"]}], stored) == [{"id": "c", "secret": a["secret"]}]
+
+
 @pytest.mark.parametrize(
     "patch",
     [

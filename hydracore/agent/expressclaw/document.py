@@ -119,6 +119,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     agent_name: str | None = None
     preset: Preset = Preset()
+    recipe_id: str | None = None
     recipe: Recipe | None = None
     workflow_slugs: tuple[str, ...] = ()
     workflows: tuple[Workflow, ...] = ()

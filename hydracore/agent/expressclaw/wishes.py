@@ -92,6 +92,8 @@ class _Reader:
         self._advanced()
         bot = self._bot()
         webhooks = self._webhooks()
+        if self._document.recipe_id is not None and self._document.recipe is None:
+            self._ignore("recipe_id", f"there is no recipe {self._document.recipe_id!r:.64}")
         workflows = self._workflows()
         skills = self._skills(workflows)
         return Wishes(bot, webhooks, workflows, skills, self._states, tuple(self._ignored[:IGNORED_MAX]))
