@@ -169,7 +169,7 @@ async def test_what_a_heartbeat_said_shows_in_the_runtime_status(api: Api, agent
     assert runtime["skills_loaded"] == ["notes"]
     assert (runtime["error_code"], runtime["error_message"]) == ("model_unreachable", "No answer")
     assert runtime["last_heartbeat"] is not None
-    assert runtime["openclaw_version"] is None
+    assert (runtime["openclaw_version"], runtime["agent_version"]) == (None, "1")
 
 
 async def test_a_later_boot_of_the_same_agent_enrols_again_and_the_former_must_stop(api: Api, agent: Agent) -> None:

@@ -6,9 +6,10 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from events.state import TEARDOWN_STEPS
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api
-from tests.lives import acknowledge, issue
+from tests.lives import acknowledge, delete, finish, issue, mark_ready, teardown
 from tests.use_fixtures import (
     KEY_ID,
     Used,
@@ -19,6 +20,7 @@ from tests.use_fixtures import (
     make_failed,
     make_lost,
     order,
+    provision,
     unreachable_fixture,
     used_fixture,
 )
@@ -239,6 +241,28 @@ async def test_during_a_rotation_the_agent_is_asked_by_the_key_that_it_knows(use
     await rotate(used, admin(used.api))
 
     assert (await used.ask("GET", "/runtime")).json()["uptime_seconds"] == 5
+
+
+async def test_from_the_order_to_the_end_the_runtime_status_answers(api: Api) -> None:
+    instance_id = await order(api)
+    steps = [delete(), *(teardown(step) for step in TEARDOWN_STEPS), finish()]
+    seen: list[str] = []
+
+    async def look() -> None:
+        answer = await api.client.get(f"/v1/instances/{instance_id}/runtime", headers=api.token())
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["provision_logs"]
+        if answer.json()["status"] not in seen:
+            seen.append(answer.json()["status"])
+
+    await look()
+    await provision(api, instance_id)
+    await look()
+    for command in (mark_ready(), *steps):
+        await give(api, instance_id, command)
+        await look()
+
+    assert seen == ["pending", "provisioning", "running", "deleting", "deleted"]
 
 
 @pytest.mark.parametrize("make", [make_failed, make_lost])

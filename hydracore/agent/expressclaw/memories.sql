@@ -12,5 +12,7 @@ LEFT JOIN memory ON memory.message_id = message.id AND memory.model = :model
 ORDER BY message.id;
 
 -- name: keep
-INSERT INTO memory (message_id, model, vector) VALUES (:message_id, :model, :vector)
+-- Nothing of a message that was forgotten meanwhile.
+INSERT INTO memory (message_id, model, vector)
+SELECT message.id, :model, :vector FROM message WHERE message.id = :message_id
 ON CONFLICT (message_id) DO UPDATE SET model = excluded.model, vector = excluded.vector;
