@@ -22,6 +22,7 @@ SHOWN: Final = (
     *("region_id", "tier_id", "attempt", "provider", "server_type", "location", "hostname", "vpn_ip", "server_name"),
     *("server_id", "ipv4", "status", "stage", "step", "health", "code", "reason"),
 )
+#: Facts of which nothing but that they are there can be shown.
 SEALED: Final = ("system_prompt",)
 TYPE_WIDTH: Final = 26
 ACTOR_WIDTH: Final = 24
