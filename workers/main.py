@@ -19,6 +19,7 @@ from events.errors import LogCorrupted, StoreUnavailable
 from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
+from hydracore.garbage import look_less_often
 from hydracore.settings import Settings
 from projections.followed import followed_projections
 from projections.follower import Follower
@@ -70,6 +71,7 @@ def run_worker(settings: Settings) -> None:
         _log.error("worker_cannot_start", hint="the message before this one says why")
         worker.stop(timeout=STOP_MS_MAX)
         sys.exit(1)
+    look_less_often()
     _log.info("worker_started", threads=settings.worker_threads)
     stopped.wait()
     worker.stop(timeout=STOP_MS_MAX)
@@ -108,6 +110,7 @@ async def _relay(settings: Settings) -> None:
             group.create_task(keep_sealing(pool, settings))
             for projection in followed_projections():
                 group.create_task(follow(Follower(pool, projection), lookout))
+            look_less_often()
             _log.info("relay_started")
     finally:
         bell.close()

@@ -20,6 +20,7 @@ from structlog.typing import Processor
 
 from hydracore.agent.agent import Agent
 from hydracore.agent.errors import StartRefused
+from hydracore.garbage import look_less_often
 
 log = structlog.get_logger()
 
@@ -39,6 +40,7 @@ def run(*, root: Path) -> int:
 
 
 async def _run_until_signal(root: Path) -> None:
+    look_less_often()
     working = asyncio.create_task(Agent(root).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -30,6 +30,7 @@ from hydracore.audit.erasure_file import ErasureFile
 from hydracore.audit.errors import ErasuresUnknown
 from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
+from hydracore.garbage import look_less_often
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from hydracore.wake import Publisher
@@ -87,6 +88,7 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_GRACE_S,
         )
+        look_less_often()
         hearing = asyncio.create_task(keep_hearing(parts.pool))
         try:
             with _signals_end_here():

@@ -25,6 +25,7 @@ from hydracore.cloudsim.keeper import Keeper
 from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
+from hydracore.garbage import look_less_often
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ def run(
             action_delay_ms=action_delay_ms,
         )
         async with serving as url:
+            look_less_often()
             log.info("cloudsim_ready", url=url)
             await ended.wait()
 
