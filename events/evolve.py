@@ -7,11 +7,12 @@ union of events when this module is imported, so that an event without a fold st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 from uuid import UUID
 
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from events import types as e
 from events.evolve_use import configured, consent_changed, customer_erased, unchanged, usage_recorded
@@ -20,6 +21,8 @@ from events.state import BOOTSTRAP_STAGES, Agent, Attempt, Instance
 
 #: The fields of the state that an event changes, with their new values.
 Changes = dict[str, Any]
+
+_RANK = {stage: rank for rank, stage in enumerate(BOOTSTRAP_STAGES)}
 
 #: How many earlier boots are remembered, to tell a late callback of an old boot from one that never enrolled.
 SUPERSEDED_BOOTS_KEPT = 16
@@ -32,6 +35,24 @@ def evolve(state: Instance | None, event: e.AnyEvent, *, stream_id: UUID) -> Ins
         return _requested(stream_id, event)
     changes = _FOLDS[type(event)](state, event)
     return replace(state, version=state.version + 1, updated_ms=event.at_ms, **changes)
+
+
+def evolve_all(state: Instance | None, events: Sequence[e.AnyEvent], *, stream_id: UUID) -> Instance | None:
+    """The state after all of `events`: what `evolve` gives one by one, at less than half the price.
+
+    Between the first and the last nobody sees a state, so none is made: one copy takes the changes of all. A fold may look
+    at anything in it but the version and the time of the last change, which are set at the end.
+    """
+    if not events:
+        return state
+    start = 0 if state is not None else 1
+    draft = evolve(None, events[0], stream_id=stream_id) if state is None else copy.copy(state)
+    for event in events[start:]:
+        for name, value in _FOLDS[type(event)](draft, event).items():
+            force_setattr(draft, name, value)
+    force_setattr(draft, "version", draft.version + len(events) - start)
+    force_setattr(draft, "updated_ms", events[-1].at_ms)
+    return draft
 
 
 def _requested(stream_id: UUID, event: e.InstanceRequested) -> Instance:
@@ -182,7 +203,7 @@ def _agent_key_revoked(state: Instance, _event: e.AgentKeyRevoked) -> Changes:
 def _bootstrap_reported(state: Instance, event: e.BootstrapReported) -> Changes:
     agent = _agent(state)
     stage = agent.bootstrap_stage
-    if stage is None or BOOTSTRAP_STAGES.index(event.stage) > BOOTSTRAP_STAGES.index(stage):
+    if stage is None or _RANK[event.stage] > _RANK[stage]:
         stage = event.stage
     changes: Changes = {"agent": replace(agent, bootstrap_seq=event.seq, bootstrap_stage=stage)}
     if state.status == PROVISIONING and stage == "healthy":

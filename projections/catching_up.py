@@ -13,7 +13,8 @@ import msgspec
 from psycopg import AsyncConnection, sql
 
 from events.sql import Statements
-from events.types import AnyEvent
+from events.upcast import Stored, all_of_today
+from projections import stored
 from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.fact import Reader, decode_facts, read_facts
 from projections.folding import CHUNK, copy_statement
@@ -24,14 +25,14 @@ _SQL = Statements("projections", "catching_up.sql")
 _HEADS = _SQL["heads"]
 _POSITIONS = _SQL["positions"]
 _TOUCHED = _SQL["touched"]
-_STREAMS = _SQL["streams"]
+_STREAMS: Any = _SQL["streams"].decode()
 _MOVE = _SQL["move"]
 
 #: How many streams are folded again at a time, and how many facts of a lane are read at a time.
 STREAMS_MAX = 500
 FACTS_MAX = 1_000
 
-_events: msgspec.json.Decoder[list[AnyEvent]] = msgspec.json.Decoder(list[AnyEvent])
+_events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
 
 Stream = tuple[int, UUID]
 Positions = Mapping[int, int]
@@ -98,19 +99,20 @@ async def _fold_again(connection: AsyncConnection, projection: Inline, at: Posit
     for start in range(0, len(streams), STREAMS_MAX):
         some = streams[start : start + STREAMS_MAX]
         upto = [ahead[lane] for lane, _ in some]
-        cursor = await connection.execute(_STREAMS, {**_lists(some), "upto": upto, "chunk": CHUNK})
+        query = sql.SQL(_STREAMS).format(payload=stored.payload())
+        cursor = await connection.execute(query, {**_lists(some), "upto": upto, "chunk": CHUNK})
         folds: dict[Stream, StreamFold] = {}
         for lane, stream_id, payloads in await cursor.fetchall():
             if (lane, stream_id) not in folds:
                 folds[lane, stream_id] = projection.begin(stream_id, lane=lane)
-            folds[lane, stream_id].feed(_events.decode(payloads))
+            folds[lane, stream_id].feed(all_of_today(_events.decode(payloads)))
         await _copy_in(connection, table, [row for fold in folds.values() for row in fold.rows()])
     return set(streams)
 
 
 async def _copy_in(connection: AsyncConnection, table: Table, rows: list[Row]) -> None:
     async with connection.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
-        await copy.write("".join(map(line, rows)))
+        await copy.write(b"".join(map(line, rows)))
 
 
 def _delete(table: Table) -> sql.Composed:

@@ -11,7 +11,7 @@ SELECT DISTINCT e.lane, e.stream_id
  ORDER BY e.lane, e.stream_id
 
 -- name: streams
-SELECT e.lane, e.stream_id, '[' || string_agg(e.payload::text, ',' ORDER BY e.version) || ']'
+SELECT e.lane, e.stream_id, '[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']'
   FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[], %(upto)s::bigint[]) AS s (lane, stream_id, upto)
   JOIN event e ON e.lane = s.lane AND e.stream_id = s.stream_id AND e.seq <= s.upto
  GROUP BY e.lane, e.stream_id, (e.version - 1) / %(chunk)s

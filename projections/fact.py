@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 
 from events.errors import LogCorrupted
 from events.sql import Statements
 from events.types import AnyEvent
+from events.upcast import Outdated, Stored, of_today
+from projections import stored
 
-_OF_LANES = Statements("projections", "facts.sql")["of_lanes"]
+_OF_LANES: Any = Statements("projections", "facts.sql")["of_lanes"].decode()
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +33,14 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     event: AnyEvent
 
 
-_decoder: msgspec.json.Decoder[Fact] = msgspec.json.Decoder(Fact)
+class _Read(Fact, frozen=True, kw_only=True):
+    """A fact as it comes out of the log, its event in whatever version."""
+
+    event: Stored  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
+
+
+_decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
+_list_decoder: msgspec.json.Decoder[list[_Read]] = msgspec.json.Decoder(list[_Read])
 
 
 class Position(NamedTuple):
@@ -51,8 +60,19 @@ class Reader(NamedTuple):
 
 
 def decode_facts(positions: Sequence[Position]) -> list[Fact]:
-    """Raises `msgspec.ValidationError` for an event of a type or shape that was never written."""
-    return [_decoder.decode(position.json) for position in positions if position.json is not None]
+    """Raises `EventUnreadable` for an event of a version that is not known here, and `msgspec.ValidationError` for one of a
+    type or shape that was never written.
+    """
+    return [_of_today(_decoder.decode(position.json)) for position in positions if position.json is not None]
+
+
+def decode_list(facts: bytes) -> list[Fact]:
+    """The facts of a JSON array. Raises as `decode_facts` does."""
+    return [_of_today(fact) for fact in _list_decoder.decode(facts)]
+
+
+def _of_today(fact: _Read) -> Fact:
+    return msgspec.structs.replace(fact, event=of_today(fact.event)) if isinstance(fact.event, Outdated) else fact
 
 
 async def read_facts(
@@ -77,7 +97,8 @@ async def read_facts(
         "upto": [None if upto is None else upto[lane] for lane in lanes],
         "limit": limit,
     }
-    cursor = await connection.execute(_OF_LANES, parameters)
+    query = sql.SQL(_OF_LANES).format(payload=stored.payload())
+    cursor = await connection.execute(query, parameters)
     positions = [Position(*row) for row in await cursor.fetchall()]
     before = dict(after)
     for lane, seq, _ in positions:

@@ -13,7 +13,7 @@ SELECT e.lane, e.seq, e.fact
                    THEN json_build_object(
                         'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
                         'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
-                        'first', k.first_seq = e.seq, 'event', e.payload)::text
+                        'first', k.first_seq = e.seq, 'event', {payload})::text
                END AS fact
          FROM event e
          JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
@@ -22,22 +22,23 @@ SELECT e.lane, e.seq, e.fact
         LIMIT %(limit)s) e
  ORDER BY e.lane, e.seq
 
--- name: of_lane_by_stream
+-- name: of_lanes_by_stream
+-- A row per chunk of a lane, lane after lane.
 COPY (
-    SELECT '[' || string_agg(fact, ',' ORDER BY place) || ']'
-      FROM (SELECT row_number() OVER (ORDER BY e.stream_id, e.version) - 1 AS place,
+    SELECT lane, '[' || string_agg(fact, ',' ORDER BY place) || ']'
+      FROM (SELECT e.lane, row_number() OVER (PARTITION BY e.lane ORDER BY e.stream_id, e.version) - 1 AS place,
                    json_build_object(
                    'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
                    'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
-                   'first', k.first_seq = e.seq, 'event', e.payload)::text AS fact
+                   'first', k.first_seq = e.seq, 'event', {payload})::text AS fact
               FROM event e
               JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
-             WHERE e.lane = {lane} AND e.seq <= {target}
+             WHERE e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]
                AND ({types}::text[] IS NULL OR e.type = ANY ({types}::text[]))
                AND NOT EXISTS (SELECT
                                  FROM projection_intervention i
                                 WHERE i.name = {name} AND i.version = {version} AND i.lane = e.lane AND i.seq = e.seq
                                   AND i.action = 'skip')) facts
-     GROUP BY place / {chunk}
-     ORDER BY place / {chunk}
+     GROUP BY lane, place / {chunk}
+     ORDER BY lane, place / {chunk}
 ) TO STDOUT (FORMAT binary)

@@ -23,6 +23,7 @@ _NEWEST_IN = _SQL["newest_in"]
 _ALL_IN = _SQL["all_in"]
 _INSERT_GENERATION = _SQL["insert_generation"]
 _SET_TARGETS = _SQL["set_targets"]
+_INDEX_SESSION = _SQL["index_session"]
 _SET_STATE = _SQL["set_state"]
 _ENTER_AT_TARGETS = _SQL["enter_at_targets"]
 _FORGET_FOLLOWER = _SQL["forget_follower"]
@@ -101,12 +102,17 @@ async def index(connection: AsyncConnection, projection: Projection, build: Gene
     """Give the folded tables their keys and indexes, and the build its place in the log."""
     async with connection.transaction():
         await use_schema(connection, build)
+        await connection.execute(_INDEX_SESSION)
         await connection.execute(projection.ddl["indexes"])
-        for table in build.tables:
-            await connection.execute(_composed("ANALYZE {}", table))
         await connection.execute(_ENTER_AT_TARGETS, build.key | {"follower": build.follower})
         await connection.execute(_SET_STATE, build.key | {"state": "indexed"})
     return msgspec.structs.replace(build, state="indexed")
+
+
+async def analyze(connection: AsyncConnection, build: Generation) -> None:
+    """Tell the planner about the build's tables; nobody has to wait for it but the swap."""
+    for table in build.tables:
+        await connection.execute(composed("ANALYZE {}.{}", [build.schema, table]))
 
 
 async def drop(connection: AsyncConnection, build: Generation) -> None:

@@ -71,13 +71,13 @@ SELECT count(*), count(folded_at), coalesce(sum(target), 0)::bigint,
   FROM projection_lane
  WHERE name = %(name)s AND generation = %(generation)s
 
--- name: claim_lane
+-- name: claim_lanes
 SELECT l.lane, l.target
   FROM projection_lane l
   JOIN projection_generation g ON g.name = l.name AND g.generation = l.generation AND g.version = %(version)s
  WHERE l.name = %(name)s AND l.generation = %(generation)s AND l.folded_at IS NULL
  ORDER BY l.lane
- LIMIT 1
+ LIMIT %(limit)s
    FOR UPDATE OF l SKIP LOCKED
 
 -- name: lanes_left
@@ -86,21 +86,29 @@ SELECT count(*)
   JOIN projection_generation g ON g.name = l.name AND g.generation = l.generation AND g.version = %(version)s
  WHERE l.name = %(name)s AND l.generation = %(generation)s AND l.folded_at IS NULL
 
--- name: lane_folded
+-- name: lanes_folded
 UPDATE projection_lane SET folded_at = clock_timestamp()
- WHERE name = %(name)s AND generation = %(generation)s AND lane = %(lane)s
+ WHERE name = %(name)s AND generation = %(generation)s AND lane = ANY (%(lanes)s)
 
--- name: events_in_lane
-SELECT count(*) FROM event WHERE lane = %s AND seq <= %s
+-- name: fold_session
+-- What is read is sorted, and there is a process for every processor already.
+SELECT set_config('work_mem', '64MB', false), set_config('max_parallel_workers_per_gather', '0', false)
 
--- name: streams_of_lane
+-- name: index_session
+SELECT set_config('maintenance_work_mem', '256MB', true)
+
+-- name: events_in_lanes
+SELECT l.lane, l.target, (SELECT count(*) FROM event e WHERE e.lane = l.lane AND e.seq <= l.target)
+  FROM unnest(%(lanes)s::smallint[], %(targets)s::bigint[]) AS l (lane, target)
+ ORDER BY l.lane
+
+-- name: streams_of_lanes
+-- A row per stream, or per chunk of a long one. The events of a lane lie scattered over the whole table, so many lanes are
+-- read at once: looking for each by itself would read every page of it many times.
 COPY (
-    SELECT '[' || string_agg(batch, ',' ORDER BY place) || ']'
-      FROM (SELECT row_number() OVER (ORDER BY stream_id, (version - 1) / {chunk}) - 1 AS place,
-                   '["' || stream_id || '",[' || string_agg(payload::text, ',' ORDER BY version) || ']]' AS batch
-              FROM event
-             WHERE lane = {lane} AND seq <= {target}
-             GROUP BY stream_id, (version - 1) / {chunk}) streams
-     GROUP BY place / {streams}
-     ORDER BY place / {streams}
+    SELECT '["' || e.stream_id || '",[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']]'
+      FROM event e
+     WHERE e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]
+     GROUP BY e.stream_id, (e.version - 1) / {chunk}
+     ORDER BY e.stream_id, (e.version - 1) / {chunk}
 ) TO STDOUT (FORMAT binary)

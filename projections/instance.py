@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from events.evolve import evolve
+from events.evolve import evolve_all
 from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
-from events.state import Instance
+from events.state import Attempt, Instance
 from events.types import AnyEvent
 from projections.tables import Row, Table
 from projections.versions import OneVersion
@@ -19,44 +19,29 @@ from projections.versions import OneVersion
 
 def row_of(state: Instance, *, lane: int) -> dict[str, Any]:
     """The row for `state`; keys are the table's columns. Pure: the same for an append, a replay and a rebuild."""
+    return dict(zip(_TABLE.columns, _values_of(state, lane), strict=True))
+
+
+def _values_of(state: Instance, lane: int) -> Row:
+    """The row's values, in the order of the table's columns."""
     attempt, agent = state.attempt, state.agent
-    return {
-        "lane": lane,
-        "id": state.id,
-        "version": state.version,
-        "tenant_id": state.tenant_id,
-        "customer_id": state.customer_id,
-        "idempotency_key": state.idempotency_key,
-        "status": state.status,
-        "provisioning_stage": state.provisioning_stage,
-        "region_id": state.region_id,
-        "tier_id": state.tier_id,
-        "tier_name": state.tier_name,
-        "preset_id": state.preset_id,
-        "runtime_type": state.runtime_type,
-        "workload_type": state.workload_type,
-        "capabilities": state.capabilities,
-        "agent_name": state.agent_name,
-        "customer_email": state.customer_email,
-        "hostname": state.hostname,
-        "vpn_ip": state.vpn_ip,
-        "ip_address": None if attempt is None else attempt.ipv4,
-        "provider": None if attempt is None else attempt.provider,
-        "server_type": None if attempt is None else attempt.server_type,
-        "location": None if attempt is None else attempt.location,
-        "server_id": None if attempt is None else attempt.server_id,
-        "attempt": 0 if attempt is None else attempt.number,
-        "pending_action_id": None if attempt is None else attempt.action_id,
-        "bootstrap_stage": None if agent is None else agent.bootstrap_stage,
-        "bootstrap_seq": None if agent is None else agent.bootstrap_seq,
-        "agent_key_hash": None if agent is None else agent.key_hash,
-        "health_status": state.health,
-        "error_code": state.error_code,
-        "created_at": moment(state.created_ms),
-        "updated_at": moment(state.updated_ms),
-        "wake_at": moment(wake_at_ms(state)),
-        "deleted_at": moment(state.deleted_ms),
-    }
+    return (
+        *(lane, state.id, state.version, state.tenant_id, state.customer_id, state.idempotency_key, state.status),
+        *(state.provisioning_stage, state.region_id, state.tier_id, state.tier_name, state.preset_id),
+        *(state.runtime_type, state.workload_type, state.capabilities, state.agent_name, state.customer_email),
+        *(state.hostname, state.vpn_ip),
+        *((None, None, None, None, None, 0, None) if attempt is None else _of_attempt(attempt)),
+        *((None, None, None) if agent is None else (agent.bootstrap_stage, agent.bootstrap_seq, agent.key_hash)),
+        *(state.health, state.error_code, moment(state.created_ms), moment(state.updated_ms)),
+        *(moment(wake_at_ms(state)), moment(state.deleted_ms)),
+    )
+
+
+def _of_attempt(attempt: Attempt) -> Row:
+    return (
+        *(attempt.ipv4, attempt.provider, attempt.server_type, attempt.location, attempt.server_id),
+        *(attempt.number, attempt.action_id),
+    )
 
 
 def moment(at_ms: int | None) -> datetime | None:
@@ -70,8 +55,9 @@ _TABLE = Table(
     columns=(
         *("lane", "id", "version", "tenant_id", "customer_id", "idempotency_key", "status", "provisioning_stage"),
         *("region_id", "tier_id", "tier_name", "preset_id", "runtime_type", "workload_type", "capabilities"),
-        *("agent_name", "customer_email", "hostname", "vpn_ip", "ip_address", "provider", "server_type", "location"),
-        *("server_id", "attempt", "pending_action_id", "bootstrap_stage", "bootstrap_seq", "agent_key_hash"),
+        *("agent_name", "customer_email", "hostname", "vpn_ip"),
+        *("ip_address", "provider", "server_type", "location", "server_id", "attempt", "pending_action_id"),
+        *("bootstrap_stage", "bootstrap_seq", "agent_key_hash"),
         *("health_status", "error_code", "created_at", "updated_at", "wake_at", "deleted_at"),
     ),
     stream="id",
@@ -85,14 +71,11 @@ class InstanceFold:
         self._state: Instance | None = None
 
     def feed(self, events: Sequence[AnyEvent]) -> None:
-        state, stream_id = self._state, self._id
-        for event in events:
-            state = evolve(state, event, stream_id=stream_id)
-        self._state = state
+        self._state = evolve_all(self._state, events, stream_id=self._id)
 
     def rows(self) -> list[Row]:
         assert self._state is not None, "a stream has events"
-        return [tuple(row_of(self._state, lane=self._lane).values())]
+        return [_values_of(self._state, self._lane)]
 
 
 class InstanceProjection(OneVersion):

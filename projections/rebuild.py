@@ -6,6 +6,7 @@ from there. One rebuild of a projection runs at a time (an advisory lock, gone w
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -55,6 +56,7 @@ class Report(msgspec.Struct, kw_only=True):
     events: int
     fold_s: float = 0.0
     index_s: float = 0.0
+    compare_s: float = 0.0
     rows_compared: int = 0
     drifted: int = 0
     drift: list[Drift] = []
@@ -84,7 +86,8 @@ async def rebuild(
         build, report, live = await _build(connection, projection, folding, steps)
         steps.phase("comparing")
         unverified = Unverified(set(), set())
-        _record(report, await _verify(connection, projection, build, live))
+        async with _analyzing(database_url, build):
+            await _compare(connection, projection, build, live, report)
         if report.drifted and not accept_drift:
             return report
         steps.phase("swapping")
@@ -114,7 +117,7 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
         build, report, live = await _build(connection, projection, folding, steps)
         steps.phase("comparing")
         try:
-            _record(report, await _verify(connection, projection, build, live))
+            await _compare(connection, projection, build, live, report)
         finally:
             await generations.drop(connection, build)
         report.total_s = time.perf_counter() - began_s
@@ -257,6 +260,25 @@ async def _goal(connection: AsyncConnection, projection: Projection) -> dict[int
     if isinstance(projection, Inline):
         return await heads(connection)
     return await positions(connection, projection.name)
+
+
+async def _compare(
+    connection: AsyncConnection, projection: Projection, build: Generation, live: Generation | None, report: Report
+) -> None:
+    began_s = time.perf_counter()
+    _record(report, await _verify(connection, projection, build, live))
+    report.compare_s = time.perf_counter() - began_s
+
+
+@asynccontextmanager
+async def _analyzing(database_url: str, build: Generation) -> AsyncGenerator[None]:
+    """Meanwhile the build's tables are analysed, on a connection of its own."""
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        analysis = asyncio.create_task(generations.analyze(connection, build))
+        try:
+            yield
+        finally:
+            await analysis
 
 
 def _record(report: Report, comparison: Comparison) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,9 +12,11 @@ LIVE = "public"
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
 
-#: What COPY's text format cannot take as it is (PostgreSQL documentation, "COPY", file formats).
-_NULL = "\\N"
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+#: The options of COPY with which it takes what `line` gives. The encoder makes such text many times faster than a program.
+COPY_FORMAT = "FORMAT csv, NULL 'null', QUOTE '\"', ESCAPE '\\', ENCODING 'UTF8'"
+
+#: What a column of type json holds: text in a row of COPY.
+_DOCUMENTS = frozenset({dict, list, tuple})
 
 
 class Table(NamedTuple):
@@ -39,23 +40,18 @@ Rows = Mapping[str, Iterable[Row]]
 """Rows by the name of their table."""
 
 
-def line(row: Row) -> str:
-    """The row in the text format of COPY."""
-    text = "\t".join([value if type(value) is str else _text(value) for value in row])
-    # Looked at once for the whole row: hardly ever is there anything to escape.
-    if text.count("\\") != row.count(None) or text.count("\t") != len(row) - 1 or "\n" in text or "\r" in text:
-        text = "\t".join([_NULL if value is None else _text(value).translate(_ESCAPES) for value in row])
-    return text + "\n"
+def line(row: Row) -> bytes:
+    """The row as `COPY_FORMAT` has it, which is a JSON array without its brackets wherever nothing is escaped but quotes."""
+    text = _encode([_encode(value).decode() if type(value) in _DOCUMENTS else value for value in row])[1:-1]
+    # Looked at once for the whole row: hardly ever is there anything else to escape.
+    if text.count(b"\\") != text.count(b'\\"'):
+        text = b",".join([_encode(value) if value is None or type(value) is bool else _quoted(value) for value in row])
+    return text + b"\n"
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return _NULL
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, (dict, list)):
-        return _encode(value).decode()
-    return str(value)
+def _quoted(value: Any) -> bytes:
+    text = value if type(value) is str else _encode(value).decode().strip('"')
+    return b'"' + text.replace("\\", "\\\\").replace('"', '\\"').encode() + b'"'
 
 
 def records(table: Table, rows: Rows) -> str:

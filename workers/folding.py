@@ -76,7 +76,7 @@ class Folder:
 
 
 def _fold_for(database: str, projection: Projection, build: Generation, seconds: float) -> None:
-    fold_lanes(database, projection, build, time.monotonic() + seconds)
+    fold_lanes(database, projection, build, until_s=time.monotonic() + seconds)
 
 
 def fold_distributed(settings: Settings) -> Folding:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
+from decimal import Decimal
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from events import upcast
+from events.errors import EventUnreadable
+from events.types import PlacementChosen
 from projections import generations
 from projections.definition import Inline
 from projections.errors import FoldFailed, NothingToRollBackTo, RebuildBusy, WritersNotStopped
 from projections.fleet import Fleet
-from projections.folding import fold_lanes
+from projections.folding import copy_statement, fold_lanes
 from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rebuild, rollback
 from projections.registry import projections
 from projections.reservation import ReservationProjection
+from projections.tables import Table, line
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
@@ -206,3 +212,89 @@ async def test_several_processes_and_a_killed_one_fold_each_lane_once(
     assert sum(await folded) == lanes
     assert isinstance(projection, Inline)
     assert (await rebuilt(database_url, projection)).resumed
+
+
+async def test_rows_of_any_text_arrive_as_they_are(owner_conn: psycopg.AsyncConnection) -> None:
+    texts = (
+        "plain",
+        "",
+        "null",
+        'a "quoted" one',
+        "a\\b",
+        "a\tb\nc\rd",
+        "\\N",
+        "\\.",
+        ",",
+        "\x01",
+        "\\",
+        '\\"',
+        "süß",
+        None,
+    )
+    rows = [
+        (text, number, {"said": text}, datetime(2026, 9, 21, 22, 0, 0, 123_000, UTC), Decimal("0.10"), UUID(int=number))
+        for number, text in enumerate(texts)
+    ]
+    table = Table("odd", key=("n",), columns=("said", "n", "document", "at", "cost", "id"), stream=None)
+    await owner_conn.execute(
+        "CREATE TEMP TABLE odd (said text, n int, document json, at timestamptz, cost numeric, id uuid)"
+    )
+
+    async with owner_conn.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
+        for row in rows:
+            await copy.write(line(row))
+
+    cursor = await owner_conn.execute("SELECT said, n, document, at, cost, id FROM odd ORDER BY n")
+    assert await cursor.fetchall() == rows
+
+
+@pytest.fixture
+def upper_case_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if providers had been written in lower case once, and in capitals since."""
+    monkeypatch.setattr(PlacementChosen, "schema_version", 2)
+    monkeypatch.setitem(upcast.CURRENT, "placement_chosen", 2)
+    monkeypatch.setitem(
+        upcast.STEPS, ("placement_chosen", 1), lambda fields: {**fields, "provider": fields["provider"].upper()}
+    )
+
+
+async def test_old_versions_of_events_are_read_as_those_of_today(
+    database_url: str, owner_conn: psycopg.AsyncConnection, request: pytest.FixtureRequest
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        old = await write_lives(store, count=2)
+        request.getfixturevalue("upper_case_providers")
+
+        async def fold_and_write(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+            await fold_here(database_url)(projection, build, progress)
+            # Both kinds are among what the build catches up with.
+            await store.execute(old[1], lives.created(server_id="server"), origin("worker"))
+            new = await requested(store, customer_id="new")
+            await store.execute(new, lives.plan(provider="Hetzner", hostname="n", vpn_ip="10.64.0.9"), origin("worker"))
+
+        await rebuild(database_url, InstanceProjection(), folding=fold_and_write, steps=QUIET, accept_drift=True)
+        await follow_all(pool)
+        await rebuilt(database_url, Fleet())
+
+    rebuilt_rows = await owner_conn.execute("SELECT DISTINCT provider FROM instance WHERE provider <> '' ORDER BY 1")
+    assert await rebuilt_rows.fetchall() == [("CLOUDSIM",), ("Hetzner",)]
+    # What was followed, and what a build folded.
+    for schema in ("fleet_g1", "public"):
+        await owner_conn.execute("SELECT set_config('search_path', %s, false)", (schema,))
+        followed = await owner_conn.execute("SELECT DISTINCT provider FROM fleet WHERE provider <> '' ORDER BY 1")
+        assert await followed.fetchall() == [("CLOUDSIM",), ("Hetzner",)], schema
+
+
+async def test_an_event_of_a_later_release_stops_a_build_and_parks_a_lane(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        await owner_conn.execute("UPDATE event SET schema_version = 2 WHERE type = 'placement_chosen'")
+
+        with pytest.raises(EventUnreadable, match="Version 2 of placement_chosen"):
+            await rebuilt(database_url, InstanceProjection())
+        await follow_all(pool)
+
+    found = await owner_conn.execute("SELECT follower, error FROM checkpoint WHERE error IS NOT NULL")
+    assert {("fleet", "EventUnreadable"), ("activity", "EventUnreadable")} == set(await found.fetchall())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from events.decide import decide
 from events.errors import Rejected
-from events.evolve import evolve
+from events.evolve import evolve, evolve_all
 from events.ids import lane_of
 from events.record import Append
 from events.state import Instance
@@ -25,7 +26,7 @@ from projections.fleet import Fleet, FleetFold, Member
 from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.reservation import ReservationProjection
-from projections.tables import Row, Table, line
+from projections.tables import Row, Table
 from projections.usage_daily import UsageFold
 from tests.random_lives import Move, Who, command_of, erasure, moves
 from tests.requests_to_log import origin
@@ -205,8 +206,19 @@ def fleet(parts: Sequence[dict[str, list[Row]]]) -> dict[Any, tuple[int, int]]:
     return {key: value for key, value in added_up(parts).items() if key[0] == "fleet"}
 
 
-def test_rows_of_any_text_are_what_copy_reads() -> None:
-    assert line(("a\tb", None, "c\\N", 1, START)) == "a\\tb\t\\N\tc\\\\N\t1\t2026-09-21T22:00:00+00:00\n"
-    assert line(("\\N", None)) == "\\\\N\t\\N\n"
-    assert line(("\\", "plain")) == "\\\\\tplain\n"
-    assert line(({"a": "x\ny"}, "")) == '{"a":"x\\\\ny"}\t\n'
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@given(histories, st.data())
+def test_a_run_of_events_folds_to_what_they_fold_to_one_by_one(
+    history: list[tuple[str, Move]], data: st.DataObject
+) -> None:
+    appends = [append for append in lived(history) if append.stream_id == PEOPLE[0].id]
+    events = [event for append in appends for event in append.events]
+    cut = data.draw(st.integers(0, len(events)))
+    states: list[Instance | None] = [None]
+    for event in events:
+        states.append(evolve(states[-1], event, stream_id=PEOPLE[0].id))
+    before = copy.copy(states[cut])
+
+    assert evolve_all(None, events[:cut], stream_id=PEOPLE[0].id) == states[cut]
+    assert evolve_all(states[cut], events[cut:], stream_id=PEOPLE[0].id) == states[-1]
+    assert before == states[cut], "a state that somebody has is never changed"

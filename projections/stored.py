@@ -1,0 +1,20 @@
+"""Payloads on their way out of the log in bulk: a part of the statements that read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import sql
+
+from events import upcast
+from events.sql import Statements
+
+_PAYLOAD: Any = Statements("projections", "stored.sql")["payload"].decode()
+
+
+def payload() -> sql.Composed:
+    """The expression that gives the payload of the event `e`, to be decoded to `upcast.Stored`."""
+    later = {name: version for name, version in upcast.CURRENT.items() if version > 1}
+    return sql.SQL(_PAYLOAD).format(
+        changed=sql.Literal(list(later)), today=sql.Literal([f"{name} {version}" for name, version in later.items()])
+    )
