@@ -37,13 +37,16 @@ _numbers = itertools.count(1)
 async def exchange(connection: AsyncConnection, statements: Sequence[Statement]) -> list[Rows]:
     """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
 
-    Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
+    On a connection that may prepare nothing (`prepare_threshold` None: a pooler may hand out another session every time) the
+    server parses them anew. Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
     """
-    known = _prepared.setdefault(connection, {})
+    known = None if connection.prepare_threshold is None else _prepared.setdefault(connection, {})
     async with connection.lock:
         try:
             results = await connection.wait(_exchanged(connection.pgconn, known, statements))
         except errors.InvalidSqlStatementName:
+            if known is None:
+                raise
             # psycopg has the server drop everything that is prepared (DEALLOCATE ALL) after some rollbacks.
             known.clear()
             results = await connection.wait(_exchanged(connection.pgconn, known, statements))
@@ -51,11 +54,16 @@ async def exchange(connection: AsyncConnection, statements: Sequence[Statement])
     return [_rows(result) for result in results]
 
 
-def _exchanged(pgconn: PGconn, known: dict[bytes, bytes], statements: Sequence[Statement]) -> PQGen[list[PGresult]]:
+def _exchanged(
+    pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]
+) -> PQGen[list[PGresult]]:
     new: dict[bytes, bytes] = {}
     pgconn.enter_pipeline_mode()
     try:
         for sql, parameters in statements:
+            if known is None:
+                pgconn.send_query_params(sql, parameters)
+                continue
             name = known.get(sql) or new.get(sql)
             if name is None:
                 name = new[sql] = b"hydracore_%d" % next(_numbers)
@@ -71,7 +79,8 @@ def _exchanged(pgconn: PGconn, known: dict[bytes, bytes], statements: Sequence[S
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise errors.error_from_result(result)
-    known.update(new)
+    if known is not None:
+        known.update(new)
     # The answers to a preparation have neither rows nor a command tag.
     return [result for result in results if result.command_status]
 

@@ -63,6 +63,7 @@ Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 t
 RequestsPerMinute = Annotated[
     int, Meta(ge=0, le=10_000_000, description="a whole number from 0 (no limit) to 10000000")
 ]
+YesOrNo = Annotated[bool, Meta(description="true or false")]
 Origin = Annotated[
     str, Meta(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?)\Z")
 ]
@@ -92,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     installation: LabelValue = "hydracore"
     #: The role that connections switch to; empty keeps the login role.
     database_role: RoleName = "hydracore_app"
+    #: Whether statements stay prepared in the database; not behind a pooler that knows nothing of them.
+    database_prepared: YesOrNo = True
     #: Sent with every server that is created, so that the provider makes no root password.
     ssh_public_key: SshPublicKey = ""
     api_host: Host = "127.0.0.1"

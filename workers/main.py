@@ -100,6 +100,7 @@ async def _relay(settings: Settings) -> None:
                 role=settings.database_role,
                 application="hydracore-relay",
                 size=RELAY_POOL_SIZE,
+                prepared=settings.database_prepared,
             ) as pool,
             asyncio.TaskGroup() as group,
         ):

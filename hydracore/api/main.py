@@ -117,7 +117,13 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
     """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout` and `ErasuresUnknown`."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
-            open_pool(settings.database_url, role=settings.database_role, application="hydracore-api", size=POOL_SIZE)
+            open_pool(
+                settings.database_url,
+                role=settings.database_role,
+                application="hydracore-api",
+                size=POOL_SIZE,
+                prepared=settings.database_prepared,
+            )
         )
         if settings.erasure_file is not None:
             await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))

@@ -35,18 +35,18 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
 
 @asynccontextmanager
 async def open_pool(
-    database_url: str, *, role: str, application: str, size: int
+    database_url: str, *, role: str, application: str, size: int, prepared: bool = True
 ) -> AsyncGenerator[AsyncConnectionPool]:
     """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.patience`.
 
-    Raises `psycopg_pool.PoolTimeout` where the database cannot be reached.
+    `prepared`: whether statements may stay prepared on the server. Raises `psycopg_pool.PoolTimeout` where the database cannot be reached.
     """
     pool: AsyncConnectionPool = AsyncConnectionPool(
         conninfo(database_url, role=role, application=application),
         min_size=min(2, size),
         max_size=size,
         open=False,
-        kwargs={"autocommit": True},
+        kwargs={"autocommit": True} if prepared else {"autocommit": True, "prepare_threshold": None},
         timeout=BORROW_TIMEOUT_S,
         reconnect_timeout=60.0,
         name=application,

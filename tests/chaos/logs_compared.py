@@ -69,8 +69,8 @@ class OurLog:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, url: str) -> AsyncGenerator[OurLog]:
-        async with open_pool(url, role="", application="writer", size=STREAMS) as pool:
+    async def opened(cls, url: str, *, prepared: bool = True) -> AsyncGenerator[OurLog]:
+        async with open_pool(url, role="", application="writer", size=STREAMS, prepared=prepared) as pool:
             log = cls(pool)
             yield log
             await log._store.close()
