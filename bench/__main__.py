@@ -1,4 +1,4 @@
-"""`python -m bench [append] [reads] [running] [rebuild] [state] [chat] [--json FILE]`: measure, and print one table."""
+"""`python -m bench [NAMES] [--json FILE]`: measure all of it, or only some, and print one table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench import append, chat, reads, rebuild, running, state
+from bench import append, audit, beside, chat, lag, reads, rebuild, running, state
 from bench.result import Comparison, Limit, show
 from bench.services import Services, running_services
 
@@ -22,6 +22,9 @@ MEASUREMENTS: dict[str, Callable[[Services], Awaitable[Measured]]] = {
     "rebuild": rebuild.compare,
     "state": state.measure,
     "chat": chat.measure,
+    "lag": lag.measure,
+    "audit": audit.measure,
+    "beside": beside.compare,
 }
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from events.commands import RequestInstance
 from events.ids import command_id_for, instance_id_for
@@ -45,8 +45,8 @@ async def _append_until(store: EventStore, end_s: float) -> int:
     return count
 
 
-async def append(store: EventStore, *, customer_id: str) -> None:
-    """One request for an instance, as the API's create handler gives it to the store."""
+async def append(store: EventStore, *, customer_id: str) -> UUID:
+    """One request for an instance, as the API's create handler gives it to the store; the instance's id."""
     key = uuid4().hex
     instance_id = instance_id_for(tenant_id=TENANT, customer_id=customer_id, idempotency_key=key)
     command = RequestInstance(
@@ -72,3 +72,4 @@ async def append(store: EventStore, *, customer_id: str) -> None:
     )
     outcome = await store.create(instance_id, command, origin)
     assert not outcome.duplicate
+    return instance_id

@@ -1,63 +1,127 @@
-"""Rebuild of the `instance` read model from the log, and pyeventsourcing's catch-up of a projection on the same machine.
+"""Rebuild of the `instance` read model from logs of several lengths, and pyeventsourcing's catch-up of a projection between.
 
-`BENCH_INSTANCES` in the environment sets how many instances the log has: 20,000 (two hundred thousand events) unless it says
-otherwise; the promise is about 100,000.
+`BENCH_EVENTS` in the environment sets the lengths, in millions of events about: `0.1,1` unless it says otherwise. With
+`0.1,1,10` the log takes some minutes to write and 6 GB of disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
+from collections.abc import Callable
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
+from bench.processors import used_s
 from bench.rebuild_eventsourcing import catch_up_per_s
 from bench.rebuild_log import write_log
 from bench.result import Comparison, Limit
 from bench.services import Services
 from projections.generations import Progress
-from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.rebuild import Report, Steps, prune, rebuild
+from projections.registry import projections
 
-INSTANCES: Final = 20_000
+MILLIONS: Final = "0.1,1"
+INSTANCES_PER_MILLION: Final = 100_000
 WORKERS: Final = 2
 ROUNDS: Final = 3
 AGGREGATES: Final = 200
 
-#: 300,000 events a second, as the time that one event may take.
+#: 300,000 events a second, as the time that one event may take; and that as seconds of two processors.
 EVENT_US_MAX: Final = 1e6 / 300_000
+EVENT_CPU_US_MAX: Final = 2 * EVENT_US_MAX
 STOPPED_MS_MAX: Final = 250.0
 TIMES_FASTER_MIN: Final = 100.0
+#: How much longer an event may take in a log ten times as long.
+LINEAR_MAX: Final = 1.25
+WORKER_MIB_MAX: Final = 512.0
+
+
+class Round(NamedTuple):
+    """One rebuild; `cpu_s`: processor time of everybody who took part; `fold_cpu_s`: until the last lane was folded."""
+
+    report: Report
+    cpu_s: float
+    fold_cpu_s: float
+
+
+def _ignore(_told: str | Progress) -> None:
+    """Nobody looks on."""
 
 
 async def compare(services: Services) -> list[Comparison | Limit]:
-    """A few rebuilds of one log, each with all its rows compared and swapped, and their catch-up between them."""
-    instances = int(os.environ.get("BENCH_INSTANCES", INSTANCES))
-    url = await services.fresh_database("rebuild_ours", migrated=True)
-    events = await asyncio.to_thread(write_log, url, instances=instances)
-    reports: list[Report] = []
-    theirs: list[float] = []
-    for number in range(ROUNDS + 1):
-        await services.checkpoint()
-        # The first fills the empty table; those after it have rows to compare with and something to swap.
-        report = await _rebuild(url, first=number == 0)
-        if number:
-            reports.append(report)
-            their_url = await services.fresh_database("rebuild_theirs", migrated=False)
-            theirs.append(await asyncio.to_thread(catch_up_per_s, their_url, aggregates=AGGREGATES))
-    ours = [events / report.fold_s for report in reports]
+    """A few rebuilds of each log, each with all its rows compared and swapped, and their catch-up between them."""
+    results: list[Comparison | Limit] = []
+    before: tuple[int, float] | None = None
+    for millions in map(float, os.environ.get("BENCH_EVENTS", MILLIONS).split(",")):
+        url = await services.fresh_database("rebuild_ours", migrated=True)
+        instances = round(millions * INSTANCES_PER_MILLION)
+        events = await asyncio.to_thread(write_log, url, instances=instances)
+        rounds: list[Round] = []
+        theirs: list[float] = []
+        for number in range(ROUNDS + 1):
+            await services.checkpoint()
+            # The first fills the empty table; those after it have rows to compare with and something to swap.
+            done = await _rebuild(services, url, first=number == 0)
+            if number:
+                rounds.append(done)
+                their_url = await services.fresh_database("rebuild_theirs", migrated=False)
+                theirs.append(await asyncio.to_thread(catch_up_per_s, their_url, aggregates=AGGREGATES))
+        results += _results(events, rounds, theirs)
+        cpu_us = 1e6 * median(one.cpu_s for one in rounds) / events
+        if before is not None:
+            name = f"processor time an event, {events:,} events against {before[0]:,}"
+            results.append(Limit(name=name, value=cpu_us / before[1], target=LINEAR_MAX, unit="x"))
+        before = (events, cpu_us)
+    # In KiB; of all children that have ended, the workers are the largest by far.
+    peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    results.append(Limit(name="memory of a worker, at its peak", value=peak_mib, target=WORKER_MIB_MAX, unit="MiB"))
+    return results
+
+
+def _results(events: int, rounds: list[Round], theirs: list[float]) -> list[Comparison | Limit]:
     name = f"rebuild of `instance` from {events:,} events, {WORKERS} workers"
+    reports = [one.report for one in rounds]
+
+    def us(seconds: list[float]) -> float:
+        return 1e6 * median(seconds) / events
+
+    ours = [events / report.total_s for report in reports]
     return [
         Comparison(
-            name=f"{name}, events/s folded",
+            name=f"{name}, the whole command, events/s",
             against="pyeventsourcing, projection catch-up",
             ours=median(ours),
             theirs=median(theirs),
             ratios=[a / b for a, b in zip(ours, theirs, strict=True)],
             target=TIMES_FASTER_MIN,
         ),
-        Limit(name=f"{name}, time per event", value=1e6 / median(ours), target=EVENT_US_MAX, unit="us"),
+        Limit(
+            name=f"{name}, the whole command, an event",
+            value=us([report.total_s for report in reports]),
+            target=EVENT_US_MAX,
+            unit="us",
+        ),
+        Limit(
+            name=f"{name}, folding alone, an event",
+            value=us([report.fold_s for report in reports]),
+            target=EVENT_US_MAX,
+            unit="us",
+        ),
+        Limit(
+            name=f"{name}, folding alone, processor time an event",
+            value=us([one.fold_cpu_s for one in rounds]),
+            target=EVENT_CPU_US_MAX,
+            unit="us",
+        ),
+        Limit(
+            name=f"{name}, the whole command, processor time an event",
+            value=us([one.cpu_s for one in rounds]),
+            target=EVENT_CPU_US_MAX,
+            unit="us",
+        ),
         Limit(
             name="writers stopped at the swap",
             value=1000 * max(report.stopped_s or 0.0 for report in reports),
@@ -67,15 +131,23 @@ async def compare(services: Services) -> list[Comparison | Limit]:
     ]
 
 
-async def _rebuild(url: str, *, first: bool) -> Report:
-    folding = fold_in_processes(url, workers=WORKERS)
-    report = await rebuild(
-        url, InstanceProjection(), folding=folding, steps=Steps(phase=_ignore, folded=_ignore), accept_drift=first
-    )
-    assert report.stopped_s is not None, report.drift
+async def _rebuild(services: Services, url: str, *, first: bool) -> Round:
+    data, marks = services.postgres.data, dict[str, float]()
+
+    def phase(name: str) -> None:
+        marks[name] = used_s(data)
+
+    phase("begin")
+    report = await rebuilt(url, "instance", first=first, phase=phase)
+    phase("end")
     await prune(url, "instance")
+    return Round(report, marks["end"] - marks["begin"], marks["indexing"] - marks["begin"])
+
+
+async def rebuilt(url: str, name: str, *, first: bool, phase: Callable[[str], None] = _ignore) -> Report:
+    """The report of a rebuild that was swapped; `first`: the tables are empty, and differ in every row."""
+    folding = fold_in_processes(url, workers=WORKERS)
+    steps = Steps(phase=phase, folded=_ignore)
+    report = await rebuild(url, projections()[name], folding=folding, steps=steps, accept_drift=first)
+    assert report.stopped_s is not None, report.drift
     return report
-
-
-def _ignore(_told: str | Progress) -> None:
-    """Nobody looks on."""

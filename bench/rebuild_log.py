@@ -10,7 +10,9 @@ import psycopg
 
 from events import types as e
 from events.codec import encode, tag_of
+from events.digest import GENESIS, chain_link, command_digest, event_digest
 from events.ids import LANES, instance_id_for, lane_of
+from events.seal import Head
 from events.state import BOOTSTRAP_STAGES, TEARDOWN_STEPS
 from events.types import AnyEvent, Sealed
 
@@ -34,8 +36,10 @@ _EVENTS = (
     " recorded_at) FROM STDIN"
 )
 _STREAMS = "COPY stream (lane, stream_id, version) FROM STDIN"
-_HEAD = "UPDATE lane_head SET head = %s, recorded_at = %s WHERE lane = %s"
-_DIGEST = "\\\\x" + "00" * 32
+_HEAD = "UPDATE lane_head SET head = %s, link = %s, recorded_at = %s WHERE lane = %s"
+
+#: How COPY's text format writes a backslash, and the beginning of a bytea.
+_ESCAPE, _ESCAPED, _HEX = "\\", "\\\\", "\\\\x"
 
 
 def write_log(database_url: str, *, instances: int) -> int:
@@ -46,16 +50,16 @@ def write_log(database_url: str, *, instances: int) -> int:
 
 def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int:
     """Fill an empty log with blocks of overlapping lives; how many events that were."""
-    heads = dict.fromkeys(range(LANES), 0)
+    heads = dict.fromkeys(range(LANES), Head(0, GENESIS))
     with psycopg.connect(database_url) as connection:
         for lives in blocks:
             _write_block(connection, lives, heads)
         for lane, head in heads.items():
-            connection.execute(_HEAD, (head, RECORDED_AT, lane))
+            connection.execute(_HEAD, (head.seq, head.link, RECORDED_AT, lane))
         connection.commit()
         connection.autocommit = True
         connection.execute("VACUUM ANALYZE event, command, stream")
-    return sum(heads.values())
+    return sum(head.seq for head in heads.values())
 
 
 def life_of(number: int) -> tuple[UUID, Life]:
@@ -63,7 +67,7 @@ def life_of(number: int) -> tuple[UUID, Life]:
     return _id(number), (_tenant(number), list(_life(number)))
 
 
-def _write_block(connection: psycopg.Connection, lives: Mapping[UUID, Life], heads: dict[int, int]) -> None:
+def _write_block(connection: psycopg.Connection, lives: Mapping[UUID, Life], heads: dict[int, Head]) -> None:
     """A block of overlapping lives: the first step of each, the second step of each, and so on."""
     commands, events, streams = list[str](), list[str](), list[str]()
     for stream_id, (_, steps) in lives.items():
@@ -73,20 +77,39 @@ def _write_block(connection: psycopg.Connection, lives: Mapping[UUID, Life], hea
         for stream_id, (tenant, steps) in lives.items():
             if turn >= len(steps):
                 continue
-            lane, first = lane_of(stream_id), heads[lane_of(stream_id)] + 1
+            lane = lane_of(stream_id)
+            head = heads[lane]
             command_id = UUID(int=(stream_id.int + turn + 1) % 2**128)
-            commands.append(
-                f"{lane}\t{command_id}\t{stream_id}\t{tenant}\tBench\tworker\t{stream_id}\t{first}\t{len(steps[turn])}"
-                f"\t{_DIGEST}\t{_DIGEST}\t{RECORDED_AT}\n"
-            )
-            for event in steps[turn]:
-                heads[lane] += 1
+            digests = list[bytes]()
+            for seq, event in enumerate(steps[turn], start=head.seq + 1):
                 versions[stream_id] += 1
-                payload = encode(event).decode().replace("\\", "\\\\")
-                events.append(
-                    f"{lane}\t{heads[lane]}\t{stream_id}\t{versions[stream_id]}\t{tenant}\t{tag_of(event)}\t1\t{payload}"
-                    f"\t{_DIGEST}\t{command_id}\t{RECORDED_AT}\n"
+                version, tag, payload = versions[stream_id], tag_of(event), encode(event)
+                digests.append(
+                    event_digest(stream_id=stream_id, version=version, tag=tag, schema_version=1, payload=payload)
                 )
+                events.append(
+                    f"{lane}\t{seq}\t{stream_id}\t{version}\t{tenant}\t{tag}\t1\t{payload.decode().replace(_ESCAPE, _ESCAPED)}"
+                    f"\t{_HEX}{digests[-1].hex()}\t{command_id}\t{RECORDED_AT}\n"
+                )
+            digest = command_digest(
+                command_id=command_id,
+                stream_id=stream_id,
+                tenant_id=tenant,
+                name="Bench",
+                actor="worker",
+                correlation_id=stream_id,
+                causation_id=None,
+                request_hash=None,
+                result=None,
+                event_digests=digests,
+            )
+            first = head.seq + 1
+            link = chain_link(previous=head.link, command=digest, first_seq=first, recorded_us=NOW_MS * 1000)
+            commands.append(
+                f"{lane}\t{command_id}\t{stream_id}\t{tenant}\tBench\tworker\t{stream_id}\t{first}\t{len(digests)}"
+                f"\t{_HEX}{digest.hex()}\t{_HEX}{link.hex()}\t{RECORDED_AT}\n"
+            )
+            heads[lane] = Head(head.seq + len(digests), link)
     for statement, lines in ((_COMMANDS, commands), (_EVENTS, events), (_STREAMS, streams)):
         with connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.write("".join(lines))

@@ -107,7 +107,7 @@ async def _stack(services: Services, database_url: str, disks: str) -> AsyncGene
         "bench-worker": ("worker",),
     }
     for name, command in parts.items():
-        await services.supervisor.start(_part(name, command, environ))
+        await services.supervisor.start(part_of(name, command, environ))
     token = issue_token(
         JWT_SECRET, tenant_id=TENANT, user_id="customer-0", role="customer", expires_at=float(FAR_FUTURE_S)
     )
@@ -121,7 +121,7 @@ async def _stack(services: Services, database_url: str, disks: str) -> AsyncGene
         await services.supervisor.stop(names)
 
 
-def _part(name: str, command: tuple[str, ...], environ: dict[str, str]) -> Part:
+def part_of(name: str, command: tuple[str, ...], environ: dict[str, str]) -> Part:
     program = (sys.executable, "-m", "hydracore", *command)
     return Part(name=name, kind=name, command=program, cwd=str(REPOSITORY), environ=environ, settle_s=1.5)
 

@@ -87,7 +87,8 @@ class Follower:
     async def _step(self, connection: AsyncConnection) -> int:
         """One batch of the lanes that have something new; how many events were taken."""
         name, version = self._projection.name, self._projection.version
-        async with connection.transaction():
+        # In a pipeline, what needs no answer travels with what does: a step waits for the server half as often.
+        async with connection.pipeline() as pipeline, connection.transaction():
             leased = await connection.execute(_LEASE_LANES, {"follower": name, "version": version}, prepare=True)
             before = dict(await leased.fetchall())
             if not before:
@@ -108,6 +109,7 @@ class Follower:
                 },
                 prepare=True,
             )
+            await pipeline.sync()
             assert moved.rowcount == len(lanes), "a leased checkpoint is nobody else's"
             for lane, error in parked.items():
                 _log.error("lane_parked", follower=name, lane=lane, seq=after[lane] + 1, error=error)

@@ -1,0 +1,51 @@
+"""`audit verify` over a log whose chain is whole, with and without the comparison of the read tables, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from statistics import median
+from typing import Final
+
+from bench.processors import used_s
+from bench.rebuild import INSTANCES_PER_MILLION, rebuilt
+from bench.rebuild_log import write_log
+from bench.result import Limit
+from bench.services import Services
+from hydracore.audit.verifying import Progress, Request, verify
+
+#: Millions of events, about, unless `BENCH_AUDIT_EVENTS` says otherwise.
+MILLIONS: Final = "1"
+ROUNDS: Final = 3
+
+#: 200,000 events a second, as the time that one event may take of one core.
+EVENT_US_MAX: Final = 1e6 / 200_000
+
+#: The inline tables, which a replay compares: they are filled first.
+TABLES: Final = ("instance", "provision_log", "reservation")
+
+
+async def measure(services: Services) -> list[Limit]:
+    """Processor time of the command's process and of its session together, and the time on the clock."""
+    url = await services.fresh_database("audit", migrated=True)
+    instances = round(float(os.environ.get("BENCH_AUDIT_EVENTS", MILLIONS)) * INSTANCES_PER_MILLION)
+    events = await asyncio.to_thread(write_log, url, instances=instances)
+    for name in TABLES:
+        await rebuilt(url, name, first=True)
+    results: list[Limit] = []
+    for what, replay in (("chain, versions and streams", False), ("the same, and the read tables", True)):
+        clock_us, cpu_us = [list[float](), list[float]()]
+        for _ in range(ROUNDS):
+            await services.checkpoint()
+            began_s = used_s(services.postgres.data)
+            report = await asyncio.to_thread(verify, Request(conninfo=url, replay=replay), Progress())
+            assert not report.findings, report.findings[:3]
+            assert report.events == events
+            cpu_us.append(1e6 * (used_s(services.postgres.data) - began_s) / events)
+            clock_us.append(1e6 * report.seconds / events)
+        name = f"audit verify of {events:,} events, {what}"
+        results += [
+            Limit(name=f"{name}, an event", value=median(clock_us), target=EVENT_US_MAX, unit="us"),
+            Limit(name=f"{name}, processor time an event", value=median(cpu_us), target=EVENT_US_MAX, unit="us"),
+        ]
+    return results

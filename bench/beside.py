@@ -1,0 +1,114 @@
+"""How much of their pace writers keep while the log is verified and a projection is rebuilt beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from statistics import median
+from typing import Final
+
+import uvloop
+
+from bench import append_ours
+from bench.reads import REPOSITORY
+from bench.rebuild import INSTANCES_PER_MILLION, rebuilt
+from bench.rebuild_log import write_log
+from bench.result import Comparison
+from bench.services import Services
+from events.store import EventStore
+
+#: Millions of events, about, in the log that is read.
+MILLIONS: Final = 0.5
+TASKS: Final = 16
+ROUNDS: Final = 3
+#: How long writers are measured alone, before and after each command.
+ALONE_S: Final = 4.0
+WARM_S: Final = 2.0
+#: Writers may lose a fifth.
+KEPT_MIN: Final = 0.8
+
+COMMANDS: Final = {
+    "audit verify": ("audit", "verify"),
+    "projections rebuild instance": ("projections", "rebuild", "instance"),
+}
+
+_SPAWN: Final = get_context("spawn")
+
+
+async def compare(services: Services) -> list[Comparison]:
+    """Appends a second while each command runs, against the mean of the appends a second before and after it."""
+    url = await services.fresh_database("beside", migrated=True)
+    await asyncio.to_thread(write_log, url, instances=round(MILLIONS * INSTANCES_PER_MILLION))
+    for name in ("instance", "provision_log", "reservation"):
+        await rebuilt(url, name, first=True)
+    during: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    alone: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    async with _writers(url) as count:
+        await asyncio.sleep(WARM_S)
+        for _ in range(ROUNDS):
+            for name, command in COMMANDS.items():
+                before = await _rate(count, asyncio.sleep(ALONE_S))
+                during[name].append(await _rate(count, _run(url, command)))
+                after = await _rate(count, asyncio.sleep(ALONE_S))
+                alone[name].append((before + after) / 2)
+    return [
+        Comparison(
+            name=f"appends/s while `{name}` runs over {MILLIONS:g} M events, {TASKS} tasks",
+            against="the same writers alone",
+            ours=median(during[name]),
+            theirs=median(alone[name]),
+            ratios=[a / b for a, b in zip(during[name], alone[name], strict=True)],
+            target=KEPT_MIN,
+        )
+        for name in COMMANDS
+    ]
+
+
+async def _rate(count: Synchronized[int], meanwhile: Awaitable[None]) -> float:
+    """Appends a second for as long as `meanwhile` takes."""
+    began_s, before = time.perf_counter(), count.value
+    await meanwhile
+    return (count.value - before) / (time.perf_counter() - began_s)
+
+
+async def _run(url: str, command: tuple[str, ...]) -> None:
+    environ = os.environ | {"HYDRACORE_DATABASE_URL": url}
+    program = (sys.executable, "-m", "hydracore", *command)
+    process = await asyncio.create_subprocess_exec(
+        *program, cwd=REPOSITORY, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    told, _ = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {told.decode()}")
+
+
+@asynccontextmanager
+async def _writers(url: str) -> AsyncGenerator[Synchronized[int]]:
+    """A process that appends without a pause, and how often it has."""
+    count: Synchronized[int] = _SPAWN.Value("q", 0)
+    process = _SPAWN.Process(target=_append_for_ever, args=(url, count), daemon=True)
+    process.start()
+    try:
+        yield count
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.join)
+
+
+def _append_for_ever(url: str, count: Synchronized[int]) -> None:
+    async def append(store: EventStore) -> None:
+        while True:
+            await append_ours.append(store, customer_id="customer")
+            count.value += 1  # one process and one thread write it
+
+    async def run() -> None:
+        async with append_ours.opened(url) as store:
+            await asyncio.gather(*(append(store) for _ in range(TASKS)))
+
+    uvloop.run(run())
