@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 from events.commands import RequestInstance
 from events.ids import command_id_for, instance_id_for
-from events.record import Origin
+from events.record import InlineProjection, Origin
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.instance import InstanceProjection
@@ -20,10 +20,12 @@ POOL_SIZE = 4
 
 
 @asynccontextmanager
-async def opened(database_url: str) -> AsyncGenerator[EventStore]:
-    """A store whose only inline projection is the `instance` table, acting as the app's role, as the product does."""
+async def opened(
+    database_url: str, *, inline: Sequence[InlineProjection] = (InstanceProjection(),)
+) -> AsyncGenerator[EventStore]:
+    """A store that acts as the app's role, as the product does; unless told otherwise `instance` is its only inline table."""
     async with open_pool(database_url, role="hydracore_app", application="bench", size=POOL_SIZE) as pool:
-        store = EventStore(pool, inline=(InstanceProjection(),))
+        store = EventStore(pool, inline=inline)
         try:
             yield store
         finally:

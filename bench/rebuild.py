@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
-import resource
-from collections.abc import Callable
 from statistics import median
 from typing import Final, NamedTuple
+
+import psutil
 
 from bench.processors import used_s
 from bench.rebuild_eventsourcing import catch_up_per_s
@@ -40,15 +41,22 @@ WORKER_MIB_MAX: Final = 512.0
 
 
 class Round(NamedTuple):
-    """One rebuild; `cpu_s`: processor time of everybody who took part; `fold_cpu_s`: until the last lane was folded."""
+    """One rebuild; `cpu_s`: processor time of everybody who took part; `fold_cpu_s`: until the last lane was folded.
+
+    `peak`: bytes of memory that the largest worker was seen to hold.
+    """
 
     report: Report
     cpu_s: float
     fold_cpu_s: float
+    peak: int
 
 
 def _ignore(_told: str | Progress) -> None:
     """Nobody looks on."""
+
+
+UNSEEN: Final = Steps(phase=_ignore, folded=_ignore)
 
 
 async def compare(services: Services) -> list[Comparison | Limit]:
@@ -70,14 +78,13 @@ async def compare(services: Services) -> list[Comparison | Limit]:
                 their_url = await services.fresh_database("rebuild_theirs", migrated=False)
                 theirs.append(await asyncio.to_thread(catch_up_per_s, their_url, aggregates=AGGREGATES))
         results += _results(events, rounds, theirs)
+        peak_mib = max(one.peak for one in rounds) / 2**20
+        results.append(Limit(name="memory of a worker, at its peak", value=peak_mib, target=WORKER_MIB_MAX, unit="MiB"))
         cpu_us = 1e6 * median(one.cpu_s for one in rounds) / events
         if before is not None:
             name = f"processor time an event, {events:,} events against {before[0]:,}"
             results.append(Limit(name=name, value=cpu_us / before[1], target=LINEAR_MAX, unit="x"))
         before = (events, cpu_us)
-    # In KiB; of all children that have ended, the workers are the largest by far.
-    peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    results.append(Limit(name="memory of a worker, at its peak", value=peak_mib, target=WORKER_MIB_MAX, unit="MiB"))
     return results
 
 
@@ -132,22 +139,33 @@ def _results(events: int, rounds: list[Round], theirs: list[float]) -> list[Comp
 
 
 async def _rebuild(services: Services, url: str, *, first: bool) -> Round:
-    data, marks = services.postgres.data, dict[str, float]()
+    data, marks, peak = services.postgres.data, dict[str, float](), 0
 
     def phase(name: str) -> None:
         marks[name] = used_s(data)
 
+    def folded(_: Progress) -> None:
+        nonlocal peak
+        peak = max([peak, *(_memory(child.pid) for child in multiprocessing.active_children())])
+
     phase("begin")
-    report = await rebuilt(url, "instance", first=first, phase=phase)
+    report = await rebuilt(url, "instance", first=first, steps=Steps(phase=phase, folded=folded))
     phase("end")
     await prune(url, "instance")
-    return Round(report, marks["end"] - marks["begin"], marks["indexing"] - marks["begin"])
+    return Round(report, marks["end"] - marks["begin"], marks["indexing"] - marks["begin"], peak)
 
 
-async def rebuilt(url: str, name: str, *, first: bool, phase: Callable[[str], None] = _ignore) -> Report:
+def _memory(pid: int | None) -> int:
+    """Bytes of memory that a process holds; 0 once it has ended."""
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+async def rebuilt(url: str, name: str, *, first: bool, steps: Steps = UNSEEN) -> Report:
     """The report of a rebuild that was swapped; `first`: the tables are empty, and differ in every row."""
     folding = fold_in_processes(url, workers=WORKERS)
-    steps = Steps(phase=phase, folded=_ignore)
     report = await rebuild(url, projections()[name], folding=folding, steps=steps, accept_drift=first)
     assert report.stopped_s is not None, report.drift
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import os
 from collections.abc import Awaitable, Callable
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ from projections.errors import FoldFailed
 from projections.folding import LANES_AT_ONCE_MAX, fold_lanes
 from projections.generations import Generation, Progress
 from projections.rebuild import Folding
+
+#: How much a worker gives way to others: where they want all there is, it gets a tenth of their share (see `nice`).
+NICE = 10
 
 #: Between two looks at the progress.
 LOOK_S = 0.1
@@ -33,7 +37,10 @@ class Answer(Protocol):
 
 
 def fold_in_processes(conninfo: str, *, workers: int) -> Folding:
-    """Folds with `workers` processes; they end by themselves, whatever becomes of their parent."""
+    """Folds with `workers` processes, which leave the processors to whoever else wants them.
+
+    They end by themselves, whatever becomes of their parent.
+    """
 
     # Two claims for each: fewer read the log less often, more share it out more evenly.
     at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (2 * workers)))
@@ -68,6 +75,8 @@ def _start(conninfo: str, projection: Projection, build: Generation, at_once: in
 
 
 def _work(conninfo: str, projection: Projection, build: Generation, at_once: int, answer: Answer) -> None:
+    # The session at the other end is not nice, but has nothing to do while nobody takes what it sends.
+    os.nice(NICE)
     # A fold makes millions of objects and no cycles: looking for those would take a third of its time.
     gc.disable()
     try:

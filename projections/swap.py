@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import psycopg
@@ -36,6 +37,16 @@ _FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
 
 #: How long writers may stand still before the swap lets them go and tries again later.
 STOPPED_S_MAX = 0.2
+
+#: How long after a statement was broken off the next one is.
+AGAIN_S = 0.01
+
+#: What a try ends in that has to be made again.
+_NOT_NOW = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+)
 
 #: How often it is tried, and the pause between two tries, which grows.
 TRIES_MAX = 50
@@ -81,15 +92,40 @@ async def swap(
     for tries in range(1, TRIES_MAX + 1):
         began_s = time.perf_counter()
         try:
-            async with connection.transaction():
-                async with asyncio.timeout(STOPPED_S_MAX):
-                    last = await _settle(connection, projection, build, live, unverified)
-                    await _move(connection, projection, build, live)
+            async with connection.transaction(), _no_longer_than(connection, STOPPED_S_MAX):
+                last = await _settle(connection, projection, build, live, unverified)
+                await _move(connection, projection, build, live)
             return Swapped(time.perf_counter() - began_s, tries, last.events)
-        except (TimeoutError, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        except _NOT_NOW:
             await between()
             await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
     raise WritersNotStopped(build.name, TRIES_MAX)
+
+
+@asynccontextmanager
+async def _no_longer_than(connection: AsyncConnection, seconds: float) -> AsyncGenerator[None]:
+    """Has the server break off whatever still runs on the connection after `seconds`: `QueryCanceled` is raised there.
+
+    Cancelling on this side would leave a connection that is in the middle of a COPY unusable.
+    """
+    over = asyncio.Event()
+
+    async def watch() -> None:
+        pause_s = seconds
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), pause_s)
+                return
+            # Between two statements there is nothing to break off: the next one is.
+            await connection.cancel_safe()
+            pause_s = AGAIN_S
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        over.set()
+        await watching
 
 
 async def _settle(

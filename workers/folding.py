@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import time
 from collections.abc import Awaitable, Callable
 
@@ -21,6 +22,7 @@ from projections import generations
 from projections.definition import Projection
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
+from projections.processes import NICE
 from projections.rebuild import Folding
 from projections.registry import all_versions
 from workers.broker import Bell
@@ -76,6 +78,7 @@ class Folder:
 
 
 def _fold_for(database: str, projection: Projection, build: Generation, seconds: float) -> None:
+    os.nice(NICE)
     fold_lanes(database, projection, build, until_s=time.monotonic() + seconds)
 
 

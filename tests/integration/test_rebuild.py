@@ -191,6 +191,43 @@ async def test_a_transaction_that_sits_on_a_lane_makes_nobody_wait_for_the_swap(
         assert (await rebuilt(database_url, InstanceProjection())).resumed
 
 
+async def test_a_swap_broken_off_in_the_middle_of_a_copy_lets_go_and_can_be_made_again(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
+    await owner_conn.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$"
+    )
+    async with open_store(database_url) as (store, _):
+        (instance_id,) = await write_lives(store, count=1)
+
+        async def fold_and_slow_down(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+            await fold_here(database_url)(projection, build, progress)
+            await owner_conn.execute(
+                "CREATE TRIGGER slow AFTER INSERT ON instance_g2.instance FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+            )
+
+        async def write_on() -> None:
+            while True:
+                await store.execute(instance_id, lives.usage(await used(owner_conn) + 1), origin("agent:x"))
+
+        writing = asyncio.create_task(write_on())
+        with pytest.raises(WritersNotStopped):
+            await rebuild(database_url, InstanceProjection(), folding=fold_and_slow_down, steps=QUIET)
+        writing.cancel()
+        await asyncio.wait((writing,))
+
+        await owner_conn.execute("DROP TRIGGER slow ON instance_g2.instance")
+        report = await rebuilt(database_url, InstanceProjection())
+        assert (report.resumed, report.drifted, report.stopped_s is not None) == (True, 0, True)
+
+
+async def used(connection: psycopg.AsyncConnection) -> int:
+    """How many batches of usage there are."""
+    cursor = await connection.execute("SELECT count(*) FROM event WHERE type = 'usage_recorded'")
+    return (await cursor.fetchone() or (0,))[0]
+
+
 async def test_several_processes_and_a_killed_one_fold_each_lane_once(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
