@@ -7,6 +7,7 @@ follower whose code has another version than the table does nothing: the code th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -71,8 +72,9 @@ class Follower:
 
         Raises `StoreUnavailable`, and `LogCorrupted` where a lane has a hole.
         """
-        taken = 0
-        while count := await patiently(self._pool, self._step):
+        taken, more = 0, True
+        while more:
+            count, more = await patiently(self._pool, self._step)
             taken += count
         return taken
 
@@ -84,15 +86,15 @@ class Follower:
 
         return await patiently(self._pool, read)
 
-    async def _step(self, connection: AsyncConnection) -> int:
-        """One batch of the lanes that have something new; how many events were taken."""
+    async def _step(self, connection: AsyncConnection) -> tuple[int, bool]:
+        """One batch of the lanes that have something new; how many events were taken, and whether a lane may have more."""
         name, version = self._projection.name, self._projection.version
         # In a pipeline, what needs no answer travels with what does: a step waits for the server half as often.
         async with connection.pipeline() as pipeline, connection.transaction():
             leased = await connection.execute(_LEASE_LANES, {"follower": name, "version": version}, prepare=True)
             before = dict(await leased.fetchall())
             if not before:
-                return 0
+                return 0, False
             limit = max(LANE_BATCH_MIN, BATCH_MAX // len(before))
             positions = await read_facts(connection, self._reader, after=before, limit=limit)
             parked: dict[int, str] = {}
@@ -115,7 +117,8 @@ class Follower:
                 _log.error("lane_parked", follower=name, lane=lane, seq=after[lane] + 1, error=error)
                 park = {"follower": name, "lane": lane, "pause_s": PARKED_S, "error": error}
                 await connection.execute(_PARK, park)
-            return len(taken)
+            read = Counter(position.lane for position in positions if position.lane not in parked)
+            return len(taken), max(read.values(), default=0) >= limit
 
     async def _take(
         self, connection: AsyncConnection, positions: list[Position], parked: dict[int, str]
