@@ -100,7 +100,7 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> None:
     """Leave word when to come back; it stands in the database, so it outlives this process."""
     if isinstance(result, Wait):
         if result.delay_s is not None:
-            await deps.attention.postpone(state.id, delay_s=result.delay_s)
+            await deps.attention.postpone(state.id, version=state.version, delay_s=result.delay_s)
         return
     failures = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
     if not result.usual:

@@ -39,9 +39,9 @@ class Attention:
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
 
-    async def postpone(self, instance_id: UUID, *, delay_s: float) -> None:
-        """Look again in `delay_s`: nothing is wrong, it just takes its time."""
-        await self._run(_POSTPONE, _key(instance_id) | {"delay_s": delay_s})
+    async def postpone(self, instance_id: UUID, *, version: int, delay_s: float) -> None:
+        """Look again in `delay_s`, unless the stream leaves `version` before: nothing is wrong, it just takes its time."""
+        await self._run(_POSTPONE, _key(instance_id) | {"version": version, "delay_s": delay_s})
 
     async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int:
         """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was."""
@@ -60,7 +60,10 @@ class Attention:
         await self._run(_FORGET, _key(instance_id))
 
     async def claim_due(self) -> list[UUID]:
-        """Instances that work is owed to and that nobody has been sent to lately, marked as sent to now."""
+        """Instances that work is owed to and that nobody has been sent to lately, marked as sent to now.
+
+        One that has moved since its pause was made is due as if there were none.
+        """
         rows = await self._run(_CLAIM_DUE, {"lease_s": LEASE_S, "grace_s": GRACE_S, "limit": CLAIM_MAX})
         return [row[0] for row in rows]
 

@@ -1,7 +1,9 @@
 -- name: postpone
-INSERT INTO attention (lane, instance_id, not_before)
-VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s')
-ON CONFLICT (lane, instance_id) DO UPDATE SET not_before = excluded.not_before
+INSERT INTO attention (lane, instance_id, not_before, version)
+VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s', %(version)s)
+ON CONFLICT (lane, instance_id) DO UPDATE SET
+       not_before = excluded.not_before, version = excluded.version,
+       failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
 
 -- name: fail
 INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
@@ -24,14 +26,17 @@ WITH beats AS (DELETE FROM heartbeat WHERE lane = %(lane)s AND instance_id = %(i
 DELETE FROM attention WHERE lane = %(lane)s AND instance_id = %(instance_id)s
 
 -- name: claim_due
-INSERT INTO attention (lane, instance_id, not_before)
-SELECT i.lane, i.id, now() + %(lease_s)s * interval '1 s'
+-- A pause holds at the version that it was made at: whoever has moved the stream since may have died before the next step.
+INSERT INTO attention (lane, instance_id, not_before, version)
+SELECT i.lane, i.id, now() + %(lease_s)s * interval '1 s', i.version
   FROM instance i
-  LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id
+  LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id AND a.version >= i.version
  WHERE i.wake_at <= now() - CASE WHEN a.instance_id IS NULL THEN %(grace_s)s ELSE 0 END * interval '1 s'
    AND coalesce(a.not_before, '-infinity') <= now()
  ORDER BY i.wake_at, i.id
  LIMIT %(limit)s
-ON CONFLICT (lane, instance_id) DO UPDATE SET not_before = excluded.not_before
- WHERE attention.not_before <= now()
+ON CONFLICT (lane, instance_id) DO UPDATE SET
+       not_before = excluded.not_before, version = excluded.version,
+       failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
+ WHERE attention.not_before <= now() OR attention.version < excluded.version
 RETURNING instance_id

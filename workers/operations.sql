@@ -23,7 +23,8 @@ SELECT c.lane, c.seq, h.head
 SELECT sum(head) FROM lane_head
 
 -- name: new_events
-SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= now(), false) AND e.type <> ALL (%(workers_own)s)
+-- Not now(), which is when the transaction began: what was asked for since would seem to be of the future.
+SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= clock_timestamp(), false) AND e.type <> ALL (%(workers_own)s)
   FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS l (lane, seq)
  CROSS JOIN LATERAL (SELECT v.seq, v.stream_id, v.type
                        FROM event v

@@ -1,0 +1,79 @@
+"""What tells workers of the work that is owed, statement by statement: nothing of it falls between the two that ring."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+import pytest
+from msgspec.structs import replace
+from psycopg import AsyncConnection
+
+from events.ids import lane_of
+from events.store import EventStore
+from tests import lives
+from tests.requests_to_log import open_store, origin, request, requested
+from tests.waiting import until
+from workers.attention import Attention
+from workers.relay import WORKERS_OWN
+from workers.sql import OPERATIONS
+
+ADA = lives.instance_id()
+
+
+@pytest.mark.parametrize("pause", ["fail", "postpone"])
+async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str, pause: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        if pause == "fail":
+            await attention.fail(ADA, version=1, code="no_address", delay_s=60)
+        else:
+            await attention.postpone(ADA, version=1, delay_s=60)
+        during = await attention.claim_due()
+
+        # A worker records what it has done, for which no relay rings, and dies before it does the next thing.
+        await store.execute(ADA, lives.plan(), origin("worker"))
+
+        assert during == []
+        assert await attention.claim_due() == [ADA]
+        assert await attention.claim_due() == [], "somebody has just been sent there"
+
+
+async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        for _ in range(3):
+            await attention.fail(ADA, version=1, code="no_address", delay_s=60)
+        await store.execute(ADA, lives.plan(), origin("worker"))
+        await attention.claim_due()
+
+        assert await attention.fail(ADA, version=4, code="timeout", delay_s=0) == 1
+        await attention.claim_due()
+        assert await attention.fail(ADA, version=4, code="timeout", delay_s=60) == 2
+
+
+async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool), pool.connection() as looking, looking.transaction():
+        began_ms = await _in_ms(looking, "SELECT now()")
+
+        await _create(store, at_ms=began_ms + 1)
+        await until(lambda: _is_past(looking, began_ms + 1))
+
+        parameters = {"lanes": [lane_of(ADA)], "seqs": [0], "limit": 10, "workers_own": WORKERS_OWN}
+        found = await (await looking.execute(OPERATIONS["new_events"], parameters)).fetchall()
+        assert [(stream_id, owed) for _, _, stream_id, owed in found] == [(ADA, True)]
+
+
+async def _create(store: EventStore, *, at_ms: int) -> None:
+    await store.create(ADA, replace(request(), at_ms=at_ms), origin())
+
+
+async def _is_past(connection: AsyncConnection, at_ms: int) -> bool:
+    return await _in_ms(connection, "SELECT clock_timestamp()") > at_ms
+
+
+async def _in_ms(connection: AsyncConnection, time: LiteralString) -> int:
+    row = await (await connection.execute(time)).fetchone()
+    assert row is not None
+    return int(row[0].timestamp() * 1000)
