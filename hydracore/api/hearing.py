@@ -32,4 +32,6 @@ async def keep_hearing(pool: AsyncConnectionPool) -> NoReturn:
             await patiently(pool, hear)
         except StoreUnavailable as error:
             _log.warning("heartbeats_not_heard", error=type(error).__name__)
+        except Exception:  # noqa: BLE001 - whoever stops saying so stops the clock of every agent's silence
+            _log.exception("heartbeats_not_heard")
         await asyncio.sleep(HEAR_S)

@@ -5,9 +5,10 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from events.ids import lane_of
-from hydracore.api.hearing import keep_hearing
+from hydracore.api import hearing
 from hydracore.db.pool import open_pool
 from tests.lives import BOOT
 from tests.waiting import until
@@ -55,12 +56,31 @@ async def test_an_outage_of_ours_is_nobody_s_silence(owner_conn: psycopg.AsyncCo
 
     during = await silence(owner_conn)
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
-        listening = asyncio.create_task(keep_hearing(pool))
+        listening = asyncio.create_task(hearing.keep_hearing(pool))
         await until(lambda: _is_anew(owner_conn))
         listening.cancel()
 
     assert 10 <= during < 90
     assert await silence(owner_conn) < 90
+
+
+@pytest.mark.usefixtures("silent_for_100_s")
+async def test_whatever_keeps_us_from_saying_that_we_hear_we_go_on_trying(
+    owner_conn: psycopg.AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "HEAR_S", 0.02)
+    await heard(owner_conn, since_s=1000, until_s=90)
+    await owner_conn.execute("REVOKE INSERT ON hearing FROM hydracore_app")
+
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        with capture_logs() as said:
+            listening = asyncio.create_task(hearing.keep_hearing(pool))
+            await until(lambda: said)
+            await owner_conn.execute("GRANT INSERT ON hearing TO hydracore_app")
+            await until(lambda: _is_anew(owner_conn))
+        listening.cancel()
+
+    assert {line["event"] for line in said} == {"heartbeats_not_heard"}
 
 
 async def _is_anew(connection: psycopg.AsyncConnection) -> bool:
