@@ -42,6 +42,10 @@ CACHE_S = 5.0
 _CUSTOMERS_MAX = 10_000
 _TEXTS_MAX = 1_000
 
+#: Texts whose ciphertext is longer are opened anew each time. Lists need addresses and names; a thousand versions of a
+#: configuration would be half a gigabyte.
+_KEPT_CHARS_MAX = 1_024
+
 
 class CustomerErased(EventsError):
     """The customer's key was destroyed: nothing can be encrypted for them any more."""
@@ -94,11 +98,12 @@ class Keyring:
             text = _open(known.cipher, sealed, _bound_to(tenant_id, customer_id, field))
             if len(known.opened) >= _TEXTS_MAX:
                 known.opened.clear()
-            known.opened[field, sealed] = text
+            if len(sealed) <= _KEPT_CHARS_MAX:
+                known.opened[field, sealed] = text
         return text
 
     def recall(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """The plain text, where it was opened lately, without waiting. None says nothing: `open` it."""
+        """The plain text, where it is short and was opened lately, without waiting. None says nothing: `open` it."""
         known = self._customers.get((tenant_id, customer_id))
         if known is None or known.cipher is None or known.stale_at < time.monotonic():
             return None

@@ -52,6 +52,15 @@ async def test_what_was_sealed_is_opened_again_by_any_process(keyring: Keyring, 
     assert await fresh.open(sealed, **ADA) == text
 
 
+async def test_short_texts_are_remembered_and_long_ones_are_not(keyring: Keyring) -> None:
+    short, long = await keyring.seal(EMAIL, **ADA), await keyring.seal("x" * 100_000, **ADA)
+
+    await keyring.open(short, **ADA)
+    await keyring.open(long, **ADA)
+
+    assert (keyring.recall(short, **ADA), keyring.recall(long, **ADA)) == (EMAIL, None)
+
+
 async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: Keyring) -> None:
     one, two = await keyring.seal(EMAIL, **ADA), await keyring.seal(EMAIL, **ADA)
 
