@@ -14,6 +14,9 @@ from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE, Instance
 #: What `events.keys` makes: a nonce of 12 bytes, and at least the 16 of the tag behind it.
 _SEALED_TEXT: Final = re.compile(r"v1\.[A-Za-z0-9_-]{38,}={0,2}", re.ASCII)
 
+#: How many ledgers are remembered. An agent begins one when its disk is new; more than a few are an agent that makes them up.
+LEDGERS_KEPT: Final = 64
+
 #: Fields of configuration events that the instance itself has; all others are its configuration's.
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
 
@@ -45,7 +48,13 @@ def unchanged(_state: Instance, _event: e.UpdatesApplied | e.ConversationsAccess
 
 
 def usage_recorded(state: Instance, event: e.UsageRecorded) -> dict[str, Any]:
-    return {"usage_seqs": {**state.usage_seqs, str(event.ledger_id): event.seq}}
+    ledger, seqs = str(event.ledger_id), {**state.usage_seqs}
+    # What is in use stands last: what was so longest ago is forgotten first.
+    seqs.pop(ledger, None)
+    seqs[ledger] = event.seq
+    if len(seqs) > LEDGERS_KEPT:
+        del seqs[next(iter(seqs))]
+    return {"usage_seqs": seqs}
 
 
 def customer_erased(state: Instance, event: e.CustomerErased) -> dict[str, Any]:

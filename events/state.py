@@ -152,7 +152,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     agent: Agent | None = None
     config: Config = Config()
     consent_debug_access: bool = False
-    #: The last batch of usage recorded of each ledger, by ledger id.
+    #: The last batch of usage recorded of each ledger that was in use lately, by ledger id.
     usage_seqs: dict[str, int] = {}
     health: str | None = None
     error_code: str | None = None

@@ -10,6 +10,7 @@ import pytest
 from events import commands as c
 from events import types as e
 from events.errors import AttemptSuperseded, SequenceGap, TransitionRefused
+from events.evolve_use import LEDGERS_KEPT
 from events.types import Sealed
 from tests import lives
 from tests.lives import LEDGER, NOW_MS, Life
@@ -106,6 +107,16 @@ def test_usage_is_recorded_in_order_and_once() -> None:
 
     assert (len(first), again, len(second)) == (1, (), 1)
     assert life.state.usage_seqs == {str(LEDGER): 2}
+
+
+def test_an_agent_that_makes_up_ledgers_does_not_make_the_state_grow() -> None:
+    life = Life.after(*lives.RUNNING, lives.usage(1))
+
+    for number in range(1, LEDGERS_KEPT + 10):
+        life.give(lives.usage(2) if number == LEDGERS_KEPT else lives.usage(1, ledger_id=UUID(int=number)))
+
+    assert len(life.state.usage_seqs) == LEDGERS_KEPT
+    assert life.state.usage_seqs[str(LEDGER)] == 2, "the one that is in use is kept"
 
 
 def test_usage_before_its_predecessor_learns_which_batch_is_missing() -> None:
