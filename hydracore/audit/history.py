@@ -5,6 +5,7 @@ Events are read a page at a time and handed on one by one, so that memory holds 
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from events.state import Instance
 from events.store import read_heads
 from events.types import AnyEvent
 from hydracore.audit.errors import NothingThere
-from hydracore.audit.past import PAGE, Stored, absence, fold_on, folding, rows, stream, version_of
+from hydracore.audit.past import PAGE, TURN, Stored, absence, fold_on, folding, rows, stream, version_of
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
 _OF_INSTANCE: Final = _SQL["of_instance"]
@@ -131,6 +132,8 @@ async def of_instance(
             records, folding(state, [record.stored for record in records], stream_id=instance_id), strict=True
         ):
             before, state = state, now
+            if record.version % TURN == 0:
+                await asyncio.sleep(0)
             if wanted.admits(record):
                 yield Entry(record, event, before, state)
         if state is None:

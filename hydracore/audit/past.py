@@ -6,6 +6,7 @@ holds a page however long it is. One that contradicts itself is a `LogCorrupted`
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -32,6 +33,9 @@ _RECORDED_AT: Final = _SQL["recorded_at"]
 
 #: How many events of a stream are read at a time.
 PAGE: Final = 2_000
+
+#: How many are folded before others get their turn: the API answers everybody else in the same loop.
+TURN: Final = 200
 
 
 class Past(NamedTuple):
@@ -74,8 +78,9 @@ async def fold_on(
     while True:
         parameters = {**stream(stream_id), "after": version_of(state), "upto": upto, "at": at, "limit": PAGE}
         page = await rows(pool, _TO_FOLD, parameters)
-        if page:
-            ((_, state),) = deque(folding(state, page, stream_id=stream_id), maxlen=1)
+        for begin in range(0, len(page), TURN):
+            ((_, state),) = deque(folding(state, page[begin : begin + TURN], stream_id=stream_id), maxlen=1)
+            await asyncio.sleep(0)
         if len(page) < PAGE:
             return state
 

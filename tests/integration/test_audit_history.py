@@ -18,7 +18,7 @@ from click.testing import Result
 
 from events.types import Sealed
 from hydracore.audit import history, past
-from hydracore.audit.history import Wanted, of_tenant
+from hydracore.audit.history import Wanted, of_instance, of_tenant
 from hydracore.audit.past import state_at
 from hydracore.audit.showing import sealed, shown_event
 from tests import lives
@@ -95,6 +95,37 @@ async def test_filters_pick_and_leave_what_they_show_as_it_is(log: Log) -> None:
     assert await found("--after", "6:5", "--limit", "2") == [4, 5]
     limited = await audit(log, "show", first, "--limit", "1")
     assert limited.stderr == "more follows: --after 6:1\n"
+
+
+async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    folded: list[object] = []
+    seen: set[int] = set()
+
+    def evolve(*args: Any, **kwargs: Any) -> Any:
+        folded.append(args)
+        return past_evolve(*args, **kwargs)
+
+    async def look() -> None:
+        while True:
+            seen.add(len(folded))
+            await asyncio.sleep(0)
+
+    past_evolve = past.evolve
+    monkeypatch.setattr(past, "evolve", evolve)
+    monkeypatch.setattr(past, "TURN", 2)
+    monkeypatch.setattr(history, "TURN", 2)
+    looking = asyncio.create_task(look())
+
+    await state_at(log.pool, log.ids[0])
+    while_folding = seen.copy()
+    folded.clear()
+    seen.clear()
+    found = [entry async for entry in of_instance(log.pool, log.ids[0], Wanted(actor="nobody"))]
+    looking.cancel()
+
+    assert found == []
+    assert while_folding >= {2, 4, 6}
+    assert seen >= {2, 4, 6}
 
 
 async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
