@@ -88,28 +88,14 @@ def _decide_server(
                 return ()
             return (e.ServerObserved(at_ms=command.at_ms, attempt=command.attempt, server_status="running"),)
         case c.FailAttempt():
-            if not _is_open_attempt(state, command.attempt):
-                return ()
-            return (
-                e.AttemptFailed(
-                    at_ms=command.at_ms,
-                    attempt=command.attempt,
-                    code=command.code,
-                    retryable=command.retryable,
-                    nothing_made=command.nothing_made,
-                ),
-            )
+            return _attempt_failed(state, command)
         case c.RecordServerDiscarded():
             attempt = state.attempt
             if attempt is None or attempt.number != command.attempt or attempt.discarded or attempt.failure is None:
                 return ()
             return (e.ServerDiscarded(at_ms=command.at_ms, attempt=command.attempt),)
         case c.GiveUp():
-            _require(state, "fail")
-            if state.attempt is not None and state.attempt.may_have_server:
-                # Nobody looks for the server of an instance that has failed: it must be gone before.
-                raise TransitionRefused(state.id, trigger="fail_with_a_server", status=state.status)
-            return (e.ProvisioningFailed(at_ms=command.at_ms, code=command.code),)
+            return _given_up(state, command)
         case c.MarkReady():
             return _ready(state, command)
         case c.ChangeHealth():
@@ -188,6 +174,28 @@ def _server_created(state: Instance, command: c.RecordServerCreated) -> Events:
             adopted=command.adopted,
         ),
     )
+
+
+def _attempt_failed(state: Instance, command: c.FailAttempt) -> Events:
+    if not _is_open_attempt(state, command.attempt):
+        return ()
+    return (
+        e.AttemptFailed(
+            at_ms=command.at_ms,
+            attempt=command.attempt,
+            code=command.code,
+            retryable=command.retryable,
+            nothing_made=command.nothing_made,
+        ),
+    )
+
+
+def _given_up(state: Instance, command: c.GiveUp) -> Events:
+    _require(state, "fail")
+    if state.attempt is not None and state.attempt.may_have_server:
+        # Nobody looks for the server of an instance that has failed: it must be gone before.
+        raise TransitionRefused(state.id, trigger="fail_with_a_server", status=state.status)
+    return (e.ProvisioningFailed(at_ms=command.at_ms, code=command.code),)
 
 
 def _ready(state: Instance, command: c.MarkReady) -> Events:
