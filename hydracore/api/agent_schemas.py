@@ -16,8 +16,14 @@ from hydracore.tokens import ATTEMPT_MAX
 COUNT_MAX: Final = 2**53
 #: What a column of type integer holds.
 SEQ_MAX: Final = 2**31 - 1
-#: How much may follow in one callback.
-FOLLOWING_MAX: Final = 100
+#: How much may follow in one callback: twice what our agents send together.
+FOLLOWING_MAX: Final = 20
+#: Calls of models in one batch of usage.
+ENTRIES_MAX: Final = 100
+#: Bodies that are taken whatever the setting says, because agents send the same one until it is. JSON may write each
+#: character in six bytes: ten messages of 500 characters, and a hundred calls with names of 616.
+CALLBACK_BODY_BYTES: Final = 10 * 4 * 1024
+USAGE_BODY_BYTES: Final = ENTRIES_MAX * 4 * 1024
 Attempt = Annotated[int, Meta(ge=1, le=ATTEMPT_MAX)]
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
@@ -119,4 +125,4 @@ class UsageBatch(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: UUID
     ledger_id: UUID
     seq: Seq
-    entries: Annotated[list[UsageEntry], Meta(min_length=1, max_length=100)]
+    entries: Annotated[list[UsageEntry], Meta(min_length=1, max_length=ENTRIES_MAX)]

@@ -53,7 +53,14 @@ class AgentUse:
         assert state is not None, "an agent's key is of an instance"
         return m.NewestConfig(config_version=state.config.version, runtime=await self._documents.build(state))
 
-    @operation("POST", "/v1/agent/usage", "Report what was used", answer=m.UsageAccepted, errors=(401, 409, 410))
+    @operation(
+        "POST",
+        "/v1/agent/usage",
+        "Report what was used",
+        answer=m.UsageAccepted,
+        errors=(401, 409, 410),
+        body_bytes=s.USAGE_BODY_BYTES,
+    )
     async def record_usage(self, who: CallingAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
         """Each batch of a ledger once, in order; a repeat is answered and changes nothing."""
         now_ms = self._now_ms()

@@ -120,7 +120,12 @@ class AgentEndpoints:
         return {"key_id": who.key_id}
 
     @operation(
-        "POST", "/v1/agent/callback", "Report the progress of a boot", answer=m.CallbackAccepted, errors=(401, 409, 410)
+        "POST",
+        "/v1/agent/callback",
+        "Report the progress of a boot",
+        answer=m.CallbackAccepted,
+        errors=(401, 409, 410),
+        body_bytes=s.CALLBACK_BODY_BYTES,
     )
     async def callback(self, who: CallingAgent, incoming: Incoming, body: s.Callback) -> m.CallbackAccepted:
         command = c.ReportBootstrap(

@@ -95,6 +95,17 @@ async def test_a_batch_counts_once_however_often_it_comes(used: Used) -> None:
     assert (await usage(used))["total_requests"] == 2
 
 
+async def test_a_batch_of_long_names_is_longer_than_other_bodies_may_be_and_counts(used: Used) -> None:
+    long = entry(model="\N{GRINNING FACE}" * 200, end_user="\N{GRINNING FACE}" * 256, conversation_id="c" * 128)
+
+    answer = await used.agent_says("usage", batch(1, *[long] * 100))
+    await follow(used)
+
+    assert answer.json() == {"seq": 1, "duplicate": False}
+    assert int(answer.request.headers["content-length"]) > used.api.parts.settings.body_max_bytes
+    assert (await usage(used))["total_requests"] == 100
+
+
 async def test_a_gap_is_told_with_what_is_expected(used: Used) -> None:
     await used.agent_says("usage", batch(1, entry()))
 

@@ -1,0 +1,55 @@
+"""The longest that an agent says at once is taken: it would say it again for ever, and nothing behind it would come."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from hydracore.agent import messages as m
+from hydracore.agent.expressclaw.ledger import BATCH_MAX
+from hydracore.agent.spool import MESSAGE_MAX, TOGETHER_MAX
+from hydracore.api import agent_schemas as s
+from tests.api_server import every_operation
+
+#: A character that JSON writes in six bytes.
+LONG = "\x01"
+
+TOLD = m.Told(stage="runtime_started", level="warning", message=LONG * MESSAGE_MAX)
+CALL = m.UsageEntry(
+    at_ms=2**53,
+    model=LONG * 200,
+    prompt_tokens=2**63 - 1,
+    completion_tokens=2**63 - 1,
+    cost_usd="9" * 40,
+    end_user=LONG * 256,
+    channel="telegram",
+    conversation_id="c" * 128,
+)
+LONGEST = {
+    "/v1/agent/callback": (
+        m.Callback(
+            boot_id=UUID(int=1),
+            seq=s.SEQ_MAX - TOGETHER_MAX,
+            following=(TOLD,) * (TOGETHER_MAX - 1),
+            **msgspec.structs.asdict(TOLD),
+        ),
+        s.Callback,
+    ),
+    "/v1/agent/usage": (
+        m.UsageBatch(boot_id=UUID(int=1), ledger_id=UUID(int=2), seq=s.SEQ_MAX, entries=(CALL,) * BATCH_MAX),
+        s.UsageBatch,
+    ),
+}
+
+
+@pytest.mark.parametrize("path", LONGEST)
+def test_the_longest_that_an_agent_says_at_once_is_taken_whatever_the_setting_says(path: str) -> None:
+    said, taken_as = LONGEST[path]
+    (op,) = (op for op in every_operation() if op.declared.path == path)
+
+    body = msgspec.json.encode(said)
+
+    assert len(body) <= op.declared.body_bytes
+    msgspec.json.decode(body, type=taken_as)
