@@ -46,6 +46,8 @@ UPDATE checkpoint
  WHERE follower = %(follower)s AND lane = %(lane)s
 
 -- name: changed_health
+-- Nearly all are healthy and were heard lately. They are passed over before their silence is asked for, which costs a look of its
+-- own for each and is never longer than the time since they were heard.
 SELECT id
   FROM (SELECT i.id, i.lane, i.health_status,
                CASE WHEN s.silent_s < %(late_s)s THEN 'healthy'
@@ -54,7 +56,9 @@ SELECT id
           FROM instance i
           JOIN heartbeat h ON h.lane = i.lane AND h.instance_id = i.id
          CROSS JOIN LATERAL (SELECT silent_s(h.received_at)) s (silent_s)
-         WHERE i.status = 'running') judged
+         WHERE i.status = 'running'
+           AND (i.health_status IS DISTINCT FROM 'healthy'
+                OR h.received_at <= now() - %(late_s)s * interval '1 s')) judged
  WHERE health IS DISTINCT FROM health_status
  ORDER BY lane, id
  LIMIT %(limit)s
