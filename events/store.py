@@ -33,6 +33,10 @@ _LANE_AFTER = _SQL["lane_after"]
 #: How often a command is decided again after a lost race, before the caller learns of it.
 RACES_MAX = 16
 
+#: How many events of a stream are read, and folded in one go: the stream of an instance that was used for a year has hundreds
+#: of thousands, and others are to be served meanwhile.
+STREAM_PAGE = 200
+
 #: How many states one process remembers. A remembered state is only a shorter way to load: newer events are read.
 STATES_MAX = 10_000
 
@@ -80,14 +84,25 @@ class EventStore:
         if remembered is not None:
             rows = await self._read(stream_id, since=remembered.state.version)
             if rows and rows[0].digest == remembered.digest:
-                return self._fold(stream_id, remembered.state, rows[1:])
+                state = self._fold(stream_id, remembered.state, rows[1:])
+                return state if len(rows) < STREAM_PAGE else await self._fold_on(stream_id, state)
             # Not the log that this was read from any more: it was restored from a backup.
             self._states.pop(stream_id, None)
-        return self._fold(stream_id, None, await self._read(stream_id, since=1))
+        return await self._fold_on(stream_id, None)
+
+    async def _fold_on(self, stream_id: UUID, state: Instance | None) -> Instance | None:
+        """`state` after all events that follow it."""
+        while True:
+            rows = await self._read(stream_id, since=1 if state is None else state.version + 1)
+            state = self._fold(stream_id, state, rows)
+            if len(rows) < STREAM_PAGE:
+                return state
 
     async def _read(self, stream_id: UUID, *, since: int) -> list[_Row]:
+        """The next page of a stream."""
+
         async def read(connection: AsyncConnection) -> list[_Row]:
-            parameters = (lane_of(stream_id), stream_id, since)
+            parameters = (lane_of(stream_id), stream_id, since, STREAM_PAGE)
             cursor = await connection.execute(_STREAM_FROM, parameters, prepare=True)
             return [_Row(*row) for row in await cursor.fetchall()]
 

@@ -8,6 +8,7 @@ SELECT version, type, schema_version, payload::text, digest
   FROM event
  WHERE lane = %s AND stream_id = %s AND version >= %s
  ORDER BY version
+ LIMIT %s
 
 -- name: heads
 SELECT lane, head FROM lane_head ORDER BY lane
