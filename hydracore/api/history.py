@@ -30,15 +30,18 @@ from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import next_link
 from hydracore.api.vault import Vault
 from hydracore.audit.errors import NothingThere
-from hydracore.audit.history import Entry, Wanted, of_instance
+from hydracore.audit.history import Wanted, of_instance
 from hydracore.audit.moments import read_time
 from hydracore.audit.past import state_at
-from hydracore.audit.showing import HistoryEvent, Show, sealed, shown_event, shown_state
+from hydracore.audit.showing import Show, sealed, shown_event, shown_state
 from hydracore.auth import Principal
 from hydracore.problems import Problem
 
 PATH: Final = "/v1/instances/{instance_id}/events"
 LIMIT_MAX: Final = 500
+
+#: A page that has come to this many bytes ends before its limit: one change of a configuration may have a million.
+PAGE_BYTES: Final = 4 * 1024 * 1024
 
 Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
 #: Names of types of events, between commas.
@@ -89,29 +92,32 @@ class Histories:
         wanted = Wanted(since=_time(since), until=_time(until), types=types, actor=actor)
         with _nothing_is_not_found():
             after = None if cursor is None else (await state_at(self._pool, instance_id, version=cursor)).state
-            found = await self._page(instance_id, wanted, after=after, limit=limit)
-        events: list[HistoryEvent] = []
-        for entry in found[:limit]:
-            events.append(await shown_event(entry, show))
-            # Five hundred events take a while to show: others are answered in between.
-            await asyncio.sleep(0)
-        body = _ENCODER.encode(s.InstanceEvents(events=events))
-        if len(found) <= limit:
+            shown, last = await self._page(instance_id, wanted, show, after=after, limit=limit)
+        body = b'{"events":[' + b",".join(shown) + b"]}"
+        if last is None:
             return Answer(200, body)
         given = {"since": since, "until": until, "type": type, "actor": actor}
         following = {name: value for name, value in given.items() if value is not None}
-        following |= {"limit": str(limit), "cursor": str(events[-1].version)}
+        following |= {"limit": str(limit), "cursor": str(last)}
         return Answer(200, body, (next_link(PATH.format(instance_id=instance_id), following),))
 
-    async def _page(self, instance_id: UUID, wanted: Wanted, *, after: Instance | None, limit: int) -> list[Entry]:
-        """One event more than the limit tells that others follow."""
-        found: list[Entry] = []
+    async def _page(
+        self, instance_id: UUID, wanted: Wanted, show: Show, *, after: Instance | None, limit: int
+    ) -> tuple[list[bytes], int | None]:
+        """The events as they are shown, and the version of the last one where others follow."""
+        shown: list[bytes] = []
+        size_bytes = last = 0
         async with aclosing(of_instance(self._pool, instance_id, wanted, after=after)) as entries:
             async for entry in entries:
-                found.append(entry)
-                if len(found) > limit:
-                    break
-        return found
+                # One event more than there is room for tells that others follow.
+                if len(shown) == limit or size_bytes >= PAGE_BYTES:
+                    return shown, last
+                shown.append(_ENCODER.encode(await shown_event(entry, show)))
+                size_bytes += len(shown[-1])
+                last = entry.record.version
+                # Five hundred events take a while to show: others are answered in between.
+                await asyncio.sleep(0)
+        return shown, None
 
     def _show_to(self, who: Principal, now: Instance) -> Show:
         """What is opened to them: consent counts as it stands, whatever it was then."""

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from events import commands as c
+from hydracore.api import history
 from hydracore.cli import main
 from tests.api_server import Api, bearer
 from tests.lives import NOW_MS
@@ -150,6 +151,16 @@ async def test_pages_and_filters_give_the_whole_and_its_parts(used: Used) -> Non
     between = [event for event in whole if since <= event["recorded_at"] <= until]
     assert await everything(used, f"?limit=2&since={since}&until={until}") == between
     assert await everything(used, "?since=2999-01-01") == []
+
+
+async def test_a_page_that_is_long_enough_ends_before_its_limit(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = await everything(used, "?limit=500")
+    monkeypatch.setattr(history, "PAGE_BYTES", 1)
+
+    page = await used.ask("GET", "/events?limit=500")
+
+    assert page.json()["events"] == whole[:1]
+    assert await everything(used, "?limit=500") == whole
 
 
 async def test_the_command_line_tells_the_same(used: Used, database_url: str) -> None:
