@@ -35,7 +35,8 @@ class ErasureFile(LinesFile[Erasure]):
     def known(self) -> dict[tuple[str, str], Erasure]:
         """All erasures by tenant and customer; none where there is no file yet.
 
-        Raises `ErasuresUnknown` where it cannot be read: not knowing who was erased is no reason to serve everybody.
+        Raises `ErasuresUnknown` where it cannot be read or is damaged: not knowing who was erased is no reason to serve
+        everybody.
         """
         try:
             return {erasure.customer: erasure for erasure in self.read()}
@@ -43,3 +44,10 @@ class ErasureFile(LinesFile[Erasure]):
             return {}
         except OSError as error:
             raise ErasuresUnknown(self.path, error.strerror or str(error)) from None
+
+    def parse(self, line: bytes) -> Erasure | None:
+        """As of any such file, but a line that ends as an erasure does, and is none, names somebody who was erased."""
+        erasure = super().parse(line)
+        if erasure is None and line.rstrip().endswith(b"}"):
+            raise ErasuresUnknown(self.path, "a line of it is damaged")
+        return erasure

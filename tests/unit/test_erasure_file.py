@@ -1,0 +1,32 @@
+"""The list of the erased: a line that a crash left half done is nobody's, a damaged one keeps everything closed."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from hydracore.audit.erasure_file import Erasure, ErasureFile
+from hydracore.audit.errors import ErasuresUnknown
+
+
+def erasure(customer_id: str) -> Erasure:
+    return Erasure(tenant_id="t", customer_id=customer_id, ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")
+
+
+def test_a_line_that_was_left_half_done_is_passed_over_wherever_it_stands(tmp_path: Path) -> None:
+    file = ErasureFile(tmp_path / "erasures.jsonl")
+    file.append([erasure("ada")])
+    with file.path.open("ab") as raw:
+        raw.write(b'{"tenant_id":"t","customer_id":"b')
+    file.append([erasure("bob")])
+
+    assert list(file.known()) == [("t", "ada"), ("t", "bob")]
+
+
+def test_a_damaged_line_is_an_alarm(tmp_path: Path) -> None:
+    file = ErasureFile(tmp_path / "erasures.jsonl")
+    file.append([erasure("ada"), erasure("bob")])
+    file.path.write_bytes(file.path.read_bytes().replace(b'"customer_id":"ada"', b'"customer_id":#ada"'))
+
+    with pytest.raises(ErasuresUnknown, match="damaged"):
+        file.known()
