@@ -8,6 +8,7 @@ results, and a short life: a hint that nobody took is worth nothing, because a n
 
 from __future__ import annotations
 
+from threading import Lock
 from uuid import UUID
 
 import uvloop
@@ -78,35 +79,49 @@ class Bell:
     #: Hints in the queue beyond which no more are sent: workers are behind, and what is owed stays owed.
     BACKLOG_MAX = 10_000
 
+    #: Hints that travel together: sent one by one, each would wait for Redis to have taken the one before.
+    TOGETHER_MAX = 500
+
     def __init__(self, redis_url: str) -> None:
         self._broker = redis_broker(redis_url)
         self._broker.declare_queue(QUEUE)
+        #: Relay and reconciler ring from threads of their own.
+        self._one_at_a_time = Lock()
 
     def ring(self, actor: str, instance_ids: list[UUID]) -> bool:
-        """Hint at each instance. False, and nothing sent, where the queue is full."""
-        if not self._has_room():
-            return False
-        for instance_id in instance_ids:
-            self._broker.enqueue(_message(actor, str(instance_id)))
-        return True
+        """Hint at each instance. False where the queue got full: some or all were not sent."""
+        return self._send([_message(actor, str(instance_id)) for instance_id in instance_ids])
 
     def ring_duty(self, actor: str) -> bool:
         """Hint at a duty that is nobody's in particular."""
-        if not self._has_room():
-            return False
-        self._broker.enqueue(_message(actor))
-        return True
+        return self._send([_message(actor)])
 
     def ring_build(self, name: str, generation: int, hints: int) -> bool:
         """Hint `hints` times at lanes of a build that are to be folded, so that as many workers may help."""
-        if not self._has_room():
-            return False
-        for _ in range(hints):
-            self._broker.enqueue(_message(FOLD_LANES, name, str(generation)))
-        return True
+        return self._send([_message(FOLD_LANES, name, str(generation)) for _ in range(hints)])
 
     def close(self) -> None:
         self._broker.close()
+
+    def _send(self, messages: list[Message[None]]) -> bool:
+        with self._one_at_a_time:
+            for at in range(0, len(messages), self.TOGETHER_MAX):
+                if not self._has_room():
+                    return False
+                self._send_together(messages[at : at + self.TOGETHER_MAX])
+        return True
+
+    def _send_together(self, messages: list[Message[None]]) -> None:
+        # Dramatiq enqueues by a script of its own, which goes wherever its client sends it: here into a pipeline.
+        client, script = self._broker.client, self._broker.scripts["dispatch"]
+        with client.pipeline(transaction=False) as pipeline:
+            script.registered_client = pipeline
+            try:
+                for message in messages:
+                    self._broker.enqueue(message)
+            finally:
+                script.registered_client = client
+            pipeline.execute()
 
     def _has_room(self) -> bool:
         client: Redis = self._broker.client
