@@ -12,6 +12,7 @@ import pytest
 from hydracore.vps import VpsClient
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import FakeControlPlane
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(name="control_plane")
@@ -42,5 +43,5 @@ def agent_fixture(tmp_path: Path, control_plane: FakeControlPlane) -> Generator[
 
 @pytest.fixture(name="vps")
 async def vps_fixture() -> AsyncGenerator[VpsClient]:
-    async with VpsClient(timeout_s=5) as client:
+    async with VpsClient(timeout_s=PATIENCE_S) as client:
         yield client

@@ -14,7 +14,7 @@ from typing import Any
 
 from hydracore.agent.boot_file import BOOT_FILE
 from hydracore.agent.state import STATE_DIR
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -60,7 +60,7 @@ class AgentProcess:
         self.signal(signal.SIGKILL)
         await self.exit_code()
 
-    async def exit_code(self, *, timeout_s: float = 20) -> int:
+    async def exit_code(self, *, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end."""
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait, timeout_s)
@@ -77,7 +77,7 @@ class AgentProcess:
         return [json.loads(line) for line in self.stdout.read_text().splitlines()]
 
     async def until_logged(self, event: str, *, times: int = 1) -> None:
-        await until(lambda: self.output().count(f'"event":"{event}"') >= times, seconds_max=30)
+        await until(lambda: self.output().count(f'"event":"{event}"') >= times)
 
     def stop_for_good(self) -> None:
         if self.is_alive:

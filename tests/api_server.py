@@ -24,6 +24,7 @@ from hydracore.auth import Role, issue_token
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
+from tests.waiting import PATIENCE_S
 
 JWT_SECRET = "a-secret-of-at-least-thirty-two-characters"
 MASTER_KEY = bytes(range(32))
@@ -74,7 +75,7 @@ async def running_api(
         serving = asyncio.create_task(server.serve(sockets=[door]))
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
         try:
-            async with httpx.AsyncClient(base_url=url) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
                 yield Api(url, parts, client)
         finally:
             server.should_exit = True

@@ -17,6 +17,7 @@ from hydracore.agent.boot_file import BOOT_FILE
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
+from tests.waiting import PATIENCE_S
 
 #: What a test module of the runtime imports, so that pytest finds the fixtures.
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
@@ -112,7 +113,7 @@ async def connected(control_plane: FakeControlPlane) -> AsyncGenerator[Claw]:
     host, port = control_plane.listen
     headers = {"Authorization": f"Bearer {control_plane.control_token}"}
     async with httpx.AsyncClient(
-        base_url=f"http://{host}:{port}", headers=headers, trust_env=False, timeout=20
+        base_url=f"http://{host}:{port}", headers=headers, trust_env=False, timeout=PATIENCE_S
     ) as http:
         yield Claw(http)
 

@@ -19,14 +19,13 @@ import pytest
 
 from hydracore.cloudsim.quota import LIMIT_DEFAULT, REFILL_PER_S_DEFAULT
 from hydracore.embedded.ports import free_port
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from workers.providers.hetzner import HetznerProvider
 
 REPOSITORY = Path(__file__).parent.parent
 #: As long as a real one, so that what is tested to leak nothing of it is tested on the real size.
 TOKEN = "Sim0Token" * 7 + "X"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPmKkY8pVVjQ2vLm6sCXUb4hAX6ZBvKpiMFEgt8rXhJt ops@example"
-START_S_MAX = 30
 STOP_S_MAX = 15
 
 PROGRAM = """
@@ -51,7 +50,7 @@ class CloudsimProcess:
         self._options: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=20, trust_env=False
+            base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE_S, trust_env=False
         )
 
     async def start(self, **options: Any) -> None:
@@ -68,7 +67,7 @@ class CloudsimProcess:
                 stdout=log,
                 stderr=log,
             )
-        await until(self._answers, seconds_max=START_S_MAX)
+        await until(self._answers)
 
     async def restore(self) -> None:
         """As new: running with no options, no servers, no keys, no faults, nothing held, the usual request limit."""

@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from uvicorn.config import Config
 from uvicorn.server import Server
 
+from tests.waiting import PATIENCE_S
+
 #: The endpoints that every boot calls.
 ENDPOINTS = ("enroll", "secrets", "secrets/ack", "callback", "heartbeat")
 
@@ -170,9 +172,9 @@ class FakeControlPlane:
         """The endpoints in the order of their calls, heartbeats and callbacks left out."""
         return [call.endpoint for call in self.calls if call.endpoint not in {"callback", "heartbeat"}]
 
-    async def until(self, happened: Callable[[], bool], *, timeout_s: float = 30) -> None:
+    async def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that a call makes true."""
-        async with asyncio.timeout(timeout_s), self._news:
+        async with asyncio.timeout(PATIENCE_S), self._news:
             await self._news.wait_for(happened)
 
     async def until_healthy(self) -> None:

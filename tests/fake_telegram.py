@@ -14,6 +14,8 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import Server
 
+from tests.waiting import PATIENCE_S
+
 TOKEN = "4711:fake-telegram_TOKEN-0123456789"
 
 
@@ -51,8 +53,8 @@ class FakeTelegram:
         """The next calls of `method` meet these, one each: a status, "reply_lost", or "fine"."""
         self._troubles[method].extend(kinds)
 
-    async def until(self, happened: Callable[[], bool], *, timeout_s: float = 20) -> None:
-        async with asyncio.timeout(timeout_s), self._news:
+    async def until(self, happened: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S), self._news:
             await self._news.wait_for(happened)
 
     async def until_sent(self, count: int) -> list[tuple[int, str]]:

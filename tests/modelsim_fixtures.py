@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from hydracore.modelsim.main import serve
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 class ModelSim:
@@ -52,7 +52,7 @@ class ModelSim:
 async def running_modelsim(home: Path) -> AsyncGenerator[ModelSim]:
     async with (
         serve(host="127.0.0.1", port=0, home=home) as url,
-        httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as http,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http,
     ):
         yield ModelSim(url, http)
 

@@ -52,9 +52,6 @@ SETTINGS = {
     "worker_threads": "8",
 }
 
-#: Whatever a test waits for has happened by then, also on a machine that is busy with other tests.
-WAIT_S_MAX = 60.0
-
 #: Between two looks at a part that has to work for its answer.
 ASK_AGAIN_S = 0.1
 
@@ -159,7 +156,7 @@ class Stack(Records):
         await self.until(lambda: part.has_said(f"{part.name}_started"))
 
     async def until(self, condition: Callable[[], object | Awaitable[object]]) -> None:
-        await until(condition, seconds_max=WAIT_S_MAX, poll_s=ASK_AGAIN_S)
+        await until(condition, poll_s=ASK_AGAIN_S)
 
     def kill(self) -> None:
         for each in (self.api, self.relay, self.worker):

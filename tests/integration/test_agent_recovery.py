@@ -12,6 +12,7 @@ from hydracore.vps import VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
+from tests.waiting import PATIENCE_S
 
 
 def keys_on_disk(agent: AgentProcess) -> bytes:
@@ -107,7 +108,7 @@ async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
 ) -> None:
     hold = control_plane.hold(endpoint, when)
     agent.start()
-    await asyncio.wait_for(hold.reached.wait(), 30)
+    await asyncio.wait_for(hold.reached.wait(), PATIENCE_S)
     keys = keys_on_disk(agent)
     await agent.kill()
     hold.released.set()

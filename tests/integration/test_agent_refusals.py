@@ -11,6 +11,7 @@ from hydracore.vps import VpsBadAnswer, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
+from tests.waiting import PATIENCE_S
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ async def test_an_agent_that_is_not_wanted_stops_for_good(
     else:
         hold = control_plane.hold(stage, "before")
         agent.start()
-        await asyncio.wait_for(hold.reached.wait(), 30)
+        await asyncio.wait_for(hold.reached.wait(), PATIENCE_S)
         control_plane.gone = True
         hold.released.set()
 

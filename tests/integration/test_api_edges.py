@@ -13,6 +13,7 @@ import structlog
 from hydracore.api import operations
 from tests.api_server import Api, running_api
 from tests.services import OwnServices
+from tests.waiting import PATIENCE_S
 
 ORDER = {"region_id": "local", "tier_id": "starter"}
 
@@ -106,7 +107,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(api: Api, mo
     writer.write(
         f"POST /v1/instances HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Length: 10\r\n\r\n{{".encode()
     )
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
     writer.close()
 
     assert answer.startswith(b"HTTP/1.1 408")

@@ -5,17 +5,18 @@ import os
 import signal
 import sys
 from base64 import urlsafe_b64encode
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import psycopg
-import pytest
 
 from hydracore.embedded.ports import free_port
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 ORDER = {"region_id": "local", "tier_id": "starter"}
 
@@ -35,11 +36,23 @@ def environ(database_url: str, redis_url: str, port: int, **extra: str) -> dict[
     }
 
 
-async def start(env: dict[str, str]) -> asyncio.subprocess.Process:
+@asynccontextmanager
+async def started(env: dict[str, str]) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """The API as a process, which ends with the test, whatever comes of it."""
     command = [sys.executable, "-m", "hydracore", "api"]
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+def asking(port: int) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S)
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:
@@ -49,20 +62,15 @@ async def is_ready(client: httpx.AsyncClient) -> bool:
         return False
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(
-    database_url: str, redis_url: str, stop: signal.Signals
-) -> None:
+async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_url: str, redis_url: str) -> None:
     port = free_port()
-    process = await start(environ(database_url, redis_url, port))
-    url = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with started(environ(database_url, redis_url, port)) as process, asking(port) as client:
         await until(lambda: is_ready(client))
         headers = bearer(email="ann@example.com")
         made = await client.post("/v1/instances", json=ORDER, headers=headers)
         refused = await client.get("/v1/instances", headers={"Authorization": "Bearer " + "x" * 40})
-        process.send_signal(stop)
-        out, err = await asyncio.wait_for(process.communicate(), 15)
+        process.send_signal(signal.SIGTERM)
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     assert (made.status_code, refused.status_code) == (202, 401)
     assert process.returncode == 0
@@ -76,8 +84,8 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(
 async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    process = await start(environ(database_url, "redis://127.0.0.1:1/0", port := free_port()))
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    env = environ(database_url, "redis://127.0.0.1:1/0", port := free_port())
+    async with started(env) as process, asking(port) as client:
         await until(lambda: is_ready(client))
         await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
 
@@ -89,12 +97,12 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
         )
         lines: list[dict[str, Any]] = []
         assert process.stderr is not None
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_S):
             # It comes by itself, started by a request or not.
             while not lines or lines[-1]["event"] != "rate_limits_suspended":
                 lines.append(msgspec.json.decode(await process.stderr.readline()))
         process.terminate()
-        _, err = await asyncio.wait_for(process.communicate(), 15)
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     assert {(answer.status_code, answer.headers["x-request-id"]) for answer in answers} == {
         (500, "of-ann"),
@@ -105,34 +113,26 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
     assert sorted(told) == [("request_failed", "of-ann"), ("request_failed", "of-bob")]
 
 
-async def test_requests_under_way_are_answered_before_it_stops(database_url: str, redis_url: str) -> None:
+async def test_requests_under_way_are_answered_before_it_stops_at_ctrl_c(database_url: str, redis_url: str) -> None:
     port = free_port()
-    process = await start(environ(database_url, redis_url, port))
+    async with started(environ(database_url, redis_url, port)) as process:
+        async with asking(port) as client:
+            await until(lambda: is_ready(client))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = msgspec.json.encode(ORDER)
+        head = f"POST /v1/instances HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        writer.write((head + f"Authorization: {bearer()['Authorization']}\r\nExpect: 100-continue\r\n\r\n").encode())
+        # The request is being served once the server asks for its body.
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
 
-    async def connects() -> bool:
-        try:
-            _, probe = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            return False
-        probe.close()
-        return True
-
-    await until(connects)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = msgspec.json.encode(ORDER)
-    head = f"POST /v1/instances HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-    writer.write((head + f"Authorization: {bearer()['Authorization']}\r\nExpect: 100-continue\r\n\r\n").encode())
-    # The request is being served once the server asks for its body.
-    assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
-
-    process.send_signal(signal.SIGTERM)
-    writer.write(body)
-    answer = await reader.readuntil(b"\r\n\r\n")
-    writer.close()
+        process.send_signal(signal.SIGINT)
+        writer.write(body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     assert answer.startswith(b"HTTP/1.1 202")
-    assert await asyncio.wait_for(process.wait(), 15) == 0
-    await process.communicate()
+    assert process.returncode == 0
 
 
 async def test_a_wrong_catalogue_is_told_line_by_line(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ async def test_a_wrong_catalogue_is_told_line_by_line(tmp_path: Path) -> None:
     catalogue.write_text("[providers]\n[regions]\n[tiers]\n")
     env = environ("postgresql://x@127.0.0.1:1/x", "redis://127.0.0.1:1", 0, HYDRACORE_CATALOGUE=str(catalogue))
 
-    process = await start(env)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    async with started(env) as process:
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     assert process.returncode == 2
     assert f"{catalogue}: presets: Field required" in err.decode().splitlines()

@@ -17,7 +17,7 @@ from hydracore.modelsim.main import serve
 from hydracore.modelsim.script import MARK, ScriptError
 from tests.agent_process import REPOSITORY, free_address
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture, running_modelsim
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["modelsim_fixture"]
 
@@ -208,7 +208,7 @@ async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> N
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as http:
         await until(lambda: answers(http))
     process.send_signal(signal.SIGTERM)
-    _, said = await asyncio.wait_for(process.communicate(), 10)
+    _, said = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     assert process.returncode == 0
     assert f"Scripted models (no real one among them) at http://{host}:{port}/v1" in said.decode()

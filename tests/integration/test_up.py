@@ -117,7 +117,7 @@ def alive(pids: dict[str, list[int]]) -> list[int]:
 
 
 async def status_of(url: str, **headers: str) -> int:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False) as client:
         return (await client.get(url, headers=headers)).status_code
 
 
@@ -250,18 +250,18 @@ async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[...
 
 
 async def until_status(url: str, headers: dict[str, str], status: str) -> None:
-    async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
+    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, headers=headers) as client:
 
         async def reached() -> bool:
             return (await client.get(url)).json()["status"] == status
 
-        await until(reached, seconds_max=30)
+        await until(reached)
 
 
 async def is_ready(url: str) -> bool:
     """All parts serve again; Valkey may come last."""
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False) as client:
             return (await client.get(f"{url}/health/ready")).json()["status"] == "ready"
     except httpx.HTTPError:
         return False
