@@ -30,10 +30,12 @@ fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 # Every package is pinned by hash; the project itself is installed without build isolation, so nothing unpinned is fetched.
+# It is compiled here, because images often forbid Python to keep what it compiles, and each part would do so at each start.
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q events projections workers hydracore
 	touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
@@ -25,6 +26,10 @@ __all__ = [
 ]
 
 _serial = itertools.count(1)
+
+# A suite that starts hundreds of processes must not compile all modules in each of them, wherever this was switched off.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

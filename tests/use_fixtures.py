@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import psycopg
-import pytest
+import pytest_asyncio
 
 from events import commands as c
 from events.record import Origin, Outcome
@@ -29,6 +29,7 @@ from tests.lives import (
     plan,
     vanished,
 )
+from tests.services import Services
 from tests.tiny_agent import TinyAgent, serving
 
 KEY_ID = UUID(int=0xC1)
@@ -127,19 +128,41 @@ async def in_use(api: Api, *, reachable: bool = True, **fields: Any) -> AsyncGen
         yield Used(api, instance_id, agent)
 
 
-@pytest.fixture(name="api")
-async def api_fixture(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
-    async with running_api(database_url, redis_url) as running:
-        yield running
+# One API for all tests of a module: what is in its database is mostly others', and each test asks about its own instance.
+# The loop is the module's, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
 
 
-@pytest.fixture(name="used")
+@asynccontextmanager
+async def shared_api(services: Services, **settings: Any) -> AsyncGenerator[Api]:
+    """An API on a database of its own for many tests, whom it therefore does not count the requests."""
+    url = services.create_database(name := f"shared_{uuid4().hex[:12]}")
+    try:
+        async with running_api(url, services.redis_url.format(0), rate_limit_per_minute=0, **settings) as api:
+            yield api
+    finally:
+        services.drop_database(name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", name="api")
+async def api_fixture(services: Services) -> AsyncGenerator[Api]:
+    async with shared_api(services) as api:
+        yield api
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="owner_conn")
+async def owner_conn_fixture(api: Api) -> AsyncGenerator[psycopg.AsyncConnection]:
+    """A connection of the owner's (who may do everything) to the API's database, in autocommit mode."""
+    async with await psycopg.AsyncConnection.connect(api.parts.settings.database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="used")
 async def used_fixture(api: Api) -> AsyncGenerator[Used]:
     async with in_use(api) as used:
         yield used
 
 
-@pytest.fixture(name="unreachable")
+@pytest_asyncio.fixture(loop_scope="module", name="unreachable")
 async def unreachable_fixture(api: Api) -> AsyncGenerator[Used]:
     async with in_use(api, reachable=False) as used:
         yield used

@@ -15,6 +15,8 @@ from tests.waiting import PATIENCE_S, until
 
 __all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 HELLO = {"message": "Hello"}
 SSE = {"Accept": "text/event-stream"}
 

@@ -6,12 +6,27 @@ from typing import Any
 
 import psycopg
 import pytest
+import pytest_asyncio
 
-from tests.api_server import Api, running_api
+from tests.api_server import Api
 from tests.lives import delete
-from tests.use_fixtures import Used, api_fixture, events_of, give, in_use, order, unreachable_fixture, used_fixture
+from tests.services import Services
+from tests.use_fixtures import (
+    Used,
+    api_fixture,
+    events_of,
+    give,
+    in_use,
+    order,
+    owner_conn_fixture,
+    shared_api,
+    unreachable_fixture,
+    used_fixture,
+)
 
-__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["api_fixture", "owner_conn_fixture", "unreachable_fixture", "used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BOT_TOKEN = "1234567890:AAH-abcdefghijklmnop"
 EVERYTHING = {
@@ -216,10 +231,10 @@ async def test_a_document_does_not_grow_without_end(used: Used) -> None:
     assert statuses == [200] * 4 + [422]
 
 
-@pytest.fixture
-async def model_urls(database_url: str, redis_url: str) -> AsyncGenerator[Used]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def model_urls(services: Services) -> AsyncGenerator[Used]:
     settings = {"model_base_url": "http://models.test/v1", "model_api_key": "sk-of-the-models"}
-    async with running_api(database_url, redis_url, **settings) as api, in_use(api) as used:
+    async with shared_api(services, **settings) as api, in_use(api) as used:
         yield used
 
 

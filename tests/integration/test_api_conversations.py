@@ -8,10 +8,20 @@ import psycopg
 import pytest
 
 from tests.api_server import Api
-from tests.use_fixtures import Used, api_fixture, events_of, order, unreachable_fixture, used_fixture
+from tests.use_fixtures import (
+    Used,
+    api_fixture,
+    events_of,
+    order,
+    owner_conn_fixture,
+    unreachable_fixture,
+    used_fixture,
+)
 from tests.waiting import until
 
-__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["api_fixture", "owner_conn_fixture", "unreachable_fixture", "used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CONSENT = {"consent_debug_access": True}
 NO_CONSENT = {"consent_debug_access": False}

@@ -20,12 +20,15 @@ from tests.use_fixtures import (
     make_failed,
     make_lost,
     order,
+    owner_conn_fixture,
     provision,
     unreachable_fixture,
     used_fixture,
 )
 
-__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["api_fixture", "owner_conn_fixture", "unreachable_fixture", "used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OTHER_KEY = UUID(int=0xC9)
 

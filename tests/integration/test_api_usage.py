@@ -9,9 +9,11 @@ import pytest
 
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
-from tests.use_fixtures import Used, api_fixture, events_of, used_fixture
+from tests.use_fixtures import Used, api_fixture, events_of, owner_conn_fixture, used_fixture
 
-__all__ = ["api_fixture", "used_fixture"]
+__all__ = ["api_fixture", "owner_conn_fixture", "used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DAY_MS = 86_400_000
 
