@@ -4,7 +4,11 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
+#: The first pause between two looks. Later ones grow with the time that has passed, so that looking costs little where
+#: much is to be waited for, and ends are seen a tenth too late at most.
 POLL_S = 0.02
+POLL_PER_S = 0.1
+POLL_S_MAX = 0.25
 
 #: Whatever a test waits for has happened by then, also on a machine that is busy with other tests.
 PATIENCE_S = 60.0
@@ -14,11 +18,13 @@ async def until(
     condition: Callable[[], object | Awaitable[object]], *, seconds_max: float = PATIENCE_S, poll_s: float = POLL_S
 ) -> None:
     """Wait until `condition()` (or what it awaits) is true. Raises `TimeoutError`. `poll_s`: more for costly conditions."""
+    clock = asyncio.get_running_loop().time
     async with asyncio.timeout(seconds_max):
+        began_s = clock()
         while True:
             found = condition()
             if inspect.isawaitable(found):
                 found = await found
             if found:
                 return
-            await asyncio.sleep(poll_s)
+            await asyncio.sleep(min(max(poll_s, POLL_PER_S * (clock() - began_s)), POLL_S_MAX))

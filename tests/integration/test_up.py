@@ -121,6 +121,64 @@ async def status_of(url: str, **headers: str) -> int:
         return (await client.get(url, headers=headers)).status_code
 
 
+@pytest.mark.timeout(300)
+async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_same_data(
+    up: Callable[..., Up], home: Path
+) -> None:
+    port = free_port()
+    one = up(port, "--workers", "2")
+    first = await one.ready()
+    assert first["url"] == f"http://127.0.0.1:{port}"
+    assert one.dev_file.stat().st_mode & 0o777 == 0o600
+    await assert_complete(first)
+    customer = {"Authorization": f"Bearer {first['customer']['token']}"}
+    instance = await running_instance(first["url"], customer)
+
+    await assert_the_readme_runs(first, customer, port, home)
+    await kill_everything(one, home)
+    output, _ = one.stop()
+    assert f"HydraCore is up at {first['url']}" in output
+    assert output.count("curl -s") == 7
+    assert not alive(first["pids"])
+
+    again = up(port, HYDRACORE_MODEL_BASE_URL="https://models.example/v1")
+    second = await again.ready()
+    assert (second["modelsim_url"], second["pids"]["modelsim"]) == (None, [])
+    await assert_same(first, second, instance)
+
+    refused = up(free_port())
+    _, complaint = await asyncio.to_thread(refused.process.communicate)
+    assert refused.process.returncode == 2
+    assert complaint == f"hydracore: {home} is in use by another `hydracore up` (pid {again.process.pid})\n"
+
+    again.process.kill()
+    await asyncio.to_thread(again.process.communicate)
+    assert alive(second["pids"]), "what a killed one leaves must not be in the way of the next"
+    last = up(port)
+    await until(lambda: not alive(second["pids"]))
+    assert (await last.ready())["database_url"] == first["database_url"]
+    assert await status_of(instance, **customer) == 200
+    last.stop(signal.SIGTERM)
+
+
+async def assert_complete(dev: dict[str, Any]) -> None:
+    """Everything there is to know is there, and everything runs."""
+    assert set(dev) == KEYS
+    running = {"api": 1, "relay": 1, "worker": 2, "cloudsim": 1, "modelsim": 1}
+    assert {kind: len(pids) for kind, pids in dev["pids"].items()} == running
+    assert await status_of(f"{dev['modelsim_url']}/v1/models") == 200
+
+
+async def running_instance(url: str, headers: dict[str, str]) -> str:
+    """The URL of a new instance, once it runs."""
+    body = {"region_id": "local", "tier_id": "starter", "idempotency_key": "kept"}
+    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False) as client:
+        created = await client.post(f"{url}/v1/instances", json=body, headers=headers)
+    instance = f"{url}/v1/instances/{created.json()['instance_id']}"
+    await until_status(instance, headers, "running")
+    return instance
+
+
 def session_of_the_readme(port: int, home: Path) -> list[str]:
     """The blocks that a reader pastes: what orders an agent, and what uses it once it runs."""
     session = (REPOSITORY / "README.md").read_text().partition("## A session with curl\n")[2].partition("\n## ")[0]
@@ -132,33 +190,11 @@ def bash(script: str) -> str:
     return subprocess.run(["bash", "-euc", script], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Callable[..., Up], home: Path) -> None:
-    port = free_port()
-    one = up(port, "--workers", "2")
-    first = await one.ready()
-
-    assert set(first) == KEYS
-    assert one.dev_file.stat().st_mode & 0o777 == 0o600
-    assert {kind: len(pids) for kind, pids in first["pids"].items()} == {
-        "api": 1,
-        "relay": 1,
-        "worker": 2,
-        "cloudsim": 1,
-        "modelsim": 1,
-    }
-    assert await status_of(f"{first['modelsim_url']}/v1/models") == 200
-    assert first["url"] == f"http://127.0.0.1:{port}"
-    body = {"region_id": "local", "tier_id": "starter", "idempotency_key": "kept"}
-    customer = {"Authorization": f"Bearer {first['customer']['token']}"}
-    created = await asyncio.to_thread(
-        httpx.post, f"{first['url']}/v1/instances", json=body, headers=customer, trust_env=False
-    )
-    instance = f"{first['url']}/v1/instances/{created.json()['instance_id']}"
-    await until_status(instance, customer, "running")
-
+async def assert_the_readme_runs(dev: dict[str, Any], customer: dict[str, str], port: int, home: Path) -> None:
+    """Its session with curl, as a reader pastes it."""
     order, use = session_of_the_readme(port, home)
     said = await asyncio.to_thread(bash, order)
-    ordered = f"{first['url']}/v1/instances/{json.loads(said.splitlines()[0])['instance_id']}"
+    ordered = f"{dev['url']}/v1/instances/{json.loads(said.splitlines()[0])['instance_id']}"
     await until_status(ordered, customer, "running")
     said = await asyncio.to_thread(bash, f"{order}\n{use}")
     assert "[scripted] You said: My dog is called Bo" in said
@@ -167,57 +203,39 @@ async def test_everything_starts_stops_and_comes_back_with_the_same_data(up: Cal
     assert said.endswith('"status":"deleting"}\n')
     await until_status(ordered, customer, "deleted")
 
-    output, _ = one.stop()
-    assert f"HydraCore is up at {first['url']}" in output
-    assert output.count("curl -s") == 7
-    assert not alive(first["pids"])
 
-    again = up(port, HYDRACORE_MODEL_BASE_URL="https://models.example/v1")
-    second = await again.ready()
-    assert (second["modelsim_url"], second["pids"]["modelsim"]) == (None, [])
-    for key in ("url", "tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
-        assert second[key] == first[key]
-    assert await status_of(instance, **customer) == 200
-    assert await status_of(instance, **{"X-Api-Key": first["api_key"]}) == 200
-    other = {"Authorization": f"Bearer {second['other_tenant']['admin']['token']}"}
-    assert await status_of(instance, **other) == 404
-    neighbour = {"Authorization": f"Bearer {second['other_customer']['token']}"}
-    assert await status_of(instance, **neighbour) == 403
-    cloudsim = {"Authorization": f"Bearer {second['cloudsim_token']}"}
-    servers = (await asyncio.to_thread(sim_servers, second["cloudsim_url"], cloudsim))["servers"]
-    assert [server["alive"] for server in servers] == [True]
-
-    again.stop(signal.SIGTERM)
-
-
-async def test_what_is_killed_comes_back_and_a_killed_up_leaves_nothing_in_the_way(
-    up: Callable[..., Up], home: Path
-) -> None:
-    port = free_port()
-    killed = up(port)
-    first = await killed.ready()
-
-    for kind, (pid,) in first["pids"].items():
+async def kill_everything(up: Up, home: Path) -> None:
+    """kill -9 for all parts and both stores; wait until they are back."""
+    killed = up.dev()
+    for pid in [pid for pids in killed["pids"].values() for pid in pids]:
         os.kill(pid, signal.SIGKILL)
-        await until(lambda kind=kind, pid=pid: killed.dev()["pids"][kind] not in ([], [pid]))
     for process in processes_of(home):
         if process.name() in {"postgres", "valkey-server"}:
             process.kill()
-    await until(lambda: is_ready(first["url"]), seconds_max=READY_S_MAX)
 
-    second = up(free_port())
-    _, complaint = await asyncio.to_thread(second.process.communicate)
-    assert second.process.returncode == 2
-    assert complaint == f"hydracore: {home} is in use by another `hydracore up` (pid {killed.process.pid})\n"
+    def back() -> bool:
+        now = up.dev()["pids"]
+        return all(len(now[kind]) == len(pids) and not {*now[kind]} & {*pids} for kind, pids in killed["pids"].items())
 
-    left = killed.dev()["pids"]
-    killed.process.kill()
-    await asyncio.to_thread(killed.process.communicate)
-    assert alive(left)
-    third = up(port)
-    await until(lambda: not alive(left))
-    assert (await third.ready())["database_url"] == first["database_url"]
-    third.stop()
+    await until(back)
+    await until(lambda: is_ready(killed["url"]))
+
+
+async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: str) -> None:
+    """The same addresses, the same people with the same rights, the same servers, and their agents at work again."""
+    for key in ("url", "tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
+        assert second[key] == first[key]
+    tokens = {
+        200: first["customer"]["token"],
+        403: second["other_customer"]["token"],
+        404: second["other_tenant"]["admin"]["token"],
+    }
+    for status, token in tokens.items():
+        assert await status_of(instance, Authorization=f"Bearer {token}") == status
+    assert await status_of(instance, **{"X-Api-Key": first["api_key"]}) == 200
+    cloudsim = {"Authorization": f"Bearer {second['cloudsim_token']}"}
+    servers = (await asyncio.to_thread(sim_servers, second["cloudsim_url"], cloudsim))["servers"]
+    assert [server["alive"] for server in servers] == [True]
 
 
 async def test_stores_of_ones_own_replace_the_embedded_ones(
