@@ -1,33 +1,38 @@
 """The agent's endpoints: what the program on the VPS may do, and what somebody else may not."""
 
 import json
-from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import psycopg
 import pytest
+import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from events import commands as c
 from events.record import Origin
 from hydracore import tokens
-from tests.api_server import MASTER_KEY, Api, b64, running_api
+from tests.api_server import MASTER_KEY, Api, b64
+from tests.use_fixtures import api_fixture, owner_conn_fixture
+
+__all__ = ["api_fixture", "owner_conn_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NOW_MS = 1_800_000_000_000
-
-
-@pytest.fixture
-async def api(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
-    async with running_api(database_url, redis_url) as running:
-        yield running
 
 
 async def execute(api: Api, instance_id: UUID, command: c.AnyCommand) -> None:
     origin = Origin(actor="worker", command_id=uuid4(), correlation_id=uuid4())
     await api.parts.store.execute(instance_id, command, origin)
+
+
+def address_of(instance_id: UUID) -> str:
+    """Of its server; no two have the same."""
+    second, third, fourth = instance_id.bytes[:3]
+    return f"127.{64 + second % 64}.{third}.{1 + fourth % 254}"
 
 
 async def intend(api: Api, instance_id: UUID, *, attempt: int = 1, expires_ms: int = 2 * NOW_MS) -> str:
@@ -41,7 +46,7 @@ async def intend(api: Api, instance_id: UUID, *, attempt: int = 1, expires_ms: i
         location="local1",
         image="debian-13",
         hostname=f"hc-{instance_id.hex[:8]}",
-        vpn_ip="127.64.0.9",
+        vpn_ip=address_of(instance_id),
         server_name=f"hc-{instance_id}",
         enrol_nonce="nonce",
         enrol_token_hash=tokens.hash_token(token).hex(),
@@ -118,7 +123,7 @@ async def new_instance(api: Api) -> UUID:
     return UUID(answer.json()["instance_id"])
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def agent(api: Api) -> Agent:
     instance_id = await new_instance(api)
     return Agent(api, instance_id, await intend(api, instance_id))
@@ -145,7 +150,7 @@ async def test_an_agent_enrols_gets_its_secrets_and_tells_its_story(api: Api, ag
     key_id = UUID(secrets["key_id"])
     assert secrets["agent_key"] == tokens.agent_key(MASTER_KEY, agent.instance_id, key_id)
     assert secrets["control_token"] == tokens.control_token(MASTER_KEY, agent.instance_id, key_id)
-    assert secrets["listen"] == {"host": "127.64.0.9", "port": 7400}
+    assert secrets["listen"] == {"host": address_of(agent.instance_id), "port": 7400}
     assert secrets["heartbeat_interval_s"] == 15
     assert (secrets["runtime"]["type"], secrets["runtime"]["agent_name"]) == ("expressclaw", "Ada")
     assert acknowledged.status_code == 200

@@ -4,16 +4,22 @@ from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from hydracore.auth import Principal
-from tests.api_server import Api, every_operation, running_api
+from tests.api_server import Api, every_operation
+from tests.services import Services
+from tests.use_fixtures import shared_api
 
 APP, OTHER = "https://app.example", "https://other.example"
 
 
-@pytest.fixture
-async def api(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
-    async with running_api(database_url, redis_url, cors_origins=(APP, "http://localhost:3000")) as running:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(services: Services) -> AsyncGenerator[Api]:
+    async with shared_api(services, cors_origins=(APP, "http://localhost:3000")) as running:
         yield running
 
 
@@ -83,15 +89,15 @@ async def test_a_page_may_send_every_header_that_an_operation_reads(api: Api) ->
     assert words(await preflight(api, APP), "access-control-allow-headers") == read
 
 
-async def test_any_origin_means_any(database_url: str, redis_url: str) -> None:
-    async with running_api(database_url, redis_url, cors_origins=("*",)) as api:
+async def test_any_origin_means_any(services: Services) -> None:
+    async with shared_api(services, cors_origins=("*",)) as api:
         asked, got = await preflight(api, OTHER), await api.client.get("/health/live", headers={"Origin": OTHER})
 
     assert asked.headers["access-control-allow-origin"] == got.headers["access-control-allow-origin"] == "*"
 
 
-async def test_by_default_no_browser_is_told_anything(database_url: str, redis_url: str) -> None:
-    async with running_api(database_url, redis_url) as api:
+async def test_by_default_no_browser_is_told_anything(services: Services) -> None:
+    async with shared_api(services) as api:
         asked, got = await preflight(api, APP), await api.client.get("/health/live", headers={"Origin": APP})
 
     for answer in (asked, got):

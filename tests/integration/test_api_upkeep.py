@@ -1,15 +1,18 @@
 """Keeping instances in order: updates, keys, the dead ones, and how a running one is shown."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import pytest_asyncio
 
 from events.state import TEARDOWN_STEPS
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api
 from tests.lives import acknowledge, delete, finish, issue, mark_ready, teardown
+from tests.services import Services
 from tests.use_fixtures import (
     KEY_ID,
     Used,
@@ -22,6 +25,7 @@ from tests.use_fixtures import (
     order,
     owner_conn_fixture,
     provision,
+    shared_api,
     unreachable_fixture,
     used_fixture,
 )
@@ -145,6 +149,13 @@ async def test_keys_are_rotated_by_staff_alone(used: Used) -> None:
     assert await rotate(used, api.token(tenant="ours", user="ops", role="platform")) == 200
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def alone(services: Services) -> AsyncGenerator[Api]:
+    """An API whose dead are the test's own."""
+    async with shared_api(services) as api:
+        yield api
+
+
 async def clean_up(api: Api, headers: dict[str, str]) -> tuple[int, int]:
     answer = await api.client.post("/v1/instances/cleanup", headers=headers)
     assert answer.status_code == 200, answer.text
@@ -157,49 +168,48 @@ async def status_of(api: Api, instance_id: UUID) -> str:
     return state.status
 
 
-async def test_the_dead_of_a_tenant_are_torn_down_and_nothing_else(api: Api) -> None:
-    failed, lost, pending, others = [await order(api, user=user) for user in ("ann", "bob", "cid", "dan")]
-    await make_failed(api, failed)
-    await make_lost(api, lost)
-    rival = await api.client.post(
-        "/v1/instances", json={"region_id": "local", "tier_id": "starter"}, headers=api.token(tenant="rival")
+async def test_the_dead_of_a_tenant_are_torn_down_and_nothing_else(alone: Api) -> None:
+    failed, lost, pending, others = [await order(alone, user=user) for user in ("ann", "bob", "cid", "dan")]
+    await make_failed(alone, failed)
+    await make_lost(alone, lost)
+    rival = await alone.client.post(
+        "/v1/instances", json={"region_id": "local", "tier_id": "starter"}, headers=alone.token(tenant="rival")
     )
     of_rival = UUID(rival.json()["instance_id"])
-    await make_failed(api, of_rival)
+    await make_failed(alone, of_rival)
 
-    async with in_use(api) as used:
-        cleaned = await clean_up(api, admin(api))
-        again = await clean_up(api, admin(api))
+    async with in_use(alone) as used:
+        cleaned = await clean_up(alone, admin(alone))
+        again = await clean_up(alone, admin(alone))
 
     assert (cleaned, again) == ((2, 0), (0, 0))
-    statuses = [await status_of(api, each) for each in (failed, lost, pending, others, used.instance_id, of_rival)]
+    statuses = [await status_of(alone, each) for each in (failed, lost, pending, others, used.instance_id, of_rival)]
     assert statuses == ["deleting", "deleting", "pending", "pending", "running", "failed"]
 
 
-async def test_two_cleanups_at_once_share_the_dead_between_them(api: Api) -> None:
-    dead = [await order(api) for _ in range(6)]
+async def test_two_cleanups_at_once_share_the_dead_between_them(alone: Api) -> None:
+    dead = [await order(alone) for _ in range(6)]
     for each in dead:
-        await make_failed(api, each)
+        await make_failed(alone, each)
 
-    counts = await asyncio.gather(*(clean_up(api, admin(api)) for _ in range(3)))
+    counts = await asyncio.gather(*(clean_up(alone, admin(alone)) for _ in range(3)))
 
     assert sum(cleaned for cleaned, _ in counts) == len(dead)
     assert {errors for _, errors in counts} == {0}
 
 
-async def test_one_that_cannot_start_is_counted_and_holds_up_no_other(
-    api: Api, owner_conn: psycopg.AsyncConnection
-) -> None:
-    broken, sound = await order(api), await order(api)
-    await make_failed(api, broken)
-    await make_failed(api, sound)
+async def test_one_that_cannot_start_is_counted_and_holds_up_no_other(alone: Api) -> None:
+    broken, sound = await order(alone), await order(alone)
+    await make_failed(alone, broken)
+    await make_failed(alone, sound)
     # A log that contradicts itself: this instance can be neither read nor changed until somebody has looked into it.
-    await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 2", (broken,))
-    await owner_conn.execute("UPDATE stream SET version = 99 WHERE stream_id = %s", (broken,))
-    api.parts.store._states.clear()
+    async with await psycopg.AsyncConnection.connect(alone.parts.settings.database_url, autocommit=True) as owner_conn:
+        await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 2", (broken,))
+        await owner_conn.execute("UPDATE stream SET version = 99 WHERE stream_id = %s", (broken,))
+    alone.parts.store._states.clear()
 
-    assert await clean_up(api, admin(api)) == (1, 1)
-    assert await status_of(api, sound) == "deleting"
+    assert await clean_up(alone, admin(alone)) == (1, 1)
+    assert await status_of(alone, sound) == "deleting"
 
 
 async def test_cleaning_up_is_for_staff(api: Api) -> None:
