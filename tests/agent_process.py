@@ -7,13 +7,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from hydracore.agent.boot_file import BOOT_FILE
 from hydracore.agent.state import STATE_DIR
+from tests.forked import Forked
 from tests.waiting import PATIENCE_S, until
 
 REPOSITORY = Path(__file__).parent.parent
@@ -33,7 +32,7 @@ class AgentProcess:
         self.root = root
         self.stdout = root / "agent.stdout"
         self.stderr = root / "agent.stderr"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
 
     @property
     def state(self) -> Path:
@@ -45,15 +44,14 @@ class AgentProcess:
         path.write_text(content)
 
     def start(self) -> None:
-        assert self._process is None or self._process.poll() is not None, "it runs"
-        command = [sys.executable, "-m", "hydracore.agent", "--root", str(self.root)]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        with self.stdout.open("ab") as stdout, self.stderr.open("ab") as stderr:
-            self._process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, cwd=self.root)
+        assert not self.is_alive, "it runs"
+        command = ("hydracore.agent", "--root", str(self.root))
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        self._process = Forked(*command, cwd=self.root, env=env, stdout=self.stdout, stderr=self.stderr)
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.signal(number)
 
     async def kill(self) -> None:
         """kill -9, and wait until it is dead."""
@@ -67,7 +65,7 @@ class AgentProcess:
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive
 
     def output(self) -> str:
         return "".join(path.read_text() for path in (self.stdout, self.stderr) if path.exists())
@@ -80,7 +78,5 @@ class AgentProcess:
         await until(lambda: self.output().count(f'"event":"{event}"') >= times)
 
     def stop_for_good(self) -> None:
-        if self.is_alive:
-            assert self._process is not None
+        if self._process is not None:
             self._process.kill()
-            self._process.wait(10)

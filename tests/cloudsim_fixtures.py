@@ -6,8 +6,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 
 from hydracore.cloudsim.quota import LIMIT_DEFAULT, REFILL_PER_S_DEFAULT
 from hydracore.embedded.ports import free_port
+from tests.forked import Forked
 from tests.waiting import PATIENCE_S, until
 from workers.providers.hetzner import HetznerProvider
 
@@ -28,13 +27,8 @@ TOKEN = "Sim0Token" * 7 + "X"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPmKkY8pVVjQ2vLm6sCXUb4hAX6ZBvKpiMFEgt8rXhJt ops@example"
 STOP_S_MAX = 15
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from hydracore.cloudsim.main import run
-given = json.loads(sys.argv[1])
-run(home=Path(given.pop("home")), host="127.0.0.1", **given)
-"""
+#: cloudsim with options that its command has not.
+PROGRAM = "tests.cloudsim_program"
 
 
 class CloudsimProcess:
@@ -48,7 +42,7 @@ class CloudsimProcess:
         self.endpoint = f"{self.url}/v1"
         self.token = TOKEN
         self._options: dict[str, Any] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._client = httpx.Client(
             base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE_S, trust_env=False
         )
@@ -58,15 +52,10 @@ class CloudsimProcess:
         assert not self.is_alive, "it runs"
         self._options = options
         given = {"home": str(self.home), "port": self.port, "token": TOKEN, **options}
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes a moment only
-                [sys.executable, "-c", PROGRAM, json.dumps(given)],
-                cwd=self.home.parent,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        self._process = Forked(
+            PROGRAM, json.dumps(given), cwd=self.home.parent, env=env, stdout=self.log, stderr=self.log
+        )
         await until(self._answers)
 
     async def restore(self) -> None:
@@ -103,7 +92,7 @@ class CloudsimProcess:
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """A request that must succeed; its answer."""
@@ -140,12 +129,12 @@ class CloudsimProcess:
     def end(self, number: signal.Signals) -> int:
         """Send a signal that ends it; the exit code."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.signal(number)
         return self._process.wait(STOP_S_MAX)
 
     def _answers(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, self.log.read_text()[-2000:]
+        assert self._process.is_alive, self.log.read_text()[-2000:]
         try:
             return self._client.get("/_sim/requests").is_success
         except httpx.TransportError:

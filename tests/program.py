@@ -1,12 +1,11 @@
 """One part of HydraCore as a process that a test kills and starts again."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from hydracore.settings import variable
 from tests.cloudsim_fixtures import REPOSITORY
+from tests.forked import Forked
 
 
 class Program:
@@ -16,36 +15,28 @@ class Program:
         self.name = name
         self.log = log
         self._environ = environ
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._begin = 0
 
     def start(self, **settings: str) -> None:
         """Start it, with these settings changed for this life."""
         assert not self.is_alive, "it runs"
         self._begin = len(self.output())
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hydracore", self.name],
-                cwd=REPOSITORY,
-                env=self._environ | {variable(name): value for name, value in settings.items()},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        env = self._environ | {variable(name): value for name, value in settings.items()}
+        self._process = Forked("hydracore", self.name, cwd=REPOSITORY, env=env, stdout=self.log, stderr=self.log)
 
     def kill(self) -> None:
         """kill -9, and wait until it is dead. A dead one is dead already."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.signal(number)
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.is_alive
 
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""

@@ -12,10 +12,18 @@ import click
 from hydracore import settings as configuration
 
 
+def _without_colours() -> None:
+    """Before a part is imported that runs for long: structlog and httpx import these for colourful terminals when they
+    are there, which is a tenth of a start. None makes their import fail, which both libraries provide for."""
+    for name in ("rich", "pygments"):
+        sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType]
+
+
 @click.command()
 def api() -> None:
     """Serve the HTTP API."""
     settings = configuration.load(os.environ, require=configuration.API_NEEDS)
+    _without_colours()
     from hydracore.api.main import run
 
     sys.exit(run(settings))
@@ -25,6 +33,7 @@ def api() -> None:
 def relay() -> None:
     """Follow the log and wake the workers."""
     settings = configuration.load(os.environ, require=configuration.RELAY_NEEDS)
+    _without_colours()
     from workers.main import run_relay
 
     run_relay(settings)
@@ -34,6 +43,7 @@ def relay() -> None:
 def worker() -> None:
     """Do the outside work: order servers, watch them, tear them down."""
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
+    _without_colours()
     from workers.main import run_worker
 
     run_worker(settings)
@@ -67,6 +77,7 @@ def sweep(*, dry_run: bool) -> None:
 @click.option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
     """Run the Hetzner Cloud simulator, whose servers are local processes."""
+    _without_colours()
     from hydracore.cloudsim.main import run
 
     run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit)
@@ -78,6 +89,7 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 @click.option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
 def modelsim(*, home: Path, host: str, port: int) -> None:
     """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
+    _without_colours()
     from hydracore.modelsim.main import run
 
     sys.exit(run(host=host, port=port, home=home))
@@ -89,6 +101,7 @@ def modelsim(*, home: Path, host: str, port: int) -> None:
 )
 def agent(*, root: Path) -> None:
     """Run the agent of one VPS."""
+    _without_colours()
     from hydracore.agent.main import run
 
     sys.exit(run(root=root))
