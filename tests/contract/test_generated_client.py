@@ -79,6 +79,7 @@ def test_nothing_of_the_document_is_left_out(generated: Path) -> None:
     assert found == {op.handler.__name__ for op in every_operation()}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_an_instance_is_made_watched_and_deleted(api: Api, models: ModuleType, generated: Path) -> None:
     order = models.CreateInstance(region_id="local", tier_id="starter", agent_name="Ada", idempotency_key="first")
 
@@ -104,6 +105,7 @@ async def test_an_instance_is_made_watched_and_deleted(api: Api, models: ModuleT
     assert (deleted.already_deleted, deleted.status) == (False, "deleting")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_an_instance_is_used_and_configured(used: Used, models: ModuleType, generated: Path) -> None:
     here = used.instance_id
     patch = models.PatchPlatformConfig.from_dict({"advanced": {"depth": 1}, "skills": ["notes"], "channels": None})
@@ -133,6 +135,7 @@ async def test_an_instance_is_used_and_configured(used: Used, models: ModuleType
     assert (updates.status, rotated.status, cleaned.cleaned) == ("applied", "rotated", 0)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_errors_come_as_what_the_document_calls_them(api: Api, models: ModuleType, generated: Path) -> None:
     async with calling(api) as ann, calling(api, "nonsense") as stranger:
         unauthorized = await stranger.get_instance(uuid4())
