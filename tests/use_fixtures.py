@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import psycopg
+import pytest
 import pytest_asyncio
 
 from events import commands as c
@@ -128,8 +129,20 @@ async def in_use(api: Api, *, reachable: bool = True, **fields: Any) -> AsyncGen
         yield Used(api, instance_id, agent)
 
 
-# One API for all tests of a module: what is in its database is mostly others', and each test asks about its own instance.
-# The loop is the module's, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
+@pytest.fixture(name="api")
+async def api_fixture(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
+    async with running_api(database_url, redis_url) as running:
+        yield running
+
+
+@pytest.fixture(name="used")
+async def used_fixture(api: Api) -> AsyncGenerator[Used]:
+    async with in_use(api) as used:
+        yield used
+
+
+# The same with one API for all tests of a module, each of which asks about an instance of its own and leaves the others'
+# alone. The loop is the module's, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
 
 
 @asynccontextmanager
@@ -144,26 +157,26 @@ async def shared_api(services: Services, **settings: Any) -> AsyncGenerator[Api]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", name="api")
-async def api_fixture(services: Services) -> AsyncGenerator[Api]:
+async def shared_api_fixture(services: Services) -> AsyncGenerator[Api]:
     async with shared_api(services) as api:
         yield api
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="owner_conn")
-async def owner_conn_fixture(api: Api) -> AsyncGenerator[psycopg.AsyncConnection]:
+async def shared_owner_conn_fixture(api: Api) -> AsyncGenerator[psycopg.AsyncConnection]:
     """A connection of the owner's (who may do everything) to the API's database, in autocommit mode."""
     async with await psycopg.AsyncConnection.connect(api.parts.settings.database_url, autocommit=True) as connection:
         yield connection
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="used")
-async def used_fixture(api: Api) -> AsyncGenerator[Used]:
+async def shared_used_fixture(api: Api) -> AsyncGenerator[Used]:
     async with in_use(api) as used:
         yield used
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="unreachable")
-async def unreachable_fixture(api: Api) -> AsyncGenerator[Used]:
+async def shared_unreachable_fixture(api: Api) -> AsyncGenerator[Used]:
     async with in_use(api, reachable=False) as used:
         yield used
 

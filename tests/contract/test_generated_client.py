@@ -15,7 +15,7 @@ import pytest
 
 from hydracore.api.openapi import document
 from tests.api_server import Api, every_operation
-from tests.use_fixtures import Used, api_fixture, used_fixture  # noqa: F401 - fixtures
+from tests.use_fixtures import Used, shared_api_fixture, shared_used_fixture  # noqa: F401 - fixtures
 
 PACKAGE = "hydracore_client"
 

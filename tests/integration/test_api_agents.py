@@ -15,9 +15,9 @@ from events import commands as c
 from events.record import Origin
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api, b64
-from tests.use_fixtures import api_fixture, owner_conn_fixture
+from tests.use_fixtures import shared_api_fixture, shared_owner_conn_fixture
 
-__all__ = ["api_fixture", "owner_conn_fixture"]
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -10,10 +10,18 @@ import pytest
 from tests.api_server import Api
 from tests.lives import configure, delete
 from tests.tiny_agent import ANSWER, CUT, STREAM, event
-from tests.use_fixtures import Used, api_fixture, give, in_use, order, unreachable_fixture, used_fixture
+from tests.use_fixtures import (
+    Used,
+    give,
+    in_use,
+    order,
+    shared_api_fixture,
+    shared_unreachable_fixture,
+    shared_used_fixture,
+)
 from tests.waiting import PATIENCE_S, until
 
-__all__ = ["api_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["shared_api_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

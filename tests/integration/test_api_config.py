@@ -13,18 +13,18 @@ from tests.lives import delete
 from tests.services import Services
 from tests.use_fixtures import (
     Used,
-    api_fixture,
     events_of,
     give,
     in_use,
     order,
-    owner_conn_fixture,
     shared_api,
-    unreachable_fixture,
-    used_fixture,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_unreachable_fixture,
+    shared_used_fixture,
 )
 
-__all__ = ["api_fixture", "owner_conn_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

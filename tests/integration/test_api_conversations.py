@@ -10,16 +10,16 @@ import pytest
 from tests.api_server import Api
 from tests.use_fixtures import (
     Used,
-    api_fixture,
     events_of,
     order,
-    owner_conn_fixture,
-    unreachable_fixture,
-    used_fixture,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_unreachable_fixture,
+    shared_used_fixture,
 )
 from tests.waiting import until
 
-__all__ = ["api_fixture", "owner_conn_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,9 +11,9 @@ import pytest
 
 from hydracore.auth import create_api_key
 from tests.api_server import Api, bearer
-from tests.use_fixtures import Used, api_fixture, owner_conn_fixture, used_fixture
+from tests.use_fixtures import Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
 
-__all__ = ["api_fixture", "owner_conn_fixture", "used_fixture"]
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,21 +16,21 @@ from tests.services import Services
 from tests.use_fixtures import (
     KEY_ID,
     Used,
-    api_fixture,
     events_of,
     give,
     in_use,
     make_failed,
     make_lost,
     order,
-    owner_conn_fixture,
     provision,
     shared_api,
-    unreachable_fixture,
-    used_fixture,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_unreachable_fixture,
+    shared_used_fixture,
 )
 
-__all__ = ["api_fixture", "owner_conn_fixture", "unreachable_fixture", "used_fixture"]
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

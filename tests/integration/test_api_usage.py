@@ -9,9 +9,9 @@ import pytest
 
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
-from tests.use_fixtures import Used, api_fixture, events_of, owner_conn_fixture, used_fixture
+from tests.use_fixtures import Used, events_of, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
 
-__all__ = ["api_fixture", "owner_conn_fixture", "used_fixture"]
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
