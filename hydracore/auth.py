@@ -110,21 +110,22 @@ class Authenticator:
 
     async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
         """The principal behind ASGI `headers`. Raises `AuthError`, and `StoreUnavailable` where a key cannot be looked up."""
-        authorization = api_key = user_id = ""
+        authorization = api_key = ""
+        acting_as: str | None = None
         for name, value in headers:
             if name == b"authorization":
                 authorization = value.decode("latin-1")
             elif name == b"x-api-key":
                 api_key = value.decode("latin-1")
             elif name == b"x-user-id":
-                user_id = value.decode("latin-1")
+                acting_as = value.decode("latin-1")
         scheme, _, token = authorization.partition(" ")
         if token:
             if scheme.lower() != "bearer":
                 raise AuthError("Use a bearer token or an API key")
             return self.principal_of_token(token.strip())
         if api_key:
-            return await self.principal_of_key(api_key, acting_as=user_id)
+            return await self.principal_of_key(api_key, acting_as=acting_as)
         raise AuthError("Not authenticated")
 
     def principal_of_token(self, token: str) -> Principal:
@@ -142,8 +143,12 @@ class Authenticator:
         self._tokens[token] = (principal, float(claims.exp))
         return principal
 
-    async def principal_of_key(self, api_key: str, *, acting_as: str = "") -> Principal:
-        """The principal of an API key; `acting_as`: the customer it speaks for, empty for none. Raises `AuthError`."""
+    async def principal_of_key(self, api_key: str, *, acting_as: str | None = None) -> Principal:
+        """The principal of an API key; `acting_as`: the customer it speaks for. Raises `AuthError`.
+
+        An empty `acting_as` is nobody's id, not the absence of one: a backend that has lost track of its user must not
+        become the tenant's admin.
+        """
         found = _API_KEY.fullmatch(api_key)
         if found is None:
             raise AuthError("Invalid API key")
@@ -153,7 +158,7 @@ class Authenticator:
         expected = known.key_hash if known is not None else bytes(32)
         if not hmac.compare_digest(_hash(api_key), expected) or known is None:
             raise AuthError("Invalid API key")
-        if not acting_as:
+        if acting_as is None:
             return Principal(tenant_id=known.tenant_id, user_id=f"api_key:{key_id}", role="admin", key_id=key_id)
         if not _ID.fullmatch(acting_as):
             raise AuthError("Invalid X-User-Id")
