@@ -97,7 +97,9 @@ def seal(*, as_json: bool) -> None:
     settings = load(require=configuration.SEAL_NEEDS)
     file = None if settings.seal_file is None else SealFile(settings.seal_file)
     made = on_database(settings, lambda pool: Sealer(pool, key=settings.seal_key, file=file).seal())
-    show_seal(made, as_json=as_json)
+    public_key = public_key_of(None, settings)
+    assert public_key is not None, "the setting is required here"
+    show_seal(made, public_key=public_key, as_json=as_json)
 
 
 def load(*, require: Collection[str] = configuration.DATABASE_NEEDS) -> Settings:

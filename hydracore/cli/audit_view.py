@@ -33,15 +33,17 @@ def show_report(report: Report, *, as_json: bool) -> None:
     )
 
 
-def show_seal(seal: Seal | None, *, as_json: bool) -> None:
+def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
+    """The seal that was made, if there was anything to seal, and in any case the key that auditors need."""
+    key = base64.urlsafe_b64encode(public_key).decode()
     if as_json:
-        print_json(None if seal is None else {**_seal(seal), "heads": seal.heads})
+        print_json({"number": None, "public_key": key} if seal is None else {**_seal(seal), "heads": seal.heads})
     elif seal is None:
-        click.echo("nothing is new since the last seal")
+        click.echo(f"nothing is new since the last seal; public key {key}")
     else:
         shown = _seal(seal)
         click.echo(f"seal {seal.number} over {shown['events']} events at {shown['sealed_at']}")
-        click.echo(f"root {shown['root']}, public key {shown['public_key']}")
+        click.echo(f"root {shown['root']}, public key {key}")
 
 
 def _seal(seal: Seal) -> dict[str, Any]:

@@ -138,6 +138,8 @@ async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
     public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
     given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
 
+    for _ in range(2):  # The second has nothing to seal.
+        assert f"public key {next(iter(given))}" in (await asyncio.to_thread(run, log, "seal")).stdout
     for key, status in given.items():
         assert run(log, "verify", "--public-key", key, HYDRACORE_SEAL_KEY="").exit_code == status
 
