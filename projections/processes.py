@@ -6,7 +6,9 @@ import asyncio
 import gc
 import multiprocessing
 import os
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -64,12 +66,26 @@ def fold_in_processes(conninfo: str, *, workers: int) -> Folding:
     return fold
 
 
+@contextmanager
+def deaf_to_interrupts() -> Generator[None]:
+    """Processes that are started within never hear a Ctrl-C, which a terminal sends to them too.
+
+    It would break them off wherever they are, with a traceback each; whoever started them ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(conninfo: str, projection: Projection, build: Generation, at_once: int) -> tuple[BaseProcess, Answer]:
     answer, its_answer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
         target=_work, args=(conninfo, projection, build, at_once, its_answer), name="hydracore-fold"
     )
-    process.start()
+    with deaf_to_interrupts():
+        process.start()
     its_answer.close()
     return process, answer
 

@@ -7,11 +7,11 @@ the lanes.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice, takewhile
 from multiprocessing import get_context
 
@@ -29,6 +29,7 @@ from hydracore.audit import tables
 from hydracore.audit.errors import NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals
 from hydracore.audit.seal_file import SealFile
+from projections.processes import deaf_to_interrupts
 
 _SQL = Statements("events", "verify.sql")
 _STRANGERS = _SQL["strangers"]
@@ -148,10 +149,22 @@ def _reports(jobs: list[Job], request: Request, progress: Progress) -> Iterator[
                     yield verify_one(connection, job, progress.advance)
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
-    with ProcessPoolExecutor(request.workers, mp_context=get_context("spawn")) as pool:
-        for report in pool.map(partial(_verify_in_process, request.conninfo), jobs):
+    pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
+    try:
+        with deaf_to_interrupts():
+            verified = [pool.submit(_verify_in_process, request.conninfo, job) for job in jobs]
+        for lane in verified:
+            report = lane.result()
             progress.advance(report.events * 2 if request.replay else report.events)
             yield report
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_of_interrupts() -> None:
+    """In silence, and in the middle of a lane: nobody waits for its report any more."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _verify_in_process(conninfo: str, job: Job) -> LaneReport:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from hydracore.cli.signals import INTERRUPTED, run_until_signal
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 HEARTBEAT_INTERVAL_S: Final = "1"
 #: The demo is the same everywhere, but for who answers its chats: an endpoint, its key, and a catalogue that names its models.
 SETTINGS_KEPT: Final = ("model_base_url", "model_api_key", "catalogue")
-#: Exit status of a program that Ctrl-C ended, as shells have it.
-INTERRUPTED: Final = 130
 #: Without a terminal there is no width to fit into.
 WIDTH_WITHOUT_TERMINAL: Final = 160
 
@@ -32,7 +32,6 @@ def demo() -> None:
 
     from rich.console import Console
 
-    from hydracore.cli.signals import run_until_signal
     from hydracore.embedded.home import Home
     from hydracore.embedded.stack import discard
 

@@ -14,6 +14,7 @@ from hydracore.cli.database import db
 from hydracore.cli.demo import demo
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
 from hydracore.cli.projections import projections
+from hydracore.cli.signals import INTERRUPTED
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
 from hydracore.settings import SettingsError
@@ -30,6 +31,9 @@ class Commands(click.Group):
             super().invoke(ctx)
         except (SettingsError, CatalogueError) as error:
             _fail(ctx, error.problems, status=2)
+        except KeyboardInterrupt:
+            # Not click's 1, which says of an audit that something is not as it must be.
+            _fail(ctx, ("interrupted",), status=INTERRUPTED)
         except PartFailed as error:
             _fail(ctx, (str(error), *(f"  | {line}" for line in error.log_tail.splitlines())), status=1)
         except EmbeddedError as error:

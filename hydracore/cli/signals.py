@@ -5,6 +5,9 @@ import signal
 from collections.abc import Coroutine
 from typing import Final
 
+#: Exit status of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED: Final = 130
+
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from hydracore.audit.sealing import Sealer
 from hydracore.audit.verifying import Progress, Request, verify
 from tests.audit_log import SEAL_KEY, Forger, Log, run, sealed_log
 from tests.requests_to_log import requested
+from tests.waiting import until
 
+WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'event'::regclass"
 FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
 
 
@@ -153,6 +158,28 @@ async def test_what_cannot_be_done_is_no_finding(log: Log, forger: Forger) -> No
     assert (no_seal.exit_code, "There is no seal yet" in no_seal.stderr) == (2, True)
     assert (no_database.exit_code, len(no_database.stderr.splitlines())) == (3, 1)
     assert "password" not in no_database.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["audit verify", "audit verify --workers 2", "projections rebuild instance --workers 2"]
+)
+async def test_ctrl_c_ends_long_work_in_one_line_and_is_no_finding(log: Log, forger: Forger, words: str) -> None:
+    # Somebody is in the way, so that the work cannot be over before it is interrupted.
+    with forger.connection.transaction():
+        forger.do("LOCK TABLE event IN ACCESS EXCLUSIVE MODE")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hydracore", *words.split()),
+            env=os.environ | {"HYDRACORE_DATABASE_URL": log.url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        await until(lambda: forger.connection.execute(WAITING).fetchone() == (True,))
+
+        os.killpg(process.pid, signal.SIGINT)
+        output, complaint = await process.communicate()
+
+    assert (process.returncode, output, complaint) == (130, b"", b"hydracore: interrupted\n")
 
 
 async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, forger: Forger) -> None:
