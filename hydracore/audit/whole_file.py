@@ -20,6 +20,8 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     """
     if path.exists() and not replace:
         raise FileExists(path)
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: there is no directory {path.parent}")
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(descriptor)
     draft = Path(name)

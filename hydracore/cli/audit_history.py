@@ -52,8 +52,14 @@ class _Moment(click.ParamType[Moment]):
         if isinstance(value, int | datetime):
             return value
         # Digits alone are a version: a year alone is no time here.
-        kind = _Version(0) if value.isdecimal() else _Time()
-        return kind.convert(value, param, ctx)
+        if value.isdecimal():
+            return _Version(0).convert(value, param, ctx)
+        from hydracore.audit.moments import read_time
+
+        try:
+            return read_time(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is neither a version, such as 5, nor a time: it is {error}", param, ctx)
 
 
 class _Position(click.ParamType["Position"]):

@@ -109,6 +109,8 @@ def rebuild(
     if sum((name is not None, every, outdated)) != 1:
         raise click.UsageError("Give one of NAME, --all and --outdated.")
     wanted = _wanted(name, outdated=outdated)
+    if not wanted and not as_json:
+        click.echo("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = configuration.load(os.environ, require=needs)
     if distributed:

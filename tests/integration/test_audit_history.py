@@ -251,6 +251,7 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
         ("state somebody", "'somebody' is not a valid UUID"),
         ("diff {id}", "Missing option '--from'"),
         ("diff {id} --from 3 --to 2", "--from is after --to."),
+        ("diff {id} --from soon", "'soon' is neither a version, such as 5, nor a time"),
         ("diff {id} --from 8", "it has no version 8 yet"),
     ],
 )

@@ -168,7 +168,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (3, 1, {"agent_name": "Eve"})
         mended = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1")
         assert (mended.exit_code, "generation 2 is live" in mended.stdout) == (0, True), mended
-        assert (await hydracore(database_url, "rebuild", "--outdated")).exit_code == 0
+        assert (await hydracore(database_url, "rebuild", "--outdated")).stdout == "nothing is outdated\n"
         assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
         assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
         assert "dropped generation 2" in (await hydracore(database_url, "prune", "--all")).stdout
