@@ -18,6 +18,8 @@ from hydracore.embedded.stack import Stack
 #: Development tokens are good for a year from every start.
 TOKEN_TTL_S: Final = 365 * 86_400
 KEY_CHECK_S_MAX: Final = 5.0
+#: The scripted models take their time when they count: without that nobody could see a stream's words come one by one.
+COUNTING: Final = {"kind": "slow", "contains": "ount to ", "times": None, "delay_s": 0.04}
 #: The kinds of parts that `pids` tells of.
 PARTS: Final = ("api", "relay", "worker", "cloudsim", "modelsim")
 
@@ -68,6 +70,7 @@ async def development(
         home.dev_file.unlink(missing_ok=True)
         async with Stack.running(home, port=port, workers=workers, environ=environ, on_change=write) as stack:
             file = await _introduce(stack)
+            await _count_slowly(file)
             written.append((stack, file))
             write()
             try:
@@ -75,6 +78,12 @@ async def development(
             finally:
                 written.clear()
                 home.dev_file.unlink(missing_ok=True)
+
+
+async def _count_slowly(file: DevFile) -> None:
+    if file.modelsim_url is not None:
+        async with httpx.AsyncClient(base_url=file.modelsim_url, trust_env=False) as models:
+            (await models.post("/_sim/faults", json=COUNTING)).raise_for_status()
 
 
 async def _introduce(stack: Stack) -> DevFile:

@@ -24,9 +24,6 @@ USAGE_S_MAX: Final = 20.0
 REFUSED_S_MAX: Final = 1.0
 RECOVERED_S_MAX: Final = 30.0
 
-#: What the scripted models take for each token of the streamed answer: without it nobody could see them come.
-TOKEN_DELAY_S: Final = 0.04
-
 GREETING: Final = "My dog is called Bo."
 COUNTING: Final = "Please count to 20."
 PROMPT: Final = 'Begin every answer with "Ahoy!", whatever you are asked.'
@@ -80,10 +77,6 @@ class Use:
         return answer.conversation_id
 
     async def _chat_streamed(self, message: str) -> None:
-        if self._file.modelsim_url is not None:
-            slow = {"kind": "slow", "contains": message, "delay_s": TOKEN_DELAY_S}
-            async with httpx.AsyncClient(base_url=self._file.modelsim_url, trust_env=False) as models:
-                expect(await models.post("/_sim/faults", json=slow), 200)
         self._teller.say(f"> {message}")
         asked_s = time.monotonic()
         came_s: list[float] = []

@@ -38,13 +38,16 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
 
     home = Home(path)
     click.echo(f"starting in {home.path} ...")
-    async with development(home, port=port, workers=workers, environ=os.environ) as (_, file):
-        click.echo(introduction(file, home.path))
-        try:
-            await asyncio.Event().wait()
-        finally:
-            click.echo("stopping ...")
-    click.echo("stopped")
+    try:
+        async with development(home, port=port, workers=workers, environ=os.environ) as (_, file):
+            click.echo(introduction(file, home.path))
+            try:
+                await asyncio.Event().wait()
+            finally:
+                click.echo("stopping ...")
+    except asyncio.CancelledError:
+        click.echo("stopped")
+        raise
 
 
 def introduction(file: "DevFile", home: Path) -> str:

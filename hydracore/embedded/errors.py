@@ -60,3 +60,12 @@ class DatabaseRefused(EmbeddedError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the database cannot be used: {' '.join(reason.split())}")
         self.reason = reason
+
+
+class RedisRefused(EmbeddedError):
+    """The Redis of the user's own does not answer. Parts would wait for it in silence, and nothing would be ordered."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no Valkey or Redis answers at HYDRACORE_REDIS_URL, or it does not take the password given there"
+        )

@@ -14,13 +14,13 @@ import psycopg
 from hydracore import settings as configuration
 from hydracore.db import MigrationError, migrate
 from hydracore.embedded import agents
-from hydracore.embedded.errors import DatabaseRefused, PortTaken
+from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
 from hydracore.embedded.home import Home
 from hydracore.embedded.part import Part, Ready
 from hydracore.embedded.ports import LOOPBACK, Ports, is_free
 from hydracore.embedded.postgres import STATE, Postgres
 from hydracore.embedded.supervisor import Supervisor
-from hydracore.embedded.valkey import Valkey
+from hydracore.embedded.valkey import Valkey, answers
 
 #: Where `-m hydracore` is found, installed or not.
 PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
@@ -91,7 +91,7 @@ class Stack:
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
 
-        Raises `PortTaken`, `PartFailed` and `SettingsError`.
+        Raises `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused` and `SettingsError`.
         """
         async with Supervisor.running(
             runtime_file=home.runtime_file, logs=home.logs, on_change=on_change
@@ -147,6 +147,8 @@ class Stack:
 
     async def _start_control_plane(self) -> None:
         await _together(*(self.supervisor.start(store) for store in self._stores))
+        if not await answers(self.settings.redis_url):
+            raise RedisRefused
         try:
             await asyncio.to_thread(migrate, self.settings.database_url)
         except (MigrationError, psycopg.Error) as error:

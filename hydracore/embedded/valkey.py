@@ -55,15 +55,19 @@ class Valkey:
         write_atomic(self._config, "\n".join(lines).encode() + b"\n", durable=False)
 
     async def answers(self) -> bool:
-        """Whether the server takes our password and answers."""
-        client = redis.asyncio.from_url(self.url(), socket_timeout=ANSWER_S_MAX, socket_connect_timeout=ANSWER_S_MAX)
-        try:
-            return bool(await client.ping())  # pyright: ignore[reportUnknownMemberType] - redis-py's **kwargs
-        except (redis.exceptions.RedisError, OSError):
-            return False
-        finally:
-            await client.aclose()
+        return await answers(self.url())
 
     @property
     def _config(self) -> Path:
         return self._base / "valkey.conf"
+
+
+async def answers(url: str) -> bool:
+    """Whether the server at `url` takes the password in it and answers, within `ANSWER_S_MAX`."""
+    client = redis.asyncio.from_url(url, socket_timeout=ANSWER_S_MAX, socket_connect_timeout=ANSWER_S_MAX)
+    try:
+        return bool(await client.ping())  # pyright: ignore[reportUnknownMemberType] - redis-py's **kwargs
+    except (redis.exceptions.RedisError, OSError):
+        return False
+    finally:
+        await client.aclose()

@@ -137,6 +137,7 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
     await assert_the_readme_runs(first, customer, port, home)
     await kill_everything(one, home)
     output, _ = one.stop()
+    assert output.endswith("stopping ...\nstopped\n")
     assert f"HydraCore is up at {first['url']}" in output
     assert output.count("curl -s") == 7
     assert not alive(first["pids"])
@@ -198,7 +199,7 @@ async def assert_the_readme_runs(dev: dict[str, Any], customer: dict[str, str], 
     await until_status(ordered, customer, "running")
     said = await asyncio.to_thread(bash, f"{order}\n{use}")
     assert "[scripted] You said: My dog is called Bo" in said
-    assert "event: token\ndata: " in said
+    assert said.count("event: token\ndata: ") > 1
     assert "[scripted] Ahoy! You said: Hello" in said
     assert said.endswith('"status":"deleting"}\n')
     await until_status(ordered, customer, "deleted")
@@ -260,11 +261,26 @@ async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> Non
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
 
 
+async def test_stores_of_ones_own_that_do_not_answer_are_named(
+    up: Callable[..., Up], home: Path, database_url: str
+) -> None:
+    nowhere = f"127.0.0.1:{free_port()}/0"
+    without_redis = up(
+        free_port(), HYDRACORE_DATABASE_URL=database_url, HYDRACORE_REDIS_URL=f"redis://:secret@{nowhere}"
+    )
+    _, complaint = await asyncio.to_thread(without_redis.process.communicate)
+
+    assert without_redis.process.returncode == 1
+    assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
+    assert "secret" not in complaint
+    assert not processes_of(home)
+
+
 async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[..., Up], home: Path) -> None:
     one = up(free_port())
     await until((home / "runtime.json").exists)
 
-    one.stop()
+    assert one.stop()[0].endswith("stopped\n")
 
 
 async def until_status(url: str, headers: dict[str, str], status: str) -> None:
