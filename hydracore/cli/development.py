@@ -1,7 +1,7 @@
 """A running stack with somebody to use it: two tenants, their users' tokens, an API key; all of it in `dev.json`."""
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final
@@ -55,9 +55,17 @@ class DevFile(msgspec.Struct, kw_only=True):
 
 @asynccontextmanager
 async def development(
-    home: Home, *, port: int, workers: int, environ: Mapping[str, str]
+    home: Home,
+    *,
+    port: int,
+    workers: int,
+    environ: Mapping[str, str],
+    on_trouble: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[tuple[Stack, DevFile]]:
-    """Everything of `home`, ready, with `dev.json` for as long as that is true. Raises as `Stack.running` and `Home.lock`."""
+    """Everything of `home`, ready, with `dev.json` for as long as that is true. Raises as `Stack.running` and `Home.lock`.
+
+    `on_trouble` is told in a line which part has ended by itself.
+    """
     written: list[tuple[Stack, DevFile]] = []
 
     def write() -> None:
@@ -68,7 +76,9 @@ async def development(
 
     with home.lock():
         home.dev_file.unlink(missing_ok=True)
-        async with Stack.running(home, port=port, workers=workers, environ=environ, on_change=write) as stack:
+        async with Stack.running(
+            home, port=port, workers=workers, environ=environ, on_change=write, on_trouble=on_trouble
+        ) as stack:
             file = await _introduce(stack)
             await _count_slowly(file)
             written.append((stack, file))

@@ -39,7 +39,9 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
     home = Home(path)
     click.echo(f"starting in {home.path} ...")
     try:
-        async with development(home, port=port, workers=workers, environ=os.environ) as (_, file):
+        async with development(
+            home, port=port, workers=workers, environ=os.environ, on_trouble=lambda line: click.echo(line, err=True)
+        ) as (_, file):
             click.echo(introduction(file, home.path))
             try:
                 await asyncio.Event().wait()

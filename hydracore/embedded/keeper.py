@@ -22,13 +22,19 @@ LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class Keeper:
-    """One part and, most of the time, its process. `on_change` is called whenever the process changes."""
+    """One part and, most of the time, its process.
 
-    def __init__(self, part: Part, *, log: Path, on_change: Callable[[], None]) -> None:
+    `on_change` is called whenever the process changes, `on_trouble` with a line about each end that nobody has ordered.
+    """
+
+    def __init__(
+        self, part: Part, *, log: Path, on_change: Callable[[], None], on_trouble: Callable[[str], None]
+    ) -> None:
         self.part = part
         self.log = log
         self.starts = 0
         self._on_change = on_change
+        self._on_trouble = on_trouble
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._grace_s = 0.0
@@ -76,10 +82,13 @@ class Keeper:
             self._process = await self._spawn()
         except (OSError, EmbeddedError) as error:
             self._note(f"could not be started: {error}")
+            self._on_trouble(f"{self.part.name} could not be started: {error}; it is tried again")
             return
         self._on_change()
         status = await self._until_ended(self._process)
         self._note(f"(pid {self._process.pid}) ended: {_ending(status)}")
+        if not self._stopping.is_set():
+            self._on_trouble(f"{self.part.name} has ended ({_ending(status)}) and is started again; see {self.log}")
         self._on_change()
 
     async def _until_ended(self, process: asyncio.subprocess.Process) -> int:

@@ -87,14 +87,21 @@ class Stack:
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, home: Home, *, port: int, workers: int, environ: Mapping[str, str], on_change: Callable[[], None]
+        cls,
+        home: Home,
+        *,
+        port: int,
+        workers: int,
+        environ: Mapping[str, str],
+        on_change: Callable[[], None],
+        on_trouble: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
 
         Raises `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused` and `SettingsError`.
         """
         async with Supervisor.running(
-            runtime_file=home.runtime_file, logs=home.logs, on_change=on_change
+            runtime_file=home.runtime_file, logs=home.logs, on_change=on_change, on_trouble=on_trouble
         ) as supervisor:
             if not is_free(port):  # Only now: a leftover of ours may have held it.
                 raise PortTaken(LOOPBACK, port)

@@ -19,22 +19,38 @@ GRACE_S: Final = 3.0
 
 
 class Supervisor:
-    """Parts by name, in the order of their start. `on_change` hears of every started or ended process."""
+    """Parts by name, in the order of their start.
 
-    def __init__(self, *, runtime_file: Path, logs: Path, on_change: Callable[[], None] | None = None) -> None:
+    `on_change` hears of every started or ended process, `on_trouble` is told in a line what has ended by itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime_file: Path,
+        logs: Path,
+        on_change: Callable[[], None] | None = None,
+        on_trouble: Callable[[str], None] | None = None,
+    ) -> None:
         self._runtime_file = runtime_file
         self._logs = logs
         self._listener = on_change
+        self._on_trouble = on_trouble
         self._keepers: dict[str, Keeper] = {}
 
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, *, runtime_file: Path, logs: Path, on_change: Callable[[], None] | None = None
+        cls,
+        *,
+        runtime_file: Path,
+        logs: Path,
+        on_change: Callable[[], None] | None = None,
+        on_trouble: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
         """A supervisor that first ends the leftovers of its predecessor, and at last stops all that it started."""
         await asyncio.to_thread(stop_leftovers, runtime_file)
-        supervisor = cls(runtime_file=runtime_file, logs=logs, on_change=on_change)
+        supervisor = cls(runtime_file=runtime_file, logs=logs, on_change=on_change, on_trouble=on_trouble)
         try:
             yield supervisor
         finally:
@@ -43,7 +59,8 @@ class Supervisor:
     async def start(self, part: Part, *, ready_s_max: float = READY_S_MAX) -> None:
         """Start a part and wait until it is ready; from then on it is restarted when it ends. Raises `PartFailed`."""
         assert part.name not in self._keepers
-        keeper = Keeper(part, log=self._logs / f"{part.name}.log", on_change=self._changed)
+        log = self._logs / f"{part.name}.log"
+        keeper = Keeper(part, log=log, on_change=self._changed, on_trouble=self._tell)
         self._keepers[part.name] = keeper
         keeper.begin()
         try:
@@ -88,6 +105,10 @@ class Supervisor:
 
     def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
         return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))
+
+    def _tell(self, trouble: str) -> None:
+        if self._on_trouble:
+            self._on_trouble(trouble)
 
     def _changed(self) -> None:
         """Write down who runs. Called from the loop with every change; the file is small."""

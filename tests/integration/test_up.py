@@ -136,7 +136,11 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
 
     await assert_the_readme_runs(first, customer, port, home)
     await kill_everything(one, home)
-    output, _ = one.stop()
+    output, troubles = one.stop()
+    told = {
+        line.partition(" has ended (signal SIGKILL) and is started again; see ")[0] for line in troubles.splitlines()
+    }
+    assert told >= {"api", "relay", "worker-1", "worker-2", "cloudsim", "modelsim"}
     assert output.endswith("stopping ...\nstopped\n")
     assert f"HydraCore is up at {first['url']}" in output
     assert output.count("curl -s") == 7
