@@ -11,11 +11,12 @@ from rich.text import Text
 
 from events.ids import lane_of
 from events.sql import Statements
-from hydracore.cli.telling import Teller
+from hydracore.cli.telling import Teller, until
 
 _EVENTS: Final = Statements("hydracore.cli", "story.sql")["events"]
 
 POLL_S: Final = 0.05
+CAUGHT_UP_S_MAX: Final = 20.0
 
 #: Facts worth a look, in this order; hashes, nonces and sealed fields are not for the eye.
 SHOWN: Final = (
@@ -33,6 +34,7 @@ class Follower:
 
     def __init__(self, database_url: str, instance_id: UUID, teller: Teller) -> None:
         self.count = 0
+        self._looks = 0
         self._url = database_url
         self._instance_id = instance_id
         self._teller = teller
@@ -45,7 +47,18 @@ class Follower:
         async with await connecting as connection:
             while True:
                 await self.show_new(connection)
+                self._looks += 1
                 await asyncio.sleep(POLL_S)
+
+    async def caught_up(self) -> None:
+        """Return once everything is shown that had been appended before. Raises `StoryError` where that takes too long."""
+        # The look that is under way may have begun too early.
+        enough = self._looks + 2
+
+        async def has_looked() -> bool:
+            return self._looks >= enough
+
+        await until(has_looked, CAUGHT_UP_S_MAX, "the log was not read to its end")
 
     async def show_new(self, connection: psycopg.AsyncConnection[dict[str, Any]]) -> None:
         """Show what has been appended since the last look."""

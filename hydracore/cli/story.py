@@ -16,7 +16,7 @@ from events.sql import Statements
 from hydracore.cli.development import DevFile
 from hydracore.cli.follow import Follower
 from hydracore.cli.story_use import Use
-from hydracore.cli.telling import POLL_S, StoryError, Teller, expect, until
+from hydracore.cli.telling import StoryError, Teller, expect, until
 
 _HELD: Final = Statements("hydracore.cli", "story.sql")["held"]
 
@@ -53,13 +53,14 @@ class Story:
             async with self._following(instance_id) as follower:
                 chapter("Everything that happens is an event in the log")
                 await self._until_running(instance_id)
+                await follower.caught_up()
                 chapter("The server runs, and its agent reports")
                 server = await self._see_agent(instance_id)
                 use = Use(self._file, self._api, self._teller, instance_id, disk=self._disks / str(server["id"]))
                 await use.tell()
                 chapter("The customer deletes it: DELETE /v1/instances/{id}")
                 await self._delete(instance_id)
-                await asyncio.sleep(2 * POLL_S)  # The follower catches up; nothing depends on it but what is shown.
+                await follower.caught_up()
             chapter("Nothing is left")
             await self._check_nothing_left(instance_id, pid=int(server["pid"]), events=follower.count)
 
