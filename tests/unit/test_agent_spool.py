@@ -174,7 +174,13 @@ def test_its_files_are_the_agents_alone(path: Path, spool: CallbackSpool, boot_i
     assert modes == {"spool.sqlite": 0o600, "spool.sqlite-wal": 0o600, "spool.sqlite-shm": 0o600}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(actions=st.lists(st.sampled_from(["append", "accept", "reply_lost", "crash", "restore"]), max_size=30))
 def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(path: Path, actions: list[str]) -> None:
     path.unlink(missing_ok=True)
