@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
@@ -21,11 +21,14 @@ POOL_SIZE = 4
 
 @asynccontextmanager
 async def opened(
-    database_url: str, *, inline: Sequence[InlineProjection] = (InstanceProjection(),)
+    database_url: str,
+    *,
+    inline: Sequence[InlineProjection] = (InstanceProjection(),),
+    published: Callable[[dict[int, int]], None] | None = None,
 ) -> AsyncGenerator[EventStore]:
     """A store that acts as the app's role, as the product does; unless told otherwise `instance` is its only inline table."""
     async with open_pool(database_url, role="hydracore_app", application="bench", size=POOL_SIZE) as pool:
-        store = EventStore(pool, inline=inline)
+        store = EventStore(pool, inline=inline, published=published)
         try:
             yield store
         finally:

@@ -1,6 +1,6 @@
 """How far followed projections are behind while a thousand events a second are appended.
 
-The relay is a process of its own, as in production. Who looks asks the database every few milliseconds how far each follower
+The relay is a process of its own and is told of commits through Redis, as in production. Who looks asks the database every few milliseconds how far each follower
 has committed; an event's lag is from the time that the log recorded to the first look that finds it taken.
 """
 
@@ -14,6 +14,7 @@ from statistics import quantiles
 from typing import Final
 
 import psycopg
+from redis.asyncio import Redis
 
 from bench.append_ours import append, opened
 from bench.result import Limit
@@ -23,6 +24,7 @@ from events import commands as c
 from events.ids import command_id_for
 from events.record import Origin
 from events.store import EventStore
+from hydracore.wake import Publisher
 from projections.followed import followed_projections
 
 EVENTS_PER_S: Final = 1_000
@@ -51,8 +53,14 @@ async def measure(services: Services) -> list[Limit]:
     url = await services.fresh_database("lag", migrated=True)
     environ = {"HYDRACORE_DATABASE_URL": url, "HYDRACORE_REDIS_URL": services.valkey.url(2)}
     await services.supervisor.start(part_of("bench-lag-relay", ("relay",), environ))
+    redis: Redis = Redis.from_url(environ["HYDRACORE_REDIS_URL"])
+    publisher = Publisher(redis)
     try:
-        async with opened(url) as store, await psycopg.AsyncConnection.connect(url, autocommit=True) as looker:
+        async with (
+            redis,
+            opened(url, published=publisher.published) as store,
+            await psycopg.AsyncConnection.connect(url, autocommit=True) as looker,
+        ):
             await _append(store, seconds=WARM_S)
             row = await (await looker.execute(_NOW)).fetchone()
             advances: Advances = {}
@@ -63,6 +71,7 @@ async def measure(services: Services) -> list[Limit]:
             await _until_taken(advances, events)
             looking.cancel()
             await asyncio.wait((looking,))
+            await publisher.close()
     finally:
         await services.supervisor.stop(["bench-lag-relay"])
     lags_ms = {name: _lags_ms(name, advances, events) for name in NAMES}

@@ -16,7 +16,7 @@ from events.sql import Statements
 from events.upcast import Stored, all_of_today
 from projections import stored
 from projections.definition import Followed, Inline, Projection, StreamFold
-from projections.fact import Reader, decode_facts, read_facts
+from projections.fact import Reader, read_facts, read_skipped
 from projections.folding import CHUNK, copy_statement
 from projections.generations import Generation, use_schema
 from projections.tables import Row, Table, line
@@ -76,14 +76,15 @@ async def catch_up(connection: AsyncConnection, projection: Projection, build: G
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
     """The facts between, added as a follower adds them."""
     reader = Reader(projection.name, projection.version, projection.types)
-    after = {lane: at[lane] for lane in ahead}
-    while after:
-        found = await read_facts(connection, reader, after=after, upto=ahead, limit=FACTS_MAX)
-        facts = decode_facts(found)
+    skipped = await read_skipped(connection, [reader])
+    places = [(lane, at[lane]) for lane in ahead]
+    while places:
+        found = await read_facts(connection, places, [reader], upto=ahead, limit=FACTS_MAX)
+        facts = reader.decode([position for place in places for position in found[place]], skipped)
         if facts:
             await projection.apply(connection, facts)
-        after |= {position.lane: position.seq for position in found}
-        after = {lane: seq for lane, seq in after.items() if seq < ahead[lane]}
+        moved = [(lane, after + len(found[lane, after])) for lane, after in places]
+        places = [(lane, seq) for lane, seq in moved if seq < ahead[lane]]
 
 
 async def _fold_again(connection: AsyncConnection, projection: Inline, at: Positions, ahead: Positions) -> set[Stream]:

@@ -16,7 +16,9 @@ from events.types import AnyEvent
 from events.upcast import Outdated, Stored, of_today
 from projections import stored
 
-_OF_LANES: Any = Statements("projections", "facts.sql")["of_lanes"].decode()
+_SQL = Statements("projections", "facts.sql")
+_OF_LANES: Any = _SQL["of_lanes"].decode()
+_SKIPPED = _SQL["skipped"]
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,11 +45,19 @@ _decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
 _list_decoder: msgspec.json.Decoder[list[_Read]] = msgspec.json.Decoder(list[_Read])
 
 
+#: A lane, and the number after which it is read.
+Place = tuple[int, int]
+
+#: What was passed over by hand: the reader's name, the lane, the number.
+Skipped = frozenset[tuple[str, int, int]]
+
+
 class Position(NamedTuple):
-    """A place in the log, and the fact there as JSON; None where the reader did not ask for events of its type."""
+    """A place in the log, and the fact there as JSON; None where nobody wants events of its type."""
 
     lane: int
     seq: int
+    type: str
     json: str | None
 
 
@@ -58,16 +68,23 @@ class Reader(NamedTuple):
     version: int
     types: tuple[str, ...] | None
 
+    def decode(self, positions: Sequence[Position], skipped: Skipped) -> list[Fact]:
+        """The facts among `positions` that it wants and has not skipped.
 
-def decode_facts(positions: Sequence[Position]) -> list[Fact]:
-    """Raises `EventUnreadable` for an event of a version that is not known here, and `msgspec.ValidationError` for one of a
-    type or shape that was never written.
-    """
-    return [_of_today(_decoder.decode(position.json)) for position in positions if position.json is not None]
+        Raises `EventUnreadable` for an event of a version that is not known here, and `msgspec.ValidationError` for one of
+        a type or shape that was never written.
+        """
+        return [
+            _of_today(_decoder.decode(position.json))
+            for position in positions
+            if position.json is not None
+            and (self.types is None or position.type in self.types)
+            and (self.name, position.lane, position.seq) not in skipped
+        ]
 
 
 def decode_list(facts: bytes) -> list[Fact]:
-    """The facts of a JSON array. Raises as `decode_facts` does."""
+    """The facts of a JSON array. Raises as `Reader.decode` does."""
     return [_of_today(fact) for fact in _list_decoder.decode(facts)]
 
 
@@ -75,34 +92,40 @@ def _of_today(fact: _Read) -> Fact:
     return msgspec.structs.replace(fact, event=of_today(fact.event)) if isinstance(fact.event, Outdated) else fact
 
 
+async def read_skipped(connection: AsyncConnection, readers: Sequence[Reader]) -> Skipped:
+    """What each of them passed over in its version."""
+    parameters = {"names": [reader.name for reader in readers], "versions": [reader.version for reader in readers]}
+    cursor = await connection.execute(_SKIPPED, parameters, prepare=True)
+    return frozenset(await cursor.fetchall())
+
+
 async def read_facts(
     connection: AsyncConnection,
-    reader: Reader,
+    places: Sequence[Place],
+    readers: Sequence[Reader],
     *,
-    after: Mapping[int, int],
     limit: int,
     upto: Mapping[int, int] | None = None,
-) -> list[Position]:
-    """Up to `limit` places of each lane, above `after` and not above `upto`, ordered by lane and number.
+) -> dict[Place, list[Position]]:
+    """What comes after each of `places`, in order, up to `limit` each and, in a lane, not above `upto`, for all of `readers`.
 
     Raises `LogCorrupted` where a number is missing.
     """
-    lanes = sorted(after)
+    types = {name for reader in readers for name in reader.types or ()}
     parameters = {
-        "name": reader.name,
-        "version": reader.version,
-        "types": None if reader.types is None else list(reader.types),
-        "lanes": lanes,
-        "after": [after[lane] for lane in lanes],
-        "upto": [None if upto is None else upto[lane] for lane in lanes],
+        "types": None if any(reader.types is None for reader in readers) else sorted(types),
+        "lanes": [lane for lane, _ in places],
+        "after": [after for _, after in places],
+        "upto": [None if upto is None else upto[lane] for lane, _ in places],
         "limit": limit,
     }
     query = sql.SQL(_OF_LANES).format(payload=stored.payload())
     cursor = await connection.execute(query, parameters)
-    positions = [Position(*row) for row in await cursor.fetchall()]
-    before = dict(after)
-    for lane, seq, _ in positions:
-        if seq != before[lane] + 1:
-            raise LogCorrupted(lane, before[lane] + 1, f"the next event is {seq}")
-        before[lane] = seq
-    return positions
+    found: dict[Place, list[Position]] = {place: [] for place in places}
+    for number, seq, name, json in await cursor.fetchall():
+        lane, after = places[int(number) - 1]
+        positions = found[lane, after]
+        if seq != after + len(positions) + 1:
+            raise LogCorrupted(lane, after + len(positions) + 1, f"the next event is {seq}")
+        positions.append(Position(lane, seq, name, json))
+    return found

@@ -1,15 +1,12 @@
 -- What followed projections are folded from: an event with its place, time, and who did what it came from.
 
 -- name: of_lanes
-SELECT e.lane, e.seq, e.fact
-  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) AS l (lane, after, upto)
+-- Up to %(limit)s events from each place on; those of no wanted type without what they say.
+SELECT p.place, e.seq, e.type, e.fact
+  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) WITH ORDINALITY AS p (lane, after, upto, place)
  CROSS JOIN LATERAL (
-       SELECT e.lane, e.seq,
-              CASE WHEN (%(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[]))
-                    AND NOT EXISTS (SELECT
-                                      FROM projection_intervention i
-                                     WHERE i.name = %(name)s AND i.version = %(version)s AND i.lane = e.lane
-                                       AND i.seq = e.seq AND i.action = 'skip')
+       SELECT e.seq, e.type,
+              CASE WHEN %(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[])
                    THEN json_build_object(
                         'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
                         'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
@@ -17,10 +14,18 @@ SELECT e.lane, e.seq, e.fact
                END AS fact
          FROM event e
          JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
-        WHERE e.lane = l.lane AND e.seq > l.after AND (l.upto IS NULL OR e.seq <= l.upto)
+        WHERE e.lane = p.lane AND e.seq > p.after AND (p.upto IS NULL OR e.seq <= p.upto)
         ORDER BY e.seq
         LIMIT %(limit)s) e
- ORDER BY e.lane, e.seq
+ ORDER BY p.place, e.seq
+
+-- name: skipped
+-- What was passed over by hand: few, ever.
+SELECT i.name, i.lane, i.seq
+  FROM projection_intervention i
+  JOIN unnest(%(names)s::text[], %(versions)s::integer[]) AS r (name, version)
+    ON r.name = i.name AND r.version = i.version
+ WHERE i.action = 'skip'
 
 -- name: of_lanes_by_stream
 -- A row per chunk of a lane, lane after lane.

@@ -1,37 +1,37 @@
-"""The follower: brings a projection up to the log, a batch of lanes at a time, rows and checkpoints in one transaction.
+"""The follower: brings projections up to the log, a batch of lanes at a time, rows and checkpoints in one transaction.
 
-Lanes are leased with `FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it. An event
-that a projection cannot take parks its lane right before it, with the error in the checkpoint; the other lanes go on. A
-follower whose code has another version than the table does nothing: the code that fits the table follows.
+Projections that are equally far share what is read, so that one more costs little more than its own rows. Lanes are leased with `FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it. An event
+that a projection cannot take parks its lane right before it, with the error in the checkpoint; its other lanes go on, and
+so do the other projections. Where the code has another version than the table, nothing is done: the code that fits the
+table follows.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import psycopg
 import structlog
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted
 from events.patience import patiently
 from events.sql import Statements
-from projections.fact import Fact, Position, Reader, decode_facts, read_facts
+from projections.fact import Fact, Place, Position, Reader, Skipped, read_facts, read_skipped
 
 _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
+_UNSYNCED = _SQL["unsynced"]
 _LEASE_LANES = _SQL["lease_lanes"]
 _MOVE_CHECKPOINTS = _SQL["move_checkpoints"]
 _PARK = _SQL["park"]
-_LAG = _SQL["lag"]
 
-#: How many events are taken in one transaction, about: the lanes share them.
+#: How many events are read in one transaction, about: the lanes share them.
 BATCH_MAX = 4_000
 
-#: How many events of a lane are taken in one transaction at least, however many lanes share it.
+#: How many events of a lane are read in one transaction at least, however many lanes share it.
 LANE_BATCH_MIN = 50
 
 #: How long a parked lane rests before its event is tried again.
@@ -57,18 +57,31 @@ class FollowedProjection(Protocol):
         ...
 
 
+class _Reached(NamedTuple):
+    """How far a projection got in a lane that it had leased, and why no farther if it is parked there."""
+
+    name: str
+    lane: int
+    before: int
+    after: int
+    error: str | None
+
+
 class Follower:
-    def __init__(self, pool: AsyncConnectionPool, projection: FollowedProjection) -> None:
+    """Follows with all of `projections` at once."""
+
+    def __init__(self, pool: AsyncConnectionPool, *projections: FollowedProjection) -> None:
         self._pool = pool
-        self._projection = projection
-        self._reader = Reader(projection.name, projection.version, projection.types)
+        self._projections = {one.name: (one, Reader(one.name, one.version, one.types)) for one in projections}
+        self._whoever = {"names": [one.name for one in projections], "versions": [one.version for one in projections]}
 
     async def enter(self) -> None:
         """Take part in every lane, from its beginning where nobody has been before and the projection is known."""
-        await patiently(self._pool, lambda c: c.execute(_ENTER_LANES, (self._projection.name,)))
+        await patiently(self._pool, lambda c: c.execute(_ENTER_LANES, (self._whoever["names"],)))
 
     async def catch_up(self) -> int:
-        """Take everything that is new in the lanes that nobody else holds; how many events that were.
+        """Take everything that is new in the lanes that nobody else holds; how many events that were, in every projection
+        anew.
 
         Raises `StoreUnavailable`, and `LogCorrupted` where a lane has a hole.
         """
@@ -78,50 +91,64 @@ class Follower:
             taken += count
         return taken
 
-    async def lag(self) -> list[tuple[int, int, str | None]]:
-        """(lane, events behind, error where it is parked), for every lane."""
-
-        async def read(connection: AsyncConnection) -> list[tuple[int, int, str | None]]:
-            return await (await connection.execute(_LAG, (self._projection.name,))).fetchall()
-
-        return await patiently(self._pool, read)
-
     async def _step(self, connection: AsyncConnection) -> tuple[int, bool]:
         """One batch of the lanes that have something new; how many events were taken, and whether a lane may have more."""
-        name, version = self._projection.name, self._projection.version
         # In a pipeline, what needs no answer travels with what does: a step waits for the server half as often.
         async with connection.pipeline() as pipeline, connection.transaction():
-            leased = await connection.execute(_LEASE_LANES, {"follower": name, "version": version}, prepare=True)
-            before = dict(await leased.fetchall())
-            if not before:
+            await connection.execute(_UNSYNCED)
+            leased = await connection.execute(_LEASE_LANES, self._whoever, prepare=True)
+            leases: dict[str, list[Place]] = {}
+            for name, lane, seq in await leased.fetchall():
+                leases.setdefault(name, []).append((lane, seq))
+            if not leases:
                 return 0, False
-            limit = max(LANE_BATCH_MIN, BATCH_MAX // len(before))
-            positions = await read_facts(connection, self._reader, after=before, limit=limit)
-            parked: dict[int, str] = {}
-            taken = await self._take(connection, positions, parked)
-            after = before | {position.lane: position.seq for position in taken}
-            lanes = [lane for lane in before if after[lane] > before[lane]]
-            moved = await connection.execute(
-                _MOVE_CHECKPOINTS,
-                {
-                    "follower": name,
-                    "lanes": lanes,
-                    "before": [before[lane] for lane in lanes],
-                    "after": [after[lane] for lane in lanes],
-                },
-                prepare=True,
-            )
-            await pipeline.sync()
-            assert moved.rowcount == len(lanes), "a leased checkpoint is nobody else's"
-            for lane, error in parked.items():
-                _log.error("lane_parked", follower=name, lane=lane, seq=after[lane] + 1, error=error)
-                park = {"follower": name, "lane": lane, "pause_s": PARKED_S, "error": error}
+            places = sorted({place for of_one in leases.values() for place in of_one})
+            limit = max(LANE_BATCH_MIN, BATCH_MAX // len(places))
+            readers = [self._projections[name][1] for name in leases]
+            skipped = await read_skipped(connection, readers)
+            found = await read_facts(connection, places, readers, limit=limit)
+            reached: list[_Reached] = []
+            for name, of_one in leases.items():
+                reached += await self._apply(connection, name, {place: found[place] for place in of_one}, skipped)
+            await self._note(connection, pipeline, reached)
+            full = any(len(found[one.lane, one.before]) >= limit for one in reached if one.error is None)
+            return sum(one.after - one.before for one in reached), full
+
+    async def _note(self, connection: AsyncConnection, pipeline: AsyncPipeline, reached: list[_Reached]) -> None:
+        """Move the checkpoints, and park."""
+        moved = [one for one in reached if one.after > one.before]
+        columns = {
+            "names": [one.name for one in moved],
+            "lanes": [one.lane for one in moved],
+            "before": [one.before for one in moved],
+            "after": [one.after for one in moved],
+        }
+        cursor = await connection.execute(_MOVE_CHECKPOINTS, columns, prepare=True)
+        await pipeline.sync()
+        assert cursor.rowcount == len(moved), "a leased checkpoint is nobody else's"
+        for one in reached:
+            if one.error is not None:
+                _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)
+                park = {"follower": one.name, "lane": one.lane, "pause_s": PARKED_S, "error": one.error}
                 await connection.execute(_PARK, park)
-            read = Counter(position.lane for position in positions if position.lane not in parked)
-            return len(taken), max(read.values(), default=0) >= limit
+
+    async def _apply(
+        self, connection: AsyncConnection, name: str, found: dict[Place, list[Position]], skipped: Skipped
+    ) -> list[_Reached]:
+        """Have one projection take what was found in its lanes."""
+        parked: dict[int, str] = {}
+        positions = [position for of_lane in found.values() for position in of_lane]
+        taken = await self._take(connection, name, positions, skipped, parked)
+        last = {position.lane: position.seq for position in taken}
+        return [_Reached(name, lane, seq, last.get(lane, seq), parked.get(lane)) for lane, seq in found]
 
     async def _take(
-        self, connection: AsyncConnection, positions: list[Position], parked: dict[int, str]
+        self,
+        connection: AsyncConnection,
+        name: str,
+        positions: list[Position],
+        skipped: Skipped,
+        parked: dict[int, str],
     ) -> list[Position]:
         """Apply what can be applied, and say what that was. A batch that fails is halved until the culprit is alone.
 
@@ -130,20 +157,21 @@ class Follower:
         positions = [position for position in positions if position.lane not in parked]
         if not positions:
             return []
+        projection, reader = self._projections[name]
         try:
-            async with connection.transaction():
-                facts = decode_facts(positions)
-                if facts:
-                    await self._projection.apply(connection, facts)
+            facts = reader.decode(positions, skipped)
+            if facts:
+                async with connection.transaction():
+                    await projection.apply(connection, facts)
         except (psycopg.OperationalError, psycopg.InterfaceError, LogCorrupted):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a projection trips over parks its lane, loudly
             if len(positions) == 1:
-                _log.exception("event_refused", follower=self._projection.name)
+                _log.exception("event_refused", follower=name)
                 parked[positions[0].lane] = type(error).__name__
                 return []
         else:
             return positions
         middle = len(positions) // 2
-        first = await self._take(connection, positions[:middle], parked)
-        return first + await self._take(connection, positions[middle:], parked)
+        first = await self._take(connection, name, positions[:middle], skipped, parked)
+        return first + await self._take(connection, name, positions[middle:], skipped, parked)

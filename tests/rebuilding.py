@@ -64,7 +64,6 @@ async def write_lives(store: EventStore, *, count: int, start: int = 0) -> list[
 
 async def follow_all(pool: AsyncConnectionPool) -> None:
     """Bring every followed projection up to the log."""
-    for projection in followed_projections():
-        follower = Follower(pool, projection)
-        await follower.enter()
-        await follower.catch_up()
+    follower = Follower(pool, *followed_projections())
+    await follower.enter()
+    await follower.catch_up()

@@ -38,7 +38,7 @@ STOP_MS_MAX = 8_000
 RELAY_POOL_SIZE = 4
 
 #: How long a follower lets the log grow between two looks, so that each takes a batch. So far is it behind at least.
-FOLLOW_S = 0.05
+FOLLOW_S = 0.025
 
 #: Pause of a follower that cannot go on, before it tries, and complains, again.
 RECOVER_S = 30.0
@@ -109,8 +109,7 @@ async def _relay(settings: Settings) -> None:
             group.create_task(Relay(pool, bell, lookout).run())
             group.create_task(Reconciler(pool, bell, settings).run())
             group.create_task(keep_sealing(pool, settings))
-            for projection in followed_projections():
-                group.create_task(follow(Follower(pool, projection), lookout))
+            group.create_task(follow(Follower(pool, *followed_projections()), lookout))
             look_less_often()
             _log.info("relay_started")
     finally:
@@ -118,7 +117,7 @@ async def _relay(settings: Settings) -> None:
 
 
 async def follow(follower: Follower, lookout: Lookout) -> None:
-    """Keep a followed projection up to the log, for ever. Whatever it trips over, hints and duties go on beside it."""
+    """Keep followed projections up to the log, for ever. Whatever they trip over, hints and duties go on beside it."""
     entered = False
     while True:
         moved = lookout.moved

@@ -9,6 +9,10 @@ INSERT INTO checkpoint (follower, lane)
 SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
 
+-- name: unsynced
+-- A checkpoint that is lost costs second hints: a commit need not wait for the disk.
+SET LOCAL synchronous_commit TO off
+
 -- name: lease_lanes
 SELECT c.lane, c.seq, h.head
   FROM checkpoint c

@@ -26,6 +26,7 @@ from workers.lookout import Lookout, rest
 from workers.sql import OPERATIONS, run
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
+_UNSYNCED = OPERATIONS["unsynced"]
 _LEASE_LANES = OPERATIONS["lease_lanes"]
 _NEW_EVENTS = OPERATIONS["new_events"]
 _MOVE_CHECKPOINTS = OPERATIONS["move_checkpoints"]
@@ -86,6 +87,7 @@ class Relay:
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
         async with connection.transaction():
+            await connection.execute(_UNSYNCED)
             leased = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
             if not leased:
                 return False

@@ -10,14 +10,19 @@ from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
-from events.record import Recorded
 from events.store import EventStore
 from events.types import UsageEntry
+from projections import care
+from projections.activity import Activity
+from projections.fact import Fact
+from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
 from projections.usage_queries import spent, usage_report
+from tests.rebuilding import compared, write_lives
 from tests.requests_to_log import NOW_MS, open_store, origin, requested
 
 DAY_MS = 86_400_000
@@ -59,7 +64,7 @@ async def test_usage_of_each_day_is_summed_and_days_without_use_are_there(databa
         assert report.unique_end_users == 2
         known = await spent(pool, instance_id, today=LAST_DAY)
         assert (known.daily_usd, known.monthly_usd) == (Decimal("0.251"), Decimal("0.252"))
-        assert all(behind == 0 for _, behind, _ in await follower.lag())
+        assert (await lanes(pool, "usage_daily"))[instance_id.bytes[15] & 63] == (0, None)
 
 
 async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str) -> None:
@@ -102,16 +107,73 @@ async def test_several_followers_share_the_lanes_and_take_each_event_once(databa
             assert report.days[0].requests == 3
 
 
+async def lanes(pool: AsyncConnectionPool, name: str) -> dict[int, tuple[int, str | None]]:
+    """How many events a follower is behind in each lane, and why it is parked there."""
+    async with pool.connection() as connection:
+        found = {one.name: one for one in await care.status(connection, sample_s=0)}[name]
+    return {lane.lane: (lane.behind, lane.error) for lane in found.lanes}
+
+
+async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_not(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=8)
+        ahead = Follower(pool, Fleet(), Activity())
+        await ahead.enter()
+        await ahead.catch_up()
+        usage, late = await requested(store), uuid4()
+        await record(store, usage, late, 1, entry())
+        together = Follower(pool, UsageDaily(), Fleet(), Activity())
+        await together.enter()
+
+        await together.catch_up()
+
+        for name in ("usage_daily", "fleet", "activity"):
+            assert set((await lanes(pool, name)).values()) == {(0, None)}
+    for projection in (UsageDaily(), Fleet(), Activity()):
+        report = await compared(database_url, projection)
+        assert (report.drifted, report.rows_compared > 0) == (0, True)
+
+
+class Broken(UsageDaily):
+    """Makes the database itself refuse one instance's events."""
+
+    def __init__(self, refused: UUID) -> None:
+        self._refused = refused
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        await super().apply(connection, facts)
+        if any(fact.stream_id == self._refused for fact in facts):
+            await connection.execute("SELECT 1 / 0")
+
+
+async def test_a_projection_that_is_parked_stops_no_other(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
+        for instance_id in ids:
+            await record(store, instance_id, instance_id, 1, entry())
+        follower = Follower(pool, Broken(ids[0]), Fleet(), Activity())
+        await follower.enter()
+
+        await follower.catch_up()
+
+        parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
+        assert parked == {ids[0].bytes[15] & 63: "DivisionByZero"}
+        for name in ("fleet", "activity"):
+            assert set((await lanes(pool, name)).values()) == {(0, None)}
+    for projection in (Fleet(), Activity()):
+        assert (await compared(database_url, projection)).drifted == 0
+
+
 class Fussy(UsageDaily):
     """Cannot take one instance's events."""
 
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[Recorded]) -> None:
-        if any(recorded.stream_id == self._refused for recorded in events):
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        if any(fact.stream_id == self._refused for fact in facts):
             raise ValueError("no")
-        await super().apply(connection, events)
+        await super().apply(connection, facts)
 
 
 async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
@@ -127,8 +189,8 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
 
         await fussy.catch_up()
 
-        parked = [(lane, error) for lane, _, error in await fussy.lag() if error is not None]
-        assert parked == [(refused.bytes[15] & 63, "ValueError")]
+        parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
+        assert parked == {refused.bytes[15] & 63: "ValueError"}
         healthy = [one for one in ids if one.bytes[15] & 63 != refused.bytes[15] & 63]
         for instance_id in healthy:
             report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
