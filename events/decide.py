@@ -84,7 +84,8 @@ def _decide_server(
         case c.RecordServerCreated():
             return _server_created(state, command)
         case c.RecordServerRunning():
-            if not _is_open_attempt(state, command.attempt) or _attempt_status(state) == "running":
+            # Nobody waits to see it any more once it was seen, or once its agent has enrolled.
+            if not _is_open_attempt(state, command.attempt) or not _awaits_action(state):
                 return ()
             return (e.ServerObserved(at_ms=command.at_ms, attempt=command.attempt, server_status="running"),)
         case c.FailAttempt():
@@ -114,8 +115,8 @@ def _is_open_attempt(state: Instance, number: int) -> bool:
     return state.status == PROVISIONING and attempt is not None and attempt.number == number and attempt.failure is None
 
 
-def _attempt_status(state: Instance) -> str | None:
-    return None if state.attempt is None else state.attempt.server_status
+def _awaits_action(state: Instance) -> bool:
+    return state.attempt is not None and state.attempt.action_id is not None
 
 
 def _server_id(state: Instance) -> str | None:

@@ -162,8 +162,8 @@ def test_an_agent_that_enrols_before_the_create_reply_keeps_its_stage() -> None:
     life = Life.after(*lives.INTENDED, lives.enrol())
 
     life.give(lives.created())
-    life.give(lives.observed())
 
+    assert life.give(lives.observed()) == ()
     assert life.state.provisioning_stage == "bootstrapping"
     assert life.state.attempt is not None
     assert life.state.attempt.action_id is None
