@@ -16,8 +16,8 @@ from workers.deps import Deps
 _TAKEN = Statements("workers", "placement.sql")["taken_addresses"]
 
 #: How many addresses one look at the table covers, and how many looks are made before the network counts as full.
-PROBES = 64
-LOOKS_MAX = 64
+PROBES = 16
+LOOKS_MAX = 256
 
 #: The first addresses of every network are left to routers and gateways.
 RESERVED_ADDRESSES = 16

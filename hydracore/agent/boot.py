@@ -6,6 +6,7 @@ booted -> enrolled -> secrets -> configured -> runtime_started -> healthy -> hea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
@@ -28,6 +29,9 @@ from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
 from hydracore.agent.supervisor import Supervisor
 from hydracore.agent.usage import UsageSender
+
+#: A start takes a moment, and what is told in it travels together. One that takes longer is told of as it goes.
+START_S = 1.0
 
 
 class Boot:
@@ -54,6 +58,7 @@ class Boot:
         self._spool = spool
         self._control_plane = control_plane
         self._uptime_s = uptime_s
+        self._healthy = asyncio.Event()
         self._callbacks = Callbacks(spool=spool, boot_id=boot_id, control_plane=control_plane)
         self._credentials = Credentials(
             boot_file=boot_file,
@@ -91,7 +96,7 @@ class Boot:
         self._callbacks.reach("configured", f"Configuration {self._configuration.version} is in place")
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._callbacks.deliver(self._credentials))
+                tasks.create_task(self._deliver())
                 tasks.create_task(self._server.run())
                 tasks.create_task(self._supervisor.run())
                 tasks.create_task(self._become_healthy_and_beat())
@@ -125,11 +130,17 @@ class Boot:
     def _control_token(self) -> str:
         return self._credentials.current.control_token
 
+    async def _deliver(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._healthy.wait(), START_S)
+        await self._callbacks.deliver(self._credentials)
+
     async def _become_healthy_and_beat(self) -> None:
         await self._supervisor.serving()
         self._callbacks.reach("runtime_started", f"Runtime {self._supervisor.wanted.type} serves")
         await self._server.listening()
         self._callbacks.reach("healthy", "The agent answers on its address")
+        self._healthy.set()
         wanted = self._configuration.note_wanted
         await beat(self._credentials, self._control_plane, self._heartbeat, on_wanted=wanted)
 

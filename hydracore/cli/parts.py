@@ -77,8 +77,12 @@ def sweep(*, dry_run: bool) -> None:
 @click.option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
     """Run the Hetzner Cloud simulator, whose servers are local processes."""
+    settings = configuration.load(os.environ)
     _without_colours()
+    from hydracore import logs
     from hydracore.cloudsim.main import run
+
+    logs.configure(settings.log_level)
 
     run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit)
 
@@ -89,8 +93,12 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 @click.option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
 def modelsim(*, home: Path, host: str, port: int) -> None:
     """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
+    settings = configuration.load(os.environ)
     _without_colours()
+    from hydracore import logs
     from hydracore.modelsim.main import run
+
+    logs.configure(settings.log_level)
 
     sys.exit(run(host=host, port=port, home=home))
 
