@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -63,6 +64,13 @@ class _Customer:
         self.opened: dict[tuple[str, str], str] = {}
 
 
+class Recalled(NamedTuple):
+    """A plain text that may be shown until then, by the monotonic clock in seconds: its key may be destroyed meanwhile."""
+
+    text: str
+    until_s: float
+
+
 class Keyring:
     """Seals and opens fields. `master_key`: 32 bytes from settings; without it no field of any customer can be read."""
 
@@ -102,12 +110,13 @@ class Keyring:
                 known.opened[field, sealed] = text
         return text
 
-    def recall(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
+    def recall(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> Recalled | None:
         """The plain text, where it is short and was opened lately, without waiting. None says nothing: `open` it."""
         known = self._customers.get((tenant_id, customer_id))
         if known is None or known.cipher is None or known.stale_at < time.monotonic():
             return None
-        return known.opened.get((field, sealed))
+        text = known.opened.get((field, sealed))
+        return None if text is None else Recalled(text, known.stale_at)
 
     async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
         cached = self._customers.get((tenant_id, customer_id))

@@ -161,8 +161,11 @@ class Queries:
         rows: list[UUID] = await self._rows(_itself, statement, parameters)
         return rows[0] if rows else None
 
-    async def instances(self, wanted: ListFilter) -> list[ListedKey]:
-        """Which instances a list holds, in its order."""
+    async def instances(self, wanted: ListFilter) -> str:
+        """Which instances a list holds at which versions, in its order, as one text (see `listed_keys`).
+
+        Two lists with the same text hold the same rows.
+        """
         statement = _LIST_CUSTOMER if wanted.customer_id is not None else _LIST_TENANT
         if wanted.tenant_id is None:
             statement = _LIST_ALL
@@ -175,7 +178,8 @@ class Queries:
             "before_id": None if wanted.before is None else wanted.before[1],
             "limit": wanted.limit,
         }
-        return await self._rows(ListedKey, statement, parameters)
+        [text] = await self._rows(str, statement, parameters)
+        return text
 
     async def listed(self, ids: list[str]) -> list[ListedRow]:
         """What a list shows of these instances, in no order."""
@@ -198,6 +202,12 @@ class Queries:
             return [make(*values) for values in await cursor.fetchall()]
 
         return await patiently(self._pool, read)
+
+
+def listed_keys(text: str) -> list[ListedKey]:
+    """What `Queries.instances` says."""
+    pairs = (pair.split(" ") for pair in text.split(",") if pair)
+    return [ListedKey(each, int(version)) for each, version in pairs]
 
 
 def _itself(value: UUID) -> UUID:

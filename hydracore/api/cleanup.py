@@ -20,7 +20,7 @@ from hydracore.api.access import require_staff
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
-from projections.queries import ListFilter, Queries
+from projections.queries import ListFilter, Queries, listed_keys
 
 #: How many instances of each status one call takes on; the next call takes the rest.
 CLEANED_MAX: Final = 5_000
@@ -46,7 +46,7 @@ class Cleanup:
         cleaned = errors = 0
         for status in (FAILED, ERROR):
             wanted = ListFilter(tenant_id=who.tenant_id, customer_id=None, status=status, limit=CLEANED_MAX)
-            dead = [UUID(key.id) for key in await self._queries.instances(wanted)]
+            dead = [UUID(key.id) for key in listed_keys(await self._queries.instances(wanted))]
             for start in range(0, len(dead), BATCH_MAX):
                 batch = dead[start : start + BATCH_MAX]
                 outcomes = await asyncio.gather(*(self._delete(each, who, incoming) for each in batch))

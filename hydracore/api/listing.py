@@ -2,11 +2,13 @@
 
 What a list shows of an instance changes with the version of its row and not otherwise. So the database is asked which
 instances a list holds at which versions, and only for the rows that are not remembered at theirs. For a list of a
-hundred that saves most of the time, and what is shown is as fresh as a row read in full.
+hundred that saves most of the time, and what is shown is as fresh as a row read in full. A page of the same instances at
+the same versions is the same page, for as long as the e-mail addresses in it may be shown without a look at their keys.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final, NamedTuple
 
@@ -14,10 +16,13 @@ import msgspec
 
 from events.keys import Keyring
 from hydracore.api import schemas as s
-from projections.queries import ListedKey, ListedRow, ListFilter, Queries
+from projections.queries import ListedKey, ListedRow, ListFilter, Queries, listed_keys
 
 #: How many instances one process remembers, at about half a kilobyte each.
 REMEMBERED_MAX: Final = 20_000
+
+#: How many pages one process remembers, a hundred instances being some 50 kilobytes.
+PAGES_MAX: Final = 64
 
 #: When all is forgotten anew: a read table that was rebuilt by other rules has the same versions.
 FORGET_AFTER_S: Final = 60.0
@@ -49,23 +54,40 @@ class Listing:
         self._queries = queries
         self._keyring = keyring
         self._remembered: dict[str, _Remembered] = {}
+        #: Pages by limit and by what they hold, each with the time until which it may be shown.
+        self._pages: dict[tuple[int, str], tuple[Page, float]] = {}
         self._forget_at = 0.0
 
     async def page(self, wanted: ListFilter) -> Page:
         """At most `wanted.limit` instances."""
         # One more than is shown tells whether others follow.
-        keys = await self._queries.instances(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
+        listed = await self._queries.instances(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
+        if time.monotonic() > self._forget_at or len(self._remembered) > REMEMBERED_MAX:
+            self._remembered, self._pages = {}, {}
+            self._forget_at = time.monotonic() + FORGET_AFTER_S
+        page, until_s = self._pages.get((wanted.limit, listed), (None, 0.0))
+        if page is not None and time.monotonic() < until_s:
+            return page
+        page, until_s = await self._rendered(listed_keys(listed), wanted.limit)
+        if len(self._pages) >= PAGES_MAX:
+            self._pages.clear()
+        self._pages[wanted.limit, listed] = page, until_s
+        return page
+
+    async def _rendered(self, keys: list[ListedKey], limit: int) -> tuple[Page, float]:
+        """The page, and until when it may be shown again."""
         found = await self._look_up(keys)
-        shown = [found[key.id] for key in keys[: wanted.limit] if key.id in found]
-        items = [self._recalled(each) or await self._opened(each) for each in shown]
-        last = (shown[-1].row.created_at, shown[-1].row.id) if len(keys) > wanted.limit else None
-        return Page(b'{"instances":[' + b",".join(items) + b"]}", last)
+        shown = [found[key.id] for key in keys[:limit] if key.id in found]
+        items, until_s = list[bytes](), self._forget_at
+        for each in shown:
+            item, shown_until_s = self._recalled(each) or (await self._opened(each), 0.0)
+            items.append(item)
+            until_s = min(until_s, shown_until_s)
+        last = (shown[-1].row.created_at, shown[-1].row.id) if len(keys) > limit else None
+        return Page(b'{"instances":[' + b",".join(items) + b"]}", last), until_s
 
     async def _look_up(self, keys: list[ListedKey]) -> dict[str, _Remembered]:
         """What is remembered of all these, after what was not, or is out of date, has been read."""
-        if time.monotonic() > self._forget_at or len(self._remembered) > REMEMBERED_MAX:
-            self._remembered = {}
-            self._forget_at = time.monotonic() + FORGET_AFTER_S
         remembered = self._remembered
         missing = [key.id for key in keys if (known := remembered.get(key.id)) is None or known.version < key.version]
         if missing:
@@ -77,15 +99,17 @@ class Listing:
                     remembered[row.id] = _Remembered(row.version, row, before + _EMAIL, after)
         return remembered
 
-    def _recalled(self, each: _Remembered) -> bytes | None:
-        """The item, where its address is null or was opened lately: what nearly all of a list's items are."""
+    def _recalled(self, each: _Remembered) -> tuple[bytes, float] | None:
+        """The item and until when it may be shown, where its address is null or was opened lately, as nearly all are."""
         row = each.row
         if row.customer_email is None:
-            return each.before_email + b"null" + each.after_email
+            return each.before_email + b"null" + each.after_email, math.inf
         email = self._keyring.recall(
             row.customer_email, tenant_id=row.tenant_id, customer_id=row.customer_id, field=_FIELD
         )
-        return None if email is None else each.before_email + _ENCODER.encode(email) + each.after_email
+        if email is None:
+            return None
+        return each.before_email + _ENCODER.encode(email.text) + each.after_email, email.until_s
 
     async def _opened(self, each: _Remembered) -> bytes:
         row = each.row

@@ -281,6 +281,18 @@ async def test_the_address_of_an_erased_customer_is_no_longer_listed(
     assert await shown() == ('"customer_email":null', None)
 
 
+async def test_pages_of_two_sizes_that_read_the_same_rows_are_two_pages(api: Api) -> None:
+    ann = api.token()
+    for _ in range(3):
+        await order(api, ann)
+
+    async def page(limit: int) -> tuple[int, bool]:
+        answer = await api.client.get(f"/v1/instances?limit={limit}", headers=ann)
+        return len(answer.json()["instances"]), "next" in answer.links
+
+    assert [await page(limit) for limit in (3, 2, 3, 2)] == [(3, False), (2, True), (3, False), (2, True)]
+
+
 async def test_pages_follow_each_other_through_links_without_gap_or_repeat(api: Api) -> None:
     ann = api.token()
     made = {await order(api, ann) for _ in range(7)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -11,7 +12,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import keys
 from events.errors import EventsError
-from events.keys import CustomerErased, Keyring
+from events.keys import CACHE_S, CustomerErased, Keyring
 from events.types import Sealed
 from hydracore.db.pool import open_pool
 
@@ -58,7 +59,11 @@ async def test_short_texts_are_remembered_and_long_ones_are_not(keyring: Keyring
     await keyring.open(short, **ADA)
     await keyring.open(long, **ADA)
 
-    assert (keyring.recall(short, **ADA), keyring.recall(long, **ADA)) == (EMAIL, None)
+    recalled = keyring.recall(short, **ADA)
+    assert recalled is not None
+    assert recalled.text == EMAIL
+    assert time.monotonic() < recalled.until_s <= time.monotonic() + CACHE_S
+    assert keyring.recall(long, **ADA) is None
 
 
 async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: Keyring) -> None:
