@@ -21,6 +21,7 @@ PRELOADED: Final = [
     "workers.main",
     "hydracore.cloudsim.main",
     "hydracore.agent.main",
+    "tests.chaos.logs_compared",
 ]
 
 _context = multiprocessing.get_context("forkserver")

@@ -41,6 +41,10 @@ class Log(Protocol):
     table: ClassVar[str]
     truth: ClassVar[str]
 
+    def stream_name(self, stream: int) -> str:
+        """What a stream is called in marks."""
+        ...
+
     async def write(self, stream: int, number: int) -> None:
         """Append one event: whole, or not at all and an exception."""
         ...
@@ -75,11 +79,13 @@ class OurLog:
             yield log
             await log._store.close()
 
+    def stream_name(self, stream: int) -> str:
+        return str(_instance_id(stream))
+
     async def write(self, stream: int, number: int) -> None:
-        customer = f"customer-{stream}"
-        stream_id = instance_id_for(tenant_id="acme", customer_id=customer, idempotency_key="first")
+        stream_id = _instance_id(stream)
         if number == 1:
-            await self._store.execute(stream_id, request(customer), origin())
+            await self._store.execute(stream_id, request(f"customer-{stream}"), origin())
         else:
             await self._store.execute(stream_id, lives.usage(number - 1), origin())
 
@@ -96,6 +102,10 @@ class OurLog:
         pool = AsyncConnectionPool(url, kwargs={"autocommit": True}, max_size=STREAMS, open=False)
         await pool.open()
         self._use(pool)
+
+
+def _instance_id(stream: int) -> UUID:
+    return instance_id_for(tenant_id="acme", customer_id=f"customer-{stream}", idempotency_key="first")
 
 
 class PositionLog:
@@ -125,10 +135,13 @@ class PositionLog:
         if log._reader is not None:
             await log._reader.close()
 
+    def stream_name(self, stream: int) -> str:
+        return f"stream-{stream}"
+
     async def write(self, stream: int, number: int) -> None:
         async with await AsyncConnection.connect(self._url, autocommit=True, application_name="writer") as connection:
             statement = "INSERT INTO plain (stream, n) VALUES (%s, %s) ON CONFLICT DO NOTHING"
-            await connection.execute(statement, (f"stream-{stream}", number))
+            await connection.execute(statement, (self.stream_name(stream), number))
 
     async def read(self) -> list[Mark]:
         if self._reader is None:
@@ -200,8 +213,11 @@ class EventsourcingLog:
         yield log
         await asyncio.to_thread(log._application.close)
 
+    def stream_name(self, stream: int) -> str:
+        return str(uuid5(NAMESPACE, str(stream)))
+
     async def write(self, stream: int, number: int) -> None:
-        event = StoredEvent(uuid5(NAMESPACE, str(stream)), number, "topic", b"state")
+        event = StoredEvent(UUID(self.stream_name(stream)), number, "topic", b"state")
         # What a broken connection left undecided may be there already.
         with suppress(IntegrityError):
             await asyncio.to_thread(self._application.recorder.insert_events, [event])

@@ -7,13 +7,14 @@ printed what they lose, and what makes them stand still. `GAP_PROOF_SECONDS` mak
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,12 @@ from hydracore.embedded.account import current_account
 from hydracore.embedded.binaries import postgres_programs
 from hydracore.embedded.ports import free_port
 from tests.chaos.logs_compared import BROKEN, LOGS, STREAMS, Log, Mark, OurLog
+from tests.chaos.writer import truth, write
+from tests.forked import Forked
 from tests.services import OwnServices, Services
 from tests.waiting import until
+
+REPOSITORY = Path(__file__).parents[2]
 
 SECONDS = float(os.environ.get("GAP_PROOF_SECONDS", "1.5"))
 SESSIONS = 60
@@ -52,13 +57,14 @@ $$;
 CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON {} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
 EXECUTE FUNCTION slow_commit()
 """
-KILL_ONE = """
-SELECT pg_terminate_backend(pid)
+WRITING = """
+SELECT pid
   FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle' AND query ~* 'insert|append'
  ORDER BY random()
  LIMIT 1
 """
+KILL_ONE = sql.SQL("SELECT pg_terminate_backend(pid) FROM ({}) writing").format(sql.SQL(WRITING))
 
 
 class Findings:
@@ -116,43 +122,62 @@ def tell(log: Any, what: object) -> None:
     sys.stdout.write(f"{log.name}: {what}\n")
 
 
-async def truth(url: str, log: Log) -> set[Mark]:
-    async with await psycopg.AsyncConnection.connect(url) as connection:
-        return set(await (await connection.execute(log.truth)).fetchall())
+class Writers:
+    """Three processes that write to two streams each, and are started again when they were killed."""
 
+    def __init__(self, which: int, url: str, folder: Path) -> None:
+        self._arguments = [(str(which), url, *streams) for streams in (("0", "1"), ("2", "3"), ("4", "5"))]
+        self._output = folder / "writers.log"
+        self._turns = itertools.cycle(range(len(self._arguments)))
+        self._processes = [self._start(arguments) for arguments in self._arguments]
 
-async def write(log: Log, stream: int, stop: Callable[[], bool], *, start: int = 1) -> int:
-    """Append to one stream until told to stop; the number of the next event. What fails is tried again."""
-    number = start
-    while not stop():
-        try:
-            await log.write(stream, number)
-        except BROKEN:
-            continue
-        number += 1
-    return number
+    def kill_one(self) -> None:
+        """kill -9, wherever the next one is; another goes on."""
+        place = next(self._turns)
+        self._processes[place].kill()
+        self._processes[place] = self._start(self._arguments[place])
+
+    def kill_all(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def _start(self, arguments: tuple[str, ...]) -> Forked:
+        output, env = self._output, dict(os.environ)
+        return Forked("tests.chaos.writer", *arguments, cwd=REPOSITORY, env=env, stdout=output, stderr=output)
 
 
 @pytest.mark.parametrize("kind", LOGS, ids=lambda kind: kind.name)
 async def test_random_writers_rollbacks_and_kills(
-    kind: Any, database_url: str, owner_conn: psycopg.AsyncConnection
+    kind: Any, database_url: str, owner_conn: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
     async with kind.opened(database_url) as log:
         await owner_conn.execute(sql.SQL(SLOW_COMMITS).format(sql.Identifier(log.table)))
         reading, clock = Reading(log), asyncio.get_running_loop().time
-        end_s = clock() + SECONDS
 
-        async def kill() -> None:
-            while clock() < end_s:
-                await owner_conn.execute(KILL_ONE)
-                await asyncio.sleep(0.1)
+        async def written(count: int) -> bool:
+            return len(await truth(database_url, log)) >= count
+
+        async def quiet() -> bool:
+            return await (await owner_conn.execute(WRITING)).fetchone() is None
 
         async with reading.going_on():
-            await asyncio.gather(kill(), *(write(log, stream, lambda: clock() > end_s) for stream in range(STREAMS)))
+            writers = Writers(LOGS.index(kind), database_url, tmp_path)
+            try:
+                await until(lambda: written(STREAMS))
+                end_s = clock() + SECONDS
+                while clock() < end_s:
+                    for _ in range(3):
+                        await owner_conn.execute(KILL_ONE)
+                        await asyncio.sleep(0.1)
+                    await asyncio.to_thread(writers.kill_one)
+            finally:
+                writers.kill_all()
+            # Nobody tells the database that they are dead: what they sent last may still be written.
+            await until(quiet)
             there = await truth(database_url, log)
             await reading.sees(there)
 
-    found = Findings(reading.seen, await truth(database_url, log))
+    found = Findings(reading.seen, there)
     tell(log, found)
     assert found.events > STREAMS
     if kind is LOGS[0]:
