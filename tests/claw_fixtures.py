@@ -14,6 +14,7 @@ import pytest
 
 from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import BOOT_FILE
+from hydracore.agent.transport import TRUST_NOBODY
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
@@ -113,7 +114,7 @@ async def connected(control_plane: FakeControlPlane) -> AsyncGenerator[Claw]:
     host, port = control_plane.listen
     headers = {"Authorization": f"Bearer {control_plane.control_token}"}
     async with httpx.AsyncClient(
-        base_url=f"http://{host}:{port}", headers=headers, trust_env=False, timeout=PATIENCE_S
+        base_url=f"http://{host}:{port}", headers=headers, trust_env=False, timeout=PATIENCE_S, verify=TRUST_NOBODY
     ) as http:
         yield Claw(http)
 

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.cloudsim.quota import LIMIT_DEFAULT, REFILL_PER_S_DEFAULT
 from hydracore.embedded.ports import free_port
 from tests.forked import Forked
@@ -44,7 +45,11 @@ class CloudsimProcess:
         self._options: dict[str, Any] = {}
         self._process: Forked | None = None
         self._client = httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE_S, trust_env=False
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            timeout=PATIENCE_S,
+            trust_env=False,
+            verify=TRUST_NOBODY,
         )
 
     async def start(self, **options: Any) -> None:

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 import redis
 
+from hydracore.garbage import look_less_often
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
 from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services
 from tests.stack import session_stack_fixture, stack_fixture
@@ -30,6 +31,13 @@ _serial = itertools.count(1)
 # A suite that starts hundreds of processes must not compile all modules in each of them, wherever this was switched off.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Collecting makes millions of objects that stay.
+look_less_often()
+
+
+def pytest_collection_finish() -> None:
+    look_less_often()
 
 
 @pytest.fixture(scope="session")

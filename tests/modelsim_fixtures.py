@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.modelsim.main import serve
 from tests.waiting import PATIENCE_S, until
 
@@ -52,7 +53,7 @@ class ModelSim:
 async def running_modelsim(home: Path) -> AsyncGenerator[ModelSim]:
     async with (
         serve(host="127.0.0.1", port=0, home=home) as url,
-        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as http,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S, verify=TRUST_NOBODY) as http,
     ):
         yield ModelSim(url, http)
 

@@ -21,6 +21,7 @@ import redis
 
 from events.ids import instance_id_for
 from hydracore import settings as configuration
+from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
@@ -102,7 +103,7 @@ class Stack(Records):
             *(str(urlsplit(url).password) for url in (database_url, redis_url)),
         )
         bearer = {"Authorization": f"Bearer {self.token}"}
-        self._client = httpx.Client(base_url=self.url, headers=bearer, timeout=10, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, headers=bearer, timeout=10, trust_env=False, verify=TRUST_NOBODY)
 
     # Processes
 

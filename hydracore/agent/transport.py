@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import httpx
+
+#: For clients of plain HTTP: it trusts no one, as loading the usual roots would cost a start some 30 ms of CPU for nothing. An
+#: https address by mistake then fails instead of being trusted.
+TRUST_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 #: A connection that is not made by then will not be; the whole exchange has the caller's own, longer limit.
 CONNECT_TIMEOUT_S = 5.0
@@ -28,13 +32,9 @@ class Answer(NamedTuple):
 
 
 def new_client(*, tls: bool, timeout_s: float, connections_max: int | None = CONNECTIONS_MAX) -> httpx.AsyncClient:
-    """A client that talks to the addresses it is given and to nobody else, whatever the environment says.
-
-    Without `tls` it gets a context that trusts no one, as loading the usual roots would cost a start some 30 ms of CPU
-    for nothing; an https address by mistake then fails instead of being trusted.
-    """
+    """A client that talks to the addresses it is given and to nobody else, whatever the environment says."""
     return httpx.AsyncClient(
-        verify=True if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        verify=True if tls else TRUST_NOBODY,
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
         limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=CONNECTIONS_KEPT),
         follow_redirects=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -200,11 +201,13 @@ def _agents(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
 
 
 def _openapi_route(served: list[Operation]) -> Any:
-    answer = Answer(200, msgspec.json.encode(document(served)))
+    @cache
+    def answer() -> Answer:
+        return Answer(200, msgspec.json.encode(document(served)))
 
     @get("/openapi.json", include_in_schema=False)
     async def openapi() -> ASGIApp:
-        return answer
+        return answer()
 
     return openapi
 

@@ -12,6 +12,7 @@ import httpx
 import psycopg
 
 from hydracore import settings as configuration
+from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.db import MigrationError, migrate
 from hydracore.embedded import agents
 from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
@@ -75,7 +76,7 @@ class Stack:
         self.modelsim_url: str | None = None
         self._workers = workers
         self._stores: list[Part] = []
-        self._http = httpx.AsyncClient(trust_env=False)
+        self._http = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
         ours = {configuration.variable(name): name for name in MANAGED}
         self._environ = {name: value for name, value in environ.items() if name not in ours}
         self._chosen = self._choose(

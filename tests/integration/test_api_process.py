@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import psycopg
 
+from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.embedded.ports import free_port
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
 from tests.waiting import PATIENCE_S, until
@@ -52,7 +53,7 @@ async def started(env: dict[str, str]) -> AsyncGenerator[asyncio.subprocess.Proc
 
 
 def asking(port: int) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, verify=TRUST_NOBODY)
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:

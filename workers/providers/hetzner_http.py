@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 import msgspec
 
+from hydracore.agent.transport import TRUST_NOBODY
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_errors import correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer
@@ -43,6 +44,7 @@ class HetznerHttp:
     """The connection pool of one driver. `endpoint` ends before the resource, for instance in `/v1`."""
 
     def __init__(self, endpoint: str, token: str, *, timeout_s: float) -> None:
+        outside = endpoint.startswith("https:")
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(CONCURRENCY_MAX)
         self._pacer = Pacer(monotonic=time.monotonic, wall=time.time)
@@ -53,7 +55,8 @@ class HetznerHttp:
             timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2),
             limits=httpx.Limits(max_connections=CONCURRENCY_MAX, keepalive_expiry=KEEPALIVE_S),
             # A proxy of the environment is for the world outside; a cloudsim on this machine is not behind it.
-            trust_env=endpoint.startswith("https:"),
+            trust_env=outside,
+            verify=True if outside else TRUST_NOBODY,
         )
 
     async def get(self, path: str, answer: _Decoder[Answer_co], query: Query | None = None) -> Answer_co:
