@@ -32,4 +32,4 @@ def command_id_for(instance_id: UUID, *parts: str | int) -> UUID:
 
 def lane_of(stream_id: UUID) -> int:
     """The lane of a stream: its id's last six bits (a version 5 UUID is itself a hash)."""
-    return stream_id.bytes[15] & (LANES - 1)
+    return stream_id.int & (LANES - 1)

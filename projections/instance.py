@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from events.evolve import evolve_all
 from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
-from events.state import Attempt, Instance
+from events.state import Agent, Attempt, Instance
 from events.types import AnyEvent
 from projections.tables import Row, Table
 from projections.versions import OneVersion
@@ -26,22 +27,31 @@ def _values_of(state: Instance, lane: int) -> Row:
     """The row's values, in the order of the table's columns."""
     attempt, agent = state.attempt, state.agent
     return (
-        *(lane, state.id, state.version, state.tenant_id, state.customer_id, state.idempotency_key, state.status),
-        *(state.provisioning_stage, state.region_id, state.tier_id, state.tier_name, state.preset_id),
-        *(state.runtime_type, state.workload_type, state.capabilities, state.agent_name, state.customer_email),
-        *(state.hostname, state.vpn_ip),
-        *((None, None, None, None, None, 0, None) if attempt is None else _of_attempt(attempt)),
-        *((None, None, None) if agent is None else (agent.bootstrap_stage, agent.bootstrap_seq, agent.key_hash)),
-        *(state.health, state.error_code, moment(state.created_ms), moment(state.updated_ms)),
-        *(moment(wake_at_ms(state)), moment(state.deleted_ms)),
+        lane,
+        *_OF_STATE(state),
+        *(_NO_ATTEMPT if attempt is None else _OF_ATTEMPT(attempt)),
+        *(_NO_AGENT if agent is None else _OF_AGENT(agent)),
+        state.health,
+        state.error_code,
+        moment(state.created_ms),
+        moment(state.updated_ms),
+        moment(wake_at_ms(state)),
+        moment(state.deleted_ms),
     )
 
 
-def _of_attempt(attempt: Attempt) -> Row:
-    return (
-        *(attempt.ipv4, attempt.provider, attempt.server_type, attempt.location, attempt.server_id),
-        *(attempt.number, attempt.action_id),
-    )
+#: What a row takes as it is, in the order of its columns.
+_OF_STATE: Callable[[Instance], Row] = attrgetter(
+    *("id", "version", "tenant_id", "customer_id", "idempotency_key", "status", "provisioning_stage"),
+    *("region_id", "tier_id", "tier_name", "preset_id", "runtime_type", "workload_type", "capabilities"),
+    *("agent_name", "customer_email", "hostname", "vpn_ip"),
+)
+_OF_ATTEMPT: Callable[[Attempt], Row] = attrgetter(
+    "ipv4", "provider", "server_type", "location", "server_id", "number", "action_id"
+)
+_OF_AGENT: Callable[[Agent], Row] = attrgetter("bootstrap_stage", "bootstrap_seq", "key_hash")
+_NO_ATTEMPT: Row = (None, None, None, None, None, 0, None)
+_NO_AGENT: Row = (None, None, None)
 
 
 def moment(at_ms: int | None) -> datetime | None:
