@@ -38,6 +38,22 @@ _EVENTS = (
 _STREAMS = "COPY stream (lane, stream_id, version) FROM STDIN"
 _HEAD = "UPDATE lane_head SET head = %s, link = %s, recorded_at = %s WHERE lane = %s"
 
+#: The log once more behind itself, with other streams in the same lanes: their ids differ in the first byte.
+_EVENTS_AGAIN = """
+INSERT INTO event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id, recorded_at)
+SELECT e.lane, e.seq + %(turn)s * h.head, encode(set_byte(uuid_send(e.stream_id), 0, get_byte(uuid_send(e.stream_id), 0) # %(turn)s),
+       'hex')::uuid, e.version, e.tenant_id, e.type, e.schema_version, e.payload, e.digest, e.command_id, e.recorded_at
+  FROM event e
+  JOIN lane_head h ON h.lane = e.lane AND e.seq <= h.head
+"""
+_STREAMS_AGAIN = """
+INSERT INTO stream (lane, stream_id, version)
+SELECT s.lane, s.stream_id, s.version
+  FROM (SELECT e.lane, e.stream_id, max(e.version) AS version FROM event e GROUP BY e.lane, e.stream_id) s
+ON CONFLICT DO NOTHING
+"""
+_HEADS_AGAIN = "UPDATE lane_head SET head = %(times)s * head"
+
 #: How COPY's text format writes a backslash, and the beginning of a bytea.
 _ESCAPE, _ESCAPED, _HEX = "\\", "\\\\", "\\\\x"
 
@@ -60,6 +76,25 @@ def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int
         connection.autocommit = True
         connection.execute("VACUUM ANALYZE event, command, stream")
     return sum(head.seq for head in heads.values())
+
+
+def multiply_log(database_url: str, *, times: int) -> int:
+    """Make a log that was just written `times` as long, far faster than writing it; how many events it has then.
+
+    It is long enough to fold and no more: the copies keep digests and commands of the events that they were made from, so that
+    nobody could verify it.
+    """
+    with psycopg.connect(database_url) as connection:
+        for turn in range(1, times):
+            connection.execute(_EVENTS_AGAIN, {"turn": turn})
+        connection.execute(_STREAMS_AGAIN)
+        connection.execute(_HEADS_AGAIN, {"times": times})
+        connection.commit()
+        connection.autocommit = True
+        connection.execute("VACUUM ANALYZE event, stream")
+        row = connection.execute("SELECT sum(head)::bigint FROM lane_head").fetchone()
+    assert row is not None, "an aggregate gives a row"
+    return row[0]
 
 
 def life_of(number: int) -> tuple[UUID, Life]:
