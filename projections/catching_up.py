@@ -15,11 +15,12 @@ from psycopg import AsyncConnection, sql
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
 from projections import stored
+from projections.copying import copy_in_async
 from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.fact import Reader, read_facts, read_skipped
-from projections.folding import CHUNK, copy_statement
+from projections.gathering import CHUNK
 from projections.generations import Generation, use_schema
-from projections.tables import Row, Table, line
+from projections.tables import Table
 
 _SQL = Statements("projections", "catching_up.sql")
 _HEADS = _SQL["heads"]
@@ -107,13 +108,8 @@ async def _fold_again(connection: AsyncConnection, projection: Inline, at: Posit
             if (lane, stream_id) not in folds:
                 folds[lane, stream_id] = projection.begin(stream_id, lane=lane)
             folds[lane, stream_id].feed(all_of_today(_events.decode(payloads)))
-        await _copy_in(connection, table, [row for fold in folds.values() for row in fold.rows()])
+        await copy_in_async(connection, table, [row for fold in folds.values() for row in fold.rows()])
     return set(streams)
-
-
-async def _copy_in(connection: AsyncConnection, table: Table, rows: list[Row]) -> None:
-    async with connection.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
-        await copy.write(b"".join(map(line, rows)))
 
 
 def _delete(table: Table) -> sql.Composed:

@@ -102,13 +102,23 @@ SELECT l.lane, l.target, (SELECT count(*) FROM event e WHERE e.lane = l.lane AND
   FROM unnest(%(lanes)s::smallint[], %(targets)s::bigint[]) AS l (lane, target)
  ORDER BY l.lane
 
--- name: streams_of_lanes
--- A row per stream, or per chunk of a long one. The events of a lane lie scattered over the whole table, so many lanes are
--- read at once: looking for each by itself would read every page of it many times.
+-- name: lengths_of_streams
+-- Any of the streams, where there are too many.
+SELECT coalesce(string_agg(uuid_send(s.stream_id), ''), ''), coalesce(string_agg(int4send(s.version), ''), '')
+  FROM (SELECT s.stream_id, s.version FROM stream s WHERE s.lane = ANY (%(lanes)s::smallint[]) LIMIT %(limit)s) s
+
+-- name: parts_of_lanes
+-- A row per piece of the table with what stands there, as it stands there: sorting it by stream costs several times as much as
+-- reading it. The events of a lane lie scattered over the whole table, so many lanes are read at once: looking for each by itself
+-- would read every page of it many times. A payload is sent as bytes because what is made text of is copied twice as often.
 COPY (
-    SELECT '["' || e.stream_id || '",[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']]'
-      FROM event e
-     WHERE e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]
-     GROUP BY e.stream_id, (e.version - 1) / {chunk}
-     ORDER BY e.stream_id, (e.version - 1) / {chunk}
+    SELECT p.ids, p.versions, p.payloads
+      FROM generate_series(0, pg_relation_size('event'::regclass) / current_setting('block_size')::bigint, {pages}) AS s (page)
+     CROSS JOIN LATERAL (
+           SELECT string_agg(uuid_send(e.stream_id), '') AS ids, string_agg(int4send(e.version), '') AS versions,
+                  string_agg(json_send({payload}), '\x00') AS payloads
+             FROM event e
+            WHERE e.ctid >= format('(%s,0)', s.page)::tid AND e.ctid < format('(%s,0)', s.page + {pages})::tid
+              AND e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]) p
+     WHERE p.ids IS NOT NULL
 ) TO STDOUT (FORMAT binary)

@@ -14,17 +14,18 @@ from events import upcast
 from events.errors import EventUnreadable
 from events.types import PlacementChosen
 from projections import generations
+from projections.copying import copy_in_async
 from projections.definition import Inline
 from projections.errors import FoldFailed, NothingToRollBackTo, RebuildBusy, WritersNotStopped
 from projections.fleet import Fleet
-from projections.folding import copy_statement, fold_lanes
+from projections.folding import fold_lanes
 from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rebuild, rollback
 from projections.registry import projections
 from projections.reservation import ReservationProjection
-from projections.tables import Table, line
+from projections.tables import Table
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
@@ -154,6 +155,22 @@ async def test_a_lane_that_lost_an_event_stops_the_build(
         )
 
 
+async def test_a_row_that_its_table_refuses_stops_the_build_and_leaves_nothing_hanging(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+    projection = InstanceProjection()
+    build = await generations.begin(owner_conn, projection)
+    await owner_conn.execute("ALTER TABLE instance_g2.instance ADD CHECK (version < 2)")
+
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await asyncio.to_thread(fold_lanes, database_url, projection, build)
+
+    await owner_conn.execute("ALTER TABLE instance_g2.instance DROP CONSTRAINT instance_version_check")
+    assert (await rebuilt(database_url, projection)).resumed
+
+
 async def test_only_one_rebuild_of_a_projection_runs_at_a_time(database_url: str) -> None:
     folding, go_on = asyncio.Event(), asyncio.Event()
 
@@ -277,9 +294,7 @@ async def test_rows_of_any_text_arrive_as_they_are(owner_conn: psycopg.AsyncConn
         "CREATE TEMP TABLE odd (said text, n int, document json, at timestamptz, cost numeric, id uuid)"
     )
 
-    async with owner_conn.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
-        for row in rows:
-            await copy.write(line(row))
+    await copy_in_async(owner_conn, table, rows)
 
     cursor = await owner_conn.execute("SELECT said, n, document, at, cost, id FROM odd ORDER BY n")
     assert await cursor.fetchall() == rows

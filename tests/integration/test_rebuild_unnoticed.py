@@ -109,7 +109,7 @@ IS_INDEXED = "SELECT FROM projection_generation WHERE name = 'instance' AND stat
 
 #: Where a rebuild is held so that it can be killed there: the lock that it runs into, and what shows that it has.
 HOLDS = {
-    "folding": ("LOCK TABLE event IN ACCESS EXCLUSIVE MODE", WAITS, "FROM event"),
+    "folding": ("LOCK TABLE event IN ACCESS EXCLUSIVE MODE", WAITS, "uuid_send"),
     "indexing": ("LOCK TABLE instance_g2.instance IN ROW EXCLUSIVE MODE", WAITS, "ADD PRIMARY KEY"),
     "swapping": ("SELECT FROM lane_head WHERE lane = 63 FOR UPDATE", IS_INDEXED, "-"),
 }

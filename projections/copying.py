@@ -1,0 +1,54 @@
+"""Rows on their way into a table, by COPY in its binary format: neither side has to write or read text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, sql
+from psycopg.types.json import set_json_dumps
+
+from projections.tables import Row, Table
+
+#: Documents are written as appends write them: what is compared is their text.
+_document = msgspec.json.Encoder(decimal_format="string").encode
+
+
+def copy_in(connection: Connection[Any], table: Table, rows: Iterable[Row]) -> None:
+    """Add `rows`, each with the values of the table's columns in their order."""
+    with connection.cursor() as cursor:
+        types = _types(cursor.execute(_no_rows(table)))
+        with cursor.copy(_copy(table)) as copy:
+            copy.set_types(types)
+            for row in rows:
+                copy.write_row(row)
+
+
+async def copy_in_async(connection: AsyncConnection, table: Table, rows: Iterable[Row]) -> None:
+    """As `copy_in` does."""
+    async with connection.cursor() as cursor:
+        types = _types(await cursor.execute(_no_rows(table)))
+        async with cursor.copy(_copy(table)) as copy:
+            copy.set_types(types)
+            for row in rows:
+                await copy.write_row(row)
+
+
+def _types(cursor: Cursor[Any] | AsyncCursor[Any]) -> list[int]:
+    """The types of the columns, which COPY does not tell; and the cursor takes documents from now on."""
+    set_json_dumps(_document, cursor)
+    assert cursor.description is not None, "a query has columns"
+    return [column.type_code for column in cursor.description]
+
+
+def _no_rows(table: Table) -> sql.Composed:
+    return sql.SQL("SELECT {} FROM {} LIMIT 0").format(_columns(table), sql.Identifier(table.name))
+
+
+def _copy(table: Table) -> sql.Composed:
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(sql.Identifier(table.name), _columns(table))
+
+
+def _columns(table: Table) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, table.columns))
