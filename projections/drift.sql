@@ -1,3 +1,7 @@
+-- name: whole_tables
+-- One side is held in memory while the other is read; what does not fit goes to the disk and back.
+SELECT set_config('work_mem', '64MB', true)
+
 -- name: columns
 SELECT l.attname, format_type(l.atttypid, NULL)
   FROM pg_attribute l

@@ -22,6 +22,9 @@ from projections.rebuild import Folding
 #: How much a worker gives way to others: where they want all there is, it gets a tenth of their share (see `nice`).
 NICE = 10
 
+#: How many events a worker folds in one claim where that is all it has to fold: some seconds' work.
+EVENTS_AT_ONCE = 1_000_000
+
 #: Between two looks at the progress.
 LOOK_S = 0.1
 
@@ -44,10 +47,11 @@ def fold_in_processes(conninfo: str, *, workers: int) -> Folding:
     They end by themselves, whatever becomes of their parent.
     """
 
-    # Two claims for each: fewer read the log less often, more share it out more evenly.
-    at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (2 * workers)))
-
     async def fold(projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
+        # Each claim reads the whole log once. One for each worker is soonest done, but a kill undoes claims: of a long log
+        # there are two, which also share it out more evenly.
+        claims = 1 if (await progress()).events <= workers * EVENTS_AT_ONCE else 2
+        at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (claims * workers)))
         running = [_start(conninfo, projection, build, at_once) for _ in range(workers)]
         try:
             while any(process.is_alive() for process, _ in running):

@@ -27,6 +27,7 @@ from projections.swap import Swapped, Unverified, swap
 
 _SQL = Statements("projections", "rebuild.sql")
 _TAKE_TURN = _SQL["take_turn"]
+_WHOLE_TABLES = Statements("projections", "drift.sql")["whole_tables"]
 
 #: The swap is tried once no more than this many events are left to fold, or after so many steps towards it.
 NEAR_EVENTS = 200
@@ -231,6 +232,7 @@ async def _verify(
             await catch_up(connection, projection, build, upto)
             if live is None:
                 return Comparison()
+            await connection.execute(_WHOLE_TABLES)
             if isinstance(projection, Inline):
                 return await compare(connection, projection, build, Scope())
             at = await positions(connection, build.follower)
