@@ -21,9 +21,7 @@ LEDGERS_KEPT: Final = 64
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
 
 
-def configured(
-    state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged
-) -> dict[str, Any]:
+def configured(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> None:
     """What the event sets; every such event is a new version of the configuration."""
     changes = set_fields(event)
     if state.erased_ms is not None:
@@ -32,41 +30,43 @@ def configured(
     version = state.config.version + 1
     if isinstance(event, e.ModelPolicyChanged):
         policy = replace(state.config.model_policy, **changes)
-        return {"config": replace(state.config, version=version, model_policy=policy)}
-    own = {name: value for name, value in changes.items() if name in _OF_INSTANCE}
-    rest = {name: value for name, value in changes.items() if name not in _OF_INSTANCE}
-    return {**own, "config": replace(state.config, version=version, **rest)}
+        state.config = replace(state.config, version=version, model_policy=policy)
+        return
+    for name in _OF_INSTANCE & changes.keys():
+        setattr(state, name, changes.pop(name))
+    state.config = replace(state.config, version=version, **changes)
 
 
-def consent_changed(_state: Instance, event: e.ConsentChanged) -> dict[str, Any]:
-    return {"consent_debug_access": event.granted}
+def consent_changed(state: Instance, event: e.ConsentChanged) -> None:
+    state.consent_debug_access = event.granted
 
 
-def unchanged(_state: Instance, _event: e.UpdatesApplied | e.ConversationsAccessed) -> dict[str, Any]:
+def unchanged(_state: Instance, _event: e.UpdatesApplied | e.ConversationsAccessed) -> None:
     """History only: nothing is decided by it."""
-    return {}
 
 
-def usage_recorded(state: Instance, event: e.UsageRecorded) -> dict[str, Any]:
+def usage_recorded(state: Instance, event: e.UsageRecorded) -> None:
     ledger, seqs = str(event.ledger_id), {**state.usage_seqs}
     # What is in use stands last: what was so longest ago is forgotten first.
     seqs.pop(ledger, None)
     seqs[ledger] = event.seq
     if len(seqs) > LEDGERS_KEPT:
         del seqs[next(iter(seqs))]
-    return {"usage_seqs": seqs}
+    state.usage_seqs = seqs
 
 
-def customer_erased(state: Instance, event: e.CustomerErased) -> dict[str, Any]:
+def customer_erased(state: Instance, event: e.CustomerErased) -> None:
     """No sealed field is left. The configuration has a new version, so that the agent drops what it was given."""
-    config = replace(
+    state.config = replace(
         state.config,
         version=state.config.version + 1,
         integrations=without_sealed(state.config.integrations),
         skills=without_sealed(state.config.skills),
         **dict.fromkeys(SEALED_OF_CONFIG),
     )
-    return {**dict.fromkeys(SEALED_OF_INSTANCE), "config": config, "erased_ms": event.at_ms}
+    for name in SEALED_OF_INSTANCE:
+        setattr(state, name, None)
+    state.erased_ms = event.at_ms
 
 
 def without_sealed(value: Any) -> Any:

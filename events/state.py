@@ -1,4 +1,8 @@
-"""The state of one instance: what its events add up to, and all that a decision may look at."""
+"""The state of one instance: what its events add up to, and all that a decision may look at.
+
+Nobody changes a state that somebody has: `evolve` alone writes fields, of drafts that are its own. The structs that it writes
+in place are not frozen, because copying them for every event would be half of what folding costs.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ SEALED_OF_CONFIG = ("system_prompt", "customer_facing_prompt", "telegram_bot_tok
 ATTEMPTS_MAX = 4
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, kw_only=True):
     """One try at getting a server: where, what was intended, and what is known of the outcome."""
 
     number: int
@@ -73,7 +77,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         return self.intended_ms is not None and not self.discarded
 
 
-class Agent(msgspec.Struct, frozen=True, kw_only=True):
+class Agent(msgspec.Struct, kw_only=True):
     """The agent that holds the current attempt's enrol token, once one does."""
 
     signing_key: str
@@ -117,7 +121,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model_policy: ModelPolicy = ModelPolicy()
 
 
-class Instance(msgspec.Struct, frozen=True, kw_only=True):
+class Instance(msgspec.Struct, kw_only=True):
     """An instance at one version of its stream; version 0 exists only before its first event."""
 
     id: UUID

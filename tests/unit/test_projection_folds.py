@@ -217,7 +217,7 @@ def test_a_run_of_events_folds_to_what_they_fold_to_one_by_one(
     states: list[Instance | None] = [None]
     for event in events:
         states.append(evolve(states[-1], event, stream_id=PEOPLE[0].id))
-    before = copy.copy(states[cut])
+    before = copy.deepcopy(states[cut])
 
     assert evolve_all(None, events[:cut], stream_id=PEOPLE[0].id) == states[cut]
     assert evolve_all(states[cut], events[cut:], stream_id=PEOPLE[0].id) == states[-1]
