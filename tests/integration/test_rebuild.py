@@ -155,19 +155,19 @@ async def test_a_lane_that_lost_an_event_stops_the_build(
         )
 
 
-async def test_a_row_that_its_table_refuses_stops_the_build_and_leaves_nothing_hanging(
+async def test_a_row_that_its_table_cannot_take_stops_the_build_and_leaves_nothing_hanging(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=2)
     projection = InstanceProjection()
     build = await generations.begin(owner_conn, projection)
-    await owner_conn.execute("ALTER TABLE instance_g2.instance ADD CHECK (version < 2)")
+    await owner_conn.execute("ALTER TABLE instance_g2.instance ALTER version TYPE uuid USING NULL")
 
-    with pytest.raises(psycopg.errors.CheckViolation):
+    with pytest.raises(AttributeError, match="'int' object"):
         await asyncio.to_thread(fold_lanes, database_url, projection, build)
 
-    await owner_conn.execute("ALTER TABLE instance_g2.instance DROP CONSTRAINT instance_version_check")
+    await owner_conn.execute("ALTER TABLE instance_g2.instance ALTER version TYPE integer USING 0")
     assert (await rebuilt(database_url, projection)).resumed
 
 
