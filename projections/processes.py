@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -76,6 +77,8 @@ def deaf_to_interrupts() -> Generator[None]:
 
     It would break them off wherever they are, with a traceback each; whoever started them ends them.
     """
+    # What the first process of all brings with it lets interrupts through again, right before that one is started.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

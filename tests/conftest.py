@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -31,6 +32,10 @@ _serial = itertools.count(1)
 # A suite that starts hundreds of processes must not compile all modules in each of them, wherever this was switched off.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would every program that is to be interrupted here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Collecting makes millions of objects that stay.
 look_less_often()

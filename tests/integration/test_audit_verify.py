@@ -179,7 +179,9 @@ async def test_ctrl_c_ends_long_work_in_one_line_and_is_no_finding(log: Log, for
         os.killpg(process.pid, signal.SIGINT)
         output, complaint = await process.communicate()
 
-    assert (process.returncode, output, complaint) == (130, b"", b"hydracore: interrupted\n")
+    # Where it is interrupted in a piece of code that is made at run time, Python ends by the signal: a shell calls both 130.
+    assert process.returncode in {130, -signal.SIGINT}
+    assert (output, complaint) == (b"", b"hydracore: interrupted\n")
 
 
 async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, forger: Forger) -> None:
