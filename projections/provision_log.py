@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, assert_never
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, get_args
 from uuid import UUID
 
 from events import types as e
@@ -32,142 +32,92 @@ class Line(NamedTuple):
 
 def line_of(event: e.AnyEvent) -> Line | None:
     """What `event` says to the customer, or None where it says nothing."""
-    match event:
-        case e.InstanceRequested():
-            return Line("info", "queued", "Your agent is queued")
-        case (
-            e.PlacementChosen()
-            | e.AddressReserved()
-            | e.ServerIntended()
-            | e.ServerCreated()
-            | e.ServerObserved()
-            | e.AttemptFailed()
-            | e.ServerDiscarded()
-            | e.ProvisioningFailed()
-        ):
-            return _server_line(event)
-        case e.AgentEnrolled():
-            return Line("info", "bootstrapping", "The agent has made contact")
-        case e.EnrolmentContested():
-            return Line("error", "bootstrapping", "Somebody else tried to enrol as this agent")
-        case e.AgentKeyIssued() | e.AgentKeyAcknowledged():
-            return None
-        case e.AgentKeyRevoked():
-            return Line("info", None, f"The agent's key was revoked ({event.reason})")
-        case e.BootstrapReported():
-            return Line(event.level, event.stage, event.message)
-        case e.InstanceReady():
-            return Line("info", "ready", "Your agent is running")
-        case e.HealthChanged():
-            return Line("info" if event.health == "healthy" else "warning", None, f"The agent is {event.health}")
-        case e.ServerVanished():
-            return Line("error", None, "The server is gone from the provider")
-        case (
-            e.ConfigChanged()
-            | e.PlatformConfigPatched()
-            | e.ModelPolicyChanged()
-            | e.ConsentChanged()
-            | e.UpdatesApplied()
-            | e.ConversationsAccessed()
-            | e.UsageRecorded()
-        ):
-            return _use_line(event)
-        case e.DeletionRequested() | e.TeardownStepDone() | e.TeardownBlocked() | e.InstanceDeleted():
-            return _teardown_line(event)
-        case e.CustomerErased():
-            return Line("info", None, "The customer's personal data was erased")
-        case _:
-            assert_never(event)
+    return _SAYINGS[type(event)](event)
 
 
-def _server_line(
-    event: e.PlacementChosen
-    | e.AddressReserved
-    | e.ServerIntended
-    | e.ServerCreated
-    | e.ServerObserved
-    | e.AttemptFailed
-    | e.ServerDiscarded
-    | e.ProvisioningFailed,
-) -> Line:
-    match event:
-        case e.PlacementChosen():
-            where = f"{event.server_type} at {event.location} ({event.provider})"
-            return Line("info", "placement", f"Attempt {event.attempt}: {where}")
-        case e.AddressReserved():
-            return Line("info", "network", f"Reserved {event.hostname}")
-        case e.ServerIntended():
-            return Line("info", "server_intended", "Asking the provider for a server")
-        case e.ServerCreated():
-            return Line("info", "server_created", "The provider has made the server")
-        case e.ServerObserved():
-            return Line("info", "server_running", f"The server is {event.server_status}")
-        case e.AttemptFailed():
-            return Line("warning", None, f"Attempt {event.attempt} failed: {describe(event.code)}")
-        case e.ServerDiscarded():
-            return Line("info", None, f"Nothing is left of attempt {event.attempt}")
-        case e.ProvisioningFailed():
-            return Line("error", None, f"Provisioning failed: {describe(event.code)}")
+def _always(level: str, stage: str | None, message: str) -> Callable[[Any], Line]:
+    line = Line(level, stage, message)
+    return lambda _event: line
 
 
-def _use_line(
-    event: e.ConfigChanged
-    | e.PlatformConfigPatched
-    | e.ModelPolicyChanged
-    | e.ConsentChanged
-    | e.UpdatesApplied
-    | e.ConversationsAccessed
-    | e.UsageRecorded,
-) -> Line | None:
-    match event:
-        case e.ConfigChanged() | e.PlatformConfigPatched() | e.ModelPolicyChanged():
-            return Line("info", None, "The configuration was changed")
-        case e.ConsentChanged():
-            return Line(
-                "info", None, f"Reading conversations was {'allowed' if event.granted else 'forbidden'} to staff"
-            )
-        case e.UpdatesApplied():
-            how = "applied with a restart" if event.restarted else "applied"
-            return Line("info", None, f"Configuration {event.config_version} was {how}")
-        case e.ConversationsAccessed():
-            what = "the conversations" if event.conversation_id is None else f"conversation {event.conversation_id}"
-            return Line("info", None, f"Staff read {what}")
-        case e.UsageRecorded():
-            return None
+def _nothing(_event: e.AnyEvent) -> None:
+    pass
 
 
-def _teardown_line(
-    event: e.DeletionRequested | e.TeardownStepDone | e.TeardownBlocked | e.InstanceDeleted,
-) -> Line:
-    match event:
-        case e.DeletionRequested():
-            return Line("info", "deleting", "Deletion requested")
-        case e.TeardownStepDone():
-            return Line("info", "deleting", _TEARDOWN[event.step])
-        case e.TeardownBlocked():
-            return Line("warning", "deleting", f"Deletion waits: {describe(event.code)}")
-        case e.InstanceDeleted():
-            return Line("info", "deleted", "Your agent is deleted; nothing is left of it")
+def _placement_chosen(event: e.PlacementChosen) -> Line:
+    where = f"{event.server_type} at {event.location} ({event.provider})"
+    return Line("info", "placement", f"Attempt {event.attempt}: {where}")
+
+
+def _health_changed(event: e.HealthChanged) -> Line:
+    return Line("info" if event.health == "healthy" else "warning", None, f"The agent is {event.health}")
+
+
+def _consent_changed(event: e.ConsentChanged) -> Line:
+    return Line("info", None, f"Reading conversations was {'allowed' if event.granted else 'forbidden'} to staff")
+
+
+def _updates_applied(event: e.UpdatesApplied) -> Line:
+    how = "applied with a restart" if event.restarted else "applied"
+    return Line("info", None, f"Configuration {event.config_version} was {how}")
+
+
+def _conversations_accessed(event: e.ConversationsAccessed) -> Line:
+    what = "the conversations" if event.conversation_id is None else f"conversation {event.conversation_id}"
+    return Line("info", None, f"Staff read {what}")
+
+
+_CONFIGURED = _always("info", None, "The configuration was changed")
+
+#: A table, because a rebuild asks for millions of events, and trying thirty patterns in turn would cost more than all else.
+_SAYINGS: Final[dict[type[e.Event], Callable[[Any], Line | None]]] = {
+    e.InstanceRequested: _always("info", "queued", "Your agent is queued"),
+    e.PlacementChosen: _placement_chosen,
+    e.AddressReserved: lambda event: Line("info", "network", f"Reserved {event.hostname}"),
+    e.ServerIntended: _always("info", "server_intended", "Asking the provider for a server"),
+    e.ServerCreated: _always("info", "server_created", "The provider has made the server"),
+    e.ServerObserved: lambda event: Line("info", "server_running", f"The server is {event.server_status}"),
+    e.AttemptFailed: lambda event: Line("warning", None, f"Attempt {event.attempt} failed: {describe(event.code)}"),
+    e.ServerDiscarded: lambda event: Line("info", None, f"Nothing is left of attempt {event.attempt}"),
+    e.ProvisioningFailed: lambda event: Line("error", None, f"Provisioning failed: {describe(event.code)}"),
+    e.AgentEnrolled: _always("info", "bootstrapping", "The agent has made contact"),
+    e.EnrolmentContested: _always("error", "bootstrapping", "Somebody else tried to enrol as this agent"),
+    e.AgentKeyIssued: _nothing,
+    e.AgentKeyAcknowledged: _nothing,
+    e.AgentKeyRevoked: lambda event: Line("info", None, f"The agent's key was revoked ({event.reason})"),
+    e.BootstrapReported: lambda event: Line(event.level, event.stage, event.message),
+    e.InstanceReady: _always("info", "ready", "Your agent is running"),
+    e.HealthChanged: _health_changed,
+    e.ServerVanished: _always("error", None, "The server is gone from the provider"),
+    e.ConfigChanged: _CONFIGURED,
+    e.PlatformConfigPatched: _CONFIGURED,
+    e.ModelPolicyChanged: _CONFIGURED,
+    e.ConsentChanged: _consent_changed,
+    e.UpdatesApplied: _updates_applied,
+    e.ConversationsAccessed: _conversations_accessed,
+    e.UsageRecorded: _nothing,
+    e.DeletionRequested: _always("info", "deleting", "Deletion requested"),
+    e.TeardownStepDone: lambda event: Line("info", "deleting", _TEARDOWN[event.step]),
+    e.TeardownBlocked: lambda event: Line("warning", "deleting", f"Deletion waits: {describe(event.code)}"),
+    e.InstanceDeleted: _always("info", "deleted", "Your agent is deleted; nothing is left of it"),
+    e.CustomerErased: _always("info", None, "The customer's personal data was erased"),
+}
+
+assert set(_SAYINGS) == set(get_args(e.AnyEvent)), "every event of the union has its line, or says nothing"
 
 
 def rows_of(events: Sequence[e.AnyEvent], *, stream_id: UUID, lane: int, version_before: int) -> list[dict[str, Any]]:
     """The lines that `events`, the stream's next ones after `version_before`, add."""
-    rows: list[dict[str, Any]] = []
+    rows = _rows_of(events, stream_id=stream_id, lane=lane, version_before=version_before)
+    return [dict(zip(_NAMES, row, strict=True)) for row in rows]
+
+
+def _rows_of(events: Sequence[e.AnyEvent], *, stream_id: UUID, lane: int, version_before: int) -> Iterator[Row]:
+    """The same as rows of the table."""
     for version, event in enumerate(events, start=version_before + 1):
         line = line_of(event)
         if line is not None:
-            rows.append(
-                {
-                    "lane": lane,
-                    "id": stream_id,
-                    "version": version,
-                    "level": line.level,
-                    "stage": line.stage,
-                    "message": line.message,
-                    "created_at": moment(event.at_ms),
-                }
-            )
-    return rows
+            yield (lane, stream_id, version, *line, moment(event.at_ms))
 
 
 _TABLE = Table(
@@ -176,6 +126,9 @@ _TABLE = Table(
     columns=("lane", "instance_id", "seq", "level", "stage", "message", "created_at"),
     stream="instance_id",
 )
+
+#: The columns as the statement of an append calls them.
+_NAMES = ("lane", "id", "version", "level", "stage", "message", "created_at")
 
 
 class ProvisionLogFold:
@@ -186,8 +139,7 @@ class ProvisionLogFold:
         self._rows: list[Row] = []
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
-        rows = rows_of(events, stream_id=self._id, lane=self._lane, version_before=self._version)
-        self._rows += (tuple(row.values()) for row in rows)
+        self._rows += _rows_of(events, stream_id=self._id, lane=self._lane, version_before=self._version)
         self._version += len(events)
 
     def rows(self) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from events import types as e
-from events.evolve import evolve
+from events.evolve import evolve, evolve_all
 from events.record import Append
 from events.sql import Statements
 from events.state import Instance
@@ -78,6 +78,11 @@ _TABLE = Table(
     laned=False,
 )
 
+#: Whose rows there can be any of: most events are of other types.
+_RESERVING = frozenset(
+    {e.InstanceRequested, e.AddressReserved, e.ServerCreated, e.ServerDiscarded, e.ServerVanished, e.TeardownStepDone}
+)
+
 
 class ReservationFold:
     def __init__(self, stream_id: UUID, *, lane: int) -> None:
@@ -88,14 +93,21 @@ class ReservationFold:
         self._held: dict[tuple[str, str], tuple[int, datetime, datetime | None]] = {}
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
-        for event in events:
-            after = evolve(self._state, event, stream_id=self._id)
-            for row in rows_of((event,), before=self._state, after=after, lane=self._lane):
-                key = (row["kind"], row["value"])
-                known = self._held.get(key)
-                reserved_at = (row["reserved_at"] or row["released_at"]) if known is None else known[1]
-                self._held[key] = (row["version"], reserved_at, row["released_at"])
-            self._state = after
+        start = 0
+        for at, event in enumerate(events):
+            if type(event) in _RESERVING:
+                before = evolve_all(self._state, events[start:at], stream_id=self._id)
+                self._state = evolve(before, event, stream_id=self._id)
+                self._hold(rows_of((event,), before=before, after=self._state, lane=self._lane))
+                start = at + 1
+        self._state = evolve_all(self._state, events[start:], stream_id=self._id)
+
+    def _hold(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            key = (row["kind"], row["value"])
+            known = self._held.get(key)
+            reserved_at = (row["reserved_at"] or row["released_at"]) if known is None else known[1]
+            self._held[key] = (row["version"], reserved_at, row["released_at"])
 
     def rows(self) -> list[Row]:
         return [(*key, self._id, *held) for key, held in self._held.items()]
