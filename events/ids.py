@@ -33,3 +33,8 @@ def command_id_for(instance_id: UUID, *parts: str | int) -> UUID:
 def lane_of(stream_id: UUID) -> int:
     """The lane of a stream: its id's last six bits (a version 5 UUID is itself a hash)."""
     return stream_id.int & (LANES - 1)
+
+
+def lane_of_bytes(stream_id: bytes) -> int:
+    """The same for the bytes of an id, for those who have many of them."""
+    return stream_id[15] & (LANES - 1)

@@ -1,53 +1,54 @@
--- What a verification reads. Frames are the exact bytes that the digests of events/digest.py are taken over, put together here
--- because the database is faster at it; if they differed from those by a bit, nothing would verify.
+-- What a verification reads.
 
--- name: lane
--- A row per window of %(window)s numbers, in order: arrays of the commands that begin in it, and of those commands' events.
+-- name: plans
+-- Windows are read in order, each once: sorting pages, and keeping what was found for once more, would only cost.
+SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_memoize', 'off', true)
+
+-- name: windows
+-- A row for each lane that has a command behind `after` and up to `upto`: the columns of its next commands, and of their events, each
+-- in one piece. Several lanes are read side by side because their events lie side by side: lane after lane, every page of the
+-- table would be read again for every lane.
 COPY (
-SELECT c.first_seqs, c.event_counts, c.frames, c.digests, c.links, c.places, c.envelopes,
-       e.seqs, e.frames, e.digests, e.envelopes
-  FROM generate_series(%(after)s::bigint,
-                       (SELECT coalesce(max(first_seq), 0) - 1 FROM command WHERE lane = %(lane)s),
-                       %(window)s) AS w (after)
+SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tenants, c.names, c.actors, c.correlation_ids,
+       c.causation_ids, c.request_hashes, c.results, c.links, c.digests, c.recorded,
+       e.seqs, e.stream_ids, e.versions, e.types, e.schema_versions, e.payloads, e.digests, e.command_ids, e.tenants, e.recorded
+  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) AS l (lane, after, upto)
+ CROSS JOIN LATERAL (SELECT first_seq
+                       FROM command
+                      WHERE lane = l.lane AND first_seq > l.after AND first_seq <= l.upto
+                      ORDER BY first_seq
+                      LIMIT 1) w
  CROSS JOIN LATERAL (
-       SELECT array_agg(first_seq) AS first_seqs, array_agg(event_count) AS event_counts, array_agg(frame) AS frames,
-              array_agg(digest) AS digests, array_agg(link) AS links, array_agg(place) AS places,
-              array_agg(envelope) AS envelopes, min(first_seq) AS seq_min, max(first_seq + event_count) - 1 AS seq_max
-         FROM (SELECT first_seq, event_count, digest, link,
-                      int8send(first_seq) || timestamptz_send(recorded_at) AS place,
-                      int8send(16) || uuid_send(command_id)
-                      || int8send(16) || uuid_send(stream_id)
-                      || int8send(octet_length(tenant_id)) || textsend(tenant_id)
-                      || int8send(octet_length(name)) || textsend(name)
-                      || int8send(octet_length(actor)) || textsend(actor)
-                      || int8send(16) || uuid_send(correlation_id)
-                      || coalesce(int8send(17) || '\x01'::bytea || uuid_send(causation_id), '\x000000000000000100')
-                      || coalesce(int8send(octet_length(request_hash) + 1) || '\x01'::bytea || request_hash,
-                                  '\x000000000000000100')
-                      || coalesce(int8send(octet_length(json_send(result)) + 1) || '\x01'::bytea || json_send(result),
-                                  '\x000000000000000100') AS frame,
-                      uuid_send(command_id) || timestamptz_send(recorded_at) || uuid_send(stream_id)
-                      || textsend(tenant_id) AS envelope
+       SELECT array_agg(first_seq) AS first_seqs, array_agg(event_count) AS event_counts,
+              string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
+              string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
+              string_agg(textsend(tenant_id), '\x00') AS tenants,
+              string_agg(textsend(name), '\x00') AS names,
+              string_agg(textsend(actor), '\x00') AS actors,
+              string_agg(uuid_send(correlation_id), int8send(16)) AS correlation_ids,
+              array_agg(uuid_send(causation_id)) AS causation_ids, array_agg(request_hash) AS request_hashes,
+              array_agg(json_send(result)) AS results, array_agg(link) AS links,
+              string_agg(digest, int8send(32)) AS digests,
+              string_agg(timestamptz_send(recorded_at), '') AS recorded,
+              min(first_seq) AS seq_min, max(first_seq + event_count) - 1 AS seq_max
+         FROM (SELECT first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
+                      request_hash, result, digest, link, recorded_at
                  FROM command
-                WHERE lane = %(lane)s AND first_seq > w.after AND first_seq <= w.after + %(window)s
+                WHERE lane = l.lane AND first_seq >= w.first_seq AND first_seq < w.first_seq + %(window)s
+                  AND first_seq <= l.upto
                 ORDER BY first_seq) rows) c
  CROSS JOIN LATERAL (
-       SELECT array_agg(seq) AS seqs, array_agg(frame) AS frames, array_agg(digest) AS digests,
-              array_agg(envelope) AS envelopes
-         FROM (SELECT seq, digest,
-                      int8send(16) || uuid_send(stream_id)
-                      || int8send(8) || int8send(version)
-                      || int8send(octet_length(type)) || textsend(type)
-                      || int8send(2) || int2send(schema_version)
-                      || int8send(octet_length(payload)) || payload AS frame,
-                      uuid_send(command_id) || timestamptz_send(recorded_at) || uuid_send(stream_id)
-                      || textsend(tenant_id) AS envelope
-                 FROM (SELECT seq, digest, stream_id, version, type, schema_version, json_send(payload) AS payload,
-                              command_id, recorded_at, tenant_id
-                         FROM event
-                        WHERE lane = %(lane)s AND seq >= c.seq_min AND seq <= c.seq_max
-                        ORDER BY seq
-                       OFFSET 0) sent) rows) e
+       SELECT array_agg(seq) AS seqs, string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
+              array_agg(version) AS versions, string_agg(textsend(type), '\x00') AS types,
+              array_agg(schema_version) AS schema_versions, array_agg(payload) AS payloads,
+              string_agg(digest, int8send(32)) AS digests,
+              string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
+              string_agg(textsend(tenant_id), '\x00') AS tenants,
+              string_agg(timestamptz_send(recorded_at), '') AS recorded
+         FROM (SELECT seq, stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at
+                 FROM event
+                WHERE lane = l.lane AND seq >= c.seq_min AND seq <= c.seq_max
+                ORDER BY seq) rows) e
 ) TO STDOUT (FORMAT binary)
 
 -- name: head

@@ -1,23 +1,26 @@
 """Compares the read tables with what the log gives: whole histories folded anew, against the rows that are served.
 
-It runs in the transaction in which the lane was verified. An append writes its events and its rows together, so in one
-snapshot both must agree, however busy the writers are. Streams are taken a few hundred at a time, so that memory holds
-no more than that.
+An append writes its events and its rows together, so in one snapshot both must agree, however busy the writers are. Streams are
+taken a few hundred at a time, each time in a snapshot of its own, so that neither memory nor a transaction grows with the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby, zip_longest
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
 from psycopg import Connection, sql
 
 from events.finding import FINDINGS_MAX, Finding
+from events.ids import lane_of, lane_of_bytes
 from events.sql import Statements
-from events.types import AnyEvent
-from events.upcast import read
-from projections.definition import Inline
+from events.upcast import Stored, all_of_today
+from projections import stored
+from projections.definition import Inline, StreamFold
+from projections.gathering import CHUNK
 from projections.registry import all_versions, projections
 from projections.tables import LIVE, Row, Table
 
@@ -25,11 +28,43 @@ _SQL = Statements("hydracore.audit", "tables.sql")
 _HISTORIES = _SQL["histories"]
 _LIVE_VERSIONS = _SQL["live_versions"]
 
-#: How many streams are folded and compared at a time.
+#: How many streams are folded and compared at a time, and how many events they may have together unless one has more alone.
 STREAMS_MAX = 500
+EVENTS_MAX = 4_000
 
 #: How much of a value a finding shows.
 _SHOWN_MAX = 60
+
+_history: msgspec.json.Decoder[tuple[UUID, list[Stored]]] = msgspec.json.Decoder(tuple[UUID, list[Stored]])
+
+#: Where the id of a stream stands in what that decodes.
+_ID = slice(2, 38)
+
+
+class Part(NamedTuple):
+    """Streams that are compared together, by the bytes of their ids, and how many events they have."""
+
+    streams: list[bytes]
+    events: int
+
+
+def parts(lanes: Iterable[Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
+    """The streams of some lanes, each with the number of its events, in parts.
+
+    Streams that began at the same time come together, because their events lie together.
+    """
+    streams, events = list[bytes](), 0
+    for each in chain.from_iterable(zip_longest(*lanes)):
+        if each is None:
+            continue
+        stream, version = each
+        if streams and (len(streams) == STREAMS_MAX or events + version > EVENTS_MAX):
+            yield Part(sorted(streams), events)
+            streams, events = [], 0
+        streams.append(stream)
+        events += version
+    if streams:
+        yield Part(sorted(streams), events)
 
 
 class Compared(NamedTuple):
@@ -53,45 +88,40 @@ def live_inline(connection: Connection) -> tuple[list[Inline], list[str]]:
     return [projection for projection in served if isinstance(projection, Inline)], unknown
 
 
-def lock_tables(connection: Connection) -> None:
-    """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
-    for projection in projections().values():
-        if isinstance(projection, Inline):
-            for table in projection.tables:
-                name = sql.Identifier(LIVE, table.name)
-                connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(name))
-
-
-def compare_streams(
-    connection: Connection,
-    lane: int,
-    versions: Mapping[bytes, int],
-    served: Sequence[Inline],
-    progress: Callable[[int], None],
-) -> Iterator[Finding]:
-    """Where the rows of these streams of a lane are not what their histories give.
-
-    `versions`: how many events each stream has, by its id. `progress` is told how many events were folded.
-    """
+def compare(connection: Connection, part: Part) -> Iterator[Finding]:
+    """Where rows are not what the histories of these streams give. In a transaction that has seen nothing yet."""
+    _lock_tables(connection)
+    served, _ = live_inline(connection)
     compared = [_compared(projection) for projection in served]
-    streams = sorted(versions)
-    for at in range(0, len(streams), STREAMS_MAX):
-        part = streams[at : at + STREAMS_MAX]
-        parameters = {"lane": lane, "streams": [UUID(bytes=stream) for stream in part]}
-        fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
-        unfoldable: set[UUID] = set()
-        for stream_id, *history in connection.execute(_HISTORIES, parameters, binary=True, prepare=True):
-            rows = _fold(lane, stream_id, history, compared)
-            if isinstance(rows, Finding):
-                yield rows
-                unfoldable.add(stream_id)
-                continue
-            for name, of_stream in rows.items():
-                fresh[name] += of_stream
-        for each in compared:
-            live: list[Row] = connection.execute(each.rows, parameters, binary=True, prepare=True).fetchall()
-            yield from _differences(lane, each, live, fresh[each.table.name], unfoldable)
-        progress(sum(versions[stream] for stream in part))
+    parameters = {
+        "lanes": list(map(lane_of_bytes, part.streams)),
+        "streams": [UUID(bytes=stream) for stream in part.streams],
+    }
+    fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
+    unfoldable: set[UUID] = set()
+    for stream_id, rows in _fold(connection, parameters, compared):
+        if isinstance(rows, Finding):
+            yield rows
+            unfoldable.add(stream_id)
+            continue
+        for name, of_stream in rows.items():
+            fresh[name] += of_stream
+    for each in compared:
+        live: list[Row] = connection.execute(each.rows, parameters, binary=True, prepare=True).fetchall()
+        # Rows mostly come in the order of the streams.
+        if live != fresh[each.table.name]:
+            yield from _differences(each, live, fresh[each.table.name], unfoldable)
+
+
+def _lock_tables(connection: Connection) -> None:
+    """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
+    names = [
+        sql.Identifier(LIVE, table.name)
+        for projection in projections().values()
+        if isinstance(projection, Inline)
+        for table in projection.tables
+    ]
+    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
 
 
 def strangers(connection: Connection, served: Sequence[Inline]) -> Iterator[Finding]:
@@ -106,27 +136,35 @@ def strangers(connection: Connection, served: Sequence[Inline]) -> Iterator[Find
 
 
 def _fold(
-    lane: int, stream_id: UUID, history: list[list[Any]], compared: Sequence[Compared]
+    connection: Connection, parameters: Mapping[str, Any], compared: Sequence[Compared]
+) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding]]:
+    """For each stream the rows that it gives, by table; or what is wrong with it."""
+    text: Any = _HISTORIES.decode()
+    literals = {name: sql.Literal(value) for name, value in {**parameters, "chunk": CHUNK}.items()}
+    query = sql.SQL(text).format(payload=stored.payload(), **literals)
+    with connection.cursor().copy(query) as copy:
+        for stream_id, chunks in groupby(copy.rows(), key=lambda row: UUID(row[0][_ID].decode())):
+            yield stream_id, _rows_of(stream_id, (chunk for (chunk,) in chunks), compared)
+
+
+def _rows_of(
+    stream_id: UUID, chunks: Iterable[bytes], compared: Sequence[Compared]
 ) -> Mapping[str, list[Row]] | Finding:
-    """The rows that one stream gives, by table; or what is wrong with it."""
     try:
-        events: list[AnyEvent] = [
-            read(payload, tag=tag, schema_version=version) for tag, version, payload in zip(*history, strict=True)
-        ]
-        rows: dict[str, list[Row]] = {}
-        for each in compared:
-            fold = each.projection.begin(stream_id, lane=lane)
-            fold.feed(events)
-            rows[each.table.name] = list(fold.rows())
+        folds: dict[str, StreamFold] = {
+            each.table.name: each.projection.begin(stream_id, lane=lane_of(stream_id)) for each in compared
+        }
+        for chunk in chunks:
+            events = all_of_today(_history.decode(chunk)[1])
+            for fold in folds.values():
+                fold.feed(events)
+        return {name: list(fold.rows()) for name, fold in folds.items()}
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the stream makes no sense: {type(error).__name__}"
-        return Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
-    return rows
+        return Finding(kind="history_broken", what=what, lane=lane_of(stream_id), stream_id=stream_id)
 
 
-def _differences(
-    lane: int, compared: Compared, live: list[Row], fresh: list[Row], unfoldable: set[UUID]
-) -> Iterator[Finding]:
+def _differences(compared: Compared, live: list[Row], fresh: list[Row], unfoldable: set[UUID]) -> Iterator[Finding]:
     table, key = compared.table, compared.key
     there = {tuple(row[at] for at in key): row for row in live}
     wanted = {tuple(row[at] for at in key): row for row in fresh}
@@ -141,7 +179,7 @@ def _differences(
         if stream_id in unfoldable:
             continue
         row = ", ".join(f"{name} {value}" for name, value in zip(table.key, identity, strict=True))
-        place: dict[str, Any] = {"lane": lane, "stream_id": stream_id, "table": table.name}
+        place: dict[str, Any] = {"lane": lane_of(stream_id), "stream_id": stream_id, "table": table.name}
         if has is None:
             yield Finding(kind="row_missing", what=f"The row {row} is missing", **place)
         elif gives is None:
@@ -156,10 +194,10 @@ def _compared(projection: Inline) -> Compared:
     (table,) = projection.tables
     assert table.stream is not None, "inline rows belong to streams"
     rows = _sql(_SQL["rows"].decode()).format(
-        columns=sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+        columns=sql.SQL(", ").join(sql.Identifier("t", name) for name in table.columns),
         table=sql.Identifier(LIVE, table.name),
         stream=sql.Identifier(table.stream),
-        and_lane=sql.SQL(" AND lane = %(lane)s" if table.laned else ""),
+        and_lane=sql.SQL(" AND t.lane = s.lane" if table.laned else ""),
     )
     return Compared(projection, table, rows)
 

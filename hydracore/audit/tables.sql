@@ -1,17 +1,20 @@
 -- name: histories
--- Each stream's events, whole and in order.
-SELECT stream_id, array_agg(type), array_agg(schema_version), array_agg(payload)
-  FROM (SELECT stream_id, type, schema_version, json_send(payload) AS payload
-          FROM event
-         WHERE lane = %(lane)s AND stream_id = ANY (%(streams)s)
-         ORDER BY stream_id, version) history
- GROUP BY stream_id
+-- Each stream's events, in order, a row per chunk; as bulk decoding takes them (`projections/stored.sql`).
+COPY (
+    SELECT '["' || s.stream_id || '",[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']]'
+      FROM unnest({lanes}::smallint[], {streams}::uuid[]) AS s (lane, stream_id)
+      JOIN event e ON e.lane = s.lane AND e.stream_id = s.stream_id
+     GROUP BY s.stream_id, (e.version - 1) / {chunk}
+     ORDER BY s.stream_id, (e.version - 1) / {chunk}
+) TO STDOUT (FORMAT binary)
 
 -- name: live_versions
 SELECT name, version FROM projection ORDER BY name
 
 -- name: rows
-SELECT {columns} FROM {table} WHERE {stream} = ANY (%(streams)s){and_lane}
+SELECT {columns}
+  FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id)
+  JOIN {table} t ON t.{stream} = s.stream_id{and_lane}
 
 -- name: rows_of_strangers
 -- Rows of a lane (or, of a table without lanes, of all) whose stream is in no history.

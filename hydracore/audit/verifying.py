@@ -1,8 +1,8 @@
-"""`audit verify`: seals first, then lane after lane, each with its read tables in one snapshot.
+"""`audit verify`: seals first, then the lanes, some side by side, and the end of each with its read tables in one snapshot.
 
-A lane is verified in a transaction of its own, so that none of them is open for long; what is compared with each other
-(a lane's events, links, streams and rows) is written together and therefore seen together. Several processes may share
-the lanes.
+What is behind a lane's head never changes and needs no snapshot. What is compared with each other (a lane's end, its streams and
+rows) is written together and therefore seen together, in a transaction of its own for each lane, so that none of them is
+open for long. Several processes may share the lanes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from psycopg import Connection, IsolationLevel
 from psycopg.rows import class_row
 
 from events.finding import FINDINGS_MAX, Finding
-from events.ids import LANES
+from events.ids import LANES, SEQ_MAX
 from events.seal import Head, Seal
 from events.sql import Statements
-from events.verify import BEGINNING, LaneReport, Point, verify_lane
+from events.verify import BEGINNING, LANES_AT_ONCE, Lane, LaneReport, Point, read
 from hydracore.audit import tables
 from hydracore.audit.errors import NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals
@@ -73,6 +73,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     lane: int
     start: Head = BEGINNING
+    upto: int = SEQ_MAX
     points: list[Point] = []
     #: The number of the last seal that counts.
     sealed_upto: int = 0
@@ -107,6 +108,7 @@ def verify(request: Request, progress: Progress) -> Report:
         Job(
             lane=lane,
             start=BEGINNING if start is None else start.head(lane),
+            upto=heads.get(lane, 0),
             points=sealed.points.get(lane, []),
             sealed_upto=sealed.upto,
             replay=request.replay,
@@ -115,7 +117,7 @@ def verify(request: Request, progress: Progress) -> Report:
     ]
     left = sum(max(0, heads.get(job.lane, 0) - job.start.seq) for job in jobs)
     progress.begin(left * 2 if request.replay else left)
-    for lane_report in _reports(jobs, request, progress):
+    for lane_report in _reports(_parts(jobs, request.workers), request, progress):
         report.events += lane_report.events
         report.commands += lane_report.commands
         report.streams += len(lane_report.versions)
@@ -141,22 +143,28 @@ def _check_seals(connection: Connection, request: Request, report: Report) -> Se
     return sealed
 
 
-def _reports(jobs: list[Job], request: Request, progress: Progress) -> Iterator[LaneReport]:
+def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
+    """Lanes that are read side by side, as many parts for each worker as for any other."""
+    rounds = -(-len(jobs) // (workers * LANES_AT_ONCE))
+    size = -(-len(jobs) // (workers * rounds))
+    return [jobs[at : at + size] for at in range(0, len(jobs), size)]
+
+
+def _reports(parts: list[list[Job]], request: Request, progress: Progress) -> Iterator[LaneReport]:
     if request.workers == 1:
         with _connected(request.conninfo) as connection:
-            for job in jobs:
-                with connection.transaction():
-                    yield verify_one(connection, job, progress.advance)
+            for jobs in parts:
+                yield from verify_some(connection, jobs, progress.advance)
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
     try:
         with deaf_to_interrupts():
-            verified = [pool.submit(_verify_in_process, request.conninfo, job) for job in jobs]
-        for lane in verified:
-            report = lane.result()
-            progress.advance(report.events * 2 if request.replay else report.events)
-            yield report
+            verified = [pool.submit(_verify_in_process, request.conninfo, jobs) for jobs in parts]
+        for part in verified:
+            for lane in part.result():
+                progress.advance(lane.events * 2 if request.replay else lane.events)
+                yield lane
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -167,29 +175,47 @@ def _die_of_interrupts() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _verify_in_process(conninfo: str, job: Job) -> LaneReport:
-    with _connected(conninfo) as connection, connection.transaction():
-        return verify_one(connection, job, _nobody)
+def _verify_in_process(conninfo: str, jobs: list[Job]) -> list[LaneReport]:
+    with _connected(conninfo) as connection:
+        return verify_some(connection, jobs, _nobody)
 
 
 def _nobody(_done: int) -> None:
     """Another process has no screen."""
 
 
-def verify_one(connection: Connection, job: Job, progress: Callable[[int], None]) -> LaneReport:
-    """One lane and, where that is asked for, the rows of its instances, in a transaction that has seen nothing yet."""
-    if job.replay:
-        tables.lock_tables(connection)
+def verify_some(connection: Connection, jobs: list[Job], done: Callable[[int], None]) -> list[LaneReport]:
+    """Some lanes, side by side, and the end of each; then, where that is asked for, the rows of their instances."""
+    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=_points(connection, job)) for job in jobs]
+    read(connection, lanes, after_each=done)
+    reports = [_finish(connection, lane, done) for lane in lanes]
+    _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
+    return reports
+
+
+def _points(connection: Connection, job: Job) -> list[Point]:
     parameters = {"lane": job.lane, "upto": job.sealed_upto}
     points = {Point(*row) for row in connection.execute(_POINTS, parameters, binary=True)}
-    report = verify_lane(
-        connection, job.lane, start=job.start, points=sorted(points.union(job.points)), progress=progress
-    )
-    if job.replay:
-        served, _ = tables.live_inline(connection)
-        found = tables.compare_streams(connection, job.lane, report.versions, served, progress)
-        report.findings.extend(islice(found, FINDINGS_MAX))
+    return sorted(points.union(job.points))
+
+
+def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> LaneReport:
+    with connection.transaction():
+        report = lane.finish(connection)
+    done(0)  # What has come since is more than what was to be done.
     return report
+
+
+def _compare_tables(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
+    findings = {report.lane: report.findings for report in reports}
+    for part in tables.parts(islice(report.versions.items(), report.settled) for report in reports):
+        with connection.transaction():
+            for found in tables.compare(connection, part):
+                assert found.lane is not None, "every row that is compared is of a lane"
+                # As many as there may be of the log already.
+                if len(findings[found.lane]) < 2 * FINDINGS_MAX:
+                    findings[found.lane].append(found)
+        done(part.events)
 
 
 def _finish_replay(request: Request, report: Report) -> None:
@@ -204,7 +230,7 @@ def _finish_replay(request: Request, report: Report) -> None:
 @contextmanager
 def _connected(conninfo: str) -> Generator[Connection]:
     """A connection whose transactions each see one moment, and change nothing."""
-    with psycopg.connect(conninfo) as connection:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         yield connection

@@ -14,8 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from events import verify
 from events.finding import Finding
-from hydracore.audit.verifying import Job, verify_one
+from hydracore.audit.verifying import Job, verify_some
 from tests.audit_log import LANE, Forger, sealed_log
 from tests.services import Services
 
@@ -62,7 +63,8 @@ def forger(url: str) -> Generator[Forger]:
 
 def find(forger: Forger, *, replay: bool = False, sealed_upto: int = 2) -> list[Finding]:
     job = Job(lane=LANE, sealed_upto=sealed_upto, replay=replay)
-    return verify_one(forger.connection, job, lambda _: None).findings
+    (report,) = verify_some(forger.connection, [job], lambda _: None)
+    return report.findings
 
 
 def places(findings: list[Finding]) -> set[Place]:
@@ -137,6 +139,19 @@ def test_tampering_is_found_where_it_is(forger: Forger, statements: list[str], e
     forger.do(*statements)
 
     assert places(find(forger)) == expected
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_windows_may_end_anywhere_even_within_a_command(
+    forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(verify, "WINDOW", window)
+    left_alone = find(forger, replay=True)
+
+    forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5))
+
+    assert left_alone == []
+    assert places(find(forger)) == {("event_edited", 7), ("event_missing", 5)}
 
 
 def edit_with_digest(forger: Forger) -> None:
