@@ -1,4 +1,4 @@
-"""How much of their pace writers keep while the log is verified and a projection is rebuilt beside them."""
+"""How much of their pace writers keep while the log is verified, exported, and a projection is rebuilt beside them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ WARM_S: Final = 2.0
 #: Writers may lose a fifth.
 KEPT_MIN: Final = 0.8
 
-#: Each as docs/ says to run it beside a busy installation; those who fold for a rebuild are nice by themselves.
+#: All give way by themselves.
 COMMANDS: Final = {
-    "nice hydracore audit verify": ("audit", "verify"),
+    "hydracore audit verify": ("audit", "verify"),
+    "hydracore audit export": ("audit", "export", "--tenant", "tenant-1", "--output", "{folder}/export", "--force"),
     "hydracore projections rebuild instance": ("projections", "rebuild", "instance"),
 }
 
@@ -51,12 +52,13 @@ async def compare(services: Services) -> list[Comparison]:
         await rebuilt(url, name, first=True)
     during: dict[str, list[float]] = {name: [] for name in COMMANDS}
     alone: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    folder = services.home.path
     async with _writers(url) as count:
         await asyncio.sleep(WARM_S)
         for _ in range(ROUNDS):
             for name, command in COMMANDS.items():
                 before = await _rate(count, asyncio.sleep(ALONE_S))
-                during[name].append(await _rate(count, _run(url, command, nice=name.startswith("nice"))))
+                during[name].append(await _rate(count, _run(url, [word.format(folder=folder) for word in command])))
                 after = await _rate(count, asyncio.sleep(ALONE_S))
                 alone[name].append((before + after) / 2)
     return [
@@ -79,9 +81,9 @@ async def _rate(count: Synchronized[int], meanwhile: Awaitable[None]) -> float:
     return (count.value - before) / (time.perf_counter() - began_s)
 
 
-async def _run(url: str, command: tuple[str, ...], *, nice: bool) -> None:
+async def _run(url: str, command: list[str]) -> None:
     environ = os.environ | {"HYDRACORE_DATABASE_URL": url}
-    program = (*(("nice",) if nice else ()), sys.executable, "-m", "hydracore", *command)
+    program = (sys.executable, "-m", "hydracore", *command)
     process = await asyncio.create_subprocess_exec(
         *program, cwd=REPOSITORY, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

@@ -24,6 +24,7 @@ from psycopg.rows import class_row
 
 from events.digest import GENESIS
 from events.ids import lane_of
+from events.pacing import Pace
 from events.seal import Head, Seal
 from events.sql import Statements
 from hydracore.audit import export_records as r
@@ -63,6 +64,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     replace: bool = False
     sealed: bool = False
     key: bytes = b""
+    #: Whether not to give way to writers.
+    full_speed: bool = False
 
 
 class Exported(msgspec.Struct, kw_only=True):
@@ -81,6 +84,8 @@ class Exported(msgspec.Struct, kw_only=True):
     signed: bool = False
     size_bytes: int = 0
     seconds: float = 0.0
+    #: How long of it was spent resting.
+    rested_s: float = 0.0
 
 
 class _Span(NamedTuple):
@@ -131,6 +136,7 @@ def export(request: Request, progress: Progress) -> Exported:
                 export.lane(stretch, progress)
             export.finish()
     report = export.report
+    report.rested_s = export.pace.rested_s
     report.size_bytes = request.output.stat().st_size
     report.seconds = time.monotonic() - began_s
     return report
@@ -184,6 +190,7 @@ class _Export:
 
     def __init__(self, connection: Connection, request: Request, write: Write) -> None:
         self.report = Exported(output=str(request.output), instance_id=request.instance_id)
+        self.pace = Pace(full_speed=request.full_speed)
         self._connection = connection
         self._key = request.key
         self._write = write
@@ -218,6 +225,7 @@ class _Export:
                     streams.add(record.stream_id)
                     self.report.unsealed += record.seq > stretch.sealed
             progress.advance(upto - after)
+            self.pace.rest(self._connection)
             after = upto
         self.put(r.LaneEndRecord(lane=lane, seq=stretch.end.seq, link=stretch.end.link))
         self.report.streams += len(streams)

@@ -22,6 +22,7 @@ from psycopg.rows import class_row
 
 from events.finding import FINDINGS_MAX, Finding
 from events.ids import LANES, SEQ_MAX
+from events.pacing import Pace
 from events.seal import Head, Seal
 from events.sql import Statements
 from events.verify import BEGINNING, LANES_AT_ONCE, Lane, LaneReport, Point, read
@@ -48,6 +49,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     seals: SealFile | None = None
     public_key: bytes | None = None
     workers: int = 1
+    #: Whether not to give way to writers.
+    full_speed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -66,6 +69,8 @@ class Report(msgspec.Struct, kw_only=True):
     findings: list[Finding] = []
     notes: list[str] = []
     seconds: float = 0.0
+    #: How long of it was spent resting; of several workers, on average.
+    rested_s: float = 0.0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +122,7 @@ def verify(request: Request, progress: Progress) -> Report:
     ]
     left = sum(max(0, heads.get(job.lane, 0) - job.start.seq) for job in jobs)
     progress.begin(left * 2 if request.replay else left)
-    for lane_report in _reports(_parts(jobs, request.workers), request, progress):
+    for lane_report in _reports(_parts(jobs, request.workers), request, progress, report):
         report.events += lane_report.events
         report.commands += lane_report.commands
         report.streams += len(lane_report.versions)
@@ -150,19 +155,23 @@ def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
     return [jobs[at : at + size] for at in range(0, len(jobs), size)]
 
 
-def _reports(parts: list[list[Job]], request: Request, progress: Progress) -> Iterator[LaneReport]:
+def _reports(parts: list[list[Job]], request: Request, progress: Progress, report: Report) -> Iterator[LaneReport]:
+    pace = Pace(full_speed=request.full_speed, readers=request.workers)
     if request.workers == 1:
         with _connected(request.conninfo) as connection:
             for jobs in parts:
-                yield from verify_some(connection, jobs, progress.advance)
+                yield from verify_some(connection, jobs, pace, progress.advance)
+        report.rested_s = pace.rested_s
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
     try:
         with deaf_to_interrupts():
-            verified = [pool.submit(_verify_in_process, request.conninfo, jobs) for jobs in parts]
+            verified = [pool.submit(_verify_in_process, request.conninfo, jobs, pace) for jobs in parts]
         for part in verified:
-            for lane in part.result():
+            lanes, rested_s = part.result()
+            report.rested_s += rested_s / request.workers
+            for lane in lanes:
                 progress.advance(lane.events * 2 if request.replay else lane.events)
                 yield lane
     finally:
@@ -175,17 +184,25 @@ def _die_of_interrupts() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _verify_in_process(conninfo: str, jobs: list[Job]) -> list[LaneReport]:
+def _verify_in_process(conninfo: str, jobs: list[Job], pace: Pace) -> tuple[list[LaneReport], float]:
+    """The reports, and how long it rested. `pace` is a copy that has not begun."""
     with _connected(conninfo) as connection:
-        return verify_some(connection, jobs, _nobody)
+        return verify_some(connection, jobs, pace, _nobody), pace.rested_s
 
 
 def _nobody(_done: int) -> None:
     """Another process has no screen."""
 
 
-def verify_some(connection: Connection, jobs: list[Job], done: Callable[[int], None]) -> list[LaneReport]:
+def verify_some(
+    connection: Connection, jobs: list[Job], pace: Pace, progress: Callable[[int], None]
+) -> list[LaneReport]:
     """Some lanes, side by side, and the end of each; then, where that is asked for, the rows of their instances."""
+
+    def done(events: int) -> None:
+        progress(events)
+        pace.rest(connection)
+
     lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=_points(connection, job)) for job in jobs]
     read(connection, lanes, after_each=done)
     reports = [_finish(connection, lane, done) for lane in lanes]

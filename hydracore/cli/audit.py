@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.printing import full_speed_option
 from hydracore.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def audit() -> None:
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the lanes."
 )
+@full_speed_option
 @json_option
 def verify(
     *,
@@ -59,11 +61,12 @@ def verify(
     public_key: str | None,
     replay: bool,
     workers: int,
+    full_speed: bool,
     as_json: bool,
 ) -> None:
     """Recompute every digest and link, check every seal, and compare the read tables with the log.
 
-    The log may be in use meanwhile.
+    The log may be in use meanwhile: writers come first.
     """
     from hydracore.audit import verifying
     from hydracore.audit.seal_file import SealFile
@@ -79,6 +82,7 @@ def verify(
         seals=None if path is None else SealFile(path),
         public_key=public_key_of(public_key, settings),
         workers=workers,
+        full_speed=full_speed,
     )
     with failures(), progress_bar("verifying") as progress:
         report = verifying.verify(request, progress)

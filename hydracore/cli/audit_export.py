@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_of
+from hydracore.cli.printing import full_speed_option
 
 if TYPE_CHECKING:
     from hydracore.audit.export_check import Report
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @click.option("--sealed", is_flag=True, help="Only up to the last seal, so that every event can be proven.")
+@full_speed_option
 @json_option
 def export(
     *,
@@ -46,6 +48,7 @@ def export(
     output: Path,
     force: bool,
     sealed: bool,
+    full_speed: bool,
     as_json: bool,
 ) -> None:
     """Write everything of an instance or of a tenant to a file, with what `verify-export` needs to prove it.
@@ -68,6 +71,7 @@ def export(
         replace=force,
         sealed=sealed,
         key=settings.seal_key,
+        full_speed=full_speed,
     )
     with failures(), progress_bar("exporting") as progress:
         exported = exporting.export(request, progress)

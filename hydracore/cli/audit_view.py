@@ -26,10 +26,11 @@ def show_report(report: Report, *, as_json: bool) -> None:
     for note in report.notes:
         click.echo(f"note: {note}")
     rate = report.events / report.seconds if report.seconds else 0.0
+    rested = f", {report.rested_s:.1f} s of it resting while others wrote" if report.rested_s else ""
     click.echo(
         f"{len(report.findings)} findings in {report.events} events and {report.commands} commands of {report.streams} "
         f"streams in {report.lanes} lanes, {report.seals} seals, {len(report.tables)} read tables "
-        f"({report.seconds:.1f} s, {rate:.0f} events/s)"
+        f"({report.seconds:.1f} s{rested}, {rate:.0f} events/s)"
     )
 
 

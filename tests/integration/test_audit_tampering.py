@@ -16,6 +16,7 @@ import pytest
 
 from events import verify
 from events.finding import Finding
+from events.pacing import Pace
 from hydracore.audit.verifying import Job, verify_some
 from tests.audit_log import LANE, Forger, sealed_log
 from tests.services import Services
@@ -63,7 +64,7 @@ def forger(url: str) -> Generator[Forger]:
 
 def find(forger: Forger, *, replay: bool = False, sealed_upto: int = 2) -> list[Finding]:
     job = Job(lane=LANE, sealed_upto=sealed_upto, replay=replay)
-    (report,) = verify_some(forger.connection, [job], lambda _: None)
+    (report,) = verify_some(forger.connection, [job], Pace(), lambda _: None)
     return report.findings
 
 

@@ -1,0 +1,73 @@
+"""Giving way to writers: who reads much of the log rests in between, the longer the more is being written.
+
+`nice` holds back a process, and not its session in PostgreSQL, which does as much of the work. So long commands work in pieces of
+less than a tenth of a second and rest behind each, for as long as it took times a factor. The factor follows the lanes' heads:
+nothing written, no rest; a busy log, three times as long as the work. Two processors that writers would use up alone are then
+shared in a way that leaves these more than four fifths of their pace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from psycopg import Connection
+
+from events.sql import Statements
+
+_WRITTEN: Final = Statements("events", "pacing.sql")["written"]
+
+#: How many times as long as the work the rest becomes at most, and how many events a second make it half as long.
+FACTOR_MAX: Final = 3.0
+HALF_AT_PER_S: Final = 100.0
+
+#: No rest is longer, whatever a piece of work was held up by.
+REST_S_MAX: Final = 2.0
+
+
+class Pace:
+    """One reader's. `readers`: how many there are of it, which rest so much longer that it makes no difference."""
+
+    def __init__(
+        self,
+        *,
+        full_speed: bool = False,
+        readers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        #: How often there was a rest, and how long all of them were.
+        self.rests = 0
+        self.rested_s = 0.0
+        self._full_speed = full_speed
+        self._readers = readers
+        self._clock = clock
+        self._sleep = sleep
+        self._woke_s = clock()
+        #: When the last look was, and how many events there were.
+        self._looked: tuple[float, int] | None = None
+
+    def rest(self, connection: Connection) -> None:
+        """Rest, if somebody writes. To be called behind each piece of work, where no snapshot is held: what is written meanwhile
+        could not be cleaned up before it ends, and the look would be at the past.
+        """
+        if self._full_speed:
+            return
+        row = connection.execute(_WRITTEN).fetchone()
+        assert row is not None, "a sum is a row"
+        rest_s = self._due_s(row[0])
+        if rest_s > 0:
+            self.rests += 1
+            self.rested_s += rest_s
+            self._sleep(rest_s)
+        self._woke_s = self._clock()
+
+    def _due_s(self, written: int) -> float:
+        now_s = self._clock()
+        before, self._looked = self._looked, (now_s, written)
+        if before is None or now_s <= before[0]:
+            return 0.0
+        per_s = (written - before[1]) / (now_s - before[0])
+        factor = FACTOR_MAX * per_s / (per_s + HALF_AT_PER_S) * self._readers
+        return min((now_s - self._woke_s) * factor, REST_S_MAX * self._readers)

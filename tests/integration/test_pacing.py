@@ -1,0 +1,111 @@
+"""Long readers give way to writers, and to nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from events.pacing import FACTOR_MAX, REST_S_MAX, Pace
+from hydracore.audit.exporting import Request as ExportRequest
+from hydracore.audit.exporting import export
+from hydracore.audit.verifying import Progress, Request, verify
+from tests.audit_log import Log, sealed_log
+from tests.requests_to_log import requested
+
+
+class Time:
+    """A clock that goes on when somebody works or sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def go_on(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_log(database_url, tmp_path) as made:
+        yield made
+
+
+async def test_the_rest_follows_what_is_written(log: Log) -> None:
+    time = Time()
+    pace = Pace(clock=lambda: time.now_s, sleep=time.go_on)
+    rested = list[float]()
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        # The first look knows of nothing before; then nothing, one event and five are written during a piece of work.
+        for written in (0, 0, 1, 5):
+            time.go_on(0.1)
+            for number in range(written):
+                await log.name(number % 3, f"name {written} {number}")
+            before_s = time.now_s
+            pace.rest(connection)
+            rested.append(time.now_s - before_s)
+
+    assert rested[:2] == [0, 0]
+    assert 0 < rested[2] < rested[3] < 0.1 * FACTOR_MAX
+    assert (pace.rests, pace.rested_s) == (2, pytest.approx(sum(rested)))
+
+
+async def test_a_rest_has_an_end_and_full_speed_knows_none(log: Log) -> None:
+    time = Time()
+    paces = {
+        full_speed: Pace(full_speed=full_speed, clock=lambda: time.now_s, sleep=time.go_on)
+        for full_speed in (True, False)
+    }
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        for pace in paces.values():
+            pace.rest(connection)
+        time.go_on(60)
+        for number in range(100):
+            await log.name(number % 3, f"name {number}")
+        for pace in paces.values():
+            pace.rest(connection)
+
+    assert (paces[True].rests, paces[True].rested_s) == (0, 0)
+    assert (paces[False].rests, paces[False].rested_s) == (1, REST_S_MAX)
+
+
+async def test_verification_and_export_rest_while_somebody_writes_and_only_then(log: Log, tmp_path: Path) -> None:
+    def verified(*, full_speed: bool = False) -> float:
+        return verify(Request(conninfo=log.url, full_speed=full_speed), Progress()).rested_s
+
+    def exported() -> float:
+        request = ExportRequest(
+            conninfo=log.url,
+            output=tmp_path / "export",
+            exported_at=datetime.now(UTC),
+            tenant_id="acme",
+            replace=True,
+        )
+        return export(request, Progress()).rested_s
+
+    def until_it_rests(work: Callable[[], float]) -> None:
+        """A log of a few events may be read before anything is written."""
+        while not work():
+            pass
+
+    alone = (verified(), exported())
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            await requested(log.store, key=f"{number}")
+
+    writing = asyncio.create_task(write())
+    await asyncio.to_thread(until_it_rests, verified)
+    await asyncio.to_thread(until_it_rests, exported)
+    hurried = await asyncio.to_thread(verified, full_speed=True)
+    stop.set()
+    await writing
+
+    assert alone == (0, 0)
+    assert hurried == 0
