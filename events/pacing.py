@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from psycopg import Connection
@@ -25,15 +26,22 @@ HALF_AT_PER_S: Final = 100.0
 #: No rest is longer, whatever a piece of work was held up by.
 REST_S_MAX: Final = 2.0
 
+#: Less work than this is done on with: a look at the heads takes a third of a millisecond.
+PIECE_S_MIN: Final = 0.02
+
 
 class Pace:
-    """One reader's. `readers`: how many there are of it, which rest so much longer that it makes no difference."""
+    """One reader's. `readers`: how many there are of it, which rest so much longer that it makes no difference.
+
+    `total_s_max`: how long all rests are together. It is for those who cannot but rest with a snapshot open.
+    """
 
     def __init__(
         self,
         *,
         full_speed: bool = False,
         readers: int = 1,
+        total_s_max: float = inf,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -42,6 +50,7 @@ class Pace:
         self.rested_s = 0.0
         self._full_speed = full_speed
         self._readers = readers
+        self._total_s_max = total_s_max
         self._clock = clock
         self._sleep = sleep
         self._woke_s = clock()
@@ -49,10 +58,10 @@ class Pace:
         self._looked: tuple[float, int] | None = None
 
     def rest(self, connection: Connection) -> None:
-        """Rest, if somebody writes. To be called behind each piece of work, where no snapshot is held: what is written meanwhile
-        could not be cleaned up before it ends, and the look would be at the past.
+        """Rest, if somebody writes. To be called behind each piece of work, where no snapshot is held if that can be: what is
+        written meanwhile could not be cleaned up before its end. `connection` itself must hold none, to see what is new.
         """
-        if self._full_speed:
+        if self._full_speed or self._clock() - self._woke_s < PIECE_S_MIN:
             return
         row = connection.execute(_WRITTEN).fetchone()
         assert row is not None, "a sum is a row"
@@ -70,4 +79,5 @@ class Pace:
             return 0.0
         per_s = (written - before[1]) / (now_s - before[0])
         factor = FACTOR_MAX * per_s / (per_s + HALF_AT_PER_S) * self._readers
-        return min((now_s - self._woke_s) * factor, REST_S_MAX * self._readers)
+        rest_s = min((now_s - self._woke_s) * factor, REST_S_MAX * self._readers)
+        return min(rest_s, self._total_s_max - self.rested_s)

@@ -8,8 +8,9 @@ holds no more than `gathering` allows for streams that are not whole yet, or, fo
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from itertools import groupby, starmap
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from psycopg import Connection, sql
 
 from events.errors import LogCorrupted
 from events.ids import LANES, lane_of
+from events.pacing import Pace
 from events.sql import Statements
 from projections import stored
 from projections.copying import copy_in
@@ -49,6 +51,9 @@ PAGES = 64
 #: Of how many streams is known beforehand how long they are: a bound on memory, beyond which they are folded at the end.
 LENGTHS_MAX = 500_000
 
+#: How long the rests in one claim are at most: the copy's snapshot is open meanwhile.
+RESTS_S_MAX = 60.0
+
 #: Pause before looking again where others hold every lane that is left.
 RECHECK_S = 0.1
 
@@ -60,9 +65,13 @@ def fold_lanes(
     *,
     until_s: float | None = None,
     at_once: int = LANES_AT_ONCE,
+    readers: int = 1,
+    full_speed: bool = False,
 ) -> int:
     """Fold lanes of `build`, `at_once` of them at a time, until none is left, or until `until_s` (monotonic) has passed; how
     many that were.
+
+    One of so many `readers` gives way to writers, unless it goes on at `full_speed`.
 
     Returns at once where the code has another version than the build. Raises `LogCorrupted` and psycopg's errors.
     """
@@ -70,13 +79,16 @@ def fold_lanes(
     with (
         psycopg.connect(conninfo, autocommit=True) as reader,
         psycopg.connect(conninfo, autocommit=True) as writer,
+        # The other two are in the middle of a copy when it is time to see what others write.
+        psycopg.connect(conninfo, autocommit=True) as looker,
     ):
         reader.execute(_FOLD_SESSION)
         path = sql.SQL("SET search_path TO {}, {}").format(sql.Identifier(build.schema), sql.Identifier(LIVE))
         writer.execute(path)
         key = build.key | {"version": projection.version, "limit": at_once}
         while until_s is None or time.monotonic() < until_s:
-            if count := _fold_some(reader, writer, projection, key):
+            pace = Pace(full_speed=full_speed, readers=readers, total_s_max=RESTS_S_MAX)
+            if count := _fold_some(reader, writer, projection, key, rest=partial(pace.rest, looker)):
                 folded += count
                 continue
             left = writer.execute(_LANES_LEFT, key).fetchone()
@@ -86,7 +98,14 @@ def fold_lanes(
     return folded
 
 
-def _fold_some(reader: Connection[Any], writer: Connection[Any], projection: Projection, key: dict[str, Any]) -> int:
+def _fold_some(
+    reader: Connection[Any],
+    writer: Connection[Any],
+    projection: Projection,
+    key: dict[str, Any],
+    *,
+    rest: Callable[[], None],
+) -> int:
     """A few lanes, whole; 0 where there was none to claim."""
     with writer.transaction():
         targets: Targets = dict(writer.execute(_CLAIM_LANES, key).fetchall())
@@ -95,32 +114,40 @@ def _fold_some(reader: Connection[Any], writer: Connection[Any], projection: Pro
         # Two looks at one lane need not see the same end of it, but both see all that is not above the target.
         if isinstance(projection, Inline):
             # Closed whatever comes of the copy: a read that is left half done would hold its connection for ever.
-            with closing(_rows_of_streams(reader, projection, targets)) as rows:
+            with closing(_rows_of_streams(reader, projection, targets, rest)) as rows:
                 copy_in(writer, projection.tables[0], rows)
         else:
-            _fold_facts(reader, writer, projection, targets)
+            _fold_facts(reader, writer, projection, targets, rest)
         writer.execute(_LANES_FOLDED, key | {"lanes": list(targets)})
     return len(targets)
 
 
-def _rows_of_streams(reader: Connection[Any], projection: Inline, targets: Targets) -> Generator[Row]:
+def _rows_of_streams(
+    reader: Connection[Any], projection: Inline, targets: Targets, rest: Callable[[], None]
+) -> Generator[Row]:
     def begin(stream_id: UUID) -> StreamFold:
         return projection.begin(stream_id, lane=lane_of(stream_id))
 
     known = reader.execute(_LENGTHS_OF_STREAMS, {"lanes": list(targets), "limit": LENGTHS_MAX}, binary=True).fetchone()
     lengths = {} if known is None else lengths_of(*known)
-    with closing(_copy_out(reader, _query(_PARTS_OF_LANES, targets, pages=PAGES))) as found:
+    with closing(_copy_out(reader, _query(_PARTS_OF_LANES, targets, pages=PAGES), rest)) as found:
         yield from rows_of(starmap(Part, found), begin, targets=targets, lengths=lengths)
 
 
-def _fold_facts(reader: Connection[Any], writer: Connection[Any], projection: Followed, targets: Targets) -> None:
+def _fold_facts(
+    reader: Connection[Any],
+    writer: Connection[Any],
+    projection: Followed,
+    targets: Targets,
+    rest: Callable[[], None],
+) -> None:
     types = None if projection.types is None else list(projection.types)
     lists = {"lanes": list(targets), "targets": list(targets.values())}
     for lane, target, count in reader.execute(_EVENTS_IN_LANES, lists):
         if count != target:
             raise LogCorrupted(lane, target, f"{count} events where {target} must be")
     query = _query(_FACTS_OF_LANES, targets, name=projection.name, version=projection.version, types=types, chunk=CHUNK)
-    with closing(_copy_out(reader, query)) as found:
+    with closing(_copy_out(reader, query, rest)) as found:
         for _, chunks in groupby(found, key=lambda row: row[0]):
             fold = projection.begin()
             for _, chunk in chunks:
@@ -130,10 +157,12 @@ def _fold_facts(reader: Connection[Any], writer: Connection[Any], projection: Fo
                 copy_in(writer, table, rows[table.name])
 
 
-def _copy_out(reader: Connection[Any], query: sql.Composed) -> Generator[tuple[Any, ...]]:
-    """The rows, as bytes: nothing is made of them here."""
+def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], None]) -> Generator[tuple[Any, ...]]:
+    """The rows, as bytes: nothing is made of them here. When the next one is asked for, the work on one is done."""
     with reader.cursor() as cursor, cursor.copy(query) as copy:
-        yield from copy.rows()
+        for row in copy.rows():
+            yield row
+            rest()
 
 
 def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -42,8 +43,9 @@ class Answer(Protocol):
     def close(self) -> None: ...
 
 
-def fold_in_processes(conninfo: str, *, workers: int) -> Folding:
-    """Folds with `workers` processes, which leave the processors to whoever else wants them.
+def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) -> Folding:
+    """Folds with `workers` processes, which leave the processors to whoever else wants them, and rest while others write
+    unless they are to go on at `full_speed`.
 
     They end by themselves, whatever becomes of their parent.
     """
@@ -53,7 +55,8 @@ def fold_in_processes(conninfo: str, *, workers: int) -> Folding:
         # there are two, which also share it out more evenly.
         claims = 1 if (await progress()).events <= workers * EVENTS_AT_ONCE else 2
         at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (claims * workers)))
-        running = [_start(conninfo, projection, build, at_once) for _ in range(workers)]
+        work = partial(fold_lanes, conninfo, projection, build, at_once=at_once, readers=workers, full_speed=full_speed)
+        running = [_start(work) for _ in range(workers)]
         try:
             while any(process.is_alive() for process, _ in running):
                 await progress()
@@ -86,24 +89,21 @@ def deaf_to_interrupts() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(conninfo: str, projection: Projection, build: Generation, at_once: int) -> tuple[BaseProcess, Answer]:
+def _start(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
     answer, its_answer = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(
-        target=_work, args=(conninfo, projection, build, at_once, its_answer), name="hydracore-fold"
-    )
+    process = _SPAWN.Process(target=_work, args=(work, its_answer), name="hydracore-fold")
     with deaf_to_interrupts():
         process.start()
     its_answer.close()
     return process, answer
 
 
-def _work(conninfo: str, projection: Projection, build: Generation, at_once: int, answer: Answer) -> None:
-    # The session at the other end is not nice, but has nothing to do while nobody takes what it sends.
+def _work(work: Callable[[], int], answer: Answer) -> None:
     os.nice(NICE)
     # A fold makes millions of objects and no cycles: looking for those would take a third of its time.
     gc.disable()
     try:
-        fold_lanes(conninfo, projection, build, at_once=at_once)
+        work()
     except Exception as error:  # noqa: BLE001 - the parent tells of it
         answer.send(f"{type(error).__name__}: {error}")
         raise SystemExit(1) from None

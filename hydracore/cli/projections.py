@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.printing import full_speed_option
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -93,6 +94,7 @@ _intervention("retry", "Have the event at which a lane is parked tried again now
     "--accept-drift", is_flag=True, help="Swap even where the live table is not what the log says: the log wins."
 )
 @click.option("--distributed", is_flag=True, help="Have the Dramatiq workers fold the lanes.")
+@full_speed_option
 @_json
 def rebuild(
     *,
@@ -103,11 +105,14 @@ def rebuild(
     dry_run: bool,
     accept_drift: bool,
     distributed: bool,
+    full_speed: bool,
     as_json: bool,
 ) -> None:
     """Build a projection anew from the log while it is served, and put it in place. Resumes what a kill broke off."""
     if sum((name is not None, every, outdated)) != 1:
         raise click.UsageError("Give one of NAME, --all and --outdated.")
+    if distributed and full_speed:
+        raise click.UsageError("--full-speed is for folding here: workers of --distributed always give way to writers.")
     wanted = _wanted(name, outdated=outdated)
     if not wanted and not as_json:
         click.echo("nothing is outdated")
@@ -120,7 +125,9 @@ def rebuild(
     else:
         from projections.processes import fold_in_processes
 
-        folding = fold_in_processes(settings.database_url, workers=workers or os.cpu_count() or 1)
+        folding = fold_in_processes(
+            settings.database_url, workers=workers or os.cpu_count() or 1, full_speed=full_speed
+        )
     reports = [
         _rebuild(one, settings.database_url, folding, dry_run=dry_run, accept_drift=accept_drift) for one in wanted
     ]

@@ -10,10 +10,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from events.ids import LANES
 from events.pacing import FACTOR_MAX, REST_S_MAX, Pace
 from hydracore.audit.exporting import Request as ExportRequest
 from hydracore.audit.exporting import export
 from hydracore.audit.verifying import Progress, Request, verify
+from projections import generations
+from projections.folding import _fold_some
+from projections.instance import InstanceProjection
 from tests.audit_log import Log, sealed_log
 from tests.requests_to_log import requested
 
@@ -53,23 +57,41 @@ async def test_the_rest_follows_what_is_written(log: Log) -> None:
     assert (pace.rests, pace.rested_s) == (2, pytest.approx(sum(rested)))
 
 
-async def test_a_rest_has_an_end_and_full_speed_knows_none(log: Log) -> None:
+async def test_rests_have_an_end_and_full_speed_knows_none(log: Log) -> None:
     time = Time()
-    paces = {
-        full_speed: Pace(full_speed=full_speed, clock=lambda: time.now_s, sleep=time.go_on)
-        for full_speed in (True, False)
-    }
-    with psycopg.connect(log.url, autocommit=True) as connection:
-        for pace in paces.values():
-            pace.rest(connection)
-        time.go_on(60)
-        for number in range(100):
-            await log.name(number % 3, f"name {number}")
-        for pace in paces.values():
-            pace.rest(connection)
 
-    assert (paces[True].rests, paces[True].rested_s) == (0, 0)
-    assert (paces[False].rests, paces[False].rested_s) == (1, REST_S_MAX)
+    def pace(*, full_speed: bool = False, total_s_max: float = 60) -> Pace:
+        return Pace(full_speed=full_speed, total_s_max=total_s_max, clock=lambda: time.now_s, sleep=time.go_on)
+
+    paces = (pace(), pace(total_s_max=1), pace(full_speed=True))
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        for one in paces:
+            time.go_on(0.1)
+            one.rest(connection)
+        for number in range(200):
+            await log.name(number % 3, f"name {number}")
+        for one in paces:
+            time.go_on(60)
+            one.rest(connection)
+
+    assert [(one.rests, one.rested_s) for one in paces] == [(1, REST_S_MAX), (1, 1), (0, 0)]
+
+
+async def test_a_fold_offers_to_rest_behind_each_piece(log: Log) -> None:
+    projection, offers = InstanceProjection(), list[None]()
+    async with await psycopg.AsyncConnection.connect(log.url, autocommit=True) as connection:
+        build = await generations.begin(connection, projection)
+    key = build.key | {"version": projection.version, "limit": LANES}
+
+    with (
+        psycopg.connect(log.url, autocommit=True) as reader,
+        psycopg.connect(log.url, autocommit=True) as writer,
+    ):
+        writer.execute(f"SET search_path TO {build.schema}, public".encode())
+        folded = _fold_some(reader, writer, projection, key, rest=lambda: offers.append(None))
+
+    assert folded == 1
+    assert offers
 
 
 async def test_verification_and_export_rest_while_somebody_writes_and_only_then(log: Log, tmp_path: Path) -> None:
