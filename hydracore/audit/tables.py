@@ -7,7 +7,7 @@ taken a few hundred at a time, each time in a snapshot of its own, so that neith
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby, zip_longest
+from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -15,7 +15,6 @@ import msgspec
 from psycopg import Connection, sql
 
 from events.finding import FINDINGS_MAX, Finding
-from events.ids import lane_of, lane_of_bytes
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
 from projections import stored
@@ -42,29 +41,32 @@ _ID = slice(2, 38)
 
 
 class Part(NamedTuple):
-    """Streams that are compared together, by the bytes of their ids, and how many events they have."""
+    """Streams that are compared together, by the bytes of their ids, with the lane that each was met in; and how many events
+    they have.
+    """
 
-    streams: list[bytes]
+    lanes: dict[bytes, int]
     events: int
 
 
-def parts(lanes: Iterable[Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
-    """The streams of some lanes, each with the number of its events, in parts.
+def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
+    """The streams of some lanes, given with the number of their events, in parts.
 
     Streams that began at the same time come together, because their events lie together.
     """
-    streams, events = list[bytes](), 0
-    for each in chain.from_iterable(zip_longest(*lanes)):
-        if each is None:
-            continue
-        stream, version = each
-        if streams and (len(streams) == STREAMS_MAX or events + version > EVENTS_MAX):
-            yield Part(sorted(streams), events)
-            streams, events = [], 0
-        streams.append(stream)
-        events += version
+    streams, events = dict[bytes, int](), 0
+    for of_lanes in zip_longest(*lanes.values()):
+        for lane, each in zip(lanes, of_lanes, strict=True):
+            if each is None:
+                continue
+            stream, version = each
+            if streams and (len(streams) == STREAMS_MAX or events + version > EVENTS_MAX):
+                yield Part(streams, events)
+                streams, events = {}, 0
+            streams[stream] = lane
+            events += version
     if streams:
-        yield Part(sorted(streams), events)
+        yield Part(streams, events)
 
 
 class Compared(NamedTuple):
@@ -93,13 +95,12 @@ def compare(connection: Connection, part: Part) -> Iterator[Finding]:
     _lock_tables(connection)
     served, _ = live_inline(connection)
     compared = [_compared(projection) for projection in served]
-    parameters = {
-        "lanes": list(map(lane_of_bytes, part.streams)),
-        "streams": [UUID(bytes=stream) for stream in part.streams],
-    }
+    # Histories come in the order of the streams, and rows in the order in which streams are asked for.
+    lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
+    parameters = {"lanes": list(lanes.values()), "streams": list(lanes)}
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     unfoldable: set[UUID] = set()
-    for stream_id, rows in _fold(connection, parameters, compared):
+    for stream_id, rows in _fold(connection, lanes, compared):
         if isinstance(rows, Finding):
             yield rows
             unfoldable.add(stream_id)
@@ -108,9 +109,8 @@ def compare(connection: Connection, part: Part) -> Iterator[Finding]:
             fresh[name] += of_stream
     for each in compared:
         live: list[Row] = connection.execute(each.rows, parameters, binary=True, prepare=True).fetchall()
-        # Rows mostly come in the order of the streams.
         if live != fresh[each.table.name]:
-            yield from _differences(each, live, fresh[each.table.name], unfoldable)
+            yield from _differences(lanes, each, live, fresh[each.table.name], unfoldable)
 
 
 def _lock_tables(connection: Connection) -> None:
@@ -136,23 +136,27 @@ def strangers(connection: Connection, served: Sequence[Inline]) -> Iterator[Find
 
 
 def _fold(
-    connection: Connection, parameters: Mapping[str, Any], compared: Sequence[Compared]
+    connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared]
 ) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding]]:
     """For each stream the rows that it gives, by table; or what is wrong with it."""
     text: Any = _HISTORIES.decode()
-    literals = {name: sql.Literal(value) for name, value in {**parameters, "chunk": CHUNK}.items()}
-    query = sql.SQL(text).format(payload=stored.payload(), **literals)
+    query = sql.SQL(text).format(
+        payload=stored.payload(),
+        lanes=sql.Literal(list(lanes.values())),
+        streams=sql.Literal(list(lanes)),
+        chunk=sql.Literal(CHUNK),
+    )
     with connection.cursor().copy(query) as copy:
         for stream_id, chunks in groupby(copy.rows(), key=lambda row: UUID(row[0][_ID].decode())):
-            yield stream_id, _rows_of(stream_id, (chunk for (chunk,) in chunks), compared)
+            yield stream_id, _rows_of(stream_id, lanes[stream_id], (chunk for (chunk,) in chunks), compared)
 
 
 def _rows_of(
-    stream_id: UUID, chunks: Iterable[bytes], compared: Sequence[Compared]
+    stream_id: UUID, lane: int, chunks: Iterable[bytes], compared: Sequence[Compared]
 ) -> Mapping[str, list[Row]] | Finding:
     try:
         folds: dict[str, StreamFold] = {
-            each.table.name: each.projection.begin(stream_id, lane=lane_of(stream_id)) for each in compared
+            each.table.name: each.projection.begin(stream_id, lane=lane) for each in compared
         }
         for chunk in chunks:
             events = all_of_today(_history.decode(chunk)[1])
@@ -161,10 +165,12 @@ def _rows_of(
         return {name: list(fold.rows()) for name, fold in folds.items()}
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the stream makes no sense: {type(error).__name__}"
-        return Finding(kind="history_broken", what=what, lane=lane_of(stream_id), stream_id=stream_id)
+        return Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
 
 
-def _differences(compared: Compared, live: list[Row], fresh: list[Row], unfoldable: set[UUID]) -> Iterator[Finding]:
+def _differences(
+    lanes: Mapping[UUID, int], compared: Compared, live: list[Row], fresh: list[Row], unfoldable: set[UUID]
+) -> Iterator[Finding]:
     table, key = compared.table, compared.key
     there = {tuple(row[at] for at in key): row for row in live}
     wanted = {tuple(row[at] for at in key): row for row in fresh}
@@ -179,7 +185,7 @@ def _differences(compared: Compared, live: list[Row], fresh: list[Row], unfoldab
         if stream_id in unfoldable:
             continue
         row = ", ".join(f"{name} {value}" for name, value in zip(table.key, identity, strict=True))
-        place: dict[str, Any] = {"lane": lane_of(stream_id), "stream_id": stream_id, "table": table.name}
+        place: dict[str, Any] = {"lane": lanes[stream_id], "stream_id": stream_id, "table": table.name}
         if has is None:
             yield Finding(kind="row_missing", what=f"The row {row} is missing", **place)
         elif gives is None:

@@ -1,8 +1,8 @@
-"""`audit verify`: seals first, then the lanes, some side by side, and the end of each with its read tables in one snapshot.
+"""`audit verify`: seals first, then the lanes, some side by side, and last the read tables of their instances.
 
-What is behind a lane's head never changes and needs no snapshot. What is compared with each other (a lane's end, its streams and
-rows) is written together and therefore seen together, in a transaction of its own for each lane, so that none of them is
-open for long. Several processes may share the lanes.
+What is behind a lane's head never changes and needs no snapshot. What is compared with each other (a lane's end and its streams, an
+instance's history and its rows) is written together and therefore seen together, in short transactions, between which this
+gives way to writers. Several processes may share the lanes.
 """
 
 from __future__ import annotations
@@ -225,10 +225,11 @@ def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> 
 
 def _compare_tables(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
     findings = {report.lane: report.findings for report in reports}
-    for part in tables.parts(islice(report.versions.items(), report.settled) for report in reports):
+    settled = {report.lane: islice(report.versions.items(), report.settled) for report in reports}
+    for part in tables.parts(settled):
         with connection.transaction():
             for found in tables.compare(connection, part):
-                assert found.lane is not None, "every row that is compared is of a lane"
+                assert found.lane is not None, "whatever is compared is of a lane"
                 # As many as there may be of the log already.
                 if len(findings[found.lane]) < 2 * FINDINGS_MAX:
                     findings[found.lane].append(found)

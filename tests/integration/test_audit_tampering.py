@@ -273,6 +273,17 @@ def test_an_edited_read_table_is_not_what_the_log_gives(
     assert all(what in finding.what and finding.stream_id is not None for finding in found)
 
 
+def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -> None:
+    forger.do(
+        "ALTER TABLE stream DROP CONSTRAINT stream_check", "UPDATE event SET stream_id = command_id WHERE seq = 2"
+    )
+    forger.redo_event(2)
+
+    found = places(find(forger, replay=True))
+
+    assert ("event_edited", 2) in found
+
+
 def test_a_history_that_makes_no_sense_is_said_to_make_none(forger: Forger) -> None:
     forger.do(EVENT.format("""payload = '{"type":"agent_key_acknowledged","at_ms":1}'""", 7))
     forger.redo_event(7)
