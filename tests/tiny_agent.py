@@ -64,6 +64,9 @@ class TinyAgent:
         #: While cleared, answers are held back.
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        #: While cleared, those to chats alone are.
+        self.may_chat = asyncio.Event()
+        self.may_chat.set()
         self._scripted: dict[str, deque[tuple[int, Any, dict[str, str]]]] = {}
 
     def script(self, path: str, status: int, body: Any, **headers: str) -> None:
@@ -101,6 +104,8 @@ class TinyAgent:
 
     async def _answer(self, call: Call, send: Any) -> None:
         await self.may_answer.wait()
+        if call.path == "/api/chat":
+            await self.may_chat.wait()
         scripted = self._scripted.get(call.path)
         if self.token is not None and call.headers.get("authorization") != f"Bearer {self.token}":
             await _send(send, 401, {"detail": "no"})
@@ -181,6 +186,7 @@ async def serving(agent: TinyAgent, host: str) -> AsyncGenerator[None]:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield
         agent.may_answer.set()
+        agent.may_chat.set()
         server.should_exit = True
         await task
 

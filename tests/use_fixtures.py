@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from secrets import randbelow
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -99,6 +99,11 @@ class Used(NamedTuple):
         return await self.api.client.request(
             method, f"/v1/instances/{self.instance_id}{path}", json=body, headers=headers, **kwargs
         )
+
+    def stream(self) -> AbstractAsyncContextManager[httpx.Response]:
+        """A streamed chat of ann's, to be read as it comes."""
+        url, headers = f"/v1/instances/{self.instance_id}/chat", {**self.api.token(), "Accept": "text/event-stream"}
+        return self.api.client.stream("POST", url, json={"message": "Hello"}, headers=headers)
 
     async def state(self) -> Instance:
         state = await self.api.parts.store.load(self.instance_id)

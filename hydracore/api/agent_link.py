@@ -24,6 +24,7 @@ from hydracore.tokens import control_token
 from hydracore.vps import AGENT_PORT, VpsBadAnswer, VpsError, VpsTimeout
 
 UNREACHABLE: Final = "The agent cannot be reached"
+NOT_HEARD: Final = "The agent cannot be reached: nothing has been heard of it lately; try again once it is healthy"
 TOO_SLOW: Final = "The agent did not answer in time"
 KEY_CHANGING: Final = "The agent does not know us at the moment: its key is being changed; try again"
 NOT_AGREED: Final = "The agent gave an answer that was not agreed on"
@@ -59,10 +60,13 @@ def address_of(state: Instance, *, master_key: bytes) -> Address | None:
 
 
 def require_address(state: Instance, *, master_key: bytes) -> Address:
-    """Raises `Conflict` where the instance does not run."""
+    """Raises `Conflict` where the instance does not run, and `AgentFailed` where its agent is known not to be there."""
     address = address_of(state, master_key=master_key)
     if address is None:
         raise Conflict(f"The instance is {state.status}: this needs one that is running")
+    if state.health == "unreachable":
+        # It may hold a connection for minutes. Its next heartbeat ends this.
+        raise AgentFailed(NOT_HEARD)
     return address
 
 
@@ -73,6 +77,15 @@ def plainly() -> Generator[None]:
         yield
     except VpsError as error:
         raise told(error) from error
+
+
+def code_of(error: VpsError) -> str:
+    """What `error` is called in a stream: by the agent's own code, or by ours."""
+    if isinstance(error, VpsTimeout):
+        return "agent_timeout"
+    if isinstance(error, VpsBadAnswer) and error.code in _BY_CODE:
+        return error.code
+    return "agent_failed"
 
 
 def told(error: VpsError) -> ApiError:

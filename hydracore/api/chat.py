@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
@@ -19,18 +20,19 @@ from events.keys import Keyring
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
-from hydracore.api.agent_link import Address, plainly, require_address
+from hydracore.api.agent_link import Address, code_of, plainly, require_address, told
 from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
-from hydracore.api.chat_stream import whole_events
+from hydracore.api.chat_stream import error_event, whole_events
 from hydracore.api.consent import record_access
-from hydracore.api.errors import BudgetSpent
+from hydracore.api.errors import AgentBusy, BudgetSpent
 from hydracore.api.model_choice import day_of, model_choice
 from hydracore.api.operations import Answer, operation
+from hydracore.api.silence import PING, EventStream, outcome
 from hydracore.api.validation import Header, Incoming, RawHeaders
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
-from hydracore.vps import VpsClient
+from hydracore.vps import VpsClient, VpsError, VpsTimeout
 from projections.usage_queries import spent
 
 Json = dict[str, Any]
@@ -40,20 +42,24 @@ Json = dict[str, Any]
 ANSWER_TIMEOUT_S: Final = 315.0
 IDLE_TIMEOUT_S: Final = 315.0
 
+#: How long an agent that is silent in a chat may take to answer how it fares. One that does not is frozen or cut off, and
+#: its chats are given up: its limits are no use then.
+LOOK_TIMEOUT_S: Final = 15.0
+
+#: Chats of one instance that one process has open: what an agent takes at once by itself, so that it is one that answers
+#: nothing who is kept from taking the connections of all others.
+CHATS_MAX: Final = 300
+
 #: The longest message with each character as two escaped halves, which some JSON writers make of every emoji.
 BODY_BYTES: Final = s.MESSAGE_LENGTH_MAX * len(r"\ud83d\ude00") + 1024
 
 _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
-_STREAM_HEADERS: Final = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    # Proxies that gather an answer before they pass it on are asked not to.
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class _Question(NamedTuple):
     """What an agent is asked, and with which `Idempotency-Key`."""
 
+    instance_id: UUID
     address: Address
     body: Json
     key: str | None
@@ -80,6 +86,7 @@ class Chats:
         self._catalogue = catalogue
         self._master_key = master_key
         self._now_ms = now_ms
+        self._under_way = Counter[UUID]()
 
     @operation(
         "POST",
@@ -110,28 +117,65 @@ class Chats:
             "end_user": who.user_id,
         }
         pass_on = self._pass_on_stream if wants_stream(incoming.headers) else self._pass_on_answer
-        return Attended(partial(pass_on, _Question(address, message, idempotency_key)))
+        return Attended(partial(pass_on, _Question(instance_id, address, message, idempotency_key)))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
-        with plainly():
-            answer = await self._vps.chat(
+        with plainly(), self._counted(question):
+            asking = self._vps.chat(
                 question.body, **question.address, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
+            answer = await outcome(asking, on_silence=partial(self._look_after, question))
         await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
 
     async def _pass_on_stream(self, question: _Question, _: Scope, __: Receive, send: Send) -> None:
-        # Until the agent has begun, its refusals are answered as such; from then on they are events.
-        async with AsyncExitStack() as stack:
-            with plainly():
-                stream = self._vps.chat_stream(
-                    question.body, **question.address, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
-                )
-                chunks = await stack.enter_async_context(stream)
-            await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": [*_STREAM_HEADERS]})
-            async with aclosing(whole_events(chunks)) as events:
-                async for event in events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        stream = EventStream(send)
+
+        async def look_and_ping() -> None:
+            await self._look_after(question)
+            await stream.write(PING)
+
+        with self._counted(question):
+            async with aclosing(self._events(question)) as events:
+                try:
+                    while (event := await outcome(anext(events, None), on_silence=look_and_ping)) is not None:
+                        await stream.write(event)
+                except VpsError as error:
+                    # A refusal is answered as such as long as it can be.
+                    if not stream.is_open:
+                        raise told(error) from error
+                    await stream.write(error_event(code_of(error), str(told(error))))
+            await stream.close()
+
+    async def _events(self, question: _Question) -> AsyncGenerator[bytes]:
+        """Raises `VpsError` before the first one alone."""
+        stream = self._vps.chat_stream(
+            question.body, **question.address, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
+        )
+        async with stream as chunks, aclosing(whole_events(chunks)) as events:
+            async for event in events:
+                yield event
+
+    async def _look_after(self, question: _Question) -> None:
+        """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""
+        try:
+            await self._vps.status(**question.address, timeout_s=LOOK_TIMEOUT_S)
+        except VpsTimeout:
+            raise
+        except VpsError:
+            pass
+
+    @contextmanager
+    def _counted(self, question: _Question) -> Generator[None]:
+        """Raises `AgentBusy` where the instance has `CHATS_MAX` chats under way."""
+        if self._under_way[question.instance_id] >= CHATS_MAX:
+            raise AgentBusy("The agent has too many chats at once; try again")
+        self._under_way[question.instance_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[question.instance_id] -= 1
+            if not self._under_way[question.instance_id]:
+                del self._under_way[question.instance_id]
 
     async def _require_budget(self, state: Instance) -> None:
         choice = model_choice(state, self._catalogue)
