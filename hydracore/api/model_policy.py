@@ -48,7 +48,7 @@ class ModelPolicies:
         pushed = await self._pusher.push(outcome.state)
         choice = model_choice(outcome.state, self._catalogue)
         warnings = [
-            f"Warning: {name} is not in the catalogue: it is metered at no cost, and no budget holds it"
+            f"Warning: {name} is not in the catalogue: it is metered at the dearest prices in it"
             for name in unknown_models(choice, self._catalogue)
         ]
         return s.ModelPolicyResponse(

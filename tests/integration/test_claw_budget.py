@@ -54,6 +54,16 @@ async def test_chats_end_when_the_budget_is_spent(claw: Claw, modelsim: ModelSim
     await claw.chat("Hello")
 
 
+async def test_a_model_without_a_price_is_held_by_the_budget(claw: Claw, modelsim: ModelSim) -> None:
+    runtime = budgeted(modelsim, budget_daily_usd="0.00000001")
+    runtime["model_policy"] |= {"primary": "homegrown-1", "fallbacks": []}
+    await push(claw, 4, runtime)
+
+    assert (await claw.chat("Hello"))["model"] == "homegrown-1"
+
+    assert await claw.refused("Hello") == (402, "budget_spent")
+
+
 async def test_a_budget_of_nothing_allows_nothing(claw: Claw, modelsim: ModelSim) -> None:
     await push(claw, 4, budgeted(modelsim, budget_daily_usd="0"))
 

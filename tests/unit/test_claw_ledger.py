@@ -74,12 +74,16 @@ async def deliver(ledger: Ledger) -> list[int]:
     return sizes
 
 
-def test_costs_are_exact_and_a_model_without_a_price_costs_nothing() -> None:
-    prices = {"m": Price(input_usd_per_mtok=Decimal("0.15"), output_usd_per_mtok=Decimal("0.60"))}
+def test_costs_are_exact_and_a_model_without_a_price_costs_what_the_dearest_do() -> None:
+    prices = {
+        "m": Price(input_usd_per_mtok=Decimal("0.15"), output_usd_per_mtok=Decimal("0.60")),
+        "n": Price(input_usd_per_mtok=Decimal("0.20"), output_usd_per_mtok=Decimal("0.10")),
+    }
 
     assert as_text(cost_usd("m", Tokens(1, 1), prices)) == "0.00000075"
     assert as_text(cost_usd("m", Tokens(2_000_000, 500_000), prices)) == "0.6"
-    assert as_text(cost_usd("other", Tokens(5, 5), prices)) == "0"
+    assert as_text(cost_usd("other", Tokens(1_000_000, 1_000_000), prices)) == "0.8"
+    assert as_text(cost_usd("other", Tokens(5, 5), {})) == "0"
     assert as_text(Decimal("1E+3")) == "1000"
 
 

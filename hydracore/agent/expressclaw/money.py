@@ -26,11 +26,14 @@ class Spend(NamedTuple):
 
 
 def cost_usd(model: str, tokens: Tokens, prices: Mapping[str, Price]) -> Decimal:
-    """Exact. A model without a price costs nothing here: inventing a figure would be worse, and the control plane warns of
-    such models when a policy names one."""
+    """Exact. A model without a price costs what the dearest of all do, as budgets are to hold it too; the control plane
+    warns of such models when a policy names one. Where there are no prices at all, nothing costs anything."""
     price = prices.get(model)
     if price is None:
-        return Decimal(0)
+        price = Price(
+            input_usd_per_mtok=max((each.input_usd_per_mtok for each in prices.values()), default=Decimal(0)),
+            output_usd_per_mtok=max((each.output_usd_per_mtok for each in prices.values()), default=Decimal(0)),
+        )
     return (tokens.prompt * price.input_usd_per_mtok + tokens.completion * price.output_usd_per_mtok) / _MTOK
 
 
