@@ -24,6 +24,9 @@ MASK: Final = "****"
 _TELLING_LENGTH_MIN: Final = 12
 _TELLING: Final = 4
 
+#: What is said of a mask that is of no secret which is stored there.
+OUTDATED: Final = "Value error, the secret has changed since it was shown so; read it again, or give the secret itself"
+
 Path = tuple[str | int, ...]
 
 
@@ -33,6 +36,14 @@ class Flaw(NamedTuple):
     path: Path
     msg: str
     type: str
+
+
+class MasksOutdated(Exception):
+    """A document holds masks, at `paths`, that are not of the secrets which are stored there."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        super().__init__(f"Masks of other secrets at {paths}")
+        self.paths = paths
 
 
 def flaws(value: Any, path: Path = ()) -> Iterator[Flaw]:
@@ -83,30 +94,47 @@ def mask(secret: str) -> str:
     return MASK + secret[-_TELLING:] if len(secret) >= _TELLING_LENGTH_MIN else MASK
 
 
+def is_mask(text: str) -> bool:
+    """Whether `text` is what `mask` makes of some secret."""
+    return text.startswith(MASK) and len(text) in {len(MASK), len(MASK) + _TELLING}
+
+
 def masked(value: Any) -> Any:
     """`value` with every secret in it masked."""
     return _mapped(value, mask)
 
 
-def unmasked(value: Any, stored: Any, *, secret: bool = False) -> Any:
+def unmasked(value: Any, stored: Any) -> Any:
     """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
 
-    Items of lists are told apart by their `id`, and where they have none by their place.
+    Items of lists are told apart by their `id`, and where they have none by their place. Raises `MasksOutdated` where a mask
+    is of another secret, as it is when the secret was changed after it was shown: to keep the mask would lose the secret.
     """
+    outdated: list[Path] = []
+    result = _unmasked(value, stored, (), outdated, secret=False)
+    if outdated:
+        raise MasksOutdated(tuple(outdated))
+    return result
+
+
+def _unmasked(value: Any, stored: Any, path: Path, outdated: list[Path], *, secret: bool) -> Any:
     if isinstance(value, dict):
         known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
         return {
-            name: unmasked(item, known.get(name), secret=secret or _names_a_secret(name))
+            name: _unmasked(item, known.get(name), (*path, name), outdated, secret=secret or _names_a_secret(name))
             for name, item in cast("dict[str, Any]", value).items()
         }
     if isinstance(value, list | tuple):
         items = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
         return [
-            unmasked(item, _counterpart(item, index, items), secret=secret)
+            _unmasked(item, _counterpart(item, index, items), (*path, index), outdated, secret=secret)
             for index, item in enumerate(cast("list[Any]", value))
         ]
-    if secret and isinstance(value, str) and isinstance(stored, str) and value == mask(stored):
+    if not secret or not isinstance(value, str) or not is_mask(value):
+        return value
+    if isinstance(stored, str) and value == mask(stored):
         return stored
+    outdated.append(path)
     return value
 
 

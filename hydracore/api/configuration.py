@@ -24,7 +24,7 @@ from hydracore.api.validation import Incoming
 from hydracore.api.vault import Field, Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
-from hydracore.documents import mask
+from hydracore.documents import OUTDATED, is_mask, mask
 from hydracore.problems import Problem
 from hydracore.vps import VpsClient, VpsError
 
@@ -152,6 +152,8 @@ class Configuration:
 
 
 def _require_bot_token(text: str) -> None:
+    if is_mask(text):
+        raise RequestInvalid([Problem(("body", "telegram_bot_token"), OUTDATED, "value_error")])
     if not _BOT_TOKEN.fullmatch(text):
         msg = "Value error, a bot token has letters, digits, ':', '_' and '-' only"
         raise RequestInvalid([Problem(("body", "telegram_bot_token"), msg, "value_error")])

@@ -26,7 +26,7 @@ from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
-from hydracore.documents import masked, merge_patch, unmasked
+from hydracore.documents import OUTDATED, MasksOutdated, masked, merge_patch, unmasked
 from hydracore.problems import Problem
 
 PATH: Final = "/v1/instances/{instance_id}/platform-config"
@@ -79,23 +79,26 @@ class PlatformConfiguration:
         return await self._shown(outcome.state, message)
 
     async def _command(self, state: Instance, body: s.PatchPlatformConfig) -> PatchPlatformConfig:
-        """What `body` makes of the documents at `state`. Whatever comes out as it was is left out."""
+        """What `body` makes of the documents at `state`. Whatever comes out as it was is left out.
+
+        Raises `RequestInvalid`.
+        """
         opened = await self._vault.open(state)
+        given = _unmasked(body, opened)
         changes: dict[str, Any] = {}
         for field in _DOCUMENTS:
-            patch, kept = getattr(body, field), getattr(opened, field)
-            if patch is UNSET:
+            if field not in given:
                 continue
-            document: dict[str, Any] = {} if patch is None else merge_patch(kept, unmasked(patch, kept))
+            patch, kept = given[field], getattr(opened, field)
+            document: dict[str, Any] = {} if patch is None else merge_patch(kept, patch)
             if document != kept:
                 _require_room(field, document)
                 changes[field] = await self._vault.seal_document(state, field, document)
         for field in _LISTS:
-            items, kept = getattr(body, field), getattr(opened, field)
-            if items is UNSET:
+            if field not in given:
                 continue
-            items = unmasked(items or [], kept)
-            if items != kept:
+            items: list[Any] = given[field] or []
+            if items != getattr(opened, field):
                 changes[field] = await self._vault.seal_list(state, items)
         if body.recipe_id is not UNSET:
             changes["recipe_id"] = body.recipe_id
@@ -116,6 +119,23 @@ class PlatformConfiguration:
             config_version=state.config.version,
             message=message,
         )
+
+
+def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
+    """The documents and lists that are given, with their secrets. Raises `RequestInvalid`."""
+    given: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for field in (*_DOCUMENTS, *_LISTS):
+        value = getattr(body, field)
+        if value is UNSET:
+            continue
+        try:
+            given[field] = unmasked(value, getattr(opened, field))
+        except MasksOutdated as error:
+            problems += [Problem(("body", field, *path), OUTDATED, "value_error") for path in error.paths]
+    if problems:
+        raise RequestInvalid(problems)
+    return given
 
 
 def _require_room(field: str, document: dict[str, Any]) -> None:

@@ -179,6 +179,30 @@ async def test_documents_are_merged_as_rfc_7396_says(used: Used) -> None:
     assert shown["config_version"] == used.agent.config_version == 4
 
 
+async def test_a_mask_that_a_change_has_outdated_does_not_replace_the_secret(used: Used) -> None:
+    def secrets(last: str) -> dict[str, Any]:
+        token = f"1234567890:{last}"
+        return {"channels": {"telegram": {"bot_token": token}}, "integrations": [{"id": "crm", "api_key": token}]}
+
+    shown = (await used.ask("PATCH", "/platform-config", secrets("aaaa"))).json()
+    await used.ask("PATCH", "/platform-config", secrets("bbbb"))
+    await used.ask("POST", "/config", {"telegram_bot_token": "1234567890:cccc"})
+    runtime = used.agent.runtime
+
+    back = await used.ask("PATCH", "/platform-config", {name: shown[name] for name in ("channels", "integrations")})
+    token = await used.ask("POST", "/config", {"telegram_bot_token": "****aaaa"})
+
+    assert (back.status_code, token.status_code) == (422, 422)
+    problems = [*back.json()["detail"], *token.json()["detail"]]
+    assert [each["loc"] for each in problems] == [
+        ["body", "channels", "telegram", "bot_token"],
+        ["body", "integrations", 0, "api_key"],
+        ["body", "telegram_bot_token"],
+    ]
+    assert all("the secret has changed" in each["msg"] for each in problems)
+    assert used.agent.runtime is runtime
+
+
 async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
     first = await used.ask(
         "PATCH",

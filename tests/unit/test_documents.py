@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hydracore.documents import DEPTH_MAX, flaws, mask, masked, merge_patch, unmasked, with_secrets
+from hydracore.documents import DEPTH_MAX, MasksOutdated, flaws, mask, masked, merge_patch, unmasked, with_secrets
 
 TOKEN = "1234567890:AAH-abcdefghij"
 
@@ -102,20 +102,33 @@ def test_items_of_lists_that_have_an_id_may_come_go_and_move() -> None:
 
     assert unmasked([b, new], stored) == [stored[1], new]
     assert unmasked([new, b, third, a], stored) == [new, stored[1], stored[2], stored[0]]
-    assert unmasked([{"id": "c", "secret": a["secret"]}], stored) == [{"id": "c", "secret": a["secret"]}]
+    with pytest.raises(MasksOutdated):
+        unmasked([{"id": "c", "secret": a["secret"]}], stored)
+
+
+@pytest.mark.parametrize(
+    ("patch", "paths"),
+    [
+        ({"telegram": {"bot_token": "****zzzz"}}, (("telegram", "bot_token"),)),
+        ({"telegram": {"bot_token": "****"}}, (("telegram", "bot_token"),)),
+        ({"other": {"bot_token": mask(TOKEN)}}, (("other", "bot_token"),)),
+        ({"tokens": [mask(TOKEN), {"a": "****"}], "x": 1}, (("tokens", 0), ("tokens", 1, "a"))),
+    ],
+    ids=str,
+)
+def test_a_mask_of_another_secret_is_never_taken_for_a_secret(patch: Any, paths: Any) -> None:
+    with pytest.raises(MasksOutdated) as caught:
+        unmasked(patch, {"telegram": {"bot_token": TOKEN, "name": TOKEN}})
+
+    assert caught.value.paths == paths
 
 
 @pytest.mark.parametrize(
     "patch",
-    [
-        {"telegram": {"bot_token": "****zzzz"}},
-        {"other": {"bot_token": mask(TOKEN)}},
-        {"telegram": {"name": mask(TOKEN)}},
-        {"telegram": mask(TOKEN)},
-    ],
+    [{"telegram": {"name": mask(TOKEN)}}, {"telegram": mask(TOKEN)}, {"telegram": {"bot_token": "****zz"}}],
     ids=str,
 )
-def test_a_mask_of_something_else_is_a_text_like_any_other(patch: Any) -> None:
+def test_where_no_secret_is_a_mask_is_a_text_like_any_other(patch: Any) -> None:
     assert unmasked(patch, {"telegram": {"bot_token": TOKEN, "name": TOKEN}}) == patch
 
 
