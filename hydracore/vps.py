@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+from structlog.contextvars import get_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem, RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
@@ -227,6 +228,7 @@ class VpsClient:
             headers={
                 "Authorization": f"Bearer {agent.control_token}",
                 **({} if body is None else {"Content-Type": "application/json"}),
+                **_on_behalf(),
                 **(headers or {}),
             },
             # Each call is bounded as a whole, whatever its parts take.
@@ -268,6 +270,12 @@ async def _chunks(agent: _Agent, response: httpx.Response, idle_timeout_s: float
             except StopAsyncIteration:
                 return
         yield chunk
+
+
+def _on_behalf() -> dict[str, str]:
+    """The id of the request that we ask for, as our log lines have it, for those of the agent. A worker asks for none."""
+    request_id = get_contextvars().get("request_id")
+    return {} if request_id is None else {"X-Request-Id": request_id}
 
 
 def _idempotent(key: str | None) -> dict[str, str]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem
 from hydracore.agent.chats import ChatError
+from hydracore.agent.transport import REQUEST_ID
 from hydracore.agent.waiting import work_until
 
 log = structlog.get_logger()
@@ -101,7 +103,8 @@ class AgentApi:
         gone = asyncio.Event()
         watching = asyncio.create_task(_watch(receive, gone))
         try:
-            await work_until(gone, self._respond(scope, handler, request, send))
+            with _bound(scope):
+                await work_until(gone, self._respond(scope, handler, request, send))
         finally:
             watching.cancel()
 
@@ -139,6 +142,14 @@ class AgentApi:
             await _send_stream(send, response)
         else:
             await _send_response(send, response)
+
+
+def _bound(scope: Scope) -> AbstractContextManager[None]:
+    """Log lines of the request have its id, by which the control plane's are found too."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return bound_contextvars(request_id=value.decode())
+    return nullcontext()
 
 
 async def _read_body(receive: Receive) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from typing import Final, NamedTuple
 
@@ -15,6 +16,9 @@ TRUST_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 #: A connection that is not made by then will not be; the whole exchange has the caller's own, longer limit.
 CONNECT_TIMEOUT_S = 5.0
 
+
+#: A caller's own `X-Request-Id` is kept when it fits this: it goes into log lines and headers as it is.
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 #: Connections that a client has at most, and keeps for the next request.
 CONNECTIONS_MAX = 100

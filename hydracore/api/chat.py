@@ -23,7 +23,7 @@ from hydracore.api.access import is_owner
 from hydracore.api.agent_link import Address, code_of, plainly, require_address, told
 from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
-from hydracore.api.chat_stream import error_event, whole_events
+from hydracore.api.chat_stream import Trouble, broken_off, whole_events
 from hydracore.api.consent import record_access
 from hydracore.api.errors import AgentBusy, BudgetSpent
 from hydracore.api.model_choice import day_of, model_choice
@@ -143,7 +143,8 @@ class Chats:
                     # A refusal is answered as such as long as it can be.
                     if not stream.is_open:
                         raise told(error) from error
-                    await stream.write(error_event(code_of(error), str(told(error))))
+                    trouble = Trouble(code_of(error), str(told(error)))
+                    await stream.write(broken_off(trouble, cause=str(error)))
             await stream.close()
 
     async def _events(self, question: _Question) -> AsyncGenerator[bytes]:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 import msgspec
+import structlog
 
 from hydracore.api.agent_link import TOO_SLOW, UNREACHABLE
 from hydracore.vps import VpsError, VpsTimeout
@@ -13,8 +14,17 @@ from hydracore.vps import VpsError, VpsTimeout
 #: What an event may have in bytes; the largest is the last one, which holds the whole answer.
 EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
 
+_log = structlog.get_logger(__name__)
+
 _END_OF_EVENT: Final = b"\n\n"
 _ENDINGS: Final = (b"\nevent: done\n", b"\nevent: error\n")
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """What an error event says, in the agent's own shape."""
+
+    code: str
+    detail: str
 
 
 async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -23,9 +33,9 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     Where the agent breaks off, falls silent or stops without an ending, the caller gets an error event in its place:
     half an event could not be told from a whole one with the error behind it.
     """
-    rest = b""
+    rest, cause = b"", None
     has_ended = False
-    trouble = error_event("agent_failed", "The agent broke off its answer")
+    trouble = Trouble("agent_failed", "The agent broke off its answer")
     try:
         async for chunk in chunks:
             whole, end, rest = (rest + chunk).rpartition(_END_OF_EVENT)
@@ -33,16 +43,20 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
                 has_ended = has_ended or any(ending in b"\n" + whole + b"\n" for ending in _ENDINGS)
                 yield whole + end
             elif len(rest) > EVENT_BYTES_MAX:
-                trouble = error_event("agent_failed", "The agent sent something that is no event")
+                trouble = Trouble("agent_failed", "The agent sent something that is no event")
                 break
-    except VpsTimeout:
-        trouble = error_event("agent_timeout", TOO_SLOW)
-    except VpsError:
-        trouble = error_event("agent_failed", UNREACHABLE)
+    except VpsTimeout as error:
+        trouble, cause = Trouble("agent_timeout", TOO_SLOW), str(error)
+    except VpsError as error:
+        trouble, cause = Trouble("agent_failed", UNREACHABLE), str(error)
     if not has_ended:
-        yield trouble
+        yield broken_off(trouble, cause=cause)
 
 
-def error_event(code: str, detail: str) -> bytes:
-    """An ending that says what went wrong, in the agent's own shape."""
-    return b"event: error\ndata: %b\n\n" % msgspec.json.encode({"code": code, "detail": detail})
+def broken_off(trouble: Trouble, *, cause: str | None) -> bytes:
+    """The event that ends a stream which cannot go on; its request id leads to the line that is logged of it.
+
+    `cause`: what a `VpsError` said.
+    """
+    _log.warning("chat_broke_off", code=trouble.code, reason=trouble.detail, cause=cause)
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(trouble)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Final
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-#: A caller's own request id is kept when it fits this; it goes into log lines and headers as it is.
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+from hydracore.agent.transport import REQUEST_ID
 
 #: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
 _SECURITY_HEADERS: Final = (
@@ -47,6 +45,6 @@ class Edge:
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return value.decode()
     return os.urandom(16).hex()

@@ -34,6 +34,7 @@ from events import errors as e
 from events.keys import CustomerErased
 from hydracore.auth import AuthError
 from hydracore.problems import Invalid, Problem
+from hydracore.vps import VpsError
 
 _log = structlog.get_logger(__name__)
 
@@ -122,12 +123,15 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: Exception) -> Failure:
-    """The answer to a request that ended in `error`. What nobody expected is logged and told as a bare 500."""
+    """The answer to a request that ended in `error`. What nobody expected is logged and told as a bare 500; every
+    other answer above it is logged in a line of its own."""
     if isinstance(error, Invalid | RequestInvalid):
         return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [_shown(problem) for problem in error.problems]})
     if isinstance(error, AuthError | Unauthorized):
         return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.warning("agent_did_not_serve", status=error.status, reason=str(error), cause=_cause(error))
         return Failure(error.status, {"detail": str(error)}, error.headers)
     if isinstance(error, e.EventsError):
         return _failure_of_write_side(error)
@@ -168,6 +172,11 @@ def _unavailable(error: Exception) -> Failure:
     _log.warning("request_not_served", error=type(error).__name__)
     headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
     return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "Temporarily unavailable; try again"}, headers)
+
+
+def _cause(error: ApiError) -> str | None:
+    """What a `VpsError` says: where the agent was looked for and what kind of trouble there was, and nothing that it sent."""
+    return str(error.__cause__) if isinstance(error.__cause__, VpsError) else None
 
 
 def _shown(problem: Problem) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from litestar import Request
 from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone
 from hydracore.api.validation import Handler, Incoming, RawHeaders, RequestReader, Signature, read_signature
@@ -131,6 +132,8 @@ def route(
         if reader.wants_body:
             raw_body = await read_body(headers, request.receive, limit=limit)
         arguments = reader.read(scope, raw_body)
+        if (instance_id := arguments.get("instance_id")) is not None:
+            bind_contextvars(instance_id=str(instance_id))
         if authenticate is not None:
             arguments[who_name] = who
         if incoming_name:

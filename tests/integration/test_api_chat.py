@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from tests.api_server import Api
 from tests.lives import configure, delete, health
@@ -144,6 +146,26 @@ async def test_nobody_at_the_address_is_a_502(unreachable: Used, headers: dict[s
 
     assert answer.status_code == 502
     assert answer.json() == {"detail": "The agent cannot be reached"}
+
+
+async def test_the_id_of_a_failed_chat_leads_to_its_reason(used: Used) -> None:
+    used.agent.script("/api/chat", 502, {"detail": "No model answers", "code": "model_failed"})
+    used.agent.stream = (STREAM[0], CUT)
+
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        refused = await used.ask("POST", "/chat", HELLO, headers={"X-Request-Id": "of-the-refused"})
+        await used.ask("POST", "/chat", HELLO, headers={**SSE, "X-Request-Id": "of-the-stream"})
+
+    assert refused.status_code == 502
+    assert [call.headers["x-request-id"] for call in used.agent.calls] == ["of-the-refused", "of-the-stream"]
+    told = [(line["event"], line["log_level"], line["request_id"], line["reason"]) for line in lines]
+    assert told == [
+        ("agent_did_not_serve", "warning", "of-the-refused", "No model answers"),
+        ("chat_broke_off", "warning", "of-the-stream", "The agent cannot be reached"),
+    ]
+    assert {line["instance_id"] for line in lines} == {str(used.instance_id)}
+    assert lines[0]["status"] == 502
+    assert all("port 7400" in line["cause"] for line in lines)
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
