@@ -10,6 +10,7 @@ import pytest
 from hydracore.api.openapi import document
 from tests.api_server import every_operation
 from tests.contract.openapi_compare import narrowings
+from tests.contract.unserved_bounds import UNSERVED_BOUNDS, unserved_bounds
 
 CONTRACT: dict[str, Any] = json.loads(Path(__file__).with_name("openapi.json").read_text())
 
@@ -24,6 +25,10 @@ def served() -> dict[str, Any]:
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_nothing_of_the_contract_is_narrowed(served: dict[str, Any], method: str, path: str) -> None:
     assert narrowings(CONTRACT, served, method=method, path=path) == []
+
+
+def test_no_bound_that_is_kept_and_not_served_is_changed_unseen() -> None:
+    assert unserved_bounds(CONTRACT, every_operation()) == UNSERVED_BOUNDS
 
 
 def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: dict[str, Any]) -> None:
