@@ -24,6 +24,9 @@ MASK: Final = "****"
 _TELLING_LENGTH_MIN: Final = 12
 _TELLING: Final = 4
 
+#: What is said of a document that is deeper.
+TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
+
 #: What is said of a mask that is of no secret which is stored there.
 OUTDATED: Final = "Value error, the secret has changed since it was shown so; read it again, or give the secret itself"
 
@@ -49,7 +52,7 @@ class MasksOutdated(Exception):
 def flaws(value: Any, path: Path = ()) -> Iterator[Flaw]:
     """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL."""
     if len(path) > DEPTH_MAX:
-        yield Flaw(path, f"Value error, documents may be {DEPTH_MAX} levels deep", "value_error")
+        yield Flaw(path, TOO_DEEP, "value_error")
     elif isinstance(value, dict):
         for name, item in cast("dict[str, Any]", value).items():
             # Whatever the name is, where the flaw is must be printable.

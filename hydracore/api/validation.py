@@ -19,6 +19,7 @@ from msgspec import inspect as types
 
 from events.ids import NAMESPACE
 from hydracore.api.errors import RequestInvalid
+from hydracore.documents import TOO_DEEP
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
 
 Source = Literal["path", "query", "header", "body"]
@@ -210,8 +211,12 @@ def _read_body(reader: Reader, body: Input, raw_body: bytes, headers: RawHeaders
         except json.JSONDecodeError as error:
             reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
             return None
-        except (ValueError, RecursionError):
-            # Not UTF-8, a number of thousands of digits, or nested too deeply.
+        except RecursionError:
+            # Some thousand levels, of which nobody can tell whether they are JSON to the end.
+            reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
+            return None
+        except ValueError:
+            # Not UTF-8, or a number of thousands of digits.
             reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
             return None
     return reader.read(value, body.info, ("body",))

@@ -361,12 +361,17 @@ async def test_documents_that_are_no_json_are_refused(used: Used, raw: bytes) ->
     assert answer.status_code == 422
 
 
-async def test_deep_documents_are_refused(used: Used) -> None:
-    deep: Any = 1
-    for _ in range(200):
-        deep = {"a": deep}
+@pytest.mark.parametrize("depth", [33, 200, 5000])
+async def test_deep_documents_are_refused_for_their_depth_however_deep_they_are(used: Used, depth: int) -> None:
+    raw = b'{"advanced":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)
 
-    assert (await used.ask("PATCH", "/platform-config", {"advanced": deep})).status_code == 422
+    answer = await used.api.client.patch(
+        f"/v1/instances/{used.instance_id}/platform-config", content=raw, headers=used.api.token()
+    )
+
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"][0], problem["msg"]) == ("body", "Value error, documents may be 32 levels deep")
 
 
 @pytest.mark.parametrize(
