@@ -9,12 +9,13 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from hydracore.api.schemas import Slugs, Text, unserved
+from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, unserved
 
 #: Prompts are as long as a request may be; the names of models and tokens are short.
 Prompt = Annotated[str, unserved(max_length=50_000)]
 Token = Annotated[str, unserved(min_length=1, max_length=256)]
-ModelName = Annotated[str, unserved(min_length=1, max_length=200)]
+#: It is named in messages and in log lines.
+ModelName = Annotated[str, unserved(min_length=1, max_length=200, pattern=ON_ONE_LINE)]
 Temperature = Annotated[float, unserved(ge=0, le=2)]
 Dollars = Annotated[float, unserved(ge=0, le=1e9)]
 TokensMax = Annotated[int, unserved(ge=1, le=10_000_000)]

@@ -13,11 +13,12 @@ Json = dict[str, Any]
 
 _TEXT = {"maxLength": 10_000}
 _PROMPT = {"maxLength": 50_000}
-_MODEL = {"minLength": 1, "maxLength": 200}
+_ON_ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"
+_MODEL = {"minLength": 1, "maxLength": 200, "pattern": _ON_ONE_LINE}
 _DOLLARS = {"minimum": 0, "maximum": 1e9}
 _TEMPERATURE = {"minimum": 0, "maximum": 2}
 _SLUGS = {"body.workflow_slugs": {"maxItems": 1_000}, "body.workflow_slugs[]": _TEXT}
-_KEY = {"minLength": 1, "maxLength": 255, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"}
+_KEY = {"minLength": 1, "maxLength": 255, "pattern": _ON_ONE_LINE}
 
 UNSERVED_BOUNDS: dict[str, dict[str, Json]] = {
     "GET /v1/instances": {"query.cursor": {"maxLength": 200}},
