@@ -1,6 +1,7 @@
 """JSON documents whose shape is their owner's business: what they may not hold, how they are patched, what is hidden.
 
-A text under a name that says it is a secret (`bot_token`, `apiKey`, ...), or anywhere below such a name, is one. It is
+A text under a name that says it is a secret (`bot_token`, `apiKey`, ...), or anywhere below such a name, is one, and so is
+the address of a webhook: whoever knows that of most services may post there. It is
 sealed before it is stored and shown masked; a masked text that comes back unchanged stands for the secret itself, so
 that a client may send back what it was shown.
 """
@@ -16,7 +17,9 @@ from typing import Any, Final, NamedTuple, cast
 DEPTH_MAX: Final = 32
 
 _SECRET_NAME: Final = re.compile(
-    r"token|secret|passw|pwd|credential|authorization|api_?key|private_?key|(^|[_-])key$|[a-z]Key$", re.ASCII
+    r"token|secret|pass(w|phrase)|pwd|credential|authorization|cookie|api_?key|private_?key|hook_?url"
+    r"|(^|[_-])(key|o?auth|dsn)$|[a-z](Key|Auth|Dsn)$",
+    re.ASCII,
 )
 
 MASK: Final = "****"
@@ -124,7 +127,7 @@ def _unmasked(value: Any, stored: Any, path: Path, outdated: list[Path], *, secr
     if isinstance(value, dict):
         known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
         return {
-            name: _unmasked(item, known.get(name), (*path, name), outdated, secret=secret or _names_a_secret(name))
+            name: _unmasked(item, known.get(name), (*path, name), outdated, secret=secret or _is_secret(name, value))
             for name, item in cast("dict[str, Any]", value).items()
         }
     if isinstance(value, list | tuple):
@@ -157,7 +160,7 @@ async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]
     """`value` with every secret in it replaced by what `change` makes of it: sealed, or opened."""
     if isinstance(value, dict):
         return {
-            name: await with_secrets(item, change, secret=secret or _names_a_secret(name))
+            name: await with_secrets(item, change, secret=secret or _is_secret(name, value))
             for name, item in cast("dict[str, Any]", value).items()
         }
     if isinstance(value, list | tuple):
@@ -168,7 +171,7 @@ async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]
 def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
     if isinstance(value, dict):
         return {
-            name: _mapped(item, change, secret=secret or _names_a_secret(name))
+            name: _mapped(item, change, secret=secret or _is_secret(name, value))
             for name, item in cast("dict[str, Any]", value).items()
         }
     if isinstance(value, list | tuple):
@@ -176,5 +179,8 @@ def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -
     return change(value) if secret and isinstance(value, str) else value
 
 
-def _names_a_secret(name: str) -> bool:
+def _is_secret(name: str, within: Any) -> bool:
+    """Whether what has this name in the object `within` is a secret."""
+    if name == "url" and cast("dict[str, Any]", within).get("type") == "webhook":
+        return True
     return _SECRET_NAME.search(name) is not None or _SECRET_NAME.search(name.lower()) is not None

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from events.evolve_use import looks_sealed
 from events.keys import Keyring
 from events.state import Instance
 from events.types import Sealed
@@ -96,4 +97,8 @@ class Vault:
         return {} if text is None else _DOCUMENT.decode(text)
 
     async def _open_list(self, state: Instance, items: tuple[Any, ...]) -> list[Any]:
-        return await with_secrets(items, lambda sealed: self._open_text(state, _LISTS, sealed))
+        async def opened(text: str) -> str | None:
+            # What was stored before its name was known for a secret's is as it was given.
+            return await self._open_text(state, _LISTS, text) if looks_sealed(text) else text
+
+        return await with_secrets(items, opened)

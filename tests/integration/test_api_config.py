@@ -8,6 +8,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from events.commands import PatchPlatformConfig
 from tests.api_server import Api
 from tests.lives import delete
 from tests.services import Services
@@ -101,7 +102,10 @@ async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_co
         {
             "channels": {"mail": {"password": "hunter2-in-channels"}},
             "advanced": {"note": "private-note"},
-            "integrations": [{"name": "crm", "api_key": "hunter2-in-integrations"}],
+            "integrations": [
+                {"name": "crm", "api_key": "hunter2-in-integrations"},
+                {"type": "webhook", "url": "https://chat.test/hunter2-in-an-address", "cookie": "hunter2=1"},
+            ],
         },
     )
 
@@ -112,6 +116,18 @@ async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_co
     assert "crm" in text
     for secret in ("You are Ada", "Be nice", BOT_TOKEN, "hunter2", "private-note"):
         assert secret not in text
+
+
+async def test_a_text_that_was_stored_before_its_name_counted_as_a_secrets_is_one_from_now_on(used: Used) -> None:
+    hook = {"id": "crm", "type": "webhook", "url": "https://chat.test/of-old", "dsn": "v1.of-old"}
+    await give(used.api, used.instance_id, PatchPlatformConfig(at_ms=1, integrations=(hook,)))
+
+    shown = (await used.ask("GET", "/platform-config")).json()["integrations"]
+    sent_back = await used.ask("PATCH", "/platform-config", {"integrations": shown, "advanced": {"a": 1}})
+
+    assert shown == [hook | {"url": "****-old", "dsn": "****"}]
+    assert sent_back.status_code == 200
+    assert used.agent.runtime["platform"]["integrations"] == [hook]
 
 
 async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> None:

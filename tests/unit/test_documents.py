@@ -75,6 +75,15 @@ def test_secrets_are_masked_wherever_their_names_say_so() -> None:
         "tokens": None,
         "keyboard": "qwerty",
         "signing_key": TOKEN,
+        "hooks": [{"type": "webhook", "id": "crm", "url": TOKEN}, {"type": "mail", "url": "https://mail.test"}],
+        "passphrase": TOKEN,
+        "Set-Cookie": TOKEN,
+        "basicAuth": {"user": TOKEN},
+        "oauth": TOKEN,
+        "sentry_dsn": TOKEN,
+        "slack_webhook_url": TOKEN,
+        "author": "ann",
+        "auth_method": "basic",
     }
 
     assert masked(document) == {
@@ -85,6 +94,15 @@ def test_secrets_are_masked_wherever_their_names_say_so() -> None:
         "tokens": None,
         "keyboard": "qwerty",
         "signing_key": "****ghij",
+        "hooks": [{"type": "webhook", "id": "crm", "url": "****ghij"}, {"type": "mail", "url": "https://mail.test"}],
+        "passphrase": "****ghij",
+        "Set-Cookie": "****ghij",
+        "basicAuth": {"user": "****ghij"},
+        "oauth": "****ghij",
+        "sentry_dsn": "****ghij",
+        "slack_webhook_url": "****ghij",
+        "author": "ann",
+        "auth_method": "basic",
     }
 
 
