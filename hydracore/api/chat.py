@@ -95,6 +95,7 @@ class Chats:
         answer=Any,
         errors=(402, 403, 404, 409, 413, 502, 503, 504),
         body_bytes=BODY_BYTES,
+        streams=True,
     )
     async def chat(
         self,

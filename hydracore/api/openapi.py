@@ -13,6 +13,7 @@ from hydracore.api.operations import Operation
 from hydracore.api.schemas import HTTPError, HTTPValidationError
 from hydracore.api.validation import Input
 from hydracore.auth import Principal
+from hydracore.vps import EVENT_STREAM
 
 _REF: Final = "#/components/schemas/{name}"
 _BOUNDS: Final = frozenset(
@@ -75,6 +76,8 @@ def _operation(op: Operation, inputs: list[tuple[Input, Json]], answer: Json, er
             for status, (text, schema) in sorted(statuses.items())
         },
     }
+    if declared.streams:
+        described["responses"][str(int(declared.status))]["content"][EVENT_STREAM] = {"schema": {"type": "string"}}
     if who is not None:
         described["security"] = _SECURITY[who]
     for each, schema in inputs:

@@ -41,6 +41,7 @@ class Declaration(NamedTuple):
 
     `answer`: the type of the body of a success, and of the statuses in `also`; `errors`: what else it may answer.
     `body_bytes`: how long a body may be whatever the setting says, where what is promised to be taken can be longer.
+    `streams`: whether a success comes as server-sent events, too, to those who ask for them.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -51,6 +52,7 @@ class Declaration(NamedTuple):
     errors: tuple[int, ...]
     also: tuple[int, ...]
     body_bytes: int
+    streams: bool
 
 
 class Operation(NamedTuple):
@@ -89,6 +91,7 @@ def operation(
     errors: tuple[int, ...] = (),
     also: tuple[int, ...] = (),
     body_bytes: int = 0,
+    streams: bool = False,
 ) -> Callable[[F], F]:
     """Declares a coroutine (a method, as a rule) as an operation.
 
@@ -96,7 +99,8 @@ def operation(
     """
 
     def declare(handler: F) -> F:
-        setattr(handler, _MARK, Declaration(method, path, summary, answer, status, errors, also, body_bytes))
+        declared = Declaration(method, path, summary, answer, status, errors, also, body_bytes, streams)
+        setattr(handler, _MARK, declared)
         return handler
 
     return declare

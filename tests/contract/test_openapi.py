@@ -27,6 +27,12 @@ def test_nothing_of_the_contract_is_narrowed(served: dict[str, Any], method: str
     assert narrowings(CONTRACT, served, method=method, path=path) == []
 
 
+def test_that_chats_are_streamed_is_told(served: dict[str, Any]) -> None:
+    told = served["paths"]["/v1/instances/{instance_id}/chat"]["post"]["responses"]["200"]["content"]
+
+    assert told == {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}}
+
+
 def test_no_bound_that_is_kept_and_not_served_is_changed_unseen() -> None:
     assert unserved_bounds(CONTRACT, every_operation()) == UNSERVED_BOUNDS
 
