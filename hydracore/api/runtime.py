@@ -10,7 +10,7 @@ from events.failures import describe
 from events.lifecycle import RUNNING
 from events.state import Instance
 from events.store import EventStore
-from hydracore.agent.messages import AgentStatus, Heartbeat, Ignored
+from hydracore.agent.messages import AgentStatus, Heartbeat, Ignored, ReportedError
 from hydracore.api import schemas as s
 from hydracore.api.agent_link import address_of
 from hydracore.vps import VpsClient, VpsError
@@ -18,6 +18,9 @@ from projections.queries import ReportRow
 
 #: How long an agent may take to answer before its last heartbeat is shown instead.
 ASK_TIMEOUT_S: Final = 1.5
+
+#: What an agent complains of that another configuration may mend.
+_OF_CONFIGURATION: Final = frozenset({"config_invalid", "integration_failed", "memory_failed", "telegram_failed"})
 
 _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
 
@@ -38,7 +41,7 @@ class RuntimeReader:
         beat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
         status = await self._ask(state)
         seen = status if status is not None else beat
-        error = seen.error if seen is not None else None
+        error = status.error if status is not None else _still_true(beat, config_version=state.config.version)
         if report.error_code is not None:
             error_code, error_message = report.error_code, describe(report.error_code)
         else:
@@ -85,6 +88,14 @@ class RuntimeReader:
         except VpsError:
             # It shows in health_failures, and as a change of health once it lasts.
             return None
+
+
+def _still_true(beat: Heartbeat | None, *, config_version: int) -> ReportedError | None:
+    """What the last heartbeat complained of, but for what the configuration may have been mended of since."""
+    if beat is None or beat.error is None:
+        return None
+    is_outdated = beat.config_version is not None and beat.config_version < config_version
+    return None if is_outdated and beat.error.code in _OF_CONFIGURATION else beat.error
 
 
 def _shown(ignored: tuple[Ignored, ...]) -> list[s.IgnoredPart]:

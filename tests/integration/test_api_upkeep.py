@@ -250,6 +250,30 @@ async def test_a_heartbeat_is_answered_with_the_version_that_is_wanted(unreachab
     assert (runtime["skills_loaded"], runtime["connections"]) == (["notes"], {})
 
 
+@pytest.mark.parametrize(
+    ("code", "told"), [("telegram_failed", ["telegram_failed", None]), ("store_broke", ["store_broke", "store_broke"])]
+)
+async def test_what_an_agent_that_is_away_said_of_a_former_configuration_is_not_told_of_the_present_one(
+    unreachable: Used, code: str, told: list[str | None]
+) -> None:
+    beat = {
+        "boot_id": str(uuid4()),
+        "uptime_seconds": 5,
+        "active_connections": 0,
+        "versions": {"agent": "1"},
+        "skills_loaded": [],
+        "config_version": 1,
+        "error": {"code": code, "message": "Trouble"},
+    }
+    await unreachable.agent_says("heartbeat", beat)
+
+    before = (await unreachable.ask("GET", "/runtime")).json()
+    await unreachable.ask("POST", "/config", {"agent_name": "Ada"})
+    after = (await unreachable.ask("GET", "/runtime")).json()
+
+    assert [before["error_code"], after["error_code"]] == told
+
+
 async def test_during_a_rotation_the_agent_is_asked_by_the_key_that_it_knows(used: Used) -> None:
     await rotate(used, admin(used.api))
 
