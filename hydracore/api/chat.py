@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import aclosing, contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -23,12 +23,12 @@ from hydracore.api.access import is_owner
 from hydracore.api.agent_link import Address, code_of, plainly, require_address, told
 from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
-from hydracore.api.chat_stream import Trouble, broken_off, whole_events
+from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
 from hydracore.api.consent import record_access
 from hydracore.api.errors import AgentBusy, BudgetSpent
 from hydracore.api.model_choice import day_of, model_choice
 from hydracore.api.operations import Answer, operation
-from hydracore.api.silence import PING, EventStream, outcome
+from hydracore.api.silence import EventStream, keep_looking, outcome
 from hydracore.api.validation import Header, Incoming, RawHeaders
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
@@ -125,37 +125,32 @@ class Chats:
             asking = self._vps.chat(
                 question.body, **question.address, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
-            answer = await outcome(asking, on_silence=partial(self._look_after, question))
+            answer = await outcome(asking, watch=keep_looking(partial(self._look_after, question)))
         await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
 
     async def _pass_on_stream(self, question: _Question, _: Scope, __: Receive, send: Send) -> None:
         stream = EventStream(send)
-
-        async def look_and_ping() -> None:
-            await self._look_after(question)
-            await stream.write(PING)
-
         with self._counted(question):
-            async with aclosing(self._events(question)) as events:
-                try:
-                    while (event := await outcome(anext(events, None), on_silence=look_and_ping)) is not None:
-                        await stream.write(event)
-                except VpsError as error:
-                    # A refusal is answered as such as long as it can be.
-                    if not stream.is_open:
-                        raise told(error) from error
+            try:
+                watch = stream.keep_open(partial(self._look_after, question))
+                await outcome(self._pass_on_events(question, stream), watch=watch)
+            except VpsError as error:
+                # A refusal is answered as such as long as it can be.
+                if not stream.is_open:
+                    raise told(error) from error
+                if not has_ending(stream.last):
                     trouble = Trouble(code_of(error), str(told(error)))
                     await stream.write(broken_off(trouble, cause=str(error)))
-            await stream.close()
+        await stream.close()
 
-    async def _events(self, question: _Question) -> AsyncGenerator[bytes]:
-        """Raises `VpsError` before the first one alone."""
-        stream = self._vps.chat_stream(
+    async def _pass_on_events(self, question: _Question, stream: EventStream) -> None:
+        """Raises `VpsError` where there is no answer; one that has begun gets an ending in any case."""
+        answer = self._vps.chat_stream(
             question.body, **question.address, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
-        async with stream as chunks, aclosing(whole_events(chunks)) as events:
+        async with answer as chunks, aclosing(whole_events(chunks)) as events:
             async for event in events:
-                yield event
+                await stream.write(event)
 
     async def _look_after(self, question: _Question) -> None:
         """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""

@@ -40,7 +40,7 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         async for chunk in chunks:
             whole, end, rest = (rest + chunk).rpartition(_END_OF_EVENT)
             if end:
-                has_ended = has_ended or any(ending in b"\n" + whole + b"\n" for ending in _ENDINGS)
+                has_ended = has_ended or has_ending(whole)
                 yield whole + end
             elif len(rest) > EVENT_BYTES_MAX:
                 trouble = Trouble("agent_failed", "The agent sent something that is no event")
@@ -51,6 +51,10 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         trouble, cause = Trouble("agent_failed", UNREACHABLE), str(error)
     if not has_ended:
         yield broken_off(trouble, cause=cause)
+
+
+def has_ending(events: bytes) -> bool:
+    return any(ending in b"\n" + events + b"\n" for ending in _ENDINGS)
 
 
 def broken_off(trouble: Trouble, *, cause: str | None) -> bytes:

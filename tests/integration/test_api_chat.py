@@ -198,6 +198,22 @@ async def test_an_agent_that_freezes_within_a_stream_ends_it_with_an_error_event
     assert ending(rest)["code"] == "agent_timeout"
 
 
+async def test_an_agent_that_freezes_behind_its_ending_has_said_all(
+    used: Used, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.1)
+    monkeypatch.setattr("hydracore.api.chat.LOOK_TIMEOUT_S", 0.2)
+    used.agent.stream = (*STREAM, asyncio.Event())
+
+    async with used.stream() as answer:
+        chunks = answer.aiter_raw()
+        first = await anext(chunks)
+        used.agent.may_answer.clear()
+        said = first + b"".join([chunk async for chunk in chunks])
+
+    assert said.replace(b": ping\n\n", b"") == b"".join(STREAM)
+
+
 async def test_an_agent_that_works_is_waited_for_however_silent_it_is(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
