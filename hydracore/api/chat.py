@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
@@ -32,7 +32,7 @@ from hydracore.api.silence import EventStream, keep_looking, outcome
 from hydracore.api.validation import Header, Incoming, RawHeaders
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
-from hydracore.vps import VpsClient, VpsError, VpsTimeout
+from hydracore.vps import VpsBadAnswer, VpsClient, VpsError, VpsUnreachable
 from projections.usage_queries import spent
 
 Json = dict[str, Any]
@@ -46,8 +46,8 @@ IDLE_TIMEOUT_S: Final = 315.0
 #: its chats are given up: its limits are no use then.
 LOOK_TIMEOUT_S: Final = 15.0
 
-#: Chats of one instance that one process has open: what an agent takes at once by itself, so that it is one that answers
-#: nothing who is kept from taking the connections of all others.
+#: Chats of one instance that one process has open. An agent that works refuses more by itself; one that answers nothing would
+#: take the connections of all others.
 CHATS_MAX: Final = 300
 
 #: The longest message with each character as two escaped halves, which some JSON writers make of every emoji.
@@ -154,12 +154,8 @@ class Chats:
 
     async def _look_after(self, question: _Question) -> None:
         """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""
-        try:
+        with suppress(VpsUnreachable, VpsBadAnswer):
             await self._vps.status(**question.address, timeout_s=LOOK_TIMEOUT_S)
-        except VpsTimeout:
-            raise
-        except VpsError:
-            pass
 
     @contextmanager
     def _counted(self, question: _Question) -> Generator[None]:

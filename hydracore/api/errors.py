@@ -131,7 +131,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning("agent_did_not_serve", status=error.status, reason=str(error), cause=_cause(error))
+            _log.warning("agent_did_not_serve", status=int(error.status), reason=str(error), cause=_cause(error))
         return Failure(error.status, {"detail": str(error)}, error.headers)
     if isinstance(error, e.EventsError):
         return _failure_of_write_side(error)
