@@ -38,7 +38,7 @@ STOP_MS_MAX = 8_000
 RELAY_POOL_SIZE = 4
 
 #: How long a follower lets the log grow between two looks, so that each takes a batch. So far is it behind at least.
-FOLLOW_S = 0.01
+FOLLOW_S = 0.005
 
 #: Pause of a follower that cannot go on, before it tries, and complains, again.
 RECOVER_S = 30.0
