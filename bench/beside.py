@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable
@@ -31,6 +32,10 @@ ROUNDS: Final = 2
 #: How long writers are measured alone, before and after each command.
 ALONE_S: Final = 4.0
 WARM_S: Final = 2.0
+#: How long a command is watched: the log grows all the while, and whoever gives way to its writers is at it for minutes.
+RUN_S_MAX: Final = 12.0
+#: What a command ends with that was done, or interrupted.
+ENDED: Final = frozenset({0, 130, -signal.SIGINT})
 #: Writers may lose a fifth.
 KEPT_MIN: Final = 0.8
 
@@ -87,8 +92,11 @@ async def _run(url: str, command: list[str]) -> None:
     process = await asyncio.create_subprocess_exec(
         *program, cwd=REPOSITORY, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    told, _ = await process.communicate()
-    if process.returncode != 0:
+    telling = asyncio.ensure_future(process.communicate())
+    if not (await asyncio.wait({telling}, timeout=RUN_S_MAX))[0]:
+        process.send_signal(signal.SIGINT)
+    told, _ = await telling
+    if process.returncode not in ENDED:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {told.decode()}")
 
 
