@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ MEASUREMENTS: dict[str, Callable[[Services], Awaitable[Measured]]] = {
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(names: tuple[str, ...], json_file: Path | None) -> None:
     """Measure HydraCore against the usual stack (all of it, or only NAMES)."""
+    # Ended in whatever way, nothing that was started stays: `timeout` sends this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = asyncio.run(_measure(names or tuple(MEASUREMENTS)))
     show(results)
     if json_file is not None:
