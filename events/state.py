@@ -174,8 +174,3 @@ class Instance(msgspec.Struct, kw_only=True):
         """The step of a teardown that comes next, or None after the last one."""
         done = len(self.teardown_done)
         return TEARDOWN_STEPS[done] if done < len(TEARDOWN_STEPS) else None
-
-
-def provider_key(attempt: Attempt) -> str | None:
-    """What makes a server unique across providers: `provider/server_id`."""
-    return None if attempt.server_id is None else f"{attempt.provider}/{attempt.server_id}"

@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple
 
-import msgspec
 import psycopg
 import structlog
 from litestar.exceptions import HTTPException
@@ -190,7 +189,3 @@ def _phrase(error: HTTPException) -> str:
 
 def _encoded(headers: Mapping[str, Any] | None) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.lower().encode(), str(value).encode()) for name, value in (headers or {}).items())
-
-
-def encoded_body(failure: Failure) -> bytes:
-    return msgspec.json.encode(failure.body)
