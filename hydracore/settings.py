@@ -14,6 +14,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX
+
 PREFIX: Final = "HYDRACORE_"
 
 #: The catalogue of regions, tiers and presets that comes with the package.
@@ -59,6 +61,15 @@ SshPublicKey = Annotated[str, Meta(pattern=r"^(ssh|ecdsa|sk)-\S+ \S+", descripti
 Host = Annotated[str, Meta(min_length=1, max_length=253, description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
+#: Agents refuse to report less often.
+HeartbeatInterval = Annotated[
+    float,
+    Meta(
+        gt=0,
+        le=HEARTBEAT_INTERVAL_S_MAX,
+        description=f"a number of seconds above 0, at most {HEARTBEAT_INTERVAL_S_MAX}",
+    ),
+]
 Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
 RequestsPerMinute = Annotated[
     int, Meta(ge=0, le=10_000_000, description="a whole number from 0 (no limit) to 10000000")
@@ -105,7 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: One call to a provider.
     provider_timeout_s: Seconds = 10
     #: How often an agent reports, and when its silence counts as late and as lost.
-    heartbeat_interval_s: Seconds = 15
+    heartbeat_interval_s: HeartbeatInterval = 15
     heartbeat_late_s: Seconds = 45
     heartbeat_lost_s: Seconds = 90
     #: How often providers and log are compared, and how old a stray server must be to be removed.

@@ -43,15 +43,18 @@ DISPLAY_NAME = "Ann Annason the First"
 #: Times that a test waits for are short; what would come by the clock and disturb a test is put off for a week.
 SETTINGS = {
     "provider_timeout_s": "3",
-    "heartbeat_interval_s": "0.3",
-    "heartbeat_late_s": "1",
-    "heartbeat_lost_s": "4",
+    "heartbeat_interval_s": "3600",
+    "heartbeat_late_s": "172800",
+    "heartbeat_lost_s": "604800",
     "orphan_grace_s": "0.5",
     "teardown_alarm_s": "1",
     "sweep_interval_s": "604800",
     "address_quarantine_s": "1",
     "worker_threads": "8",
 }
+
+#: Agents that report often, and are soon missed. All that are left over from earlier tests would.
+BRISK = {"heartbeat_interval_s": "0.3", "heartbeat_late_s": "1", "heartbeat_lost_s": "4"}
 
 #: Between two looks at a part that has to work for its answer.
 ASK_AGAIN_S = 0.1
@@ -140,6 +143,20 @@ class Stack(Records):
         """A fresh worker, with these settings changed, in place of the one that is killed here, if it is not dead yet."""
         self.worker.kill()
         self.worker.start(**settings)
+
+    @asynccontextmanager
+    async def restarted(self, **settings: str) -> AsyncGenerator[None]:
+        """Meanwhile API, relay and worker run with these settings changed. Those who come after start them anew."""
+        parts = (self.api, self.relay, self.worker)
+        for each in parts:
+            each.kill()
+            each.start(**settings)
+        try:
+            await self.start(boot="inline")
+            yield
+        finally:
+            for each in parts:
+                each.kill()
 
     def environ(self, **settings: str) -> dict[str, str]:
         """What the processes are given, with these settings changed."""

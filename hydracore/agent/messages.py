@@ -5,7 +5,7 @@ Structs that carry a secret hide it from `repr`, so that neither a log line nor 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 from uuid import UUID
 
 import msgspec
@@ -21,6 +21,9 @@ Channel = Literal["api", "telegram"]
 
 #: A token that goes into an HTTP header: printable ASCII without blanks, so that it can neither break nor split one.
 HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length=4096)]
+
+#: How far apart an agent lets itself be told to report.
+HEARTBEAT_INTERVAL_S_MAX: Final = 3_600
 
 
 class PublicKeys(msgspec.Struct, frozen=True):
@@ -70,7 +73,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     agent_key: HeaderToken
     control_token: HeaderToken
     listen: Listen
-    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, le=HEARTBEAT_INTERVAL_S_MAX)]
     config_version: Annotated[int, msgspec.Meta(ge=0)]
     runtime: dict[str, Any]
 

@@ -39,6 +39,8 @@ INITDB_OPTIONS: Final = (
     "--locale=C",
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
+    # Iterations make guessing slow. This password is random and cannot be guessed, and they take 3 ms of each new connection.
+    "--set=scram_iterations=1",
     "--no-instructions",
 )
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from events.state import ATTEMPTS_MAX
-from tests.stack import Stack
+from tests.stack import BRISK, Stack
 from workers.broker import OBSERVE_ACTIONS
 
 
@@ -194,19 +194,21 @@ async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stac
 
 
 async def test_a_silent_agent_is_late_then_unreachable_and_healthy_once_it_is_back(stack: Stack) -> None:
-    instance_id = await stack.running()
-    server_id = stack.known_server(instance_id)
+    async with stack.restarted(**BRISK):
+        instance_id = await stack.running()
+        server_id = stack.known_server(instance_id)
 
-    async def is_(health: str) -> bool:
-        return (await stack.detail(instance_id))["health_status"] == health
+        async def is_(health: str) -> bool:
+            return (await stack.detail(instance_id))["health_status"] == health
 
-    stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/kill")
-    await stack.until(lambda: is_("late"))
-    await stack.until(lambda: is_("unreachable"))
-    stack.cloudsim.call("POST", f"/v1/servers/{server_id}/actions/reboot")
-    await stack.until(lambda: is_("healthy"))
+        stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/kill")
+        await stack.until(lambda: is_("late"))
+        await stack.until(lambda: is_("unreachable"))
+        stack.cloudsim.call("POST", f"/v1/servers/{server_id}/actions/reboot")
+        await stack.until(lambda: is_("healthy"))
+        status = (await stack.detail(instance_id))["status"]
 
     changes = [event["health"] for event in stack.events(instance_id) if event["type"] == "health_changed"]
     came_back = changes.index("unreachable")
     assert changes[came_back - 1 : came_back + 2] == ["late", "unreachable", "healthy"]
-    assert (await stack.detail(instance_id))["status"] == "running"
+    assert status == "running"

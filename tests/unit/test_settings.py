@@ -129,6 +129,7 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("BOOT_TIMEOUT_S", "0"),
         ("BOOT_TIMEOUT_S", "nan"),
         ("BOOT_TIMEOUT_S", "inf"),
+        ("HEARTBEAT_INTERVAL_S", "3601"),
         ("PROVIDER_TIMEOUT_S", "10s"),
         ("WORKER_THREADS", "0"),
         ("WORKER_THREADS", "1.5"),
