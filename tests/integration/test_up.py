@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,17 @@ def up(home: Path) -> Generator[Callable[..., Up]]:
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
-    """Every living process whose command line names the home: the stores, cloudsim and its agents."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(home) in " ".join(process.cmdline()) and lives(process):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    """Every living process whose command line names the home: the stores, cloudsim and its agents. `info` has its name."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if str(home) in " ".join(process.info["cmdline"] or ()) and lives(process)
+    ]
+
+
+def stores_of(home: Path) -> list[psutil.Process]:
+    """PostgreSQL and Valkey, with their children."""
+    return [process for process in processes_of(home) if process.info["name"] in {"postgres", "valkey-server"}]
 
 
 def lives(process: psutil.Process) -> bool:
@@ -214,8 +217,8 @@ async def kill_everything(up: Up, home: Path) -> None:
     killed = up.dev()
     for pid in [pid for pids in killed["pids"].values() for pid in pids]:
         os.kill(pid, signal.SIGKILL)
-    for process in processes_of(home):
-        if process.name() in {"postgres", "valkey-server"}:
+    for process in stores_of(home):
+        with suppress(psutil.NoSuchProcess):  # A child of PostgreSQL's goes with it.
             process.kill()
 
     def back() -> bool:
@@ -250,7 +253,7 @@ async def test_stores_of_ones_own_replace_the_embedded_ones(
     dev = await one.ready()
 
     assert (dev["database_url"], dev["redis_url"]) == (database_url, redis_url)
-    assert not [each for each in processes_of(home) if each.name() in {"postgres", "valkey-server"}]
+    assert not stores_of(home)
     assert await status_of(f"{dev['url']}/v1/instances", **{"X-Api-Key": dev["api_key"]}) == 200
     one.stop()
 
