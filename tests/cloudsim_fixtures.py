@@ -133,9 +133,13 @@ class CloudsimProcess:
 
     def end(self, number: signal.Signals) -> int:
         """Send a signal that ends it; the exit code."""
+        self.send(number)
+        assert self._process is not None
+        return self._process.wait(STOP_S_MAX)
+
+    def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.signal(number)
-        return self._process.wait(STOP_S_MAX)
 
     def _answers(self) -> bool:
         assert self._process is not None

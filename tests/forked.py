@@ -12,16 +12,10 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-#: Imported once for each process of pytest. What starts threads must not be among them.
+#: Imported once for each process of pytest.
 PRELOADED: Final = [
     "__main__",  # or each fork would import pytest's, which does not look where it is
-    "tests.forked",
-    "hydracore.cli",
-    "hydracore.api.main",
-    "workers.main",
-    "hydracore.cloudsim.main",
-    "hydracore.agent.main",
-    "tests.chaos.logs_compared",
+    "tests.preloaded",
 ]
 
 _context = multiprocessing.get_context("forkserver")

@@ -30,7 +30,7 @@ class Program:
         if self._process is not None:
             self._process.kill()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.signal(number)
 

@@ -7,6 +7,7 @@ tests are about the control plane; nothing happens in it by the clock but what a
 import asyncio
 import itertools
 import os
+import signal
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
@@ -180,6 +181,18 @@ class Stack(Records):
         for each in (self.api, self.relay, self.worker):
             each.kill()
 
+    def freeze(self) -> None:
+        """Have everything stand still: between its tests it would look for work all the time."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for each in (self.api, self.relay, self.worker, self.cloudsim):
+            if each.is_alive:
+                each.send(number)
+
     def close(self) -> None:
         self.kill()
         self._client.close()
@@ -285,12 +298,15 @@ def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathF
         asyncio.run(audit(stack.database_url))
         assert_no_secret_leaked(stack)
     finally:
+        stack.thaw()
         stack.close()
     services.drop_database(name)
 
 
 @pytest.fixture(name="stack")
-async def stack_fixture(session_stack: Stack) -> Stack:
+async def stack_fixture(session_stack: Stack) -> AsyncGenerator[Stack]:
     """A whole stack. A test may kill any process of it, and starts again what its later tests would have to wait for."""
+    session_stack.thaw()
     await session_stack.restore()
-    return session_stack
+    yield session_stack
+    session_stack.freeze()

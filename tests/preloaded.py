@@ -1,0 +1,14 @@
+"""What each process of the tests would have to import, imported before it is forked. What starts threads must not be here."""
+
+# ruff: noqa: F401
+import hydracore.agent.main
+import hydracore.api.main
+import hydracore.cli
+import hydracore.cloudsim.main
+import tests.chaos.logs_compared
+import tests.forked
+import workers.main
+from hydracore.garbage import look_less_often
+
+# Each process looks for garbage once, in what it has made itself: not in all this, which looking would also have it copy.
+look_less_often()
