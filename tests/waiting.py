@@ -10,6 +10,9 @@ POLL_S = 0.02
 POLL_PER_S = 0.1
 POLL_S_MAX = 0.25
 
+#: What a writer in the background leaves between two writes: a log that grows is wanted, and no long one.
+BETWEEN_WRITES_S = 0.005
+
 #: Whatever a test waits for has happened by then, also on a machine that is busy with other tests.
 PATIENCE_S = 60.0
 

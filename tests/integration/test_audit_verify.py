@@ -21,7 +21,7 @@ from hydracore.audit.sealing import Sealer
 from hydracore.audit.verifying import Progress, Request, verify
 from tests.audit_log import SEAL_KEY, Forger, Log, run, sealed_log
 from tests.requests_to_log import requested
-from tests.waiting import until
+from tests.waiting import BETWEEN_WRITES_S, until
 
 WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'event'::regclass"
 FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
@@ -208,9 +208,10 @@ async def test_a_log_in_use_is_verified_while_it_grows(log: Log) -> None:
             await log.name(writer % 3, f"name {writer} {number}")
             if number % 10 == 0:
                 await log.sealer.seal()
+            await asyncio.sleep(BETWEEN_WRITES_S)
 
     writers = [asyncio.create_task(write(number)) for number in range(4)]
-    request = Request(conninfo=log.url, seals=log.file)
+    request = Request(conninfo=log.url, seals=log.file, full_speed=True)
     reports = [await asyncio.to_thread(verify, request, Progress()) for _ in range(2)]
     stop.set()
     await asyncio.gather(*writers)

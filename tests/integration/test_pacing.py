@@ -20,6 +20,7 @@ from projections.folding import _fold_some
 from projections.instance import InstanceProjection
 from tests.audit_log import Log, sealed_log
 from tests.requests_to_log import requested
+from tests.waiting import BETWEEN_WRITES_S
 
 
 class Time:
@@ -121,6 +122,7 @@ async def test_verification_and_export_rest_while_somebody_writes_and_only_then(
         while not stop.is_set():
             number += 1
             await requested(log.store, key=f"{number}")
+            await asyncio.sleep(BETWEEN_WRITES_S)
 
     writing = asyncio.create_task(write())
     await asyncio.to_thread(until_it_rests, verified)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import UUID
@@ -30,6 +31,7 @@ from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
+from tests.waiting import BETWEEN_WRITES_S
 
 SHAPE = """
 SELECT c.relname, coalesce(array_to_string(c.reloptions, ','), ''), pg_get_userbyid(c.relowner),
@@ -225,8 +227,9 @@ async def test_a_swap_broken_off_in_the_middle_of_a_copy_lets_go_and_can_be_made
             )
 
         async def write_on() -> None:
-            while True:
-                await store.execute(instance_id, lives.usage(await used(owner_conn) + 1), origin("agent:x"))
+            for number in itertools.count(await used(owner_conn) + 1):
+                await store.execute(instance_id, lives.usage(number), origin("agent:x"))
+                await asyncio.sleep(BETWEEN_WRITES_S)
 
         writing = asyncio.create_task(write_on())
         with pytest.raises(WritersNotStopped):
