@@ -8,7 +8,7 @@ table follows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import psycopg
@@ -16,7 +16,7 @@ import structlog
 from psycopg import AsyncConnection, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool
 
-from events.errors import LogCorrupted
+from events.errors import LogCorrupted, StoreUnavailable
 from events.patience import patiently
 from events.sql import Statements
 from projections.fact import Fact, Place, Position, Reader, Skipped, read_facts, read_skipped
@@ -67,6 +67,10 @@ class _Reached(NamedTuple):
     error: str | None
 
 
+_Take = Callable[[AsyncConnection, str, list[Position], Skipped, dict[int, str]], Awaitable[list[Position]]]
+"""Has a projection take positions of its lanes; what it took, and which lanes are to be parked with what error."""
+
+
 class Follower:
     """Follows with all of `projections` at once."""
 
@@ -87,12 +91,27 @@ class Follower:
         """
         taken, more = 0, True
         while more:
-            count, more = await patiently(self._pool, self._step)
+            try:
+                count, more = await patiently(self._pool, self._step)
+            except (StoreUnavailable, LogCorrupted, psycopg.OperationalError, psycopg.InterfaceError):
+                raise
+            except Exception:  # noqa: BLE001 - it comes again where each projection has a savepoint, and is told of there
+                count, more = await patiently(self._pool, self._step_apart)
             taken += count
         return taken
 
     async def _step(self, connection: AsyncConnection) -> tuple[int, bool]:
-        """One batch of the lanes that have something new; how many events were taken, and whether a lane may have more."""
+        """One batch of the lanes that have something new; how many events were taken, and whether a lane may have more.
+
+        What one projection trips over undoes all of it.
+        """
+        return await self._take_batch(connection, self._take)
+
+    async def _step_apart(self, connection: AsyncConnection) -> tuple[int, bool]:
+        """As `_step`, with a savepoint for each projection: what one trips over is its own affair, and parks its lane."""
+        return await self._take_batch(connection, self._take_what_can_be)
+
+    async def _take_batch(self, connection: AsyncConnection, take: _Take) -> tuple[int, bool]:
         # In a pipeline, what needs no answer travels with what does: a step waits for the server half as often.
         async with connection.pipeline() as pipeline, connection.transaction():
             await connection.execute(_UNSYNCED)
@@ -109,7 +128,11 @@ class Follower:
             found = await read_facts(connection, places, readers, limit=limit)
             reached: list[_Reached] = []
             for name, of_one in leases.items():
-                reached += await self._apply(connection, name, {place: found[place] for place in of_one}, skipped)
+                parked: dict[int, str] = {}
+                positions = [position for place in of_one for position in found[place]]
+                taken = await take(connection, name, positions, skipped, parked)
+                last = {position.lane: position.seq for position in taken}
+                reached += [_Reached(name, lane, seq, last.get(lane, seq), parked.get(lane)) for lane, seq in of_one]
             await self._note(connection, pipeline, reached)
             full = any(len(found[one.lane, one.before]) >= limit for one in reached if one.error is None)
             return sum(one.after - one.before for one in reached), full
@@ -132,17 +155,22 @@ class Follower:
                 park = {"follower": one.name, "lane": one.lane, "pause_s": PARKED_S, "error": one.error}
                 await connection.execute(_PARK, park)
 
-    async def _apply(
-        self, connection: AsyncConnection, name: str, found: dict[Place, list[Position]], skipped: Skipped
-    ) -> list[_Reached]:
-        """Have one projection take what was found in its lanes."""
-        parked: dict[int, str] = {}
-        positions = [position for of_lane in found.values() for position in of_lane]
-        taken = await self._take(connection, name, positions, skipped, parked)
-        last = {position.lane: position.seq for position in taken}
-        return [_Reached(name, lane, seq, last.get(lane, seq), parked.get(lane)) for lane, seq in found]
-
     async def _take(
+        self,
+        connection: AsyncConnection,
+        name: str,
+        positions: list[Position],
+        skipped: Skipped,
+        _parked: dict[int, str],
+    ) -> list[Position]:
+        """Have one projection take all that was found in its lanes. Raises whatever it trips over."""
+        projection, reader = self._projections[name]
+        facts = reader.decode(positions, skipped)
+        if facts:
+            await projection.apply(connection, facts)
+        return positions
+
+    async def _take_what_can_be(
         self,
         connection: AsyncConnection,
         name: str,
@@ -157,12 +185,9 @@ class Follower:
         positions = [position for position in positions if position.lane not in parked]
         if not positions:
             return []
-        projection, reader = self._projections[name]
         try:
-            facts = reader.decode(positions, skipped)
-            if facts:
-                async with connection.transaction():
-                    await projection.apply(connection, facts)
+            async with connection.transaction():
+                return await self._take(connection, name, positions, skipped, parked)
         except (psycopg.OperationalError, psycopg.InterfaceError, LogCorrupted):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a projection trips over parks its lane, loudly
@@ -170,8 +195,6 @@ class Follower:
                 _log.exception("event_refused", follower=name)
                 parked[positions[0].lane] = type(error).__name__
                 return []
-        else:
-            return positions
         middle = len(positions) // 2
-        first = await self._take(connection, name, positions[:middle], skipped, parked)
-        return first + await self._take(connection, name, positions[middle:], skipped, parked)
+        first = await self._take_what_can_be(connection, name, positions[:middle], skipped, parked)
+        return first + await self._take_what_can_be(connection, name, positions[middle:], skipped, parked)

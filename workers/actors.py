@@ -1,4 +1,4 @@
-"""The actors: each takes an id, reads the log, and does what is owed. None takes a payload, none retries."""
+"""The actors: each takes ids, reads the log, and does what is owed. None takes a payload, none retries."""
 
 from __future__ import annotations
 
@@ -65,19 +65,23 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
         assert middleware.deps is not None, "the worker has booted"
         return middleware.deps
 
+    async def on_instances(work: Callable[[Deps, UUID], Awaitable[None]], texts: tuple[str, ...]) -> None:
+        # One that takes its time, or fails, is nothing to the others.
+        await asyncio.gather(*(on_instance(work, text) for text in texts))
+
     async def on_instance(work: Callable[[Deps, UUID], Awaitable[None]], text: str) -> None:
         try:
-            instance_id = UUID(text)
+            instance_id = UUID(str(text))
         except ValueError:
             _log.warning("hint_unreadable")
             return
         await _guarded(work(deps(), instance_id), instance_id=str(instance_id))
 
-    async def advance_actor(instance_id: str) -> None:
-        await on_instance(advance, instance_id)
+    async def advance_actor(*instance_ids: str) -> None:
+        await on_instances(advance, instance_ids)
 
-    async def check_health_actor(instance_id: str) -> None:
-        await on_instance(check_health, instance_id)
+    async def check_health_actor(*instance_ids: str) -> None:
+        await on_instances(check_health, instance_ids)
 
     async def observe_actor() -> None:
         await _guarded(observe_actions(deps()))

@@ -1,6 +1,6 @@
 # Dramatiq types its broker in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Dramatiq on Redis, as a bell: a message says "look at this instance" and nothing else.
+"""Dramatiq on Redis, as a bell: a message says "look at these instances" and nothing else.
 
 Messages are hints. Each may be lost, doubled or late; the log and the reconciler know what is owed. Hence no retries, no
 results, and a short life: a hint that nobody took is worth nothing, because a newer one has been sent.
@@ -79,6 +79,10 @@ class Bell:
     #: Hints in the queue beyond which no more are sent: workers are behind, and what is owed stays owed.
     BACKLOG_MAX = 10_000
 
+    #: Instances that one hint is about: a worker's thread sees to them side by side. Making and sending hints took a fifth of a
+    #: relay's CPU time when each was about one.
+    IDS_MAX = 8
+
     #: Hints that travel together: sent one by one, each would wait for Redis to have taken the one before.
     TOGETHER_MAX = 500
 
@@ -90,7 +94,8 @@ class Bell:
 
     def ring(self, actor: str, instance_ids: list[UUID]) -> bool:
         """Hint at each instance. False where the queue got full: some or all were not sent."""
-        return self._send([_message(actor, str(instance_id)) for instance_id in instance_ids])
+        ids = [str(instance_id) for instance_id in instance_ids]
+        return self._send([_message(actor, *ids[at : at + self.IDS_MAX]) for at in range(0, len(ids), self.IDS_MAX)])
 
     def ring_duty(self, actor: str) -> bool:
         """Hint at a duty that is nobody's in particular."""

@@ -86,7 +86,8 @@ class Relay:
 
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
-        async with connection.transaction():
+        # In a pipeline, what needs no answer travels with what does.
+        async with connection.pipeline(), connection.transaction():
             await connection.execute(_UNSYNCED)
             leased = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
             if not leased:
