@@ -99,6 +99,10 @@ class _Event(NamedTuple):
     recorded_at: bytes
 
 
+#: What is never null. Whoever takes the tables' constraints away can make it so.
+_COMMAND_FIELDS = tuple(name for name in _Command._fields if name not in {"causation_id", "request_hash", "result"})
+
+
 def examine(connection: Connection, lane: int, *, after: int, upto: int, start: Head) -> list[Finding]:
     """What is wrong in a lane between two numbers. `start`: where the verification began, which is taken as good."""
     between = {"lane": lane, "after": after, "upto": upto}
@@ -142,6 +146,11 @@ class _Place:
 
     def command(self, command: _Command, events: dict[int, _Event]) -> Iterator[Finding]:
         """A command, its events, and its link."""
+        if any(getattr(command, name) is None for name in _COMMAND_FIELDS):
+            what = f"Command {command.command_id} lacks what every command has"
+            yield self._finding("command_edited", what, command.first_seq)
+            self._link, self._seq = command.link or b"", max(self._seq, command.first_seq + (command.event_count or 0))
+            return
         first, last = command.first_seq, command.first_seq + command.event_count - 1
         found = [events.get(seq) for seq in range(first, min(last, first + FINDINGS_MAX) + 1)]
         for seq, event in enumerate(found, start=first):
@@ -150,7 +159,7 @@ class _Place:
                 yield self._finding("event_missing", what, seq)
             else:
                 yield from self._event(event, command)
-        present = [event.digest for event in found if event is not None]
+        present = [event.digest for event in found if event is not None and None not in event]
         if len(present) == command.event_count and digest_of(command, present) != command.digest:
             what = f"Command {command.command_id} was edited, or an event of it with its digest"
             yield self._finding("command_edited", what, first, last_seq=last)
@@ -159,6 +168,10 @@ class _Place:
         self._link, self._seq = command.link, max(self._seq, last + 1)
 
     def _event(self, event: _Event, command: _Command) -> Iterator[Finding]:
+        if None in event:
+            what = "It lacks what every event has"
+            yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
+            return
         for name in ("command_id", "stream_id", "tenant_id", "recorded_at"):
             if getattr(event, name) != getattr(command, name):
                 what = f"Its {name} is not that of the command at this number"

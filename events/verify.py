@@ -156,9 +156,9 @@ class Lane:
         self.learn(connection)
         while _turn(connection, {self.number: self}, {self.number: SEQ_MAX}):
             pass
-        lowest, highest = connection.execute(_BOUNDS, (self.number,)).fetchone() or (None, None)
+        lowest, highest = connection.execute(_BOUNDS, {"lane": self.number}).fetchone() or (None, None)
         if lowest is not None and lowest < 1:
-            self._find("event_extra", "The numbers of a lane begin at 1", seq=lowest)
+            self._find("event_extra", "The numbers of a lane begin at 1, of events and of commands", seq=lowest)
         if highest is not None and highest > self._at.seq:
             self._doubt(highest)
             self._at = Head(highest, self._at.link)

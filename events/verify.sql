@@ -7,7 +7,7 @@ SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_memoize'
 -- name: windows
 -- A row for each lane that has a command behind `after` and up to `upto`: the columns of its next commands, and of their events, each
 -- in one piece. Several lanes are read side by side because their events lie side by side: lane after lane, every page of the
--- table would be read again for every lane.
+-- table would be read again for every lane. Numbers that only a forger writes, and nulls, are no reason to fail here.
 COPY (
 SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tenants, c.names, c.actors, c.correlation_ids,
        c.causation_ids, c.request_hashes, c.results, c.links, c.digests, c.recorded,
@@ -19,7 +19,7 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
                       ORDER BY first_seq
                       LIMIT 1) w
  CROSS JOIN LATERAL (
-       SELECT array_agg(first_seq) AS first_seqs, array_agg(event_count) AS event_counts,
+       SELECT array_agg(first_seq) AS first_seqs, array_agg(coalesce(event_count, 0)) AS event_counts,
               string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
               string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
               string_agg(textsend(tenant_id), '\x00') AS tenants,
@@ -30,17 +30,18 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
               array_agg(json_send(result)) AS results, array_agg(link) AS links,
               string_agg(digest, int8send(32)) AS digests,
               string_agg(timestamptz_send(recorded_at), '') AS recorded,
-              min(first_seq) AS seq_min, max(first_seq + event_count) - 1 AS seq_max
+              min(first_seq) AS seq_min,
+              max(least(first_seq, 9223372036854775807 - greatest(event_count, 0)) - 1 + event_count) AS seq_max
          FROM (SELECT first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
                       request_hash, result, digest, link, recorded_at
                  FROM command
-                WHERE lane = l.lane AND first_seq >= w.first_seq AND first_seq < w.first_seq + %(window)s
-                  AND first_seq <= l.upto
+                WHERE lane = l.lane AND first_seq >= w.first_seq AND first_seq <= l.upto
+                  AND first_seq <= greatest(w.first_seq, least(w.first_seq, 9223372036854775807 - %(window)s) + %(window)s - 1)
                 ORDER BY first_seq) rows) c
  CROSS JOIN LATERAL (
        SELECT array_agg(seq) AS seqs, string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
-              array_agg(version) AS versions, string_agg(textsend(type), '\x00') AS types,
-              array_agg(schema_version) AS schema_versions, array_agg(payload) AS payloads,
+              array_agg(coalesce(version, 0)) AS versions, string_agg(textsend(type), '\x00') AS types,
+              array_agg(coalesce(schema_version, -1)) AS schema_versions, array_agg(payload) AS payloads,
               string_agg(digest, int8send(32)) AS digests,
               string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
               string_agg(textsend(tenant_id), '\x00') AS tenants,
@@ -55,7 +56,7 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
 SELECT head, link FROM lane_head WHERE lane = %s
 
 -- name: bounds
-SELECT min(seq), max(seq) FROM event WHERE lane = %s
+SELECT least((SELECT min(first_seq) FROM command WHERE lane = %(lane)s), min(seq)), max(seq) FROM event WHERE lane = %(lane)s
 
 -- name: streams
 SELECT uuid_send(stream_id), version FROM stream WHERE lane = %s ORDER BY stream_id
@@ -79,10 +80,11 @@ SELECT heads[%(lane)s + 1] AS head, substr(links, %(lane)s * 32 + 1, 32) AS link
  ORDER BY 1, 3
 
 -- name: strangers
--- Rows that are in no lane at all.
-SELECT 'event', lane, min(seq) FROM event WHERE lane < 0 OR lane > 63 GROUP BY lane
+-- Rows that are in no lane at all, or nowhere in theirs.
+SELECT 'event', lane, min(seq) FROM event WHERE lane < 0 OR lane > 63 OR lane IS NULL OR seq IS NULL GROUP BY lane
 UNION ALL
-SELECT 'command', lane, min(first_seq) FROM command WHERE lane < 0 OR lane > 63 GROUP BY lane
+SELECT 'command', lane, min(first_seq) FROM command
+ WHERE lane < 0 OR lane > 63 OR lane IS NULL OR first_seq IS NULL GROUP BY lane
 
 -- name: commands_between
 SELECT command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id, request_hash, result::text, first_seq,

@@ -61,7 +61,8 @@ class Window(NamedTuple):
 
     def stream_versions(self) -> Iterator[tuple[bytes, int]]:
         """The stream of each event, by the bytes of its id, and the version that it says."""
-        return zip(_pieces("16s8x", self.event_stream_ids + _ID), self.versions, strict=False)
+        streams = _pieces("16s8x", self.event_stream_ids + _ID) if self.event_stream_ids else ()
+        return zip(streams, self.versions, strict=False)
 
 
 #: The types of the columns, as COPY must be told them, behind the lane's.
@@ -91,8 +92,8 @@ def fits(window: Window, *, after: Head) -> bool:
             and _commands_fit(window)
             and _hashes(_link_frames(window, after)) == window.links
         )
-    except (error, OverflowError, ValueError):
-        return False  # Columns of different lengths, or numbers and times that the log never writes.
+    except (error, OverflowError, ValueError, TypeError):
+        return False  # Columns of different lengths, or nulls, numbers and times that the log never writes.
 
 
 def _hashes(frames: Iterable[bytes]) -> list[bytes]:

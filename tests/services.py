@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -52,15 +53,21 @@ class Services(msgspec.Struct, frozen=True):
 
     def create_database(self, name: str) -> str:
         """A fresh, migrated database; its URL."""
-        with psycopg.connect(self.postgres_url.format("postgres"), autocommit=True) as connection:
-            names = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
-            connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy").format(**names))
+        names = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
+        statement = sql.SQL("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy").format(**names)
+        _administer(self.postgres_url).execute(statement)
         return self.postgres_url.format(name)
 
     def drop_database(self, name: str) -> None:
         """Drop it, whoever is still connected."""
-        with psycopg.connect(self.postgres_url.format("postgres"), autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        _administer(self.postgres_url).execute(statement)
+
+
+@cache
+def _administer(postgres_url: str) -> psycopg.Connection:
+    """This process's connection for making and dropping databases."""
+    return psycopg.connect(postgres_url.format("postgres"), autocommit=True)
 
 
 class Guest:
@@ -79,6 +86,7 @@ class Guest:
 
     def leave(self) -> None:
         """Let go; the last guest waits until everything is stopped and deleted."""
+        _administer(self.services.postgres_url).close()
         self._door.shutdown(socket.SHUT_WR)
         with suppress(OSError):
             while self._door.recv(1):

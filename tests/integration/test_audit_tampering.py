@@ -129,6 +129,20 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
             [*swapped(EVENT, "seq", 9, 10), *swapped(COMMAND, "first_seq", 9, 10)],
             {("chain_broken", 9), ("chain_broken", 10), ("chain_broken", 11)},
         ),
+        # Numbers that no lane has, or ever will have.
+        ([COMMAND.format("first_seq = 0", 9)], {("event_extra", 0), ("event_extra", 9), ("chain_broken", 10)}),
+        (
+            [COMMAND.format("first_seq = -9223372036854775808", 9)],
+            {("event_extra", -(2**63)), ("event_extra", 9), ("chain_broken", 10)},
+        ),
+        (
+            [COMMAND.format("first_seq = 9223372036854775807, event_count = 2147483647", 12)],
+            {("event_extra", 12), ("rewritten", 9), ("stream_wrong", None)},
+        ),
+        (
+            [EVENT.format("seq = 9223372036854775807", 12)],
+            {("event_missing", 12), ("event_missing", 13), ("head_wrong", 13), ("stream_wrong", None)},
+        ),
         # What the log keeps about itself.
         (["UPDATE lane_head SET link = sha256('x') WHERE lane = 6"], {("head_wrong", 12)}),
         (["UPDATE lane_head SET head = 10 WHERE lane = 6"], {("head_wrong", 11)}),
@@ -142,6 +156,26 @@ def test_tampering_is_found_where_it_is(forger: Forger, statements: list[str], e
     assert places(find(forger)) == expected
 
 
+@pytest.mark.parametrize(
+    "column",
+    ["stream_id", "version", "tenant_id", "type", "schema_version", "payload", "digest", "command_id", "recorded_at"],
+)
+def test_an_event_that_lacks_something_is_found(forger: Forger, column: str) -> None:
+    forger.do(f"ALTER TABLE event ALTER {column} DROP NOT NULL", EVENT.format(f"{column} = NULL", 8))
+
+    assert ("event_edited", 8) in places(find(forger, replay=True))
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["stream_id", "tenant_id", "name", "actor", "correlation_id", "event_count", "digest", "link", "recorded_at"],
+)
+def test_a_command_that_lacks_something_is_found(forger: Forger, column: str) -> None:
+    forger.do(f"ALTER TABLE command ALTER {column} DROP NOT NULL", COMMAND.format(f"{column} = NULL", 8))
+
+    assert ("command_edited", 8) in places(find(forger, replay=True))
+
+
 @pytest.mark.parametrize("window", [1, 2, 5])
 def test_windows_may_end_anywhere_even_within_a_command(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
@@ -149,10 +183,12 @@ def test_windows_may_end_anywhere_even_within_a_command(
     monkeypatch.setattr(verify, "WINDOW", window)
     left_alone = find(forger, replay=True)
 
-    forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5))
+    forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5), DROP_EVENT.format(8), DROP_EVENT.format(9))
 
     assert left_alone == []
-    assert places(find(forger)) == {("event_edited", 7), ("event_missing", 5)}
+    missing = {("event_missing", seq) for seq in (5, 8, 9)}
+    # Where a window of its own is whole, it shows in the stream's next event, too.
+    assert places(find(forger)) - {("version_gap", 11), ("version_gap", 12)} == {("event_edited", 7), *missing}
 
 
 def edit_with_digest(forger: Forger) -> None:
