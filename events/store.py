@@ -17,7 +17,7 @@ from events.commands import AnyCommand, RequestInstance
 from events.committer import Committer
 from events.decide import decide
 from events.errors import LogCorrupted, NotFound, Rejected, RequestMismatch, VersionConflict
-from events.evolve import evolve
+from events.evolve import evolve_all
 from events.ids import lane_of
 from events.patience import patiently
 from events.record import Append, InlineProjection, Origin, Outcome, Recorded
@@ -114,8 +114,8 @@ class EventStore:
             if row.version != expected:
                 what = f"stream {stream_id} has {row.version} where {expected} must be"
                 raise LogCorrupted(lane_of(stream_id), 0, what)
-            event = read(row.payload, tag=row.type, schema_version=row.schema_version)
-            state = evolve(state, event, stream_id=stream_id)
+        events = [read(row.payload, tag=row.type, schema_version=row.schema_version) for row in rows]
+        state = evolve_all(state, events, stream_id=stream_id)
         if rows and state is not None:
             self._remember(state, digest=rows[-1].digest)
         return state
@@ -164,9 +164,7 @@ class EventStore:
         events = decide(state, command, stream_id=stream_id)
         if not events:
             return None
-        after = state
-        for event in events:
-            after = evolve(after, event, stream_id=stream_id)
+        after = evolve_all(state, events, stream_id=stream_id)
         assert after is not None
         remembered = self._states.get(stream_id)
         append = Append(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -17,7 +18,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import EventUnreadable, LogCorrupted
-from events.evolve import evolve
+from events.evolve import evolve, evolve_all
 from events.ids import lane_of
 from events.patience import patiently
 from events.sql import Statements
@@ -79,10 +80,22 @@ async def fold_on(
         parameters = {**stream(stream_id), "after": version_of(state), "upto": upto, "at": at, "limit": PAGE}
         page = await rows(pool, _TO_FOLD, parameters)
         for begin in range(0, len(page), TURN):
-            ((_, state),) = deque(folding(state, page[begin : begin + TURN], stream_id=stream_id), maxlen=1)
+            state = _folded(state, page[begin : begin + TURN], stream_id=stream_id)
             await asyncio.sleep(0)
         if len(page) < PAGE:
             return state
+
+
+def _folded(state: Instance | None, page: Sequence[Stored], *, stream_id: UUID) -> Instance | None:
+    """`state` after all events of `page`, at half the price of `folding`, which is asked where it is not that simple."""
+    version = version_of(state)
+    if all(found == due for due, (_, found, *_) in enumerate(page, version + 1)):
+        # Whatever breaks here breaks there, too, and is told with its place.
+        with suppress(Exception):
+            events = [read(payload, tag=tag, schema_version=number) for _, _, tag, number, payload in page]
+            return evolve_all(state, events, stream_id=stream_id)
+    ((_, last),) = deque(folding(state, page, stream_id=stream_id), maxlen=1)
+    return last
 
 
 def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) -> Iterator[tuple[AnyEvent, Instance]]:

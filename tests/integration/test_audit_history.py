@@ -101,17 +101,17 @@ async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, mo
     folded: list[object] = []
     seen: set[int] = set()
 
-    def evolve(*args: Any, **kwargs: Any) -> Any:
+    def read(*args: Any, **kwargs: Any) -> Any:
         folded.append(args)
-        return past_evolve(*args, **kwargs)
+        return past_read(*args, **kwargs)
 
     async def look() -> None:
         while True:
             seen.add(len(folded))
             await asyncio.sleep(0)
 
-    past_evolve = past.evolve
-    monkeypatch.setattr(past, "evolve", evolve)
+    past_read = past.read
+    monkeypatch.setattr(past, "read", read)
     monkeypatch.setattr(past, "TURN", 2)
     monkeypatch.setattr(history, "TURN", 2)
     looking = asyncio.create_task(look())
