@@ -114,31 +114,46 @@ def unmasked(value: Any, stored: Any) -> Any:
     """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
 
     Items of lists are told apart by their `id`, and where they have none by their place. Raises `MasksOutdated` where a mask
-    is of another secret, as it is when the secret was changed after it was shown: to keep the mask would lose the secret.
+    is of another secret, as it is when the secret was changed after it was shown: to keep the mask would lose the secret. So it
+    is where the secret's place is no secret's any more (a webhook that becomes something else): it would be stored in clear.
     """
     outdated: list[Path] = []
-    result = _unmasked(value, stored, (), outdated, secret=False)
+    result = _unmasked(value, stored, (), outdated, secret=False, was_secret=False)
     if outdated:
         raise MasksOutdated(tuple(outdated))
     return result
 
 
-def _unmasked(value: Any, stored: Any, path: Path, outdated: list[Path], *, secret: bool) -> Any:
+def _unmasked(value: Any, stored: Any, path: Path, outdated: list[Path], *, secret: bool, was_secret: bool) -> Any:
     if isinstance(value, dict):
         known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
         return {
-            name: _unmasked(item, known.get(name), (*path, name), outdated, secret=secret or _is_secret(name, value))
+            name: _unmasked(
+                item,
+                known.get(name),
+                (*path, name),
+                outdated,
+                secret=secret or _is_secret(name, value),
+                was_secret=was_secret or _is_secret(name, known),
+            )
             for name, item in cast("dict[str, Any]", value).items()
         }
     if isinstance(value, list | tuple):
         items = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
         return [
-            _unmasked(item, _counterpart(item, index, items), (*path, index), outdated, secret=secret)
+            _unmasked(
+                item,
+                _counterpart(item, index, items),
+                (*path, index),
+                outdated,
+                secret=secret,
+                was_secret=was_secret,
+            )
             for index, item in enumerate(cast("list[Any]", value))
         ]
-    if not secret or not isinstance(value, str) or not is_mask(value):
+    if not (secret or was_secret) or not isinstance(value, str) or not is_mask(value):
         return value
-    if isinstance(stored, str) and value == mask(stored):
+    if secret and isinstance(stored, str) and value == mask(stored):
         return stored
     outdated.append(path)
     return value

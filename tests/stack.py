@@ -54,7 +54,7 @@ SETTINGS = {
     "worker_threads": "8",
 }
 
-#: Agents that report often, and are soon missed. All that are left over from earlier tests would.
+#: Agents that report often, and are soon missed. For a stack of their own: whatever ran here before would go on reporting.
 BRISK = {"heartbeat_interval_s": "0.3", "heartbeat_late_s": "1", "heartbeat_lost_s": "4"}
 
 #: Between two looks at a part that has to work for its answer.

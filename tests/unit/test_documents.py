@@ -141,6 +141,15 @@ def test_a_mask_of_another_secret_is_never_taken_for_a_secret(patch: Any, paths:
     assert caught.value.paths == paths
 
 
+def test_a_mask_does_not_outlive_what_made_its_text_a_secret() -> None:
+    stored = [{"id": "a", "type": "webhook", "url": "https://hooks.example/abcdefgh"}]
+
+    with pytest.raises(MasksOutdated) as caught:
+        unmasked([masked(stored)[0] | {"type": "link"}], stored)
+
+    assert caught.value.paths == ((0, "url"),)
+
+
 @pytest.mark.parametrize(
     "patch",
     [{"telegram": {"name": mask(TOKEN)}}, {"telegram": mask(TOKEN)}, {"telegram": {"bot_token": "****zz"}}],
