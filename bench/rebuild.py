@@ -2,7 +2,7 @@
 
 `BENCH_EVENTS` in the environment sets the lengths, in millions of events about: `0.1,1` unless it says otherwise. What is beyond
 a million is copied from the first one within the database (`multiply_log`) and not compared with anybody: `0.1,1,10` takes some
-twenty minutes, and 10 GB of disk.
+twelve minutes, and 10 GB of disk.
 """
 
 from __future__ import annotations
