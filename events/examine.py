@@ -146,7 +146,7 @@ class _Place:
 
     def command(self, command: _Command, events: dict[int, _Event]) -> Iterator[Finding]:
         """A command, its events, and its link."""
-        if any(getattr(command, name) is None for name in _COMMAND_FIELDS):
+        if any(getattr(command, name) is None for name in _COMMAND_FIELDS) or command.event_count < 1:
             what = f"Command {command.command_id} lacks what every command has"
             yield self._finding("command_edited", what, command.first_seq)
             self._link, self._seq = command.link or b"", max(self._seq, command.first_seq + (command.event_count or 0))

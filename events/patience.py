@@ -23,6 +23,13 @@ _PAUSE_S = 0.1
 _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 
 
+def may_pass(error: psycopg.Error) -> bool:
+    """Whether the connection is the trouble and not the statement: tried again, it may succeed."""
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return error.sqlstate is None or error.sqlstate[:2] in _PASSING
+    return False
+
+
 async def patiently(
     pool: AsyncConnectionPool, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
 ) -> T:
@@ -42,7 +49,7 @@ async def patiently(
         except PoolClosed as error:
             raise StoreUnavailable("The database is not used any more; this process is stopping") from error
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-            if error.sqlstate is not None and error.sqlstate[:2] not in _PASSING:
+            if not may_pass(error):
                 raise
             if clock() > give_up_at:
                 raise StoreUnavailable("The database does not answer; try again later") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -57,6 +57,11 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
         return b"".join((_PURPOSE, _int8(self.number), _int8(sealed_us), self.previous, self.root))
 
     @property
+    def lacks_something(self) -> bool:
+        """Whether a column is null. Whoever takes the table's constraints away can make it so."""
+        return None in msgspec.structs.astuple(self) or None in cast("list[Any]", self.heads)
+
+    @property
     def digest(self) -> bytes:
         """What the next seal names as its predecessor."""
         return sha256(self.statement).digest()
@@ -84,6 +89,9 @@ def flaws_of(seal: Seal, *, previous: Seal | None, public_key: bytes | None) -> 
     `public_key`: the only one that may have signed it. None accepts any key, so that a seal proves no more than that
     nobody changed it without making it anew.
     """
+    if seal.lacks_something:
+        yield "it lacks what every seal has, or has a time that no calendar has"
+        return
     if public_key is not None and seal.public_key != public_key:
         yield "it was signed with another key"
     if not _is_signed(seal):
@@ -93,7 +101,7 @@ def flaws_of(seal: Seal, *, previous: Seal | None, public_key: bytes | None) -> 
         return
     if _root([seal.head(lane) for lane in range(LANES)]) != seal.root:
         yield "its heads and links are not those that were signed"
-    if previous is None:
+    if previous is None or previous.lacks_something:
         if seal.number == 1 and seal.previous != NOTHING_BEFORE:
             yield "it names a predecessor that never was"
         return

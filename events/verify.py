@@ -218,6 +218,8 @@ class Lane:
         row = connection.execute(_HEAD, (self.number,), binary=True).fetchone()
         if row is None:
             self._find("head_wrong", "The lane has no row in lane_head", seq=self._at.seq)
+        elif row[0] is None:
+            self._find("head_wrong", "lane_head does not say where the lane ends", seq=self._at.seq)
         elif row[0] != self._at.seq:
             what = f"lane_head says that the lane ends with {row[0]}, and its events end with {self._at.seq}"
             self._find("head_wrong", what, seq=min(row[0], self._at.seq) + 1, last_seq=max(row[0], self._at.seq))

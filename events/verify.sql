@@ -31,7 +31,9 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
               string_agg(digest, int8send(32)) AS digests,
               string_agg(timestamptz_send(recorded_at), '') AS recorded,
               min(first_seq) AS seq_min,
-              max(least(first_seq, 9223372036854775807 - greatest(event_count, 0)) - 1 + event_count) AS seq_max
+              -- A count that is no command's must not make all of a lane one window.
+              least(max(least(first_seq, 9223372036854775807 - greatest(event_count, 0)) - 1 + event_count),
+                    least(min(first_seq), 9223372036854775807 - 4 * %(window)s) + 4 * %(window)s) AS seq_max
          FROM (SELECT first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
                       request_hash, result, digest, link, recorded_at
                  FROM command
@@ -59,12 +61,12 @@ SELECT head, link FROM lane_head WHERE lane = %s
 SELECT least((SELECT min(first_seq) FROM command WHERE lane = %(lane)s), min(seq)), max(seq) FROM event WHERE lane = %(lane)s
 
 -- name: streams
-SELECT uuid_send(stream_id), version FROM stream WHERE lane = %s ORDER BY stream_id
+SELECT uuid_send(stream_id), version FROM stream WHERE lane = %s AND stream_id IS NOT NULL ORDER BY stream_id
 
 -- name: versions_at
 -- The version that each stream which moved after a number had reached by then.
 SELECT uuid_send(moved.stream_id), coalesce(before.version, 0)
-  FROM (SELECT DISTINCT stream_id FROM event WHERE lane = %(lane)s AND seq > %(after)s) moved
+  FROM (SELECT DISTINCT stream_id FROM event WHERE lane = %(lane)s AND seq > %(after)s AND stream_id IS NOT NULL) moved
   LEFT JOIN LATERAL (SELECT e.version
                        FROM event e
                       WHERE e.lane = %(lane)s AND e.stream_id = moved.stream_id AND e.seq <= %(after)s
@@ -85,6 +87,10 @@ SELECT 'event', lane, min(seq) FROM event WHERE lane < 0 OR lane > 63 OR lane IS
 UNION ALL
 SELECT 'command', lane, min(first_seq) FROM command
  WHERE lane < 0 OR lane > 63 OR lane IS NULL OR first_seq IS NULL GROUP BY lane
+UNION ALL
+SELECT 'stream', lane, NULL FROM stream WHERE lane < 0 OR lane > 63 OR lane IS NULL OR stream_id IS NULL GROUP BY lane
+UNION ALL
+SELECT 'lane_head', lane, NULL FROM lane_head WHERE lane < 0 OR lane > 63 OR lane IS NULL GROUP BY lane
 
 -- name: commands_between
 SELECT command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id, request_hash, result::text, first_seq,

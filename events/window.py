@@ -83,6 +83,9 @@ def fits(window: Window, *, after: Head) -> bool:
     count = len(window.seqs)
     if not count or window.seqs != list(range(after.seq + 1, after.seq + 1 + count)):
         return False
+    # A command without events would be an order that nobody can be shown the effect of.
+    if min(window.event_counts) < 1:
+        return False
     firsts = list(accumulate(window.event_counts, initial=after.seq + 1))
     if firsts.pop() != after.seq + 1 + count or firsts != window.first_seqs:
         return False

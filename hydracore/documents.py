@@ -113,30 +113,39 @@ def masked(value: Any) -> Any:
 def unmasked(value: Any, stored: Any) -> Any:
     """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
 
-    Items of lists are told apart by their `id`, and where they have none by their place. Raises `MasksOutdated` where a mask
-    is of another secret, as it is when the secret was changed after it was shown: to keep the mask would lose the secret. So it
-    is where the secret's place is no secret's any more (a webhook that becomes something else): it would be stored in clear.
+    `value` is a merge patch of `stored` or, where it is a list, takes its place. Items of lists are told apart by their `id`,
+    and where they have none by their place. Raises `MasksOutdated` where a mask is of another secret, as it is when the secret
+    was changed after it was shown: to keep the mask would lose the secret. So it does where the secret's place would be no
+    secret's any more (a webhook that becomes something else): it would be stored in clear.
     """
     outdated: list[Path] = []
-    result = _unmasked(value, stored, (), outdated, secret=False, was_secret=False)
+    result = _unmasked(value, stored, (), outdated, secret=False, was_secret=False, merging=True)
     if outdated:
         raise MasksOutdated(tuple(outdated))
     return result
 
 
-def _unmasked(value: Any, stored: Any, path: Path, outdated: list[Path], *, secret: bool, was_secret: bool) -> Any:
+def _unmasked(
+    value: Any, stored: Any, path: Path, outdated: list[Path], *, secret: bool, was_secret: bool, merging: bool
+) -> Any:
     if isinstance(value, dict):
+        given = cast("dict[str, Any]", value)
         known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
+        shape = known | given if merging else given
+        if not secret:
+            exposed = [name for name in known.keys() - given.keys() if _is_secret(name, known)]
+            outdated += [(*path, name) for name in exposed if merging and not _is_secret(name, shape)]
         return {
             name: _unmasked(
                 item,
                 known.get(name),
                 (*path, name),
                 outdated,
-                secret=secret or _is_secret(name, value),
+                secret=secret or _is_secret(name, shape),
                 was_secret=was_secret or _is_secret(name, known),
+                merging=merging,
             )
-            for name, item in cast("dict[str, Any]", value).items()
+            for name, item in given.items()
         }
     if isinstance(value, list | tuple):
         items = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
@@ -148,6 +157,7 @@ def _unmasked(value: Any, stored: Any, path: Path, outdated: list[Path], *, secr
                 outdated,
                 secret=secret,
                 was_secret=was_secret,
+                merging=False,
             )
             for index, item in enumerate(cast("list[Any]", value))
         ]

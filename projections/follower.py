@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, StoreUnavailable
-from events.patience import patiently
+from events.patience import may_pass, patiently
 from events.sql import Statements
 from projections.fact import Fact, Place, Position, Reader, Skipped, read_facts, read_skipped
 
@@ -93,9 +93,10 @@ class Follower:
         while more:
             try:
                 count, more = await patiently(self._pool, self._step)
-            except (StoreUnavailable, LogCorrupted, psycopg.OperationalError, psycopg.InterfaceError):
+            except (StoreUnavailable, LogCorrupted):
                 raise
-            except Exception:  # noqa: BLE001 - it comes again where each projection has a savepoint, and is told of there
+            except Exception as error:  # noqa: BLE001 - whose it is shows where each projection has a savepoint
+                _log.warning("projection_failed", error=type(error).__name__)
                 count, more = await patiently(self._pool, self._step_apart)
             taken += count
         return taken
@@ -188,9 +189,11 @@ class Follower:
         try:
             async with connection.transaction():
                 return await self._take(connection, name, positions, skipped, parked)
-        except (psycopg.OperationalError, psycopg.InterfaceError, LogCorrupted):
+        except LogCorrupted:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a projection trips over parks its lane, loudly
+        except Exception as error:
+            if isinstance(error, psycopg.Error) and may_pass(error):
+                raise
             if len(positions) == 1:
                 _log.exception("event_refused", follower=name)
                 parked[positions[0].lane] = type(error).__name__

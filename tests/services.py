@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -64,10 +63,16 @@ class Services(msgspec.Struct, frozen=True):
         _administer(self.postgres_url).execute(statement)
 
 
-@cache
+#: This process's connections for making and dropping databases, by the URL of the server.
+_administrators: dict[str, psycopg.Connection] = {}
+
+
 def _administer(postgres_url: str) -> psycopg.Connection:
-    """This process's connection for making and dropping databases."""
-    return psycopg.connect(postgres_url.format("postgres"), autocommit=True)
+    connection = _administrators.get(postgres_url)
+    if connection is None or connection.closed:
+        connection = psycopg.connect(postgres_url.format("postgres"), autocommit=True)
+        _administrators[postgres_url] = connection
+    return connection
 
 
 class Guest:
@@ -86,7 +91,8 @@ class Guest:
 
     def leave(self) -> None:
         """Let go; the last guest waits until everything is stopped and deleted."""
-        _administer(self.services.postgres_url).close()
+        if (administrator := _administrators.pop(self.services.postgres_url, None)) is not None:
+            administrator.close()
         self._door.shutdown(socket.SHUT_WR)
         with suppress(OSError):
             while self._door.recv(1):

@@ -65,6 +65,9 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
         assert middleware.deps is not None, "the worker has booted"
         return middleware.deps
 
+    #: A hint is about several instances, and still no more are advanced at a time than there are threads.
+    room = asyncio.Semaphore(middleware.settings.worker_threads)
+
     async def on_instances(work: Callable[[Deps, UUID], Awaitable[None]], texts: tuple[str, ...]) -> None:
         # One that takes its time, or fails, is nothing to the others.
         await asyncio.gather(*(on_instance(work, text) for text in texts))
@@ -75,7 +78,8 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
         except ValueError:
             _log.warning("hint_unreadable")
             return
-        await _guarded(work(deps(), instance_id), instance_id=str(instance_id))
+        async with room:
+            await _guarded(work(deps(), instance_id), instance_id=str(instance_id))
 
     async def advance_actor(*instance_ids: str) -> None:
         await on_instances(advance, instance_ids)

@@ -104,9 +104,9 @@ def verify(request: Request, progress: Progress) -> Report:
         sealed = _check_seals(connection, request, report)
         if request.since_seal and sealed.last is None:
             raise NoSeal
-        heads: dict[int, int] = dict(connection.execute(_HEADS).fetchall())
+        heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(_HEADS)}
         for table, lane, seq in connection.execute(_STRANGERS):
-            what = f"The table {table} has rows of lane {lane}, and there is no such lane"
+            what = f"The table {table} has rows of lane {lane} that have no place in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
     start = sealed.last if request.since_seal else None
     jobs = [

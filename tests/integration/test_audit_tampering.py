@@ -176,6 +176,23 @@ def test_a_command_that_lacks_something_is_found(forger: Forger, column: str) ->
     assert ("command_edited", 8) in places(find(forger, replay=True))
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"), [("0", "command_edited"), ("NULL", "command_edited"), ("2147483647", "event_missing")]
+)
+def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count: str, expected: str) -> None:
+    forger.do(
+        "ALTER TABLE command DROP CONSTRAINT command_event_count_check, ALTER event_count DROP NOT NULL",
+        "INSERT INTO command SELECT (made.row).* FROM (SELECT jsonb_populate_record(command, jsonb_build_object("
+        "'command_id', gen_random_uuid(), 'first_seq', 13, 'event_count', 0)) AS row"
+        " FROM command WHERE lane = 6 AND first_seq = 12) made",
+    )
+    forger.redo_command(13)
+    forger.redo_links()
+    forger.do(COMMAND.format(f"event_count = {count}", 13))
+
+    assert (expected, 13) in places(find(forger, sealed_upto=0))
+
+
 @pytest.mark.parametrize("window", [1, 2, 5])
 def test_windows_may_end_anywhere_even_within_a_command(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int

@@ -65,6 +65,39 @@ async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
         assert len(report["tables"]) == (0 if words == ("--no-replay",) else 3)
 
 
+@pytest.mark.parametrize(
+    ("statements", "kind"),
+    [
+        (["UPDATE seal SET sealed_at = 'infinity' WHERE number = 2"], "seal_flawed"),
+        (["UPDATE seal SET heads[3] = NULL WHERE number = 1"], "seal_flawed"),
+        (
+            ["ALTER TABLE seal ALTER root DROP NOT NULL", "UPDATE seal SET root = NULL WHERE number = 2"],
+            "seal_flawed",
+        ),
+        (
+            ["ALTER TABLE lane_head ALTER head DROP NOT NULL", "UPDATE lane_head SET head = NULL WHERE lane = 6"],
+            "head_wrong",
+        ),
+        (
+            [
+                "ALTER TABLE stream DROP CONSTRAINT stream_pkey, ALTER stream_id DROP NOT NULL",
+                "UPDATE stream SET stream_id = NULL WHERE lane = 6 AND version = 6",
+            ],
+            "stream_wrong",
+        ),
+    ],
+)
+async def test_what_lacks_something_is_found_and_hides_nothing_else(
+    log: Log, forger: Forger, statements: list[str], kind: str
+) -> None:
+    forger.do(FORGE.format(7), *statements)
+
+    status, findings = found(log)
+
+    assert status == 1
+    assert {kind, "event_edited"} <= {finding["kind"] for finding in findings}
+
+
 async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, forger: Forger) -> None:
     forger.do(FORGE.format(7), "UPDATE instance SET status = 'running' WHERE agent_name = 'second' AND attempt = 1")
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -137,27 +138,36 @@ async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_
 class Broken(UsageDaily):
     """Makes the database itself refuse one instance's events."""
 
-    def __init__(self, refused: UUID) -> None:
+    def __init__(self, refused: UUID, statement: str) -> None:
         self._refused = refused
+        self._statement = statement
 
     async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
         await super().apply(connection, facts)
         if any(fact.stream_id == self._refused for fact in facts):
-            await connection.execute("SELECT 1 / 0")
+            await connection.execute(self._statement.encode())
 
 
-async def test_a_projection_that_is_parked_stops_no_other(database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("SELECT 1 / 0", "DivisionByZero"),
+        # Such as a row that no index has room for: operational, and it fails the same way every time.
+        ("DO $$ BEGIN RAISE EXCEPTION 'too long' USING ERRCODE = '54000'; END $$", "ProgramLimitExceeded"),
+    ],
+)
+async def test_a_projection_that_is_parked_stops_no_other(database_url: str, statement: str, error: str) -> None:
     async with open_store(database_url) as (store, pool):
         ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
         for instance_id in ids:
             await record(store, instance_id, instance_id, 1, entry())
-        follower = Follower(pool, Broken(ids[0]), Fleet(), Activity())
+        follower = Follower(pool, Broken(ids[0], statement), Fleet(), Activity())
         await follower.enter()
 
         await follower.catch_up()
 
         parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
-        assert parked == {ids[0].bytes[15] & 63: "DivisionByZero"}
+        assert parked == {ids[0].bytes[15] & 63: error}
         for name in ("fleet", "activity"):
             assert set((await lanes(pool, name)).values()) == {(0, None)}
     for projection in (Fleet(), Activity()):

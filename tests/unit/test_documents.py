@@ -150,6 +150,17 @@ def test_a_mask_does_not_outlive_what_made_its_text_a_secret() -> None:
     assert caught.value.paths == ((0, "url"),)
 
 
+def test_a_patch_is_judged_by_what_it_makes_of_the_document() -> None:
+    hook = {"type": "webhook", "url": "https://hooks.example/abcdefgh"}
+
+    assert unmasked({"hook": {"url": mask(hook["url"])}}, {"hook": hook}) == {"hook": {"url": hook["url"]}}
+    assert unmasked({"hook": {"type": "link", "url": None}}, {"hook": hook}) == {"hook": {"type": "link", "url": None}}
+    for exposing in ({"type": "link"}, {"type": None}):
+        with pytest.raises(MasksOutdated) as caught:
+            unmasked({"hook": exposing}, {"hook": hook})
+        assert caught.value.paths == (("hook", "url"),)
+
+
 @pytest.mark.parametrize(
     "patch",
     [{"telegram": {"name": mask(TOKEN)}}, {"telegram": mask(TOKEN)}, {"telegram": {"bot_token": "****zz"}}],
