@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import msgspec
-from psycopg import AsyncConnection, IsolationLevel
+from psycopg import AsyncConnection, Error, IsolationLevel
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.sql import Statements
@@ -27,6 +27,7 @@ from projections.swap import Swapped, Unverified, swap
 
 _SQL = Statements("projections", "rebuild.sql")
 _TAKE_TURN = _SQL["take_turn"]
+_GIVE_TURN = _SQL["give_turn"]
 _WHOLE_TABLES = Statements("projections", "drift.sql")["whole_tables"]
 
 #: The swap is tried once no more than this many events are left to fold, or after so many steps towards it.
@@ -178,7 +179,13 @@ async def _turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]
         row = await (await connection.execute(_TAKE_TURN, (name,))).fetchone()
         if row != (True,):
             raise RebuildBusy(name)
-        yield connection
+        try:
+            yield connection
+        finally:
+            # A session that is closed goes a moment later, and whoever comes at once would be turned away by it. One that cannot
+            # be asked any more takes the lock with it.
+            with suppress(Error):
+                await connection.execute(_GIVE_TURN, (name,))
 
 
 async def _build(

@@ -23,7 +23,12 @@ from tests.audit_log import SEAL_KEY, Forger, Log, run, sealed_log
 from tests.requests_to_log import requested
 from tests.waiting import BETWEEN_WRITES_S, until
 
-WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'event'::regclass"
+WAITING = b"""
+SELECT count(*) > 0
+  FROM pg_locks
+ WHERE NOT granted AND relation = 'event'::regclass
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
 
 

@@ -279,7 +279,7 @@ async def until_it_waits(connection: AsyncConnection) -> None:
     """Until somebody waits for a lock that this connection holds."""
 
     async def somebody_waits() -> bool:
-        row = await (await connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")).fetchone()
-        return row is not None and row[0] > 0
+        waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return (await connection.execute(waits)).rowcount > 0
 
     await until(somebody_waits)

@@ -122,6 +122,13 @@ async def test_an_edited_row_is_told_of_and_never_swapped_away_unasked(
     assert (await compared(database_url, InstanceProjection())).drifted == 0
 
 
+TURNS = b"""
+SELECT count(*)
+  FROM pg_locks
+ WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
 async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came_since(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -140,6 +147,8 @@ async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came
             assert (report.generation, live.number) == (1, 1)
             assert (await compared(database_url, projection)).drifted == 0
             assert [one.number for one in await prune(database_url, projection.name)] == [2]
+            # What comes at once is not turned away by a session that is not quite gone.
+            assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
             with pytest.raises(NothingToRollBackTo):
                 await rollback(database_url, projection)
 

@@ -104,7 +104,7 @@ async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
     )
 
 
-WAITS = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ %s"
+WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ~ %s"
 IS_INDEXED = "SELECT FROM projection_generation WHERE name = 'instance' AND state = 'indexed' AND %s <> ''"
 
 #: Where a rebuild is held so that it can be killed there: the lock that it runs into, and what shows that it has.
@@ -159,4 +159,8 @@ async def start_rebuild(database_url: str) -> asyncio.subprocess.Process:
 
 
 async def session_gone(connection: psycopg.AsyncConnection) -> bool:
-    return not await found(connection, "SELECT FROM pg_stat_activity WHERE application_name = %s", "hydracore-rebuild")
+    return not await found(
+        connection,
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s",
+        "hydracore-rebuild",
+    )
