@@ -8,7 +8,8 @@ table follows.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import psycopg
@@ -67,10 +68,6 @@ class _Reached(NamedTuple):
     error: str | None
 
 
-_Take = Callable[[AsyncConnection, str, list[Position], Skipped, dict[int, str]], Awaitable[list[Position]]]
-"""Has a projection take positions of its lanes; what it took, and which lanes are to be parked with what error."""
-
-
 class Follower:
     """Follows with all of `projections` at once."""
 
@@ -97,22 +94,16 @@ class Follower:
                 raise
             except Exception as error:  # noqa: BLE001 - whose it is shows where each projection has a savepoint
                 _log.warning("projection_failed", error=type(error).__name__)
-                count, more = await patiently(self._pool, self._step_apart)
+                count, more = await patiently(self._pool, partial(self._step, apart=True))
             taken += count
         return taken
 
-    async def _step(self, connection: AsyncConnection) -> tuple[int, bool]:
+    async def _step(self, connection: AsyncConnection, *, apart: bool = False) -> tuple[int, bool]:
         """One batch of the lanes that have something new; how many events were taken, and whether a lane may have more.
 
-        What one projection trips over undoes all of it.
+        What one projection trips over undoes all of it, unless each is taken `apart`, behind a savepoint: then it is that one's
+        own affair, and parks its lane.
         """
-        return await self._take_batch(connection, self._take)
-
-    async def _step_apart(self, connection: AsyncConnection) -> tuple[int, bool]:
-        """As `_step`, with a savepoint for each projection: what one trips over is its own affair, and parks its lane."""
-        return await self._take_batch(connection, self._take_what_can_be)
-
-    async def _take_batch(self, connection: AsyncConnection, take: _Take) -> tuple[int, bool]:
         # In a pipeline, what needs no answer travels with what does: a step waits for the server half as often.
         async with connection.pipeline() as pipeline, connection.transaction():
             await connection.execute(_UNSYNCED)
@@ -131,7 +122,10 @@ class Follower:
             for name, of_one in leases.items():
                 parked: dict[int, str] = {}
                 positions = [position for place in of_one for position in found[place]]
-                taken = await take(connection, name, positions, skipped, parked)
+                if apart:
+                    taken = await self._take_what_can_be(connection, name, positions, skipped, parked)
+                else:
+                    taken = await self._take(connection, name, positions, skipped)
                 last = {position.lane: position.seq for position in taken}
                 reached += [_Reached(name, lane, seq, last.get(lane, seq), parked.get(lane)) for lane, seq in of_one]
             await self._note(connection, pipeline, reached)
@@ -157,12 +151,7 @@ class Follower:
                 await connection.execute(_PARK, park)
 
     async def _take(
-        self,
-        connection: AsyncConnection,
-        name: str,
-        positions: list[Position],
-        skipped: Skipped,
-        _parked: dict[int, str],
+        self, connection: AsyncConnection, name: str, positions: list[Position], skipped: Skipped
     ) -> list[Position]:
         """Have one projection take all that was found in its lanes. Raises whatever it trips over."""
         projection, reader = self._projections[name]
@@ -188,7 +177,7 @@ class Follower:
             return []
         try:
             async with connection.transaction():
-                return await self._take(connection, name, positions, skipped, parked)
+                return await self._take(connection, name, positions, skipped)
         except LogCorrupted:
             raise
         except Exception as error:
