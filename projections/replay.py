@@ -33,7 +33,7 @@ class Replay:
             self.provision_log += provision_log.rows_of(
                 (event,), stream_id=recorded.stream_id, lane=recorded.lane, version_before=recorded.version - 1
             )
-            for row in reservation.rows_of((event,), before=before, after=after, lane=recorded.lane):
+            for row in reservation.rows_of((event,), before=before, stream_id=recorded.stream_id, lane=recorded.lane):
                 self._reserve(row)
 
     @property

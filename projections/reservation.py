@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from events import types as e
-from events.evolve import evolve, evolve_all
 from events.record import Append
 from events.sql import Statements
 from events.state import Instance
@@ -17,52 +16,82 @@ from projections.tables import Row, Table
 from projections.versions import OneVersion
 
 
-def rows_of(
-    events: Sequence[e.AnyEvent], *, before: Instance | None, after: Instance, lane: int
-) -> list[dict[str, Any]]:
-    """The reservations that `events` take or release, between the states around them."""
-    rows: list[dict[str, Any]] = []
-    version = 0 if before is None else before.version
-    provider = None if before is None or before.attempt is None else before.attempt.provider
-    server_id = None if before is None or before.attempt is None else before.attempt.server_id
+class Taken(NamedTuple):
+    """A value that an instance takes or, where `reserved_ms` is None, gives back."""
 
-    def add(kind: str, value: str, *, reserved_ms: int | None = None, released_ms: int | None = None) -> None:
-        rows.append(
-            {
-                "lane": lane,
-                "id": after.id,
-                "version": version,
-                "kind": kind,
-                "value": value,
-                "reserved_at": moment(reserved_ms),
-                "released_at": moment(released_ms),
-            }
-        )
+    version: int
+    kind: str
+    value: str
+    reserved_ms: int | None
+    released_ms: int | None
 
-    for event in events:
-        version += 1
+
+class Holding:
+    """What an instance has of the things that must be unique, as far as its events have been followed."""
+
+    def __init__(self, state: Instance | None = None) -> None:
+        attempt = None if state is None else state.attempt
+        self._version = 0 if state is None else state.version
+        self._server = None if attempt is None else (attempt.provider, attempt.server_id)
+        self._addresses = None if state is None else (state.hostname, state.vpn_ip)
+
+    def follow(self, events: Iterable[e.AnyEvent]) -> Iterator[Taken]:
+        """What the instance's next events take and give back, in order."""
+        for version, event in enumerate(events, self._version + 1):
+            self._version = version
+            # Most events are of other types.
+            if type(event) in _TELLING:
+                yield from self._follow(version, event)
+
+    def _follow(self, version: int, event: e.AnyEvent) -> Iterator[Taken]:
         match event:
             case e.InstanceRequested():
                 key = idempotency_value(event.tenant_id, event.customer_id, event.idempotency_key)
-                add("idempotency_key", key, reserved_ms=event.at_ms)
+                yield Taken(version, "idempotency_key", key, event.at_ms, None)
             case e.PlacementChosen():
-                provider, server_id = event.provider, None
+                self._server = (event.provider, None)
             case e.AddressReserved():
-                add("hostname", event.hostname, reserved_ms=event.at_ms)
-                add("vpn_ip", event.vpn_ip, reserved_ms=event.at_ms)
+                self._addresses = (event.hostname, event.vpn_ip)
+                yield from self._each_address(version, event.at_ms, None)
             case e.ServerCreated():
-                server_id = event.server_id
-                add("provider_id", f"{provider}/{server_id}", reserved_ms=event.at_ms)
-            case e.ServerDiscarded() | e.ServerVanished() if server_id is not None:
-                add("provider_id", f"{provider}/{server_id}", released_ms=event.at_ms)
-            case e.TeardownStepDone(step="absence_verified") if server_id is not None:
-                add("provider_id", f"{provider}/{server_id}", released_ms=event.at_ms)
-            case e.TeardownStepDone(step="addresses_freed") if after.hostname is not None and after.vpn_ip is not None:
-                add("hostname", after.hostname, released_ms=event.at_ms)
-                add("vpn_ip", after.vpn_ip, released_ms=event.at_ms)
+                assert self._server is not None, "a placement comes before a server"
+                self._server = (self._server[0], event.server_id)
+                yield from self._each_server(version, event.at_ms, None)
+            case e.ServerDiscarded() | e.ServerVanished() | e.TeardownStepDone(step="absence_verified"):
+                yield from self._each_server(version, None, event.at_ms)
+            case e.TeardownStepDone(step="addresses_freed"):
+                yield from self._each_address(version, None, event.at_ms)
             case _:
                 pass
-    return rows
+
+    def _each_server(self, version: int, reserved_ms: int | None, released_ms: int | None) -> Iterator[Taken]:
+        provider, server_id = self._server or (None, None)
+        if server_id is not None:
+            yield Taken(version, "provider_id", f"{provider}/{server_id}", reserved_ms, released_ms)
+
+    def _each_address(self, version: int, reserved_ms: int | None, released_ms: int | None) -> Iterator[Taken]:
+        hostname, vpn_ip = self._addresses or (None, None)
+        if hostname is not None and vpn_ip is not None:
+            yield Taken(version, "hostname", hostname, reserved_ms, released_ms)
+            yield Taken(version, "vpn_ip", vpn_ip, reserved_ms, released_ms)
+
+
+def rows_of(
+    events: Sequence[e.AnyEvent], *, before: Instance | None, stream_id: UUID, lane: int
+) -> list[dict[str, Any]]:
+    """The reservations that `events` take or release, behind the state `before` them."""
+    return [
+        {
+            "lane": lane,
+            "id": stream_id,
+            "version": taken.version,
+            "kind": taken.kind,
+            "value": taken.value,
+            "reserved_at": moment(taken.reserved_ms),
+            "released_at": moment(taken.released_ms),
+        }
+        for taken in Holding(before).follow(events)
+    ]
 
 
 def idempotency_value(tenant_id: str, customer_id: str, key: str) -> str:
@@ -78,36 +107,29 @@ _TABLE = Table(
     laned=False,
 )
 
-#: Whose rows there can be any of: most events are of other types.
-_RESERVING = frozenset(
-    {e.InstanceRequested, e.AddressReserved, e.ServerCreated, e.ServerDiscarded, e.ServerVanished, e.TeardownStepDone}
+#: The types that say what is held.
+_TELLING = frozenset(
+    {
+        *(e.InstanceRequested, e.PlacementChosen, e.AddressReserved, e.ServerCreated),
+        *(e.ServerDiscarded, e.ServerVanished, e.TeardownStepDone),
+    }
 )
 
 
 class ReservationFold:
-    def __init__(self, stream_id: UUID, *, lane: int) -> None:
+    def __init__(self, stream_id: UUID) -> None:
         self._id = stream_id
-        self._lane = lane
-        self._state: Instance | None = None
+        self._holding = Holding()
         #: Version, time of taking and time of release, by kind and value.
-        self._held: dict[tuple[str, str], tuple[int, datetime, datetime | None]] = {}
+        self._held: dict[tuple[str, str], tuple[int, datetime | None, datetime | None]] = {}
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
-        start = 0
-        for at, event in enumerate(events):
-            if type(event) in _RESERVING:
-                before = evolve_all(self._state, events[start:at], stream_id=self._id)
-                self._state = evolve(before, event, stream_id=self._id)
-                self._hold(rows_of((event,), before=before, after=self._state, lane=self._lane))
-                start = at + 1
-        self._state = evolve_all(self._state, events[start:], stream_id=self._id)
-
-    def _hold(self, rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            key = (row["kind"], row["value"])
-            known = self._held.get(key)
-            reserved_at = (row["reserved_at"] or row["released_at"]) if known is None else known[1]
-            self._held[key] = (row["version"], reserved_at, row["released_at"])
+        held = self._held
+        for version, kind, value, reserved_ms, released_ms in self._holding.follow(events):
+            key, released_at = (kind, value), moment(released_ms)
+            known = held.get(key)
+            reserved_at = (moment(reserved_ms) or released_at) if known is None else known[1]
+            held[key] = (version, reserved_at, released_at)
 
     def rows(self) -> list[Row]:
         return [(*key, self._id, *held) for key, held in self._held.items()]
@@ -122,9 +144,9 @@ class ReservationProjection(OneVersion):
     ddl = Statements("projections", "reservation.sql")
     statement = Statements("projections", "inline.sql")["reservation"]
 
-    def begin(self, stream_id: UUID, *, lane: int) -> ReservationFold:
-        return ReservationFold(stream_id, lane=lane)
+    def begin(self, stream_id: UUID, *, lane: int) -> ReservationFold:  # noqa: ARG002 - the table has no lanes
+        return ReservationFold(stream_id)
 
     def rows(self, append: Append) -> list[dict[str, Any]]:
-        rows = rows_of(append.events, before=append.before, after=append.after, lane=append.lane)
+        rows = rows_of(append.events, before=append.before, stream_id=append.stream_id, lane=append.lane)
         return [{**row, "command_id": append.origin.command_id} for row in rows]
