@@ -21,8 +21,8 @@ ROUNDS: Final = 3
 #: 200,000 events a second, as the time that one event may take of one core.
 EVENT_US_MAX: Final = 1e6 / 200_000
 
-#: The inline tables, which a replay compares: they are filled first.
-TABLES: Final = ("instance", "provision_log", "reservation")
+#: The projections, whose tables a replay compares: they are filled first.
+TABLES: Final = ("instance", "provision_log", "reservation", "usage_daily", "fleet", "activity")
 
 
 async def measure(services: Services) -> list[Limit]:

@@ -7,7 +7,7 @@ event, and not one for everything that stands on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -104,22 +104,46 @@ _COMMAND_FIELDS = tuple(name for name in _Command._fields if name not in {"causa
 
 
 def examine(connection: Connection, lane: int, *, after: int, upto: int, start: Head) -> list[Finding]:
-    """What is wrong in a lane between two numbers. `start`: where the verification began, which is taken as good."""
+    """What is wrong in a lane between two numbers; of very much, the beginning. In a transaction.
+
+    `start`: where the verification began, which is taken as good.
+    """
     between = {"lane": lane, "after": after, "upto": upto}
-    with connection.cursor(row_factory=class_row(_Command), binary=True) as cursor:
-        commands = cursor.execute(_COMMANDS_BETWEEN, between).fetchall()
-    with connection.cursor(row_factory=class_row(_Event), binary=True) as cursor:
-        events = {event.seq: event for event in cursor.execute(_EVENTS_BETWEEN, between)}
     row = connection.execute(_LINK_AT, (lane, after), binary=True).fetchone() if after > start.seq else None
     place = _Place(lane, after + 1, start.link if row is None else row[0])
     found: list[Finding] = []
-    for command in commands:
-        found += place.between_commands(command.first_seq, events)
-        found += place.command(command, events)
-        if len(found) >= FINDINGS_MAX:
-            return found
-    found += place.between_commands(upto + 1, events)
+    # Of a lane that was edited as a whole, no more is held than what one command is compared with.
+    with (
+        connection.cursor("commands", binary=True, row_factory=class_row(_Command)) as commands,
+        connection.cursor("events", binary=True, row_factory=class_row(_Event)) as events,
+    ):
+        near = _Near(events.execute(_EVENTS_BETWEEN, between))
+        for command in commands.execute(_COMMANDS_BETWEEN, between):
+            near.reach(min(command.first_seq, place.seq), max(command.first_seq, place.seq) + FINDINGS_MAX)
+            found += place.between_commands(command.first_seq, near.events)
+            found += place.command(command, near.events)
+            if len(found) >= FINDINGS_MAX:
+                return found
+        near.reach(place.seq, place.seq + FINDINGS_MAX)
+    found += place.between_commands(upto + 1, near.events)
     return found
+
+
+class _Near:
+    """The events near the place that is looked at, by number."""
+
+    def __init__(self, rows: Iterable[_Event]) -> None:
+        self._rows = iter(rows)
+        self._next = next(self._rows, None)
+        self.events: dict[int, _Event] = {}
+
+    def reach(self, first: int, last: int) -> None:
+        """Have those from `first` to `last`. Neither ever goes back."""
+        self.events = {seq: event for seq, event in self.events.items() if seq >= first}
+        while self._next is not None and self._next.seq <= last:
+            if self._next.seq >= first:
+                self.events[self._next.seq] = self._next
+            self._next = next(self._rows, None)
 
 
 class _Place:
@@ -127,21 +151,21 @@ class _Place:
 
     def __init__(self, lane: int, seq: int, link: bytes) -> None:
         self._lane = lane
-        self._seq = seq
+        self.seq = seq
         self._link = link
 
     def between_commands(self, upto: int, events: dict[int, _Event]) -> Iterator[Finding]:
         """Nothing may stand between the command before and the one that begins at `upto`."""
-        missing = [seq for seq in range(self._seq, min(upto, self._seq + FINDINGS_MAX)) if seq not in events]
+        missing = [seq for seq in range(self.seq, min(upto, self.seq + FINDINGS_MAX)) if seq not in events]
         if missing:
             yield self._finding(
                 "event_missing", "Numbers are missing: events were removed", missing[0], last_seq=missing[-1]
             )
-        for seq in range(self._seq, min(upto, self._seq + FINDINGS_MAX)):
+        for seq in range(self.seq, min(upto, self.seq + FINDINGS_MAX)):
             if seq in events:
                 what = "The event belongs to no command: it was inserted, or its command was removed"
                 yield self._finding("event_extra", what, seq, stream_id=events[seq].stream_id)
-        if upto < self._seq:
+        if upto < self.seq:
             yield self._finding("command_overlaps", "Two commands claim the same events", upto)
 
     def command(self, command: _Command, events: dict[int, _Event]) -> Iterator[Finding]:
@@ -149,7 +173,7 @@ class _Place:
         if any(getattr(command, name) is None for name in _COMMAND_FIELDS) or command.event_count < 1:
             what = f"Command {command.command_id} lacks what every command has"
             yield self._finding("command_edited", what, command.first_seq)
-            self._link, self._seq = command.link or b"", max(self._seq, command.first_seq + (command.event_count or 0))
+            self._link, self.seq = command.link or b"", max(self.seq, command.first_seq + (command.event_count or 0))
             return
         first, last = command.first_seq, command.first_seq + command.event_count - 1
         found = [events.get(seq) for seq in range(first, min(last, first + FINDINGS_MAX) + 1)]
@@ -165,7 +189,7 @@ class _Place:
             yield self._finding("command_edited", what, first, last_seq=last)
         if _link_of(command, self._link) != command.link:
             yield self._finding("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
-        self._link, self._seq = command.link, max(self._seq, last + 1)
+        self._link, self.seq = command.link, max(self.seq, last + 1)
 
     def _event(self, event: _Event, command: _Command) -> Iterator[Finding]:
         if None in event:

@@ -65,7 +65,7 @@ class Pace:
             return
         row = connection.execute(_WRITTEN).fetchone()
         assert row is not None, "a sum is a row"
-        rest_s = self._due_s(row[0])
+        rest_s = self._due_s(int(row[0]))
         if rest_s > 0:
             self.rests += 1
             self.rested_s += rest_s

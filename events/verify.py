@@ -225,6 +225,8 @@ class Lane:
             self._find("head_wrong", what, seq=min(row[0], self._at.seq) + 1, last_seq=max(row[0], self._at.seq))
         elif row[1] != self._at.link:
             self._find("head_wrong", "lane_head has another link than the lane's last command", seq=self._at.seq)
+        elif not row[2]:
+            self._find("head_wrong", "lane_head has another time than the lane's last command", seq=self._at.seq)
 
     def _check_streams(self, connection: Connection) -> None:
         stored: dict[bytes, int] = dict(connection.execute(_STREAMS, (self.number,), binary=True).fetchall())

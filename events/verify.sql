@@ -55,7 +55,15 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
 ) TO STDOUT (FORMAT binary)
 
 -- name: head
-SELECT head, link FROM lane_head WHERE lane = %s
+-- And whether the lane's time is that of its last command: no event is recorded at an earlier one.
+SELECT h.head, h.link,
+       h.recorded_at IS NOT DISTINCT FROM coalesce((SELECT recorded_at
+                                                      FROM command
+                                                     WHERE lane = h.lane
+                                                     ORDER BY first_seq DESC
+                                                     LIMIT 1), '-infinity')
+  FROM lane_head h
+ WHERE h.lane = %s
 
 -- name: bounds
 SELECT least((SELECT min(first_seq) FROM command WHERE lane = %(lane)s), min(seq)), max(seq) FROM event WHERE lane = %(lane)s
@@ -77,7 +85,7 @@ SELECT uuid_send(moved.stream_id), coalesce(before.version, 0)
 -- What the seals say of a lane, each thing once, with the first seal that said it.
 SELECT heads[%(lane)s + 1] AS head, substr(links, %(lane)s * 32 + 1, 32) AS link, min(number)
   FROM seal
- WHERE number <= %(upto)s AND heads[%(lane)s + 1] > 0
+ WHERE number <= %(upto)s AND heads[%(lane)s + 1] > 0 AND links IS NOT NULL
  GROUP BY 1, 2
  ORDER BY 1, 3
 

@@ -12,7 +12,7 @@ from psycopg.types.json import set_json_dumps
 from projections.tables import Row, Table
 
 #: Documents are written as appends write them: what is compared is their text.
-_document = msgspec.json.Encoder(decimal_format="string").encode
+encode_document = msgspec.json.Encoder(decimal_format="string").encode
 
 
 def copy_in(connection: Connection[Any], table: Table, rows: Iterable[Row]) -> None:
@@ -37,7 +37,7 @@ async def copy_in_async(connection: AsyncConnection, table: Table, rows: Iterabl
 
 def _types(cursor: Cursor[Any] | AsyncCursor[Any]) -> list[int]:
     """The types of the columns, which COPY does not tell; and the cursor takes documents from now on."""
-    set_json_dumps(_document, cursor)
+    set_json_dumps(encode_document, cursor)
     assert cursor.description is not None, "a query has columns"
     return [column.type_code for column in cursor.description]
 

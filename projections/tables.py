@@ -17,8 +17,8 @@ class Table(NamedTuple):
     """`columns` in the order of the rows that a fold gives; `key` names the primary key's.
 
     `stream`: the column with the id of the instance that a row belongs to; None where rows add up over instances.
-    `laned`: whether there is a column `lane`. `changed`: columns that mean something else than in the version before,
-    which a comparison of the two leaves out.
+    `laned`: whether there is a column `lane`. `documents`: the columns that hold JSON. `changed`: columns that mean something
+    else than in the version before, which a comparison of the two leaves out.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     stream: str | None
     laned: bool = True
+    documents: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ taken a few hundred at a time, each time in a snapshot of its own, so that neith
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -17,10 +18,10 @@ from psycopg import Connection, sql
 from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
-from projections import stored
-from projections.definition import Inline, StreamFold
+from hydracore.audit.rows import as_stored, differences, read
+from projections import registry, stored
+from projections.definition import Followed, Inline, StreamFold
 from projections.gathering import CHUNK
-from projections.registry import all_versions, projections
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "tables.sql")
@@ -30,9 +31,6 @@ _LIVE_VERSIONS = _SQL["live_versions"]
 #: How many streams are folded and compared at a time, and how many events they may have together unless one has more alone.
 STREAMS_MAX = 500
 EVENTS_MAX = 4_000
-
-#: How much of a value a finding shows.
-_SHOWN_MAX = 60
 
 _history: msgspec.json.Decoder[tuple[UUID, list[Stored]]] = msgspec.json.Decoder(tuple[UUID, list[Stored]])
 
@@ -47,6 +45,10 @@ class Part(NamedTuple):
 
     lanes: dict[bytes, int]
     events: int
+
+    def halves(self) -> tuple[Part, Part]:
+        streams, middle = list(self.lanes.items()), len(self.lanes) // 2
+        return Part(dict(streams[:middle]), 0), Part(dict(streams[middle:]), 0)
 
 
 def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
@@ -76,25 +78,34 @@ class Compared(NamedTuple):
     table: Table
     rows: sql.Composed
 
-    @property
-    def key(self) -> list[int]:
-        return [self.table.columns.index(name) for name in self.table.key]
+
+class Served(NamedTuple):
+    """Projections as they are served; of `unknown` ones this code does not have the live version."""
+
+    inline: list[Inline]
+    followed: list[Followed]
+    unknown: list[str]
 
 
-def live_inline(connection: Connection) -> tuple[list[Inline], list[str]]:
-    """The inline projections as they are served, and the names of those whose live version this code does not have."""
+def served(connection: Connection) -> Served:
     live: dict[str, int] = dict(connection.execute(_LIVE_VERSIONS).fetchall())
-    known = all_versions()
-    unknown = sorted(name for name, version in live.items() if version not in known.get(name, {}))
-    served = [known[name][version] for name, version in live.items() if name not in unknown]
-    return [projection for projection in served if isinstance(projection, Inline)], unknown
+    known = registry.all_versions()
+    found = Served([], [], [])
+    for name, version in live.items():
+        projection = known.get(name, {}).get(version)
+        if projection is None:
+            found.unknown.append(name)
+        elif isinstance(projection, Inline):
+            found.inline.append(projection)
+        else:
+            found.followed.append(projection)
+    return found
 
 
 def compare(connection: Connection, part: Part) -> Iterator[Finding]:
     """Where rows are not what the histories of these streams give. In a transaction that has seen nothing yet."""
     _lock_tables(connection)
-    served, _ = live_inline(connection)
-    compared = [_compared(projection) for projection in served]
+    compared = [_compared(projection) for projection in served(connection).inline]
     # Histories come in the order of the streams, and rows in the order in which streams are asked for.
     lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
     parameters = {"lanes": list(lanes.values()), "streams": list(lanes)}
@@ -108,30 +119,42 @@ def compare(connection: Connection, part: Part) -> Iterator[Finding]:
         for name, of_stream in rows.items():
             fresh[name] += of_stream
     for each in compared:
-        live: list[Row] = connection.execute(each.rows, parameters, binary=True, prepare=True).fetchall()
-        if live != fresh[each.table.name]:
-            yield from _differences(lanes, each, live, fresh[each.table.name], unfoldable)
+        wanted = as_stored(each.table, fresh[each.table.name])
+        live = read(connection, each.rows, parameters)
+        if live != wanted:
+            of_stream = each.table.columns.index(each.table.stream or "")
+            place = partial(_place, lanes, of_stream, unfoldable)
+            yield from differences(each.table, live, wanted, place=place)
+
+
+def _place(lanes: Mapping[UUID, int], of_stream: int, unfoldable: set[UUID], row: Row) -> dict[str, Any] | None:
+    stream_id = row[of_stream]
+    return None if stream_id in unfoldable else {"lane": lanes[stream_id], "stream_id": stream_id}
 
 
 def _lock_tables(connection: Connection) -> None:
     """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
     names = [
         sql.Identifier(LIVE, table.name)
-        for projection in projections().values()
+        for projection in registry.projections().values()
         if isinstance(projection, Inline)
         for table in projection.tables
     ]
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
 
 
-def strangers(connection: Connection, served: Sequence[Inline]) -> Iterator[Finding]:
-    """Rows of instances that never were."""
-    statement = _SQL["rows_of_strangers"].decode()
-    for table in (table for projection in served for table in projection.tables):
+def strangers(connection: Connection, projections: Sequence[Inline]) -> Iterator[Finding]:
+    """Rows of instances that never were, or were not in this lane."""
+    statement = _sql(_SQL["rows_of_strangers"].decode())
+    for table in (table for projection in projections for table in projection.tables):
         assert table.stream is not None, "inline rows belong to streams"
-        query = _sql(statement).format(table=sql.Identifier(LIVE, table.name), stream=sql.Identifier(table.stream))
+        query = statement.format(
+            table=sql.Identifier(LIVE, table.name),
+            stream=sql.Identifier(table.stream),
+            and_lane=sql.SQL(" AND e.lane = t.lane" if table.laned else ""),
+        )
         for (stream_id,) in connection.execute(query, {"limit": FINDINGS_MAX}):
-            what = "The table has rows of an instance of which the log knows nothing"
+            what = "The table has rows of an instance of which the log knows nothing in their lane"
             yield Finding(kind="row_extra", what=what, stream_id=stream_id, table=table.name)
 
 
@@ -168,34 +191,6 @@ def _rows_of(
         return Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
 
 
-def _differences(
-    lanes: Mapping[UUID, int], compared: Compared, live: list[Row], fresh: list[Row], unfoldable: set[UUID]
-) -> Iterator[Finding]:
-    table, key = compared.table, compared.key
-    there = {tuple(row[at] for at in key): row for row in live}
-    wanted = {tuple(row[at] for at in key): row for row in fresh}
-    if there == wanted:
-        return
-    of_stream = table.columns.index(table.stream or "")
-    for identity in sorted(there.keys() | wanted.keys(), key=str):
-        has, gives = there.get(identity), wanted.get(identity)
-        if has == gives:
-            continue
-        stream_id = (has or gives or ())[of_stream]
-        if stream_id in unfoldable:
-            continue
-        row = ", ".join(f"{name} {value}" for name, value in zip(table.key, identity, strict=True))
-        place: dict[str, Any] = {"lane": lanes[stream_id], "stream_id": stream_id, "table": table.name}
-        if has is None:
-            yield Finding(kind="row_missing", what=f"The row {row} is missing", **place)
-        elif gives is None:
-            yield Finding(kind="row_extra", what=f"The log gives no row {row}", **place)
-        else:
-            pairs = zip(table.columns, has, gives, strict=True)
-            differ = [f"{name} is {_shown(a)} and must be {_shown(b)}" for name, a, b in pairs if a != b]
-            yield Finding(kind="row_differs", what=f"In the row {row}, {'; '.join(differ)}", **place)
-
-
 def _compared(projection: Inline) -> Compared:
     (table,) = projection.tables
     assert table.stream is not None, "inline rows belong to streams"
@@ -206,11 +201,6 @@ def _compared(projection: Inline) -> Compared:
         and_lane=sql.SQL(" AND t.lane = s.lane" if table.laned else ""),
     )
     return Compared(projection, table, rows)
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
 
 
 def _sql(text: str) -> sql.SQL:

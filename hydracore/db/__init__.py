@@ -26,7 +26,9 @@ CREATE TABLE IF NOT EXISTS migration (
 
 
 class MigrationError(Exception):
-    """A migration that was applied has been edited since, or is unknown to this version of the code."""
+    """The database cannot be brought to this version: a migration was edited since it was applied, is unknown to this version
+    of the code, or the database is of another encoding than UTF-8.
+    """
 
 
 def migrations() -> list[tuple[str, str]]:
@@ -44,11 +46,12 @@ def schema() -> str:
 def migrate(database_url: str) -> list[str]:
     """Apply what is missing, each migration in a transaction of its own, and return the names applied.
 
-    Safe to run from several machines at once. Raises `MigrationError` where the database and the code disagree on what
-    was applied, and psycopg's errors as they are.
+    Safe to run from several machines at once. Raises `MigrationError`, and psycopg's errors as they are.
     """
     applied: list[str] = []
     with psycopg.connect(database_url, autocommit=True) as connection:
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            raise MigrationError(f"The database is in {encoding}: make one with ENCODING 'UTF8'.")
         connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         connection.execute("SET client_min_messages = warning")
         connection.execute(_CREATE_LEDGER)

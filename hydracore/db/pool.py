@@ -25,12 +25,16 @@ _WATCHFUL = {
 
 
 def conninfo(database_url: str, *, role: str, application: str) -> str:
-    """`database_url` with the role to act as (empty: the login role itself) and a name that shows in pg_stat_activity."""
+    """`database_url` with the role to act as (empty: the login role itself) and a name that shows in pg_stat_activity.
+
+    Its encoding is UTF-8, whatever the URL or the environment says: digests are taken over the bytes that are sent.
+    """
     given = conninfo_to_dict(database_url)
     options = str(given.get("options") or "")
     if role:
         options = f"{options} -c role={role}".strip()
-    return make_conninfo(database_url, **{**_WATCHFUL, **given, "application_name": application, "options": options})
+    ours = {"application_name": application, "options": options, "client_encoding": "UTF8"}
+    return make_conninfo(database_url, **{**_WATCHFUL, **given, **ours})
 
 
 @asynccontextmanager

@@ -23,11 +23,11 @@ _serial = itertools.count(1)
 
 
 @contextmanager
-def empty_database(services: Services) -> Generator[str]:
+def empty_database(services: Services, options: str = "") -> Generator[str]:
     """A database with nothing in it."""
     name = f"empty_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
     with psycopg.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE DATABASE {}" + options).format(sql.Identifier(name)))
     try:
         yield services.postgres_url.format(name)
     finally:
@@ -96,6 +96,12 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
 
     with pytest.raises(MigrationError, match="The database has 9999_flying_cars"):
         migrate(database_url)
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(services: Services) -> None:
+    latin = " TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'"
+    with empty_database(services, latin) as url, pytest.raises(MigrationError, match="The database is in LATIN1"):
+        migrate(url)
 
 
 def test_a_step_that_fails_leaves_nothing_of_itself(empty_url: str) -> None:

@@ -1,0 +1,110 @@
+"""Rows of read tables as they are served, beside those that the log gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import psycopg
+from psycopg import Connection, sql
+from psycopg.abc import Buffer
+from psycopg.types.datetime import DateBinaryLoader, TimestamptzBinaryLoader
+from psycopg.types.string import ByteaBinaryLoader
+
+from events.finding import Finding
+from projections.copying import encode_document
+from projections.tables import Row, Table
+
+#: How much of a value a finding shows.
+_SHOWN_MAX: Final = 60
+
+Place = Callable[[Row], Mapping[str, Any] | None]
+"""Where a row belongs, as fields of a finding; None where nothing is to be said of it."""
+
+
+class _AnyTime(TimestamptzBinaryLoader):
+    """A time that no calendar has is no reason to fail: it differs from whatever the log gives."""
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return _NO_TIME
+
+
+class _AnyDate(DateBinaryLoader):
+    def load(self, data: Buffer) -> Any:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return _NO_TIME
+
+
+_NO_TIME: Final = "no time of the calendar"
+
+
+def read(connection: Connection, query: sql.Composed, parameters: Mapping[str, Any]) -> list[Row]:
+    """Rows with their documents as they are written. In a transaction."""
+    cursor = connection.cursor(binary=True)
+    # Decoded, 1 and true would be equal.
+    cursor.adapters.register_loader("json", ByteaBinaryLoader)
+    try:
+        return cursor.execute(query, parameters, prepare=True).fetchall()
+    except psycopg.DataError:
+        # Slower, as each value passes through Python.
+        cursor.adapters.register_loader("timestamptz", _AnyTime)
+        cursor.adapters.register_loader("date", _AnyDate)
+        return cursor.execute(query, parameters, prepare=True).fetchall()
+
+
+def as_stored(table: Table, rows: list[Row]) -> list[Row]:
+    """The rows that a fold gives as `read` gives them."""
+    for at in [table.columns.index(name) for name in table.documents]:
+        rows = [(*row[:at], encode_document(row[at]), *row[at + 1 :]) for row in rows]
+    return rows
+
+
+def differences(table: Table, live: list[Row], fresh: list[Row], *, place: Place) -> Iterator[Finding]:
+    """Where the rows that are served are not those that the log gives, whatever the order of either."""
+    key = [table.columns.index(name) for name in table.key]
+
+    def by_key(rows: list[Row]) -> dict[Row, Row]:
+        return {tuple(row[at] for at in key): row for row in rows}
+
+    there, wanted = by_key(live), by_key(fresh)
+    if len(there) < len(live):
+        identity, count = Counter(tuple(row[at] for at in key) for row in live).most_common(1)[0]
+        what = f"There are {count} rows of {_named(table, identity)}"
+        yield from _finding("row_extra", what, table, place(there[identity]))
+    if there == wanted:
+        return
+    for identity in sorted(there.keys() | wanted.keys(), key=str):
+        has, gives = there.get(identity), wanted.get(identity)
+        if has == gives:
+            continue
+        row = _named(table, identity)
+        if has is None:
+            yield from _finding("row_missing", f"The row {row} is missing", table, place(gives or ()))
+        elif gives is None:
+            yield from _finding("row_extra", f"The log gives no row {row}", table, place(has))
+        else:
+            pairs = zip(table.columns, has, gives, strict=True)
+            differ = [f"{name} is {_shown(a)} and must be {_shown(b)}" for name, a, b in pairs if a != b]
+            yield from _finding("row_differs", f"In the row {row}, {'; '.join(differ)}", table, place(has))
+
+
+def _finding(kind: str, what: str, table: Table, place: Mapping[str, Any] | None) -> Iterator[Finding]:
+    if place is not None:
+        yield Finding(kind=kind, what=what, table=table.name, **place)
+
+
+def _named(table: Table, identity: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in zip(table.key, identity, strict=True))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."

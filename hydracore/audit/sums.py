@@ -1,0 +1,109 @@
+"""Compares the tables of followed projections with what the log gives, lane by lane.
+
+A follower writes its rows and its checkpoint together, so one look sees both as they belong together. What is behind a
+checkpoint never changes: it is read afterwards, in pieces, without a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from psycopg import Connection, sql
+
+from events.codec import tag_of
+from events.finding import Finding
+from events.sql import Statements
+from hydracore.audit.rows import as_stored, differences, read
+from projections import stored
+from projections.definition import Accumulator, Followed
+from projections.fact import Fact, decode_list
+from projections.tables import LIVE, Row, Table
+
+_SQL = Statements("hydracore.audit", "sums.sql")
+_FOLLOWED = _SQL["followed"]
+_FACTS: Any = _SQL["facts"].decode()
+_ROWS: Any = _SQL["rows"].decode()
+
+#: How many events are read at a time.
+EVENTS_MAX = 2_000
+
+
+class Seen(NamedTuple):
+    """A projection in one lane: how far it has followed, what it was told to pass over, and its rows by table."""
+
+    projection: Followed
+    upto: int
+    skipped: frozenset[int]
+    rows: Mapping[str, list[Row]]
+
+
+def compare(
+    connection: Connection, lane: int, served: Collection[Followed], *, after_each: Callable[[int], None]
+) -> Iterator[Finding]:
+    """Where the rows of a lane are not what its events give. `after_each` is told how many events were read each time."""
+    with connection.transaction():
+        head, seen = _look(connection, lane, served)
+    for each in seen:
+        if each.upto > head:
+            what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
+            yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
+    folds = [each.projection.begin() for each in seen]
+    try:
+        for facts in _facts(connection, lane, min(head, max((each.upto for each in seen), default=0))):
+            _feed(seen, folds, facts)
+            after_each(len(facts))
+    except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
+        what = f"The history of the lane makes no sense to whoever follows it: {type(error).__name__}"
+        yield Finding(kind="history_broken", what=what, lane=lane)
+        return
+    for each, fold in zip(seen, folds, strict=True):
+        fresh = fold.rows()
+        for table in each.projection.tables:
+            wanted = as_stored(table, list(fresh[table.name]))
+            yield from differences(table, each.rows[table.name], wanted, place=lambda _row: {"lane": lane})
+
+
+def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tuple[int, list[Seen]]:
+    """Where the lane ends, and what each projection has made of it, at one moment."""
+    followed = {projection.name: projection for projection in served}
+    tables = [sql.Identifier(LIVE, table.name) for projection in served for table in projection.tables]
+    # Against a rebuild's swap: before the first look at anything.
+    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
+    parameters = {"lane": lane, "names": list(followed)}
+    head, seen = 0, list[Seen]()
+    for name, version, at, upto, skipped in connection.execute(_FOLLOWED, parameters).fetchall():
+        head, projection = at, followed[name]
+        # Another version came to be served in this moment: its rows are not for this one's fold.
+        if version == projection.version:
+            rows = {table.name: _rows(connection, table, lane) for table in projection.tables}
+            seen.append(Seen(projection, upto, frozenset(skipped), rows))
+    return head, seen
+
+
+def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
+    assert table.laned, "whoever follows does so lane by lane"
+    columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
+    query = sql.SQL(_ROWS).format(columns=columns, table=sql.Identifier(LIVE, table.name))
+    return read(connection, query, {"lane": lane})
+
+
+def _facts(connection: Connection, lane: int, upto: int) -> Iterator[list[Fact]]:
+    query = sql.SQL(_FACTS).format(payload=stored.payload())
+    for after in range(0, upto, EVENTS_MAX):
+        parameters = {"lane": lane, "after": after, "upto": min(upto, after + EVENTS_MAX)}
+        row = connection.execute(query, parameters, prepare=True).fetchone()
+        if row is not None and row[0] is not None:
+            yield decode_list(row[0].encode())
+
+
+def _feed(seen: Sequence[Seen], folds: Sequence[Accumulator], facts: list[Fact]) -> None:
+    for (projection, upto, skipped, _), fold in zip(seen, folds, strict=True):
+        types = projection.types
+        fold.feed(
+            [
+                fact
+                for fact in facts
+                if fact.seq <= upto and (types is None or tag_of(fact.event) in types) and fact.seq not in skipped
+            ]
+        )

@@ -1,0 +1,25 @@
+-- name: followed
+-- Each projection that is served: its version, where the lane ends, how far it has followed, and what it passed over by hand.
+SELECT p.name, p.version, coalesce(h.head, 0), coalesce(c.seq, 0),
+       ARRAY(SELECT i.seq
+               FROM projection_intervention i
+              WHERE i.name = p.name AND i.version = p.version AND i.lane = h.lane AND i.action = 'skip')
+  FROM projection p
+  JOIN lane_head h ON h.lane = %(lane)s
+  LEFT JOIN checkpoint c ON c.follower = p.name AND c.lane = h.lane
+ WHERE p.name = ANY (%(names)s::text[])
+ ORDER BY p.name
+
+-- name: rows
+SELECT {columns} FROM {table} t WHERE t.lane = %(lane)s
+
+-- name: facts
+-- Some of a lane's events as facts, in order, as one array.
+SELECT '[' || string_agg(fact, ',' ORDER BY seq) || ']'
+  FROM (SELECT e.seq, json_build_object(
+               'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
+               'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
+               'first', k.first_seq = e.seq, 'event', coalesce(({payload}), 'null'))::text AS fact
+          FROM event e
+          JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+         WHERE e.lane = %(lane)s AND e.seq > %(after)s AND e.seq <= %(upto)s) facts

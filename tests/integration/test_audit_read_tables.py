@@ -1,0 +1,163 @@
+"""Whatever is done to read tables is found: each row must be what the log gives."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from msgspec.structs import replace
+
+from hydracore.audit import tables
+from projections.followed import followed_projections
+from projections.follower import Follower
+from tests import lives
+from tests.audit_log import LANE, Forger, sealed_log
+from tests.requests_to_log import origin
+from tests.services import Services
+from tests.tampering import find, forger, made_once
+
+__all__ = ["forger"]
+
+INSERT_LINE = (
+    "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
+    " SELECT lane, id, 99, 'info', 'All is well', now() FROM instance"
+)
+
+
+@pytest.fixture(scope="module")
+def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    async def make(url: str) -> None:
+        async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
+            usage = lives.usage(1)
+            (entry,) = usage.entries
+            usage = replace(usage, entries=(replace(entry, end_user="somebody"),))
+            await log.store.execute(log.ids[0], usage, origin("agent"))
+            follower = Follower(log.pool, *followed_projections())
+            await follower.enter()
+            await follower.catch_up()
+
+    with made_once(services, "read_tables", make) as url:
+        yield url
+
+
+def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
+    assert find(forger, replay=True) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "table", "what"),
+    [
+        (
+            "UPDATE instance SET status = 'running' WHERE status = 'pending'",
+            *("row_differs", "instance", "status is 'running' and must be 'pending'"),
+        ),
+        ("UPDATE instance SET wake_at = NULL", "row_differs", "instance", "wake_at is None and must be 2026-"),
+        ("DELETE FROM instance WHERE status = 'pending'", "row_missing", "instance", "is missing"),
+        (
+            "UPDATE provision_log SET message = 'All is well' WHERE seq = 2",
+            *("row_differs", "provision_log", "message is 'All is well' and must be"),
+        ),
+        ("DELETE FROM provision_log WHERE seq = 1", "row_missing", "provision_log", "is missing"),
+        (
+            INSERT_LINE,
+            *("row_extra", "provision_log", "The log gives no row"),
+        ),
+        (
+            "UPDATE reservation SET released_at = now() WHERE kind = 'vpn_ip'",
+            *("row_differs", "reservation", "released_at is"),
+        ),
+        ("DELETE FROM reservation WHERE kind = 'hostname'", "row_missing", "reservation", "hc-ada"),
+        # What no calendar has, and what only Python takes for the same.
+        ("UPDATE instance SET wake_at = 'infinity'", "row_differs", "instance", "wake_at is 'no time of the calendar'"),
+        (
+            "UPDATE reservation SET released_at = '-infinity' WHERE kind = 'hostname'",
+            *("row_differs", "reservation", "released_at is 'no time of the calendar'"),
+        ),
+        (
+            """UPDATE instance SET capabilities = '{"chat":1}' WHERE status = 'provisioning'""",
+            *("row_differs", "instance", "capabilities is"),
+        ),
+    ],
+)
+def test_an_edited_read_table_is_not_what_the_log_gives(
+    forger: Forger, statement: str, kind: str, table: str, what: str
+) -> None:
+    forger.do(statement)
+
+    found = find(forger, replay=True)
+
+    assert {(finding.kind, finding.table, finding.lane) for finding in found} == {(kind, table, LANE)}
+    assert all(what in finding.what and finding.stream_id is not None for finding in found)
+
+
+@pytest.mark.parametrize("table", ["instance", "provision_log"])
+def test_a_row_in_another_lane_than_its_instance_is_found(forger: Forger, table: str) -> None:
+    """A reader who goes by the table's tenant would find somebody else's instance by it."""
+    copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":7}}')).* FROM {0} t WHERE lane = 6 LIMIT 1"
+    forger.do(copy.format(table))
+
+    (found,) = tables.strangers(forger.connection, tables.served(forger.connection).inline)
+
+    assert (found.kind, found.table) == ("row_extra", table)
+
+
+def test_a_row_that_is_there_twice_is_found(forger: Forger) -> None:
+    forger.do(
+        "ALTER TABLE provision_log DROP CONSTRAINT provision_log_pkey",
+        "INSERT INTO provision_log SELECT * FROM provision_log WHERE lane = 6 AND seq = 2",
+    )
+
+    (found,) = find(forger, replay=True)
+
+    assert (found.kind, found.table, found.lane) == ("row_extra", "provision_log", LANE)
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "table", "what"),
+    [
+        ("UPDATE usage_daily SET cost_usd = cost_usd + 99", "row_differs", "usage_daily", "cost_usd is"),
+        ("UPDATE usage_end_user SET end_user = 'x'", "row_missing", "usage_end_user", "is missing"),
+        ("UPDATE fleet SET exits = 0 WHERE lane = 6 AND exits > 0", "row_differs", "fleet", "exits is 0"),
+        ("DELETE FROM fleet_member WHERE lane = 6", "row_missing", "fleet_member", "is missing"),
+        ("UPDATE activity SET first_at = '-infinity' WHERE lane = 6", "row_differs", "activity", "first_at is"),
+        (
+            "UPDATE checkpoint SET seq = 99 WHERE follower = 'activity' AND lane = 6",
+            *("checkpoint_wrong", None, "activity is said to have followed to 99"),
+        ),
+    ],
+)
+def test_an_edited_table_that_adds_up_is_not_what_the_log_gives(
+    forger: Forger, statement: str, kind: str, table: str | None, what: str
+) -> None:
+    forger.do(statement)
+
+    found = find(forger, replay=True)
+
+    assert (kind, table, LANE) in {(finding.kind, finding.table, finding.lane) for finding in found}
+    assert any(what in finding.what for finding in found)
+
+
+def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
+    forger.do(
+        "DELETE FROM activity",
+        "DELETE FROM fleet",
+        "DELETE FROM fleet_member",
+        "DELETE FROM checkpoint WHERE follower IN ('activity', 'fleet')",
+    )
+
+    assert find(forger, replay=True) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE event SET version = -2147483648 WHERE lane = 6 AND seq = 8",
+        "UPDATE instance SET wake_at = 'infinity'",
+        "UPDATE lane_head SET head = 9223372036854775807 WHERE lane = 7",
+        "DELETE FROM lane_head WHERE lane <> 6",
+    ],
+)
+def test_one_impossible_value_hides_no_other(forger: Forger, statement: str) -> None:
+    forger.do("UPDATE event SET payload = '{}' WHERE lane = 6 AND seq = 7", statement)
+
+    assert ("event_edited", 7) in {(finding.kind, finding.seq) for finding in find(forger, replay=True)}

@@ -1,0 +1,45 @@
+"""Tampering with a log: in a transaction that is rolled back, while the verification looks from inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from events.finding import Finding
+from events.pacing import Pace
+from hydracore.audit.verifying import Job, verify_some
+from tests.audit_log import LANE, Forger
+from tests.services import Services
+
+
+@contextmanager
+def made_once(services: Services, name: str, make: Callable[[str], Coroutine[Any, Any, None]]) -> Generator[str]:
+    """The URL of a database that `make` has filled, for all tests of a module."""
+    name = f"{name}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    url = services.create_database(name)
+    asyncio.run(make(url))
+    yield url
+    services.drop_database(name)
+
+
+@pytest.fixture
+def forger(url: str) -> Generator[Forger]:
+    """Somebody with the owner's rights, whose traces vanish afterwards."""
+    with psycopg.connect(url) as connection:
+        yield Forger(connection)
+        connection.rollback()
+
+
+def find(forger: Forger, *, replay: bool = False, sealed_upto: int = 2) -> list[Finding]:
+    job = Job(lane=LANE, sealed_upto=sealed_upto, replay=replay)
+    # Whoever rests looks at the heads: here after each piece of work.
+    pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
+    (report,) = verify_some(forger.connection, [job], pace, lambda _: None)
+    return report.findings
