@@ -11,6 +11,7 @@ agree with the events, in one snapshot.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -229,7 +230,12 @@ class Lane:
             self._find("head_wrong", "lane_head has another time than the lane's last command", seq=self._at.seq)
 
     def _check_streams(self, connection: Connection) -> None:
-        stored: dict[bytes, int] = dict(connection.execute(_STREAMS, (self.number,), binary=True).fetchall())
+        rows = connection.execute(_STREAMS, (self.number,), binary=True).fetchall()
+        stored: dict[bytes, int] = dict(rows)
+        if len(stored) < len(rows):
+            stream, count = Counter(stream for stream, _ in rows).most_common(1)[0]
+            what = f"The table stream has {count} rows of it"
+            self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
         if self._start.seq > 0:
             stored = {stream: version for stream, version in stored.items() if stream in self._versions}
         if stored == self._versions:

@@ -10,7 +10,7 @@ SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_memoize'
 -- table would be read again for every lane. Numbers that only a forger writes, and nulls, are no reason to fail here.
 COPY (
 SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tenants, c.names, c.actors, c.correlation_ids,
-       c.causation_ids, c.request_hashes, c.results, c.links, c.digests, c.recorded,
+       c.causation_ids, c.request_hashes, c.results, c.links, c.digests, c.recorded, c.are_whole AND e.are_whole,
        e.seqs, e.stream_ids, e.versions, e.types, e.schema_versions, e.payloads, e.digests, e.command_ids, e.tenants, e.recorded
   FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) AS l (lane, after, upto)
  CROSS JOIN LATERAL (SELECT first_seq
@@ -30,6 +30,9 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
               array_agg(json_send(result)) AS results, array_agg(link) AS links,
               string_agg(digest, int8send(32)) AS digests,
               string_agg(timestamptz_send(recorded_at), '') AS recorded,
+              -- Where texts are put together, a null would pass for an empty one.
+              bool_and((command_id, stream_id, tenant_id, name, actor, correlation_id, digest, link, recorded_at) IS NOT NULL)
+              AS are_whole,
               min(first_seq) AS seq_min,
               -- A count that is no command's must not make all of a lane one window.
               least(max(least(first_seq, 9223372036854775807 - greatest(event_count, 0)) - 1 + event_count),
@@ -47,7 +50,9 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
               string_agg(digest, int8send(32)) AS digests,
               string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
               string_agg(textsend(tenant_id), '\x00') AS tenants,
-              string_agg(timestamptz_send(recorded_at), '') AS recorded
+              string_agg(timestamptz_send(recorded_at), '') AS recorded,
+              bool_and((stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at) IS NOT NULL)
+              AS are_whole
          FROM (SELECT seq, stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at
                  FROM event
                 WHERE lane = l.lane AND seq >= c.seq_min AND seq <= c.seq_max

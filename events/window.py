@@ -48,6 +48,7 @@ class Window(NamedTuple):
     links: list[bytes]
     digests: bytes
     recorded: bytes
+    are_whole: bool
     seqs: list[int]
     event_stream_ids: bytes
     versions: list[int]
@@ -67,7 +68,7 @@ class Window(NamedTuple):
 
 #: The types of the columns, as COPY must be told them, behind the lane's.
 TYPES = (
-    *("int8[]", "int4[]", *("bytea",) * 6, *("bytea[]",) * 4, *("bytea",) * 2),
+    *("int8[]", "int4[]", *("bytea",) * 6, *("bytea[]",) * 4, *("bytea",) * 2, "bool"),
     *("int8[]", "bytea", "int4[]", "bytea", "int2[]", "json[]", *("bytea",) * 4),
 )
 _EMPTY = tuple([] if kind.endswith("[]") else b"" for kind in TYPES)
@@ -81,7 +82,7 @@ def window_of(columns: Iterable[object]) -> Window:
 def fits(window: Window, *, after: Head) -> bool:
     """Whether a window is what must follow `after`, to the last bit."""
     count = len(window.seqs)
-    if not count or window.seqs != list(range(after.seq + 1, after.seq + 1 + count)):
+    if not window.are_whole or window.seqs != list(range(after.seq + 1, after.seq + 1 + count)):
         return False
     # A command without events would be an order that nobody can be shown the effect of.
     if min(window.event_counts) < 1:

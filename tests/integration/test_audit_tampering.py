@@ -122,6 +122,13 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         (["UPDATE lane_head SET recorded_at = 'infinity' WHERE lane = 6"], {("head_wrong", 12)}),
         (["DELETE FROM lane_head WHERE lane = 6"], {("head_wrong", 12)}),
         (["UPDATE stream SET version = 1 WHERE lane = 6 AND version = 6"], {("stream_wrong", None)}),
+        (
+            [
+                "ALTER TABLE stream DROP CONSTRAINT stream_pkey",
+                "INSERT INTO stream SELECT * FROM stream WHERE lane = 6 AND version = 6",
+            ],
+            {("stream_wrong", None)},
+        ),
     ],
 )
 def test_tampering_is_found_where_it_is(forger: Forger, statements: list[str], expected: set[Place]) -> None:
@@ -162,6 +169,16 @@ def test_what_lacks_something_is_found(forger: Forger, table: str, row: str, col
     forger.do(f"ALTER TABLE {table} ALTER {column} DROP NOT NULL", row.format(f"{column} = NULL", 8))
 
     assert (f"{table}_edited", 8) in places(find(forger, replay=True))
+
+
+def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "WINDOW", 1)
+    forger.do("ALTER TABLE command ALTER actor DROP NOT NULL", COMMAND.format("actor = ''", 8))
+    forger.redo_command(8)
+    forger.redo_links()
+    forger.do(COMMAND.format("actor = NULL", 8))
+
+    assert ("command_edited", 8) in places(find(forger, sealed_upto=0))
 
 
 @pytest.mark.parametrize(
