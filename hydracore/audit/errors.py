@@ -4,6 +4,7 @@ AuditError
 |-- NothingThere      no such instance, or none yet at that version or moment
 |-- NoSeal            there is no seal to begin at
 |-- Unclear           the customer is nobody's, or several tenants'
+|-- CopyContradicts   the copy of the seals is that of other seals than the database has
 |-- ErasuresUnknown   the file that says who was erased cannot be read
 |-- StillThere        the customer has instances that are not deleted
 |-- FileExists        what is to be written is there already
@@ -15,6 +16,10 @@ AuditError
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from events.seal import Seal
 
 
 class AuditError(Exception):
@@ -32,6 +37,17 @@ class NoSeal(AuditError):
 
 class Unclear(AuditError):
     pass
+
+
+class CopyContradicts(AuditError):
+    """`made`: the seal that was made all the same, if there was anything to seal."""
+
+    def __init__(self, path: Path, number: int, made: Seal | None) -> None:
+        super().__init__(
+            f"The database does not have seal {number} as {path} has it: an older backup was restored, or seals were taken out. "
+            "Seals are not copied any more: see docs/operations.md, Backup and restore"
+        )
+        self.made = made
 
 
 class ErasuresUnknown(AuditError):

@@ -17,12 +17,18 @@ class SealFile(LinesFile[Seal]):
     def __init__(self, path: Path) -> None:
         super().__init__(path, Seal)
 
-    def last_number(self) -> int:
-        """The number of the newest seal in the file, 0 where there is none. Raises `OSError`."""
+    def last(self) -> Seal | None:
+        """The newest seal in the file, None where there is none. Raises `OSError`."""
         try:
             with self.path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * LINE_MAX))
-                seals = [self.parse(line) for line in file.readlines()]
+                seals = [seal for line in file.readlines() if (seal := self.parse(line)) is not None]
+            # What is not a seal may stand at the end, and much of it.
+            return max(seals or self.read(), key=lambda seal: seal.number, default=None)
         except FileNotFoundError:
-            return 0
-        return max((seal.number for seal in seals if seal is not None), default=0)
+            return None
+
+    def last_number(self) -> int:
+        """The number of the newest seal in the file, 0 where there is none. Raises `OSError`."""
+        last = self.last()
+        return 0 if last is None else last.number

@@ -23,6 +23,7 @@ from events.errors import LogCorrupted, StoreUnavailable
 from events.patience import patiently
 from events.seal import Head, Seal, make_seal
 from events.sql import Statements
+from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
 from hydracore.settings import Settings
 
@@ -62,18 +63,23 @@ class Sealer:
     async def seal(self, *, age_min: timedelta = timedelta(0)) -> Seal | None:
         """Seal what is new, and complete the copy. None where nothing is new, or where the last seal is younger than `age_min`.
 
-        Raises `LogCorrupted` where the log is not any more what the last seal says, `StoreUnavailable`, and `OSError` where
-        the copy cannot be written.
+        Raises `LogCorrupted` where the log is not any more what the last seal says, `StoreUnavailable`, `OSError` where the copy
+        cannot be written, and `CopyContradicts` where it is the copy of other seals.
         """
         made = await patiently(self._pool, lambda connection: self._make(connection, age_min))
         if self._file is not None:
-            await self._copy(self._file)
+            await self._copy(self._file, made)
         return made
+
+    def ahead(self, seal: Seal) -> timedelta:
+        """How far a seal is of the future, by the own clock."""
+        return max(timedelta(0), seal.sealed_at - self._clock())
 
     async def _make(self, connection: AsyncConnection, age_min: timedelta) -> Seal | None:
         now = self._clock()
         previous = next(iter(await _seals(connection, _LAST_SEAL)), None)
-        if previous is not None and now - previous.sealed_at < age_min:
+        # Clocks differ. A seal that is far in the future is as old as one that is far in the past.
+        if previous is not None and abs(now - previous.sealed_at) < age_min:
             return None
         heads = [Head(*row) for row in await (await connection.execute(_HEADS, binary=True)).fetchall()]
         if previous is None:
@@ -89,8 +95,15 @@ class Sealer:
         added = await connection.execute(_ADD_SEAL, asdict(seal))
         return seal if await added.fetchone() else None
 
-    async def _copy(self, file: SealFile) -> None:
-        last = await asyncio.to_thread(file.last_number)
+    async def _copy(self, file: SealFile, made: Seal | None) -> None:
+        copied = await asyncio.to_thread(file.last)
+        last = 0
+        if copied is not None:
+            last = copied.number
+            known = await patiently(self._pool, lambda c: _seals(c, _SEALS_AFTER, last - 1, 1))
+            if known != [copied]:
+                # A seal is in the database before it is in the copy, so that the database has forgotten it since.
+                raise CopyContradicts(file.path, last, made)
         while seals := await patiently(self._pool, lambda c, last=last: _seals(c, _SEALS_AFTER, last, COPY_MAX)):
             await asyncio.to_thread(file.append, seals)
             last = seals[-1].number
@@ -113,7 +126,7 @@ async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
     age_min = timedelta(seconds=interval_s / 2)
     while True:
         try:
-            seal = await sealer.seal(age_min=age_min)
+            seal = await _seal(sealer, age_min)
         except LogCorrupted as error:
             _log.error("seal_refused", lane=error.lane, seq=error.seq, error=str(error))
         except (StoreUnavailable, OSError) as error:
@@ -122,6 +135,19 @@ async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
             if seal is not None:
                 _log.info("sealed", number=seal.number, events=sum(seal.heads))
         await asyncio.sleep(interval_s)
+
+
+async def _seal(sealer: Sealer, age_min: timedelta) -> Seal | None:
+    """Seal, and say what is wrong with it and does not stop it."""
+    try:
+        made = await sealer.seal(age_min=age_min)
+    except CopyContradicts as error:
+        _log.error("seals_not_copied", error=str(error))
+        made = error.made
+    if made is not None and (ahead := sealer.ahead(made)):
+        hint = "this clock is behind, or that of another relay was ahead: seals bear the later time"
+        _log.warning("last_seal_of_the_future", number=made.number, ahead_s=ahead.total_seconds(), hint=hint)
+    return made
 
 
 async def _seals(connection: AsyncConnection, statement: bytes, *parameters: int) -> list[Seal]:

@@ -138,11 +138,11 @@ def failures() -> Generator[None]:
     from psycopg_pool import PoolTimeout
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import AuditError
+    from hydracore.audit.errors import AuditError, CopyContradicts
 
     try:
         yield
-    except LogCorrupted as error:
+    except (LogCorrupted, CopyContradicts) as error:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # Whoever read the output has seen enough: click ends in silence.

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
+from structlog.testing import capture_logs
 
 from events.errors import LogCorrupted
 from events.seal import Seal, flaws_of
 from events.store import EventStore
+from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
-from hydracore.audit.sealing import Sealer, keep_sealing
+from hydracore.audit.sealing import Sealer, keep_sealing, utc_now
 from hydracore.db.pool import conninfo
 from hydracore.settings import Settings
 from tests.requests_to_log import open_store, requested
@@ -91,6 +93,53 @@ async def test_somebody_elses_young_seal_is_enough(log: Log) -> None:
 
     assert await log.sealer.seal(age_min=timedelta(minutes=1)) is None
     assert await log.sealer.seal(age_min=timedelta(0)) is not None
+
+
+async def test_a_clock_that_was_ahead_stops_nobody_from_sealing(log: Log, database_url: str) -> None:
+    hasty = Sealer(log.pool, key=KEY, clock=lambda: utc_now() + timedelta(hours=1))
+    first = await hasty.seal()
+    await requested(log.store, key="second")
+
+    second = await log.sealer.seal()
+    await requested(log.store, key="third")
+    settings = Settings(database_url=database_url, seal_key=KEY, seal_file=log.file.path, seal_interval_s=0.01)
+    with capture_logs() as said:
+        sealing = asyncio.create_task(keep_sealing(log.pool, settings))
+        await until(lambda: "last_seal_of_the_future" in [line["event"] for line in said])
+        sealing.cancel()
+
+    assert first is not None
+    assert second is not None
+    third = log.file.last()
+    assert third is not None
+    assert [(seal.number, seal.sealed_at) for seal in (second, third)] == [(2, first.sealed_at), (3, first.sealed_at)]
+    assert list(flaws_of(third, previous=second, public_key=third.public_key)) == []
+
+
+async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(
+    log: Log, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await log.sealer.seal()
+    await requested(log.store, key="second")
+    await log.sealer.seal()
+    copied = log.file.path.read_bytes()
+    settings = Settings(database_url=database_url, seal_key=KEY, seal_file=log.file.path, seal_interval_s=0.01)
+    # As a backup of before the second seal has it; then as it is once there is another second seal, and a third.
+    await owner_conn.execute("DELETE FROM seal WHERE number = 2")
+
+    with capture_logs() as said:
+        sealing = asyncio.create_task(keep_sealing(log.pool, settings))
+        await until(lambda: {"sealed", "seals_not_copied"} <= {line["event"] for line in said})
+        sealing.cancel()
+    for key in ("third", "fourth"):
+        await requested(log.store, key=key)
+        with pytest.raises(CopyContradicts, match="does not have seal 2 as"):
+            await log.sealer.seal()
+
+    assert log.file.path.read_bytes() == copied
+    log.file.path.rename(log.file.path.with_name("evidence.jsonl"))
+    await log.sealer.seal()
+    assert [seal.number for seal in log.file.read()] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

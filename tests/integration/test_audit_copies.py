@@ -1,0 +1,56 @@
+"""The copy of the seals outside the database, as whoever runs `audit seal` and `audit verify` meets it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from hydracore.audit.sealing import Sealer, utc_now
+from tests.audit_log import SEAL_KEY, Log, run, sealed_log
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_log(database_url, tmp_path) as made:
+        yield made
+
+
+def forge(log: Log, *statements: str) -> None:
+    """Do that with the owner's rights."""
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+async def test_what_came_after_a_seal_of_the_future_is_new(log: Log) -> None:
+    await log.name(0, "third")
+    await Sealer(log.pool, key=SEAL_KEY, clock=lambda: utc_now() + timedelta(hours=1)).seal()
+    await log.name(0, "fourth")
+
+    sealed = await asyncio.to_thread(run, log, "seal")
+    again = await asyncio.to_thread(run, log, "seal")
+
+    assert (sealed.exit_code, sealed.stdout.partition(" at ")[0]) == (0, "seal 4 over 14 events")
+    assert "nothing is new" in again.stdout
+
+
+async def test_seals_that_the_database_has_forgotten_are_said_to_be_and_the_copy_tells_what_was_lost(log: Log) -> None:
+    copy = str(log.file.path)
+    forge(log, "DELETE FROM seal WHERE number = 2")
+    await log.name(0, "third")
+
+    sealed = await asyncio.to_thread(run, log, "seal", HYDRACORE_SEAL_FILE=copy)
+    moved = log.file.path.rename(log.file.path.with_name("evidence.jsonl"))
+    again = await asyncio.to_thread(run, log, "seal", HYDRACORE_SEAL_FILE=copy)
+
+    assert (sealed.exit_code, len(sealed.stderr.splitlines())) == (1, 1)
+    assert "does not have seal 2 as" in sealed.stderr
+    assert again.exit_code == 0
+    assert run(log, "verify", HYDRACORE_SEAL_FILE=copy).exit_code == 0
+    lost = run(log, "verify", "--seals", str(moved))
+    assert (lost.exit_code, "Seal 2: the copy outside the database has another one" in lost.stdout) == (1, True)
