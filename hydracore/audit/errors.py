@@ -5,6 +5,7 @@ AuditError
 |-- NoSeal            there is no seal to begin at
 |-- Unclear           the customer is nobody's, or several tenants'
 |-- CopyContradicts   the copy of the seals is that of other seals than the database has
+|-- CopyMissing       there are seals, and the file that must have the copy is not there
 |-- ErasuresUnknown   the file that says who was erased cannot be read
 |-- StillThere        the customer has instances that are not deleted
 |-- FileExists        what is to be written is there already
@@ -48,6 +49,14 @@ class CopyContradicts(AuditError):
             "Seals are not copied any more: see docs/operations.md, Backup and restore"
         )
         self.made = made
+
+
+class CopyMissing(AuditError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"There are seals, and HYDRACORE_SEAL_FILE, which has their copy, is not there: {path} "
+            "(name another with --seals, or verify without: HYDRACORE_SEAL_FILE=)"
+        )
 
 
 class ErasuresUnknown(AuditError):

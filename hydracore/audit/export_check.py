@@ -225,6 +225,7 @@ class _Check:
                 del left[copy.number]
         for number in left:
             self._find("seal_flawed", f"Seal {number}: the copy outside the database has none such")
+        self.report.notes += self._copies.notes
 
     def _say_what_is_not_proven(self) -> None:
         notes = self.report.notes

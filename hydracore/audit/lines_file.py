@@ -23,15 +23,22 @@ _encoder = msgspec.json.Encoder()
 class LinesFile(Generic[T]):
     def __init__(self, path: Path, of: type[T]) -> None:
         self.path = path
+        #: How many lines the last reading could make nothing of.
+        self.passed_over = 0
         self._decoder = msgspec.json.Decoder(of)
 
     def read(self) -> Iterator[T]:
         """What is in the file, in its order. Raises `OSError`."""
+        self.passed_over = 0
+        is_begun = False
         with self.path.open("rb") as file:
             while line := file.readline(LINE_MAX):
                 document = self.parse(line)
                 if document is not None:
                     yield document
+                elif not is_begun and not line.isspace():
+                    self.passed_over += 1
+                is_begun = not line.endswith(b"\n")
 
     def append(self, documents: Iterable[T]) -> None:
         """Add documents and wait until they are on the disk. Raises `OSError`."""
@@ -50,7 +57,7 @@ class LinesFile(Generic[T]):
         """What a line says, None where it is half done."""
         try:
             return self._decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def _is_torn(self) -> bool:

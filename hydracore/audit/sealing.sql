@@ -11,6 +11,9 @@ SELECT number, sealed_at, heads, links, root, previous, public_key, signature
  ORDER BY number
  LIMIT %s
 
+-- name: any_seal
+SELECT EXISTS (SELECT FROM seal)
+
 -- name: add_seal
 INSERT INTO seal (number, sealed_at, heads, links, root, previous, public_key, signature)
 VALUES (%(number)s, %(sealed_at)s, %(heads)s, %(links)s, %(root)s, %(previous)s, %(public_key)s, %(signature)s)

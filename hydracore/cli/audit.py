@@ -25,6 +25,11 @@ NOT_DONE: Final = 3
 
 POOL_SIZE: Final = 2
 
+#: What an audit without the copy cannot see.
+NO_COPY: Final = (
+    "No copy of the seals was compared (--seals): the newest seals may have been taken out with what they sealed"
+)
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,23 +74,27 @@ def verify(
     The log may be in use meanwhile: writers come first.
     """
     from hydracore.audit import verifying
-    from hydracore.audit.seal_file import SealFile
+    from hydracore.audit.seal_file import SealFile, kept_copy
     from hydracore.cli.audit_view import progress_bar, show_report
 
     settings = load()
-    path = seals or (settings.seal_file if settings.seal_file is not None and settings.seal_file.is_file() else None)
+    copy = None if seals is None else SealFile(seals)
+    if copy is None and settings.seal_file is not None:
+        with failures():
+            copy = kept_copy(settings.seal_file, conninfo(settings))
     request = verifying.Request(
         conninfo=conninfo(settings),
         lanes=tuple(sorted(set(lanes))) or tuple(range(64)),
         since_seal=since_seal,
         replay=replay,
-        seals=None if path is None else SealFile(path),
+        seals=copy,
         public_key=public_key_of(public_key, settings),
         workers=workers,
         full_speed=full_speed,
     )
     with failures(), progress_bar("verifying") as progress:
         report = verifying.verify(request, progress)
+    report.notes += [NO_COPY] if copy is None else copy.notes
     show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
 
@@ -138,7 +147,7 @@ def failures() -> Generator[None]:
     from psycopg_pool import PoolTimeout
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import AuditError, CopyContradicts
+    from hydracore.audit.errors import AuditError, CopyContradicts, CopyMissing, ErasuresUnknown
 
     try:
         yield
@@ -146,6 +155,8 @@ def failures() -> Generator[None]:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # Whoever read the output has seen enough: click ends in silence.
+    except (CopyMissing, ErasuresUnknown) as error:
+        fail(str(error), NOT_DONE)
     except AuditError as error:
         raise click.UsageError(str(error)) from None
     except (psycopg.Error, PoolTimeout, StoreUnavailable, EventUnreadable, OSError) as error:

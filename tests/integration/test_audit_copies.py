@@ -54,3 +54,34 @@ async def test_seals_that_the_database_has_forgotten_are_said_to_be_and_the_copy
     assert run(log, "verify", HYDRACORE_SEAL_FILE=copy).exit_code == 0
     lost = run(log, "verify", "--seals", str(moved))
     assert (lost.exit_code, "Seal 2: the copy outside the database has another one" in lost.stdout) == (1, True)
+
+
+async def test_a_copy_that_was_not_compared_is_never_passed_over_in_silence(log: Log, tmp_path: Path) -> None:
+    missing = str(tmp_path / "typo.jsonl")
+
+    without = run(log, "verify", "--lane", "0")
+    mistaken = run(log, "verify", "--lane", "0", HYDRACORE_SEAL_FILE=missing)
+    given = run(log, "verify", "--lane", "0", "--seals", str(log.file.path), HYDRACORE_SEAL_FILE=missing)
+    forge(log, "DELETE FROM seal")
+    nothing_yet = run(log, "verify", "--lane", "0", HYDRACORE_SEAL_FILE=missing)
+
+    assert (without.exit_code, "note: No copy of the seals was compared" in without.stdout) == (0, True)
+    assert (mistaken.exit_code, mistaken.stdout, len(mistaken.stderr.splitlines())) == (3, "", 1)
+    assert f"is not there: {missing}" in mistaken.stderr
+    assert (given.exit_code, "note:" in given.stdout) == (0, False)
+    assert (nothing_yet.exit_code, "note: No copy" in nothing_yet.stdout) == (0, True)
+
+
+async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(log: Log) -> None:
+    with log.file.path.open("ab") as file:
+        file.write(b"x" * 300_000 + b"\n" + b"[" * 60_000 + b"\n")
+    forge(log, "DELETE FROM seal")
+
+    result = run(log, "verify", "--lane", "0", "--seals", str(log.file.path))
+
+    assert result.exit_code == 1
+    assert [line.partition(": it is")[0] for line in result.stdout.splitlines()[:2]] == [
+        "the log: seal_missing: Seal 1",
+        "the log: seal_missing: Seal 2",
+    ]
+    assert f"note: Of {log.file.path}, 2 lines could not be read" in result.stdout

@@ -108,7 +108,7 @@ async def test_what_lacks_something_is_found_and_hides_nothing_else(
 async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, forger: Forger) -> None:
     forger.do(FORGE.format(7), "UPDATE instance SET status = 'running' WHERE agent_name = 'second' AND attempt = 1")
 
-    result = run(log, "verify")
+    result = run(log, "verify", "--seals", str(log.file.path))
 
     assert result.exit_code == 1
     edited, row, total = result.stdout.splitlines()
