@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec import Meta
 
 from events.digest import GENESIS
-from events.ids import LANES
+from events.errors import LogCorrupted
+from events.ids import LANES, SEQ_MAX
 from events.merkle import root_of
 
 #: What the first seal has in place of a predecessor's digest.
@@ -57,14 +59,45 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
         return b"".join((_PURPOSE, _int8(self.number), _int8(sealed_us), self.previous, self.root))
 
     @property
-    def lacks_something(self) -> bool:
-        """Whether a column is null. Whoever takes the table's constraints away can make it so."""
-        return None in msgspec.structs.astuple(self) or None in cast("list[Any]", self.heads)
+    def is_malformed(self) -> bool:
+        """Whether it has what no seal can have, such as nulls, a time of no zone, or numbers without end.
+
+        Whoever takes the table's constraints away, or writes into the file, can make it so.
+        """
+        try:
+            msgspec.convert(msgspec.structs.asdict(self), _Form, builtin_types=(bytes, datetime))
+        except msgspec.ValidationError:
+            return True
+        return False
+
+    @property
+    def has_all_lanes(self) -> bool:
+        return len(self.heads) == LANES and len(self.links) == LANES * _LINK_BYTES
 
     @property
     def digest(self) -> bytes:
         """What the next seal names as its predecessor."""
         return sha256(self.statement).digest()
+
+
+def whole(seal: Seal) -> Seal:
+    """The seal, for whoever is about to stand on it. Raises `LogCorrupted` where nothing can."""
+    if seal.is_malformed or not seal.has_all_lanes:
+        raise LogCorrupted(0, 0, f"seal {seal.number} has what no seal can have")
+    return seal
+
+
+class _Form(msgspec.Struct):
+    """What every seal has, whether it is good or not: numbers have the room of a `bigint`."""
+
+    number: Annotated[int, Meta(ge=-(2**63), le=SEQ_MAX)]
+    sealed_at: Annotated[datetime, Meta(tz=True)]
+    heads: list[Annotated[int, Meta(ge=-(2**63), le=SEQ_MAX)]]
+    links: bytes
+    root: bytes
+    previous: bytes
+    public_key: bytes
+    signature: bytes
 
 
 def make_seal(heads: Sequence[Head], *, previous: Seal | None, sealed_at: datetime, key: Ed25519PrivateKey) -> Seal:
@@ -89,19 +122,19 @@ def flaws_of(seal: Seal, *, previous: Seal | None, public_key: bytes | None) -> 
     `public_key`: the only one that may have signed it. None accepts any key, so that a seal proves no more than that
     nobody changed it without making it anew.
     """
-    if seal.lacks_something:
-        yield "it lacks what every seal has, or has a time that no calendar has"
+    if seal.is_malformed:
+        yield "it lacks what every seal has, or has what none can have"
         return
     if public_key is not None and seal.public_key != public_key:
         yield "it was signed with another key"
     if not _is_signed(seal):
         yield "its signature is not good"
-    if len(seal.heads) != LANES or len(seal.links) != LANES * _LINK_BYTES:
+    if not seal.has_all_lanes:
         yield "it does not speak of every lane"
         return
     if _root([seal.head(lane) for lane in range(LANES)]) != seal.root:
         yield "its heads and links are not those that were signed"
-    if previous is None or previous.lacks_something:
+    if previous is None or previous.is_malformed or not previous.has_all_lanes:
         if seal.number == 1 and seal.previous != NOTHING_BEFORE:
             yield "it names a predecessor that never was"
         return

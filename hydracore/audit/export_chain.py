@@ -54,7 +54,10 @@ class LaneChain:
         self._next = begin.after + 1
         self._is_exact = True
         self._command: CommandRecord | None = None
+        #: Of the command's events: the number that comes next, the digests so far, and whether none was left out.
+        self._due = 0
         self._digests: list[bytes] = []
+        self._is_whole = True
 
     def command(self, command: CommandRecord) -> None:
         self._finish_command()
@@ -67,19 +70,18 @@ class LaneChain:
             self._break("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
         self._link = command.link
         self._next, self._is_exact = max(self._next, last + 1), True
-        self._command, self._digests = command, []
+        self._command, self._due, self._digests, self._is_whole = command, first, [], True
         self.commands += 1
 
     def event(self, event: EventRecord) -> None:
-        command, stream = self._command, event.stream_id
-        due = 0 if command is None else command.first_seq + len(self._digests)
+        command, stream, due = self._command, event.stream_id, self._due
         if command is None or not due <= event.seq < command.first_seq + command.event_count:
             what = "The event does not belong here: it was inserted, or is in another one's place"
             self._break("event_extra", what, event.seq, stream_id=stream)
             return
         if event.seq > due:
             self._break("event_missing", "Events are missing", due, last_seq=event.seq - 1)
-            self._digests += [b""] * (event.seq - due)
+            self._is_whole = False
         for name in ("lane", "command_id", "stream_id", "tenant_id", "recorded_at"):
             if getattr(event, name) != getattr(command, name):
                 self._break("event_edited", f"Its {name} is not that of its command", event.seq, stream_id=stream)
@@ -88,6 +90,7 @@ class LaneChain:
             self._break("event_edited", what, event.seq, stream_id=stream)
         self._check_version(event)
         self._digests.append(event.digest)
+        self._due = event.seq + 1
         self.events += 1
         self.unsealed_from = self.unsealed_from or event.seq
         self.unsealed += 1
@@ -158,9 +161,9 @@ class LaneChain:
         if command is None:
             return
         first, last = command.first_seq, command.first_seq + command.event_count - 1
-        if len(digests) < command.event_count:
-            self._break("event_missing", "Events are missing", first + len(digests), last_seq=last)
-        elif all(digests) and digest_of(command, digests) != command.digest:
+        if self._due <= last:
+            self._break("event_missing", "Events are missing", self._due, last_seq=last)
+        elif self._is_whole and digest_of(command, digests) != command.digest:
             what = f"Command {command.command_id} was edited, or an event of it with its digest"
             self._break("command_edited", what, first, last_seq=last)
 

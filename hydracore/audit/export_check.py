@@ -136,7 +136,7 @@ class _Check:
 
     def _seal(self, seal: Seal) -> None:
         flaws = list(flaws_of(seal, previous=None, public_key=self._key))
-        if self._last_lane >= 0 or any(known >= seal.number for known in self._seals):
+        if self._last_lane >= 0 or next(reversed(self._seals), 0) >= seal.number:
             flaws.append("it is not where it belongs")
         self.report.seals += 1
         self._signers.add(seal.public_key)

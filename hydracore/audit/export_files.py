@@ -69,7 +69,7 @@ def _lines(path: Path) -> Iterator[Placed]:
                 raise RecordUnreadable(number, "the line is cut off")
             try:
                 yield Placed(number, _decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise RecordUnreadable(number, str(error)) from None
 
 

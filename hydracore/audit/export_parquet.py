@@ -71,7 +71,8 @@ def reading(path: Path) -> Iterator[Placed]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Placed(number, _record(row))
-    except (arrow.ArrowInvalid, arrow.ArrowException, OSError, msgspec.ValidationError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
+        # Not only what pyarrow says of a file: also texts that are none, and times that no calendar has.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise RecordUnreadable(number + 1, str(error).partition("\n")[0]) from None

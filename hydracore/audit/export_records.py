@@ -20,11 +20,13 @@ import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 
+from events.ids import LANES, SEQ_MAX
 from events.seal import Seal
 
 #: Rises when a record gets another meaning. Every version that was ever written stays readable (`tests/corpus/`).
@@ -32,6 +34,11 @@ FORMAT_VERSION: Final = 1
 
 #: How many steps one record holds at most.
 STEPS_MAX: Final = 1_000
+
+#: What a file of strangers may say: numbers that the log can count to, and times that are some moment.
+Lane = Annotated[int, Meta(ge=0, lt=LANES)]
+Number = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
+Time = Annotated[datetime, Meta(tz=True)]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STEP: Final = struct.Struct(">qq32s")
@@ -50,9 +57,9 @@ class Header(Record, frozen=True, kw_only=True, tag="header", forbid_unknown_fie
     """
 
     format: str
-    format_version: int
+    format_version: Number
     made_by: str
-    exported_at: datetime
+    exported_at: Time
     tenant_id: str
     instance_id: UUID | None = None
 
@@ -60,9 +67,9 @@ class Header(Record, frozen=True, kw_only=True, tag="header", forbid_unknown_fie
 class SealRecord(Record, frozen=True, kw_only=True, tag="seal"):
     """A seal as `events.seal` has it."""
 
-    number: int
-    sealed_at: datetime
-    heads: list[int]
+    number: Number
+    sealed_at: Time
+    heads: list[Number]
     links: bytes
     root: bytes
     previous: bytes
@@ -81,18 +88,18 @@ class SealRecord(Record, frozen=True, kw_only=True, tag="seal"):
 class LaneRecord(Record, frozen=True, kw_only=True, tag="lane"):
     """The chain begins behind number `after`, with `link`: as seal `number` says, or, with 0, as every lane begins."""
 
-    lane: int
-    after: int
+    lane: Lane
+    after: Number
     link: bytes
-    number: int = 0
+    number: Number = 0
 
 
 class CommandRecord(Record, frozen=True, kw_only=True, tag="command"):
     """A row of `command`. `result` is the exact stored text."""
 
-    lane: int
-    first_seq: int
-    event_count: int
+    lane: Lane
+    first_seq: Number
+    event_count: Annotated[int, Meta(ge=1, le=SEQ_MAX)]
     command_id: UUID
     stream_id: UUID
     tenant_id: str
@@ -102,7 +109,7 @@ class CommandRecord(Record, frozen=True, kw_only=True, tag="command"):
     causation_id: UUID | None = None
     request_hash: bytes | None = None
     result: str | None = None
-    recorded_at: datetime
+    recorded_at: Time
     digest: bytes
     link: bytes
 
@@ -110,17 +117,17 @@ class CommandRecord(Record, frozen=True, kw_only=True, tag="command"):
 class EventRecord(Record, frozen=True, kw_only=True, tag="event"):
     """A row of `event`. `payload` is the exact stored text, as a text: no reader may write its JSON anew."""
 
-    lane: int
-    seq: int
+    lane: Lane
+    seq: Number
     stream_id: UUID
-    version: int
+    version: Number
     tenant_id: str
     type: str
-    schema_version: int
+    schema_version: Number
     payload: str
     digest: bytes
     command_id: UUID
-    recorded_at: datetime
+    recorded_at: Time
 
 
 class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
@@ -129,8 +136,8 @@ class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
     `link`: of the last one.
     """
 
-    lane: int
-    count: int
+    lane: Lane
+    count: Number
     steps: bytes
     link: bytes
 
@@ -142,17 +149,17 @@ class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
 class LaneEndRecord(Record, frozen=True, kw_only=True, tag="lane_end"):
     """The chain ends with number `seq`, and with `link`."""
 
-    lane: int
-    seq: int
+    lane: Lane
+    seq: Number
     link: bytes
 
 
 class EndRecord(Record, frozen=True, kw_only=True, tag="end"):
     """`digest`: of all records before it. Signed (Ed25519) where the exporter had the key that signs seals."""
 
-    events: int
-    commands: int
-    streams: int
+    events: Number
+    commands: Number
+    streams: Number
     digest: bytes
     public_key: bytes | None = None
     signature: bytes | None = None

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from events.seal import Seal
+from events.seal import Seal, whole
 from events.sql import Statements
 
 _SQL = Statements("hydracore.audit", "exporting.sql")
@@ -17,12 +17,15 @@ _FIRST_SEAL = _SQL["first_seal"]
 
 
 class SealFinder:
-    """Finds the seals that a stretch begins and ends at. Numbers are dense and heads never fall, so it looks only at a few."""
+    """Finds the seals that a stretch begins and ends at. Numbers are dense and heads never fall, so it looks only at a few.
+
+    Raises `LogCorrupted` where one of these has what no seal can have.
+    """
 
     def __init__(self, connection: Connection, newest: Seal | None) -> None:
         self._connection = connection
         self._newest = newest
-        self._used: dict[int, Seal] = {} if newest is None else {newest.number: newest}
+        self._used: dict[int, Seal] = {} if newest is None else {newest.number: whole(newest)}
         row = connection.execute(_FIRST_SEAL).fetchone()
         self._first = 1 if row is None else row[0]
 
@@ -58,5 +61,5 @@ class SealFinder:
                 seal = cursor.execute(_SEAL, (number,)).fetchone()
             if seal is None:
                 return None
-            self._used[number] = seal
+            self._used[number] = whole(seal)
         return self._used[number]

@@ -25,7 +25,7 @@ from psycopg.rows import class_row
 from events.digest import GENESIS
 from events.ids import lane_of
 from events.pacing import Pace
-from events.seal import Head, Seal
+from events.seal import Head, Seal, whole
 from events.sql import Statements
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NoSeal, NothingThere
@@ -113,7 +113,8 @@ class _Stretch(NamedTuple):
 def export(request: Request, progress: Progress) -> Exported:
     """Write the file, whole or not at all.
 
-    Raises `NothingThere`, `NoSeal`, `FileExists`, `ParquetMissing`, `OSError` and psycopg's errors.
+    Raises `NothingThere`, `NoSeal`, `FileExists`, `ParquetMissing`, `LogCorrupted` where a seal is none, `OSError` and psycopg's
+    errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
     began_s = time.monotonic()
@@ -152,7 +153,7 @@ def _look(connection: Connection, request: Request) -> tuple[list[Head], Seal | 
         if request.sealed:
             if newest is None:
                 raise NoSeal
-            heads = [newest.head(lane) for lane in range(len(heads))]
+            heads = [whole(newest).head(lane) for lane in range(len(heads))]
         spans = _spans(connection, request, heads)
     connection.isolation_level = None
     if not spans:

@@ -1,5 +1,6 @@
 -- name: seal
-SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN sealed_at END AS sealed_at,
+       heads, links, root, previous, public_key, signature
   FROM seal
  WHERE number = %s
 

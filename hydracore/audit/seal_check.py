@@ -11,10 +11,14 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from events.finding import Finding
+from events.finding import FINDINGS_MAX, Finding
 from events.ids import LANES
 from events.seal import Seal, flaws_of
 from events.verify import Point
+from hydracore.scalars import plural
+
+#: What only the copy says of a lane is kept in as many points: of more, every other one, which finds as much and less exactly where.
+POINTS_MAX = 1_024
 
 
 class SealsChecked(msgspec.Struct, kw_only=True):
@@ -26,13 +30,37 @@ class SealsChecked(msgspec.Struct, kw_only=True):
     last: Seal | None = None
     points: dict[int, list[Point]] = msgspec.field(default_factory=lambda: defaultdict[int, list[Point]](list))
     findings: list[Finding] = msgspec.field(default_factory=list[Finding])
+    #: How many findings there were; no more than `FINDINGS_MAX` are kept.
+    found: int = 0
+
+    def find(self, kind: str, number: int, flaws: Iterable[str]) -> None:
+        for flaw in flaws:
+            self.found += 1
+            if self.found <= FINDINGS_MAX:
+                self.findings.append(Finding(kind=kind, what=f"Seal {number}: {flaw}"))
+
+    def trust(self, copy: Seal) -> None:
+        """Take down what a seal says of the lanes, as far as it is news."""
+        for lane in range(LANES):
+            head, points = copy.head(lane), self.points[lane]
+            if head.seq < 1 or (points and points[-1][:2] == head):
+                continue
+            if len(points) == POINTS_MAX:
+                del points[::2]
+            points.append(Point(*head, copy.number))
+
+    def say_how_many(self) -> None:
+        if self.found > FINDINGS_MAX:
+            last = self.findings[-1]
+            what = f"{last.what}; and {plural(self.found - FINDINGS_MAX, 'finding')} more about seals"
+            self.findings[-1] = msgspec.structs.replace(last, what=what)
 
 
 def check_seals(stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: bytes | None) -> SealsChecked:
     """Both in the order of their numbers. `public_key`: see `flaws_of`. Raises what the iterables raise."""
     checked = SealsChecked()
     previous: Seal | None = None
-    for seal, copy in _side_by_side(stored, copies):
+    for seal, copy in _side_by_side(stored, _rising(copies, checked, public_key)):
         if seal is None:
             assert copy is not None, "there is one or the other"
             _only_copied(checked, copy, public_key)
@@ -40,19 +68,21 @@ def check_seals(stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: b
         flaws = [*_out_of_place(seal, previous), *flaws_of(seal, previous=previous, public_key=public_key)]
         if copy is not None and copy != seal:
             flaws.append("the copy outside the database has another one of this number")
-            _trust(checked, copy)
-        checked.findings += [_finding("seal_flawed", seal.number, flaw) for flaw in flaws]
+            if _is_good(checked, copy, public_key):
+                checked.trust(copy)
+        checked.find("seal_flawed", seal.number, flaws)
         checked.count += 1
         checked.upto = seal.number
         if not flaws:
             checked.last = seal
         previous = seal
+    checked.say_how_many()
     return checked
 
 
 def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tuple[Seal | None, Seal | None]]:
     """Seals and copies of the same number together, in order, without holding more than one of each."""
-    copying = _rising(copies)
+    copying = iter(copies)
     copy = next(copying, None)
     for seal in stored:
         while copy is not None and copy.number < seal.number:
@@ -68,10 +98,13 @@ def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tu
         copy = next(copying, None)
 
 
-def _rising(copies: Iterable[Seal]) -> Iterator[Seal]:
+def _rising(copies: Iterable[Seal], checked: SealsChecked, public_key: bytes | None) -> Iterator[Seal]:
     """The copies without repeats: two relays that share a file may both have written one."""
     last = 0
     for copy in copies:
+        # A number out of the order may be the damage: whoever went on behind it would pass over all others.
+        if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, public_key):
+            continue
         if copy.number > last:
             last = copy.number
             yield copy
@@ -79,24 +112,17 @@ def _rising(copies: Iterable[Seal]) -> Iterator[Seal]:
 
 def _only_copied(checked: SealsChecked, copy: Seal, public_key: bytes | None) -> None:
     """A copy of which the database knows nothing."""
-    flaws = [*flaws_of(copy, previous=None, public_key=public_key)]
-    checked.findings += [_finding("copy_flawed", copy.number, flaw) for flaw in flaws]
-    if not flaws:
-        what = "it is in the copy outside the database, and not in the database"
-        checked.findings.append(_finding("seal_missing", copy.number, what))
-        _trust(checked, copy)
+    if _is_good(checked, copy, public_key):
+        checked.find("seal_missing", copy.number, ["it is in the copy outside the database, and not in the database"])
+        checked.trust(copy)
+
+
+def _is_good(checked: SealsChecked, copy: Seal, public_key: bytes | None) -> bool:
+    """Whether a copy counts; what is wrong with it is taken down."""
+    flaws = list(flaws_of(copy, previous=None, public_key=public_key))
+    checked.find("copy_flawed", copy.number, flaws)
+    return not flaws
 
 
 def _out_of_place(seal: Seal, previous: Seal | None) -> list[str]:
     return [f"seal 1 is missing, and all up to {seal.number - 1}"] if previous is None and seal.number != 1 else []
-
-
-def _trust(checked: SealsChecked, copy: Seal) -> None:
-    for lane in range(LANES):
-        seq, link = copy.head(lane)
-        if seq > 0:
-            checked.points[lane].append(Point(seq, link, copy.number))
-
-
-def _finding(kind: str, number: int, flaw: str) -> Finding:
-    return Finding(kind=kind, what=f"Seal {number}: {flaw}")

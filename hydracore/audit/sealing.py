@@ -21,7 +21,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, StoreUnavailable
 from events.patience import patiently
-from events.seal import Head, Seal, make_seal
+from events.seal import Head, Seal, make_seal, whole
 from events.sql import Statements
 from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
@@ -77,7 +77,7 @@ class Sealer:
 
     async def _make(self, connection: AsyncConnection, age_min: timedelta) -> Seal | None:
         now = self._clock()
-        previous = next(iter(await _seals(connection, _LAST_SEAL)), None)
+        previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
         # Clocks differ. A seal that is far in the future is as old as one that is far in the past.
         if previous is not None and abs(now - previous.sealed_at) < age_min:
             return None

@@ -1,5 +1,7 @@
 -- name: last_seal
-SELECT number, sealed_at, heads, links, root, previous, public_key, signature
+-- A time that no calendar has is no reason to fail: it comes as a null, and the seal is flawed.
+SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN sealed_at END AS sealed_at,
+       heads, links, root, previous, public_key, signature
   FROM seal
  ORDER BY number DESC
  LIMIT 1
@@ -37,7 +39,6 @@ SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
  ORDER BY s.lane
 
 -- name: all_seals
--- A time that no calendar has is no reason to fail: it comes as a null, and the seal is flawed.
 SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN sealed_at END AS sealed_at,
        heads, links, root, previous, public_key, signature
   FROM seal

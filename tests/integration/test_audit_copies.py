@@ -56,6 +56,22 @@ async def test_seals_that_the_database_has_forgotten_are_said_to_be_and_the_copy
     assert (lost.exit_code, "Seal 2: the copy outside the database has another one" in lost.stdout) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "UPDATE seal SET heads = (SELECT array_agg(ARRAY[head]) FROM unnest(heads) head)",
+        "UPDATE seal SET sealed_at = 'infinity'",
+    ],
+)
+async def test_nothing_stands_on_a_seal_that_is_none(log: Log, tmp_path: Path, forgery: str) -> None:
+    forge(log, forgery)
+    words = ("export", "--tenant", "acme", "--output", str(tmp_path / "export"))
+
+    for result in (await asyncio.to_thread(run, log, "seal"), run(log, *words), run(log, *words, "--sealed")):
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+        assert "seal 2 has what no seal can have" in result.stderr
+
+
 async def test_a_copy_that_was_not_compared_is_never_passed_over_in_silence(log: Log, tmp_path: Path) -> None:
     missing = str(tmp_path / "typo.jsonl")
 

@@ -77,6 +77,7 @@ async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
     [
         (["UPDATE seal SET sealed_at = 'infinity' WHERE number = 2"], "seal_flawed"),
         (["UPDATE seal SET heads[3] = NULL WHERE number = 1"], "seal_flawed"),
+        (["UPDATE seal SET heads = (SELECT array_agg(ARRAY[head]) FROM unnest(heads) head)"], "seal_flawed"),
         (
             ["ALTER TABLE seal ALTER root DROP NOT NULL", "UPDATE seal SET root = NULL WHERE number = 2"],
             "seal_flawed",

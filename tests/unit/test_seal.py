@@ -20,6 +20,8 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes_raw()
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
+MALFORMED = "it lacks what every seal has, or has what none can have"
+
 #: Leaves and roots of Certificate Transparency's own tests of RFC 6962.
 LEAVES = [
     *(bytes.fromhex(leaf) for leaf in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")),
@@ -80,12 +82,26 @@ def test_seals_in_their_order_have_no_flaws() -> None:
         ({"heads": [-1] * LANES}, "its heads and links are not those that were signed"),
         ({"signature": bytes(64)}, "its signature is not good"),
         ({"public_key": b"short"}, "its signature is not good"),
+        ({"number": 2**63}, MALFORMED),
+        ({"sealed_at": NOON.replace(tzinfo=None)}, MALFORMED),
+        ({"heads": [[lane] for lane in range(LANES)]}, MALFORMED),
+        ({"heads": [2**63] * LANES}, MALFORMED),
+        ({"heads": None}, MALFORMED),
+        ({"links": "text"}, MALFORMED),
+        ({"sealed_at": "2026-11-23T12:00:00Z"}, MALFORMED),
     ],
 )
 def test_a_seal_that_was_edited_shows_it(change: dict[str, Any], flaw: str) -> None:
     first, second = chain(2)
 
     assert flaw in flaws(replace(second, **change), first)
+
+
+@pytest.mark.parametrize("change", [{"heads": [1] * (LANES - 1)}, {"sealed_at": NOON.replace(tzinfo=None)}])
+def test_what_is_no_seal_says_nothing_of_the_one_behind_it(change: dict[str, Any]) -> None:
+    first, second = chain(2)
+
+    assert flaws(second, replace(first, **change)) == []
 
 
 def test_a_seal_that_was_taken_out_is_missed() -> None:

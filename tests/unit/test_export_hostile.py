@@ -1,0 +1,108 @@
+"""An export comes from strangers: whatever is in it is a finding or refused, and costs no more than the file is long."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from events.ids import SEQ_MAX
+from hydracore.audit import export_records as r
+from hydracore.audit.errors import NotAnExport
+from tests.exports import INSTANCE, TENANT_PARQUET, Forger, found, verified
+
+#: A time that says of no zone which moment it is.
+SOME_NOON = datetime(2026, 11, 23, 12)  # noqa: DTZ001
+
+
+def first(forger: Forger, kind: type[r.Record]) -> int:
+    return next(at for at, each in enumerate(forger.records) if isinstance(each, kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (r.SealRecord, {"number": SEQ_MAX + 1}),
+        (r.SealRecord, {"heads": [SEQ_MAX + 1] * 64}),
+        (r.SealRecord, {"sealed_at": SOME_NOON}),
+        (r.LaneRecord, {"lane": 64}),
+        (r.LaneRecord, {"lane": -1}),
+        (r.LaneRecord, {"after": -1}),
+        (r.CommandRecord, {"recorded_at": SOME_NOON}),
+        (r.CommandRecord, {"first_seq": SEQ_MAX + 1}),
+        (r.CommandRecord, {"event_count": 0}),
+        (r.EventRecord, {"recorded_at": SOME_NOON}),
+        (r.EventRecord, {"version": 2**64}),
+        (r.StepsRecord, {"count": -1}),
+        (r.LaneEndRecord, {"seq": 2**70}),
+    ],
+)
+def test_what_the_log_never_writes_cannot_be_read(kind: type[r.Record], fields: dict[str, Any], tmp_path: Path) -> None:
+    forger = Forger(INSTANCE)
+    forger.change(first(forger, kind), **fields)
+
+    assert found(forger.saved(tmp_path))[-1] == "record_unreadable -"
+
+
+@pytest.mark.parametrize("fields", [{"first_seq": SEQ_MAX}, {"event_count": SEQ_MAX}])
+def test_numbers_at_the_end_of_all_numbers_are_a_finding(fields: dict[str, Any], tmp_path: Path) -> None:
+    forger = Forger(INSTANCE)
+    forger.change(first(forger, r.CommandRecord), **fields)
+
+    assert "chain_broken" in str(found(forger.saved(tmp_path))) or "event_missing" in str(found(forger.saved(tmp_path)))
+
+
+def test_a_header_of_brackets_is_no_export_and_a_record_of_them_cannot_be_read(tmp_path: Path) -> None:
+    header, *others = INSTANCE.read_bytes().splitlines(keepends=True)
+    brackets = b'{"kind":' + b"[" * 200_000 + b"\n"
+    path = tmp_path / "brackets.jsonl"
+
+    path.write_bytes(brackets + b"".join(others))
+    with pytest.raises(NotAnExport):
+        verified(path)
+    path.write_bytes(header + brackets + b"".join(others))
+    assert found(path) == ["record_unreadable -"]
+
+
+def test_events_that_are_missing_cost_nothing_however_many_they_are_said_to_be(tmp_path: Path) -> None:
+    forger = Forger(INSTANCE)
+    at = first(forger, r.CommandRecord)
+    forger.change(at, event_count=30_000_000)
+    forger.change(at + 1, seq=20_000_000)
+    path = forger.saved(tmp_path)
+
+    tracemalloc.start()
+    findings = verified(path).findings
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    missing = [(each.seq, each.last_seq) for each in findings if each.kind == "event_missing"]
+    assert missing[:2] == [(13, 19_999_999), (20_000_001, 30_000_012)]
+    assert peak_bytes < 10_000_000
+
+
+def other_text(column: Any) -> Any:
+    return pa.array([b"\xff"] * len(column), pa.binary()).view(pa.string())
+
+
+def later_than_all(column: Any) -> Any:
+    return pa.array([2**62] * len(column), pa.int64()).view(column.type)
+
+
+@pytest.mark.parametrize(("name", "edit"), [("tenant_id", other_text), ("recorded_at", later_than_all)])
+def test_a_parquet_file_of_texts_that_are_none_and_times_that_never_come_is_damaged(
+    name: str, edit: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    table: Any = pq.read_table(TENANT_PARQUET)
+    column = table.column(name).combine_chunks()
+    path = tmp_path / "forged.parquet"
+    forged = table.set_column(table.schema.get_field_index(name), name, edit(column))
+    pq.write_table(forged, path)
+
+    assert found(path)[-1] == "record_unreadable -"

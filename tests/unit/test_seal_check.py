@@ -1,0 +1,75 @@
+"""Seals beside the copy of them: a damaged copy is a finding and no more, and a long one takes no more memory than a short one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from events.finding import FINDINGS_MAX
+from events.ids import LANES
+from events.seal import Head, Seal, make_seal
+from hydracore.audit import seal_check
+from hydracore.audit.seal_check import check_seals
+from tests.unit.test_seal import KEY, NOON, PUBLIC, chain, heads
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"heads": [1] * (LANES - 1)},
+        {"heads": [2**63] * LANES},
+        {"sealed_at": NOON.replace(tzinfo=None)},
+        {"number": 2**63},
+        {"number": 50},
+        {"number": -1},
+    ],
+)
+@pytest.mark.parametrize("kept", [3, 0])
+def test_a_damaged_copy_is_flawed_and_hides_no_other(change: dict[str, Any], kept: int) -> None:
+    seals = chain(3)
+    copies = [seals[0], replace(seals[1], **change), seals[2]]
+
+    checked = check_seals(seals[:kept], copies, public_key=PUBLIC)
+
+    kinds = [finding.kind for finding in checked.findings]
+    assert "copy_flawed" in kinds
+    assert kinds.count("seal_missing") == (0 if kept else 2)
+    assert {point.seal for points in checked.points.values() for point in points} == (set() if kept else {1, 3})
+
+
+def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
+    (stored,) = chain(1)
+    good = make_seal(heads(5), previous=None, sealed_at=NOON, key=KEY)
+    flawed = replace(good, signature=bytes(64))
+
+    trusted, ignored = (check_seals([stored], [copy], public_key=PUBLIC) for copy in (good, flawed))
+
+    assert (len(trusted.points), len(ignored.points)) == (LANES, 0)
+    assert [finding.kind for finding in ignored.findings] == ["copy_flawed", "seal_flawed"]
+
+
+def growing(length: int) -> list[Seal]:
+    """Seals between which lane 0 alone gets longer."""
+    seals: list[Seal] = []
+    for number in range(length):
+        now = [Head(number + 1, number.to_bytes(32)), *heads(1)[1:]]
+        seals.append(make_seal(now, previous=seals[-1] if seals else None, sealed_at=NOON, key=KEY))
+    return seals
+
+
+def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seal_check, "POINTS_MAX", 8)
+    seals = growing(FINDINGS_MAX + 20)
+
+    checked = check_seals([], seals, public_key=PUBLIC)
+
+    assert [len(checked.points[lane]) for lane in range(1, LANES)] == [1] * (LANES - 1)
+    kept = [point.seal for point in checked.points[0]]
+    assert len(kept) <= 8
+    assert kept == sorted(kept)
+    # The end is what counts: whatever came before stands in its link.
+    assert kept[-1] == seals[-1].number
+    assert len(checked.findings) == FINDINGS_MAX
+    assert checked.findings[-1].what.endswith("and not in the database; and 20 findings more about seals")
