@@ -23,6 +23,7 @@ from psycopg import Connection, IsolationLevel
 from psycopg.rows import class_row
 
 from events.digest import GENESIS
+from events.errors import LogCorrupted
 from events.ids import lane_of
 from events.pacing import Pace
 from events.seal import Head, Seal, whole
@@ -31,6 +32,7 @@ from hydracore.audit import export_records as r
 from hydracore.audit.errors import NoSeal, NothingThere
 from hydracore.audit.export_files import Format, Write, writing
 from hydracore.audit.export_seals import SealFinder
+from hydracore.audit.moments import some_time
 from hydracore.audit.verifying import Progress
 from hydracore.audit.whole_file import whole_file
 
@@ -113,8 +115,8 @@ class _Stretch(NamedTuple):
 def export(request: Request, progress: Progress) -> Exported:
     """Write the file, whole or not at all.
 
-    Raises `NothingThere`, `NoSeal`, `FileExists`, `ParquetMissing`, `LogCorrupted` where a seal is none, `OSError` and psycopg's
-    errors.
+    Raises `NothingThere`, `NoSeal`, `FileExists`, `ParquetMissing`, `LogCorrupted` where a seal is none or a time no
+    calendar's, `OSError` and psycopg's errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
     began_s = time.monotonic()
@@ -243,7 +245,9 @@ class _Export:
             "most": r.STEPS_MAX,
         }
         others: defaultdict[int, list[r.StepsRecord]] = defaultdict(list)
-        for behind, count, steps, link in self._connection.execute(_STEPS, parameters, binary=True, prepare=True):
+        for behind, count, steps, link, bad in self._connection.execute(_STEPS, parameters, binary=True, prepare=True):
+            if bad is not None:
+                raise LogCorrupted(span.lane, bad, "it has no digest, or was recorded at a time that no calendar has")
             others[behind].append(r.StepsRecord(lane=span.lane, count=count, steps=steps, link=link))
             self.report.steps += count
         with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:
@@ -251,6 +255,8 @@ class _Export:
         seqs = [each.first_seq + n for each in commands for n in range(each.event_count)]
         with self._connection.cursor(row_factory=class_row(r.EventRecord), binary=True) as cursor:
             events = cursor.execute(_EVENTS, {"lane": span.lane, "seqs": seqs}, prepare=True).fetchall()
+        for seq, record in [*((each.first_seq, each) for each in commands), *((each.seq, each) for each in events)]:
+            some_time(span.lane, seq, record.recorded_at)
         self.report.commands += len(commands)
         self.report.events += len(events)
         yield from others[after]

@@ -25,8 +25,10 @@ SELECT lane, min(first_seq), max(first_seq + event_count) - 1, tenant_id
  ORDER BY lane
 
 -- name: commands
+-- Here and below, a time that no calendar has comes as a null, which is the reader's to complain about.
 SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
-       request_hash, result::text AS result, recorded_at, digest, link
+       request_hash, result::text AS result, digest, link,
+       CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS recorded_at
   FROM command
  WHERE lane = %(lane)s AND first_seq > %(after)s AND first_seq <= %(upto)s
    AND tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s)
@@ -34,20 +36,23 @@ SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, act
 
 -- name: events
 SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::text AS payload, digest, command_id,
-       recorded_at
+       CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS recorded_at
   FROM event
  WHERE lane = %(lane)s AND seq = ANY (%(seqs)s)
  ORDER BY seq
 
 -- name: steps
--- The steps of others' commands, packed, in runs between two of ours: no more than %(most)s in a row. With the last one's link.
-SELECT behind, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1]
+-- The steps of others' commands, packed, in runs between two of ours: no more than %(most)s in a row. With the last one's link,
+-- and the first one without a time.
+SELECT behind, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1],
+       min(first_seq) FILTER (WHERE step IS NULL)
   FROM (SELECT first_seq, behind, link,
                (row_number() OVER (PARTITION BY behind ORDER BY first_seq) - 1) / %(most)s AS part,
-               int8send(first_seq) || int8send((extract(epoch FROM recorded_at) * 1000000)::bigint) || digest AS step
-          FROM (SELECT first_seq, recorded_at, digest, link, ours,
+               int8send(first_seq) || int8send((extract(epoch FROM time) * 1000000)::bigint) || digest AS step
+          FROM (SELECT first_seq, time, digest, link, ours,
                        coalesce(max(first_seq) FILTER (WHERE ours) OVER (ORDER BY first_seq), %(after)s) AS behind
-                  FROM (SELECT first_seq, recorded_at, digest, link,
+                  FROM (SELECT first_seq, digest, link,
+                               CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS time,
                                tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s) AS ours
                           FROM command
                          WHERE lane = %(lane)s AND first_seq > %(after)s AND first_seq <= %(upto)s) looked_at) placed

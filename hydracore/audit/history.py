@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from events.state import Instance
 from events.store import read_heads
 from events.types import AnyEvent
 from hydracore.audit.errors import NothingThere
+from hydracore.audit.moments import some_time
 from hydracore.audit.past import PAGE, TURN, Stored, absence, fold_on, folding, rows, stream, version_of
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
@@ -161,21 +163,20 @@ async def of_tenant(
         "types": list(wanted.types) or None,
         "limit": COMMANDS,
     }
-    states = _States(pool)
+    # Where nothing is left out, each version of a stream comes right behind the one before.
+    states = _States(pool, gapless=not wanted.types and wanted.actor is None)
     cursor, passed = _begin(wanted, after)
     while True:
-        place = dict(zip(("after_time", "after_lane", "after_seq"), cursor, strict=True))
-        page = await rows(pool, _OF_TENANT, parameters | place)
-        for *row, command_seq in page:
-            record = Record(*row)
-            cursor = (record.recorded_at, record.lane, command_seq)
-            # A command without an event of the wanted types has a row without one.
-            if row[1] is None or (record.recorded_at, record.lane, record.seq) <= passed:
-                continue
-            before = await states.take(record)
-            ((event, state),) = folding(before, [record.stored], stream_id=record.stream_id)
-            states.keep(state)
-            yield Entry(record, event, before, state)
+        page = await rows(pool, _OF_TENANT, parameters | _behind(cursor))
+        for command, records in _by_command(page, all_events=not wanted.types):
+            cursor = command
+            for record in records:
+                if (record.recorded_at, record.lane, record.seq) <= passed:
+                    continue
+                before = await states.take(record)
+                ((event, state),) = folding(before, [record.stored], stream_id=record.stream_id)
+                states.keep(state)
+                yield Entry(record, event, before, state)
         if not page:
             return
 
@@ -185,17 +186,45 @@ async def locate(pool: AsyncConnectionPool, position: Position) -> Place:
     found = await rows(pool, _PLACE, position._asdict())
     if not found:
         raise NothingThere(f"The log has no event {position}")
-    return Place(position, *found[0])
+    place = Place(position, *found[0])
+    return place._replace(recorded_at=some_time(*position, place.recorded_at))
 
 
 def _whole(row: tuple[Any, ...]) -> Record:
     record = Record(*row)
     if row[8] is None:
         raise LogCorrupted(record.lane, record.seq, "the command that caused the event is missing")
+    some_time(record.lane, record.seq, record.recorded_at)
     return record
 
 
+#: A command's time, its lane, and its first number.
 Cursor = tuple[datetime, int, int]
+
+
+def _behind(cursor: Cursor) -> dict[str, Any]:
+    """As parameters. Before all is also what somebody forged to be before all."""
+    time, lane, seq = cursor
+    return {"after_time": "-infinity" if time == _BEFORE_ALL else time, "after_lane": lane, "after_seq": seq}
+
+
+def _by_command(page: list[Any], *, all_events: bool) -> Iterator[tuple[Cursor, list[Record]]]:
+    """Where each command stands, with its events; of one without an event of the wanted types there is a row without one.
+
+    Raises `LogCorrupted` where all events are wanted and one is not there.
+    """
+    for _, found in groupby(page, key=lambda row: (row[0], row[-2])):
+        told = list(found)
+        lane, recorded_at, first, count = (told[0][at] for at in (0, 7, -2, -1))
+        cursor = (some_time(lane, first, recorded_at), lane, first)
+        records = [Record(*row[:-2]) for row in told if row[1] is not None]
+        if all_events:
+            there = {record.seq for record in records}
+            due = range(first, first + max(count or 1, 1))
+            missing = next((seq for seq in due if seq not in there), None)
+            if missing is not None:
+                raise LogCorrupted(lane, missing, f"the event is missing: its command has {len(due)} from {first} on")
+        yield cursor, records
 
 
 def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
@@ -213,14 +242,21 @@ def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
 class _States:
     """The newest states of the instances that a walk has passed lately, to go on from."""
 
-    def __init__(self, pool: AsyncConnectionPool) -> None:
+    def __init__(self, pool: AsyncConnectionPool, *, gapless: bool) -> None:
         self._pool = pool
+        self._gapless = gapless
         self._known: OrderedDict[UUID, Instance] = OrderedDict()
 
     async def take(self, record: Record) -> Instance | None:
-        """The instance right before `record`; events that were not asked for are folded in on the way."""
+        """The instance right before `record`; events that were not asked for are folded in on the way.
+
+        Raises `LogCorrupted` where there can be none of these.
+        """
         state = self._known.pop(record.stream_id, None)
         before = record.version - 1
+        if self._gapless and 0 < version_of(state) < before:
+            what = f"the command that led to version {version_of(state) + 1} of stream {record.stream_id} is missing"
+            raise LogCorrupted(record.lane, record.seq, what)
         if version_of(state) > before:
             state = None
         if version_of(state) < before:

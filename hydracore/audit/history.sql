@@ -9,12 +9,16 @@ SELECT seq, version, type, schema_version, payload::text
  LIMIT %(limit)s
 
 -- name: recorded_at
-SELECT recorded_at FROM event WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version = %(version)s
+-- Here and below, a time that no calendar has comes as a null, which is the reader's to complain about.
+SELECT seq, CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END
+  FROM event
+ WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version = %(version)s
 
 -- name: of_instance
 -- A part of a stream with who did it. An event without its command is the reader's to complain about.
-SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text, e.recorded_at, c.command_id,
-       c.name, c.actor, c.correlation_id, c.causation_id
+SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
+       CASE WHEN e.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN e.recorded_at END,
+       c.command_id, c.name, c.actor, c.correlation_id, c.causation_id
   FROM event e
   LEFT JOIN command c ON c.lane = e.lane AND c.command_id = e.command_id
  WHERE e.lane = %(lane)s AND e.stream_id = %(stream_id)s AND e.version > %(after)s
@@ -28,8 +32,9 @@ SELECT EXISTS (SELECT FROM command WHERE tenant_id = %(tenant_id)s)
 -- The events of the next commands of a tenant, in the order of all lanes. A command without an event of the wanted types
 -- has one row without an event, so that the reader gets on. `heads`: how far each lane is read; lanes have no gaps, so
 -- whatever is committed later is above.
-SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text, k.recorded_at, k.command_id,
-       k.name, k.actor, k.correlation_id, k.causation_id, k.first_seq
+SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
+       CASE WHEN k.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN k.recorded_at END,
+       k.command_id, k.name, k.actor, k.correlation_id, k.causation_id, k.first_seq, k.event_count
   FROM (SELECT lane, command_id, name, actor, correlation_id, causation_id, first_seq, event_count, recorded_at
           FROM command
          WHERE tenant_id = %(tenant_id)s
@@ -48,7 +53,8 @@ SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payloa
 
 -- name: place
 -- Which event stands at a place, and where its command begins.
-SELECT e.stream_id, e.version, e.tenant_id, c.recorded_at, c.first_seq
+SELECT e.stream_id, e.version, e.tenant_id,
+       CASE WHEN c.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN c.recorded_at END, c.first_seq
   FROM event e
   JOIN command c ON c.lane = e.lane AND c.command_id = e.command_id
  WHERE e.lane = %(lane)s AND e.seq = %(seq)s

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
+
+from events.errors import LogCorrupted
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 NOT_A_TIME: Final = "not a time; write it like 2026-11-23T20:47:41Z"
 
@@ -23,3 +27,18 @@ def read_time(text: str) -> datetime:
 def time_text(time: datetime) -> str:
     """`time` in UTC, to the microsecond that the log keeps."""
     return time.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+def ms_text(at_ms: int) -> str | int:
+    """Milliseconds since 1970 as a time in UTC; the number itself where no calendar has it, as in a log that was forged."""
+    try:
+        return time_text(_EPOCH + timedelta(milliseconds=at_ms))
+    except OverflowError:
+        return at_ms
+
+
+def some_time(lane: int, seq: int, recorded_at: datetime | None) -> datetime:
+    """When something was recorded. Raises `LogCorrupted` where no calendar has that time, which is None here."""
+    if recorded_at is None:
+        raise LogCorrupted(lane, seq, "it was recorded at a time that no calendar has")
+    return recorded_at

@@ -26,7 +26,7 @@ from events.state import Instance
 from events.types import AnyEvent
 from events.upcast import read
 from hydracore.audit.errors import NothingThere
-from hydracore.audit.moments import time_text
+from hydracore.audit.moments import some_time, time_text
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
 _TO_FOLD: Final = _SQL["to_fold"]
@@ -130,7 +130,7 @@ async def absence(pool: AsyncConnectionPool, instance_id: UUID) -> str:
 
 async def _recorded_at(pool: AsyncConnectionPool, instance_id: UUID, version: int) -> datetime | None:
     found = await rows(pool, _RECORDED_AT, {**stream(instance_id), "version": version})
-    return found[0][0] if found else None
+    return some_time(lane_of(instance_id), *found[0]) if found else None
 
 
 async def rows(pool: AsyncConnectionPool, statement: bytes, parameters: Mapping[str, Any]) -> list[Any]:

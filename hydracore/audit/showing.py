@@ -18,11 +18,10 @@ from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.difference import Difference
 from hydracore.audit.history import Entry
-from hydracore.audit.moments import time_text
+from hydracore.audit.moments import ms_text, time_text
 from hydracore.audit.past import Past
 from hydracore.audit.words import phrase
 from hydracore.documents import mask
-from projections.instance import moment
 
 #: What is shown for a sealed text to whom it is not opened, and what of one whose key was destroyed.
 SEALED: Final = "(sealed)"
@@ -44,7 +43,8 @@ TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event: where it stands, what it says, who did it, and what it changed of the instance.
 
-    `recorded_at` is by the log's clock, `happened_at` by the clock of whoever saw it. `what` is for people.
+    `recorded_at` is by the log's clock, `happened_at` by the clock of whoever saw it: in milliseconds since 1970 where no calendar
+    has that time. `what` is for people.
     """
 
     lane: int
@@ -52,7 +52,7 @@ class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: UUID
     version: int
     recorded_at: TimeText
-    happened_at: TimeText
+    happened_at: TimeText | int
     type: str
     what: str
     fields: dict[str, Any]
@@ -113,15 +113,13 @@ async def shown_event(entry: Entry, show: Show) -> HistoryEvent:
     record = entry.record
     fields: dict[str, Any] = msgspec.to_builtins(entry.event)
     del fields["type"], fields["at_ms"]
-    happened_at = moment(entry.event.at_ms)
-    assert happened_at is not None
     return HistoryEvent(
         lane=record.lane,
         seq=record.seq,
         instance_id=record.stream_id,
         version=record.version,
         recorded_at=time_text(record.recorded_at),
-        happened_at=time_text(happened_at),
+        happened_at=ms_text(entry.event.at_ms),
         type=record.type,
         what=phrase(entry.event),
         fields=await shown("", fields, show),

@@ -143,6 +143,8 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
 @contextmanager
 def failures() -> Generator[None]:
     """What can go wrong becomes one line and an exit status."""
+    from concurrent.futures.process import BrokenProcessPool
+
     import psycopg
     from psycopg_pool import PoolTimeout
 
@@ -159,6 +161,8 @@ def failures() -> Generator[None]:
         fail(str(error), NOT_DONE)
     except AuditError as error:
         raise click.UsageError(str(error)) from None
+    except BrokenProcessPool:
+        fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
     except (psycopg.Error, PoolTimeout, StoreUnavailable, EventUnreadable, OSError) as error:
         fail(" ".join(str(error).split()), NOT_DONE)
 
@@ -171,7 +175,6 @@ def fail(text: str, status: int) -> None:
 def public_key_of(given: str | None, settings: Settings) -> bytes | None:
     """The key that seals must be signed with: the one given, or the one that belongs to this installation's seal key."""
     import base64
-    import binascii
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -181,7 +184,7 @@ def public_key_of(given: str | None, settings: Settings) -> bytes | None:
         return Ed25519PrivateKey.from_private_bytes(settings.seal_key).public_key().public_bytes_raw()
     try:
         key = base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
-    except binascii.Error:
+    except ValueError:  # Not in base64url, or not even in ASCII.
         key = b""
     if len(key) != configuration.KEY_BYTES:
         raise click.UsageError("--public-key must be 32 bytes in base64url.")

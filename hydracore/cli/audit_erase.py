@@ -1,6 +1,5 @@
 """`audit erase-customer`: what is personal of a customer becomes unreadable, in the log, in read tables and in backups."""
 
-import getpass
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.audit import fail, failures, json_option, load, on_database
+from hydracore.cli.printing import Text, operator
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -23,8 +23,8 @@ NOT_CONFIRMED = 2
 
 
 @click.command("erase-customer")
-@click.argument("customer")
-@click.option("--tenant", help="Whose customer; needed where several tenants have one of this id.")
+@click.argument("customer", type=Text())
+@click.option("--tenant", type=Text(), help="Whose customer; needed where several tenants have one of this id.")
 @click.option(
     "--also-live", is_flag=True, help="Erase although instances are not deleted; their servers keep what they have."
 )
@@ -69,7 +69,7 @@ def _is_wanted(customer: "Customer") -> bool:
 async def _erase(
     settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", progress: Callable[[int], None]
 ) -> "Erased":
-    async with eraser(settings, pool, actor=f"operator:{getpass.getuser()}") as opened:
+    async with eraser(settings, pool, actor=operator()) as opened:
         return await opened.erase(customer, progress)
 
 

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_of
-from hydracore.cli.printing import full_speed_option
+from hydracore.cli.printing import Text, full_speed_option
 
 if TYPE_CHECKING:
     from hydracore.audit.export_check import Report
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("instance", type=click.UUID, required=False)
 @click.option("--instance", "named", type=click.UUID, help="The same as INSTANCE.")
-@click.option("--tenant", help="Everything of this tenant.")
+@click.option("--tenant", type=Text(), help="Everything of this tenant.")
 @click.option(
     "--format",
     "form",

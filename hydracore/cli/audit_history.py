@@ -13,6 +13,7 @@ import click
 
 from events.ids import LANES, SEQ_MAX, VERSION_MAX
 from hydracore.cli.audit import json_option, load, on_database
+from hydracore.cli.printing import Text
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -90,11 +91,11 @@ _instance: Final = click.argument("instance", type=click.UUID)
 
 @click.command()
 @click.argument("instance", type=click.UUID, required=False)
-@click.option("--tenant", help="Everything of this tenant, in the order of time, lane and number.")
+@click.option("--tenant", type=Text(), help="Everything of this tenant, in the order of time, lane and number.")
 @click.option("--since", type=_Time(), help="Only what the log learned of at this time or later.")
 @click.option("--until", type=_Time(), help="Only what the log learned of at this time or earlier.")
 @click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type; may be repeated.")
-@click.option("--actor", help="Only what this actor did (admin:ops), or all of a kind (admin).")
+@click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
 @click.option("--after", type=_Position(), help="Go on behind the event at this position.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many events, and say how to go on.")
 @json_option

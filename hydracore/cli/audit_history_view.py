@@ -7,7 +7,6 @@ be at the mercy of what it reads.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -15,7 +14,7 @@ import msgspec
 
 from hydracore.audit.changes import Change, leaves
 from hydracore.audit.history import Entry
-from hydracore.audit.moments import time_text
+from hydracore.audit.moments import ms_text
 from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
 from hydracore.cli.printing import print_json
 
@@ -101,7 +100,7 @@ def _change(change: Change, *, width: int) -> str:
 def _value(field: str, value: Any, *, whole: bool = False) -> str:
     """`value` in one line, times as such."""
     if field.endswith("_ms") and isinstance(value, int) and value:
-        return time_text(datetime.fromtimestamp(value / 1000, UTC))
+        return str(ms_text(value))
     if isinstance(value, str) and value not in _NO_WORDS and " " not in value:
         text = _plain(value)
     else:

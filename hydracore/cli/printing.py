@@ -1,5 +1,7 @@
-"""What commands have in common: printing what programs read, and giving way to whoever writes."""
+"""What commands have in common: printing what programs read, giving way to whoever writes, and who gives an order."""
 
+import getpass
+import os
 from typing import Any
 
 import click
@@ -13,3 +15,24 @@ def print_json(value: Any) -> None:
 full_speed_option = click.option(
     "--full-speed", is_flag=True, help="Do not rest while others write: be done sooner, at their cost."
 )
+
+
+def operator() -> str:
+    """Whoever runs this command, as an actor. In a container a user may have a number and no name."""
+    try:
+        return f"operator:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"operator:uid:{os.getuid()}"
+
+
+class Text(click.ParamType[str]):
+    """What PostgreSQL can be asked for: a terminal passes on bytes that are no characters, too."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} is no text in UTF-8", param, ctx)
+        return value

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.printing import full_speed_option
+from hydracore.cli.printing import full_speed_option, operator
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -69,14 +69,11 @@ def _intervention(command: str, text: str) -> None:
     @click.option("--reason", required=True, help="Why; it is kept with who did it and when.")
     @_json
     def intervene(*, name: str, lane: int, reason: str, as_json: bool) -> None:
-        import getpass
-
         from hydracore.cli.projections_view import show_intervention
         from projections import care
 
         act = care.skip if command == "skip" else care.retry
-        actor = f"operator:{getpass.getuser()}"
-        done = _on_database(lambda connection: act(connection, name, lane, actor=actor, reason=reason))
+        done = _on_database(lambda connection: act(connection, name, lane, actor=operator(), reason=reason))
         show_intervention(done, as_json=as_json)
 
 

@@ -163,6 +163,21 @@ async def test_a_page_that_is_long_enough_ends_before_its_limit(used: Used, monk
     assert await everything(used, "?limit=500") == whole
 
 
+async def test_a_time_that_no_calendar_has_is_its_number_and_no_failure(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    never_ms = 99_999_999_999_999_999
+    await owner_conn.execute(
+        b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1' || %s)::json WHERE version = 1",
+        (str(never_ms),),
+    )
+
+    first, second, *_ = await everything(used)
+
+    assert first["happened_at"] == never_ms
+    assert second["happened_at"].endswith("Z")
+
+
 async def test_the_command_line_tells_the_same(used: Used, database_url: str) -> None:
     await make_personal(used)
     env = {"HYDRACORE_DATABASE_URL": database_url}

@@ -264,19 +264,37 @@ async def test_what_cannot_be_shown_is_a_usage_error_that_says_why(log: Log, wor
 
 
 @pytest.mark.parametrize(
-    ("forgery", "place"),
+    ("forgery", "place", "of_tenant"),
     [
-        ('UPDATE event SET payload = \'{"type": "nonsense"}\' WHERE lane = 6 AND seq = 5', "Lane 6 at 5"),
-        ("UPDATE event SET payload = replace(payload::text, 'at_ms', 'when')::json WHERE seq = 5", "Lane 6 at 5"),
-        ("DELETE FROM event WHERE lane = 6 AND seq = 5", "Lane 6 at 6"),
-        ("DELETE FROM command WHERE lane = 6 AND first_seq = 7", "Lane 6 at 7"),
+        ('UPDATE event SET payload = \'{"type": "nonsense"}\' WHERE lane = 6 AND seq = 5', *["Lane 6 at 5"] * 2),
+        (
+            "UPDATE event SET payload = replace(payload::text, 'at_ms', 'when')::json WHERE seq = 5",
+            *["Lane 6 at 5"] * 2,
+        ),
+        # Of a stream the next event is the first sign; of a tenant, whose commands say how many events they have, it is missed.
+        ("DELETE FROM event WHERE lane = 6 AND seq = 5", "Lane 6 at 6", "Lane 6 at 5"),
+        # And the other way round.
+        ("DELETE FROM command WHERE lane = 6 AND first_seq = 7", "Lane 6 at 7", "Lane 6 at 10"),
     ],
 )
-async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(log: Log, forgery: str, place: str) -> None:
+async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(
+    log: Log, forgery: str, place: str, of_tenant: str
+) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute(forgery.encode())
 
-    result = await audit(log, "show", str(log.ids[0]))
+    for words in ((str(log.ids[0]),), ("--tenant", "acme")):
+        result = await audit(log, "show", *words)
 
-    assert (result.exit_code, result.stderr.partition(":")[0]) == (1, "hydracore")
-    assert place in result.stderr
+        assert (result.exit_code, result.stderr.partition(":")[0]) == (1, "hydracore")
+        assert (place if words[0] != "--tenant" else of_tenant) in result.stderr
+
+
+@pytest.mark.parametrize("seq", [6, 13])
+async def test_of_a_tenant_no_command_without_its_events_is_passed_over(log: Log, seq: int) -> None:
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        connection.execute(b"DELETE FROM event WHERE lane = 6 AND seq >= %s", (seq,))
+
+    result = await audit(log, "show", "--tenant", "acme")
+
+    assert (result.exit_code, f"Lane 6 at {seq}: the event is missing" in result.stderr) == (1, True)

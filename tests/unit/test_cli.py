@@ -1,10 +1,13 @@
 """The command line: what it refuses, in one clear line a problem, and the tokens that it signs."""
 
+import os
+
 import jwt
 import pytest
 from click.testing import CliRunner, Result
 
 from hydracore.cli import main
+from hydracore.cli.printing import operator
 
 SECRET = "a-secret-that-is-long-enough-to-sign-with"
 
@@ -97,3 +100,14 @@ def test_a_database_that_is_not_there_is_one_line_without_its_password() -> None
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert "pg-password" not in result.output
+
+
+def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A user of a container, whom no file of the machine knows.
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    assert operator() == "operator:uid:54321"
+
+    monkeypatch.setenv("USER", "ada")
+    assert operator() == "operator:ada"
