@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict, deque
+from datetime import datetime
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from psycopg_pool import AsyncConnectionPool
 
 from events.state import Instance
 from hydracore.audit.changes import Change, changes_between
-from hydracore.audit.history import Entry, Record, Wanted, of_instance
+from hydracore.audit.history import Entry, Wanted, of_instance
 from hydracore.audit.past import Past, version_of
+
+#: How many of the events that changed a field are kept: the last ones, because they made it what it is.
+STEPS_MAX: Final = 100
 
 
 class Step(NamedTuple):
     """One event's part in a change."""
 
-    record: Record
+    lane: int
+    seq: int
+    version: int
+    recorded_at: datetime
+    type: str
+    actor: str
+    command: str
     change: Change
+
+
+class Steps:
+    """The events that changed a field: how many there were, and the last `STEPS_MAX` of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last: deque[Step] = deque(maxlen=STEPS_MAX)
+
+    def add(self, step: Step) -> None:
+        self.count += 1
+        self.last.append(step)
 
 
 class Difference(NamedTuple):
@@ -25,14 +48,14 @@ class Difference(NamedTuple):
 
     start: Past | None
     end: Past
-    changes: list[tuple[Change, list[Step]]]
+    changes: list[tuple[Change, Steps]]
 
 
 async def difference(pool: AsyncConnectionPool, instance_id: UUID, *, start: Past | None, end: Past) -> Difference:
     """Reads the events between the two; `start` is not after `end`."""
     first = None if start is None else start.state
     assert version_of(first) <= end.state.version, "from the earlier to the later"
-    steps: dict[str, list[Step]] = {}
+    steps: defaultdict[str, Steps] = defaultdict(Steps)
     if version_of(first) < end.state.version:
         async for entry in of_instance(pool, instance_id, Wanted(), after=first):
             _collect(steps, entry)
@@ -41,9 +64,12 @@ async def difference(pool: AsyncConnectionPool, instance_id: UUID, *, start: Pas
     return Difference(start, end, [(change, steps[change.field]) for change in _net(first, end.state)])
 
 
-def _collect(steps: dict[str, list[Step]], entry: Entry) -> None:
+def _collect(steps: defaultdict[str, Steps], entry: Entry) -> None:
+    record = entry.record
+    # Not the record itself, whose payload may be long.
+    place = (record.lane, record.seq, record.version, record.recorded_at)
     for change in changes_between(entry.before, entry.after):
-        steps.setdefault(change.field, []).append(Step(entry.record, change))
+        steps[change.field].add(Step(*place, record.type, record.actor, record.command, change))
 
 
 def _net(first: Instance | None, last: Instance) -> list[Change]:

@@ -26,6 +26,7 @@ from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
 from hydracore.audit.errors import StillThere, Unclear
+from hydracore.scalars import plural
 
 _SQL = Statements("hydracore.audit", "erasing.sql")
 _TENANTS_OF = _SQL["tenants_of"]
@@ -88,9 +89,10 @@ def refuse_live(customer: Customer) -> None:
     """Raises `StillThere` where an instance is not deleted: its server still knows what would be erased here."""
     if customer.live:
         named = ", ".join(map(str, customer.live[:_NAMED_MAX])) + (", ..." if len(customer.live) > _NAMED_MAX else "")
+        which = "that is" if len(customer.live) == 1 else "that are"
         raise StillThere(
-            f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {len(customer.live)} instances that are not "
-            f"deleted ({named}). Delete them first, because their servers keep what they were told; or give --also-live"
+            f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {plural(len(customer.live), 'instance')} {which} "
+            f"not deleted ({named}). Delete first what is there, because the servers keep what they were told; or give --also-live"
         )
 
 

@@ -29,6 +29,7 @@ from hydracore.audit.export_chain import LaneChain
 from hydracore.audit.export_files import reading
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
+from hydracore.scalars import plural
 
 #: After how many records the progress is told.
 SHOWN_EVERY = 1_000
@@ -240,7 +241,7 @@ class _Check:
         for lane, first, count in self._unsealed:
             if self.report.signed:
                 break
-            what = f"{count} events from here on are in no seal yet: nothing proves them"
+            what = f"No seal speaks yet of {plural(count, 'event')} from here on: nothing proves that"
             if self._key is None:
                 notes.append(f"lane {lane}, {first}: {what}")
             else:

@@ -88,8 +88,9 @@ class HistoryStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryChange(Change, frozen=True, kw_only=True):
-    """A field that is different at the end, and the events that made it so."""
+    """A field that is different at the end, and the events that made it so: how many there were, and the last of them."""
 
+    event_count: int
     events: list[HistoryStep]
 
 
@@ -145,19 +146,20 @@ async def shown_difference(found: Difference, show: Show) -> HistoryDifference:
     changes = [
         HistoryChange(
             **msgspec.structs.asdict(await _shown_change(change, show)),
+            event_count=steps.count,
             events=[
                 HistoryStep(
-                    lane=step.record.lane,
-                    seq=step.record.seq,
-                    version=step.record.version,
-                    recorded_at=time_text(step.record.recorded_at),
-                    type=step.record.type,
-                    actor=step.record.actor,
-                    command=step.record.command,
+                    lane=step.lane,
+                    seq=step.seq,
+                    version=step.version,
+                    recorded_at=time_text(step.recorded_at),
+                    type=step.type,
+                    actor=step.actor,
+                    command=step.command,
                     before=await _shown_value(step.change.field, step.change.before, show),
                     after=await _shown_value(step.change.field, step.change.after, show),
                 )
-                for step in steps
+                for step in steps.last
             ],
         )
         for change, steps in found.changes

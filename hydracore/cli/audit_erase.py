@@ -11,6 +11,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.cli.audit import fail, failures, json_option, load, on_database
 from hydracore.cli.printing import Text, operator
+from hydracore.scalars import plural
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -56,8 +57,9 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
 
 def _is_wanted(customer: "Customer") -> bool:
     live = f", {len(customer.live)} of them not deleted" if customer.live else ""
+    instances = plural(customer.instances, "instance")
     question = (
-        f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {customer.instances} instances{live}. "
+        f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {instances}{live}. "
         "Make everything personal in their histories unreadable for good?"
     )
     try:
@@ -96,8 +98,8 @@ def _show(erased: "Erased") -> None:
         click.echo(f"{who} was erased before; nothing was left to do")
         return
     key = "key destroyed" if erased.key_destroyed else "the key was destroyed before"
-    click.echo(f"{who}: {key}, recorded in {erased.recorded} of {erased.instances} instances")
+    click.echo(f"{who}: {key}, recorded in {erased.recorded} of {plural(erased.instances, 'instance')}")
     if erased.live:
-        click.echo(
-            f"note: {erased.live} instances are not deleted: their servers keep what they were told until they are"
-        )
+        are = "is" if erased.live == 1 else "are"
+        what = f"{plural(erased.live, 'instance')} {are} not deleted"
+        click.echo(f"note: {what}: the servers keep what they were told until they are")

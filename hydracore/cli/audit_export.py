@@ -10,6 +10,7 @@ import msgspec
 
 from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_of
 from hydracore.cli.printing import Text, full_speed_option
+from hydracore.scalars import plural
 
 if TYPE_CHECKING:
     from hydracore.audit.export_check import Report
@@ -113,13 +114,13 @@ def _show_export(exported: "Exported", *, as_json: bool) -> None:
         print_json(exported)
         return
     click.echo(
-        f"{exported.output}: {exported.events} events in {exported.commands} commands of {exported.streams} instances, "
-        f"{exported.steps} steps of others in {exported.lanes} lanes, {exported.seals} seals, {exported.size_bytes} bytes "
-        f"({exported.seconds:.1f} s)"
+        f"{exported.output}: {plural(exported.events, 'event')} in {plural(exported.commands, 'command')} of "
+        f"{plural(exported.streams, 'instance')}, {_rest(exported)}, {plural(exported.size_bytes, 'byte')} ({exported.seconds:.1f} s)"
     )
     if exported.unsealed and not exported.signed:
+        are = "is" if exported.unsealed == 1 else "are"
         click.echo(
-            f"note: {exported.unsealed} events are in no seal yet, and nothing proves them: "
+            f"note: {plural(exported.unsealed, 'event')} {are} in no seal yet, and nothing proves them: "
             "export with --sealed, or seal first (hydracore audit seal)"
         )
     if not exported.signed:
@@ -139,7 +140,12 @@ def _show_report(report: "Report", *, as_json: bool) -> None:
         click.echo(f"note: {note}")
     whose = f"tenant {report.tenant_id}" if report.instance_id is None else f"instance {report.instance_id}"
     click.echo(
-        f"{len(report.findings)} findings in {report.events} events and {report.commands} commands of {report.streams} "
-        f"instances of {whose}, {report.steps} steps of others in {report.lanes} lanes, {report.seals} seals "
+        f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
+        f"{plural(report.commands, 'command')} of {plural(report.streams, 'instance')} of {whose}, {_rest(report)} "
         f"({report.seconds:.1f} s)"
     )
+
+
+def _rest(counted: "Exported | Report") -> str:
+    steps, lanes, seals = plural(counted.steps, "step"), plural(counted.lanes, "lane"), plural(counted.seals, "seal")
+    return f"{steps} of others in {lanes}, {seals}"

@@ -17,6 +17,7 @@ from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text
 from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
 from hydracore.cli.printing import print_json
+from hydracore.scalars import plural
 
 #: How much of a value a line shows; JSON has all of it.
 SHOWN_MAX: Final = 160
@@ -67,8 +68,10 @@ def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
     click.echo(f"  to    version {found.to_version}, recorded {found.to_recorded_at}")
     for change in found.changes:
         click.echo(f"\n{_change(change, width=0)}")
+        if earlier := change.event_count - len(change.events):
+            click.echo(f"    ... {plural(earlier, 'earlier event')}")
         for step in change.events:
-            click.echo(_step(change.field, step, is_one_of_many=len(change.events) > 1))
+            click.echo(_step(change.field, step, is_one_of_many=change.event_count > 1))
     if not found.changes:
         click.echo("nothing is different")
 

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from events.seal import Seal
 from hydracore.audit.verifying import Progress, Report
 from hydracore.cli.printing import print_json
+from hydracore.scalars import plural
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
@@ -28,8 +29,9 @@ def show_report(report: Report, *, as_json: bool) -> None:
     rate = report.events / report.seconds if report.seconds else 0.0
     rested = f", {report.rested_s:.1f} s of it resting while others wrote" if report.rested_s else ""
     click.echo(
-        f"{len(report.findings)} findings in {report.events} events and {report.commands} commands of {report.streams} "
-        f"streams in {report.lanes} lanes, {report.seals} seals, {len(report.tables)} read tables "
+        f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
+        f"{plural(report.commands, 'command')} of {plural(report.streams, 'stream')} in {plural(report.lanes, 'lane')}, "
+        f"{plural(report.seals, 'seal')}, {plural(len(report.tables), 'read table')} "
         f"({report.seconds:.1f} s{rested}, {rate:.0f} events/s)"
     )
 
@@ -43,7 +45,7 @@ def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
         click.echo(f"nothing is new since the last seal; public key {key}")
     else:
         shown = _seal(seal)
-        click.echo(f"seal {seal.number} over {shown['events']} events at {shown['sealed_at']}")
+        click.echo(f"seal {seal.number} over {plural(shown['events'], 'event')} at {shown['sealed_at']}")
         click.echo(f"root {shown['root']}, public key {key}")
 
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from events.types import Sealed
-from hydracore.audit import history, past
+from hydracore.audit import difference, history, past
 from hydracore.audit.history import Wanted, of_instance, of_tenant
 from hydracore.audit.past import state_at
 from hydracore.audit.showing import sealed, shown_event
@@ -228,6 +228,25 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
     assert "nothing is different" in (await audit(log, "diff", first, "--from", "9")).stdout
     everything = json.loads((await audit(log, "diff", first, "--from", "0", "--json")).stdout)
     assert {"customer_id", "hostname", "config.system_prompt"} <= {each["field"] for each in everything["changes"]}
+
+
+async def test_of_many_events_that_changed_a_field_the_last_are_shown_and_how_many_there_were(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(difference, "STEPS_MAX", 2)
+    for name in ("third", "fourth"):
+        await log.name(0, name)
+
+    words = ("diff", str(log.ids[0]), "--from", "0")
+    found = json.loads((await audit(log, *words, "--json")).stdout)
+    text = (await audit(log, *words)).stdout
+
+    (named,) = [change for change in found["changes"] if change["field"] == "agent_name"]
+    assert (named["before"], named["after"], named["event_count"]) == (None, "fourth", 4)
+    assert [(step["before"], step["after"]) for step in named["events"]] == [("second", "third"), ("third", "fourth")]
+    assert "agent_name  null -> fourth\n    ... 2 earlier events\n    v8" in text
+    (asked,) = [change for change in found["changes"] if change["field"] == "customer_id"]
+    assert (asked["event_count"], len(asked["events"])) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ async def test_who_has_an_instance_that_is_not_deleted_is_not_erased_unasked(wor
     result = await asyncio.to_thread(world.erase, "--yes")
 
     assert result.exit_code == 2
-    assert f"has 1 instances that are not deleted ({world.ada[2]}). Delete them first" in result.stderr
+    assert f"has 1 instance that is not deleted ({world.ada[2]}). Delete first what is there" in result.stderr
     assert not world.file.known()
     assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
 
