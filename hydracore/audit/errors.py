@@ -45,8 +45,8 @@ class CopyContradicts(AuditError):
 
     def __init__(self, path: Path, number: int, made: Seal | None) -> None:
         super().__init__(
-            f"The database does not have seal {number} as {path} has it: an older backup was restored, or seals were taken out. "
-            "Seals are not copied any more: see docs/operations.md, Backup and restore"
+            f"The database does not have seal {number} as {path} has it: an older backup was restored, seals were taken out, or the "
+            "file was damaged. Seals are not copied any more: see docs/operations.md, Backup and restore"
         )
         self.made = made
 

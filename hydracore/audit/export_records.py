@@ -138,7 +138,7 @@ class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
 
     lane: Lane
     count: Number
-    steps: bytes
+    steps: Annotated[bytes, Meta(max_length=STEPS_MAX * _STEP.size)]
     link: bytes
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:

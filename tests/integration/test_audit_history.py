@@ -283,12 +283,17 @@ async def test_what_cannot_be_shown_is_a_usage_error_that_says_why(log: Log, wor
 
 
 @pytest.mark.parametrize(
-    ("forgery", "place", "of_tenant"),
+    ("forgery", "place", "tenants_place"),
     [
-        ('UPDATE event SET payload = \'{"type": "nonsense"}\' WHERE lane = 6 AND seq = 5', *["Lane 6 at 5"] * 2),
+        (
+            'UPDATE event SET payload = \'{"type": "nonsense"}\' WHERE lane = 6 AND seq = 5',
+            "Lane 6 at 5",
+            "Lane 6 at 5",
+        ),
         (
             "UPDATE event SET payload = replace(payload::text, 'at_ms', 'when')::json WHERE seq = 5",
-            *["Lane 6 at 5"] * 2,
+            "Lane 6 at 5",
+            "Lane 6 at 5",
         ),
         # Of a stream the next event is the first sign; of a tenant, whose commands say how many events they have, it is missed.
         ("DELETE FROM event WHERE lane = 6 AND seq = 5", "Lane 6 at 6", "Lane 6 at 5"),
@@ -297,7 +302,7 @@ async def test_what_cannot_be_shown_is_a_usage_error_that_says_why(log: Log, wor
     ],
 )
 async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(
-    log: Log, forgery: str, place: str, of_tenant: str
+    log: Log, forgery: str, place: str, tenants_place: str
 ) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute(forgery.encode())
@@ -306,7 +311,7 @@ async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(
         result = await audit(log, "show", *words)
 
         assert (result.exit_code, result.stderr.partition(":")[0]) == (1, "hydracore")
-        assert (place if words[0] != "--tenant" else of_tenant) in result.stderr
+        assert (place if words[0] != "--tenant" else tenants_place) in result.stderr
 
 
 @pytest.mark.parametrize("seq", [6, 13])

@@ -40,6 +40,7 @@ def first(forger: Forger, kind: type[r.Record]) -> int:
         (r.EventRecord, {"recorded_at": SOME_NOON}),
         (r.EventRecord, {"version": 2**64}),
         (r.StepsRecord, {"count": -1}),
+        (r.StepsRecord, {"steps": bytes(48 * (r.STEPS_MAX + 1))}),
         (r.LaneEndRecord, {"seq": 2**70}),
     ],
 )
