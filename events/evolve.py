@@ -210,8 +210,10 @@ def _agent_key_acknowledged(state: Instance, event: e.AgentKeyAcknowledged) -> N
     agent.control_key_id = event.key_id
 
 
-def _agent_key_revoked(state: Instance, _event: e.AgentKeyRevoked) -> None:
+def _agent_key_revoked(state: Instance, event: e.AgentKeyRevoked) -> None:
     agent = _agent(state)
+    if event.reason == "deletion":
+        agent.leaving_key_id = event.key_id
     agent.key_id = None
     agent.key_hash = None
     agent.key_acknowledged = False

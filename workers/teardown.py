@@ -16,7 +16,7 @@ from workers.steps import Moved, Result, Trouble, Wait
 
 _log = structlog.get_logger(__name__)
 
-#: How long open conversations may hold up a deletion, and the pause between two looks at them.
+#: How long open chats, and usage that is not told yet, may hold up a deletion, and the pause between two looks.
 DRAIN_S_MAX = 10.0
 DRAIN_LOOK_S = 1.0
 
@@ -45,7 +45,7 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
 
 
 async def _drain(deps: Deps, state: Instance) -> Result | None:
-    """Have the agent end its conversations. One that does not answer has none to end."""
+    """Have the agent end its chats, and tell what they cost. One that does not answer has none to end."""
     agent = state.agent
     assert state.deletion_requested_ms is not None
     waited_s = (deps.now_ms() - state.deletion_requested_ms) / 1000
@@ -56,7 +56,8 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
         drained = await deps.vps.drain(state.vpn_ip, AGENT_PORT, token)
     except VpsError:
         return None
-    return Wait(delay_s=DRAIN_LOOK_S) if drained.active_connections else None
+    # What is not told by then goes with the server.
+    return Wait(delay_s=DRAIN_LOOK_S) if drained.active_connections or drained.usage_unsent else None
 
 
 async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:

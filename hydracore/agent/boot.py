@@ -110,7 +110,12 @@ class Boot:
             raise Gone("work", "410") from group
 
     def _routes(self, store: Store) -> Mapping[str, Mapping[str, Handler]]:
-        agent = Endpoints(supervisor=self._supervisor, configuration=self._configuration, status=self._status)
+        agent = Endpoints(
+            supervisor=self._supervisor,
+            configuration=self._configuration,
+            status=self._status,
+            usage_unsent=store.ledger.unsent,
+        )
         chats = ChatApi(store.turns, open_chat=self._supervisor.open_chat)
         return {
             "/api/status": {"GET": agent.get_status},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hydracore.agent import messages as m
@@ -20,21 +20,29 @@ RESTART_DRAIN_S: Final = 10.0
 
 
 class Endpoints:
-    """`status` gives the present state of all."""
+    """`status` gives the present state of all; `usage_unsent`, whether some usage has not been told yet."""
 
     def __init__(
-        self, *, supervisor: Supervisor, configuration: Configuration, status: Callable[[], m.AgentStatus]
+        self,
+        *,
+        supervisor: Supervisor,
+        configuration: Configuration,
+        status: Callable[[], m.AgentStatus],
+        usage_unsent: Callable[[], Awaitable[bool]],
     ) -> None:
         self._supervisor = supervisor
         self._configuration = configuration
         self._status = status
+        self._usage_unsent = usage_unsent
         self._restarting: asyncio.Task[bool] | None = None
 
     async def get_status(self, _request: Request) -> Response:
         return Response(200, self._status())
 
     async def drain(self, _request: Request) -> Response:
-        return Response(200, m.Drained(active_connections=self._supervisor.drain()))
+        # Counted before the ledger is read: what a chat has cost is in it before the chat counts as over.
+        active = self._supervisor.drain()
+        return Response(200, m.Drained(active_connections=active, usage_unsent=await self._usage_unsent()))
 
     async def get_config(self, _request: Request) -> Response:
         return Response(200, self._configuration.shown())

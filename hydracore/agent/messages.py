@@ -227,6 +227,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True):
-    """What `POST /api/drain` of an agent answers: how many chats are still open."""
+    """What `POST /api/drain` of an agent answers: how many chats are still open, and whether the control plane has yet to be
+    told of some that are over."""
 
     active_connections: int
+    usage_unsent: bool = False

@@ -6,13 +6,16 @@ import hmac
 from typing import NamedTuple
 from uuid import UUID
 
-from events.lifecycle import PROVISIONING, RUNNING
-from hydracore.api.errors import Gone, Unauthorized
+from events.lifecycle import DELETING, PROVISIONING, RUNNING
+from events.state import Agent
+from events.store import EventStore
+from hydracore.api.errors import Draining, Gone, Unauthorized
 from hydracore.api.validation import RawHeaders
-from hydracore.tokens import agent_key, hash_token, parse_agent_key
-from projections.queries import Queries
+from hydracore.tokens import AgentKey, agent_key, hash_token, parse_agent_key
+from projections.queries import AgentKeyRow, Queries
 
 GONE = "This instance is over; the agent must stop"
+DRAINING = "This instance is being deleted; until its chats are over nothing is taken but what they cost"
 
 
 class CallingAgent(NamedTuple):
@@ -26,19 +29,44 @@ class CallingAgent(NamedTuple):
         return f"agent:{self.instance_id}"
 
 
+class MeteredAgent(CallingAgent):
+    """An agent that tells what it has spent: it may do so until its instance is drained."""
+
+
 class AgentGate:
     """Lets agents in by their key."""
 
-    def __init__(self, queries: Queries, *, master_key: bytes) -> None:
+    def __init__(self, queries: Queries, store: EventStore, *, master_key: bytes) -> None:
         self._queries = queries
+        self._store = store
         self._master_key = master_key
 
     async def authenticate(self, headers: RawHeaders) -> CallingAgent:
-        """Raises `Unauthorized` for a key that is not, or no longer, in force, and `Gone` when the instance is over.
+        """Raises `Unauthorized` for a key that is not, or no longer, in force, `Gone` when the instance is over, and
+        `Draining` while it is being deleted and its chats may still end.
 
         A key that we never issued is refused without a look at the database. One that we did issue is told when its
         instance is over, although it was revoked with it: that is how an agent learns that it must stop.
         """
+        shown, claimed, row = await self._known(headers)
+        if await self._draining(claimed, row) is not None:
+            raise Draining(DRAINING)
+        _require_in_force(shown, row)
+        return CallingAgent(claimed.instance_id, claimed.key_id)
+
+    async def authenticate_to_report(self, headers: RawHeaders) -> MeteredAgent:
+        """The same, but the key that the deletion revoked is good for this until the drain is over: what its last chats
+        have cost is owed all the same. One that was rotated away before is not."""
+        shown, claimed, row = await self._known(headers)
+        agent = await self._draining(claimed, row)
+        if agent is None:
+            _require_in_force(shown, row)
+        elif claimed.key_id not in {agent.key_id, agent.leaving_key_id}:
+            raise Draining(DRAINING)
+        return MeteredAgent(claimed.instance_id, claimed.key_id)
+
+    async def _known(self, headers: RawHeaders) -> tuple[str, AgentKey, AgentKeyRow]:
+        """A key that we issued once, in force or not, and what is known of its instance. Raises `Unauthorized`."""
         shown = _bearer(headers)
         claimed = parse_agent_key(shown)
         if claimed is None:
@@ -49,11 +77,26 @@ class AgentGate:
         row = await self._queries.agent_key(claimed.instance_id)
         if row is None:
             raise Unauthorized("The agent key is wrong")
-        if row.status not in {PROVISIONING, RUNNING}:
-            raise Gone(GONE)
-        if row.key_hash is None or not hmac.compare_digest(bytes.fromhex(row.key_hash), hash_token(shown)):
-            raise Unauthorized("The agent key is no longer in force")
-        return CallingAgent(claimed.instance_id, claimed.key_id)
+        return shown, claimed, row
+
+    async def _draining(self, claimed: AgentKey, row: AgentKeyRow) -> Agent | None:
+        """The agent whose key was shown, where its instance is being deleted and not drained yet."""
+        if row.status != DELETING:
+            return None
+        state = await self._store.load(claimed.instance_id)
+        assert state is not None, "an agent's key is of an instance"
+        agent = state.agent
+        if agent is None or "drained" in state.teardown_done:
+            return None
+        # Agents of earlier attempts have nothing to end.
+        return agent if claimed.key_id in {agent.key_id, agent.control_key_id, agent.leaving_key_id} else None
+
+
+def _require_in_force(shown: str, row: AgentKeyRow) -> None:
+    if row.status not in {PROVISIONING, RUNNING}:
+        raise Gone(GONE)
+    if row.key_hash is None or not hmac.compare_digest(bytes.fromhex(row.key_hash), hash_token(shown)):
+        raise Unauthorized("The agent key is no longer in force")
 
 
 def _bearer(headers: RawHeaders) -> str:

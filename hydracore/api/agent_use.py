@@ -16,7 +16,7 @@ from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
-from hydracore.api.agent_gate import CallingAgent
+from hydracore.api.agent_gate import CallingAgent, MeteredAgent
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
@@ -61,7 +61,7 @@ class AgentUse:
         errors=(401, 409, 410),
         body_bytes=s.USAGE_BODY_BYTES,
     )
-    async def record_usage(self, who: CallingAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
+    async def record_usage(self, who: MeteredAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
         """Each batch of a ledger once, in order; a repeat is answered and changes nothing."""
         now_ms = self._now_ms()
         command = RecordUsage(

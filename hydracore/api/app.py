@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from events.keys import Keyring
 from events.store import EventStore
-from hydracore.api.agent_gate import AgentGate, CallingAgent
+from hydracore.api.agent_gate import AgentGate, CallingAgent, MeteredAgent
 from hydracore.api.agent_use import AgentUse
 from hydracore.api.agents import AgentEndpoints
 from hydracore.api.changing import Changes
@@ -51,7 +51,7 @@ from hydracore.vps import VpsClient
 from projections.queries import Queries
 
 #: The types that stand for whoever is asking.
-CALLERS: Final = frozenset({Principal, CallingAgent})
+CALLERS: Final = frozenset({Principal, CallingAgent, MeteredAgent})
 
 
 def now_ms() -> int:
@@ -79,8 +79,12 @@ def create_app(parts: Parts) -> ASGIApp:
     """The whole API as one ASGI application."""
     settings, catalogue = parts.settings, parts.catalogue
     authenticator = Authenticator(parts.pool, jwt_secret=settings.jwt_secret, clock=lambda: parts.now_ms() / 1000)
-    gate = AgentGate(parts.queries, master_key=settings.master_key)
-    callers: dict[type, Authenticate] = {Principal: authenticator.authenticate, CallingAgent: gate.authenticate}
+    gate = AgentGate(parts.queries, parts.store, master_key=settings.master_key)
+    callers: dict[type, Authenticate] = {
+        Principal: authenticator.authenticate,
+        CallingAgent: gate.authenticate,
+        MeteredAgent: gate.authenticate_to_report,
+    }
     if parts.limiter is not None:
         callers = {who: parts.limiter.behind(authenticate) for who, authenticate in callers.items()}
     checks = {

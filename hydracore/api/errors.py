@@ -13,6 +13,7 @@
     |-- TooManyRequests    429  more often than anybody may ask
     |-- AgentFailed        502  the agent cannot be reached, or could not do it
     |-- AgentBusy          503  the agent takes nothing new for a moment
+    |-- Draining           503  to agents: wait with this, the instance is being deleted and its chats may still end
     `-- AgentTooSlow       504  the agent, or the model behind it, did not answer in time
 
 The write side's errors (`events.errors`) are translated here and nowhere else.
@@ -45,6 +46,8 @@ class ApiError(Exception):
     """Root. `str()` is shown to the caller."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    #: What the log calls it, for statuses from 500 on.
+    log_event: ClassVar[str] = "agent_did_not_serve"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
@@ -105,6 +108,12 @@ class AgentBusy(ApiError):
     headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 
 
+class Draining(ApiError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+    log_event = "agent_must_wait"
+
+
 class AgentTooSlow(ApiError):
     status = HTTPStatus.GATEWAY_TIMEOUT
 
@@ -130,7 +139,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning("agent_did_not_serve", status=int(error.status), reason=str(error), cause=_cause(error))
+            _log.warning(error.log_event, status=int(error.status), reason=str(error), cause=_cause(error))
         return Failure(error.status, {"detail": str(error)}, error.headers)
     if isinstance(error, e.EventsError):
         return _failure_of_write_side(error)

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from hydracore.api.agent_gate import CallingAgent
+from hydracore.api.agent_gate import CallingAgent, MeteredAgent
 from hydracore.api.operations import Operation
 from hydracore.api.schemas import HTTPError, HTTPValidationError
 from hydracore.api.validation import Input
@@ -24,6 +24,7 @@ _BOUNDS: Final = frozenset(
 _SECURITY: Final[dict[type, list[dict[str, list[str]]]]] = {
     Principal: [{"bearer": []}],
     CallingAgent: [{"agent_key": []}],
+    MeteredAgent: [{"agent_key": []}],
 }
 _CALLER_HEADERS: Final[dict[type, tuple[str, ...]]] = {Principal: ("X-Api-Key", "X-User-Id")}
 _SECURITY_SCHEMES: Final = {

@@ -2,14 +2,25 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
+from hydracore import tokens
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
-from tests.use_fixtures import Used, events_of, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
+from tests import lives
+from tests.api_server import MASTER_KEY
+from tests.use_fixtures import (
+    KEY_ID,
+    Used,
+    events_of,
+    give,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_used_fixture,
+)
 
 __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
 
@@ -94,6 +105,34 @@ async def test_a_batch_counts_once_however_often_it_comes(used: Used) -> None:
 
     assert [answer.json()["duplicate"] for answer in answers] == [False, True, True]
     assert another_ledger.json() == {"seq": 1, "duplicate": False}
+    assert (await usage(used))["total_requests"] == 2
+
+
+async def test_usage_is_taken_until_the_drain_is_over_and_from_the_key_in_force_alone(used: Used) -> None:
+    rotated, in_force = KEY_ID, UUID(int=0xC2)
+    key = tokens.agent_key(MASTER_KEY, used.instance_id, in_force)
+    await give(
+        used.api, used.instance_id, lives.rotate_key(), lives.issue(in_force, key_hash=tokens.hash_token(key).hex())
+    )
+    await give(used.api, used.instance_id, lives.delete())
+
+    before_the_first_step = await used.agent_says("usage", batch(1, entry()), key_id=in_force)
+    await give(used.api, used.instance_id, lives.teardown("key_revoked"))
+    draining = [
+        await used.agent_says("usage", batch(2, entry()), key_id=in_force),
+        await used.agent_says("usage", batch(3, entry()), key_id=rotated),
+        await used.agent_says("usage", batch(3, entry()), key_id=uuid4()),
+        await used.agent_says("config", {"boot_id": str(uuid4()), "config_version": 1}, key_id=in_force),
+    ]
+    await give(used.api, used.instance_id, lives.teardown("drained"))
+    drained = [await used.agent_says("usage", batch(3, entry()), key_id=each) for each in (in_force, rotated)]
+    await follow(used)
+
+    assert before_the_first_step.status_code == 200
+    # A key of its last agents has to wait, so that its chats may end; others learn at once that they are over.
+    assert [answer.status_code for answer in draining] == [200, 503, 410, 503]
+    assert draining[1].headers["retry-after"] == "2"
+    assert [answer.status_code for answer in drained] == [410, 410]
     assert (await usage(used))["total_requests"] == 2
 
 

@@ -219,8 +219,11 @@ async def refuses(claw: Claw) -> bool:
     return answer.status_code == 503 and answer.json()["code"] == "draining"
 
 
-async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(claw: Claw, modelsim: ModelSim) -> None:
+async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(
+    claw: Claw, control_plane: FakeControlPlane, modelsim: ModelSim
+) -> None:
     await modelsim.fault("hold", after_tokens=2)
+    telling = control_plane.hold("usage", "before")
     async with aclosing(claw.stream("Hello", "d-1")) as events:
         await first_words(events)
         drained = (await claw.http.post("/api/drain")).json()
@@ -228,9 +231,18 @@ async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(claw: Claw, mo
         await modelsim.release()
         _, (name, _) = await texts(events)
 
-    assert drained == {"active_connections": 1}
+    await telling.reached.wait()
+    untold = (await claw.http.post("/api/drain")).json()
+    telling.released.set()
+    await control_plane.until(lambda: bool(control_plane.metered()))
+
+    async def is_told() -> bool:
+        return (await claw.http.post("/api/drain")).json() == {"active_connections": 0, "usage_unsent": False}
+
+    await until(is_told)
+    assert drained == {"active_connections": 1, "usage_unsent": False}
+    assert untold == {"active_connections": 0, "usage_unsent": True}
     assert name == "done"
-    assert (await claw.http.post("/api/drain")).json() == {"active_connections": 0}
     assert await claw.refused("Hello") == (503, "draining")
 
 

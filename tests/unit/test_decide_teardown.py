@@ -83,6 +83,7 @@ def test_the_first_step_revokes_the_key_that_is_in_force() -> None:
     )
     assert life.state.agent is not None
     assert (life.state.agent.key_hash, life.state.agent.control_key_id) == (None, KEY)
+    assert life.state.agent.leaving_key_id == KEY
 
 
 @pytest.mark.parametrize("way", [lives.PENDING, lives.ENROLLED, (*lives.RUNNING, lives.rotate_key())])

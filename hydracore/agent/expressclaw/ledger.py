@@ -49,6 +49,10 @@ class Ledger:
         """What to send next, or None. Until it is accepted the answer is the same."""
         return await self._database.run(_next_batch)
 
+    async def unsent(self) -> bool:
+        """Whether there are entries that the control plane does not have."""
+        return await self._database.run(lambda db: db.execute(_SQL["unsent"]).fetchone()[0] == 1)
+
     async def accepted(self, seq: int) -> None:
         """The control plane has this batch and all before it."""
         first_day = date.fromisoformat(day_of(self._now_ms())) - timedelta(days=KEPT_DAYS)

@@ -30,6 +30,11 @@ ORDER BY entry.id;
 -- name: next_batch
 SELECT ledger_id, next_batch FROM ledger WHERE only = 1;
 
+-- name: unsent
+-- Two questions, so that each has the index.
+SELECT EXISTS (SELECT 1 FROM entry WHERE batch IS NULL)
+    OR EXISTS (SELECT 1 FROM entry WHERE batch >= (SELECT next_batch FROM ledger WHERE only = 1));
+
 -- name: entries_of
 SELECT at_ms, model, prompt_tokens, completion_tokens, cost_usd, end_user, channel, conversation_id
 FROM entry

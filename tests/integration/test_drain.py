@@ -1,0 +1,94 @@
+"""A deletion lets the chats end that were open, and what they cost is in the log before the server goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import pytest
+
+from hydracore import tokens
+from hydracore.agent.transport import TRUST_NOBODY
+from tests.modelsim_fixtures import ModelSim, running_modelsim
+from tests.stack import Stack
+from tests.waiting import PATIENCE_S, until
+
+
+class Chatty(NamedTuple):
+    """A running instance with its real agent, and the models behind it."""
+
+    stack: Stack
+    models: ModelSim
+    instance_id: UUID
+    http: httpx.AsyncClient
+
+    async def chat(self, message: str) -> dict[str, Any]:
+        """The last event of a streamed chat, which is to be a whole answer."""
+        headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {self.stack.token}"}
+        body = {"message": message, "conversation_id": "c-1"}
+        answer = await self.http.post(f"/v1/instances/{self.instance_id}/chat", json=body, headers=headers)
+        name, _, data = answer.text.strip().rpartition("\n\n")[2].partition("\ndata: ")
+        assert name == "event: done", answer.text
+        return json.loads(data)
+
+    async def are_open(self, count: int) -> bool:
+        runtime = await self.stack.ask("GET", f"/v1/instances/{self.instance_id}/runtime")
+        return runtime.json()["active_connections"] == count
+
+    async def beat(self) -> httpx.Response:
+        """What the agent's next heartbeat is told."""
+        (issued,) = (event for event in self.stack.events(self.instance_id) if event["type"] == "agent_key_issued")
+        key = tokens.agent_key(self.stack.master_key, self.instance_id, UUID(issued["key_id"]))
+        body = {"boot_id": str(self.instance_id), "uptime_seconds": 1, "active_connections": 0}
+        body |= {"versions": {"agent": "1"}, "skills_loaded": [], "config_version": 1, "error": None}
+        return await self.http.post("/v1/agent/heartbeat", json=body, headers={"Authorization": f"Bearer {key}"})
+
+    def metered(self) -> list[Decimal]:
+        """What each call of a model has cost, by the log."""
+        batches = [event for event in self.stack.events(self.instance_id) if event["type"] == "usage_recorded"]
+        return [Decimal(entry["cost_usd"]) for batch in batches for entry in batch["entries"]]
+
+
+@pytest.fixture
+async def chatty(stack: Stack, tmp_path: Path) -> AsyncGenerator[Chatty]:
+    async with (
+        running_modelsim(tmp_path) as models,
+        stack.restarted(model_base_url=models.base_url, model_api_key="sk-test"),
+        httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=PATIENCE_S, verify=TRUST_NOBODY) as http,
+    ):
+        yield Chatty(stack, models, await stack.running(), http)
+
+
+async def test_open_chats_end_whole_and_are_metered_before_the_server_goes(chatty: Chatty) -> None:
+    stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
+    for word in ("first", "second"):
+        await models.fault("hold", after_tokens=2, contains=word)
+    # In one conversation, so that the second begins only when the first is over and its cost is on the way.
+    chats = [asyncio.create_task(chatty.chat("The first"))]
+    await models.until_requests(1)
+    chats.append(asyncio.create_task(chatty.chat("The second")))
+    await until(lambda: chatty.are_open(2))
+
+    await stack.delete(instance_id)
+    await until(lambda: "agent_key_revoked" in stack.types(instance_id))
+    await models.release()
+    await models.until_requests(2)
+    await until(lambda: "usage_recorded" in stack.types(instance_id))
+    refused = await chatty.beat()
+    await models.release()
+    answers = await asyncio.gather(*chats)
+    await stack.until_status(instance_id, "deleted")
+
+    assert [answer["message"] for answer in answers] == [
+        "[scripted] You said: The first",
+        "[scripted] You said: The second",
+    ]
+    assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"]) for answer in answers]
+    assert (refused.status_code, (await chatty.beat()).status_code) == (503, 410)
+    stack.assert_no_server(instance_id)
