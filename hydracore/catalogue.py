@@ -16,6 +16,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from hydracore.agent.expressclaw.document import FALLBACKS_MAX
+from hydracore.agent.runtime import RuntimeType
 from hydracore.problems import Invalid, Problem, read
 
 DEFAULT_PRESET: Final = "personal_assistant"
@@ -70,7 +72,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What an agent is for, and what its runtime can do."""
 
     name: _Name
-    runtime_type: Literal["expressclaw", "openclaw"]
+    runtime_type: RuntimeType
     system_prompt: str
     skills: list[_Id] = []
     capabilities: dict[str, bool] = {}
@@ -103,7 +105,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Which models an agent asks, in order, until its owner says otherwise."""
 
     primary: _ModelName
-    fallbacks: list[_ModelName] = []
+    fallbacks: Annotated[list[_ModelName], Meta(max_length=FALLBACKS_MAX)] = []
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX
+from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX, HeaderToken
 
 PREFIX: Final = "HYDRACORE_"
 
@@ -46,7 +46,13 @@ RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a red
 Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
 WritableFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
-HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^/\s]+", description="an http:// or https:// URL")]
+HttpUrl = Annotated[
+    str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without blanks or line ends")
+]
+#: Agents take no other: it goes into a header of each call.
+ModelApiKey = Annotated[
+    HeaderToken, Meta(description="at most 4096 printable ASCII characters, without blanks or line ends")
+]
 LabelValue = Annotated[
     str,
     Meta(
@@ -140,7 +146,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: The models that agents talk to: where an OpenAI-compatible API is, such as https://api.openai.com/v1, and its key.
     #: Agents are given both with their secrets.
     model_base_url: HttpUrl = ""
-    model_api_key: str = ""
+    model_api_key: ModelApiKey = ""
     #: Where agents find Telegram's bot API.
     telegram_base_url: HttpUrl = "https://api.telegram.org"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -89,5 +89,8 @@ class Runtime(Protocol):
 RuntimeFactory = Callable[[RuntimeConfig], Runtime]
 
 
+#: The runtimes that agents have, by the `type` in their configuration.
+RuntimeType = Literal["expressclaw"]
+
 #: What runs when the configuration does not name its `type`.
-DEFAULT_RUNTIME = "expressclaw"
+DEFAULT_RUNTIME: RuntimeType = "expressclaw"

@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from hydracore.agent.expressclaw.document import FALLBACKS_MAX
 from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, unserved
 
 #: Prompts are as long as a request may be; the names of models and tokens are short.
@@ -97,7 +98,7 @@ class UpdateModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
     budget_daily_usd: Dollars | UnsetType | None = UNSET
     budget_monthly_usd: Dollars | UnsetType | None = UNSET
     embedding_model: ModelName | UnsetType | None = UNSET
-    fallbacks: Annotated[list[ModelName], unserved(max_length=8)] | UnsetType | None = UNSET
+    fallbacks: Annotated[list[ModelName], unserved(max_length=FALLBACKS_MAX)] | UnsetType | None = UNSET
     max_tokens: TokensMax | UnsetType | None = UNSET
     primary: ModelName | UnsetType | None = UNSET
     temperature: Temperature | UnsetType | None = UNSET

@@ -171,7 +171,11 @@ def test_a_token_is_not_printed() -> None:
             "model_policy.temperature: Input should be less",
         ),
         (('primary = "big-1.5"', 'primary = "big-1.5"\nfallbacks = ["x"]'), "model_policy: there is no model x"),
-        (('"expressclaw"', '"bash"'), "runtime_type: Input should be 'expressclaw' or 'openclaw'"),
+        (
+            ('primary = "big-1.5"', 'primary = "big-1.5"\nfallbacks = [' + '"big-1.5", ' * 9 + "]"),
+            "model_policy.fallbacks: List should have at most 8 items after validation, not 9",
+        ),
+        (('"expressclaw"', '"openclaw"'), "runtime_type: Input should be 'expressclaw'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.messages import HeaderToken
 
 #: A policy with more models than this would only be slow to fail.
 FALLBACKS_MAX = 8
@@ -22,8 +23,6 @@ MODEL_TIMEOUT_MAX_S = 300.0
 TELEGRAM_URL = "https://api.telegram.org"
 
 _Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/\s]+")]
-#: A secret that becomes part of a header: printable ASCII without blanks.
-_HeaderSecret = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length=4096)]
 
 
 class Preset(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +51,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """The endpoint. `base_url` is what `/chat/completions` is added to."""
 
     base_url: _Url | None = None
-    api_key: _HeaderSecret | None = None
+    api_key: HeaderToken | None = None
 
     def __repr__(self) -> str:
         return f"Model(base_url={self.base_url!r})"
