@@ -41,6 +41,9 @@ TOKEN_LENGTH_MAX: Final = 4096
 #: Beyond this a float no longer counts seconds; not-a-number and infinity are kept out with it.
 TIME_MAX: Final = 2**53
 
+#: May stand around a header's value and is no part of it (RFC 9110, section 5.5); the server's parser leaves it at the end.
+HEADER_BLANKS: Final = b" \t"
+
 #: How many verified tokens are remembered. Only valid ones are, so a stranger cannot push others out.
 TOKENS_MAX: Final = 10_000
 
@@ -114,11 +117,11 @@ class Authenticator:
         acting_as: str | None = None
         for name, value in headers:
             if name == b"authorization":
-                authorization = value.decode("latin-1")
+                authorization = _text(value)
             elif name == b"x-api-key":
-                api_key = value.decode("latin-1")
+                api_key = _text(value)
             elif name == b"x-user-id":
-                acting_as = value.decode("latin-1")
+                acting_as = _text(value)
         scheme, _, token = authorization.partition(" ")
         if token:
             if scheme.lower() != "bearer":
@@ -211,6 +214,10 @@ class Authenticator:
         known = _KnownKey(row[0], bytes(row[1]), stale_at)
         self._keys[key_id] = known
         return known
+
+
+def _text(value: bytes) -> str:
+    return value.strip(HEADER_BLANKS).decode("latin-1")
 
 
 def issue_token(

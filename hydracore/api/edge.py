@@ -9,6 +9,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from hydracore.agent.transport import REQUEST_ID
+from hydracore.auth import HEADER_BLANKS
 
 #: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
 _SECURITY_HEADERS: Final = (
@@ -45,6 +46,6 @@ class Edge:
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value := value.strip(HEADER_BLANKS)):
             return value.decode()
     return os.urandom(16).hex()

@@ -19,6 +19,7 @@ from msgspec import inspect as types
 
 from events.ids import NAMESPACE
 from hydracore.api.errors import RequestInvalid
+from hydracore.auth import HEADER_BLANKS
 from hydracore.documents import TOO_DEEP
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
 
@@ -235,6 +236,7 @@ def _headers(headers: RawHeaders) -> dict[str, str]:
 
 def _header_text(value: bytes) -> str:
     """UTF-8, as the body has it, so that a key is the same in both; what is no UTF-8 is read as HTTP used to."""
+    value = value.strip(HEADER_BLANKS)
     try:
         return value.decode()
     except UnicodeDecodeError:
