@@ -22,6 +22,7 @@ from hydracore.api.app import Parts, create_app, operations
 from hydracore.api.main import open_parts
 from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
+from hydracore.http_protocol import BoundedProtocol
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
@@ -63,7 +64,7 @@ async def running_api(
         config = uvicorn.Config(
             create_app(parts),
             loop="none",
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from http import HTTPStatus
 from typing import Final
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from hydracore.agent.transport import REQUEST_ID
+from hydracore.api.operations import Answer
 from hydracore.auth import HEADER_BLANKS
 
 #: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
@@ -19,6 +21,9 @@ _SECURITY_HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
+
+#: Nobody should take for granted that we do what we do not know (RFC 9110, section 10.1.1).
+_UNMET: Final = Answer(HTTPStatus.EXPECTATION_FAILED, b'{"detail":"No expectation but 100-continue is met"}')
 
 
 class Edge:
@@ -31,7 +36,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope["headers"])
+        request_id, expects = _told(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         bind_contextvars(request_id=request_id)
         added = ((b"x-request-id", request_id.encode()), *_SECURITY_HEADERS)
@@ -41,11 +46,16 @@ class Edge:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        app = self._app if expects in {b"", b"100-continue"} else _UNMET
+        await app(scope, receive, send_with_headers)
 
 
-def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
+def _told(headers: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:
+    """The id of the request, the caller's own where it has one, and what the caller expects of us before it goes on."""
+    request_id, expects = "", b""
     for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value := value.strip(HEADER_BLANKS)):
-            return value.decode()
-    return os.urandom(16).hex()
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(text := value.strip(HEADER_BLANKS)):
+            request_id = text.decode()
+        elif name == b"expect":
+            expects = value.strip(HEADER_BLANKS).lower()
+    return request_id or os.urandom(16).hex(), expects

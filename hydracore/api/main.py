@@ -31,6 +31,7 @@ from hydracore.audit.errors import ErasuresUnknown
 from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
+from hydracore.http_protocol import BoundedProtocol
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from hydracore.wake import Publisher
@@ -77,7 +78,7 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
             host=settings.api_host,
             port=settings.api_port,
             loop="uvloop",
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

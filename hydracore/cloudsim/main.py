@@ -15,7 +15,6 @@ from typing import Final
 import structlog
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hydracore.cloudsim.app import make_app
 from hydracore.cloudsim.boot import Booter, ProcessBooter
@@ -26,6 +25,7 @@ from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
 from hydracore.garbage import look_less_often
+from hydracore.http_protocol import BoundedProtocol
 
 log = structlog.get_logger(__name__)
 
@@ -203,7 +203,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(BoundedProtocol):
     """Shows handlers the client's connection, which faults cut."""
 
     def on_message_begin(self) -> None:

@@ -16,6 +16,7 @@ import psycopg
 
 from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.embedded.ports import free_port
+from hydracore.http_protocol import HEAD_MAX_BYTES
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
 from tests.waiting import PATIENCE_S, until
 
@@ -70,10 +71,11 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_
         headers = bearer(email="ann@example.com")
         made = await client.post("/v1/instances", json=ORDER, headers=headers)
         refused = await client.get("/v1/instances", headers={"Authorization": "Bearer " + "x" * 40})
+        too_long = await client.get("/health/live", headers={"X-Padding": "x" * HEAD_MAX_BYTES})
         process.send_signal(signal.SIGTERM)
         out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
-    assert (made.status_code, refused.status_code) == (202, 401)
+    assert (made.status_code, refused.status_code, too_long.status_code) == (202, 401, 431)
     assert process.returncode == 0
     assert out == b""
     lines = [msgspec.json.decode(line) for line in err.splitlines()]

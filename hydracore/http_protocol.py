@@ -1,0 +1,120 @@
+"""HTTP as our servers read it: uvicorn's protocol, with bounds on what a stranger may send before anybody is asked.
+
+uvicorn keeps heads of any length, and waits for their ends for ever. What is no head is bounded elsewhere: bodies by whoever
+reads them, idle connections by the keep-alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+#: The request line and all headers of a request, or the trailers behind its body. What is read from a socket at once
+#: (a quarter of a megabyte) may come on top before it is noticed.
+HEAD_MAX_BYTES: Final = 64 * 1024
+
+#: How long a head may take, from the connection or from its first byte on.
+HEAD_TIMEOUT_S: Final = 20.0
+
+
+class _Refused(Exception):
+    """Ends the parsing of a request."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Answers heads that are too long with 431 and what is no HTTP with 400, both as `{"detail": ...}`, and ends the
+    connection. One whose head does not come is ended without a word."""
+
+    #: How many bytes came since it was last known to be of a body, or the end of a head.
+    _pending = 0
+    _in_head = True
+    _refusal = HTTPStatus.BAD_REQUEST
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn's own
+        super().connection_made(transport)
+        self._limit_wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_wait()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._pending += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._pending > HEAD_MAX_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._head_timer is None and (self._in_head or self._is_idle_without_limit()):
+            self._limit_wait()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        # What came at once may be a body for the greater part.
+        if self._pending > HEAD_MAX_BYTES and self._head_bytes() > HEAD_MAX_BYTES:
+            self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise _Refused
+        assert self.parser is not None, "it is what calls this"
+        if self.parser.should_upgrade() and self._has_body():
+            # The parser takes the body for the other protocol, which is not offered: it would be lost, or be the next request.
+            raise _Refused
+        self._pending = 0
+        self._in_head = False
+        self._end_wait()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._pending = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
+        """Called for whatever the parser, or a callback, does not take."""
+        self._refuse(self._refusal)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        # Where an answer is owed to the request before, this one would be taken for that, or for a part of it.
+        if not self._is_answering() or (self.cycle.more_body and not self.cycle.response_started):
+            body = json.dumps({"detail": status.phrase}).encode()
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()
+
+    def _head_bytes(self) -> int:
+        """Of the head that is being read, as far as it is parsed; a line has a colon, a blank and two characters at its end."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _has_body(self) -> bool:
+        lengths = {b"content-length", b"transfer-encoding"}
+        return any(name in lengths and value != b"0" for name, value in self.headers)
+
+    def _is_answering(self) -> bool:
+        # uvicorn declares what is there from the first request on.
+        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+
+    def _is_idle_without_limit(self) -> bool:
+        """Whether something came after an answer that is no new head: the rest of a body, or blank lines. The keep-alive
+        has ended with it."""
+        return not self._is_answering() and self.timeout_keep_alive_task is None
+
+    def _limit_wait(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+    def _end_wait(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if self._is_answering():
+            # The next head may wait in a socket that is not read meanwhile.
+            self._limit_wait()
+        else:
+            self.transport.close()
