@@ -1,26 +1,33 @@
 """JSON documents whose shape is their owner's business: what they may not hold, how they are patched, what is hidden.
 
-A text under a name that says it is a secret (`bot_token`, `apiKey`, ...), or anywhere below such a name, is one, and so is
-the address of a webhook: whoever knows that of most services may post there. It is
-sealed before it is stored and shown masked; a masked text that comes back unchanged stands for the secret itself, so
-that a client may send back what it was shown.
+A text under a name that says it is a secret (`bot_token`, `apiKey`, ...), or anywhere below such a name, is one. So are the
+`value` of a pair whose other half is such a name, the address of a webhook (whoever knows that of most services may post
+there), and every URL that names a user before its host. It is sealed before it is stored and shown masked; a masked text that
+comes back unchanged stands for the secret itself, so that a client may send back what it was shown.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any, Final, NamedTuple, cast
 
 #: Deeper documents are refused: every reader on the way to the agent recurses.
 DEPTH_MAX: Final = 32
 
 _SECRET_NAME: Final = re.compile(
-    r"token|secret|pass(w|phrase)|pwd|credential|authorization|cookie|api_?key|private_?key|hook_?url"
-    r"|(^|[_-])(key|o?auth|dsn)$|[a-z](Key|Auth|Dsn)$",
+    r"token|secret|pass(w|code|phrase)|pwd|credential|authorization|bearer|cookie|api_?key|private_?key|hook_?url"
+    r"|connection[_-]?string|(database|db)[_-]?(ur[il]|dsn)"
+    r"|(^|[_-])(pass|keys?|o?auth|dsn)$|[a-z](Pass|Keys?|Auth|Dsn)$",
     re.ASCII,
 )
+
+#: The half of a pair that says what its `value` is, as in `{"name": "Authorization", "value": "Bearer ..."}`.
+_TITLES: Final = frozenset({"name", "key", "header"})
+
+#: A URL with user information (RFC 3986, section 3.2.1): mostly a password, or a token in place of one.
+_URL_WITH_USER: Final = re.compile(r"\s*([a-z][a-z0-9+.-]*:)+//[^/?#\s@]+@\S*\s*", re.ASCII | re.IGNORECASE)
 
 MASK: Final = "****"
 #: Of a secret this long, the last characters are shown, so that people can tell which one it is.
@@ -131,7 +138,12 @@ def _unmasked(
     if isinstance(value, dict):
         given = cast("dict[str, Any]", value)
         known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
-        shape = known | given if merging else given
+        # A name that is a secret itself, and was shown masked, says what it said before.
+        told = {
+            name: known[name] if _is_secret(name, known) and _is_mask_of(item, known.get(name)) else item
+            for name, item in given.items()
+        }
+        shape = known | told if merging else told
         if not secret:
             exposed = [name for name in known.keys() - given.keys() if _is_secret(name, known)]
             outdated += [(*path, name) for name in exposed if merging and not _is_secret(name, shape)]
@@ -161,12 +173,17 @@ def _unmasked(
             )
             for index, item in enumerate(cast("list[Any]", value))
         ]
-    if not (secret or was_secret) or not isinstance(value, str) or not is_mask(value):
+    stays_secret = secret or _is_secret_text(stored)
+    if not (stays_secret or was_secret) or not isinstance(value, str) or not is_mask(value):
         return value
-    if secret and isinstance(stored, str) and value == mask(stored):
+    if stays_secret and _is_mask_of(value, stored):
         return stored
     outdated.append(path)
     return value
+
+
+def _is_mask_of(value: Any, stored: Any) -> bool:
+    return isinstance(value, str) and isinstance(stored, str) and value == mask(stored)
 
 
 def _counterpart(item: Any, index: int, stored: list[Any]) -> Any:
@@ -182,30 +199,47 @@ def _id_of(item: Any) -> Any:
 
 
 async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:
-    """`value` with every secret in it replaced by what `change` makes of it: sealed, or opened."""
+    """`value` with every secret in it replaced by what `change` makes of it. `secret`: that all texts in it are."""
     if isinstance(value, dict):
+        within = cast("dict[str, Any]", value)
         return {
-            name: await with_secrets(item, change, secret=secret or _is_secret(name, value))
-            for name, item in cast("dict[str, Any]", value).items()
+            name: await with_secrets(item, change, secret=secret or _is_secret(name, within))
+            for name, item in within.items()
         }
     if isinstance(value, list | tuple):
         return [await with_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
-    return await change(value) if secret and isinstance(value, str) else value
+    return await change(value) if isinstance(value, str) and (secret or _is_secret_text(value)) else value
 
 
 def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
     if isinstance(value, dict):
-        return {
-            name: _mapped(item, change, secret=secret or _is_secret(name, value))
-            for name, item in cast("dict[str, Any]", value).items()
-        }
+        within = cast("dict[str, Any]", value)
+        return {name: _mapped(item, change, secret=secret or _is_secret(name, within)) for name, item in within.items()}
     if isinstance(value, list | tuple):
         return [_mapped(item, change, secret=secret) for item in cast("list[Any]", value)]
-    return change(value) if secret and isinstance(value, str) else value
+    return change(value) if isinstance(value, str) and (secret or _is_secret_text(value)) else value
 
 
-def _is_secret(name: str, within: Any) -> bool:
+def _is_secret(name: str, within: dict[str, Any]) -> bool:
     """Whether what has this name in the object `within` is a secret."""
-    if name == "url" and cast("dict[str, Any]", within).get("type") == "webhook":
-        return True
+    match name.lower():
+        case "url":
+            return any("webhook" in re.sub("[^a-z]", "", text.lower()) for text in _texts(within, {"type"}))
+        case "value":
+            return any(map(_names_secret, _texts(within, _TITLES)))
+        case _:
+            return _names_secret(name)
+
+
+def _names_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None or _SECRET_NAME.search(name.lower()) is not None
+
+
+def _texts(within: dict[str, Any], names: Collection[str]) -> Iterator[str]:
+    """The texts that have one of these names, however it is written."""
+    return (text for name, text in within.items() if name.lower() in names and isinstance(text, str))
+
+
+def _is_secret_text(value: Any) -> bool:
+    """Whether it is a secret whatever its name is."""
+    return isinstance(value, str) and _URL_WITH_USER.fullmatch(value) is not None

@@ -98,7 +98,14 @@ class Vault:
 
     async def _open_list(self, state: Instance, items: tuple[Any, ...]) -> list[Any]:
         async def opened(text: str) -> str | None:
-            # What was stored before its name was known for a secret's is as it was given.
-            return await self._open_text(state, _LISTS, text) if looks_sealed(text) else text
+            # By its form, as what makes a text a secret may be in the text itself, or be sealed beside it. What was stored
+            # before it was known for a secret is as it was given.
+            if not looks_sealed(text):
+                return text
+            try:
+                return await self._open_text(state, _LISTS, text)
+            except ValueError:
+                # Somebody's own text of that form.
+                return text
 
-        return await with_secrets(items, opened)
+        return await with_secrets(items, opened, secret=True)

@@ -21,7 +21,7 @@ from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text, time_text
 from hydracore.audit.past import Past
 from hydracore.audit.words import phrase
-from hydracore.documents import mask
+from hydracore.documents import mask, with_secrets
 
 #: What is shown for a sealed text to whom it is not opened, and what of one whose key was destroyed.
 SEALED: Final = "(sealed)"
@@ -188,14 +188,27 @@ async def _shown_value(field: str, value: Any, show: Show) -> Any:
 
 async def shown(name: str, value: Any, show: Show) -> Any:
     """`value` of the field `name` (empty: of none), with what may be seen in place of what is sealed."""
+    if name in SEALED_WITHIN:
+        return await _shown_within(name, value, show)
     if isinstance(value, dict):
-        items = cast("dict[str, Any]", value).items()
-        # Within a list the names are its owner's: what is sealed there is told by its form.
-        return {key: await shown(name if name in SEALED_WITHIN else key, item, show) for key, item in items}
+        return {key: await shown(key, item, show) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [await shown(name, item, show) for item in cast("list[Any]", value)]
     if not isinstance(value, str):
         return value
-    if name in SEALED_FIELDS or (name in SEALED_WITHIN and looks_sealed(value)):
+    if name in SEALED_FIELDS:
         return await show(name, value)
     return mask(value) if name in _CREDENTIALS else value
+
+
+async def _shown_within(name: str, value: Any, show: Show) -> Any:
+    """A list whose names are its owner's: what is sealed there is told by its form. What was stored before it was known for
+    a secret is in the clear, and is masked here."""
+
+    async def hide(text: str) -> str:
+        return text if looks_sealed(text) else mask(text)
+
+    async def open_sealed(text: str) -> Any:
+        return await show(name, text) if looks_sealed(text) else text
+
+    return await with_secrets(await with_secrets(value, hide), open_sealed, secret=True)

@@ -40,6 +40,15 @@ EVERYTHING = {
     "workflow_slugs": ["weekly-review", "complaint"],
 }
 SHOWN = EVERYTHING | {"telegram_bot_token": "****mnop"}
+REMOTE = [
+    {"endpoint": "https://ann:hunter2@crm.test/in", "smtp": {"host": "mail.test", "pass": "hunter2-in-a-pass"}},
+    {
+        "headers": [{"name": "Authorization", "value": "Bearer hunter2-in-a-header"}],
+        "args": ["--url", "amqp://hunter2@q"],
+    },
+]
+#: What somebody may write who has seen a sealed text.
+SEALED_FORM = "v1." + "QUJD" * 12
 
 
 async def test_what_is_set_is_shown_and_reaches_the_agent(used: Used) -> None:
@@ -105,17 +114,33 @@ async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_co
             "integrations": [
                 {"name": "crm", "api_key": "hunter2-in-integrations"},
                 {"type": "webhook", "url": "https://chat.test/hunter2-in-an-address", "cookie": "hunter2=1"},
+                *REMOTE,
             ],
         },
     )
+    shown = (await used.ask("GET", "/platform-config")).json()["integrations"]
+    again = await used.ask("PATCH", "/platform-config", {"integrations": shown})
 
     rows = await (await owner_conn.execute("SELECT row_to_json(e)::text FROM event e")).fetchall()
 
     text = "".join(row[0] for row in rows)
     assert "config_changed" in text
     assert "crm" in text
+    assert "hunter2" not in str(shown)
+    # The agent gets all of it, whatever made it a secret.
+    assert used.agent.runtime["platform"]["integrations"][2:] == REMOTE
+    assert again.status_code == 200
     for secret in ("You are Ada", "Be nice", BOT_TOKEN, "hunter2", "private-note"):
         assert secret not in text
+
+
+async def test_a_text_of_the_form_of_a_sealed_one_is_a_text_like_any_other(used: Used) -> None:
+    items = [{"version": SEALED_FORM, "token": "x"}]
+
+    changed = await used.ask("PATCH", "/platform-config", {"integrations": items})
+
+    assert changed.json()["integrations"] == [{"version": SEALED_FORM, "token": "****"}]
+    assert used.agent.runtime["platform"]["integrations"] == items
 
 
 async def test_a_text_that_was_stored_before_its_name_counted_as_a_secrets_is_one_from_now_on(used: Used) -> None:

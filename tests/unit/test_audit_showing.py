@@ -55,6 +55,23 @@ def test_every_field_that_is_sealed_is_known_to_be() -> None:
     assert hints.keys() >= SEALED_WITHIN
 
 
+async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked() -> None:
+    old = {
+        "id": "mail",
+        "smtp": {"pass": "hunter2-hunter2"},
+        "endpoint": "https://ann:hunter2@crm.test",
+        "token": CIPHERTEXT,
+    }
+    life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, integrations=(old,)))
+
+    event = await shown_event(entries(life)[-1], sealed)
+
+    assert event.fields["integrations"] == [
+        {"id": "mail", "smtp": {"pass": "****ter2"}, "endpoint": "****test", "token": SEALED}
+    ]
+    assert event.changes[-1].after == event.fields["integrations"]
+
+
 async def test_no_ciphertext_is_shown_of_any_event_or_state() -> None:
     life = Life.after(*SECRETIVE)
 

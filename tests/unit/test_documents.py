@@ -106,6 +106,65 @@ def test_secrets_are_masked_wherever_their_names_say_so() -> None:
     }
 
 
+URL = "https://ann:hunter2@crm.example/in"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"smtp": {"pass": "?"}},
+        *({name: "?"} for name in ("smtp_pass", "smtpPass", "PASS", "passcode", "bearer", "keys", "signing-keys")),
+        *({name: "?"} for name in ("database_url", "databaseUrl", "DB_URI", "connection_string", "connectionString")),
+        *({"type": kind, "url": "?"} for kind in ("Webhook", "WEBHOOK", "web-hook", "incoming_webhook")),
+        {"Type": "webhook", "URL": "?"},
+        {"headers": [{"name": "Authorization", "value": "?"}]},
+        {"headers": [{"name": "x", "value": "plain"}, {"Header": "Set-Cookie", "Value": "?"}]},
+        {"env": [{"name": "SMTP_PASS", "value": ["?"]}]},
+    ],
+    ids=str,
+)
+def test_what_is_a_secret_is_told_by_many_names(secret: Any) -> None:
+    stored = json.loads(json.dumps(secret).replace("?", TOKEN))
+
+    assert json.dumps(masked(stored)) == json.dumps(secret).replace("?", mask(TOKEN))
+    assert unmasked(masked(stored), stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "is_secret"),
+    [
+        (URL, True),
+        (f" {URL} ", True),
+        ("POSTGRESQL://ann:hunter2@db/app", True),
+        ("jdbc:postgresql://ann:hunter2@db/app", True),
+        ("https://ghp_abcdefgh@github.example/x.git", True),
+        ("https://crm.example/@ann", False),
+        ("https://crm.example/?mail=ann@crm.example", False),
+        ("mailto:ann@crm.example", False),
+        ("ann@crm.example", False),
+        (f"Write it like {URL}", False),
+        ("https://x" + "@" * 200_000 + " ", True),
+        ("https://x" + "@" * 200_000 + " x", False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_address_with_a_user_in_it_is_a_secret_whatever_its_name_is(text: str, is_secret: bool) -> None:  # noqa: FBT001 - a parameter
+    stored = {"endpoint": text, "args": ["--url", text]}
+    shown = mask(text) if is_secret else text
+
+    assert masked(stored) == {"endpoint": shown, "args": ["--url", shown]}
+    assert unmasked(masked(stored), stored) == stored
+
+
+def test_a_pair_whose_name_is_a_secret_itself_comes_back_whole() -> None:
+    stored = {"env": {"key": "SMTP_API_KEY", "value": "hunter2-hunter2"}, "list": [{"key": "TOKEN_A", "value": "abc"}]}
+
+    assert masked(stored)["env"] == {"key": "****_KEY", "value": "****ter2"}
+    assert unmasked(masked(stored), stored) == stored
+    with pytest.raises(MasksOutdated):
+        unmasked({"env": {"key": "colour"}}, stored)
+
+
 def test_what_was_shown_masked_may_be_sent_back() -> None:
     stored = {"telegram": {"bot_token": TOKEN}, "list": [{"secret": "one"}, {"secret": "two"}]}
 
