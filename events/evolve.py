@@ -16,7 +16,7 @@ from uuid import UUID
 from events import types as e
 from events.evolve_use import configured, consent_changed, customer_erased, unchanged, usage_recorded
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PROVISIONING, RUNNING
-from events.state import BOOTSTRAP_STAGES, Agent, Attempt, Instance
+from events.state import BOOTSTRAP_STAGES, Agent, Attempt, Instance, PastAttempt
 
 _RANK = {stage: rank for rank, stage in enumerate(BOOTSTRAP_STAGES)}
 
@@ -100,6 +100,10 @@ def _attempt(state: Instance) -> Attempt:
 
 
 def _placement_chosen(state: Instance, event: e.PlacementChosen) -> None:
+    if state.attempt is not None and state.attempt.enrol_token_hash is not None:
+        signing_key = None if state.agent is None else state.agent.signing_key
+        past = PastAttempt(enrol_token_hash=state.attempt.enrol_token_hash, signing_key=signing_key)
+        state.past_attempts = (*state.past_attempts, past)
     state.attempt = Attempt(
         number=event.attempt,
         provider=event.provider,

@@ -96,6 +96,13 @@ class Agent(msgspec.Struct, kw_only=True):
     contested: bool = False
 
 
+class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent of an earlier attempt can show, so that it, and nobody else, is told that it is over."""
+
+    enrol_token_hash: str
+    signing_key: str | None
+
+
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What the customer chose; None means the catalogue's default. Budgets are decimal US dollars."""
 
@@ -150,6 +157,8 @@ class Instance(msgspec.Struct, kw_only=True):
     status: str = PENDING
     provisioning_stage: str = "queued"
     attempt: Attempt | None = None
+    #: The earlier attempts whose servers were intended, in order.
+    past_attempts: tuple[PastAttempt, ...] = ()
     #: Placements that failed, as (provider, server_type, location), in order.
     failed_placements: tuple[tuple[str, str, str], ...] = ()
     hostname: str | None = None

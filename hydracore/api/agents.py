@@ -27,8 +27,8 @@ from events.state import Instance
 from events.store import EventStore
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
-from hydracore.api.agent_gate import GONE, CallingAgent
-from hydracore.api.errors import Conflict, Gone, Unauthorized
+from hydracore.api.agent_gate import CallingAgent
+from hydracore.api.errors import Conflict, Unauthorized
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Header, Incoming
@@ -61,13 +61,16 @@ class AgentEndpoints:
     @operation("POST", "/v1/agent/enroll", "Enrol an agent", answer=m.Enrolled, errors=(401, 409, 410))
     async def enroll(self, incoming: Incoming, body: s.Enroll) -> m.Enrolled:
         """Binds the enrol token to the first agent that shows it."""
-        claimed = parse_enrol_token(body.token)
-        if claimed is None or claimed != (body.instance_id, body.attempt):
-            raise Unauthorized("The enrol token is wrong or has expired")
+        token_hash, known = hash_token(body.token).hex(), set[str]()
+        if parse_enrol_token(body.token) == (body.instance_id, body.attempt):
+            known = _enrol_tokens(await self._store.load(body.instance_id))
+        # First of all: only who has, or had, a token of it learns whether there is such an instance, and whether it is over.
+        if token_hash not in known:
+            raise e.TokenRefused(body.instance_id)
         command = c.EnrolAgent(
             at_ms=self._now_ms(),
             attempt=body.attempt,
-            token_hash=hash_token(body.token).hex(),
+            token_hash=token_hash,
             boot_id=body.boot_id,
             signing_key=body.public_keys.signing,
             vpn_key=body.public_keys.vpn,
@@ -87,11 +90,7 @@ class AgentEndpoints:
     ) -> m.Secrets:
         """The same secrets until they are acknowledged; never again after that."""
         state = await self._store.load(body.instance_id)
-        if state is None:
-            raise Unauthorized("The signature is wrong")
-        if state.attempt is not None and body.attempt < state.attempt.number:
-            raise Gone(GONE)
-        _require_signature(state, signature, incoming.raw_body)
+        _require_signature(_signing_keys(state, body.attempt), signature, incoming.raw_body)
         key_id = uuid4()
         key = agent_key(self._master_key, body.instance_id, key_id)
         command = c.IssueAgentKey(
@@ -153,11 +152,7 @@ class AgentEndpoints:
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
         origin = Origin(actor=f"agent:{instance_id}", command_id=uuid4(), correlation_id=incoming.correlation_id)
-        try:
-            return await self._store.execute(instance_id, command, origin)
-        except e.NotFound:
-            # Whether an instance exists is no business of somebody who has nothing of it.
-            raise Unauthorized("The agent is not known") from None
+        return await self._store.execute(instance_id, command, origin)
 
     async def _secrets(self, state: Instance) -> m.Secrets:
         assert state.agent is not None, "a key is issued to an enrolled agent only"
@@ -176,14 +171,32 @@ class AgentEndpoints:
         )
 
 
-def _require_signature(state: Instance, signature: str, body: bytes) -> None:
-    """Raises `Unauthorized` unless `signature` is the bound agent's over exactly this body."""
-    if state.agent is not None:
+def _enrol_tokens(state: Instance | None) -> set[str]:
+    """The hashes of all tokens that agents of this instance were ever given."""
+    if state is None:
+        return set()
+    tokens = {past.enrol_token_hash for past in state.past_attempts}
+    if state.attempt is not None and state.attempt.enrol_token_hash is not None:
+        tokens.add(state.attempt.enrol_token_hash)
+    return tokens
+
+
+def _signing_keys(state: Instance | None, attempt: int) -> list[str]:
+    """Of the agent of this attempt, or of all earlier ones, who are told that they are over."""
+    if state is None:
+        return []
+    if state.attempt is not None and attempt == state.attempt.number:
+        return [] if state.agent is None else [state.agent.signing_key]
+    return [past.signing_key for past in state.past_attempts if past.signing_key is not None]
+
+
+def _require_signature(signing_keys: list[str], signature: str, body: bytes) -> None:
+    """Raises `Unauthorized` unless `signature` is over exactly this body and by one of these keys."""
+    for key in signing_keys:
         try:
-            public_key = Ed25519PublicKey.from_public_bytes(b64decode(state.agent.signing_key))
+            public_key = Ed25519PublicKey.from_public_bytes(b64decode(key))
             public_key.verify(b64decode(signature, validate=True), body)
         except (InvalidSignature, Base64Error, ValueError):
-            pass
-        else:
-            return
+            continue
+        return
     raise Unauthorized("The signature is wrong")

@@ -260,6 +260,29 @@ async def test_nobody_enrols_with_a_wrong_or_late_token(api: Api, agent: Agent) 
     assert await versions_of(api, agent) == version
 
 
+async def test_a_stranger_does_not_learn_whether_there_is_an_instance_or_is_no_more(api: Api, agent: Agent) -> None:
+    await agent.get_ready()
+    await execute(api, agent.instance_id, c.FailAttempt(at_ms=NOW_MS, attempt=1, code="boot_timeout", retryable=True))
+    await execute(api, agent.instance_id, c.RecordServerDiscarded(at_ms=NOW_MS, attempt=1))
+    await intend(api, agent.instance_id, attempt=2)
+    gone = await new_instance(api)
+    await api.client.delete(f"/v1/instances/{gone}", headers=api.token())
+
+    told: set[tuple[int, str]] = set()
+    for instance_id in (agent.instance_id, gone, uuid4()):
+        for attempt in (1, 2, 3):
+            forged = tokens.enrol_token(bytes(32), instance_id, attempt, "nonce")
+            stranger = Agent(api, instance_id, forged, attempt=attempt)
+            told |= {
+                (answer.status_code, answer.text) for answer in [await stranger.enroll(), await stranger.secrets()]
+            }
+
+    assert told == {
+        (401, '{"detail":"The enrol token is wrong or has expired"}'),
+        (401, '{"detail":"The signature is wrong"}'),
+    }
+
+
 async def test_a_token_cannot_be_used_after_its_time(api: Api) -> None:
     instance_id = await new_instance(api)
     agent = Agent(api, instance_id, await intend(api, instance_id, expires_ms=NOW_MS - 10**12))
