@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
-from hydracore.agent.expressclaw.webhooks import signature
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.notices import Notices, add_notices
+from hydracore.agent.expressclaw.webhooks import Webhooks, signature
+from hydracore.agent.expressclaw.wishes import Webhook
 from hydracore.modelsim.embedding import BROKEN
 from hydracore.modelsim.script import MARK
 from tests.agent_process import AgentProcess
@@ -179,6 +185,41 @@ async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_ne
 
     assert [each["conversation_id"] for each in told] == ["c-0", "c-1", "c-2"]
     assert len({each["id"] for each in told}) == 3
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Generator[Database]:
+    database = Database(tmp_path / "chats.sqlite", new_id=uuid4)
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "state"),
+    [
+        ("http://xn--ls8h.test/hook", "error: it cannot be reached (InvalidCodepoint)"),
+        ("http://127.0.0.1:70000/hook", "error: it cannot be told (ExceptionGroup)"),
+    ],
+)
+async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_alone(
+    database: Database, receiver: Receiver, url: str, state: str
+) -> None:
+    notices = Notices(database)
+    webhooks = Webhooks(notices)
+    # Addresses that no configuration gets past `read_wishes`.
+    webhooks.use((Webhook(id="bad", url=url), Webhook(id="good", url=receiver.url)))
+    await database.run(lambda db: add_notices(db, {"bad": "{}", "good": "{}"}))
+
+    with capture_logs():
+        running = asyncio.create_task(webhooks.run())
+        await receiver.until_taken(1)
+        await until(lambda: webhooks.states == {"integration:bad": state, "integration:good": "connected"})
+
+    assert not running.done()
+    assert webhooks.error is not None
+    assert webhooks.error.code == "integration_failed"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 #: Turns of two messages each that push the first one out of what a model is reminded of.

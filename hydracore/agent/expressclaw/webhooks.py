@@ -152,6 +152,10 @@ async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> 
         answer = await exchange(client, request, timeout_s=CALL_TIMEOUT_S, answer_max_bytes=ANSWER_MAX_BYTES)
     except TimeoutError:
         return f"no answer within {CALL_TIMEOUT_S:g} s"
-    except (httpx.HTTPError, httpx.InvalidURL, AnswerTooLarge) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, AnswerTooLarge) as error:
         return f"it cannot be reached ({type(error).__name__})"
+    except Exception as error:
+        # What an address does to the libraries below is its own trouble: chats and other webhooks go on.
+        log.exception("webhook_broke", webhook=webhook.id)
+        return f"it cannot be told ({type(error).__name__})"
     return None if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {answer.status}"

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Annotated, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
+import httpx
 import msgspec
 
 from hydracore.agent.expressclaw.document import MODEL_TIMEOUT_MAX_S, Document, Telegram, Workflow, enabled_skills
@@ -208,7 +209,8 @@ def _address_complaint(url: str) -> str | None:
         parts = urlsplit(url)
         host = parts.hostname
         parts.port  # noqa: B018 - it is this that finds a port that is none
-    except ValueError:
+        httpx.URL(url).host  # noqa: B018 - it is this that finds an international name that is none
+    except (ValueError, httpx.InvalidURL):
         return "url must be an address"
     if not host or parts.username is not None or not url.isprintable() or " " in url:
         return "url must be an https:// address without a user"
