@@ -64,6 +64,23 @@ async def test_a_model_without_a_price_is_held_by_the_budget(claw: Claw, modelsi
     assert await claw.refused("Hello") == (402, "budget_spent")
 
 
+async def test_whoever_leaves_before_the_first_word_has_spent_of_the_budget(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await push(claw, 4, budgeted(modelsim, budget_daily_usd="0.00000001"))
+    await modelsim.fault("hang")
+
+    asking = asyncio.create_task(claw.ask("Hello " * 100))
+    await modelsim.until_requests(1, ended="open")
+    asking.cancel()
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+
+    assert await claw.refused("Hello") == (402, "budget_spent")
+    (entry,) = control_plane.metered()
+    assert (entry["model"], entry["completion_tokens"]) == ("first", 0)
+    assert entry["prompt_tokens"] >= 150, "an estimate: four characters a token"
+
+
 async def test_a_budget_of_nothing_allows_nothing(claw: Claw, modelsim: ModelSim) -> None:
     await push(claw, 4, budgeted(modelsim, budget_daily_usd="0"))
 

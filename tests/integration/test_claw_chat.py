@@ -181,7 +181,9 @@ async def test_what_the_agent_logs_of_a_request_has_the_id_that_it_came_with(cla
     assert all("request_id" not in line for line in lines if line not in failures)
 
 
-async def test_models_that_do_not_answer_are_a_timeout(claw: Claw, modelsim: ModelSim) -> None:
+async def test_models_that_do_not_answer_are_a_timeout_and_paid_for_what_they_were_asked(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
     await be_impatient(claw, modelsim)
     await modelsim.fault("hang", times=2)
 
@@ -189,6 +191,11 @@ async def test_models_that_do_not_answer_are_a_timeout(claw: Claw, modelsim: Mod
 
     assert (status, code) == (504, "model_timeout")
     await modelsim.until_requests(2, ended="left")
+    await control_plane.until(lambda: len(control_plane.metered()) == 2)
+    assert [(entry["model"], entry["completion_tokens"]) for entry in control_plane.metered()] == [
+        ("first", 0),
+        ("second", 0),
+    ]
 
 
 @pytest.mark.parametrize("then", ["error", "cut", "garbage"])

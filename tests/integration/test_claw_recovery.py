@@ -196,3 +196,20 @@ async def test_a_failed_try_that_had_begun_is_metered_beside_the_one_that_worked
     assert [entry["model"] for entry in entries] == ["first", "second"]
     assert entries[1]["cost_usd"] == answer["usage"]["cost_usd"]
     assert entries[0]["completion_tokens"] > 0
+
+
+async def test_a_call_that_was_refused_or_reached_nobody_costs_nothing(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    nowhere = document(modelsim, model={"base_url": "http://127.0.0.1:1/v1", "api_key": API_KEY})
+    await claw.http.put("/api/config", json={"config_version": 4, "runtime": nowhere})
+    assert await claw.refused("Hello") == (502, "model_failed")
+    await claw.http.put("/api/config", json={"config_version": 5, "runtime": document(modelsim)})
+    await modelsim.fault("status", status=429, model="first")
+
+    answer = await claw.chat("Hello")
+    await control_plane.until(lambda: bool(control_plane.metered()))
+
+    # What is metered goes out in order, so there was nothing before this.
+    (entry,) = control_plane.metered()
+    assert (entry["model"], entry["cost_usd"]) == ("second", answer["usage"]["cost_usd"])

@@ -33,7 +33,7 @@ from tests.claw_fixtures import (
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, running_telegram
 from tests.modelsim_fixtures import ModelSim
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
 
@@ -284,3 +284,31 @@ async def test_a_memory_that_fails_keeps_no_chat_from_its_answer(
     assert status["error"]["code"] == "memory_failed"
     # It is left alone for a while, so that not every chat pays for its trouble.
     assert len((await modelsim.http.get("/_sim/embeddings")).json()["requests"]) == 1
+
+
+async def test_a_question_about_memories_that_is_given_up_is_metered_by_estimate(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await fill(claw)
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        runtime = document(modelsim, model={"base_url": f"http://127.0.0.1:{port}/v1", "api_key": None})
+        runtime["model_policy"] |= {"embedding_model": "scripted-embedding"}
+        await use(claw, control_plane, runtime)
+
+        asking = asyncio.create_task(claw.ask("Hello", "c-1"))
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
+        asking.cancel()
+        await control_plane.until(lambda: control_plane.metered()[-1]["model"] == "scripted-embedding")
+
+    entry = control_plane.metered()[-1]
+    assert (entry["completion_tokens"], entry["conversation_id"]) == (0, "c-1")
+    assert entry["prompt_tokens"] > 0

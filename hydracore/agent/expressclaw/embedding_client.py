@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import httpx
 import msgspec
 
-from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, refused
+from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, failed, refused
 from hydracore.agent.transport import AnswerTooLarge, exchange
 
 #: Some 3000 numbers of 25 characters for each of a hundred texts.
@@ -69,7 +69,7 @@ async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
     except AnswerTooLarge:
         raise ModelRefused("the answer is too large") from None
     except httpx.HTTPError as error:
-        raise ModelRefused(f"the connection failed ({type(error).__name__})") from None
+        raise failed(error) from None
     if answer.status != HTTPStatus.OK:
         raise refused(answer.status)
     # Some megabytes of numbers would keep every chat waiting.

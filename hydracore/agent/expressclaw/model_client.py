@@ -41,11 +41,13 @@ _REASONS = {
 
 
 class ModelTrouble(AgentError):
-    """`reason` never has anything of what the endpoint said: some quote the key in their refusals."""
+    """`reason` never has anything of what the endpoint said: some quote the key in their refusals. `is_free`: the endpoint was
+    not reached, or refused to work, so that it wants no money."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_free: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.is_free = is_free
 
 
 class ModelRefused(ModelTrouble):
@@ -100,14 +102,13 @@ _PIECE = msgspec.json.Decoder(_Piece)
 
 
 class ModelAnswer:
-    """One call. Read `texts` to its end; `accepted` and `tokens` tell at any time what is known of its cost."""
+    """One call. Read `texts` to its end; `tokens` tells at any time what is known of its cost."""
 
     def __init__(self, client: httpx.AsyncClient, call: ModelCall) -> None:
         self._client = client
         self._call = call
+        self._request = _request(client, call)
         self._finished = False
-        #: The endpoint has taken the request, and will want to be paid for it.
-        self.accepted = False
         #: The endpoint's own figures, which come last if they come.
         self.tokens: Tokens | None = None
 
@@ -126,20 +127,19 @@ class ModelAnswer:
                     if text or self._finished:
                         limit.reschedule(loop.time() + (LAST_FIGURES_S if self._finished else self._call.timeout_s))
         except httpx.ConnectTimeout:
-            raise ModelSlow(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
+            raise ModelSlow(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_free=True) from None
         except TimeoutError:
             if not self._finished:
                 raise ModelSlow(f"no word for {self._call.timeout_s:g} s") from None
         except httpx.HTTPError as error:
-            raise ModelRefused(f"the connection failed ({type(error).__name__})") from None
+            raise failed(error) from None
 
     async def _pieces(self) -> AsyncGenerator[str]:
         """The words of each document, which may be none."""
-        response = await self._client.send(self._request(), stream=True)
+        response = await self._client.send(self._request, stream=True)
         try:
             if response.status_code != HTTPStatus.OK:
                 raise refused(response.status_code)
-            self.accepted = True
             streamed = response.headers.get("content-type", "").startswith("text/event-stream")
             read = _read_stream(response) if streamed else _read_whole(response)
             async with aclosing(read) as contents:
@@ -154,27 +154,6 @@ class ModelAnswer:
             await response.aclose()
         if streamed and not self._finished:
             raise ModelRefused("the stream broke off")
-
-    def _request(self) -> httpx.Request:
-        call = self._call
-        body: dict[str, Any] = {
-            "model": call.model,
-            "messages": [{"role": said.role, "content": said.content} for said in call.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if call.temperature is not None:
-            body["temperature"] = call.temperature
-        if call.max_tokens is not None:
-            body["max_tokens"] = call.max_tokens
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        if call.api_key is not None:
-            headers["Authorization"] = f"Bearer {call.api_key}"
-        url = call.base_url.rstrip("/") + "/chat/completions"
-        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        return self._client.build_request(
-            "POST", url, content=msgspec.json.encode(body), headers=headers, timeout=timeout
-        )
 
     def _note(self, content: bytes) -> str:
         """Take in one JSON document; the words in it."""
@@ -217,7 +196,33 @@ class ModelClient:
 
 
 def refused(status: int) -> ModelRefused:
-    return ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"))
+    """The trouble with an answer of another status than 200."""
+    return ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"), is_free=True)
+
+
+def failed(error: httpx.HTTPError) -> ModelRefused:
+    """The trouble with a call that the transport has failed."""
+    is_free = isinstance(error, httpx.ConnectError)
+    return ModelRefused(f"the connection failed ({type(error).__name__})", is_free=is_free)
+
+
+def _request(client: httpx.AsyncClient, call: ModelCall) -> httpx.Request:
+    body: dict[str, Any] = {
+        "model": call.model,
+        "messages": [{"role": said.role, "content": said.content} for said in call.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if call.temperature is not None:
+        body["temperature"] = call.temperature
+    if call.max_tokens is not None:
+        body["max_tokens"] = call.max_tokens
+    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+    if call.api_key is not None:
+        headers["Authorization"] = f"Bearer {call.api_key}"
+    url = call.base_url.rstrip("/") + "/chat/completions"
+    timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+    return client.build_request("POST", url, content=msgspec.json.encode(body), headers=headers, timeout=timeout)
 
 
 async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:

@@ -115,15 +115,24 @@ class Recall:
         unknown = [each for each in older if each.vector is None][-EMBEDDED_AT_ONCE:]
         texts = [text[:EMBEDDED_MAX_CHARS] for text in (asked.ask.message, *(each.said.content for each in unknown))]
         call = EmbeddingCall(endpoint.base_url, endpoint.api_key, asked.model, texts, EMBED_MAX_S)
-        embedded = await embed(self._client, call)
+        estimate = sum(map(text_tokens, texts))
+        try:
+            embedded = await embed(self._client, call)
+        except (ModelTrouble, asyncio.CancelledError) as end:
+            if not (isinstance(end, ModelTrouble) and end.is_free):
+                await self._keep({}, asked, prompt_tokens=estimate)
+            raise
         wanted, *vectors = embedded.vectors
         learnt = {each.message_id: vector for each, vector in zip(unknown, vectors, strict=True)}
-        tokens = Tokens(embedded.prompt_tokens or sum(map(text_tokens, texts)), 0)
-        spent = asked.spent(tokens, at_ms=self._store.now_ms())
-        await self._store.memories.keep(asked.model, learnt, spent=spent)
-        self._store.ledger.news.set()
+        await self._keep(learnt, asked, prompt_tokens=embedded.prompt_tokens or estimate)
         # Half a million multiplications would keep every other chat waiting.
         return await asyncio.to_thread(_most_like, wanted, older, learnt)
+
+    async def _keep(self, learnt: Mapping[int, Vector], asked: _Asked, *, prompt_tokens: int) -> None:
+        """What was learnt, and what it has cost."""
+        spent = asked.spent(Tokens(prompt_tokens, 0), at_ms=self._store.now_ms())
+        await self._store.memories.keep(asked.model, learnt, spent=spent)
+        self._store.ledger.news.set()
 
 
 def _most_like(wanted: Vector, older: Sequence[Older], learnt: Mapping[int, Vector]) -> str:

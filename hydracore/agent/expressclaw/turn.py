@@ -121,10 +121,15 @@ class Turn:
         self._model, self._call, self._said = call.model, None, []
         await self._store.turns.asking(self.id, call.model, self._prompt_tokens, spent=spent)
         self._call = self._client.ask(call)
-        async with aclosing(self._call.texts()) as texts:
-            async for text in texts:
-                self._said.append(text)
-                self._chat.say(text)
+        try:
+            async with aclosing(self._call.texts()) as texts:
+                async for text in texts:
+                    self._said.append(text)
+                    self._chat.say(text)
+        except ModelTrouble as trouble:
+            if trouble.is_free:
+                self._call = None
+            raise
         if not self._said:
             raise ModelRefused("an empty answer")
 
@@ -159,9 +164,10 @@ class Turn:
     def _spent(self) -> UsageEntry | None:
         """What the present call has cost, by the endpoint's figures or, where it ended before them, by our estimate.
 
-        None for a call that no endpoint has accepted.
+        None where there is none that an endpoint may want to be paid for. One that was given up before the endpoint said anything
+        is: it may well be working on it, and who leaves early must not have it for nothing.
         """
-        if self._call is None or not self._call.accepted:
+        if self._call is None:
             return None
         tokens = self._call.tokens or Tokens(self._prompt_tokens, text_tokens(self.partial))
         return UsageEntry(
