@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.notices import Notices, add_notices
 from hydracore.agent.expressclaw.webhooks import Webhooks, signature
-from hydracore.agent.expressclaw.wishes import Webhook
+from hydracore.agent.expressclaw.wishes import IGNORED_MAX, Webhook
 from hydracore.modelsim.embedding import BROKEN
 from hydracore.modelsim.script import MARK
+from hydracore.vps import VpsClient
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     Claw,
@@ -33,6 +34,7 @@ from tests.claw_fixtures import (
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, running_telegram
 from tests.modelsim_fixtures import ModelSim
+from tests.raw_endpoint import raw_endpoint
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
@@ -121,6 +123,23 @@ async def test_what_is_not_used_is_told_at_once_and_in_the_status(
     assert status["connections"] == {"telegram": "off", "slack": "unsupported", "integration:calendar": "unsupported"}
     assert status["workflows_loaded"] == ["known"]
     assert "1. Go." in (await claw.chat("What are your instructions?"))["message"]
+
+
+async def test_a_status_stays_readable_however_much_of_a_configuration_is_not_used(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, vps: VpsClient
+) -> None:
+    # JSON takes six bytes for each of these characters.
+    channels = {f"{number}{chr(1) * 200}": {} for number in range(300)}
+    short = {f"c{number}": {} for number in range(16_000)}
+    where = (*control_plane.listen, control_plane.control_token)
+
+    await use(claw, control_plane, document(modelsim, platform=platform(channels=channels, integrations=[*channels])))
+    of_long_names = await vps.status(*where)
+    await use(claw, control_plane, document(modelsim, platform=platform(channels=short)))
+    of_many_names = await vps.status(*where)
+
+    for status in (of_long_names, of_many_names):
+        assert len(status.ignored) == len(status.connections) - 1 == IGNORED_MAX
 
 
 async def test_a_channel_answers_those_it_may_and_tells_the_others_their_number(
@@ -290,22 +309,13 @@ async def test_a_question_about_memories_that_is_given_up_is_metered_by_estimate
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await fill(claw)
-    asked = asyncio.Event()
 
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        asked.set()
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
-        runtime = document(modelsim, model={"base_url": f"http://127.0.0.1:{port}/v1", "api_key": None})
+    async with raw_endpoint(stays=True) as silent:
+        runtime = document(modelsim, model={"base_url": silent.base_url, "api_key": None})
         runtime["model_policy"] |= {"embedding_model": "scripted-embedding"}
         await use(claw, control_plane, runtime)
-
         asking = asyncio.create_task(claw.ask("Hello", "c-1"))
-        await asyncio.wait_for(asked.wait(), PATIENCE_S)
+        await asyncio.wait_for(silent.asked.wait(), PATIENCE_S)
         asking.cancel()
         await control_plane.until(lambda: control_plane.metered()[-1]["model"] == "scripted-embedding")
 

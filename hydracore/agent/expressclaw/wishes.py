@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_address
+from itertools import islice
 from typing import Annotated, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -17,9 +18,11 @@ from hydracore.agent.expressclaw.document import MODEL_TIMEOUT_MAX_S, Document, 
 from hydracore.agent.expressclaw.skills import Skill, load_skills
 from hydracore.agent.messages import Ignored
 
-#: More of these are not told: whoever sees as many knows what to look for.
+#: More of these, and of connections that cannot be, are not told: whoever sees as many knows what to look for. With names that
+#: take six bytes a character they fit together into the status that the control plane reads.
 IGNORED_MAX = 100
 PATH_MAX_CHARS = 200
+NAME_MAX_CHARS = 64
 
 WEBHOOKS_MAX = 10
 
@@ -97,7 +100,8 @@ class _Reader:
             self._ignore("recipe_id", f"there is no recipe {self._document.recipe_id!r:.64}")
         workflows = self._workflows()
         skills = self._skills(workflows)
-        return Wishes(bot, webhooks, workflows, skills, self._states, tuple(self._ignored[:IGNORED_MAX]))
+        states = dict(islice(self._states.items(), IGNORED_MAX))
+        return Wishes(bot, webhooks, workflows, skills, states, tuple(self._ignored[:IGNORED_MAX]))
 
     def _ignore(self, path: str, reason: str) -> None:
         self._ignored.append(Ignored(path[:PATH_MAX_CHARS], reason))
@@ -119,7 +123,7 @@ class _Reader:
         channels = self._document.platform.channels
         for name, wanted in channels.items():
             if name != "telegram" and not _is_off(wanted):
-                self._states[name[:PATH_MAX_CHARS]] = UNSUPPORTED
+                self._states[name[:NAME_MAX_CHARS]] = UNSUPPORTED
                 self._ignore(f"platform.channels.{name}", "this runtime has no such channel")
         path, given = "platform.channels.telegram", channels.get("telegram", {})
         telegram = self._document.telegram
@@ -139,7 +143,7 @@ class _Reader:
             path = f"platform.integrations.{index}"
             if _is_off(given):
                 continue
-            name = integration_name(_id_of(given) or str(index))
+            name = integration_name((_id_of(given) or str(index))[:NAME_MAX_CHARS])
             if not (isinstance(given, dict) and cast("dict[str, Any]", given).get("type") == "webhook"):
                 self._states[name] = UNSUPPORTED
                 self._ignore(path, "this runtime has integrations of type 'webhook' only")
