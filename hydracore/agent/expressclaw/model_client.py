@@ -59,7 +59,7 @@ class ModelSlow(ModelTrouble):
 
 
 class ModelCall(NamedTuple):
-    """`timeout_s`: how long it may take to the first word, and from one word to the next."""
+    """How long the model may take to its first word, and from one word to the next: `first_word_s`, `next_word_s`."""
 
     base_url: str
     api_key: str | None
@@ -67,7 +67,8 @@ class ModelCall(NamedTuple):
     messages: Sequence[Said]
     temperature: float | None
     max_tokens: int | None
-    timeout_s: float
+    first_word_s: float
+    next_word_s: float
 
     def __repr__(self) -> str:
         return f"ModelCall(model={self.model!r})"
@@ -114,7 +115,8 @@ class ModelAnswer:
 
     async def texts(self) -> AsyncGenerator[str]:
         """The words as they come. Raises `ModelTrouble`; leaving early ends the call."""
-        limit = asyncio.timeout(self._call.timeout_s)
+        silence_s = self._call.first_word_s
+        limit = asyncio.timeout(silence_s)
         loop = asyncio.get_running_loop()
         try:
             async with limit, aclosing(self._pieces()) as pieces:
@@ -125,12 +127,13 @@ class ModelAnswer:
                         yield text
                     # Only words and the end count: some endpoints send signs of life while they make us wait.
                     if text or self._finished:
-                        limit.reschedule(loop.time() + (LAST_FIGURES_S if self._finished else self._call.timeout_s))
+                        silence_s = LAST_FIGURES_S if self._finished else self._call.next_word_s
+                        limit.reschedule(loop.time() + silence_s)
         except httpx.ConnectTimeout:
             raise ModelSlow(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_free=True) from None
         except TimeoutError:
             if not self._finished:
-                raise ModelSlow(f"no word for {self._call.timeout_s:g} s") from None
+                raise ModelSlow(f"no word for {silence_s:g} s") from None
         except httpx.HTTPError as error:
             raise failed(error) from None
 
@@ -169,7 +172,8 @@ class ModelAnswer:
         if piece.usage is not None and piece.usage.prompt_tokens > 0:
             self.tokens = Tokens(piece.usage.prompt_tokens, piece.usage.completion_tokens)
         choices = piece.choices or ()
-        self._finished |= any(choice.finish_reason is not None for choice in choices)
+        # Some endpoints say an empty one with every word.
+        self._finished |= any(choice.finish_reason for choice in choices)
         words = [part.content for choice in choices for part in (choice.delta, choice.message) if part is not None]
         return "".join(word for word in words if word)
 

@@ -90,6 +90,7 @@ class Turn:
         if model.base_url is None or not policy.models:
             raise ModelFailed("No model is configured")
         deadline_s = asyncio.get_running_loop().time() + FIRST_WORD_MAX_S
+        silence_s = self._setup.document.platform.model_timeout_s
         failures: list[_Failure] = []
         for name in policy.models:
             left_s = deadline_s - asyncio.get_running_loop().time()
@@ -102,7 +103,8 @@ class Turn:
                 messages=self._messages,
                 temperature=policy.temperature,
                 max_tokens=policy.max_tokens,
-                timeout_s=min(self._setup.document.platform.model_timeout_s, left_s),
+                first_word_s=min(silence_s, left_s),
+                next_word_s=silence_s,
             )
             try:
                 await self._ask_model(call)
