@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -16,9 +17,10 @@ from hydracore.agent.callbacks import deliver_leftovers
 from hydracore.agent.control_plane import ControlPlane, Gone
 from hydracore.agent.credentials import load_secrets
 from hydracore.agent.expressclaw.runtime import ExpressClaw
+from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.identity import load_identity
-from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeFactory
+from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeKind
 from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
 
@@ -33,9 +35,9 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def built_in_runtimes(store: Store) -> Mapping[str, RuntimeFactory]:
+def built_in_runtimes(store: Store) -> Mapping[str, RuntimeKind]:
     """The runtimes that an agent can run, by the `type` in their configuration."""
-    return {DEFAULT_RUNTIME: lambda config: ExpressClaw(config, store=store)}
+    return {DEFAULT_RUNTIME: RuntimeKind(create=partial(ExpressClaw, store=store), check=make_setup)}
 
 
 class Agent:
@@ -48,7 +50,7 @@ class Agent:
         self,
         root: Path,
         *,
-        runtimes: Callable[[Store], Mapping[str, RuntimeFactory]] = built_in_runtimes,
+        runtimes: Callable[[Store], Mapping[str, RuntimeKind]] = built_in_runtimes,
         monotonic: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = wall_ms,
         new_id: Callable[[], UUID] = uuid4,

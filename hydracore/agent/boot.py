@@ -23,7 +23,7 @@ from hydracore.agent.endpoints import Endpoints
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.heartbeats import beat
 from hydracore.agent.identity import Identity
-from hydracore.agent.runtime import RuntimeFactory
+from hydracore.agent.runtime import RuntimeKind
 from hydracore.agent.server import AgentServer
 from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
@@ -50,7 +50,7 @@ class Boot:
         spool: CallbackSpool,
         store: Store,
         control_plane: ControlPlane,
-        runtimes: Mapping[str, RuntimeFactory],
+        runtimes: Mapping[str, RuntimeKind],
         uptime_s: Callable[[], float],
     ) -> None:
         self._boot_file = boot_file

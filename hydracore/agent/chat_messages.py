@@ -104,9 +104,10 @@ class PushedConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What `PUT /api/config` answers: the version that the agent runs with now, and what of it is not used."""
+    """What `PUT /api/config` answers: the version that the agent runs with now, null while it runs nothing, and what of it is
+    not used."""
 
-    config_version: int
+    config_version: int | None
     ignored: tuple[Ignored, ...] = ()
 
 

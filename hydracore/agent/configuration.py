@@ -64,17 +64,17 @@ class Configuration:
         return self._current.config_version
 
     def shown(self) -> dict[str, Any]:
-        """What is in force, for people: secrets masked."""
+        """The document in force, for people: secrets masked."""
         assert self._current is not None, "there is no configuration yet"
-        return {"config_version": self._current.config_version, **masked(self._current.runtime)}
+        return masked(self._current.runtime)
 
     def begin(self, secrets: m.Secrets) -> None:
-        """Start with the newer one of what the secrets brought and what is on disk."""
+        """Start with the newer one of what the secrets brought and what is on disk, or with that on disk where the newer one
+        cannot be used."""
         stored = self._load()
-        if stored is not None and stored.config_version > secrets.config_version:
+        if stored is not None:
             self._put_in_force(stored)
-        else:
-            self.adopt(secrets.config_version, secrets.runtime)
+        self._adopt_or_report(secrets.config_version, secrets.runtime)
 
     def renew(self, secrets: m.Secrets) -> None:
         """Fresh secrets came, and with them whatever else has changed since the last ones."""

@@ -45,11 +45,11 @@ class Endpoints:
         return Response(200, m.Drained(active_connections=active, usage_unsent=await self._usage_unsent()))
 
     async def get_config(self, _request: Request) -> Response:
-        return Response(200, self._configuration.shown())
+        return Response(200, {**self._configuration.shown(), "config_version": self._supervisor.config_version})
 
     async def put_config(self, request: Request) -> Response:
-        pushed = read_body(request, PushedConfig)
-        return Response(200, RunningConfig(self._adopt(pushed), self._supervisor.ignored))
+        self._adopt(read_body(request, PushedConfig))
+        return Response(200, RunningConfig(self._supervisor.config_version, self._supervisor.ignored))
 
     async def apply_updates(self, request: Request) -> Response:
         updates = read_body(request, Updates)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -86,7 +86,11 @@ class Runtime(Protocol):
         ...
 
 
-RuntimeFactory = Callable[[RuntimeConfig], Runtime]
+class RuntimeKind(NamedTuple):
+    """`create` makes one run. `check` raises `RuntimeFailed` for a configuration that no run could use, without one."""
+
+    create: Callable[[RuntimeConfig], Runtime]
+    check: Callable[[RuntimeConfig], object]
 
 
 #: The runtimes that agents have, by the `type` in their configuration.

@@ -14,7 +14,7 @@ from hydracore.agent.backoff import Backoff
 from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Ignored, Level, ReportedError, Versions
-from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeFactory
+from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeKind
 from hydracore.agent.waiting import work_until
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class Supervisor:
     def __init__(
         self,
         *,
-        runtimes: Mapping[str, RuntimeFactory],
+        runtimes: Mapping[str, RuntimeKind],
         report: Callable[[Level, str], None],
         monotonic: Callable[[], float],
     ) -> None:
@@ -62,14 +62,16 @@ class Supervisor:
 
     def configure(self, config: RuntimeConfig) -> None:
         """Run with this configuration from now on. A runtime that runs with another one goes on with this one, or is
-        restarted where it cannot. Raises `RuntimeFailed` for a configuration that a running one finds wrong; it is not
-        wanted then."""
+        restarted where it cannot. Raises `RuntimeFailed` for a configuration that cannot be used, whether one runs or not;
+        the one before stays wanted then. The first one has none before it: what is wrong with it shows when it is run."""
         if config == self._wanted:
             return
         if self._run is not None and config.type == self._run.config.type and self._run.runtime.apply(config):
             self._run = _Run(self._run.runtime, config)
             log.info("configuration_applied", config_version=config.version)
         else:
+            if self._wanted is not None:
+                self._kind(config).check(config)
             self._changed.set()
         self._wanted = config
 
@@ -174,10 +176,7 @@ class Supervisor:
 
     async def _serve(self, config: RuntimeConfig) -> None:
         """One run of the runtime, until another configuration is wanted. Raises `RuntimeFailed`."""
-        create = self._runtimes.get(config.type)
-        if create is None:
-            raise RuntimeFailed("runtime_unknown", f"This agent has no runtime {config.type!r:.64}")
-        runtime = create(config)
+        runtime = self._kind(config).create(config)
         try:
             await runtime.start()
             if self._draining:
@@ -189,6 +188,13 @@ class Supervisor:
             self._run = None
             self._serving.clear()
             await runtime.stop()
+
+    def _kind(self, config: RuntimeConfig) -> RuntimeKind:
+        """Raises `RuntimeFailed`."""
+        kind = self._runtimes.get(config.type)
+        if kind is None:
+            raise RuntimeFailed("runtime_unknown", f"This agent has no runtime {config.type!r:.64}")
+        return kind
 
     def _note_serving(self, runtime: Runtime, config: RuntimeConfig) -> None:
         self._run = _Run(runtime, config)

@@ -67,7 +67,9 @@ class Configuration:
         running = await self._ask(state)
         if running is None:
             pushed = Pushed(applied=False, message="What is wanted; no agent says what it runs with")
-        elif running.get("config_version") == state.config.version:
+        elif running.get("config_version") is None:
+            pushed = Pushed(applied=False, message="The agent's runtime does not run")
+        elif running["config_version"] == state.config.version:
             pushed = Pushed(applied=True, message="The agent runs with it")
         else:
             pushed = Pushed(applied=False, message="The agent runs with another version and will ask for this one")

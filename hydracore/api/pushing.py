@@ -58,6 +58,8 @@ class Pusher:
                     applied=False, message=f"The agent cannot run with it: {error.detail or 'it does not say why'}"
                 )
             return Pushed(applied=False, message="The agent cannot be reached; it is applied when the agent next asks")
+        if running.config_version is None:
+            return Pushed(applied=False, message="The agent has it, and will run with it once its runtime runs again")
         if running.config_version < version:
             return Pushed(
                 applied=False, message="The agent has not taken it yet; it is applied when the agent next asks"

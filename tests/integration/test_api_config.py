@@ -168,14 +168,23 @@ async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> 
     assert asked.json()["runtime"]["system_prompt"] == "New"
 
 
-async def test_an_agent_that_does_not_take_it_yet_is_told_apart(used: Used) -> None:
-    used.agent.script("/api/config", 200, {"config_version": 1})
+@pytest.mark.parametrize(
+    ("running", "pushed", "shown"),
+    [(1, "has not taken it yet", "runs with another version"), (None, "once its runtime runs", "runtime does not run")],
+)
+async def test_an_agent_that_does_not_run_with_it_yet_is_told_apart(
+    used: Used, running: int | None, pushed: str, shown: str
+) -> None:
+    used.agent.config_version = running
+    used.agent.script("/api/config", 200, {"config_version": running})
 
     answer = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
     drifted = (await used.ask("GET", "/config")).json()
 
     assert (answer["applied"], answer["config_version"]) == (False, 2)
-    assert (drifted["applied"], drifted["running"]["config_version"]) == (False, 1)
+    assert (drifted["applied"], drifted["running"]["config_version"]) == (False, running)
+    assert pushed in answer["message"]
+    assert shown in drifted["message"]
 
 
 async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:

@@ -91,6 +91,27 @@ async def test_what_cannot_be_used_is_refused_and_changes_nothing(claw: Claw, mo
     assert (await claw.http.put("/api/config", json={"config_version": "x"})).status_code == 422
 
 
+async def test_while_no_runtime_runs_what_is_pushed_is_checked_and_not_said_to_run(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
+) -> None:
+    control_plane.runtime = {"type": "openclaw"}
+    agent.start()
+    await control_plane.until(lambda: any(told["level"] == "error" for told in control_plane.told()))
+    wrong = document(modelsim, model_policy={"temperature": "hot"})
+    stored = (agent.state / "config.json").read_bytes()
+
+    async with connected(control_plane) as claw:
+        refused = await push(claw, 4, wrong)
+        kept = (agent.state / "config.json").read_bytes()
+        taken = await push(claw, 5, document(modelsim))
+        await control_plane.until_healthy()
+        shown = (await claw.http.get("/api/config")).json()
+
+    assert (refused.status_code, kept) == (422, stored)
+    assert (taken.status_code, taken.json()) == (200, {"config_version": None})
+    assert (shown["config_version"], shown["agent_name"]) == (5, "Ada")
+
+
 async def test_a_newer_version_in_a_heartbeat_s_reply_is_fetched(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:

@@ -13,9 +13,14 @@ from hydracore.agent.backoff import Backoff
 from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Versions
-from hydracore.agent.runtime import RuntimeConfig
+from hydracore.agent.runtime import RuntimeConfig, RuntimeKind
 from hydracore.agent.supervisor import Supervisor
 from hydracore.agent.waiting import work_until
+
+
+def require_right(config: RuntimeConfig) -> None:
+    if config.settings.get("wrong"):
+        raise RuntimeFailed("config_invalid", "It is wrong")
 
 
 class ScriptedRuntime:
@@ -40,8 +45,7 @@ class ScriptedRuntime:
         self.is_stopped = True
 
     def apply(self, config: RuntimeConfig) -> bool:
-        if config.settings.get("wrong"):
-            raise RuntimeFailed("config_invalid", "It is wrong")
+        require_right(config)
         return bool(config.settings.get("gentle"))
 
     def drain(self) -> None:
@@ -68,7 +72,7 @@ class ScriptedRuntime:
 class Stage:
     """A supervisor and all runtimes it ever made."""
 
-    def __init__(self, *start_failures: RuntimeFailed) -> None:
+    def __init__(self, *start_failures: RuntimeFailed, kind: str = "scripted") -> None:
         self.runs: list[ScriptedRuntime] = []
         self.reports: list[tuple[str, str]] = []
         failures = list(start_failures)
@@ -78,11 +82,11 @@ class Stage:
             return self.runs[-1]
 
         self.supervisor = Supervisor(
-            runtimes={"scripted": create},
+            runtimes={"scripted": RuntimeKind(create=create, check=require_right)},
             report=lambda level, message: self.reports.append((level, message)),
             monotonic=time.monotonic,
         )
-        self.supervisor.configure(config(1))
+        self.supervisor.configure(config(1, kind))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Supervisor]:
@@ -177,6 +181,22 @@ async def test_a_runtime_that_can_goes_on_with_another_configuration() -> None:
     assert len(stage.runs) == 1
 
 
+@pytest.mark.parametrize("wrong", [config(2, wrong=True), config(2, "unheard_of")])
+async def test_what_cannot_be_used_is_refused_also_while_nothing_runs(wrong: RuntimeConfig) -> None:
+    stage = Stage()
+
+    with pytest.raises(RuntimeFailed):
+        stage.supervisor.configure(wrong)
+    stage.supervisor.configure(config(3))
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        with pytest.raises(RuntimeFailed):
+            supervisor.configure(wrong)
+        assert supervisor.config_version == supervisor.wanted.version == 3
+    assert len(stage.runs) == 1
+
+
 async def test_a_restart_waits_for_open_chats_and_then_starts_anew() -> None:
     stage = Stage()
 
@@ -217,8 +237,7 @@ async def test_without_a_runtime_there_are_no_chats() -> None:
 
 
 async def test_a_configuration_that_names_no_known_runtime_is_an_error_until_it_is_changed() -> None:
-    stage = Stage()
-    stage.supervisor.configure(config(1, "unheard_of"))
+    stage = Stage(kind="unheard_of")
 
     async with stage.running() as supervisor:
         await until(lambda: supervisor.error is not None)

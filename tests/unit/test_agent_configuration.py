@@ -1,0 +1,78 @@
+"""Which configuration an agent starts with: the one that its secrets bring, or the one that it had before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from hydracore.agent import messages as m
+from hydracore.agent.agent import built_in_runtimes, wall_ms
+from hydracore.agent.configuration import Configuration
+from hydracore.agent.control_plane import ControlPlane
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.state import StateDir
+from hydracore.agent.supervisor import Supervisor
+
+GOOD = {"agent_name": "Ada"}
+WRONG = {"model_policy": {"temperature": "hot"}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Generator[Store]:
+    store = Store(tmp_path / "chats.sqlite", now_ms=wall_ms, new_id=uuid4)
+    yield store
+    store.close()
+
+
+class Start:
+    """One start of an agent, as far as its configuration goes."""
+
+    def __init__(self, root: Path, store: Store, *, version: int, runtime: dict[str, Any]) -> None:
+        self.told: list[str] = []
+        supervisor = Supervisor(runtimes=built_in_runtimes(store), report=self._report, monotonic=time.monotonic)
+        configuration = Configuration(
+            state=StateDir(root),
+            boot_id=uuid4(),
+            control_plane=ControlPlane("http://127.0.0.1:1"),
+            configure=supervisor.configure,
+            report=self._report,
+        )
+        secrets = m.Secrets(
+            key_id="of-the-key",
+            agent_key="key",
+            control_token="token",
+            listen=m.Listen("127.0.0.1", 1),
+            heartbeat_interval_s=1,
+            config_version=version,
+            runtime=runtime,
+        )
+        configuration.begin(secrets)
+        self.wanted = supervisor.wanted.version
+        assert configuration.version == self.wanted
+
+    def _report(self, _level: str, message: str) -> None:
+        self.told.append(message)
+
+
+def test_an_agent_starts_with_the_newest_configuration_that_can_be_used(tmp_path: Path, store: Store) -> None:
+    first = Start(tmp_path, store, version=3, runtime=GOOD)
+    of_old = Start(tmp_path, store, version=2, runtime=GOOD)
+    wrong = Start(tmp_path, store, version=4, runtime=WRONG)
+    newer = Start(tmp_path, store, version=5, runtime=GOOD)
+
+    assert [start.wanted for start in (first, of_old, wrong, newer)] == [3, 3, 3, 5]
+    assert first.told == of_old.told == newer.told == []
+    (told,) = wrong.told
+    assert told.startswith("Configuration 4 is not used: ")
+
+
+def test_a_first_configuration_is_run_whatever_it_is_so_that_its_trouble_shows(tmp_path: Path, store: Store) -> None:
+    first = Start(tmp_path, store, version=3, runtime=WRONG)
+    mended = Start(tmp_path, store, version=4, runtime=GOOD)
+
+    assert (first.wanted, mended.wanted) == (3, 4)
