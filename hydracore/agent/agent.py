@@ -15,11 +15,12 @@ from hydracore.agent.boot import Boot
 from hydracore.agent.boot_file import BootFile, read_boot_file
 from hydracore.agent.callbacks import deliver_leftovers
 from hydracore.agent.control_plane import ControlPlane, Gone
-from hydracore.agent.credentials import load_secrets
+from hydracore.agent.credentials import load_secrets, replace_refused_key
 from hydracore.agent.expressclaw.runtime import ExpressClaw
 from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.identity import load_identity
+from hydracore.agent.messages import SecretsRequest
 from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeKind
 from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
@@ -86,6 +87,12 @@ class Agent:
         control_plane = ControlPlane(boot_file.control_plane_url)
         started_s = self._monotonic()
 
+        async def replace_key(refused: str, boot_id: UUID) -> str:
+            asked = SecretsRequest(instance_id=boot_file.instance_id, attempt=boot_file.attempt, boot_id=boot_id)
+            return await replace_refused_key(
+                refused, asked, state=state, control_plane=control_plane, identity=identity
+            )
+
         def new_boot() -> Boot:
             return Boot(
                 boot_file=boot_file,
@@ -101,7 +108,7 @@ class Agent:
 
         try:
             if stored is not None:
-                await deliver_leftovers(spool, control_plane, stored.secrets.agent_key)
+                await deliver_leftovers(spool, control_plane, stored.secrets.agent_key, replace_key=replace_key)
             await self._boot_until_gone(new_boot)
         finally:
             store.close()

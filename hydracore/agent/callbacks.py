@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from hydracore.agent.control_plane import (
     ControlPlane,
     ControlPlaneError,
     Gone,
+    Unauthorized,
     Unavailable,
     insist,
     retry_wait_s,
@@ -81,28 +83,49 @@ class Callbacks:
             self._spool.accepted(callback.boot_id, answer.seq)
 
 
-async def deliver_leftovers(spool: CallbackSpool, control_plane: ControlPlane, agent_key: str) -> None:
+async def deliver_leftovers(
+    spool: CallbackSpool,
+    control_plane: ControlPlane,
+    agent_key: str,
+    *,
+    replace_key: Callable[[str, UUID], Awaitable[str]],
+) -> None:
     """Deliver what an earlier boot noted and did not get through before it died.
 
-    This comes before the new boot enrols, because from then on the control plane takes no word of an older one.
+    This comes before the new boot enrols, because from then on the control plane takes no word of an older one. `replace_key`
+    makes one try to get another key than a refused one under an earlier boot's id, and raises `ControlPlaneError`.
     """
     for boot_id in spool.boots_with_pending():
-        if not await _deliver_boot(spool, control_plane, agent_key, boot_id):
+        if not await _deliver_boot(spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key):
             log.warning("leftover_callbacks_dropped", of_boot_id=str(boot_id))
 
 
-async def _deliver_boot(spool: CallbackSpool, control_plane: ControlPlane, agent_key: str, boot_id: UUID) -> bool:
+async def _deliver_boot(
+    spool: CallbackSpool,
+    control_plane: ControlPlane,
+    boot_id: UUID,
+    *,
+    agent_key: str,
+    replace_key: Callable[[str, UUID], Awaitable[str]],
+) -> bool:
     """False when the control plane does not want them. That must not keep the new boot from starting, so a control plane
     that is there and refuses is asked a few times only; whether the agent itself is wanted is for enrolment to ask."""
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     refusals = 0
+    is_key_refused = False
     while (callback := spool.pending(boot_id)) is not None:
         try:
+            if is_key_refused:
+                agent_key = await replace_key(agent_key, boot_id)
+                is_key_refused = False
             answer = await control_plane.callback(agent_key, callback)
         except Gone:
             return False
         except ControlPlaneError as error:
-            refusals += not isinstance(error, Unavailable)
+            if not isinstance(error, Unavailable):
+                refusals += 1
+                # Without another key the refused one is tried again: either answer may be the one that changes.
+                is_key_refused = isinstance(error, Unauthorized)
             if refusals == _LEFTOVER_REFUSALS_MAX:
                 return False
             if isinstance(error, Conflict) and error.expected_seq is not None:

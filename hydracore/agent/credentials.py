@@ -46,6 +46,27 @@ def load_secrets(state: StateDir) -> StoredSecrets | None:
         raise StateDamaged(state.path / _FILE) from None
 
 
+def store_secrets(state: StateDir, secrets: m.Secrets, *, acknowledged: bool) -> None:
+    state.write(_FILE, msgspec.json.encode(StoredSecrets(secrets=secrets, acknowledged=acknowledged)))
+
+
+async def replace_refused_key(
+    refused: str, request: m.SecretsRequest, *, state: StateDir, control_plane: ControlPlane, identity: Identity
+) -> str:
+    """One try to get the key that replaces `refused`, for a boot that has enrolled. Raises `ControlPlaneError`."""
+    stored = load_secrets(state)
+    if stored is not None and stored.secrets.agent_key != refused:
+        # An earlier try got it, and perhaps lost the answer to the acknowledgement.
+        secrets = stored.secrets
+    else:
+        secrets = await control_plane.secrets(request, identity)
+        # On disk first: once acknowledged, these secrets are not handed out again.
+        store_secrets(state, secrets, acknowledged=False)
+    await control_plane.acknowledge(secrets.agent_key, m.SecretsAck(boot_id=request.boot_id, key_id=secrets.key_id))
+    store_secrets(state, secrets, acknowledged=True)
+    return secrets.agent_key
+
+
 class Credentials:
     """Enrolment and secrets of one boot. `open` before anything else; then `current` is what counts.
 
@@ -147,7 +168,7 @@ class Credentials:
             await self.enrol()
             return None
         # On disk first: once acknowledged, these secrets are not handed out again.
-        self._store(secrets, acknowledged=False)
+        store_secrets(self._state, secrets, acknowledged=False)
         if not await self._acknowledge(secrets):
             return None
         self._refused.reset()
@@ -161,11 +182,8 @@ class Credentials:
         except (Unauthorized, Conflict) as error:
             await self._wait_after_refusal(error)
             return False
-        self._store(secrets, acknowledged=True)
+        store_secrets(self._state, secrets, acknowledged=True)
         return True
-
-    def _store(self, secrets: m.Secrets, *, acknowledged: bool) -> None:
-        self._state.write(_FILE, msgspec.json.encode(StoredSecrets(secrets=secrets, acknowledged=acknowledged)))
 
     async def _enrol_once(self, request: m.EnrollRequest) -> None:
         answer = await self._control_plane.enroll(request)

@@ -141,6 +141,49 @@ async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
     assert control_plane.stages(control_plane.boots[0]) == list(STAGES)
 
 
+async def test_what_a_killed_boot_has_left_to_tell_outlasts_a_rotated_key(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    control_plane.trouble("callback", *[503] * 1000)
+    agent.start()
+    await control_plane.until(lambda: bool(control_plane.heartbeats))
+    await agent.kill()
+    control_plane._troubles.clear()
+    control_plane.rotate_key()
+    # The first try to get another key is lost after it was carried out.
+    control_plane.trouble("secrets/ack", "reply_lost")
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    before, after = control_plane.boots
+    assert control_plane.stages(before) == control_plane.stages(after) == list(STAGES)
+    assert len(control_plane.issued_keys) == 2
+    asked = [call.body["boot_id"] for call in control_plane.calls if call.endpoint == "secrets"]
+    assert asked[1:] == [before] * (len(asked) - 1)
+
+
+@pytest.mark.parametrize(("refusals", "told"), [(1, list(STAGES)), (2, [])])
+async def test_a_killed_boot_whose_key_is_refused_without_another_one_keeps_no_agent_from_starting(
+    control_plane: FakeControlPlane, agent: AgentProcess, refusals: int, told: list[str]
+) -> None:
+    control_plane.trouble("callback", *[503] * 1000)
+    agent.start()
+    await control_plane.until(lambda: bool(control_plane.heartbeats))
+    await agent.kill()
+    control_plane._troubles.clear()
+    control_plane.trouble("callback", *[401] * refusals)
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    before, after = control_plane.boots
+    assert (control_plane.stages(before), control_plane.stages(after)) == (told, list(STAGES))
+    assert ('"event":"leftover_callbacks_dropped"' in agent.output()) == (not told)
+
+
 async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
     control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
 ) -> None:
