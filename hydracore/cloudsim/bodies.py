@@ -77,7 +77,7 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         match = FIELD_IN_PROBLEM.search(str(error))
         field = (match[1] or match[2]) if match else "body"
         raise invalid_input(field, str(error)) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise ApiError(400, "json_error", "malformed JSON") from None
 
 
