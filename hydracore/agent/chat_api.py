@@ -68,6 +68,15 @@ def read_body(request: Request, body_type: type[T]) -> T:
         raise BadRequest(str(error)) from None
 
 
+def key_of_caller(end_user: str | None, key: str) -> str:
+    """A caller's key as it is kept. Each end user has keys of their own, and so have channels, which make theirs up.
+
+    `schema.sql` gives keys of old this form.
+    """
+    owner = "" if end_user is None else f"{len(end_user)}:{end_user}"
+    return f"caller:{owner}:{key}"
+
+
 def _read_ask(request: Request) -> Ask:
     """Raises `BadRequest` and `MessageTooLong`."""
     body = read_body(request, ChatRequest)
@@ -81,8 +90,7 @@ def _read_ask(request: Request) -> Ask:
         conversation_id=body.conversation_id,
         end_user=body.end_user,
         channel="api",
-        # Channels have keys of their own making, which callers must not meet.
-        key=None if key is None else f"api:{key}",
+        key=None if key is None else key_of_caller(body.end_user, key),
     )
 
 

@@ -300,46 +300,7 @@ async def idle(claw: Claw) -> bool:
     return (await claw.status())["active_connections"] == 0
 
 
-# --- the same again --------------------------------------------------------------------------------------------------
-
-
-async def test_the_same_key_gives_the_same_answer_without_another_call(claw: Claw, modelsim: ModelSim) -> None:
-    first = await claw.chat("Hello", key="k-1")
-    again = await claw.chat("Hello", key="k-1")
-    said, (name, streamed) = await texts(claw.stream("Hello", key="k-1"))
-
-    assert first == again == streamed
-    assert (name, said) == ("done", first["message"])
-    assert len(await modelsim.requests()) == 1
-    assert await claw.refused("Something else", key="k-1") == (409, "idempotency_mismatch")
-
-
-async def test_the_same_key_at_the_same_time_waits_for_the_first(claw: Claw, modelsim: ModelSim) -> None:
-    await modelsim.fault("hold", after_tokens=1)
-
-    first = asyncio.create_task(claw.chat("Hello", key="k-2"))
-    await modelsim.until_requests(1, ended="open")
-    second = asyncio.create_task(claw.chat("Hello", key="k-2"))
-    stream = asyncio.create_task(texts(claw.stream("Hello", key="k-2")))
-    assert await claw.refused("Something else", key="k-2") == (409, "idempotency_mismatch")
-    # The first goes away; the others still want the answer.
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    await modelsim.release()
-
-    said, (_, answer) = await stream
-    assert answer == await second
-    assert said == answer["message"]
-    assert len(await modelsim.requests()) == 1
-
-
-async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, modelsim: ModelSim) -> None:
-    await modelsim.fault("status", times=2)
-    assert await claw.refused("Hello", conversation_id="r-1", key="k-3") == (502, "model_failed")
-
-    answer = await claw.chat("Hello", "r-1", key="k-3")
-
-    assert await claw.conversation("r-1") == [("user", "Hello"), ("assistant", answer["message"])]
+# --- one after the other ---------------------------------------------------------------------------------------------
 
 
 async def test_questions_of_one_conversation_are_answered_one_after_the_other(claw: Claw, modelsim: ModelSim) -> None:

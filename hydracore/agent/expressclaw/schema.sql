@@ -31,6 +31,11 @@ CREATE TABLE IF NOT EXISTS turn (
     partial         TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
+-- Keys of callers were once the same for all end users.
+UPDATE turn
+SET key = 'caller:' || coalesce(length(end_user) || ':' || end_user, '') || ':' || substr(key, 5)
+WHERE key >= 'api:' AND key < 'api;';
+
 CREATE INDEX IF NOT EXISTS turn_conversation ON turn (conversation_id, id);
 CREATE INDEX IF NOT EXISTS turn_open ON turn (id) WHERE state = 'open';
 

@@ -1,0 +1,66 @@
+"""Keys that make a chat's repeat safe: the same answer, no second call, and each end user with keys of their own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, modelsim_fixture, texts
+from tests.modelsim_fixtures import ModelSim
+
+__all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
+
+
+async def test_the_same_key_gives_the_same_answer_without_another_call(claw: Claw, modelsim: ModelSim) -> None:
+    first = await claw.chat("Hello", key="k-1")
+    again = await claw.chat("Hello", key="k-1")
+    said, (name, streamed) = await texts(claw.stream("Hello", key="k-1"))
+
+    assert first == again == streamed
+    assert (name, said) == ("done", first["message"])
+    assert len(await modelsim.requests()) == 1
+    assert await claw.refused("Something else", key="k-1") == (409, "idempotency_mismatch")
+
+
+async def test_each_end_user_has_keys_of_their_own(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hold", contains="Anna")
+    annas = asyncio.create_task(claw.chat("Anna here", key="1", end_user="anna"))
+    await modelsim.until_requests(1)
+
+    berts = await claw.chat("Bert here", key="1", end_user="bert")
+    owners = await claw.chat("Nobody else here", key="1")
+    await modelsim.release()
+    await annas
+
+    assert await claw.chat("Anna here", key="1", end_user="anna") == await annas
+    assert await claw.chat("Bert here", key="1", end_user="bert") == berts
+    assert await claw.chat("Nobody else here", key="1") == owners
+    assert len(await modelsim.requests()) == 3
+    assert await claw.refused("Something else", key="1", end_user="anna") == (409, "idempotency_mismatch")
+
+
+async def test_the_same_key_at_the_same_time_waits_for_the_first(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hold", after_tokens=1)
+
+    first = asyncio.create_task(claw.chat("Hello", key="k-2"))
+    await modelsim.until_requests(1, ended="open")
+    second = asyncio.create_task(claw.chat("Hello", key="k-2"))
+    stream = asyncio.create_task(texts(claw.stream("Hello", key="k-2")))
+    assert await claw.refused("Something else", key="k-2") == (409, "idempotency_mismatch")
+    # The first goes away; the others still want the answer.
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await modelsim.release()
+
+    said, (_, answer) = await stream
+    assert answer == await second
+    assert said == answer["message"]
+    assert len(await modelsim.requests()) == 1
+
+
+async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("status", times=2)
+    assert await claw.refused("Hello", conversation_id="r-1", key="k-3") == (502, "model_failed")
+
+    answer = await claw.chat("Hello", "r-1", key="k-3")
+
+    assert await claw.conversation("r-1") == [("user", "Hello"), ("assistant", answer["message"])]
