@@ -90,6 +90,8 @@ class Credentials:
         self._control_plane = control_plane
         self._on_renewed = on_renewed
         self._current: m.Secrets | None = None
+        #: No earlier boot of this agent had secrets that the control plane knew to be here.
+        self.is_new = False
         self._renewing = asyncio.Lock()
         self._refused = Backoff(base_s=REFUSED_BASE_S, cap_s=REFUSED_CAP_S)
 
@@ -120,6 +122,7 @@ class Credentials:
     async def open(self) -> m.Secrets:
         """Get a key in force: the one on disk, or a fresh one. This boot must have enrolled."""
         stored = load_secrets(self._state)
+        self.is_new = stored is None or not stored.acknowledged
         if stored is not None and (stored.acknowledged or await self._acknowledge(stored.secrets)):
             self._current = stored.secrets
             return stored.secrets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -30,9 +31,16 @@ async def beat(
     content: Callable[[], Heartbeat],
     *,
     on_wanted: Callable[[int], None],
+    rand: Callable[[], float] = random.random,
 ) -> NoReturn:
     """Send `content()` now and at every interval. After a failure sooner, with backoff, so that an outage is over for
-    this agent soon after it is over. `on_wanted` is told each time which configuration ought to run. Raises `Gone`."""
+    this agent soon after it is over. `on_wanted` is told each time which configuration ought to run. Raises `Gone`.
+
+    At a new agent the control plane looks for itself, so its first comes at some moment of the first interval, by `rand` (a
+    float in [0, 1)): agents that were made together do not report together for ever. One that was away may be missed already.
+    """
+    if credentials.is_new:
+        await asyncio.sleep(rand() * credentials.current.heartbeat_interval_s)
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:
         wait_s = credentials.current.heartbeat_interval_s

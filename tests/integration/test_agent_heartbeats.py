@@ -1,0 +1,98 @@
+"""When an agent first reports: a new one at a moment of its own, one that was away at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from hydracore.agent import VERSION
+from hydracore.agent import messages as m
+from hydracore.agent.boot_file import BOOT_FILE, read_boot_file
+from hydracore.agent.control_plane import ControlPlane
+from hydracore.agent.credentials import Credentials
+from hydracore.agent.heartbeats import beat
+from hydracore.agent.identity import load_identity
+from hydracore.agent.state import StateDir
+from tests.agent_fixtures import control_plane_fixture
+from tests.fake_control_plane import FakeControlPlane
+
+__all__ = ["control_plane_fixture"]
+
+
+class Heart:
+    """The heartbeats of agents below one root. `draws` counts how often chance was asked for a moment."""
+
+    def __init__(self, root: Path, control_plane: FakeControlPlane) -> None:
+        self.draws = 0
+        boot_file = root / BOOT_FILE
+        boot_file.parent.mkdir(parents=True)
+        boot_file.write_text(control_plane.boot_file())
+        self._root = root
+        self._fake = control_plane
+
+    async def first_of_a_boot(self) -> None:
+        state, boot_file, boot_id = StateDir(self._root), read_boot_file(self._root), uuid4()
+        control_plane = ControlPlane(boot_file.control_plane_url)
+        credentials = Credentials(
+            boot_file=boot_file,
+            boot_id=boot_id,
+            identity=load_identity(state),
+            state=state,
+            control_plane=control_plane,
+            on_renewed=lambda secrets: None,
+        )
+        await credentials.enrol()
+        await credentials.open()
+        report = m.Heartbeat(
+            boot_id=boot_id,
+            uptime_seconds=1,
+            active_connections=0,
+            versions=m.Versions(agent=VERSION),
+            skills_loaded=(),
+            config_version=3,
+            error=None,
+        )
+        beating = asyncio.create_task(
+            beat(credentials, control_plane, lambda: report, on_wanted=lambda version: None, rand=self._rand)
+        )
+        await self._fake.until(lambda: any(each["boot_id"] == str(boot_id) for each in self._fake.heartbeats))
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        await control_plane.aclose()
+
+    def _rand(self) -> float:
+        self.draws += 1
+        return 0.0
+
+
+@pytest.fixture
+def heart(tmp_path: Path, control_plane: FakeControlPlane) -> Heart:
+    # Whatever was not drawn by chance would come in an hour.
+    control_plane.heartbeat_interval_s = 3600
+    return Heart(tmp_path, control_plane)
+
+
+async def test_chance_says_when_a_new_agent_first_reports_and_one_that_was_away_does_so_at_once(heart: Heart) -> None:
+    await heart.first_of_a_boot()
+    drawn_by_a_new_agent = heart.draws
+    await heart.first_of_a_boot()
+
+    assert (drawn_by_a_new_agent, heart.draws) == (1, 1)
+
+
+async def test_an_agent_that_died_before_its_secrets_were_acknowledged_is_still_new(
+    heart: Heart, control_plane: FakeControlPlane
+) -> None:
+    hold = control_plane.hold("secrets/ack", "before")
+    dying = asyncio.create_task(heart.first_of_a_boot())
+    await hold.reached.wait()
+    dying.cancel()
+    await asyncio.gather(dying, return_exceptions=True)
+    hold.released.set()
+
+    await heart.first_of_a_boot()
+
+    assert heart.draws == 1
