@@ -13,14 +13,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import msgspec
-from psycopg import AsyncConnection, Error, IsolationLevel
+from psycopg import AsyncConnection, Error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.sql import Statements
 from projections import generations
-from projections.catching_up import catch_up, heads, positions
-from projections.definition import Inline, Projection
-from projections.drift import Comparison, Drift, Scope, compare
+from projections.approach import approach, approach_verified, nothing_verified, verify
+from projections.definition import Projection
+from projections.drift import Comparison, Drift
 from projections.errors import NothingToRollBackTo, ParityMismatch, RebuildBusy
 from projections.generations import Generation, Progress
 from projections.swap import Swapped, Unverified, swap
@@ -28,14 +28,6 @@ from projections.swap import Swapped, Unverified, swap
 _SQL = Statements("projections", "rebuild.sql")
 _TAKE_TURN = _SQL["take_turn"]
 _GIVE_TURN = _SQL["give_turn"]
-_WHOLE_TABLES = Statements("projections", "drift.sql")["whole_tables"]
-
-#: The swap is tried once no more than this many events are left to fold, or after so many steps towards it.
-NEAR_EVENTS = 200
-STEPS_MAX = 20
-
-#: More streams than this are not compared while writers stand still: the whole is compared once more before.
-UNVERIFIED_MAX = 2_000
 
 #: A session whose client was killed lets go of its locks though it waits for one itself.
 _NOTICE_LOSS = "-c client_connection_check_interval=500"
@@ -87,24 +79,24 @@ async def rebuild(
         began_s = time.perf_counter()
         build, report, live = await _build(connection, projection, folding, steps)
         steps.phase("comparing")
-        unverified = Unverified(set(), set())
+        unverified = nothing_verified()
         async with _analyzing(database_url, build):
-            await _compare(connection, projection, build, live, report)
+            await _compare(connection, projection, build, live, report, unverified=unverified)
         if report.drifted and not accept_drift:
             return report
         steps.phase("swapping")
 
-        async def approach() -> None:
-            await _approach(connection, projection, build, unverified)
-            if len(unverified.streams) > UNVERIFIED_MAX and not report.drifted:
-                await _verify(connection, projection, build, live)
-                unverified.streams.clear()
+        async def near() -> None:
+            if suspect is None:
+                await approach(connection, projection, build, unverified)
+            else:
+                await approach_verified(connection, projection, build, live, suspect)
 
-        await approach()
         # What has drifted and is accepted would only be found again.
         suspect = None if report.drifted else unverified
         try:
-            swapped = await swap(connection, projection, build, live, unverified=suspect, between=approach)
+            await near()
+            swapped = await swap(connection, projection, build, live, unverified=suspect, between=near)
         except ParityMismatch as error:
             _record(report, error.comparison)
             return report
@@ -119,7 +111,7 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
         build, report, live = await _build(connection, projection, folding, steps)
         steps.phase("comparing")
         try:
-            await _compare(connection, projection, build, live, report)
+            await _compare(connection, projection, build, live, report, unverified=nothing_verified())
         finally:
             await generations.drop(connection, build)
         report.total_s = time.perf_counter() - began_s
@@ -150,11 +142,11 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             events=0,
         )
 
-        async def approach() -> None:
-            report.events += await _approach(connection, projection, earlier, Unverified(set(), set()))
+        async def near() -> None:
+            report.events += await approach(connection, projection, earlier, nothing_verified())
 
-        await approach()
-        _finish(report, await swap(connection, projection, earlier, live, unverified=None, between=approach), began_s)
+        await near()
+        _finish(report, await swap(connection, projection, earlier, live, unverified=None, between=near), began_s)
         return report
 
 
@@ -228,54 +220,17 @@ async def _build(
     return build, report, live
 
 
-async def _verify(
-    connection: AsyncConnection, projection: Projection, build: Generation, live: Generation | None
-) -> Comparison:
-    """Take the build to where the live tables are in one snapshot, and compare all rows in it. Nobody is stopped."""
-    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-    try:
-        async with connection.transaction():
-            upto = await _goal(connection, projection)
-            await catch_up(connection, projection, build, upto)
-            if live is None:
-                return Comparison()
-            await connection.execute(_WHOLE_TABLES)
-            if isinstance(projection, Inline):
-                return await compare(connection, projection, build, Scope())
-            at = await positions(connection, build.follower)
-            even = {lane for lane in at if at[lane] == upto.get(lane)}
-            return await compare(connection, projection, build, Scope(lanes=even))
-    finally:
-        await connection.set_isolation_level(None)
-
-
-async def _approach(
-    connection: AsyncConnection, projection: Projection, build: Generation, unverified: Unverified
-) -> int:
-    """Take the build so near to the live tables that the rest is folded in no time; how many events that took."""
-    events = 0
-    for _ in range(STEPS_MAX):
-        async with connection.transaction():
-            step = await catch_up(connection, projection, build, await _goal(connection, projection))
-        unverified.add(step)
-        events += step.events
-        if step.events <= NEAR_EVENTS:
-            break
-    return events
-
-
-async def _goal(connection: AsyncConnection, projection: Projection) -> dict[int, int]:
-    """Where the live tables are: at the heads, or where their follower is."""
-    if isinstance(projection, Inline):
-        return await heads(connection)
-    return await positions(connection, projection.name)
-
-
 async def _compare(
-    connection: AsyncConnection, projection: Projection, build: Generation, live: Generation | None, report: Report
+    connection: AsyncConnection,
+    projection: Projection,
+    build: Generation,
+    live: Generation | None,
+    report: Report,
+    *,
+    unverified: Unverified,
 ) -> None:
     began_s = time.perf_counter()
-    _record(report, await _verify(connection, projection, build, live))
+    _record(report, await verify(connection, projection, build, live, unverified, everything=True))
     report.compare_s = time.perf_counter() - began_s
 
 
