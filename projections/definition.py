@@ -43,7 +43,7 @@ class StreamFold(Protocol):
         ...
 
     def rows(self) -> Iterable[Row]:
-        """The rows of the stream so far."""
+        """The rows that are new, or other than they were, since this was asked last; the first time, all. No row ever goes."""
         ...
 
 

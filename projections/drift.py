@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -45,10 +45,10 @@ class Comparison(msgspec.Struct):
 
 
 class Scope(NamedTuple):
-    """What is compared: the rows of `streams`, or those of `lanes`; None for all."""
+    """What is compared: of `streams` the rows that were written after a version, or all rows of `lanes`; None for all."""
 
     lanes: Collection[int] | None = None
-    streams: Collection[tuple[int, UUID]] | None = None
+    streams: Mapping[tuple[int, UUID], int] | None = None
 
 
 async def compare(connection: AsyncConnection, projection: Projection, build: Generation, scope: Scope) -> Comparison:
@@ -110,23 +110,25 @@ async def _parts(
         "columns": _list(map(sql.Identifier, columns)),
         "live": sql.Identifier(LIVE, table.name),
         "fresh": sql.Identifier(build.schema, table.name),
-        "where": _where(table, scope),
+        "within": _within(table, scope),
         "same_key": sql.SQL(" AND ").join(same),
         "key": _list(sql.SQL("coalesce(l.{0}, f.{0})").format(sql.Identifier(name)) for name in table.key),
         "differs": _sql(_SQL["differs"]).format(of_live=fields("l"), of_fresh=fields("f")),
     }
 
 
-def _where(table: Table, scope: Scope) -> sql.Composable:
+def _within(table: Table, scope: Scope) -> sql.Composable:
+    """What follows the table `t` in a query, so that no more of it is compared."""
     if scope.streams is not None and table.stream is not None:
-        row = [sql.Identifier("t", table.stream)]
-        wanted = "stream_id"
+        conditions: list[sql.Composable] = [sql.SQL("t.{} = s.stream_id").format(sql.Identifier(table.stream))]
         if table.laned:
-            row.insert(0, sql.Identifier("t", "lane"))
-            wanted = "lane, stream_id"
+            conditions.append(sql.SQL("t.lane = s.stream_lane"))
+        if table.version is not None:
+            conditions.append(sql.SQL("t.{} > s.stream_after").format(sql.Identifier(table.version)))
         return sql.SQL(
-            " WHERE ({}) IN (SELECT {} FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id))"
-        ).format(_list(row), sql.SQL(wanted))
+            " JOIN unnest(%(lanes)s::smallint[], %(streams)s::uuid[], %(after)s::integer[])"
+            " AS s (stream_lane, stream_id, stream_after) ON {}"
+        ).format(sql.SQL(" AND ").join(conditions))
     if scope.lanes is not None and table.laned:
         return sql.SQL(" WHERE t.lane = ANY (%(lanes)s::smallint[])")
     return sql.SQL("")
@@ -134,7 +136,12 @@ def _where(table: Table, scope: Scope) -> sql.Composable:
 
 def _lists(scope: Scope) -> dict[str, Any]:
     if scope.streams is not None:
-        return {"lanes": [lane for lane, _ in scope.streams], "streams": [stream_id for _, stream_id in scope.streams]}
+        streams = scope.streams.keys()
+        return {
+            "lanes": [lane for lane, _ in streams],
+            "streams": [stream_id for _, stream_id in streams],
+            "after": list(scope.streams.values()),
+        }
     return {"lanes": None if scope.lanes is None else sorted(scope.lanes)}
 
 

@@ -13,8 +13,8 @@ SELECT l.attname, format_type(l.atttypid, NULL)
 
 -- name: pairs
 SELECT {what}
-  FROM (SELECT true AS is_there, {columns} FROM {live} t{where}) l
-  FULL JOIN (SELECT true AS is_there, {columns} FROM {fresh} t{where}) f ON {same_key}
+  FROM (SELECT true AS is_there, {columns} FROM {live} t{within}) l
+  FULL JOIN (SELECT true AS is_there, {columns} FROM {fresh} t{within}) f ON {same_key}
 {only}
 
 -- name: differs

@@ -6,11 +6,14 @@ RebuildError
 |-- ParityMismatch        the live table is not what the log says; nothing was swapped
 |-- WritersNotStopped     no moment was found in which the swap could be made fast enough
 |-- FoldFailed            a process that folds lanes has failed
+|-- EventRefused          the build cannot take an event that was appended after its lanes were folded
 |-- NothingToRollBackTo   there is no earlier generation that this code can follow
 `-- NotParked             the lane does not wait for anybody
 """
 
 from __future__ import annotations
+
+from uuid import UUID
 
 from projections.drift import Comparison
 
@@ -43,7 +46,8 @@ class ParityMismatch(RebuildError):
 class WritersNotStopped(RebuildError):
     def __init__(self, name: str, tries: int) -> None:
         super().__init__(
-            f"Could not swap {name} fast enough in {tries} tries: a long transaction holds it or its lanes"
+            f"Could not swap {name} fast enough in {tries} tries: a long transaction holds it or its lanes, or too much is"
+            " appended meanwhile"
         )
         self.name = name
         self.tries = tries
@@ -54,6 +58,16 @@ class FoldFailed(RebuildError):
         super().__init__(f"Folding the lanes of {name} failed: {reason}")
         self.name = name
         self.reason = reason
+
+
+class EventRefused(RebuildError):
+    """`error` is told of by its class alone: its text may be of what the event says."""
+
+    def __init__(self, name: str, error: Exception, *, lane: int, stream_id: UUID) -> None:
+        super().__init__(f"{name} cannot take an event of {stream_id} in lane {lane}: {type(error).__name__}")
+        self.name = name
+        self.lane = lane
+        self.stream_id = stream_id
 
 
 class NothingToRollBackTo(RebuildError):

@@ -71,6 +71,7 @@ _TABLE = Table(
         *("health_status", "error_code", "created_at", "updated_at", "wake_at", "deleted_at"),
     ),
     stream="id",
+    version="version",
     documents=("capabilities",),
 )
 

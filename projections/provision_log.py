@@ -125,6 +125,7 @@ _TABLE = Table(
     key=("lane", "instance_id", "seq"),
     columns=("lane", "instance_id", "seq", "level", "stage", "message", "created_at"),
     stream="instance_id",
+    version="seq",
 )
 
 #: The columns as the statement of an append calls them.
@@ -143,7 +144,8 @@ class ProvisionLogFold:
         self._version += len(events)
 
     def rows(self) -> list[Row]:
-        return self._rows
+        rows, self._rows = self._rows, []
+        return rows
 
 
 class ProvisionLogProjection(OneVersion):

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -18,12 +19,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.sql import Statements
 from projections import generations
-from projections.approach import approach, approach_verified, nothing_verified, verify
+from projections.approach import approach, verify
+from projections.candidate import Candidate
 from projections.definition import Projection
 from projections.drift import Comparison, Drift
 from projections.errors import NothingToRollBackTo, ParityMismatch, RebuildBusy
 from projections.generations import Generation, Progress
-from projections.swap import Swapped, Unverified, swap
+from projections.swap import Swapped, swap
 
 _SQL = Statements("projections", "rebuild.sql")
 _TAKE_TURN = _SQL["take_turn"]
@@ -79,24 +81,19 @@ async def rebuild(
         began_s = time.perf_counter()
         build, report, live = await _build(connection, projection, folding, steps)
         steps.phase("comparing")
-        unverified = nothing_verified()
+        candidate = Candidate.of(projection, build, live)
         async with _analyzing(database_url, build):
-            await _compare(connection, projection, build, live, report, unverified=unverified)
+            await _compare(connection, candidate, report)
         if report.drifted and not accept_drift:
             return report
         steps.phase("swapping")
-
-        async def near() -> None:
-            if suspect is None:
-                await approach(connection, projection, build, unverified)
-            else:
-                await approach_verified(connection, projection, build, live, suspect)
-
-        # What has drifted and is accepted would only be found again.
-        suspect = None if report.drifted else unverified
+        if report.drifted:
+            # What has drifted and is accepted would only be found again.
+            candidate = candidate._replace(unverified=None)
+        near = partial(approach, connection, candidate)
         try:
             await near()
-            swapped = await swap(connection, projection, build, live, unverified=suspect, between=near)
+            swapped = await swap(connection, candidate, between=near)
         except ParityMismatch as error:
             _record(report, error.comparison)
             return report
@@ -111,7 +108,7 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
         build, report, live = await _build(connection, projection, folding, steps)
         steps.phase("comparing")
         try:
-            await _compare(connection, projection, build, live, report, unverified=nothing_verified())
+            await _compare(connection, Candidate.of(projection, build, live), report)
         finally:
             await generations.drop(connection, build)
         report.total_s = time.perf_counter() - began_s
@@ -141,12 +138,13 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             resumed=False,
             events=0,
         )
+        candidate = Candidate.of(projection, earlier, live)._replace(unverified=None)
 
         async def near() -> None:
-            report.events += await approach(connection, projection, earlier, nothing_verified())
+            report.events += await approach(connection, candidate)
 
         await near()
-        _finish(report, await swap(connection, projection, earlier, live, unverified=None, between=near), began_s)
+        _finish(report, await swap(connection, candidate, between=near), began_s)
         return report
 
 
@@ -220,17 +218,9 @@ async def _build(
     return build, report, live
 
 
-async def _compare(
-    connection: AsyncConnection,
-    projection: Projection,
-    build: Generation,
-    live: Generation | None,
-    report: Report,
-    *,
-    unverified: Unverified,
-) -> None:
+async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:
     began_s = time.perf_counter()
-    _record(report, await verify(connection, projection, build, live, unverified, everything=True))
+    _record(report, await verify(connection, candidate, everything=True))
     report.compare_s = time.perf_counter() - began_s
 
 

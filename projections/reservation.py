@@ -104,6 +104,7 @@ _TABLE = Table(
     key=("kind", "value", "instance_id"),
     columns=("kind", "value", "instance_id", "version", "reserved_at", "released_at"),
     stream="instance_id",
+    version="version",
     laned=False,
 )
 
@@ -122,6 +123,7 @@ class ReservationFold:
         self._holding = Holding()
         #: Version, time of taking and time of release, by kind and value.
         self._held: dict[tuple[str, str], tuple[int, datetime | None, datetime | None]] = {}
+        self._changed: set[tuple[str, str]] = set()
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
         held = self._held
@@ -130,9 +132,12 @@ class ReservationFold:
             known = held.get(key)
             reserved_at = (moment(reserved_ms) or released_at) if known is None else known[1]
             held[key] = (version, reserved_at, released_at)
+            self._changed.add(key)
 
     def rows(self) -> list[Row]:
-        return [(*key, self._id, *held) for key, held in self._held.items()]
+        rows = [(*key, self._id, *self._held[key]) for key in self._changed]
+        self._changed.clear()
+        return rows
 
 
 class ReservationProjection(OneVersion):

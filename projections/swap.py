@@ -17,11 +17,12 @@ import psycopg
 from psycopg import AsyncConnection
 
 from events.sql import Statements
-from projections.catching_up import CaughtUp, Positions, Stream, catch_up, positions
-from projections.definition import Inline, Projection
-from projections.drift import Scope, compare
+from projections.candidate import Candidate
+from projections.catching_up import CaughtUp, TooFar
+from projections.definition import Inline
+from projections.drift import compare
 from projections.errors import ParityMismatch, WritersNotStopped
-from projections.generations import Generation, composed
+from projections.generations import composed
 from projections.tables import LIVE
 
 _SQL = Statements("projections", "swap.sql")
@@ -38,6 +39,10 @@ _FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
 #: How long writers may stand still before the swap lets them go and tries again later.
 STOPPED_S_MAX = 0.2
 
+#: How many events may have to be read meanwhile, old ones of streams that are folded from their beginning too: some hundredths of
+#: a second. Nothing breaks off a fold.
+READ_MAX = 10_000
+
 #: How long after a statement was broken off the next one is.
 AGAIN_S = 0.01
 
@@ -46,6 +51,7 @@ _NOT_NOW = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
+    TooFar,
 )
 
 #: How often it is tried, and the pause between two tries, which grows.
@@ -62,44 +68,27 @@ class Swapped(NamedTuple):
     events: int
 
 
-class Unverified(NamedTuple):
-    """What has changed since live and fresh tables were last found equal."""
-
-    lanes: set[int]
-    streams: set[Stream]
-
-    def add(self, step: CaughtUp) -> None:
-        self.lanes.update(step.lanes)
-        self.streams.update(step.streams)
-
-
 async def swap(
-    connection: AsyncConnection,
-    projection: Projection,
-    build: Generation,
-    live: Generation | None,
-    *,
-    unverified: Unverified | None,
-    between: Callable[[], Awaitable[None]],
+    connection: AsyncConnection, candidate: Candidate, *, between: Callable[[], Awaitable[object]]
 ) -> Swapped:
-    """Make `build` the live generation and `live` the previous one. `unverified` None: nothing is compared.
+    """Make the candidate's build the live generation and the live one the previous.
 
-    `between` is awaited after each try that failed, before the next. Raises `ParityMismatch` and `WritersNotStopped`;
-    then nothing has changed.
+    `between` is awaited after each try that failed, right before the next. Raises `ParityMismatch` and `WritersNotStopped`; then
+    nothing has changed.
     """
-    if live is not None:
-        await connection.execute(composed("CREATE SCHEMA IF NOT EXISTS {}", [live.schema]))
+    if candidate.live is not None:
+        await connection.execute(composed("CREATE SCHEMA IF NOT EXISTS {}", [candidate.live.schema]))
     for tries in range(1, TRIES_MAX + 1):
         began_s = time.perf_counter()
         try:
             async with connection.transaction(), _no_longer_than(connection, STOPPED_S_MAX):
-                last = await _settle(connection, projection, build, live, unverified)
-                await _move(connection, projection, build, live)
+                last = await _settle(connection, candidate)
+                await _move(connection, candidate)
             return Swapped(time.perf_counter() - began_s, tries, last.events)
         except _NOT_NOW:
-            await between()
             await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
-    raise WritersNotStopped(build.name, TRIES_MAX)
+            await between()
+    raise WritersNotStopped(candidate.build.name, TRIES_MAX)
 
 
 @asynccontextmanager
@@ -128,46 +117,26 @@ async def _no_longer_than(connection: AsyncConnection, seconds: float) -> AsyncG
         await watching
 
 
-async def _settle(
-    connection: AsyncConnection,
-    projection: Projection,
-    build: Generation,
-    live: Generation | None,
-    unverified: Unverified | None,
-) -> CaughtUp:
-    """Stop the writers (or the followers), take `build` to where the live tables are, and compare what is new."""
+async def _settle(connection: AsyncConnection, candidate: Candidate) -> CaughtUp:
+    """Stop the writers (or the followers), take the build to where the live tables are, and compare what is new."""
     await connection.execute(_BE_QUICK)
-    if isinstance(projection, Inline):
+    if isinstance(candidate.projection, Inline):
         upto = dict(await (await connection.execute(_LOCK_HEADS)).fetchall())
     else:
-        upto = dict(await (await connection.execute(_LOCK_CHECKPOINTS, (build.name,))).fetchall())
-    step = await catch_up(connection, projection, build, upto)
-    if unverified is None or live is None:
+        upto = dict(await (await connection.execute(_LOCK_CHECKPOINTS, (candidate.build.name,))).fetchall())
+    step = await candidate.step(connection, upto, read_max=READ_MAX)
+    if candidate.unverified is None or candidate.live is None:
         return step
-    # Should this try fail, what it took is looked at once more than needed; nothing is looked at too little.
-    unverified.add(step)
-    at = await positions(connection, build.follower)
-    scope = scope_of(projection, unverified, at=at, upto=upto)
-    comparison = await compare(connection, projection, build, scope)
+    scope = await candidate.unverified_at(connection, candidate.unverified, upto)
+    comparison = await compare(connection, candidate.projection, candidate.build, scope)
     if comparison.drifted:
-        raise ParityMismatch(build.name, comparison)
+        raise ParityMismatch(candidate.build.name, comparison)
     return step
 
 
-def scope_of(projection: Projection, unverified: Unverified, *, at: Positions, upto: Positions) -> Scope:
-    """What has to be compared once the fresh tables are `at` and the live ones `upto`.
-
-    A lane in which the fresh tables are ahead of the live ones, because those have stopped following, cannot be.
-    """
-    if isinstance(projection, Inline):
-        return Scope(streams=unverified.streams)
-    return Scope(lanes={lane for lane in unverified.lanes if at[lane] == upto.get(lane)})
-
-
-async def _move(
-    connection: AsyncConnection, projection: Projection, build: Generation, live: Generation | None
-) -> None:
+async def _move(connection: AsyncConnection, candidate: Candidate) -> None:
     """Change names. All tables are locked before the first is moved, so that nobody sees one without the others."""
+    projection, build, live, *_ = candidate
     blue = [] if live is None else live.tables
     tables = [f"{LIVE}.{table}" for table in blue] + [f"{build.schema}.{table}" for table in build.tables]
     lock = "LOCK TABLE " + ", ".join(["{}.{}"] * len(tables)) + " IN ACCESS EXCLUSIVE MODE"

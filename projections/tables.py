@@ -17,6 +17,7 @@ class Table(NamedTuple):
     """`columns` in the order of the rows that a fold gives; `key` names the primary key's.
 
     `stream`: the column with the id of the instance that a row belongs to; None where rows add up over instances.
+    `version`: the column with the version of that instance's stream at which a row was written last; None where there is none.
     `laned`: whether there is a column `lane`. `documents`: the columns that hold JSON. `changed`: columns that mean something
     else than in the version before, which a comparison of the two leaves out.
     """
@@ -25,6 +26,7 @@ class Table(NamedTuple):
     key: tuple[str, ...]
     columns: tuple[str, ...]
     stream: str | None
+    version: str | None = None
     laned: bool = True
     documents: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()

@@ -83,6 +83,7 @@ def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:
 def test_inline_tables_are_the_fold_of_their_streams_after_every_append(history: list[tuple[str, Move]]) -> None:
     folds = {(kind, who.id): kind().begin(who.id, lane=lane_of(who.id)) for kind in INLINE for who in PEOPLE}
     written: dict[Any, dict[Any, Row]] = {kind: {} for kind in INLINE}
+    given_by: dict[Any, dict[Any, Row]] = {whose: {} for whose in folds}
 
     for append in lived(history):
         for kind in INLINE:
@@ -91,7 +92,8 @@ def test_inline_tables_are_the_fold_of_their_streams_after_every_append(history:
                 put(written[kind], projection.tables[0], row)
             fold = folds[kind, append.stream_id]
             fold.feed(append.events)
-            fresh = {keyed(projection.tables[0], row): row for row in fold.rows()}
+            fresh = given_by[kind, append.stream_id]
+            fresh.update({keyed(projection.tables[0], row): row for row in fold.rows()})
             mine = {key: row for key, row in written[kind].items() if append.stream_id in row}
             assert mine == fresh
 

@@ -1,0 +1,65 @@
+"""A build that is to take the place of the live tables, with what has to be remembered from one step towards that to the next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from psycopg import AsyncConnection
+
+from events.ids import LANES
+from projections.catching_up import CaughtUp, Positions, catch_up, heads, positions
+from projections.definition import Inline, Projection
+from projections.drift import Scope
+from projections.generations import Generation
+from projections.refolding import Kept, Stream
+
+
+class Unverified(NamedTuple):
+    """What has changed since live and fresh tables were last found equal: lanes, and streams, each after which version."""
+
+    lanes: set[int]
+    streams: dict[Stream, int]
+
+    def add(self, step: CaughtUp) -> None:
+        self.lanes.update(step.lanes)
+        for stream, version in step.streams.items():
+            self.streams.setdefault(stream, version)
+
+
+class Candidate(NamedTuple):
+    """`live` None: a projection that was never built here. `unverified` None: nothing is compared."""
+
+    projection: Projection
+    build: Generation
+    live: Generation | None
+    kept: Kept
+    unverified: Unverified | None
+
+    @classmethod
+    def of(cls, projection: Projection, build: Generation, live: Generation | None) -> Candidate:
+        """One of which nothing was compared yet."""
+        return cls(projection, build, live, Kept(), Unverified(set(range(LANES)), {}))
+
+    async def goal(self, connection: AsyncConnection) -> dict[int, int]:
+        """Where the live tables are: at the heads, or where their follower is."""
+        if isinstance(self.projection, Inline):
+            return await heads(connection)
+        return await positions(connection, self.projection.name)
+
+    async def step(self, connection: AsyncConnection, upto: Positions, *, read_max: int | None = None) -> CaughtUp:
+        """Take the build to `upto`. Raises as `catch_up` does."""
+        step = await catch_up(connection, self.projection, self.build, upto, self.kept, read_max=read_max)
+        if self.unverified is not None:
+            # Should it be undone, what it took is looked at once more than needed; nothing is looked at too little.
+            self.unverified.add(step)
+        return step
+
+    async def unverified_at(self, connection: AsyncConnection, unverified: Unverified, upto: Positions) -> Scope:
+        """What of `unverified` can be compared where the live tables are at `upto`.
+
+        A lane in which the fresh tables are ahead of the live ones, because those have stopped following, cannot be.
+        """
+        if isinstance(self.projection, Inline):
+            return Scope(streams=unverified.streams)
+        at = await positions(connection, self.build.follower)
+        return Scope(lanes={lane for lane in unverified.lanes if at[lane] == upto.get(lane)})

@@ -1,0 +1,200 @@
+"""What new events change in the rows of an inline projection.
+
+A stream is folded on from where it was: its fold is kept between two steps, so that each step reads what is new and no more, however
+long the stream is. The first time, and where a fold had to be let go, it is folded from its beginning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection, sql
+
+from events.errors import LogCorrupted
+from events.sql import Statements
+from events.upcast import Stored, all_of_today
+from projections import stored
+from projections.copying import copy_in_async
+from projections.definition import Inline, StreamFold
+from projections.errors import EventRefused
+from projections.tables import Row, Table
+
+_SQL = Statements("projections", "refolding.sql")
+_GROWN = _SQL["grown"]
+_PIECES: Any = _SQL["pieces"].decode()
+_STAGE: Any = _SQL["stage"].decode()
+_REPLACE: Any = _SQL["replace"].decode()
+_ADD: Any = _SQL["add"].decode()
+
+#: How many events are read at once: a bound on memory, whatever the number of streams and their length.
+EVENTS_MAX = 1_000
+
+#: How many folds are kept: the ones that were used last. Each is a state, some thousand bytes.
+KEPT_MAX = 5_000
+
+#: Where changed rows wait until all are known.
+_STAGED = "changed_rows"
+
+_events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
+
+Stream = tuple[int, UUID]
+"""A lane, and the id of a stream in it."""
+
+
+class Kept:
+    """Folds between two steps, for one build."""
+
+    def __init__(self) -> None:
+        self._folds: dict[Stream, tuple[int, StreamFold]] = {}
+
+    def version(self, stream: Stream, *, before: int) -> int:
+        """How many events of the stream need not be read any more, of those that the build has taken: `before`."""
+        version, _ = self._folds.get(stream, (0, None))
+        # One that knows more than the build has been in a step that was undone.
+        return version if version <= before else 0
+
+    def take(self, stream: Stream) -> StreamFold | None:
+        """The fold, for whoever gives it back."""
+        _, fold = self._folds.pop(stream, (0, None))
+        return fold
+
+    def give(self, stream: Stream, fold: StreamFold, *, version: int) -> None:
+        self._folds[stream] = (version, fold)
+        if len(self._folds) > KEPT_MAX:
+            del self._folds[next(iter(self._folds))]
+
+
+class Grown(msgspec.Struct):
+    """A stream with new events, in a lane that is taken up to `seq`: how many events of it the build has taken, how many there
+    are, and how many its `fold` has had (None until it is under way)."""
+
+    stream: Stream
+    seq: int
+    before: int
+    after: int
+    kept: int
+    fold: StreamFold | None = None
+
+    @property
+    def to_read(self) -> int:
+        return self.after - self.kept
+
+
+class _Piece(NamedTuple):
+    """Events of one stream, after one version and up to another, that are either all new to the build or all known."""
+
+    grown: Grown
+    after: int
+    upto: int
+
+
+async def grown_streams(
+    connection: AsyncConnection, at: Mapping[int, int], upto: Mapping[int, int], kept: Kept
+) -> list[Grown]:
+    """The streams with events after `at`, up to `upto`, by lane. Raises `LogCorrupted` where one of these is missing."""
+    parameters = {"lanes": list(upto), "after": [at[lane] for lane in upto], "upto": list(upto.values())}
+    grown, counts = list[Grown](), Counter[int]()
+    for lane, stream_id, first, last, count in await (await connection.execute(_GROWN, parameters)).fetchall():
+        stream = (lane, stream_id)
+        counts[lane] += count
+        grown.append(Grown(stream, upto[lane], first - 1, last, kept.version(stream, before=first - 1)))
+    for lane, target in upto.items():
+        if counts[lane] != target - at[lane]:
+            what = f"{counts[lane]} events after {at[lane]} where {target - at[lane]} must be"
+            raise LogCorrupted(lane, target, what)
+    return grown
+
+
+async def refold(connection: AsyncConnection, projection: Inline, grown: Sequence[Grown], kept: Kept) -> None:
+    """Bring the rows of `grown` up to date in the tables that the names mean now.
+
+    All rows that change go before the first new one comes: a value that one instance has released and another has taken in the
+    meantime is never held twice, in whatever order the two are looked at. Raises `EventRefused` and `LogCorrupted`.
+    """
+    table = projection.tables[0]
+    names = {
+        "table": sql.Identifier(table.name),
+        "staged": sql.Identifier(_STAGED),
+        "columns": _list(table.columns),
+        "same_key": sql.SQL(" AND ").join(
+            sql.SQL("t.{0} = s.{0}").format(sql.Identifier(column)) for column in table.key
+        ),
+    }
+    await connection.execute(sql.SQL(_STAGE).format(**names))
+    for one in grown:
+        # What is given back in this step may push out what is needed later in it.
+        fold = kept.take(one.stream)
+        one.fold = fold if one.kept else None
+    staged = Table(_STAGED, table.key, table.columns, table.stream)
+    for pieces in _batches(grown):
+        await copy_in_async(connection, staged, await _changes(connection, projection, pieces, kept))
+    await connection.execute(sql.SQL(_REPLACE).format(**names))
+    await connection.execute(sql.SQL(_ADD).format(**names))
+
+
+async def _changes(connection: AsyncConnection, projection: Inline, pieces: Sequence[_Piece], kept: Kept) -> list[Row]:
+    """The rows that change in the streams that end with one of `pieces`. Each goes on from where the last piece of it ended."""
+    parameters = {
+        "lanes": [piece.grown.stream[0] for piece in pieces],
+        "streams": [piece.grown.stream[1] for piece in pieces],
+        "after": [piece.after for piece in pieces],
+        "upto": [piece.upto for piece in pieces],
+    }
+    query = sql.SQL(_PIECES).format(payload=stored.payload())
+    found = {place: rest for place, *rest in await (await connection.execute(query, parameters)).fetchall()}
+    rows = list[Row]()
+    for place, piece in enumerate(pieces, 1):
+        stream = piece.grown.stream
+        count, payloads = found.get(place, (0, ""))
+        if count != piece.upto - piece.after:
+            what = f"{count} events of {stream[1]} after its version {piece.after} where {piece.upto - piece.after} must be"
+            raise LogCorrupted(stream[0], piece.grown.seq, what)
+        rows += _fold_on(projection, piece, payloads)
+        if piece.upto == piece.grown.after:
+            fold, piece.grown.fold = piece.grown.fold, None
+            assert fold is not None, "it was fed"
+            kept.give(stream, fold, version=piece.upto)
+    return rows
+
+
+def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
+    """The rows that change with the last piece of a stream. Raises `EventRefused`."""
+    grown, (lane, stream_id) = piece.grown, piece.grown.stream
+    fold = grown.fold
+    try:
+        if fold is None:
+            fold = grown.fold = projection.begin(stream_id, lane=lane)
+        fold.feed(all_of_today(_events.decode(payloads)))
+        if piece.upto == grown.after:
+            return fold.rows()
+        if piece.upto <= grown.before:
+            # What known events give is there.
+            fold.rows()
+    except Exception as error:
+        raise EventRefused(projection.name, error, lane=lane, stream_id=stream_id) from error
+    return ()
+
+
+def _batches(grown: Iterable[Grown]) -> Iterator[list[_Piece]]:
+    """All that is to be read, stream after stream, in batches of `EVENTS_MAX` events at most."""
+    batch, room = list[_Piece](), EVENTS_MAX
+    for one in grown:
+        at = one.kept
+        while at < one.after:
+            upto = min(at + room, one.before if at < one.before else one.after)
+            batch.append(_Piece(one, at, upto))
+            room -= upto - at
+            at = upto
+            if room == 0:
+                yield batch
+                batch, room = [], EVENTS_MAX
+    if batch:
+        yield batch
+
+
+def _list(names: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, names))

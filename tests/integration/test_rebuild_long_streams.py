@@ -1,0 +1,166 @@
+"""Long streams under a writer: what is done while writers stand still depends on what is new, not on how much there was."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from bench.rebuild_log import life_of
+from bench.rebuild_log import write_lives as write_log
+from events import types as e
+from events.errors import LogCorrupted
+from events.ids import lane_of
+from events.store import EventStore
+from projections.definition import Inline
+from projections.errors import EventRefused
+from projections.instance import InstanceFold, InstanceProjection
+from projections.provision_log import ProvisionLogProjection
+from projections.rebuild import rollback
+from projections.reservation import ReservationProjection
+from tests import lives
+from tests.rebuilding import compared, rebuilt, write_lives
+from tests.requests_to_log import NOW_MS, open_store, origin, requested
+from tests.waiting import BETWEEN_WRITES_S, until
+
+#: Long enough to be told from what is written during a test, and read in several pieces.
+LENGTH = 10_000
+
+
+def write_long_stream(database_url: str) -> UUID:
+    """A log with one instance that runs, and whose health has been changing ever since. The live tables are empty."""
+    instance_id, (tenant, steps) = life_of(5)
+    changes: list[e.AnyEvent] = [
+        e.HealthChanged(at_ms=NOW_MS + number, health=("late", "healthy")[number % 2]) for number in range(LENGTH)
+    ]
+    write_log(database_url, [{instance_id: (tenant, [*steps, changes])}])
+    return instance_id
+
+
+@asynccontextmanager
+async def written_to(database_url: str, instance_id: UUID) -> AsyncGenerator[None]:
+    """Meanwhile the instance's health goes on changing."""
+    async with open_store(database_url) as (store, _):
+
+        async def write_on() -> None:
+            for number in itertools.count():
+                await store.execute(instance_id, lives.health(("late", "healthy")[number % 2]), origin("worker"))
+                await asyncio.sleep(BETWEEN_WRITES_S)
+
+        await store.load(instance_id)
+        writing = asyncio.create_task(write_on())
+        try:
+            yield
+        finally:
+            writing.cancel()
+            await asyncio.wait((writing,))
+    assert writing.cancelled(), "it wrote all the while"
+
+
+@pytest.mark.parametrize("kind", [InstanceProjection, ProvisionLogProjection])
+async def test_a_long_stream_is_swapped_and_rolled_back_while_it_is_written_to(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, kind: type[Inline]
+) -> None:
+    # Whoever read the stream from its beginning would never be let through.
+    monkeypatch.setattr("projections.swap.READ_MAX", LENGTH // 4)
+    projection = kind()
+    instance_id = write_long_stream(database_url)
+    await rebuilt(database_url, projection, accept_drift=True)
+
+    async with written_to(database_url, instance_id):
+        report = await rebuilt(database_url, projection)
+        back = await rollback(database_url, projection)
+
+    assert (report.drifted, report.stopped_s is not None, back.stopped_s is not None) == (0, True, True)
+    assert (await compared(database_url, projection)).drifted == 0
+
+
+#: When the tries began that wait for the tables now.
+WAITING_SINCE = b"""
+SELECT xact_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'LOCK TABLE%'
+"""
+
+
+@pytest.mark.parametrize("kind", [ProvisionLogProjection, ReservationProjection])
+async def test_what_a_try_folded_that_was_undone_is_folded_again(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch, kind: type[Inline]
+) -> None:
+    # Streams come in pieces, and not all of their folds can be kept.
+    monkeypatch.setattr("projections.refolding.EVENTS_MAX", 10)
+    monkeypatch.setattr("projections.refolding.KEPT_MAX", 2)
+    projection = kind()
+    tries = set[tuple[datetime]]()
+
+    async def tried_twice() -> bool:
+        tries.update(await (await owner_conn.execute(WAITING_SINCE)).fetchall())
+        return len(tries) > 1
+
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+
+        async with await psycopg.AsyncConnection.connect(database_url) as reader:
+            await reader.execute(f"SELECT FROM {projection.name} LIMIT 1".encode())
+            rebuilding = asyncio.create_task(rebuilt(database_url, projection))
+            writing = asyncio.create_task(write_on(store))
+            await until(tried_twice, poll_s=BETWEEN_WRITES_S)
+            await reader.rollback()
+        report = await rebuilding
+        writing.cancel()
+        await asyncio.wait((writing,))
+
+    assert report.drifted == 0
+    assert report.tries > 1
+    assert (await compared(database_url, projection)).drifted == 0
+
+
+async def write_on(store: EventStore) -> None:
+    for start in itertools.count(2):
+        await write_lives(store, count=1, start=start)
+        await asyncio.sleep(BETWEEN_WRITES_S)
+
+
+class Fussy(InstanceProjection):
+    """Cannot take what comes after the first event of a stream."""
+
+    def begin(self, stream_id: UUID, *, lane: int) -> InstanceFold:
+        return FussyFold(stream_id, lane=lane)
+
+
+class FussyFold(InstanceFold):
+    def feed(self, events: Sequence[e.AnyEvent]) -> None:
+        if any(isinstance(event, e.ConfigChanged) for event in events):
+            raise ValueError("what the event says")
+        super().feed(events)
+
+
+async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_nothing_it_says(database_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        instance_id = await requested(store)
+        await rebuilt(database_url, Fussy())
+        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+
+    with pytest.raises(EventRefused) as caught:
+        await rollback(database_url, Fussy())
+
+    place = f"{instance_id} in lane {lane_of(instance_id)}"
+    assert str(caught.value) == f"instance cannot take an event of {place}: ValueError"
+
+
+@pytest.mark.parametrize("missing", ["DELETE FROM event WHERE version = 1", "DELETE FROM event WHERE version = 2"])
+async def test_an_event_that_is_missing_stops_whoever_catches_up(
+    database_url: str, owner_conn: psycopg.AsyncConnection, missing: str
+) -> None:
+    async with open_store(database_url) as (store, _):
+        instance_id = await requested(store)
+        await rebuilt(database_url, InstanceProjection())
+        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+    await owner_conn.execute(missing.encode())
+
+    with pytest.raises(LogCorrupted, match=f"Lane {lane_of(instance_id)} at 2: 0 events"):
+        await rollback(database_url, InstanceProjection())
