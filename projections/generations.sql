@@ -86,6 +86,14 @@ SELECT count(*)
   JOIN projection_generation g ON g.name = l.name AND g.generation = l.generation AND g.version = %(version)s
  WHERE l.name = %(name)s AND l.generation = %(generation)s AND l.folded_at IS NULL
 
+-- name: lanes_free
+-- Those that nobody has claimed.
+SELECT l.lane
+  FROM projection_lane l
+ WHERE l.name = %(name)s AND l.generation = %(generation)s AND l.folded_at IS NULL
+ ORDER BY l.lane
+   FOR KEY SHARE SKIP LOCKED
+
 -- name: lanes_folded
 UPDATE projection_lane SET folded_at = clock_timestamp()
  WHERE name = %(name)s AND generation = %(generation)s AND lane = ANY (%(lanes)s)

@@ -56,7 +56,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
         claims = 1 if (await progress()).events <= workers * EVENTS_AT_ONCE else 2
         at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (claims * workers)))
         work = partial(fold_lanes, conninfo, projection, build, at_once=at_once, readers=workers, full_speed=full_speed)
-        running = [_start(work) for _ in range(workers)]
+        running = [start_folding(work) for _ in range(workers)]
         try:
             while any(process.is_alive() for process, _ in running):
                 await progress()
@@ -65,7 +65,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
             for process, _ in running:
                 process.terminate()
                 process.join()
-        reasons = [_reason(process, answer) for process, answer in running if process.exitcode != 0]
+        reasons = [reason_of(process, answer) for process, answer in running if process.exitcode != 0]
         now = await progress()
         # A process that was killed leaves its lane to the others; only lanes that nobody folded are a failure.
         if now.lanes_folded < now.lanes:
@@ -89,9 +89,10 @@ def deaf_to_interrupts() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
+def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
+    """Have `work` done by a process that gives way to others, and that goes with this one. Once it has ended, ask `reason_of`."""
     answer, its_answer = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(target=_work, args=(work, its_answer), name="hydracore-fold")
+    process = _SPAWN.Process(target=_work, args=(work, its_answer), name="hydracore-fold", daemon=True)
     with deaf_to_interrupts():
         process.start()
     its_answer.close()
@@ -109,7 +110,8 @@ def _work(work: Callable[[], int], answer: Answer) -> None:
         raise SystemExit(1) from None
 
 
-def _reason(process: BaseProcess, answer: Answer) -> str:
+def reason_of(process: BaseProcess, answer: Answer) -> str:
+    """Why a process has not done its work."""
     try:
         return str(answer.recv()) if answer.poll() else f"a process ended with {process.exitcode}"
     except EOFError:

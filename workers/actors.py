@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 #: How long opening and closing everything may take.
 OPEN_S_MAX: Final = 60.0
 
-#: No single call of an actor takes longer; its lock goes with it, and the next hint begins afresh.
+#: No single call of an actor that sees to instances takes longer; its lock goes with it, and the next hint begins afresh.
 CALL_S_MAX: Final = 120.0
 
 
@@ -96,7 +96,8 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     folder = Folder(middleware.settings)
 
     async def fold_lanes_actor(name: str, generation: str) -> None:
-        await _guarded(folder.help(name, int(generation)), projection=name)
+        # It ends by itself; broken off, it would have folded for nothing, and the next would be broken off there too.
+        await _watched(folder.help(name, int(generation)), projection=name)
 
     def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
         dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)
@@ -109,9 +110,14 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
 
 
 async def _guarded(work: Awaitable[object], **facts: str) -> None:
+    """Run an actor's work for as long as a call may take."""
+    await _watched(asyncio.wait_for(work, CALL_S_MAX), **facts)
+
+
+async def _watched(work: Awaitable[object], **facts: str) -> None:
     """Run an actor's work. A failure is logged here, with its cause; the work stays owed and will be hinted at again."""
     try:
-        await asyncio.wait_for(work, CALL_S_MAX)
+        await work
     except (StoreUnavailable, psycopg.OperationalError) as error:
         _log.warning("database_unavailable", error=type(error).__name__, **facts)
     except TimeoutError:

@@ -2,42 +2,67 @@
 
 As everywhere, a message is a hint: "there are lanes to fold for this build". It may be lost or doubled, so the rebuild rings
 again for as long as lanes are left. A worker folds in a process of its own: folding keeps a processor busy, and the
-worker has agents and providers to listen to.
+worker has agents and providers to listen to. Why it could not is told to the rebuild by a notification of PostgreSQL, which
+is a hint too: that lanes are folded or claimed stands in their rows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
-import psycopg
+import msgspec
 import structlog
+from psycopg import AsyncConnection
+from redis.exceptions import RedisError
 
+from events.sql import Statements
 from hydracore.db.pool import conninfo
 from hydracore.settings import Settings
 from projections import generations
 from projections.definition import Projection
+from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
-from projections.processes import NICE
+from projections.processes import reason_of, start_folding
 from projections.rebuild import Folding
 from projections.registry import all_versions
 from workers.broker import Bell
 
-#: How long one hint keeps a worker folding; the next hint goes on.
+_LANES_FREE = Statements("projections", "generations.sql")["lanes_free"]
+
+#: How long one hint keeps a worker claiming lanes; what it has claimed by then it folds, and the next hint goes on.
 HELP_S = 30.0
 
 #: How often the rebuild rings while lanes are left, and how many hints it sends each time.
 RING_S = 2.0
 HINTS = 16
 
-_SPAWN = multiprocessing.get_context("spawn")
+#: How long the rebuild waits while no lane is folded and nobody has claimed one.
+IDLE_S_MAX = 60.0
+
+#: After how many failures without a lane folded in between it gives up: others may have better luck, or none.
+FAILURES_MAX = 3
+
+_LISTEN = b"LISTEN hydracore_fold"
+_NOTIFY = b"SELECT pg_notify('hydracore_fold', %s)"
+
+#: PostgreSQL takes no longer notifications than 8,000 bytes.
+_REASON_LENGTH_MAX = 1_000
+
 _LOOK_S = 0.1
 
 _log = structlog.get_logger(__name__)
+
+
+class _Said(msgspec.Struct):
+    """What a worker says of a build that it did not fold. `failed`: it tried."""
+
+    follower: str
+    reason: str
+    failed: bool
 
 
 class Folder:
@@ -53,48 +78,112 @@ class Folder:
             return
         self._busy = True
         try:
-            async with await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+            async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
                 build = await generations.newest_in(connection, name, "folding")
             if build is None or build.number != number:
                 return
             projection = all_versions().get(name, {}).get(build.version)
             if projection is None:
                 _log.info("build_of_another_version", projection=name, version=build.version)
+                await self._say(build, f"a worker has other code than version {build.version} of it", failed=False)
                 return
             await self._fold(projection, build)
         finally:
             self._busy = False
 
     async def _fold(self, projection: Projection, build: Generation) -> None:
-        args = (self._conninfo, projection, build, HELP_S)
-        process = _SPAWN.Process(target=_fold_for, args=args, name="hydracore-fold")
-        process.start()
+        process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        # Not a thread that waits for it: one would keep a worker that is told to stop until the claim is folded.
+        loop.add_reader(process.sentinel, ended.set)
         try:
-            await asyncio.to_thread(process.join)
+            await ended.wait()
         finally:
-            # Cancelled: without its process the thread that waits for it ends too.
+            loop.remove_reader(process.sentinel)
             process.terminate()
+            process.join()
         _log.info("folded", projection=build.name, generation=build.number, exit_code=process.exitcode)
+        if process.exitcode != 0:
+            await self._say(build, reason_of(process, answer), failed=True)
+
+    async def _say(self, build: Generation, reason: str, *, failed: bool) -> None:
+        said = _Said(build.follower, reason[:_REASON_LENGTH_MAX], failed)
+        async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+            await connection.execute(_NOTIFY, (msgspec.json.encode(said).decode(),))
 
 
-def _fold_for(database: str, projection: Projection, build: Generation, seconds: float) -> None:
-    os.nice(NICE)
-    fold_lanes(database, projection, build, until_s=time.monotonic() + seconds)
+def _fold_for(database: str, projection: Projection, build: Generation, seconds: float) -> int:
+    return fold_lanes(database, projection, build, until_s=time.monotonic() + seconds)
 
 
-def fold_distributed(settings: Settings) -> Folding:
-    """Folds on the workers of this installation; waits for as long as it takes them."""
+def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding:
+    """Folds on the workers of this installation; waits for as long as they fold, and says through `tell` what stands in the way."""
 
     async def fold(_projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
-        bell = Bell(settings.redis_url)
+        bell, waiting = Bell(settings.redis_url), _Waiting(build)
         try:
-            rung_s = -RING_S
-            while (now := await progress()).lanes_folded < now.lanes:
-                if time.monotonic() - rung_s >= RING_S:
-                    await asyncio.to_thread(bell.ring_build, build.name, build.number, HINTS)
-                    rung_s = time.monotonic()
-                await asyncio.sleep(_LOOK_S)
+            async with await AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
+                await connection.execute(_LISTEN)
+                rung_s = -RING_S
+                while (now := await progress()).lanes_folded < now.lanes:
+                    if time.monotonic() - rung_s >= RING_S:
+                        await _ring(bell, build, waiting, tell)
+                        free = await connection.execute(_LANES_FREE, build.key)
+                        waiting.look(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
+                        rung_s = time.monotonic()
+                    async for notification in connection.notifies(timeout=_LOOK_S):
+                        waiting.hear(notification.payload)
         finally:
             bell.close()
 
     return fold
+
+
+async def _ring(bell: Bell, build: Generation, waiting: _Waiting, tell: Callable[[str], None]) -> None:
+    try:
+        await asyncio.to_thread(bell.ring_build, build.name, build.number, HINTS)
+    except RedisError as error:
+        # Redis is a hint: whoever folds goes on, and others hear of it once it is back.
+        if waiting.redis is None:
+            tell(f"Redis does not answer ({type(error).__name__}); workers that fold go on, others hear of nothing")
+        waiting.redis = type(error).__name__
+    else:
+        waiting.redis = None
+
+
+class _Waiting:
+    """How a rebuild fares that waits for workers. `redis`: the class of the error that keeps hints from them."""
+
+    def __init__(self, build: Generation) -> None:
+        self._build = build
+        self._folded = -1
+        self._hope_s = time.monotonic()
+        self._failures = 0
+        self._reason: str | None = None
+        self.redis: str | None = None
+
+    def hear(self, payload: str) -> None:
+        """Take what a worker says. Raises `FoldFailed` where it is the last straw."""
+        said = msgspec.json.decode(payload, type=_Said)
+        if said.follower != self._build.follower:
+            return
+        self._reason = said.reason
+        self._failures += said.failed
+        if self._failures >= FAILURES_MAX:
+            raise FoldFailed(self._build.name, said.reason)
+
+    def look(self, now: Progress, *, claimed: int) -> None:
+        """Take what stands in the rows. Raises `FoldFailed` where there was nothing to hope for, for too long."""
+        if now.lanes_folded > self._folded:
+            self._folded, self._failures = now.lanes_folded, 0
+        elif claimed <= 0:
+            if time.monotonic() - self._hope_s >= IDLE_S_MAX:
+                raise FoldFailed(self._build.name, self._why())
+            return
+        self._hope_s = time.monotonic()
+
+    def _why(self) -> str:
+        idle = f"for {IDLE_S_MAX:.0f} s no lane was folded, and nobody folds one"
+        if self.redis is not None:
+            return f"{idle}; Redis does not answer ({self.redis}), so that no worker hears of it"
+        return f"{idle}; " + (self._reason or "does any worker run?")

@@ -118,7 +118,7 @@ def rebuild(
     if distributed:
         from workers.folding import fold_distributed
 
-        folding = fold_distributed(settings)
+        folding = fold_distributed(settings, lambda text: click.echo(f"hydracore: {text}", err=True))
     else:
         from projections.processes import fold_in_processes
 

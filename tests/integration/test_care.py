@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -172,28 +169,3 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
         assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
         assert "dropped generation 2" in (await hydracore(database_url, "prune", "--all")).stdout
-
-
-async def test_a_distributed_rebuild_has_its_lanes_folded_by_the_workers(database_url: str, redis_url: str) -> None:
-    async with open_store(database_url) as (store, _):
-        await write_lives(store, count=8)
-    environ = {
-        "HYDRACORE_DATABASE_URL": database_url,
-        "HYDRACORE_REDIS_URL": redis_url,
-        "HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),
-        "HYDRACORE_PUBLIC_URL": "http://127.0.0.1:1",
-        "HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:1",
-        "HYDRACORE_CLOUDSIM_TOKEN": "x",
-    }
-    env = os.environ | environ
-    worker = await asyncio.create_subprocess_exec(sys.executable, "-m", "hydracore", "worker", env=env)
-    try:
-        words = ("-m", "hydracore", "projections", "rebuild", "instance", "--distributed", "--json")
-        rebuild = await asyncio.create_subprocess_exec(sys.executable, *words, env=env, stdout=asyncio.subprocess.PIPE)
-        async with asyncio.timeout(60):
-            output, _ = await rebuild.communicate()
-        (report,) = json.loads(output)
-        assert (report["drifted"], report["rows_compared"], report["stopped_s"] is not None) == (0, 8, True)
-    finally:
-        worker.terminate()
-        await worker.wait()

@@ -1,0 +1,159 @@
+"""A rebuild whose lanes the workers fold, and what it says where they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import dramatiq
+import msgspec
+import psycopg
+import pytest
+
+from hydracore import settings as configuration
+from hydracore.settings import Settings
+from projections.definition import Projection
+from projections.errors import FoldFailed
+from projections.folding import fold_lanes
+from projections.instance import InstanceProjection
+from projections.rebuild import Report, rebuild
+from tests.next_release import InstanceV2
+from tests.rebuilding import QUIET, rebuilt, write_lives
+from tests.requests_to_log import open_store
+from workers.actors import DepsMiddleware, declare_actors
+from workers.broker import redis_broker
+from workers.folding import fold_distributed
+
+
+def environ(database_url: str, redis_url: str) -> dict[str, str]:
+    return {
+        "HYDRACORE_DATABASE_URL": database_url,
+        "HYDRACORE_REDIS_URL": redis_url,
+        "HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),
+        "HYDRACORE_PUBLIC_URL": "http://127.0.0.1:1",
+        "HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:1",
+        "HYDRACORE_CLOUDSIM_TOKEN": "x",
+    }
+
+
+@pytest.fixture
+async def settings(database_url: str, redis_url: str) -> Settings:
+    """Of an installation with some instances."""
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=8)
+    return configuration.load(environ(database_url, redis_url))
+
+
+@asynccontextmanager
+async def worker_here(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
+    """A worker in this process."""
+    middleware = DepsMiddleware(settings, environ(settings.database_url, redis_url))
+    broker = redis_broker(redis_url, middleware)
+    declare_actors(broker, middleware)
+    worker = dramatiq.Worker(broker, worker_threads=1)
+    await asyncio.to_thread(worker.start)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(worker.stop)
+        broker.close()
+
+
+async def distributed(settings: Settings, projection: Projection, told: list[str]) -> Report:
+    folding = fold_distributed(settings, told.append)
+    return await rebuild(settings.database_url, projection, folding=folding, steps=QUIET)
+
+
+async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
+    settings: Settings, redis_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    env = os.environ | environ(settings.database_url, redis_url)
+
+    async def hydracore(*words: str) -> tuple[int, bytes, bytes]:
+        pipe = asyncio.subprocess.PIPE
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hydracore", *words, env=env, stdout=pipe, stderr=pipe
+        )
+        output, errors = await program.communicate()
+        return program.returncode or 0, output, errors
+
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-m", "hydracore", "worker", env=env)
+    try:
+        status, output, _ = await hydracore("projections", "rebuild", "instance", "--distributed", "--json")
+        (report,) = json.loads(output)
+        assert (status, report["drifted"], report["rows_compared"]) == (0, 0, 8)
+        assert report["stopped_s"] is not None
+
+        await owner_conn.execute("DELETE FROM event WHERE ctid = (SELECT min(ctid) FROM event)")
+        status, _, errors = await hydracore("projections", "rebuild", "instance", "--distributed")
+        assert (status, errors[:40]) == (1, b"hydracore: Folding the lanes of instance")
+        assert b"LogCorrupted: Lane" in errors
+    finally:
+        worker.terminate()
+        await worker.wait()
+
+
+async def test_a_claim_may_take_longer_than_other_calls_of_actors(
+    settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.actors.CALL_S_MAX", 0.0)
+    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 10.0)
+
+    async with worker_here(settings, redis_url):
+        report = await distributed(settings, InstanceProjection(), [])
+
+    assert (report.drifted, report.stopped_s is not None) == (0, True)
+
+
+async def test_workers_with_other_code_are_told_of(
+    settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 1.0)
+
+    async with worker_here(settings, redis_url):
+        with pytest.raises(FoldFailed, match="other code than version 2 of it"):
+            await distributed(settings, InstanceV2(), [])
+
+
+async def test_without_workers_a_rebuild_ends_and_goes_on_later(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.0)
+
+    with pytest.raises(FoldFailed, match="does any worker run"):
+        await distributed(settings, InstanceProjection(), [])
+
+    assert (await rebuilt(settings.database_url, InstanceProjection())).resumed
+
+
+async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(settings: Settings) -> None:
+    away = msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0")
+    told, helpers = list[str](), list[asyncio.Task[int]]()
+
+    async def fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+        def tell(text: str) -> None:
+            told.append(text)
+            helpers.append(asyncio.create_task(asyncio.to_thread(fold_lanes, away.database_url, projection, build)))
+
+        await fold_distributed(away, tell)(projection, build, progress)
+
+    report = await rebuild(away.database_url, InstanceProjection(), folding=fold, steps=QUIET)
+
+    assert (report.drifted, report.stopped_s is not None) == (0, True)
+    assert [text.partition(";")[0] for text in told] == ["Redis does not answer (ConnectionError)"]
+    assert sum([await helper for helper in helpers]) > 0
+
+
+async def test_where_nobody_folds_without_redis_that_is_the_reason(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.0)
+    away = msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0")
+
+    with pytest.raises(FoldFailed, match="Redis does not answer"):
+        await distributed(away, InstanceProjection(), [])
