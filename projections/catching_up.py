@@ -5,14 +5,16 @@ Everything here runs in the caller's transaction, with the names of the tables p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import psycopg
 from psycopg import AsyncConnection
 
 from events.sql import Statements
 from projections.definition import Followed, Inline, Projection
-from projections.fact import Place, Reader, read_facts, read_skipped
+from projections.errors import EventRefused
+from projections.fact import Place, Position, Reader, read_facts, read_skipped, stream_of
 from projections.generations import Generation, use_schema
 from projections.refolding import Grown, Kept, Stream, grown_streams, refold
 
@@ -85,15 +87,48 @@ async def catch_up(
 
 
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
-    """The facts between, added as a follower adds them."""
+    """The facts between, added as a follower adds them. Raises `EventRefused` and `LogCorrupted`."""
     reader = Reader(projection.name, projection.version, projection.types)
     skipped = await read_skipped(connection, [reader])
+
+    async def apply(some: Sequence[Position]) -> None:
+        facts = reader.decode(some, skipped)
+        if facts:
+            await projection.apply(connection, facts)
+
     places: list[Place] = [(lane, at[lane]) for lane in ahead]
     while places:
         limit = max(LANE_FACTS_MIN, FACTS_MAX // len(places))
-        found = await read_facts(connection, places, [reader], upto=ahead, limit=limit)
-        facts = reader.decode([position for place in places for position in found[place]], skipped)
-        if facts:
-            await projection.apply(connection, facts)
-        moved = [(lane, after + len(found[lane, after])) for lane, after in places]
+        found = await read_facts(connection, places, [reader], heads=ahead, upto=ahead, limit=limit)
+        for hole in found.holes.values():
+            raise hole
+        positions = [position for place in places for position in found.positions[place]]
+        try:
+            async with connection.transaction():
+                await apply(positions)
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            refused = await _first_refused(connection, apply, positions)
+            raise EventRefused(projection.name, error, lane=refused.lane, stream_id=stream_of(refused)) from error
+        moved = [(lane, after + len(found.positions[lane, after])) for lane, after in places]
         places = [(lane, seq) for lane, seq in moved if seq < ahead[lane]]
+
+
+async def _first_refused(
+    connection: AsyncConnection, apply: Callable[[Sequence[Position]], Awaitable[None]], positions: Sequence[Position]
+) -> Position:
+    """The one of `positions`, which cannot all be applied, up to which they can. Nothing is applied."""
+    fine, refused = 0, len(positions)
+    while refused - fine > 1:
+        middle = (fine + refused) // 2
+        try:
+            async with connection.transaction(force_rollback=True):
+                await apply(positions[:middle])
+        except psycopg.Error:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, it was told of before
+            refused = middle
+        else:
+            fine = middle
+    return positions[refused - 1]

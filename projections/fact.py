@@ -61,6 +61,16 @@ class Position(NamedTuple):
     json: str | None
 
 
+def stream_of(position: Position) -> UUID:
+    """Whose event it is, also where the event itself cannot be read. For one that somebody wants."""
+    assert position.json is not None, "somebody wants it"
+    return msgspec.json.decode(position.json, type=_Whose).stream_id
+
+
+class _Whose(msgspec.Struct):
+    stream_id: UUID
+
+
 class Reader(NamedTuple):
     """Who reads: what it skipped stays skipped for it. `types`: the stored names of the events it wants, None for all."""
 
@@ -99,17 +109,25 @@ async def read_skipped(connection: AsyncConnection, readers: Sequence[Reader]) -
     return frozenset(await cursor.fetchall())
 
 
+class Found(NamedTuple):
+    """What comes after places of the log, without a gap; and where there is one right behind that, or a lane ends too soon."""
+
+    positions: dict[Place, list[Position]]
+    holes: dict[Place, LogCorrupted]
+
+
 async def read_facts(
     connection: AsyncConnection,
     places: Sequence[Place],
     readers: Sequence[Reader],
     *,
+    heads: Mapping[int, int],
     limit: int,
     upto: Mapping[int, int] | None = None,
-) -> dict[Place, list[Position]]:
+) -> Found:
     """What comes after each of `places`, in order, up to `limit` each and, in a lane, not above `upto`, for all of `readers`.
 
-    Raises `LogCorrupted` where a number is missing.
+    All up to the lanes' `heads` must be there, as they were before this is asked, each event with its command.
     """
     types = {name for reader in readers for name in reader.types or ()}
     parameters = {
@@ -121,11 +139,17 @@ async def read_facts(
     }
     query = sql.SQL(_OF_LANES).format(payload=stored.payload())
     cursor = await connection.execute(query, parameters)
-    found: dict[Place, list[Position]] = {place: [] for place in places}
+    found = Found({place: [] for place in places}, {})
     for number, seq, name, json in await cursor.fetchall():
-        lane, after = places[int(number) - 1]
-        positions = found[lane, after]
-        if seq != after + len(positions) + 1:
-            raise LogCorrupted(lane, after + len(positions) + 1, f"the next event is {seq}")
-        positions.append(Position(lane, seq, name, json))
+        lane, after = place = places[int(number) - 1]
+        positions = found.positions[place]
+        if seq == after + len(positions) + 1:
+            positions.append(Position(lane, seq, name, json))
+        else:
+            missing = after + len(positions) + 1
+            found.holes.setdefault(place, LogCorrupted(lane, missing, f"the next event is {seq}"))
+    for (lane, after), positions in found.positions.items():
+        if len(positions) < min(limit, heads[lane] - after):
+            what = f"there is no such event, or not its command, and the head is {heads[lane]}"
+            found.holes.setdefault((lane, after), LogCorrupted(lane, after + len(positions) + 1, what))
     return found

@@ -27,8 +27,16 @@ SELECT i.name, i.lane, i.seq
     ON r.name = i.name AND r.version = i.version
  WHERE i.action = 'skip'
 
+-- name: without_command
+SELECT e.lane, e.seq
+  FROM unnest(%(lanes)s::smallint[], %(targets)s::bigint[]) AS l (lane, target)
+  JOIN event e ON e.lane = l.lane AND e.seq <= l.target
+ WHERE NOT EXISTS (SELECT FROM command k WHERE k.lane = e.lane AND k.command_id = e.command_id)
+ ORDER BY e.lane, e.seq
+ LIMIT 1
+
 -- name: of_lanes_by_stream
--- A row per chunk of a lane, lane after lane.
+-- A row per chunk of a lane, lane after lane. An event whose command is missing comes without what it says of that, and is not read.
 COPY (
     SELECT lane, '[' || string_agg(fact, ',' ORDER BY place) || ']'
       FROM (SELECT e.lane, row_number() OVER (PARTITION BY e.lane ORDER BY e.stream_id, e.version) - 1 AS place,
@@ -37,7 +45,7 @@ COPY (
                    'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
                    'first', k.first_seq = e.seq, 'event', {payload})::text AS fact
               FROM event e
-              JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+              LEFT JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
              WHERE e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]
                AND ({types}::text[] IS NULL OR e.type = ANY ({types}::text[]))
                AND NOT EXISTS (SELECT

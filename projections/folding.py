@@ -15,6 +15,7 @@ from itertools import groupby, starmap
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 from psycopg import Connection, sql
 
@@ -39,7 +40,9 @@ _LANES_FOLDED = _SQL["lanes_folded"]
 _EVENTS_IN_LANES = _SQL["events_in_lanes"]
 _LENGTHS_OF_STREAMS = _SQL["lengths_of_streams"]
 _PARTS_OF_LANES = _SQL["parts_of_lanes"]
-_FACTS_OF_LANES = Statements("projections", "facts.sql")["of_lanes_by_stream"]
+_FACTS = Statements("projections", "facts.sql")
+_FACTS_OF_LANES = _FACTS["of_lanes_by_stream"]
+_WITHOUT_COMMAND = _FACTS["without_command"]
 
 #: How many lanes are claimed at once unless the caller knows better, and at most: a claim is what a kill undoes.
 LANES_AT_ONCE = 4
@@ -147,14 +150,20 @@ def _fold_facts(
         if count != target:
             raise LogCorrupted(lane, target, f"{count} events where {target} must be")
     query = _query(_FACTS_OF_LANES, targets, name=projection.name, version=projection.version, types=types, chunk=CHUNK)
-    with closing(_copy_out(reader, query, rest)) as found:
-        for _, chunks in groupby(found, key=lambda row: row[0]):
-            fold = projection.begin()
-            for _, chunk in chunks:
-                fold.feed(decode_list(chunk))
-            rows = fold.rows()
-            for table in projection.tables:
-                copy_in(writer, table, rows[table.name])
+    try:
+        with closing(_copy_out(reader, query, rest)) as found:
+            for _, chunks in groupby(found, key=lambda row: row[0]):
+                fold = projection.begin()
+                for _, chunk in chunks:
+                    fold.feed(decode_list(chunk))
+                rows = fold.rows()
+                for table in projection.tables:
+                    copy_in(writer, table, rows[table.name])
+    except msgspec.ValidationError as error:
+        # To look for such events before would mean reading the commands twice.
+        for lane, seq in reader.execute(_WITHOUT_COMMAND, lists):
+            raise LogCorrupted(lane, seq, "its command is missing") from error
+        raise
 
 
 def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], None]) -> Generator[tuple[Any, ...]]:

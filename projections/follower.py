@@ -1,9 +1,10 @@
 """The follower: brings projections up to the log, a batch of lanes at a time, rows and checkpoints in one transaction.
 
-Projections that are equally far share what is read, so that one more costs little more than its own rows. Lanes are leased with `FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it. An event
-that a projection cannot take parks its lane right before it, with the error in the checkpoint; its other lanes go on, and
-so do the other projections. Where the code has another version than the table, nothing is done: the code that fits the
-table follows.
+Projections that are equally far share what is read, so that one more costs little more than its own rows. Lanes are leased with
+`FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it. An event that a projection cannot take
+parks its lane right before it, with the error in the checkpoint; its other lanes go on, and so do the other projections. A lane
+that lacks an event is parked there too, with an alarm, and never passed over. Where the code has another version than the table,
+nothing is done: the code that fits the table follows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import structlog
 from psycopg import AsyncConnection, AsyncPipeline
 from psycopg_pool import AsyncConnectionPool
 
-from events.errors import LogCorrupted, StoreUnavailable
+from events.errors import StoreUnavailable
 from events.patience import may_pass, patiently
 from events.sql import Statements
 from projections.fact import Fact, Place, Position, Reader, Skipped, read_facts, read_skipped
@@ -84,13 +85,13 @@ class Follower:
         """Take everything that is new in the lanes that nobody else holds; how many events that were, in every projection
         anew.
 
-        Raises `StoreUnavailable`, and `LogCorrupted` where a lane has a hole.
+        Raises `StoreUnavailable`.
         """
         taken, more = 0, True
         while more:
             try:
                 count, more = await patiently(self._pool, self._step)
-            except (StoreUnavailable, LogCorrupted):
+            except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - whose it is shows where each projection has a savepoint
                 _log.warning("projection_failed", error=type(error).__name__)
@@ -109,27 +110,34 @@ class Follower:
             await connection.execute(_UNSYNCED)
             leased = await connection.execute(_LEASE_LANES, self._whoever, prepare=True)
             leases: dict[str, list[Place]] = {}
-            for name, lane, seq in await leased.fetchall():
+            heads: dict[int, int] = {}
+            for name, lane, seq, head in await leased.fetchall():
                 leases.setdefault(name, []).append((lane, seq))
+                heads[lane] = head
             if not leases:
                 return 0, False
             places = sorted({place for of_one in leases.values() for place in of_one})
             limit = max(LANE_BATCH_MIN, BATCH_MAX // len(places))
             readers = [self._projections[name][1] for name in leases]
             skipped = await read_skipped(connection, readers)
-            found = await read_facts(connection, places, readers, limit=limit)
+            found = await read_facts(connection, places, readers, heads=heads, limit=limit)
+            for hole in found.holes.values():
+                _log.critical("log_corrupted", lane=hole.lane, error=str(hole))
             reached: list[_Reached] = []
             for name, of_one in leases.items():
                 parked: dict[int, str] = {}
-                positions = [position for place in of_one for position in found[place]]
+                positions = [position for place in of_one for position in found.positions[place]]
                 if apart:
                     taken = await self._take_what_can_be(connection, name, positions, skipped, parked)
                 else:
                     taken = await self._take(connection, name, positions, skipped)
                 last = {position.lane: position.seq for position in taken}
-                reached += [_Reached(name, lane, seq, last.get(lane, seq), parked.get(lane)) for lane, seq in of_one]
+                for lane, seq in of_one:
+                    hole = found.holes.get((lane, seq))
+                    error = parked.get(lane, None if hole is None else str(hole))
+                    reached.append(_Reached(name, lane, seq, last.get(lane, seq), error))
             await self._note(connection, pipeline, reached)
-            full = any(len(found[one.lane, one.before]) >= limit for one in reached if one.error is None)
+            full = any(len(found.positions[one.lane, one.before]) >= limit for one in reached if one.error is None)
             return sum(one.after - one.before for one in reached), full
 
     async def _note(self, connection: AsyncConnection, pipeline: AsyncPipeline, reached: list[_Reached]) -> None:
@@ -178,14 +186,13 @@ class Follower:
         try:
             async with connection.transaction():
                 return await self._take(connection, name, positions, skipped)
-        except LogCorrupted:
-            raise
         except Exception as error:
             if isinstance(error, psycopg.Error) and may_pass(error):
                 raise
             if len(positions) == 1:
                 _log.exception("event_refused", follower=name)
-                parked[positions[0].lane] = type(error).__name__
+                # Not what the error says: that may be of what the event says.
+                parked[positions[0].lane] = f"{type(error).__name__} ({positions[0].type})"
                 return []
         middle = len(positions) // 2
         first = await self._take_what_can_be(connection, name, positions[:middle], skipped, parked)

@@ -11,7 +11,7 @@ SET LOCAL synchronous_commit TO off
 
 -- name: lease_lanes
 -- For several followers at once, as pairs of name and version.
-SELECT c.follower, c.lane, c.seq
+SELECT c.follower, c.lane, c.seq, h.head
   FROM unnest(%(names)s::text[], %(versions)s::integer[]) AS f (name, version)
   JOIN projection p ON p.name = f.name AND p.version = f.version
   JOIN checkpoint c ON c.follower = f.name

@@ -15,7 +15,7 @@ import structlog
 import uvloop
 from redis.asyncio import Redis
 
-from events.errors import LogCorrupted, StoreUnavailable
+from events.errors import StoreUnavailable
 from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
@@ -128,9 +128,6 @@ async def follow(follower: Follower, lookout: Lookout) -> None:
             await follower.catch_up()
         except StoreUnavailable as error:
             _log.warning("follower_waits", error=type(error).__name__)
-        except LogCorrupted as error:
-            _log.critical("log_corrupted", lane=error.lane, error=str(error))
-            await asyncio.sleep(RECOVER_S)
         except Exception:  # noqa: BLE001 - a projection's bug must not stop the relay
             _log.exception("follower_failed")
             await asyncio.sleep(RECOVER_S)

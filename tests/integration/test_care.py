@@ -71,7 +71,7 @@ async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
         found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
 
         (lane,) = found.parked
-        assert (lane.lane, lane.error) == (lane_of(refused), "ValueError")
+        assert (lane.lane, lane.error) == (lane_of(refused), "ValueError (usage_recorded)")
         assert lane.behind_s > 0
         assert await requests_counted(owner_conn, refused) == 1
         row = await (
@@ -91,7 +91,12 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
         await Follower(pool, Fussy(refused)).catch_up()
 
         assert await requests_counted(owner_conn, refused) == 3
-        assert (done.action, done.error, done.actor, done.reason) == ("skip", "ValueError", "operator:eve", "ticket 7")
+        assert (done.action, done.error, done.actor, done.reason) == (
+            "skip",
+            "ValueError (usage_recorded)",
+            "operator:eve",
+            "ticket 7",
+        )
         assert await care.interventions(owner_conn, "usage_daily") == [done]
         report = await compared(database_url, UsageDaily())
         assert (report.drifted, report.rows_compared) == (0, 10)

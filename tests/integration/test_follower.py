@@ -167,7 +167,7 @@ async def test_a_projection_that_is_parked_stops_no_other(database_url: str, sta
         await follower.catch_up()
 
         parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
-        assert parked == {ids[0].bytes[15] & 63: error}
+        assert parked == {ids[0].bytes[15] & 63: f"{error} (usage_recorded)"}
         for name in ("fleet", "activity"):
             assert set((await lanes(pool, name)).values()) == {(0, None)}
     for projection in (Fleet(), Activity()):
@@ -200,7 +200,7 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
         await fussy.catch_up()
 
         parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
-        assert parked == {refused.bytes[15] & 63: "ValueError"}
+        assert parked == {refused.bytes[15] & 63: "ValueError (usage_recorded)"}
         healthy = [one for one in ids if one.bytes[15] & 63 != refused.bytes[15] & 63]
         for instance_id in healthy:
             report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)

@@ -361,4 +361,6 @@ async def test_an_event_of_a_later_release_stops_a_build_and_parks_a_lane(
         await follow_all(pool)
 
     found = await owner_conn.execute("SELECT follower, error FROM checkpoint WHERE error IS NOT NULL")
-    assert {("fleet", "EventUnreadable"), ("activity", "EventUnreadable")} == set(await found.fetchall())
+    assert {("fleet", "EventUnreadable (placement_chosen)"), ("activity", "EventUnreadable (placement_chosen)")} == set(
+        await found.fetchall()
+    )

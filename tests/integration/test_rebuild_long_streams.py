@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
@@ -15,18 +15,15 @@ import pytest
 from bench.rebuild_log import life_of
 from bench.rebuild_log import write_lives as write_log
 from events import types as e
-from events.errors import LogCorrupted
-from events.ids import lane_of
 from events.store import EventStore
 from projections.definition import Inline
-from projections.errors import EventRefused
-from projections.instance import InstanceFold, InstanceProjection
+from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import rollback
 from projections.reservation import ReservationProjection
 from tests import lives
 from tests.rebuilding import compared, rebuilt, write_lives
-from tests.requests_to_log import NOW_MS, open_store, origin, requested
+from tests.requests_to_log import NOW_MS, open_store, origin
 from tests.waiting import BETWEEN_WRITES_S, until
 
 #: Long enough to be told from what is written during a test, and read in several pieces.
@@ -123,44 +120,3 @@ async def write_on(store: EventStore) -> None:
     for start in itertools.count(2):
         await write_lives(store, count=1, start=start)
         await asyncio.sleep(BETWEEN_WRITES_S)
-
-
-class Fussy(InstanceProjection):
-    """Cannot take what comes after the first event of a stream."""
-
-    def begin(self, stream_id: UUID, *, lane: int) -> InstanceFold:
-        return FussyFold(stream_id, lane=lane)
-
-
-class FussyFold(InstanceFold):
-    def feed(self, events: Sequence[e.AnyEvent]) -> None:
-        if any(isinstance(event, e.ConfigChanged) for event in events):
-            raise ValueError("what the event says")
-        super().feed(events)
-
-
-async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_nothing_it_says(database_url: str) -> None:
-    async with open_store(database_url) as (store, _):
-        instance_id = await requested(store)
-        await rebuilt(database_url, Fussy())
-        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
-
-    with pytest.raises(EventRefused) as caught:
-        await rollback(database_url, Fussy())
-
-    place = f"{instance_id} in lane {lane_of(instance_id)}"
-    assert str(caught.value) == f"instance cannot take an event of {place}: ValueError"
-
-
-@pytest.mark.parametrize("missing", ["DELETE FROM event WHERE version = 1", "DELETE FROM event WHERE version = 2"])
-async def test_an_event_that_is_missing_stops_whoever_catches_up(
-    database_url: str, owner_conn: psycopg.AsyncConnection, missing: str
-) -> None:
-    async with open_store(database_url) as (store, _):
-        instance_id = await requested(store)
-        await rebuilt(database_url, InstanceProjection())
-        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
-    await owner_conn.execute(missing.encode())
-
-    with pytest.raises(LogCorrupted, match=f"Lane {lane_of(instance_id)} at 2: 0 events"):
-        await rollback(database_url, InstanceProjection())

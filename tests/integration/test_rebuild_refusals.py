@@ -1,0 +1,140 @@
+"""What is missing in the log, or cannot be taken, is told of by its place, by whoever follows and whoever builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from events import types as e
+from events.errors import LogCorrupted
+from events.ids import lane_of
+from projections import care
+from projections.activity import Activity
+from projections.errors import EventRefused
+from projections.fact import Fact
+from projections.fleet import Fleet
+from projections.follower import Follower
+from projections.instance import InstanceFold, InstanceProjection
+from projections.rebuild import rollback
+from projections.usage_daily import UsageDaily
+from tests import lives
+from tests.rebuilding import follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store, origin, requested
+
+#: What somebody might do to a lane, and what is said of its third event then.
+DAMAGE = {
+    "DELETE FROM event WHERE lane = %s AND seq = 3": "the next event is 4",
+    "DELETE FROM event WHERE lane = %s AND seq >= 3": "there is no such event, or not its command, and the head is 4",
+    "DELETE FROM command WHERE lane = %s AND first_seq >= 3": "there is no such event, or not its command, and the head is 4",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_lane_that_lacks_something_is_parked_there_and_no_other(
+    database_url: str, owner_conn: psycopg.AsyncConnection, damage: str
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, customer_id=f"customer-{number}") for number in range(4)]
+        for instance_id in ids:
+            for name in ("Ada", "Bob", "Eve"):
+                await store.execute(instance_id, lives.configure(agent_name=name), origin())
+        lanes = {lane_of(instance_id) for instance_id in ids}
+        assert len(lanes) == len(ids), "each has a lane of its own"
+        damaged = lane_of(ids[0])
+        await owner_conn.execute(damage.encode(), (damaged,))
+
+        await follow_all(pool)
+
+    found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}
+    for name in ("usage_daily", "fleet", "activity"):
+        (parked,) = found[name].parked
+        assert (parked.lane, parked.seq) == (damaged, 2)
+        assert parked.error == f"Lane {damaged} at 3: {DAMAGE[damage]}"
+        assert [lane.lane for lane in found[name].lanes if lane.behind] == [damaged]
+    # What came before it was taken.
+    cursor = await owner_conn.execute("SELECT lane, sum(events)::int FROM activity GROUP BY lane ORDER BY lane")
+    assert dict(await cursor.fetchall()) == dict.fromkeys(lanes, 4) | {damaged: 2}
+
+
+async def test_a_build_leaves_out_no_event_that_lost_its_command(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = await write_lives(store, count=4)
+        await follow_all(pool)
+    lane = lane_of(ids[2])
+    await owner_conn.execute("DELETE FROM command WHERE lane = %s AND first_seq = 2", (lane,))
+
+    with pytest.raises(LogCorrupted, match=f"Lane {lane} at 2: its command is missing"):
+        await rebuilt(database_url, Activity())
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM event WHERE version = 1", "DELETE FROM event WHERE version = 2"])
+async def test_an_event_that_is_missing_stops_whoever_catches_up(
+    database_url: str, owner_conn: psycopg.AsyncConnection, damage: str
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        instance_id = await requested(store)
+        await follow_all(pool)
+        for projection in (InstanceProjection(), Fleet()):
+            await rebuilt(database_url, projection)
+        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+        await follow_all(pool)
+    await owner_conn.execute(damage.encode())
+
+    with pytest.raises(LogCorrupted, match=f"Lane {lane_of(instance_id)} at 2: 0 events"):
+        await rollback(database_url, InstanceProjection())
+    if damage.endswith("2"):
+        with pytest.raises(LogCorrupted, match=f"Lane {lane_of(instance_id)} at 2: there is no such event"):
+            await rollback(database_url, Fleet())
+
+
+class Fussy(InstanceProjection):
+    """Cannot take changes of the configuration."""
+
+    def begin(self, stream_id: UUID, *, lane: int) -> InstanceFold:
+        return FussyFold(stream_id, lane=lane)
+
+
+class FussyFold(InstanceFold):
+    def feed(self, events: Sequence[e.AnyEvent]) -> None:
+        if any(isinstance(event, e.ConfigChanged) for event in events):
+            raise ValueError("what the event says")
+        super().feed(events)
+
+
+class FussyUsage(UsageDaily):
+    """Cannot take one instance's usage."""
+
+    def __init__(self, refused: UUID) -> None:
+        self._refused = refused
+
+    async def apply(self, connection: psycopg.AsyncConnection, facts: Sequence[Fact]) -> None:
+        await super().apply(connection, facts)
+        if any(fact.stream_id == self._refused for fact in facts):
+            raise ValueError("what the event says")
+
+
+async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
+    database_url: str,
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = await write_lives(store, count=8)
+        await follow_all(pool)
+        refused = ids[2]
+        for projection in (InstanceProjection(), UsageDaily()):
+            await rebuilt(database_url, projection)
+        await store.execute(refused, lives.configure(agent_name="Eve"), origin())
+        await write_lives(store, count=8, start=8)
+        for instance_id in (ids[2], ids[6]):
+            await store.execute(instance_id, lives.usage(2), origin("agent:x"))
+        await Follower(pool, UsageDaily()).catch_up()
+
+    for projection in (Fussy(), FussyUsage(refused)):
+        with pytest.raises(EventRefused) as caught:
+            await rollback(database_url, projection)
+        place = f"{refused} in lane {lane_of(refused)}"
+        assert str(caught.value) == f"{projection.name} cannot take an event of {place}: ValueError"
