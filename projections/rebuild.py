@@ -102,7 +102,9 @@ async def rebuild(
 
 
 async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
-    """Build as `rebuild` does, compare with what is live, and drop the build. Nothing that is served changes."""
+    """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
+    only gone on with. Nothing that is served changes.
+    """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         build, report, live = await _build(connection, projection, folding, steps)
@@ -110,7 +112,9 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
         try:
             await _compare(connection, Candidate.of(projection, build, live), report)
         finally:
-            await generations.drop(connection, build)
+            # What somebody else has begun is theirs to go on with.
+            if not report.resumed:
+                await generations.drop(connection, build)
         report.total_s = time.perf_counter() - began_s
         return report
 

@@ -1,12 +1,13 @@
 """`projections`: see how far the read tables are, build them anew from the log, and get stuck ones going.
 
-Exit status: 0 done; 1 failed, and nothing changed; 2 usage; 3 the live table is not what the log says; 4 somebody else is
-rebuilding it; 5 a lane is parked.
+Exit status: 0 done; 1 failed, and what is served has not changed; 2 usage; 3 the live table is not what the log says; 4 somebody
+else is rebuilding it; 5 a lane is parked. Of several projections each is done and told of; the status is that of the first of 1, 4
+and 3 that there was.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
@@ -17,7 +18,10 @@ from hydracore.cli.printing import full_speed_option, operator
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
+    from hydracore.cli.projections_view import Failure
+    from hydracore.settings import Settings
     from projections.definition import Projection
+    from projections.generations import Generation
     from projections.rebuild import Folding, Report
 
 FAILED: Final = 1
@@ -106,6 +110,9 @@ def rebuild(
     as_json: bool,
 ) -> None:
     """Build a projection anew from the log while it is served, and put it in place. Resumes what a kill broke off."""
+    from hydracore.cli.printing import print_json
+    from hydracore.cli.projections_view import show_report
+
     if sum((name is not None, every, outdated)) != 1:
         raise click.UsageError("Give one of NAME, --all and --outdated.")
     if distributed and full_speed:
@@ -115,24 +122,18 @@ def rebuild(
         click.echo("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = configuration.load(os.environ, require=needs)
-    if distributed:
-        from workers.folding import fold_distributed
-
-        folding = fold_distributed(settings, lambda text: click.echo(f"hydracore: {text}", err=True))
-    else:
-        from projections.processes import fold_in_processes
-
-        folding = fold_in_processes(
-            settings.database_url, workers=workers or os.cpu_count() or 1, full_speed=full_speed
-        )
-    reports = [
-        _rebuild(one, settings.database_url, folding, dry_run=dry_run, accept_drift=accept_drift) for one in wanted
-    ]
-    from hydracore.cli.projections_view import show_reports
-
-    show_reports(reports, dry_run=dry_run, as_json=as_json)
-    if any(report.drifted and report.stopped_s is None for report in reports):
-        raise SystemExit(DRIFTED)
+    folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
+    reports = list["Report | Failure"]()
+    try:
+        for one in wanted:
+            reports.append(_rebuild(one, settings.database_url, folding, dry_run=dry_run, accept_drift=accept_drift))
+            if not as_json:
+                show_report(reports[-1], dry_run=dry_run)
+    finally:
+        # Also what was done before a Ctrl-C.
+        if as_json:
+            print_json(reports)
+    _exit_with_the_worst(reports)
 
 
 @projections.command()
@@ -140,7 +141,8 @@ def rebuild(
 @_json
 def rollback(*, name: str, as_json: bool) -> None:
     """Go back to the previous generation, caught up with the log."""
-    from hydracore.cli.projections_view import show_reports
+    from hydracore.cli.printing import print_json
+    from hydracore.cli.projections_view import show_report
     from projections import generations
     from projections.rebuild import rollback as go_back
     from projections.registry import all_versions
@@ -153,7 +155,11 @@ def rollback(*, name: str, as_json: bool) -> None:
     version = _on_database(earlier)
     projection = known.get(-1 if version is None else version, known[max(known)])
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
-    show_reports([_run(go_back(settings.database_url, projection))], dry_run=False, as_json=as_json)
+    report = _run(go_back(settings.database_url, projection))
+    if as_json:
+        print_json([report])
+    else:
+        show_report(report, dry_run=False)
 
 
 @projections.command()
@@ -164,13 +170,19 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
     """Drop the generations that are not live: what a rollback would go back to, and builds that were broken off."""
     from hydracore.cli.projections_view import show_pruned
     from projections.rebuild import prune as drop
-    from projections.registry import projections as known
 
     if (name is not None) == every:
         raise click.UsageError("Give either NAME or --all.")
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
-    names = list(known()) if name is None else [name]
-    show_pruned([one for each in names for one in _run(drop(settings.database_url, each))], as_json=as_json)
+    known = _on_database(_names)
+    if name is not None and name not in known:
+        _unknown(name)
+    pruned = list["Generation | Failure"]()
+    for each in known if name is None else [name]:
+        dropped = _attempt(each, drop(settings.database_url, each))
+        pruned += dropped if isinstance(dropped, list) else [dropped]
+    show_pruned(pruned, as_json=as_json)
+    _exit_with_the_worst(pruned)
 
 
 def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
@@ -184,18 +196,39 @@ def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
     return list(code.values())
 
 
+def _distributed(settings: "Settings") -> "Folding":
+    from workers.folding import fold_distributed
+
+    return fold_distributed(settings, lambda text: click.echo(f"hydracore: {text}", err=True))
+
+
+def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":
+    from projections.processes import fold_in_processes
+
+    return fold_in_processes(settings.database_url, workers=workers or os.cpu_count() or 1, full_speed=full_speed)
+
+
 def _rebuild(
     projection: "Projection", database_url: str, folding: "Folding", *, dry_run: bool, accept_drift: bool
-) -> "Report":
+) -> "Report | Failure":
     """One projection's, with progress on a terminal."""
     from hydracore.cli.projections_view import progress
     from projections import rebuild as building
 
     with progress(projection.name) as steps:
         if dry_run:
-            return _run(building.dry_run(database_url, projection, folding=folding, steps=steps))
+            return _attempt(projection.name, building.dry_run(database_url, projection, folding=folding, steps=steps))
         work = building.rebuild(database_url, projection, folding=folding, steps=steps, accept_drift=accept_drift)
-        return _run(work)
+        return _attempt(projection.name, work)
+
+
+async def _names(connection: "AsyncConnection") -> list[str]:
+    """Every projection that this code has, and every other of which there is a generation."""
+    from projections import generations
+    from projections.registry import projections as known
+
+    found = await generations.all_in(connection, "live", "previous", *generations.UNFINISHED)
+    return list(dict.fromkeys([*known(), *(one.name for one in found)]))
 
 
 async def _status(connection: "AsyncConnection") -> Any:
@@ -218,23 +251,44 @@ def _on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") ->
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run it; what can go wrong becomes one line and an exit status."""
+    from hydracore.cli.projections_view import Failure
+
+    done = _attempt("", work)
+    if isinstance(done, Failure):
+        raise SystemExit(done.status)
+    return done
+
+
+def _attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
+    """Run it for the projection of this name; what can go wrong becomes one line, said at once, and an exit status."""
     import psycopg
 
     from events.errors import EventsError
-    from projections.errors import RebuildBusy, RebuildError
+    from hydracore.cli.projections_view import Failure
+    from projections.errors import RebuildBusy, RebuildError, UnknownProjection
 
     try:
         return asyncio.run(work)
-    except RebuildBusy as error:
-        _fail(str(error), BUSY)
+    except UnknownProjection as error:
+        _unknown(error.name)
     except (RebuildError, EventsError, psycopg.Error) as error:
-        _fail(" ".join(str(error).split()), FAILED)
+        status = BUSY if isinstance(error, RebuildBusy) else FAILED
+        failure = Failure(name, " ".join(str(error).split()), status)
+    click.echo(f"hydracore: {failure.error}", err=True)
+    return failure
+
+
+def _exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> None:
+    from hydracore.cli.projections_view import Failure
+    from projections.rebuild import Report
+
+    found = {one.status for one in outcomes if isinstance(one, Failure)}
+    if any(isinstance(one, Report) and one.drifted and one.stopped_s is None for one in outcomes):
+        found.add(DRIFTED)
+    for status in (FAILED, BUSY, DRIFTED):
+        if status in found:
+            raise SystemExit(status)
 
 
 def _unknown(name: str) -> NoReturn:
     raise click.UsageError(f"There is no projection {name!r}.")
-
-
-def _fail(reason: str, status: int) -> NoReturn:
-    click.echo(f"hydracore: {reason}", err=True)
-    raise SystemExit(status)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hydracore.cli.printing import print_json
+from hydracore.scalars import plural
 from projections.care import Intervention, ProjectionStatus
 from projections.generations import Generation
 from projections.generations import Progress as Folded
@@ -64,27 +65,33 @@ def show_intervention(done: Intervention, *, as_json: bool) -> None:
         click.echo(f"event {done.seq} of lane {done.lane} is {past} in {done.name} ({done.error})")
 
 
-def show_reports(reports: Sequence[Report], *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(reports)
-        return
-    for report in reports:
-        click.echo(_outcome(report, dry_run=dry_run))
-        for drift in report.drift[:DRIFT_SHOWN]:
-            click.echo(
-                f"  {drift.table} {_json(drift.key)}: live {_json(drift.live)}, the log says {_json(drift.fresh)}"
-            )
-        if report.drifted > DRIFT_SHOWN:
-            click.echo(f"  ... and {report.drifted - DRIFT_SHOWN} more (--json has up to {len(report.drift)})")
+class Failure(msgspec.Struct, frozen=True):
+    """What could not be done to the projection of this name, and the exit status that says so."""
+
+    name: str
+    error: str
+    status: int
 
 
-def show_pruned(dropped: Sequence[Generation], *, as_json: bool) -> None:
-    if as_json:
-        print_json(dropped)
+def show_report(report: Report | Failure, *, dry_run: bool) -> None:
+    """What came of one projection. A failure was told of when it came."""
+    if isinstance(report, Failure):
         return
-    for one in dropped:
-        click.echo(f"dropped generation {one.number} of {one.name} ({one.state})")
-    if not dropped:
+    click.echo(_outcome(report, dry_run=dry_run))
+    for drift in report.drift[:DRIFT_SHOWN]:
+        click.echo(f"  {drift.table} {_json(drift.key)}: live {_json(drift.live)}, the log says {_json(drift.fresh)}")
+    if report.drifted > DRIFT_SHOWN:
+        click.echo(f"  ... and {report.drifted - DRIFT_SHOWN} more (--json has up to {len(report.drift)})")
+
+
+def show_pruned(pruned: Sequence[Generation | Failure], *, as_json: bool) -> None:
+    if as_json:
+        print_json(pruned)
+        return
+    for one in pruned:
+        if not isinstance(one, Failure):
+            click.echo(f"dropped generation {one.number} of {one.name} ({one.state})")
+    if not pruned:
         click.echo("nothing to drop")
 
 
@@ -107,13 +114,16 @@ def progress(name: str) -> Generator[Steps]:
 
 def _outcome(report: Report, *, dry_run: bool) -> str:
     rate = f", {report.events / report.fold_s:.0f} events/s" if report.fold_s else ""
-    compared = f"{report.rows_compared} rows compared, {report.drifted} differ"
+    differ = "differs" if report.drifted == 1 else "differ"
+    compared = f"{plural(report.rows_compared, 'row')} compared, {report.drifted} {differ}"
+    events = plural(report.events, "event")
     if dry_run:
-        return f"{report.name}: {report.events} events folded{rate}; {compared}; nothing changed"
+        kept = f"; generation {report.generation}, which was broken off before, is kept" if report.resumed else ""
+        return f"{report.name}: {events} folded{rate}; {compared}; nothing that is served changed{kept}"
     if report.stopped_s is None:
         return f"{report.name}: {compared}; NOT swapped"
     stopped = f"stopped {1000 * report.stopped_s:.0f} ms in try {report.tries}"
-    return f"{report.name}: generation {report.generation} is live; {report.events} events{rate}; {compared}; {stopped}"
+    return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {stopped}"
 
 
 def _summary(one: ProjectionStatus) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from events.store import EventStore
 from hydracore.cli import main
 from projections import care
 from projections.activity_queries import tenant_activity
-from projections.errors import NotParked, UnknownProjection
+from projections.errors import FoldFailed, NotParked, UnknownProjection
 from projections.fact import Fact
 from projections.fleet_queries import fleet_counts
 from projections.follower import Follower
+from projections.instance import InstanceProjection
+from projections.rebuild import rebuild
 from projections.usage_daily import UsageDaily
 from tests import lives
-from tests.rebuilding import compared, follow_all, write_lives
+from tests.rebuilding import QUIET, compared, follow_all, write_lives
 from tests.requests_to_log import open_store, origin, requested
 
 
@@ -174,3 +176,68 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
         assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
         assert "dropped generation 2" in (await hydracore(database_url, "prune", "--all")).stdout
+
+
+async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=1)
+        await follow_all(pool)
+    busy = b"SELECT pg_advisory_lock(hashtextextended('hydracore projection reservation', 0))"
+    await owner_conn.execute(busy)
+    await owner_conn.execute("UPDATE fleet SET entries = 7")
+
+    done = await hydracore(database_url, "rebuild", "--all", "--workers", "1")
+    pruned = await hydracore(database_url, "prune", "--all", "--json")
+
+    assert done.exit_code == pruned.exit_code == 4
+    assert done.stderr == "hydracore: Somebody else is rebuilding reservation\n"
+    told = {line.split(":")[0]: line for line in done.stdout.splitlines() if not line.startswith(" ")}
+    assert told.keys() == {"instance", "provision_log", "usage_daily", "fleet", "activity"}
+    assert "1 event, " in told["provision_log"]
+    assert "1 row compared, 0 differ; stopped" in told["provision_log"]
+    assert "NOT swapped" in told["fleet"]
+    *dropped, failure = sorted(json.loads(pruned.stdout), key=lambda one: "error" in one)
+    assert len(dropped) == 5
+    assert failure == {"name": "reservation", "error": "Somebody else is rebuilding reservation", "status": 4}
+
+
+async def test_names_are_those_of_this_release_and_of_the_database(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute(
+        "INSERT INTO projection_generation (name, generation, version, tables, state) VALUES ('old', 1, 1, '{}', 'previous')"
+    )
+
+    unknown = [
+        await hydracore(database_url, *words)
+        for words in (("prune", "usage"), ("rebuild", "usage"), ("skip", "usage", "--lane", "1", "--reason", "none"))
+    ]
+    pruned = await hydracore(database_url, "prune", "--all")
+
+    for one in unknown:
+        assert (one.exit_code, "There is no projection 'usage'" in one.stderr) == (2, True)
+    assert (pruned.exit_code, pruned.stdout) == (0, "dropped generation 1 of old (previous)\n")
+
+
+async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+
+    async def break_off(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+        raise FoldFailed(build.name, "it was killed")
+
+    with pytest.raises(FoldFailed):
+        await rebuild(database_url, InstanceProjection(), folding=break_off, steps=QUIET)
+
+    for _ in range(2):
+        dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
+        assert dry.stdout.endswith("generation 2, which was broken off before, is kept\n")
+    done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
+    assert "generation 2 is live" in done.stdout
+    clean = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
+    assert clean.stdout.endswith("nothing that is served changed\n")
+    assert (
+        await hydracore(database_url, "prune", "instance")
+    ).stdout == "dropped generation 1 of instance (previous)\n"
