@@ -123,7 +123,8 @@ class ReservationFold:
         self._holding = Holding()
         #: Version, time of taking and time of release, by kind and value.
         self._held: dict[tuple[str, str], tuple[int, datetime | None, datetime | None]] = {}
-        self._changed: set[tuple[str, str]] = set()
+        #: In the order in which they changed.
+        self._changed: dict[tuple[str, str], None] = {}
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
         held = self._held
@@ -132,7 +133,7 @@ class ReservationFold:
             known = held.get(key)
             reserved_at = (moment(reserved_ms) or released_at) if known is None else known[1]
             held[key] = (version, reserved_at, released_at)
-            self._changed.add(key)
+            self._changed[key] = None
 
     def rows(self) -> list[Row]:
         rows = [(*key, self._id, *self._held[key]) for key in self._changed]

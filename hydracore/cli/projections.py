@@ -126,7 +126,7 @@ def rebuild(
     reports = list["Report | Failure"]()
     try:
         for one in wanted:
-            reports.append(_rebuild(one, settings.database_url, folding, dry_run=dry_run, accept_drift=accept_drift))
+            reports.append(_rebuild(one, _as_owner(settings), folding, dry_run=dry_run, accept_drift=accept_drift))
             if not as_json:
                 show_report(reports[-1], dry_run=dry_run)
     finally:
@@ -155,7 +155,7 @@ def rollback(*, name: str, as_json: bool) -> None:
     version = _on_database(earlier)
     projection = known.get(-1 if version is None else version, known[max(known)])
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
-    report = _run(go_back(settings.database_url, projection))
+    report = _run(go_back(_as_owner(settings), projection))
     if as_json:
         print_json([report])
     else:
@@ -179,7 +179,7 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
         _unknown(name)
     pruned = list["Generation | Failure"]()
     for each in known if name is None else [name]:
-        dropped = _attempt(each, drop(settings.database_url, each))
+        dropped = _attempt(each, drop(_as_owner(settings), each))
         pruned += dropped if isinstance(dropped, list) else [dropped]
     show_pruned(pruned, as_json=as_json)
     _exit_with_the_worst(pruned)
@@ -202,10 +202,17 @@ def _distributed(settings: "Settings") -> "Folding":
     return fold_distributed(settings, lambda text: click.echo(f"hydracore: {text}", err=True))
 
 
+def _as_owner(settings: "Settings") -> str:
+    """How to connect as whoever owns the tables."""
+    from hydracore.db.pool import conninfo
+
+    return conninfo(settings.database_url, role="", application="hydracore-projections")
+
+
 def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":
     from projections.processes import fold_in_processes
 
-    return fold_in_processes(settings.database_url, workers=workers or os.cpu_count() or 1, full_speed=full_speed)
+    return fold_in_processes(_as_owner(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
 
 
 def _rebuild(
@@ -243,7 +250,7 @@ def _on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") ->
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
 
     async def connected() -> T:
-        async with await psycopg.AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(_as_owner(settings), autocommit=True) as connection:
             return await work(connection)
 
     return _run(connected())
