@@ -226,7 +226,18 @@ def load(path: Path, environ: Mapping[str, str]) -> Catalogue:
         else:
             assert provider.endpoint is not None, "checked with the file"
             access[name] = Access(name, provider.kind, provider.endpoint.rstrip("/"), environ[provider.token_env])
+    if lines := tuple(f"{path}: {text}" for text in _doubled_projects(access.values())):
+        raise CatalogueError(lines)
     return Catalogue(file, access=access, missing=missing)
+
+
+def _doubled_projects(access: Iterable[Access]) -> Iterator[str]:
+    """A project has one name: what is made under one is recorded there, and nobody accounts for it under the other."""
+    names: dict[tuple[str, str], str] = {}
+    for one in access:
+        first = names.setdefault((one.endpoint, one.token), one.name)
+        if first != one.name:
+            yield f"providers.{one.name}: has the endpoint and the token of providers.{first}"
 
 
 def _read(path: Path) -> _File:

@@ -7,7 +7,7 @@ after a grace, seen twice), servers that are gone, and labels that somebody chan
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -49,9 +49,9 @@ class Account(NamedTuple):
     provider: str | None
     settled: bool
 
-    def owns(self, server: Server, provider: str) -> bool:
-        """Whether `server` is, or may be about to be recorded as, this instance's."""
-        if self.status in {"deleted", "failed", "error"} or self.provider != provider:
+    def owns(self, server: Server) -> bool:
+        """Whether `server` is, or may be about to be recorded as, this instance's, whatever its provider is called now."""
+        if self.status in {"deleted", "failed", "error"}:
             return False
         if self.server_id is not None:
             return self.server_id == server.id
@@ -65,7 +65,11 @@ class Account(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be. `kind`: `orphan`, `vanished` or `wrong_labels`; `action`: what is done."""
+    """One thing that is not as it should be, and in `action` what is done about it.
+
+    `kind`: `orphan`, `vanished`, `wrong_labels`, or `wrong_provider`, where the log has the server under another name of
+    the catalogue's than it was found under.
+    """
 
     provider: str
     kind: str
@@ -90,10 +94,10 @@ async def sweep(deps: Deps, *, dry_run: bool) -> list[Finding]:
 
 
 async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Server], *, dry_run: bool) -> list[Finding]:
-    claimed = {server.id: _claimed_by(server) for server in servers}
+    claims = {server.id: _claims(server) for server in servers}
     parameters = {
         "provider": name,
-        "ids": [instance_id for instance_id in claimed.values() if instance_id is not None],
+        "ids": [instance_id for claimed in claims.values() for instance_id in claimed],
         "settled_s": SETTLED_S,
     }
     accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
@@ -102,11 +106,17 @@ async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Serv
     findings: list[Finding] = []
     orphans: list[str] = []
     for server in servers:
-        account = by_server.get(server.id) or by_id.get(claimed[server.id] or UUID(int=0))
+        claimed = claims[server.id]
+        candidates = [by_server.get(server.id), *map(by_id.get, claimed)]
+        account = next((one for one in candidates if one is not None and one.owns(server)), None)
         with _one_by_one(name, server.id):
-            if account is None or not account.owns(server, name):
+            if account is None:
                 orphans.append(server.id)
-                findings.append(await _orphan(deps, name, provider, server, claimed[server.id], dry_run=dry_run))
+                claimant = claimed[0] if claimed else None
+                findings.append(await _orphan(deps, name, provider, server, claimant, dry_run=dry_run))
+            elif account.provider != name:
+                action = f"left alone: the log has it at {account.provider}"
+                findings.append(Finding(name, "wrong_provider", server.id, account.instance_id, action))
             elif account.server_id == server.id:
                 findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
     if not dry_run:
@@ -137,11 +147,13 @@ def _one_by_one(provider: str, server_id: str) -> Generator[None]:
         _log.warning("sweep_of_server_failed", provider=provider, server_id=server_id, code=error.code)
 
 
-def _claimed_by(server: Server) -> UUID | None:
-    try:
-        return UUID(server.labels.get("hc-instance", ""))
-    except ValueError:
-        return None
+def _claims(server: Server) -> list[UUID]:
+    """The instances that it may be of, by its label and by its name: somebody may have changed either."""
+    found: list[UUID] = []
+    for text in (server.labels.get("hc-instance", ""), server.name.removeprefix("hc-")):
+        with suppress(ValueError):
+            found.append(UUID(text))
+    return found
 
 
 async def _orphan(

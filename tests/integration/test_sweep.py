@@ -1,12 +1,15 @@
 """The sweep against a real provider: what it removes, what it mends, what it reports, and what it leaves alone."""
 
 import asyncio
+import re
 import subprocess
 import sys
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from hydracore.settings import PACKAGED_CATALOGUE
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.stack import Stack
 from tests.strays import stray
@@ -18,10 +21,10 @@ from workers.sweep import MISSING_MAX, Account, missing_accounts, sweep
 SHORT, LONG = "0.001", "3600"
 
 
-async def found(stack: Stack, server_id: str, *, dry_run: bool = False, grace_s: str = LONG) -> list[tuple[str, str]]:
+async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings: str) -> list[tuple[str, str]]:
     """Sweep once; the kinds and actions of what was found about this server."""
-    async with stack.deps(orphan_grace_s=grace_s) as deps:
-        findings = await sweep(deps, dry_run=dry_run)
+    async with stack.deps(orphan_grace_s=grace_s, **settings) as deps:
+        findings = await sweep(deps, dry_run=False)
     return [(finding.kind, finding.action) for finding in findings if finding.server_id == server_id]
 
 
@@ -86,6 +89,30 @@ async def test_a_server_that_is_just_being_made_is_never_taken_for_an_orphan(sta
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
     await stack.until_status(instance_id, "running")
     assert stack.server(instance_id) == server
+
+
+async def test_servers_of_a_provider_that_was_renamed_are_reported_and_left_alone(
+    stack: Stack, provider: HetznerProvider, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "catalogue.toml"
+    packaged = PACKAGED_CATALOGUE.read_text()
+    renamed.write_text(re.sub(r'(?<=providers\.)cloudsim|cloudsim(?= =)|(?<=")cloudsim(?=")', "renamed", packaged))
+    held, held_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "hold_after", name=f"hc-{held_id}")
+    await stack.create(held)
+    unlabelled = stack.known_server(await stack.running())
+    await provider.set_labels(unlabelled, {"hc-installation": "hydracore"})
+    await stack.until(stack.cloudsim.held)
+    servers = [str(stack.server(held_id)["id"]), unlabelled]
+
+    for server_id in servers * 2:
+        seen = await found(stack, server_id, grace_s=SHORT, catalogue=str(renamed))
+        assert seen == [("wrong_provider", "left alone: the log has it at cloudsim")]
+
+    assert not stack.rows("SELECT 1 FROM orphan WHERE server_id = ANY (%s)", servers)
+    assert not any([await is_gone(provider, server_id) for server_id in servers])
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+    await stack.until_status(held_id, "running")
 
 
 @pytest.mark.parametrize("taken", ["hc-instance", "hc-attempt", "hc-installation"])

@@ -188,6 +188,20 @@ def test_a_wrong_catalogue_says_what_is_wrong(tmp_path: Path, change: tuple[str,
     assert complaint in "\n".join(raised.value.problems)
 
 
+def test_one_project_under_two_names_is_refused_without_its_token(tmp_path: Path) -> None:
+    same = SMALL.replace("https://two.example/v1", "https://one.example/v1/")
+
+    with pytest.raises(CatalogueError) as raised:
+        load(_written(tmp_path, same), {"ONE_TOKEN": "secret", "TWO_TOKEN": "secret"})
+
+    (problem,) = raised.value.problems
+    assert problem.endswith("catalogue.toml: providers.two: has the endpoint and the token of providers.one")
+    assert load(_written(tmp_path, same), {"ONE_TOKEN": "secret", "TWO_TOKEN": "another"}).access.keys() == {
+        "one",
+        "two",
+    }
+
+
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     wrong = SMALL.replace('name = "Here"', "").replace('"9.00"', '"cheap"').replace('"ONE_TOKEN"', '"one token"')
 
