@@ -332,6 +332,15 @@ CREATE TABLE orphan (
     PRIMARY KEY (provider, server_id)
 );
 
+-- Servers that the log has and their provider does not show, with the time of the first look that missed each.
+CREATE TABLE missing_server (
+    provider text NOT NULL,
+    server_id text NOT NULL,
+    first_missed_at timestamptz NOT NULL,
+    misses integer NOT NULL,
+    PRIMARY KEY (provider, server_id)
+);
+
 -- Keys of tenants' backends; only the SHA-256 is kept.
 CREATE TABLE api_key (
     id uuid PRIMARY KEY,
@@ -369,7 +378,7 @@ GRANT SELECT, UPDATE ON lane_head TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON stream, checkpoint TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON customer_key TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON instance, provision_log, reservation TO hydracore_app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON heartbeat, attention, duty, orphan TO hydracore_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON heartbeat, attention, duty, orphan, missing_server TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON api_key TO hydracore_app;
 
 -- The followed projection of usage: read tables that come a moment after the log, each row's sums in the same transaction

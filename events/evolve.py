@@ -246,8 +246,8 @@ def _health_changed(state: Instance, event: e.HealthChanged) -> None:
 
 def _server_vanished(state: Instance, _event: e.ServerVanished) -> None:
     attempt = _attempt(state)
+    # Not discarded: it may be there all the same, and whoever deletes the instance looks for it.
     attempt.server_status = "vanished"
-    attempt.discarded = True
     state.status = ERROR
     state.error_code = "server_vanished"
     state.health = "unreachable"

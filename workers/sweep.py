@@ -25,14 +25,20 @@ _SQL = Statements("workers", "sweep.sql")
 _ACCOUNTED = _SQL["accounted"]
 _SIGHT = _SQL["sight"]
 _FORGET_OTHERS = _SQL["forget_others"]
+_MISS = _SQL["miss"]
+_FORGET_FOUND = _SQL["forget_found"]
 
-#: An orphan is removed at the second sighting at the earliest.
-SIGHTINGS_MIN = 2
+#: An orphan is removed, and a server called vanished, at the second look at the earliest.
+LOOKS_MIN = 2
+
+#: How long a server must have been missing: two sweeps at the same moment are one look.
+MISSING_S_MIN = 1.0
 
 #: A server being made whose instance changed this recently is not called vanished: providers may show it late.
 SETTLED_S = 30.0
 
-#: Where more servers than this are gone, and most of all, a wrong token is likelier than that loss: nothing is reported.
+#: Where most servers are missing, a wrong token is likelier than their loss: it is not believed before the orphans' grace has
+#: passed, and of more servers than this never.
 MISSING_MAX = 10
 
 _log = structlog.get_logger(__name__)
@@ -51,7 +57,7 @@ class Account(NamedTuple):
 
     def owns(self, server: Server) -> bool:
         """Whether `server` is, or may be about to be recorded as, this instance's, whatever its provider is called now."""
-        if self.status in {"deleted", "failed", "error"}:
+        if self.status in {"deleted", "failed"}:
             return False
         if self.server_id is not None:
             return self.server_id == server.id
@@ -67,8 +73,8 @@ class Account(NamedTuple):
 class Finding(NamedTuple):
     """One thing that is not as it should be, and in `action` what is done about it.
 
-    `kind`: `orphan`, `vanished`, `wrong_labels`, or `wrong_provider`, where the log has the server under another name of
-    the catalogue's than it was found under.
+    `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
+    catalogue's than it was found under, or `reappeared`, where its instance was given up because it seemed to have vanished.
     """
 
     provider: str
@@ -117,25 +123,63 @@ async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Serv
             elif account.provider != name:
                 action = f"left alone: the log has it at {account.provider}"
                 findings.append(Finding(name, "wrong_provider", server.id, account.instance_id, action))
+            elif account.status == "error":
+                action = "left alone: it goes when its instance is deleted"
+                findings.append(Finding(name, "reappeared", server.id, account.instance_id, action))
             elif account.server_id == server.id:
                 findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
     if not dry_run:
         await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": orphans})
-    for account in missing_accounts(name, servers, accounts):
-        with _one_by_one(name, account.server_id or ""):
-            findings += await _vanished(deps, name, provider, account, dry_run=dry_run)
-    return findings
+    return findings + await _look_for_missing(
+        deps, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run
+    )
 
 
-def missing_accounts(name: str, servers: list[Server], accounts: list[Account]) -> list[Account]:
-    """The accounts whose servers are not listed; none where so many are that the listing must be of another project."""
+class Missing(NamedTuple):
+    """Accounts whose servers are not listed, of how many that should be."""
+
+    accounts: list[Account]
+    expected: int
+
+    @property
+    def are_most(self) -> bool:
+        """Whether the listing may well be of another project."""
+        return len(self.accounts) > 1 and len(self.accounts) > self.expected / 2
+
+
+def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Missing:
+    """What the listing `servers` of provider `name` lacks."""
     listed = {server.id for server in servers}
     expected = [account for account in accounts if account.provider == name and account.may_vanish]
-    missing = [account for account in expected if account.server_id not in listed]
-    if len(missing) > MISSING_MAX and len(missing) > len(expected) / 2:
-        _log.error("most_servers_missing", provider=name, missing=len(missing), expected=len(expected))
-        return []
-    return missing
+    return Missing([account for account in expected if account.server_id not in listed], len(expected))
+
+
+async def _look_for_missing(
+    deps: Deps, name: str, provider: Provider, missing: Missing, *, dry_run: bool
+) -> list[Finding]:
+    """A server that is not listed may only have lost its label, so it is asked for by id."""
+    wait_s = MISSING_S_MIN
+    if missing.are_most:
+        count = len(missing.accounts)
+        _log.error("most_servers_missing", provider=name, missing=count, expected=missing.expected)
+        if count > MISSING_MAX:
+            return []
+        wait_s = max(wait_s, deps.settings.orphan_grace_s)
+    findings: list[Finding] = []
+    still_missing: list[str] = []
+    for account in missing.accounts:
+        assert account.server_id is not None
+        with _one_by_one(name, account.server_id):
+            still_missing.append(account.server_id)
+            server = await provider.get_server(account.server_id)
+            if server is not None and server.name == server_name(account.instance_id):
+                still_missing.remove(account.server_id)
+                findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+            else:
+                findings.append(await _vanished(deps, account, wait_s=wait_s, dry_run=dry_run))
+    if not dry_run:
+        await run(deps.pool, _FORGET_FOUND, {"provider": name, "missing": still_missing})
+    return findings
 
 
 @contextmanager
@@ -163,7 +207,7 @@ async def _orphan(
         return Finding(name, "orphan", server.id, instance_id, "would be watched, then removed")
     rows = await run(deps.pool, _SIGHT, {"provider": name, "server_id": server.id})
     sightings, seen_s = rows[0]
-    if sightings < SIGHTINGS_MIN or seen_s < deps.settings.orphan_grace_s:
+    if sightings < LOOKS_MIN or seen_s < deps.settings.orphan_grace_s:
         return Finding(name, "orphan", server.id, instance_id, "watched")
     await provider.delete_server(server.id)
     return Finding(name, "orphan", server.id, instance_id, "removed")
@@ -181,14 +225,17 @@ async def _mend_labels(
     return [Finding(name, "wrong_labels", server.id, account.instance_id, action)]
 
 
-async def _vanished(deps: Deps, name: str, provider: Provider, account: Account, *, dry_run: bool) -> list[Finding]:
-    """A server of ours that the listing does not have. It may only have lost its label, so it is asked for by id."""
+async def _vanished(deps: Deps, account: Account, *, wait_s: float, dry_run: bool) -> Finding:
+    """What follows from a look that missed a server. That it has vanished cannot be taken back, so one look is not enough."""
+    assert account.provider is not None
     assert account.server_id is not None
-    server = await provider.get_server(account.server_id)
-    if server is not None and server.name == server_name(account.instance_id):
-        return await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
-    if not dry_run:
-        command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=account.server_id)
-        await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))
-    action = "would be reported" if dry_run else "reported"
-    return [Finding(name, "vanished", account.server_id, account.instance_id, action)]
+    finding = Finding(account.provider, "vanished", account.server_id, account.instance_id, "watched")
+    if dry_run:
+        return finding._replace(action="would be watched, then reported")
+    rows = await run(deps.pool, _MISS, {"provider": account.provider, "server_id": account.server_id})
+    misses, missed_s = rows[0]
+    if misses < LOOKS_MIN or missed_s < wait_s:
+        return finding
+    command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=account.server_id)
+    await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))
+    return finding._replace(action="reported")

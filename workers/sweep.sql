@@ -1,7 +1,7 @@
 -- name: accounted
 SELECT id, lane, status, attempt, server_id, provider, updated_at < now() - %(settled_s)s * interval '1 s' AS settled
   FROM instance
- WHERE (provider = %(provider)s AND server_id IS NOT NULL AND status IN ('provisioning', 'running'))
+ WHERE (provider = %(provider)s AND server_id IS NOT NULL AND status IN ('provisioning', 'running', 'error'))
     OR id = ANY (%(ids)s)
  ORDER BY lane, id
 
@@ -14,3 +14,12 @@ RETURNING sightings, extract(epoch FROM now() - first_seen_at)::float8
 
 -- name: forget_others
 DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_ids)s)
+
+-- name: miss
+INSERT INTO missing_server (provider, server_id, first_missed_at, misses)
+VALUES (%(provider)s, %(server_id)s, now(), 1)
+ON CONFLICT (provider, server_id) DO UPDATE SET misses = missing_server.misses + 1
+RETURNING misses, extract(epoch FROM now() - first_missed_at)::float8
+
+-- name: forget_found
+DELETE FROM missing_server WHERE provider = %(provider)s AND server_id <> ALL (%(missing)s)

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
@@ -13,19 +12,9 @@ from hydracore.settings import PACKAGED_CATALOGUE
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.stack import Stack
 from tests.strays import stray
+from tests.sweeping import LONG, SHORT, found, missed_long_ago
 from workers.broker import SWEEP
 from workers.providers.hetzner import HetznerProvider
-from workers.sweep import MISSING_MAX, Account, missing_accounts, sweep
-
-#: Graces that have passed before a second look, and that no test outlives.
-SHORT, LONG = "0.001", "3600"
-
-
-async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings: str) -> list[tuple[str, str]]:
-    """Sweep once; the kinds and actions of what was found about this server."""
-    async with stack.deps(orphan_grace_s=grace_s, **settings) as deps:
-        findings = await sweep(deps, dry_run=False)
-    return [(finding.kind, finding.action) for finding in findings if finding.server_id == server_id]
 
 
 async def is_gone(provider: HetznerProvider, server_id: str) -> bool:
@@ -132,30 +121,17 @@ async def test_labels_that_somebody_changed_are_mended(stack: Stack, provider: H
     assert not await found(stack, server_id)
 
 
-async def test_a_server_that_vanished_under_a_running_instance_is_reported_and_can_be_deleted(stack: Stack) -> None:
-    instance_id = await stack.running()
-    server_id = stack.known_server(instance_id)
-    stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
-
-    stack.ring(SWEEP)
-
-    await stack.until_status(instance_id, "error")
-    assert stack.has_happened(instance_id, "server_vanished", server_id=server_id)
-    assert (await stack.detail(instance_id))["error_message"] == "The server is gone from the provider"
-    await stack.delete(instance_id)
-    await stack.until_status(instance_id, "deleted")
-    stack.assert_no_server(instance_id)
-
-
 async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_being_looked_at(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     guarded, other = await stray(provider), await stray(provider)
     instance_id = await stack.running()
-    stack.cloudsim.call("POST", f"/_sim/servers/{stack.known_server(instance_id)}/vanish")
+    lost = stack.known_server(instance_id)
+    stack.cloudsim.call("POST", f"/_sim/servers/{lost}/vanish")
     stack.cloudsim.fault("delete_server", "error", server_id=int(guarded), status=403, code="protected", times=None)
 
     await found(stack, guarded, grace_s=SHORT)
+    assert missed_long_ago(stack, lost)
     await found(stack, guarded, grace_s=SHORT)
 
     assert not await is_gone(provider, guarded)
@@ -193,26 +169,10 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
         assert [line for line in lines if kind in line and f"{server_id}" in line], done.stdout
     assert [stack.cloudsim.requests(change) for change in changes] == before
     assert not stack.rows("SELECT 1 FROM orphan WHERE server_id = %s", orphan)
+    assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", stack.known_server(lost))
     assert not stack.has_happened(lost, "server_vanished")
     stack.cloudsim.call("POST", f"/_sim/servers/{orphan}/vanish")
     stack.ring(SWEEP)
+    await stack.until(lambda: missed_long_ago(stack, stack.known_server(lost)))
+    stack.ring(SWEEP)
     await stack.until_status(lost, "error")
-
-
-def account(number: int) -> Account:
-    return Account(
-        instance_id=UUID(int=number),
-        lane=0,
-        status="running",
-        attempt=1,
-        server_id=str(number),
-        provider="cloudsim",
-        settled=True,
-    )
-
-
-def test_a_listing_that_lacks_most_servers_is_not_believed() -> None:
-    accounts = [account(number) for number in range(1, 3 * MISSING_MAX)]
-
-    assert missing_accounts("cloudsim", [], accounts) == []
-    assert missing_accounts("cloudsim", [], accounts[:MISSING_MAX]) == accounts[:MISSING_MAX]

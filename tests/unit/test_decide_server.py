@@ -263,14 +263,14 @@ def test_health_is_a_matter_of_running_instances(way: tuple[c.AnyCommand, ...]) 
     assert Life.after(*way).give(lives.health("unreachable")) == ()
 
 
-def test_a_vanished_server_of_a_running_instance_is_an_error_and_no_longer_ours_to_remove() -> None:
+def test_a_vanished_server_of_a_running_instance_is_an_error_and_stays_ours_to_look_for() -> None:
     life = Life.after(*lives.RUNNING)
 
     assert names(life.give(lives.vanished())) == ["ServerVanished"]
     assert life.give(lives.vanished()) == ()
     assert life.state.status == "error"
     assert life.state.attempt is not None
-    assert not life.state.attempt.may_have_server
+    assert life.state.attempt.may_have_server
 
 
 def test_a_server_that_vanishes_while_it_is_made_fails_its_attempt() -> None:

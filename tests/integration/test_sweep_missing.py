@@ -1,0 +1,123 @@
+"""Servers that a provider does not show: gone, out of sight for a moment, or in another project than the token is for."""
+
+from contextlib import AbstractAsyncContextManager
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests import lives
+from tests.stack import Stack
+from tests.sweeping import SHORT, found, give_up
+from workers.deps import Deps
+from workers.providers.hetzner import HetznerProvider
+from workers.sweep import MISSING_MAX, sweep
+
+HIDDEN = {"status": 404, "code": "not_found"}
+
+
+async def hide(stack: Stack, provider: HetznerProvider, server_id: str, *, times: int | None) -> None:
+    """Have the provider show a server neither in lists nor, so many times, when it is asked for by its id."""
+    await provider.set_labels(server_id, {})
+    stack.cloudsim.fault("get_server", "error", server_id=int(server_id), times=times, **HIDDEN)
+
+
+async def test_a_server_that_vanished_under_a_running_instance_is_reported_and_can_be_deleted(stack: Stack) -> None:
+    instance_id = await stack.running()
+    server_id = stack.known_server(instance_id)
+    stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
+
+    await give_up(stack, server_id)
+
+    detail = await stack.detail(instance_id)
+    assert (detail["status"], detail["error_message"]) == ("error", "The server is gone from the provider")
+    assert stack.has_happened(instance_id, "server_vanished", server_id=server_id)
+    assert not await found(stack, server_id)
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+    stack.assert_no_server(instance_id)
+
+
+async def test_a_server_that_was_out_of_sight_for_a_moment_is_not_given_up(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    instance_id = await stack.running()
+    server_id = stack.known_server(instance_id)
+
+    for _ in range(2):
+        await hide(stack, provider, server_id, times=1)
+        assert await found(stack, server_id) == [("vanished", "watched")]
+        assert await found(stack, server_id) == [("wrong_labels", "labelled again")]
+        assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", server_id)
+
+    assert (await stack.detail(instance_id))["status"] == "running"
+
+
+async def test_a_server_that_was_given_up_by_mistake_is_left_alone_until_its_instance_is_deleted(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    instance_id = await stack.running()
+    server_id = stack.known_server(instance_id)
+    await hide(stack, provider, server_id, times=None)
+    await give_up(stack, server_id)
+    stack.cloudsim.call("DELETE", "/_sim/faults")
+    await provider.set_labels(server_id, {"hc-installation": "hydracore"})
+
+    for _ in range(3):
+        seen = await found(stack, server_id, grace_s=SHORT)
+        assert seen == [("reappeared", "left alone: it goes when its instance is deleted")]
+
+    assert (await stack.detail(instance_id))["status"] == "error"
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+    assert await provider.get_server(server_id) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "believed"), [(2, "reported"), (MISSING_MAX + 1, None)], ids=["a few", "more than can be lost"]
+)
+async def test_where_most_servers_are_missing_none_is_given_up_before_the_grace(
+    stack: Stack, database_url: str, count: int, believed: str | None
+) -> None:
+    ids = [lives.instance_id(f"customer-{number}") for number in range(count)]
+    async with another_project(stack, database_url) as deps:
+        for number, instance_id in enumerate(ids):
+            await run_on_a_server_that_is_elsewhere(deps, instance_id, number)
+        watched = [] if believed is None else ["watched"] * count
+        for _ in range(3):
+            assert await missing_and_alarmed(deps, count) == watched
+            async with deps.pool.connection() as connection:
+                await connection.execute("UPDATE missing_server SET first_missed_at = now() - interval '10 s'")
+
+    async with another_project(stack, database_url, orphan_grace_s=SHORT) as deps:
+        assert await missing_and_alarmed(deps, count) == ([] if believed is None else [believed] * count)
+        states = [await deps.store.load(instance_id) for instance_id in ids]
+
+    after = "running" if believed is None else "error"
+    assert [state.status for state in states if state is not None] == [after] * count
+
+
+def another_project(stack: Stack, database_url: str, **settings: str) -> AbstractAsyncContextManager[Deps]:
+    """A log of its own, and a token for a project in which nothing of it is."""
+    return stack.deps(database_url=database_url, installation="another", **{"orphan_grace_s": "60", **settings})
+
+
+async def missing_and_alarmed(deps: Deps, count: int) -> list[str]:
+    """Sweep; what is done about servers that vanished. An alarm must have said that all of them are missing."""
+    with capture_logs() as logs:
+        findings = await sweep(deps, dry_run=False)
+    assert all(finding.kind == "vanished" for finding in findings)
+    (alarm,) = [entry for entry in logs if entry["event"] == "most_servers_missing"]
+    assert (alarm["log_level"], alarm["missing"], alarm["expected"]) == ("error", count, count)
+    return [finding.action for finding in findings]
+
+
+async def run_on_a_server_that_is_elsewhere(deps: Deps, instance_id: UUID, number: int) -> None:
+    way = (
+        lives.request(customer_id=f"customer-{number}"),
+        lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}"),
+        lives.created(server_id=f"{10**9 + number}"),
+        *lives.RUNNING[len(lives.CREATED) :],
+    )
+    for command in way:
+        await deps.store.execute(instance_id, command, deps.origin(instance_id))

@@ -1,0 +1,28 @@
+"""Sweeps of a stack in the test's own process, and what they found."""
+
+from tests.stack import Stack
+from workers.sweep import sweep
+
+#: Graces that have passed before a second look, and that no test outlives.
+SHORT, LONG = "0.001", "3600"
+
+
+async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings: str) -> list[tuple[str, str]]:
+    """Sweep once; the kinds and actions of what was found about this server."""
+    async with stack.deps(orphan_grace_s=grace_s, **settings) as deps:
+        findings = await sweep(deps, dry_run=False)
+    return [(finding.kind, finding.action) for finding in findings if finding.server_id == server_id]
+
+
+def missed_long_ago(stack: Stack, server_id: str) -> bool:
+    """Make the first look that missed a server older than the second may be; whether a look has missed it."""
+    earlier = "UPDATE missing_server SET first_missed_at = now() - interval '10 s' WHERE server_id = %s RETURNING 1"
+    return bool(stack.rows(earlier, server_id))
+
+
+async def give_up(stack: Stack, server_id: str) -> None:
+    """Sweep as often as it takes to call a server vanished that is missing."""
+    assert await found(stack, server_id) == [("vanished", "watched")], "seen once"
+    assert await found(stack, server_id) == [("vanished", "watched")], "seen twice at once"
+    assert missed_long_ago(stack, server_id)
+    assert await found(stack, server_id) == [("vanished", "reported")]
