@@ -201,15 +201,23 @@ async def test_without_a_key_of_the_operators_a_throwaway_one_is_shared(cloudsim
 
 
 async def test_a_key_that_was_removed_meanwhile_is_made_again(cloudsim: CloudsimProcess, driver: Provider) -> None:
+    names = ["hc-2", "hc-3", "hc-4"]
     await driver.create_server(order("hc-1"))
+    cloudsim.fault("create_server", "hold_before", name="hc-2")
+    late = asyncio.create_task(driver.create_server(order("hc-2")))
+    await until(cloudsim.held)
     cloudsim.call("DELETE", f"/v1/ssh_keys/{keys_of(cloudsim)[0]['id']}")
 
-    with pytest.raises(ProviderRetry) as retry:
-        await driver.create_server(order("hc-2"))
-    created = await driver.create_server(order("hc-2"))
+    under_way = await asyncio.gather(*(driver.create_server(order(name)) for name in names[1:]), return_exceptions=True)
+    created = [await driver.create_server(order(name)) for name in names[1:]]
+    cloudsim.call("POST", "/_sim/release", {"all": True})
+    under_way += await asyncio.gather(late, return_exceptions=True)
+    created.insert(0, await driver.create_server(order("hc-2")))
 
-    assert retry.value.code == "ssh_key_gone"
-    assert created.server.name == "hc-2"
+    assert [getattr(each, "code", None) for each in under_way] == ["ssh_key_gone"] * 3
+    assert all(isinstance(each, ProviderRetry) for each in under_way)
+    assert [each.server.name for each in created] == names
+    assert len(keys_of(cloudsim)) == 1
 
 
 async def test_a_lost_answer_about_the_key_says_nothing_about_a_server(

@@ -65,7 +65,7 @@ class HetznerProvider:
         try:
             answer = await self._http.change("POST", "servers", NEW_SERVER, body)
         except ProviderRefused as refusal:
-            if refusal.code in {INVALID_INPUT, NOT_FOUND} and await self._key.forget_if_gone():
+            if refusal.code in {INVALID_INPUT, NOT_FOUND} and await self._key.forget_if_gone(key_id):
                 raise ProviderRetry("ssh_key_gone", refusal.correlation_id) from None
             raise
         server = answer.server.server()

@@ -38,10 +38,15 @@ class HetznerKey:
                 self._id = await self._ensure()
             return self._id
 
-    async def forget_if_gone(self) -> bool:
-        """Look whether the key was removed behind our back; True when it was, and then the next create makes it again."""
+    async def forget_if_gone(self, key_id: int) -> bool:
+        """Look whether the key was removed behind our back; True when it was, and then the next create makes it again.
+
+        `key_id` is what the caller was refused with. Another caller may have found out first, and the key have another id by now.
+        """
         async with self._looking:
-            if self._id is None or any(key.id == self._id for key in await self._list(name=None)):
+            if self._id != key_id:
+                return True
+            if any(key.id == key_id for key in await self._list(name=None)):
                 return False
             self._id = None
             return True
