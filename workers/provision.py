@@ -76,7 +76,7 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     _log.info("server_intended", instance_id=str(state.id), attempt=step.number, provider=placement.provider)
     assert outcome.state.attempt is not None
     # The intent is this very call's own: no create can have been sent for it yet, so there is nothing to look for.
-    return await create_server(deps, outcome.state, outcome.state.attempt)
+    return await create_server(deps, outcome.state, outcome.state.attempt, first=True)
 
 
 async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Result:
@@ -104,15 +104,18 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     if latest is None or latest.version != state.version:
         # Looking took its time: a deletion that was asked for meanwhile must not meet a server made after it.
         return Moved(state=latest or state)
-    return await create_server(deps, state, attempt)
+    return await create_server(deps, state, attempt, first=False)
 
 
 def _by_age(server: Server) -> tuple[object, str]:
     return (server.created_at, server.id)
 
 
-async def create_server(deps: Deps, state: Instance, attempt: Attempt) -> Result:
-    """Order the intended server. Call it only where it is sure that none exists."""
+async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> Result:
+    """Order the intended server. Call it only where it is sure that none exists.
+
+    `first`: whether no create of this attempt was ever sent. An earlier one may still be on its way, whatever becomes of this.
+    """
     provider = deps.providers.get(attempt.provider)
     if provider is None:
         return Trouble(code="provider_not_configured")
@@ -133,9 +136,9 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt) -> Result
     try:
         created = await provider.create_server(order)
     except ProviderNoCapacity as error:
-        return await fail(deps, state, attempt, code=error.code, retryable=True, nothing_made=True)
+        return await fail(deps, state, attempt, code=error.code, retryable=True, nothing_made=first)
     except ProviderRefused as error:
-        return await fail(deps, state, attempt, code=error.code, retryable=False, nothing_made=True)
+        return await fail(deps, state, attempt, code=error.code, retryable=False, nothing_made=first)
     except ProviderNameTaken as error:
         # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
         return Trouble(code=error.code, usual=True)

@@ -161,6 +161,22 @@ async def test_a_server_whose_create_was_not_answered_is_adopted(stack: Stack) -
     assert len(stack.servers(instance_id)) == 1
 
 
+async def test_a_refused_create_says_nothing_of_an_earlier_one_that_may_still_arrive(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
+    stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{instance_id}")
+
+    await stack.create(key)
+    await stack.until(lambda: stack.has_happened(instance_id, "attempt_failed"))
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+
+    assert failures(stack, instance_id) == ["resource_unavailable"]
+    assert not stack.has_happened(instance_id, "attempt_failed", nothing_made=True)
+    await stack.until_status(instance_id, "running")
+    assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+    assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
+
+
 async def test_a_server_that_never_boots_is_replaced(stack: Stack) -> None:
     stack.restart_worker(boot_timeout_s="1")
     key, instance_id = stack.new_key()
