@@ -163,6 +163,8 @@ class Catalogue:
         self.model_policy: Final = file.model_policy
         #: The providers that can be used, by name.
         self.access: Final = dict(access)
+        #: Those that cannot, each with the reason.
+        self.missing: Final = dict(missing)
         #: The regions where nothing can be made by this process, each with the reason.
         self.unavailable: Final = {
             region_id: "; ".join(sorted({missing[site.provider] for site in region.placements}))

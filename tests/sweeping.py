@@ -10,8 +10,12 @@ SHORT, LONG = "0.001", "3600"
 async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings: str) -> list[tuple[str, str]]:
     """Sweep once; the kinds and actions of what was found about this server."""
     async with stack.deps(orphan_grace_s=grace_s, **settings) as deps:
-        findings = await sweep(deps, dry_run=False)
-    return [(finding.kind, finding.action) for finding in findings if finding.server_id == server_id]
+        swept = await sweep(deps, dry_run=False)
+    return [
+        (each.kind, each.action if each.code is None else f"{each.action}: {each.code}")
+        for each in swept.findings
+        if each.server_id == server_id
+    ]
 
 
 def missed_long_ago(stack: Stack, server_id: str) -> bool:

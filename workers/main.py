@@ -29,7 +29,7 @@ from workers.deps import open_deps
 from workers.lookout import Lookout, rest
 from workers.reconciler import Reconciler
 from workers.relay import Relay
-from workers.sweep import Finding, sweep
+from workers.sweep import Swept, sweep
 
 #: How often an idle worker thread looks up, and how long a stopping worker waits for what is under way.
 WORKER_TIMEOUT_MS = 1_000
@@ -78,11 +78,11 @@ def run_worker(settings: Settings) -> None:
     broker.close()
 
 
-def run_sweep(settings: Settings, *, dry_run: bool) -> list[Finding]:
-    """Compare providers and log once."""
+def run_sweep(settings: Settings, *, dry_run: bool) -> Swept:
+    """Compare providers and log once. Raises what `open_deps` and `patiently` do."""
     logs.configure(settings.log_level)
 
-    async def once() -> list[Finding]:
+    async def once() -> Swept:
         async with open_deps(settings, os.environ) as deps:
             return await sweep(deps, dry_run=dry_run)
 

@@ -6,8 +6,8 @@ after a grace, seen twice), servers that are gone, and labels that somebody chan
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from workers.user_data import server_name
 
 _SQL = Statements("workers", "sweep.sql")
 _ACCOUNTED = _SQL["accounted"]
+_ELSEWHERE = _SQL["elsewhere"]
 _SIGHT = _SQL["sight"]
 _FORGET_OTHERS = _SQL["forget_others"]
 _MISS = _SQL["miss"]
@@ -71,7 +72,7 @@ class Account(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be, and in `action` what is done about it.
+    """One thing that is not as it should be, in `action` what is done about it, and in `code` why it could not be done.
 
     `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
     catalogue's than it was found under, or `reappeared`, where its instance was given up because it seemed to have vanished.
@@ -82,24 +83,59 @@ class Finding(NamedTuple):
     server_id: str
     instance_id: UUID | None
     action: str
+    code: str | None = None
 
 
-async def sweep(deps: Deps, *, dry_run: bool) -> list[Finding]:
-    """Compare and mend; with `dry_run` only compare. A provider that does not answer is left for the next time."""
-    findings: list[Finding] = []
+class Unlooked(NamedTuple):
+    """A provider that could not be compared with the log. `needed`: whether the log has instances there."""
+
+    provider: str
+    why: str
+    needed: bool = True
+
+
+class Swept(NamedTuple):
+    """What a sweep came to."""
+
+    findings: list[Finding]
+    unlooked: list[Unlooked]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has looked at everything that the log has, and done all that was to be done."""
+        return not any(one.needed for one in self.unlooked) and not any(found.code for found in self.findings)
+
+
+async def sweep(deps: Deps, *, dry_run: bool) -> Swept:
+    """Compare and mend; with `dry_run` only compare. What cannot be looked at or mended is left for the next time."""
+    swept = Swept([], await _out_of_reach(deps))
     for name, provider in deps.providers.items():
         try:
             servers = await provider.find_servers({"hc-installation": deps.settings.installation})
-            findings += await _compare(deps, name, provider, servers, dry_run=dry_run)
         except ProviderError as error:
-            _log.warning("sweep_failed", provider=name, code=error.code)
-    for finding in findings:
+            swept.unlooked.append(Unlooked(name, error.code))
+        else:
+            await _compare(deps, swept, name, provider, servers, dry_run=dry_run)
+    for one in swept.unlooked:
+        if one.needed:
+            _log.warning("sweep_failed", provider=one.provider, why=one.why)
+    for finding in swept.findings:
         facts = finding._asdict() | {"instance_id": str(finding.instance_id)}
         _log.warning("sweep_found", dry_run=dry_run, **facts)
-    return findings
+    return swept
 
 
-async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Server], *, dry_run: bool) -> list[Finding]:
+async def _out_of_reach(deps: Deps) -> list[Unlooked]:
+    """The providers of the catalogue and of the log that this process has no access to."""
+    rows = await run(deps.pool, _ELSEWHERE, {"looked_at": list(deps.providers)})
+    held, missing = {row[0] for row in rows}, deps.catalogue.missing
+    configured = [Unlooked(name, why, needed=name in held) for name, why in missing.items()]
+    return configured + [Unlooked(name, "not in the catalogue") for name in sorted(held - missing.keys())]
+
+
+async def _compare(
+    deps: Deps, swept: Swept, name: str, provider: Provider, servers: list[Server], *, dry_run: bool
+) -> None:
     claims = {server.id: _claims(server) for server in servers}
     parameters = {
         "provider": name,
@@ -109,30 +145,34 @@ async def _compare(deps: Deps, name: str, provider: Provider, servers: list[Serv
     accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
     by_id = {account.instance_id: account for account in accounts}
     by_server = {account.server_id: account for account in accounts if account.server_id and account.provider == name}
-    findings: list[Finding] = []
     orphans: list[str] = []
     for server in servers:
         claimed = claims[server.id]
         candidates = [by_server.get(server.id), *map(by_id.get, claimed)]
         account = next((one for one in candidates if one is not None and one.owns(server)), None)
-        with _one_by_one(name, server.id):
-            if account is None:
-                orphans.append(server.id)
-                claimant = claimed[0] if claimed else None
-                findings.append(await _orphan(deps, name, provider, server, claimant, dry_run=dry_run))
-            elif account.provider != name:
-                action = f"left alone: the log has it at {account.provider}"
-                findings.append(Finding(name, "wrong_provider", server.id, account.instance_id, action))
-            elif account.status == "error":
-                action = "left alone: it goes when its instance is deleted"
-                findings.append(Finding(name, "reappeared", server.id, account.instance_id, action))
-            elif account.server_id == server.id:
-                findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+        if account is None:
+            orphans.append(server.id)
+            claimant = claimed[0] if claimed else None
+            swept.findings.append(await _orphan(deps, name, provider, server, claimant, dry_run=dry_run))
+        else:
+            swept.findings.extend(await _look_at(deps, name, provider, server, account, dry_run=dry_run))
     if not dry_run:
         await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": orphans})
-    return findings + await _look_for_missing(
-        deps, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run
-    )
+    await _look_for_missing(deps, swept, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run)
+
+
+async def _look_at(
+    deps: Deps, name: str, provider: Provider, server: Server, account: Account, *, dry_run: bool
+) -> list[Finding]:
+    """What is wrong with a server that an instance accounts for. It is never removed here."""
+    finding = Finding(name, "wrong_provider", server.id, account.instance_id, "left alone")
+    if account.provider != name:
+        return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
+    if account.status == "error":
+        return [finding._replace(kind="reappeared", action="left alone: it goes when its instance is deleted")]
+    if account.server_id == server.id:
+        return await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+    return []
 
 
 class Missing(NamedTuple):
@@ -155,40 +195,45 @@ def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Mi
 
 
 async def _look_for_missing(
-    deps: Deps, name: str, provider: Provider, missing: Missing, *, dry_run: bool
-) -> list[Finding]:
+    deps: Deps, swept: Swept, name: str, provider: Provider, missing: Missing, *, dry_run: bool
+) -> None:
     """A server that is not listed may only have lost its label, so it is asked for by id."""
     wait_s = MISSING_S_MIN
     if missing.are_most:
         count = len(missing.accounts)
         _log.error("most_servers_missing", provider=name, missing=count, expected=missing.expected)
         if count > MISSING_MAX:
-            return []
+            swept.unlooked.append(Unlooked(name, f"{count} of {missing.expected} servers are missing"))
+            return
         wait_s = max(wait_s, deps.settings.orphan_grace_s)
-    findings: list[Finding] = []
-    still_missing: list[str] = []
+    found: list[str] = []
     for account in missing.accounts:
         assert account.server_id is not None
-        with _one_by_one(name, account.server_id):
-            still_missing.append(account.server_id)
+        try:
             server = await provider.get_server(account.server_id)
-            if server is not None and server.name == server_name(account.instance_id):
-                still_missing.remove(account.server_id)
-                findings += await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
-            else:
-                findings.append(await _vanished(deps, account, wait_s=wait_s, dry_run=dry_run))
+        except ProviderError as error:
+            action = "could not be looked at"
+            swept.findings.append(
+                Finding(name, "vanished", account.server_id, account.instance_id, action, code=error.code)
+            )
+            continue
+        if server is not None and server.name == server_name(account.instance_id):
+            found.append(server.id)
+            swept.findings.extend(await _mend_labels(deps, name, provider, server, account, dry_run=dry_run))
+        else:
+            swept.findings.append(await _vanished(deps, account, wait_s=wait_s, dry_run=dry_run))
     if not dry_run:
+        still_missing = [one.server_id for one in missing.accounts if one.server_id not in found]
         await run(deps.pool, _FORGET_FOUND, {"provider": name, "missing": still_missing})
-    return findings
 
 
-@contextmanager
-def _one_by_one(provider: str, server_id: str) -> Generator[None]:
-    """A server that the provider does not let us touch must not keep the others from being looked at."""
+async def _done(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
+    """The finding once it is done; or with the action `refused`, where the provider does not let us. The others go on."""
     try:
-        yield
+        await work
     except ProviderError as error:
-        _log.warning("sweep_of_server_failed", provider=provider, server_id=server_id, code=error.code)
+        return finding._replace(action=refused, code=error.code)
+    return finding
 
 
 def _claims(server: Server) -> list[UUID]:
@@ -209,8 +254,8 @@ async def _orphan(
     sightings, seen_s = rows[0]
     if sightings < LOOKS_MIN or seen_s < deps.settings.orphan_grace_s:
         return Finding(name, "orphan", server.id, instance_id, "watched")
-    await provider.delete_server(server.id)
-    return Finding(name, "orphan", server.id, instance_id, "removed")
+    removed = Finding(name, "orphan", server.id, instance_id, "removed")
+    return await _done(removed, provider.delete_server(server.id), refused="could not be removed")
 
 
 async def _mend_labels(
@@ -219,10 +264,11 @@ async def _mend_labels(
     wanted = {**instance_labels(deps, account.instance_id), "hc-attempt": str(account.attempt)}
     if all(server.labels.get(key) == value for key, value in wanted.items()):
         return []
-    if not dry_run:
-        await provider.set_labels(server.id, {**server.labels, **wanted})
-    action = "would be labelled again" if dry_run else "labelled again"
-    return [Finding(name, "wrong_labels", server.id, account.instance_id, action)]
+    finding = Finding(name, "wrong_labels", server.id, account.instance_id, "labelled again")
+    if dry_run:
+        return [finding._replace(action="would be labelled again")]
+    labelled = provider.set_labels(server.id, {**server.labels, **wanted})
+    return [await _done(finding, labelled, refused="could not be labelled again")]
 
 
 async def _vanished(deps: Deps, account: Account, *, wait_s: float, dry_run: bool) -> Finding:

@@ -5,6 +5,11 @@ SELECT id, lane, status, attempt, server_id, provider, updated_at < now() - %(se
     OR id = ANY (%(ids)s)
  ORDER BY lane, id
 
+-- name: elsewhere
+SELECT DISTINCT provider FROM instance
+ WHERE provider <> ALL (%(looked_at)s) AND status <> ALL ('{failed,deleted}')
+ ORDER BY provider
+
 -- name: sight
 INSERT INTO orphan (provider, server_id, first_seen_at, last_seen_at, sightings)
 VALUES (%(provider)s, %(server_id)s, now(), now(), 1)

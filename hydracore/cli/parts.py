@@ -52,14 +52,34 @@ def worker() -> None:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def sweep(*, dry_run: bool) -> None:
-    """Compare every provider project with the log, once."""
+    """Compare every provider project with the log, once.
+
+    Exit status: 0 it is done; 1 something could not be looked at, or not be mended; 3 the database cannot be reached.
+    """
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
+    import psycopg
+    from psycopg_pool import PoolTimeout
+
+    from events.errors import StoreUnavailable
+    from hydracore.cli.audit import NOT_DONE
     from workers.main import run_sweep
 
-    findings = run_sweep(settings, dry_run=dry_run)
-    for finding in findings:
-        click.echo(" ".join(f"{name}={value}" for name, value in finding._asdict().items()))
-    click.echo(f"{len(findings)} found")
+    try:
+        swept = run_sweep(settings, dry_run=dry_run)
+    except (PoolTimeout, StoreUnavailable, psycopg.Error) as error:
+        # The pool only says that it waited in vain; libpq's texts name host, port and user, never the password.
+        reason = "the database cannot be reached" if isinstance(error, PoolTimeout) else " ".join(str(error).split())
+        click.echo(f"hydracore: {reason}", err=True)
+        sys.exit(NOT_DONE)
+    for finding in swept.findings:
+        facts = finding._asdict().items()
+        click.echo(" ".join(f"{name}={value}" for name, value in facts if value is not None))
+    for one in swept.unlooked:
+        held = "" if one.needed else " (the log has nothing there)"
+        click.echo(f"provider={one.provider} could not be looked at: {one.why}{held}")
+    click.echo(f"{len(swept.findings)} found")
+    if not swept.is_whole:
+        sys.exit(1)
 
 
 @click.command()

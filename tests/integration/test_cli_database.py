@@ -1,8 +1,15 @@
 """Commands that work on the database."""
 
+import os
+import subprocess
+import sys
+
 from click.testing import CliRunner
 
 from hydracore.cli import main
+from hydracore.embedded.ports import free_port
+from hydracore.settings import variable
+from tests.cloudsim_fixtures import REPOSITORY
 
 
 def test_migrating_twice_applies_nothing_twice(database_url: str) -> None:
@@ -18,3 +25,24 @@ def test_an_api_key_is_printed_once(database_url: str) -> None:
 
     assert result.exit_code == 0
     assert result.stdout.startswith("hck_")
+
+
+def test_a_sweep_without_its_database_ends_in_one_clear_line() -> None:
+    impatient = (
+        "from hydracore.db import pool; pool.OPEN_TIMEOUT_S = 0.5; from hydracore.cli import main; main(['sweep'])"
+    )
+    settings = {
+        "database_url": f"postgresql://nobody@127.0.0.1:{free_port()}/nothing",
+        "redis_url": f"redis://127.0.0.1:{free_port()}/0",
+        "master_key": "a" * 43,
+        "public_url": "http://127.0.0.1:9",
+    }
+    environ = {**os.environ, **{variable(name): value for name, value in settings.items()}}
+
+    done = subprocess.run(
+        [sys.executable, "-c", impatient], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1] == "hydracore: the database cannot be reached"
+    assert "Traceback" not in done.stderr

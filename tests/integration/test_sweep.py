@@ -15,6 +15,9 @@ from tests.strays import stray
 from tests.sweeping import LONG, SHORT, found, missed_long_ago
 from workers.broker import SWEEP
 from workers.providers.hetzner import HetznerProvider
+from workers.sweep import Unlooked, sweep
+
+DRY = ("-m", "hydracore", "sweep", "--dry-run")
 
 
 async def is_gone(provider: HetznerProvider, server_id: str) -> bool:
@@ -98,6 +101,8 @@ async def test_servers_of_a_provider_that_was_renamed_are_reported_and_left_alon
         seen = await found(stack, server_id, grace_s=SHORT, catalogue=str(renamed))
         assert seen == [("wrong_provider", "left alone: the log has it at cloudsim")]
 
+    async with stack.deps(catalogue=str(renamed)) as deps:
+        assert Unlooked("cloudsim", "not in the catalogue") in (await sweep(deps, dry_run=True)).unlooked
     assert not stack.rows("SELECT 1 FROM orphan WHERE server_id = ANY (%s)", servers)
     assert not any([await is_gone(provider, server_id) for server_id in servers])
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
@@ -132,7 +137,7 @@ async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_be
 
     await found(stack, guarded, grace_s=SHORT)
     assert missed_long_ago(stack, lost)
-    await found(stack, guarded, grace_s=SHORT)
+    assert await found(stack, guarded, grace_s=SHORT) == [("orphan", "could not be removed: protected")]
 
     assert not await is_gone(provider, guarded)
     await stack.until(lambda: is_gone(provider, other))
@@ -148,16 +153,7 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     changes = ["delete_server", "update_server"]
     before = [stack.cloudsim.requests(change) for change in changes]
 
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "hydracore", "sweep", "--dry-run"],
-        cwd=REPOSITORY,
-        env=stack.environ(orphan_grace_s=SHORT),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = await asyncio.to_thread(run_command, stack.environ(orphan_grace_s=SHORT), *DRY)
 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -176,3 +172,29 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     await stack.until(lambda: missed_long_ago(stack, stack.known_server(lost)))
     stack.ring(SWEEP)
     await stack.until_status(lost, "error")
+
+
+async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(stack: Stack) -> None:
+    await stack.running()
+    stack.cloudsim.fault("list_servers", "error", status=401, code="unauthorized")
+
+    async with stack.deps() as deps:
+        refused = await sweep(deps, dry_run=True)
+    done = await asyncio.to_thread(run_command, stack.environ(cloudsim_token=""), *DRY)
+
+    hetzner = Unlooked("hetzner", "HYDRACORE_HETZNER_TOKEN not set", needed=False)
+    assert (refused.unlooked, refused.is_whole) == ([hetzner, Unlooked("cloudsim", "unauthorized")], False)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        1,
+        [
+            "provider=hetzner could not be looked at: HYDRACORE_HETZNER_TOKEN not set (the log has nothing there)",
+            "provider=cloudsim could not be looked at: HYDRACORE_CLOUDSIM_TOKEN not set",
+            "0 found",
+        ],
+    )
+
+
+def run_command(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False, timeout=60
+    )

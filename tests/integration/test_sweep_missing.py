@@ -105,11 +105,12 @@ def another_project(stack: Stack, database_url: str, **settings: str) -> Abstrac
 async def missing_and_alarmed(deps: Deps, count: int) -> list[str]:
     """Sweep; what is done about servers that vanished. An alarm must have said that all of them are missing."""
     with capture_logs() as logs:
-        findings = await sweep(deps, dry_run=False)
-    assert all(finding.kind == "vanished" for finding in findings)
+        swept = await sweep(deps, dry_run=False)
+    assert all(finding.kind == "vanished" for finding in swept.findings)
+    assert swept.is_whole == bool(swept.findings)
     (alarm,) = [entry for entry in logs if entry["event"] == "most_servers_missing"]
     assert (alarm["log_level"], alarm["missing"], alarm["expected"]) == ("error", count, count)
-    return [finding.action for finding in findings]
+    return [finding.action for finding in swept.findings]
 
 
 async def run_on_a_server_that_is_elsewhere(deps: Deps, instance_id: UUID, number: int) -> None:
