@@ -144,7 +144,8 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
         return Trouble(code=error.code, usual=True)
     except ProviderError as error:
         return trouble(error)
-    action_id = created.action_ids[0] if created.action_ids else None
+    # The last one is over when the server runs; those before it only make the server.
+    action_id = created.action_ids[-1] if created.action_ids else None
     return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
 
 

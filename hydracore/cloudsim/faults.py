@@ -1,7 +1,7 @@
 """Misbehaviour on request. Orders live in memory: a restarted cloudsim behaves.
 
 Three kinds: an answer instead of the operation (`REFUSALS`), trouble on the wire (`drop_reply`, `hold_before`, `hold_after`),
-and a server that comes out wrong (`slow_boot`, `dead_boot`, `action_error`). One operation may meet one of each group.
+and a server that comes out wrong (`slow_boot`, `dead_boot`, `action_error`, `start_error`). One operation may meet one of each group.
 """
 
 from collections.abc import Mapping
@@ -46,6 +46,7 @@ Fault = Literal[
     "slow_boot",
     "dead_boot",
     "action_error",
+    "start_error",
 ]
 
 #: Answers that stand in for the operation, which is not applied: HTTP status and code.
@@ -57,8 +58,8 @@ REFUSALS: Final[dict[str, tuple[int, str]]] = {
     "gateway": (502, "bad_gateway"),
     "error": (422, "invalid_input"),
 }
-BOOT_FAULTS: Final = frozenset({"slow_boot", "dead_boot"})
-EFFECTS: Final = BOOT_FAULTS | {"action_error"}
+CREATE_FAULTS: Final = frozenset({"slow_boot", "dead_boot", "start_error"})
+EFFECTS: Final = CREATE_FAULTS | {"action_error"}
 
 FAULTS_MAX: Final = 1000
 
@@ -112,7 +113,7 @@ class Faults:
 
     def add(self, order: FaultOrder) -> int:
         """Raises `ApiError` for an order that could never take effect."""
-        if order.fault in BOOT_FAULTS and order.operation != "create_server":
+        if order.fault in CREATE_FAULTS and order.operation != "create_server":
             raise ApiError(422, "invalid_input", f"{order.fault} is a fault of create_server")
         if order.fault == "action_error" and order.operation not in {"create_server", "delete_server", "power_server"}:
             raise ApiError(
@@ -137,7 +138,7 @@ class Faults:
     def take(self, operation: str, facts: Mapping[str, Any]) -> Taken:
         """The faults that this operation meets, oldest orders first; they are used up by one."""
         first: FaultOrder | None = None
-        boot_delay_s, boot_dead, fail_with = 0.0, False, None
+        effects = Effects()
         for number, order in list(self._orders.items()):
             in_its_place = order.fault not in EFFECTS
             if not order.matches(operation, facts) or (in_its_place and first is not None):
@@ -146,13 +147,9 @@ class Faults:
                 continue
             if in_its_place:
                 first = order
-            elif order.fault == "slow_boot":
-                boot_delay_s = order.delay_s
-            elif order.fault == "dead_boot":
-                boot_dead = True
             else:
-                fail_with = order.code or "action_failed"
-        return Taken(order=first, effects=Effects(boot_delay_s=boot_delay_s, boot_dead=boot_dead, fail_with=fail_with))
+                effects = _with(effects, order)
+        return Taken(order=first, effects=effects)
 
     def _use(self, number: int, order: FaultOrder) -> bool:
         if order.skip > 0:
@@ -163,6 +160,20 @@ class Faults:
             if order.times == 0:
                 del self._orders[number]
         return True
+
+
+def _with(effects: Effects, order: FaultOrder) -> Effects:
+    code = order.code or "action_failed"
+    match order.fault:
+        case "slow_boot":
+            return msgspec.structs.replace(effects, boot_delay_s=order.delay_s)
+        case "dead_boot":
+            return msgspec.structs.replace(effects, boot_dead=True)
+        case "start_error":
+            return msgspec.structs.replace(effects, fail_start_with=code)
+        case other:
+            assert other == "action_error", other
+            return msgspec.structs.replace(effects, fail_with=code)
 
 
 def refusal(order: FaultOrder, token: str) -> Reply:

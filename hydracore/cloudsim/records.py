@@ -68,6 +68,8 @@ class Effects(msgspec.Struct, frozen=True, kw_only=True):
     boot_delay_s: float = 0.0
     boot_dead: bool = False
     fail_with: str | None = None
+    #: The error of a created server's start alone.
+    fail_start_with: str | None = None
 
 
 class NewServer(msgspec.Struct, frozen=True, kw_only=True):

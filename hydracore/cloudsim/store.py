@@ -62,8 +62,10 @@ class Store:
             ipv4 = str(IPv4Address(ADDRESS_BASE + host)) if order.want_ipv4 else None
             ipv6 = f"2001:db8:{host >> 16:x}:{host & 0xFFFF:x}::/64" if order.want_ipv6 else None
             self._run("set_addresses", id=server_id, ipv4=ipv4, ipv6=ipv6)
-            commands = ["create_server", "start_server"] if order.start else ["create_server"]
-            actions = [self._begin(server_id, command, order.effects.fail_with) for command in commands]
+            effects = order.effects
+            actions = [self._begin(server_id, "create_server", effects.fail_with)]
+            if order.start:
+                actions.append(self._begin(server_id, "start_server", effects.fail_with or effects.fail_start_with))
         server = self.server(server_id)
         assert server is not None
         return server, actions

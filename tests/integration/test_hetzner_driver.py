@@ -128,16 +128,26 @@ async def test_actions_are_asked_for_in_batches(cloudsim: CloudsimProcess, drive
     assert await driver.get_actions([]) == []
 
 
-async def test_a_failed_action_tells_its_code(cloudsim: CloudsimProcess, driver: Provider) -> None:
-    cloudsim.fault("create_server", "action_error", code="unknown_error")
+@pytest.mark.parametrize(
+    ("fault", "codes"), [("action_error", ["no_power", "no_power"]), ("start_error", [None, "no_power"])]
+)
+async def test_a_failed_action_tells_its_code(
+    cloudsim: CloudsimProcess, driver: Provider, fault: str, codes: list[str | None]
+) -> None:
+    cloudsim.fault("create_server", fault, code="no_power")
     created = await driver.create_server(order())
 
-    async def failed() -> bool:
-        return [action.status for action in await driver.get_actions(created.action_ids)] == ["error", "error"]
+    async def ended() -> bool:
+        return all(action.status != "running" for action in await driver.get_actions(created.action_ids))
 
-    await until(failed)
+    await until(ended)
 
-    assert [action.error_code for action in await driver.get_actions(created.action_ids)] == ["unknown_error"] * 2
+    actions = await driver.get_actions(created.action_ids)
+    assert [action.error_code for action in actions] == codes
+    assert [action.status for action in actions] == ["success" if code is None else "error" for code in codes]
+    server = await driver.get_server(created.server.id)
+    assert server is not None
+    assert server.status == "off"
 
 
 async def test_a_list_that_lost_a_server_between_two_pages_is_read_again(

@@ -196,9 +196,10 @@ async def test_a_server_that_never_boots_is_replaced(stack: Stack) -> None:
     assert types.index("server_discarded") < len(types) - 1 - types[::-1].index("placement_chosen")
 
 
-async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stack) -> None:
+@pytest.mark.parametrize("fault", ["action_error", "start_error"])
+async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stack, fault: str) -> None:
     key, instance_id = stack.new_key()
-    stack.cloudsim.fault("create_server", "action_error", name=f"hc-{instance_id}", code="no_power")
+    stack.cloudsim.fault("create_server", fault, name=f"hc-{instance_id}", code="no_power")
 
     await stack.create(key)
     await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
