@@ -176,6 +176,28 @@ async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
     await keep_sealing(log.pool, Settings(database_url=database_url))
 
 
+@pytest.mark.parametrize(
+    "edit", ["UPDATE seal SET sealed_at = 'infinity'", "UPDATE seal SET number = 9223372036854775807"]
+)
+async def test_a_seal_that_cannot_be_continued_is_complained_about_until_it_can(
+    log: Log, owner_conn: psycopg.AsyncConnection, database_url: str, edit: str
+) -> None:
+    made = await log.sealer.seal()
+    assert made is not None
+    await owner_conn.execute(edit.encode())
+    await requested(log.store, key="second")
+    settings = Settings(database_url=database_url, seal_key=KEY, seal_file=log.file.path, seal_interval_s=0.01)
+
+    with capture_logs() as said:
+        sealing = asyncio.create_task(keep_sealing(log.pool, settings))
+        await until(lambda: sealing.done() or len(said) > 1)
+    assert {line["log_level"] for line in said} == {"error"}
+    await owner_conn.execute("UPDATE seal SET sealed_at = %s, number = %s", (made.sealed_at, made.number))
+
+    await until(lambda: log.file.last_number() == 2)
+    sealing.cancel()
+
+
 @pytest.mark.parametrize("statement", ["UPDATE seal SET number = 2", "DELETE FROM seal", "TRUNCATE seal"])
 def test_the_app_cannot_change_or_remove_seals(database_url: str, statement: str) -> None:
     as_the_app = conninfo(database_url, role="hydracore_app", application="test")
