@@ -109,12 +109,24 @@ class Relay:
                 "before": [lane.seq for lane in whole],
                 "after": [lane.seq + len(events[lane.number]) for lane in whole],
             }
-            await connection.execute(_MOVE_CHECKPOINTS, moved, prepare=True)
             due = {stream_id: None for lane in whole for _, stream_id, owed in events[lane.number] if owed}
-            if due:
-                # A full queue is no reason to wait: the reconciler knows what is owed.
-                await asyncio.to_thread(self._bell.ring, ADVANCE, list(due))
+            silent = await self._ring(list(due))
+            if silent is None:
+                await connection.execute(_MOVE_CHECKPOINTS, moved, prepare=True)
+        if silent is not None:
+            # Only now: a lane that was parked stays so, whatever has become of the others' hints.
+            raise silent
         return any(len(events[lane.number]) == LANE_BATCH_MAX for lane in whole)
+
+    async def _ring(self, due: list[UUID]) -> RedisError | None:
+        """Hint at what is due; what Redis says against it."""
+        if due:
+            try:
+                # A full queue is no reason to wait: the reconciler knows what is owed.
+                await asyncio.to_thread(self._bell.ring, ADVANCE, due)
+            except RedisError as error:
+                return error
+        return None
 
     async def _is_whole(self, connection: AsyncConnection, lane: Lane, events: list[tuple[int, UUID, bool]]) -> bool:
         """Whether a lane's new events leave no number out; one that does is parked, loudly."""

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from events.ids import lane_of
+from hydracore.embedded.ports import free_port
 from tests.stack import Stack
 from tests.waiting import until
 from workers.broker import QUEUE
@@ -74,6 +75,20 @@ async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(q
     assert {(lane, seq) for lane, seq, _ in parked} == {(holed, 0), (cut, 0)}
     assert all(error for _, _, error in parked)
     assert quiet.relay.is_alive
+
+
+async def test_a_lane_with_a_hole_is_parked_while_redis_is_away(quiet: Stack) -> None:
+    holed, whole = await create_apart(quiet, 2)
+    quiet.rows("DELETE FROM event WHERE lane = %s RETURNING 1", holed)
+
+    quiet.relay.start(redis_url=f"redis://127.0.0.1:{free_port()}/0")
+    await until(lambda: quiet.relay.output().count("relay_waits") > 1)
+
+    parked = "SELECT lane FROM checkpoint WHERE parked_until > now() AND follower = %s"
+    assert quiet.rows(parked, FOLLOWER) == [(holed,)]
+    alarms = [line for line in quiet.relay.output().splitlines() if "log_corrupted" in line and '"after":0' in line]
+    assert len(alarms) == 1, "the followers of projections sound their own"
+    assert set(quiet.rows(BEHIND, FOLLOWER)) == {(holed,), (whole,)}
 
 
 async def create_apart(stack: Stack, count: int) -> list[int]:
