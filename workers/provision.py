@@ -20,6 +20,7 @@ from workers.providers.base import (
     CreateServer,
     Provider,
     ProviderError,
+    ProviderLater,
     ProviderNameTaken,
     ProviderNoCapacity,
     ProviderRefused,
@@ -262,7 +263,7 @@ async def fail(
 
 def trouble(error: ProviderError) -> Trouble:
     """A provider's failure as a reason to try again."""
-    if isinstance(error, ProviderRetry):
+    if isinstance(error, ProviderRetry | ProviderLater):
         return Trouble(code=error.code, delay_s=error.retry_after_s)
     return Trouble(code=error.code)
 

@@ -185,5 +185,5 @@ def refusal(order: FaultOrder, token: str) -> Reply:
         return Reply(status, b"<html><body><h1>Bad Gateway</h1></body></html>", {"content-type": "text/html"})
     # As the real texts do, this one quotes a part of the token; nobody should keep it.
     message = f"{code.replace('_', ' ')} (token {token[:8]}...)"
-    headers = {"retry-after": str(order.retry_after_s)} if status == 429 else {}  # noqa: PLR2004 - "too many requests"
+    headers = {"retry-after": str(order.retry_after_s)} if status in {429, 503} else {}
     return ApiError(status, code, message, headers=headers).reply()

@@ -492,6 +492,15 @@ async def test_a_429_stops_all_calls_of_the_driver_until_it_is_over(
     assert time.monotonic() - began_s >= 0.9
 
 
+async def test_a_provider_that_is_away_says_for_how_long(cloudsim: CloudsimProcess, driver: Provider) -> None:
+    cloudsim.fault("get_server", "server_error", status=503, code="unavailable", retry_after_s=70)
+
+    with pytest.raises(ProviderLater) as away:
+        await driver.get_server("1")
+
+    assert away.value.retry_after_s == 70
+
+
 async def test_a_wait_longer_than_a_call_may_take_is_refused_at_once(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.providers.base import (
+    LATER_S_DEFAULT,
+    RETRY_AFTER_S_DEFAULT,
     CreateServer,
     ProviderError,
     ProviderLater,
@@ -19,6 +21,7 @@ from workers.providers.base import (
 )
 from workers.providers.hetzner import HetznerProvider
 from workers.providers.hetzner_errors import CLASS_OF_CODE, CODE_PATTERN, error_of
+from workers.provision import trouble
 
 
 def error(status: int, body: bytes, *, mutation: bool = False, correlation_id: str | None = None) -> ProviderError:
@@ -56,6 +59,26 @@ def test_without_a_code_the_status_decides(status: int, kind: type[ProviderError
     for body in (b"", b"<html>", b"[]", b'{"error": "text"}', b"\xff"):
         failed = error(status, body)
         assert (type(failed), failed.code) == (kind, f"http_{status}")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retry_after_s", "delay_s"),
+    [
+        (409, "conflict", None, RETRY_AFTER_S_DEFAULT),
+        (423, "locked", None, RETRY_AFTER_S_DEFAULT),
+        (500, "server_error", None, LATER_S_DEFAULT),
+        (503, "maintenance", None, LATER_S_DEFAULT),
+        (503, "unavailable", 70.0, 70.0),
+    ],
+)
+def test_what_may_get_better_is_tried_again_when_it_may_be_better(
+    status: int, code: str, retry_after_s: float | None, delay_s: float
+) -> None:
+    failed = error_of(
+        status=status, body=body_of(code), correlation_id=None, mutation=True, retry_after_s=retry_after_s
+    )
+
+    assert trouble(failed).delay_s == delay_s
 
 
 def test_a_gateway_that_gave_up_waiting_for_a_change_leaves_its_outcome_unknown() -> None:

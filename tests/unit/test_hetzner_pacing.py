@@ -3,7 +3,7 @@
 import pytest
 
 from workers.providers.base import ProviderRetry
-from workers.providers.hetzner_pacing import RESET_WAIT_S_MAX, RETRY_AFTER_S_MAX, Pacer
+from workers.providers.hetzner_pacing import RESET_WAIT_S_MAX, RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN, Pacer
 
 
 class Clocks:
@@ -66,7 +66,8 @@ async def test_a_later_and_shorter_429_does_not_open_it_sooner(clocks: Clocks) -
     [
         ({"ratelimit-reset": "1000020"}, 20),
         ({"ratelimit-reset": "1009999"}, RESET_WAIT_S_MAX),
-        ({"ratelimit-reset": "999"}, 0),
+        ({"ratelimit-reset": "999"}, RETRY_AFTER_S_MIN),
+        ({"retry-after": "0"}, RETRY_AFTER_S_MIN),
         ({}, 1),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 1),
         ({"retry-after": "999999"}, RETRY_AFTER_S_MAX),
@@ -77,6 +78,13 @@ async def test_other_429s_close_it_for_a_sensible_time(clocks: Clocks, headers: 
     assert clocks.pacer.learn(status=429, headers=headers) == wait_s
 
     assert await clocks.refused_for_s() == wait_s
+
+
+async def test_who_is_told_to_come_later_may_not_come_at_once_and_nobody_else_waits(clocks: Clocks) -> None:
+    waits = [clocks.pacer.learn(status=503, headers={"retry-after": text}) for text in ("0", "7", "999999", "soon")]
+
+    assert waits == [RETRY_AFTER_S_MIN, 7, RETRY_AFTER_S_MAX, None]
+    assert await clocks.refused_for_s() == 0
 
 
 async def test_near_the_end_calls_are_spaced_at_the_pace_of_the_refill(clocks: Clocks) -> None:

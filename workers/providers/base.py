@@ -2,7 +2,7 @@
 
     ProviderError               code and correlation id; never a word of the provider's own text
     +- ProviderRetry            nothing came of it; the same call may be repeated after `retry_after_s`
-    +- ProviderLater            the server or the provider is busy or broken; try again much later
+    +- ProviderLater            the server or the provider is busy or broken; try again after `retry_after_s`, which is longer
     +- ProviderNoCapacity       not this type at this place; another placement may do
     +- ProviderNameTaken        something of that name exists; look for it and adopt it
     +- ProviderRefused          repeating cannot help; somebody has to change something
@@ -19,6 +19,9 @@ import msgspec
 
 #: How long to wait where the provider does not say.
 RETRY_AFTER_S_DEFAULT = 1.0
+
+#: The same where it is under maintenance or broken, which lasts.
+LATER_S_DEFAULT = 15.0
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +97,10 @@ class ProviderRetry(ProviderError):
 
 class ProviderLater(ProviderError):
     """The resource is locked, or the provider is under maintenance, unavailable or broken."""
+
+    def __init__(self, code: str, correlation_id: str | None = None, *, retry_after_s: float = LATER_S_DEFAULT) -> None:
+        super().__init__(code, correlation_id)
+        self.retry_after_s = retry_after_s
 
 
 class ProviderNoCapacity(ProviderError):

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from workers.providers.base import (
+    LATER_S_DEFAULT,
     RETRY_AFTER_S_DEFAULT,
     ProviderError,
     ProviderLater,
@@ -84,10 +85,11 @@ def error_of(
     if mutation and (code == TIMED_OUT or (code == f"http_{status}" and status == 504)):  # noqa: PLR2004 - gateway timeout
         # Somebody between us and the provider gave up waiting; the change may still happen.
         return ProviderOutcomeUnknown(code, seen_as)
-    if kind is ProviderRetry:
-        return ProviderRetry(
-            code, seen_as, retry_after_s=RETRY_AFTER_S_DEFAULT if retry_after_s is None else retry_after_s
-        )
+    if kind is ProviderRetry or kind is ProviderLater:
+        # A lock goes with the action that holds it, which takes seconds.
+        soon = kind is ProviderRetry or code == LOCKED or status == 423  # noqa: PLR2004 - "locked"
+        usual_s = RETRY_AFTER_S_DEFAULT if soon else LATER_S_DEFAULT
+        return kind(code, seen_as, retry_after_s=usual_s if retry_after_s is None else retry_after_s)
     return kind(code, seen_as)
 
 

@@ -21,7 +21,9 @@ SPACING_S_MAX: Final = 5.0
 #: `RateLimit-Reset` tells when *all* of the allowance is back; a part of it is enough to go on.
 RESET_WAIT_S_MAX: Final = 60.0
 
-#: A `Retry-After` beyond this is taken for a mistake.
+#: A `Retry-After` outside of these is taken for a mistake; so is a reset in the past, where this machine's clock is ahead.
+#: What is tried again after no time at all would be tried for ever without a pause.
+RETRY_AFTER_S_MIN: Final = 1.0
 RETRY_AFTER_S_MAX: Final = 3600.0
 
 
@@ -56,10 +58,10 @@ class Pacer:
         self._space(limit, remaining, reset_in_s)
         retry_after_s = _number(headers.get("retry-after"))
         if status != 429:  # noqa: PLR2004 - "too many requests"
-            return None if retry_after_s is None else min(retry_after_s, RETRY_AFTER_S_MAX)
+            return None if retry_after_s is None else _sensible(retry_after_s)
         if retry_after_s is None:
             retry_after_s = RETRY_AFTER_S_DEFAULT if reset_in_s is None else min(reset_in_s, RESET_WAIT_S_MAX)
-        wait_s = min(retry_after_s, RETRY_AFTER_S_MAX)
+        wait_s = _sensible(retry_after_s)
         self._closed_until = max(self._closed_until, self._monotonic() + wait_s)
         return wait_s
 
@@ -74,6 +76,10 @@ class Pacer:
     def _refuse_beyond(self, patience_s: float, wait_s: float) -> None:
         if wait_s > patience_s:
             raise ProviderRetry(RATE_LIMITED, retry_after_s=wait_s)
+
+
+def _sensible(wait_s: float) -> float:
+    return min(max(wait_s, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
 
 
 def _number(text: str | None) -> float | None:
