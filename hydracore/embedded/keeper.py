@@ -64,20 +64,25 @@ class Keeper:
     async def _keep(self) -> None:
         """The only place that starts and ends the process, so that no stop can slip in between and miss one."""
         backoff_s = BACKOFF_S_FIRST
-        while not self._stopping.is_set():
-            await self._run_once()
-            if self.ran_s() > STEADY_S:
-                backoff_s = BACKOFF_S_FIRST
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
+        try:
+            while not self._stopping.is_set():
+                await self._run_once()
+                if self.ran_s() > STEADY_S:
+                    backoff_s = BACKOFF_S_FIRST
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), backoff_s)
+                backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
+        finally:
+            # Whatever has ended the keeping: nobody else knows of the process.
+            if self.pid is not None:
+                kill_group(self.pid)
 
     async def _run_once(self) -> None:
         """Start the part and wait for its end. What keeps it from starting goes to its log; the next try may do better."""
         self.starts += 1
         self._started_at_s = asyncio.get_running_loop().time()
-        self._set_aside()
         try:
+            self._set_aside()
             await asyncio.to_thread(self.part.prepare)
             self._process = await self._spawn()
         except (OSError, EmbeddedError) as error:
@@ -121,8 +126,12 @@ class Keeper:
             )
 
     def _note(self, text: str) -> None:
-        with self.log.open("a") as log:
-            log.write(f"{self.part.name} {text}\n")
+        try:
+            with self.log.open("a") as log:
+                log.write(f"{self.part.name} {text}\n")
+        except OSError as error:
+            # A part needs no log to run: a full disk must not be the end of it.
+            self._on_trouble(f"{self.log} cannot be written: {error.strerror}")
 
     def _set_aside(self) -> None:
         with suppress(FileNotFoundError):

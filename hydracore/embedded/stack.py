@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -164,12 +164,14 @@ class Stack:
         await _together(*(self.supervisor.start(part) for part in self._control_plane()))
 
     async def _stop(self) -> None:
-        """Those who order servers first, then the servers, then what everybody stands on."""
-        await self.supervisor.stop([part.name for part in self._control_plane()], grace_s=CONTROL_PLANE_GRACE_S)
-        await self._shut_down_cloudsim()
-        await self.supervisor.stop(["cloudsim", "modelsim"], grace_s=SIMULATORS_GRACE_S)
-        await asyncio.to_thread(agents.end_below, self.home.cloudsim)
-        await self.supervisor.stop(grace_s=STORES_GRACE_S)
+        """Those who order servers first, then the servers, then what everybody stands on; each whatever became of the others."""
+        control_plane = [part.name for part in self._control_plane()]
+        async with AsyncExitStack() as last_first:
+            last_first.push_async_callback(self.supervisor.stop, grace_s=STORES_GRACE_S)
+            last_first.push_async_callback(asyncio.to_thread, agents.end_below, self.home.cloudsim)
+            last_first.push_async_callback(self.supervisor.stop, ["cloudsim", "modelsim"], grace_s=SIMULATORS_GRACE_S)
+            last_first.push_async_callback(self._shut_down_cloudsim)
+            last_first.push_async_callback(self.supervisor.stop, control_plane, grace_s=CONTROL_PLANE_GRACE_S)
 
     async def _shut_down_cloudsim(self) -> None:
         """Have cloudsim stop its agents; those that a dead or deaf one leaves are found afterwards."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -76,12 +76,16 @@ class Supervisor:
         await self.start(part)
 
     async def stop(self, names: Iterable[str] | None = None, *, grace_s: float = GRACE_S) -> None:
-        """Stop the named parts (all of them by default) at once; unknown names are fine."""
+        """Stop the named parts (all of them by default) at once; unknown names are fine. Raises at last what broke a keeper."""
         chosen = [name for name in (list(self._keepers) if names is None else names) if name in self._keepers]
-        await asyncio.gather(*(self._keepers[name].stop(grace_s=grace_s) for name in chosen))
+        stops = (self._keepers[name].stop(grace_s=grace_s) for name in chosen)
+        ends = await asyncio.gather(*stops, return_exceptions=True)
         for name in chosen:
             del self._keepers[name]
         self._changed()
+        for end in ends:
+            if end is not None:
+                raise end
 
     def pids(self) -> dict[str, list[int]]:
         """The living main processes, by kind of part."""
@@ -108,15 +112,24 @@ class Supervisor:
 
     def _tell(self, trouble: str) -> None:
         if self._on_trouble:
-            self._on_trouble(trouble)
+            # A terminal that is closed takes no more lines; the parts go on until the signal that comes with it.
+            with suppress(OSError):
+                self._on_trouble(trouble)
 
     def _changed(self) -> None:
         """Write down who runs. Called from the loop with every change; the file is small."""
+        try:
+            self._write_down()
+            if self._listener:
+                self._listener()
+        except OSError as error:
+            # What is written down outlives us, and the next start; what runs does not depend on it.
+            self._tell(f"who runs cannot be written down: {error.strerror}")
+
+    def _write_down(self) -> None:
         alive = [keeper for keeper in self._keepers.values() if keeper.pid]
         entries = (describe(keeper.part.name, keeper.pid or 0, keeper.part.stop_signal) for keeper in alive)
         if alive:
             write_runtime(self._runtime_file, (entry for entry in entries if entry))
         else:
             self._runtime_file.unlink(missing_ok=True)
-        if self._listener:
-            self._listener()

@@ -15,10 +15,14 @@ from hydracore.embedded.files import tail
 from hydracore.embedded.home import Home
 from hydracore.embedded.leftovers import Started, describe, stop_leftovers, write_runtime
 from hydracore.embedded.part import Part
+from hydracore.embedded.ports import free_port
+from hydracore.embedded.stack import Stack
 from hydracore.embedded.supervisor import Supervisor
 from tests.waiting import until
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
+#: Needs no log.
+QUIET = "import time; time.sleep(600)"
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 )
@@ -132,6 +136,49 @@ async def test_a_stop_during_the_start_leaves_nothing(tmp_path: Path) -> None:
         start.cancel()
 
     assert gone(pid)
+
+
+async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Path) -> None:
+    (tmp_path / "one.log").symlink_to("/dev/full")
+    (tmp_path / f".runtime.json.{os.getpid()}.new").symlink_to("/dev/full")
+    told: list[str] = []
+    async with Supervisor.running(
+        runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_trouble=told.append
+    ) as supervisor:
+        await supervisor.start(part("one", QUIET))
+        (first,) = supervisor.pids()["one"]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: supervisor.pids()["one"] not in ([], [first]))
+        (second,) = supervisor.pids()["one"]
+
+    assert gone(second)
+    full = "No space left on device"
+    assert {f"who runs cannot be written down: {full}", f"{tmp_path / 'one.log'} cannot be written: {full}"} <= {*told}
+
+
+async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_being_stopped(tmp_path: Path) -> None:
+    """The stop of the control plane tells what is broken; those of simulators and stores come all the same."""
+    pids: list[int] = []
+
+    def see() -> None:
+        pids.extend(pid for pid in supervisor.pids().get("api", []) if pid not in pids)
+        if len(pids) > 1:
+            raise RuntimeError("nobody has thought of this")
+
+    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_change=see) as supervisor:
+        stack = Stack(Home(tmp_path / "home"), supervisor, port=free_port(), workers=1, environ={})
+        for name in ("api", "cloudsim", "store"):
+            await supervisor.start(part(name, QUIET))
+        others = [supervisor.pids()[name][0] for name in ("cloudsim", "store")]
+        os.kill(pids[0], signal.SIGKILL)
+        await until(lambda: len(pids) > 1 and gone(pids[1]))
+        pids.clear()
+        async with stack._http:
+            with pytest.raises(RuntimeError, match="nobody has thought of this"):
+                await stack._stop()
+
+        assert all(gone(pid) for pid in others)
+        assert supervisor.pids() == {}
 
 
 async def test_parts_of_one_kind_are_counted_together(tmp_path: Path) -> None:
