@@ -15,6 +15,7 @@ from typing import NamedTuple
 #: How many bytes one read takes at most; a list of 100 rows has some 40 KB.
 _READ_BYTES = 262_144
 _OK = b"HTTP/1.1 200 "
+_ACCEPTED = b"HTTP/1.1 202 "
 _LENGTH = b"content-length: "
 
 
@@ -45,22 +46,31 @@ async def _ask(load: Load, number: int, end_s: float) -> tuple[int, int]:
             path = load.paths[(number + count) % len(load.paths)]
             head = f"GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {load.token}\r\n\r\n"
             writer.write(head.encode())
-            length = await _answer(reader)
+            length = len(await _body(reader, _OK))
             count += 1
     finally:
         writer.close()
     return count, length
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
+async def post(host: str, port: int, path: str, token: str, body: bytes) -> bytes:
+    """The answer's body, over a connection of its own. Raises `RuntimeError` for any answer but 202."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json"
+        writer.write(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        return await _body(reader, _ACCEPTED)
+    finally:
+        writer.close()
+
+
+async def _body(reader: asyncio.StreamReader, wanted: bytes) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
-    if not head.startswith(_OK):
+    if not head.startswith(wanted):
         raise RuntimeError(head.split(b"\r\n", 1)[0].decode())
     lowered = head.lower()
     start = lowered.index(_LENGTH) + len(_LENGTH)
-    length = int(lowered[start : lowered.index(b"\r\n", start)])
-    await reader.readexactly(length)
-    return length
+    return await reader.readexactly(int(lowered[start : lowered.index(b"\r\n", start)]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -37,7 +38,8 @@ STOP_MS_MAX = 8_000
 
 RELAY_POOL_SIZE = 4
 
-#: How long a follower lets the log grow between two looks, so that each takes a batch. So far is it behind at least.
+#: How long a follower lets the log grow between two looks at least, so that each takes a batch. It rests for as long as a look
+#: took: the busier the machine, the more it leaves to those whom somebody waits for.
 FOLLOW_S = 0.005
 
 #: Pause of a follower that cannot go on, before it tries, and complains, again.
@@ -121,6 +123,7 @@ async def follow(follower: Follower, lookout: Lookout) -> None:
     entered = False
     while True:
         moved = lookout.moved
+        began_s = time.monotonic()
         try:
             if not entered:
                 await follower.enter()
@@ -131,7 +134,7 @@ async def follow(follower: Follower, lookout: Lookout) -> None:
         except Exception:  # noqa: BLE001 - a projection's bug must not stop the relay
             _log.exception("follower_failed")
             await asyncio.sleep(RECOVER_S)
-        await asyncio.sleep(FOLLOW_S)
+        await asyncio.sleep(max(FOLLOW_S, time.monotonic() - began_s))
         await rest(moved)
 
 

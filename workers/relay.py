@@ -52,7 +52,7 @@ WORKERS_OWN = [
 ]
 
 #: How long a wake-up waits for others before the look that serves them all.
-BURST_S = 0.005
+BURST_S = 0.01
 
 #: Pause after a failure of Redis or PostgreSQL.
 RECOVER_S = 0.5
