@@ -14,9 +14,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+import psycopg
+
+from events.errors import EventsError
 from events.ids import LANES
 from projections.definition import Projection
-from projections.errors import FoldFailed
+from projections.errors import FoldFailed, RebuildError
 from projections.folding import LANES_AT_ONCE_MAX, fold_lanes
 from projections.generations import Generation, Progress
 from projections.rebuild import Folding
@@ -106,8 +109,16 @@ def _work(work: Callable[[], int], answer: Answer) -> None:
     try:
         work()
     except Exception as error:  # noqa: BLE001 - the parent tells of it
-        answer.send(f"{type(error).__name__}: {error}")
+        answer.send(_told(error))
         raise SystemExit(1) from None
+
+
+def _told(error: Exception) -> str:
+    """Other errors than our own may quote what an event or a row says, and are told by their class."""
+    name = type(error).__name__
+    if isinstance(error, EventsError | RebuildError):
+        return f"{name}: {error}"
+    return f"{name} ({error.sqlstate})" if isinstance(error, psycopg.Error) and error.sqlstate else name
 
 
 def reason_of(process: BaseProcess, answer: Answer) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -40,8 +41,11 @@ HELP_S = 30.0
 RING_S = 2.0
 HINTS = 16
 
-#: How long the rebuild waits while no lane is folded and nobody has claimed one.
-IDLE_S_MAX = 60.0
+#: How long the rebuild waits while no lane is folded and nobody has claimed one: hints may lie behind ten thousand others.
+IDLE_S_MAX = 300.0
+
+#: How long one claim may take. Who takes longer hangs, and holds lanes that others could fold.
+CLAIM_S_MAX = 3_600.0
 
 #: After how many failures without a lane folded in between it gives up: others may have better luck, or none.
 FAILURES_MAX = 3
@@ -97,7 +101,8 @@ class Folder:
         # Not a thread that waits for it: one would keep a worker that is told to stop until the claim is folded.
         loop.add_reader(process.sentinel, ended.set)
         try:
-            await ended.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), CLAIM_S_MAX)
         finally:
             loop.remove_reader(process.sentinel)
             process.terminate()
@@ -164,7 +169,10 @@ class _Waiting:
 
     def hear(self, payload: str) -> None:
         """Take what a worker says. Raises `FoldFailed` where it is the last straw."""
-        said = msgspec.json.decode(payload, type=_Said)
+        try:
+            said = msgspec.json.decode(payload, type=_Said)
+        except msgspec.MsgspecError:
+            return  # Anybody may notify.
         if said.follower != self._build.follower:
             return
         self._reason = said.reason

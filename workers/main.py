@@ -39,8 +39,9 @@ STOP_MS_MAX = 8_000
 RELAY_POOL_SIZE = 4
 
 #: How long a follower lets the log grow between two looks at least, so that each takes a batch. It rests for as long as a look
-#: took: the busier the machine, the more it leaves to those whom somebody waits for.
+#: took, up to a limit: the busier the machine, the more it leaves to those whom somebody waits for.
 FOLLOW_S = 0.005
+FOLLOW_S_MAX = 0.1
 
 #: Pause of a follower that cannot go on, before it tries, and complains, again.
 RECOVER_S = 30.0
@@ -122,19 +123,20 @@ async def follow(follower: Follower, lookout: Lookout) -> None:
     """Keep followed projections up to the log, for ever. Whatever they trip over, hints and duties go on beside it."""
     entered = False
     while True:
-        moved = lookout.moved
-        began_s = time.monotonic()
+        moved, looked_s = lookout.moved, 0.0
         try:
             if not entered:
                 await follower.enter()
                 entered = True
+            began_s = time.monotonic()
             await follower.catch_up()
+            looked_s = time.monotonic() - began_s
         except StoreUnavailable as error:
             _log.warning("follower_waits", error=type(error).__name__)
         except Exception:  # noqa: BLE001 - a projection's bug must not stop the relay
             _log.exception("follower_failed")
             await asyncio.sleep(RECOVER_S)
-        await asyncio.sleep(max(FOLLOW_S, time.monotonic() - began_s))
+        await asyncio.sleep(min(max(FOLLOW_S, looked_s), FOLLOW_S_MAX))
         await rest(moved)
 
 

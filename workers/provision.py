@@ -32,6 +32,9 @@ from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
 
+#: However long a provider wants to be left alone, which its driver sees to: deadlines and alarms of an instance are looked at.
+LOOK_AGAIN_S_MAX = 60.0
+
 #: Servers on their way out take their time: looked at again soon, then ever later.
 STILL_THERE = Trouble(code="server_still_there", delay_s=0.3, usual=True)
 
@@ -264,7 +267,7 @@ async def fail(
 def trouble(error: ProviderError) -> Trouble:
     """A provider's failure as a reason to try again."""
     if isinstance(error, ProviderRetry | ProviderLater):
-        return Trouble(code=error.code, delay_s=error.retry_after_s)
+        return Trouble(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
     return Trouble(code=error.code)
 
 

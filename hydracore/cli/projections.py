@@ -203,10 +203,13 @@ def _distributed(settings: "Settings") -> "Folding":
 
 
 def _as_owner(settings: "Settings") -> str:
-    """How to connect as whoever owns the tables."""
+    """How to connect as whoever owns the tables. A server that takes in many rows may not read for a while, and is not gone."""
+    from psycopg.conninfo import make_conninfo
+
     from hydracore.db.pool import conninfo
 
-    return conninfo(settings.database_url, role="", application="hydracore-projections")
+    patient = make_conninfo(settings.database_url, tcp_user_timeout="0")
+    return conninfo(patient, role="", application="hydracore-projections")
 
 
 def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":

@@ -68,7 +68,9 @@ def test_without_a_code_the_status_decides(status: int, kind: type[ProviderError
         (423, "locked", None, RETRY_AFTER_S_DEFAULT),
         (500, "server_error", None, LATER_S_DEFAULT),
         (503, "maintenance", None, LATER_S_DEFAULT),
-        (503, "unavailable", 70.0, 70.0),
+        (503, "unavailable", 50.0, 50.0),
+        # Deadlines and alarms of an instance are looked at all the same.
+        (503, "unavailable", 3_600.0, 60.0),
     ],
 )
 def test_what_may_get_better_is_tried_again_when_it_may_be_better(

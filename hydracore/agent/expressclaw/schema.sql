@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS turn (
     partial         TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
--- Keys of callers were once the same for all end users.
-UPDATE turn
+-- Keys of callers were once the same for all end users. An agent that was an older one again for a while may have written both.
+UPDATE OR REPLACE turn
 SET key = 'caller:' || coalesce(length(end_user) || ':' || end_user, '') || ':' || substr(key, 5)
 WHERE key >= 'api:' AND key < 'api;';
 
