@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +14,7 @@ import pytest
 from hydracore.agent.messages import AgentStatus, Versions
 from hydracore.vps import ANSWER_MAX_BYTES, VpsBadAnswer, VpsClient, VpsError, VpsTimeout, VpsUnreachable
 from tests.agent_process import free_address
+from tests.waiting import PATIENCE_S
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -24,21 +25,28 @@ TOKEN = "control-token"
 async def peer(answer: bytes, *, host: str = "127.0.0.1", stays_open: bool = False) -> AsyncIterator[tuple[str, int]]:
     """A server that reads a request's head, sends `answer` and closes (or waits for the caller to)."""
     requests: list[bytes] = []
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(answer)
-        try:
+        with suppress(ConnectionError, EOFError, asyncio.CancelledError):  # The caller had enough.
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(answer)
             await writer.drain()
             if stays_open:
                 await reader.read()
-        except ConnectionError:
-            pass  # The caller had enough.
         writer.close()
+        with suppress(ConnectionError, asyncio.CancelledError):
+            await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, host, 0)
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.create_task(serve(reader, writer)))
+
+    server = await asyncio.start_server(connected, host, 0)
     async with server:
         yield server.sockets[0].getsockname()[:2]
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving)
     for request in requests:
         assert b"authorization: bearer control-token" in request.lower()
 
@@ -50,7 +58,7 @@ def http(status: str, body: bytes = b"", *headers: str) -> bytes:
 
 @pytest.fixture
 async def vps() -> AsyncIterator[VpsClient]:
-    async with VpsClient(timeout_s=0.5) as client:
+    async with VpsClient(timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -96,8 +104,8 @@ async def test_a_connection_that_breaks_is_unreachable(vps: VpsClient, answer: b
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
-async def test_an_answer_that_does_not_come_or_end_is_a_timeout(vps: VpsClient, answer: bytes) -> None:
-    async with peer(answer, stays_open=True) as address:
+async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -> None:
+    async with VpsClient(timeout_s=0.5) as vps, peer(answer, stays_open=True) as address:
         with pytest.raises(VpsTimeout):
             await vps.status(*address, TOKEN)
 
@@ -210,7 +218,7 @@ async def test_a_stream_that_is_cut_or_falls_silent_says_so(
 ) -> None:
     async with (
         peer(answer, stays_open=stays_open) as address,
-        vps.chat_stream({}, **where(address), idle_timeout_s=0.5) as chunks,
+        vps.chat_stream({}, **where(address), idle_timeout_s=0.5 if stays_open else PATIENCE_S) as chunks,
     ):
         assert await anext(chunks) == b"data: 1\n\n"
         with pytest.raises(error):
