@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import psycopg
 from psycopg import Connection, sql
 
 from events.codec import tag_of
@@ -53,6 +54,8 @@ def compare(
         for facts in _facts(connection, lane, min(head, max((each.upto for each in seen), default=0))):
             _feed(seen, folds, facts)
             after_each(len(facts))
+    except (psycopg.OperationalError, psycopg.InterfaceError):
+        raise  # A database that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the lane makes no sense to whoever follows it: {type(error).__name__}"
         yield Finding(kind="history_broken", what=what, lane=lane)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+import psycopg
 from psycopg import Connection, sql
 
 from events.finding import FINDINGS_MAX, Finding
@@ -186,6 +187,8 @@ def _rows_of(
             for fold in folds.values():
                 fold.feed(events)
         return {name: list(fold.rows()) for name, fold in folds.items()}
+    except psycopg.Error:
+        raise  # Chunks come from the database: one that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the stream makes no sense: {type(error).__name__}"
         return Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import psycopg
 import pytest
 from msgspec.structs import replace
 
-from hydracore.audit import tables
+from hydracore.audit import sums, tables
 from projections.followed import followed_projections
 from projections.follower import Follower
 from tests import lives
@@ -146,6 +147,18 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
     )
 
     assert find(forger, replay=True) == []
+
+
+def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "EVENTS_MAX", 1)
+    with psycopg.connect(url, autocommit=True) as killer, psycopg.connect(url, autocommit=True) as connection:
+        followed = tables.served(connection).followed
+
+        def kill(_events: int) -> None:
+            killer.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+
+        with pytest.raises(psycopg.OperationalError):
+            list(sums.compare(connection, LANE, followed, after_each=kill))
 
 
 @pytest.mark.parametrize(
