@@ -137,7 +137,7 @@ async def read_facts(
         "upto": [None if upto is None else upto[lane] for lane, _ in places],
         "limit": limit,
     }
-    query = sql.SQL(_OF_LANES).format(payload=stored.payload())
+    query = sql.SQL(_OF_LANES).format(fact=stored.fact())
     cursor = await connection.execute(query, parameters)
     found = Found({place: [] for place in places}, {})
     for number, seq, name, json in await cursor.fetchall():

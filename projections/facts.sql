@@ -1,5 +1,10 @@
 -- What followed projections are folded from: an event with its place, time, and who did what it came from.
 
+-- name: fact
+-- Of the event `e` and its command `k`.
+json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id, 'recorded_at', e.recorded_at,
+                  'actor', k.actor, 'command', k.name, 'first', k.first_seq = e.seq, 'event', {payload})::text
+
 -- name: of_lanes
 -- Up to %(limit)s events from each place on; those of no wanted type without what they say.
 SELECT p.place, e.seq, e.type, e.fact
@@ -7,11 +12,7 @@ SELECT p.place, e.seq, e.type, e.fact
  CROSS JOIN LATERAL (
        SELECT e.seq, e.type,
               CASE WHEN %(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[])
-                   THEN json_build_object(
-                        'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
-                        'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
-                        'first', k.first_seq = e.seq, 'event', {payload})::text
-               END AS fact
+                   THEN {fact} END AS fact
          FROM event e
          JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
         WHERE e.lane = p.lane AND e.seq > p.after AND (p.upto IS NULL OR e.seq <= p.upto)
@@ -40,10 +41,7 @@ SELECT e.lane, e.seq
 COPY (
     SELECT lane, '[' || string_agg(fact, ',' ORDER BY place) || ']'
       FROM (SELECT e.lane, row_number() OVER (PARTITION BY e.lane ORDER BY e.stream_id, e.version) - 1 AS place,
-                   json_build_object(
-                   'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
-                   'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
-                   'first', k.first_seq = e.seq, 'event', {payload})::text AS fact
+                   {fact} AS fact
               FROM event e
               LEFT JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
              WHERE e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]

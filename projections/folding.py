@@ -179,4 +179,4 @@ def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:
     text: Any = statement.decode()
     literals = {"lanes": list(targets), "targets": [targets.get(lane, 0) for lane in range(LANES)], **values}
     quoted = {name: sql.Literal(value) for name, value in literals.items()}
-    return sql.SQL(text).format(payload=stored.payload(), **quoted)
+    return sql.SQL(text).format(payload=stored.payload(), fact=stored.fact(), **quoted)

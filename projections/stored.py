@@ -1,4 +1,4 @@
-"""Payloads on their way out of the log in bulk: a part of the statements that read them."""
+"""Payloads, and facts, on their way out of the log in bulk: parts of the statements that read them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from events import upcast
 from events.sql import Statements
 
 _PAYLOAD: Any = Statements("projections", "stored.sql")["payload"].decode()
+_FACT: Any = Statements("projections", "facts.sql")["fact"].decode()
 
 
 def payload() -> sql.Composed:
@@ -18,3 +19,8 @@ def payload() -> sql.Composed:
     return sql.SQL(_PAYLOAD).format(
         changed=sql.Literal(list(later)), today=sql.Literal([f"{name} {version}" for name, version in later.items()])
     )
+
+
+def fact() -> sql.Composed:
+    """The expression that gives the event `e` with its command `k` as a fact, as `projections.fact` decodes it."""
+    return sql.SQL(_FACT).format(payload=payload())

@@ -92,7 +92,7 @@ def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
 
 
 def _facts(connection: Connection, lane: int, upto: int) -> Iterator[list[Fact]]:
-    query = sql.SQL(_FACTS).format(payload=stored.payload())
+    query = sql.SQL(_FACTS).format(fact=stored.fact())
     for after in range(0, upto, EVENTS_MAX):
         parameters = {"lane": lane, "after": after, "upto": min(upto, after + EVENTS_MAX)}
         row = connection.execute(query, parameters, prepare=True).fetchone()

@@ -16,10 +16,7 @@ SELECT {columns} FROM {table} t WHERE t.lane = %(lane)s
 -- name: facts
 -- Some of a lane's events as facts, in order, as one array.
 SELECT '[' || string_agg(fact, ',' ORDER BY seq) || ']'
-  FROM (SELECT e.seq, json_build_object(
-               'lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id,
-               'recorded_at', e.recorded_at, 'actor', k.actor, 'command', k.name,
-               'first', k.first_seq = e.seq, 'event', coalesce(({payload}), 'null'))::text AS fact
+  FROM (SELECT e.seq, {fact} AS fact
           FROM event e
           JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
          WHERE e.lane = %(lane)s AND e.seq > %(after)s AND e.seq <= %(upto)s) facts
