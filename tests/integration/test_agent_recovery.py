@@ -125,16 +125,21 @@ async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
     assert {heartbeat["boot_id"] for heartbeat in control_plane.heartbeats} == {control_plane.boot_id}
 
 
-async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
-    control_plane: FakeControlPlane, agent: AgentProcess
-) -> None:
+async def kill_before_it_tells(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
+    """Kill an agent that is healthy and could not deliver a single callback; the next one could."""
     control_plane.trouble("callback", *[503] * 1000)
     agent.start()
     await control_plane.until(lambda: bool(control_plane.heartbeats))
     await agent.kill()
+    control_plane._troubles.clear()
+
+
+async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    await kill_before_it_tells(control_plane, agent)
     assert control_plane.stages() == []
 
-    control_plane._troubles.clear()
     agent.start()
     await control_plane.until(lambda: len(control_plane.boots) == 2)
 
@@ -144,11 +149,7 @@ async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
 async def test_what_a_killed_boot_has_left_to_tell_outlasts_a_rotated_key(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    control_plane.trouble("callback", *[503] * 1000)
-    agent.start()
-    await control_plane.until(lambda: bool(control_plane.heartbeats))
-    await agent.kill()
-    control_plane._troubles.clear()
+    await kill_before_it_tells(control_plane, agent)
     control_plane.rotate_key()
     # The first try to get another key is lost after it was carried out.
     control_plane.trouble("secrets/ack", "reply_lost")
@@ -168,11 +169,7 @@ async def test_what_a_killed_boot_has_left_to_tell_outlasts_a_rotated_key(
 async def test_a_killed_boot_whose_key_is_refused_without_another_one_keeps_no_agent_from_starting(
     control_plane: FakeControlPlane, agent: AgentProcess, refusals: int, told: list[str]
 ) -> None:
-    control_plane.trouble("callback", *[503] * 1000)
-    agent.start()
-    await control_plane.until(lambda: bool(control_plane.heartbeats))
-    await agent.kill()
-    control_plane._troubles.clear()
+    await kill_before_it_tells(control_plane, agent)
     control_plane.trouble("callback", *[401] * refusals)
     control_plane.heartbeats.clear()
 
