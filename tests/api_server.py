@@ -18,11 +18,10 @@ from events.keys import Keyring
 from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore.agent.transport import TRUST_NOBODY
-from hydracore.api.app import Parts, create_app, operations
-from hydracore.api.main import open_parts
+from hydracore.api.app import Parts, operations
+from hydracore.api.main import open_parts, server_config
 from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
-from hydracore.http_protocol import BoundedProtocol
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
@@ -61,17 +60,7 @@ async def running_api(
     )
     async with open_parts(settings, catalogues.load(catalogue, ENVIRON)) as parts:
         door = listen("127.0.0.1")
-        config = uvicorn.Config(
-            create_app(parts),
-            loop="none",
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(parts))
         # The test's own signal handlers stay: uvicorn would install its in the main thread.
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
         serving = asyncio.create_task(server.serve(sockets=[door]))

@@ -44,8 +44,9 @@ POOL_SIZE: Final = 12
 #: How long requests under way may take to end once the process is told to stop.
 STOP_GRACE_S: Final = 5
 
-#: How long an idle connection is kept.
-KEEP_ALIVE_S: Final = 60
+#: How long an idle connection is kept. Longer than proxies and clients do (60 s and less), so that it is they who close it:
+#: a request into a connection that is just being closed is lost, and not every client may send it again.
+KEEP_ALIVE_S: Final = 75
 
 _log = structlog.get_logger(__name__)
 
@@ -73,22 +74,7 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
     for region, reason in catalogue.unavailable.items():
         _log.warning("region_unavailable", region=region, reason=reason)
     async with open_parts(settings, catalogue) as parts:
-        config = uvicorn.Config(
-            create_app(parts),
-            host=settings.api_host,
-            port=settings.api_port,
-            loop="uvloop",
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            # Request ids and rates are told by what a proxy adds, addresses are not used: nothing to rewrite.
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=STOP_GRACE_S,
-        )
+        config = server_config(parts)
         look_less_often()
         hearing = asyncio.create_task(keep_hearing(parts.pool))
         try:
@@ -96,6 +82,26 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
                 await uvicorn.Server(config).serve()
         finally:
             hearing.cancel()
+
+
+def server_config(parts: Parts) -> uvicorn.Config:
+    """How the API is served, at the address of the settings."""
+    return uvicorn.Config(
+        create_app(parts),
+        host=parts.settings.api_host,
+        port=parts.settings.api_port,
+        loop="uvloop",
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Request ids and rates are told by what a proxy adds, addresses are not used: nothing to rewrite.
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_GRACE_S,
+    )
 
 
 @contextmanager

@@ -18,22 +18,26 @@ from hydracore.cloudsim.store import Store
 
 log = structlog.get_logger(__name__)
 
-#: How long an agent may take to end when it is asked to.
-STOP_GRACE_S: Final = 3.0
-
 #: Actions that act without asking the agent, and those that boot it again.
 CUT_POWER: Final = "stop_server"
 RESTARTS: Final = frozenset({"reboot_server", "reset_server"})
 
 
 class Keeper:
-    """`action_delay_s` is how long an action takes before it shows any effect; `disks` holds the servers' folders."""
+    """`disks` holds the servers' folders.
 
-    def __init__(self, store: Store, booter: Booter, *, disks: Path, action_delay_s: float) -> None:
+    `action_delay_s` is how long an action takes before it shows any effect, `stop_grace_s` how long an agent may take to end
+    when it is asked to.
+    """
+
+    def __init__(
+        self, store: Store, booter: Booter, *, disks: Path, action_delay_s: float, stop_grace_s: float
+    ) -> None:
         self._store = store
         self._booter = booter
         self._disks = disks
         self._action_delay_s = action_delay_s
+        self._stop_grace_s = stop_grace_s
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stopping = False
 
@@ -61,7 +65,7 @@ class Keeper:
         self._stopping = True
         await self._cancel_tasks()
         servers = self._store.servers()
-        stopped = await asyncio.gather(*(self._booter.stop(server.id, grace_s=STOP_GRACE_S) for server in servers))
+        stopped = await asyncio.gather(*(self._booter.stop(server.id, grace_s=self._stop_grace_s) for server in servers))
         # Actions were under way, too; they do not wait for the next start.
         for server in servers:
             if server.locked:
@@ -100,15 +104,15 @@ class Keeper:
             starts = "start_server" in commands and not failing
             self._store.finish_actions(server.id, status="running" if starts else "off")
         elif server.status == "deleting":
-            await self._remove(server.id, grace_s=STOP_GRACE_S)
+            await self._remove(server.id, grace_s=self._stop_grace_s)
         elif server.status == "starting":
             self._store.finish_actions(server.id, status="running")
         elif server.status == "stopping":
-            await self._booter.stop(server.id, grace_s=0.0 if CUT_POWER in commands else STOP_GRACE_S)
+            await self._booter.stop(server.id, grace_s=0.0 if CUT_POWER in commands else self._stop_grace_s)
             self._store.finish_actions(server.id, status="off")
         else:
             if commands & RESTARTS and not failing:
-                await self._booter.stop(server.id, grace_s=STOP_GRACE_S)
+                await self._booter.stop(server.id, grace_s=self._stop_grace_s)
             self._store.finish_actions(server.id, status=None)
 
     async def _boot(self, server: ServerRecord) -> None:

@@ -35,6 +35,9 @@ BOOTS: Final = ("process", "inline")
 HOME_WAIT_S_MAX: Final = 2.0
 HOME_POLL_S: Final = 0.05
 
+#: How long an agent may take to end when it is asked to.
+STOP_GRACE_S: Final = 3.0
+
 #: Longer than any client keeps an idle connection, so that it is the client who closes it.
 KEEPALIVE_S: Final = 75
 #: What requests that are being answered get at the end.
@@ -55,10 +58,11 @@ def run(
     boot: str = "process",
     stop_servers_on_exit: bool = False,
     action_delay_ms: int = 0,
+    stop_grace_s: float = STOP_GRACE_S,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Agents stay then, unless `stop_servers_on_exit`; the next start adopts them.
 
-    Ends with exit code 1 and one line on stderr when it cannot start.
+    `stop_grace_s` is how long agents may take to end. Ends with exit code 1 and one line on stderr when it cannot start.
     """
 
     async def until_signalled() -> None:
@@ -73,6 +77,7 @@ def run(
             boot=boot,
             stop_servers_on_exit=stop_servers_on_exit,
             action_delay_ms=action_delay_ms,
+            stop_grace_s=stop_grace_s,
         )
         async with serving as url:
             look_less_often()
@@ -96,6 +101,7 @@ async def serve(
     boot: str = "process",
     stop_servers_on_exit: bool = False,
     action_delay_ms: int = 0,
+    stop_grace_s: float = STOP_GRACE_S,
 ) -> AsyncGenerator[str]:
     """A cloudsim within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
 
@@ -108,7 +114,7 @@ async def serve(
         listener = stack.enter_context(_listener(host, port))
         store = Store(home / "cloudsim.sqlite", now=lambda: datetime.now(UTC), pick=secrets.randbelow)
         stack.callback(store.close)
-        keeper = _keeper(home, store, boot=boot, action_delay_s=action_delay_ms / 1000)
+        keeper = _keeper(home, store, boot=boot, action_delay_s=action_delay_ms / 1000, stop_grace_s=stop_grace_s)
         sim = Sim(store=store, keeper=keeper, quota=Quota(monotonic=time.monotonic, wall=time.time), token=token)
         await keeper.open()
         try:
@@ -127,11 +133,11 @@ def _made(home: Path) -> Path:
     return home
 
 
-def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float) -> Keeper:
+def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float, stop_grace_s: float) -> Keeper:
     disks = home / DISKS
     processes = ProcessBooter(disks=disks, locks=home / "locks", store=store)
     booter: Booter = processes if boot == "process" else InlineBooter(disks=disks, detached=processes)
-    return Keeper(store, booter, disks=disks, action_delay_s=action_delay_s)
+    return Keeper(store, booter, disks=disks, action_delay_s=action_delay_s, stop_grace_s=stop_grace_s)
 
 
 async def _own(home: Path) -> contextlib.AbstractContextManager[object]:
