@@ -114,11 +114,15 @@ class BootReport(NamedTuple):
 
 
 class ReportBootstrap(Command, frozen=True, kw_only=True):
-    """`seq`: the number of the first report within its boot; the others have those that follow."""
+    """`seq`: the number of the first report within its boot; the others have those that follow.
+
+    `key_id`: of the key that is acknowledged with them, if one is.
+    """
 
     boot_id: UUID
     seq: int
     reports: tuple[BootReport, ...]
+    key_id: UUID | None = None
 
 
 class MarkReady(Command, frozen=True, kw_only=True):

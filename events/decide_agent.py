@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from events import commands as c
 from events import types as e
 from events.errors import (
@@ -28,14 +30,12 @@ def decide_agent(
         case c.IssueAgentKey():
             return _issue_key(state, command)
         case c.AcknowledgeAgentKey():
-            agent = _bound_agent(state)
-            if agent.key_id != command.key_id:
-                raise KeyNotPending(state.id)
-            if agent.key_acknowledged:
-                return ()
-            return (e.AgentKeyAcknowledged(at_ms=command.at_ms, key_id=command.key_id),)
+            return _acknowledge(state, command.key_id, command.at_ms)
         case c.ReportBootstrap():
-            return _report_bootstrap(state, command)
+            reported = _report_bootstrap(state, command)
+            if command.key_id is None:
+                return reported
+            return (*_acknowledge(state, command.key_id, command.at_ms), *reported)
 
 
 def _bound_agent(state: Instance) -> Agent:
@@ -91,6 +91,13 @@ def _issue_key(state: Instance, command: c.IssueAgentKey) -> tuple[e.AnyEvent, .
             at_ms=command.at_ms, attempt=command.attempt, key_id=command.key_id, key_hash=command.key_hash
         ),
     )
+
+
+def _acknowledge(state: Instance, key_id: UUID, at_ms: int) -> tuple[e.AnyEvent, ...]:
+    agent = _bound_agent(state)
+    if agent.key_id != key_id:
+        raise KeyNotPending(state.id)
+    return () if agent.key_acknowledged else (e.AgentKeyAcknowledged(at_ms=at_ms, key_id=key_id),)
 
 
 def _report_bootstrap(state: Instance, command: c.ReportBootstrap) -> tuple[e.AnyEvent, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from hydracore.vps import VpsClient
 from tests.agent_process import AgentProcess, free_address
-from tests.fake_control_plane import FakeControlPlane
+from tests.fake_control_plane import FakeControlPlane, Hold
 from tests.waiting import PATIENCE_S
 
 
@@ -45,3 +46,18 @@ def agent_fixture(tmp_path: Path, control_plane: FakeControlPlane) -> Generator[
 async def vps_fixture() -> AsyncGenerator[VpsClient]:
     async with VpsClient(timeout_s=PATIENCE_S) as client:
         yield client
+
+
+async def stopped_at(control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str) -> Hold:
+    """Start the agent; where its first call of `endpoint` is stopped, "before" or "after" it is applied."""
+    if endpoint == "secrets/ack":
+        # Of a key that replaces another: the first is acknowledged with a callback.
+        agent.start()
+        await control_plane.until_healthy()
+        hold = control_plane.hold(endpoint, when)
+        control_plane.rotate_key()
+    else:
+        hold = control_plane.hold(endpoint, when)
+        agent.start()
+    await asyncio.wait_for(hold.reached.wait(), PATIENCE_S)
+    return hold

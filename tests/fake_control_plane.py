@@ -27,7 +27,7 @@ from uvicorn.server import Server
 
 from tests.waiting import PATIENCE_S
 
-#: The endpoints that every boot calls.
+#: The endpoints that an agent calls: `secrets/ack` where a key replaces another, the others with every first boot.
 ENDPOINTS = ("enroll", "secrets", "secrets/ack", "callback", "heartbeat")
 
 
@@ -303,10 +303,14 @@ class FakeControlPlane:
         return 200, {}
 
     def _callback(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        first = {name: value for name, value in body.items() if name != "following"}
+        first = {name: value for name, value in body.items() if name not in {"following", "key_id"}}
         assert set(first) == {"boot_id", "seq", "stage", "level", "message"}
         if body["boot_id"] != self.boot_id:
             return 410, {"detail": "a later boot has enrolled"}
+        if "key_id" in body:
+            status, refusal = self._ack({"boot_id": body["boot_id"], "key_id": body["key_id"]})
+            if status != 200:
+                return status, refusal
         told = self.accepted[body["boot_id"]]
         if body["seq"] > len(told) + 1:
             return 409, {"detail": "gap", "expected_seq": len(told) + 1}

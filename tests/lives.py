@@ -120,8 +120,11 @@ def acknowledge(key_id: UUID = KEY) -> c.AcknowledgeAgentKey:
     return c.AcknowledgeAgentKey(at_ms=NOW_MS, key_id=key_id)
 
 
-def report(seq: int, stage: str, boot_id: UUID = BOOT, message: str = "so far so good") -> c.ReportBootstrap:
-    return c.ReportBootstrap(at_ms=NOW_MS, boot_id=boot_id, seq=seq, reports=(c.BootReport(stage, "info", message),))
+def report(
+    seq: int, stage: str, boot_id: UUID = BOOT, message: str = "so far so good", key_id: UUID | None = None
+) -> c.ReportBootstrap:
+    told = (c.BootReport(stage, "info", message),)
+    return c.ReportBootstrap(at_ms=NOW_MS, boot_id=boot_id, seq=seq, reports=told, key_id=key_id)
 
 
 def mark_ready(attempt: int = 1) -> c.MarkReady:

@@ -72,7 +72,7 @@ class Callbacks:
     async def _send(self, credentials: Credentials, callback: Callback) -> None:
         """One try at what comes next; afterwards the spool points at the one to send next."""
         try:
-            answer = await credentials.call(lambda key: self._control_plane.callback(key, callback))
+            answer = await credentials.report(callback)
         except Conflict as error:
             wanted = error.expected_seq
             # To be asked for the very callback just sent would mean a tight loop, so it counts as nonsense, too.

@@ -90,6 +90,8 @@ class Credentials:
         self._control_plane = control_plane
         self._on_renewed = on_renewed
         self._current: m.Secrets | None = None
+        #: What the first callback acknowledges.
+        self._unacknowledged: m.Secrets | None = None
         #: No earlier boot of this agent had secrets that the control plane knew to be here.
         self.is_new = False
         self._renewing = asyncio.Lock()
@@ -120,7 +122,10 @@ class Credentials:
                 return
 
     async def open(self) -> m.Secrets:
-        """Get a key in force: the one on disk, or a fresh one. This boot must have enrolled."""
+        """Get a key in force: the one on disk, or a fresh one. This boot must have enrolled.
+
+        Fresh ones are acknowledged with the first callback, which comes in a moment: a request less for each new agent.
+        """
         stored = load_secrets(self._state)
         self.is_new = stored is None or not stored.acknowledged
         if stored is not None and (stored.acknowledged or await self._acknowledge(stored.secrets)):
@@ -128,8 +133,23 @@ class Credentials:
             return stored.secrets
         while (secrets := await self._fetch()) is None:
             pass
-        self._current = secrets
+        self._refused.reset()
+        self._current = self._unacknowledged = secrets
         return secrets
+
+    async def report(self, callback: m.Callback) -> m.CallbackAccepted:
+        """Send a callback, as `call` does; with secrets that are not acknowledged yet, it acknowledges them."""
+
+        async def send(key: str) -> m.CallbackAccepted:
+            secrets = self._unacknowledged
+            if secrets is None or secrets.agent_key != key:
+                return await self._control_plane.callback(key, callback)
+            answer = await self._control_plane.callback(key, msgspec.structs.replace(callback, key_id=secrets.key_id))
+            store_secrets(self._state, secrets, acknowledged=True)
+            self._unacknowledged = None
+            return answer
+
+        return await self.call(send)
 
     async def call(self, request: Callable[[str], Awaitable[T]]) -> T:
         """Make a request that shows the agent key; when the key is refused, get a fresh one and make it again."""
@@ -151,12 +171,14 @@ class Credentials:
                 return
             log.warning("agent_key_refused", key_id=refused.key_id)
             secrets = await self._fetch()
-            if secrets is not None:
+            # The agent works under the old ones until the control plane knows that it has these.
+            if secrets is not None and await self._acknowledge(secrets):
+                self._refused.reset()
                 self._current = secrets
                 self._on_renewed(secrets)
 
     async def _fetch(self) -> m.Secrets | None:
-        """One round of asking, storing and acknowledging. None after a refusal and a wait, longer each time."""
+        """One round of asking and storing. None after a refusal and a wait, longer each time."""
         request = m.SecretsRequest(
             instance_id=self._boot_file.instance_id, attempt=self._boot_file.attempt, boot_id=self._boot_id
         )
@@ -172,9 +194,6 @@ class Credentials:
             return None
         # On disk first: once acknowledged, these secrets are not handed out again.
         store_secrets(self._state, secrets, acknowledged=False)
-        if not await self._acknowledge(secrets):
-            return None
-        self._refused.reset()
         return secrets
 
     async def _acknowledge(self, secrets: m.Secrets) -> bool:

@@ -97,7 +97,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 class Callback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the agent has to tell: one thing, and what came right after it where that waits, too.
 
-    `seq` is dense from 1 within `boot_id`; what follows has the numbers that follow.
+    `seq` is dense from 1 within `boot_id`; what follows has the numbers that follow. `key_id` says that the secrets of this
+    key are on disk, as a `SecretsAck` does.
     """
 
     boot_id: UUID
@@ -106,6 +107,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     level: Level
     message: str
     following: tuple[Told, ...] = ()
+    key_id: str | None = None
 
     @property
     def last_seq(self) -> int:

@@ -66,7 +66,10 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was told under the number `seq`, and what `following` tells under the numbers after it."""
+    """One thing that was told under the number `seq`, and what `following` tells under the numbers after it.
+
+    `key_id` acknowledges the key's secrets, as `secrets/ack` does.
+    """
 
     boot_id: UUID
     seq: Seq
@@ -74,6 +77,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True):
     level: Level
     message: Message
     following: Annotated[list[Told], Meta(max_length=FOLLOWING_MAX)] = []
+    key_id: UUID | None = None
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from events.record import Origin, Outcome
 from events.sql import Statements
 from events.state import Instance
 from events.store import EventStore
+from events.types import BootstrapReported
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
 from hydracore.api.agent_gate import CallingAgent
@@ -113,8 +114,7 @@ class AgentEndpoints:
     async def acknowledge_secrets(
         self, who: CallingAgent, incoming: Incoming, body: s.AcknowledgeSecrets
     ) -> dict[str, Any]:
-        if body.key_id != who.key_id:
-            raise Conflict("Another key is in force")
+        _require_key(who, body.key_id)
         await self._execute(who.instance_id, c.AcknowledgeAgentKey(at_ms=self._now_ms(), key_id=who.key_id), incoming)
         return {"key_id": who.key_id}
 
@@ -127,14 +127,18 @@ class AgentEndpoints:
         body_bytes=s.CALLBACK_BODY_BYTES,
     )
     async def callback(self, who: CallingAgent, incoming: Incoming, body: s.Callback) -> m.CallbackAccepted:
+        if body.key_id is not None:
+            _require_key(who, body.key_id)
         command = c.ReportBootstrap(
             at_ms=self._now_ms(),
             boot_id=body.boot_id,
             seq=body.seq,
             reports=tuple(c.BootReport(told.stage, told.level, told.message) for told in (body, *body.following)),
+            key_id=body.key_id,
         )
         outcome = await self._execute(who.instance_id, command, incoming)
-        return m.CallbackAccepted(seq=body.seq + len(body.following), duplicate=not outcome.events)
+        is_news = any(isinstance(event, BootstrapReported) for event in outcome.events)
+        return m.CallbackAccepted(seq=body.seq + len(body.following), duplicate=not is_news)
 
     @operation("POST", "/v1/agent/heartbeat", "Report that the agent lives", answer=m.HeartbeatReply, errors=(401, 410))
     async def heartbeat(self, who: CallingAgent, body: s.Heartbeat) -> m.HeartbeatReply:
@@ -169,6 +173,12 @@ class AgentEndpoints:
             config_version=state.config.version,
             runtime=await self._documents.build(state),
         )
+
+
+def _require_key(who: CallingAgent, key_id: UUID) -> None:
+    """An agent can acknowledge the key only that it shows."""
+    if key_id != who.key_id:
+        raise Conflict("Another key is in force")
 
 
 def _enrol_tokens(state: Instance | None) -> set[str]:

@@ -65,7 +65,9 @@ class Keeper:
         self._stopping = True
         await self._cancel_tasks()
         servers = self._store.servers()
-        stopped = await asyncio.gather(*(self._booter.stop(server.id, grace_s=self._stop_grace_s) for server in servers))
+        stopped = await asyncio.gather(
+            *(self._booter.stop(server.id, grace_s=self._stop_grace_s) for server in servers)
+        )
         # Actions were under way, too; they do not wait for the next start.
         for server in servers:
             if server.locked:

@@ -30,7 +30,8 @@ async def test_a_first_boot_goes_through_all_stages_in_order(
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order() == ["enroll", "secrets", "secrets/ack"]
+    assert control_plane.order() == ["enroll", "secrets"]
+    assert control_plane.acknowledged
     assert control_plane.stages() == list(STAGES)
     callbacks = control_plane.told()
     assert [callback["seq"] for callback in callbacks] == [1, 2, 3, 4, 5, 6]

@@ -46,6 +46,7 @@ class Heart:
         )
         await credentials.enrol()
         await credentials.open()
+        await credentials.report(m.Callback(boot_id=boot_id, seq=1, stage="secrets", level="info", message="Stored"))
         report = m.Heartbeat(
             boot_id=boot_id,
             uptime_seconds=1,
@@ -86,7 +87,7 @@ async def test_chance_says_when_a_new_agent_first_reports_and_one_that_was_away_
 async def test_an_agent_that_died_before_its_secrets_were_acknowledged_is_still_new(
     heart: Heart, control_plane: FakeControlPlane
 ) -> None:
-    hold = control_plane.hold("secrets/ack", "before")
+    hold = control_plane.hold("callback", "before")
     dying = asyncio.create_task(heart.first_of_a_boot())
     await hold.reached.wait()
     dying.cancel()

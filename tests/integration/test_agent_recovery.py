@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 import pytest
 
 from hydracore.agent.messages import STAGES
 from hydracore.vps import VpsClient
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
+from tests.agent_fixtures import agent_fixture, control_plane_fixture, stopped_at, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
-from tests.waiting import PATIENCE_S
 
 
 def keys_on_disk(agent: AgentProcess) -> bytes:
@@ -106,9 +104,7 @@ async def test_what_happens_while_the_control_plane_is_down_is_told_afterwards(
 async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
     control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str
 ) -> None:
-    hold = control_plane.hold(endpoint, when)
-    agent.start()
-    await asyncio.wait_for(hold.reached.wait(), PATIENCE_S)
+    hold = await stopped_at(control_plane, agent, endpoint, when)
     keys = keys_on_disk(agent)
     await agent.kill()
     hold.released.set()
@@ -121,7 +117,7 @@ async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
     enrolments = [call.body for call in control_plane.calls if call.endpoint == "enroll"]
     assert enrolments[0]["boot_id"] != enrolments[-1]["boot_id"]
     assert control_plane.stages() == list(STAGES)
-    assert len(control_plane.issued_keys) == 1
+    assert len(control_plane.issued_keys) == (2 if endpoint == "secrets/ack" else 1)
     assert {heartbeat["boot_id"] for heartbeat in control_plane.heartbeats} == {control_plane.boot_id}
 
 
@@ -195,4 +191,24 @@ async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
     await control_plane.until_healthy()
 
     assert {callback["level"] for callback in control_plane.told()} == {"info"}
-    assert control_plane.order() == ["enroll", "secrets", "secrets/ack", "enroll"]
+    assert control_plane.order() == ["enroll", "secrets", "enroll"]
+
+
+async def test_secrets_that_nobody_knows_to_be_stored_are_acknowledged_before_anything_else(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    hold = await stopped_at(control_plane, agent, "callback", "before")
+    await agent.kill()
+    hold.released.set()
+    known_at_the_kill = control_plane.acknowledged
+    # What the killed boot has to tell would acknowledge them as well.
+    control_plane.trouble("callback", 500, 500, 500)
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert not known_at_the_kill
+    assert control_plane.order()[-2:] == ["enroll", "secrets/ack"]
+    assert control_plane.acknowledged
+    assert len(control_plane.issued_keys) == 1

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from hydracore.agent.messages import STAGES
 from hydracore.vps import VpsBadAnswer, VpsClient
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
+from tests.agent_fixtures import agent_fixture, control_plane_fixture, stopped_at, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
-from tests.waiting import PATIENCE_S
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
@@ -96,7 +93,7 @@ async def test_a_control_plane_that_forgot_the_boot_is_told_of_it_again(
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order() == ["enroll", "secrets", "enroll", "secrets", "secrets/ack"]
+    assert control_plane.order() == ["enroll", "secrets", "enroll", "secrets"]
     assert len(control_plane.boots) == 1
 
 
@@ -115,9 +112,7 @@ async def test_an_agent_that_is_not_wanted_stops_for_good(
         control_plane.gone = True
         agent.start()
     else:
-        hold = control_plane.hold(stage, "before")
-        agent.start()
-        await asyncio.wait_for(hold.reached.wait(), PATIENCE_S)
+        hold = await stopped_at(control_plane, agent, stage, "before")
         control_plane.gone = True
         hold.released.set()
 

@@ -164,6 +164,22 @@ async def test_an_agent_enrols_gets_its_secrets_and_tells_its_story(api: Api, ag
     assert [line["stage"] for line in logs["logs"]][-2:] == ["booted", "enrolled"]
 
 
+async def test_a_callback_may_acknowledge_the_key_that_it_shows_and_no_other(api: Api, agent: Agent) -> None:
+    await agent.enroll()
+    secrets = (await agent.secrets()).json()
+    agent.key = secrets["agent_key"]
+    plain, of_another = await agent.callback(1), await agent.callback(2, key_id=str(uuid4()))
+    still_given = await agent.secrets()
+
+    again = await agent.callback(1, key_id=secrets["key_id"])
+
+    assert (plain.status_code, still_given.status_code) == (200, 200)
+    assert (of_another.status_code, of_another.json()) == (409, {"detail": "Another key is in force"})
+    assert again.json() == {"seq": 1, "duplicate": True}
+    assert (await agent.secrets()).status_code == 409
+    assert (await agent.acknowledge(secrets["key_id"])).status_code == 200
+
+
 async def test_what_a_heartbeat_said_shows_in_the_runtime_status(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     await agent.heartbeat(error={"code": "model_unreachable", "message": "No answer"})

@@ -173,10 +173,21 @@ def test_a_key_is_acknowledged_once() -> None:
     assert agent_of(life).control_key_id == KEY
 
 
+def test_reports_of_a_boot_acknowledge_the_key_they_name_once() -> None:
+    life = Life.after(*lives.ENROLLED, lives.issue())
+    told = lives.report(1, "booted", key_id=KEY)
+
+    assert [type(event) for event in life.give(told)] == [e.AgentKeyAcknowledged, e.BootstrapReported]
+    assert life.give(told) == ()
+    assert agent_of(life).key_acknowledged
+
+
 @pytest.mark.parametrize("way", [lives.ENROLLED, lives.KEYED])
 def test_a_key_that_is_not_in_force_cannot_be_acknowledged(way: tuple[c.AnyCommand, ...]) -> None:
     with pytest.raises(KeyNotPending):
         Life.after(*way).give(lives.acknowledge(SECOND_KEY))
+    with pytest.raises(KeyNotPending):
+        Life.after(*way).give(lives.report(1, "booted", key_id=SECOND_KEY))
 
 
 def test_a_key_is_for_an_agent_that_has_enrolled() -> None:
