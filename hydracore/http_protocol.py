@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -19,6 +20,10 @@ HEAD_MAX_BYTES: Final = 64 * 1024
 
 #: How long a head may take, from the connection or from its first byte on.
 HEAD_TIMEOUT_S: Final = 20.0
+
+#: A wish for HTTP/2, which Java's own client has with every request over plain HTTP. A server that does not offer it goes on as
+#: if nothing was said (RFC 9110, section 7.8); our parser would take the body for the other protocol.
+_H2C: Final = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
 class _Refused(Exception):
@@ -32,6 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):
     #: How many bytes came since it was last known to be of a body, or the end of a head.
     _pending = 0
     _in_head = True
+    _in_body = False
     _refusal = HTTPStatus.BAD_REQUEST
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -45,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._pending += len(data)
-        super().data_received(data)
+        super().data_received(data if self._in_body else _without_h2c(data))
         if self.transport.is_closing():
             return
         if self._pending > HEAD_MAX_BYTES:
@@ -68,12 +74,17 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _Refused
         self._pending = 0
         self._in_head = False
+        self._in_body = True
         self._end_wait()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._pending = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
         """Called for whatever the parser, or a callback, does not take."""
@@ -118,3 +129,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._limit_wait()
         else:
             self.transport.close()
+
+
+def _without_h2c(data: bytes) -> bytes:
+    """`data`, in which a head begins or goes on, without the wish for HTTP/2 in that head."""
+    if b"h2c" not in data:
+        return data
+    end = data.find(b"\r\n\r\n")
+    # The pattern ends before the line break, which is the first half of the head's end.
+    line = _H2C.search(data, 0, len(data) if end == -1 else end + 2)
+    return data if line is None else data[: line.start()] + data[line.end() :]
