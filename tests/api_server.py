@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import uvicorn
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
@@ -22,6 +21,7 @@ from hydracore.api.app import Parts, operations
 from hydracore.api.main import open_parts, server_config
 from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
+from hydracore.http_server import EmbeddedServer
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
@@ -60,9 +60,7 @@ async def running_api(
     )
     async with open_parts(settings, catalogues.load(catalogue, ENVIRON)) as parts:
         door = listen("127.0.0.1")
-        server = uvicorn.Server(server_config(parts))
-        # The test's own signal handlers stay: uvicorn would install its in the main thread.
-        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
+        server = EmbeddedServer(server_config(parts))
         serving = asyncio.create_task(server.serve(sockets=[door]))
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
         try:

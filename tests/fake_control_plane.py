@@ -8,23 +8,21 @@ held while a test kills somebody, the whole server gone for a while.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import secrets
 import socket
 from base64 import b64decode
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from uvicorn.config import Config
-from uvicorn.server import Server
 
+from hydracore.http_server import EmbeddedServer, configuration
 from tests.waiting import PATIENCE_S
 
 #: The endpoints that an agent calls: `secrets/ack` where a key replaces another, the others with every first boot.
@@ -83,7 +81,7 @@ class FakeControlPlane:
         self._holds: dict[str, Hold] = {}
         self._news = asyncio.Condition()
         self._port = 0
-        self._server: _Server | None = None
+        self._server: EmbeddedServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     # --- for tests: running it ---------------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ class FakeControlPlane:
         bound.bind(("127.0.0.1", self._port))
         bound.listen()
         self._port = bound.getsockname()[1]
-        self._server = _Server(self)
+        self._server = EmbeddedServer(configuration(self, timeout_graceful_shutdown=1))
         self._serving = asyncio.create_task(self._server.serve(sockets=[bound]))
 
     async def stop(self) -> None:
@@ -332,17 +330,3 @@ class FakeControlPlane:
             return 409, {"detail": "gap", "expected_seq": len(batches) + 1}
         batches.append(body)
         return 200, {"seq": body["seq"], "duplicate": False}
-
-
-class _Server(Server):
-    """uvicorn inside a test: the signals stay pytest's."""
-
-    def __init__(self, app: FakeControlPlane) -> None:
-        config = Config(
-            app, lifespan="off", log_config=None, access_log=False, ws="none", loop="none", timeout_graceful_shutdown=1
-        )
-        super().__init__(config)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield

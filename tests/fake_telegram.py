@@ -7,13 +7,11 @@ import contextlib
 import json
 import socket
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from uvicorn.config import Config
-from uvicorn.server import Server
-
+from hydracore.http_server import EmbeddedServer, configuration
 from tests.waiting import PATIENCE_S
 
 TOKEN = "4711:fake-telegram_TOKEN-0123456789"
@@ -135,22 +133,8 @@ async def _left(receive: Any) -> None:
 async def running_telegram() -> AsyncGenerator[FakeTelegram]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         telegram = FakeTelegram(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        server = _Server(telegram)
+        server = EmbeddedServer(configuration(telegram, timeout_graceful_shutdown=1))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield telegram
         server.should_exit = True
         await task
-
-
-class _Server(Server):
-    """uvicorn inside a test: the signals stay pytest's."""
-
-    def __init__(self, app: FakeTelegram) -> None:
-        config = Config(
-            app, lifespan="off", log_config=None, access_log=False, ws="none", loop="none", timeout_graceful_shutdown=1
-        )
-        super().__init__(config)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield

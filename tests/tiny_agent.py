@@ -6,18 +6,15 @@ It keeps what it is told (`calls`, `config_version`, `runtime`) and answers well
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from uvicorn.config import Config
-from uvicorn.server import Server
-
+from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.vps import AGENT_PORT
 from tests.api_server import listen
 
@@ -182,31 +179,10 @@ async def _send(send: Any, status: int, body: Any, more: Mapping[str, str] = Map
 async def serving(agent: TinyAgent, host: str) -> AsyncGenerator[None]:
     """`agent` where the control plane looks for agents: on the fixed port of an address of its own."""
     with listen(host, AGENT_PORT) as listener:
-        server = _Server(agent)
+        server = EmbeddedServer(configuration(agent, timeout_graceful_shutdown=1))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield
         agent.may_answer.set()
         agent.may_chat.set()
         server.should_exit = True
         await task
-
-
-class _Server(Server):
-    """uvicorn inside a test: the signals stay pytest's."""
-
-    def __init__(self, app: TinyAgent) -> None:
-        config = Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            loop="none",
-            timeout_graceful_shutdown=1,
-        )
-        super().__init__(config)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import NoReturn
 
 import structlog
-from uvicorn.config import Config
-from uvicorn.server import Server
 
 from hydracore.agent.api import AgentApi
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.messages import Level, Listen
 from hydracore.agent.waiting import work_until
+from hydracore.http_server import EmbeddedServer, configuration
 
 log = structlog.get_logger()
 
@@ -24,9 +22,6 @@ BIND_CAP_S = 5.0
 
 #: Connections at once; the only callers are the control plane's processes. More are answered 503.
 CONNECTIONS_MAX = 512
-
-#: Longer than the control plane's client keeps an idle connection, so that it never writes into one just being closed.
-KEEP_ALIVE_S = 60
 
 #: What open requests get to finish when the agent stops.
 GRACE_S = 3
@@ -65,7 +60,8 @@ class AgentServer:
 
     async def _serve(self, listen: Listen) -> None:
         bound = await self._bind(listen)
-        server = _EmbeddedServer(self._api, on_started=lambda: self._note_listening(listen))
+        config = configuration(self._api, limit_concurrency=CONNECTIONS_MAX, timeout_graceful_shutdown=GRACE_S)
+        server = EmbeddedServer(config, on_started=lambda: self._note_listening(listen))
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         try:
             # Cancelling uvicorn itself would skip its orderly end, so it is asked to stop instead.
@@ -112,33 +108,3 @@ def _listening_socket(listen: Listen) -> socket.socket:
         bound.close()
         raise
     return bound
-
-
-class _EmbeddedServer(Server):
-    """uvicorn as a part of a program: it leaves the signals alone and says when it has started."""
-
-    def __init__(self, app: AgentApi, *, on_started: Callable[[], None]) -> None:
-        config = Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            loop="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-        super().__init__(config)
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield

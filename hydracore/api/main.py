@@ -31,7 +31,7 @@ from hydracore.audit.errors import ErasuresUnknown
 from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
-from hydracore.http_protocol import BoundedProtocol
+from hydracore.http_server import configuration
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from hydracore.wake import Publisher
@@ -43,10 +43,6 @@ POOL_SIZE: Final = 12
 
 #: How long requests under way may take to end once the process is told to stop.
 STOP_GRACE_S: Final = 5
-
-#: How long an idle connection is kept. Longer than proxies and clients do (60 s and less), so that it is they who close it:
-#: a request into a connection that is just being closed is lost, and not every client may send it again.
-KEEP_ALIVE_S: Final = 75
 
 _log = structlog.get_logger(__name__)
 
@@ -86,20 +82,10 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
 
 def server_config(parts: Parts) -> uvicorn.Config:
     """How the API is served, at the address of the settings."""
-    return uvicorn.Config(
+    return configuration(
         create_app(parts),
         host=parts.settings.api_host,
         port=parts.settings.api_port,
-        loop="uvloop",
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Request ids and rates are told by what a proxy adds, addresses are not used: nothing to rewrite.
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_GRACE_S,
     )
 

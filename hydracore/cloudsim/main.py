@@ -7,13 +7,12 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import structlog
-import uvicorn
 import uvloop
 
 from hydracore.cloudsim.app import make_app
@@ -26,6 +25,7 @@ from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
 from hydracore.garbage import look_less_often
 from hydracore.http_protocol import BoundedProtocol
+from hydracore.http_server import EmbeddedServer, configuration
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +38,6 @@ HOME_POLL_S: Final = 0.05
 #: How long an agent may take to end when it is asked to.
 STOP_GRACE_S: Final = 3.0
 
-#: Longer than any client keeps an idle connection, so that it is the client who closes it.
-KEEPALIVE_S: Final = 75
 #: What requests that are being answered get at the end.
 GRACEFUL_S: Final = 1
 BACKLOG: Final = 1024
@@ -165,21 +163,11 @@ def _listener(host: str, port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
-    config = uvicorn.Config(
-        make_app(sim),  # pyright: ignore[reportArgumentType] - uvicorn and Litestar each have their own ASGI types
-        http=_Protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEPALIVE_S,
-        timeout_graceful_shutdown=GRACEFUL_S,
-    )
-    server = _Server(config)
+    config = configuration(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=GRACEFUL_S)
+    ready = asyncio.Event()
+    server = EmbeddedServer(config, on_started=ready.set)
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    started = asyncio.create_task(server.ready.wait())
+    started = asyncio.create_task(ready.wait())
     await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
     started.cancel()
     if task.done():
@@ -191,22 +179,6 @@ async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
         sim.held.release(None, apply=False)
         server.should_exit = True
         await task
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the program that hosts it, and tells when it is ready."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
 
 
 class _Protocol(BoundedProtocol):

@@ -7,18 +7,14 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
-from uvicorn.config import Config
-from uvicorn.server import Server
-
+from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.script import ScriptError, load_rules
 
-#: Longer than agents keep an idle connection, so that it is they who close it.
-KEEP_ALIVE_S: Final = 75
 #: What open answers get at the end.
 GRACE_S: Final = 1
 BACKLOG: Final = 1024
@@ -54,41 +50,13 @@ async def serve(*, host: str, port: int, home: Path) -> AsyncGenerator[str]:
         # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, which this one does not: a stream's
         # words would wait for the acknowledgement of those before them.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = _EmbeddedServer(sim)
+        ready = asyncio.Event()
+        server = EmbeddedServer(configuration(sim, timeout_graceful_shutdown=GRACE_S), on_started=ready.set)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        await server.ready.wait()
+        await ready.wait()
         try:
             yield f"http://{host}:{listener.getsockname()[1]}"
         finally:
             sim.faults.clear()
             server.should_exit = True
             await task
-
-
-class _EmbeddedServer(Server):
-    """Leaves signals to the program that hosts it, and tells when it is ready."""
-
-    def __init__(self, app: ModelSim) -> None:
-        config = Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            loop="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield

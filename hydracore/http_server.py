@@ -1,0 +1,49 @@
+"""uvicorn as all of our servers run it: bounded, and with no words of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from hydracore.http_protocol import BoundedProtocol
+
+#: How long an idle connection is kept. Longer than clients and proxies do (60 s and less), so that it is they who close it:
+#: a request into a connection that is just being closed is lost, and not every client may send it again.
+KEEP_ALIVE_S: Final = 75
+
+
+def configuration(app: Any, **own: Any) -> Config:
+    """How the ASGI application `app` is served. `own`: what is peculiar to it, as `uvicorn.Config` takes it."""
+    ours: dict[str, Any] = {
+        "http": BoundedProtocol,
+        "ws": "none",
+        "lifespan": "off",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        # Request ids and rates are told by what a proxy adds, addresses are not used: nothing to rewrite.
+        "proxy_headers": False,
+        "timeout_keep_alive": KEEP_ALIVE_S,
+    }
+    return Config(app, **ours | own)
+
+
+class EmbeddedServer(Server):
+    """A server in a program's own event loop: it leaves signals to the program, and calls `on_started` once it answers."""
+
+    def __init__(self, config: Config, *, on_started: Callable[[], object] = lambda: None) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
