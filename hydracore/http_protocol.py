@@ -12,6 +12,7 @@ import re
 from http import HTTPStatus
 from typing import Final
 
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 #: The request line and all headers of a request, or the trailers behind its body. What is read from a socket at once
@@ -21,9 +22,9 @@ HEAD_MAX_BYTES: Final = 64 * 1024
 #: How long a head may take, from the connection or from its first byte on.
 HEAD_TIMEOUT_S: Final = 20.0
 
-#: A wish for HTTP/2, which Java's own client has with every request over plain HTTP. A server that does not offer it goes on as
-#: if nothing was said (RFC 9110, section 7.8); our parser would take the body for the other protocol.
-_H2C: Final = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
+#: Wishes for another protocol. Java's own client has one for HTTP/2 with every request over plain HTTP. A server that does not
+#: offer it goes on as if nothing was said (RFC 9110, section 7.8); our parser would take the body for the other protocol.
+_UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 
 
 class _Refused(Exception):
@@ -38,6 +39,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _pending = 0
     _in_head = True
     _in_body = False
+    #: What came since the head under way began, and what came with its end; None where it began in the middle of something.
+    _begun: bytes | None = b""
+    #: What is to be read anew, by another parser.
+    _anew: bytes | None = None
     _refusal = HTTPStatus.BAD_REQUEST
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -51,7 +56,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._pending += len(data)
-        super().data_received(data if self._in_body else _without_h2c(data))
+        if not (self._in_head or self._in_body):
+            self._begun = b""
+        if self._begun is not None:
+            self._begun += data
+        super().data_received(data)
+        if self._anew is not None:
+            data, self._anew = self._anew, None
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            super().data_received(data)
         if self.transport.is_closing():
             return
         if self._pending > HEAD_MAX_BYTES:
@@ -71,8 +85,12 @@ class BoundedProtocol(HttpToolsProtocol):
         assert self.parser is not None, "it is what calls this"
         if self.parser.should_upgrade() and self._has_body():
             # The parser takes the body for the other protocol, which is not offered: it would be lost, or be the next request.
-            raise _Refused
+            self._anew = None if self._begun is None else _without_upgrade(self._begun)
+            if self._anew is None:
+                raise _Refused
+            return
         self._pending = 0
+        self._begun = None
         self._in_head = False
         self._in_body = True
         self._end_wait()
@@ -83,8 +101,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_body = False
-        super().on_message_complete()
+        if self._anew is None:
+            self._in_body = False
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing is wrong with wishes."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
         """Called for whatever the parser, or a callback, does not take."""
@@ -131,11 +153,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _without_h2c(data: bytes) -> bytes:
-    """`data`, in which a head begins or goes on, without the wish for HTTP/2 in that head."""
-    if b"h2c" not in data:
-        return data
-    end = data.find(b"\r\n\r\n")
-    # The pattern ends before the line break, which is the first half of the head's end.
-    line = _H2C.search(data, 0, len(data) if end == -1 else end + 2)
-    return data if line is None else data[: line.start()] + data[line.end() :]
+def _without_upgrade(begun: bytes) -> bytes | None:
+    """`begun`, which has a whole head at its beginning, without the wishes in that head; None where there is none to be found."""
+    end = begun.index(b"\r\n\r\n") + 2
+    head, wishes = _UPGRADE.subn(b"", begun[:end])
+    return head + begun[end:] if wishes else None
