@@ -49,7 +49,7 @@ async def vps_fixture() -> AsyncGenerator[VpsClient]:
 
 
 async def stopped_at(control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str) -> Hold:
-    """Start the agent; where its first call of `endpoint` is stopped, "before" or "after" it is applied."""
+    """Start the agent; where its first call of `endpoint` is stopped, as `hold` says."""
     if endpoint == "secrets/ack":
         # Of a key that replaces another: the first is acknowledged with a callback.
         agent.start()

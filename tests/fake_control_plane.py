@@ -144,7 +144,7 @@ class FakeControlPlane:
         self._troubles[endpoint].extend(kinds)
 
     def hold(self, endpoint: str, when: str) -> Hold:
-        """Stop the next call of `endpoint` "before" or "after" it is applied."""
+        """Stop the next call of `endpoint` "before" or "after" it is applied, and lose its answer; or let that come "late"."""
         self._holds[endpoint] = Hold(when)
         return self._holds[endpoint]
 
@@ -223,7 +223,8 @@ class FakeControlPlane:
         if hold is not None:
             hold.reached.set()
             await hold.released.wait()
-            raise Lost
+            if hold.when != "late":
+                raise Lost
         if trouble == "reply_lost":
             raise Lost
         return answer

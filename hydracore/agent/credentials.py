@@ -145,8 +145,11 @@ class Credentials:
             if secrets is None or secrets.agent_key != key:
                 return await self._control_plane.callback(key, callback)
             answer = await self._control_plane.callback(key, msgspec.structs.replace(callback, key_id=secrets.key_id))
-            store_secrets(self._state, secrets, acknowledged=True)
-            self._unacknowledged = None
+            async with self._renewing:
+                # The answer may be late, and others have taken the place of these secrets meanwhile.
+                if self._unacknowledged is secrets:
+                    store_secrets(self._state, secrets, acknowledged=True)
+                    self._unacknowledged = None
             return answer
 
         return await self.call(send)
@@ -170,6 +173,8 @@ class Credentials:
             if self.current is not refused:
                 return
             log.warning("agent_key_refused", key_id=refused.key_id)
+            # What comes is acknowledged on its own, and first stored over these.
+            self._unacknowledged = None
             secrets = await self._fetch()
             # The agent works under the old ones until the control plane knows that it has these.
             if secrets is not None and await self._acknowledge(secrets):

@@ -194,6 +194,23 @@ async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
     assert control_plane.order() == ["enroll", "secrets", "enroll"]
 
 
+async def test_an_answer_that_comes_late_brings_no_replaced_key_back(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    hold = await stopped_at(control_plane, agent, "callback", "late")
+    control_plane.rotate_key()
+    await control_plane.until(lambda: len(control_plane.issued_keys) == 2 and control_plane.acknowledged)
+    hold.released.set()
+    await control_plane.until_healthy()
+    await agent.kill()
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.order() == ["enroll", "secrets", "secrets", "secrets/ack", "enroll"]
+
+
 async def test_secrets_that_nobody_knows_to_be_stored_are_acknowledged_before_anything_else(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
