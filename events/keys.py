@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import AsyncConnection
@@ -33,6 +34,7 @@ _DESTROY = _SQL["destroy_keys"]
 
 _PREFIX = "v1."
 _NONCE_BYTES = 12
+_TAG_BYTES = 16
 _KEY_BYTES = 32
 
 #: How long an unwrapped key may serve before the table is asked again: the longest that an erased customer's fields
@@ -47,9 +49,15 @@ _TEXTS_MAX = 1_000
 #: configuration would be half a gigabyte.
 _KEPT_CHARS_MAX = 1_024
 
+_log = structlog.get_logger(__name__)
+
 
 class CustomerErased(EventsError):
     """The customer's key was destroyed: nothing can be encrypted for them any more."""
+
+
+class DoesNotOpen(ValueError):
+    """A text of a sealed one's form that the customer's key does not open: it is another's, or of a key that was lost."""
 
 
 class _Customer:
@@ -80,6 +88,8 @@ class Keyring:
         self._wrap = AESGCM(_derive(master_key, b"wrap customer keys"))
         self._fingerprint_key = _derive(master_key, b"fingerprint requests")
         self._customers: dict[tuple[str, str], _Customer] = {}
+        #: Of whom it was said already that there is something which does not open.
+        self._reported: set[tuple[str, str]] = set()
 
     def fingerprint(self, request: bytes) -> bytes:
         """A keyed digest of a request body: equal bodies compare equal, and it cannot be guessed back from the log."""
@@ -95,7 +105,20 @@ class Keyring:
         return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
 
     async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """The plain text, or None once the customer was erased. Raises `ValueError` for what was never sealed so."""
+        """The plain text, or None where nobody can read it any more: the customer was erased, or its key was lost.
+
+        A key that is in no backup is lost by a restore, and the customer gets another one with the next text that is sealed for
+        them: what opens with neither must not keep the rest from being read. Raises `ValueError` for what has not the form of a
+        sealed text.
+        """
+        try:
+            return await self.unseal(sealed, tenant_id=tenant_id, customer_id=customer_id, field=field)
+        except DoesNotOpen:
+            self._report(tenant_id, customer_id, field)
+            return None
+
+    async def unseal(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
+        """As `open`, for whoever does not know that it was sealed. Raises `DoesNotOpen` where the customer's key does not open it."""
         known = self._customers.get((tenant_id, customer_id))
         if known is None or known.stale_at < time.monotonic():
             known = await self._customer(tenant_id, customer_id, create=False)
@@ -117,6 +140,14 @@ class Keyring:
             return None
         text = known.opened.get((field, sealed))
         return None if text is None else Recalled(text, known.stale_at)
+
+    def _report(self, tenant_id: str, customer_id: str, field: str) -> None:
+        if (tenant_id, customer_id) in self._reported:
+            return
+        if len(self._reported) >= _CUSTOMERS_MAX:
+            self._reported.clear()
+        self._reported.add((tenant_id, customer_id))
+        _log.warning("sealed_field_unreadable", tenant_id=tenant_id, customer_id=customer_id, field=field)
 
     async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
         cached = self._customers.get((tenant_id, customer_id))
@@ -174,13 +205,16 @@ async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]
 
 
 def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
-    if not sealed.startswith(_PREFIX):
-        raise ValueError("Not a sealed field")
     try:
         raw = base64.urlsafe_b64decode(sealed.removeprefix(_PREFIX))
+    except ValueError:
+        raw = b""
+    if not sealed.startswith(_PREFIX) or len(raw) < _NONCE_BYTES + _TAG_BYTES:
+        raise ValueError("Not a sealed field")
+    try:
         return cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], bound_to).decode()
-    except (InvalidTag, ValueError):
-        raise ValueError("A sealed field does not open with its customer's key") from None
+    except InvalidTag:
+        raise DoesNotOpen("A sealed field does not open with its customer's key") from None
 
 
 def _bound_to(*parts: str) -> bytes:

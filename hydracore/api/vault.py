@@ -25,7 +25,7 @@ _LISTS: Final = "platform_lists"
 
 
 class Opened(NamedTuple):
-    """The sealed part of a configuration. Of a customer who was erased nothing is left."""
+    """The sealed part of a configuration. Of a customer who was erased, and of what no key opens any more, nothing is left."""
 
     system_prompt: str | None
     customer_facing_prompt: str | None
@@ -77,7 +77,10 @@ class Vault:
     async def show(self, state: Instance, field: str, sealed: str) -> Any:
         """A sealed text from the history of `state` as its owner sees it: opened, but for what is a secret in it."""
         try:
-            text = await self._open_text(state, _LISTS if field in SEALED_WITHIN else field, sealed)
+            if field in SEALED_WITHIN:
+                text = await self._open_listed(state, sealed)
+            else:
+                text = await self._open_text(state, field, sealed)
         except ValueError:
             # Somebody put a text of that form in a list, where most is kept in the clear.
             return SEALED
@@ -92,6 +95,10 @@ class Vault:
             return None
         return await self._keyring.open(sealed, tenant_id=state.tenant_id, customer_id=state.customer_id, field=field)
 
+    async def _open_listed(self, state: Instance, text: str) -> str | None:
+        """Raises `ValueError`: not every text that looks sealed in a list was."""
+        return await self._keyring.unseal(text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=_LISTS)
+
     async def _open_document(self, state: Instance, field: Field, sealed: Sealed | None) -> Json:
         text = await self._open_text(state, field, sealed)
         return {} if text is None else _DOCUMENT.decode(text)
@@ -103,7 +110,7 @@ class Vault:
             if not looks_sealed(text):
                 return text
             try:
-                return await self._open_text(state, _LISTS, text)
+                return await self._open_listed(state, text)
             except ValueError:
                 # Somebody's own text of that form.
                 return text

@@ -1,0 +1,145 @@
+"""What a restore brings back is read by whoever may, and by nobody where that customer was erased."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from hydracore.audit.errors import ErasuresUnknown
+from hydracore.embedded.binaries import pg_dump
+from tests.api_server import running_api
+from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
+from tests.services import Services
+
+__all__ = ["world_fixture"]
+
+
+@pytest.fixture
+def elsewhere(services: Services, world: World) -> Generator[str]:
+    """A fresh database of the same cluster."""
+    name = world.url.rpartition("/")[2] + "_restored"
+    with psycopg.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield services.postgres_url.format(name)
+    services.drop_database(name)
+
+
+def dump_everything(world: World, path: Path) -> None:
+    subprocess.run([pg_dump(), "--format=custom", "--no-owner", f"--file={path}", world.url], check=True)
+
+
+def restore(path: Path, url: str) -> None:
+    program = pg_dump().with_name("pg_restore")
+    subprocess.run([program, "--no-owner", "--exit-on-error", f"--dbname={url}", path], check=True, capture_output=True)
+
+
+def back_up(world: World, path: Path, *words: str) -> Path:
+    result = world.run("db", "backup", str(path), *words)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+async def test_the_backup_of_the_log_has_no_key_so_that_no_restore_of_it_can_be_read(
+    world: World, elsewhere: str, tmp_path: Path
+) -> None:
+    backup = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
+    await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    await asyncio.to_thread(restore, backup, elsewhere)
+
+    # Not even before anybody has said that she was erased.
+    assert await readable(elsewhere, world.ada[0], "ada") == []
+    migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
+    assert "erased again: 1 customers' keys destroyed, recorded in 3 instances" in migrated.stdout
+    await is_whole_and_erased(world, elsewhere)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["everything", "the log and the keys"])
+async def test_a_backup_with_the_key_is_unreadable_again_once_it_is_restored(
+    world: World, elsewhere: str, tmp_path: Path, *, whole: bool
+) -> None:
+    """Somebody has dumped all of it by hand; or the keys' own backup is not old enough to be gone."""
+    backups = [tmp_path / "everything.dump"]
+    if whole:
+        await asyncio.to_thread(dump_everything, world, backups[0])
+    else:
+        words = ((), ("--keys",))
+        backups = [await asyncio.to_thread(back_up, world, tmp_path / f"{len(each)}.dump", *each) for each in words]
+    await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    for backup in backups:
+        await asyncio.to_thread(restore, backup, elsewhere)
+    assert await readable(elsewhere, world.ada[0], "ada") == [EMAIL, PROMPT], "the key is back"
+
+    migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
+
+    assert "erased again" in migrated.stdout
+    await is_whole_and_erased(world, elsewhere)
+    assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
+
+
+async def is_whole_and_erased(world: World, url: str) -> None:
+    for stream_id in world.ada:
+        assert await readable(url, stream_id, "ada") == []
+        assert await last_event(url, stream_id) == "customer_erased"
+    verified = await asyncio.to_thread(world.run, "audit", "verify", "--json", HYDRACORE_DATABASE_URL=url)
+    assert (verified.exit_code, json.loads(verified.stdout)["findings"]) == (0, [])
+    again = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=url)
+    assert again.stdout == "nothing to apply\n"
+
+
+async def test_an_api_that_starts_on_a_restored_key_destroys_it_before_it_serves(
+    world: World, owner_conn: psycopg.AsyncConnection, redis_url: str
+) -> None:
+    wrapped = await (await owner_conn.execute(KEY)).fetchone()
+    await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    restored = "UPDATE customer_key SET wrapped_key = %s, destroyed_at = NULL WHERE customer_id = 'ada'"
+    await owner_conn.execute(restored.encode(), wrapped)
+
+    async with running_api(world.url, redis_url, erasure_file=world.file.path):
+        assert await readable(world.url, world.ada[0], "ada") == []
+    assert await readable(world.url, world.bob, "bob") == [EMAIL, PROMPT]
+
+
+async def test_a_list_of_the_erased_that_cannot_be_read_stops_whoever_would_serve_them(
+    world: World, tmp_path: Path, redis_url: str
+) -> None:
+    with pytest.raises(ErasuresUnknown, match="says who was erased and cannot be read"):
+        async with running_api(world.url, redis_url, erasure_file=tmp_path):
+            pass
+
+    result = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=str(tmp_path))
+    assert (result.exit_code, "says who was erased" in result.stderr) == (1, True)
+
+
+# --- lost keys -------------------------------------------------------------------------------------------------------
+
+
+async def test_texts_whose_key_is_in_no_backup_are_null_and_their_owner_goes_on(
+    world: World, owner_conn: psycopg.AsyncConnection, redis_url: str
+) -> None:
+    # As a restore leaves it whose keys' backup is from before she came.
+    await owner_conn.execute("DELETE FROM customer_key WHERE customer_id = 'ada'")
+    order = {"region_id": "local", "tier_id": "starter", "preset_id": "personal_assistant"}
+    path = f"/v1/instances/{world.ada[2]}"
+
+    async with running_api(world.url, redis_url) as api:
+        ada, admin = api.token(user="ada", email="ada@example.org"), api.token(user="root", role="admin")
+        created = await api.client.post("/v1/instances", json=order, headers=ada)
+        listed = await api.client.get("/v1/instances", headers=admin)
+        paths = ("", "/config", "/platform-config", "/runtime", "/events")
+        shown = {each: await api.client.get(path + each, headers=ada) for each in paths}
+        changed = await api.client.post(f"{path}/config", json={"system_prompt": "New"}, headers=ada)
+
+    assert created.status_code == 202
+    emails = {each["id"]: each["customer_email"] for each in listed.json()["instances"]}
+    assert emails == {str(world.ada[2]): None, created.json()["instance_id"]: "ada@example.org"}
+    assert {each: answer.status_code for each, answer in shown.items()} == dict.fromkeys(paths, 200)
+    assert shown["/config"].json()["system_prompt"] is None
+    assert (changed.status_code, changed.json()["system_prompt"]) == (200, "New")
