@@ -1,37 +1,75 @@
-"""A file that is there as a whole or not at all, however long it takes to write and whatever happens meanwhile."""
+"""A file that is there as a whole or not at all, however long it takes to write and whatever happens meanwhile.
+
+Until then it is a hidden draft beside it, which its writer holds a lock on. What a writer that was killed has left is held by
+nobody, and goes when the next one writes into that directory: it may be what nobody may keep for long.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from hydracore.audit.errors import FileExists
 from hydracore.audit.lines_file import sync_folder
+
+#: Ends the names of drafts, and of nothing else.
+_DRAFT: Final = ".hydracore-draft"
 
 
 @contextmanager
 def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     """A new file beside `path`, for its owner alone, that gets its name once the block has ended well, and else is gone.
 
-    Raises `FileExists`, at the beginning, and at the end where somebody else was faster; and `OSError`.
+    It must be written in place, not replaced. Raises `FileExists`, at the beginning, and at the end where somebody else was
+    faster; and `OSError`.
     """
     if path.exists() and not replace:
         raise FileExists(path)
     if not path.parent.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: there is no directory {path.parent}")
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    draft = Path(name)
+    _remove_left_over(path.parent)
+    descriptor, draft = _begin(path)
     try:
         yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(descriptor)
         if path.exists() and not replace:
             raise FileExists(path)
         draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
+        os.close(descriptor)
     sync_folder(path.parent)
+
+
+def _begin(path: Path) -> tuple[int, Path]:
+    """An empty draft and the descriptor that holds it."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_DRAFT, dir=path.parent)
+        # Where a file system knows no locks, nobody tidies up either.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        # Somebody who was tidying up has found it before it was locked.
+        os.close(descriptor)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove the drafts that nobody holds, whatever they were to become: a name with a date in it does not come again."""
+    for draft in folder.glob(f".*{_DRAFT}"):
+        try:
+            descriptor = os.open(draft, os.O_RDWR | os.O_NOFOLLOW)
+        except (FileNotFoundError, PermissionError):
+            continue  # Gone meanwhile, or somebody else's.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink(missing_ok=True)
+        except OSError:
+            continue  # It is being written, or nobody can tell.
+        finally:
+            os.close(descriptor)

@@ -60,6 +60,7 @@ def export(
         raise click.UsageError("Give one of INSTANCE, --instance and --tenant.")
     from hydracore.audit import exporting
     from hydracore.cli.audit_view import progress_bar
+    from hydracore.cli.signals import interrupted_by_signals
 
     settings = load()
     request = exporting.Request(
@@ -74,7 +75,7 @@ def export(
         key=settings.seal_key,
         full_speed=full_speed,
     )
-    with failures(), progress_bar("exporting") as progress:
+    with failures(), interrupted_by_signals(), progress_bar("exporting") as progress:
         exported = exporting.export(request, progress)
     _show_export(exported, as_json=as_json)
 

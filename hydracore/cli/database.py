@@ -57,11 +57,12 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     """
     from hydracore.audit.errors import FileExists
     from hydracore.audit.whole_file import whole_file
+    from hydracore.cli.signals import interrupted_by_signals
     from hydracore.db.backup import BackupFailed, back_up
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
-        with whole_file(file, replace=force) as draft:
+        with interrupted_by_signals(), whole_file(file, replace=force) as draft:
             back_up(settings.database_url, "keys" if only_keys else "log", draft)
     except FileExists as error:
         raise click.UsageError(str(error)) from None

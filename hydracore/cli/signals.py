@@ -2,7 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Final
 
 #: Exit status of a program that Ctrl-C ended, as shells have it.
@@ -33,3 +36,33 @@ async def _watched(work: Coroutine[None, None, None]) -> bool:
     except asyncio.CancelledError:
         return False
     return True
+
+
+@contextmanager
+def interrupted_by_signals() -> Generator[None]:
+    """For work without a loop: a signal raises `KeyboardInterrupt` in the block, which may then tidy up in peace.
+
+    Signals that were ignored stay so, as nohup wants it. Outside the main thread, where none arrives, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in heard:
+            signal.signal(number, _once_is_enough)
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def _once_is_enough(_number: int, _frame: FrameType | None) -> None:
+    """Not SIG_IGN, which programs that are started would inherit."""

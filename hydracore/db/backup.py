@@ -7,7 +7,9 @@ is in it for as long as it is kept.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,6 +20,8 @@ from hydracore.embedded.binaries import pg_dump
 What = Literal["log", "keys"]
 
 _KEYS: Final = "public.customer_key"
+
+_PIECE_BYTES: Final = 256 * 1024
 
 _OPTIONS: Final[dict[What, tuple[str, ...]]] = {
     # The table is there, empty: what is restored is a whole database.
@@ -31,13 +35,33 @@ class BackupFailed(Exception):
 
 
 def back_up(database_url: str, what: What, path: Path) -> None:
-    """Write a dump in PostgreSQL's custom format, of one moment, for pg_restore. Raises `BackupFailed`."""
+    """Write a dump in PostgreSQL's custom format, of one moment, for pg_restore. Raises `BackupFailed` and `OSError`.
+
+    What pg_dump says goes through us, so that it ends when we do: by itself it would go on behind a kill -9, to the last key.
+    """
+    place, environ = _reached(database_url)
+    command = [pg_dump(), "--format=custom", "--no-owner", *_OPTIONS[what], f"--dbname={place}"]
+    with (
+        path.open("wb") as file,
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=complaints) as process,  # noqa: S603 - our program
+    ):
+        assert process.stdout is not None
+        try:
+            shutil.copyfileobj(process.stdout, file, _PIECE_BYTES)
+        except BaseException:
+            process.kill()
+            raise
+        status = process.wait()
+        complaints.seek(0)
+        said = " ".join(complaints.read().decode(errors="replace").split())
+    if status:
+        raise BackupFailed(said or f"pg_dump ended with {status}")
+
+
+def _reached(database_url: str) -> tuple[str, dict[str, str]]:
+    """Where the database is, and the environment to reach it from: the password goes where other users cannot see it."""
     given = conninfo_to_dict(database_url)
-    # The password goes where other users of the machine cannot see it.
     password = str(given.pop("password", None) or "")
     environ = {**os.environ, "PGPASSWORD": password} if password else dict(os.environ)
-    place = make_conninfo("", **{name: str(value) for name, value in given.items() if value is not None})
-    command = [pg_dump(), "--format=custom", "--no-owner", *_OPTIONS[what], f"--file={path}", f"--dbname={place}"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - our program
-    if done.returncode:
-        raise BackupFailed(" ".join(done.stderr.split()) or f"pg_dump ended with {done.returncode}")
+    return make_conninfo("", **{name: str(value) for name, value in given.items() if value is not None}), environ

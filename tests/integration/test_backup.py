@@ -1,0 +1,85 @@
+"""A backup is there as a whole or not at all, and no copy of the customers' keys is left where nobody looks for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from hydracore.audit.whole_file import whole_file
+from tests.cloudsim_fixtures import REPOSITORY
+from tests.customers import WAITS, World, world_fixture
+from tests.forked import Forked
+from tests.waiting import PATIENCE_S, until
+
+__all__ = ["world_fixture"]
+
+_DUMPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pg_dump'"
+
+
+@asynccontextmanager
+async def held_up(world: World, owner_conn: psycopg.AsyncConnection, *words: str, log: Path) -> AsyncGenerator[Forked]:
+    """A command that cannot get on, until what it started in the database may, and has ended."""
+    async with await psycopg.AsyncConnection.connect(world.url) as holder:
+        await holder.execute("LOCK TABLE customer_key, event IN ACCESS EXCLUSIVE MODE")
+        env = os.environ | world.environ
+        process = Forked("hydracore", *words, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
+
+        async def waits() -> bool:
+            return (await (await owner_conn.execute(WAITS)).fetchone()) == (1,)
+
+        await until(waits)
+        yield process
+
+    async def ended() -> bool:
+        return (await (await owner_conn.execute(_DUMPS)).fetchone()) == (0,)
+
+    await until(ended)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGTERM, "db backup --keys"),
+        (signal.SIGHUP, "db backup --keys"),
+        (signal.SIGTERM, "audit export --tenant acme --output"),
+    ],
+)
+async def test_a_signal_leaves_nothing_of_what_was_to_be_written(
+    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path, number: signal.Signals, words: str
+) -> None:
+    folder, log = tmp_path / "backups", tmp_path / "log"
+    folder.mkdir()
+
+    async with held_up(world, owner_conn, *words.split(), str(folder / "keys.dump"), log=log) as process:
+        process.signal(number)
+        status = process.wait(PATIENCE_S)
+
+    assert (status, log.read_text()) == (130, "hydracore: interrupted\n")
+    assert not list(folder.iterdir())
+
+
+async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_what_is_left(
+    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+
+    async with held_up(
+        world, owner_conn, "db", "backup", "--keys", str(folder / "monday.dump"), log=tmp_path / "log"
+    ) as process:
+        process.kill()
+    (left,) = folder.iterdir()
+    size_bytes = left.stat().st_size
+    with whole_file(folder / "in the making", replace=False) as draft:
+        draft.write_text("whole")
+        done = world.run("db", "backup", "--keys", str(folder / "tuesday.dump"))
+
+    assert size_bytes == 0, "pg_dump went on"
+    assert done.exit_code == 0, done.output
+    assert {each.name for each in folder.iterdir()} == {"in the making", "tuesday.dump"}
