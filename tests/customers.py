@@ -53,8 +53,8 @@ class World(NamedTuple):
     def environ(self) -> dict[str, str]:
         return {"HYDRACORE_DATABASE_URL": self.url, "HYDRACORE_ERASURE_FILE": str(self.file.path)}
 
-    def erase(self, *words: str) -> Result:
-        return self.run("audit", "erase-customer", "ada", *words)
+    def erase(self, *words: str, **environ: str) -> Result:
+        return self.run("audit", "erase-customer", "ada", *words, **environ)
 
 
 @pytest.fixture(name="world")

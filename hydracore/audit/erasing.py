@@ -32,6 +32,7 @@ _SQL = Statements("hydracore.audit", "erasing.sql")
 _TENANTS_OF = _SQL["tenants_of"]
 _CUSTOMER = _SQL["customer"]
 _WITHOUT_EVENT = _SQL["without_event"]
+_ANY_ERASED = _SQL["any_erased"]
 
 #: How many instances an error names.
 _NAMED_MAX = 5
@@ -119,7 +120,7 @@ class Eraser:
     async def erase(self, customer: Customer, progress: Callable[[int], None]) -> Erased:
         """All of it; once it is done, doing it again does nothing. Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`."""
         who = (customer.tenant_id, customer.customer_id)
-        if who not in await asyncio.to_thread(self._file.known):
+        if who not in await _listed(self._pool, self._file):
             order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
             await asyncio.to_thread(self._file.append, [order])
         destroyed = await keys.destroy(self._pool, [who])
@@ -134,8 +135,11 @@ class Eraser:
         )
 
     async def redo(self) -> tuple[int, int]:
-        """Erase again whoever is in the file: how many keys were there, and how many streams had to be told."""
-        customers = list(await asyncio.to_thread(self._file.known))
+        """Erase again whoever is in the file: how many keys were there, and how many streams had to be told.
+
+        Raises `ErasuresUnknown` and `StoreUnavailable`.
+        """
+        customers = list(await _listed(self._pool, self._file))
         destroyed = await keys.destroy(self._pool, customers)
         return len(destroyed), await self._record(customers, destroyed, lambda _done: None)
 
@@ -174,6 +178,20 @@ async def destroy_again(pool: AsyncConnectionPool, file: ErasureFile) -> None:
 
     Raises `ErasuresUnknown` and `StoreUnavailable`.
     """
-    destroyed = await keys.destroy(pool, list(await asyncio.to_thread(file.known)))
+    destroyed = await keys.destroy(pool, list(await _listed(pool, file)))
     if destroyed:
         _log.warning("erased_keys_destroyed_again", count=len(destroyed), hint="run hydracore db migrate")
+
+
+async def _listed(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[str, str], Erasure]:
+    """Who is in the file, which is there unless nobody was ever erased, as far as the database can tell."""
+    erasures = await asyncio.to_thread(file.known)
+    if erasures:
+        return erasures
+
+    async def look(connection: AsyncConnection) -> bool:
+        row = await (await connection.execute(_ANY_ERASED)).fetchone()
+        assert row is not None, "a select of values has a row"
+        return row[0]
+
+    return await asyncio.to_thread(file.known, must_be_there=await patiently(pool, look))

@@ -32,15 +32,19 @@ class ErasureFile(LinesFile[Erasure]):
     def __init__(self, path: Path) -> None:
         super().__init__(path, Erasure)
 
-    def known(self) -> dict[tuple[str, str], Erasure]:
-        """All erasures by tenant and customer; none where there is no file yet.
+    def known(self, *, must_be_there: bool = False) -> dict[tuple[str, str], Erasure]:
+        """All erasures by tenant and customer; none where there is no file yet. `must_be_there`: somebody was erased already.
 
-        Raises `ErasuresUnknown` where it cannot be read or is damaged: not knowing who was erased is no reason to serve
-        everybody.
+        Raises `ErasuresUnknown` where it cannot be read or is damaged, and where its directory is not there, as of a volume
+        that is not mounted: not knowing who was erased is no reason to serve everybody.
         """
         try:
             return {erasure.customer: erasure for erasure in self.read()}
         except FileNotFoundError:
+            if not self.path.parent.is_dir():
+                raise ErasuresUnknown(self.path, f"there is no directory {self.path.parent}") from None
+            if must_be_there:
+                raise ErasuresUnknown(self.path, "it is not there, and the database knows of erasures") from None
             return {}
         except OSError as error:
             raise ErasuresUnknown(self.path, error.strerror or str(error)) from None

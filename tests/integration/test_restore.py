@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from events import keys
 from hydracore.audit.errors import ErasuresUnknown
 from hydracore.embedded.binaries import pg_dump
 from tests.api_server import running_api
@@ -19,6 +20,9 @@ from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, wor
 from tests.services import Services
 
 __all__ = ["world_fixture"]
+
+#: A restore brings back a key that had been destroyed.
+RESTORED = "UPDATE customer_key SET wrapped_key = %s, destroyed_at = NULL WHERE customer_id = 'ada'"
 
 
 @pytest.fixture
@@ -99,23 +103,57 @@ async def test_an_api_that_starts_on_a_restored_key_destroys_it_before_it_serves
 ) -> None:
     wrapped = await (await owner_conn.execute(KEY)).fetchone()
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
-    restored = "UPDATE customer_key SET wrapped_key = %s, destroyed_at = NULL WHERE customer_id = 'ada'"
-    await owner_conn.execute(restored.encode(), wrapped)
+    await owner_conn.execute(RESTORED.encode(), wrapped)
 
     async with running_api(world.url, redis_url, erasure_file=world.file.path):
         assert await readable(world.url, world.ada[0], "ada") == []
     assert await readable(world.url, world.bob, "bob") == [EMAIL, PROMPT]
 
 
+# --- the list of the erased ------------------------------------------------------------------------------------------
+
+
+async def is_not_served(world: World, redis_url: str, file: Path, reason: str) -> None:
+    with pytest.raises(ErasuresUnknown, match=f"says who was erased and cannot be read: {reason}"):
+        async with running_api(world.url, redis_url, erasure_file=file):
+            pass
+    migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=str(file))
+    assert (migrated.exit_code, f"cannot be read: {reason}" in migrated.stderr) == (1, True)
+
+
 async def test_a_list_of_the_erased_that_cannot_be_read_stops_whoever_would_serve_them(
     world: World, tmp_path: Path, redis_url: str
 ) -> None:
-    with pytest.raises(ErasuresUnknown, match="says who was erased and cannot be read"):
-        async with running_api(world.url, redis_url, erasure_file=tmp_path):
-            pass
+    await is_not_served(world, redis_url, tmp_path, "Is a directory")
+    await is_not_served(world, redis_url, tmp_path / "not mounted" / "erasures.jsonl", "there is no directory")
 
-    result = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=str(tmp_path))
-    assert (result.exit_code, "says who was erased" in result.stderr) == (1, True)
+
+@pytest.mark.parametrize("known_from", ["the keys", "the log"])
+async def test_a_list_of_the_erased_that_is_missing_stops_whoever_would_serve_them(
+    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path, redis_url: str, known_from: str
+) -> None:
+    wrapped = await (await owner_conn.execute(KEY)).fetchone()
+    if known_from == "the keys":
+        await keys.destroy(world.pool, [("acme", "ada")])
+    else:
+        await asyncio.to_thread(world.erase, "--also-live", "--yes")
+        await owner_conn.execute(RESTORED.encode(), wrapped)
+
+    await is_not_served(world, redis_url, tmp_path / "missing", "it is not there, and the database knows of erasures")
+    ordered = await asyncio.to_thread(
+        world.erase, "--also-live", "--yes", HYDRACORE_ERASURE_FILE=str(tmp_path / "missing")
+    )
+
+    assert (ordered.exit_code, "the database knows of erasures" in ordered.stderr) == (3, True)
+
+
+async def test_no_list_is_needed_as_long_as_nobody_was_erased(world: World, redis_url: str) -> None:
+    async with running_api(world.url, redis_url, erasure_file=world.file.path):
+        assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+    migrated = await asyncio.to_thread(world.run, "db", "migrate")
+
+    assert (migrated.exit_code, migrated.stdout) == (0, "nothing to apply\n")
+    assert not world.file.path.exists()
 
 
 # --- lost keys -------------------------------------------------------------------------------------------------------
