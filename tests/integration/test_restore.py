@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 from collections.abc import Generator
@@ -14,7 +15,8 @@ from psycopg import sql
 
 from events import keys
 from hydracore.audit.errors import ErasuresUnknown
-from hydracore.embedded.binaries import pg_dump
+from hydracore.db.restore import copy_script
+from hydracore.embedded.binaries import postgres_client
 from tests.api_server import running_api
 from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
 from tests.services import Services
@@ -36,12 +38,19 @@ def elsewhere(services: Services, world: World) -> Generator[str]:
 
 
 def dump_everything(world: World, path: Path) -> None:
-    subprocess.run([pg_dump(), "--format=custom", "--no-owner", f"--file={path}", world.url], check=True)
+    subprocess.run(
+        [postgres_client("pg_dump"), "--format=custom", "--no-owner", f"--file={path}", world.url], check=True
+    )
 
 
-def restore(path: Path, url: str) -> None:
-    program = pg_dump().with_name("pg_restore")
-    subprocess.run([program, "--no-owner", "--exit-on-error", f"--dbname={url}", path], check=True, capture_output=True)
+def restore(world: World, path: Path, url: str) -> None:
+    result = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=url)
+    assert result.exit_code == 0, result.output
+
+
+def script_of(path: Path) -> bytes:
+    command = [postgres_client("pg_restore"), "--no-owner", "--file=-", path]
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def back_up(world: World, path: Path, *words: str) -> Path:
@@ -56,7 +65,7 @@ async def test_the_backup_of_the_log_has_no_key_so_that_no_restore_of_it_can_be_
     backup = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
 
-    await asyncio.to_thread(restore, backup, elsewhere)
+    await asyncio.to_thread(restore, world, backup, elsewhere)
 
     # Not even before anybody has said that she was erased.
     assert await readable(elsewhere, world.ada[0], "ada") == []
@@ -78,7 +87,7 @@ async def test_a_backup_with_the_key_is_unreadable_again_once_it_is_restored(
         backups = [await asyncio.to_thread(back_up, world, tmp_path / f"{len(each)}.dump", *each) for each in words]
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
     for backup in backups:
-        await asyncio.to_thread(restore, backup, elsewhere)
+        await asyncio.to_thread(restore, world, backup, elsewhere)
     assert await readable(elsewhere, world.ada[0], "ada") == [EMAIL, PROMPT], "the key is back"
 
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
@@ -108,6 +117,58 @@ async def test_an_api_that_starts_on_a_restored_key_destroys_it_before_it_serves
     async with running_api(world.url, redis_url, erasure_file=world.file.path):
         assert await readable(world.url, world.ada[0], "ada") == []
     assert await readable(world.url, world.bob, "bob") == [EMAIL, PROMPT]
+
+
+# --- what cannot be restored -----------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
+    world: World, elsewhere: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("something else")
+    log, only_keys = back_up(world, tmp_path / "log.dump"), back_up(world, tmp_path / "keys.dump", "--keys")
+
+    def refusal(path: Path, url: str) -> str:
+        result = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=url)
+        assert result.exit_code == 2, result.output
+        return result.stderr
+
+    assert "HYDRACORE_DATABASE_URL is missing" in refusal(log, "")
+    assert f"{other} cannot be read as a backup" in refusal(other, elsewhere)
+    assert "does not exist" in refusal(tmp_path / "nowhere", elsewhere)
+    assert "has keys alone: restore the log's backup first" in refusal(only_keys, elsewhere)
+    assert "The database is not empty" in refusal(log, world.url)
+    assert "The database has keys already" in refusal(only_keys, world.url)
+
+
+@pytest.mark.parametrize("reason", ["the file is cut off", "something is in the way"])
+async def test_a_restore_that_fails_leaves_nothing(world: World, elsewhere: str, tmp_path: Path, reason: str) -> None:
+    path = back_up(world, tmp_path / "log.dump")
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        if reason == "the file is cut off":
+            path.write_bytes(path.read_bytes()[:-10])
+            said = "pg_restore: error: could not read from input file"
+        else:
+            connection.execute("CREATE SEQUENCE projection_intervention_id_seq")
+            said = 'relation "projection_intervention_id_seq" already exists'
+
+        result = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=elsewhere)
+
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+        left = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
+    assert left == (0,)
+
+
+async def test_nothing_is_set_that_older_servers_do_not_know(world: World, tmp_path: Path) -> None:
+    path = back_up(world, tmp_path / "log.dump")
+    script = await asyncio.to_thread(script_of, path)
+    passed_on = io.BytesIO()
+
+    copy_script(io.BytesIO(script), passed_on)
+
+    assert (script.count(b"SET transaction_timeout"), passed_on.getvalue().count(b"SET transaction_timeout")) == (1, 0)
+    assert set(script.splitlines()) - set(passed_on.getvalue().splitlines()) == {b"SET transaction_timeout = 0;"}
 
 
 # --- the list of the erased ------------------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""Backups brought back, in one transaction: all of one is there or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+import psycopg
+
+from events.sql import Statements
+from hydracore.db.backup import What
+from hydracore.db.clients import PIECE_BYTES, reached, told
+from hydracore.embedded.binaries import postgres_client
+
+_SQL = Statements("hydracore.db", "restore.sql")
+_LOOK = _SQL["look"]
+_ANY_KEY = _SQL["any_key"]
+
+#: pg_restore sets this of whatever server there is. PostgreSQL knows it from version 17 on, and would refuse all the rest.
+_TIMEOUT: Final = b"SET transaction_timeout = 0;\n"
+_TIMEOUT_IF_KNOWN: Final = (
+    b"SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout';\n"
+)
+
+
+class RestoreRefused(Exception):
+    """`str()` is why the file cannot be restored there. Nothing was changed."""
+
+
+class RestoreFailed(Exception):
+    """`str()` is what pg_restore or psql said. Nothing was changed."""
+
+
+def restore(database_url: str, path: Path) -> What:
+    """Restore a backup, or any other dump that pg_restore reads: what it was.
+
+    The log's goes into an empty database, the keys' into one that has no key. Raises `RestoreRefused`, `RestoreFailed`, `OSError`
+    and psycopg's errors.
+    """
+    what = _what(path)
+    _require_room(database_url, what, path)
+    place, environ = reached(database_url)
+    reading = [postgres_client("pg_restore"), "--no-owner", "--file=-", path]
+    writing = [postgres_client("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
+    with (
+        tempfile.TemporaryFile() as unread,
+        tempfile.TemporaryFile() as unwritten,
+        subprocess.Popen(reading, stdout=subprocess.PIPE, stderr=unread) as reader,  # noqa: S603 - our program
+        subprocess.Popen(  # noqa: S603 - our program
+            [*writing, f"--dbname={place}", "--file=-"],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=unwritten,
+        ) as writer,
+    ):
+        is_whole = _pass_on(reader, writer)
+        if writer.wait():
+            raise RestoreFailed(told(unwritten) or f"psql ended with {writer.returncode}")
+        if not is_whole:
+            raise RestoreFailed(told(unread) or f"pg_restore ended with {reader.returncode}")
+    return what
+
+
+def _what(path: Path) -> What:
+    """What the file is a backup of. Raises `RestoreRefused` where it is none."""
+    command = [postgres_client("pg_restore"), "--list", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
+    if done.returncode:
+        raise RestoreRefused(f"{path} cannot be read as a backup: {' '.join(done.stderr.split())}")
+    entries = [line for line in done.stdout.splitlines() if line and not line.startswith(";")]
+    return "keys" if entries and all(" TABLE DATA public customer_key " in each for each in entries) else "log"
+
+
+def _require_room(database_url: str, what: What, path: Path) -> None:
+    """Raises `RestoreRefused` where the database is not as the backup needs it."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        row = connection.execute(_LOOK).fetchone()
+        assert row is not None, "a select of values has a row"
+        any_table, any_key_table, any_role = row
+        if what == "log":
+            if any_table:
+                raise RestoreRefused("The database is not empty: make another with createdb")
+            if not any_role:
+                raise RestoreRefused("There is no role hydracore_app yet: CREATE ROLE hydracore_app NOLOGIN")
+            return
+        if not any_key_table:
+            raise RestoreRefused(f"{path} has keys alone: restore the log's backup first")
+        if connection.execute(_ANY_KEY).fetchone() == (True,):
+            raise RestoreRefused("The database has keys already")
+
+
+def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -> bool:
+    """Have `writer` execute what `reader` says. Whether that was all: without a COMMIT, nothing of it stays."""
+    assert reader.stdout is not None
+    assert writer.stdin is not None
+    is_whole = False
+    try:
+        writer.stdin.write(b"BEGIN;\n")
+        copy_script(reader.stdout, writer.stdin)
+        is_whole = reader.wait() == 0
+        writer.stdin.write(b"COMMIT;\n" if is_whole else b"")
+        writer.stdin.flush()
+    except BrokenPipeError:
+        is_whole = False  # It has given up, and says why.
+    except BaseException:
+        writer.kill()
+        raise
+    finally:
+        reader.kill()
+        with suppress(BrokenPipeError):
+            writer.stdin.close()
+    return is_whole
+
+
+def copy_script(script: IO[bytes], to: IO[bytes]) -> None:
+    """Pass on what pg_restore says, as every supported server understands it."""
+    for line in script:
+        if line == _TIMEOUT:
+            to.write(_TIMEOUT_IF_KNOWN)
+            break
+        to.write(line)
+    shutil.copyfileobj(script, to, PIECE_BYTES)
