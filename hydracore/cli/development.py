@@ -1,5 +1,9 @@
-"""A running stack with somebody to use it: two tenants, their users' tokens, an API key; all of it in `dev.json`."""
+"""A running stack with somebody to use it: two tenants, their users' tokens, an API key; all of it in `dev.json`.
 
+Beside it is `env`, the settings of its parts, for commands that are to work on the same.
+"""
+
+import shlex
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -11,7 +15,7 @@ import msgspec
 
 from hydracore.auth import Role, issue_token
 from hydracore.cli.credentials import new_api_key
-from hydracore.embedded.files import write_json
+from hydracore.embedded.files import write_atomic, write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.stack import Stack
 
@@ -62,7 +66,9 @@ async def development(
     environ: Mapping[str, str],
     on_trouble: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[tuple[Stack, DevFile]]:
-    """Everything of `home`, ready, with `dev.json` for as long as that is true. Raises as `Stack.running` and `Home.lock`.
+    """Everything of `home`, ready, with `dev.json` and `env` for as long as that is true.
+
+    Raises as `Stack.running` and `Home.lock`.
 
     `on_trouble` is told in a line which part has ended by itself.
     """
@@ -81,6 +87,8 @@ async def development(
         ) as stack:
             file = await _introduce(stack)
             await _count_slowly(file)
+            settings = "".join(f"{name}={shlex.quote(value)}\n" for name, value in stack.managed().items())
+            write_atomic(home.env_file, settings.encode(), durable=False)
             written.append((stack, file))
             write()
             try:
@@ -88,6 +96,7 @@ async def development(
             finally:
                 written.clear()
                 home.dev_file.unlink(missing_ok=True)
+                home.env_file.unlink(missing_ok=True)
 
 
 async def _count_slowly(file: DevFile) -> None:

@@ -41,7 +41,9 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
     try:
         async with development(
             home, port=port, workers=workers, environ=os.environ, on_trouble=lambda line: click.echo(line, err=True)
-        ) as (_, file):
+        ) as (stack, file):
+            if stack.data is not None and home.path not in stack.data.parents:
+                click.echo(f"the database lives in {stack.data}, because its account cannot enter {home.path}")
             click.echo(introduction(file, home.path))
             try:
                 await asyncio.Event().wait()
@@ -55,6 +57,7 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
 def introduction(file: "DevFile", home: Path) -> str:
     """What to do next, ready to paste. The instance's id is known before it is asked for: it derives from the key."""
     import secrets
+    import sys
 
     from events.ids import instance_id_for
 
@@ -67,6 +70,8 @@ def introduction(file: "DevFile", home: Path) -> str:
 HydraCore is up at {file.url}
   logs   {home / "logs"}
   access {home / "dev.json"}
+  env    {home / "env"}, the settings for other commands, as in
+         (set -a; . {home / "env"}; {Path(sys.executable).with_name("hydracore")} sweep --dry-run)
 
 To try it, paste:
   TOKEN={file.customer.token}

@@ -87,6 +87,7 @@ class Home:
         self.ports_file = self.path / "ports.json"
         self.runtime_file = self.path / "runtime.json"
         self.dev_file = self.path / "dev.json"
+        self.env_file = self.path / "env"
 
     @contextmanager
     def lock(self) -> Generator[None]:

@@ -74,6 +74,8 @@ class Stack:
         self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
         #: The scripted models, unless the environment names real ones.
         self.modelsim_url: str | None = None
+        #: Where the embedded PostgreSQL has its data, which need not be in the home.
+        self.data: Path | None = None
         self._workers = workers
         self._stores: list[Part] = []
         self._http = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
@@ -114,6 +116,10 @@ class Stack:
                 finally:
                     await stack._stop()
 
+    def managed(self) -> dict[str, str]:
+        """What the parts were given of `MANAGED`, by variable: what an operator's commands need to work on the same."""
+        return {configuration.variable(name): self._chosen[name] for name in MANAGED if name in self._chosen}
+
     def _choose(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
         """The managed settings: the environment's where it has a say, else the home's; stores of our own where none is given."""
         chosen = {
@@ -137,6 +143,7 @@ class Stack:
                 port=ports.claim("postgres"),
             )
             chosen["database_url"] = postgres.url()
+            self.data = postgres.base
             self._stores.append(postgres.part())
         if "redis_url" not in given:
             valkey = Valkey(base=self.home.valkey, password=self.secrets.redis_password, port=ports.claim("valkey"))

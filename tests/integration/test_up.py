@@ -187,11 +187,14 @@ async def running_instance(url: str, headers: dict[str, str]) -> str:
     return instance
 
 
-def session_of_the_readme(port: int, home: Path) -> list[str]:
-    """The blocks that a reader pastes: what orders an agent, and what uses it once it runs."""
-    session = (REPOSITORY / "README.md").read_text().partition("## A session with curl\n")[2].partition("\n## ")[0]
-    pasted = session.replace(":8080/", f":{port}/").replace(".hydracore/", f"{home}/")
-    return pasted.split("```\n")[1::2]
+def blocks_of_the_readme(section: str, port: int, home: Path) -> list[str]:
+    """What a reader pastes."""
+    text = (REPOSITORY / "README.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    program = f"{sys.executable} -m hydracore"
+    here = (
+        text.replace(":8080/", f":{port}/").replace(".hydracore/", f"{home}/").replace(".venv/bin/hydracore", program)
+    )
+    return here.split("```\n")[1::2]
 
 
 def bash(script: str) -> str:
@@ -199,8 +202,8 @@ def bash(script: str) -> str:
 
 
 async def assert_the_readme_runs(dev: dict[str, Any], customer: dict[str, str], port: int, home: Path) -> None:
-    """Its session with curl, as a reader pastes it."""
-    order, use = session_of_the_readme(port, home)
+    """Its session with curl, and how it shows what happened, as a reader pastes it."""
+    order, use = blocks_of_the_readme("A session with curl", port, home)
     said = await asyncio.to_thread(bash, order)
     ordered = f"{dev['url']}/v1/instances/{json.loads(said.splitlines()[0])['instance_id']}"
     await until_status(ordered, customer, "running")
@@ -210,6 +213,11 @@ async def assert_the_readme_runs(dev: dict[str, Any], customer: dict[str, str], 
     assert "[scripted] Ahoy! You said: Hello" in said
     assert said.endswith('"status":"deleting"}\n')
     await until_status(ordered, customer, "deleted")
+    (show,) = blocks_of_the_readme("What happened", port, home)
+    said = await asyncio.to_thread(bash, show)
+    assert "instance_deleted" in said
+    assert "\n0 findings in " in said
+    assert said.endswith("0 found\n")
 
 
 async def kill_everything(up: Up, home: Path) -> None:
