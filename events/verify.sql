@@ -86,14 +86,6 @@ SELECT uuid_send(moved.stream_id), coalesce(before.version, 0)
                       ORDER BY e.version DESC
                       LIMIT 1) before ON true
 
--- name: points
--- What the seals say of a lane, each thing once, with the first seal that said it.
-SELECT heads[%(lane)s + 1] AS head, substr(links, %(lane)s * 32 + 1, 32) AS link, min(number)
-  FROM seal
- WHERE number <= %(upto)s AND heads[%(lane)s + 1] > 0 AND links IS NOT NULL
- GROUP BY 1, 2
- ORDER BY 1, 3
-
 -- name: strangers
 -- Rows that are in no lane at all, or nowhere in theirs.
 SELECT 'event', lane, min(seq) FROM event WHERE lane < 0 OR lane > 63 OR lane IS NULL OR seq IS NULL GROUP BY lane

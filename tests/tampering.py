@@ -14,6 +14,7 @@ import pytest
 
 from events.finding import Finding
 from events.pacing import Pace
+from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Job, verify_some
 from tests.audit_log import LANE, Forger
 from tests.services import Services
@@ -37,8 +38,10 @@ def forger(url: str) -> Generator[Forger]:
         connection.rollback()
 
 
-def find(forger: Forger, *, replay: bool = False, sealed_upto: int = 2) -> list[Finding]:
-    job = Job(lane=LANE, sealed_upto=sealed_upto, replay=replay)
+def find(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[Finding]:
+    """What is found in the lane; `sealed`: whether its seals are asked."""
+    seals = stored_seals(forger.connection) if sealed else ()
+    job = Job(lane=LANE, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
     # Whoever rests looks at the heads: here after each piece of work.
     pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
     (report,) = verify_some(forger.connection, [job], pace, lambda _: None)

@@ -6,29 +6,38 @@ of the lanes is checked as well.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
+from psycopg import Connection
+from psycopg.rows import class_row
 
 from events.finding import FINDINGS_MAX, Finding
-from events.ids import LANES
-from events.seal import Seal, flaws_of
+from events.ids import SEQ_MAX
+from events.seal import Head, Seal, flaws_of
+from events.sql import Statements
 from events.verify import Point
+from hydracore.audit.kept_seals import KeptSeals
 from hydracore.scalars import plural
 
-#: What only the copy says of a lane is kept in as many points: of more, every other one, which finds as much and less exactly where.
-POINTS_MAX = 1_024
+_SEALS_FROM = Statements("hydracore.audit", "sealing.sql")["seals_from"]
+
+#: How many seals are read at a time.
+SEALS_MAX = 100
 
 
 class SealsChecked(msgspec.Struct, kw_only=True):
-    """`last`: the newest seal without a flaw. `points`: what seals say of the lanes that only the copy has, by lane."""
+    """`last`: the newest seal without a flaw. `good` and `flawed` ones are of the database, `copied` ones good and of the copy alone.
+
+    Each kind is kept apart, so that nobody pushes out what a seal says with another beside it.
+    """
 
     count: int = 0
-    #: The number of the newest seal of the database.
-    upto: int = 0
     last: Seal | None = None
-    points: dict[int, list[Point]] = msgspec.field(default_factory=lambda: defaultdict[int, list[Point]](list))
+    good: KeptSeals = msgspec.field(default_factory=KeptSeals)
+    flawed: KeptSeals = msgspec.field(default_factory=KeptSeals)
+    copied: KeptSeals = msgspec.field(default_factory=KeptSeals)
     findings: list[Finding] = msgspec.field(default_factory=list[Finding])
     #: How many findings there were; no more than `FINDINGS_MAX` are kept.
     found: int = 0
@@ -39,21 +48,33 @@ class SealsChecked(msgspec.Struct, kw_only=True):
             if self.found <= FINDINGS_MAX:
                 self.findings.append(Finding(kind=kind, what=f"Seal {number}: {flaw}"))
 
-    def trust(self, copy: Seal) -> None:
-        """Take down what a seal says of the lanes, as far as it is news."""
-        for lane in range(LANES):
-            head, points = copy.head(lane), self.points[lane]
-            if head.seq < 1 or (points and points[-1][:2] == head):
-                continue
-            if len(points) == POINTS_MAX:
-                del points[::2]
-            points.append(Point(*head, copy.number))
+    def points(self, lane: int) -> list[Point]:
+        """What the seals that were kept say of a lane, each thing once, with the first that said it; in the order of the lane."""
+        said: dict[Head, int] = {}
+        seals = (*self.good.seals, *self.flawed.seals, *self.copied.seals)
+        for seal in sorted(seals, key=lambda seal: seal.number):
+            head = _head(seal, lane)
+            if head is not None:
+                said.setdefault(head, seal.number)
+        return sorted(Point(*head, number) for head, number in said.items())
 
     def say_how_many(self) -> None:
         if self.found > FINDINGS_MAX:
             last = self.findings[-1]
             what = f"{last.what}; and {plural(self.found - FINDINGS_MAX, 'finding')} more about seals"
             self.findings[-1] = msgspec.structs.replace(last, what=what)
+
+
+def stored_seals(connection: Connection) -> Iterator[Seal]:
+    """The seals of the database in order, a page at a time, each page in a statement of its own."""
+    first = -(2**63)
+    while first <= SEQ_MAX:
+        with connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
+            page = cursor.execute(_SEALS_FROM, (first, SEALS_MAX)).fetchall()
+        yield from page
+        if len(page) < SEALS_MAX:
+            return
+        first = page[-1].number + 1
 
 
 def check_seals(stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: bytes | None) -> SealsChecked:
@@ -69,11 +90,13 @@ def check_seals(stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: b
         if copy is not None and copy != seal:
             flaws.append("the copy outside the database has another one of this number")
             if _is_good(checked, copy, public_key):
-                checked.trust(copy)
+                checked.copied.add(copy)
         checked.find("seal_flawed", seal.number, flaws)
         checked.count += 1
-        checked.upto = seal.number
-        if not flaws:
+        if flaws:
+            checked.flawed.add(seal)
+        else:
+            checked.good.add(seal)
             checked.last = seal
         previous = seal
     checked.say_how_many()
@@ -114,7 +137,7 @@ def _only_copied(checked: SealsChecked, copy: Seal, public_key: bytes | None) ->
     """A copy of which the database knows nothing."""
     if _is_good(checked, copy, public_key):
         checked.find("seal_missing", copy.number, ["it is in the copy outside the database, and not in the database"])
-        checked.trust(copy)
+        checked.copied.add(copy)
 
 
 def _is_good(checked: SealsChecked, copy: Seal, public_key: bytes | None) -> bool:
@@ -126,3 +149,11 @@ def _is_good(checked: SealsChecked, copy: Seal, public_key: bytes | None) -> boo
 
 def _out_of_place(seal: Seal, previous: Seal | None) -> list[str]:
     return [f"seal 1 is missing, and all up to {seal.number - 1}"] if previous is None and seal.number != 1 else []
+
+
+def _head(seal: Seal, lane: int) -> Head | None:
+    """What a seal says of a lane, if anything: whoever takes the table's constraints away can write nulls, and lists of lists."""
+    heads: Any = seal.heads or ()
+    if lane < len(heads) and isinstance(heads[lane], int) and heads[lane] > 0 and seal.links:
+        return seal.head(lane)
+    return None

@@ -38,9 +38,11 @@ SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
  WHERE s.head > 0
  ORDER BY s.lane
 
--- name: all_seals
+-- name: seals_from
+-- A page of seals. Where somebody took the key away a number may be there twice: no page ends between the two.
 SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN sealed_at END AS sealed_at,
        heads, links, root, previous, public_key, signature
   FROM seal
- WHERE number IS NOT NULL
+ WHERE number >= %s
  ORDER BY number
+ FETCH FIRST %s ROWS WITH TIES

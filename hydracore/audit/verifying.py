@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, takewhile
@@ -19,7 +19,6 @@ from uuid import UUID
 import msgspec
 import psycopg
 from psycopg import Connection, IsolationLevel
-from psycopg.rows import class_row
 
 from events.finding import FINDINGS_MAX, Finding
 from events.ids import LANES, SEQ_MAX
@@ -29,15 +28,13 @@ from events.sql import Statements
 from events.verify import BEGINNING, LANES_AT_ONCE, Lane, LaneReport, Point, read
 from hydracore.audit import sums, tables
 from hydracore.audit.errors import NoSeal
-from hydracore.audit.seal_check import SealsChecked, check_seals
+from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
 from projections.processes import deaf_to_interrupts
 
 _SQL = Statements("events", "verify.sql")
 _STRANGERS = _SQL["strangers"]
-_POINTS = _SQL["points"]
 _HEADS = Statements("events", "store.sql")["heads"]
-_SEALS = Statements("hydracore.audit", "sealing.sql")["all_seals"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,14 +77,12 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One lane, as it travels to a process. `points`: what is known of it from seals that the database does not have."""
+    """One lane, as it travels to a process. `points`: what seals say of it, in order."""
 
     lane: int
     start: Head = BEGINNING
     upto: int = SEQ_MAX
     points: list[Point] = []
-    #: The number of the last seal that counts.
-    sealed_upto: int = 0
     replay: bool = True
 
     @property
@@ -112,7 +107,7 @@ def verify(request: Request, progress: Progress) -> Report:
     began_s = time.monotonic()
     report = Report(lanes=len(request.lanes))
     with psycopg.connect(request.conninfo, autocommit=True) as connection:
-        sealed = _check_seals(connection, request, report)
+        sealed = _check_seals(connection, request, report, Pace(full_speed=request.full_speed))
         if request.since_seal and sealed.last is None:
             raise NoSeal
         heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(_HEADS)}
@@ -125,8 +120,7 @@ def verify(request: Request, progress: Progress) -> Report:
             lane=lane,
             start=BEGINNING if start is None else start.head(lane),
             upto=heads.get(lane, 0),
-            points=sealed.points.get(lane, []),
-            sealed_upto=sealed.upto,
+            points=sealed.points(lane),
             replay=request.replay,
         )
         for lane in request.lanes
@@ -144,12 +138,18 @@ def verify(request: Request, progress: Progress) -> Report:
     return report
 
 
-def _check_seals(connection: Connection, request: Request, report: Report) -> SealsChecked:
+def _check_seals(connection: Connection, request: Request, report: Report, pace: Pace) -> SealsChecked:
     # A seal is in the database before it is in the copy: what the copy has now, the look after this one finds there too.
     newest = 0 if request.seals is None else request.seals.last_number()
-    with connection.transaction(), connection.cursor("seals", row_factory=class_row(Seal)) as cursor:
-        copies = () if request.seals is None else takewhile(lambda seal: seal.number <= newest, request.seals.read())
-        sealed = check_seals(cursor.execute(_SEALS), copies, public_key=request.public_key)
+    copies = () if request.seals is None else takewhile(lambda seal: seal.number <= newest, request.seals.read())
+
+    def resting(seals: Iterable[Seal]) -> Iterator[Seal]:
+        for seal in seals:
+            yield seal
+            pace.rest(connection)
+
+    sealed = check_seals(resting(stored_seals(connection)), resting(copies), public_key=request.public_key)
+    report.rested_s += pace.rested_s
     report.seals = sealed.count
     report.findings += sealed.findings[:FINDINGS_MAX]
     if sealed.count == 0:
@@ -172,7 +172,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
         with _connected(request.conninfo) as connection:
             for jobs in parts:
                 yield from verify_some(connection, jobs, pace, progress.advance)
-        report.rested_s = pace.rested_s
+        report.rested_s += pace.rested_s
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
@@ -214,18 +214,12 @@ def verify_some(
         progress(events)
         pace.rest(connection)
 
-    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=_points(connection, job)) for job in jobs]
+    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
     read(connection, lanes, after_each=done)
     reports = [_finish(connection, lane, done) for lane in lanes]
     _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
     _compare_sums(connection, [report for job, report in zip(jobs, reports, strict=True) if job.adds_up], done)
     return reports
-
-
-def _points(connection: Connection, job: Job) -> list[Point]:
-    parameters = {"lane": job.lane, "upto": job.sealed_upto}
-    points = {Point(*row) for row in connection.execute(_POINTS, parameters, binary=True)}
-    return sorted(points.union(job.points))
 
 
 def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> LaneReport:

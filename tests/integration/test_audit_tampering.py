@@ -178,7 +178,7 @@ def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pyt
     forger.redo_links()
     forger.do(COMMAND.format("actor = NULL", 8))
 
-    assert ("command_edited", 8) in places(find(forger, sealed_upto=0))
+    assert ("command_edited", 8) in places(find(forger, sealed=False))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count
     forger.redo_links()
     forger.do(COMMAND.format(f"event_count = {count}", 13))
 
-    assert (expected, 13) in places(find(forger, sealed_upto=0))
+    assert (expected, 13) in places(find(forger, sealed=False))
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
@@ -292,7 +292,7 @@ def test_making_digests_and_links_fit_again_helps_against_anything_but_seals(
     forge(forger)
 
     assert places(find(forger)) == expected
-    assert places(find(forger, sealed_upto=0)) == without_seals
+    assert places(find(forger, sealed=False)) == without_seals
 
 
 def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from events.ids import LANES
 from events.pacing import FACTOR_MAX, REST_S_MAX, Pace
+from hydracore.audit import seal_check
 from hydracore.audit.exporting import Request as ExportRequest
 from hydracore.audit.exporting import export
-from hydracore.audit.verifying import Progress, Request, verify
+from hydracore.audit.verifying import Progress, Report, Request, _check_seals, verify
 from projections import generations
 from projections.folding import _fold_some
 from projections.instance import InstanceProjection
@@ -133,3 +136,29 @@ async def test_verification_and_export_rest_while_somebody_writes_and_only_then(
 
     assert alone == (0, 0)
     assert hurried == 0
+
+
+async def test_seals_are_looked_at_a_page_at_a_time_with_rests_that_keep_no_snapshot_open(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seal_check, "SEALS_MAX", 1)
+    request = Request(conninfo=log.url, seals=log.file)
+    open_at_rest = set[bool]()
+
+    def until_it_rests() -> None:
+        with psycopg.connect(log.url, autocommit=True) as connection:
+
+            def sleep(_seconds: float) -> None:
+                open_at_rest.add(connection.info.transaction_status is not TransactionStatus.IDLE)
+
+            while not open_at_rest:
+                _check_seals(connection, request, Report(lanes=1), Pace(clock=count().__next__, sleep=sleep))
+
+    resting = asyncio.create_task(asyncio.to_thread(until_it_rests))
+    names = map(str, count())
+    while not resting.done():
+        await log.name(0, next(names))
+        await asyncio.sleep(BETWEEN_WRITES_S)
+    await resting
+
+    assert open_at_rest == {False}

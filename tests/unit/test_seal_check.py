@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 from events.finding import FINDINGS_MAX
 from events.ids import LANES
 from events.seal import Head, Seal, make_seal
-from hydracore.audit import seal_check
+from hydracore.audit import kept_seals
 from hydracore.audit.seal_check import check_seals
 from tests.unit.test_seal import KEY, NOON, PUBLIC, chain, heads
 
@@ -36,7 +37,7 @@ def test_a_damaged_copy_is_flawed_and_hides_no_other(change: dict[str, Any], kep
     kinds = [finding.kind for finding in checked.findings]
     assert "copy_flawed" in kinds
     assert kinds.count("seal_missing") == (0 if kept else 2)
-    assert {point.seal for points in checked.points.values() for point in points} == (set() if kept else {1, 3})
+    assert {seal.number for seal in checked.copied.seals} == (set() if kept else {1, 3})
 
 
 def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
@@ -46,7 +47,7 @@ def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
 
     trusted, ignored = (check_seals([stored], [copy], public_key=PUBLIC) for copy in (good, flawed))
 
-    assert (len(trusted.points), len(ignored.points)) == (LANES, 0)
+    assert (trusted.copied.seals, ignored.copied.seals) == ([good], [])
     assert [finding.kind for finding in ignored.findings] == ["copy_flawed", "seal_flawed"]
 
 
@@ -60,16 +61,45 @@ def growing(length: int) -> list[Seal]:
 
 
 def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seal_check, "POINTS_MAX", 8)
+    monkeypatch.setattr(kept_seals, "KEPT_MAX", 8)
     seals = growing(FINDINGS_MAX + 20)
 
     checked = check_seals([], seals, public_key=PUBLIC)
 
-    assert [len(checked.points[lane]) for lane in range(1, LANES)] == [1] * (LANES - 1)
-    kept = [point.seal for point in checked.points[0]]
+    assert [len(checked.points(lane)) for lane in range(1, LANES)] == [1] * (LANES - 1)
+    kept = [point.seal for point in checked.points(0)]
     assert len(kept) <= 8
     assert kept == sorted(kept)
     # The end is what counts: whatever came before stands in its link.
     assert kept[-1] == seals[-1].number
     assert len(checked.findings) == FINDINGS_MAX
     assert checked.findings[-1].what.endswith("and not in the database; and 20 findings more about seals")
+
+
+@pytest.mark.parametrize("most", [2, 3, 8])
+def test_of_many_seals_some_are_kept_evenly_spread_and_always_the_first_and_the_newest(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(kept_seals, "KEPT_MAX", most)
+    seals = growing(40)
+    kept = kept_seals.KeptSeals()
+
+    for count, seal in enumerate(seals, start=1):
+        kept.add(seal)
+
+        numbers = [one.number for one in kept.seals]
+        steps = {later - earlier for earlier, later in pairwise(numbers[:-1])}
+        assert (numbers[0], numbers[-1], len(numbers) <= most) == (1, count, True)
+        assert len(steps) <= 1
+        assert not steps or numbers[-1] - numbers[-2] <= max(steps)
+
+
+def test_what_somebody_damaged_pushes_out_nothing_that_a_good_seal_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_seals, "KEPT_MAX", 2)
+    seals = growing(7)
+    # The end of the lane was cut off, and what the last seals say of it made to fit: all but their signature.
+    damaged = [replace(seal, heads=[1] * LANES) for seal in seals[5:]]
+
+    points = check_seals([*seals[:5], *damaged], (), public_key=PUBLIC).points(0)
+
+    assert points[-1][:2] == seals[4].head(0)

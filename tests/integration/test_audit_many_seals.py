@@ -1,0 +1,101 @@
+"""However many seals there are, and wherever a page of them ends: whatever is done to the log between two of those that are kept is found."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from hydracore.audit import kept_seals, seal_check
+from hydracore.audit.seal_check import check_seals, stored_seals
+from tests.audit_log import Forger, sealed_log
+from tests.services import Services
+from tests.tampering import find, forger, made_once
+
+__all__ = ["forger"]
+
+#: The events of the lane: 12, and those that have a seal each.
+EVENTS = 22
+
+
+@pytest.fixture(scope="module")
+def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    async def make(url: str) -> None:
+        async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
+            for number in range(EVENTS - 12):
+                await log.name(number % 3, f"sealed {number}")
+                await log.sealer.seal()
+
+    with made_once(services, "many_seals", make) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_seals, "KEPT_MAX", 3)
+    monkeypatch.setattr(seal_check, "SEALS_MAX", 2)
+
+
+FORGE = "UPDATE command SET actor = 'customer:eve' WHERE lane = 6 AND first_seq = {}"
+
+
+def rewrite(forger: Forger, seq: int) -> None:
+    forger.do(FORGE.format(seq))
+    forger.redo_command(seq)
+    forger.redo_links()
+
+
+CUT_OFF = [
+    "DELETE FROM event WHERE lane = 6 AND seq > {0}",
+    "DELETE FROM command WHERE lane = 6 AND first_seq > {0}",
+    (
+        "UPDATE stream s SET version = e.version"
+        "  FROM (SELECT stream_id, max(version) AS version FROM event WHERE lane = 6 GROUP BY stream_id) e"
+        " WHERE s.lane = 6 AND s.stream_id = e.stream_id"
+    ),
+    (
+        "UPDATE lane_head h SET head = {0}, link = c.link, recorded_at = c.recorded_at"
+        "  FROM command c WHERE h.lane = 6 AND c.lane = 6 AND c.first_seq = {0}"
+    ),
+]
+
+
+def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
+    assert len(list(stored_seals(forger.connection))) == EVENTS - 10
+    assert find(forger) == []
+
+
+@pytest.mark.parametrize("seq", [1, 9, *range(14, EVENTS + 1)])
+def test_what_was_rewritten_between_seals_that_are_kept_is_found(forger: Forger, seq: int) -> None:
+    rewrite(forger, seq)
+
+    (found,) = find(forger)
+
+    assert found.kind == "rewritten"
+    assert found.seq is not None
+    assert found.last_seq is not None
+    assert found.seq <= seq <= found.last_seq
+
+
+@pytest.mark.parametrize("last", range(12, EVENTS))
+def test_what_was_cut_off_between_seals_that_are_kept_is_found_where_it_is(forger: Forger, last: int) -> None:
+    forger.do(*(statement.format(last) for statement in CUT_OFF))
+
+    (found,) = find(forger)
+
+    assert (found.kind, found.seq, found.last_seq) == ("tail_missing", last + 1, EVENTS)
+
+
+@pytest.mark.parametrize("number", range(2, 6))
+def test_what_was_done_to_seals_is_found_wherever_a_page_ends(forger: Forger, number: int) -> None:
+    def flawed(statement: str) -> list[int]:
+        forger.do("SAVEPOINT before", statement.format(number))
+        checked = check_seals(stored_seals(forger.connection), (), public_key=None)
+        forger.do("ROLLBACK TO before")
+        return [int(finding.what.removeprefix("Seal ").partition(":")[0]) for finding in checked.findings]
+
+    forger.do("ALTER TABLE seal DROP CONSTRAINT seal_pkey")
+
+    assert flawed("DELETE FROM seal WHERE number = {}") == [number + 1]
+    assert flawed("UPDATE seal SET sealed_at = 'infinity' WHERE number = {}") == [number]
+    assert flawed("INSERT INTO seal SELECT * FROM seal WHERE number = {}") == [number]
