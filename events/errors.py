@@ -100,10 +100,13 @@ class LogCorrupted(EventsError):
 
 
 class EventUnreadable(EventsError):
-    def __init__(self, tag: str, schema_version: int) -> None:
+    """`is_newer`: whether a newer HydraCore may have written it, and not only somebody who made it up."""
+
+    def __init__(self, tag: str, schema_version: int, *, is_newer: bool) -> None:
         super().__init__(f"Version {schema_version} of {tag} is not known here: was it written by a newer HydraCore?")
         self.tag = tag
         self.schema_version = schema_version
+        self.is_newer = is_newer
 
 
 class StoreUnavailable(EventsError):

@@ -71,11 +71,12 @@ def read(payload: str | bytes, *, tag: str, schema_version: int) -> AnyEvent:
 
 
 def _to_the_present(fields: dict[str, Any], tag: str, schema_version: int) -> dict[str, Any]:
-    if schema_version > CURRENT.get(tag, 0):
-        raise EventUnreadable(tag, schema_version)
-    for version in range(schema_version, CURRENT[tag]):
+    current = CURRENT.get(tag, 0)
+    if schema_version > current or tag not in CURRENT:
+        raise EventUnreadable(tag, schema_version, is_newer=schema_version > current)
+    for version in range(schema_version, current):
         step = STEPS.get((tag, version))
         if step is None:
-            raise EventUnreadable(tag, schema_version)
+            raise EventUnreadable(tag, schema_version, is_newer=False)
         fields = step(fields)
     return fields

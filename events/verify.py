@@ -64,6 +64,8 @@ class LaneReport(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[bytes, int]
     #: How many of these had moved before the end was looked at; they are the first ones.
     settled: int
+    #: What could not be compared, in words.
+    notes: set[str] = msgspec.field(default_factory=set[str])
 
 
 def read(connection: Connection, lanes: Sequence[Lane], *, after_each: Callable[[int], None]) -> None:

@@ -15,10 +15,9 @@ _FACT: Any = Statements("projections", "facts.sql")["fact"].decode()
 
 def payload() -> sql.Composed:
     """The expression that gives the payload of the event `e`, to be decoded to `upcast.Stored`."""
-    later = {name: version for name, version in upcast.CURRENT.items() if version > 1}
-    return sql.SQL(_PAYLOAD).format(
-        changed=sql.Literal(list(later)), today=sql.Literal([f"{name} {version}" for name, version in later.items()])
-    )
+    first = [name for name, version in upcast.CURRENT.items() if version == 1]
+    later = [f"{name} {version}" for name, version in upcast.CURRENT.items() if version > 1]
+    return sql.SQL(_PAYLOAD).format(first=sql.Literal(first), later=sql.Literal(later))
 
 
 def fact() -> sql.Composed:

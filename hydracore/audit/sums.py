@@ -15,6 +15,7 @@ from psycopg import Connection, sql
 from events.codec import tag_of
 from events.finding import Finding
 from events.sql import Statements
+from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
 from projections import stored
 from projections.definition import Accumulator, Followed
@@ -41,8 +42,8 @@ class Seen(NamedTuple):
 
 def compare(
     connection: Connection, lane: int, served: Collection[Followed], *, after_each: Callable[[int], None]
-) -> Iterator[Finding]:
-    """Where the rows of a lane are not what its events give. `after_each` is told how many events were read each time."""
+) -> Iterator[Finding | Newer]:
+    """Where the rows of a lane are not what its events give, or what could not be compared. `after_each` is told how many events were read each time."""
     with connection.transaction():
         head, seen = _look(connection, lane, served)
     for each in seen:
@@ -58,7 +59,7 @@ def compare(
         raise  # A database that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the lane makes no sense to whoever follows it: {type(error).__name__}"
-        yield Finding(kind="history_broken", what=what, lane=lane)
+        yield newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane)
         return
     for each, fold in zip(seen, folds, strict=True):
         fresh = fold.rows()

@@ -19,6 +19,7 @@ from psycopg import Connection, sql
 from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
+from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
 from projections import registry, stored
 from projections.definition import Followed, Inline, StreamFold
@@ -103,8 +104,10 @@ def served(connection: Connection) -> Served:
     return found
 
 
-def compare(connection: Connection, part: Part) -> Iterator[Finding]:
-    """Where rows are not what the histories of these streams give. In a transaction that has seen nothing yet."""
+def compare(connection: Connection, part: Part) -> Iterator[Finding | Newer]:
+    """Where rows are not what the histories of these streams give, and what could not be compared. In a transaction that has seen
+    nothing yet.
+    """
     _lock_tables(connection)
     compared = [_compared(projection) for projection in served(connection).inline]
     # Histories come in the order of the streams, and rows in the order in which streams are asked for.
@@ -113,7 +116,7 @@ def compare(connection: Connection, part: Part) -> Iterator[Finding]:
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     unfoldable: set[UUID] = set()
     for stream_id, rows in _fold(connection, lanes, compared):
-        if isinstance(rows, Finding):
+        if isinstance(rows, (Finding, Newer)):
             yield rows
             unfoldable.add(stream_id)
             continue
@@ -161,7 +164,7 @@ def strangers(connection: Connection, projections: Sequence[Inline]) -> Iterator
 
 def _fold(
     connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared]
-) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding]]:
+) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | Newer]]:
     """For each stream the rows that it gives, by table; or what is wrong with it."""
     text: Any = _HISTORIES.decode()
     query = sql.SQL(text).format(
@@ -177,7 +180,7 @@ def _fold(
 
 def _rows_of(
     stream_id: UUID, lane: int, chunks: Iterable[bytes], compared: Sequence[Compared]
-) -> Mapping[str, list[Row]] | Finding:
+) -> Mapping[str, list[Row]] | Finding | Newer:
     try:
         folds: dict[str, StreamFold] = {
             each.table.name: each.projection.begin(stream_id, lane=lane) for each in compared
@@ -191,7 +194,7 @@ def _rows_of(
         raise  # Chunks come from the database: one that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the stream makes no sense: {type(error).__name__}"
-        return Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
+        return newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
 
 
 def _compared(projection: Inline) -> Compared:

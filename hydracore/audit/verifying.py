@@ -28,6 +28,7 @@ from events.sql import Statements
 from events.verify import BEGINNING, LANES_AT_ONCE, Lane, LaneReport, Point, read
 from hydracore.audit import sums, tables
 from hydracore.audit.errors import NoSeal
+from hydracore.audit.newer import Newer
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
 from projections.processes import deaf_to_interrupts
@@ -127,11 +128,14 @@ def verify(request: Request, progress: Progress) -> Report:
     ]
     left = sum(max(0, heads.get(job.lane, 0) - job.start.seq) for job in jobs)
     progress.begin(left * request.passes)
+    notes = set[str]()
     for lane_report in _reports(_parts(jobs, request.workers), request, progress, report):
         report.events += lane_report.events
         report.commands += lane_report.commands
         report.streams += len(lane_report.versions)
         report.findings += lane_report.findings
+        notes |= lane_report.notes
+    report.notes += sorted(notes)[:FINDINGS_MAX]
     if request.replay:
         _finish_replay(request, report)
     report.seconds = time.monotonic() - began_s
@@ -239,7 +243,7 @@ def _compare_tables(connection: Connection, reports: list[LaneReport], done: Cal
         done(part.events)
 
 
-def _differences(connection: Connection, part: tables.Part) -> list[Finding]:
+def _differences(connection: Connection, part: tables.Part) -> list[Finding | Newer]:
     try:
         with connection.transaction():
             return list(tables.compare(connection, part))
@@ -259,9 +263,12 @@ def _compare_sums(connection: Connection, reports: list[LaneReport], done: Calla
             _add(report, found)
 
 
-def _add(report: LaneReport, found: Finding) -> None:
+def _add(report: LaneReport, found: Finding | Newer) -> None:
+    if isinstance(found, Newer):
+        if len(report.notes) < FINDINGS_MAX:
+            report.notes.add(found.note)
     # As many as there may be of the log already.
-    if len(report.findings) < 2 * FINDINGS_MAX:
+    elif len(report.findings) < 2 * FINDINGS_MAX:
         report.findings.append(found)
 
 

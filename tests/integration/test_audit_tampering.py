@@ -306,8 +306,18 @@ def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -
     assert ("event_edited", 2) in found
 
 
-def test_a_history_that_makes_no_sense_is_said_to_make_none(forger: Forger) -> None:
-    forger.do(EVENT.format("""payload = '{"type":"agent_key_acknowledged","at_ms":1}'""", 7))
+@pytest.mark.parametrize(
+    "edit",
+    [
+        """payload = '{"type":"agent_key_acknowledged","at_ms":1}'""",
+        # No release writes these, and no newer one will.
+        """payload = '{"type":"name_chosen","at_ms":1}'""",
+        "schema_version = 0",
+        "schema_version = 0, type = 'name_chosen'",
+    ],
+)
+def test_a_history_that_makes_no_sense_is_said_to_make_none(forger: Forger, edit: str) -> None:
+    forger.do(EVENT.format(edit, 7))
     forger.redo_event(7)
 
     found = {finding.kind for finding in find(forger, replay=True)}

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from events import upcast
 from hydracore.audit.sealing import Sealer
 from hydracore.audit.verifying import Progress, Request, verify
+from projections.followed import followed_projections
+from projections.follower import Follower
 from tests.audit_log import SEAL_KEY, Forger, Log, run, sealed_log
 from tests.requests_to_log import requested
 from tests.waiting import BETWEEN_WRITES_S, until
@@ -272,6 +274,37 @@ async def test_no_encoding_of_a_client_changes_what_is_written_or_read(
         names = connection.execute("SELECT agent_name FROM instance ORDER BY version DESC").fetchone()
 
     assert (result.exit_code, names) == (0, ("Zoë",))
+
+
+@pytest.mark.parametrize(
+    ("version", "type_"),
+    [(2, "config_changed"), (1, "name_chosen")],
+    ids=["a new version", "a new type"],
+)
+async def test_what_a_newer_release_wrote_is_a_note_and_hides_nothing_else(
+    log: Log, forger: Forger, version: int, type_: str
+) -> None:
+    follower = Follower(log.pool, *followed_projections())
+    await follower.enter()
+    await follower.catch_up()
+    forger.connection.execute(
+        "UPDATE event SET schema_version = %s, type = %s, payload = replace(payload::text, type, %s)::json"
+        " WHERE lane = 6 AND seq = 7",
+        (version, type_, type_),
+    )
+    forger.redo_event(7)
+    forger.redo_command(7)
+    forger.redo_links()
+    forger.do("DELETE FROM seal")
+
+    told = run(log, "verify", "--json")
+    forger.do("UPDATE instance SET status = 'running' WHERE lane = 6")
+    status, findings = found(log)
+
+    assert (told.exit_code, json.loads(told.stdout)["findings"]) == (0, [])
+    notes = [note for note in json.loads(told.stdout)["notes"] if "newer HydraCore" in note]
+    assert [note.partition(" is not known")[0] for note in notes] == [f"Version {version} of {type_}"]
+    assert (status, {finding["stream_id"] for finding in findings}) == (1, set(map(str, log.ids[1:])))
 
 
 async def test_events_of_an_older_version_are_verified_loaded_and_compared(

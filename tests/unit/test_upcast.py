@@ -59,6 +59,16 @@ def test_a_version_that_nobody_knows_is_refused(schema_version: int) -> None:
         upcast.read(OLDER, tag="health_changed", schema_version=schema_version)
 
 
+@pytest.mark.parametrize("schema_version", [0, -1])
+def test_what_no_release_ever_writes_is_told_from_what_a_newer_one_may(schema_version: int) -> None:
+    with pytest.raises(EventUnreadable) as newer:
+        upcast.read(OLDER, tag="health_changed", schema_version=2)
+    with pytest.raises(EventUnreadable) as made_up:
+        upcast.read(OLDER, tag="instance_exploded", schema_version=schema_version)
+
+    assert (newer.value.is_newer, made_up.value.is_newer) == (True, False)
+
+
 def test_a_type_that_nobody_knows_is_refused() -> None:
     with pytest.raises(EventUnreadable, match="Version 1 of instance_exploded"):
         upcast.read(b'{"type":"instance_exploded","at_ms":1}', tag="instance_exploded", schema_version=1)
