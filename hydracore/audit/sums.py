@@ -13,7 +13,7 @@ import psycopg
 from psycopg import Connection, sql
 
 from events.codec import tag_of
-from events.finding import Finding
+from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
@@ -26,6 +26,7 @@ _SQL = Statements("hydracore.audit", "sums.sql")
 _FOLLOWED = _SQL["followed"]
 _FACTS: Any = _SQL["facts"].decode()
 _ROWS: Any = _SQL["rows"].decode()
+_ROWS_OF_NO_LANE: Any = _SQL["rows_of_no_lane"].decode()
 
 #: How many events are read at a time.
 EVENTS_MAX = 2_000
@@ -66,6 +67,15 @@ def compare(
         for table in each.projection.tables:
             wanted = as_stored(table, list(fresh[table.name]))
             yield from differences(table, each.rows[table.name], wanted, place=lambda _row: {"lane": lane})
+
+
+def strangers(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
+    """Rows of no lane, which nobody who compares lane by lane would see."""
+    for table in (table for projection in served for table in projection.tables):
+        query = sql.SQL(_ROWS_OF_NO_LANE).format(table=sql.Identifier(LIVE, table.name))
+        for (lane,) in connection.execute(query, {"limit": FINDINGS_MAX}):
+            what = f"The table has rows of lane {lane}, and there is no such lane"
+            yield Finding(kind="row_extra", what=what, lane=lane, table=table.name)
 
 
 def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tuple[int, list[Seen]]:

@@ -13,6 +13,9 @@ SELECT p.name, p.version, coalesce(h.head, 0), coalesce(c.seq, 0),
 -- name: rows
 SELECT {columns} FROM {table} t WHERE t.lane = %(lane)s
 
+-- name: rows_of_no_lane
+SELECT DISTINCT t.lane FROM {table} t WHERE (t.lane BETWEEN 0 AND 63) IS NOT TRUE ORDER BY t.lane LIMIT %(limit)s
+
 -- name: facts
 -- Some of a lane's events as facts, in order, as one array.
 SELECT '[' || string_agg(fact, ',' ORDER BY seq) || ']'

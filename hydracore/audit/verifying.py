@@ -277,6 +277,7 @@ def _finish_replay(request: Request, report: Report) -> None:
         served = tables.served(connection)
         if request.whole:
             report.findings += islice(tables.strangers(connection, served.inline), FINDINGS_MAX)
+            report.findings += islice(sums.strangers(connection, served.followed), FINDINGS_MAX)
     compared = [*served.inline, *(() if request.since_seal else served.followed)]
     report.tables = sorted(table.name for projection in compared for table in projection.tables)
     report.notes += [

@@ -138,6 +138,17 @@ def test_an_edited_table_that_adds_up_is_not_what_the_log_gives(
     assert any(what in finding.what for finding in found)
 
 
+@pytest.mark.parametrize("table", ["activity", "fleet", "fleet_member", "usage_daily", "usage_end_user"])
+def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: str) -> None:
+    """Readers add up whatever lanes there are."""
+    copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":99}}')).* FROM {0} t LIMIT 1"
+    forger.do(copy.format(table))
+
+    (found,) = sums.strangers(forger.connection, tables.served(forger.connection).followed)
+
+    assert (found.kind, found.table, found.lane) == ("row_extra", table, 99)
+
+
 def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
     forger.do(
         "DELETE FROM activity",
