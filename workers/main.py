@@ -27,6 +27,7 @@ from projections.follower import Follower
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import Bell, redis_broker
 from workers.deps import open_deps
+from workers.lane_times import watch_lane_times
 from workers.lookout import Lookout, rest
 from workers.reconciler import Reconciler
 from workers.relay import Relay
@@ -112,6 +113,7 @@ async def _relay(settings: Settings) -> None:
             group.create_task(Relay(pool, bell, lookout).run())
             group.create_task(Reconciler(pool, bell, settings).run())
             group.create_task(keep_sealing(pool, settings))
+            group.create_task(watch_lane_times(pool))
             group.create_task(follow(Follower(pool, *followed_projections()), lookout))
             look_less_often()
             _log.info("relay_started")

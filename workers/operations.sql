@@ -26,6 +26,14 @@ SELECT c.lane, c.seq, h.head
 -- Together they rise with every event.
 SELECT sum(head) FROM lane_head
 
+-- name: lanes_ahead
+-- Lanes whose time is ahead of the clock by more than that many seconds, the farthest first. Not by a difference of times, which an
+-- older PostgreSQL refuses for one that never comes.
+SELECT lane, ahead_s::double precision
+  FROM (SELECT lane, extract(epoch FROM recorded_at) - extract(epoch FROM clock_timestamp()) AS ahead_s FROM lane_head) times
+ WHERE ahead_s > %s
+ ORDER BY ahead_s DESC, lane
+
 -- name: new_events
 -- Not now(), which is when the transaction began: what was asked for since would seem to be of the future.
 SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= clock_timestamp(), false) AND e.type <> ALL (%(workers_own)s)

@@ -1,16 +1,22 @@
 """The relay as a process: what it hints at, what its death costs, and that it never passes over a hole."""
 
+import asyncio
+import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from events.ids import lane_of
+from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from tests.stack import Stack
 from tests.waiting import until
 from workers.broker import QUEUE
+from workers.lane_times import watch_lane_times
 from workers.relay import FOLLOWER
 
 IDS = f"hydracore:{QUEUE}"
@@ -89,6 +95,35 @@ async def test_a_lane_with_a_hole_is_parked_while_redis_is_away(quiet: Stack) ->
     alarms = [line for line in quiet.relay.output().splitlines() if "log_corrupted" in line and '"after":0' in line]
     assert len(alarms) == 1, "the followers of projections sound their own"
     assert set(quiet.rows(BEHIND, FOLLOWER)) == {(holed,), (whole,)}
+
+
+async def test_a_lane_whose_time_is_ahead_of_the_clock_is_an_alarm(quiet: Stack) -> None:
+    far, near, right = await create_apart(quiet, 3)
+    ahead = "UPDATE lane_head SET recorded_at = clock_timestamp() + %s * interval '1 s' WHERE lane = %s RETURNING 1"
+    quiet.rows(ahead, 86_400, far)
+    quiet.rows(ahead, 3_600, near)
+    quiet.rows(ahead, 1, right)
+
+    quiet.relay.start()
+
+    await until(lambda: quiet.relay.has_said("lane_of_the_future"))
+    (alarm,) = [json.loads(line) for line in quiet.relay.output().splitlines() if "lane_of_the_future" in line]
+    assert (alarm["level"], alarm["lane"], alarm["lanes"]) == ("error", far, 2)
+    assert 86_000 < alarm["ahead_s"] <= 86_400
+
+
+async def test_a_lane_whose_time_never_comes_is_an_alarm_too(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute("UPDATE lane_head SET recorded_at = 'infinity' WHERE lane = 6")
+
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        with capture_logs() as said:
+            watching = asyncio.create_task(watch_lane_times(pool))
+            await until(lambda: said)
+            watching.cancel()
+
+    assert [(line["event"], line["lane"]) for line in said] == [("lane_of_the_future", 6)]
 
 
 async def create_apart(stack: Stack, count: int) -> list[int]:
