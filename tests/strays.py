@@ -1,7 +1,7 @@
 """A hand in the provider's project that the control plane knows nothing of, and servers that it makes there."""
 
 from collections.abc import AsyncGenerator
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -24,6 +24,15 @@ async def stray(provider: HetznerProvider, **labels: str) -> str:
         labels=ours | labels,
     )
     return (await provider.create_server(order)).server.id
+
+
+async def stray_of(provider: HetznerProvider, instance_id: UUID, **labels: str) -> str:
+    """The same, but it says that it is of an instance that the log has."""
+    server_id = await stray(provider, **labels)
+    server = await provider.get_server(server_id)
+    assert server is not None
+    await provider.set_labels(server_id, {**server.labels, "hc-instance": str(instance_id)})
+    return server_id
 
 
 @pytest.fixture(name="provider")

@@ -1,5 +1,9 @@
 """Sweeps of a stack in the test's own process, and what they found."""
 
+import subprocess
+import sys
+
+from tests.cloudsim_fixtures import REPOSITORY
 from tests.stack import Stack
 from workers.sweep import sweep
 
@@ -30,3 +34,9 @@ async def give_up(stack: Stack, server_id: str) -> None:
     assert await found(stack, server_id) == [("vanished", "watched")], "seen twice at once"
     assert missed_long_ago(stack, server_id)
     assert await found(stack, server_id) == [("vanished", "reported")]
+
+
+def run_command(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """`hydracore sweep`."""
+    command = [sys.executable, "-m", "hydracore", "sweep", *options]
+    return subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False, timeout=60)

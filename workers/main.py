@@ -27,11 +27,12 @@ from projections.follower import Follower
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import Bell, redis_broker
 from workers.deps import open_deps
+from workers.findings import Swept
 from workers.lane_times import watch_lane_times
 from workers.lookout import Lookout, rest
 from workers.reconciler import Reconciler
 from workers.relay import Relay
-from workers.sweep import Swept, sweep
+from workers.sweep import sweep
 
 #: How often an idle worker thread looks up, and how long a stopping worker waits for what is under way.
 WORKER_TIMEOUT_MS = 1_000
@@ -82,13 +83,13 @@ def run_worker(settings: Settings) -> None:
     broker.close()
 
 
-def run_sweep(settings: Settings, *, dry_run: bool) -> Swept:
+def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> Swept:
     """Compare providers and log once. Raises what `open_deps` and `patiently` do."""
     logs.configure(settings.log_level)
 
     async def once() -> Swept:
         async with open_deps(settings, os.environ) as deps:
-            return await sweep(deps, dry_run=dry_run)
+            return await sweep(deps, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
 
     return asyncio.run(once())
 

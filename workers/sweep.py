@@ -6,16 +6,15 @@ after a grace, seen twice), servers that are gone, and labels that somebody chan
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from contextlib import suppress
 from typing import NamedTuple
-from uuid import UUID
 
 import structlog
 
 from events import commands as c
 from events.sql import Statements
 from workers.deps import Deps
+from workers.findings import Account, Finding, Swept, Unlooked, done
+from workers.orphans import Orphan, Orphans, claims, look_at_orphans
 from workers.providers.base import Provider, ProviderError, Server
 from workers.provision import instance_labels
 from workers.sql import run
@@ -24,12 +23,10 @@ from workers.user_data import server_name
 _SQL = Statements("workers", "sweep.sql")
 _ACCOUNTED = _SQL["accounted"]
 _ELSEWHERE = _SQL["elsewhere"]
-_SIGHT = _SQL["sight"]
-_FORGET_OTHERS = _SQL["forget_others"]
 _MISS = _SQL["miss"]
 _FORGET_FOUND = _SQL["forget_found"]
 
-#: An orphan is removed, and a server called vanished, at the second look at the earliest.
+#: A server is called vanished at the second look at the earliest.
 LOOKS_MIN = 2
 
 #: How long a server must have been missing: two sweeps at the same moment are one look.
@@ -45,69 +42,11 @@ MISSING_MAX = 10
 _log = structlog.get_logger(__name__)
 
 
-class Account(NamedTuple):
-    """What the log says about one instance's server."""
+async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) -> Swept:
+    """Compare and mend; with `dry_run` only compare. What cannot be looked at or mended is left for the next time.
 
-    instance_id: UUID
-    lane: int
-    status: str
-    attempt: int
-    server_id: str | None
-    provider: str | None
-    settled: bool
-
-    def owns(self, server: Server) -> bool:
-        """Whether `server` is, or may be about to be recorded as, this instance's, whatever its provider is called now."""
-        if self.status in {"deleted", "failed"}:
-            return False
-        if self.server_id is not None:
-            return self.server_id == server.id
-        return server.labels.get("hc-attempt") == str(self.attempt)
-
-    @property
-    def may_vanish(self) -> bool:
-        """Whether its server must exist, and long enough to be shown."""
-        standing = self.status == "running" or (self.status == "provisioning" and self.settled)
-        return standing and self.server_id is not None
-
-
-class Finding(NamedTuple):
-    """One thing that is not as it should be, in `action` what is done about it, and in `code` why it could not be done.
-
-    `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
-    catalogue's than it was found under, or `reappeared`, where its instance was given up because it seemed to have vanished.
+    `remove_unaccounted`: an operator has seen that the servers of which the log has never heard are nobody's.
     """
-
-    provider: str
-    kind: str
-    server_id: str
-    instance_id: UUID | None
-    action: str
-    code: str | None = None
-
-
-class Unlooked(NamedTuple):
-    """A provider that could not be compared with the log. `needed`: whether the log has instances there."""
-
-    provider: str
-    why: str
-    needed: bool = True
-
-
-class Swept(NamedTuple):
-    """What a sweep came to."""
-
-    findings: list[Finding]
-    unlooked: list[Unlooked]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it has looked at everything that the log has, and done all that was to be done."""
-        return not any(one.needed for one in self.unlooked) and not any(found.code for found in self.findings)
-
-
-async def sweep(deps: Deps, *, dry_run: bool) -> Swept:
-    """Compare and mend; with `dry_run` only compare. What cannot be looked at or mended is left for the next time."""
     swept = Swept([], await _out_of_reach(deps))
     for name, provider in deps.providers.items():
         try:
@@ -115,7 +54,10 @@ async def sweep(deps: Deps, *, dry_run: bool) -> Swept:
         except ProviderError as error:
             swept.unlooked.append(Unlooked(name, error.code))
         else:
-            await _compare(deps, swept, name, provider, servers, dry_run=dry_run)
+            orphans = await _compare(deps, swept, name, provider, servers, dry_run=dry_run)
+            await look_at_orphans(
+                deps, swept, name, provider, orphans, dry_run=dry_run, remove_unaccounted=remove_unaccounted
+            )
     for one in swept.unlooked:
         if one.needed:
             _log.warning("sweep_failed", provider=one.provider, why=one.why)
@@ -135,30 +77,28 @@ async def _out_of_reach(deps: Deps) -> list[Unlooked]:
 
 async def _compare(
     deps: Deps, swept: Swept, name: str, provider: Provider, servers: list[Server], *, dry_run: bool
-) -> None:
-    claims = {server.id: _claims(server) for server in servers}
+) -> Orphans:
+    """Look at all that is accounted for; what is not."""
+    claimed = {server.id: claims(server) for server in servers}
     parameters = {
         "provider": name,
-        "ids": [instance_id for claimed in claims.values() for instance_id in claimed],
+        "ids": [instance_id for ids in claimed.values() for instance_id in ids],
         "settled_s": SETTLED_S,
     }
     accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
     by_id = {account.instance_id: account for account in accounts}
     by_server = {account.server_id: account for account in accounts if account.server_id and account.provider == name}
-    orphans: list[str] = []
+    orphans: list[Orphan] = []
     for server in servers:
-        claimed = claims[server.id]
-        candidates = [by_server.get(server.id), *map(by_id.get, claimed)]
-        account = next((one for one in candidates if one is not None and one.owns(server)), None)
+        ids = claimed[server.id]
+        candidates = [one for one in (by_server.get(server.id), *map(by_id.get, ids)) if one is not None]
+        account = next((one for one in candidates if one.owns(server)), None)
         if account is None:
-            orphans.append(server.id)
-            claimant = claimed[0] if claimed else None
-            swept.findings.append(await _orphan(deps, name, provider, server, claimant, dry_run=dry_run))
+            orphans.append(Orphan(server, ids[0] if ids else None, known=bool(candidates)))
         else:
             swept.findings.extend(await _look_at(deps, name, provider, server, account, dry_run=dry_run))
-    if not dry_run:
-        await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": orphans})
     await _look_for_missing(deps, swept, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run)
+    return Orphans(orphans, len(servers))
 
 
 async def _look_at(
@@ -227,37 +167,6 @@ async def _look_for_missing(
         await run(deps.pool, _FORGET_FOUND, {"provider": name, "missing": still_missing})
 
 
-async def _done(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
-    """The finding once it is done; or with the action `refused`, where the provider does not let us. The others go on."""
-    try:
-        await work
-    except ProviderError as error:
-        return finding._replace(action=refused, code=error.code)
-    return finding
-
-
-def _claims(server: Server) -> list[UUID]:
-    """The instances that it may be of, by its label and by its name: somebody may have changed either."""
-    found: list[UUID] = []
-    for text in (server.labels.get("hc-instance", ""), server.name.removeprefix("hc-")):
-        with suppress(ValueError):
-            found.append(UUID(text))
-    return found
-
-
-async def _orphan(
-    deps: Deps, name: str, provider: Provider, server: Server, instance_id: UUID | None, *, dry_run: bool
-) -> Finding:
-    if dry_run:
-        return Finding(name, "orphan", server.id, instance_id, "would be watched, then removed")
-    rows = await run(deps.pool, _SIGHT, {"provider": name, "server_id": server.id})
-    sightings, seen_s = rows[0]
-    if sightings < LOOKS_MIN or seen_s < deps.settings.orphan_grace_s:
-        return Finding(name, "orphan", server.id, instance_id, "watched")
-    removed = Finding(name, "orphan", server.id, instance_id, "removed")
-    return await _done(removed, provider.delete_server(server.id), refused="could not be removed")
-
-
 async def _mend_labels(
     deps: Deps, name: str, provider: Provider, server: Server, account: Account, *, dry_run: bool
 ) -> list[Finding]:
@@ -268,7 +177,7 @@ async def _mend_labels(
     if dry_run:
         return [finding._replace(action="would be labelled again")]
     labelled = provider.set_labels(server.id, {**server.labels, **wanted})
-    return [await _done(finding, labelled, refused="could not be labelled again")]
+    return [await done(finding, labelled, refused="could not be labelled again")]
 
 
 async def _vanished(deps: Deps, account: Account, *, wait_s: float, dry_run: bool) -> Finding:

@@ -51,7 +51,12 @@ def worker() -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
-def sweep(*, dry_run: bool) -> None:
+@click.option(
+    "--remove-unaccounted",
+    is_flag=True,
+    help="Remove at once, however many, the servers of instances that the log has never heard of. Look with --dry-run first.",
+)
+def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     """Compare every provider project with the log, once.
 
     Exit status: 0 it is done; 1 something could not be looked at, or not be mended; 3 the database cannot be reached.
@@ -65,7 +70,7 @@ def sweep(*, dry_run: bool) -> None:
     from workers.main import run_sweep
 
     try:
-        swept = run_sweep(settings, dry_run=dry_run)
+        swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
     except (PoolTimeout, StoreUnavailable, psycopg.Error) as error:
         # The pool only says that it waited in vain; libpq's texts name host, port and user, never the password.
         reason = "the database cannot be reached" if isinstance(error, PoolTimeout) else " ".join(str(error).split())

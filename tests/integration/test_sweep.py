@@ -2,22 +2,18 @@
 
 import asyncio
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hydracore.settings import PACKAGED_CATALOGUE
-from tests.cloudsim_fixtures import REPOSITORY
 from tests.stack import Stack
-from tests.strays import stray
-from tests.sweeping import LONG, SHORT, found, missed_long_ago
+from tests.strays import stray, stray_of
+from tests.sweeping import LONG, SHORT, found, missed_long_ago, run_command
 from workers.broker import SWEEP
+from workers.findings import Unlooked
 from workers.providers.hetzner import HetznerProvider
-from workers.sweep import Unlooked, sweep
-
-DRY = ("-m", "hydracore", "sweep", "--dry-run")
+from workers.sweep import sweep
 
 
 async def is_gone(provider: HetznerProvider, server_id: str) -> bool:
@@ -129,8 +125,8 @@ async def test_labels_that_somebody_changed_are_mended(stack: Stack, provider: H
 async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_being_looked_at(
     stack: Stack, provider: HetznerProvider
 ) -> None:
-    guarded, other = await stray(provider), await stray(provider)
     instance_id = await stack.running()
+    guarded, other = [await stray_of(provider, instance_id) for _ in range(2)]
     lost = stack.known_server(instance_id)
     stack.cloudsim.call("POST", f"/_sim/servers/{lost}/vanish")
     stack.cloudsim.fault("delete_server", "error", server_id=int(guarded), status=403, code="protected", times=None)
@@ -153,7 +149,7 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     changes = ["delete_server", "update_server"]
     before = [stack.cloudsim.requests(change) for change in changes]
 
-    done = await asyncio.to_thread(run_command, stack.environ(orphan_grace_s=SHORT), *DRY)
+    done = await asyncio.to_thread(run_command, stack.environ(orphan_grace_s=SHORT), "--dry-run")
 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -180,7 +176,7 @@ async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(s
 
     async with stack.deps() as deps:
         refused = await sweep(deps, dry_run=True)
-    done = await asyncio.to_thread(run_command, stack.environ(cloudsim_token=""), *DRY)
+    done = await asyncio.to_thread(run_command, stack.environ(cloudsim_token=""), "--dry-run")
 
     hetzner = Unlooked("hetzner", "HYDRACORE_HETZNER_TOKEN not set", needed=False)
     assert (refused.unlooked, refused.is_whole) == ([hetzner, Unlooked("cloudsim", "unauthorized")], False)
@@ -191,10 +187,4 @@ async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(s
             "provider=cloudsim could not be looked at: HYDRACORE_CLOUDSIM_TOKEN not set",
             "0 found",
         ],
-    )
-
-
-def run_command(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False, timeout=60
     )

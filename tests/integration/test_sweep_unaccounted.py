@@ -1,0 +1,65 @@
+"""Servers of our label that the log has never heard of: after a restore, or where the log is another installation's."""
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests import lives
+from tests.stack import Stack
+from tests.strays import stray, stray_of
+from tests.sweeping import SHORT, run_command
+from workers.deps import Deps
+from workers.orphans import UNACCOUNTED_MAX
+from workers.providers.hetzner import HetznerProvider
+from workers.sweep import sweep
+
+#: The log as it was restored: it has one instance, which has no server any more.
+KNOWN = lives.instance_id()
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [(1, 2), (UNACCOUNTED_MAX + 2, UNACCOUNTED_MAX + 1)],
+    ids=["most of what is listed", "many"],
+)
+async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_others(
+    stack: Stack, provider: HetznerProvider, database_url: str, known: int, unknown: int
+) -> None:
+    ours = {"hc-installation": f"restored-{known}"}
+    over = [await stray_of(provider, KNOWN, **ours) for _ in range(known)]
+    later = [await stray(provider, **ours) for _ in range(unknown)]
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
+
+    async with stack.deps(**settings) as deps:
+        for command in (lives.request(), lives.delete()):
+            await deps.store.execute(KNOWN, command, deps.origin(KNOWN))
+        left_alone = dict.fromkeys(later, "left alone: unknown to the log")
+        for done in ("watched", "removed"):
+            assert await swept_and_alarmed(deps, unknown, known + unknown) == dict.fromkeys(over, done) | left_alone
+        await stack.until(lambda: are_left(provider, ours, later))
+        assert await swept_and_alarmed(deps, unknown, unknown) == left_alone
+
+    seen = await asyncio.to_thread(run_command, stack.environ(**settings), "--dry-run")
+    told = await asyncio.to_thread(run_command, stack.environ(**settings), "--remove-unaccounted")
+
+    assert (seen.returncode, told.returncode) == (1, 0), told.stderr
+    assert seen.stdout.count("left alone: unknown to the log") == unknown
+    assert f"provider=cloudsim could not be looked at: the log has never heard of {unknown} of {unknown}" in seen.stdout
+    assert told.stdout.count("kind=orphan") == told.stdout.count("action=removed") == unknown
+    await stack.until(lambda: are_left(provider, ours, []))
+
+
+async def swept_and_alarmed(deps: Deps, unaccounted: int, listed: int) -> dict[str, str]:
+    """Sweep; what is done about each orphan. An alarm must have said how many servers the log has never heard of."""
+    with capture_logs() as logs:
+        swept = await sweep(deps, dry_run=False)
+    assert not swept.is_whole
+    (alarm,) = [entry for entry in logs if entry["event"] == "most_servers_unaccounted"]
+    assert (alarm["log_level"], alarm["unaccounted"], alarm["listed"]) == ("error", unaccounted, listed)
+    assert all(finding.kind == "orphan" for finding in swept.findings)
+    return {finding.server_id: finding.action for finding in swept.findings}
+
+
+async def are_left(provider: HetznerProvider, labels: dict[str, str], server_ids: list[str]) -> bool:
+    return {server.id for server in await provider.find_servers(labels)} == set(server_ids)

@@ -1,0 +1,79 @@
+"""What a sweep compares and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import NamedTuple
+from uuid import UUID
+
+from workers.providers.base import ProviderError, Server
+
+
+class Account(NamedTuple):
+    """What the log says about one instance's server."""
+
+    instance_id: UUID
+    lane: int
+    status: str
+    attempt: int
+    server_id: str | None
+    provider: str | None
+    settled: bool
+
+    def owns(self, server: Server) -> bool:
+        """Whether `server` is, or may be about to be recorded as, this instance's, whatever its provider is called now."""
+        if self.status in {"deleted", "failed"}:
+            return False
+        if self.server_id is not None:
+            return self.server_id == server.id
+        return server.labels.get("hc-attempt") == str(self.attempt)
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether its server must exist, and long enough to be shown."""
+        standing = self.status == "running" or (self.status == "provisioning" and self.settled)
+        return standing and self.server_id is not None
+
+
+class Finding(NamedTuple):
+    """One thing that is not as it should be, in `action` what is done about it, and in `code` why it could not be done.
+
+    `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
+    catalogue's than it was found under, or `reappeared`, where its instance was given up because it seemed to have vanished.
+    """
+
+    provider: str
+    kind: str
+    server_id: str
+    instance_id: UUID | None
+    action: str
+    code: str | None = None
+
+
+class Unlooked(NamedTuple):
+    """A provider that could not be compared with the log. `needed`: whether the log has instances there."""
+
+    provider: str
+    why: str
+    needed: bool = True
+
+
+class Swept(NamedTuple):
+    """What a sweep came to."""
+
+    findings: list[Finding]
+    unlooked: list[Unlooked]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has looked at everything that the log has, and done all that was to be done."""
+        return not any(one.needed for one in self.unlooked) and not any(found.code for found in self.findings)
+
+
+async def done(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
+    """The finding once it is done; or with the action `refused`, where the provider does not let us. The others go on."""
+    try:
+        await work
+    except ProviderError as error:
+        return finding._replace(action=refused, code=error.code)
+    return finding
