@@ -37,7 +37,6 @@ class VerifyAgent(msgspec.Struct, frozen=True, kw_only=True):
     """The agent says it is healthy: look for ourselves."""
 
     attempt: Attempt
-    deadline_ms: int
 
 
 class DiscardServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,9 +112,9 @@ def _provisioning(state: Instance) -> Step:
         return PlanAttempt(number=attempt.number + 1)
     if attempt.server_id is None:
         return EnsureServer(attempt=attempt)
-    assert attempt.deadline_ms is not None, "an intent sets the deadline"
     if state.provisioning_stage == "verifying":
-        return VerifyAgent(attempt=attempt, deadline_ms=attempt.deadline_ms)
+        return VerifyAgent(attempt=attempt)
+    assert attempt.deadline_ms is not None, "an intent sets the deadline"
     return AwaitAgent(attempt=attempt, deadline_ms=attempt.deadline_ms)
 
 

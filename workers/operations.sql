@@ -80,6 +80,10 @@ SELECT silent_s(h.received_at)
   FROM heartbeat h
  WHERE h.lane = %s AND h.instance_id = %s
 
+-- name: heard
+-- For how many of the last so many seconds an agent could have reported.
+SELECT silent_s(now() - %(passed_s)s * interval '1 s')
+
 -- name: first_sign_of_life
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
 VALUES (%s, %s, now(), %s, %s)

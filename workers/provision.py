@@ -13,6 +13,7 @@ from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureSe
 from events.state import Attempt, Instance
 from hydracore.tokens import control_token, enrol_token, hash_token
 from hydracore.vps import AGENT_PORT, VpsError
+from workers.deadline import boot_left_s
 from workers.deps import Deps
 from workers.health import note_first_sign_of_life
 from workers.placement import free_address, hostname_of, next_placement
@@ -89,7 +90,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     provider = deps.providers.get(attempt.provider)
     if provider is None:
         return Trouble(code="provider_not_configured")
-    if _is_over(deps, attempt.deadline_ms):
+    if await boot_left_s(deps, attempt) <= 0:
         return await fail(deps, state, attempt, code="boot_timeout", retryable=True)
     try:
         found = await provider.find_servers(instance_labels(deps, state.id))
@@ -183,9 +184,11 @@ async def _record_created(
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
     """The agent's reports move the saga on; only the deadline is ours."""
-    if _is_over(deps, step.deadline_ms):
+    left_s = await boot_left_s(deps, step.attempt)
+    if left_s <= 0:
         return await fail(deps, state, step.attempt, code="boot_timeout", retryable=True)
-    return Wait()
+    # The deadline wakes us by itself; where it has come and the API was away, somebody must look again.
+    return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=min(left_s, LOOK_AGAIN_S_MAX))
 
 
 async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result:
@@ -201,7 +204,7 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result
                 outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
                 _log.info("instance_ready", instance_id=str(state.id))
                 return Moved(state=outcome.state)
-    if _is_over(deps, step.deadline_ms):
+    if await boot_left_s(deps, step.attempt) <= 0:
         return await fail(deps, state, step.attempt, code="attempt_unverified", retryable=True)
     return Trouble(code="attempt_unverified", delay_s=0.5)
 
@@ -269,7 +272,3 @@ def trouble(error: ProviderError) -> Trouble:
     if isinstance(error, ProviderRetry | ProviderLater):
         return Trouble(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
     return Trouble(code=error.code)
-
-
-def _is_over(deps: Deps, deadline_ms: int | None) -> bool:
-    return deadline_ms is not None and deps.now_ms() >= deadline_ms
