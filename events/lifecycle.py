@@ -24,7 +24,7 @@ STATUSES: Final = (PENDING, PROVISIONING, RUNNING, FAILED, ERROR, DELETING, DELE
 TRANSITIONS: Final[tuple[tuple[str, str, str], ...]] = (
     ("provision", PENDING, PROVISIONING),
     ("become_ready", PROVISIONING, RUNNING),
-    ("fail", PROVISIONING, FAILED),
+    *(("fail", source, FAILED) for source in (PENDING, PROVISIONING)),
     ("lose", RUNNING, ERROR),
     *(("delete", source, DELETING) for source in (PENDING, PROVISIONING, RUNNING, FAILED, ERROR)),
     ("finish_deletion", DELETING, DELETED),

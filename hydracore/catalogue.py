@@ -175,8 +175,10 @@ class Catalogue:
     def placements(self, region: str, tier: str) -> tuple[Placement, ...]:
         """Candidates for a server, best first: every server type at a site before the next site.
 
-        Sites of providers that cannot be used are left out. Raises `KeyError` for an unknown region or tier.
+        Sites of providers that cannot be used are left out, and of a region or a tier that is not in the file there are none.
         """
+        if region not in self.regions or tier not in self.tiers:
+            return ()
         types = self.tiers[tier].server_types
         return tuple(
             Placement(site.provider, server_type, site.location, site.image)

@@ -13,7 +13,7 @@ from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureSe
 from events.state import Attempt, Instance
 from hydracore.tokens import control_token, enrol_token, hash_token
 from hydracore.vps import AGENT_PORT, VpsError
-from workers.deadline import boot_left_s
+from workers.deadline import boot_left_s, left_s
 from workers.deps import Deps
 from workers.health import note_first_sign_of_life
 from workers.placement import free_address, hostname_of, next_placement
@@ -49,10 +49,10 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     """Choose a placement, take addresses, and intend a server."""
     placement = next_placement(deps.catalogue, state)
     if placement is None:
-        return Trouble(code="no_placement")
+        return await _wait_for_a_place(deps, state, code="no_placement")
     vpn_ip = state.vpn_ip or await free_address(deps, state)
     if vpn_ip is None:
-        return Trouble(code="no_address")
+        return await _wait_for_a_place(deps, state, code="no_address")
     now_ms, nonce = deps.now_ms(), new_nonce()
     token = enrol_token(deps.settings.master_key, state.id, step.number, nonce)
     command = c.PlanServer(
@@ -82,6 +82,14 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     assert outcome.state.attempt is not None
     # The intent is this very call's own: no create can have been sent for it yet, so there is nothing to look for.
     return await create_server(deps, outcome.state, outcome.state.attempt, first=True)
+
+
+async def _wait_for_a_place(deps: Deps, state: Instance, *, code: str) -> Result:
+    """The catalogue may change and addresses become free; nobody is kept waiting for it longer than a boot may take."""
+    since_ms = state.created_ms if state.attempt is None else state.updated_ms
+    if await left_s(deps, since_ms=since_ms, limit_s=deps.settings.boot_timeout_s) > 0:
+        return Trouble(code=code)
+    return await abandon(deps, state, AbandonProvisioning(code=code))
 
 
 async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Result:

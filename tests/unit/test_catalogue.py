@@ -78,6 +78,12 @@ def test_placements_come_in_order_of_preference(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_not_in_the_file_any_more_has_no_placement(tmp_path: Path) -> None:
+    catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": "1", "TWO_TOKEN": "2"})
+
+    assert catalogue.placements("there", "small") == catalogue.placements("here", "huge") == ()
+
+
 def test_a_provider_without_its_token_is_left_out(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"TWO_TOKEN": "2"})
 

@@ -15,7 +15,7 @@ from tests.lives import WAYS, Life
 TABLE = {
     "provision": {"pending": "provisioning"},
     "become_ready": {"provisioning": "running"},
-    "fail": {"provisioning": "failed"},
+    "fail": dict.fromkeys(("pending", "provisioning"), "failed"),
     "lose": {"running": "error"},
     "delete": dict.fromkeys(("pending", "provisioning", "running", "failed", "error"), "deleting"),
     "finish_deletion": {"deleting": "deleted"},

@@ -76,7 +76,7 @@ def check(state: Instance) -> None:
     """What holds for every instance at any time."""
     attempt, agent = state.attempt, state.agent
     assert (wake_at_ms(state) is None) == isinstance(next_step(state), Rest)
-    assert (state.status == "pending") == (attempt is None) or state.status in {"deleting", "deleted"}
+    assert (state.status == "pending") == (attempt is None) or state.status in {"failed", "deleting", "deleted"}
     assert attempt is None or 1 <= attempt.number <= ATTEMPTS_MAX
     if state.status == "running":
         assert attempt is not None
