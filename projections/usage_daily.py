@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -18,6 +19,11 @@ from projections.tables import Rows, Table, records
 _SQL = Statements("projections", "usage_daily.sql")
 _ADD_USAGE = _SQL["add_usage"]
 _ADD_END_USERS = _SQL["add_end_users"]
+
+#: A day's sums stay at what their columns hold, however much an agent makes of many entries: what cannot be added would park the
+#: lane, and with it the metering of everybody else in it. Reached by nobody who is honest.
+TOKENS_MAX: Final = 10**18
+COST_USD_MAX: Final = Decimal("999999999999.999999999999")
 
 _DAILY = Table(
     "usage_daily",
@@ -43,9 +49,9 @@ class Sums(msgspec.Struct):
 
     def add(self, entry: UsageEntry) -> None:
         self.requests += 1
-        self.prompt_tokens += entry.prompt_tokens
-        self.completion_tokens += entry.completion_tokens
-        self.cost_usd += Decimal(entry.cost_usd)
+        self.prompt_tokens = min(self.prompt_tokens + entry.prompt_tokens, TOKENS_MAX)
+        self.completion_tokens = min(self.completion_tokens + entry.completion_tokens, TOKENS_MAX)
+        self.cost_usd = min(self.cost_usd + Decimal(entry.cost_usd), COST_USD_MAX)
 
 
 class UsageFold:
@@ -88,5 +94,6 @@ class UsageDaily:
         fold = self.begin()
         fold.feed(facts)
         rows = fold.rows()
-        await connection.execute(_ADD_USAGE, (records(_DAILY, rows),))
+        limits = {"tokens_max": TOKENS_MAX, "cost_usd_max": COST_USD_MAX}
+        await connection.execute(_ADD_USAGE, {"rows": records(_DAILY, rows), **limits})
         await connection.execute(_ADD_END_USERS, (records(_END_USER, rows),))

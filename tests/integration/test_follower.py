@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -21,7 +22,7 @@ from projections.activity import Activity
 from projections.fact import Fact
 from projections.fleet import Fleet
 from projections.follower import Follower
-from projections.usage_daily import UsageDaily
+from projections.usage_daily import COST_USD_MAX, TOKENS_MAX, UsageDaily
 from projections.usage_queries import spent, usage_report
 from tests.rebuilding import compared, write_lives
 from tests.requests_to_log import NOW_MS, open_store, origin, requested
@@ -81,6 +82,23 @@ async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str)
 
         report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
         assert report.days[0].requests == 1
+
+
+async def test_no_sum_of_many_entries_is_too_much_for_its_column(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        instance_id, ledger_id = await requested(store), uuid4()
+        follower = Follower(pool, UsageDaily())
+        await follower.enter()
+        much = replace(entry(cost_usd="600000000000"), prompt_tokens=6 * 10**17, completion_tokens=6 * 10**17)
+        for seq, entries in enumerate(([much], [much], [much, much, much], [entry()]), start=1):
+            await record(store, instance_id, ledger_id, seq, *entries)
+            await follower.catch_up()
+
+        (day,) = (await usage_report(pool, instance_id, last=LAST_DAY, days=1)).days
+        assert (day.requests, day.cost_usd) == (6, COST_USD_MAX)
+        assert day.prompt_tokens == day.completion_tokens == TOKENS_MAX
+        assert set((await lanes(pool, "usage_daily")).values()) == {(0, None)}
+        assert (await compared(database_url, UsageDaily())).drifted == 0
 
 
 async def test_several_followers_share_the_lanes_and_take_each_event_once(database_url: str) -> None:
