@@ -119,7 +119,10 @@ def _provisioning(state: Instance) -> Step:
 
 
 def wake_at_ms(state: Instance) -> int | None:
-    """When the control plane next has something to do here (milliseconds since 1970), or None for never."""
+    """When the control plane next has something to do here (milliseconds since 1970), or None for never.
+
+    What is owed at once is so from the last change on: by that, and not by their own clocks, readers know it.
+    """
     step = next_step(state)
     if isinstance(step, Rest):
         return None

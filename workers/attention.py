@@ -22,8 +22,9 @@ _CLEAR = _SQL["clear"]
 _FORGET = _SQL["forget"]
 _CLAIM_DUE = _SQL["claim_due"]
 
-#: The longest pause between two tries.
+#: The longest pause between two tries, and one that is longer than any, with what is added to a pause at random.
 BACKOFF_S_MAX = 60.0
+PAUSE_S_MAX = 2 * BACKOFF_S_MAX
 
 #: How long a hint may take to be acted on before another one is sent: what the loss of one, or of a worker, costs.
 LEASE_S = 2.0
@@ -40,11 +41,16 @@ class Attention:
         self._pool = pool
 
     async def postpone(self, instance_id: UUID, *, version: int, delay_s: float) -> None:
-        """Look again in `delay_s`, unless the stream leaves `version` before: nothing is wrong, it just takes its time."""
-        await self._run(_POSTPONE, _key(instance_id) | {"version": version, "delay_s": delay_s})
+        """Look again in `delay_s`, or after the longest pause, unless the stream leaves `version` before.
+
+        Nothing is wrong, it just takes its time.
+        """
+        pause_s = min(delay_s, BACKOFF_S_MAX)
+        await self._run(_POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
     async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int:
         """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was."""
+        assert delay_s <= BACKOFF_S_MAX, delay_s
         rows = await self._run(
             _FAIL,
             _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
@@ -64,7 +70,9 @@ class Attention:
 
         One that has moved since its pause was made is due as if there were none.
         """
-        rows = await self._run(_CLAIM_DUE, {"lease_s": LEASE_S, "grace_s": GRACE_S, "limit": CLAIM_MAX})
+        rows = await self._run(
+            _CLAIM_DUE, {"lease_s": LEASE_S, "grace_s": GRACE_S, "pause_s_max": PAUSE_S_MAX, "limit": CLAIM_MAX}
+        )
         return [row[0] for row in rows]
 
     async def _run(self, statement: bytes, parameters: Any) -> list[Any]:

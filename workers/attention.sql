@@ -26,17 +26,21 @@ WITH beats AS (DELETE FROM heartbeat WHERE lane = %(lane)s AND instance_id = %(i
 DELETE FROM attention WHERE lane = %(lane)s AND instance_id = %(instance_id)s
 
 -- name: claim_due
--- A pause holds at the version that it was made at: whoever has moved the stream since may have died before the next step.
+-- A pause holds at the version that it was made at: whoever has moved the stream since may have died before the next step. One that
+-- is longer than any was made before our clock went back. What is owed at once, by a clock that is ahead of ours, is owed.
 INSERT INTO attention (lane, instance_id, not_before, version)
 SELECT i.lane, i.id, now() + %(lease_s)s * interval '1 s', i.version
   FROM instance i
   LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id AND a.version >= i.version
- WHERE i.wake_at <= now() - CASE WHEN a.instance_id IS NULL THEN %(grace_s)s ELSE 0 END * interval '1 s'
-   AND coalesce(a.not_before, '-infinity') <= now()
+ WHERE (i.wake_at <= now() - CASE WHEN a.instance_id IS NULL THEN %(grace_s)s ELSE 0 END * interval '1 s'
+        OR (i.wake_at <= i.updated_at AND i.updated_at > now()))
+   AND (coalesce(a.not_before, '-infinity') <= now()
+        OR a.not_before > now() + %(pause_s_max)s * interval '1 s')
  ORDER BY i.wake_at, i.id
  LIMIT %(limit)s
 ON CONFLICT (lane, instance_id) DO UPDATE SET
        not_before = excluded.not_before, version = excluded.version,
        failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
- WHERE attention.not_before <= now() OR attention.version < excluded.version
+ WHERE attention.not_before <= now() OR attention.not_before > now() + %(pause_s_max)s * interval '1 s'
+    OR attention.version < excluded.version
 RETURNING instance_id

@@ -1,7 +1,9 @@
 -- name: take_duty
+-- A clock that went back must not keep a duty from being done until it is where it was.
 INSERT INTO duty (name, ran_at) VALUES (%(name)s, now())
 ON CONFLICT (name) DO UPDATE SET ran_at = excluded.ran_at
  WHERE duty.ran_at <= now() - %(interval_s)s * interval '1 s'
+    OR duty.ran_at > now() + %(interval_s)s * interval '1 s'
 RETURNING name
 
 -- name: enter_lanes
@@ -35,8 +37,9 @@ SELECT lane, ahead_s::double precision
  ORDER BY ahead_s DESC, lane
 
 -- name: new_events
--- Not now(), which is when the transaction began: what was asked for since would seem to be of the future.
-SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= clock_timestamp(), false) AND e.type <> ALL (%(workers_own)s)
+-- Not now(), which is when the transaction began: what was asked for since would seem to be of the future. What is owed at once is so
+-- from its last change on, and is owed whatever the clock that wrote it has to do with ours.
+SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= greatest(clock_timestamp(), i.updated_at), false) AND e.type <> ALL (%(workers_own)s)
   FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS l (lane, seq)
  CROSS JOIN LATERAL (SELECT v.seq, v.stream_id, v.type
                        FROM event v

@@ -13,7 +13,6 @@ from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureSe
 from events.state import Attempt, Instance
 from hydracore.tokens import control_token, enrol_token, hash_token
 from hydracore.vps import AGENT_PORT, VpsError
-from workers.deadline import boot_left_s, left_s
 from workers.deps import Deps
 from workers.health import note_first_sign_of_life
 from workers.placement import free_address, hostname_of, next_placement
@@ -29,6 +28,7 @@ from workers.providers.base import (
     Server,
 )
 from workers.steps import Moved, Result, Trouble, Wait
+from workers.timing import boot_left_s, left_s, settle
 from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
@@ -196,7 +196,7 @@ async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
     if left_s <= 0:
         return await fail(deps, state, step.attempt, code="boot_timeout", retryable=True)
     # The deadline wakes us by itself; where it has come and the API was away, somebody must look again.
-    return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=min(left_s, LOOK_AGAIN_S_MAX))
+    return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=left_s)
 
 
 async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result:
@@ -223,6 +223,10 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
     provider = deps.providers.get(attempt.provider)
     if provider is None:
         return Trouble(code="provider_not_configured")
+    if not attempt.nothing_made and attempt.server_id is None:
+        waits = await settle(deps, state, gap_s=deps.settings.provider_timeout_s)
+        if waits is not None:
+            return waits
     try:
         if await remove_servers(deps, state, provider):
             return STILL_THERE
@@ -230,10 +234,6 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
         # Who has refused to make a server may refuse to list them, too, for instance where the credentials are no good.
         if not (attempt.nothing_made and isinstance(error, ProviderRefused)):
             return trouble(error)
-    if not attempt.nothing_made:
-        settled_ms = state.updated_ms + int(deps.settings.provider_timeout_s * 1000)
-        if deps.now_ms() < settled_ms and attempt.server_id is None:
-            return Wait(delay_s=(settled_ms - deps.now_ms()) / 1000)
     command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
     outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
     return Moved(state=outcome.state)

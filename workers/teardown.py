@@ -13,6 +13,7 @@ from workers.deps import Deps
 from workers.providers.base import ProviderError
 from workers.provision import STILL_THERE, remove_servers, trouble
 from workers.steps import Moved, Result, Trouble, Wait
+from workers.timing import settle
 
 _log = structlog.get_logger(__name__)
 
@@ -71,9 +72,9 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
     if second_look:
         # With no id on record, a create call of a worker that was killed may still reach the provider.
         gap_s = ABSENCE_GAP_S if attempt.server_id is not None else deps.settings.provider_timeout_s
-        due_ms = state.updated_ms + int(gap_s * 1000)
-        if deps.now_ms() < due_ms:
-            return Wait(delay_s=(due_ms - deps.now_ms()) / 1000)
+        waits = await settle(deps, state, gap_s=gap_s)
+        if waits is not None:
+            return waits
     try:
         if await remove_servers(deps, state, provider):
             return STILL_THERE

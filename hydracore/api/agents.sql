@@ -1,7 +1,8 @@
 -- name: hear
 INSERT INTO hearing (since, until) VALUES (now(), now())
 ON CONFLICT (singleton) DO UPDATE
-   SET since = CASE WHEN hearing.until < now() - interval '15 s' THEN now() ELSE hearing.since END, until = now()
+   SET since = CASE WHEN hearing.until < now() - interval '15 s' THEN now() ELSE least(hearing.since, now()) END,
+       until = now()
 
 -- name: beat
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)

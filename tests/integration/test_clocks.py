@@ -1,0 +1,107 @@
+"""Clocks that do not agree, or that go back: what is owed is done all the same, and at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import LiteralString
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from events import commands as c
+from events.ids import lane_of
+from events.state import TEARDOWN_STEPS
+from hydracore.api import hearing
+from tests import lives
+from tests.requests_to_log import open_store, origin, request, requested
+from tests.stack import Stack
+from tests.waiting import until
+from workers.advance import advance
+from workers.attention import BACKOFF_S_MAX, Attention
+from workers.relay import WORKERS_OWN
+from workers.sql import OPERATIONS, run
+
+ADA = lives.instance_id()
+HOUR_MS = 3_600_000
+
+FAILED_WITHOUT_A_SERVER = (lives.request(), lives.plan(), lives.failed(retryable=False))
+SEEN_TO_BE_GONE = (
+    *(lives.request(), lives.plan(), lives.created(), lives.delete()),
+    *map(lives.teardown, TEARDOWN_STEPS[: TEARDOWN_STEPS.index("absence_verified")]),
+)
+
+
+async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_owed_at_once(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    (ahead_ms,) = await one(owner_conn, "SELECT (extract(epoch FROM now() + interval '1 h') * 1000)::bigint")
+    async with open_store(database_url) as (store, pool):
+        assert isinstance(ahead_ms, int)
+        await store.create(ADA, replace(request(), at_ms=ahead_ms), origin())
+
+        parameters = {"lanes": [lane_of(ADA)], "seqs": [0], "limit": 10, "workers_own": WORKERS_OWN}
+        assert [row[2:] for row in await run(pool, OPERATIONS["new_events"], parameters)] == [(ADA, True)]
+        assert await Attention(pool).claim_due() == [ADA]
+        assert await Attention(pool).claim_due() == [], "somebody has just been sent there"
+
+
+async def test_a_pause_that_a_clock_has_made_endless_is_none(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        await attention.postpone(ADA, version=1, delay_s=BACKOFF_S_MAX * 60)
+        await attention.fail(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
+        assert await attention.claim_due() == []
+
+        await owner_conn.execute("UPDATE attention SET not_before = not_before + interval '1 h'")
+
+        assert await attention.claim_due() == [ADA]
+        assert await attention.claim_due() == [], "somebody has just been sent there"
+
+
+async def test_a_duty_is_done_whatever_the_clock_was_when_it_was_done_last(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (_, pool):
+        await owner_conn.execute("INSERT INTO duty (name, ran_at) VALUES ('sweep', now() + interval '1 h')")
+
+        taken = [await run(pool, OPERATIONS["take_duty"], {"name": "sweep", "interval_s": 60}) for _ in range(2)]
+
+        assert taken == [[("sweep",)], []]
+
+
+async def test_what_is_heard_counts_from_now_where_it_began_in_the_future(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute("INSERT INTO hearing (since, until) SELECT now() + interval '1 h', now() + interval '2 h'")
+
+    async with open_store(database_url) as (_, pool):
+        listening = asyncio.create_task(hearing.keep_hearing(pool))
+        await until(lambda: one(owner_conn, "SELECT true FROM hearing WHERE since <= now() AND until <= now()"))
+        listening.cancel()
+
+
+@pytest.mark.parametrize(
+    ("way", "status"),
+    [(FAILED_WITHOUT_A_SERVER, "failed"), (SEEN_TO_BE_GONE, "deleted")],
+    ids=["what a failed attempt left", "what a deletion left"],
+)
+async def test_nobody_waits_for_clocks_to_agree_before_a_server_is_seen_to_be_gone(
+    stack: Stack, database_url: str, way: tuple[c.AnyCommand, ...], status: str
+) -> None:
+    async with stack.deps(database_url=database_url, provider_timeout_s="0.5") as deps:
+        for command in way:
+            await deps.store.execute(ADA, replace(command, at_ms=deps.now_ms() + HOUR_MS), deps.origin(ADA))
+
+        await advance(deps, ADA)
+
+        state = await deps.store.load(ADA)
+        assert state is not None
+        assert state.status == status
+
+
+async def one(connection: psycopg.AsyncConnection, statement: LiteralString) -> tuple[object, ...]:
+    return await (await connection.execute(statement)).fetchone() or ()
