@@ -21,7 +21,15 @@ from structlog.contextvars import get_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem, RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
-from hydracore.agent.transport import CONNECT_TIMEOUT_S, Answer, AnswerTooLarge, exchange, new_client, read_answer
+from hydracore.agent.transport import (
+    CONNECT_TIMEOUT_S,
+    UNREADABLE,
+    Answer,
+    AnswerTooLarge,
+    exchange,
+    new_client,
+    read_answer,
+)
 
 T = TypeVar("T")
 
@@ -286,7 +294,7 @@ def _refusal(agent: _Agent, answer: Answer) -> VpsBadAnswer:
     code = detail = None
     try:
         problem = msgspec.json.decode(answer.content, type=AgentProblem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         pass
     else:
         code, detail = (_printable(text) for text in (problem.code, problem.detail))
@@ -300,7 +308,7 @@ def _printable(text: str) -> str:
 def _decoded(agent: _Agent, answer: Answer, answer_type: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.content, type=answer_type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise VpsBadAnswer(f"{agent}: an unknown body", status=answer.status) from error
 
 

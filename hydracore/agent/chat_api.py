@@ -18,6 +18,7 @@ from hydracore.agent.chat_messages import (
 )
 from hydracore.agent.chats import Ask, BadRequest, ChatError, MessageTooLong, OpenChat
 from hydracore.agent.expressclaw.turns import Turns
+from hydracore.agent.transport import UNREADABLE
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ def read_body(request: Request, body_type: type[T]) -> T:
     """Raises `BadRequest`; its text names the field, never its value."""
     try:
         return msgspec.json.decode(request.body, type=body_type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BadRequest(str(error)) from None
 
 

@@ -23,7 +23,7 @@ from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.errors import AgentError
 from hydracore.agent.identity import Identity
-from hydracore.agent.transport import Answer, AnswerTooLarge, exchange, new_client
+from hydracore.agent.transport import UNREADABLE, Answer, AnswerTooLarge, exchange, new_client
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -127,7 +127,7 @@ class ControlPlane:
             raise _refusal(call, answer)
         try:
             return msgspec.json.decode(answer.content, type=answer_type)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise BadAnswer(call, "200 with an unknown body") from error
 
 
@@ -153,7 +153,7 @@ def _refusal(call: str, answer: Answer) -> ControlPlaneError:
 def _expected_seq(content: bytes) -> int | None:
     try:
         return msgspec.json.decode(content, type=m.Refusal).expected_seq
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 

@@ -8,14 +8,17 @@ import ssl
 from typing import Final, NamedTuple
 
 import httpx
+import msgspec
 
 #: For clients of plain HTTP: it trusts no one, as loading the usual roots would cost a start some 30 ms of CPU for nothing. An
 #: https address by mistake then fails instead of being trusted.
 TRUST_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
+#: What `msgspec` raises at JSON that somebody else made and that is none, not of the shape agreed on, or nested without end.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 #: A connection that is not made by then will not be; the whole exchange has the caller's own, longer limit.
 CONNECT_TIMEOUT_S = 5.0
-
 
 #: A caller's own `X-Request-Id` is kept when it fits this: it goes into log lines and headers as it is.
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")

@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from hydracore.agent.transport import UNREADABLE
 from hydracore.cloudsim.catalogue import IMAGES, LOCATIONS, SERVER_TYPES, Entry, find
 from hydracore.cloudsim.labels import check_labels
 from hydracore.cloudsim.problems import ApiError, invalid_input
@@ -77,7 +78,7 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         match = FIELD_IN_PROBLEM.search(str(error))
         field = (match[1] or match[2]) if match else "body"
         raise invalid_input(field, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         raise ApiError(400, "json_error", "malformed JSON") from None
 
 

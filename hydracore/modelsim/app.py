@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hydracore.agent.transport import UNREADABLE
 from hydracore.modelsim import wire
 from hydracore.modelsim.completion import Completion, Record
 from hydracore.modelsim.embedding import Embeddings
@@ -75,7 +76,7 @@ class ModelSim:
     async def _order_fault(self, exchange: Exchange, body: bytes) -> None:
         try:
             accepted = self.faults.add(msgspec.json.decode(body, type=Fault))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "bad_fault"))
             return
         await exchange.answer(HTTPStatus.OK if accepted else HTTPStatus.CONFLICT, {})
@@ -83,7 +84,7 @@ class ModelSim:
     async def _complete(self, exchange: Exchange, body: bytes) -> None:
         try:
             request = msgspec.json.decode(body, type=wire.CompletionRequest)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
             return
         record = self._record(exchange, request)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from hydracore.agent.transport import UNREADABLE
 from hydracore.modelsim import wire
 from hydracore.modelsim.exchange import Exchange
 from hydracore.modelsim.script import tokens
@@ -51,7 +52,7 @@ class Embeddings:
     async def answer(self, exchange: Exchange, body: bytes) -> None:
         try:
             request = msgspec.json.decode(body, type=EmbeddingRequest)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
             return
         self.records.append({"model": request.model, "texts": request.texts})

@@ -333,6 +333,7 @@ BAD_BODIES: list[tuple[bytes, int]] = [
     (b'{"message": "x", "conversation_id": "%s"}' % (b"c" * 129), 422),
     (b'{"message": "x", "end_user": ""}', 422),
     (b'{"message": "\\ud800"}', 422),
+    (b'{"message": "x", "end_user": null, "more": ' + b"[" * 100_000, 422),
     (b'{"message": "%s"}' % (b"x" * 8001), 413),
     (b'{"message": "%s"}' % (b"x" * 3_000_000), 413),
 ]

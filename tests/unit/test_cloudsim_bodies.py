@@ -8,7 +8,9 @@ from hydracore.cloudsim.bodies import CreateKeyBody, read_body
 from hydracore.cloudsim.problems import ApiError
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"name": "\xff", "public_key": "k"}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b'{"x": ' + b"[" * 100_000, b"\xff", b'{"name": "\xff", "public_key": "k"}']
+)
 def test_what_is_no_json_is_told(raw: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         read_body(raw, CreateKeyBody)

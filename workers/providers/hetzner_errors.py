@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from hydracore.agent.transport import UNREADABLE
 from workers.providers.base import (
     LATER_S_DEFAULT,
     RETRY_AFTER_S_DEFAULT,
@@ -97,7 +98,7 @@ def code_in(body: bytes) -> str | None:
     """The error code of an answer; None when the body is not the provider's (a gateway's page, say)."""
     try:
         return slug(msgspec.json.decode(body, type=_ErrorBody).error.code)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 import httpx
-import msgspec
 
-from hydracore.agent.transport import TRUST_NOBODY
+from hydracore.agent.transport import TRUST_NOBODY, UNREADABLE
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_errors import correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer
@@ -97,7 +96,7 @@ class HetznerHttp:
                 mutation=mutation,
                 retry_after_s=retry_after_s,
             )
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(*UNREADABLE):
             return answer.decode(response.content)
         # Outside of the handler, so that the decoder's error, which may quote the body, is not chained to this one.
         raise _unanswered("unreadable_answer", mutation=mutation, correlation_id=correlation_id_in(correlation_id))

@@ -13,7 +13,7 @@ import httpx
 import msgspec
 
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, failed, refused
-from hydracore.agent.transport import AnswerTooLarge, exchange
+from hydracore.agent.transport import UNREADABLE, AnswerTooLarge, exchange
 
 #: Some 3000 numbers of 25 characters for each of a hundred texts.
 ANSWER_MAX_BYTES = 8 * 1024 * 1024
@@ -84,7 +84,7 @@ def likeness(one: Vector, other: Vector) -> float:
 def _read(content: bytes, count: int) -> Embedded:
     try:
         answer = msgspec.json.decode(content, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         raise ModelRefused("the endpoint talks nonsense") from None
     data = sorted(answer.data, key=lambda datum: datum.index)
     sizes = {len(datum.embedding) for datum in data}

@@ -20,7 +20,7 @@ from hydracore.agent.errors import AgentError
 from hydracore.agent.expressclaw.memory import Said
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
-from hydracore.agent.transport import CONNECT_TIMEOUT_S, new_client
+from hydracore.agent.transport import CONNECT_TIMEOUT_S, UNREADABLE, new_client
 
 #: A piece of a stream has some 200 bytes; an answer in one piece can have a few hundred KB.
 LINE_MAX_BYTES = 256 * 1024
@@ -165,7 +165,7 @@ class ModelAnswer:
             return ""
         try:
             piece = _PIECE.decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             raise ModelRefused("the endpoint talks nonsense") from None
         if piece.error is not None:
             raise ModelRefused("the endpoint broke off with an error")

@@ -33,6 +33,7 @@ from hydracore.agent.expressclaw.telegram_api import (
 )
 from hydracore.agent.expressclaw.wishes import Bot
 from hydracore.agent.messages import ReportedError
+from hydracore.agent.transport import UNREADABLE
 from hydracore.agent.waiting import work_until
 
 log = structlog.get_logger()
@@ -165,7 +166,7 @@ class _Answering:
     async def _answer(self, update_id: int, content: str) -> None:
         try:
             message = msgspec.json.decode(content, type=Message)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
             await self._inbox.done(self._bot, update_id)
             return

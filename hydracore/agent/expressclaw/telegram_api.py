@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from hydracore.agent.errors import AgentError
-from hydracore.agent.transport import AnswerTooLarge, exchange, new_client
+from hydracore.agent.transport import UNREADABLE, AnswerTooLarge, exchange, new_client
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class TelegramApi:
             raise _refusal(answer.status, answer.content)
         try:
             return msgspec.json.decode(msgspec.json.decode(answer.content, type=_Result).result, type=answer_type)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             raise TelegramAway("Telegram talks nonsense", again=False) from None
 
 
@@ -154,5 +154,5 @@ def _refusal(status: int, content: bytes) -> TelegramError:
 def _retry_after_s(content: bytes) -> float:
     try:
         return float(msgspec.json.decode(content, type=_Refusal).parameters.retry_after or 0)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return 0.0

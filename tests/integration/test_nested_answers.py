@@ -1,0 +1,145 @@
+"""JSON that is nested without end, from everybody who is asked for something: an answer that nobody agreed on, and no failure of
+whoever asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import pytest
+
+from hydracore.agent import messages as m
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane
+from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
+from hydracore.agent.expressclaw.memory import Said
+from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient, ModelRefused
+from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramAway, TelegramBusy
+from hydracore.vps import VpsBadAnswer, VpsClient
+from tests.fake_telegram import TOKEN
+from tests.modelsim_fixtures import ModelSim, modelsim_fixture
+from tests.raw_endpoint import raw_endpoint
+from tests.waiting import PATIENCE_S
+from workers.providers.base import ProviderOutcomeUnknown, ProviderRetry
+from workers.providers.hetzner_http import HetznerHttp
+from workers.providers.hetzner_wire import ONE_SERVER
+
+__all__ = ["modelsim_fixture"]
+
+NESTED = b'{"error": ' + b"[" * 100_000
+
+
+async def ask_agent(url: str, what: Callable[[VpsClient, Any], Awaitable[Any]]) -> None:
+    address = urlsplit(url)
+    async with VpsClient(PATIENCE_S) as vps:
+        await what(vps, {"host": address.hostname, "port": address.port, "control_token": "token"})
+
+
+async def status(url: str) -> None:
+    await ask_agent(url, lambda vps, at: vps.status(**at))
+
+
+async def chat(url: str) -> None:
+    await ask_agent(url, lambda vps, at: vps.chat({}, **at))
+
+
+async def config_of_agent(url: str) -> None:
+    await ask_agent(url, lambda vps, at: vps.get_config(**at))
+
+
+async def control_plane(url: str) -> None:
+    client = ControlPlane(url)
+    try:
+        await client.newest_config("key", m.ConfigRequest(boot_id=UUID(int=1), config_version=1))
+    finally:
+        await client.aclose()
+
+
+async def model(url: str) -> None:
+    client = ModelClient()
+    call = ModelCall(
+        base_url=url,
+        api_key=None,
+        model="m",
+        messages=[Said("user", "Hello")],
+        temperature=None,
+        max_tokens=None,
+        first_word_s=PATIENCE_S,
+        next_word_s=PATIENCE_S,
+    )
+    try:
+        async with aclosing(client.ask(call).texts()) as texts:
+            assert [text async for text in texts] == []
+    finally:
+        await client.aclose()
+
+
+async def embedding(url: str) -> None:
+    client = ModelClient()
+    try:
+        await embed(client, EmbeddingCall(base_url=url, api_key=None, model="m", texts=["Hello"], timeout_s=PATIENCE_S))
+    finally:
+        await client.aclose()
+
+
+async def telegram(url: str) -> None:
+    api = TelegramApi(token=TOKEN, base_url=url)
+    try:
+        await api.updates(None, wait_s=0)
+    finally:
+        await api.aclose()
+
+
+async def provider(url: str) -> None:
+    http = HetznerHttp(url, "token", timeout_s=PATIENCE_S)
+    try:
+        await http.get("servers/1", ONE_SERVER)
+    finally:
+        await http.aclose()
+
+
+async def order_at_provider(url: str) -> None:
+    http = HetznerHttp(url, "token", timeout_s=PATIENCE_S)
+    try:
+        await http.change("POST", "servers", ONE_SERVER, {})
+    finally:
+        await http.aclose()
+
+
+@pytest.mark.parametrize(
+    ("ask", "http_status", "error"),
+    [
+        (status, 200, VpsBadAnswer),
+        (status, 500, VpsBadAnswer),
+        (chat, 200, VpsBadAnswer),
+        (config_of_agent, 200, VpsBadAnswer),
+        (control_plane, 200, BadAnswer),
+        (control_plane, 409, Conflict),
+        (model, 200, ModelRefused),
+        (embedding, 200, ModelRefused),
+        (telegram, 200, TelegramAway),
+        (telegram, 429, TelegramBusy),
+        (provider, 200, ProviderRetry),
+        (provider, 502, ProviderRetry),
+        (order_at_provider, 201, ProviderOutcomeUnknown),
+    ],
+)
+async def test_an_answer_nested_without_end_is_one_that_nobody_agreed_on(
+    ask: Callable[[str], Awaitable[None]], http_status: int, error: type[Exception]
+) -> None:
+    head = f"HTTP/1.1 {http_status} x\r\nContent-Length: {len(NESTED)}\r\nConnection: close\r\n\r\n".encode()
+
+    async with raw_endpoint(head, NESTED, stays=True) as endpoint:
+        with pytest.raises(error):
+            await ask(endpoint.base_url)
+
+
+async def test_a_request_nested_without_end_is_refused_by_those_who_play_a_part(modelsim: ModelSim) -> None:
+    for path in ("/v1/chat/completions", "/v1/embeddings", "/_sim/faults"):
+        answer = await modelsim.http.post(path, content=NESTED)
+
+        assert answer.status_code == 400, path
+        assert json.loads(answer.content)["error"], path
