@@ -95,13 +95,15 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 class _KnownKey(NamedTuple):
+    """`stale_at`: by the monotonic clock, in seconds: the other may be set back, and a revoked key would live on."""
+
     tenant_id: str
     key_hash: bytes
     stale_at: float
 
 
 class Authenticator:
-    """Turns a request's headers into a `Principal`. One per process; `clock` gives seconds since 1970."""
+    """Turns a request's headers into a `Principal`. One per process; `clock` gives seconds since 1970, which is what tokens expire by."""
 
     def __init__(self, pool: AsyncConnectionPool, *, jwt_secret: str, clock: Callable[[], float] = time.time) -> None:
         self._pool = pool
@@ -188,7 +190,7 @@ class Authenticator:
 
     async def _known_key(self, key_id: UUID) -> _KnownKey | None:
         known = self._keys.get(key_id)
-        if known is not None and self._clock() < known.stale_at:
+        if known is not None and time.monotonic() < known.stale_at:
             return known
         lookup = self._lookups.get(key_id)
         if lookup is None:
@@ -199,7 +201,7 @@ class Authenticator:
         return await asyncio.shield(lookup)
 
     async def _look_up(self, key_id: UUID) -> _KnownKey | None:
-        stale_at = self._clock() + API_KEY_CACHE_S
+        stale_at = time.monotonic() + API_KEY_CACHE_S
 
         async def find(connection: AsyncConnection) -> tuple[str, bytes] | None:
             cursor = await connection.execute(_FIND, (key_id,), prepare=True)
