@@ -33,15 +33,20 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     Where the agent breaks off, falls silent or stops without an ending, the caller gets an error event in its place:
     half an event could not be told from a whole one with the error behind it.
     """
-    rest, cause = b"", None
+    rest, cause = bytearray(), None
     has_ended = False
     trouble = Trouble("agent_failed", "The agent broke off its answer")
     try:
         async for chunk in chunks:
-            whole, end, rest = (rest + chunk).rpartition(_END_OF_EVENT)
-            if end:
+            # An event may come byte by byte: what was gone through is not gone through again with each of them.
+            unseen = max(0, len(rest) - 1)
+            rest += chunk
+            end = rest.rfind(_END_OF_EVENT, unseen) + len(_END_OF_EVENT)
+            if end >= len(_END_OF_EVENT):
+                whole = bytes(rest[:end])
+                del rest[:end]
                 has_ended = has_ended or has_ending(whole)
-                yield whole + end
+                yield whole
             elif len(rest) > EVENT_BYTES_MAX:
                 trouble = Trouble("agent_failed", "The agent sent something that is no event")
                 break

@@ -70,6 +70,15 @@ async def test_what_never_becomes_an_event_is_not_gathered_for_ever(monkeypatch:
     assert [code(event) for event in await through(*[b"x" * 60] * 5)] == ["agent_failed"]
 
 
+async def test_what_comes_byte_by_byte_is_not_gone_through_again_with_every_byte() -> None:
+    begun = b"event: done\ndata: " + b"x" * (7 * 2**20)
+
+    # To copy 7 MiB this often would outlast the test's limit.
+    whole = await through(begun, *[b"y"] * 50_000, b"\n", b"\n")
+
+    assert whole == [begun + b"y" * 50_000 + b"\n\n"]
+
+
 async def test_words_in_an_answer_are_no_ending() -> None:
     quoted = b'event: token\ndata: {"text":"\\nevent: done\\n"}\n\n'
 
