@@ -19,6 +19,7 @@ from hydracore.api.errors import RequestInvalid
 from hydracore.api.model_choice import model_choice, shown
 from hydracore.api.operations import operation
 from hydracore.api.pushing import Pushed, Pusher
+from hydracore.api.room import slugs
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Field, Opened, Vault
@@ -98,7 +99,7 @@ class Configuration:
             if (value := getattr(body, name)) is not UNSET
         }
         if body.workflow_slugs is not UNSET:
-            changes["workflow_slugs"] = tuple(body.workflow_slugs or ())
+            changes["workflow_slugs"] = slugs(body.workflow_slugs)
         for field in _SEALED:
             value, kept = getattr(body, field), getattr(opened, field)
             if value is UNSET or value == kept:

@@ -17,6 +17,7 @@ from events.types import Sealed
 from hydracore.api import schemas as s
 from hydracore.api.errors import Forbidden, RequestInvalid
 from hydracore.api.operations import Answer, operation
+from hydracore.api.room import slugs
 from hydracore.api.validation import Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
@@ -91,7 +92,7 @@ class Ordering:
             manifest_id=body.manifest_id,
             recipe_id=body.recipe_id,
             website_template_slug=body.website_template_slug,
-            workflow_slugs=tuple(body.workflow_slugs or ()),
+            workflow_slugs=slugs(body.workflow_slugs),
             # Only the customer's own token knows the address; an admin's is not the customer's.
             customer_email=await sealed(who.email if who.user_id == customer_id else None, "customer_email"),
             user_display_name=await sealed(body.user_display_name, "user_display_name"),

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 from uuid import UUID
 
-import msgspec
 from msgspec import UNSET
 
 from events.commands import PatchPlatformConfig
@@ -21,6 +20,7 @@ from hydracore.api.changing import Asked, Changes
 from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
 from hydracore.api.pushing import Pusher
+from hydracore.api.room import require_room, slugs
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
@@ -30,9 +30,6 @@ from hydracore.documents import OUTDATED, MasksOutdated, masked, merge_patch, un
 from hydracore.problems import Problem
 
 PATH: Final = "/v1/instances/{instance_id}/platform-config"
-
-#: What a document may grow to, patch by patch.
-DOCUMENT_MAX_BYTES: Final = 256 * 1024
 
 _DOCUMENTS: Final[tuple[Literal["advanced", "channels"], ...]] = ("advanced", "channels")
 _LISTS: Final[tuple[Literal["integrations", "skills"], ...]] = ("integrations", "skills")
@@ -92,18 +89,19 @@ class PlatformConfiguration:
             patch, kept = given[field], getattr(opened, field)
             document: dict[str, Any] = {} if patch is None else merge_patch(kept, patch)
             if document != kept:
-                _require_room(field, document)
+                require_room(field, document)
                 changes[field] = await self._vault.seal_document(state, field, document)
         for field in _LISTS:
             if field not in given:
                 continue
             items: list[Any] = given[field] or []
             if items != getattr(opened, field):
+                require_room(field, items)
                 changes[field] = await self._vault.seal_list(state, items)
         if body.recipe_id is not UNSET:
             changes["recipe_id"] = body.recipe_id
         if body.workflow_slugs is not UNSET:
-            changes["workflow_slugs"] = tuple(body.workflow_slugs or ())
+            changes["workflow_slugs"] = slugs(body.workflow_slugs)
         return PatchPlatformConfig(at_ms=self._now_ms(), **changes)
 
     async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
@@ -136,9 +134,3 @@ def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
     if problems:
         raise RequestInvalid(problems)
     return given
-
-
-def _require_room(field: str, document: dict[str, Any]) -> None:
-    if len(msgspec.json.encode(document)) > DOCUMENT_MAX_BYTES:
-        msg = f"Value error, the document would have more than {DOCUMENT_MAX_BYTES} bytes"
-        raise RequestInvalid([Problem(("body", field), msg, "value_error")])

@@ -1,0 +1,31 @@
+"""What the parts of a configuration may have in bytes, however large requests may be: an agent reads 2 MiB as a whole.
+
+The other parts are bounded in characters (see `schemas`); at their longest, together, they leave that much.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from hydracore.api.errors import RequestInvalid
+from hydracore.problems import Problem
+
+#: What `advanced`, `channels`, `integrations` and `skills` may grow to, each of them.
+DOCUMENT_MAX_BYTES: Final = 256 * 1024
+
+SLUGS_MAX_BYTES: Final = 64 * 1024
+
+
+def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
+    """Raises `RequestInvalid` where `value` would have more, as JSON."""
+    if len(msgspec.json.encode(value)) > max_bytes:
+        msg = f"Value error, it would have more than {max_bytes} bytes"
+        raise RequestInvalid([Problem(("body", field), msg, "value_error")])
+
+
+def slugs(given: list[str] | None) -> tuple[str, ...]:
+    """The `workflow_slugs` of a request. Raises `RequestInvalid` where they are too many to hand on."""
+    require_room("workflow_slugs", given, max_bytes=SLUGS_MAX_BYTES)
+    return tuple(given or ())

@@ -1,0 +1,92 @@
+"""A configuration at its largest can be read by an agent as a whole, however large the requests were that made it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from hydracore.agent.api import BODY_MAX_BYTES
+from hydracore.agent.control_plane import ANSWER_MAX_BYTES
+from tests.services import Services
+from tests.use_fixtures import Used, in_use, shared_api
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+#: A character that JSON writes in six bytes.
+LONG = "\x01"
+DOCUMENT_BYTES, SLUGS_BYTES = 256 * 1024, 64 * 1024
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def used(services: Services) -> AsyncGenerator[Used]:
+    async with shared_api(services, body_max_bytes=16 * 2**20) as api, in_use(api, reachable=False) as used:
+        yield used
+
+
+def texts(whole_bytes: int) -> list[str]:
+    """A list that has so many bytes as JSON."""
+    whole = ["x" * 1000] * (whole_bytes // 1003)
+    whole[-1] += "x" * (whole_bytes - len(msgspec.json.encode(whole)))
+    assert len(msgspec.json.encode(whole)) == whole_bytes
+    return whole
+
+
+DOCUMENT = {"x": "x" * (DOCUMENT_BYTES - len(b'{"x":""}'))}
+LISTS = {"integrations": texts(DOCUMENT_BYTES), "skills": texts(DOCUMENT_BYTES)}
+
+
+async def test_a_configuration_at_its_largest_reaches_the_agent(used: Used) -> None:
+    config: dict[str, Any] = {
+        "agent_name": LONG * 10_000,
+        "recipe_id": LONG * 10_000,
+        "system_prompt": LONG * 50_000,
+        "customer_facing_prompt": LONG * 50_000,
+        "telegram_bot_token": "x" * 256,
+        "workflow_slugs": texts(SLUGS_BYTES),
+    }
+    policy = {"primary": "x" * 200, "embedding_model": "x" * 200, "fallbacks": ["x" * 200] * 8}
+
+    answers = [
+        await used.ask("POST", "/config", config),
+        await used.ask("PATCH", "/platform-config", {"advanced": DOCUMENT, "channels": DOCUMENT, **LISTS}),
+        await used.ask("PATCH", "/model-policy", policy),
+    ]
+    told = await used.agent_says("config", {"boot_id": str(used.instance_id), "config_version": 1})
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert told.json()["config_version"] == 4
+    assert len(told.content) > 7 * DOCUMENT_BYTES
+    # What is pushed to it has some words more at most.
+    assert len(told.content) < min(ANSWER_MAX_BYTES, BODY_MAX_BYTES) - 1024
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "field", "value"),
+    [
+        ("PATCH", "/platform-config", "advanced", {**DOCUMENT, "y": 1}),
+        ("PATCH", "/platform-config", "channels", {**DOCUMENT, "y": 1}),
+        ("PATCH", "/platform-config", "integrations", [*LISTS["integrations"], "x"]),
+        ("PATCH", "/platform-config", "skills", [*LISTS["skills"], "x"]),
+        ("PATCH", "/platform-config", "workflow_slugs", [*texts(SLUGS_BYTES), "x"]),
+        ("POST", "/config", "workflow_slugs", [*texts(SLUGS_BYTES), "x"]),
+        ("POST", "", "workflow_slugs", [*texts(SLUGS_BYTES), "x"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_would_be_larger_is_refused(used: Used, method: str, path: str, field: str, value: Any) -> None:
+    version = await used.version()
+
+    if path:
+        answer = await used.ask(method, path, {field: value})
+    else:
+        body = {"region_id": "local", "tier_id": "starter", field: value}
+        answer = await used.api.client.post("/v1/instances", json=body, headers=used.api.token())
+
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"], problem["type"]) == (["body", field], "value_error")
+    assert await used.version() == version
