@@ -49,22 +49,29 @@ JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characte
 HttpUrl = Annotated[
     str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without blanks or line ends")
 ]
-#: Agents take no other: it goes into a header of each call.
-ModelApiKey = Annotated[
+#: It goes into a header of each call.
+ApiToken = Annotated[
     HeaderToken, Meta(description="at most 4096 printable ASCII characters, without blanks or line ends")
 ]
 LabelValue = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z",
         description="1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
     ),
 ]
 RoleName = Annotated[
-    str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?$", description="a lower-case PostgreSQL role name, or empty")
+    str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?\Z", description="a lower-case PostgreSQL role name, or empty")
 ]
-SshPublicKey = Annotated[str, Meta(pattern=r"^(ssh|ecdsa|sk)-\S+ \S+", description="an OpenSSH public key line")]
-Host = Annotated[str, Meta(min_length=1, max_length=253, description="an address or host name to listen on")]
+#: Its kind, the key, and whatever its owner notes behind it.
+SshPublicKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^(ssh|ecdsa|sk)-[\x21-\x7e]+ [A-Za-z0-9+/]+={0,2}( [^\x00-\x1f\x7f-\x9f]*)?\Z",
+        description="an OpenSSH public key line, without the line's end",
+    ),
+]
+Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
 #: Agents refuse to report less often.
@@ -142,11 +149,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: Origins = ()
     #: The embedded provider: its root URL (the Hetzner API is below /v1) and its token.
     cloudsim_url: HttpUrl = ""
-    cloudsim_token: str = ""
+    cloudsim_token: ApiToken = ""
     #: The models that agents talk to: where an OpenAI-compatible API is, such as https://api.openai.com/v1, and its key.
     #: Agents are given both with their secrets.
     model_base_url: HttpUrl = ""
-    model_api_key: ModelApiKey = ""
+    model_api_key: ApiToken = ""
     #: Where agents find Telegram's bot API.
     telegram_base_url: HttpUrl = "https://api.telegram.org"
 

@@ -60,6 +60,16 @@ def test_values_are_converted_to_their_types() -> None:
     assert settings.boot_timeout_s == 2.5
 
 
+@pytest.mark.parametrize("key", ["ssh-ed25519 AAAAC3Nz", "sk-ssh-ed25519@openssh.com AAAA+/== Ada Lövelace (laptop)"])
+def test_a_public_key_comes_with_or_without_its_owner_s_note(key: str) -> None:
+    assert load({"HYDRACORE_SSH_PUBLIC_KEY": key}).ssh_public_key == key
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::", "fe80::1%eth0", "localhost", "api_1.internal.example"])
+def test_an_api_listens_at_an_address_or_a_name(host: str) -> None:
+    assert load({"HYDRACORE_API_HOST": host}).api_host == host
+
+
 def test_the_models_and_telegram_are_reached_below_their_urls() -> None:
     settings = load({"HYDRACORE_MODEL_BASE_URL": "https://models.example/v1/"})
 
@@ -127,8 +137,16 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("SEAL_INTERVAL_S", "0"),
         ("INSTALLATION", "-dash-first"),
         ("INSTALLATION", "x" * 64),
+        ("INSTALLATION", "prod\n"),
         ("DATABASE_ROLE", 'role"; DROP TABLE event'),
+        ("DATABASE_ROLE", "hydracore_app\n"),
+        ("CLOUDSIM_TOKEN", "token\n"),
         ("SSH_PUBLIC_KEY", "-----BEGIN OPENSSH PRIVATE KEY-----"),
+        ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAAC3Nz ada@example.com\n"),
+        ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAAC3Nz\nssh-ed25519 AAAAC3Nz"),
+        ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAAC3Nz \x1b[2J"),
+        ("API_HOST", "0.0.0.0\n"),
+        ("API_HOST", "an address"),
         ("API_PORT", "70000"),
         ("API_PORT", "http"),
         ("LOG_LEVEL", "loud"),
