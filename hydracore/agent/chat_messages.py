@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from hydracore.agent.messages import Ignored, ReportedError
+from hydracore.agent.messages import Count, Ignored, ReportedError
 
 #: Ids of conversations, whoever made them up.
 ConversationId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
@@ -107,7 +107,7 @@ class RunningConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `PUT /api/config` answers: the version that the agent runs with now, null while it runs nothing, and what of it is
     not used."""
 
-    config_version: int | None
+    config_version: Count | None
     ignored: tuple[Ignored, ...] = ()
 
 
@@ -125,7 +125,7 @@ class Updates(msgspec.Struct, frozen=True, kw_only=True):
 class UpdatesApplied(msgspec.Struct, frozen=True, kw_only=True):
     """`drained`: no chat was cut short. `error`: what keeps the runtime from running as it should, if anything does."""
 
-    config_version: int
+    config_version: Count
     restarted: bool
     drained: bool
     skills_loaded: tuple[str, ...]

@@ -22,6 +22,10 @@ Channel = Literal["api", "telegram"]
 #: A token that goes into an HTTP header: printable ASCII without blanks, so that it can neither break nor split one.
 HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length=4096)]
 
+#: What a counter may reach; also the largest whole number that every JSON reader keeps exact.
+COUNT_MAX: Final = 2**53
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+
 #: How far apart an agent lets itself be told to report.
 HEARTBEAT_INTERVAL_S_MAX: Final = 3_600
 
@@ -217,11 +221,11 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage
     healthy: bool
     runtime: str
-    uptime_seconds: int
-    active_connections: int
+    uptime_seconds: Count
+    active_connections: Count
     versions: Versions
     skills_loaded: tuple[str, ...]
-    config_version: int | None
+    config_version: Count | None
     error: ReportedError | None
     connections: dict[str, str] = {}
     workflows_loaded: tuple[str, ...] = ()
@@ -232,5 +236,5 @@ class Drained(msgspec.Struct, frozen=True, kw_only=True):
     """What `POST /api/drain` of an agent answers: how many chats are still open, and whether the control plane has yet to be
     told of some that are over."""
 
-    active_connections: int
+    active_connections: Count
     usage_unsent: bool = False

@@ -9,11 +9,9 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from hydracore.agent.messages import Level, Stage
+from hydracore.agent.messages import Count, Level, Stage
 from hydracore.tokens import ATTEMPT_MAX
 
-#: What a counter may reach; also the largest whole number that every JSON reader keeps exact.
-COUNT_MAX: Final = 2**53
 #: What a column of type integer holds.
 SEQ_MAX: Final = 2**31 - 1
 #: How much may follow in one callback: twice what our agents send together.
@@ -25,7 +23,6 @@ ENTRIES_MAX: Final = 100
 CALLBACK_BODY_BYTES: Final = 10 * 4 * 1024
 USAGE_BODY_BYTES: Final = ENTRIES_MAX * 4 * 1024
 Attempt = Annotated[int, Meta(ge=1, le=ATTEMPT_MAX)]
-Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
 #: Standard base64 of 32 raw bytes.
 RawKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\Z")]

@@ -218,6 +218,19 @@ async def test_cleaning_up_is_for_staff(api: Api) -> None:
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize("version", [2**53 + 1, -1, 1.5])
+async def test_a_version_that_none_can_be_is_not_recorded(
+    used: Used, owner_conn: psycopg.AsyncConnection, version: float
+) -> None:
+    applied = {"config_version": version, "restarted": True, "drained": True, "skills_loaded": []}
+    used.agent.script("/api/updates/apply", 200, applied)
+
+    answer = await used.ask("POST", "/updates/apply", {"force": True})
+
+    assert answer.status_code == 502
+    assert await events_of(owner_conn, used.instance_id, "updates_applied") == []
+
+
 async def test_drift_and_connections_show_in_the_runtime_status(used: Used) -> None:
     used.agent.connections = {"telegram": "error: the token is refused"}
     used.agent.script("/api/config", 200, {"config_version": 1})

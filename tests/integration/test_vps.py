@@ -119,9 +119,10 @@ async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -
         (http("200 OK", b"<html>"), 200),
         (http("200 OK", b"{}"), 200),
         (http("200 OK", b"\xff"), 200),
+        (http("200 OK", msgspec.json.encode({**msgspec.to_builtins(STATUS), "uptime_seconds": 2**60})), 200),
         (http("200 OK", b"x" * (ANSWER_MAX_BYTES + 1)), 200),
     ],
-    ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "too_large"],
+    ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "out_of_reason", "too_large"],
 )
 async def test_any_other_answer_is_bad_and_is_not_quoted(vps: VpsClient, answer: bytes, status: int) -> None:
     async with peer(answer) as address:
