@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from uuid import uuid4
 
-from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, modelsim_fixture, texts
+from hydracore.agent.agent import wall_ms
+from hydracore.agent.chats import Ask
+from hydracore.agent.expressclaw.service import ChatService
+from hydracore.agent.expressclaw.setup import make_setup
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.runtime import RuntimeConfig
+from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture, texts
 from tests.modelsim_fixtures import ModelSim
 
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
@@ -64,3 +72,25 @@ async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, mod
     answer = await claw.chat("Hello", "r-1", key="k-3")
 
     assert await claw.conversation("r-1") == [("user", "Hello"), ("assistant", answer["message"])]
+
+
+async def test_who_leaves_comes_back_with_the_key_and_leaves_again_upsets_nothing(
+    modelsim: ModelSim, tmp_path: Path
+) -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    store = Store(tmp_path / "chats.sqlite", now_ms=wall_ms, new_id=uuid4)
+    setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
+    chats = ChatService(store)
+    ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")
+    await modelsim.fault("hang")
+
+    with chats.open(ask, setup).listening():
+        await modelsim.until_requests(1)
+    with chats.open(ask, setup).listening():
+        pass
+    await chats.idle()
+
+    await chats.stop()
+    store.close()
+    assert complaints == []

@@ -130,7 +130,7 @@ def test_what_customers_put_into_advanced_does_no_harm() -> None:
         for wanted in (5, 0.5, 0, -1, 301, "x", None, [], True)
     ]
 
-    assert waits == [5, 0.5, *[MODEL_TIMEOUT_S] * 6, 1]
+    assert waits == [5, 0.5, *[MODEL_TIMEOUT_S] * 7]
 
 
 def test_no_model_is_asked_twice() -> None:

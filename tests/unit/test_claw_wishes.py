@@ -56,6 +56,14 @@ def test_a_channel_that_is_half_understood_lets_nobody_in(channel: Any) -> None:
     assert list(ignored(found)) == ["platform.channels.telegram"]
 
 
+@pytest.mark.parametrize("wanted", [900, 0, "10", None, True])
+def test_a_time_that_is_none_is_told(wanted: Any) -> None:
+    reason = "must be a number of seconds above 0, at most 300"
+
+    assert ignored(wishes(advanced={"model_timeout_s": wanted})) == {"platform.advanced.model_timeout_s": reason}
+    assert ignored(wishes(advanced={"model_timeout_s": 10})) == {}
+
+
 def test_channels_and_settings_that_there_are_not_are_told() -> None:
     channels = {
         "slack": {"token": "xoxb-secret"},

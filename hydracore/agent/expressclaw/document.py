@@ -91,7 +91,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model_timeout_s(self) -> float:
         wanted = self.advanced.get("model_timeout_s")
-        if isinstance(wanted, int | float) and 0 < wanted <= MODEL_TIMEOUT_MAX_S:
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 < wanted <= MODEL_TIMEOUT_MAX_S:
             return float(wanted)
         return MODEL_TIMEOUT_S
 

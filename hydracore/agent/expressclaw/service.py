@@ -184,7 +184,8 @@ class ChatService:
         self._tasks.discard(task)
         if not self._tasks:
             self._idle.set()
-        if ask.key is not None and self._under_way[ask.key].chat is chat:
+        # Whoever left may have come back with the key, and have left again before this one was ended.
+        if ask.key in self._under_way and self._under_way[ask.key].chat is chat:
             del self._under_way[ask.key]
 
     def _estimate(self, left: LeftOpen, setup: Setup) -> UsageEntry | None:
