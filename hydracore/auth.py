@@ -16,6 +16,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Annotated, Final, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -23,6 +24,7 @@ import jwt
 import msgspec
 from msgspec import Meta
 from psycopg import AsyncConnection
+from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
 from events.patience import patiently
@@ -55,6 +57,7 @@ _SQL = Statements("hydracore", "auth.sql")
 _FIND = _SQL["find_api_key"]
 _INSERT = _SQL["insert_api_key"]
 _REVOKE = _SQL["revoke_api_key"]
+_LIST = _SQL["list_api_keys"]
 
 _ALGORITHM: Final = "HS256"
 _ID: Final = re.compile(ID_PATTERN, re.ASCII)
@@ -83,6 +86,16 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.role}:{self.user_id}"
         suffix = f" as customer:{self.user_id}" if self.role == "customer" else ""
         return f"api_key:{self.key_id}{suffix}"
+
+
+class ApiKey(NamedTuple):
+    """What is known of a tenant's key; the key itself is not. `name`: what it is for."""
+
+    id: UUID
+    tenant_id: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
 
 
 class _Claims(msgspec.Struct, frozen=True):
@@ -243,10 +256,16 @@ async def create_api_key(connection: AsyncConnection, *, tenant_id: str, name: s
     return api_key
 
 
-async def revoke_api_key(connection: AsyncConnection, *, tenant_id: str, key_id: UUID) -> bool:
-    """End a key everywhere within `API_KEY_CACHE_S`; False where the tenant has no such key in use."""
-    cursor = await connection.execute(_REVOKE, (key_id, tenant_id))
-    return cursor.rowcount == 1
+async def list_api_keys(connection: AsyncConnection, tenant_id: str) -> list[ApiKey]:
+    """A tenant's keys, the oldest first, revoked ones too."""
+    cursor = connection.cursor(row_factory=class_row(ApiKey))
+    return await (await cursor.execute(_LIST, (tenant_id,))).fetchall()
+
+
+async def revoke_api_key(connection: AsyncConnection, key_id: UUID) -> ApiKey | None:
+    """End a key everywhere within `API_KEY_CACHE_S`; one that is revoked stays so since then. None where there is none."""
+    cursor = connection.cursor(row_factory=class_row(ApiKey))
+    return await (await cursor.execute(_REVOKE, (key_id,))).fetchone()
 
 
 def _hash(api_key: str) -> bytes:

@@ -9,5 +9,12 @@ VALUES (%s, %s, %s, %s)
 
 -- name: revoke_api_key
 UPDATE api_key
-   SET revoked_at = now()
- WHERE id = %s AND tenant_id = %s AND revoked_at IS NULL
+   SET revoked_at = coalesce(revoked_at, now())
+ WHERE id = %s
+RETURNING id, tenant_id, name, created_at, revoked_at
+
+-- name: list_api_keys
+SELECT id, tenant_id, name, created_at, revoked_at
+  FROM api_key
+ WHERE tenant_id = %s
+ ORDER BY created_at, id

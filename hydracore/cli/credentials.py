@@ -1,13 +1,26 @@
-"""`token create` and `api-key create`: let somebody in."""
+"""`token create` and `api-key create`, `list` and `revoke`: let somebody in, and out again."""
 
 import asyncio
 import os
+import re
 import time
-from typing import Final, Literal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from uuid import UUID
 
 import click
 
 from hydracore import settings as configuration
+from hydracore.audit.moments import time_text
+from hydracore.cli.audit import json_option
+from hydracore.cli.printing import Text, print_json
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+    from hydracore.auth import ApiKey
+
+T = TypeVar("T")
 
 SECONDS_A_DAY: Final = 86_400
 
@@ -51,25 +64,76 @@ def api_key() -> None:
     """API keys of tenants' backends."""
 
 
+class TenantId(Text):
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from hydracore.auth import ID_PATTERN
+
+        if re.match(ID_PATTERN, value, re.ASCII) is None:
+            self.fail(f"{value!r} is no tenant's id", param, ctx)
+        return value
+
+
+tenant_option = click.option("--tenant", type=TenantId(), required=True, help="The tenant's id.")
+
+
 @api_key.command("create")
-@click.option("--tenant", required=True, help="The tenant's id.")
-@click.option("--name", default="default", show_default=True, help="What the key is for, to tell it from others.")
+@tenant_option
+@click.option(
+    "--name", type=Text(), default="default", show_default=True, help="What the key is for, to tell it from others."
+)
 def create_key(*, tenant: str, name: str) -> None:
     """Make a key and print it. It cannot be shown again."""
+    from hydracore.auth import create_api_key
+
+    click.echo(_run_on_database(lambda connection: create_api_key(connection, tenant_id=tenant, name=name)))
+
+
+@api_key.command("list")
+@tenant_option
+@json_option
+def list_keys(*, tenant: str, as_json: bool) -> None:
+    """Show a tenant's keys, revoked ones too, by their ids: the keys themselves are not kept."""
+    from hydracore.auth import list_api_keys
+
+    found = _run_on_database(lambda connection: list_api_keys(connection, tenant))
+    if as_json:
+        print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
+        return
+    for key in found:
+        click.echo(f"{key.id}  {key.name!r}  created {time_text(key.created_at)}  {_state(key)}")
+
+
+@api_key.command("revoke")
+@click.argument("key_id", type=click.UUID)
+def revoke_key(*, key_id: UUID) -> None:
+    """Revoke the key of this id, at once and for good. One that is revoked already stays so."""
+    from hydracore.auth import revoke_api_key
+
+    key = _run_on_database(lambda connection: revoke_api_key(connection, key_id))
+    if key is None:
+        raise click.UsageError(f"There is no API key {key_id}")
+    click.echo(f"{key.id}  {key.name!r}  of tenant {key.tenant_id}  {_state(key)}")
+
+
+def _state(key: "ApiKey") -> str:
+    return "in use" if key.revoked_at is None else f"revoked {time_text(key.revoked_at)}"
+
+
+def _run_on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     import psycopg
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
-        click.echo(asyncio.run(new_api_key(settings.database_url, tenant_id=tenant, name=name)))
+        return asyncio.run(on_database(settings.database_url, work))
     except psycopg.Error as error:
         raise click.ClickException(" ".join(str(error).split())) from None
 
 
-async def new_api_key(database_url: str, *, tenant_id: str, name: str) -> str:
-    """A new key, committed. Raises psycopg's errors."""
+async def on_database(database_url: str, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
+    """What `work` gives, committed. Raises psycopg's errors."""
     import psycopg
 
-    from hydracore.auth import create_api_key
-
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        return await create_api_key(connection, tenant_id=tenant_id, name=name)
+        return await work(connection)

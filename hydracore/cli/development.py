@@ -13,8 +13,8 @@ from typing import Final
 import httpx
 import msgspec
 
-from hydracore.auth import Role, issue_token
-from hydracore.cli.credentials import new_api_key
+from hydracore.auth import Role, create_api_key, issue_token
+from hydracore.cli.credentials import on_database
 from hydracore.embedded.files import write_atomic, write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.stack import Stack
@@ -148,6 +148,10 @@ async def _api_key(stack: Stack) -> str:
             answer = await client.get(f"{stack.url}/v1/instances", headers={"X-Api-Key": known})
         if answer.status_code != HTTPStatus.UNAUTHORIZED:
             return known
-    made = await new_api_key(stack.settings.database_url, tenant_id=stack.secrets.tenant_id, name="development")
+    tenant_id = stack.secrets.tenant_id
+    made = await on_database(
+        stack.settings.database_url,
+        lambda connection: create_api_key(connection, tenant_id=tenant_id, name="development"),
+    )
     stack.home.keep_api_key(made)
     return made

@@ -391,7 +391,7 @@ async def test_an_api_key_acts_as_admin_or_as_a_customer_until_it_is_revoked(
     assert set(await listed(api, as_admin)) == {of_ann, of_bob, for_eve}
     assert await listed(api, as_bob) == [of_bob]
     assert (await api.client.get(f"/v1/instances/{of_ann}", headers=as_bob)).status_code == 403
-    assert await revoke_api_key(owner_conn, tenant_id="acme", key_id=UUID(key.split("_")[1]))
+    assert await revoke_api_key(owner_conn, UUID(key.split("_")[1]))
 
     async def is_refused() -> bool:
         return (await api.client.get("/v1/instances", headers=as_admin)).status_code == 401

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+import json
+from uuid import UUID, uuid4
 
 import psycopg
+from click.testing import CliRunner, Result
 
 from hydracore.auth import Authenticator, AuthError, create_api_key, revoke_api_key
+from hydracore.cli import main
 from hydracore.db.pool import open_pool
 from tests.waiting import until
 
@@ -21,7 +24,7 @@ async def test_a_clock_that_is_set_back_keeps_no_revoked_key_alive(
         assert (await door.principal_of_key(key)).tenant_id == "acme"
 
         now_s -= 600
-        assert await revoke_api_key(owner_conn, tenant_id="acme", key_id=UUID(key.split("_")[1]))
+        assert await revoke_api_key(owner_conn, UUID(key.split("_")[1]))
 
         async def is_refused() -> bool:
             try:
@@ -31,3 +34,42 @@ async def test_a_clock_that_is_set_back_keeps_no_revoked_key_alive(
             return False
 
         await until(is_refused, seconds_max=5)
+
+
+def run(database_url: str, *words: str) -> Result:
+    return CliRunner().invoke(main, ["api-key", *words], env={"HYDRACORE_DATABASE_URL": database_url})
+
+
+def test_keys_are_listed_and_revoked_by_their_ids_and_never_shown_again(database_url: str) -> None:
+    keys = [
+        run(database_url, "create", "--tenant", tenant, "--name", name).stdout.strip()
+        for tenant, name in (("acme", "shop"), ("acme", "back office\n"), ("other", "shop"))
+    ]
+    ids = [str(UUID(key.split("_")[1])) for key in keys]
+
+    revoked = run(database_url, "revoke", ids[0])
+    again = run(database_url, "revoke", ids[0])
+    as_json = run(database_url, "list", "--tenant", "acme", "--json")
+    as_text = run(database_url, "list", "--tenant", "acme")
+    of_other = run(database_url, "list", "--tenant", "other")
+
+    results = [revoked, again, as_json, as_text, of_other]
+    assert [result.exit_code for result in results] == [0] * 5
+    listed = json.loads(as_json.stdout)
+    assert [(each["id"], each["name"]) for each in listed] == [(ids[0], "shop"), (ids[1], "back office\n")]
+    assert all(each["created_at"] for each in listed)
+    assert [each["revoked_at"] is None for each in listed] == [False, True]
+    assert revoked.stdout == again.stdout, "it is revoked since the first time"
+    assert [line.split()[0] for line in as_text.stdout.splitlines()] == ids[:2]
+    assert [line.endswith("in use") for line in as_text.stdout.splitlines()] == [False, True]
+    assert of_other.stdout.endswith("in use\n")
+    assert not any(key[37:] in result.output for key in keys for result in results)
+
+
+def test_a_key_that_there_is_not_is_a_usage_error(database_url: str) -> None:
+    nowhere = run(database_url, "revoke", str(uuid4()))
+    no_id = run(database_url, "revoke", "hck_1")
+
+    assert (nowhere.exit_code, no_id.exit_code) == (2, 2)
+    assert "There is no API key" in nowhere.stderr
+    assert json.loads(run(database_url, "list", "--tenant", "nobody", "--json").stdout) == []

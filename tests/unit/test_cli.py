@@ -28,6 +28,8 @@ def run(*words: str, **environ: str) -> Result:
         ("sweep", ["DATABASE_URL", "REDIS_URL", "MASTER_KEY", "PUBLIC_URL"]),
         ("db migrate", ["DATABASE_URL"]),
         ("api-key create --tenant acme", ["DATABASE_URL"]),
+        ("api-key list --tenant acme", ["DATABASE_URL"]),
+        ("api-key revoke 00000000-0000-0000-0000-000000000001", ["DATABASE_URL"]),
         ("token create --tenant acme --user ada --role admin", ["JWT_SECRET"]),
     ],
 )
@@ -54,6 +56,10 @@ def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: li
         "token create --tenant acme --user ada --role god",
         "token create --tenant acme --user ada --role admin --days 0",
         "api-key create",
+        "api-key create --tenant a/b",
+        "api-key list --tenant a/b",
+        "api-key revoke",
+        "api-key revoke hck_1",
     ],
 )
 def test_what_cannot_be_understood_is_a_usage_error(command: str) -> None:
