@@ -206,7 +206,8 @@ class UpdatesApplied(Event, frozen=True, kw_only=True, tag="updates_applied"):
 
 
 class ConversationsAccessed(Event, frozen=True, kw_only=True, tag="conversations_accessed"):
-    """Somebody other than the owner read conversations: one, or the list where `conversation_id` is null."""
+    """Somebody other than the owner read conversations: one, or the list where `conversation_id` is null. Of a Telegram chat it is a
+    keyed digest (in the first releases: the chat's number)."""
 
     conversation_id: str | None = None
 

@@ -12,6 +12,9 @@ from hydracore.agent.messages import Count, Ignored, ReportedError
 #: Ids of conversations, whoever made them up.
 ConversationId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
 
+#: The conversation of a Telegram chat has the chat's number, mostly a person's, behind this.
+TELEGRAM_CONVERSATION = "telegram:"
+
 #: The longest message that is answered, in characters.
 MESSAGE_MAX_CHARS = 8000
 

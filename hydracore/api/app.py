@@ -181,7 +181,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
         ),
         ModelPolicies(changes=changes, pusher=pusher, catalogue=catalogue, now_ms=now_ms),
         Consent(changes=changes, now_ms=now_ms),
-        Conversations(changes=changes, vps=vps, master_key=master_key, now_ms=now_ms),
+        Conversations(changes=changes, vps=vps, keyring=parts.keyring, master_key=master_key, now_ms=now_ms),
         Updates(changes=changes, vps=vps, documents=documents, master_key=master_key, now_ms=now_ms),
         UsageReports(queries=parts.queries, pool=parts.pool, now_ms=now_ms),
         Keys(changes=changes, now_ms=now_ms),

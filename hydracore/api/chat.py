@@ -24,7 +24,7 @@ from hydracore.api.agent_link import Address, code_of, plainly, require_address,
 from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
-from hydracore.api.consent import record_access
+from hydracore.api.consent import record_access, recorded_id
 from hydracore.api.errors import AgentBusy, BudgetSpent
 from hydracore.api.model_choice import day_of, model_choice
 from hydracore.api.operations import Answer, operation
@@ -188,7 +188,8 @@ class Chats:
         if wanted is None:
             return prefix + (uuid4() if key is None else uuid5(NAMESPACE, key)).hex
         if not wanted.startswith(prefix):
-            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=wanted)
+            recorded = recorded_id(self._keyring, state.id, wanted)
+            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=recorded)
             await record_access(self._changes, asked, access)
         return wanted
 

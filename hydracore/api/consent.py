@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 from uuid import UUID
 
 from events.commands import ChangeConsent, RecordConversationsAccess
+from events.keys import Keyring
 from events.state import Instance
+from hydracore.agent.chat_messages import TELEGRAM_CONVERSATION
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
 from hydracore.api.changing import Asked, Changes
@@ -17,6 +20,9 @@ from hydracore.auth import Principal
 
 NO_CONSENT = "The owner has not allowed others to read the conversations"
 
+#: Hex digits kept of the digest of a Telegram chat: enough to tell chats apart.
+CHAT_DIGITS: Final = 32
+
 
 async def record_access(changes: Changes, asked: Asked, access: RecordConversationsAccess) -> None:
     """Record that somebody other than the owner reads, and only while the owner allows it. Raises `Forbidden`."""
@@ -26,6 +32,15 @@ async def record_access(changes: Changes, asked: Asked, access: RecordConversati
         return access
 
     await changes.change(asked, command)
+
+
+def recorded_id(keyring: Keyring, instance_id: UUID, conversation_id: str) -> str:
+    """What the log calls a conversation: callers choose ids that may stay there for ever, Telegram does not. Of a chat's number it
+    has a keyed digest, one for each instance, as it has of end users."""
+    if not conversation_id.startswith(TELEGRAM_CONVERSATION):
+        return conversation_id
+    digest = keyring.fingerprint(f"conversation of {instance_id}: {conversation_id}".encode()).hex()
+    return TELEGRAM_CONVERSATION + digest[:CHAT_DIGITS]
 
 
 def require_reader(who: Principal, state: Instance) -> None:

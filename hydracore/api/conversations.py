@@ -10,11 +10,12 @@ from uuid import UUID
 from msgspec import Meta
 
 from events.commands import RecordConversationsAccess
+from events.keys import Keyring
 from events.state import Instance
 from hydracore.api.access import is_owner
 from hydracore.api.agent_link import plainly, require_address
 from hydracore.api.changing import Asked, Changes
-from hydracore.api.consent import record_access, require_reader
+from hydracore.api.consent import record_access, recorded_id, require_reader
 from hydracore.api.errors import NotFound
 from hydracore.api.operations import Answer, operation
 from hydracore.api.validation import Incoming
@@ -31,9 +32,12 @@ ConversationId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}$", max_len
 class Conversations:
     """`now_ms`: milliseconds since 1970."""
 
-    def __init__(self, *, changes: Changes, vps: VpsClient, master_key: bytes, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, *, changes: Changes, vps: VpsClient, keyring: Keyring, master_key: bytes, now_ms: Callable[[], int]
+    ) -> None:
         self._changes = changes
         self._vps = vps
+        self._keyring = keyring
         self._master_key = master_key
         self._now_ms = now_ms
 
@@ -84,5 +88,6 @@ class Conversations:
     async def _note(self, asked: Asked, state: Instance, conversation_id: str | None) -> None:
         """What others than the owner read is in the log before they get it, and they get it only if consent stands."""
         if not is_owner(asked.who, state):
-            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=conversation_id)
+            recorded = None if conversation_id is None else recorded_id(self._keyring, state.id, conversation_id)
+            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=recorded)
             await record_access(self._changes, asked, access)

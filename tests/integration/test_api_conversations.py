@@ -75,6 +75,32 @@ async def test_with_consent_staff_reads_and_each_read_is_an_event(
     assert [row[0] for row in await rows.fetchall()] == ["admin:root"] * 2 + ["platform:ops"] * 2
 
 
+async def test_no_number_of_telegram_s_gets_into_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    numbers = ("498231177", "-1001498231177")
+    admin = staff(used.api)[0]
+    await used.ask("PATCH", "/consent", CONSENT)
+    for number in numbers:
+        used.agent.script(f"/api/conversations/telegram%3A{number}", 200, {"messages": []})
+
+    answers = [await used.ask("GET", f"/conversations/telegram:{number}", headers=admin) for number in numbers]
+    joined = {"message": "Hello", "conversation_id": f"telegram:{numbers[0]}"}
+    answers += [await used.ask("POST", "/chat", joined, headers=admin)]
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert used.agent.calls[-1].body["conversation_id"] == f"telegram:{numbers[0]}"
+    events = await events_of(owner_conn, used.instance_id, "conversations_accessed")
+    first, other, again = [event["conversation_id"] for event in events]
+    assert first == again != other
+    rows = await owner_conn.execute(
+        "SELECT payload::text FROM event WHERE stream_id = %(id)s"
+        " UNION ALL SELECT message FROM provision_log WHERE instance_id = %(id)s",
+        {"id": used.instance_id},
+    )
+    kept = "\n".join(row[0] for row in await rows.fetchall())
+    assert "Staff read conversation telegram:" in kept
+    assert not any(number in kept for number in numbers)
+
+
 async def test_what_was_not_read_is_no_access(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
     await used.ask("PATCH", "/consent", CONSENT)
     used.agent.script("/api/conversations", 500, {})

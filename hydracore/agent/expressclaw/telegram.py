@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from hydracore.agent.backoff import Backoff
-from hydracore.agent.chat_messages import MESSAGE_MAX_CHARS
+from hydracore.agent.chat_messages import MESSAGE_MAX_CHARS, TELEGRAM_CONVERSATION
 from hydracore.agent.chats import Ask, ChatError, Draining, Interrupted, OpenChat, TooManyChats
 from hydracore.agent.expressclaw.document import Telegram
 from hydracore.agent.expressclaw.inbox import Inbox, Waiting
@@ -194,7 +194,7 @@ class _Answering:
         end_user = None if message.sender is None else f"telegram:{message.sender.id}"
         ask = Ask(
             message=message.text[:MESSAGE_MAX_CHARS],
-            conversation_id=f"telegram:{message.chat.id}",
+            conversation_id=f"{TELEGRAM_CONVERSATION}{message.chat.id}",
             end_user=end_user,
             channel="telegram",
             key=f"telegram:{self._bot}:{update_id}",
