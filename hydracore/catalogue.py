@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from hydracore.agent.expressclaw.document import FALLBACKS_MAX
+from hydracore.agent.messages import HeaderToken
 from hydracore.agent.runtime import RuntimeType
 from hydracore.problems import Invalid, Problem, read
 
@@ -230,9 +231,19 @@ def load(path: Path, environ: Mapping[str, str]) -> Catalogue:
         else:
             assert provider.endpoint is not None, "checked with the file"
             access[name] = Access(name, provider.kind, provider.endpoint.rstrip("/"), environ[provider.token_env])
-    if lines := tuple(f"{path}: {text}" for text in _doubled_projects(access.values())):
+    flaws = (*_bad_tokens(access.values()), *_doubled_projects(access.values()))
+    if lines := tuple(f"{path}: {text}" for text in flaws):
         raise CatalogueError(lines)
     return Catalogue(file, access=access, missing=missing)
+
+
+def _bad_tokens(access: Iterable[Access]) -> Iterator[str]:
+    """A token goes into a header of each call. One that is mounted from a file mostly ends in a line feed, which none may have."""
+    for one in access:
+        try:
+            msgspec.convert(one.token, HeaderToken)
+        except msgspec.ValidationError:
+            yield f"providers.{one.name}: its token may have printable ASCII characters only, no blanks and no line end"
 
 
 def _doubled_projects(access: Iterable[Access]) -> Iterator[str]:

@@ -194,6 +194,15 @@ def test_a_wrong_catalogue_says_what_is_wrong(tmp_path: Path, change: tuple[str,
     assert complaint in "\n".join(raised.value.problems)
 
 
+def test_a_token_that_no_header_can_have_is_refused_and_not_printed(tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError) as raised:
+        load(_written(tmp_path, SMALL), {"ONE_TOKEN": "s3cret\n", "TWO_TOKEN": "fine"})
+
+    (problem,) = raised.value.problems
+    assert "providers.one: its token may have printable ASCII characters only" in problem
+    assert "s3cret" not in problem
+
+
 def test_one_project_under_two_names_is_refused_without_its_token(tmp_path: Path) -> None:
     same = SMALL.replace("https://two.example/v1", "https://one.example/v1/")
 
