@@ -25,14 +25,30 @@ T = TypeVar("T")
 SECONDS_A_DAY: Final = 86_400
 
 
+class Id(Text):
+    """A tenant's or a user's."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from hydracore.auth import ID_PATTERN
+
+        if re.match(ID_PATTERN, value, re.ASCII) is None:
+            self.fail(f"{value!r} is no id: it has 1 to 128 letters, digits and any of . _ : @ -", param, ctx)
+        return value
+
+
+tenant_option = click.option("--tenant", type=Id(), required=True, help="The tenant's id.")
+
+
 @click.group()
 def token() -> None:
     """Bearer tokens of users."""
 
 
 @token.command("create")
-@click.option("--tenant", required=True, help="The tenant's id.")
-@click.option("--user", required=True, help="The user's id.")
+@tenant_option
+@click.option("--user", type=Id(), required=True, help="The user's id.")
 @click.option(
     "--role", type=click.Choice(["customer", "admin", "platform"]), required=True, help="What the user may do."
 )
@@ -62,20 +78,6 @@ def create_token(
 @click.group("api-key")
 def api_key() -> None:
     """API keys of tenants' backends."""
-
-
-class TenantId(Text):
-    name = "id"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from hydracore.auth import ID_PATTERN
-
-        if re.match(ID_PATTERN, value, re.ASCII) is None:
-            self.fail(f"{value!r} is no tenant's id", param, ctx)
-        return value
-
-
-tenant_option = click.option("--tenant", type=TenantId(), required=True, help="The tenant's id.")
 
 
 @api_key.command("create")
