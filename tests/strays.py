@@ -13,15 +13,14 @@ from workers.providers.hetzner import HetznerProvider
 
 async def stray(provider: HetznerProvider, **labels: str) -> str:
     """A server that bears our labels, with these changed, and that no instance accounts for; its id."""
-    instance_id = uuid4()
-    ours = {"hc-installation": "hydracore", "hc-instance": str(instance_id), "hc-attempt": "1"}
+    given = {"hc-installation": "hydracore", "hc-instance": str(uuid4()), "hc-attempt": "1", **labels}
     order = CreateServer(
-        name=f"hc-{instance_id}",
+        name=f"hc-{given['hc-instance']}",
         server_type="sim1",
         location="local1",
         image="debian-13",
         user_data=user_data(),
-        labels=ours | labels,
+        labels=given,
     )
     return (await provider.create_server(order)).server.id
 

@@ -8,7 +8,8 @@ from uuid import UUID
 import structlog
 
 from events import commands as c
-from events.errors import ReservationTaken
+from events.errors import ReservationTaken, VersionConflict
+from events.lifecycle import DELETING
 from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
 from events.state import Attempt, Instance
 from hydracore.tokens import control_token, enrol_token, hash_token
@@ -103,8 +104,12 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     try:
         found = await provider.find_servers(instance_labels(deps, state.id))
         ours = sorted((s for s in found if s.labels.get("hc-attempt") == str(attempt.number)), key=_by_age)
-        for extra in [server for server in found if server not in ours[:1]]:
-            # An older attempt's, or a twin at a provider where names are not unique.
+        # An older attempt's, or a twin at a provider where names are not unique.
+        extras = [server for server in found if server not in ours[:1] and _may_go(state, server)]
+        if extras or not ours:
+            # Nor must a deletion that was asked for meanwhile meet a server made after it.
+            await _assert_unmoved(deps, state)
+        for extra in extras:
             await provider.delete_server(extra.id)
             _log.warning("extra_server_deleted", instance_id=str(state.id), server_id=extra.id)
     except ProviderError as error:
@@ -113,10 +118,6 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
         return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
     if found:
         return STILL_THERE
-    latest = await deps.store.load(state.id)
-    if latest is None or latest.version != state.version:
-        # Looking took its time: a deletion that was asked for meanwhile must not meet a server made after it.
-        return Moved(state=latest or state)
     return await create_server(deps, state, attempt, first=False)
 
 
@@ -240,7 +241,10 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
 
 
 async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:
-    """Order the end of every server of the instance, by id and by label. True while there is still one to see."""
+    """Order the end of every server of the instance, by id and by label. True while there is still one to see.
+
+    Raises `VersionConflict` where the stream has moved meanwhile.
+    """
     found = await provider.find_servers(instance_labels(deps, state.id))
     attempt = state.attempt
     if attempt is not None and attempt.server_id is not None and attempt.server_id not in {each.id for each in found}:
@@ -248,10 +252,29 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
         if known is not None and known.name == attempt.server_name:
             # Somebody took our labels off it; its id and name still say whose it is.
             found.append(known)
+    await _assert_unmoved(deps, state)
     for server in found:
-        if server.status != "deleting":
+        if server.status != "deleting" and _may_go(state, server):
             await provider.delete_server(server.id)
     return bool(found)
+
+
+async def _assert_unmoved(deps: Deps, state: Instance) -> None:
+    """Looking took its time, in which the lock may have been lost and another worker have gone on from what we know.
+
+    Raises `VersionConflict` where the stream has moved since `state`.
+    """
+    latest = await deps.store.load(state.id)
+    actual = 0 if latest is None else latest.version
+    if actual != state.version:
+        raise VersionConflict(state.id, expected=state.version, actual=actual)
+
+
+def _may_go(state: Instance, server: Server) -> bool:
+    """Whether a server of the instance is of no use any more, however old `state` is: a later attempt's may be in use."""
+    number = server.labels.get("hc-attempt", "")
+    is_later = state.attempt is not None and number.isdecimal() and int(number) > state.attempt.number
+    return state.status == DELETING or not is_later
 
 
 async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Result:

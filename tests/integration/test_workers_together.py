@@ -3,17 +3,26 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
 import redis
 
 from tests.stack import Stack
+from workers.advance import advance
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
+from workers.deps import Deps
+from workers.observe import observe_actions
 
 #: Redis keys of the queue.
 IDS, MESSAGES = f"hydracore:{QUEUE}", f"hydracore:{QUEUE}.msgs"
+
+#: As a restart of the database or a failover does it.
+END_LOCK_SESSIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+     WHERE datname = current_database() AND application_name = 'hydracore-locks'
+"""
 
 #: What happens once in a life without trouble.
 ONCE = {
@@ -122,6 +131,42 @@ async def test_lost_messages_are_sent_again(stack: Stack) -> None:
         client.flushdb()
     stack.worker.start()
     await stack.until_status(instance_id, "deleted")
+
+
+@pytest.mark.parametrize("step", ["discard", "ensure"])
+async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attempts_alone(
+    stack: Stack, step: str
+) -> None:
+    stack.worker.kill()
+    key, instance_id = stack.new_key()
+    if step == "ensure":
+        # It comes to look for what became of its create.
+        stack.cloudsim.fault("create_server", "gateway", name=f"hc-{instance_id}")
+    stack.cloudsim.fault("create_server", "start_error", name=f"hc-{instance_id}", skip=int(step == "ensure"))
+    await stack.create(key)
+    async with stack.deps(provider_timeout_s="600") as deps:
+        if step == "discard":
+            await advance(deps, instance_id)
+            await stack.until(lambda: has_failed(stack, deps, instance_id))
+        stack.cloudsim.fault("list_servers", "hold_before")
+        late = asyncio.create_task(advance(deps, instance_id))
+        await stack.until(stack.cloudsim.held)
+
+        assert stack.rows(END_LOCK_SESSIONS), "the lock goes with its session"
+        stack.worker.start()
+        await stack.until_status(instance_id, "running")
+        deletions = stack.cloudsim.requests("delete_server")
+        stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+        await late
+
+    assert stack.cloudsim.requests("delete_server") == deletions
+    assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+    assert (await stack.detail(instance_id))["status"] == "running"
+
+
+async def has_failed(stack: Stack, deps: Deps, instance_id: UUID) -> bool:
+    await observe_actions(deps)
+    return stack.has_happened(instance_id, "attempt_failed")
 
 
 def is_drained(stack: Stack) -> bool:

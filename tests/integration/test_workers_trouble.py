@@ -8,7 +8,9 @@ import pytest
 
 from events.state import ATTEMPTS_MAX
 from tests.stack import BRISK, Stack
+from tests.strays import stray
 from workers.broker import OBSERVE_ACTIONS
+from workers.providers.hetzner import HetznerProvider
 
 
 def attempts(stack: Stack, instance_id: UUID) -> list[tuple[str, str]]:
@@ -175,6 +177,22 @@ async def test_a_refused_create_says_nothing_of_an_earlier_one_that_may_still_ar
     await stack.until_status(instance_id, "running")
     assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
     assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
+
+
+async def test_a_server_of_a_later_attempt_than_the_log_has_goes_only_with_its_instance(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    key, instance_id = stack.new_key()
+    # As where the log was restored from a backup.
+    later = await stray(provider, **{"hc-instance": str(instance_id), "hc-attempt": "2"})
+    waiting = "SELECT 1 FROM attention WHERE instance_id = %s AND code = 'server_still_there'"
+
+    await stack.create(key)
+    await stack.until(lambda: stack.rows(waiting, instance_id))
+
+    assert later in {str(server["id"]) for server in stack.cloudsim.servers()}
+    await assert_deletable(stack, instance_id)
+    assert later not in {str(server["id"]) for server in stack.cloudsim.servers()}
 
 
 async def test_a_server_that_never_boots_is_replaced(stack: Stack) -> None:
