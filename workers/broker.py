@@ -3,7 +3,7 @@
 """Dramatiq on Redis, as a bell: a message says "look at these instances" and nothing else.
 
 Messages are hints. Each may be lost, doubled or late; the log and the reconciler know what is owed. Hence no retries, no
-results, and a short life: a hint that nobody took is worth nothing, because a newer one has been sent.
+results, and no age: an old hint costs a look at what is owed, and machines whose clocks differ would drop each other's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import uvloop
 from dramatiq import Broker, Consumer, Message, Worker
 from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AgeLimit, AsyncIO, Middleware
+from dramatiq.middleware import AsyncIO, Middleware
 from redis import Redis
 
 QUEUE = "hydracore"
@@ -25,9 +25,6 @@ CHECK_HEALTH = "check_health"
 OBSERVE_ACTIONS = "observe_actions"
 SWEEP = "sweep"
 FOLD_LANES = "fold_lanes"
-
-#: After this long a hint is dropped unread; the reconciler has sent another.
-HINT_AGE_MS_MAX = 60_000
 
 #: A killed worker's unread hints go to the others after this long.
 HEARTBEAT_TIMEOUT_MS = 10_000
@@ -66,7 +63,7 @@ def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
         client=Redis.from_url(
             redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S, health_check_interval=30
         ),
-        middleware=[AgeLimit(max_age=HINT_AGE_MS_MAX), _FastAsyncIO(), *extra],
+        middleware=[_FastAsyncIO(), *extra],
         namespace="hydracore",
         heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
         maintenance_chance=MAINTENANCE_CHANCE,

@@ -133,6 +133,19 @@ async def test_lost_messages_are_sent_again(stack: Stack) -> None:
     await stack.until_status(instance_id, "deleted")
 
 
+async def test_a_relay_whose_clock_is_far_behind_is_heard(stack: Stack) -> None:
+    stack.relay.kill()
+    instance_id = await stack.create()
+
+    with redis.Redis.from_url(stack.redis_url) as client:
+        number = uuid4().hex
+        client.hset(MESSAGES, number, message(ADVANCE, str(instance_id), at_ms=1_000_000_000_000))
+        client.rpush(IDS, number)
+
+    # Nobody else tells of it: the reconciler is a part of the relay.
+    await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
+
+
 @pytest.mark.parametrize("step", ["discard", "ensure"])
 async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attempts_alone(
     stack: Stack, step: str
@@ -175,7 +188,7 @@ def is_drained(stack: Stack) -> bool:
         return not client.hlen(MESSAGES)
 
 
-def message(actor: str, *args: object) -> bytes:
+def message(actor: str, *args: object, at_ms: int = 4_000_000_000_000) -> bytes:
     """As Dramatiq writes it."""
     number = uuid4().hex
     return msgspec.json.encode(
@@ -186,6 +199,6 @@ def message(actor: str, *args: object) -> bytes:
             "kwargs": {},
             "options": {"redis_message_id": number},
             "message_id": number,
-            "message_timestamp": 4_000_000_000_000,
+            "message_timestamp": at_ms,
         }
     )
