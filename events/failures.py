@@ -18,6 +18,8 @@ _TEXTS = {
     "server_failed": "The provider could not start the server",
     "attempt_unverified": "The agent did not answer where it should",
     "provider_unreachable": "The provider does not answer",
+    "too_many_calls": "The provider takes its time",
+    "took_too_long": "It takes longer than it should",
     "provider_not_configured": "The provider is not set up here",
     "server_still_there": "The provider still shows the server",
     "locked": "The provider is at work on the server and does not let go of it",

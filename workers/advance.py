@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import assert_never
 from uuid import UUID
 
@@ -22,11 +23,26 @@ _log = structlog.get_logger(__name__)
 STEPS_MAX = 100
 
 
-async def advance(deps: Deps, instance_id: UUID) -> None:
+#: What is under way by then is cut off. Less than what a call of the actor may take, so that it can still be told.
+ADVANCE_S_MAX = 100.0
+
+
+async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_MAX) -> None:
     """Bring one instance as far as it goes now. Level-triggered: doubled, late or needless calls change nothing.
 
     Raises `StoreUnavailable` and psycopg's errors; whatever was under way is taken up again by the next call.
     """
+    try:
+        async with asyncio.timeout(limit_s):
+            await _advance(deps, instance_id)
+    except TimeoutError:
+        # Whoever is cut off has left no word when to come back, and nobody would see that it does not get on.
+        state = await deps.store.load(instance_id)
+        if state is not None and not isinstance(saga.next_step(state), saga.Rest):
+            await _pause(deps, state, Trouble(code="took_too_long"))
+
+
+async def _advance(deps: Deps, instance_id: UUID) -> None:
     while True:
         async with deps.locks.hold(instance_id) as hold:
             if hold is None:

@@ -3,7 +3,15 @@
 import pytest
 
 from workers.providers.base import ProviderRetry
-from workers.providers.hetzner_pacing import RESET_WAIT_S_MAX, RETRY_AFTER_S_MAX, RETRY_AFTER_S_MIN, Pacer
+from workers.providers.hetzner_errors import RATE_LIMITED
+from workers.providers.hetzner_pacing import (
+    RESET_WAIT_S_MAX,
+    RETRY_AFTER_S_MAX,
+    RETRY_AFTER_S_MIN,
+    SILENCE_S_MAX,
+    UNREACHABLE,
+    Pacer,
+)
 
 
 class Clocks:
@@ -20,14 +28,25 @@ class Clocks:
             "ratelimit-reset": str(int(1_000_000 + self.passed_s) + reset_in_s),
         }
 
-    async def refused_for_s(self) -> float:
-        """How long the gate stays closed, as a caller without patience learns it; 0 when it is open."""
+    async def refused_for_s(self, *, code: str = RATE_LIMITED, patience_s: float = 0.0) -> float:
+        """How long the gate stays closed, as a caller with so much patience learns it; 0 when it is open."""
         try:
-            await self.pacer.turn(patience_s=0.0)
+            await self.pacer.turn(patience_s=patience_s)
         except ProviderRetry as retry:
-            assert retry.code == "rate_limit_exceeded"
+            assert retry.code == code
             return retry.retry_after_s
         return 0.0
+
+    async def unreachable_for_s(self) -> float:
+        """The same where the provider does not answer, of a call that takes 10 s at most."""
+        return await self.refused_for_s(code=UNREACHABLE, patience_s=10)
+
+    def pass_in_silence(self, seconds: float) -> None:
+        """The time of calls that are all made now and not answered."""
+        since = 100 + self.passed_s
+        self.passed_s += seconds
+        for _ in range(3):
+            self.pacer.silent(since=since)
 
 
 @pytest.fixture
@@ -106,3 +125,37 @@ async def test_headers_that_make_no_sense_change_nothing(clocks: Clocks) -> None
     )
 
     assert [await clocks.refused_for_s() for _ in range(3)] == [0, 0, 0]
+
+
+async def test_a_provider_that_answers_nobody_is_tried_by_one_call_at_a_time_ever_less_often(clocks: Clocks) -> None:
+    pauses: list[float] = []
+    for _ in range(5):
+        assert await clocks.unreachable_for_s() == 0
+        clocks.pass_in_silence(10)
+        pauses.append(await clocks.unreachable_for_s())
+        clocks.passed_s += pauses[-1]
+
+    assert pauses == [1, 2, 4, 8, SILENCE_S_MAX]
+    assert await clocks.unreachable_for_s() == 0
+    assert await clocks.unreachable_for_s() == 10, "one is on its way"
+    clocks.passed_s += 10
+    assert await clocks.unreachable_for_s() == 0, "it was cut off before it found anything out"
+
+
+async def test_any_answer_opens_the_gate(clocks: Clocks) -> None:
+    clocks.pass_in_silence(10)
+    assert await clocks.unreachable_for_s() == 1
+
+    clocks.pacer.heard()
+
+    assert [await clocks.unreachable_for_s() for _ in range(3)] == [0, 0, 0]
+
+
+async def test_a_call_without_an_answer_closes_no_gate_while_others_are_answered(clocks: Clocks) -> None:
+    clocks.passed_s = 5
+    clocks.pacer.heard()
+    clocks.passed_s = 10
+
+    clocks.pacer.silent(since=100)
+
+    assert await clocks.unreachable_for_s() == 0

@@ -6,7 +6,7 @@ httpx errors are translated here, once. They are not chained to ours: theirs hol
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 import httpx
@@ -18,6 +18,9 @@ from workers.providers.hetzner_pacing import Pacer
 
 #: Calls of one driver under way at the same time.
 CONCURRENCY_MAX: Final = 16
+
+#: Of its time: a call without an answer that has taken less was refused or cut off, which costs nobody anything.
+COSTLY_SHARE: Final = 0.25
 
 #: Idle connections are given up before the provider does it, so that few calls meet a connection that is just closing.
 KEEPALIVE_S: Final = 3.0
@@ -69,6 +72,10 @@ class HetznerHttp:
         assert method in {"POST", "PUT", "DELETE"}
         return await self._call(method, path, answer, body=body)
 
+    def refuse_if_silent(self) -> None:
+        """Raises `ProviderRetry` while the provider is left alone, because it does not answer."""
+        self._pacer.refuse_if_silent()
+
     async def aclose(self) -> None:
         await self._client.aclose()
 
@@ -83,7 +90,8 @@ class HetznerHttp:
     ) -> Answer_co:
         mutation = method != "GET"
         request = self._client.build_request(method, path, params=query, json=body)
-        async with self._places:
+        self.refuse_if_silent()
+        async with self._place():
             await self._pacer.turn(patience_s=self._timeout_s)
             response = await self._send(request, mutation=mutation)
         retry_after_s = self._pacer.learn(status=response.status_code, headers=response.headers)
@@ -101,17 +109,38 @@ class HetznerHttp:
         # Outside of the handler, so that the decoder's error, which may quote the body, is not chained to this one.
         raise _unanswered("unreadable_answer", mutation=mutation, correlation_id=correlation_id_in(correlation_id))
 
-    async def _send(self, request: httpx.Request, *, mutation: bool) -> httpx.Response:
-        """The answer. `timeout` of httpx bounds each read; the deadline around it bounds a provider that trickles."""
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        """One of the calls under way. Raises `ProviderRetry` where none has ended in the time of a call."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._client.send(request)
+                await self._places.acquire()
+        except TimeoutError:
+            raise ProviderRetry("too_many_calls") from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _send(self, request: httpx.Request, *, mutation: bool) -> httpx.Response:
+        """The answer. `timeout` of httpx bounds each read; the deadline around it bounds a provider that trickles."""
+        sent_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.send(request)
         except NOT_SENT:
             failure: ProviderError = ProviderRetry("not_connected")
         except (TimeoutError, httpx.TimeoutException):
             failure = _unanswered("no_answer_in_time", mutation=mutation)
         except httpx.HTTPError:
             failure = _unanswered("connection_broke", mutation=mutation)
+        else:
+            self._pacer.heard()
+            return response
+        if time.monotonic() - sent_at < self._timeout_s * COSTLY_SHARE:
+            self._pacer.heard()
+        else:
+            self._pacer.silent(since=sent_at)
         raise failure
 
 

@@ -28,22 +28,28 @@ class HetznerKey:
         self._name = name
         self._public_key = public_key
         self._id: int | None = None
-        # Many creates start at once; one of them looks, the others wait for what it finds.
-        self._looking = asyncio.Lock()
+        # Many creates start at once; one of them looks, the others wait for what comes of it, a failure too.
+        self._look: asyncio.Task[int] | None = None
+        self._checking = asyncio.Lock()
 
     async def key_id(self) -> int:
         """The id of the key in this project; creates it where it is absent."""
-        async with self._looking:
-            if self._id is None:
-                self._id = await self._ensure()
+        if self._id is not None:
             return self._id
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._ensure())
+        else:
+            self._http.refuse_if_silent()
+        # Whoever is cut off leaves the look to the others.
+        self._id = found = await asyncio.shield(self._look)
+        return found
 
     async def forget_if_gone(self, key_id: int) -> bool:
         """Look whether the key was removed behind our back; True when it was, and then the next create makes it again.
 
         `key_id` is what the caller was refused with. Another caller may have found out first, and the key have another id by now.
         """
-        async with self._looking:
+        async with self._checking:
             if self._id != key_id:
                 return True
             if any(key.id == key_id for key in await self._list(name=None)):

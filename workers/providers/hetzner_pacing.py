@@ -3,6 +3,9 @@
 Every answer carries `RateLimit-Limit`, `-Remaining` and `-Reset` (Unix time at which the allowance is whole again; it grows
 back steadily, one request a second for a normal project). A 429 closes the gate for everybody who shares the driver. When
 little is left, calls are spaced at the pace at which the allowance grows, so that the 429 does not come at all.
+
+A provider that answers nobody closes the gate too: each call would wait for its whole time, and so would all work that shares a
+worker with it. Then one call at a time tries, after pauses that grow, and any answer opens the gate.
 """
 
 import asyncio
@@ -26,6 +29,11 @@ RESET_WAIT_S_MAX: Final = 60.0
 RETRY_AFTER_S_MIN: Final = 1.0
 RETRY_AFTER_S_MAX: Final = 3600.0
 
+#: The pauses between two tries of a provider that does not answer: the first one, and what they double to at most.
+SILENCE_S_FIRST: Final = 1.0
+SILENCE_S_MAX: Final = 8.0
+UNREACHABLE: Final = "provider_unreachable"
+
 
 class Pacer:
     """The gate before each call of one driver. `monotonic` and `wall` are clocks in seconds."""
@@ -36,9 +44,44 @@ class Pacer:
         self._closed_until = 0.0
         self._next_slot = 0.0
         self._spacing_s = 0.0
+        #: 0 while the provider answers.
+        self._silence_s = 0.0
+        self._silent_until = 0.0
+        self._silent_since = float("-inf")
+        self._heard_at = float("-inf")
+
+    def refuse_if_silent(self) -> None:
+        """Raises `ProviderRetry` while the provider is left alone, because it does not answer."""
+        wait_s = self._silent_until - self._monotonic()
+        if self._silence_s > 0.0 and wait_s > 0.0:
+            raise ProviderRetry(UNREACHABLE, retry_after_s=wait_s)
 
     async def turn(self, *, patience_s: float) -> None:
-        """Return when a call may be made. Raises `ProviderRetry` instead of waiting longer than `patience_s`."""
+        """Return when a call may be made, which then takes `patience_s` at most.
+
+        Raises `ProviderRetry` instead of waiting longer than that, and at once while the provider does not answer.
+        """
+        await self._slot(patience_s)
+        self.refuse_if_silent()
+        if self._silence_s > 0.0:
+            # This one finds out, alone.
+            self._silent_until = self._monotonic() + patience_s
+
+    def silent(self, *, since: float) -> None:
+        """No answer came in time to a call made at `since`, by the monotonic clock."""
+        if since <= max(self._heard_at, self._silent_since):
+            # Others have had answers meanwhile, or have said the same of the same silence.
+            return
+        self._silent_since = self._monotonic()
+        self._silence_s = min(max(2 * self._silence_s, SILENCE_S_FIRST), SILENCE_S_MAX)
+        self._silent_until = self._silent_since + self._silence_s
+
+    def heard(self) -> None:
+        """The provider has answered, or refused a call at once."""
+        self._heard_at = self._monotonic()
+        self._silence_s = 0.0
+
+    async def _slot(self, patience_s: float) -> None:
         if self._spacing_s > 0.0:
             slot = max(self._next_slot, self._monotonic())
             self._refuse_beyond(patience_s, slot - self._monotonic())

@@ -1,0 +1,145 @@
+"""A provider that takes every connection and answers nothing, and all that has nothing to do with it."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from hydracore.settings import PACKAGED_CATALOGUE
+from tests.cloudsim_fixtures import (  # noqa: F401 - fixtures
+    CloudsimProcess,
+    cloudsim_fixture,
+    driver_for,
+    module_cloudsim_fixture,
+    user_data,
+)
+from tests.stack import Stack
+from tests.waiting import until
+from workers.advance import advance
+from workers.providers.base import CreateServer, ProviderError
+from workers.providers.hetzner import HetznerProvider
+from workers.providers.hetzner_http import CONCURRENCY_MAX
+
+#: More than there are threads: each would take all of its time if it were asked, and the last be done after a minute.
+WAITING = 24
+
+
+@pytest.fixture
+async def silent(tmp_path: Path) -> AsyncGenerator[CloudsimProcess]:
+    """A second provider, which a test may stop."""
+    process = CloudsimProcess(tmp_path / "cloudsim")
+    await process.start(boot="inline")
+    yield process
+    process.send(signal.SIGCONT)
+    process.close()
+
+
+async def test_it_keeps_nobody_else_waiting(stack: Stack, silent: CloudsimProcess, tmp_path: Path) -> None:
+    catalogue = tmp_path / "catalogue.toml"
+    elsewhere = PACKAGED_CATALOGUE.read_text().replace("https://api.hetzner.cloud/v1", silent.endpoint)
+    elsewhere = elsewhere.replace("HYDRACORE_HETZNER_TOKEN", "HYDRACORE_CLOUDSIM_TOKEN")
+    catalogue.write_text(elsewhere.replace("cx23", "sim1").replace('location = "fsn1"', 'location = "local1"'))
+    settings = {"catalogue": str(catalogue), "worker_threads": "4"}
+    async with stack.restarted(**settings):
+        leaving = await stack.running()
+        silent.send(signal.SIGSTOP)
+        waiting = await asyncio.gather(*(stack.create(region_id="fsn1") for _ in range(WAITING)))
+        tried = "SELECT 1 FROM attention WHERE failures > 0 AND instance_id = ANY (%s)"
+        await stack.until(lambda: len(stack.rows(tried, waiting)) > 1)
+
+        await stack.delete(leaving)
+        await stack.running()
+        await stack.until_status(leaving, "deleted")
+
+        assert not any(stack.has_happened(instance_id, "server_created") for instance_id in waiting)
+        silent.send(signal.SIGCONT)
+        for instance_id in waiting:
+            await stack.delete(instance_id)
+        for instance_id in waiting:
+            await stack.until_status(instance_id, "deleted")
+        assert silent.servers() == []
+
+
+async def test_what_takes_too_long_is_cut_off_and_says_so(stack: Stack) -> None:
+    stack.worker.kill()
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
+    await stack.create(key)
+
+    async with stack.deps(provider_timeout_s="600") as deps:
+        await advance(deps, instance_id, limit_s=1)
+
+    trouble = "SELECT code, failures FROM attention WHERE instance_id = %s"
+    assert stack.rows(trouble, instance_id) == [("took_too_long", 1)]
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True, "apply": False})
+    stack.worker.start()
+    await stack.until_status(instance_id, "running")
+
+
+async def test_it_is_asked_no_more_until_it_answers_again(cloudsim: CloudsimProcess) -> None:
+    driver = driver_for(cloudsim, timeout_s=2)
+    cloudsim.send(signal.SIGSTOP)
+    first = await codes(driver, 2)
+    then = await codes(driver, 100)
+
+    cloudsim.send(signal.SIGCONT)
+    await until(lambda: answers(driver))
+
+    assert first == {"no_answer_in_time": 2}
+    assert then == {"provider_unreachable": 100}
+    assert not await codes(driver, 100)
+    await driver.aclose()
+
+
+async def test_one_look_for_the_key_serves_all_who_wait_for_it_also_if_it_fails(cloudsim: CloudsimProcess) -> None:
+    driver = driver_for(cloudsim, timeout_s=60)
+    cloudsim.fault("list_ssh_keys", "hold_before")
+    before = cloudsim.requests("list_ssh_keys")
+    creates = asyncio.gather(*(driver.create_server(order(number)) for number in range(5)), return_exceptions=True)
+    await until(cloudsim.held)
+
+    cloudsim.call("POST", "/_sim/release", {"all": True, "apply": False})
+
+    assert {str(error) for error in await creates} == {"connection_broke"}
+    assert cloudsim.requests("list_ssh_keys") == before + 1
+    assert (await driver.create_server(order(0))).server.name == "hc-0"
+    await driver.aclose()
+
+
+async def test_the_wait_for_calls_that_do_not_end_has_an_end(cloudsim: CloudsimProcess) -> None:
+    driver = driver_for(cloudsim, timeout_s=2)
+    cloudsim.fault("list_servers", "rate_limit", retry_after_s=1)
+    cloudsim.fault("list_servers", "hold_before", times=None)
+    assert await codes(driver, 1) == {"rate_limit_exceeded": 1}
+
+    # They wait for their turn first, and then in vain.
+    failed = await codes(driver, CONCURRENCY_MAX + 1)
+
+    assert failed == {"no_answer_in_time": CONCURRENCY_MAX, "too_many_calls": 1}
+    await driver.aclose()
+
+
+async def codes(driver: HetznerProvider, count: int) -> Counter[str]:
+    """What so many questions at once fail with."""
+    answered = await asyncio.gather(
+        *(driver.find_servers({"hc-installation": "hydracore"}) for _ in range(count)), return_exceptions=True
+    )
+    return Counter(error.code for error in answered if isinstance(error, ProviderError))
+
+
+async def answers(driver: HetznerProvider) -> bool:
+    return not await codes(driver, 1)
+
+
+def order(number: int) -> CreateServer:
+    return CreateServer(
+        name=f"hc-{number}",
+        server_type="sim1",
+        location="local1",
+        image="debian-13",
+        user_data=user_data(),
+        labels={"hc-installation": "hydracore"},
+    )
