@@ -15,6 +15,7 @@ from events.lifecycle import DELETING
 from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
+from workers.locks import Hold
 from workers.steps import Moved, Result, Trouble, Wait
 
 _log = structlog.get_logger(__name__)
@@ -50,13 +51,13 @@ async def _advance(deps: Deps, instance_id: UUID) -> None:
             state = await deps.store.load(instance_id)
             if state is None:
                 return
-            seen = await _advance_alone(deps, state)
+            seen = await _advance_alone(deps, state, hold)
         # Whoever was turned away while we held the lock knew of an event that we may not have seen.
         if hold.version_after == seen:
             return
 
 
-async def _advance_alone(deps: Deps, state: Instance) -> int:
+async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
     """The version of the stream at the last look."""
     for _ in range(STEPS_MAX):
         step = saga.next_step(state)
@@ -68,6 +69,9 @@ async def _advance_alone(deps: Deps, state: Instance) -> int:
             await _pause(deps, state, result)
             return state.version
         state = result.state
+        if hold.is_lost:
+            # Somebody else may have it, and more to go on. The caller looks whether nobody has.
+            return state.version
     raise AssertionError(f"{state.id} did not come to rest in {STEPS_MAX} steps")
 
 

@@ -33,6 +33,13 @@ _NOTICE_SILENCE = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp
 
 CONNECT_S_MAX = 5
 
+#: A process that is frozen keeps its session, whose keepalives the kernel answers: one from which nothing is heard for so long is
+#: ended by the server, and its locks with it.
+SILENCE_S_MAX = 30.0
+
+#: How often a process lets itself be heard in that time.
+BEATS = 6
+
 _BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -40,16 +47,26 @@ _BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
 class Hold:
     """One hold of an instance. `version_after`: its stream's version once others could take the lock; None if unknown."""
 
+    connection: AsyncConnection
     version_after: int | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the session that had the lock is known to be gone: somebody else may have it."""
+        return self.connection.closed
 
 
 class InstanceLocks:
     """The locks of one process, all on one connection of their own."""
 
-    def __init__(self, database_url: str, *, role: str) -> None:
+    def __init__(self, database_url: str, *, role: str, silence_s_max: float = SILENCE_S_MAX) -> None:
+        """A process that is frozen for `silence_s_max` loses its locks."""
         acting = conninfo(database_url, role=role, application="hydracore-locks")
         given = str(conninfo_to_dict(acting).get("options") or "")
-        self._conninfo = make_conninfo(acting, options=f"{given} {_NOTICE_SILENCE}".strip())
+        silence = f"-c idle_session_timeout={int(silence_s_max * 1000)}"
+        self._conninfo = make_conninfo(acting, options=f"{given} {_NOTICE_SILENCE} {silence}".strip())
+        self._beat_s = silence_s_max / BEATS
+        self._beating: asyncio.Task[None] | None = None
         self._connection: AsyncConnection | None = None
         self._connecting = asyncio.Lock()
         self._held: set[UUID] = set()
@@ -69,19 +86,22 @@ class InstanceLocks:
         except BaseException:
             self._held.discard(instance_id)
             raise
-        hold = None if connection is None else Hold()
+        hold = None if connection is None else Hold(connection)
         try:
             yield hold
         finally:
             # Before the look at the stream, so that nobody is turned away after it. Whoever of this process comes now may
             # get the lock before it is let go: a session counts how often it has one.
             self._held.discard(instance_id)
-            if connection is not None and hold is not None:
+            if hold is not None:
                 # A connection that broke has let go of its locks already.
                 with suppress(*_BROKEN):
-                    hold.version_after = await _ask(connection, _UNLOCK, instance_id)
+                    hold.version_after = await _ask(hold.connection, _UNLOCK, instance_id)
 
     async def close(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
         if self._connection is not None:
             await self._connection.close()
 
@@ -102,7 +122,20 @@ class InstanceLocks:
                 self._connection = await AsyncConnection.connect(
                     self._conninfo, autocommit=True, connect_timeout=CONNECT_S_MAX
                 )
+                if self._beating is None:
+                    self._beating = asyncio.create_task(self._beat())
             return self._connection
+
+    async def _beat(self) -> None:
+        """Keep the session, and learn that it is gone, which the next hold mends."""
+        while True:
+            await asyncio.sleep(self._beat_s)
+            connection = self._connection
+            if connection is not None and not connection.closed:
+                try:
+                    await connection.execute("SELECT 1")
+                except _BROKEN:
+                    await connection.close()
 
 
 async def _ask(connection: AsyncConnection, statement: sql.SQL, instance_id: UUID) -> Any:
