@@ -1,5 +1,6 @@
 """Whom PostgreSQL runs as when we are root: it refuses root, and a home below /root is closed to everybody else."""
 
+import asyncio
 import grp
 import os
 import pwd
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final, Self, TypedDict
 
 from hydracore.embedded.errors import NoServiceAccount
+from hydracore.embedded.leftovers import kill_group
 
 #: The account that is made for PostgreSQL, and the one that every system has.
 SERVICE_ACCOUNT: Final = "hydracore-postgres"
@@ -40,6 +42,14 @@ class Switch(TypedDict, total=False):
     extra_groups: list[int]
 
 
+class Surroundings(Switch):
+    """The same, and where it runs: in `/`, with none of our environment, in a session that Ctrl-C in our terminal does not reach."""
+
+    cwd: str
+    env: dict[str, str]
+    start_new_session: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """A user and group to switch a child process to."""
@@ -64,26 +74,41 @@ class Account:
         except PermissionError:
             return False
 
-    def run(
-        self, command: list[str], *, given: bytes = b"", seconds_max: float = COMMAND_S_MAX
-    ) -> subprocess.CompletedProcess[bytes]:
-        """Run a short command as this account, in `/`, with none of our environment."""
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        """Run a short command as this account."""
         return subprocess.run(  # noqa: S603 - our own commands
-            command,
-            input=given,
-            capture_output=True,
-            check=False,
-            cwd="/",
-            env={"LC_ALL": "C", "PATH": os.defpath},
-            timeout=seconds_max,
-            **self.switch(),
+            command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._surroundings()
         )
+
+    async def run_long(self, command: list[str], *, given: bytes, seconds_max: float) -> tuple[int, bytes]:
+        """Run a command as this account: its exit status and its standard error. Raises `TimeoutError`.
+
+        Where it takes too long, or we are cancelled, it is killed with all its children.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            **self._surroundings(),
+        )
+        try:
+            async with asyncio.timeout(seconds_max):
+                _, complaint = await process.communicate(given)
+        finally:
+            kill_group(process.pid)
+            status = await process.wait()
+        return status, complaint
 
     def switch(self) -> Switch:
         """The arguments that make a new process this account's; none when it is us already."""
         if self.uid == os.geteuid():
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def _surroundings(self) -> Surroundings:
+        environ = {"LC_ALL": "C", "PATH": os.defpath}
+        return {"cwd": "/", "env": environ, "start_new_session": True, **self.switch()}
 
 
 def current_account() -> Account:
@@ -98,7 +123,9 @@ def service_account() -> Account:
     for command in CREATE_COMMANDS:
         if entry is None and shutil.which(command[0]):
             # Two homes may start at the same moment: who comes second fails here and finds the account below.
-            subprocess.run(command, capture_output=True, check=False, timeout=COMMAND_S_MAX)  # noqa: S603 - constants
+            subprocess.run(  # noqa: S603 - constants
+                command, capture_output=True, check=False, timeout=COMMAND_S_MAX, start_new_session=True
+            )
             entry = _find(SERVICE_ACCOUNT)
     entry = entry or _find(FALLBACK_ACCOUNT)
     if entry is None:

@@ -83,11 +83,13 @@ class Keeper:
         self._started_at_s = asyncio.get_running_loop().time()
         try:
             self._set_aside()
-            await asyncio.to_thread(self.part.prepare)
+            if not await self._prepared():
+                return
             self._process = await self._spawn()
         except (OSError, EmbeddedError) as error:
             self._note(f"could not be started: {error}")
-            self._on_trouble(f"{self.part.name} could not be started: {error}; it is tried again")
+            if not self._stopping.is_set():
+                self._on_trouble(f"{self.part.name} could not be started: {error}; it is tried again")
             return
         self._on_change()
         status = await self._until_ended(self._process)
@@ -95,6 +97,20 @@ class Keeper:
         if not self._stopping.is_set():
             self._on_trouble(f"{self.part.name} has ended ({_ending(status)}) and is started again; see {self.log}")
         self._on_change()
+
+    async def _prepared(self) -> bool:
+        """Prepare a start; False where a stop came first, which breaks the preparation off."""
+        preparing = asyncio.ensure_future(self.part.prepare())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            preparing.cancel()
+        await asyncio.wait((preparing,))
+        if not preparing.cancelled():
+            preparing.result()
+        return not self._stopping.is_set()
 
     async def _until_ended(self, process: asyncio.subprocess.Process) -> int:
         """Wait until the process ends by itself, or end it once told to stop; its exit status."""

@@ -10,7 +10,7 @@ from hydracore.embedded.account import Account
 Ready = Callable[[], Awaitable[bool]]
 
 
-def nothing_to_prepare() -> None:
+async def nothing_to_prepare() -> None:
     """Most parts start as they are."""
 
 
@@ -27,8 +27,8 @@ class Part:
     cwd: str | None = None
     #: Asks it to end in order; sent to its main process alone.
     stop_signal: signal.Signals = signal.SIGTERM
-    #: Run (in a thread) before every start.
-    prepare: Callable[[], None] = nothing_to_prepare
+    #: Run before every start, and cancelled where the part is to stop before that.
+    prepare: Callable[[], Awaitable[None]] = nothing_to_prepare
     #: Whether it serves; a part that cannot be asked counts as ready once it has run for `settle_s`.
     ready: Ready | None = None
     settle_s: float = 0.0

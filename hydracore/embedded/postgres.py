@@ -4,6 +4,7 @@ Nothing of the user's is opened up: when the account that PostgreSQL must run as
 data lives in a directory of its own below `/var/lib/hydracore`, named by the home's id.
 """
 
+import asyncio
 import os
 import shutil
 import signal
@@ -91,11 +92,11 @@ class Postgres:
             ready=self.answers,
         )
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Make the data directory if there is none, and make way for a server in the one that there is."""
         if not self.data.exists():
-            self._initialise()
-        self._stop_leftovers()
+            await self._initialise()
+        await asyncio.to_thread(self._stop_leftovers)
 
     async def answers(self) -> bool:
         """Whether the server takes connections and answers."""
@@ -131,7 +132,7 @@ class Postgres:
             os.chown(base, account.uid, account.gid)
         return account, base
 
-    def _initialise(self) -> None:
+    async def _initialise(self) -> None:
         """initdb and the one database beside the data directory, then a rename: a crash half way leaves nothing to trip over."""
         draft = self.base / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
@@ -144,20 +145,21 @@ class Postgres:
                 if self.account != current_account():
                     os.fchown(descriptor, self.account.uid, self.account.gid)
             programs = postgres_programs(self.account)
-            self._run([str(programs / "initdb"), *INITDB_OPTIONS, f"--pwfile={password_file}", "-D", str(draft)])
+            await self._run([str(programs / "initdb"), *INITDB_OPTIONS, f"--pwfile={password_file}", "-D", str(draft)])
             single = [str(programs / "postgres"), "--single", "-D", str(draft), "postgres"]
-            self._run(single, given=f"CREATE DATABASE {OWNER};\n".encode())
+            await self._run(single, given=f"CREATE DATABASE {OWNER};\n".encode())
         finally:
             password_file.unlink()
         draft.rename(self.data)
 
-    def _run(self, command: list[str], *, given: bytes = b"") -> None:
-        done = self.account.run(command, given=given, seconds_max=INITDB_S_MAX)
+    async def _run(self, command: list[str], *, given: bytes = b"") -> None:
+        try:
+            status, complaint = await self.account.run_long(command, given=given, seconds_max=INITDB_S_MAX)
+        except TimeoutError:
+            raise EmbeddedError(f"PostgreSQL did not make {self.data} within {INITDB_S_MAX} s") from None
         # Single-user mode reports a failed statement and ends with 0 all the same.
-        if done.returncode != 0 or b"ERROR:" in done.stderr:
-            raise EmbeddedError(
-                f"PostgreSQL could not make {self.data}: {done.stderr.decode(errors='replace').strip()}"
-            )
+        if status != 0 or b"ERROR:" in complaint:
+            raise EmbeddedError(f"PostgreSQL could not make {self.data}: {complaint.decode(errors='replace').strip()}")
 
     def _stop_leftovers(self) -> None:
         """End the processes of an earlier server here, and drop a pid file that names a stranger.

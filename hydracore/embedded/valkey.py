@@ -40,7 +40,7 @@ class Valkey:
             ready=self.answers,
         )
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Write the configuration."""
         lines = (
             f"bind {LOOPBACK}",

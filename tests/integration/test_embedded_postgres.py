@@ -44,7 +44,7 @@ def closed(reachable: Path) -> Path:
 def made() -> Generator[Path]:
     """A base directory whose data directory is made; making one takes a second, copying it a tenth."""
     with open_folder() as folder:
-        postgres_in(folder, folder).prepare()
+        asyncio.run(postgres_in(folder, folder).prepare())
         yield folder / "postgres"
 
 
@@ -127,7 +127,7 @@ async def test_the_processes_of_a_killed_predecessor_make_way(postgres: Postgres
         (reachable / "runtime.json").unlink()
 
         successor = postgres_in(reachable, reachable)
-        await asyncio.to_thread(successor.prepare)
+        await successor.prepare()
 
         assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
 
