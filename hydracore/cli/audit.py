@@ -92,10 +92,11 @@ def verify(
         workers=workers,
         full_speed=full_speed,
     )
-    with failures(), progress_bar("verifying") as progress:
-        report = verifying.verify(request, progress)
-    report.notes += [NO_COPY] if copy is None else copy.notes
-    show_report(report, as_json=as_json)
+    with failures():
+        with progress_bar("verifying") as progress:
+            report = verifying.verify(request, progress)
+        report.notes += [NO_COPY] if copy is None else copy.notes
+        show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
 
 
@@ -112,7 +113,8 @@ def seal(*, as_json: bool) -> None:
     made = on_database(settings, lambda pool: Sealer(pool, key=settings.seal_key, file=file).seal())
     public_key = public_key_of(None, settings)
     assert public_key is not None, "the setting is required here"
-    show_seal(made, public_key=public_key, as_json=as_json)
+    with failures():
+        show_seal(made, public_key=public_key, as_json=as_json)
 
 
 def load(*, require: Collection[str] = configuration.DATABASE_NEEDS) -> Settings:
@@ -156,7 +158,7 @@ def failures() -> Generator[None]:
     except (LogCorrupted, CopyContradicts) as error:
         fail(str(error), FOUND)
     except BrokenPipeError:
-        raise  # Whoever read the output has seen enough: click ends in silence.
+        raise  # Whoever read the output has seen enough: every command then ends in silence.
     except (CopyMissing, ErasuresUnknown) as error:
         fail(str(error), NOT_DONE)
     except AuditError as error:

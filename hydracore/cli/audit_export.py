@@ -75,9 +75,10 @@ def export(
         key=settings.seal_key,
         full_speed=full_speed,
     )
-    with failures(), interrupted_by_signals(), progress_bar("exporting") as progress:
-        exported = exporting.export(request, progress)
-    _show_export(exported, as_json=as_json)
+    with failures():
+        with interrupted_by_signals(), progress_bar("exporting") as progress:
+            exported = exporting.export(request, progress)
+        _show_export(exported, as_json=as_json)
 
 
 @click.command("verify-export")
@@ -102,9 +103,10 @@ def verify_export(*, file: Path, public_key: str | None, seals: Path | None, as_
         public_key=public_key_of(public_key, load(require=())),
         seals=None if seals is None else SealFile(seals),
     )
-    with failures(), progress_bar("verifying") as progress:
-        report = export_check.verify_export(request, progress)
-    _show_report(report, as_json=as_json)
+    with failures():
+        with progress_bar("verifying") as progress:
+            report = export_check.verify_export(request, progress)
+        _show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
 
 

@@ -9,7 +9,8 @@ import msgspec
 
 
 def print_json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    # Bytes: JSON is in UTF-8, whatever the terminal speaks.
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 full_speed_option = click.option(

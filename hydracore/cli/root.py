@@ -1,6 +1,16 @@
-"""The group of all commands, and how their errors look: one clear line each, exit 2 for what the caller can put right."""
+"""The group of all commands, and how their errors look: one clear line each, exit 2 for what the caller can put right.
 
-from typing import Final
+Exit status of all of them: 130 Ctrl-C; 141 nobody reads the output any more, as of a program that SIGPIPE ended.
+"""
+
+import errno
+import io
+import logging
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Final, cast
 
 import click
 
@@ -22,28 +32,76 @@ from hydracore.settings import SettingsError
 #: Of the caller's making, as a bad option is.
 USAGE_ERRORS: Final = (HomeInUse, HomeUnusable, PortTaken)
 
+#: What a full or broken disk says. Our own files and standard output have that in common.
+DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+#: Exit status of a program that SIGPIPE ended, as shells have it.
+NOBODY_READS: Final = 141
+
 
 class Commands(click.Group):
     """A group that prints the errors which say what to do, and leaves every other its traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        _speak_plainly()
+        with _failures():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> None:
-        try:
+        with _failures():
             super().invoke(ctx)
-        except (SettingsError, CatalogueError) as error:
-            _fail(ctx, error.problems, status=2)
-        except KeyboardInterrupt:
-            # Not click's 1, which says of an audit that something is not as it must be.
-            _fail(ctx, ("interrupted",), status=INTERRUPTED)
-        except PartFailed as error:
-            _fail(ctx, (str(error), *(f"  | {line}" for line in error.log_tail.splitlines())), status=1)
-        except EmbeddedError as error:
-            _fail(ctx, (str(error),), status=2 if isinstance(error, USAGE_ERRORS) else 1)
 
 
-def _fail(ctx: click.Context, lines: tuple[str, ...], *, status: int) -> None:
-    for line in lines:
-        click.echo(f"hydracore: {line}", err=True)
-    ctx.exit(status)
+def _speak_plainly() -> None:
+    """Nothing that the terminal or a library is not up to gets between a command and its words."""
+    if (output := _output()) is not None:
+        output.reconfigure(errors="backslashreplace")
+    # What it says of a connection that is broken off, or is tried again, we say in one line. A part's own logging still hears it.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
+
+
+@contextmanager
+def _failures() -> Generator[None]:
+    try:
+        yield
+    except (SettingsError, CatalogueError) as error:
+        _fail(error.problems, status=2)
+    except KeyboardInterrupt:
+        # Not click's 1, which says of an audit that something is not as it must be.
+        _fail(("interrupted",), status=INTERRUPTED)
+    except PartFailed as error:
+        _fail((str(error), *(f"  | {line}" for line in error.log_tail.splitlines())), status=1)
+    except EmbeddedError as error:
+        _fail((str(error),), status=2 if isinstance(error, USAGE_ERRORS) else 1)
+    except BrokenPipeError:
+        _fail((), status=NOBODY_READS)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        _fail((str(error),), status=1)
+    finally:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """What standard output did not take, Python would try again at the very end, complain of, and exit with 120."""
+    if (output := _output()) is not None:
+        try:
+            output.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+
+
+def _output() -> "io.TextIOWrapper[BinaryIO] | None":
+    """Standard output, unless it is closed, or somebody's who has put something else in its place."""
+    return cast("io.TextIOWrapper[BinaryIO]", sys.stdout) if isinstance(sys.stdout, io.TextIOWrapper) else None
+
+
+def _fail(lines: tuple[str, ...], *, status: int) -> None:
+    with suppress(OSError):  # Nor may anybody read the errors any more.
+        for line in lines:
+            click.echo(f"hydracore: {line}", err=True)
+    sys.exit(status)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

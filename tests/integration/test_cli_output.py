@@ -1,0 +1,101 @@
+"""What commands say and how they end where something comes between: Ctrl-C, a reader who leaves, a full disk, a small encoding."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from tests.audit_log import Log, sealed_log
+from tests.cloudsim_fixtures import REPOSITORY
+
+#: A command that Ctrl-C ends while a statement of its is under way, so that psycopg cannot roll back.
+BROKEN_OFF = """
+import sys, psycopg
+from hydracore.cli import main
+
+@main.command()
+def break_off():
+    with psycopg.connect(sys.argv[1]) as connection, connection.transaction():
+        connection.pgconn.send_query(b"SELECT pg_sleep(60)")
+        raise KeyboardInterrupt
+
+main(["break-off"])
+"""
+#: What is imported first of all, and is interrupted.
+INTERRUPTED_IMPORT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.fixture
+async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_log(database_url, tmp_path) as made:
+        await made.name(0, "Žofie")
+        yield made
+
+
+def in_bash(log: Log, line: str, **environ: str) -> tuple[int, str, str]:
+    """Exit status, output and complaints of a line in which `$H` is the command, with the options of careful scripts."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=REPOSITORY,
+        env={**os.environ, "H": f"{sys.executable} -m hydracore", "HYDRACORE_DATABASE_URL": log.url, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_statement_that_ctrl_c_leaves_under_way_is_nobodys_business(database_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_OFF, database_url], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "hydracore: interrupted\n")
+
+
+@pytest.mark.parametrize("program", [["-m", "hydracore"], ["-c", "from hydracore.__main__ import main; main()"]])
+def test_ctrl_c_while_the_command_is_still_imported_is_no_traceback(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text(INTERRUPTED_IMPORT)
+
+    done = subprocess.run(
+        [sys.executable, *program],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("words", ["audit verify", "audit --help"])
+async def test_a_reader_who_leaves_is_no_finding(log: Log, words: str) -> None:
+    ended = await asyncio.to_thread(in_bash, log, f"$H {words} | true")
+
+    assert ended == (141, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [("audit verify --json", 3), ("projections list", 1)],
+)
+async def test_output_that_cannot_be_written_is_one_line(log: Log, words: str, status: int) -> None:
+    ended = await asyncio.to_thread(in_bash, log, f"$H {words} >/dev/full")
+
+    assert ended == (status, "", "hydracore: [Errno 28] No space left on device\n")
+
+
+async def test_a_character_that_the_terminal_lacks_is_written_out(log: Log) -> None:
+    words = f"audit state {log.ids[0]}"
+    text = await asyncio.to_thread(in_bash, log, f"$H {words}", PYTHONIOENCODING="latin-1")
+    as_json = await asyncio.to_thread(in_bash, log, f"$H {words} --json", PYTHONIOENCODING="latin-1")
+
+    assert (text[0], r"\u017dofie" in text[1]) == (0, True)
+    assert (as_json[0], '"Žofie"' in as_json[1]) == (0, True)
