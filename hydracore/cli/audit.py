@@ -24,6 +24,8 @@ FOUND: Final = 1
 NOT_DONE: Final = 3
 
 POOL_SIZE: Final = 2
+#: As pg_stat_activity shows it.
+APPLICATION: Final = "hydracore-audit"
 
 #: What an audit without the copy cannot see.
 NO_COPY: Final = (
@@ -125,20 +127,20 @@ def conninfo(settings: Settings) -> str:
     """A connection that may do what the app may: look, and add."""
     from hydracore.db import pool
 
-    return pool.conninfo(settings.database_url, role=settings.database_role, application="hydracore-audit")
+    return pool.conninfo(settings.database_url, role=settings.database_role, application=APPLICATION)
 
 
 def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Coroutine[Any, Any, T]]") -> T:
     """What `work` gives on an open pool. A failure becomes one line and an exit status."""
-    from hydracore.db.pool import open_pool
+    from hydracore.db import pool as pools
 
     async def connected() -> T:
-        async with open_pool(
-            settings.database_url, role=settings.database_role, application="hydracore-audit", size=POOL_SIZE
-        ) as pool:
+        async with pools.open_pool(settings.database_url, role=role, application=APPLICATION, size=POOL_SIZE) as pool:
             return await work(pool)
 
+    role = settings.database_role
     with failures():
+        pools.check(settings.database_url, role=role, application=APPLICATION)
         return asyncio.run(connected())
 
 

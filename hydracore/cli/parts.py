@@ -67,9 +67,11 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 
     from events.errors import StoreUnavailable
     from hydracore.cli.audit import NOT_DONE
+    from hydracore.db import pool
     from workers.main import run_sweep
 
     try:
+        pool.check(settings.database_url, role=settings.database_role, application="hydracore-sweep")
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
     except (PoolTimeout, StoreUnavailable, psycopg.Error) as error:
         # The pool only says that it waited in vain; libpq's texts name host, port and user, never the password.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
@@ -35,6 +36,11 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
         options = f"{options} -c role={role}".strip()
     ours = {"application_name": application, "options": options, "client_encoding": "UTF8"}
     return make_conninfo(database_url, **{**_WATCHFUL, **given, **ours})
+
+
+def check(database_url: str, *, role: str, application: str) -> None:
+    """Connect once. Raises psycopg's error, which says what is wrong; a pool tries on, and only says that it waited in vain."""
+    psycopg.connect(conninfo(database_url, role=role, application=application)).close()
 
 
 @asynccontextmanager

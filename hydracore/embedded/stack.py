@@ -11,9 +11,10 @@ from typing import Final, Self
 import httpx
 import psycopg
 
+from hydracore import catalogue as catalogues
 from hydracore import settings as configuration
 from hydracore.agent.transport import TRUST_NOBODY
-from hydracore.db import MigrationError, migrate
+from hydracore.db import MigrationError, migrate, pool
 from hydracore.embedded import agents
 from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
 from hydracore.embedded.home import Home
@@ -63,7 +64,7 @@ class Stack:
     def __init__(
         self, home: Home, supervisor: Supervisor, *, port: int, workers: int, environ: Mapping[str, str]
     ) -> None:
-        """Raises `SettingsError` where `environ` sets something that no part could work with."""
+        """Raises `SettingsError` and `CatalogueError` where `environ` sets something that no part could work with."""
         assert workers > 0
         self.home = home
         self.supervisor = supervisor
@@ -85,7 +86,9 @@ class Stack:
             {ours[name]: value for name, value in environ.items() if name in ours and value}, ports
         )
         needs = (*configuration.API_NEEDS, *configuration.WORKER_NEEDS)
-        self.settings = configuration.load(self._environ_with(*MANAGED), require=needs)
+        everything = self._environ_with(*MANAGED)
+        self.settings = configuration.load(everything, require=needs)
+        catalogues.load(self.settings.catalogue, everything)
 
     @classmethod
     @asynccontextmanager
@@ -101,7 +104,7 @@ class Stack:
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
 
-        Raises `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused` and `SettingsError`.
+        Raises `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused`, `SettingsError` and `CatalogueError`.
         """
         async with Supervisor.running(
             runtime_file=home.runtime_file, logs=home.logs, on_change=on_change, on_trouble=on_trouble
@@ -165,10 +168,15 @@ class Stack:
         if not await answers(self.settings.redis_url):
             raise RedisRefused
         try:
-            await asyncio.to_thread(migrate, self.settings.database_url)
+            await asyncio.to_thread(self._migrate)
         except (MigrationError, psycopg.Error) as error:
             raise DatabaseRefused(str(error)) from None
         await _together(*(self.supervisor.start(part) for part in self._control_plane()))
+
+    def _migrate(self) -> None:
+        """Bring the database to this version, and see that the parts can act as their role there."""
+        migrate(self.settings.database_url)
+        pool.check(self.settings.database_url, role=self.settings.database_role, application="hydracore-up")
 
     async def _stop(self) -> None:
         """Those who order servers first, then the servers, then what everybody stands on; each whatever became of the others."""

@@ -292,6 +292,31 @@ async def test_stores_of_ones_own_that_do_not_answer_are_named(
     assert not processes_of(home)
 
 
+async def test_a_role_that_the_database_does_not_have_is_named(
+    up: Callable[..., Up], home: Path, database_url: str, redis_url: str
+) -> None:
+    stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
+    refused = up(free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
+    _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 1
+    assert complaint.startswith("hydracore: the database cannot be used: ")
+    assert (len(complaint.splitlines()), "nobody_knows" in complaint) == (1, True)
+
+
+async def test_a_catalogue_that_is_none_is_refused_before_anything_is_started(
+    up: Callable[..., Up], home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "catalogue.toml").write_text("regions")
+    refused = up(free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
+    _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 2
+    assert complaint.startswith(f"hydracore: {tmp_path / 'catalogue.toml'}: ")
+    assert len(complaint.splitlines()) == 1
+    assert not list((home / "logs").iterdir())
+
+
 async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[..., Up], home: Path) -> None:
     one = up(free_port())
     # PostgreSQL's own data directory is being made, which takes longest.
