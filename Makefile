@@ -11,7 +11,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/hydracore demo
 
 up: $(VENV)/.runtime
-	$(BIN)/hydracore up --home $(DIR) --port $(PORT)
+	$(BIN)/hydracore up --home "$(DIR)" --port $(PORT)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -58,6 +58,8 @@ def export(
     """
     if sum(given is not None for given in (instance, named, tenant)) != 1:
         raise click.UsageError("Give one of INSTANCE, --instance and --tenant.")
+    if output == Path("-"):
+        raise click.UsageError("--output must be a file, which appears when it is whole: there is no export to a pipe.")
     from hydracore.audit import exporting
     from hydracore.cli.audit_view import progress_bar
     from hydracore.cli.signals import interrupted_by_signals

@@ -22,8 +22,6 @@ from hydracore.embedded.stack import Stack
 #: Development tokens are good for a year from every start.
 TOKEN_TTL_S: Final = 365 * 86_400
 KEY_CHECK_S_MAX: Final = 5.0
-#: The scripted models take their time when they count: without that nobody could see a stream's words come one by one.
-COUNTING: Final = {"kind": "slow", "contains": "ount to ", "times": None, "delay_s": 0.04}
 #: The kinds of parts that `pids` tells of.
 PARTS: Final = ("api", "relay", "worker", "cloudsim", "modelsim")
 
@@ -86,7 +84,6 @@ async def development(
             home, port=port, workers=workers, environ=environ, on_change=write, on_trouble=on_trouble
         ) as stack:
             file = await _introduce(stack)
-            await _count_slowly(file)
             settings = "".join(f"{name}={shlex.quote(value)}\n" for name, value in stack.managed().items())
             write_atomic(home.env_file, settings.encode(), durable=False)
             written.append((stack, file))
@@ -97,12 +94,6 @@ async def development(
                 written.clear()
                 home.dev_file.unlink(missing_ok=True)
                 home.env_file.unlink(missing_ok=True)
-
-
-async def _count_slowly(file: DevFile) -> None:
-    if file.modelsim_url is not None:
-        async with httpx.AsyncClient(base_url=file.modelsim_url, trust_env=False) as models:
-            (await models.post("/_sim/faults", json=COUNTING)).raise_for_status()
 
 
 async def _introduce(stack: Stack) -> DevFile:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.printing import Folder
 
 
 def _without_colours() -> None:
@@ -90,9 +91,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--home", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where servers and state live."
-)
+@click.option("--home", type=Folder(), required=True, help="Where servers and state live.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8400, show_default=True, help="Port to listen on.")
 @click.option(
@@ -115,10 +114,11 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 
 
 @click.command()
-@click.option("--home", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where script.json may be.")
+@click.option("--home", type=Folder(), default=".", help="Where script.json may be.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
-def modelsim(*, home: Path, host: str, port: int) -> None:
+@click.option("--slow-counting", is_flag=True, help="Take 40 ms a number, so that a stream can be seen.")
+def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
     """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
     settings = configuration.load(os.environ)
     _without_colours()
@@ -127,13 +127,11 @@ def modelsim(*, home: Path, host: str, port: int) -> None:
 
     logs.configure(settings.log_level)
 
-    sys.exit(run(host=host, port=port, home=home))
+    sys.exit(run(host=host, port=port, home=home, slow_counting=slow_counting))
 
 
 @click.command()
-@click.option(
-    "--root", type=click.Path(file_okay=False, path_type=Path), default="/", show_default=True, help="The VPS's root."
-)
+@click.option("--root", type=Folder(), default="/", show_default=True, help="The VPS's root.")
 def agent(*, root: Path) -> None:
     """Run the agent of one VPS."""
     _without_colours()

@@ -1,7 +1,8 @@
-"""What commands have in common: printing what programs read, giving way to whoever writes, and who gives an order."""
+"""What commands have in common: printing what programs read, kinds of options, and who gives an order."""
 
 import getpass
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,18 @@ def operator() -> str:
         return f"operator:{getpass.getuser()}"
     except (KeyError, OSError):
         return f"operator:uid:{os.getuid()}"
+
+
+class Folder(click.Path):
+    """A directory that may be made. An empty name, which a script's unset variable gives, would be the current one."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("the name of a directory is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Text(click.ParamType[str]):

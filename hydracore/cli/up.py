@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hydracore.cli.printing import Folder
+
 if TYPE_CHECKING:
     from hydracore.cli.development import DevFile
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--home",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Folder(),
     default=".hydracore",
     show_default=True,
     help="Where data, logs and secrets live.",

@@ -234,7 +234,7 @@ class Stack:
         """The models. A script.json of the user's own may be in its home."""
         assert self.modelsim_url is not None
         self.home.modelsim.mkdir(exist_ok=True)
-        place = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2])
+        place = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2], "--slow-counting")
         return self._simulator("modelsim", place, {}, ready=self._modelsim_is_ready)
 
     def _simulator(self, name: str, place: tuple[str, ...], settings: dict[str, str], *, ready: Ready) -> Part:

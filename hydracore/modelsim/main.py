@@ -13,21 +13,25 @@ from typing import Final
 
 from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.modelsim.app import ModelSim
+from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
 
 #: What open answers get at the end.
 GRACE_S: Final = 1
 BACKLOG: Final = 1024
 
+#: An order that can be given at the start: without it nobody could see a stream's words come one by one.
+SLOW_COUNTING: Final = Fault(kind="slow", contains="ount to ", times=None, delay_s=0.04)
 
-def run(*, host: str, port: int, home: Path) -> int:
+
+def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `home` may hold a script (see `script.load_rules`)."""
 
     async def until_signalled() -> None:
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        async with serve(host=host, port=port, home=home) as url:
+        async with serve(host=host, port=port, home=home, slow_counting=slow_counting) as url:
             sys.stderr.write(f"Scripted models (no real one among them) at {url}/v1\n")
             await ended.wait()
 
@@ -40,12 +44,14 @@ def run(*, host: str, port: int, home: Path) -> int:
 
 
 @contextlib.asynccontextmanager
-async def serve(*, host: str, port: int, home: Path) -> AsyncGenerator[str]:
+async def serve(*, host: str, port: int, home: Path, slow_counting: bool = False) -> AsyncGenerator[str]:
     """A server within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
 
     Raises `ScriptError`, and OSError when the address is taken.
     """
     sim = ModelSim(load_rules(home))
+    if slow_counting:
+        sim.faults.add(SLOW_COUNTING)
     with socket.create_server((host, port), backlog=BACKLOG) as listener:
         # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, which this one does not: a stream's
         # words would wait for the acknowledgement of those before them.

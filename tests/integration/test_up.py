@@ -140,6 +140,7 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
 
     await assert_the_readme_runs(first, customer, port, home)
     await kill_everything(one, home)
+    await until(lambda: counts_slowly(first["modelsim_url"]))
     output, troubles = one.stop()
     told = {
         line.partition(" has ended (signal SIGKILL) and is started again; see ")[0] for line in troubles.splitlines()
@@ -345,6 +346,16 @@ async def is_ready(url: str) -> bool:
             return (await client.get(f"{url}/health/ready")).json()["status"] == "ready"
     except httpx.HTTPError:
         return False
+
+
+async def counts_slowly(url: str) -> bool:
+    """The scripted models are back, with the order that they start with."""
+    try:
+        async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False) as client:
+            (fault,) = (await client.get(f"{url}/_sim/faults")).json()["faults"]
+    except httpx.HTTPError:
+        return False
+    return (fault["kind"], fault["contains"], fault["times"]) == ("slow", "ount to ", None)
 
 
 def sim_servers(url: str, headers: dict[str, str]) -> dict[str, Any]:

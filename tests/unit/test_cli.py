@@ -47,6 +47,8 @@ def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: li
         "fly",
         "up --prot 8080",
         "up --port 0",
+        "up --home=",
+        "audit export --tenant acme --output -",
         "up --port http",
         "up --workers 0",
         "api now",
