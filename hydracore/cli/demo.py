@@ -1,7 +1,6 @@
 """`demo`: the whole product in half a minute, on parts that are real and gone afterwards, but for scripted models."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -19,6 +18,8 @@ HEARTBEAT_INTERVAL_S: Final = "1"
 SETTINGS_KEPT: Final = ("model_base_url", "model_api_key", "catalogue")
 #: Without a terminal there is no width to fit into.
 WIDTH_WITHOUT_TERMINAL: Final = 160
+#: How the names of the demo's directories begin.
+HOMES: Final = "hydracore-demo-"
 
 
 @click.command()
@@ -28,22 +29,13 @@ def demo() -> None:
     Its model is a script, which it says, unless HYDRACORE_MODEL_BASE_URL names an OpenAI-compatible endpoint
     (HYDRACORE_MODEL_API_KEY, and HYDRACORE_CATALOGUE where its models have other names).
     """
-    import tempfile
-
     from rich.console import Console
 
-    from hydracore.embedded.home import Home
-    from hydracore.embedded.stack import discard
+    from hydracore.embedded.throwaway import throwaway_home
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    folder = Path(tempfile.mkdtemp(prefix="hydracore-demo-"))
-    folder.chmod(0o711)  # Ours: PostgreSQL's account must be able to pass through.
-    home = Home(folder / "home")
-    try:
+    with throwaway_home(HOMES) as home:
         finished = run_until_signal(_show(home, console))
-    finally:
-        discard(home)
-        folder.rmdir()
     if not finished:
         sys.exit(INTERRUPTED)
 

@@ -18,6 +18,9 @@ from hydracore.embedded.files import write_json
 #: Others may pass through a home (PostgreSQL's own account must reach its data) but neither list it nor read what is in it.
 HOME_MODE: Final = 0o711
 
+#: Says who holds the home, or was the last who did.
+LOCK: Final = "lock"
+
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     """Drawn once for a home and kept in `secrets.json`; `home_id` names the home wherever it is moved."""
@@ -68,7 +71,7 @@ class Home:
         """Raises `HomeUnusable`."""
         self.path = path.expanduser().resolve()
         self.logs = self.path / "logs"
-        self._lock = self.path / "lock"
+        self._lock = self.path / LOCK
         try:
             if not self.path.exists():
                 self.path.mkdir(parents=True)
@@ -102,6 +105,12 @@ class Home:
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+    @staticmethod
+    def was_held(path: Path) -> bool:
+        """Whether there is a home at `path` that was locked at some time."""
+        lock = path / LOCK
+        return lock.is_file() and lock.stat().st_size > 0
 
     def secrets(self) -> Secrets:
         """This home's secrets, drawn on the first call. Call it with the lock held."""

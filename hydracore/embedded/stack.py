@@ -1,7 +1,6 @@
 """Everything of one installation on one machine: stores, simulators, API, relay and workers, in the right order."""
 
 import asyncio
-import shutil
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -20,7 +19,7 @@ from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
 from hydracore.embedded.home import Home
 from hydracore.embedded.part import Part, Ready
 from hydracore.embedded.ports import LOOPBACK, Ports, is_free
-from hydracore.embedded.postgres import STATE, Postgres
+from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey, answers
 
@@ -283,12 +282,6 @@ class Stack:
 
     def _cloudsim_headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.secrets.cloudsim_token}"}
-
-
-def discard(home: Home) -> None:
-    """Delete a home for good, with the data that may live apart from it. Call it with everything stopped."""
-    shutil.rmtree(STATE / home.secrets().home_id, ignore_errors=True)
-    shutil.rmtree(home.path, ignore_errors=True)
 
 
 async def _together(*steps: Coroutine[None, None, None]) -> None:

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hydracore.cli.demo import HOMES
+from hydracore.embedded.throwaway import throwaway_home
 from tests.modelsim_fixtures import running_modelsim
 from tests.services import open_folder
 from tests.waiting import until
@@ -52,6 +55,11 @@ def left_over(folder: Path) -> list[str]:
     return [*map(str, folder.iterdir()), *(command for command in commands if str(folder) in command)]
 
 
+def at_work(folder: Path) -> list[Path]:
+    """The homes whose parts all serve."""
+    return [file.parent for file in folder.glob("*/home/dev.json")]
+
+
 #: What the output must tell, in this order.
 STEPS = (
     "instance_requested",
@@ -90,6 +98,23 @@ async def test_it_shows_everything_and_leaves_nothing(folder: Path) -> None:
 
     assert demo.returncode == 0, output
     assert positions_of(STEPS, output) == sorted(positions_of(STEPS, output)), output
+    assert not left_over(folder)
+
+
+async def test_what_a_killed_one_leaves_is_gone_with_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    demo = start(folder)
+    await until(lambda: at_work(folder), seconds_max=DEMO_S_MAX)
+
+    with throwaway_home(HOMES):
+        pass
+    assert at_work(folder), "the first has not ended yet"
+    demo.kill()
+    await asyncio.to_thread(demo.communicate)
+    assert len(left_over(folder)) > 1
+    with throwaway_home(HOMES) as home:
+        assert left_over(folder) == [str(home.path.parent)]
+
     assert not left_over(folder)
 
 

@@ -1,0 +1,54 @@
+"""Homes for once: made below the directory for temporary files, and deleted with the data that lives apart from them."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from hydracore.embedded import agents
+from hydracore.embedded.errors import HomeInUse
+from hydracore.embedded.home import HOME_MODE, Home
+from hydracore.embedded.leftovers import stop_leftovers
+from hydracore.embedded.postgres import STATE
+
+#: The home's own name, below the directory that is made for it.
+NAME: Final = "home"
+
+
+@contextmanager
+def throwaway_home(prefix: str) -> Generator[Home]:
+    """A home below a directory whose name begins with `prefix`; it is deleted at the end, when nothing runs there any more.
+
+    First of all what runs in those of ours whose holder was killed is ended, and they are deleted.
+    """
+    for home in _left_behind(prefix):
+        _discard(home)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    folder.chmod(HOME_MODE)
+    home = Home(folder / NAME)
+    try:
+        yield home
+    finally:
+        _discard(home)
+
+
+def _left_behind(prefix: str) -> Iterator[Home]:
+    """Homes of ours that somebody has held. Whether somebody still does, locking them tells."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(FileNotFoundError):
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and Home.was_held(folder / NAME):
+                yield Home(folder / NAME)
+
+
+def _discard(home: Home) -> None:
+    """Delete it for good, unless somebody else is at that, or works there."""
+    with suppress(HomeInUse, FileNotFoundError), home.lock():
+        stop_leftovers(home.runtime_file)
+        agents.end_below(home.cloudsim)
+        shutil.rmtree(STATE / home.secrets().home_id, ignore_errors=True)
+        shutil.rmtree(home.path.parent, ignore_errors=True)
