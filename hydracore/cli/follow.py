@@ -25,8 +25,10 @@ SHOWN: Final = (
 )
 #: Facts of which nothing but that they are there can be shown.
 SEALED: Final = ("system_prompt",)
-TYPE_WIDTH: Final = 26
-ACTOR_WIDTH: Final = 24
+#: With these an ordinary terminal of 80 columns has room for a fact or two, and more go below the type.
+TYPE_WIDTH: Final = 23
+ACTOR_WIDTH: Final = 17
+TYPE_COLUMN: Final = 22
 
 
 class Follower:
@@ -70,22 +72,25 @@ class Follower:
             async for event in cursor:
                 assert event["version"] == self.count + 1, "a stream's versions have no holes"
                 self.count += 1
-                self._teller.console.print(line(event), soft_wrap=True)
+                self._teller.line(head_of(event), facts_of(event["payload"]), indent=TYPE_COLUMN)
 
 
-def line(event: Mapping[str, Any]) -> Text:
-    """One event as one line."""
-    payload = event["payload"]
+def facts_of(payload: Mapping[str, Any]) -> str:
+    """What a person can read of an event's payload."""
     facts = [f"{name}={payload[name]}" for name in SHOWN if payload.get(name) is not None]
     facts += [f"{name}=(sealed)" for name in SEALED if payload.get(name) is not None]
     if "entries" in payload:
         facts.append(f"model_calls={len(payload['entries'])}")
+    return " ".join(facts)
+
+
+def head_of(event: Mapping[str, Any]) -> Text:
+    """When and where an event was appended, what it is, and whose it is, each in its column."""
     return Text.assemble(
         (f"  {event['recorded_at']:%H:%M:%S.%f}"[:-3], "dim"),
-        (f"  {event['lane']:>2}/{event['seq']:<4}", "cyan"),
+        (f" {event['lane']:>2}/{event['seq']:<3}", "cyan"),
         (f" {event['type']:<{TYPE_WIDTH}}", "bold"),
-        (f" {_brief(event['actor']):<{ACTOR_WIDTH}}", "green"),
-        " " + " ".join(facts),
+        (f" {_brief(event['actor']):<{ACTOR_WIDTH}} ", "green"),
     )
 
 

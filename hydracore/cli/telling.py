@@ -5,9 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import httpx
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 POLL_S: Final = 0.1
+#: Where what is said goes on when a line is full.
+SAID_INDENT: Final = 4
 
 
 class StoryError(Exception):
@@ -25,10 +29,16 @@ class Teller:
     def chapter(self, title: str) -> None:
         self._chapter += 1
         self.console.print()
-        self.console.print(f"{self._chapter}  {title}", style="bold", markup=False, highlight=False, soft_wrap=True)
+        self.line(Text(f"{self._chapter}  ", style="bold"), title, indent=SAID_INDENT)
 
     def say(self, text: str) -> None:
-        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+        self.line(Text("  "), text, indent=SAID_INDENT)
+
+    def line(self, head: Text, rest: str, *, indent: int) -> None:
+        """`head` and `rest` in a line. Where a terminal is too narrow for it, `rest` goes on below, `indent` columns from its edge."""
+        if self.console.is_terminal:
+            rest = fold(rest, begin=head.cell_len, indent=indent, width=self.console.width)
+        self.console.print(head.append(rest), soft_wrap=True)
 
     async def say_as_it_comes(self, words: AsyncIterator[str]) -> None:
         """One line, each piece of it shown the moment that it is there."""
@@ -39,6 +49,27 @@ class Teller:
                     self.console.print(word, end="", markup=False, highlight=False, soft_wrap=True)
             finally:
                 self.console.print()
+
+
+def fold(text: str, *, begin: int, indent: int, width: int) -> str:
+    """`text`, which begins at column `begin`, broken between words so that it fits into `width` columns, each new line indented.
+
+    A word that is too long for a line of its own is left whole.
+    """
+    folded: list[str] = []
+    room = width - begin
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            longer = f"{line} {word}" if line else word
+            if cell_len(longer) > room and (line or room < width - indent):
+                folded.append(line)
+                line, room = word, width - indent
+            else:
+                line = longer
+        folded.append(line)
+        room = width - indent
+    return f"\n{' ' * indent}".join(folded)
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds_max: float, complaint: str) -> None:

@@ -1,0 +1,74 @@
+"""What the demo tells fits the terminal: lines break between words, and what they go on with stands below, indented."""
+
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from hydracore.cli.follow import TYPE_COLUMN, facts_of, head_of
+from hydracore.cli.telling import Teller
+
+EVENT: dict[str, Any] = {
+    "recorded_at": datetime(2026, 11, 26, 5, 22, 18, 756_000, UTC),
+    "lane": 11,
+    "seq": 123,
+    "type": "agent_key_acknowledged",
+    "actor": "customer:885d64d7-8d4e-4c09-9b8b-5fd6f5b1a1a0",
+    "payload": {
+        "attempt": 1,
+        "server_name": "hc-90902d16-2ea3-57d7-839c-2546331bc9cb",
+        "reason": "requested by customer",
+    },
+}
+HEAD = "  05:22:18.756 11/123 agent_key_acknowledged  customer:885d64d7"
+
+
+def told(*, terminal: bool) -> tuple[Teller, StringIO]:
+    file = StringIO()
+    return Teller(Console(file=file, width=80, force_terminal=terminal, color_system=None)), file
+
+
+def test_an_event_that_is_too_long_for_a_terminal_goes_on_below_its_type() -> None:
+    teller, file = told(terminal=True)
+    teller.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
+
+    assert file.getvalue().splitlines() == [
+        f"{HEAD} attempt=1",
+        f"{'':22}server_name=hc-90902d16-2ea3-57d7-839c-2546331bc9cb",
+        f"{'':22}reason=requested by customer",
+    ]
+
+
+def test_where_nobody_looks_an_event_is_one_line() -> None:
+    teller, file = told(terminal=False)
+    teller.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
+
+    (line,) = file.getvalue().splitlines()
+    assert line.startswith(f"{HEAD} attempt=1 server_name=")
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        ("short", ["  short"]),
+        (f"{'word ' * 16}end", [f"  {'word ' * 14}word", "    word end"]),
+        ("two\nlines", ["  two", "    lines"]),
+        ("x" * 100 + " end", [f"  {'x' * 100}", "    end"]),
+        (f"{'界' * 38} 界", [f"  {'界' * 38}", "    界"]),
+    ],
+)
+def test_what_is_said_breaks_between_words(said: str, lines: list[str]) -> None:
+    teller, file = told(terminal=True)
+    teller.say(said)
+
+    assert file.getvalue().splitlines() == lines
+
+
+def test_a_head_alone_is_a_line() -> None:
+    teller, file = told(terminal=True)
+    teller.line(Text("head"), "", indent=4)
+
+    assert file.getvalue() == "head\n"
