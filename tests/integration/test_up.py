@@ -4,11 +4,9 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,8 @@ import psutil
 import pytest
 
 from hydracore.embedded.ports import free_port
-from tests.services import open_folder
+from tests.up_program import READY_S_MAX, REPOSITORY, Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
 from tests.waiting import until
-
-REPOSITORY = Path(__file__).parents[2]
-#: The promises of `up`, with room for a busy machine in the first.
-READY_S_MAX = 40.0
-STOP_S_MAX = 10.0
 
 KEYS = {
     *("url", "tenant_id", "admin", "customer", "other_customer", "other_tenant", "api_key"),
@@ -32,88 +25,9 @@ KEYS = {
 }
 
 
-class Up:
-    """One `hydracore up` on `home`."""
-
-    def __init__(self, home: Path, port: int, *options: str, **settings: str) -> None:
-        self.home = home
-        self.dev_file = home / "dev.json"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hydracore", "up", "--home", str(home), "--port", str(port), *options],
-            cwd=REPOSITORY,
-            env={name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")} | settings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    async def ready(self) -> dict[str, Any]:
-        await until(lambda: self.dev_file.exists() or self.process.poll() is not None, seconds_max=READY_S_MAX)
-        assert self.process.poll() is None, self.process.communicate()
-        return self.dev()
-
-    def dev(self) -> dict[str, Any]:
-        return json.loads(self.dev_file.read_text())
-
-    def stop(self, number: int = signal.SIGINT) -> tuple[str, str]:
-        """Send the signal; what it printed on both streams. Fails where the stop takes too long or is none."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        began_s = time.monotonic()
-        # To its whole group, as a terminal sends Ctrl-C.
-        os.killpg(self.process.pid, number)
-        output = self.process.communicate(timeout=READY_S_MAX)
-        assert time.monotonic() - began_s < STOP_S_MAX
-        assert self.process.returncode == 0, output
-        assert not [child for child in children if lives(child)]
-        assert not processes_of(self.home)
-        assert not self.dev_file.exists()
-        return output
-
-
-@pytest.fixture
-def home() -> Generator[Path]:
-    """A home that does not exist yet, in a directory that every account can pass through."""
-    with open_folder() as folder:
-        yield folder / "home"
-
-
-@pytest.fixture
-def up(home: Path) -> Generator[Callable[..., Up]]:
-    """Starts `up` on the test's home; what a failed test leaves running is stopped."""
-    started: list[Up] = []
-
-    def start(port: int, *options: str, **settings: str) -> Up:
-        started.append(Up(home, port, *options, **settings))
-        return started[-1]
-
-    yield start
-    for each in started:
-        if each.process.poll() is None:
-            each.stop()
-        elif each.process.stdout and not each.process.stdout.closed:
-            each.process.communicate()
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Every living process whose command line names the home: the stores, cloudsim and its agents. `info` has its name."""
-    return [
-        process
-        for process in psutil.process_iter(["name", "cmdline"])
-        if str(home) in " ".join(process.info["cmdline"] or ()) and lives(process)
-    ]
-
-
 def stores_of(home: Path) -> list[psutil.Process]:
     """PostgreSQL and Valkey, with their children."""
     return [process for process in processes_of(home) if process.info["name"] in {"postgres", "valkey-server"}]
-
-
-def lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def alive(pids: dict[str, list[int]]) -> list[int]:
@@ -266,56 +180,6 @@ async def test_stores_of_ones_own_replace_the_embedded_ones(
     assert not stores_of(home)
     assert await status_of(f"{dev['url']}/v1/instances", **{"X-Api-Key": dev["api_key"]}) == 200
     one.stop()
-
-
-async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        refused = up(port)
-        _, complaint = await asyncio.to_thread(refused.process.communicate)
-
-    assert refused.process.returncode == 2
-    assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
-
-
-async def test_stores_of_ones_own_that_do_not_answer_are_named(
-    up: Callable[..., Up], home: Path, database_url: str
-) -> None:
-    nowhere = f"127.0.0.1:{free_port()}/0"
-    without_redis = up(
-        free_port(), HYDRACORE_DATABASE_URL=database_url, HYDRACORE_REDIS_URL=f"redis://:secret@{nowhere}"
-    )
-    _, complaint = await asyncio.to_thread(without_redis.process.communicate)
-
-    assert without_redis.process.returncode == 1
-    assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
-    assert "secret" not in complaint
-    assert not processes_of(home)
-
-
-async def test_a_role_that_the_database_does_not_have_is_named(
-    up: Callable[..., Up], home: Path, database_url: str, redis_url: str
-) -> None:
-    stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
-    refused = up(free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
-    _, complaint = await asyncio.to_thread(refused.process.communicate)
-
-    assert refused.process.returncode == 1
-    assert complaint.startswith("hydracore: the database cannot be used: ")
-    assert (len(complaint.splitlines()), "nobody_knows" in complaint) == (1, True)
-
-
-async def test_a_catalogue_that_is_none_is_refused_before_anything_is_started(
-    up: Callable[..., Up], home: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "catalogue.toml").write_text("regions")
-    refused = up(free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
-    _, complaint = await asyncio.to_thread(refused.process.communicate)
-
-    assert refused.process.returncode == 2
-    assert complaint.startswith(f"hydracore: {tmp_path / 'catalogue.toml'}: ")
-    assert len(complaint.splitlines()) == 1
-    assert not list((home / "logs").iterdir())
 
 
 async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[..., Up], home: Path) -> None:

@@ -1,0 +1,59 @@
+"""What `hydracore up` cannot work with: it is named in one line, and nothing stays behind."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from hydracore.embedded.ports import free_port
+from tests.up_program import Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
+
+
+async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = up(port)
+        _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 2
+    assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
+
+
+async def test_stores_of_ones_own_that_do_not_answer_are_named(
+    up: Callable[..., Up], home: Path, database_url: str
+) -> None:
+    nowhere = f"127.0.0.1:{free_port()}/0"
+    without_redis = up(
+        free_port(), HYDRACORE_DATABASE_URL=database_url, HYDRACORE_REDIS_URL=f"redis://:secret@{nowhere}"
+    )
+    _, complaint = await asyncio.to_thread(without_redis.process.communicate)
+
+    assert without_redis.process.returncode == 1
+    assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
+    assert "secret" not in complaint
+    assert not processes_of(home)
+
+
+async def test_a_role_that_the_database_does_not_have_is_named(
+    up: Callable[..., Up], home: Path, database_url: str, redis_url: str
+) -> None:
+    stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
+    refused = up(free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
+    _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 1
+    assert complaint.startswith("hydracore: the database cannot be used: ")
+    assert (len(complaint.splitlines()), "nobody_knows" in complaint) == (1, True)
+
+
+async def test_a_catalogue_that_is_none_is_refused_before_anything_is_started(
+    up: Callable[..., Up], home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "catalogue.toml").write_text("regions")
+    refused = up(free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
+    _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 2
+    assert complaint.startswith(f"hydracore: {tmp_path / 'catalogue.toml'}: ")
+    assert len(complaint.splitlines()) == 1
+    assert not list((home / "logs").iterdir())
