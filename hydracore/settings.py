@@ -74,6 +74,8 @@ SshPublicKey = Annotated[
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
+#: A call waits for its place, for its turn and for its answer, so long each; a worker breaks off what takes 100 s (`workers.advance`).
+ProviderTimeout = Annotated[float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")]
 #: Agents refuse to report less often.
 HeartbeatInterval = Annotated[
     float,
@@ -127,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: A server that is not ready after this long is given up, and the next attempt begins.
     boot_timeout_s: Seconds = 900
     #: One call to a provider.
-    provider_timeout_s: Seconds = 10
+    provider_timeout_s: ProviderTimeout = 10
     #: How often an agent reports, and when its silence counts as late and as lost.
     heartbeat_interval_s: HeartbeatInterval = 15
     heartbeat_late_s: Seconds = 45

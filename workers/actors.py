@@ -90,8 +90,13 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     async def observe_actor() -> None:
         await _guarded(observe_actions(deps()))
 
+    sweeping = asyncio.Lock()
+
     async def sweep_actor() -> None:
-        await _guarded(sweep(deps(), dry_run=False))
+        # Hints have no age: those that waited for a worker come all at once, and ask for one look.
+        if not sweeping.locked():
+            async with sweeping:
+                await _guarded(sweep(deps(), dry_run=False))
 
     folder = Folder(middleware.settings)
 

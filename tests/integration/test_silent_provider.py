@@ -69,7 +69,7 @@ async def test_what_takes_too_long_is_cut_off_and_says_so(stack: Stack) -> None:
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
     await stack.create(key)
 
-    async with stack.deps(provider_timeout_s="600") as deps:
+    async with stack.deps(provider_timeout_s="30") as deps:
         await advance(deps, instance_id, limit_s=1)
 
     trouble = "SELECT code, failures FROM attention WHERE instance_id = %s"
@@ -89,7 +89,8 @@ async def test_it_is_asked_no_more_until_it_answers_again(cloudsim: CloudsimProc
     await until(lambda: answers(driver))
 
     assert first == {"no_answer_in_time": 2}
-    assert then == {"provider_unreachable": 100}
+    # Where starting them takes longer than the pause, one is let through to see.
+    assert then["provider_unreachable"] >= 99
     assert not await codes(driver, 100)
     await driver.aclose()
 
@@ -110,8 +111,8 @@ async def test_one_look_for_the_key_serves_all_who_wait_for_it_also_if_it_fails(
 
 
 async def test_the_wait_for_calls_that_do_not_end_has_an_end(cloudsim: CloudsimProcess) -> None:
-    driver = driver_for(cloudsim, timeout_s=2)
-    cloudsim.fault("list_servers", "rate_limit", retry_after_s=1)
+    driver = driver_for(cloudsim, timeout_s=4)
+    cloudsim.fault("list_servers", "rate_limit", retry_after_s=2)
     cloudsim.fault("list_servers", "hold_before", times=None)
     assert await codes(driver, 1) == {"rate_limit_exceeded": 1}
 

@@ -113,6 +113,22 @@ async def test_garbage_in_the_queue_is_passed_over(stack: Stack) -> None:
     await stack.until_status(instance_id, "deleted")
 
 
+async def test_sweeps_that_waited_for_a_worker_are_one_look(stack: Stack) -> None:
+    stack.worker.kill()
+    for _ in range(40):
+        stack.ring(SWEEP)
+    stack.cloudsim.fault("list_servers", "hold_before")
+    before = stack.cloudsim.requests("list_servers")
+
+    stack.worker.start()
+    await stack.until(stack.cloudsim.held)
+    with redis.Redis.from_url(stack.redis_url) as client:
+        await stack.until(lambda: client.hlen(MESSAGES) == 1)
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+
+    assert stack.cloudsim.requests("list_servers") == before + 1
+
+
 async def test_lost_messages_are_sent_again(stack: Stack) -> None:
     stack.worker.kill()
     instance_id = await stack.create()
@@ -157,7 +173,7 @@ async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attem
         stack.cloudsim.fault("create_server", "gateway", name=f"hc-{instance_id}")
     stack.cloudsim.fault("create_server", "start_error", name=f"hc-{instance_id}", skip=int(step == "ensure"))
     await stack.create(key)
-    async with stack.deps(provider_timeout_s="600") as deps:
+    async with stack.deps(provider_timeout_s="30") as deps:
         if step == "discard":
             await advance(deps, instance_id)
             await stack.until(lambda: has_failed(stack, deps, instance_id))
