@@ -28,6 +28,11 @@ class Account(NamedTuple):
             return self.server_id == server.id
         return server.labels.get("hc-attempt") == str(self.attempt)
 
+    def has_heard_of(self, server: Server) -> bool:
+        """Whether `server` may have been made by what the log has of this instance: a later attempt's was not."""
+        number = server.labels.get("hc-attempt", "")
+        return not number.isdecimal() or int(number) <= self.attempt
+
     @property
     def may_vanish(self) -> bool:
         """Whether its server must exist, and long enough to be shown."""

@@ -94,7 +94,9 @@ async def _compare(
         candidates = [one for one in (by_server.get(server.id), *map(by_id.get, ids)) if one is not None]
         account = next((one for one in candidates if one.owns(server)), None)
         if account is None:
-            orphans.append(Orphan(server, ids[0] if ids else None, known=bool(candidates)))
+            # They were read after the list, so that in a log that is whole no server is later than its instance.
+            known = any(one.has_heard_of(server) for one in candidates)
+            orphans.append(Orphan(server, ids[0] if ids else None, known=known))
         else:
             swept.findings.extend(await _look_at(deps, name, provider, server, account, dry_run=dry_run))
     await _look_for_missing(deps, swept, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run)

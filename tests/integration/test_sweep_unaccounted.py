@@ -14,8 +14,9 @@ from workers.orphans import UNACCOUNTED_MAX
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
 
-#: The log as it was restored: it has one instance, which has no server any more.
+#: The log as it was restored: it has one instance, which is to have its second server.
 KNOWN = lives.instance_id()
+LIFE = (lives.request(), lives.plan(), lives.failed(), lives.discarded(), lives.plan(2))
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,13 @@ async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_
 ) -> None:
     ours = {"hc-installation": f"restored-{known}"}
     over = [await stray_of(provider, KNOWN, **ours) for _ in range(known)]
-    later = [await stray(provider, **ours) for _ in range(unknown)]
+    # One that the instance had got since.
+    later = [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "3"})]
+    later += [await stray(provider, **ours) for _ in range(unknown - 1)]
     settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
 
     async with stack.deps(**settings) as deps:
-        for command in (lives.request(), lives.delete()):
+        for command in LIFE:
             await deps.store.execute(KNOWN, command, deps.origin(KNOWN))
         left_alone = dict.fromkeys(later, "left alone: unknown to the log")
         for done in ("watched", "removed"):
