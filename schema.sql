@@ -72,6 +72,8 @@ CREATE TABLE event (
 );
 
 CREATE UNIQUE INDEX event_lane_stream_version ON event (lane, stream_id, version);
+-- Whoever starts asks whether anybody was ever erased; without this, of a log that knows of none all would be read.
+CREATE INDEX event_erasure ON event (lane, seq) WHERE type = 'customer_erased';
 
 -- How far each follower has read each lane. Moved forward by compare-and-set in the follower's own transaction.
 CREATE TABLE checkpoint (

@@ -23,13 +23,6 @@ SELECT i.id
  ORDER BY i.id
 
 -- name: any_erased
--- Whether a key was destroyed or a stream says so: after a restore there may be either alone. Of an erased customer no address
--- is left in the read table; without that, and looking stream by stream, all of the log would be read.
+-- Whether a key was destroyed or a stream says so: after a restore there may be either alone.
 SELECT EXISTS (SELECT FROM customer_key WHERE destroyed_at IS NOT NULL)
-    OR EXISTS (SELECT
-                 FROM instance i
-                WHERE i.customer_email IS NULL
-                  AND (SELECT true
-                         FROM event v
-                        WHERE v.lane = i.lane AND v.stream_id = i.id AND v.type = 'customer_erased'
-                        LIMIT 1))
+    OR EXISTS (SELECT FROM event WHERE type = 'customer_erased')
