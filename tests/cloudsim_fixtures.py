@@ -184,3 +184,9 @@ async def driver_fixture(cloudsim: CloudsimProcess) -> AsyncGenerator[HetznerPro
     provider = driver_for(cloudsim)
     yield provider
     await provider.aclose()
+
+
+async def stop_short(pid: int) -> None:
+    """SIGSTOP, and wait until it is in force: a signal that comes before that may overtake it."""
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)

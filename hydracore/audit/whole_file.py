@@ -64,8 +64,8 @@ def _remove_left_over(folder: Path) -> None:
     for draft in folder.glob(f".*{_DRAFT}"):
         try:
             descriptor = os.open(draft, os.O_RDWR | os.O_NOFOLLOW)
-        except (FileNotFoundError, PermissionError):
-            continue  # Gone meanwhile, or somebody else's.
+        except OSError:
+            continue  # Gone meanwhile, somebody else's, or no file at all.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             draft.unlink(missing_ok=True)

@@ -144,7 +144,7 @@ class Postgres:
                 file.write(self._password)
                 if self.account != current_account():
                     os.fchown(descriptor, self.account.uid, self.account.gid)
-            programs = postgres_programs(self.account)
+            programs = await asyncio.to_thread(postgres_programs, self.account)
             await self._run([str(programs / "initdb"), *INITDB_OPTIONS, f"--pwfile={password_file}", "-D", str(draft)])
             single = [str(programs / "postgres"), "--single", "-D", str(draft), "postgres"]
             await self._run(single, given=f"CREATE DATABASE {OWNER};\n".encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from hydracore.embedded import agents
-from hydracore.embedded.errors import HomeInUse
+from hydracore.embedded.errors import EmbeddedError, HomeInUse
 from hydracore.embedded.home import HOME_MODE, Home
 from hydracore.embedded.leftovers import stop_leftovers
 from hydracore.embedded.postgres import STATE
@@ -26,7 +26,9 @@ def throwaway_home(prefix: str) -> Generator[Home]:
     First of all what runs in those of ours whose holder was killed is ended, and they are deleted.
     """
     for home in _left_behind(prefix):
-        _discard(home)
+        # Whatever is wrong with one is nothing to whoever wants another.
+        with suppress(EmbeddedError):
+            _discard(home)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     folder.chmod(HOME_MODE)
     home = Home(folder / NAME)
@@ -39,7 +41,7 @@ def throwaway_home(prefix: str) -> Generator[Home]:
 def _left_behind(prefix: str) -> Iterator[Home]:
     """Homes of ours that somebody has held. Whether somebody still does, locking them tells."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, EmbeddedError):
             status = folder.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and Home.was_held(folder / NAME):
                 yield Home(folder / NAME)

@@ -76,10 +76,13 @@ async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_
         process.kill()
     (left,) = folder.iterdir()
     size_bytes = left.stat().st_size
+    # What somebody else may put there is in nobody's way.
+    planted = left.with_name(f".planted{left.suffix}")
+    planted.mkdir()
     with whole_file(folder / "in the making", replace=False) as draft:
         draft.write_text("whole")
         done = world.run("db", "backup", "--keys", str(folder / "tuesday.dump"))
 
     assert size_bytes == 0, "pg_dump went on"
     assert done.exit_code == 0, done.output
-    assert {each.name for each in folder.iterdir()} == {"in the making", "tuesday.dump"}
+    assert {each.name for each in folder.iterdir()} == {"in the making", "tuesday.dump", planted.name}

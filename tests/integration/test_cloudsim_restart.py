@@ -15,6 +15,7 @@ from tests.cloudsim_fixtures import (  # noqa: F401 - fixtures
     CloudsimProcess,
     cloudsim_fixture,
     module_cloudsim_fixture,
+    stop_short,
     user_data,
 )
 from tests.waiting import until
@@ -65,7 +66,7 @@ async def test_a_delete_ends_the_agent_and_removes_the_disk(cloudsim: CloudsimPr
 async def test_a_deaf_agent_is_killed(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim)
     pid = await booted(cloudsim, server_id)
-    os.kill(pid, signal.SIGSTOP)
+    await stop_short(pid)
 
     cloudsim.call("DELETE", f"/v1/servers/{server_id}")
     await until(lambda: not cloudsim.servers())

@@ -24,6 +24,7 @@ from tests.cloudsim_fixtures import (  # noqa: F401 - fixtures
     driver_fixture,
     driver_for,
     module_cloudsim_fixture,
+    stop_short,
     user_data,
 )
 from tests.waiting import PATIENCE_S, until
@@ -449,7 +450,7 @@ async def test_deleting_what_is_being_deleted_is_no_error(cloudsim: CloudsimProc
     await until(lambda: cloudsim.server(created.server.id)["alive"])
     # An agent that does not hear makes its server's end last as long as cloudsim has patience.
     agent = cloudsim.server(created.server.id)["pid"]
-    os.kill(agent, signal.SIGSTOP)
+    await stop_short(agent)
 
     await driver.delete_server(created.server.id)
     await driver.delete_server(created.server.id)

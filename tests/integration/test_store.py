@@ -108,11 +108,11 @@ async def test_what_is_so_already_writes_nothing(store: EventStore, owner_conn: 
 
 
 async def test_what_is_refused_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
-    await live(store, request())
+    await live(store, request(), lives.delete())
     before = await audited(owner_conn)
 
     with pytest.raises(TransitionRefused):
-        await store.execute(ADA, lives.gave_up(), origin())
+        await store.execute(ADA, lives.plan(), origin())
 
     assert await audited(owner_conn) == before
 
