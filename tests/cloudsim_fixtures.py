@@ -141,6 +141,11 @@ class CloudsimProcess:
         assert self._process is not None
         self._process.signal(number)
 
+    async def freeze(self) -> None:
+        """Have it stand still, until it is sent SIGCONT: connections are made, and nothing is answered."""
+        assert self._process is not None
+        await stop_short(self._process.pid)
+
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.is_alive, self.log.read_text()[-2000:]

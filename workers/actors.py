@@ -30,6 +30,9 @@ _log = structlog.get_logger(__name__)
 #: How long opening and closing everything may take.
 OPEN_S_MAX: Final = 60.0
 
+#: Sweeps of one worker under way at the same time, of which some may be held up.
+SWEEPS_MAX: Final = 4
+
 #: No single call of an actor that sees to instances takes longer; its lock goes with it, and the next hint begins afresh.
 CALL_S_MAX: Final = 120.0
 
@@ -90,10 +93,10 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     async def observe_actor() -> None:
         await _guarded(observe_actions(deps()))
 
-    sweeping = asyncio.Lock()
+    sweeping = asyncio.Semaphore(SWEEPS_MAX)
 
     async def sweep_actor() -> None:
-        # Hints have no age: those that waited for a worker come all at once, and ask for one look.
+        # Hints have no age: those that waited for a worker come all at once, and more looks would see no more.
         if not sweeping.locked():
             async with sweeping:
                 await _guarded(sweep(deps(), dry_run=False))

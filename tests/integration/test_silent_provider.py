@@ -45,7 +45,7 @@ async def test_it_keeps_nobody_else_waiting(stack: Stack, silent: CloudsimProces
     settings = {"catalogue": str(catalogue), "worker_threads": "4"}
     async with stack.restarted(**settings):
         leaving = await stack.running()
-        silent.send(signal.SIGSTOP)
+        await silent.freeze()
         waiting = await asyncio.gather(*(stack.create(region_id="fsn1") for _ in range(WAITING)))
         tried = "SELECT 1 FROM attention WHERE failures > 0 AND instance_id = ANY (%s)"
         await stack.until(lambda: len(stack.rows(tried, waiting)) > 1)
@@ -80,8 +80,8 @@ async def test_what_takes_too_long_is_cut_off_and_says_so(stack: Stack) -> None:
 
 
 async def test_it_is_asked_no_more_until_it_answers_again(cloudsim: CloudsimProcess) -> None:
-    driver = driver_for(cloudsim, timeout_s=2)
-    cloudsim.send(signal.SIGSTOP)
+    driver = driver_for(cloudsim, timeout_s=4)
+    await cloudsim.freeze()
     first = await codes(driver, 2)
     then = await codes(driver, 100)
 
@@ -91,7 +91,7 @@ async def test_it_is_asked_no_more_until_it_answers_again(cloudsim: CloudsimProc
     assert first == {"no_answer_in_time": 2}
     # Where starting them takes longer than the pause, one is let through to see.
     assert then["provider_unreachable"] >= 99
-    assert not await codes(driver, 100)
+    assert not await codes(driver, CONCURRENCY_MAX)
     await driver.aclose()
 
 
