@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, takewhile
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from uuid import UUID
 
 import msgspec
@@ -179,6 +179,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
         report.rested_s += pace.rested_s
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
+    others = active_children()
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
     try:
         with deaf_to_interrupts():
@@ -189,6 +190,12 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
             for lane in lanes:
                 progress.advance(lane.events * request.passes)
                 yield lane
+    except BaseException:
+        # Where one was killed while another was being started, the pool would wait for that one for ever.
+        for child in active_children():
+            if child not in others:
+                child.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
