@@ -1,12 +1,15 @@
-"""An endpoint for models that says what a test writes down for it, byte by byte, whether that is an answer or none."""
+"""An endpoint for models that says what a test writes down for it, byte by byte, whether that is an answer or none; and what an agent
+hears of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple
 
+from hydracore.agent.expressclaw.memory import Said
+from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient
 from tests.waiting import PATIENCE_S
 
 
@@ -37,3 +40,24 @@ async def raw_endpoint(*parts: bytes, pause_s: float = 0.0, stays: bool = False)
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield RawEndpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", asked)
         await asyncio.wait_for(ended.wait(), PATIENCE_S)
+
+
+async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> None:
+    """Ask there, and note what is said. Raises `ModelTrouble`."""
+    client = ModelClient()
+    call = ModelCall(
+        base_url=base_url,
+        api_key=None,
+        model="m",
+        messages=[Said("user", "Hello")],
+        temperature=None,
+        max_tokens=None,
+        first_word_s=PATIENCE_S,
+        next_word_s=next_word_s,
+    )
+    try:
+        async with aclosing(client.ask(call).texts()) as texts:
+            async for text in texts:
+                said.append(text)  # noqa: PERF401 - what was said before trouble counts, too
+    finally:
+        await client.aclose()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from hydracore.agent.expressclaw import turn
-from hydracore.agent.expressclaw.memory import Said
-from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient, ModelRefused, ModelSlow
+from hydracore.agent.expressclaw.model_client import ModelRefused, ModelSlow
 from hydracore.modelsim.script import MARK
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, modelsim_fixture
 from tests.modelsim_fixtures import ModelSim
-from tests.raw_endpoint import raw_endpoint
-from tests.waiting import PATIENCE_S, until
+from tests.raw_endpoint import heard, raw_endpoint
+from tests.waiting import until
 
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
@@ -26,27 +24,6 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close
 def piece(word: str, finish_reason: str | None) -> bytes:
     choice: dict[str, Any] = {"delta": {"content": word}, "finish_reason": finish_reason}
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
-
-
-async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> None:
-    """Ask there, and note what is said. Raises `ModelTrouble`."""
-    client = ModelClient()
-    call = ModelCall(
-        base_url=base_url,
-        api_key=None,
-        model="m",
-        messages=[Said("user", "Hello")],
-        temperature=None,
-        max_tokens=None,
-        first_word_s=PATIENCE_S,
-        next_word_s=next_word_s,
-    )
-    try:
-        async with aclosing(client.ask(call).texts()) as texts:
-            async for text in texts:
-                said.append(text)  # noqa: PERF401 - what was said before trouble counts, too
-    finally:
-        await client.aclose()
 
 
 async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -15,13 +14,12 @@ import pytest
 from hydracore.agent import messages as m
 from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
-from hydracore.agent.expressclaw.memory import Said
-from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient, ModelRefused
+from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused
 from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramAway, TelegramBusy
 from hydracore.vps import VpsBadAnswer, VpsClient
 from tests.fake_telegram import TOKEN
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
-from tests.raw_endpoint import raw_endpoint
+from tests.raw_endpoint import heard, raw_endpoint
 from tests.waiting import PATIENCE_S
 from workers.providers.base import ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_http import HetznerHttp
@@ -59,22 +57,7 @@ async def control_plane(url: str) -> None:
 
 
 async def model(url: str) -> None:
-    client = ModelClient()
-    call = ModelCall(
-        base_url=url,
-        api_key=None,
-        model="m",
-        messages=[Said("user", "Hello")],
-        temperature=None,
-        max_tokens=None,
-        first_word_s=PATIENCE_S,
-        next_word_s=PATIENCE_S,
-    )
-    try:
-        async with aclosing(client.ask(call).texts()) as texts:
-            assert [text async for text in texts] == []
-    finally:
-        await client.aclose()
+    await heard(url, [])
 
 
 async def embedding(url: str) -> None:
