@@ -7,6 +7,8 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.api_server import every_operation
 from tests.scene import open_scene
 from tests.services import Services
@@ -52,6 +54,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.timeout(300)
 async def test_every_answer_is_as_the_document_says(services: Services, tmp_path: Path) -> None:
     async with open_scene(services) as scene, AsyncExitStack() as stack:
         instances = {name: (await stack.enter_async_context(in_use(scene.api))).instance_id for name in DEADLY}

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HELLO = {"message": "Hello"}
 SSE = {"Accept": "text/event-stream"}
+PING = b": ping\n\n"
 
 
 async def streamed(used: Used, **kwargs: Any) -> tuple[int, bytes]:
@@ -211,7 +212,7 @@ async def test_an_agent_that_freezes_behind_its_ending_has_said_all(
         used.agent.may_answer.clear()
         said = first + b"".join([chunk async for chunk in chunks])
 
-    assert said.replace(b": ping\n\n", b"") == b"".join(STREAM)
+    assert said.replace(PING, b"") == b"".join(STREAM)
 
 
 async def test_an_agent_that_works_is_waited_for_however_silent_it_is(
@@ -237,8 +238,8 @@ async def test_a_silent_stream_opens_and_pings(used: Used, monkeypatch: pytest.M
         used.agent.may_chat.set()
         rest = b"".join([chunk async for chunk in chunks])
 
-    assert (answer.status_code, first) == (200, b": ping\n\n")
-    assert rest.replace(b": ping\n\n", b"") == b"".join(STREAM)
+    assert (answer.status_code, first) == (200, PING)
+    assert rest.replace(PING, b"") == b"".join(STREAM)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +513,8 @@ async def test_two_hundred_streams_run_at_once(used: Used) -> None:
         answers = await asyncio.gather(*chats)
 
     assert status.json()["uptime_seconds"] == 5
-    assert {(answer.status_code, answer.content) for answer in answers} == {(200, b"".join(STREAM))}
+    # While they wait for the last to come, the first ones may get a sign of life.
+    assert {(answer.status_code, answer.content.replace(PING, b"")) for answer in answers} == {(200, b"".join(STREAM))}
 
 
 async def test_a_running_instance_of_another_tenant_is_another_world(api: Api) -> None:
