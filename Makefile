@@ -1,4 +1,4 @@
-# The four commands of the project: make demo | up | check | test (and bench, lock, fmt).
+# To try it: make demo | up. To work on it: make check | test | bench | fmt | lock | clean.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

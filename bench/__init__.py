@@ -1,1 +1,1 @@
-"""Measured comparisons: `make bench`, or `python -m bench append read create_to_running --json FILE`."""
+"""Measured comparisons: `make bench`, or `python -m bench append reads running --json FILE`."""
