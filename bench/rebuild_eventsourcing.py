@@ -42,7 +42,7 @@ class InstanceView(PostgresTrackingRecorder):
         self.sql_create_statements.append(
             SQL(
                 "CREATE TABLE IF NOT EXISTS instance_view (id uuid PRIMARY KEY, version int NOT NULL, status text NOT NULL)"
-            )
+            ).format()
         )
 
     def put(self, instance_id: UUID, version: int, status: str, tracking: Tracking) -> None:

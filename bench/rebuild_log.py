@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import LiteralString
 from uuid import UUID
 
 import psycopg
@@ -145,7 +146,12 @@ def _write_block(connection: psycopg.Connection, lives: Mapping[UUID, Life], hea
                 f"\t{_HEX}{digest.hex()}\t{_HEX}{link.hex()}\t{RECORDED_AT}\n"
             )
             heads[lane] = Head(head.seq + len(digests), link)
-    for statement, lines in ((_COMMANDS, commands), (_EVENTS, events), (_STREAMS, streams)):
+    copies: tuple[tuple[LiteralString, list[str]], ...] = (
+        (_COMMANDS, commands),
+        (_EVENTS, events),
+        (_STREAMS, streams),
+    )
+    for statement, lines in copies:
         with connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.write("".join(lines))
 
@@ -190,7 +196,8 @@ def _life(number: int) -> Iterator[list[AnyEvent]]:
     yield from _running(number, at)
     if share == 9:
         yield [e.DeletionRequested(at_ms=at + 9_000, reason="customer request")]
-        yield from ([e.TeardownStepDone(at_ms=at + 9_500, step=step)] for step in TEARDOWN_STEPS)
+        for step in TEARDOWN_STEPS:
+            yield [e.TeardownStepDone(at_ms=at + 9_500, step=step)]
         yield [e.InstanceDeleted(at_ms=at + 9_900)]
 
 

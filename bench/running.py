@@ -49,7 +49,7 @@ async def measure(services: Services) -> list[Limit]:
 async def _measure_on(services: Services, url: str, disks: str) -> tuple[list[float], list[float]]:
     """Seconds from POST to `running`: of those that were made one at a time, and of those made together."""
     async with _stack(services, url, disks) as customer:
-        alone = []
+        alone: list[tuple[str, float]] = []
         for number in range(ALONE):
             alone.append(await customer.create(f"alone-{number}"))
             await _until_running(url, number + 1)
@@ -57,7 +57,11 @@ async def _measure_on(services: Services, url: str, disks: str) -> tuple[list[fl
         await _until_running(url, ALONE + TOGETHER)
     async with await psycopg.AsyncConnection.connect(url) as connection:
         ready_s = {str(row[0]): row[1] for row in await (await connection.execute(_READY)).fetchall()}
-    return tuple([ready_s[made] - sent_s for made, sent_s in each] for each in (alone, together))
+    return _since(alone, ready_s), _since(together, ready_s)
+
+
+def _since(sent: list[tuple[str, float]], ready_s: dict[str, float]) -> list[float]:
+    return [ready_s[made] - sent_s for made, sent_s in sent]
 
 
 def _p99(values: list[float]) -> float:

@@ -85,7 +85,7 @@ def listen(host: str, port: int = 0) -> socket.socket:
 def every_operation() -> list[Operation]:
     """What the API serves, without serving it: nothing that this stands on is ever opened."""
     settings = Settings(master_key=MASTER_KEY, jwt_secret=JWT_SECRET)
-    pool = AsyncConnectionPool(open=False)
+    pool: AsyncConnectionPool = AsyncConnectionPool(open=False)
     parts = Parts(
         settings=settings,
         catalogue=catalogues.load(PACKAGED_CATALOGUE, ENVIRON),

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from events.sql import Statements
 from projections.activity import Activity, ActivityFold
 from projections.fact import Fact
 from projections.instance import InstanceFold, InstanceProjection
 from projections.tables import Row, Rows, Table, records
 
 
-class Edited:
+class Edited(Statements):
     """The statements of this release with an edit."""
 
-    def __init__(self, blocks: Any, **edits: tuple[bytes, bytes]) -> None:
-        self._blocks = blocks
+    def __init__(self, before: Statements, **edits: tuple[bytes, bytes]) -> None:
+        self._before = before
         self._edits = edits
 
     def __getitem__(self, name: str) -> bytes:
-        statement: bytes = self._blocks[name]
+        statement = self._before[name]
         for old, new in self._edits.values():
             statement = statement.replace(old, new)
         return statement

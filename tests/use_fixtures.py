@@ -43,10 +43,13 @@ def free_host() -> str:
 
 async def give(api: Api, instance_id: UUID, *commands: c.AnyCommand) -> Outcome:
     """Execute commands, as workers and agents do; the last one's outcome."""
-    for command in commands:
-        origin = Origin(actor="worker", command_id=uuid4(), correlation_id=uuid4())
-        outcome = await api.parts.store.execute(instance_id, command, origin)
-    return outcome
+    outcomes = [
+        await api.parts.store.execute(
+            instance_id, command, Origin(actor="worker", command_id=uuid4(), correlation_id=uuid4())
+        )
+        for command in commands
+    ]
+    return outcomes[-1]
 
 
 async def order(api: Api, *, user: str = "ann", **fields: Any) -> UUID:

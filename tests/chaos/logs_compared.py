@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, LiteralString, Protocol
 from uuid import UUID, uuid5
 
 import psycopg
@@ -39,7 +39,7 @@ class Log(Protocol):
 
     name: ClassVar[str]
     table: ClassVar[str]
-    truth: ClassVar[str]
+    truth: ClassVar[LiteralString]
 
     def stream_name(self, stream: int) -> str:
         """What a stream is called in marks."""
@@ -59,9 +59,9 @@ class Log(Protocol):
 
 
 class OurLog:
-    name = "HydraCore"
-    table = "event"
-    truth = "SELECT stream_id::text, version FROM event"
+    name: ClassVar[str] = "HydraCore"
+    table: ClassVar[str] = "event"
+    truth: ClassVar[LiteralString] = "SELECT stream_id::text, version FROM event"
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._at = dict.fromkeys(range(LANES), 0)
@@ -99,7 +99,7 @@ class OurLog:
         return found
 
     async def move(self, url: str) -> None:
-        pool = AsyncConnectionPool(url, kwargs={"autocommit": True}, max_size=STREAMS, open=False)
+        pool: AsyncConnectionPool = AsyncConnectionPool(url, kwargs={"autocommit": True}, max_size=STREAMS, open=False)
         await pool.open()
         self._use(pool)
 
@@ -114,11 +114,11 @@ class PositionLog:
     name = "position reader"
     table = "plain"
     truth = "SELECT stream, n FROM plain"
-    ddl = (
+    ddl: ClassVar[LiteralString] = (
         "CREATE TABLE IF NOT EXISTS plain (position bigserial PRIMARY KEY, xid xid8 NOT NULL DEFAULT pg_current_xact_id(),"
         " stream text NOT NULL, n integer NOT NULL, UNIQUE (stream, n))"
     )
-    select = "SELECT stream, n, position FROM plain WHERE position > %s ORDER BY position"
+    select: ClassVar[LiteralString] = "SELECT stream, n, position FROM plain WHERE position > %s ORDER BY position"
 
     def __init__(self, url: str) -> None:
         self._url = url

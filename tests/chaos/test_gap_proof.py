@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from hydracore.embedded.account import current_account
 from hydracore.embedded.binaries import postgres_programs
@@ -193,7 +194,7 @@ async def test_sessions_that_sit_in_open_transactions(
     async with kind.opened(database_url) as log, AsyncExitStack() as stack:
         reading = Reading(log)
 
-        async def sit(url: str, statement: str) -> psycopg.AsyncConnection:
+        async def sit(url: str, statement: LiteralString | sql.Composed) -> psycopg.AsyncConnection:
             connection = await stack.enter_async_context(await psycopg.AsyncConnection.connect(url))
             await connection.execute(statement)
             return connection
@@ -205,7 +206,8 @@ async def test_sessions_that_sit_in_open_transactions(
         async with reading.going_on():
             undisturbed = await reading.sees(await written(1))
             sitters = [await sit(database_url, "INSERT INTO scratch VALUES (1)") for _ in range(SESSIONS // 2)]
-            sitters += [await sit(database_url, f"SELECT FROM {log.table}") for _ in range(SESSIONS // 2)]
+            reads = sql.SQL("SELECT FROM {}").format(sql.Identifier(log.table))
+            sitters += [await sit(database_url, reads) for _ in range(SESSIONS // 2)]
             with_sitters = await reading.sees(await written(2))
             for sitter in sitters:
                 await sitter.rollback()
@@ -326,7 +328,7 @@ async def pooled(database_url: str, *, prepared: bool) -> AsyncGenerator[str]:
 
 def configure_pooler(database_url: str, folder: Path, *, prepared: bool) -> tuple[str, list[str]]:
     """The URL through the pooler, and the command that starts it."""
-    place, port = psycopg.conninfo.conninfo_to_dict(database_url), free_port()
+    place, port = conninfo_to_dict(database_url), free_port()
     (folder / "users.txt").write_text(f'"{place["user"]}" "{place["password"]}"\n')
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\n* = host={place['host']} port={place['port']}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"

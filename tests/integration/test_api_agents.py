@@ -423,7 +423,8 @@ async def test_malformed_callbacks_are_refused_and_write_nothing(
     await agent.get_ready()
     version = await versions_of(api, agent)
 
-    answer = await agent.callback(**{"seq": 1} | changes)
+    call: dict[str, Any] = {"seq": 1} | changes
+    answer = await agent.callback(**call)
 
     assert answer.status_code == 422
     assert await versions_of(api, agent) == version

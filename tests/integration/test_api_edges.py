@@ -66,7 +66,7 @@ async def test_every_path_says_which_methods_it_has(api: Api) -> None:
     ("given", "kept"), [("abc-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("ä", False)]
 )
 async def test_a_request_id_is_kept_where_it_is_harmless(api: Api, given: str, kept: bool) -> None:  # noqa: FBT001 - a parameter
-    answer = await api.client.get("/health/live", headers={"X-Request-Id": given.encode("latin-1")})
+    answer = await api.client.get("/health/live", headers={b"X-Request-Id": given.encode("latin-1")})
 
     assert (answer.headers["x-request-id"] == given) is kept
 

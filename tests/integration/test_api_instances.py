@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 import pytest
 
@@ -134,7 +135,7 @@ async def test_the_key_may_come_as_a_header_and_must_agree_with_the_body(api: Ap
     )
 
     in_utf8 = await api.client.post(
-        "/v1/instances", json=ORDER, headers=ann | {"Idempotency-Key": "schlüssel".encode()}
+        "/v1/instances", json=ORDER, headers=httpx.Headers(ann | {"Idempotency-Key": "schlüssel"}, encoding="utf-8")
     )
 
     assert by_header.json()["instance_id"] == by_body

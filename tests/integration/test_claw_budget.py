@@ -22,7 +22,7 @@ from tests.waiting import until
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-def budgeted(modelsim: ModelSim, *, spent: dict[str, str] | None = None, **budget: str) -> dict[str, Any]:
+def budgeted(modelsim: ModelSim, *, spent: Any = None, **budget: str) -> dict[str, Any]:
     changed = document(modelsim)
     changed["model_policy"] = {**changed["model_policy"], **budget}
     if spent is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import stat
 from contextlib import aclosing, closing
@@ -123,7 +124,7 @@ async def test_a_signal_ends_open_chats_with_an_error_and_keeps_their_words(
     await modelsim.fault("hold", after_tokens=1)
     async with connected(control_plane) as claw, aclosing(claw.stream("Hello", "end-1")) as events:
         _, token = await anext(events)
-        agent.signal(15)
+        agent.signal(signal.SIGTERM)
         rest, (name, error) = await texts(events)
     assert (name, error["code"], rest) == ("error", "interrupted", "")
     assert await agent.exit_code() == 0

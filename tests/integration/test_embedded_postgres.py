@@ -6,10 +6,12 @@ import stat
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
+from typing import LiteralString
 
 import psutil
 import psycopg
 import pytest
+from psycopg.rows import TupleRow
 
 from hydracore.embedded import binaries
 from hydracore.embedded.account import current_account, service_account
@@ -65,9 +67,9 @@ def supervised(folder: Path):  # noqa: ANN201 - Supervisor.running's own type
     return Supervisor.running(runtime_file=folder / "runtime.json", logs=folder)
 
 
-async def execute(postgres: Postgres, statement: str) -> list[tuple[object, ...]]:
+async def execute(postgres: Postgres, statement: LiteralString) -> list[TupleRow]:
     async with await psycopg.AsyncConnection.connect(postgres.url()) as connection:
-        cursor = await connection.execute(statement)  # pyright: ignore[reportArgumentType]
+        cursor = await connection.execute(statement)
         return await cursor.fetchall() if cursor.description else []
 
 

@@ -46,7 +46,7 @@ async def create(store: EventStore, customer_id: str, **changes: Any) -> Outcome
 
 
 async def plan(store: EventStore, customer_id: str, **addresses: str) -> Outcome:
-    taken = {"hostname": f"hc-{customer_id}", "vpn_ip": f"10.64.0.{customer_id}"} | addresses
+    taken: dict[str, Any] = {"hostname": f"hc-{customer_id}", "vpn_ip": f"10.64.0.{customer_id}"} | addresses
     return await store.execute(instance_id(customer_id), lives.plan(**taken), origin())
 
 

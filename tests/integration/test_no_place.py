@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -50,7 +51,7 @@ async def test_what_has_no_place_fails_when_a_boot_would_have_and_can_be_deleted
     def deps_of(**settings: str) -> AbstractAsyncContextManager[Deps]:
         return stack.deps(database_url=database_url, catalogue=str(catalogue), **settings)
 
-    async def row(statement: str) -> tuple[object, ...] | None:
+    async def row(statement: LiteralString) -> tuple[object, ...] | None:
         return await (await owner_conn.execute(statement, (lane_of(ADA), ADA))).fetchone()
 
     async with deps_of() as deps:

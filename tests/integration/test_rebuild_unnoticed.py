@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -108,7 +108,7 @@ WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wai
 IS_INDEXED = "SELECT FROM projection_generation WHERE name = 'instance' AND state = 'indexed' AND %s <> ''"
 
 #: Where a rebuild is held so that it can be killed there: the lock that it runs into, and what shows that it has.
-HOLDS = {
+HOLDS: dict[str, tuple[LiteralString, LiteralString, str]] = {
     "folding": ("LOCK TABLE event IN ACCESS EXCLUSIVE MODE", WAITS, "uuid_send"),
     "indexing": ("LOCK TABLE instance_g2.instance IN ROW EXCLUSIVE MODE", WAITS, "ADD PRIMARY KEY"),
     "swapping": ("SELECT FROM lane_head WHERE lane = 63 FOR UPDATE", IS_INDEXED, "-"),
@@ -119,7 +119,7 @@ HOLDS = {
 async def test_a_rebuild_killed_at_any_point_goes_on_where_it_was(
     point: str, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    hold, *reached = HOLDS[point]
+    hold, wanted, of = HOLDS[point]
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=8)
         await follow_all(pool)
@@ -134,7 +134,7 @@ async def test_a_rebuild_killed_at_any_point_goes_on_where_it_was(
             if point != "folding":
                 await holder.execute(hold)
                 await first.rollback()
-                await until(lambda: found(owner_conn, *reached))
+                await until(lambda: found(owner_conn, wanted, of))
             os.kill(killed.pid, signal.SIGKILL)
             await killed.wait()
 
@@ -148,7 +148,7 @@ async def test_a_rebuild_killed_at_any_point_goes_on_where_it_was(
     assert (await compared(database_url, InstanceProjection())).drifted == 0
 
 
-async def found(connection: psycopg.AsyncConnection, query: str, *parameters: str) -> bool:
+async def found(connection: psycopg.AsyncConnection, query: LiteralString, *parameters: str) -> bool:
     return (await connection.execute(query, parameters)).rowcount > 0
 
 

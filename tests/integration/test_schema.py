@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from hydracore.db import MigrationError, migrate, migrations, schema
 from hydracore.db.pool import conninfo
@@ -23,7 +25,7 @@ _serial = itertools.count(1)
 
 
 @contextmanager
-def empty_database(services: Services, options: str = "") -> Generator[str]:
+def empty_database(services: Services, options: LiteralString = "") -> Generator[str]:
     """A database with nothing in it."""
     name = f"empty_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
     with psycopg.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
@@ -135,7 +137,7 @@ def test_an_owner_who_may_not_create_roles_can_migrate_once_the_role_is_theirs(
         connection.execute("DROP ROLE IF EXISTS modest_owner")
         connection.execute("CREATE ROLE modest_owner LOGIN PASSWORD 'modest' IN ROLE hydracore_app")
         connection.execute("ALTER SCHEMA public OWNER TO modest_owner")
-    modest_url = psycopg.conninfo.make_conninfo(empty_url, user="modest_owner", password="modest")
+    modest_url = make_conninfo(empty_url, user="modest_owner", password="modest")
 
     assert migrate(modest_url) == [name for name, _ in migrations()]
 
@@ -152,7 +154,7 @@ HISTORY = ("event", "command")
 @pytest.mark.parametrize(
     "statement", ["UPDATE {} SET stream_id = stream_id", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}"]
 )
-def test_the_app_cannot_change_or_remove_history(database_url: str, statement: str, table: str) -> None:
+def test_the_app_cannot_change_or_remove_history(database_url: str, statement: LiteralString, table: str) -> None:
     as_the_app = conninfo(database_url, role="hydracore_app", application="test")
 
     with psycopg.connect(as_the_app) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -101,8 +101,9 @@ async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(
 async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert patiently.__kwdefaults__ is not None
     monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)
-    nowhere = AsyncConnectionPool(
+    nowhere: AsyncConnectionPool = AsyncConnectionPool(
         "host=127.0.0.1 port=1", min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     )
     await nowhere.open()

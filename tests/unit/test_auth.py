@@ -92,7 +92,7 @@ def test_tokens_signed_by_others_or_not_at_all_are_refused() -> None:
     forged = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
     wrong = [
         jwt.encode(claims, "another-secret-of-at-least-thirty-two", algorithm="HS256"),
-        jwt.encode(claims, None, algorithm="none"),
+        jwt.encode(claims, "", algorithm="none"),
         jwt.encode(claims, SECRET * 2, algorithm="HS512"),
         f"{header}.{forged}.{signature}",
         f"{header}.{payload}.",

@@ -77,7 +77,9 @@ def test_another_place_in_the_chain_has_another_link(change: dict[str, Any]) -> 
 
 
 def test_what_is_absent_is_not_what_is_empty() -> None:
-    assert command_digest(**COMMAND | {"request_hash": None}) != command_digest(**COMMAND | {"request_hash": b""})
+    absent: dict[str, Any] = COMMAND | {"request_hash": None}
+    empty: dict[str, Any] = COMMAND | {"request_hash": b""}
+    assert command_digest(**absent) != command_digest(**empty)
 
 
 def test_digests_are_what_they_were_when_the_first_log_was_written() -> None:

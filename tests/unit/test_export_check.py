@@ -216,8 +216,10 @@ def other_than(value: Any) -> Any:
     match value:
         case None:
             return b"x"
-        case bytes() | str():
-            return value[:-1] + type(value)(b"x" if isinstance(value, bytes) else "x")
+        case bytes():
+            return value[:-1] + b"x"
+        case str():
+            return value[:-1] + "x"
         case UUID():
             return UUID(int=value.int ^ 1 << 100)
         case list():
