@@ -21,10 +21,15 @@ _log = structlog.get_logger(__name__)
 
 async def check_health(deps: Deps, instance_id: UUID) -> None:
     """Record a change of health, if there is one. Heartbeats themselves are not history."""
-    rows = await run(deps.pool, _SILENCE, (lane_of(instance_id), instance_id))
+    limits = {"late_s": deps.settings.heartbeat_late_s, "lost_s": deps.settings.heartbeat_lost_s}
+    rows = await run(deps.pool, _SILENCE, {"lane": lane_of(instance_id), "id": instance_id, **limits})
     if not rows:
         return
-    health = judge(rows[0][0], late_s=deps.settings.heartbeat_late_s, lost_s=deps.settings.heartbeat_lost_s)
+    silent_s, before = rows[0]
+    health = judge(silent_s, **limits)
+    if health == before:
+        # The silence was counted from what was known then: by now somebody may have recorded better.
+        return
     command = c.ChangeHealth(at_ms=deps.now_ms(), health=health)
     outcome = await deps.store.execute(instance_id, command, deps.origin(instance_id))
     if outcome.events:

@@ -62,7 +62,7 @@ UPDATE checkpoint
 
 -- name: changed_health
 -- Nearly all are healthy and were heard lately. They are passed over before their silence is asked for, which costs a look of its
--- own for each and is never longer than the time since they were heard.
+-- own for each and is never longer than the time since they were heard. What counts as silence: see `silence`.
 SELECT id
   FROM (SELECT i.id, i.lane, i.health_status,
                CASE WHEN s.silent_s < %(late_s)s THEN 'healthy'
@@ -70,7 +70,10 @@ SELECT id
                     ELSE 'unreachable' END AS health
           FROM instance i
           JOIN heartbeat h ON h.lane = i.lane AND h.instance_id = i.id
-         CROSS JOIN LATERAL (SELECT silent_s(h.received_at)) s (silent_s)
+         CROSS JOIN LATERAL (
+               SELECT greatest(silent_s(h.received_at),
+                               least(CASE i.health_status WHEN 'unreachable' THEN %(lost_s)s WHEN 'late' THEN %(late_s)s ELSE 0 END,
+                                     CASE WHEN h.received_at <= now() THEN extract(epoch FROM now() - h.received_at) END))) s (silent_s)
          WHERE i.status = 'running'
            AND (i.health_status IS DISTINCT FROM 'healthy'
                 OR h.received_at <= now() - %(late_s)s * interval '1 s')) judged
@@ -79,9 +82,16 @@ SELECT id
  LIMIT %(limit)s
 
 -- name: silence
-SELECT silent_s(h.received_at)
+-- Only a heartbeat ends a silence. Where the count begins anew because nobody listened, it is not taken to be shorter than what was
+-- found already, unless something was heard less long ago than that. (A heartbeat of the future was heard before a clock went back:
+-- it tells nothing, and `least` passes over what is null.)
+SELECT greatest(silent_s(h.received_at),
+                least(CASE i.health_status WHEN 'unreachable' THEN %(lost_s)s WHEN 'late' THEN %(late_s)s ELSE 0 END,
+                      CASE WHEN h.received_at <= now() THEN extract(epoch FROM now() - h.received_at) END)),
+       i.health_status
   FROM heartbeat h
- WHERE h.lane = %s AND h.instance_id = %s
+  JOIN instance i ON i.lane = h.lane AND i.id = h.instance_id
+ WHERE h.lane = %(lane)s AND h.instance_id = %(id)s
 
 -- name: heard
 -- For how many of the last so many seconds an agent could have reported.

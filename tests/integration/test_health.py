@@ -1,0 +1,116 @@
+"""What is made of heartbeats and of their absence: health gets better only where an agent was heard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+import psycopg
+import pytest
+
+from events.ids import lane_of
+from tests import lives
+from tests.stack import Stack
+from workers.deps import Deps
+from workers.health import check_health
+from workers.reconciler import HEALTH_MAX
+from workers.sql import OPERATIONS, run
+
+ADA = lives.instance_id()
+RUNNING = (
+    *(lives.request(), lives.plan(), lives.created(), lives.enrol(), lives.issue(), lives.acknowledge()),
+    lives.mark_ready(),
+)
+
+
+class Watched(NamedTuple):
+    """A running instance, the database of which is ours to change."""
+
+    deps: Deps
+    owner_conn: psycopg.AsyncConnection
+
+    async def was_found(self, health: str) -> None:
+        for command in (*RUNNING, lives.health(health)):
+            await self.deps.store.execute(ADA, command, self.deps.origin(ADA))
+
+    async def heard(self, *, ago_s: float) -> None:
+        await self.owner_conn.execute(
+            "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)"
+            " VALUES (%s, %s, now() - %s * interval '1 s', %s, '{}')"
+            " ON CONFLICT (lane, instance_id) DO UPDATE SET received_at = excluded.received_at",
+            (lane_of(ADA), ADA, ago_s, lives.BOOT),
+        )
+
+    async def listening(self, *, since_s: float, until_s: float = 0) -> None:
+        """Somebody has listened from so many seconds ago until so many seconds ago."""
+        await self.owner_conn.execute(
+            "INSERT INTO hearing (since, until) SELECT now() - %s * interval '1 s', now() - %s * interval '1 s'",
+            (since_s, until_s),
+        )
+
+    async def checked(self) -> str | None:
+        """The health after a look for changes, and one at the instance, which must agree."""
+        before = await self._health()
+        settings = self.deps.settings
+        limits = {"late_s": settings.heartbeat_late_s, "lost_s": settings.heartbeat_lost_s, "limit": HEALTH_MAX}
+        found = await run(self.deps.pool, OPERATIONS["changed_health"], limits)
+        await check_health(self.deps, ADA)
+        after = await self._health()
+        assert bool(found) == (before != after)
+        return after
+
+    async def _health(self) -> str | None:
+        state = await self.deps.store.load(ADA)
+        assert state is not None
+        return state.health
+
+
+@pytest.fixture
+async def watched(stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection) -> AsyncGenerator[Watched]:
+    limits = {"heartbeat_interval_s": "15", "heartbeat_late_s": "45", "heartbeat_lost_s": "90"}
+    async with stack.deps(database_url=database_url, **limits) as deps:
+        yield Watched(deps, owner_conn)
+
+
+@pytest.mark.parametrize("found", ["late", "unreachable"])
+async def test_an_outage_of_ours_makes_no_silent_agent_well(watched: Watched, found: str) -> None:
+    await watched.was_found(found)
+    await watched.heard(ago_s=1000)
+    await watched.listening(since_s=1)
+
+    after_the_outage = await watched.checked()
+    await watched.heard(ago_s=0)
+
+    assert after_the_outage == found
+    assert await watched.checked() == "healthy"
+
+
+async def test_the_end_of_listening_makes_no_silent_agent_less_silent(watched: Watched) -> None:
+    await watched.was_found("unreachable")
+    await watched.heard(ago_s=100)
+    await watched.listening(since_s=1000, until_s=16)
+
+    assert await watched.checked() == "unreachable"
+
+
+async def test_silence_after_an_outage_of_ours_is_counted_anew(watched: Watched) -> None:
+    await watched.was_found("late")
+    await watched.heard(ago_s=1000)
+    await watched.listening(since_s=91)
+
+    assert await watched.checked() == "unreachable"
+
+
+async def test_an_agent_that_was_heard_before_a_clock_went_back_is_not_taken_to_be_well(watched: Watched) -> None:
+    await watched.was_found("unreachable")
+    await watched.heard(ago_s=-3600)
+
+    assert await watched.checked() == "unreachable"
+
+
+async def test_an_agent_that_was_heard_once_and_no_more_is_late_before_it_is_unreachable(watched: Watched) -> None:
+    await watched.was_found("unreachable")
+    await watched.heard(ago_s=50)
+    await watched.listening(since_s=1000)
+
+    assert await watched.checked() == "late"
