@@ -1,8 +1,9 @@
 """Who is asking: bearer tokens (JWT, HS256) and tenants' API keys.
 
 A token's claims are `sub` (the user), `tenant`, `role`, `exp` and optionally `email`. An API key acts as its tenant's
-admin, or as the customer named in `X-User-Id`. Where a request has both, the token counts: a backend that passes its
-user's token on must not lend that user its own rights.
+admin, or as the customer named in `X-User-Id`. Where a request has both, the token counts, also where it is missing in its
+header: a backend that passes its user's token on must not lend that user its own rights. Each header may be there once:
+whoever stands between might go by another one than we do.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ _FIND = _SQL["find_api_key"]
 _INSERT = _SQL["insert_api_key"]
 _REVOKE = _SQL["revoke_api_key"]
 _LIST = _SQL["list_api_keys"]
+
+#: Headers that say who is asking.
+_SAYING_WHO: Final = frozenset({b"authorization", b"x-api-key", b"x-user-id"})
 
 _ALGORITHM: Final = "HS256"
 _ID: Final = re.compile(ID_PATTERN, re.ASCII)
@@ -128,22 +132,21 @@ class Authenticator:
 
     async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
         """The principal behind ASGI `headers`. Raises `AuthError`, and `StoreUnavailable` where a key cannot be looked up."""
-        authorization = api_key = ""
-        acting_as: str | None = None
+        given: dict[bytes, str] = {}
         for name, value in headers:
-            if name == b"authorization":
-                authorization = _text(value)
-            elif name == b"x-api-key":
-                api_key = _text(value)
-            elif name == b"x-user-id":
-                acting_as = _text(value)
-        scheme, _, token = authorization.partition(" ")
-        if token:
+            if name in _SAYING_WHO:
+                if name in given:
+                    raise AuthError(f"{name.decode()} is there twice")
+                given[name] = _text(value)
+        authorization = given.get(b"authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
             if scheme.lower() != "bearer":
                 raise AuthError("Use a bearer token or an API key")
             return self.principal_of_token(token.strip())
+        api_key = given.get(b"x-api-key")
         if api_key:
-            return await self.principal_of_key(api_key, acting_as=acting_as)
+            return await self.principal_of_key(api_key, acting_as=given.get(b"x-user-id"))
         raise AuthError("Not authenticated")
 
     def principal_of_token(self, token: str) -> Principal:

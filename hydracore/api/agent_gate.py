@@ -100,8 +100,7 @@ def _require_in_force(shown: str, row: AgentKeyRow) -> None:
 
 
 def _bearer(headers: RawHeaders) -> str:
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, token = value.decode("latin-1").partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else ""
-    return ""
+    """The key that is shown; empty where there is none, or more than one."""
+    shown = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
+    scheme, _, token = shown[0].partition(" ") if len(shown) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "bearer" else ""

@@ -14,8 +14,9 @@ import pytest
 from hydracore import http_protocol
 from hydracore.auth import create_api_key
 from hydracore.http_protocol import HEAD_MAX_BYTES
-from tests.api_server import Api
-from tests.use_fixtures import Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
+from hydracore.tokens import agent_key
+from tests.api_server import MASTER_KEY, Api
+from tests.use_fixtures import KEY_ID, Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
@@ -98,6 +99,36 @@ async def test_blanks_around_a_header_s_value_are_no_part_of_it(
     assert used.agent.calls_of("/api/chat")[-1].headers["idempotency-key"] == "abc"
     assert (blank.status, blank.body["detail"][0]["loc"]) == (422, ["header", "idempotency-key"])
     assert (by_key.status, by_key.headers["x-request-id"]) == (200, "r-1")
+
+
+@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic", "Basic dTpw", "aaaa.bbbb.cccc", "Bearer x"])
+async def test_a_lost_token_makes_nobody_the_admin_of_the_key_beside_it(
+    api: Api, owner_conn: psycopg.AsyncConnection, value: str
+) -> None:
+    key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
+
+    answer = await exchange(api, request("/v1/instances", key, f"Authorization: {value}"))
+
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, "bearer")
+    assert (await exchange(api, request("/v1/instances", key))).status == 200
+
+
+async def test_two_headers_that_say_who_is_asking_say_nothing(
+    api: Api, used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
+    agent = f"Authorization: Bearer {agent_key(MASTER_KEY, used.instance_id, KEY_ID)}"
+
+    answers = [
+        await exchange(api, request("/v1/instances", bearer(api), "Authorization: Bearer x")),
+        await exchange(api, request("/v1/instances", "Authorization: Bearer x", bearer(api))),
+        await exchange(api, request("/v1/instances", key, key)),
+        await exchange(api, request("/v1/instances", key, "X-User-Id: ann", "X-User-Id: bob")),
+        await exchange(api, request("/v1/agent/heartbeat", agent, "Authorization: Bearer x", method="POST", body={})),
+    ]
+
+    assert [answer.status for answer in answers] == [401] * 5
+    assert (await exchange(api, request("/v1/agent/heartbeat", agent, method="POST", body={}))).status == 422
 
 
 def head_of(size: int) -> bytes:
