@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 
 from litestar.types import Receive, Scope, Send
 
+from hydracore.api.errors import Interrupted
+
 
 class Attended:
     """An ASGI application that does `work` and stops it when the client goes away.
 
-    `work` sends the answer by itself. What it raises before its first word is answered like any other error.
+    `work` sends the answer by itself. What it raises before its first word is answered like any other error. Raises
+    `Interrupted` where the server stops before it has ended.
     """
 
     def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -24,6 +27,8 @@ class Attended:
             await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 await working
+        except asyncio.CancelledError:
+            raise Interrupted from None
         finally:
             # Also when the server stops: whatever is open to an agent is closed before this returns.
             working.cancel()

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
-from litestar.types import Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Scope, Send
 from psycopg_pool import AsyncConnectionPool
 
 from events.commands import RecordConversationsAccess
@@ -25,7 +25,7 @@ from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
 from hydracore.api.consent import record_access, recorded_id
-from hydracore.api.errors import AgentBusy, BudgetSpent
+from hydracore.api.errors import AgentBusy, BudgetSpent, Interrupted
 from hydracore.api.model_choice import day_of, model_choice
 from hydracore.api.operations import Answer, operation
 from hydracore.api.silence import EventStream, keep_looking, outcome
@@ -104,7 +104,7 @@ class Chats:
         instance_id: UUID,
         body: s.ChatRequest,
         idempotency_key: Annotated[s.ChatKey | None, Header("Idempotency-Key")] = None,
-    ) -> Attended:
+    ) -> ASGIApp:
         """Nothing of the database is held once the agent is asked."""
         asked = Asked(who, incoming, instance_id)
         state = await self._changes.look(who, instance_id)
@@ -117,8 +117,10 @@ class Chats:
             "conversation_id": await self._conversation_id(asked, state, body.conversation_id, idempotency_key),
             "end_user": who.user_id,
         }
-        pass_on = self._pass_on_stream if wants_stream(incoming.headers) else self._pass_on_answer
-        return Attended(partial(pass_on, _Question(instance_id, address, message, idempotency_key)))
+        question = _Question(instance_id, address, message, idempotency_key)
+        if wants_stream(incoming.headers):
+            return partial(self._pass_on_stream, question)
+        return Attended(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         with plainly(), self._counted(question):
@@ -128,8 +130,18 @@ class Chats:
             answer = await outcome(asking, watch=keep_looking(partial(self._look_after, question)))
         await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
 
-    async def _pass_on_stream(self, question: _Question, _: Scope, __: Receive, send: Send) -> None:
+    async def _pass_on_stream(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(send)
+        try:
+            await Attended(partial(self._fill, question, stream))(scope, receive, send)
+        except Interrupted as error:
+            if not stream.is_open:
+                raise
+            if not has_ending(stream.last):
+                await stream.write(broken_off(Trouble("interrupted", str(error)), cause=None))
+            await stream.close()
+
+    async def _fill(self, question: _Question, stream: EventStream, *_: object) -> None:
         with self._counted(question):
             try:
                 watch = stream.keep_open(partial(self._look_after, question))

@@ -13,6 +13,7 @@
     |-- TooManyRequests    429  more often than anybody may ask
     |-- AgentFailed        502  the agent cannot be reached, or could not do it
     |-- AgentBusy          503  the agent takes nothing new for a moment
+    |-- Interrupted        503  this process stops, and cannot wait for the end of it
     |-- Draining           503  to agents: wait with this, the instance is being deleted and its chats may still end
     `-- AgentTooSlow       504  the agent, or the model behind it, did not answer in time
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import psycopg
 import structlog
@@ -40,6 +41,8 @@ _log = structlog.get_logger(__name__)
 
 #: What a client is told to wait when the database is away or an agent takes nothing new; a restart takes about that.
 RETRY_AFTER_S = 2
+
+_UNAVAILABLE: Final = "Temporarily unavailable; try again"
 
 
 class ApiError(Exception):
@@ -106,6 +109,17 @@ class AgentFailed(ApiError):
 class AgentBusy(ApiError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+
+
+class Interrupted(ApiError):
+    """What the cancelling of a request's task is turned into, which only its server does."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+    log_event = "request_not_served"
+
+    def __init__(self) -> None:
+        super().__init__(_UNAVAILABLE)
 
 
 class Draining(ApiError):
@@ -179,7 +193,7 @@ def _unavailable(error: Exception) -> Failure:
     """Nothing is known to have happened; commands carry an id, so that asking again is safe."""
     _log.warning("request_not_served", error=type(error).__name__)
     headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-    return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "Temporarily unavailable; try again"}, headers)
+    return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, headers)
 
 
 def _cause(error: ApiError) -> str | None:

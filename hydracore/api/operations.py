@@ -19,7 +19,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone
+from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone, Interrupted
 from hydracore.api.validation import Handler, Incoming, RawHeaders, RequestReader, Signature, read_signature
 from hydracore.problems import Check
 
@@ -127,7 +127,7 @@ def route(
     status = declared.status
     limit = max(body_max_bytes, declared.body_bytes)
 
-    async def serve(request: Request[Any, Any, Any]) -> ASGIApp:
+    async def answer(request: Request[Any, Any, Any]) -> ASGIApp:
         scope = request.scope
         headers = scope["headers"]
         # First of all: a stranger learns nothing about what a request should look like.
@@ -142,10 +142,16 @@ def route(
             arguments[who_name] = who
         if incoming_name:
             arguments[incoming_name] = Incoming(scope["state"]["request_id"], raw_body, headers)
-        answer = await handler(**arguments)
-        if isinstance(answer, msgspec.Struct | dict):
-            return Answer(status, _ENCODER.encode(answer))
-        return answer
+        result = await handler(**arguments)
+        if isinstance(result, msgspec.Struct | dict):
+            return Answer(status, _ENCODER.encode(result))
+        return result
+
+    async def serve(request: Request[Any, Any, Any]) -> ASGIApp:
+        try:
+            return await answer(request)
+        except asyncio.CancelledError:
+            raise Interrupted from None
 
     return HTTPRouteHandler(_routed_path(op), http_method=HttpMethod(declared.method), status_code=status)(serve)
 
