@@ -135,6 +135,21 @@ class OwnServices:
             while self.supervisor.pids()[name] in ([], [pid]) or not await self._answers[name]():  # noqa: ASYNC110 - a process sets no Event
                 await asyncio.sleep(0.02)
 
+    @contextmanager
+    def frozen(self, name: str) -> Generator[None]:
+        """Meanwhile `postgres` or `valkey` stands still, with all of its processes: it keeps connections and answers nothing."""
+        (first,) = self.supervisor.pids()[name]
+        os.kill(first, signal.SIGSTOP)
+        # It makes no more of them now.
+        pids = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
 
 @contextmanager
 def open_folder(fallback: Path | None = None) -> Generator[Path]:

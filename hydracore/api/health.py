@@ -35,6 +35,7 @@ class Health:
     def __init__(self, pool: AsyncConnectionPool, redis: Redis) -> None:
         self._pool = pool
         self._redis = redis
+        self._asking: asyncio.Task[str] | None = None
 
     @operation("GET", "/health/live", "Liveness", answer=Liveness)
     async def live(self) -> Liveness:
@@ -49,10 +50,19 @@ class Health:
         return Answer(503 if database == _DOWN else 200, msgspec.json.encode(body))
 
     async def _check_database(self) -> str:
+        """A question that is not answered in time stays asked, for the next checks: to take it back would wait for the database, too."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_database())
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S), self._pool.connection(CHECK_TIMEOUT_S) as connection:
+            return await asyncio.wait_for(asyncio.shield(self._asking), CHECK_TIMEOUT_S)
+        except TimeoutError:
+            return _DOWN
+
+    async def _ask_database(self) -> str:
+        try:
+            async with self._pool.connection(CHECK_TIMEOUT_S) as connection:
                 await connection.execute("SELECT 1")
-        except (psycopg.Error, PoolTimeout, TimeoutError):
+        except (psycopg.Error, PoolTimeout):
             return _DOWN
         return _OK
 

@@ -116,6 +116,7 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
                 application="hydracore-api",
                 size=POOL_SIZE,
                 prepared=settings.database_prepared,
+                hurried=True,
             )
         )
         if settings.erasure_file is not None:

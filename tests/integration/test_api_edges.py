@@ -10,10 +10,12 @@ import psycopg
 import pytest
 import structlog
 
-from hydracore.api import operations
+from events.patience import patiently
+from hydracore.api import health, operations
+from hydracore.db import pool
 from tests.api_server import Api, running_api
 from tests.services import OwnServices
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 ORDER = {"region_id": "local", "tier_id": "starter"}
 
@@ -199,3 +201,35 @@ async def test_a_database_that_stays_away_is_told_as_such(
         assert int(read.headers["retry-after"]) >= 1
         assert read.json() == write.json() == {"detail": "Temporarily unavailable; try again"}
         assert ready.json()["checks"] == {"database": "down", "redis": "ok"}
+
+
+async def test_a_database_that_hangs_is_told_as_such_too(
+    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "ANSWER_S_MAX", 0.5)
+    monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.2)
+    assert patiently.__kwdefaults__ is not None
+    monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)
+    async with running_api(own_services.database_url, own_services.redis_url) as api:
+        ann = api.token()
+        made = (await api.client.post("/v1/instances", json=ORDER, headers=ann)).json()["instance_id"]
+
+        with own_services.frozen("postgres"):
+            answers = await asyncio.gather(
+                api.client.get("/health/ready"),
+                *(api.client.get(f"/v1/instances/{made}", headers=ann) for _ in range(8)),
+                *(api.client.post("/v1/instances", json=ORDER, headers=ann) for _ in range(8)),
+            )
+            live = await api.client.get("/health/live")
+
+        await until(lambda: _is_ready(api))
+        listed = (await api.client.get("/v1/instances", headers=ann)).json()["instances"]
+    assert [answer.status_code for answer in answers] == [503] * 17
+    assert answers[0].json()["checks"]["database"] == "down"
+    assert all(answer.headers["retry-after"] == "2" for answer in answers[1:])
+    assert live.status_code == 200
+    assert made in {each["id"] for each in listed}
+
+
+async def _is_ready(api: Api) -> bool:
+    return (await api.client.get("/health/ready")).status_code == 200
