@@ -19,7 +19,7 @@ from hydracore.api.errors import RequestInvalid
 from hydracore.api.model_choice import model_choice, shown
 from hydracore.api.operations import operation
 from hydracore.api.pushing import Pushed, Pusher
-from hydracore.api.room import slugs
+from hydracore.api.room import BODY_BYTES, slugs
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Field, Opened, Vault
@@ -77,7 +77,7 @@ class Configuration:
         config = await self._shown(state, pushed)
         return s.RunningConfig(**msgspec.structs.asdict(config), running=running)
 
-    @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409))
+    @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409), body_bytes=BODY_BYTES)
     async def update_config(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConfig
     ) -> s.Config:

@@ -20,7 +20,7 @@ from hydracore.api.changing import Asked, Changes
 from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
 from hydracore.api.pushing import Pusher
-from hydracore.api.room import require_room, slugs
+from hydracore.api.room import BODY_BYTES, require_room, slugs
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
@@ -60,7 +60,9 @@ class PlatformConfiguration:
         state = await self._changes.look(who, instance_id)
         return await self._shown(state, "What is wanted")
 
-    @operation("PATCH", PATH, "Patch platform config", answer=s.PlatformConfig, errors=(403, 404, 409))
+    @operation(
+        "PATCH", PATH, "Patch platform config", answer=s.PlatformConfig, errors=(403, 404, 409), body_bytes=BODY_BYTES
+    )
     async def patch_platform_config(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.PatchPlatformConfig
     ) -> s.PlatformConfig:

@@ -17,6 +17,10 @@ DOCUMENT_MAX_BYTES: Final = 256 * 1024
 
 SLUGS_MAX_BYTES: Final = 64 * 1024
 
+#: What a request for a configuration may have, whatever the setting says: all parts at their longest, at once, fit as UTF-8, and each
+#: of them with every character as escaped halves (`\ud83d\ude00`), as many JSON writers have them.
+BODY_BYTES: Final = 2 * 1024 * 1024
+
 
 def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
     """Raises `RequestInvalid` where `value` would have more, as JSON."""

@@ -1,7 +1,8 @@
-"""A configuration at its largest can be read by an agent as a whole, however large the requests were that made it."""
+"""A configuration at its largest can be asked for, and read by an agent as a whole, however large the requests were that made it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -24,6 +25,13 @@ DOCUMENT_BYTES, SLUGS_BYTES = 256 * 1024, 64 * 1024
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def used(services: Services) -> AsyncGenerator[Used]:
     async with shared_api(services, body_max_bytes=16 * 2**20) as api, in_use(api, reachable=False) as used:
+        yield used
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def as_it_comes(services: Services) -> AsyncGenerator[Used]:
+    """Of an API whose bodies are bounded as they are unless somebody sets another limit."""
+    async with shared_api(services) as api, in_use(api, reachable=False) as used:
         yield used
 
 
@@ -62,6 +70,21 @@ async def test_a_configuration_at_its_largest_reaches_the_agent(used: Used) -> N
     assert len(told.content) > 7 * DOCUMENT_BYTES
     # What is pushed to it has some words more at most.
     assert len(told.content) < min(ANSWER_MAX_BYTES, BODY_MAX_BYTES) - 1024
+
+
+async def test_whatever_a_configuration_may_have_can_be_sent_at_once(as_it_comes: Used) -> None:
+    emoji = {"system_prompt": "\U0001f600" * 50_000, "customer_facing_prompt": "\U0001f600" * 50_000}
+    escaped = json.dumps({**emoji, "agent_name": "\U0001f600" * 10_000, "recipe_id": "\U0001f600" * 10_000}).encode()
+    parts = {"advanced": DOCUMENT, "channels": DOCUMENT, **LISTS, "workflow_slugs": texts(SLUGS_BYTES)}
+
+    prompts = await as_it_comes.ask("POST", "/config", content=escaped)
+    documents = await as_it_comes.ask("PATCH", "/platform-config", parts)
+    again = await as_it_comes.ask("PATCH", "/platform-config", {"advanced": documents.json()["advanced"]})
+    one_escaped = json.dumps({"advanced": {"x": "\U0001f600" * ((DOCUMENT_BYTES - 8) // 4)}}).encode()
+    other = await as_it_comes.ask("PATCH", "/platform-config", content=one_escaped)
+
+    assert len(escaped) > 120_000 * len(r"\ud83d\ude00")
+    assert [answer.status_code for answer in (prompts, documents, again, other)] == [200] * 4
 
 
 @pytest.mark.parametrize(
