@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Final
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from hydracore.agent.transport import REQUEST_ID
 from hydracore.api.operations import Answer
@@ -38,6 +38,8 @@ class Edge:
             return
         request_id, expects = _told(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
+        # A request that came in behind another is begun by the end of that, and with what was bound there.
+        clear_contextvars()
         bind_contextvars(request_id=request_id)
         added = ((b"x-request-id", request_id.encode()), *_SECURITY_HEADERS)
 

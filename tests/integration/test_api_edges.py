@@ -145,6 +145,25 @@ async def test_an_unexpected_failure_is_a_bare_500_and_one_log_line_with_its_rea
     assert isinstance(lines[0]["exc_info"], psycopg.errors.UndefinedTable)
 
 
+async def test_what_is_logged_of_a_request_names_no_instance_of_the_one_before_it(
+    api: Api, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
+    address = httpx.URL(api.url)
+    head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: {api.token()['Authorization']}\r\n"
+    of_one = f"GET /v1/instances/{(instance_id := uuid4())} {head}\r\n"
+    of_none = f"GET /v1/instances {head}Connection: close\r\n\r\n"
+
+    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write((of_one + of_none).encode())
+        answers = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        writer.close()
+
+    assert answers.count(b"HTTP/1.1 500") == 2
+    assert [line.get("instance_id") for line in lines] == [str(instance_id), None]
+
+
 async def test_the_document_is_served_to_everybody(api: Api) -> None:
     answer = await api.client.get("/openapi.json")
 
