@@ -195,8 +195,13 @@ class RequestReader:
         given = dict(scope["path_params"])
         for each in self._path:
             if each.prefix is not None:
-                written: str = scope["raw_path"].decode("latin-1").partition(each.prefix)[2]
-                given[each.alias] = unquote_to_bytes(written).decode(errors="replace")
+                written: str = scope["raw_path"].decode("latin-1")
+                if written.startswith(each.prefix):
+                    rest = unquote_to_bytes(written.removeprefix(each.prefix)).decode(errors="replace")
+                else:
+                    # The way there is written in another way, with two slashes in a row, say.
+                    rest = given[each.alias].removeprefix("/")
+                given[each.alias] = rest
         return given
 
 

@@ -131,6 +131,19 @@ async def test_two_headers_that_say_who_is_asking_say_nothing(
     assert (await exchange(api, request("/v1/agent/heartbeat", agent, method="POST", body={}))).status == 422
 
 
+@pytest.mark.parametrize("path", ["/v1//instances/by-key/", "/v1/instances/by%2Dkey/", "//v1/instances/by-key%2F"])
+async def test_a_key_is_found_however_the_path_to_it_is_written(api: Api, path: str) -> None:
+    ordered = await exchange(
+        api,
+        request("/v1/instances", bearer(api), method="POST", body={**ORDER, "idempotency_key": (key := uuid4().hex)}),
+    )
+
+    found = await exchange(api, request(path + key, bearer(api)))
+
+    assert (found.status, found.body["found"]) == (200, True)
+    assert found.body["instance_id"] == ordered.body["instance_id"]
+
+
 def head_of(size: int) -> bytes:
     """The beginning of a request, `size` bytes of many headers, one of which never ends."""
     many = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"X-A: b\r\n" * 100 + b"X-B: "
