@@ -193,6 +193,8 @@ class Authenticator:
         try:
             payload = jwt.decode(token, self._secret, algorithms=[_ALGORITHM], options=options)  # pyright: ignore[reportArgumentType] - a TypedDict there
             claims = msgspec.convert(payload, _Claims)
+            # JSON can escape half a character, which nothing can store.
+            (claims.email or "").encode()
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             # PyJWT decodes the unverified header first; RecursionError is what deeply nested JSON there causes.
             raise AuthError("Invalid token") from None

@@ -77,6 +77,7 @@ def test_nobody_is_issued_a_token_for_an_id_that_none_may_have() -> None:
         {"role": "root"},
         {"email": 5},
         {"email": "x" * 321},
+        {"email": "ann\ud800@example.com"},
         {"aud": "somebody-else"},
     ],
     ids=str,
