@@ -8,7 +8,9 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Request, Response
+from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
@@ -209,7 +211,7 @@ def _openapi_route(served: list[Operation]) -> Any:
     def answer() -> Answer:
         return Answer(200, msgspec.json.encode(document(served)))
 
-    @get("/openapi.json", include_in_schema=False)
+    @HTTPRouteHandler("/openapi.json", http_method=[HttpMethod.GET, HttpMethod.HEAD])
     async def openapi() -> ASGIApp:
         return answer()
 

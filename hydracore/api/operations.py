@@ -153,14 +153,20 @@ def route(
         except asyncio.CancelledError:
             raise Interrupted from None
 
-    return HTTPRouteHandler(_routed_path(op), http_method=HttpMethod(declared.method), status_code=status)(serve)
+    methods = [HttpMethod(name) for name in _methods_of(declared.method)]
+    return HTTPRouteHandler(_routed_path(op), http_method=methods, status_code=status)(serve)
+
+
+def _methods_of(declared: str) -> tuple[str, ...]:
+    """The methods that an operation is served by. The server leaves the body out of an answer to HEAD."""
+    return ("GET", "HEAD") if declared == "GET" else (declared,)
 
 
 def options_routes(served: Iterable[Operation]) -> Iterator[HTTPRouteHandler]:
     """What tells which methods a path has. Litestar's own tells the first method of each path only."""
     methods: dict[str, list[str]] = {}
     for op in served:
-        methods.setdefault(_routed_path(op), []).append(op.declared.method)
+        methods.setdefault(_routed_path(op), []).extend(_methods_of(op.declared.method))
     for path, found in methods.items():
         answer = Answer(HTTPStatus.NO_CONTENT, b"", ((b"allow", ", ".join([*found, "OPTIONS"]).encode()),))
         yield HTTPRouteHandler(path, http_method=HttpMethod.OPTIONS)(_always(answer))

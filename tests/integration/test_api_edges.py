@@ -57,11 +57,25 @@ async def test_every_path_says_which_methods_it_has(api: Api) -> None:
         asked = await api.client.options(url)
         refused = await api.client.put(url)
 
-        has = {method.upper() for method in methods} | {"OPTIONS"}
+        has = {method.upper() for method in methods} | {"OPTIONS"} | ({"HEAD"} if "get" in methods else set())
         assert (asked.status_code, asked.content) == (204, b"")
         assert (refused.status_code, refused.json()) == (405, {"detail": "Method Not Allowed"})
         for answer in (asked, refused):
             assert set(answer.headers["allow"].split(", ")) == has, path
+
+
+async def test_head_answers_what_get_does_without_the_body(api: Api) -> None:
+    paths = ["/health/live", "/health/ready", "/openapi.json", "/v1/instances", f"/v1/instances/{uuid4()}"]
+
+    asked = [(await api.client.head(path, headers=api.token()), path) for path in paths]
+    no_operation = await api.client.head("/v1/agent/heartbeat")
+
+    for answer, path in asked:
+        full = await api.client.get(path, headers=api.token())
+        assert (answer.status_code, answer.content) == (full.status_code, b"")
+        assert answer.headers["content-length"] == str(len(full.content))
+        assert answer.headers["content-type"] == full.headers["content-type"]
+    assert no_operation.status_code == 405
 
 
 @pytest.mark.parametrize(
