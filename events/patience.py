@@ -22,12 +22,15 @@ _PAUSE_S = 0.1
 #: psycopg calls operational besides these (a value too long for an index, say) fails the same way every time.
 _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 
+#: What the server says to whoever held a lease for too long (see `lease`), before it hangs up: the client was idle, or slow.
+_OVERDUE = frozenset({"25P03", "25P04"})
+
 
 def may_pass(error: psycopg.Error) -> bool:
     """Whether the connection is the trouble and not the statement: tried again, it may succeed."""
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return error.sqlstate is None or error.sqlstate[:2] in _PASSING
-    return False
+    return error.sqlstate in _OVERDUE
 
 
 async def patiently(
@@ -48,7 +51,7 @@ async def patiently(
                 return await work(connection)
         except PoolClosed as error:
             raise StoreUnavailable("The database is not used any more; this process is stopping") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        except (psycopg.Error, PoolTimeout) as error:
             if not may_pass(error):
                 raise
             if clock() > give_up_at:

@@ -34,6 +34,7 @@ from projections.tables import LIVE, Row
 
 _SQL = Statements("projections", "generations.sql")
 _FOLD_SESSION = _SQL["fold_session"]
+_CLAIM_SESSION = _SQL["claim_session"]
 _CLAIM_LANES = _SQL["claim_lanes"]
 _LANES_LEFT = _SQL["lanes_left"]
 _LANES_FOLDED = _SQL["lanes_folded"]
@@ -86,6 +87,7 @@ def fold_lanes(
         psycopg.connect(conninfo, autocommit=True) as looker,
     ):
         reader.execute(_FOLD_SESSION)
+        writer.execute(_CLAIM_SESSION)
         path = sql.SQL("SET search_path TO {}, {}").format(sql.Identifier(build.schema), sql.Identifier(LIVE))
         writer.execute(path)
         key = build.key | {"version": projection.version, "limit": at_once}

@@ -1,10 +1,10 @@
 """The follower: brings projections up to the log, a batch of lanes at a time, rows and checkpoints in one transaction.
 
 Projections that are equally far share what is read, so that one more costs little more than its own rows. Lanes are leased with
-`FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it. An event that a projection cannot take
-parks its lane right before it, with the error in the checkpoint; its other lanes go on, and so do the other projections. A lane
-that lacks an event is parked there too, with an alarm, and never passed over. Where the code has another version than the table,
-nothing is done: the code that fits the table follows.
+`FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it; one that is frozen, or whose machine is
+lost, holds them for half a minute. An event that a projection cannot take parks its lane right before it, with the error in the
+checkpoint; its other lanes go on, and so do the other projections. A lane that lacks an event is parked there too, with an alarm,
+and never passed over. Where the code has another version than the table, nothing is done: the code that fits the table follows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import NamedTuple, Protocol
 
 import psycopg
 import structlog
-from psycopg import AsyncConnection, AsyncPipeline
+from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import StoreUnavailable
+from events.lease import lease
 from events.patience import may_pass, patiently
 from events.sql import Statements
 from projections.fact import Fact, Place, Position, Reader, Skipped, read_facts, read_skipped
@@ -105,8 +106,7 @@ class Follower:
         What one projection trips over undoes all of it, unless each is taken `apart`, behind a savepoint: then it is that one's
         own affair, and parks its lane.
         """
-        # In a pipeline, what needs no answer travels with what does: a step waits for the server half as often.
-        async with connection.pipeline() as pipeline, connection.transaction():
+        async with lease(connection):
             await connection.execute(_UNSYNCED)
             leased = await connection.execute(_LEASE_LANES, self._whoever, prepare=True)
             leases: dict[str, list[Place]] = {}
@@ -136,11 +136,11 @@ class Follower:
                     hole = found.holes.get((lane, seq))
                     error = parked.get(lane, None if hole is None else str(hole))
                     reached.append(_Reached(name, lane, seq, last.get(lane, seq), error))
-            await self._note(connection, pipeline, reached)
+            await self._note(connection, reached)
             full = any(len(found.positions[one.lane, one.before]) >= limit for one in reached if one.error is None)
             return sum(one.after - one.before for one in reached), full
 
-    async def _note(self, connection: AsyncConnection, pipeline: AsyncPipeline, reached: list[_Reached]) -> None:
+    async def _note(self, connection: AsyncConnection, reached: list[_Reached]) -> None:
         """Move the checkpoints, and park."""
         moved = [one for one in reached if one.after > one.before]
         columns = {
@@ -150,8 +150,7 @@ class Follower:
             "after": [one.after for one in moved],
         }
         cursor = await connection.execute(_MOVE_CHECKPOINTS, columns, prepare=True)
-        await pipeline.sync()
-        assert cursor.rowcount == len(moved), "a leased checkpoint is nobody else's"
+        assert len(await cursor.fetchall()) == len(moved), "a leased checkpoint is nobody else's"
         for one in reached:
             if one.error is not None:
                 _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)

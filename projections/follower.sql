@@ -26,6 +26,7 @@ UPDATE checkpoint c
   FROM unnest(%(names)s::text[], %(lanes)s::smallint[], %(before)s::bigint[], %(after)s::bigint[])
        AS n (follower, lane, before, seq)
  WHERE c.follower = n.follower AND c.lane = n.lane AND c.seq = n.before
+RETURNING c.lane
 
 -- name: park
 UPDATE checkpoint

@@ -102,6 +102,11 @@ UPDATE projection_lane SET folded_at = clock_timestamp()
 -- What is read is sorted, and there is a process for every processor already.
 SELECT set_config('work_mem', '64MB', false), set_config('max_parallel_workers_per_gather', '0', false)
 
+-- name: claim_session
+-- A machine that lost its power or its network says no farewell: the server asks, and lets go of its claim within half a minute.
+SELECT set_config('tcp_keepalives_idle', '15', false), set_config('tcp_keepalives_interval', '5', false),
+       set_config('tcp_keepalives_count', '3', false)
+
 -- name: index_session
 SELECT set_config('maintenance_work_mem', '256MB', true)
 

@@ -41,10 +41,11 @@ HELP_S = 30.0
 RING_S = 2.0
 HINTS = 16
 
-#: How long the rebuild waits while no lane is folded and nobody has claimed one: hints may lie behind ten thousand others.
+#: How long the rebuild waits while no lane is folded and nobody has claimed one: hints may lie behind ten thousand others. And
+#: how long it says nothing while somebody has.
 IDLE_S_MAX = 300.0
 
-#: How long one claim may take. Who takes longer hangs, and holds lanes that others could fold.
+#: How long one claim may take. Who takes longer hangs, and holds lanes that others could fold: nobody waits for it.
 CLAIM_S_MAX = 3_600.0
 
 #: After how many failures without a lane folded in between it gives up: others may have better luck, or none.
@@ -105,7 +106,8 @@ class Folder:
                 await asyncio.wait_for(ended.wait(), CLAIM_S_MAX)
         finally:
             loop.remove_reader(process.sentinel)
-            process.terminate()
+            # One that is stopped hears nothing else.
+            process.kill()
             process.join()
         _log.info("folded", projection=build.name, generation=build.number, exit_code=process.exitcode)
         if process.exitcode != 0:
@@ -125,14 +127,14 @@ def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding
     """Folds on the workers of this installation; waits for as long as they fold, and says through `tell` what stands in the way."""
 
     async def fold(_projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
-        bell, waiting = Bell(settings.redis_url), _Waiting(build)
+        bell, waiting = Bell(settings.redis_url), _Waiting(build, tell)
         try:
             async with await AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
                 await connection.execute(_LISTEN)
                 rung_s = -RING_S
                 while (now := await progress()).lanes_folded < now.lanes:
                     if time.monotonic() - rung_s >= RING_S:
-                        await _ring(bell, build, waiting, tell)
+                        await _ring(bell, build, waiting)
                         free = await connection.execute(_LANES_FREE, build.key)
                         waiting.look(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
                         rung_s = time.monotonic()
@@ -144,13 +146,15 @@ def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding
     return fold
 
 
-async def _ring(bell: Bell, build: Generation, waiting: _Waiting, tell: Callable[[str], None]) -> None:
+async def _ring(bell: Bell, build: Generation, waiting: _Waiting) -> None:
     try:
         await asyncio.to_thread(bell.ring_build, build.name, build.number, HINTS)
     except RedisError as error:
         # Redis is a hint: whoever folds goes on, and others hear of it once it is back.
         if waiting.redis is None:
-            tell(f"Redis does not answer ({type(error).__name__}); workers that fold go on, others hear of nothing")
+            waiting.tell(
+                f"Redis does not answer ({type(error).__name__}); workers that fold go on, others hear of nothing"
+            )
         waiting.redis = type(error).__name__
     else:
         waiting.redis = None
@@ -159,10 +163,13 @@ async def _ring(bell: Bell, build: Generation, waiting: _Waiting, tell: Callable
 class _Waiting:
     """How a rebuild fares that waits for workers. `redis`: the class of the error that keeps hints from them."""
 
-    def __init__(self, build: Generation) -> None:
+    def __init__(self, build: Generation, tell: Callable[[str], None]) -> None:
+        self.tell = tell
         self._build = build
         self._folded = -1
-        self._hope_s = time.monotonic()
+        #: When there was last something to hope for, and when that was more than a claim.
+        self._hope_s = self._got_on_s = time.monotonic()
+        self._spoke = False
         self._failures = 0
         self._reason: str | None = None
         self.redis: str | None = None
@@ -182,13 +189,28 @@ class _Waiting:
 
     def look(self, now: Progress, *, claimed: int) -> None:
         """Take what stands in the rows. Raises `FoldFailed` where there was nothing to hope for, for too long."""
+        clock_s = time.monotonic()
         if now.lanes_folded > self._folded:
             self._folded, self._failures = now.lanes_folded, 0
+            self._got_on_s, self._spoke = clock_s, False
         elif claimed <= 0:
-            if time.monotonic() - self._hope_s >= IDLE_S_MAX:
+            if clock_s - self._hope_s >= IDLE_S_MAX:
                 raise FoldFailed(self._build.name, self._why())
             return
-        self._hope_s = time.monotonic()
+        else:
+            self._doubt(clock_s - self._got_on_s, claimed)
+        self._hope_s = clock_s
+
+    def _doubt(self, idle_s: float, claimed: int) -> None:
+        """What is to be thought of claims by which no lane was folded for so long."""
+        if idle_s >= CLAIM_S_MAX:
+            reason = f"for {CLAIM_S_MAX:.0f} s no lane was folded; whoever has claimed {claimed} of them hangs"
+            raise FoldFailed(self._build.name, reason)
+        if idle_s >= IDLE_S_MAX and not self._spoke:
+            self._spoke = True
+            self.tell(
+                f"for {IDLE_S_MAX:.0f} s no lane was folded; somebody has claimed {claimed} of them, and is slow or hangs"
+            )
 
     def _why(self) -> str:
         idle = f"for {IDLE_S_MAX:.0f} s no lane was folded, and nobody folds one"

@@ -1,7 +1,8 @@
 """The relay: follows the log and hints at the instances that something happened to.
 
 Any number of relays may run: each leases the lanes that have moved with `FOR UPDATE SKIP LOCKED` and moves their
-checkpoints in the same transaction, after the hints are out. A crash in between means a second hint, never none.
+checkpoints in the same transaction, after the hints are out. A crash in between means a second hint, never none; one that is
+frozen there holds them for half a minute.
 
 A lane with a hole is parked, with an alarm in the log and in its checkpoint, and never passed over; the other lanes go on.
 """
@@ -20,6 +21,7 @@ from redis.exceptions import RedisError
 from events import types as e
 from events.codec import tag_of
 from events.errors import LogCorrupted, StoreUnavailable
+from events.lease import lease
 from events.patience import patiently
 from workers.broker import ADVANCE, Bell
 from workers.lookout import Lookout, rest
@@ -86,8 +88,7 @@ class Relay:
 
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
-        # In a pipeline, what needs no answer travels with what does.
-        async with connection.pipeline(), connection.transaction():
+        async with lease(connection):
             await connection.execute(_UNSYNCED)
             leased = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
             if not leased:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ import pytest
 
 from hydracore import settings as configuration
 from hydracore.settings import Settings
+from projections import generations
 from projections.definition import Projection
 from projections.errors import FoldFailed
 from projections.folding import fold_lanes
@@ -25,9 +28,10 @@ from projections.rebuild import Report, rebuild
 from tests.next_release import InstanceV2
 from tests.rebuilding import QUIET, rebuilt, write_lives
 from tests.requests_to_log import open_store
+from tests.waiting import until
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import redis_broker
-from workers.folding import fold_distributed
+from workers.folding import Folder, fold_distributed
 
 
 def environ(database_url: str, redis_url: str) -> dict[str, str]:
@@ -129,6 +133,47 @@ async def test_without_workers_a_rebuild_ends_and_goes_on_later(
         await distributed(settings, InstanceProjection(), [])
 
     assert (await rebuilt(settings.database_url, InstanceProjection())).resumed
+
+
+async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_for_ever(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.folding.RING_S", 0.1)
+    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.2)
+    told = list[str]()
+    async with await psycopg.AsyncConnection.connect(settings.database_url) as hanging:
+
+        async def fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+            await hanging.execute("SELECT FROM projection_lane WHERE folded_at IS NULL FOR UPDATE")
+            await fold_distributed(settings, told.append)(projection, build, progress)
+
+        rebuilding = asyncio.create_task(
+            rebuild(settings.database_url, InstanceProjection(), folding=fold, steps=QUIET)
+        )
+        await until(lambda: told or rebuilding.done())
+        assert "somebody has claimed" in told[0]
+
+        monkeypatch.setattr("workers.folding.CLAIM_S_MAX", 0.3)
+        with pytest.raises(FoldFailed, match="whoever has claimed"):
+            await rebuilding
+
+    assert len(told) == 1
+
+
+async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
+    settings: Settings, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.folding.CLAIM_S_MAX", 0.5)
+    build = await generations.begin(owner_conn, InstanceProjection())
+    helping = asyncio.create_task(Folder(settings).help(build.name, build.number))
+    await until(multiprocessing.active_children)
+    (folding,) = multiprocessing.active_children()
+    assert folding.pid is not None
+    os.kill(folding.pid, signal.SIGSTOP)
+
+    await helping
+
+    assert folding.exitcode == -signal.SIGKILL
 
 
 async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(settings: Settings) -> None:
