@@ -41,10 +41,12 @@ SELECT r.lane, r.instance_id, r.day, r.end_user
 ON CONFLICT (lane, instance_id, day, end_user) DO NOTHING
 
 -- name: daily
+-- Days are counted and no times, of which a time zone leaves some out: nothing here may depend on the session's.
 SELECT d.day, coalesce(u.requests, 0), coalesce(u.prompt_tokens, 0), coalesce(u.completion_tokens, 0),
        coalesce(u.cost_usd, 0)
-  FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d (day)
-  LEFT JOIN usage_daily u ON u.lane = %(lane)s AND u.instance_id = %(instance_id)s AND u.day = d.day::date
+  FROM generate_series(0, %(last)s::date - %(first)s::date) AS n (days)
+ CROSS JOIN LATERAL (SELECT %(first)s::date + n.days) AS d (day)
+  LEFT JOIN usage_daily u ON u.lane = %(lane)s AND u.instance_id = %(instance_id)s AND u.day = d.day
  ORDER BY d.day
 
 -- name: unique_end_users
@@ -54,7 +56,7 @@ SELECT count(DISTINCT end_user)
 
 -- name: spent
 SELECT coalesce(sum(cost_usd) FILTER (WHERE day = %(today)s), 0),
-       coalesce(sum(cost_usd) FILTER (WHERE day >= date_trunc('month', %(today)s::date)::date), 0)
+       coalesce(sum(cost_usd) FILTER (WHERE day >= date_trunc('month', %(today)s::timestamp)::date), 0)
   FROM usage_daily
  WHERE lane = %(lane)s AND instance_id = %(instance_id)s AND day <= %(today)s
-   AND day >= date_trunc('month', %(today)s::date)::date
+   AND day >= date_trunc('month', %(today)s::timestamp)::date

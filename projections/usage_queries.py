@@ -54,7 +54,7 @@ async def usage_report(pool: AsyncConnectionPool, instance_id: UUID, *, last: da
         users = await (await connection.execute(_UNIQUE_END_USERS, parameters, prepare=True)).fetchone()
         assert users is not None
         series = [
-            Day(day=day.date(), requests=requests, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost)
+            Day(day=day, requests=requests, prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost)
             for day, requests, prompt, completion, cost in daily
         ]
         return UsageReport(days=series, unique_end_users=users[0])

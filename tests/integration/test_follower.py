@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from msgspec.structs import replace
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
 from events.store import EventStore
 from events.types import UsageEntry
+from hydracore.db.pool import open_pool
 from projections import care
 from projections.activity import Activity
 from projections.fact import Fact
@@ -67,6 +68,23 @@ async def test_usage_of_each_day_is_summed_and_days_without_use_are_there(databa
         known = await spent(pool, instance_id, today=LAST_DAY)
         assert (known.daily_usd, known.monthly_usd) == (Decimal("0.251"), Decimal("0.252"))
         assert (await lanes(pool, "usage_daily"))[instance_id.bytes[15] & 63] == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("zone", "last"), [("Africa/Cairo", date(2024, 4, 27)), ("America/Santiago", date(2024, 9, 10))]
+)
+async def test_days_are_there_in_zones_whose_clocks_change_at_midnight(
+    database_url: str, owner_conn: psycopg.AsyncConnection, zone: str, last: date
+) -> None:
+    name = sql.Identifier(owner_conn.info.dbname)
+    await owner_conn.execute(sql.SQL("ALTER DATABASE {} SET timezone TO {}").format(name, zone))
+
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        report = await usage_report(pool, uuid4(), last=last, days=5)
+        known = await spent(pool, uuid4(), today=last)
+
+    assert [day.day for day in report.days] == [last - timedelta(days=ago) for ago in (4, 3, 2, 1, 0)]
+    assert (known.daily_usd, known.monthly_usd) == (0, 0)
 
 
 async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str) -> None:
