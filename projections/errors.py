@@ -3,6 +3,7 @@
 RebuildError
 |-- UnknownProjection     this code has no projection of that name
 |-- RebuildBusy           somebody else is rebuilding it
+|-- GenerationInUse       somebody still folds or reads what was to be dropped
 |-- ParityMismatch        the live table is not what the log says; nothing was swapped
 |-- WritersNotStopped     no moment was found in which the swap could be made fast enough
 |-- FoldFailed            a process that folds lanes has failed
@@ -13,9 +14,11 @@ RebuildError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from projections.drift import Comparison
+if TYPE_CHECKING:
+    from projections.drift import Comparison
 
 
 class RebuildError(Exception):
@@ -32,6 +35,13 @@ class RebuildBusy(RebuildError):
     def __init__(self, name: str) -> None:
         super().__init__(f"Somebody else is rebuilding {name}")
         self.name = name
+
+
+class GenerationInUse(RebuildError):
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"Somebody still folds or reads generation {number} of {name}; drop it once that is done")
+        self.name = name
+        self.number = number
 
 
 class ParityMismatch(RebuildError):

@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 from psycopg import AsyncConnection, sql
+from psycopg.errors import LockNotAvailable
 
 from events.sql import Statements
 from projections.definition import Projection
+from projections.errors import GenerationInUse
 from projections.tables import LIVE
 
 _SQL = Statements("projections", "generations.sql")
@@ -28,8 +30,12 @@ _SET_STATE = _SQL["set_state"]
 _ENTER_AT_TARGETS = _SQL["enter_at_targets"]
 _FORGET_FOLLOWER = _SQL["forget_follower"]
 _FORGET_GENERATION = _SQL["forget_generation"]
+_WAIT_BRIEFLY = _SQL["wait_briefly"]
 _PRIVILEGES = _SQL["privileges"]
 _PROGRESS = _SQL["progress"]
+
+#: How long whoever drops a generation waits for those who use it.
+DROP_S_MAX = 5.0
 
 #: States of a build that is under way, or was when it was killed.
 UNFINISHED = ("folding", "indexed")
@@ -116,12 +122,17 @@ async def analyze(connection: AsyncConnection, build: Generation) -> None:
 
 
 async def drop(connection: AsyncConnection, build: Generation) -> None:
-    """Remove a generation that is not live, with all its rows."""
+    """Remove a generation that is not live, with all its rows. Raises `GenerationInUse`."""
     assert build.state != "live", "what is served is not dropped"
-    async with connection.transaction():
-        await connection.execute(_composed("DROP SCHEMA IF EXISTS {} CASCADE", build.schema))
-        await connection.execute(_FORGET_FOLLOWER, (build.follower,))
-        await connection.execute(_FORGET_GENERATION, build.key)
+    try:
+        async with connection.transaction():
+            await connection.execute(_WAIT_BRIEFLY, (int(DROP_S_MAX * 1000),))
+            # The lanes first, as whoever folds has them: the other way round each would wait for the other.
+            await connection.execute(_FORGET_GENERATION, build.key)
+            await connection.execute(_composed("DROP SCHEMA IF EXISTS {} CASCADE", build.schema))
+            await connection.execute(_FORGET_FOLLOWER, (build.follower,))
+    except LockNotAvailable as error:
+        raise GenerationInUse(build.name, build.number) from error
 
 
 async def use_schema(connection: AsyncConnection, build: Generation) -> None:

@@ -56,6 +56,9 @@ ON CONFLICT (name) DO UPDATE SET
 -- name: forget_generation
 DELETE FROM projection_generation WHERE name = %(name)s AND generation = %(generation)s
 
+-- name: wait_briefly
+SELECT set_config('lock_timeout', %s::text, true)
+
 -- name: privileges
 SELECT c.relname, pg_get_userbyid(c.relowner), CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END,
        array_agg(a.privilege_type ORDER BY a.privilege_type)

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -50,7 +51,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
     """Folds with `workers` processes, which leave the processors to whoever else wants them, and rest while others write
     unless they are to go on at `full_speed`.
 
-    They end by themselves, whatever becomes of their parent.
+    They end with their parent, whatever becomes of it.
     """
 
     async def fold(projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
@@ -66,7 +67,8 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
                 await asyncio.sleep(LOOK_S)
         finally:
             for process, _ in running:
-                process.terminate()
+                # One that is stopped hears nothing else.
+                process.kill()
                 process.join()
         reasons = [reason_of(process, answer) for process, answer in running if process.exitcode != 0]
         now = await progress()
@@ -103,6 +105,7 @@ def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
 
 
 def _work(work: Callable[[], int], answer: Answer) -> None:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     os.nice(NICE)
     # A fold makes millions of objects and no cycles: looking for those would take a third of its time.
     gc.disable()
@@ -111,6 +114,14 @@ def _work(work: Callable[[], int], answer: Answer) -> None:
     except Exception as error:  # noqa: BLE001 - the parent tells of it
         answer.send(_told(error))
         raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    """One that is killed ends nobody, and its children would go on with a build that nobody knows of any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a child"
+    parent.join()
+    os._exit(1)
 
 
 def _told(error: Exception) -> str:

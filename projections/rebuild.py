@@ -153,7 +153,9 @@ async def rollback(database_url: str, projection: Projection) -> Report:
 
 
 async def prune(database_url: str, name: str) -> list[Generation]:
-    """Drop every generation of the projection that is not live, unfinished builds too. Raises `RebuildBusy`."""
+    """Drop every generation of the projection that is not live, unfinished builds too. Raises `RebuildBusy` and
+    `GenerationInUse`.
+    """
     async with _turn(database_url, name) as connection:
         found = await generations.all_in(connection, "previous", *generations.UNFINISHED)
         dropped = [generation for generation in found if generation.name == name]

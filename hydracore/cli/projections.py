@@ -1,11 +1,10 @@
 """`projections`: see how far the read tables are, build them anew from the log, and get stuck ones going.
 
 Exit status: 0 done; 1 failed, and what is served has not changed; 2 usage; 3 the live table is not what the log says; 4 somebody
-else is rebuilding it; 5 a lane is parked. Of several projections each is done and told of; the status is that of the first of 1, 4
-and 3 that there was.
+else is rebuilding it, or uses what was to be dropped; 5 a lane is parked. Of several projections each is done and told of; the status
+is that of the first of 1, 4 and 3 that there was.
 """
 
-import asyncio
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -14,6 +13,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.printing import full_speed_option, operator
+from hydracore.cli.signals import run_to_its_end
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -275,14 +275,14 @@ def _attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
 
     from events.errors import EventsError
     from hydracore.cli.projections_view import Failure
-    from projections.errors import RebuildBusy, RebuildError, UnknownProjection
+    from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
 
     try:
-        return asyncio.run(work)
+        return run_to_its_end(work)
     except UnknownProjection as error:
         _unknown(error.name)
     except (RebuildError, EventsError, psycopg.Error) as error:
-        status = BUSY if isinstance(error, RebuildBusy) else FAILED
+        status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
         failure = Failure(name, " ".join(str(error).split()), status)
     click.echo(f"hydracore: {failure.error}", err=True)
     return failure

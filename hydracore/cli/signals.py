@@ -6,30 +6,50 @@ import threading
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Any, Final, TypeVar
 
 #: Exit status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED: Final = 130
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+T = TypeVar("T")
 
-def run_until_signal(work: Coroutine[None, None, None]) -> bool:
-    """Run `work`; a signal cancels it, and it may then tidy up in peace. Whether it came to its own end."""
+
+def run_until_signal(work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work`; a signal cancels it, and it may then tidy up in peace. Whether it came to its own end.
+
+    Signals that were ignored stay so, as nohup wants it. Outside the main thread, where none arrives, nothing changes.
+    """
     return asyncio.run(_watched(work))
 
 
-async def _watched(work: Coroutine[None, None, None]) -> bool:
+def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. Where a signal comes first, it is cancelled as by `run_until_signal`, and this raises
+    `KeyboardInterrupt`.
+    """
+    given = list[T]()
+
+    async def kept() -> None:
+        given.append(await work)
+
+    if not run_until_signal(kept()):
+        raise KeyboardInterrupt
+    return given[0]
+
+
+async def _watched(work: Coroutine[Any, Any, None]) -> bool:
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
+    heard = _heard()
 
     def stop() -> None:
         # A second, impatient signal must not break off the tidying up, which has a time limit of its own.
-        for number in STOP_SIGNALS:
+        for number in heard:
             loop.add_signal_handler(number, lambda: None)
         task.cancel()
 
-    for number in STOP_SIGNALS:
+    for number in heard:
         loop.add_signal_handler(number, stop)
     try:
         await task
@@ -42,26 +62,28 @@ async def _watched(work: Coroutine[None, None, None]) -> bool:
 def interrupted_by_signals() -> Generator[None]:
     """For work without a loop: a signal raises `KeyboardInterrupt` in the block, which may then tidy up in peace.
 
-    Signals that were ignored stay so, as nohup wants it. Outside the main thread, where none arrives, nothing changes.
+    As by `run_until_signal`, signals that were ignored stay so.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in _heard()}
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in heard:
+        for number in before:
             signal.signal(number, _once_is_enough)
         raise KeyboardInterrupt
 
-    for number in heard:
+    for number in before:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in heard:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heard() -> list[signal.Signals]:
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _once_is_enough(_number: int, _frame: FrameType | None) -> None:

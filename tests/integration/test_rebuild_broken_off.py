@@ -1,0 +1,87 @@
+"""A rebuild that is told to stop, or is killed, leaves nobody behind who goes on with it; and `prune` waits for nobody for long."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from hydracore.cli.signals import INTERRUPTED
+from projections import generations
+from projections.errors import GenerationInUse
+from projections.rebuild import prune
+from projections.usage_daily import UsageDaily
+from tests.cloudsim_fixtures import REPOSITORY
+from tests.forked import Forked
+from tests.rebuilding import write_lives
+from tests.requests_to_log import open_store
+from tests.waiting import PATIENCE_S, until
+
+LANES = "SELECT FROM projection_lane WHERE folded_at IS NULL"
+UNCLAIMED = "SELECT FROM projection_lane WHERE folded_at IS NULL FOR UPDATE SKIP LOCKED"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_whoever_folds_ends_with_the_rebuild(
+    database_url: str, owner_conn: psycopg.AsyncConnection, tmp_path: Path, number: signal.Signals
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+
+    async def claimed() -> int:
+        lanes, unclaimed = [(await owner_conn.execute(query)).rowcount for query in (LANES, UNCLAIMED)]
+        return lanes - unclaimed
+
+    async def let_go() -> bool:
+        return not await claimed()
+
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        await holder.execute("LOCK TABLE event IN ACCESS EXCLUSIVE MODE")
+        rebuild = Forked(
+            *("hydracore", "projections", "rebuild", "instance", "--workers", "1"),
+            cwd=REPOSITORY,
+            env=dict(os.environ) | {"HYDRACORE_DATABASE_URL": database_url},
+            stdout=tmp_path / "output",
+            stderr=tmp_path / "errors",
+        )
+        await until(claimed)
+        rebuild.signal(number)
+
+        status = await asyncio.to_thread(rebuild.wait, PATIENCE_S)
+        await until(let_go)
+
+    assert status == (-number if number == signal.SIGKILL else INTERRUPTED)
+    if number != signal.SIGKILL:
+        assert (tmp_path / "errors").read_text() == "hydracore: interrupted\n"
+
+
+async def test_nobody_drops_lanes_that_are_being_folded(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    build = await generations.begin(owner_conn, UsageDaily())
+
+    async def waits() -> bool:
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return (await owner_conn.execute(waiting)).rowcount > 0
+
+    async with await psycopg.AsyncConnection.connect(database_url) as folder:
+        await folder.execute(UNCLAIMED)
+        with monkeypatch.context() as patched:
+            patched.setattr("projections.generations.DROP_S_MAX", 0.01)
+            with pytest.raises(GenerationInUse, match="Somebody still folds"):
+                await prune(database_url, "usage_daily")
+
+        pruning = asyncio.create_task(prune(database_url, "usage_daily"))
+        await until(waits)
+        lock = sql.SQL("LOCK TABLE {}, {} IN ROW EXCLUSIVE MODE")
+        await folder.execute(lock.format(*(sql.Identifier(build.schema, table) for table in build.tables)))
+        await folder.commit()
+
+        assert build in await pruning
