@@ -98,9 +98,10 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
     found: list[ProjectionStatus] = []
     for name in sorted(code.keys() | known.keys()):
         version, generation, swapped_at = known.get(name, (None, None, None))
-        lanes = await (await connection.execute(_STATUS, (name,))).fetchall()
         projection = code.get(name)
         inline = isinstance(projection, Inline)
+        wanted = {"name": name, "followed": projection is not None and not inline}
+        lanes = await (await connection.execute(_STATUS, wanted)).fetchall()
         found.append(
             ProjectionStatus(
                 name=name,

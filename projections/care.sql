@@ -1,13 +1,15 @@
 -- name: status
-SELECT c.lane, h.head - c.seq,
+-- Where nobody has ever been, everything is still to be taken by what is `followed`. What is followed no more has what it has.
+SELECT h.lane, h.head - s.seq,
        coalesce(extract(epoch FROM now() - (SELECT e.recorded_at
                                               FROM event e
-                                             WHERE e.lane = c.lane AND e.seq = c.seq + 1)), 0)::float8,
-       c.seq, c.error
-  FROM checkpoint c
-  JOIN lane_head h ON h.lane = c.lane
- WHERE c.follower = %s
- ORDER BY c.lane
+                                             WHERE e.lane = h.lane AND e.seq = s.seq + 1)), 0)::float8,
+       s.seq, c.error
+  FROM lane_head h
+  LEFT JOIN checkpoint c ON c.lane = h.lane AND c.follower = %(name)s
+ CROSS JOIN LATERAL (SELECT coalesce(c.seq, 0)) s (seq)
+ WHERE c.lane IS NOT NULL OR %(followed)s
+ ORDER BY h.lane
 
 -- name: known
 SELECT name, version, generation, swapped_at FROM projection ORDER BY name

@@ -28,12 +28,12 @@ def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         return
     table = _table("name", "kind", "version", "generation", "behind", "seconds", "events/s", "parked", "also kept")
     for one in found:
-        version = f"{one.version} -> {one.code_version}" if one.outdated else str(one.version)
+        version = f"{_text(one.version)} -> {one.code_version}" if one.outdated else _text(one.version)
         table.add_row(
             one.name,
             one.kind,
             version,
-            str(one.generation),
+            _text(one.generation),
             str(one.behind),
             f"{one.behind_s:.1f}",
             f"{one.events_per_s:.0f}",
@@ -50,7 +50,9 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         return
     for one in found:
         rate = f"{one.events_per_s:.0f} events/s"
-        click.echo(f"{one.name}: version {one.version}, generation {one.generation}, {one.behind} behind, {rate}")
+        waits = f"; version {one.code_version} waits for `rebuild`" if one.outdated else ""
+        built = f"version {_text(one.version)}, generation {_text(one.generation)}"
+        click.echo(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
         for lane in one.lanes:
             if lane.behind:
                 parked = "" if lane.error is None else f", parked at event {lane.seq + 1}: {lane.error}"
@@ -129,6 +131,10 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
 def _summary(one: ProjectionStatus) -> dict[str, Any]:
     parts = {name: getattr(one, name) for name in one.__struct_fields__ if name != "lanes"}
     return parts | {"behind": one.behind, "behind_s": one.behind_s, "parked": one.parked, "outdated": one.outdated}
+
+
+def _text(number: int | None) -> str:
+    return "none" if number is None else str(number)
 
 
 def _json(value: Any) -> str:

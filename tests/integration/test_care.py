@@ -149,6 +149,27 @@ async def hydracore(database_url: str, *words: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, main, ["projections", *words], env=env)
 
 
+async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_waits_for_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await requested(store)
+    await owner_conn.execute("DELETE FROM projection WHERE name = 'fleet'")
+    await owner_conn.execute("DELETE FROM projection WHERE name = 'reservation'")
+
+    found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}
+    told = (await hydracore(database_url, "status")).stdout.splitlines()
+
+    assert {name: one.behind for name, one in found.items() if one.behind} == {
+        "usage_daily": 1,
+        "fleet": 1,
+        "activity": 1,
+    }
+    assert found["activity"].behind_s > 0
+    assert "fleet: version none, generation none, 1 behind, 0 events/s; version 1 waits for `rebuild`" in told
+    assert "reservation: version none, generation none, 0 behind, 0 events/s; version 1 waits for `rebuild`" in told
+
+
 async def test_the_command_line_tells_and_its_exit_status_means_something(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
