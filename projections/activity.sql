@@ -32,6 +32,7 @@ ON CONFLICT (lane, tenant_id, day, actor, command) DO UPDATE SET
 SELECT day, actor, command, sum(commands)::bigint, sum(events)::bigint, min(first_at), max(last_at)
   FROM activity
  WHERE tenant_id = %(tenant_id)s AND day BETWEEN %(first)s AND %(last)s
+   AND (%(actor)s::text IS NULL OR actor = %(actor)s::text OR starts_with(actor, %(actor)s::text || ':'))
  GROUP BY day, actor, command
  ORDER BY day DESC, max(last_at) DESC, actor, command
  LIMIT %(limit)s

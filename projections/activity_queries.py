@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 import msgspec
 from psycopg import AsyncConnection
@@ -29,12 +29,21 @@ class ActivityLine(msgspec.Struct, frozen=True):
     last_at: datetime
 
 
-async def tenant_activity(pool: AsyncConnectionPool, tenant_id: str, *, first: date, last: date) -> list[ActivityLine]:
-    """Who did what in the tenant from the day `first` to the day `last`, the latest first."""
-    parameters = {"tenant_id": tenant_id, "first": first, "last": last, "limit": LINES_MAX}
+async def tenant_activity(
+    pool: AsyncConnectionPool, tenant_id: str, *, first: date, last: date, actor: str | None = None
+) -> list[ActivityLine]:
+    """Who did what in the tenant from the day `first` to the day `last`, the latest first; or what one `actor` did (admin:ops), or
+    all of a kind (admin).
+    """
+    parameters = {"tenant_id": tenant_id, "first": first, "last": last, "actor": actor, "limit": LINES_MAX}
 
     async def read(connection: AsyncConnection) -> list[ActivityLine]:
         cursor = await connection.execute(_OF_TENANT, parameters, prepare=True)
-        return [ActivityLine(*row) for row in await cursor.fetchall()]
+        return [_in_utc(ActivityLine(*row)) for row in await cursor.fetchall()]
 
     return await patiently(pool, read)
+
+
+def _in_utc(line: ActivityLine) -> ActivityLine:
+    first_at, last_at = line.first_at.astimezone(UTC), line.last_at.astimezone(UTC)
+    return msgspec.structs.replace(line, first_at=first_at, last_at=last_at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 from psycopg import AsyncConnection
@@ -13,6 +13,9 @@ from events.patience import patiently
 from events.sql import Statements
 
 _COUNTS = Statements("projections", "fleet.sql")["counts"]
+
+#: For how many times one answer has the counts: those of a year's days.
+TIMES_MAX = 400
 
 
 class FleetCount(msgspec.Struct, frozen=True):
@@ -27,10 +30,14 @@ class FleetCount(msgspec.Struct, frozen=True):
 
 
 async def fleet_counts(pool: AsyncConnectionPool, times: Sequence[datetime]) -> list[FleetCount]:
-    """The counts at the end of the hour before each of `times`, or within it where `times` are not full hours."""
+    """The counts at each of `times`, of which there are up to `TIMES_MAX`, in order: at the end of its hour where one is no full
+    hour, because the table counts by the hour.
+    """
+    assert len(times) <= TIMES_MAX, "whoever asks knows the limit"
+    assert list(times) == sorted(times), "what moved before the first is counted with all of them"
 
     async def read(connection: AsyncConnection) -> list[FleetCount]:
         cursor = await connection.execute(_COUNTS, {"times": list(times)}, prepare=True)
-        return [FleetCount(*row) for row in await cursor.fetchall()]
+        return [FleetCount(at.astimezone(UTC), *rest) for at, *rest in await cursor.fetchall()]
 
     return await patiently(pool, read)

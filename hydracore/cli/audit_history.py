@@ -13,7 +13,7 @@ import click
 
 from events.ids import LANES, SEQ_MAX, VERSION_MAX
 from hydracore.cli.audit import json_option, load, on_database
-from hydracore.cli.printing import Text
+from hydracore.cli.printing import Text, Time
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 #: A version, or a time.
 Moment = int | datetime
-
-
-class _Time(click.ParamType[datetime]):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from hydracore.audit.moments import read_time
-
-        try:
-            return value if isinstance(value, datetime) else read_time(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is {error}", param, ctx)
 
 
 class _Version(click.IntRange):
@@ -92,8 +80,8 @@ _instance: Final = click.argument("instance", type=click.UUID)
 @click.command()
 @click.argument("instance", type=click.UUID, required=False)
 @click.option("--tenant", type=Text(), help="Everything of this tenant, in the order of time, lane and number.")
-@click.option("--since", type=_Time(), help="Only what the log learned of at this time or later.")
-@click.option("--until", type=_Time(), help="Only what the log learned of at this time or earlier.")
+@click.option("--since", type=Time(), help="Only what the log learned of at this time or later.")
+@click.option("--until", type=Time(), help="Only what the log learned of at this time or earlier.")
 @click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type; may be repeated.")
 @click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
 @click.option("--after", type=_Position(), help="Go on behind the event at this position.")
@@ -133,7 +121,7 @@ def show(
 
 @click.command()
 @_instance
-@click.option("--at", type=_Time(), help="As it was at this time by the log's clock.")
+@click.option("--at", type=Time(), help="As it was at this time by the log's clock.")
 @click.option("--version", type=_Version(1), help="As it was after this event of its own.")
 @json_option
 def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: bool) -> None:

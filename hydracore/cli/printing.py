@@ -2,6 +2,7 @@
 
 import getpass
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,17 @@ class Text(click.ParamType[str]):
         except UnicodeEncodeError:
             self.fail(f"{value!r} is no text in UTF-8", param, ctx)
         return value
+
+
+class Time(click.ParamType[datetime]):
+    """In UTC unless it says otherwise."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from hydracore.audit.moments import read_time
+
+        try:
+            return value if isinstance(value, datetime) else read_time(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is {error}", param, ctx)

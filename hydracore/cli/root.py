@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final, cast
 import click
 
 from hydracore.catalogue import CatalogueError
+from hydracore.cli.activity import activity
 from hydracore.cli.audit import audit
 from hydracore.cli.audit_erase import erase_customer
 from hydracore.cli.audit_export import export, verify_export
@@ -22,6 +23,7 @@ from hydracore.cli.audit_history import diff, show, state
 from hydracore.cli.credentials import api_key, token
 from hydracore.cli.database import db
 from hydracore.cli.demo import demo
+from hydracore.cli.fleet import fleet
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
 from hydracore.cli.projections import projections
 from hydracore.cli.signals import INTERRUPTED
@@ -112,5 +114,22 @@ def main() -> None:
 
 for command in (show, state, diff, export, verify_export, erase_customer):
     audit.add_command(command)
-for command in (up, demo, api, relay, worker, cloudsim, modelsim, agent, db, projections, audit, sweep, api_key, token):
+for command in (
+    up,
+    demo,
+    api,
+    relay,
+    worker,
+    cloudsim,
+    modelsim,
+    agent,
+    db,
+    projections,
+    audit,
+    fleet,
+    activity,
+    sweep,
+    api_key,
+    token,
+):
     main.add_command(command)

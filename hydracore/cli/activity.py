@@ -1,0 +1,61 @@
+"""`activity`: who did what in a tenant, by the day.
+
+Exit status: 0 told; 2 usage; 3 the database cannot be reached.
+"""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hydracore.cli.audit import json_option, load, on_database
+from hydracore.cli.credentials import Id
+from hydracore.cli.printing import Text, print_json
+from hydracore.scalars import plural
+
+if TYPE_CHECKING:
+    from projections.activity_queries import ActivityLine
+
+#: How many days before the last one are shown unless somebody says so.
+DAYS: Final = 30
+
+
+class _Day(click.ParamType[date]):
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        try:
+            return value if isinstance(value, date) else date.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no day; write it like 2026-11-23", param, ctx)
+
+
+@click.command()
+@click.argument("tenant", type=Id())
+@click.option("--from", "first", type=_Day(), help=f"From this day (UTC) on; default: {DAYS} days before the last.")
+@click.option("--to", "last", type=_Day(), help="Up to this day (UTC); default: today.")
+@click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
+@json_option
+def activity(*, tenant: str, first: date | None, last: date | None, actor: str | None, as_json: bool) -> None:
+    """Show who did what in a tenant, the latest first, as far as the relay has followed the log."""
+    from projections.activity_queries import LINES_MAX, tenant_activity
+
+    last = last or datetime.now(UTC).date()
+    # There may be no day so long before it.
+    first = first or max(last, date.min + timedelta(days=DAYS)) - timedelta(days=DAYS)
+    if first > last:
+        raise click.UsageError("--from must not be after --to.")
+    found = on_database(load(), lambda pool: tenant_activity(pool, tenant, first=first, last=last, actor=actor))
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+    if len(found) == LINES_MAX:
+        text = f"these are the latest {LINES_MAX}; the earlier ones show with --to, or fewer with --from or --actor"
+        click.echo(f"hydracore: {text}", err=True)
+
+
+def _show(found: "list[ActivityLine]") -> None:
+    for one in found:
+        did = f"{one.command} {plural(one.commands, 'time')}, {plural(one.events, 'event')}"
+        click.echo(f"{one.day}  {one.actor}  {did}  {one.first_at:%H:%M:%S} to {one.last_at:%H:%M:%S}")

@@ -1,0 +1,74 @@
+"""`fleet`: how many instances there are, or were, in each status, at each provider, region and tier.
+
+Exit status: 0 told; 2 usage; 3 the database cannot be reached.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, Literal
+
+import click
+
+from hydracore.cli.audit import json_option, load, on_database
+from hydracore.cli.printing import Time, print_json
+
+if TYPE_CHECKING:
+    from projections.fleet_queries import FleetCount
+
+_STEPS: Final = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+
+
+@click.command()
+@click.option("--at", type=Time(), help="At this time, or the full hour before it; default: now.")
+@click.option("--from", "first", type=Time(), help="At this time, or the full hour before it, and at others after it.")
+@click.option("--to", "last", type=Time(), help="With --from: until this time; default: now.")
+@click.option(
+    "--every", type=click.Choice(list(_STEPS)), default="day", show_default=True, help="With --from: how often."
+)
+@json_option
+def fleet(
+    *, at: datetime | None, first: datetime | None, last: datetime | None, every: Literal["hour", "day"], as_json: bool
+) -> None:
+    """Count the instances by status, provider, region and tier, now or over time, as far as the relay has followed the log."""
+    from projections.fleet_queries import fleet_counts
+
+    times = _times(at, first, last, _STEPS[every])
+    found = on_database(load(), lambda pool: fleet_counts(pool, times))
+    if as_json:
+        print_json(found)
+    else:
+        _show(found, times)
+
+
+def _times(at: datetime | None, first: datetime | None, last: datetime | None, step: timedelta) -> list[datetime]:
+    """The times that are asked for. Raises `click.UsageError`."""
+    from projections.fleet_queries import TIMES_MAX
+
+    now = datetime.now(UTC)
+    if first is None:
+        if last is not None:
+            raise click.UsageError("--to goes with --from.")
+        return [now if at is None or at > now else _full_hour(at)]
+    if at is not None:
+        raise click.UsageError("Give either --at or --from.")
+    until = now if last is None else min(last, now)
+    if first > until:
+        raise click.UsageError("--from must not be after --to, or after now.")
+    count = (until - _full_hour(first)) // step + 1
+    if count > TIMES_MAX:
+        raise click.UsageError(f"These are {count} times, and at most {TIMES_MAX} are told of: choose others.")
+    return [_full_hour(first) + number * step for number in range(count)]
+
+
+def _full_hour(time: datetime) -> datetime:
+    return time.replace(minute=0, second=0, microsecond=0)
+
+
+def _show(found: "list[FleetCount]", times: list[datetime]) -> None:
+    by_time = {time: list["FleetCount"]() for time in times}
+    for one in found:
+        by_time[one.at].append(one)
+    for time, counts in by_time.items():
+        click.echo(f"{time:%Y-%m-%dT%H:%M:%SZ}  {sum(one.instances for one in counts)} in all")
+        for one in counts:
+            where = f"{one.provider or 'no provider yet'}, {one.region_id}, {one.tier_id}"
+            click.echo(f"{one.instances:>8}  {one.status:<12}  {where}")

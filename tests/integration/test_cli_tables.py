@@ -1,0 +1,142 @@
+"""`fleet` and `activity`: what there is and was, and who did what, on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from hydracore.cli import main
+from projections.activity_queries import LINES_MAX
+from tests.rebuilding import follow_all, write_lives
+from tests.requests_to_log import open_store
+
+#: Moves two and one days before today's, as (days ago, status, entries, exits).
+MOVES = [(2, "pending", 7, 0), (1, "pending", 0, 2), (1, "running", 2, 0)]
+
+
+async def hydracore(database_url: str, *words: str) -> Result:
+    """The command in this process; a command has an event loop of its own, so it runs in a thread."""
+    return await asyncio.to_thread(CliRunner().invoke, main, words, env={"HYDRACORE_DATABASE_URL": database_url})
+
+
+async def counts(database_url: str, *words: str) -> dict[str, dict[str, int]]:
+    """By time and status."""
+    done = await hydracore(database_url, "fleet", "--json", *words)
+    assert done.exit_code == 0, done
+    found = dict[str, dict[str, int]]()
+    for one in json.loads(done.stdout):
+        found.setdefault(one["at"], {})[one["status"]] = one["instances"]
+    return found
+
+
+@pytest.fixture
+async def midnight(owner_conn: psycopg.AsyncConnection) -> datetime:
+    """The last one, of a database with a fleet that has moved at noon of days before it, and with a time zone of its own."""
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    await owner_conn.execute(f"ALTER DATABASE {owner_conn.info.dbname} SET timezone TO 'Africa/Cairo'".encode())
+    for days_ago, status, entries, exits in MOVES:
+        hour = midnight - timedelta(days=days_ago, hours=-12)
+        moved = (hour, status, entries, exits)
+        await owner_conn.execute("INSERT INTO fleet VALUES (3, %s, %s, 'cloudsim', 'local', 'starter', %s, %s)", moved)
+    return midnight
+
+
+def text_of(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
+
+
+async def test_the_fleet_is_counted_at_any_time(database_url: str, midnight: datetime) -> None:
+    noon = midnight - timedelta(hours=36)
+    before, behind = text_of(noon), text_of(noon + timedelta(hours=1))
+
+    assert await counts(database_url, "--at", before) == {}
+    assert await counts(database_url, "--at", f"{noon:%Y-%m-%dT%H}:59:59") == {}
+    assert await counts(database_url, "--at", behind) == {behind: {"pending": 7}}
+    assert list((await counts(database_url)).values()) == [{"pending": 5, "running": 2}]
+    last = await hydracore(database_url, "fleet", "--at", text_of(midnight))
+    assert last.stdout.splitlines() == [
+        f"{text_of(midnight)}  7 in all",
+        "       5  pending       cloudsim, local, starter",
+        "       2  running       cloudsim, local, starter",
+    ]
+
+
+async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datetime) -> None:
+    first, last = midnight - timedelta(days=2), midnight
+    days = await counts(database_url, "--from", text_of(first), "--to", text_of(last))
+    noon = midnight - timedelta(hours=12)
+    hours = await counts(
+        database_url, "--from", text_of(noon), "--to", text_of(noon + timedelta(hours=1)), "--every", "hour"
+    )
+
+    second = text_of(midnight - timedelta(days=1))
+    assert days == {second: {"pending": 7}, text_of(midnight): {"pending": 5, "running": 2}}
+    assert list(hours.values()) == [{"pending": 7}, {"pending": 5, "running": 2}]
+
+
+async def test_activity_tells_who_did_what(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    today = datetime.now(UTC).date()
+
+    async def told(*words: str) -> list[dict[str, Any]]:
+        done = await hydracore(database_url, "activity", "acme", "--json", *words)
+        assert done.exit_code == 0, done
+        return json.loads(done.stdout)
+
+    everything = await told()
+    assert {one["actor"] for one in everything} == {"api", "worker", "agent:x"}
+    assert all(one["first_at"].endswith("Z") for one in everything)
+    agents = {one["command"]: one["commands"] for one in await told("--actor", "agent")}
+    assert agents == {"RecordServerCreated": 2, "EnrolAgent": 2, "RecordUsage": 2}
+    assert await told("--actor", "agen") == []
+    assert await told("--to", str(today - timedelta(days=2))) == []
+    assert (await hydracore(database_url, "activity", "other")).stdout == ""
+    shown = await hydracore(database_url, "activity", "acme", "--from", str(today - timedelta(days=1)))
+    assert any("  api  RequestInstance 4 times, 4 events  " in line for line in shown.stdout.splitlines())
+
+
+async def test_whoever_asks_for_too_much_activity_hears_of_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    many = "SELECT 1, 'acme', %s::date, 'admin:' || n, 'Do', 1, 1, now(), now() FROM generate_series(0, %s) n"
+    await owner_conn.execute(f"INSERT INTO activity {many}".encode(), (date(2026, 9, 21), LINES_MAX))
+
+    done = await hydracore(database_url, "activity", "acme", "--to", "2026-09-21")
+
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, LINES_MAX)
+    assert done.stderr.startswith(f"hydracore: these are the latest {LINES_MAX}; ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fleet --at noon",
+        "fleet --to 2026-01-01",
+        "fleet --at 2026-01-01 --from 2026-01-01",
+        "fleet --from 2026-01-02 --to 2026-01-01",
+        "fleet --from 2020-01-01 --to 2026-01-01",
+        "activity",
+        "activity a/b",
+        "activity acme --from yesterday",
+        "activity acme --from 2026-01-02 --to 2026-01-01",
+    ],
+)
+def test_what_cannot_be_told_is_a_usage_error(words: str) -> None:
+    done = CliRunner().invoke(main, words.split(), env={"HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none"})
+
+    assert (done.exit_code, done.stderr.startswith("Usage: ")) == (2, True)
+
+
+@pytest.mark.parametrize("words", ["fleet", "activity acme"])
+def test_a_database_that_is_away_is_one_line(words: str) -> None:
+    done = CliRunner().invoke(main, words.split(), env={"HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none"})
+
+    assert (done.exit_code, done.stderr.startswith("hydracore: connection failed")) == (3, True)
