@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
+from events import pages
 from events.batch import LANDED
 from events.commands import AnyCommand, RequestInstance
 from events.committer import Committer
@@ -26,15 +27,15 @@ from events.state import Instance
 from events.upcast import read
 
 _SQL = Statements("events", "store.sql")
-_STREAM_FROM = _SQL["stream_from"]
+_STREAM_FROM = pages.paged(_SQL["stream_from"])
 _HEADS = _SQL["heads"]
 _LANE_AFTER = _SQL["lane_after"]
 
 #: How often a command is decided again after a lost race, before the caller learns of it.
 RACES_MAX = 16
 
-#: How many events of a stream are read, and folded in one go: the stream of an instance that was used for a year has hundreds
-#: of thousands, and others are to be served meanwhile.
+#: How many events of a stream are read, and folded in one go, at most: the stream of an instance that was used for a year has
+#: hundreds of thousands, and others are to be served meanwhile.
 STREAM_PAGE = 200
 
 #: How many states one process remembers. A remembered state is only a shorter way to load: newer events are read.
@@ -47,6 +48,7 @@ class _Row(NamedTuple):
     schema_version: int
     payload: str
     digest: bytes
+    upto_bytes: int
 
 
 class _Remembered(NamedTuple):
@@ -85,7 +87,7 @@ class EventStore:
             rows = await self._read(stream_id, since=remembered.state.version)
             if rows and rows[0].digest == remembered.digest:
                 state = self._fold(stream_id, remembered.state, rows[1:])
-                return state if len(rows) < STREAM_PAGE else await self._fold_on(stream_id, state)
+                return await self._fold_on(stream_id, state) if _may_go_on(rows) else state
             # Not the log that this was read from any more: it was restored from a backup.
             self._states.pop(stream_id, None)
         return await self._fold_on(stream_id, None)
@@ -95,14 +97,14 @@ class EventStore:
         while True:
             rows = await self._read(stream_id, since=1 if state is None else state.version + 1)
             state = self._fold(stream_id, state, rows)
-            if len(rows) < STREAM_PAGE:
+            if not _may_go_on(rows):
                 return state
 
     async def _read(self, stream_id: UUID, *, since: int) -> list[_Row]:
         """The next page of a stream."""
 
         async def read(connection: AsyncConnection) -> list[_Row]:
-            parameters = (lane_of(stream_id), stream_id, since, STREAM_PAGE)
+            parameters = (lane_of(stream_id), stream_id, since, STREAM_PAGE, pages.PAGE_BYTES)
             cursor = await connection.execute(_STREAM_FROM, parameters, prepare=True)
             return [_Row(*row) for row in await cursor.fetchall()]
 
@@ -197,6 +199,11 @@ class EventStore:
         self._states.move_to_end(state.id)
         if len(self._states) > STATES_MAX:
             self._states.popitem(last=False)
+
+
+def _may_go_on(rows: list[_Row]) -> bool:
+    weight = rows[-1].upto_bytes if rows else 0
+    return pages.may_go_on(events=len(rows), events_max=STREAM_PAGE, weight=weight)
 
 
 async def read_heads(connection: AsyncConnection) -> dict[int, int]:

@@ -4,11 +4,16 @@ SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), kn
  ORDER BY ordinal
 
 -- name: stream_from
-SELECT version, type, schema_version, payload::text, digest
-  FROM event
- WHERE lane = %s AND stream_id = %s AND version >= %s
- ORDER BY version
- LIMIT %s
+-- A page of a stream (`events/pages.py`); here and below, with what all of it up to each event weighs.
+SELECT e.version, e.type, e.schema_version, e.payload::text, e.digest, e.upto_bytes
+  FROM (SELECT e.version, e.type, e.schema_version, e.payload, e.digest, {weight} AS bytes,
+               sum({weight}) OVER (ORDER BY e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
+          FROM event e
+         WHERE e.lane = %s AND e.stream_id = %s AND e.version >= %s
+         ORDER BY e.version
+         LIMIT %s) e
+ WHERE e.upto_bytes - e.bytes < %s
+ ORDER BY e.version
 
 -- name: heads
 SELECT lane, head FROM lane_head ORDER BY lane

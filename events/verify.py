@@ -20,6 +20,7 @@ import msgspec
 from psycopg import Connection
 from psycopg.types.string import ByteaBinaryLoader
 
+from events import pages
 from events.digest import GENESIS
 from events.examine import examine
 from events.finding import FINDINGS_MAX, Finding
@@ -36,8 +37,11 @@ _BOUNDS = _SQL["bounds"]
 _STREAMS = _SQL["streams"]
 _VERSIONS_AT = _SQL["versions_at"]
 
-#: How many numbers one window has: enough to share the cost of a row, few enough to stay in the caches.
+#: How many numbers one window has, unless their events are large: enough to share the cost of a row, few enough to stay in the caches.
 WINDOW = 512
+
+#: More than any event has.
+_BYTES_MAX = 2**31 - 1
 
 #: How many lanes are read side by side: the more, the seldomer a page of the table is read; but what is known of each stream of
 #: these lanes is kept in memory.
@@ -85,12 +89,14 @@ def read(connection: Connection, lanes: Sequence[Lane], *, after_each: Callable[
 
 
 def _turn(connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]) -> set[int]:
-    """The next window of each lane, not beyond its end; which lanes had one."""
+    """The next window of each lane, not beyond its end, unless it has to be asked for again; which lanes had one."""
     parameters = {
         "lanes": list(lanes),
         "after": [lane.read_upto for lane in lanes.values()],
         "upto": [ends[number] for number in lanes],
-        "window": WINDOW,
+        "windows": [lane.window for lane in lanes.values()],
+        "bytes": [lane.payload_bytes_max for lane in lanes.values()],
+        "events": 4 * WINDOW,
     }
     seen: set[int] = set()
     with connection.transaction():
@@ -99,9 +105,10 @@ def _turn(connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]) 
         # Digests are taken over the bytes of a document: nothing is made of them.
         cursor.adapters.register_loader("json", ByteaBinaryLoader)
         with cursor.copy(_WINDOWS, parameters) as copy:
-            copy.set_types(("int2", *TYPES))
-            for number, *columns in copy.rows():
-                lanes[number].take(window_of(columns))
+            copy.set_types(("int2", "int4", *TYPES))
+            for number, bytes_max, *columns in copy.rows():
+                if lanes[number].has_room(bytes_max or 0):
+                    lanes[number].take(window_of(columns))
                 seen.add(number)
     return seen
 
@@ -119,6 +126,8 @@ class Lane:
         self.number = number
         self.upto = upto
         self.events = self.commands = 0
+        #: How many numbers its next window has.
+        self.window = WINDOW
         #: The number of the last command that was read.
         self.read_upto = start.seq
         self._findings: list[Finding] = []
@@ -137,6 +146,19 @@ class Lane:
             parameters = {"lane": self.number, "after": self._start.seq}
             for stream, version in connection.execute(_VERSIONS_AT, parameters, binary=True):
                 self._versions.setdefault(stream, version)
+
+    @property
+    def payload_bytes_max(self) -> int:
+        """How large each event of the next window may be, so that all of it is no more than a page (`events/pages.py`)."""
+        return pages.PAGE_BYTES // self.window if self.window > 1 else _BYTES_MAX
+
+    def has_room(self, bytes_max: int) -> bool:
+        """Whether the window that was asked for has all payloads, of which the largest is so large. The next one is as large as it
+        may be, if its events are like these.
+        """
+        fits_in = bytes_max <= self.payload_bytes_max
+        self.window = min(WINDOW, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
+        return fits_in
 
     def take(self, window: Window) -> None:
         """Check the next window, and go on behind it whatever it was like."""

@@ -7,12 +7,14 @@ SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_memoize'
 -- name: windows
 -- A row for each lane that has a command behind `after` and up to `upto`: the columns of its next commands, and of their events, each
 -- in one piece. Several lanes are read side by side because their events lie side by side: lane after lane, every page of the
--- table would be read again for every lane. Numbers that only a forger writes, and nulls, are no reason to fail here.
+-- table would be read again for every lane. Of a payload that is larger than the lane's `bytes`, only that is sent; then the window has to
+-- be smaller. What one is compressed to says little, and it is sent in a moment anyway: it is looked into. Numbers that only a forger writes, and nulls, are no reason to fail here.
 COPY (
-SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tenants, c.names, c.actors, c.correlation_ids,
+SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tenants, c.names, c.actors, c.correlation_ids,
        c.causation_ids, c.request_hashes, c.results, c.links, c.digests, c.recorded, c.are_whole AND e.are_whole,
        e.seqs, e.stream_ids, e.versions, e.types, e.schema_versions, e.payloads, e.digests, e.command_ids, e.tenants, e.recorded
-  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) AS l (lane, after, upto)
+  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[], %(windows)s::integer[], %(bytes)s::integer[])
+       AS l (lane, after, upto, window_size, bytes)
  CROSS JOIN LATERAL (SELECT first_seq
                        FROM command
                       WHERE lane = l.lane AND first_seq > l.after AND first_seq <= l.upto
@@ -36,24 +38,27 @@ SELECT l.lane, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tena
               min(first_seq) AS seq_min,
               -- A count that is no command's must not make all of a lane one window.
               least(max(least(first_seq, 9223372036854775807 - greatest(event_count, 0)) - 1 + event_count),
-                    least(min(first_seq), 9223372036854775807 - 4 * %(window)s) + 4 * %(window)s) AS seq_max
+                    least(min(first_seq), 9223372036854775807 - %(events)s) + %(events)s) AS seq_max
          FROM (SELECT first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
                       request_hash, result, digest, link, recorded_at
                  FROM command
                 WHERE lane = l.lane AND first_seq >= w.first_seq AND first_seq <= l.upto
-                  AND first_seq <= greatest(w.first_seq, least(w.first_seq, 9223372036854775807 - %(window)s) + %(window)s - 1)
+                  AND first_seq <= greatest(w.first_seq, least(w.first_seq, 9223372036854775807 - l.window_size) + l.window_size - 1)
                 ORDER BY first_seq) rows) c
  CROSS JOIN LATERAL (
        SELECT array_agg(seq) AS seqs, string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
               array_agg(coalesce(version, 0)) AS versions, string_agg(textsend(type), '\x00') AS types,
-              array_agg(coalesce(schema_version, -1)) AS schema_versions, array_agg(payload) AS payloads,
+              array_agg(coalesce(schema_version, -1)) AS schema_versions,
+              array_agg(CASE WHEN bytes <= l.bytes THEN payload END) AS payloads, max(bytes) AS bytes_max,
               string_agg(digest, int8send(32)) AS digests,
               string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
               string_agg(textsend(tenant_id), '\x00') AS tenants,
               string_agg(timestamptz_send(recorded_at), '') AS recorded,
               bool_and((stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at) IS NOT NULL)
               AS are_whole
-         FROM (SELECT seq, stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at
+         FROM (SELECT seq, stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at,
+                      CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
+                           ELSE octet_length(json_send(payload)) END AS bytes
                  FROM event
                 WHERE lane = l.lane AND seq >= c.seq_min AND seq <= c.seq_max
                 ORDER BY seq) rows) e

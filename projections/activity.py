@@ -58,6 +58,7 @@ class Activity:
     name = "activity"
     version = 1
     types = None
+    payloads = False
     tables = (_ACTIVITY,)
     ddl = _SQL
 

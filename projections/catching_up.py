@@ -23,7 +23,7 @@ _HEADS = _SQL["heads"]
 _POSITIONS = _SQL["positions"]
 _MOVE = _SQL["move"]
 
-#: How many facts are read at a time, about, and how many of a lane at least.
+#: How many facts are read at a time, about, and how many of a lane at least, unless they are large.
 FACTS_MAX = 4_000
 LANE_FACTS_MIN = 50
 
@@ -88,7 +88,7 @@ async def catch_up(
 
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
     """The facts between, added as a follower adds them. Raises `EventRefused` and `LogCorrupted`."""
-    reader = Reader(projection.name, projection.version, projection.types)
+    reader = Reader.of(projection)
     skipped = await read_skipped(connection, [reader])
 
     async def apply(some: Sequence[Position]) -> None:

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from events.record import InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
-from projections.fact import Fact
+from projections.fact import Fact, Interest
 from projections.tables import Row, Rows, Table
 
 
@@ -64,11 +64,8 @@ class Accumulator(Protocol):
     def rows(self) -> Rows: ...
 
 
-class Followed(Definition, Protocol):
-    """`types`: the stored names of the events it wants, None for all."""
-
-    @property
-    def types(self) -> tuple[str, ...] | None: ...
+class Followed(Definition, Interest, Protocol):
+    """Wants events of some types, and what they say or not."""
 
     def begin(self) -> Accumulator:
         """The fold of a lane, before its first event."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection, sql
 
+from events import pages
+from events.codec import tag_of
 from events.errors import LogCorrupted
 from events.sql import Statements
 from events.types import AnyEvent
@@ -19,6 +21,12 @@ from projections import stored
 _SQL = Statements("projections", "facts.sql")
 _OF_LANES: Any = _SQL["of_lanes"].decode()
 _SKIPPED = _SQL["skipped"]
+
+
+class Untold(msgspec.Struct, frozen=True, tag_field="type", tag="untold"):
+    """What an event of the type `name` says, for those who do not ask."""
+
+    name: str
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,13 +40,24 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     command: str
     first: bool
-    event: AnyEvent
+    said: AnyEvent | Untold = msgspec.field(name="event")
+
+    @property
+    def event(self) -> AnyEvent:
+        """For a projection with `payloads`."""
+        assert not isinstance(self.said, Untold), "whoever does not ask is not told"
+        return self.said
+
+    @property
+    def type(self) -> str:
+        """The stored name of the event's type."""
+        return self.said.name if isinstance(self.said, Untold) else tag_of(self.said)
 
 
 class _Read(Fact, frozen=True, kw_only=True):
     """A fact as it comes out of the log, its event in whatever version."""
 
-    event: Stored  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
+    said: Stored | Untold = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
 _decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
@@ -71,12 +90,35 @@ class _Whose(msgspec.Struct):
     stream_id: UUID
 
 
+class Interest(Protocol):
+    """Who reads: what it skipped stays skipped for it. `types`: the stored names of the events it wants, None for all.
+    `payloads`: whether it wants to know what these say, and not only who caused them and when.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def types(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def payloads(self) -> bool: ...
+
+
 class Reader(NamedTuple):
-    """Who reads: what it skipped stays skipped for it. `types`: the stored names of the events it wants, None for all."""
+    """An `Interest` by itself."""
 
     name: str
     version: int
     types: tuple[str, ...] | None
+    payloads: bool
+
+    @classmethod
+    def of(cls, one: Interest) -> Self:
+        return cls(one.name, one.version, one.types, one.payloads)
 
     def decode(self, positions: Sequence[Position], skipped: Skipped) -> list[Fact]:
         """The facts among `positions` that it wants and has not skipped.
@@ -99,7 +141,7 @@ def decode_list(facts: bytes) -> list[Fact]:
 
 
 def _of_today(fact: _Read) -> Fact:
-    return msgspec.structs.replace(fact, event=of_today(fact.event)) if isinstance(fact.event, Outdated) else fact
+    return msgspec.structs.replace(fact, said=of_today(fact.said)) if isinstance(fact.said, Outdated) else fact
 
 
 async def read_skipped(connection: AsyncConnection, readers: Sequence[Reader]) -> Skipped:
@@ -109,11 +151,22 @@ async def read_skipped(connection: AsyncConnection, readers: Sequence[Reader]) -
     return frozenset(await cursor.fetchall())
 
 
+def told_to(readers: Iterable[Interest]) -> list[str] | None:
+    """The types of events of which one of them wants to know what they say; None for all."""
+    asking = [reader for reader in readers if reader.payloads]
+    if any(reader.types is None for reader in asking):
+        return None
+    return sorted({name for reader in asking for name in reader.types or ()})
+
+
 class Found(NamedTuple):
-    """What comes after places of the log, without a gap; and where there is one right behind that, or a lane ends too soon."""
+    """What comes after places of the log, without a gap; where there is one right behind that, or a lane ends too soon; and where
+    the page was full.
+    """
 
     positions: dict[Place, list[Position]]
     holes: dict[Place, LogCorrupted]
+    full: set[Place]
 
 
 async def read_facts(
@@ -125,31 +178,40 @@ async def read_facts(
     limit: int,
     upto: Mapping[int, int] | None = None,
 ) -> Found:
-    """What comes after each of `places`, in order, up to `limit` each and, in a lane, not above `upto`, for all of `readers`.
+    """What comes after each of `places`, in order, up to `limit` each and, in a lane, not above `upto`, for all of `readers`. The
+    places share the bytes of a page.
 
     All up to the lanes' `heads` must be there, as they were before this is asked, each event with its command.
     """
     types = {name for reader in readers for name in reader.types or ()}
+    bytes_max = max(1, pages.PAGE_BYTES // len(places))
     parameters = {
         "types": None if any(reader.types is None for reader in readers) else sorted(types),
+        "told": told_to(readers),
         "lanes": [lane for lane, _ in places],
         "after": [after for _, after in places],
         "upto": [None if upto is None else upto[lane] for lane, _ in places],
         "limit": limit,
+        "bytes": bytes_max,
     }
-    query = sql.SQL(_OF_LANES).format(fact=stored.fact())
+    told = sql.Placeholder("told")
+    query = sql.SQL(_OF_LANES).format(fact=stored.fact(told), weight=stored.weight(told))
     cursor = await connection.execute(query, parameters)
-    found = Found({place: [] for place in places}, {})
-    for number, seq, name, json in await cursor.fetchall():
+    found = Found({place: [] for place in places}, {}, set())
+    for number, seq, name, weight, json in await cursor.fetchall():
         lane, after = place = places[int(number) - 1]
         positions = found.positions[place]
+        if weight >= bytes_max:
+            found.full.add(place)
         if seq == after + len(positions) + 1:
             positions.append(Position(lane, seq, name, json))
         else:
             missing = after + len(positions) + 1
             found.holes.setdefault(place, LogCorrupted(lane, missing, f"the next event is {seq}"))
     for (lane, after), positions in found.positions.items():
-        if len(positions) < min(limit, heads[lane] - after):
+        if len(positions) >= limit:
+            found.full.add((lane, after))
+        elif (lane, after) not in found.full and len(positions) < heads[lane] - after:
             what = f"there is no such event, or not its command, and the head is {heads[lane]}"
             found.holes.setdefault((lane, after), LogCorrupted(lane, after + len(positions) + 1, what))
     return found

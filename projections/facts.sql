@@ -1,23 +1,33 @@
 -- What followed projections are folded from: an event with its place, time, and who did what it came from.
 
+-- name: is_told
+-- Whether somebody wants to know what the event `e` says, and not only who caused it and when.
+({told}::text[] IS NULL OR e.type = ANY ({told}::text[]))
+
 -- name: fact
--- Of the event `e` and its command `k`.
+-- Of the event `e` and its command `k`. Where what it says is not told, its type stands in place of that.
 json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id, 'recorded_at', e.recorded_at,
-                  'actor', k.actor, 'command', k.name, 'first', k.first_seq = e.seq, 'event', {payload})::text
+                  'actor', k.actor, 'command', k.name, 'first', k.first_seq = e.seq,
+                  'event', CASE WHEN {is_told} THEN {payload}
+                                ELSE json_build_object('type', 'untold', 'name', e.type) END)::text
+
+-- name: weight_of_told
+CASE WHEN {is_told} THEN {weight} ELSE 0 END
 
 -- name: of_lanes
--- Up to %(limit)s events from each place on; those of no wanted type without what they say.
-SELECT p.place, e.seq, e.type, e.fact
+-- A page (`events/pages.py`) from each place on; events of no wanted type without a fact.
+SELECT p.place, e.seq, e.type, e.upto_bytes,
+       CASE WHEN %(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[]) THEN {fact} END
   FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) WITH ORDINALITY AS p (lane, after, upto, place)
  CROSS JOIN LATERAL (
-       SELECT e.seq, e.type,
-              CASE WHEN %(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[])
-                   THEN {fact} END AS fact
+       SELECT e.lane, e.seq, e.stream_id, e.tenant_id, e.type, e.schema_version, e.payload, e.command_id, e.recorded_at,
+              {weight} AS bytes, sum({weight}) OVER (ORDER BY e.seq ROWS UNBOUNDED PRECEDING) AS upto_bytes
          FROM event e
-         JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
         WHERE e.lane = p.lane AND e.seq > p.after AND (p.upto IS NULL OR e.seq <= p.upto)
         ORDER BY e.seq
         LIMIT %(limit)s) e
+  JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+ WHERE e.upto_bytes - e.bytes < %(bytes)s
  ORDER BY p.place, e.seq
 
 -- name: skipped
@@ -37,10 +47,10 @@ SELECT e.lane, e.seq
  LIMIT 1
 
 -- name: of_lanes_by_stream
--- A row per chunk of a lane, lane after lane. An event whose command is missing comes without what it says of that, and is not read.
+-- A row per chunk of a lane, lane after lane: so many events at most, and no more than one that its {bytes} do not hold. An event whose command is missing comes without what it says of that, and is not read.
 COPY (
     SELECT lane, '[' || string_agg(fact, ',' ORDER BY place) || ']'
-      FROM (SELECT e.lane, row_number() OVER (PARTITION BY e.lane ORDER BY e.stream_id, e.version) - 1 AS place,
+      FROM (SELECT e.lane, row_number() OVER by_stream - 1 AS place, sum({weight}) OVER by_stream / {bytes} AS part,
                    {fact} AS fact
               FROM event e
               LEFT JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
@@ -49,7 +59,8 @@ COPY (
                AND NOT EXISTS (SELECT
                                  FROM projection_intervention i
                                 WHERE i.name = {name} AND i.version = {version} AND i.lane = e.lane AND i.seq = e.seq
-                                  AND i.action = 'skip')) facts
-     GROUP BY lane, place / {chunk}
-     ORDER BY lane, place / {chunk}
+                                  AND i.action = 'skip')
+            WINDOW by_stream AS (PARTITION BY e.lane ORDER BY e.stream_id, e.version ROWS UNBOUNDED PRECEDING)) facts
+     GROUP BY lane, place / {chunk}, part
+     ORDER BY lane, place / {chunk}, part
 ) TO STDOUT (FORMAT binary)

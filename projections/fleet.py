@@ -108,6 +108,7 @@ class Fleet:
         "deletion_requested",
         "instance_deleted",
     )
+    payloads = True
     tables = (_FLEET, _MEMBER)
     ddl = _SQL
 

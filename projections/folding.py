@@ -19,6 +19,7 @@ import msgspec
 import psycopg
 from psycopg import Connection, sql
 
+from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES, lane_of
 from events.pacing import Pace
@@ -26,7 +27,7 @@ from events.sql import Statements
 from projections import stored
 from projections.copying import copy_in
 from projections.definition import Followed, Inline, Projection, StreamFold
-from projections.fact import decode_list
+from projections.fact import decode_list, told_to
 from projections.gathering import CHUNK, Targets, rows_of
 from projections.generations import Generation
 from projections.spilling import Part, lengths_of
@@ -51,6 +52,9 @@ LANES_AT_ONCE_MAX = 32
 
 #: How many pages of the log come together: some thousand events, or a few hundred of them where few lanes are read.
 PAGES = 64
+
+#: How many bytes an event may have to come together with others: with those, some thousand of them are a few pages.
+ALONE_BYTES = pages.PAGE_BYTES // 1024
 
 #: Of how many streams is known beforehand how long they are: a bound on memory, beyond which they are folded at the end.
 LENGTHS_MAX = 500_000
@@ -135,7 +139,9 @@ def _rows_of_streams(
 
     known = reader.execute(_LENGTHS_OF_STREAMS, {"lanes": list(targets), "limit": LENGTHS_MAX}, binary=True).fetchone()
     lengths = {} if known is None else lengths_of(*known)
-    with closing(_copy_out(reader, _query(_PARTS_OF_LANES, targets, pages=PAGES), rest)) as found:
+    with closing(
+        _copy_out(reader, _query(_PARTS_OF_LANES, targets, pages=PAGES, alone=ALONE_BYTES, told=None), rest)
+    ) as found:
         yield from rows_of(starmap(Part, found), begin, targets=targets, lengths=lengths)
 
 
@@ -151,7 +157,16 @@ def _fold_facts(
     for lane, target, count in reader.execute(_EVENTS_IN_LANES, lists):
         if count != target:
             raise LogCorrupted(lane, target, f"{count} events where {target} must be")
-    query = _query(_FACTS_OF_LANES, targets, name=projection.name, version=projection.version, types=types, chunk=CHUNK)
+    told = told_to([projection])
+    query = _query(
+        _FACTS_OF_LANES,
+        targets,
+        name=projection.name,
+        version=projection.version,
+        types=types,
+        told=told,
+        chunk=CHUNK,
+    )
     try:
         with closing(_copy_out(reader, query, rest)) as found:
             for _, chunks in groupby(found, key=lambda row: row[0]):
@@ -179,6 +194,12 @@ def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], N
 def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:
     """COPY takes no parameters: the values are quoted into it."""
     text: Any = statement.decode()
-    literals = {"lanes": list(targets), "targets": [targets.get(lane, 0) for lane in range(LANES)], **values}
+    literals = {
+        "lanes": list(targets),
+        "targets": [targets.get(lane, 0) for lane in range(LANES)],
+        "bytes": pages.PAGE_BYTES,
+        **values,
+    }
     quoted = {name: sql.Literal(value) for name, value in literals.items()}
-    return sql.SQL(text).format(payload=stored.payload(), fact=stored.fact(), **quoted)
+    fact, weight = stored.fact(quoted["told"]), stored.weight(quoted["told"])
+    return sql.SQL(text).format(payload=stored.payload(), fact=fact, weight=weight, **quoted)

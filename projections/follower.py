@@ -22,7 +22,7 @@ from events.errors import StoreUnavailable
 from events.lease import lease
 from events.patience import may_pass, patiently
 from events.sql import Statements
-from projections.fact import Fact, Place, Position, Reader, Skipped, read_facts, read_skipped
+from projections.fact import Fact, Interest, Place, Position, Reader, Skipped, read_facts, read_skipped
 
 _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
@@ -31,10 +31,10 @@ _LEASE_LANES = _SQL["lease_lanes"]
 _MOVE_CHECKPOINTS = _SQL["move_checkpoints"]
 _PARK = _SQL["park"]
 
-#: How many events are read in one transaction, about: the lanes share them.
+#: How many events are read in one transaction, about, unless they are large: the lanes share them.
 BATCH_MAX = 4_000
 
-#: How many events of a lane are read in one transaction at least, however many lanes share it.
+#: How many small events of a lane are read in one transaction at least, however many lanes share it.
 LANE_BATCH_MIN = 50
 
 #: How long a parked lane rests before its event is tried again.
@@ -43,17 +43,8 @@ PARKED_S = 30.0
 _log = structlog.get_logger(__name__)
 
 
-class FollowedProjection(Protocol):
-    """A read table that follows the log. `types`: the stored names of the events it wants, None for all."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> int: ...
-
-    @property
-    def types(self) -> tuple[str, ...] | None: ...
+class FollowedProjection(Interest, Protocol):
+    """A read table that follows the log."""
 
     async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
         """Fold `facts`, those of each lane in order, into the table. Runs in the checkpoint's transaction."""
@@ -75,7 +66,7 @@ class Follower:
 
     def __init__(self, pool: AsyncConnectionPool, *projections: FollowedProjection) -> None:
         self._pool = pool
-        self._projections = {one.name: (one, Reader(one.name, one.version, one.types)) for one in projections}
+        self._projections = {one.name: (one, Reader.of(one)) for one in projections}
         self._whoever = {"names": [one.name for one in projections], "versions": [one.version for one in projections]}
 
     async def enter(self) -> None:
@@ -137,7 +128,7 @@ class Follower:
                     error = parked.get(lane, None if hole is None else str(hole))
                     reached.append(_Reached(name, lane, seq, last.get(lane, seq), error))
             await self._note(connection, reached)
-            full = any(len(found.positions[one.lane, one.before]) >= limit for one in reached if one.error is None)
+            full = any((one.lane, one.before) in found.full for one in reached if one.error is None)
             return sum(one.after - one.before for one in reached), full
 
     async def _note(self, connection: AsyncConnection, reached: list[_Reached]) -> None:

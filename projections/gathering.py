@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 
+from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES
 from events.upcast import Stored, all_of_today
@@ -26,7 +27,8 @@ from projections.tables import Row
 HELD_BYTES_MAX: Final = 128 * 2**20
 _EVENT_BYTES: Final = 64
 
-#: How many events of a stream are folded at once where there is more: a stream of any length keeps to it.
+#: How many events of a stream are folded at once where there is more: a stream of any length keeps to it. Of large ones as many as a
+#: page holds (`events/pages.py`).
 CHUNK: Final = 256
 
 #: A length that no stream ever has.
@@ -122,6 +124,10 @@ class Streams:
                 yield from self._rows(key, held.pop(key))
             elif len(stream.payloads) >= chunk:
                 self._feed(key, stream)
+        if chunk < sys.maxsize and self.held_bytes > pages.PAGE_BYTES:
+            for key, stream in held.items():
+                if stream.payloads:
+                    self._feed(key, stream)
 
     def rest(self) -> Iterator[Row]:
         """The rows of all streams that are held."""
@@ -150,11 +156,28 @@ class Streams:
         if fold is None:
             # Four times as fast as the class itself.
             fold = stream.fold = self._begin(msgspec.convert(key, UUID))
-        events = b"[" + b",".join(stream.payloads) + b"]"
-        fold.feed(all_of_today(_events.decode(events)))
-        self.held_bytes -= len(events) + len(stream.payloads) * _EVENT_BYTES
+        for payloads in _parts_of(stream.payloads):
+            events = b"[" + b",".join(payloads) + b"]"
+            fold.feed(all_of_today(_events.decode(events)))
+            self.held_bytes -= len(events) + len(payloads) * _EVENT_BYTES
         stream.payloads.clear()
         return fold
+
+
+def _parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
+    """Together, unless they are more than a page holds."""
+    if sum(map(len, payloads)) <= pages.PAGE_BYTES:
+        yield payloads
+        return
+    part, size = list[bytes](), 0
+    for payload in payloads:
+        part.append(payload)
+        size += len(payload)
+        if size >= pages.PAGE_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _settle(stream: _Stream) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection, sql
 
+from events import pages
 from events.errors import LogCorrupted
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
@@ -30,7 +31,7 @@ _STAGE: Any = _SQL["stage"].decode()
 _REPLACE: Any = _SQL["replace"].decode()
 _ADD: Any = _SQL["add"].decode()
 
-#: How many events are read at once: a bound on memory, whatever the number of streams and their length.
+#: How many events are read at once, at most: a bound on memory, whatever the number of streams and their length.
 EVENTS_MAX = 1_000
 
 #: How many folds are kept: the ones that were used last. Each is a state, some thousand bytes.
@@ -138,27 +139,44 @@ async def refold(connection: AsyncConnection, projection: Inline, grown: Sequenc
 
 async def _changes(connection: AsyncConnection, projection: Inline, pieces: Sequence[_Piece], kept: Kept) -> list[Row]:
     """The rows that change in the streams that end with one of `pieces`. Each goes on from where the last piece of it ended."""
+    rows, left = list[Row](), list(pieces)
+    while left:
+        page, left = await _read(connection, left)
+        for piece, payloads in page:
+            rows += _fold_on(projection, piece, payloads)
+            if piece.upto == piece.grown.after:
+                fold, piece.grown.fold = piece.grown.fold, None
+                assert fold is not None, "it was fed"
+                kept.give(piece.grown.stream, fold, version=piece.upto)
+    return rows
+
+
+async def _read(connection: AsyncConnection, pieces: Sequence[_Piece]) -> tuple[list[tuple[_Piece, str]], list[_Piece]]:
+    """A page of what `pieces` say, and what is left of them. Raises `LogCorrupted` where an event is missing."""
     parameters = {
         "lanes": [piece.grown.stream[0] for piece in pieces],
         "streams": [piece.grown.stream[1] for piece in pieces],
         "after": [piece.after for piece in pieces],
         "upto": [piece.upto for piece in pieces],
+        "bytes": pages.PAGE_BYTES,
     }
-    query = sql.SQL(_PIECES).format(payload=stored.payload())
+    query = sql.SQL(_PIECES).format(payload=stored.payload(), weight=pages.weight())
     found = {place: rest for place, *rest in await (await connection.execute(query, parameters)).fetchall()}
-    rows = list[Row]()
+    end = max(found, default=0)
+    is_full = end > 0 and found[end][2] >= pages.PAGE_BYTES
+    page, left = list[tuple[_Piece, str]](), list[_Piece]()
     for place, piece in enumerate(pieces, 1):
-        stream = piece.grown.stream
-        count, payloads = found.get(place, (0, ""))
-        if count != piece.upto - piece.after:
-            what = f"{count} events of {stream[1]} after its version {piece.after} where {piece.upto - piece.after} must be"
-            raise LogCorrupted(stream[0], piece.grown.seq, what)
-        rows += _fold_on(projection, piece, payloads)
-        if piece.upto == piece.grown.after:
-            fold, piece.grown.fold = piece.grown.fold, None
-            assert fold is not None, "it was fed"
-            kept.give(stream, fold, version=piece.upto)
-    return rows
+        count, last, _, payloads = found.get(place, (0, piece.after, 0, ""))
+        is_cut = is_full and place >= end
+        if count != last - piece.after or (last != piece.upto and not is_cut):
+            (lane, stream_id), due = piece.grown.stream, piece.upto - piece.after
+            what = f"{count} events of {stream_id} after its version {piece.after} where {due} must be"
+            raise LogCorrupted(lane, piece.grown.seq, what)
+        if last > piece.after:
+            page.append((piece._replace(upto=last), payloads))
+        if last < piece.upto:
+            left.append(piece._replace(after=last))
+    return page, left
 
 
 def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:

@@ -6,12 +6,16 @@ SELECT e.lane, e.stream_id, min(e.version), max(e.version), count(*)
  ORDER BY e.lane, e.stream_id
 
 -- name: pieces
-SELECT p.place, count(*), '[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']'
-  FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[], %(after)s::integer[], %(upto)s::integer[])
-       WITH ORDINALITY AS p (lane, stream_id, after, upto, place)
-  JOIN event e ON e.lane = p.lane AND e.stream_id = p.stream_id AND e.version > p.after AND e.version <= p.upto
- GROUP BY p.place
- ORDER BY p.place
+-- Of these pieces together a page (`events/pages.py`): of each as much as there is room for.
+SELECT e.place, count(*), max(e.version), max(e.upto_bytes), '[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']'
+  FROM (SELECT p.place, e.version, e.type, e.schema_version, e.payload, {weight} AS bytes,
+               sum({weight}) OVER (ORDER BY p.place, e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
+          FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[], %(after)s::integer[], %(upto)s::integer[])
+               WITH ORDINALITY AS p (lane, stream_id, after, upto, place)
+          JOIN event e ON e.lane = p.lane AND e.stream_id = p.stream_id AND e.version > p.after AND e.version <= p.upto) e
+ WHERE e.upto_bytes - e.bytes < %(bytes)s
+ GROUP BY e.place
+ ORDER BY e.place
 
 -- name: stage
 CREATE TEMP TABLE {staged} ON COMMIT DROP AS SELECT {columns} FROM {table} LIMIT 0

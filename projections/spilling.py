@@ -18,7 +18,7 @@ _SHARES: Final = 256
 _SHARE_AT: Final = 14
 
 #: How much is put together before it is written.
-_WAITING_BYTES_MAX: Final = 16 * 2**20
+WAITING_BYTES_MAX: Final = 16 * 2**20
 
 Event = tuple[tuple[bytes], tuple[int], bytes]
 """The id of its stream, its version there, and its payload; the first two as `struct` unpacks them."""
@@ -73,7 +73,7 @@ class Spill:
             (key,), _, payload = event
             self._waiting[key[_SHARE_AT]].append(event)
             self._waiting_bytes += len(payload)
-            if self._waiting_bytes > _WAITING_BYTES_MAX:
+            if self._waiting_bytes > WAITING_BYTES_MAX:
                 self._write()
 
     def shares(self) -> Iterator[Iterator[Part]]:

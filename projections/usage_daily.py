@@ -84,6 +84,7 @@ class UsageDaily:
     name = "usage_daily"
     version = 1
     types = ("usage_recorded",)
+    payloads = True
     tables = (_DAILY, _END_USER)
     ddl = _SQL
 

@@ -2,12 +2,13 @@
 
 One statement says how far every lane has got; what is before that never changes again. So an export of one moment needs no
 transaction that is open for as long as it takes: lane after lane is read in short statements, and writers notice nothing.
-Memory holds a window of a lane at a time.
+Memory holds the commands of a window of a lane at a time, and a page of their events.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import class_row
 
+from events import pages
 from events.digest import GENESIS
 from events.errors import LogCorrupted
 from events.ids import lane_of
@@ -40,7 +42,7 @@ _SQL = Statements("hydracore.audit", "exporting.sql")
 _SPAN_OF_INSTANCE = _SQL["span_of_instance"]
 _SPANS_OF_TENANT = _SQL["spans_of_tenant"]
 _COMMANDS = _SQL["commands"]
-_EVENTS = _SQL["events"]
+_EVENTS = pages.paged(_SQL["events"])
 _STEPS = _SQL["steps"]
 _SEALING = Statements("hydracore.audit", "sealing.sql")
 _CUT = _SEALING["heads"]
@@ -252,22 +254,32 @@ class _Export:
             self.report.steps += count
         with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:
             commands = cursor.execute(_COMMANDS, parameters, prepare=True).fetchall()
-        seqs = [each.first_seq + n for each in commands for n in range(each.event_count)]
-        with self._connection.cursor(row_factory=class_row(r.EventRecord), binary=True) as cursor:
-            events = cursor.execute(_EVENTS, {"lane": span.lane, "seqs": seqs}, prepare=True).fetchall()
-        for seq, record in [*((each.first_seq, each) for each in commands), *((each.seq, each) for each in events)]:
-            some_time(span.lane, seq, record.recorded_at)
+        for command in commands:
+            some_time(span.lane, command.first_seq, command.recorded_at)
         self.report.commands += len(commands)
-        self.report.events += len(events)
         yield from others[after]
-        at = 0
+        events = self._events(span.lane, {each.first_seq + n for each in commands for n in range(each.event_count)})
+        event = next(events, None)
         for command in commands:
             yield command
             last = command.first_seq + command.event_count - 1
-            while at < len(events) and events[at].seq <= last:
-                yield events[at]
-                at += 1
+            while event is not None and event.seq <= last:
+                yield event
+                event = next(events, None)
             yield from others[command.first_seq]
+
+    def _events(self, lane: int, numbers: set[int]) -> Iterator[r.EventRecord]:
+        """Those of these that are there, a page at a time."""
+        seqs = sorted(numbers)
+        while seqs:
+            parameters = {"lane": lane, "seqs": seqs, "bytes": pages.PAGE_BYTES}
+            with self._connection.cursor(row_factory=class_row(r.EventRecord), binary=True) as cursor:
+                page = cursor.execute(_EVENTS, parameters, prepare=True).fetchall()
+            for event in page:
+                some_time(lane, event.seq, event.recorded_at)
+            self.report.events += len(page)
+            yield from page
+            seqs = seqs[bisect_right(seqs, page[-1].seq) :] if page else []
 
     def finish(self) -> None:
         """The end, signed where there is a key."""

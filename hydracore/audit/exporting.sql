@@ -35,11 +35,15 @@ SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, act
  ORDER BY first_seq
 
 -- name: events
-SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::text AS payload, digest, command_id,
-       CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS recorded_at
-  FROM event
- WHERE lane = %(lane)s AND seq = ANY (%(seqs)s)
- ORDER BY seq
+-- A page (`events/pages.py`) of these.
+SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload::text AS payload, e.digest,
+       e.command_id, CASE WHEN e.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN e.recorded_at END AS recorded_at
+  FROM (SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload, e.digest, e.command_id,
+               e.recorded_at, {weight} AS bytes, sum({weight}) OVER (ORDER BY e.seq ROWS UNBOUNDED PRECEDING) AS upto_bytes
+          FROM event e
+         WHERE e.lane = %(lane)s AND e.seq = ANY (%(seqs)s)) e
+ WHERE e.upto_bytes - e.bytes < %(bytes)s
+ ORDER BY e.seq
 
 -- name: steps
 -- The steps of others' commands, packed, in runs between two of ours: no more than %(most)s in a row. With the last one's link,

@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 from psycopg_pool import AsyncConnectionPool
 
+from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES
 from events.patience import patiently
@@ -25,15 +26,15 @@ from events.store import read_heads
 from events.types import AnyEvent
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.moments import some_time
-from hydracore.audit.past import PAGE, TURN, Stored, absence, fold_on, folding, rows, stream, version_of
+from hydracore.audit.past import TURN, Stored, absence, fold_on, folding, read_page, rows, version_of
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
-_OF_INSTANCE: Final = _SQL["of_instance"]
+_OF_INSTANCE: Final = pages.paged(_SQL["of_instance"])
 _IS_TENANT: Final = _SQL["is_tenant"]
-_OF_TENANT: Final = _SQL["of_tenant"]
+_OF_TENANT: Final = pages.paged(_SQL["of_tenant"])
 _PLACE: Final = _SQL["place"]
 
-#: How many commands of a tenant are read at a time.
+#: How many commands of a tenant are read at a time, at most.
 COMMANDS: Final = 250
 
 #: How many states a walk through a tenant keeps; those of other instances are folded again when their turn comes.
@@ -128,7 +129,7 @@ async def of_instance(
     """What happened to an instance, in order; with `after`, from that state of it on. Raises `NothingThere`."""
     state = after
     while True:
-        page = await rows(pool, _OF_INSTANCE, {**stream(instance_id), "after": version_of(state), "limit": PAGE})
+        page, is_last = await read_page(pool, _OF_INSTANCE, instance_id, after=version_of(state))
         records = [_whole(row) for row in page]
         for record, (event, now) in zip(
             records, folding(state, [record.stored for record in records], stream_id=instance_id), strict=True
@@ -140,7 +141,7 @@ async def of_instance(
                 yield Entry(record, event, before, state)
         if state is None:
             raise NothingThere(await absence(pool, instance_id))
-        if len(page) < PAGE or (wanted.until is not None and records[-1].recorded_at > wanted.until):
+        if is_last or (wanted.until is not None and records[-1].recorded_at > wanted.until):
             return
 
 
@@ -162,6 +163,7 @@ async def of_tenant(
         "kind": wanted.kind,
         "types": list(wanted.types) or None,
         "limit": COMMANDS,
+        "bytes": pages.PAGE_BYTES,
     }
     # Where nothing is left out, each version of a stream comes right behind the one before.
     states = _States(pool, gapless=not wanted.types and wanted.actor is None)

@@ -1,12 +1,16 @@
 -- name: to_fold
--- A part of a stream, to be folded.
-SELECT seq, version, type, schema_version, payload::text
-  FROM event
- WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version > %(after)s
-   AND (%(upto)s::integer IS NULL OR version <= %(upto)s::integer)
-   AND (%(at)s::timestamptz IS NULL OR recorded_at <= %(at)s::timestamptz)
- ORDER BY version
- LIMIT %(limit)s
+-- A page of a stream (`events/pages.py`), to be folded; here and below, with what all of it up to each event weighs.
+SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.upto_bytes
+  FROM (SELECT e.seq, e.version, e.type, e.schema_version, e.payload, {weight} AS bytes,
+               sum({weight}) OVER (ORDER BY e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
+          FROM event e
+         WHERE e.lane = %(lane)s AND e.stream_id = %(stream_id)s AND e.version > %(after)s
+           AND (%(upto)s::integer IS NULL OR e.version <= %(upto)s::integer)
+           AND (%(at)s::timestamptz IS NULL OR e.recorded_at <= %(at)s::timestamptz)
+         ORDER BY e.version
+         LIMIT %(limit)s) e
+ WHERE e.upto_bytes - e.bytes < %(bytes)s
+ ORDER BY e.version
 
 -- name: recorded_at
 -- Here and below, a time that no calendar has comes as a null, which is the reader's to complain about.
@@ -15,40 +19,51 @@ SELECT seq, CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN rec
  WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version = %(version)s
 
 -- name: of_instance
--- A part of a stream with who did it. An event without its command is the reader's to complain about.
+-- A page of a stream with who did it. An event without its command is the reader's to complain about.
 SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
        CASE WHEN e.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN e.recorded_at END,
-       c.command_id, c.name, c.actor, c.correlation_id, c.causation_id
-  FROM event e
+       c.command_id, c.name, c.actor, c.correlation_id, c.causation_id, e.upto_bytes
+  FROM (SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload, e.recorded_at, e.command_id,
+               {weight} AS bytes, sum({weight}) OVER (ORDER BY e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
+          FROM event e
+         WHERE e.lane = %(lane)s AND e.stream_id = %(stream_id)s AND e.version > %(after)s
+         ORDER BY e.version
+         LIMIT %(limit)s) e
   LEFT JOIN command c ON c.lane = e.lane AND c.command_id = e.command_id
- WHERE e.lane = %(lane)s AND e.stream_id = %(stream_id)s AND e.version > %(after)s
+ WHERE e.upto_bytes - e.bytes < %(bytes)s
  ORDER BY e.version
- LIMIT %(limit)s
 
 -- name: is_tenant
 SELECT EXISTS (SELECT FROM command WHERE tenant_id = %(tenant_id)s)
 
 -- name: of_tenant
--- The events of the next commands of a tenant, in the order of all lanes. A command without an event of the wanted types
--- has one row without an event, so that the reader gets on. `heads`: how far each lane is read; lanes have no gaps, so
+-- The events of the next commands of a tenant, in the order of all lanes: a page (`events/pages.py`) that ends with a command. One
+-- without an event of the wanted types has one row without an event, so that the reader gets on. `heads`: how far each lane is read; lanes have no gaps, so
 -- whatever is committed later is above.
 SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
        CASE WHEN k.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN k.recorded_at END,
        k.command_id, k.name, k.actor, k.correlation_id, k.causation_id, k.first_seq, k.event_count
-  FROM (SELECT lane, command_id, name, actor, correlation_id, causation_id, first_seq, event_count, recorded_at
-          FROM command
-         WHERE tenant_id = %(tenant_id)s
-           AND (recorded_at, lane, first_seq) > (%(after_time)s, %(after_lane)s, %(after_seq)s)
-           AND first_seq <= (%(heads)s::bigint[])[lane + 1]
-           AND (%(until)s::timestamptz IS NULL OR recorded_at <= %(until)s::timestamptz)
-           AND (%(actor)s::text IS NULL OR actor = %(actor)s::text OR starts_with(actor, %(kind)s::text))
-         ORDER BY recorded_at, lane, first_seq
-         LIMIT %(limit)s) k
+  FROM (SELECT k.lane, k.command_id, k.name, k.actor, k.correlation_id, k.causation_id, k.first_seq, k.event_count, k.recorded_at,
+               e.bytes, sum(e.bytes) OVER (ORDER BY k.recorded_at, k.lane, k.first_seq ROWS UNBOUNDED PRECEDING) AS upto_bytes
+          FROM (SELECT lane, command_id, name, actor, correlation_id, causation_id, first_seq, event_count, recorded_at
+                  FROM command
+                 WHERE tenant_id = %(tenant_id)s
+                   AND (recorded_at, lane, first_seq) > (%(after_time)s, %(after_lane)s, %(after_seq)s)
+                   AND first_seq <= (%(heads)s::bigint[])[lane + 1]
+                   AND (%(until)s::timestamptz IS NULL OR recorded_at <= %(until)s::timestamptz)
+                   AND (%(actor)s::text IS NULL OR actor = %(actor)s::text OR starts_with(actor, %(kind)s::text))
+                 ORDER BY recorded_at, lane, first_seq
+                 LIMIT %(limit)s) k
+         CROSS JOIN LATERAL (SELECT coalesce(least(sum({weight}), 1000000000), 0)::integer AS bytes
+                               FROM event e
+                              WHERE e.lane = k.lane AND e.seq >= k.first_seq AND e.seq < k.first_seq + k.event_count
+                                AND (%(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[]))) e) k
   LEFT JOIN LATERAL (SELECT seq, stream_id, version, type, schema_version, payload
                        FROM event
                       WHERE lane = k.lane AND seq >= k.first_seq AND seq < k.first_seq + k.event_count
                         AND (%(types)s::text[] IS NULL OR type = ANY (%(types)s::text[]))
                      OFFSET 0) e ON true
+ WHERE k.upto_bytes - k.bytes < %(bytes)s
  ORDER BY k.recorded_at, k.lane, k.first_seq, e.seq
 
 -- name: place

@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from events import pages
 from events.errors import EventUnreadable, LogCorrupted
 from events.evolve import evolve, evolve_all
 from events.ids import lane_of
@@ -29,10 +30,10 @@ from hydracore.audit.errors import NothingThere
 from hydracore.audit.moments import some_time, time_text
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
-_TO_FOLD: Final = _SQL["to_fold"]
+_TO_FOLD: Final = pages.paged(_SQL["to_fold"])
 _RECORDED_AT: Final = _SQL["recorded_at"]
 
-#: How many events of a stream are read at a time.
+#: How many events of a stream are read at a time, at most.
 PAGE: Final = 2_000
 
 #: How many are folded before others get their turn: the API answers everybody else in the same loop.
@@ -77,12 +78,11 @@ async def fold_on(
 ) -> Instance | None:
     """`state` after the events that follow it, up to a version and a time."""
     while True:
-        parameters = {**stream(stream_id), "after": version_of(state), "upto": upto, "at": at, "limit": PAGE}
-        page = await rows(pool, _TO_FOLD, parameters)
+        page, is_last = await read_page(pool, _TO_FOLD, stream_id, after=version_of(state), upto=upto, at=at)
         for begin in range(0, len(page), TURN):
             state = _folded(state, page[begin : begin + TURN], stream_id=stream_id)
             await asyncio.sleep(0)
-        if len(page) < PAGE:
+        if is_last:
             return state
 
 
@@ -131,6 +131,17 @@ async def absence(pool: AsyncConnectionPool, instance_id: UUID) -> str:
 async def _recorded_at(pool: AsyncConnectionPool, instance_id: UUID, version: int) -> datetime | None:
     found = await rows(pool, _RECORDED_AT, {**stream(instance_id), "version": version})
     return some_time(lane_of(instance_id), *found[0]) if found else None
+
+
+async def read_page(
+    pool: AsyncConnectionPool, statement: bytes, stream_id: UUID, **bounds: Any
+) -> tuple[list[Any], bool]:
+    """The next page of a stream, and whether it is the last one. Raises as `rows` does."""
+    limits = {"limit": PAGE, "bytes": pages.PAGE_BYTES}
+    found = await rows(pool, statement, {**stream(stream_id), **limits, **bounds})
+    weight = found[-1][-1] if found else 0
+    is_last = not pages.may_go_on(events=len(found), events_max=PAGE, weight=weight)
+    return [row[:-1] for row in found], is_last
 
 
 async def rows(pool: AsyncConnectionPool, statement: bytes, parameters: Mapping[str, Any]) -> list[Any]:

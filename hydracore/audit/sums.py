@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import Connection, sql
 
-from events.codec import tag_of
+from events import pages
 from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
 from projections import stored
 from projections.definition import Accumulator, Followed
-from projections.fact import Fact, decode_list
+from projections.fact import Fact, decode_list, told_to
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "sums.sql")
@@ -28,7 +28,7 @@ _FACTS: Any = _SQL["facts"].decode()
 _ROWS: Any = _SQL["rows"].decode()
 _ROWS_OF_NO_LANE: Any = _SQL["rows_of_no_lane"].decode()
 
-#: How many events are read at a time.
+#: How many events are read at a time, at most.
 EVENTS_MAX = 2_000
 
 
@@ -53,7 +53,7 @@ def compare(
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
     folds = [each.projection.begin() for each in seen]
     try:
-        for facts in _facts(connection, lane, min(head, max((each.upto for each in seen), default=0))):
+        for facts in _facts(connection, lane, seen, upto=min(head, max((each.upto for each in seen), default=0))):
             _feed(seen, folds, facts)
             after_each(len(facts))
     except (psycopg.OperationalError, psycopg.InterfaceError):
@@ -102,13 +102,18 @@ def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
     return read(connection, query, {"lane": lane})
 
 
-def _facts(connection: Connection, lane: int, upto: int) -> Iterator[list[Fact]]:
-    query = sql.SQL(_FACTS).format(fact=stored.fact())
-    for after in range(0, upto, EVENTS_MAX):
-        parameters = {"lane": lane, "after": after, "upto": min(upto, after + EVENTS_MAX)}
-        row = connection.execute(query, parameters, prepare=True).fetchone()
-        if row is not None and row[0] is not None:
-            yield decode_list(row[0].encode())
+def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, upto: int) -> Iterator[list[Fact]]:
+    told = sql.Literal(told_to(each.projection for each in seen))
+    query = sql.SQL(_FACTS).format(fact=stored.fact(told), weight=stored.weight(told))
+    after = 0
+    while after < upto:
+        last = min(upto, after + EVENTS_MAX)
+        parameters = {"lane": lane, "after": after, "upto": last, "bytes": pages.PAGE_BYTES}
+        (page,) = connection.execute(query, parameters, prepare=True).fetchall()
+        seq, weight, facts = page
+        if facts is not None:
+            yield decode_list(facts.encode())
+        after = seq if weight is not None and weight >= pages.PAGE_BYTES else last
 
 
 def _feed(seen: Sequence[Seen], folds: Sequence[Accumulator], facts: list[Fact]) -> None:
@@ -118,6 +123,6 @@ def _feed(seen: Sequence[Seen], folds: Sequence[Accumulator], facts: list[Fact])
             [
                 fact
                 for fact in facts
-                if fact.seq <= upto and (types is None or tag_of(fact.event) in types) and fact.seq not in skipped
+                if fact.seq <= upto and (types is None or fact.type in types) and fact.seq not in skipped
             ]
         )

@@ -17,9 +17,12 @@ SELECT {columns} FROM {table} t WHERE t.lane = %(lane)s
 SELECT DISTINCT t.lane FROM {table} t WHERE (t.lane BETWEEN 0 AND 63) IS NOT TRUE ORDER BY t.lane LIMIT %(limit)s
 
 -- name: facts
--- Some of a lane's events as facts, in order, as one array.
-SELECT '[' || string_agg(fact, ',' ORDER BY seq) || ']'
-  FROM (SELECT e.seq, {fact} AS fact
-          FROM event e
-          JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
-         WHERE e.lane = %(lane)s AND e.seq > %(after)s AND e.seq <= %(upto)s) facts
+-- A page of a lane (`events/pages.py`): where it ends, what it weighs, and its events as facts, in order, as one array.
+SELECT max(seq), max(upto_bytes), '[' || string_agg(fact, ',' ORDER BY seq) FILTER (WHERE has_command) || ']'
+  FROM (SELECT e.seq, e.upto_bytes, k.lane IS NOT NULL AS has_command, {fact} AS fact
+          FROM (SELECT e.lane, e.seq, e.stream_id, e.tenant_id, e.type, e.schema_version, e.payload, e.command_id, e.recorded_at,
+                       {weight} AS bytes, sum({weight}) OVER (ORDER BY e.seq ROWS UNBOUNDED PRECEDING) AS upto_bytes
+                  FROM event e
+                 WHERE e.lane = %(lane)s AND e.seq > %(after)s AND e.seq <= %(upto)s) e
+          LEFT JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
+         WHERE e.upto_bytes - e.bytes < %(bytes)s) facts

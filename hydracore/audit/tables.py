@@ -16,6 +16,7 @@ import msgspec
 import psycopg
 from psycopg import Connection, sql
 
+from events import pages
 from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
@@ -169,6 +170,8 @@ def _fold(
     text: Any = _HISTORIES.decode()
     query = sql.SQL(text).format(
         payload=stored.payload(),
+        weight=pages.weight(),
+        bytes=sql.Literal(pages.PAGE_BYTES),
         lanes=sql.Literal(list(lanes.values())),
         streams=sql.Literal(list(lanes)),
         chunk=sql.Literal(CHUNK),

@@ -1,11 +1,14 @@
 -- name: histories
--- Each stream's events, in order, a row per chunk; as bulk decoding takes them (`projections/stored.sql`).
+-- Each stream's events, in order, as bulk decoding takes them (`projections/stored.sql`); a row per chunk: so many events at most, and
+-- no more than one that its {bytes} do not hold.
 COPY (
-    SELECT '["' || s.stream_id || '",[' || string_agg(coalesce(({payload})::text, 'null'), ',' ORDER BY e.version) || ']]'
-      FROM unnest({lanes}::smallint[], {streams}::uuid[]) AS s (lane, stream_id)
-      JOIN event e ON e.lane = s.lane AND e.stream_id = s.stream_id
-     GROUP BY s.stream_id, (e.version::bigint - 1) / {chunk}
-     ORDER BY s.stream_id, (e.version::bigint - 1) / {chunk}
+    SELECT '["' || e.stream_id || '",[' || string_agg(coalesce(({payload})::text, 'null'), ',' ORDER BY e.version) || ']]'
+      FROM (SELECT s.stream_id, e.version, e.type, e.schema_version, e.payload,
+                   sum({weight}) OVER (PARTITION BY s.stream_id ORDER BY e.version ROWS UNBOUNDED PRECEDING) / {bytes} AS part
+              FROM unnest({lanes}::smallint[], {streams}::uuid[]) AS s (lane, stream_id)
+              JOIN event e ON e.lane = s.lane AND e.stream_id = s.stream_id) e
+     GROUP BY e.stream_id, (e.version::bigint - 1) / {chunk}, e.part
+     ORDER BY e.stream_id, (e.version::bigint - 1) / {chunk}, e.part
 ) TO STDOUT (FORMAT binary)
 
 -- name: live_versions

@@ -137,7 +137,7 @@ def facts_of(appends: Sequence[Append]) -> list[Fact]:
                     actor=append.origin.actor,
                     command=append.name,
                     first=n == 0,
-                    event=event,
+                    said=event,
                 )
             )
     return facts

@@ -1,0 +1,121 @@
+"""Events that are large: whoever reads many of them holds a page, and not all that a page of small ones would have."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tracemalloc
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from bench.rebuild_log import life_of, write_lives
+from events import commands as c
+from events import pages
+from events import types as e
+from events.ids import lane_of
+from events.types import Sealed
+from hydracore.audit.exporting import Request as Export
+from hydracore.audit.exporting import export
+from hydracore.audit.history import Wanted, of_instance, of_tenant
+from hydracore.audit.past import state_at
+from hydracore.audit.verifying import Progress, Request, verify
+from projections import gathering, spilling
+from projections.instance import InstanceProjection
+from projections.rebuild import rollback
+from tests.rebuilding import compared, follow_all, rebuilt
+from tests.requests_to_log import NOW_MS, open_store, origin, requested
+
+EXPORTED_AT = datetime(2026, 11, 26, tzinfo=UTC)
+
+EVENTS = 40
+EVENT_BYTES = 256 * 1024
+
+#: A page here, so that a short log has many; and what a few copies of a page take, on their way from bytes to events.
+PAGE_BYTES = 256 * 1024
+PEAK_BYTES_MAX = 10 * PAGE_BYTES
+
+#: Sealed texts as they are, of which a compressed one is as large as it was; and some that compress as well as anything can.
+RANDOM = base64.b64encode(os.urandom(EVENT_BYTES * 3 // 4)).decode()
+EVEN = "A" * EVENT_BYTES
+
+
+@pytest.fixture(params=[RANDOM, EVEN], ids=["random", "even"])
+def instance_id(request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch) -> UUID:
+    """One that runs, and whose configuration was written anew again and again, in a log without read tables."""
+    monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(gathering, "HELD_BYTES_MAX", PAGE_BYTES)
+    monkeypatch.setattr(spilling, "WAITING_BYTES_MAX", PAGE_BYTES)
+    instance_id, (tenant, steps) = life_of(5)
+    texts = [Sealed(f"v1.{number:06}{request.param}") for number in range(EVENTS)]
+    patches: list[list[e.AnyEvent]] = [[e.PlatformConfigPatched(at_ms=NOW_MS, advanced=text)] for text in texts]
+    write_lives(database_url, [{instance_id: (tenant, [*steps, *patches])}])
+    return instance_id
+
+
+@contextmanager
+def holding_little() -> Generator[None]:
+    """What Python holds at a time in between is a few pages."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < PEAK_BYTES_MAX < EVENTS * EVENT_BYTES / 2
+
+
+async def test_a_history_of_large_events_is_read_a_page_at_a_time(database_url: str, instance_id: UUID) -> None:
+    async with open_store(database_url) as (store, pool):
+        with holding_little():
+            loaded = await store.load(instance_id)
+            past = await state_at(pool, instance_id)
+        with holding_little():
+            shown = [entry.record.version async for entry in of_instance(pool, instance_id, Wanted())]
+        with holding_little():
+            tenant = [entry.record.version async for entry in of_tenant(pool, past.state.tenant_id, Wanted())]
+
+    assert loaded == past.state
+    assert shown == tenant == list(range(1, past.state.version + 1))
+
+
+async def test_whoever_reads_a_lane_of_large_events_holds_a_page(
+    database_url: str, instance_id: UUID, tmp_path: Path
+) -> None:
+    lane, file = lane_of(instance_id), tmp_path / "file"
+    async with open_store(database_url) as (_, pool):
+        with holding_little():
+            await follow_all(pool)
+    with holding_little():
+        await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+    with holding_little():
+        report = verify(Request(conninfo=database_url, lanes=(lane,)), Progress())
+    with holding_little():
+        wanted = Export(conninfo=database_url, output=file, exported_at=EXPORTED_AT, instance_id=instance_id)
+        exported = export(wanted, Progress())
+
+    assert {found.table for found in report.findings} == {"provision_log", "reservation"}, "which nobody has filled"
+    assert report.events == exported.events > EVENTS
+
+
+async def test_a_build_catches_up_with_large_events_a_page_at_a_time(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)
+    async with open_store(database_url) as (store, _):
+        instance_id = await requested(store)
+        for _ in range(2):
+            await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+        for number in range(EVENTS):
+            text = Sealed(f"v1.{number:06}{RANDOM}")
+            await store.execute(instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, advanced=text), origin())
+
+    with holding_little():
+        report = await rollback(database_url, InstanceProjection())
+
+    assert report.events == EVENTS
+    assert (await compared(database_url, InstanceProjection())).drifted == 0
