@@ -43,6 +43,7 @@ _SPAN_OF_INSTANCE = _SQL["span_of_instance"]
 _SPANS_OF_TENANT = _SQL["spans_of_tenant"]
 _COMMANDS = _SQL["commands"]
 _EVENTS = pages.paged(_SQL["events"])
+_LAST_COMMAND = _SQL["last_command"]
 _STEPS = _SQL["steps"]
 _SEALING = Statements("hydracore.audit", "sealing.sql")
 _CUT = _SEALING["heads"]
@@ -220,6 +221,7 @@ class _Export:
     def lane(self, stretch: _Stretch, progress: Progress) -> None:
         """One lane's part, a window after the other."""
         lane, (after, link) = stretch.span.lane, stretch.start
+        self._check_end(lane, stretch.end.seq)
         self.put(r.LaneRecord(lane=lane, after=after, link=link, number=stretch.seal))
         streams: set[UUID] = set()
         while after < stretch.end.seq:
@@ -235,6 +237,13 @@ class _Export:
         self.put(r.LaneEndRecord(lane=lane, seq=stretch.end.seq, link=stretch.end.link))
         self.report.streams += len(streams)
         self.report.lanes += 1
+
+    def _check_end(self, lane: int, upto: int) -> None:
+        """A head that nothing leads to would be looked for for ever. Raises `LogCorrupted`."""
+        row = self._connection.execute(_LAST_COMMAND, {"lane": lane, "upto": upto}, binary=True).fetchone()
+        last = 0 if row is None else row[0]
+        if last < upto:
+            raise LogCorrupted(lane, last + 1, f"the last command ends before, and the lane with {upto}")
 
     def _window(self, span: _Span, after: int, upto: int) -> Iterator[r.AnyRecord]:
         """The commands that begin in the window: ours with their events, and the steps of others between them."""

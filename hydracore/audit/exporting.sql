@@ -34,6 +34,10 @@ SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, act
    AND tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s)
  ORDER BY first_seq
 
+-- name: last_command
+-- Where the last command that begins before a number ends.
+SELECT first_seq + event_count - 1 FROM command WHERE lane = %(lane)s AND first_seq <= %(upto)s ORDER BY first_seq DESC LIMIT 1
+
 -- name: events
 -- A page (`events/pages.py`) of these.
 SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload::text AS payload, e.digest,

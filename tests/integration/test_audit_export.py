@@ -95,6 +95,19 @@ async def test_an_instance_and_a_tenant_are_exported_and_proven(
     assert (lane.after, lane.number) == (12, 2)
 
 
+async def test_an_export_of_a_lane_whose_head_nothing_leads_to_ends(log: Log, tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    await log.name(0, "unsealed")
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        connection.execute(b"UPDATE lane_head SET head = %s WHERE lane = %s", (2**62, LANE))
+
+    result = run(log, "export", "--output", str(path), "--tenant", "acme")
+
+    assert result.exit_code == 1
+    assert "Lane 6 at 14:" in result.stderr
+    assert not path.exists()
+
+
 async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: Path) -> None:
     await grow(log)
     path = tmp_path / "one.jsonl"
