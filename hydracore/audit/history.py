@@ -145,19 +145,31 @@ async def of_instance(
             return
 
 
-async def of_tenant(
-    pool: AsyncConnectionPool, tenant_id: str, wanted: Wanted, *, after: Place | None = None
-) -> AsyncGenerator[Entry]:
-    """What happened to all instances of a tenant, in the order of time, lane and number: what was committed by now.
+async def heads_now(pool: AsyncConnectionPool) -> list[int]:
+    """How far each lane has got. Raises `StoreUnavailable`."""
+    heads = await patiently(pool, read_heads)
+    return [heads[lane] for lane in range(LANES)]
 
-    `after`: only what comes behind that event. Raises `NothingThere` for a tenant that the log does not know.
+
+async def of_tenant(
+    pool: AsyncConnectionPool,
+    tenant_id: str,
+    wanted: Wanted,
+    *,
+    heads: list[int] | None = None,
+    after: Place | None = None,
+) -> AsyncGenerator[Entry]:
+    """What happened to all instances of a tenant up to the `heads` of the lanes (None: as they are now), in the order of time, lane
+    and number.
+
+    `after`: only what comes behind that event; with the same heads, that is the rest. What was committed since may be recorded
+    before. Raises `NothingThere` for a tenant that the log does not know.
     """
     if not (await rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
         raise NothingThere(f"The log knows no tenant {tenant_id!r}")
-    heads = await patiently(pool, read_heads)
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
-        "heads": [heads[lane] for lane in range(LANES)],
+        "heads": await heads_now(pool) if heads is None else heads,
         "until": wanted.until,
         "actor": wanted.actor,
         "kind": wanted.kind,

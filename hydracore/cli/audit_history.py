@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 import click
@@ -51,16 +51,28 @@ class _Moment(click.ParamType[Moment]):
             self.fail(f"{value!r} is neither a version, such as 5, nor a time: it is {error}", param, ctx)
 
 
-class _Position(click.ParamType["Position"]):
+class _After(NamedTuple):
+    """Where to go on; with the `heads` up to which was read, where it is the rest of that."""
+
+    position: Position
+    heads: list[int] | None
+
+
+class _Position(click.ParamType[_After]):
     name = "lane:seq"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Position:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _After:
+        from hydracore.audit.cut import read_cut
         from hydracore.audit.history import Position
 
-        found = re.fullmatch(r"(\d{1,2}):(\d{1,19})", value, re.ASCII)
+        found = re.fullmatch(r"(\d{1,2}):(\d{1,19})(?:@([\w-]+))?", value, re.ASCII)
         if found is None or int(found[1]) >= LANES or int(found[2]) > SEQ_MAX:
             self.fail(f"{value!r} is no position; copy one from the output, such as 6:12", param, ctx)
-        return Position(int(found[1]), int(found[2]))
+        try:
+            heads = None if found[3] is None else read_cut(found[3])
+        except ValueError:
+            self.fail(f"{value!r} is not whole; copy all of it", param, ctx)
+        return _After(Position(int(found[1]), int(found[2])), heads)
 
 
 class _EventType(click.ParamType[str]):
@@ -95,7 +107,7 @@ def show(
     until: datetime | None,
     types: tuple[str, ...],
     actor: str | None,
-    after: Position | None,
+    after: _After | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -103,7 +115,8 @@ def show(
 
     Output streams as it is read. --json prints a JSON document a line. TIME is RFC 3339, in UTC unless it says otherwise.
     """
-    from hydracore.audit.history import Wanted
+    from hydracore.audit.cut import cut_text
+    from hydracore.audit.history import Wanted, heads_now
     from hydracore.cli.audit_history_view import print_events
 
     if (instance is None) == (tenant is None):
@@ -113,8 +126,10 @@ def show(
     wanted = Wanted(since=since, until=until, types=types, actor=actor)
 
     async def work(pool: AsyncConnectionPool) -> None:
-        async with aclosing(_entries(pool, instance, tenant, wanted, after)) as entries:
-            await print_events(entries, limit=limit, of_tenant=instance is None, as_json=as_json)
+        heads = await heads_now(pool) if after is None or after.heads is None else after.heads
+        cut = None if tenant is None else cut_text(heads)
+        async with aclosing(_entries(pool, instance, tenant, wanted, after=after, heads=heads)) as entries:
+            await print_events(entries, limit=limit, cut=cut, as_json=as_json)
 
     on_database(load(), work)
 
@@ -171,18 +186,24 @@ async def _past(pool: AsyncConnectionPool, instance: UUID, moment: Moment | None
 
 
 async def _entries(
-    pool: AsyncConnectionPool, instance: UUID | None, tenant: str | None, wanted: Wanted, after: Position | None
+    pool: AsyncConnectionPool,
+    instance: UUID | None,
+    tenant: str | None,
+    wanted: Wanted,
+    *,
+    after: _After | None,
+    heads: list[int],
 ) -> AsyncGenerator[Entry]:
     """The events that were asked for. Raises `NothingThere`."""
     from hydracore.audit.history import locate, of_instance, of_tenant
     from hydracore.audit.past import state_at
 
-    place = None if after is None else await locate(pool, after)
+    place = None if after is None else await locate(pool, after.position)
     if place is not None and (place.tenant_id if instance is None else place.stream_id) != (instance or tenant):
-        raise click.UsageError(f"--after {after} is of something else.")
+        raise click.UsageError(f"--after {place.position} is of something else.")
     if instance is None:
         assert tenant is not None
-        entries = of_tenant(pool, tenant, wanted, after=place)
+        entries = of_tenant(pool, tenant, wanted, heads=heads, after=place)
     else:
         before = None if place is None else (await state_at(pool, instance, version=place.version)).state
         entries = of_instance(pool, instance, wanted, after=before)

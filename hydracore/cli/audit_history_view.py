@@ -28,18 +28,21 @@ _NO_WORDS: Final = frozenset({"", "null", "true", "false"})
 _ENCODER: Final = msgspec.json.Encoder()
 
 
-async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, of_tenant: bool, as_json: bool) -> None:
-    """Print at most `limit` events, each as soon as it is read; on standard error, how to go on where there are more."""
+async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut: str | None, as_json: bool) -> None:
+    """Print at most `limit` events, each as soon as it is read; on standard error, how to go on where there are more.
+
+    `cut`: those of a tenant, up to there.
+    """
     count, last = 0, None
     async for entry in entries:
         if count == limit:
-            click.echo(f"more follows: --after {last}", err=True)
+            click.echo(f"more follows: --after {last}{'' if cut is None else f'@{cut}'}", err=True)
             return
         event = await shown_event(entry, sealed)
         if as_json:
             click.echo(_ENCODER.encode(event))
         else:
-            click.echo("\n".join(_lines(event, of_tenant=of_tenant)))
+            click.echo("\n".join(_lines(event, of_tenant=cut is not None)))
         count, last = count + 1, f"{event.lane}:{event.seq}"
     if not count:
         click.echo("nothing of the kind happened", err=True)

@@ -161,6 +161,20 @@ async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
         assert await shown(log, "--tenant", "acme", "--after", place(whole[number])) == whole[number + 1 :]
 
 
+async def test_pages_of_a_tenant_are_all_of_what_was_there_when_the_first_was_read(log: Log) -> None:
+    whole = await shown(log, "--tenant", "acme")
+    told, words = list[Json](), list[str]()
+
+    while len(told) < len(whole):
+        page = await audit(log, "show", "--tenant", "acme", "--json", "--limit", "5", *words)
+        told += map(json.loads, page.stdout.splitlines())
+        words = page.stderr.removeprefix("more follows: ").split()
+        await log.name(0, f"meanwhile {len(told)}")
+
+    assert told == whole
+    assert words == []
+
+
 async def test_what_is_appended_while_a_tenant_is_read_is_left_to_the_next(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
