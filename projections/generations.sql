@@ -125,17 +125,27 @@ SELECT coalesce(string_agg(uuid_send(s.stream_id), ''), ''), coalesce(string_agg
 
 -- name: parts_of_lanes
 -- A row per piece of the table with what stands there, as it stands there: sorting it by stream costs several times as much as
--- reading it. What is large stands behind it in rows of its own. The events of a lane lie scattered over the whole table, so many
--- lanes are read at once: looking for each by itself would read every page of it many times. A payload is sent as bytes because what is made text of is copied twice as often.
+-- reading it. What is large stands behind it in rows of its own, for which the piece is looked at again. The events of a lane lie
+-- scattered over the whole table, so many lanes are read at once: looking for each by itself would read every page of it many times.
+-- A payload is sent as bytes because what is made text of is copied twice as often.
 COPY (
     SELECT p.ids, p.versions, p.payloads
       FROM generate_series(0, pg_relation_size('event'::regclass) / current_setting('block_size')::bigint, {pages}) AS s (page)
      CROSS JOIN LATERAL (
-           SELECT string_agg(uuid_send(e.stream_id), '') AS ids, string_agg(int4send(e.version), '') AS versions,
-                  string_agg(json_send({payload}), '\x00') AS payloads
+           SELECT max({weight}) > {alone} AS has_large,
+                  string_agg(uuid_send(e.stream_id), '') FILTER (WHERE {weight} <= {alone}) AS ids,
+                  string_agg(int4send(e.version), '') FILTER (WHERE {weight} <= {alone}) AS versions,
+                  string_agg(json_send({payload}), '\x00') FILTER (WHERE {weight} <= {alone}) AS payloads
              FROM event e
             WHERE e.ctid >= format('(%s,0)', s.page)::tid AND e.ctid < format('(%s,0)', s.page + {pages})::tid
-              AND e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]
-            GROUP BY CASE WHEN {weight} > {alone} THEN e.ctid END
-            ORDER BY CASE WHEN {weight} > {alone} THEN e.ctid END NULLS FIRST) p
+              AND e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]) piece
+     CROSS JOIN LATERAL (
+           SELECT piece.ids, piece.versions, piece.payloads
+            UNION ALL
+           SELECT uuid_send(e.stream_id), int4send(e.version), json_send({payload})
+             FROM event e
+            WHERE piece.has_large
+              AND e.ctid >= format('(%s,0)', s.page)::tid AND e.ctid < format('(%s,0)', s.page + {pages})::tid
+              AND e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1] AND {weight} > {alone}) p
+     WHERE p.ids IS NOT NULL
 ) TO STDOUT (FORMAT binary)
