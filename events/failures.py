@@ -22,6 +22,7 @@ _TEXTS = {
     "took_too_long": "It takes longer than it should",
     "provider_not_configured": "The provider is not set up here",
     "server_still_there": "The provider still shows the server",
+    "server_unaccounted": "A server of this instance that we have no record of is in the way",
     "locked": "The provider is at work on the server and does not let go of it",
     "internal_error": "Something is wrong on our side",
 }

@@ -6,6 +6,8 @@ from collections.abc import Awaitable
 from typing import NamedTuple
 from uuid import UUID
 
+from events.state import Instance
+from workers.labels import is_made_for
 from workers.providers.base import ProviderError, Server
 
 
@@ -20,18 +22,19 @@ class Account(NamedTuple):
     provider: str | None
     settled: bool
 
-    def owns(self, server: Server) -> bool:
-        """Whether `server` is, or may be about to be recorded as, this instance's, whatever its provider is called now."""
-        if self.status in {"deleted", "failed"}:
-            return False
-        if self.server_id is not None:
-            return self.server_id == server.id
-        return server.labels.get("hc-attempt") == str(self.attempt)
+    @property
+    def has_ended(self) -> bool:
+        return self.status in {"deleted", "failed"}
 
-    def has_heard_of(self, server: Server) -> bool:
-        """Whether `server` may have been made by what the log has of this instance: a later attempt's was not."""
-        number = server.labels.get("hc-attempt", "")
-        return not number.isdecimal() or int(number) <= self.attempt
+    def owns(self, server: Server) -> bool:
+        """Whether `server` is recorded as this instance's, whatever its provider is called now."""
+        return not self.has_ended and self.server_id == server.id
+
+    def awaits(self, server: Server, state: Instance) -> bool:
+        """Whether `server` may be about to be recorded as this instance's. `state`: as the log has it."""
+        if self.has_ended or self.server_id is not None:
+            return False
+        return state.attempt is not None and is_made_for(state.attempt, server)
 
     @property
     def may_vanish(self) -> bool:

@@ -16,6 +16,7 @@ import structlog
 from events.sql import Statements
 from workers.deps import Deps
 from workers.findings import Finding, Swept, Unlooked, done
+from workers.labels import INSTANCE
 from workers.providers.base import Provider, Server
 from workers.sql import run
 
@@ -60,7 +61,7 @@ class Orphans(NamedTuple):
 def claims(server: Server) -> list[UUID]:
     """The instances that it may be of, by its label and by its name: somebody may have changed either."""
     found: list[UUID] = []
-    for text in (server.labels.get("hc-instance", ""), server.name.removeprefix("hc-")):
+    for text in (server.labels.get(INSTANCE, ""), server.name.removeprefix("hc-")):
         with suppress(ValueError):
             found.append(UUID(text))
     return found

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from uuid import UUID
 
 import structlog
 
 from events import commands as c
-from events.errors import ReservationTaken, VersionConflict
-from events.lifecycle import DELETING
+from events.errors import ReservationTaken
 from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
 from events.state import Attempt, Instance
 from hydracore.tokens import control_token, enrol_token, hash_token
 from hydracore.vps import AGENT_PORT, VpsError
 from workers.deps import Deps
 from workers.health import note_first_sign_of_life
+from workers.labels import instance_labels, is_accounted_for, is_made_for, server_labels
 from workers.placement import free_address, hostname_of, next_placement
 from workers.providers.base import (
     CreateServer,
@@ -28,6 +27,7 @@ from workers.providers.base import (
     ProviderRetry,
     Server,
 )
+from workers.removal import STILL_THERE, assert_unmoved, may_go, remove_servers
 from workers.steps import Moved, Result, Trouble, Wait
 from workers.timing import boot_left_s, left_s, settle
 from workers.user_data import new_nonce, server_name, user_data
@@ -37,13 +37,8 @@ _log = structlog.get_logger(__name__)
 #: However long a provider wants to be left alone, which its driver sees to: deadlines and alarms of an instance are looked at.
 LOOK_AGAIN_S_MAX = 60.0
 
-#: Servers on their way out take their time: looked at again soon, then ever later.
-STILL_THERE = Trouble(code="server_still_there", delay_s=0.3, usual=True)
-
-
-def instance_labels(deps: Deps, instance_id: UUID) -> dict[str, str]:
-    """The labels by which every server of an instance is found, whatever attempt made it."""
-    return {"hc-installation": deps.settings.installation, "hc-instance": str(instance_id)}
+#: One of a history that the log does not have, as behind a restore: it may be in use, so that only people can tell what is to be done.
+UNACCOUNTED = Trouble(code="server_unaccounted")
 
 
 async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result:
@@ -100,15 +95,15 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     if provider is None:
         return Trouble(code="provider_not_configured")
     if await boot_left_s(deps, attempt) <= 0:
-        return await fail(deps, state, attempt, code="boot_timeout", retryable=True)
+        return await _end_without_a_server(deps, state, attempt, provider)
     try:
         found = await provider.find_servers(instance_labels(deps, state.id))
-        ours = sorted((s for s in found if s.labels.get("hc-attempt") == str(attempt.number)), key=_by_age)
+        ours = sorted((server for server in found if is_made_for(attempt, server)), key=_by_age)
         # An older attempt's, or a twin at a provider where names are not unique.
-        extras = [server for server in found if server not in ours[:1] and _may_go(state, server)]
+        extras = [server for server in found if server not in ours[:1] and may_go(state, server)]
         if extras or not ours:
             # Nor must a deletion that was asked for meanwhile meet a server made after it.
-            await _assert_unmoved(deps, state)
+            await assert_unmoved(deps, state)
         for extra in extras:
             await provider.delete_server(extra.id)
             _log.warning("extra_server_deleted", instance_id=str(state.id), server_id=extra.id)
@@ -117,8 +112,19 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     if ours:
         return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
     if found:
-        return STILL_THERE
+        return STILL_THERE if len(extras) == len(found) else UNACCOUNTED
     return await create_server(deps, state, attempt, first=False)
+
+
+async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> Result:
+    """Its time is over. Another attempt would take no less where a server is in the way that the saga may not remove."""
+    try:
+        found = await provider.find_servers(instance_labels(deps, state.id))
+    except ProviderError:
+        found = []
+    if all(is_accounted_for(state, server) for server in found):
+        return await fail(deps, state, attempt, code="boot_timeout", retryable=True)
+    return await fail(deps, state, attempt, code=UNACCOUNTED.code, retryable=False)
 
 
 def _by_age(server: Server) -> tuple[object, str]:
@@ -145,7 +151,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
             attempt=attempt,
             master_key=deps.settings.master_key,
         ),
-        labels={**instance_labels(deps, state.id), "hc-attempt": str(attempt.number)},
+        labels=server_labels(deps, state.id, attempt),
     )
     try:
         created = await provider.create_server(order)
@@ -238,43 +244,6 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
     command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
     outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
     return Moved(state=outcome.state)
-
-
-async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:
-    """Order the end of every server of the instance, by id and by label. True while there is still one to see.
-
-    Raises `VersionConflict` where the stream has moved meanwhile.
-    """
-    found = await provider.find_servers(instance_labels(deps, state.id))
-    attempt = state.attempt
-    if attempt is not None and attempt.server_id is not None and attempt.server_id not in {each.id for each in found}:
-        known = await provider.get_server(attempt.server_id)
-        if known is not None and known.name == attempt.server_name:
-            # Somebody took our labels off it; its id and name still say whose it is.
-            found.append(known)
-    await _assert_unmoved(deps, state)
-    for server in found:
-        if server.status != "deleting" and _may_go(state, server):
-            await provider.delete_server(server.id)
-    return bool(found)
-
-
-async def _assert_unmoved(deps: Deps, state: Instance) -> None:
-    """Looking took its time, in which the lock may have been lost and another worker have gone on from what we know.
-
-    Raises `VersionConflict` where the stream has moved since `state`.
-    """
-    latest = await deps.store.load(state.id)
-    actual = 0 if latest is None else latest.version
-    if actual != state.version:
-        raise VersionConflict(state.id, expected=state.version, actual=actual)
-
-
-def _may_go(state: Instance, server: Server) -> bool:
-    """Whether a server of the instance is of no use any more, however old `state` is: a later attempt's may be in use."""
-    number = server.labels.get("hc-attempt", "")
-    is_later = state.attempt is not None and number.isdecimal() and int(number) > state.attempt.number
-    return state.status == DELETING or not is_later
 
 
 async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Result:

@@ -14,9 +14,9 @@ from events import commands as c
 from events.sql import Statements
 from workers.deps import Deps
 from workers.findings import Account, Finding, Swept, Unlooked, done
+from workers.labels import ATTEMPT, INSTALLATION, instance_labels, is_accounted_for, server_labels
 from workers.orphans import Orphan, Orphans, claims, look_at_orphans
 from workers.providers.base import Provider, ProviderError, Server
-from workers.provision import instance_labels
 from workers.sql import run
 from workers.user_data import server_name
 
@@ -50,7 +50,7 @@ async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) 
     swept = Swept([], await _out_of_reach(deps))
     for name, provider in deps.providers.items():
         try:
-            servers = await provider.find_servers({"hc-installation": deps.settings.installation})
+            servers = await provider.find_servers({INSTALLATION: deps.settings.installation})
         except ProviderError as error:
             swept.unlooked.append(Unlooked(name, error.code))
         else:
@@ -92,15 +92,25 @@ async def _compare(
     for server in servers:
         ids = claimed[server.id]
         candidates = [one for one in (by_server.get(server.id), *map(by_id.get, ids)) if one is not None]
-        account = next((one for one in candidates if one.owns(server)), None)
+        account, known = await _account_of(deps, server, candidates)
         if account is None:
-            # They were read after the list, so that in a log that is whole no server is later than its instance.
-            known = any(one.has_heard_of(server) for one in candidates)
             orphans.append(Orphan(server, ids[0] if ids else None, known=known))
         else:
             swept.findings.extend(await _look_at(deps, name, provider, server, account, dry_run=dry_run))
     await _look_for_missing(deps, swept, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run)
     return Orphans(orphans, len(servers))
+
+
+async def _account_of(deps: Deps, server: Server, candidates: list[Account]) -> tuple[Account | None, bool]:
+    """The one that `server` is of, if any, and whether the log may have made it at all."""
+    recorded = next((one for one in candidates if one.owns(server)), None)
+    if recorded is not None:
+        return recorded, True
+    # Read after the list, so that in a log that is whole no server is later than its instance.
+    histories = [(one, await deps.store.load(one.instance_id)) for one in dict.fromkeys(candidates)]
+    states = [(one, state) for one, state in histories if state is not None]
+    awaiting = next((one for one, state in states if one.awaits(server, state)), None)
+    return awaiting, any(is_accounted_for(state, server) for _, state in states)
 
 
 async def _look_at(
@@ -172,13 +182,18 @@ async def _look_for_missing(
 async def _mend_labels(
     deps: Deps, name: str, provider: Provider, server: Server, account: Account, *, dry_run: bool
 ) -> list[Finding]:
-    wanted = {**instance_labels(deps, account.instance_id), "hc-attempt": str(account.attempt)}
+    wanted = {**instance_labels(deps, account.instance_id), ATTEMPT: str(account.attempt)}
     if all(server.labels.get(key) == value for key, value in wanted.items()):
         return []
     finding = Finding(name, "wrong_labels", server.id, account.instance_id, "labelled again")
     if dry_run:
         return [finding._replace(action="would be labelled again")]
-    labelled = provider.set_labels(server.id, {**server.labels, **wanted})
+    state = await deps.store.load(account.instance_id)
+    if state is None or state.attempt is None or state.attempt.server_id != server.id:
+        # It has gone on since; the next sweep sees what of.
+        return []
+    ours = server_labels(deps, account.instance_id, state.attempt)
+    labelled = provider.set_labels(server.id, {**server.labels, **ours})
     return [await done(finding, labelled, refused="could not be labelled again")]
 
 

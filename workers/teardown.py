@@ -11,7 +11,8 @@ from hydracore.tokens import control_token
 from hydracore.vps import AGENT_PORT, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError
-from workers.provision import STILL_THERE, remove_servers, trouble
+from workers.provision import trouble
+from workers.removal import STILL_THERE, remove_servers
 from workers.steps import Moved, Result, Trouble, Wait
 from workers.timing import settle
 

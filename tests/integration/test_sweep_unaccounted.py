@@ -28,10 +28,13 @@ async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_
     stack: Stack, provider: HetznerProvider, database_url: str, known: int, unknown: int
 ) -> None:
     ours = {"hc-installation": f"restored-{known}"}
-    over = [await stray_of(provider, KNOWN, **ours) for _ in range(known)]
-    # One that the instance had got since.
+    # The first as this release labels it, the others as one did that did not label intents.
+    over = [await stray_of(provider, KNOWN, **ours, **{"hc-intent": lives.token_hash()[:16]})]
+    over += [await stray_of(provider, KNOWN, **ours) for _ in range(known - 1)]
+    # Those that the instance had got since: by a later attempt, and by one that the log intends anew.
     later = [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "3"})]
-    later += [await stray(provider, **ours) for _ in range(unknown - 1)]
+    later += [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "2", "hc-intent": lives.token_hash(7)[:16]})]
+    later += [await stray(provider, **ours) for _ in range(unknown - 2)]
     settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
 
     async with stack.deps(**settings) as deps:

@@ -185,7 +185,7 @@ async def test_a_server_of_a_later_attempt_than_the_log_has_goes_only_with_its_i
     key, instance_id = stack.new_key()
     # As where the log was restored from a backup.
     later = await stray(provider, **{"hc-instance": str(instance_id), "hc-attempt": "2"})
-    waiting = "SELECT 1 FROM attention WHERE instance_id = %s AND code = 'server_still_there'"
+    waiting = "SELECT 1 FROM attention WHERE instance_id = %s AND code = 'server_unaccounted'"
 
     await stack.create(key)
     await stack.until(lambda: stack.rows(waiting, instance_id))

@@ -1,0 +1,45 @@
+"""Servers at the provider that bear an instance's name and were not made for it: left alone, and told."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+from tests.stack import Stack
+from tests.strays import stray
+from workers.advance import advance
+from workers.deps import Deps
+from workers.providers.hetzner import HetznerProvider
+
+#: Of another log's intent.
+FOREIGN = {"hc-intent": "0123456789abcdef"}
+
+
+async def test_a_server_of_a_lost_history_is_neither_adopted_nor_removed(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    stack.worker.kill()
+    key, instance_id = stack.new_key()
+    # As where the log was restored from a backup, and the tenant asks again for what was made since.
+    lost = await stray(provider, **{"hc-instance": str(instance_id)}, **FOREIGN)
+    waiting = "SELECT 1 FROM attention WHERE instance_id = %s AND code = 'server_unaccounted'"
+    await stack.create(key)
+
+    async with stack.deps(boot_timeout_s="2") as deps:
+        for reached in (
+            lambda: stack.rows(waiting, instance_id),
+            lambda: stack.has_happened(instance_id, "attempt_failed", code="server_unaccounted", retryable=False),
+        ):
+            await stack.until(lambda reached=reached: is_reached(deps, instance_id, reached))
+    stack.worker.start()
+    await stack.until_status(instance_id, "failed")
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+
+    assert "server_created" not in stack.types(instance_id)
+    assert lost in {str(server["id"]) for server in stack.cloudsim.servers()}
+    await provider.delete_server(lost)
+
+
+async def is_reached(deps: Deps, instance_id: UUID, reached: Callable[[], object]) -> bool:
+    """Take the next step; whether it has led there."""
+    await advance(deps, instance_id)
+    return bool(reached())
