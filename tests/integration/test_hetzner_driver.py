@@ -207,7 +207,7 @@ async def test_without_a_key_of_the_operators_a_throwaway_one_is_shared(cloudsim
 
     await asyncio.gather(*(driver.create_server(order(f"hc-{number}")) for number, driver in enumerate(drivers)))
 
-    assert [key["name"] for key in keys_of(cloudsim)] == ["hydracore"]
+    assert [key["name"] for key in keys_of(cloudsim)] == ["throwaway@hydracore"]
     for driver in drivers:
         await driver.aclose()
 

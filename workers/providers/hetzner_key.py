@@ -25,7 +25,9 @@ class HetznerKey:
 
     def __init__(self, http: HetznerHttp, *, name: str, public_key: str | None) -> None:
         self._http = http
-        self._name = name
+        # A name says nothing of who holds the private half, and what was the operator's would be taken for one that nobody holds.
+        # No installation's name has an `@`, so neither has any other key of ours.
+        self._name = name if public_key is not None else f"throwaway@{name}"
         self._public_key = public_key
         self._id: int | None = None
         # Many creates start at once; one of them looks, the others wait for what comes of it, a failure too.
