@@ -98,9 +98,12 @@ SELECT greatest(silent_s(h.received_at),
 SELECT silent_s(now() - %(passed_s)s * interval '1 s')
 
 -- name: first_sign_of_life
+-- What is there may be of the agent of an earlier attempt, whose silence is not this one's.
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
 VALUES (%s, %s, now(), %s, %s)
-ON CONFLICT (lane, instance_id) DO NOTHING
+ON CONFLICT (lane, instance_id) DO UPDATE SET
+       received_at = excluded.received_at, boot_id = excluded.boot_id, report = excluded.report
+ WHERE heartbeat.boot_id <> excluded.boot_id
 
 -- name: any_pending_action
 SELECT true FROM instance WHERE pending_action_id IS NOT NULL LIMIT 1

@@ -6,11 +6,17 @@ from uuid import UUID
 
 import pytest
 
+from events.ids import lane_of
 from events.state import ATTEMPTS_MAX
+from tests.lives import BOOT
 from tests.stack import BRISK, Stack
 from tests.strays import stray
 from workers.broker import OBSERVE_ACTIONS
 from workers.providers.hetzner import HetznerProvider
+
+#: As of an agent that was last heard a while ago.
+OLD_BEAT = """INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
+              VALUES (%s, %s, now() - interval '100 s', %s, '{}') RETURNING 1"""
 
 
 def attempts(stack: Stack, instance_id: UUID) -> list[tuple[str, str]]:
@@ -226,6 +232,19 @@ async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stac
     await stack.until_status(instance_id, "running")
     assert failures(stack, instance_id) == ["no_power"]
     assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+
+
+async def test_the_silence_of_an_earlier_attempt_s_agent_is_not_its_successor_s(stack: Stack) -> None:
+    stack.cloudsim.fault("create_server", "hold_before")
+    instance_id = await stack.create()
+    await stack.until(stack.cloudsim.held)
+    assert stack.rows(OLD_BEAT, lane_of(instance_id), instance_id, BOOT)
+
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+    await stack.until_status(instance_id, "running")
+
+    silent = "SELECT silent_s(received_at) FROM heartbeat WHERE instance_id = %s AND boot_id <> %s"
+    assert stack.rows(silent, instance_id, BOOT)[0][0] < 100
 
 
 async def test_a_silent_agent_is_late_then_unreachable_and_healthy_once_it_is_back(stack: Stack) -> None:
