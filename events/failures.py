@@ -23,6 +23,7 @@ _TEXTS = {
     "provider_not_configured": "The provider is not set up here",
     "server_still_there": "The provider still shows the server",
     "server_unaccounted": "A server of this instance that we have no record of is in the way",
+    "server_name_taken": "A server that is not ours has the name of this one at the provider",
     "locked": "The provider is at work on the server and does not let go of it",
     "internal_error": "Something is wrong on our side",
 }

@@ -160,13 +160,28 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
     except ProviderRefused as error:
         return await fail(deps, state, attempt, code=error.code, retryable=False, nothing_made=first)
     except ProviderNameTaken as error:
-        # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
-        return Trouble(code=error.code, usual=True)
+        return await _look_who_has_the_name(deps, state, attempt, provider, taken=error, first=first)
     except ProviderError as error:
         return trouble(error)
     # The last one is over when the server runs; those before it only make the server.
     action_id = created.action_ids[-1] if created.action_ids else None
     return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
+
+
+async def _look_who_has_the_name(
+    deps: Deps, state: Instance, attempt: Attempt, provider: Provider, *, taken: ProviderNameTaken, first: bool
+) -> Result:
+    """A look by label never finds a server that is not ours: nothing would come of it until the time is over."""
+    assert attempt.server_name is not None, "an intent names the server"
+    try:
+        holder = await provider.get_server_named(attempt.server_name)
+    except ProviderError as error:
+        return trouble(error)
+    if holder is None or instance_labels(deps, state.id).items() <= holder.labels.items():
+        # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
+        return Trouble(code=taken.code, usual=True)
+    _log.warning("server_name_taken", instance_id=str(state.id), server_id=holder.id, provider=attempt.provider)
+    return await fail(deps, state, attempt, code="server_name_taken", retryable=False, nothing_made=first)
 
 
 async def _record_created(

@@ -88,6 +88,7 @@ async def test_a_server_is_created_watched_found_relabelled_and_deleted(driver: 
     assert (server.location, server.server_type, server.labels) == ("local1", "sim1", LABELS)
     assert server.ipv4 is not None
     assert server.ipv6 is not None
+    assert (await driver.get_server_named("hc-1"), await driver.get_server_named("hc-2")) == (server, None)
     assert abs(server.created_at - datetime.now(UTC)) < timedelta(minutes=1)
     actions = await driver.get_actions(created.action_ids)
     assert [(action.id, action.status, action.error_code) for action in actions] == [

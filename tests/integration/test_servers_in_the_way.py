@@ -39,6 +39,23 @@ async def test_a_server_of_a_lost_history_is_neither_adopted_nor_removed(
     await provider.delete_server(lost)
 
 
+async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provider: HetznerProvider) -> None:
+    key, instance_id = stack.new_key()
+    others = await stray(provider, **{"hc-instance": str(instance_id), "hc-installation": "staging"})
+
+    await stack.create(key)
+    await stack.until_status(instance_id, "failed")
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
+
+    failures = [event for event in stack.events(instance_id) if event["type"] == "attempt_failed"]
+    assert [(event["code"], event["retryable"]) for event in failures] == [("server_name_taken", False)]
+    told = [line for line in stack.worker.output().splitlines() if f'"server_id":"{others}"' in line]
+    assert ['"event":"server_name_taken"' in line for line in told] == [True]
+    assert others in {str(server["id"]) for server in stack.cloudsim.servers()}
+    await provider.delete_server(others)
+
+
 async def is_reached(deps: Deps, instance_id: UUID, reached: Callable[[], object]) -> bool:
     """Take the next step; whether it has led there."""
     await advance(deps, instance_id)

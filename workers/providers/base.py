@@ -4,7 +4,7 @@
     +- ProviderRetry            nothing came of it; the same call may be repeated after `retry_after_s`
     +- ProviderLater            the server or the provider is busy or broken; try again after `retry_after_s`, which is longer
     +- ProviderNoCapacity       not this type at this place; another placement may do
-    +- ProviderNameTaken        something of that name exists; look for it and adopt it
+    +- ProviderNameTaken        something of that name exists; look whose it is
     +- ProviderRefused          repeating cannot help; somebody has to change something
     +- ProviderOutcomeUnknown   a change was sent and no answer came; read before doing anything else
 
@@ -128,6 +128,10 @@ class Provider(Protocol):
 
     async def get_server(self, server_id: str, /) -> Server | None:
         """The server, or None when the provider has none of that id."""
+        ...
+
+    async def get_server_named(self, name: str, /) -> Server | None:
+        """The server of this name, whoever made it."""
         ...
 
     async def find_servers(self, labels: Mapping[str, str], /) -> list[Server]:

@@ -81,6 +81,11 @@ class HetznerProvider:
                 return None
             raise
 
+    async def get_server_named(self, name: str, /) -> Server | None:
+        answer = await self._http.get("servers", SERVER_PAGE, {"name": name, "page": 1, "per_page": PER_PAGE})
+        # Names are unique in a project.
+        return next((wire.server() for wire in answer.servers if wire.name == name), None)
+
     async def find_servers(self, labels: Mapping[str, str], /) -> list[Server]:
         selector = _selector(labels)
         for _ in range(LISTINGS_MAX):
