@@ -262,7 +262,9 @@ def _teardown_step_done(state: Instance, event: e.TeardownStepDone) -> None:
     state.teardown_done = (*state.teardown_done, event.step)
     state.teardown_blocked = None
     state.error_code = None
-    if event.step == "absence_verified" and state.attempt is not None:
+    if event.step == "key_revoked":
+        state.key_revoked_ms = event.at_ms
+    elif event.step == "absence_verified" and state.attempt is not None:
         state.attempt.discarded = True
         state.attempt.server_status = "deleted"
         state.attempt.action_id = None

@@ -174,6 +174,8 @@ class Instance(msgspec.Struct, kw_only=True):
     #: False once a failure was seen that no other placement can mend.
     retryable: bool = True
     deletion_requested_ms: int | None = None
+    #: When the deletion revoked the agent's key: its open chats have until some time after that.
+    key_revoked_ms: int | None = None
     teardown_done: tuple[str, ...] = ()
     teardown_blocked: str | None = None
     deleted_ms: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from events import commands as c
@@ -47,11 +49,13 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
 
 
 async def _drain(deps: Deps, state: Instance) -> Result | None:
-    """Have the agent end its chats, and tell what they cost. One that does not answer has none to end."""
+    """Have the agent end its chats, and tell what they cost. One that does not answer has none to end.
+
+    The time counts from a worker's own step, not from the request, which another clock has written and which may have waited for
+    us. However late it is, the agent is asked. Where the step was taken by a clock ahead of ours, the whole time passes here.
+    """
     agent = state.agent
-    assert state.deletion_requested_ms is not None
-    waited_s = (deps.now_ms() - state.deletion_requested_ms) / 1000
-    if agent is None or agent.control_key_id is None or state.vpn_ip is None or waited_s > DRAIN_S_MAX:
+    if agent is None or agent.control_key_id is None or state.vpn_ip is None:
         return None
     token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
     try:
@@ -59,7 +63,14 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
     except VpsError:
         return None
     # What is not told by then goes with the server.
-    return Wait(delay_s=DRAIN_LOOK_S) if drained.active_connections or drained.usage_unsent else None
+    if not drained.active_connections and not drained.usage_unsent:
+        return None
+    assert state.key_revoked_ms is not None, "the key is revoked before the drain"
+    passed_s = (deps.now_ms() - state.key_revoked_ms) / 1000
+    if passed_s < 0:
+        await asyncio.sleep(DRAIN_S_MAX)
+        return None
+    return Wait(delay_s=DRAIN_LOOK_S) if passed_s <= DRAIN_S_MAX else None
 
 
 async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:

@@ -13,11 +13,16 @@ from uuid import UUID
 import httpx
 import pytest
 
+from events import commands as c
 from hydracore import tokens
 from hydracore.agent.transport import TRUST_NOBODY
 from tests.modelsim_fixtures import ModelSim, running_modelsim
 from tests.stack import Stack
 from tests.waiting import PATIENCE_S, until
+from workers.advance import advance
+from workers.deps import Deps
+
+HOUR_MS = 3_600_000
 
 
 class Chatty(NamedTuple):
@@ -92,3 +97,43 @@ async def test_open_chats_end_whole_and_are_metered_before_the_server_goes(chatt
     assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"]) for answer in answers]
     assert (refused.status_code, (await chatty.beat()).status_code) == (503, 410)
     stack.assert_no_server(instance_id)
+
+
+async def test_open_chats_have_their_time_whatever_the_clocks_of_others_say(
+    chatty: Chatty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, models = chatty.stack, chatty.models
+    other = chatty._replace(instance_id=await stack.running())
+    for word in ("first", "endless"):
+        await models.fault("hold", after_tokens=2, contains=word)
+    chats = [asyncio.create_task(chatty.chat("The first")), asyncio.create_task(other.chat("The endless"))]
+    await models.until_requests(2)
+    stack.worker.kill()
+
+    async with stack.deps() as deps:
+        # Asked for by an API that is an hour behind us, or an hour ago while no worker ran.
+        await deps.store.execute(chatty.instance_id, deletion(deps, hours=-1), deps.origin(chatty.instance_id))
+        await advance(deps, chatty.instance_id)
+        # Begun by a worker that is an hour ahead of us.
+        for command in (deletion(deps, hours=1), key_revoked(deps, hours=1)):
+            await deps.store.execute(other.instance_id, command, deps.origin(other.instance_id))
+        monkeypatch.setattr("workers.teardown.DRAIN_S_MAX", 0.1)
+        await advance(deps, other.instance_id)
+    assert stack.has_happened(other.instance_id, "teardown_step_done", step="drained")
+    assert not stack.has_happened(chatty.instance_id, "teardown_step_done", step="drained")
+    await models.release()
+    answer = await chats[0]
+    stack.worker.start()
+    await stack.until_status(chatty.instance_id, "deleted")
+
+    assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"])]
+    chats[1].cancel()
+
+
+def deletion(deps: Deps, *, hours: int) -> c.RequestDeletion:
+    """By a clock that is so many hours ahead of ours."""
+    return c.RequestDeletion(at_ms=deps.now_ms() + hours * HOUR_MS, reason="requested")
+
+
+def key_revoked(deps: Deps, *, hours: int) -> c.RecordTeardownStep:
+    return c.RecordTeardownStep(at_ms=deps.now_ms() + hours * HOUR_MS, step="key_revoked")
