@@ -123,6 +123,8 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> None:
             await deps.attention.postpone(state.id, version=state.version, delay_s=result.delay_s)
         return
     failures = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
+    if failures is None:
+        return
     if not result.usual:
         _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures)
     stuck_s = (deps.now_ms() - state.updated_ms) / 1000

@@ -41,21 +41,24 @@ class Attention:
         self._pool = pool
 
     async def postpone(self, instance_id: UUID, *, version: int, delay_s: float) -> None:
-        """Look again in `delay_s`, or after the longest pause, unless the stream leaves `version` before.
+        """Look again in `delay_s`, or after the longest pause, unless the stream leaves `version` before, or has left it already.
 
         Nothing is wrong, it just takes its time.
         """
         pause_s = min(delay_s, BACKOFF_S_MAX)
         await self._run(_POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
-    async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int:
-        """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was."""
+    async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int | None:
+        """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was.
+
+        None where the stream has left it already: somebody else has gone on, and nothing has failed that still counts.
+        """
         assert delay_s <= BACKOFF_S_MAX, delay_s
         rows = await self._run(
             _FAIL,
             _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
         )
-        return rows[0][0]
+        return rows[0][0] if rows else None
 
     async def clear(self, instance_id: UUID) -> None:
         """The work has moved on."""

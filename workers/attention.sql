@@ -1,13 +1,19 @@
 -- name: postpone
+-- As `fail`, only where the instance is still at that version and something is owed to it: whoever comes later than that, as one that was
+-- frozen does, would leave a row that nobody removes.
 INSERT INTO attention (lane, instance_id, not_before, version)
-VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s', %(version)s)
+SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version
+  FROM instance i
+ WHERE i.lane = %(lane)s AND i.id = %(instance_id)s AND i.version = %(version)s AND i.wake_at IS NOT NULL
 ON CONFLICT (lane, instance_id) DO UPDATE SET
        not_before = excluded.not_before, version = excluded.version,
        failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
 
 -- name: fail
 INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
-VALUES (%(lane)s, %(instance_id)s, now() + %(delay_s)s * interval '1 s', %(version)s, 1, now(), %(code)s)
+SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version, 1, now(), %(code)s
+  FROM instance i
+ WHERE i.lane = %(lane)s AND i.id = %(instance_id)s AND i.version = %(version)s AND i.wake_at IS NOT NULL
 ON CONFLICT (lane, instance_id) DO UPDATE SET
        (not_before, version, failures, failing_since, code) = (
            SELECT now() + greatest(%(delay_s)s, least(%(backoff_s_max)s, %(delay_s)s * power(2, least(n.failures - 1, 10))))

@@ -53,6 +53,23 @@ async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_ur
         assert await attention.fail(ADA, version=4, code="timeout", delay_s=60) == 2
 
 
+async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        for command in (lives.plan(), lives.failed(retryable=False), lives.discarded(), lives.gave_up()):
+            outcome = await store.execute(ADA, command, origin("worker"))
+
+        # One that was frozen at an earlier version, and one that saw the last, to which nothing is owed.
+        for version in (1, outcome.state.version):
+            await attention.postpone(ADA, version=version, delay_s=1)
+            assert await attention.fail(ADA, version=version, code="no_address", delay_s=1) is None
+
+        assert await (await owner_conn.execute("SELECT code FROM attention")).fetchall() == []
+
+
 async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(database_url: str) -> None:
     async with open_store(database_url) as (store, pool), pool.connection() as looking, looking.transaction():
         began_ms = await _in_ms(looking, "SELECT now()")
