@@ -73,6 +73,7 @@ SshPublicKey = Annotated[
 ]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
+SecondPort = Annotated[Annotated[int, Meta(ge=1, le=65_535)] | None, Meta(description="a port from 1 to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
 #: A call waits for its place, for its turn and for its answer, so long each; a worker breaks off what takes 100 s (`workers.advance`).
 ProviderTimeout = Annotated[float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")]
@@ -125,6 +126,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ssh_public_key: SshPublicKey = ""
     api_host: Host = "127.0.0.1"
     api_port: Port = 8080
+    #: Where the API listens as well, for agents: what they were told in `public_url` can stay when `api_port` changes.
+    api_port_for_agents: SecondPort = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: A server that is not ready after this long is given up, and the next attempt begins.
     boot_timeout_s: Seconds = 900

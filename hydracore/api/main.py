@@ -31,7 +31,7 @@ from hydracore.audit.errors import ErasuresUnknown
 from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
-from hydracore.http_server import configuration
+from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from hydracore.wake import Publisher
@@ -75,7 +75,8 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
         hearing = asyncio.create_task(keep_hearing(parts.pool))
         try:
             with _signals_end_here():
-                await uvicorn.Server(config).serve()
+                async with _served_to_agents(config, settings.api_port_for_agents):
+                    await uvicorn.Server(config).serve()
         finally:
             hearing.cancel()
 
@@ -88,6 +89,23 @@ def server_config(parts: Parts) -> uvicorn.Config:
         port=parts.settings.api_port,
         timeout_graceful_shutdown=STOP_GRACE_S,
     )
+
+
+@asynccontextmanager
+async def _served_to_agents(config: uvicorn.Config, port: int | None) -> AsyncGenerator[None]:
+    """The same application on `port` as well, if that is another one than `config` has."""
+    if port in (None, config.port):
+        yield
+        return
+    second = EmbeddedServer(
+        configuration(config.app, host=config.host, port=port, timeout_graceful_shutdown=STOP_GRACE_S)
+    )
+    serving = asyncio.create_task(second.serve())
+    try:
+        yield
+    finally:
+        second.should_exit = True
+        await serving
 
 
 @contextmanager

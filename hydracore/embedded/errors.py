@@ -1,6 +1,7 @@
 """What can go wrong with the parts of one machine: one tree, a class per cause."""
 
 from pathlib import Path
+from typing import ClassVar
 
 
 class EmbeddedError(Exception):
@@ -28,12 +29,18 @@ class HomeUnusable(EmbeddedError):
 class PortTaken(EmbeddedError):
     """A port that was asked for is held by a stranger."""
 
+    advice: ClassVar = "stop what listens there or choose another with --port"
+
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(
-            f"port {port} on {host} is already in use: stop what listens there or choose another with --port"
-        )
+        super().__init__(f"port {port} on {host} is already in use: {self.advice}")
         self.host = host
         self.port = port
+
+
+class AgentsPortTaken(PortTaken):
+    """The port that a home's agents call is held by a stranger. What they were told at their boot cannot be changed."""
+
+    advice: ClassVar = "stop what listens there, for the agents of this home call it"
 
 
 class NoServiceAccount(EmbeddedError):

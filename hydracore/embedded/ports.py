@@ -12,12 +12,14 @@ from typing import Final
 
 import msgspec
 
-from hydracore.embedded.errors import EmbeddedError
+from hydracore.embedded.errors import AgentsPortTaken, EmbeddedError
 from hydracore.embedded.files import write_json
 
 LOOPBACK: Final = "127.0.0.1"
 PORT_FIRST: Final = 20_000
 PORT_LAST: Final = 29_999
+#: Whose port never changes.
+AGENTS: Final = "agents"
 #: Draws before giving up; a machine that needs them all has no free port.
 DRAWS_MAX: Final = 200
 
@@ -41,6 +43,16 @@ class Ports:
             self._ports[name] = port
             write_json(self._path, self._ports)
         return port
+
+    def claim_for_agents(self) -> int:
+        """The port that agents call: the one of the first time for good, for they have it written down.
+
+        Raises `AgentsPortTaken` where a stranger holds it.
+        """
+        known = self._ports.get(AGENTS)
+        if known is not None and not is_free(known):
+            raise AgentsPortTaken(LOOPBACK, known)
+        return self.claim(AGENTS)
 
 
 def free_port(*, avoid: set[int] | None = None) -> int:

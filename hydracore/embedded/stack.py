@@ -45,6 +45,7 @@ MANAGED: Final = (
     "public_url",
     "api_host",
     "api_port",
+    "api_port_for_agents",
     "cloudsim_url",
     "cloudsim_token",
     "catalogue",
@@ -63,13 +64,15 @@ class Stack:
     def __init__(
         self, home: Home, supervisor: Supervisor, *, port: int, workers: int, environ: Mapping[str, str]
     ) -> None:
-        """Raises `SettingsError` and `CatalogueError` where `environ` sets something that no part could work with."""
+        """Raises `AgentsPortTaken`; `SettingsError` and `CatalogueError` where `environ` sets what no part could work with."""
         assert workers > 0
         self.home = home
         self.supervisor = supervisor
         self.secrets = home.secrets()
         self.url = f"http://{LOOPBACK}:{port}"
         ports = Ports(home.ports_file)
+        #: Agents are never told `port`, which another start may change.
+        self._port_for_agents = ports.claim_for_agents()
         self._cloudsim_port = ports.claim("cloudsim")
         self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
         #: The scripted models, unless the environment names real ones.
@@ -131,9 +134,10 @@ class Stack:
             "seal_file": str(self.home.seal_file),
             "erasure_file": str(self.home.erasure_file),
             **given,
-            "public_url": self.url,
+            "public_url": f"http://{LOOPBACK}:{self._port_for_agents}",
             "api_host": LOOPBACK,
             "api_port": self.url.rpartition(":")[2],
+            "api_port_for_agents": str(self._port_for_agents),
             "cloudsim_url": self.cloudsim_url,
             "cloudsim_token": self.secrets.cloudsim_token,
         }
@@ -212,6 +216,7 @@ class Stack:
             "jwt_secret",
             "api_host",
             "api_port",
+            "api_port_for_agents",
             "model_base_url",
             "model_api_key",
             "telegram_base_url",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
     await kill_everything(one, home)
     await until(lambda: counts_slowly(first["modelsim_url"]))
     output, troubles = one.stop()
+    stopped_at = datetime.now(UTC)
     told = {
         line.partition(" has ended (signal SIGKILL) and is started again; see ")[0] for line in troubles.splitlines()
     }
@@ -65,10 +67,10 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
     assert output.count("curl -s") == 7
     assert not alive(first["pids"])
 
-    again = up(port, HYDRACORE_MODEL_BASE_URL="https://models.example/v1")
+    again = up(free_port(), HYDRACORE_MODEL_BASE_URL="https://models.example/v1")
     second = await again.ready()
     assert (second["modelsim_url"], second["pids"]["modelsim"]) == (None, [])
-    await assert_same(first, second, instance)
+    await assert_same(first, second, instance.replace(first["url"], second["url"]), stopped_at)
 
     refused = up(free_port())
     _, complaint = await asyncio.to_thread(refused.process.communicate)
@@ -153,9 +155,9 @@ async def kill_everything(up: Up, home: Path) -> None:
     await until(lambda: is_ready(killed["url"]))
 
 
-async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: str) -> None:
-    """The same addresses, the same people with the same rights, the same servers, and their agents at work again."""
-    for key in ("url", "tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
+async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: str, stopped_at: datetime) -> None:
+    """The same stores, the same people with the same rights, the same servers, and their agents at work again on another port."""
+    for key in ("tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
         assert second[key] == first[key]
     tokens = {
         200: first["customer"]["token"],
@@ -168,6 +170,12 @@ async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: s
     cloudsim = {"Authorization": f"Bearer {second['cloudsim_token']}"}
     servers = (await asyncio.to_thread(sim_servers, second["cloudsim_url"], cloudsim))["servers"]
     assert [server["alive"] for server in servers] == [True]
+    customer = {"Authorization": f"Bearer {first['customer']['token']}"}
+
+    async def heard_again() -> bool:
+        return await last_heartbeat(instance, customer) > stopped_at
+
+    await until(heard_again)
 
 
 async def test_stores_of_ones_own_replace_the_embedded_ones(
@@ -192,6 +200,11 @@ async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[...
     assert output.endswith("stopped\n")
     assert not troubles
     assert not data.exists(), "nobody may wait until it is made"
+
+
+async def last_heartbeat(instance: str, headers: dict[str, str]) -> datetime:
+    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, headers=headers) as client:
+        return datetime.fromisoformat((await client.get(f"{instance}/runtime")).json()["last_heartbeat"])
 
 
 async def until_status(url: str, headers: dict[str, str], status: str) -> None:

@@ -1,10 +1,13 @@
 """What `hydracore up` cannot work with: it is named in one line, and nothing stays behind."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from hydracore.embedded.files import write_json
+from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
 from tests.up_program import Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
 
@@ -17,6 +20,22 @@ async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> Non
 
     assert refused.process.returncode == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
+
+
+async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_them_alone(
+    up: Callable[..., Up], home: Path
+) -> None:
+    ports = Home(home).ports_file
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        write_json(ports, {"agents": port})
+        refused = up(free_port())
+        _, complaint = await asyncio.to_thread(refused.process.communicate)
+
+    assert refused.process.returncode == 2
+    assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
+    assert complaint.endswith("the agents of this home call it\n")
+    assert json.loads(ports.read_text()) == {"agents": port}
 
 
 async def test_stores_of_ones_own_that_do_not_answer_are_named(

@@ -149,6 +149,7 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("API_HOST", "an address"),
         ("API_PORT", "70000"),
         ("API_PORT", "http"),
+        ("API_PORT_FOR_AGENTS", "0"),
         ("LOG_LEVEL", "loud"),
         ("BOOT_TIMEOUT_S", "0"),
         ("BOOT_TIMEOUT_S", "nan"),
