@@ -64,6 +64,11 @@ class AgentProcess:
         return await asyncio.to_thread(self._process.wait, timeout_s)
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def is_alive(self) -> bool:
         return self._process is not None and self._process.is_alive
 

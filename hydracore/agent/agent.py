@@ -82,7 +82,7 @@ class Agent:
         """Returns when the control plane wants this agent no more."""
         identity = load_identity(state)
         stored = load_secrets(state)
-        spool = CallbackSpool(state.path / "spool.sqlite")
+        spool = CallbackSpool(state)
         store = Store(state.path / STORE_FILE, now_ms=self._now_ms, new_id=self._new_id)
         control_plane = ControlPlane(boot_file.control_plane_url)
         started_s = self._monotonic()

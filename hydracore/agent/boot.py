@@ -17,7 +17,7 @@ from hydracore.agent.boot_file import BootFile
 from hydracore.agent.callbacks import Callbacks
 from hydracore.agent.chat_api import ChatApi
 from hydracore.agent.configuration import Configuration
-from hydracore.agent.control_plane import ControlPlane, Gone
+from hydracore.agent.control_plane import ControlPlane, Gone, insist
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.endpoints import Endpoints
 from hydracore.agent.expressclaw.store import Store
@@ -55,6 +55,7 @@ class Boot:
     ) -> None:
         self._boot_file = boot_file
         self._boot_id = boot_id
+        self._state = state
         self._spool = spool
         self._control_plane = control_plane
         self._uptime_s = uptime_s
@@ -77,7 +78,7 @@ class Boot:
             configure=self._supervisor.configure,
             report=report,
         )
-        self._usage = UsageSender(store.ledger, control_plane=control_plane, boot_id=boot_id)
+        self._usage = UsageSender(store.ledger, state=state, control_plane=control_plane, boot_id=boot_id)
         self._server = AgentServer(AgentApi(self._routes(store), token=self._control_token), report=report)
 
     async def enrol(self) -> None:
@@ -89,7 +90,7 @@ class Boot:
         self._callbacks.reach("enrolled", "Enrolled with the control plane")
 
     async def work(self) -> None:
-        secrets = await self._credentials.open()
+        secrets = await insist(self._credentials.open)
         self._callbacks.reach("secrets", "Secrets are stored")
         self._configuration.begin(secrets)
         self._server.listen_on(secrets.listen)
@@ -163,7 +164,7 @@ class Boot:
             versions=supervisor.versions,
             skills_loaded=supervisor.skills_loaded,
             config_version=supervisor.config_version,
-            error=supervisor.error,
+            error=self._error,
             connections=dict(supervisor.connections),
             workflows_loaded=supervisor.workflows_loaded,
             ignored=supervisor.ignored,
@@ -178,5 +179,13 @@ class Boot:
             versions=supervisor.versions,
             skills_loaded=supervisor.skills_loaded,
             config_version=supervisor.config_version,
-            error=supervisor.error,
+            error=self._error,
         )
+
+    @property
+    def _error(self) -> m.ReportedError | None:
+        """What does not work. Where the disk takes nothing, the rest may come of that."""
+        refusal = self._state.refusal()
+        if refusal is not None:
+            return m.ReportedError(code="disk_refuses", message=f"The server's disk takes nothing: {refusal.what}")
+        return self._supervisor.error

@@ -24,7 +24,7 @@ from hydracore.agent.control_plane import (
     retry_wait_s,
 )
 from hydracore.agent.credentials import Credentials
-from hydracore.agent.errors import SpoolFull
+from hydracore.agent.errors import DiskRefuses, SpoolFull
 from hydracore.agent.messages import STAGES, Callback, Level, Stage
 from hydracore.agent.spool import CallbackSpool
 
@@ -51,12 +51,15 @@ class Callbacks:
         self.report("info", message)
 
     def report(self, level: Level, message: str) -> None:
-        """Tell something that happened at the present stage."""
+        """Tell something that happened at the present stage. What the disk does not take is told in the log alone."""
         try:
             callback = self._spool.append(self._boot_id, self.stage, level, message)
         except SpoolFull:
             # Months of trouble without a control plane. The beginning says more than the latest repetition.
             log.exception("callback_dropped", stage=self.stage, level=level)
+            return
+        except DiskRefuses as refusal:
+            log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)  # noqa: TRY400
             return
         log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
         self._news.set()

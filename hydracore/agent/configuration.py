@@ -13,7 +13,7 @@ import structlog
 from hydracore.agent import messages as m
 from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, insist
 from hydracore.agent.credentials import Credentials
-from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.errors import DiskRefuses, RuntimeFailed
 from hydracore.agent.messages import Level
 from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from hydracore.agent.state import StateDir
@@ -53,6 +53,8 @@ class Configuration:
         self._configure = configure
         self._report = report
         self._current: StoredConfig | None = None
+        #: What is on disk; another one than `_current` where the disk did not take that.
+        self._stored: StoredConfig | None = None
         #: The version that heartbeats tell of, and the one that was no use when it came.
         self._wanted: int | None = None
         self._refused: int | None = None
@@ -71,9 +73,9 @@ class Configuration:
     def begin(self, secrets: m.Secrets) -> None:
         """Start with the newer one of what the secrets brought and what is on disk, or with that on disk where the newer one
         cannot be used."""
-        stored = self._load()
-        if stored is not None:
-            self._put_in_force(stored)
+        self._stored = self._load()
+        if self._stored is not None:
+            self._put_in_force(self._stored)
         self._adopt_or_report(secrets.config_version, secrets.runtime)
 
     def renew(self, secrets: m.Secrets) -> None:
@@ -81,7 +83,8 @@ class Configuration:
         self._adopt_or_report(secrets.config_version, secrets.runtime)
 
     def adopt(self, version: int, runtime: dict[str, Any]) -> int:
-        """Run with this from now on, unless a newer one is in force. Returns the version that is; it is on disk then.
+        """Run with this from now on, unless a newer one is in force. Returns the version that is; it is on disk then,
+        unless the disk takes nothing: then that is tried again with each heartbeat.
 
         The same version may come again with other content: what its maker knows and does not count as a change, such as
         prices. Raises `RuntimeFailed` where it cannot be used; then the one before stays.
@@ -92,9 +95,10 @@ class Configuration:
         if config != self._current:
             before = self._current
             self._put_in_force(config)
-            self._state.write(_FILE, msgspec.json.encode(config))
             if before is not None:
                 log.info("configuration_adopted", config_version=version)
+        if config != self._stored:
+            self._store(config)
         return version
 
     def note_wanted(self, version: int) -> None:
@@ -103,7 +107,7 @@ class Configuration:
             self._wanted = version
             if version != self.version:
                 log.warning("config_drift", wanted=version, running=self.version)
-        if version > self.version and version != self._refused:
+        if (version > self.version and version != self._refused) or self._current != self._stored:
             self._behind.set()
 
     async def follow(self, credentials: Credentials) -> NoReturn:
@@ -122,6 +126,15 @@ class Configuration:
             self._refused = version
             log.warning("configuration_refused", config_version=version, reason=failure.message)
             self._report("error", f"Configuration {version} is not used: {failure.message}")
+
+    def _store(self, config: StoredConfig) -> None:
+        try:
+            self._state.write(_FILE, msgspec.json.encode(config))
+        except DiskRefuses as refusal:
+            # A restart would go on with the one before, until the heartbeats tell that it is not the newest.
+            log.warning("configuration_not_stored", config_version=config.config_version, what=refusal.what)
+        else:
+            self._stored = config
 
     async def _fetch(self, credentials: Credentials) -> m.NewestConfig:
         request = m.ConfigRequest(boot_id=self._boot_id, config_version=self.version)

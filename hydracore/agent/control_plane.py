@@ -21,7 +21,7 @@ import structlog
 
 from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
-from hydracore.agent.errors import AgentError
+from hydracore.agent.errors import AgentError, DiskRefuses
 from hydracore.agent.identity import Identity
 from hydracore.agent.transport import UNREADABLE, Answer, AnswerTooLarge, exchange, new_client
 
@@ -167,7 +167,8 @@ async def insist(call: Callable[[], Awaitable[T]], *, backoff: Backoff | None = 
     """Make `call` until the control plane gives an answer that means something to the caller.
 
     `Unavailable` and `BadAnswer` are waited out, for ever: nothing the agent could do instead would be better, and each
-    of its requests may safely be made twice. The other errors are the caller's.
+    of its requests may safely be made twice. So is `DiskRefuses`, where `call` keeps the answer: an agent that lives can say
+    what is wrong, and goes on by itself once there is room. The other errors are the caller's.
     """
     backoff = backoff or Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:
@@ -176,10 +177,13 @@ async def insist(call: Callable[[], Awaitable[T]], *, backoff: Backoff | None = 
         except (Unavailable, BadAnswer) as error:
             wait_s = retry_wait_s(error, backoff)
             log.warning("control_plane_retry", call=error.call, what=error.what, wait_s=round(wait_s, 2))
-            await asyncio.sleep(wait_s)
+        except DiskRefuses as error:
+            wait_s = backoff.next_s()
+            log.warning("disk_retry", what=error.what, wait_s=round(wait_s, 2))
+        await asyncio.sleep(wait_s)
 
 
-def retry_wait_s(error: ControlPlaneError, backoff: Backoff) -> float:
+def retry_wait_s(error: AgentError, backoff: Backoff) -> float:
     """The backoff's wait, or the longer one that the answer asked for, up to the cap."""
     asked_s = error.retry_after_s if isinstance(error, Unavailable) else None
     return max(backoff.next_s(), min(asked_s or 0.0, RETRY_CAP_S))

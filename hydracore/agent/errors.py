@@ -7,6 +7,7 @@ AgentError
 │   └── StateDamaged          4  a file of the state directory cannot be read
 ├── RuntimeFailed             the runtime did not start, or stopped by itself
 ├── SpoolFull                 too many callbacks wait for the control plane
+├── DiskRefuses               the disk is full or broken; what was to be kept is not
 └── ControlPlaneError         see `control_plane`
 """
 
@@ -56,6 +57,14 @@ class RuntimeFailed(AgentError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class DiskRefuses(AgentError):
+    """`what`: the system's own words for it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the disk takes nothing: {what}")
+        self.what = what
 
 
 class SpoolFull(AgentError):

@@ -20,6 +20,7 @@ from hydracore.agent.control_plane import (
     retry_wait_s,
 )
 from hydracore.agent.credentials import Credentials
+from hydracore.agent.errors import DiskRefuses
 from hydracore.agent.messages import Heartbeat
 
 log = structlog.get_logger()
@@ -46,7 +47,7 @@ async def beat(
         wait_s = credentials.current.heartbeat_interval_s
         try:
             reply = await credentials.call(lambda key: control_plane.heartbeat(key, content()))
-        except (Unavailable, BadAnswer, Conflict) as error:
+        except (Unavailable, BadAnswer, Conflict, DiskRefuses) as error:
             wait_s = min(wait_s, retry_wait_s(error, backoff))
             log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
         else:

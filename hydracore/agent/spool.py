@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,6 +18,10 @@ import msgspec
 from hydracore.agent.errors import SpoolFull, StateDamaged
 from hydracore.agent.messages import Callback, Level, Stage, Told
 from hydracore.agent.sql import named_blocks
+from hydracore.agent.state import StateDir
+
+#: Below the agent's state directory.
+SPOOL_FILE = "spool.sqlite"
 
 #: Callbacks kept of one boot, delivered or not. A boot that goes well has six.
 KEPT_MAX = 1000
@@ -31,43 +37,46 @@ _SQL = named_blocks(Path(__file__).with_name("spool.sql"))
 
 
 class CallbackSpool:
-    """One SQLite file. Its methods are called from one thread. Raises `StateDamaged` when the file is none of SQLite's."""
+    """One SQLite file in `state`. Its methods are called from one thread; those that write raise `DiskRefuses`."""
 
-    def __init__(self, path: Path) -> None:
-        # SQLite gives its journal files the mode of the database, so this is the one place to set it.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            # In one transaction: each would wait for the disk.
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;")
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # A full or failing disk, which a restart may find mended.
-            raise StateDamaged(path) from None
+    def __init__(self, state: StateDir) -> None:
+        """Raises `StateDamaged` when the file is none of SQLite's."""
+        self._state = state
+        path = state.path / SPOOL_FILE
+        with state.writing():
+            # SQLite gives its journal files the mode of the database, so this is the one place to set it.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                # In one transaction: each would wait for the disk.
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;")
+            except sqlite3.DatabaseError as error:
+                self._db.close()
+                if isinstance(error, sqlite3.OperationalError):
+                    raise  # A full or failing disk, which a restart may find mended.
+                raise StateDamaged(path) from None
 
     def close(self) -> None:
         self._db.close()
 
     def begin(self, boot_id: UUID) -> None:
         """Start a boot, and forget every other one with whatever it has not delivered."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._execute("begin", boot_id=str(boot_id))
             self._execute("forget_others", boot_id=str(boot_id))
 
     def mark_enrolled(self, boot_id: UUID) -> None:
         """From now on the control plane takes this boot's callbacks, also after a restart of the agent."""
-        self._execute("mark_enrolled", boot_id=str(boot_id))
+        with self._state.writing():
+            self._execute("mark_enrolled", boot_id=str(boot_id))
 
     def append(self, boot_id: UUID, stage: Stage, level: Level, message: str) -> Callback:
         """Give the callback the boot's next number and keep it. Raises `SpoolFull` when too many are undelivered."""
         boot = str(boot_id)
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             seq = self._one("last_seq", boot_id=boot)[0] + 1
             self._execute("trim", boot_id=boot, seq=seq, keep=KEPT_MAX)
             first, next_seq = self._one("first_kept_and_next", boot_id=boot)
@@ -89,7 +98,8 @@ class CallbackSpool:
 
     def accepted(self, boot_id: UUID, seq: int) -> None:
         """The control plane has this callback and all before it."""
-        self._execute("send_next", boot_id=str(boot_id), seq=seq + 1)
+        with self._state.writing():
+            self._execute("send_next", boot_id=str(boot_id), seq=seq + 1)
 
     def resend_from(self, boot_id: UUID, seq: int) -> bool:
         """Go back (or on) to `seq`, as the control plane asked. False when the spool has no such callback."""
@@ -97,12 +107,19 @@ class CallbackSpool:
         first, _ = self._one("first_kept_and_next", boot_id=boot)
         if not first <= seq <= self._one("last_seq", boot_id=boot)[0]:
             return False
-        self._execute("send_next", boot_id=boot, seq=seq)
+        with self._state.writing():
+            self._execute("send_next", boot_id=boot, seq=seq)
         return True
 
     def boots_with_pending(self) -> list[UUID]:
         """Boots that the control plane knows and that ended with something untold."""
         return [UUID(row[0]) for row in self._execute("boots_with_pending")]
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        with self._state.writing(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
 
     def _execute(self, name: str, **values: str | int) -> sqlite3.Cursor:
         return self._db.execute(_SQL[name], values)

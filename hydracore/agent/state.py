@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hydracore.agent.errors import AlreadyRunning
+import structlog
+
+from hydracore.agent.errors import AlreadyRunning, DiskRefuses
+
+log = structlog.get_logger()
 
 #: Below the agent's root.
 STATE_DIR = Path("var/lib/hydracore-agent")
 
+#: What a disk takes that has room again: more than fits beside a file's name.
+_PROBE_BYTES = 4096
+
 _LOCK = "lock"
+_PROBE = "probe"
 _RETIRED = "retired"
 _PRIVATE_DIR = 0o700
 _PRIVATE_FILE = 0o600
@@ -27,6 +36,7 @@ class StateDir:
         self.path.mkdir(parents=True, exist_ok=True)
         # mkdir's own mode is subject to the umask, and the directory may have come with the image.
         self.path.chmod(_PRIVATE_DIR)
+        self._refusal: DiskRefuses | None = None
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None when there is none."""
@@ -38,19 +48,43 @@ class StateDir:
     def write(self, name: str, content: bytes) -> None:
         """Replace a file so that a crash or power cut at any moment leaves the old content or the new, never a part.
 
-        When this returns, the new content is on the disk: the data before the rename, and the rename itself.
+        When this returns, the new content is on the disk: the data before the rename, and the rename itself. Raises
+        `DiskRefuses`.
         """
-        target = self.path / name
-        draft = self.path / f"{name}.new"
-        # A draft that a crash left behind may have a wider mode; a fresh inode cannot.
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-        self._sync_directory()
+        with self.writing():
+            target = self.path / name
+            draft = self.path / f"{name}.new"
+            # A draft that a crash left behind may have a wider mode; a fresh inode cannot.
+            draft.unlink(missing_ok=True)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+            self._sync_directory()
+
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Around whatever writes in the directory: `DiskRefuses` in place of what system and SQLite raise."""
+        try:
+            yield
+        except (OSError, sqlite3.OperationalError) as error:
+            refusal = DiskRefuses(str(getattr(error, "strerror", None) or error))
+            if self._refusal is None:
+                log.error("disk_refuses", what=refusal.what)  # noqa: TRY400 - it is told in a line, whoever had to write
+            self._refusal = refusal
+            raise refusal from error
+
+    def refusal(self) -> DiskRefuses | None:
+        """What kept the last write from the disk that failed, until the disk takes something again, which is tried here."""
+        if self._refusal is not None:
+            with suppress(DiskRefuses):
+                self.write(_PROBE, bytes(_PROBE_BYTES))
+                (self.path / _PROBE).unlink()
+                self._refusal = None
+                log.info("disk_takes_again")
+        return self._refusal
 
     @contextmanager
     def exclusive(self) -> Generator[None]:

@@ -13,6 +13,7 @@ from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, ins
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.expressclaw.ledger import Batch, Ledger
 from hydracore.agent.messages import UsageBatch
+from hydracore.agent.state import StateDir
 
 log = structlog.get_logger()
 
@@ -24,8 +25,11 @@ LOOK_EVERY_S = 60.0
 
 
 class UsageSender:
-    def __init__(self, ledger: Ledger, *, control_plane: ControlPlane, boot_id: UUID) -> None:
+    """`ledger` is in `state`'s directory."""
+
+    def __init__(self, ledger: Ledger, *, state: StateDir, control_plane: ControlPlane, boot_id: UUID) -> None:
         self._ledger = ledger
+        self._state = state
         self._control_plane = control_plane
         self._boot_id = boot_id
 
@@ -37,8 +41,12 @@ class UsageSender:
                     await self._ledger.news.wait()
             await asyncio.sleep(GATHER_S)
             self._ledger.news.clear()
-            while (batch := await self._ledger.next_batch()) is not None:
+            while (batch := await insist(self._next_batch)) is not None:
                 await insist(lambda batch=batch: self._send(credentials, batch))
+
+    async def _next_batch(self) -> Batch | None:
+        with self._state.writing():
+            return await self._ledger.next_batch()
 
     async def _send(self, credentials: Credentials, batch: Batch) -> None:
         """One try; afterwards the ledger points at the batch to send next."""
@@ -48,8 +56,10 @@ class UsageSender:
         except Conflict as error:
             wanted = error.expected_seq
             # To be asked for the very batch just sent would mean a tight loop, so it counts as nonsense, too.
-            if wanted is None or wanted == batch.seq or not await self._ledger.resend_from(wanted):
-                raise BadAnswer(error.call, f"409 that expects {wanted} instead of {batch.seq}") from error
+            with self._state.writing():
+                if wanted is None or wanted == batch.seq or not await self._ledger.resend_from(wanted):
+                    raise BadAnswer(error.call, f"409 that expects {wanted} instead of {batch.seq}") from error
             log.warning("usage_resent", sent_seq=batch.seq, expected_seq=wanted)
         else:
-            await self._ledger.accepted(batch.seq)
+            with self._state.writing():
+                await self._ledger.accepted(batch.seq)

@@ -13,17 +13,23 @@ from hypothesis import strategies as st
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
 from hydracore.agent.messages import Callback, Told
-from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, TOGETHER_MAX, CallbackSpool
+from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, SPOOL_FILE, TOGETHER_MAX, CallbackSpool
+from hydracore.agent.state import StateDir
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path)
 
 
 @pytest.fixture
-def spool(path: Path) -> Iterator[CallbackSpool]:
-    spool = CallbackSpool(path)
+def path(state: StateDir) -> Path:
+    return state.path / SPOOL_FILE
+
+
+@pytest.fixture
+def spool(state: StateDir) -> Iterator[CallbackSpool]:
+    spool = CallbackSpool(state)
     yield spool
     spool.close()
 
@@ -84,12 +90,12 @@ def test_a_callback_is_pending_until_it_is_accepted(spool: CallbackSpool, boot_i
     assert spool.pending(boot_id) is None
 
 
-def test_what_was_appended_is_there_after_reopening(path: Path, spool: CallbackSpool, boot_id: UUID) -> None:
+def test_what_was_appended_is_there_after_reopening(state: StateDir, spool: CallbackSpool, boot_id: UUID) -> None:
     spool.append(boot_id, "booted", "info", "x")
     spool.append(boot_id, "enrolled", "info", "x")
     spool.accepted(boot_id, 1)
     # Opened beside the first connection, which never closes cleanly: as after kill -9.
-    reopened = CallbackSpool(path)
+    reopened = CallbackSpool(state)
 
     assert deliver_all(reopened, boot_id) == [2]
     assert reopened.append(boot_id, "secrets", "info", "x").seq == 3
@@ -157,11 +163,11 @@ def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
     assert len(callback.message) == MESSAGE_MAX
 
 
-def test_a_file_that_is_no_database_is_damage_and_left_alone(path: Path) -> None:
+def test_a_file_that_is_no_database_is_damage_and_left_alone(state: StateDir, path: Path) -> None:
     path.write_bytes(b"something else altogether" * 100)
 
     with pytest.raises(StateDamaged):
-        CallbackSpool(path)
+        CallbackSpool(state)
 
     assert path.read_bytes().startswith(b"something else")
 
@@ -182,9 +188,11 @@ def test_its_files_are_the_agents_alone(path: Path, spool: CallbackSpool, boot_i
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(actions=st.lists(st.sampled_from(["append", "accept", "reply_lost", "crash", "restore"]), max_size=30))
-def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(path: Path, actions: list[str]) -> None:
+def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(
+    state: StateDir, path: Path, actions: list[str]
+) -> None:
     path.unlink(missing_ok=True)
-    spool = CallbackSpool(path)
+    spool = CallbackSpool(state)
     boot_id = uuid4()
     spool.begin(boot_id)
     appended = 0
@@ -207,7 +215,7 @@ def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(path: Pa
             appended = spool.append(boot_id, "healthy", "info", "x").seq
         elif action == "crash":
             spool.close()
-            spool = CallbackSpool(path)
+            spool = CallbackSpool(state)
         elif action == "restore":
             del received[-2:]
         else:

@@ -58,10 +58,12 @@ class Database:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._db)
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # A disk that is full has ended the transaction already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
         return result
 
 

@@ -1,0 +1,99 @@
+"""The agent when its disk takes nothing more: it lives, says so, and catches up once there is room."""
+
+from __future__ import annotations
+
+import json
+import resource
+
+import pytest
+
+from hydracore.agent.messages import STAGES
+from hydracore.vps import VpsClient
+from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
+from tests.agent_process import AgentProcess
+from tests.fake_control_plane import FakeControlPlane
+from tests.waiting import until
+
+
+@pytest.fixture(name="agent")
+def quiet_agent_fixture(agent: AgentProcess) -> AgentProcess:
+    """Its output goes where there is always room, as on a VPS, where the journal takes it."""
+    for path in (agent.stdout, agent.stderr):
+        path.symlink_to("/dev/null")
+    return agent
+
+
+def disk(agent: AgentProcess, *, is_full: bool) -> None:
+    """Let no file of the agent's process be written, or every one again."""
+    _, hard = resource.prlimit(agent.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (0 if is_full else hard, hard))
+
+
+def configuration_on_disk(agent: AgentProcess) -> int:
+    return json.loads((agent.state / "config.json").read_bytes())["config_version"]
+
+
+def errors(control_plane: FakeControlPlane) -> list[str | None]:
+    """What the heartbeats complained of, in their order."""
+    return [error and error["code"] for error in (beat["error"] for beat in control_plane.heartbeats)]
+
+
+async def test_a_configuration_that_the_disk_does_not_take_is_in_force_and_kept_later(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    disk(agent, is_full=True)
+    control_plane.configure(agent_name="Bea")
+    await control_plane.until(lambda: errors(control_plane)[-1:] == ["disk_refuses"])
+
+    assert control_plane.heartbeats[-1]["config_version"] == control_plane.config_version
+    assert configuration_on_disk(agent) < control_plane.config_version
+
+    disk(agent, is_full=False)
+    await control_plane.until(lambda: errors(control_plane)[-1:] == [None])
+    await until(lambda: configuration_on_disk(agent) == control_plane.config_version)
+    assert len(control_plane.boots) == 1
+
+
+async def test_a_key_that_the_disk_does_not_take_is_not_acknowledged_before_it_does(
+    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    disk(agent, is_full=True)
+    control_plane.rotate_key()
+    await control_plane.until(lambda: len(control_plane.issued_keys) == 2)
+    await control_plane.until(lambda: control_plane.order().count("secrets") == 3)
+    status = await vps.status(*control_plane.listen, control_plane.control_token)
+
+    assert status.error is not None
+    assert status.error.code == "disk_refuses"
+    assert not control_plane.acknowledged
+
+    disk(agent, is_full=False)
+    control_plane.heartbeats.clear()
+    await control_plane.until(lambda: errors(control_plane)[-1:] == [None])
+    assert control_plane.acknowledged
+    assert len(control_plane.boots) == 1
+
+
+async def test_what_cannot_be_told_of_a_full_disk_ends_nothing(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    disk(agent, is_full=True)
+    # It is refused, which is told with a callback.
+    control_plane.configure(model_policy={"temperature": "hot"})
+    await control_plane.until(lambda: errors(control_plane)[-1:] == ["disk_refuses"])
+    disk(agent, is_full=False)
+    await control_plane.until(lambda: errors(control_plane)[-1:] == [None])
+    control_plane.rotate_key()
+    # With the key it is told of that configuration once more.
+    await control_plane.until(lambda: len(control_plane.told()) == len(STAGES) + 2)
+
+    replaced, refused = (callback["message"] for callback in control_plane.told()[len(STAGES) :])
+    assert replaced == "The agent key was replaced"
+    assert refused.startswith(f"Configuration {control_plane.config_version} is not used")
+    assert len(control_plane.boots) == 1
