@@ -8,17 +8,20 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
 from hydracore.agent.messages import Callback, Level, Stage, Told
 from hydracore.agent.sql import named_blocks
 from hydracore.agent.state import StateDir
+
+log = structlog.get_logger()
 
 #: Below the agent's state directory.
 SPOOL_FILE = "spool.sqlite"
@@ -32,6 +35,8 @@ TOGETHER_MAX = 10
 #: Longest message, in characters. The control plane bounds a request's body, and one that is refused would block the rest.
 MESSAGE_MAX = 500
 
+#: At the end of the name of a file that was set aside; the one before it goes.
+_DAMAGED = ".damaged"
 
 _SQL = named_blocks(Path(__file__).with_name("spool.sql"))
 
@@ -40,24 +45,16 @@ class CallbackSpool:
     """One SQLite file in `state`. Its methods are called from one thread; those that write raise `DiskRefuses`."""
 
     def __init__(self, state: StateDir) -> None:
-        """Raises `StateDamaged` when the file is none of SQLite's."""
+        """A damaged file is set aside: what earlier boots have not told is worth less than an agent that starts."""
         self._state = state
         path = state.path / SPOOL_FILE
         with state.writing():
-            # SQLite gives its journal files the mode of the database, so this is the one place to set it.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._db = sqlite3.connect(path, isolation_level=None)
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute("PRAGMA foreign_keys = ON")
-                # In one transaction: each would wait for the disk.
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;")
-            except sqlite3.DatabaseError as error:
-                self._db.close()
-                if isinstance(error, sqlite3.OperationalError):
-                    raise  # A full or failing disk, which a restart may find mended.
-                raise StateDamaged(path) from None
+                self._db = _open(path)
+            except StateDamaged:
+                _set_aside(path)
+                log.error("spool_damaged", kept_as=f"{path.name}{_DAMAGED}")  # noqa: TRY400 - the reason is in the name
+                self._db = _open(path)
 
     def close(self) -> None:
         self._db.close()
@@ -128,3 +125,33 @@ class CallbackSpool:
         row = self._execute(name, **values).fetchone()
         assert row is not None, f"{name}: unknown boot"
         return row
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Raises `StateDamaged` when the file is no database, or one with a page that cannot be read."""
+    # SQLite gives its journal files the mode of the database, so this is the one place to set it.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        # In one transaction: each would wait for the disk.
+        db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;")
+        is_whole = db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise  # A full or failing disk, which a restart may find mended.
+        raise StateDamaged(path) from None
+    if not is_whole:
+        db.close()
+        raise StateDamaged(path)
+    return db
+
+
+def _set_aside(path: Path) -> None:
+    """The journal goes along: SQLite would play it into the new file."""
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(f"{path.name}{suffix}").replace(path.with_name(f"{path.name}{_DAMAGED}{suffix}"))

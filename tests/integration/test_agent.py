@@ -21,6 +21,8 @@ from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixtu
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import FakeControlPlane
 
+DAMAGE = b"something else altogether" * 400
+
 # --- the way to healthy ----------------------------------------------------------------------------------------------
 
 
@@ -173,17 +175,40 @@ async def test_without_a_good_boot_file_the_agent_ends_with_one_line(tmp_path: P
     assert "tell-no-one" not in agent.output()
 
 
-async def test_damaged_keys_are_not_replaced(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
+@pytest.mark.parametrize("name", ["keys.json", "chats.sqlite"])
+async def test_what_cannot_be_had_again_is_not_replaced_where_it_is_damaged(
+    control_plane: FakeControlPlane, agent: AgentProcess, name: str
+) -> None:
     agent.state.mkdir(parents=True)
-    keys = agent.state / "keys.json"
-    keys.touch(mode=0o600)
+    damaged = agent.state / name
+    damaged.touch(mode=0o600)
+    damaged.write_bytes(DAMAGE)
 
     agent.start()
 
     assert await agent.exit_code() == 4
-    assert "keys.json" in agent.output()
-    assert keys.read_bytes() == b""
+    assert name in agent.output()
+    assert agent.output().count("\n") == 1
+    assert damaged.read_bytes() == DAMAGE
     assert control_plane.calls == []
+
+
+async def test_a_damaged_spool_is_set_aside_and_the_agent_goes_on(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    agent.signal(signal.SIGTERM)
+    await agent.exit_code()
+    (agent.state / "spool.sqlite").write_bytes(DAMAGE)
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert len(control_plane.boots) == 2
+    assert len(control_plane.issued_keys) == 1
+    assert (agent.state / "spool.sqlite.damaged").read_bytes() == DAMAGE
 
 
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, "waiting"), (signal.SIGTERM, "healthy")])

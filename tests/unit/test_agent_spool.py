@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hydracore.agent.errors import SpoolFull, StateDamaged
+from hydracore.agent.errors import SpoolFull
 from hydracore.agent.messages import Callback, Told
 from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, SPOOL_FILE, TOGETHER_MAX, CallbackSpool
 from hydracore.agent.state import StateDir
@@ -163,13 +163,22 @@ def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
     assert len(callback.message) == MESSAGE_MAX
 
 
-def test_a_file_that_is_no_database_is_damage_and_left_alone(state: StateDir, path: Path) -> None:
-    path.write_bytes(b"something else altogether" * 100)
+@pytest.mark.parametrize("begin", [0, 4096])
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(state: StateDir, path: Path, begin: int) -> None:
+    before = CallbackSpool(state)
+    before.begin(uuid4())
+    before.close()
+    content = path.read_bytes()
+    damaged = content[:begin] + b"something else altogether" * 400
+    path.write_bytes(damaged)
 
-    with pytest.raises(StateDamaged):
-        CallbackSpool(state)
+    spool = CallbackSpool(state)
+    boot_id = uuid4()
+    spool.begin(boot_id)
 
-    assert path.read_bytes().startswith(b"something else")
+    assert spool.append(boot_id, "booted", "info", "x").seq == 1
+    assert path.with_name("spool.sqlite.damaged").read_bytes() == damaged
+    spool.close()
 
 
 def test_its_files_are_the_agents_alone(path: Path, spool: CallbackSpool, boot_id: UUID) -> None:

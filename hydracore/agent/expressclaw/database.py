@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from hydracore.agent.errors import StateDamaged
 from hydracore.agent.sql import named_blocks
 
 log = structlog.get_logger()
@@ -29,16 +30,22 @@ class Database:
     it is reported done."""
 
     def __init__(self, path: Path, *, new_id: Callable[[], UUID]) -> None:
-        """`new_id` names the ledger of a new file."""
+        """`new_id` names the ledger of a new file. Raises `StateDamaged` when the file is none of SQLite's."""
         # SQLite gives its journal files the mode of the database, so this is the one place to set it.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        # In one transaction: each would wait for the disk.
-        self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        self._db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            # In one transaction: each would wait for the disk.
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            self._db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # A full or failing disk, which a restart may find mended.
+            raise StateDamaged(path) from None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     async def run(self, work: Work[T]) -> T:
