@@ -1,9 +1,14 @@
 """Small files that are either the old one or the new one, never half of it."""
 
+import fcntl
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+
+from hydracore.embedded.errors import HomeInUse
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -25,6 +30,21 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """As `write_atomic`, with a JSON document that a person can read."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", durable=durable)
+
+
+@contextmanager
+def held(lock: Path) -> Generator[None]:
+    """Hold the directory of the file `lock` alone; the kernel lets go when the holder ends, however it ends. Raises `HomeInUse`."""
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip()
+            raise HomeInUse(lock.parent, int(holder) if holder.isdigit() else None) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def tail(path: Path, *, lines: int = 20, bytes_max: int = 16_384) -> str:

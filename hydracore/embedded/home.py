@@ -1,19 +1,16 @@
 """One directory that holds everything of a local installation: data, logs, secrets, and who runs there."""
 
 import base64
-import fcntl
-import os
 import secrets
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Self
 
 import msgspec
 
-from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable
-from hydracore.embedded.files import write_json
+from hydracore.embedded.errors import EmbeddedError, HomeUnusable
+from hydracore.embedded.files import held, write_json
 
 #: Others may pass through a home (PostgreSQL's own account must reach its data) but neither list it nor read what is in it.
 HOME_MODE: Final = 0o711
@@ -92,19 +89,9 @@ class Home:
         self.dev_file = self.path / "dev.json"
         self.env_file = self.path / "env"
 
-    @contextmanager
-    def lock(self) -> Generator[None]:
-        """Hold the home alone; the kernel lets go when the holder ends, however it ends. Raises `HomeInUse`."""
-        with self._lock.open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = file.read().strip()
-                raise HomeInUse(self.path, int(holder) if holder.isdigit() else None) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the home alone. Raises `HomeInUse`."""
+        return held(self._lock)
 
     @staticmethod
     def was_held(path: Path) -> bool:

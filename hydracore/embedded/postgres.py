@@ -8,6 +8,8 @@ import asyncio
 import os
 import shutil
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +19,16 @@ import psycopg
 from hydracore.embedded.account import Account, current_account, service_account
 from hydracore.embedded.binaries import postgres_programs
 from hydracore.embedded.errors import EmbeddedError
+from hydracore.embedded.files import held
 from hydracore.embedded.leftovers import end_processes
 from hydracore.embedded.part import Part
 from hydracore.embedded.ports import LOOPBACK
 
 #: Data of homes that PostgreSQL's account cannot reach.
 STATE: Final = Path("/var/lib/hydracore")
+
+#: Says who holds data that lives apart, or was the last who did.
+LOCK: Final = "lock"
 
 #: Both the superuser that owns everything and the database.
 OWNER: Final = "hydracore"
@@ -107,6 +113,20 @@ class Postgres:
         async with connection:
             await connection.execute("SELECT 1")
         return True
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold data that lives apart alone: who holds a copy of the home has the same. Raises `HomeInUse`.
+
+        What lives in the home is held with it.
+        """
+        if self.base == self._wanted:
+            yield
+            return
+        lock = self.base / LOCK
+        lock.touch(mode=0o600)
+        with held(lock):
+            yield
 
     def remove(self) -> None:
         """Delete the data for good. Call it with the server stopped."""

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -81,6 +81,7 @@ class Stack:
         self.data: Path | None = None
         self._workers = workers
         self._stores: list[Part] = []
+        self._hold: AbstractContextManager[None] = nullcontext()
         self._http = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
         ours = {configuration.variable(name): name for name in MANAGED}
         self._environ = {name: value for name, value in environ.items() if name not in ours}
@@ -106,7 +107,7 @@ class Stack:
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
 
-        Raises `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused`, `SettingsError` and `CatalogueError`.
+        Raises `HomeInUse`, `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused`, `SettingsError` and `CatalogueError`.
         """
         async with Supervisor.running(
             runtime_file=home.runtime_file, logs=home.logs, on_change=on_change, on_trouble=on_trouble
@@ -114,12 +115,11 @@ class Stack:
             if not is_free(port):  # Only now: a leftover of ours may have held it.
                 raise PortTaken(LOOPBACK, port)
             stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
-            async with stack._http:
-                try:
-                    await stack._start()
-                    yield stack
-                finally:
-                    await stack._stop()
+            async with stack._http, AsyncExitStack() as until_stopped:
+                until_stopped.enter_context(stack._hold)
+                until_stopped.push_async_callback(stack._stop)
+                await stack._start()
+                yield stack
 
     def managed(self) -> dict[str, str]:
         """What the parts were given of `MANAGED`, by variable: what an operator's commands need to work on the same."""
@@ -150,6 +150,7 @@ class Stack:
             )
             chosen["database_url"] = postgres.url()
             self.data = postgres.base
+            self._hold = postgres.held()
             self._stores.append(postgres.part())
         if "redis_url" not in given:
             valkey = Valkey(base=self.home.valkey, password=self.secrets.redis_password, port=ports.claim("valkey"))

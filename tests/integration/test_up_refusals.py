@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from hydracore.embedded.files import write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
+from hydracore.embedded.postgres import Postgres
 from tests.up_program import Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
 
 
@@ -36,6 +40,28 @@ async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_the
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
     assert complaint.endswith("the agents of this home call it\n")
     assert json.loads(ports.read_text()) == {"agents": port}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's data lives apart")
+async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
+    up: Callable[..., Up], home: Path
+) -> None:
+    home.parent.chmod(0o700)
+    secrets = Home(home).secrets()
+    # What whoever holds the original has: the same id, from another directory.
+    theirs = Postgres(
+        base=home.with_name("original") / "postgres", data_id=secrets.home_id, password="", port=free_port()
+    )
+    try:
+        with theirs.held():
+            refused = up(free_port())
+            _, complaint = await asyncio.to_thread(refused.process.communicate)
+    finally:
+        theirs.remove()
+
+    assert refused.process.returncode == 2
+    assert complaint == f"hydracore: {theirs.base} is in use by another `hydracore up` (pid {os.getpid()})\n"
+    assert not list((home / "logs").iterdir())
 
 
 async def test_stores_of_ones_own_that_do_not_answer_are_named(
