@@ -29,7 +29,10 @@ def operator() -> str:
 
 
 class Folder(click.Path):
-    """A directory that may be made. An empty name, which a script's unset variable gives, would be the current one."""
+    """A directory that may be made. An empty name, which a script's unset variable gives, would be the current one.
+
+    Files of ours name it in UTF-8, so its path must be a text.
+    """
 
     def __init__(self) -> None:
         super().__init__(file_okay=False, path_type=Path)
@@ -37,6 +40,8 @@ class Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             self.fail("the name of a directory is empty", param, ctx)
+        if not _is_text(str(Path(value).absolute())):
+            self.fail(f"{value!r} has no path in UTF-8", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -46,9 +51,7 @@ class Text(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
+        if not _is_text(value):
             self.fail(f"{value!r} is no text in UTF-8", param, ctx)
         return value
 
@@ -65,3 +68,12 @@ class Time(click.ParamType[datetime]):
             return value if isinstance(value, datetime) else read_time(value)
         except ValueError as error:
             self.fail(f"{value!r} is {error}", param, ctx)
+
+
+def _is_text(value: str) -> bool:
+    """False where it has bytes that are no characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -35,7 +35,7 @@ class Valkey:
             kind="valkey",
             command=(str(valkey_server()), str(self._config)),
             environ={"LC_ALL": "C", "PATH": os.defpath},
-            cwd="/",
+            cwd=str(self._base),
             prepare=self.prepare,
             ready=self.answers,
         )
@@ -47,7 +47,8 @@ class Valkey:
             f"port {self.port}",
             f"requirepass {self._password}",
             f"databases {self._databases}",
-            f'dir "{self._base}"',
+            # Where it is started: a path may have what the file would take for something else.
+            "dir ./",
             'save ""',
             "appendonly no",
             "daemonize no",

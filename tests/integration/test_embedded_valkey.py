@@ -12,10 +12,13 @@ from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
 from tests.waiting import until
 
+#: Whatever a file system takes.
+FOLDER = 'a "b"\\c\nd'
+
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Valkey:
-    return Valkey(base=tmp_path / "a b", password="valkey-password", port=free_port())
+    return Valkey(base=tmp_path / FOLDER, password="valkey-password", port=free_port())
 
 
 async def test_it_serves_those_who_know_the_password(valkey: Valkey, tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: V
         }
 
     assert "valkey-password" not in " ".join(command)
-    assert (tmp_path / "a b/valkey.conf").stat().st_mode & 0o077 == 0
+    assert (tmp_path / FOLDER / "valkey.conf").stat().st_mode & 0o077 == 0
     assert listening == {"127.0.0.1"}
 
 
@@ -59,4 +62,4 @@ async def test_it_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Pa
             kept = await client.get("key")
 
     assert kept is None
-    assert [path.name for path in (tmp_path / "a b").iterdir()] == ["valkey.conf"]
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["valkey.conf"]

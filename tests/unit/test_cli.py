@@ -48,6 +48,7 @@ def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: li
         "up --prot 8080",
         "up --port 0",
         "up --home=",
+        "up --home no-\udcff-text",
         "audit export --tenant acme --output -",
         "up --port http",
         "up --workers 0",
