@@ -493,18 +493,21 @@ CREATE TABLE projection_intervention (
 
 CREATE INDEX projection_intervention_skipped ON projection_intervention (name, version, lane, seq) WHERE action = 'skip';
 
--- Refuses an append whose inline rows were made by another version's code than the tables are of. It runs after the lanes
--- are locked, so it sees what a swap that held them has committed.
+-- Refuses an append whose inline rows were made by another version's code than the tables are of, or of whose tables nothing
+-- is said any more. It runs after the lanes are locked, so it sees what a swap that held them has committed.
 CREATE FUNCTION check_projections(names text[], versions integer[]) RETURNS void LANGUAGE plpgsql STABLE AS $$
 DECLARE
     live record;
 BEGIN
     FOR live IN
-        SELECT p.name, p.version
-          FROM projection p
-          JOIN unnest(names, versions) AS w (name, version) ON w.name = p.name
-         WHERE p.version <> w.version
+        SELECT w.name, p.version
+          FROM unnest(names, versions) AS w (name, version)
+          LEFT JOIN projection p ON p.name = w.name
+         WHERE p.version IS DISTINCT FROM w.version
     LOOP
+        IF live.version IS NULL THEN
+            RAISE EXCEPTION 'projection % has no row in the table projection', live.name USING ERRCODE = 'undefined_object';
+        END IF;
         RAISE EXCEPTION 'projection % is at version %', live.name, live.version
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END LOOP;

@@ -1,7 +1,10 @@
-"""What a verification finds: one thing each that must not be, with its exact place."""
+"""What a verification finds: one thing each that must not be, with its exact place; and what its reader should know besides."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -36,3 +39,20 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.table is not None:
             parts.append(f"table {self.table}")
         return ", ".join(parts) or "the log"
+
+
+class Note(NamedTuple):
+    """What was not looked at, or was believed. `there`: what there is to say of it in `lane`, where it is of one."""
+
+    what: str
+    lane: int = -1
+    there: str = ""
+
+
+def sentences(notes: Iterable[Note]) -> list[str]:
+    """Each thing once, with all its lanes. What has lanes comes first: of them there are no more than projections."""
+    found: list[tuple[bool, str]] = []
+    for what, alike in groupby(sorted(set(notes)), key=lambda note: note.what):
+        lanes = [f"lane {note.lane} ({note.there})" for note in alike if note.there]
+        found.append((not lanes, f"{what}: {', '.join(lanes)}" if lanes else what))
+    return [sentence for _, sentence in sorted(found)]

@@ -23,7 +23,7 @@ from psycopg.types.string import ByteaBinaryLoader
 from events import pages
 from events.digest import GENESIS
 from events.examine import examine
-from events.finding import FINDINGS_MAX, Finding
+from events.finding import FINDINGS_MAX, Finding, Note
 from events.ids import SEQ_MAX, lane_of_bytes
 from events.seal import Head
 from events.sql import Statements
@@ -68,8 +68,8 @@ class LaneReport(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[bytes, int]
     #: How many of these had moved before the end was looked at; they are the first ones.
     settled: int
-    #: What could not be compared, in words.
-    notes: set[str] = msgspec.field(default_factory=set[str])
+    #: What could not be compared.
+    notes: set[Note] = msgspec.field(default_factory=set[Note])
 
 
 def read(connection: Connection, lanes: Sequence[Lane], *, after_each: Callable[[int], None]) -> None:

@@ -19,6 +19,8 @@ from events.store import EventStore
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer
 from hydracore.cli import main
+from projections.followed import followed_projections
+from projections.follower import Follower
 from tests import lives
 from tests.requests_to_log import NOW_MS, open_store, origin, requested
 
@@ -66,6 +68,13 @@ async def sealed_log(database_url: str, folder: Path) -> AsyncGenerator[Log]:
         await log.sealer.seal()
         assert [seal.heads[LANE] for seal in file.read()] == list(SEALED_AT)
         yield log
+
+
+async def follow(log: Log) -> None:
+    """Have the read tables that follow the log follow all of it."""
+    follower = Follower(log.pool, *followed_projections())
+    await follower.enter()
+    await follower.catch_up()
 
 
 def run(log: Log, *words: str, **environ: str) -> Result:

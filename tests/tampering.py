@@ -14,6 +14,7 @@ import pytest
 
 from events.finding import Finding
 from events.pacing import Pace
+from events.verify import LaneReport
 from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Job, verify_some
 from tests.audit_log import LANE, Forger
@@ -40,9 +41,14 @@ def forger(url: str) -> Generator[Forger]:
 
 def find(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[Finding]:
     """What is found in the lane; `sealed`: whether its seals are asked."""
+    return look(forger, replay=replay, sealed=sealed).findings
+
+
+def look(forger: Forger, *, replay: bool = False, sealed: bool = True) -> LaneReport:
+    """All that is said of the lane; see `find`."""
     seals = stored_seals(forger.connection) if sealed else ()
     job = Job(lane=LANE, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
     # Whoever rests looks at the heads: here after each piece of work.
     pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
     (report,) = verify_some(forger.connection, [job], pace, lambda _: None)
-    return report.findings
+    return report

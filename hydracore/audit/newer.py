@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from events.errors import EventUnreadable
+from events.finding import Note
 
 
 class Newer(NamedTuple):
@@ -15,8 +16,8 @@ class Newer(NamedTuple):
     schema_version: int
 
     @property
-    def note(self) -> str:
-        return (
+    def note(self) -> Note:
+        return Note(
             f"Version {self.schema_version} of {self.type} is not known here, as a newer HydraCore writes it: rows of instances and sums "
             "of lanes that have it were not compared"
         )

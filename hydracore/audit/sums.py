@@ -13,10 +13,11 @@ import psycopg
 from psycopg import Connection, sql
 
 from events import pages
-from events.finding import FINDINGS_MAX, Finding
+from events.finding import FINDINGS_MAX, Finding, Note
 from events.sql import Statements
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
+from hydracore.scalars import plural
 from projections import stored
 from projections.definition import Accumulator, Followed
 from projections.fact import Fact, decode_list, told_to
@@ -31,26 +32,34 @@ _ROWS_OF_NO_LANE: Any = _SQL["rows_of_no_lane"].decode()
 #: How many events are read at a time, at most.
 EVENTS_MAX = 2_000
 
+#: How many of the events that a projection was told to pass over are named of each lane.
+SKIPPED_MAX = 5
+
 
 class Seen(NamedTuple):
     """A projection in one lane: how far it has followed, what it was told to pass over, and its rows by table."""
 
     projection: Followed
     upto: int
+    is_parked: bool
     skipped: frozenset[int]
     rows: Mapping[str, list[Row]]
 
 
 def compare(
     connection: Connection, lane: int, served: Collection[Followed], *, after_each: Callable[[int], None]
-) -> Iterator[Finding | Newer]:
-    """Where the rows of a lane are not what its events give, or what could not be compared. `after_each` is told how many events were read each time."""
+) -> Iterator[Finding | Newer | Note]:
+    """Where the rows of a lane are not what its events give, what could not be compared, and whose word was taken.
+
+    `after_each` is told how many events were read each time.
+    """
     with connection.transaction():
         head, seen = _look(connection, lane, served)
     for each in seen:
         if each.upto > head:
             what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
+        yield from _believed(each, lane, head)
     folds = [each.projection.begin() for each in seen]
     try:
         for facts in _facts(connection, lane, seen, upto=min(head, max((each.upto for each in seen), default=0))):
@@ -67,6 +76,19 @@ def compare(
         for table in each.projection.tables:
             wanted = as_stored(table, list(fresh[table.name]))
             yield from differences(table, each.rows[table.name], wanted, place=lambda _row: {"lane": lane})
+
+
+def _believed(seen: Seen, lane: int, head: int) -> Iterator[Note]:
+    """What the rows may lack because the database says so, which whoever edits rows can make it say."""
+    name = seen.projection.name
+    if seen.upto < head:
+        there = f"to {seen.upto} of {head}{', parked' if seen.is_parked else ''}"
+        yield Note(f"{name} has not followed all of the log, and what comes after was not compared", lane, there)
+    skipped = sorted(seq for seq in seen.skipped if 0 < seq <= min(seen.upto, head))
+    if skipped:
+        first = ", ".join(map(str, skipped[:SKIPPED_MAX])) + (", ..." if len(skipped) > SKIPPED_MAX else "")
+        there = f"{plural(len(skipped), 'event')}: {first}"
+        yield Note(f"{name} passes over what it was told to by hand, and was compared without", lane, there)
 
 
 def strangers(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
@@ -86,12 +108,12 @@ def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tu
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
     parameters = {"lane": lane, "names": list(followed)}
     head, seen = 0, list[Seen]()
-    for name, version, at, upto, skipped in connection.execute(_FOLLOWED, parameters).fetchall():
+    for name, version, at, upto, is_parked, skipped in connection.execute(_FOLLOWED, parameters).fetchall():
         head, projection = at, followed[name]
         # Another version came to be served in this moment: its rows are not for this one's fold.
         if version == projection.version:
             rows = {table.name: _rows(connection, table, lane) for table in projection.tables}
-            seen.append(Seen(projection, upto, frozenset(skipped), rows))
+            seen.append(Seen(projection, upto, is_parked, frozenset(skipped), rows))
     return head, seen
 
 
@@ -117,7 +139,7 @@ def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, upto: int
 
 
 def _feed(seen: Sequence[Seen], folds: Sequence[Accumulator], facts: list[Fact]) -> None:
-    for (projection, upto, skipped, _), fold in zip(seen, folds, strict=True):
+    for (projection, upto, _, skipped, _), fold in zip(seen, folds, strict=True):
         types = projection.types
         fold.feed(
             [

@@ -1,6 +1,8 @@
 -- name: followed
--- Each projection that is served: its version, where the lane ends, how far it has followed, and what it passed over by hand.
+-- Each projection that is served: its version, where the lane ends, how far it has followed, whether it is parked there, and what
+-- it passed over by hand.
 SELECT p.name, p.version, coalesce(h.head, 0), coalesce(c.seq, 0),
+       coalesce(c.error IS NOT NULL OR c.parked_until > now(), false),
        ARRAY(SELECT i.seq
                FROM projection_intervention i
               WHERE i.name = p.name AND i.version = p.version AND i.lane = h.lane AND i.action = 'skip')

@@ -17,19 +17,20 @@ import psycopg
 from psycopg import Connection, sql
 
 from events import pages
-from events.finding import FINDINGS_MAX, Finding
+from events.finding import FINDINGS_MAX, Finding, Note
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
 from projections import registry, stored
-from projections.definition import Followed, Inline, StreamFold
+from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.gathering import CHUNK
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "tables.sql")
 _HISTORIES = _SQL["histories"]
 _LIVE_VERSIONS = _SQL["live_versions"]
+_HAS_TABLES = _SQL["has_tables"]
 
 #: How many streams are folded and compared at a time, and how many events they may have together unless one has more alone.
 STREAMS_MAX = 500
@@ -83,17 +84,21 @@ class Compared(NamedTuple):
 
 
 class Served(NamedTuple):
-    """Projections as they are served; of `unknown` ones this code does not have the live version."""
+    """Projections as they are served; of `unknown` ones this code does not have the live version, and of `unsaid` ones the
+    database does not say that they are.
+    """
 
     inline: list[Inline]
     followed: list[Followed]
     unknown: list[str]
+    unsaid: list[Projection]
 
 
 def served(connection: Connection) -> Served:
     live: dict[str, int] = dict(connection.execute(_LIVE_VERSIONS).fetchall())
     known = registry.all_versions()
-    found = Served([], [], [])
+    unsaid = [projection for name, projection in registry.projections().items() if name not in live]
+    found = Served([], [], [], unsaid)
     for name, version in live.items():
         projection = known.get(name, {}).get(version)
         if projection is None:
@@ -103,6 +108,21 @@ def served(connection: Connection) -> Served:
         else:
             found.followed.append(projection)
     return found
+
+
+def unsaid(connection: Connection, projections: Sequence[Projection]) -> Iterator[Finding | Note]:
+    """What is wrong with projections that the database does not say are served: nothing, where they were never built."""
+    for projection in projections:
+        names = [table.name for table in projection.tables]
+        row = connection.execute(_HAS_TABLES, {"schema": LIVE, "tables": names}).fetchone()
+        assert row is not None, "a count has a row"
+        if row[0]:
+            what = (
+                f"The table projection has no row of {projection.name}, whose rows are read: none of them was compared"
+            )
+            yield Finding(kind="projection_missing", what=what, table="projection")
+        else:
+            yield Note(f"{projection.name} was never built here: not compared")
 
 
 def compare(connection: Connection, part: Part) -> Iterator[Finding | Newer]:

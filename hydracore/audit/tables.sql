@@ -14,6 +14,9 @@ COPY (
 -- name: live_versions
 SELECT name, version FROM projection ORDER BY name
 
+-- name: has_tables
+SELECT count(*) > 0 FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relname = ANY (%(tables)s)
+
 -- name: rows
 SELECT {columns}
   FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id)

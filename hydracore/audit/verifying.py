@@ -20,7 +20,7 @@ import msgspec
 import psycopg
 from psycopg import Connection, IsolationLevel
 
-from events.finding import FINDINGS_MAX, Finding
+from events.finding import FINDINGS_MAX, Finding, Note, sentences
 from events.ids import LANES, SEQ_MAX
 from events.pacing import Pace
 from events.seal import Head, Seal
@@ -128,14 +128,14 @@ def verify(request: Request, progress: Progress) -> Report:
     ]
     left = sum(max(0, heads.get(job.lane, 0) - job.start.seq) for job in jobs)
     progress.begin(left * request.passes)
-    notes = set[str]()
+    notes = set[Note]()
     for lane_report in _reports(_parts(jobs, request.workers), request, progress, report):
         report.events += lane_report.events
         report.commands += lane_report.commands
         report.streams += len(lane_report.versions)
         report.findings += lane_report.findings
         notes |= lane_report.notes
-    report.notes += sorted(notes)[:FINDINGS_MAX]
+    report.notes += sentences(notes)[:FINDINGS_MAX]
     if request.replay:
         _finish_replay(request, report)
     report.seconds = time.monotonic() - began_s
@@ -270,8 +270,10 @@ def _compare_sums(connection: Connection, reports: list[LaneReport], done: Calla
             _add(report, found)
 
 
-def _add(report: LaneReport, found: Finding | Newer) -> None:
-    if isinstance(found, Newer):
+def _add(report: LaneReport, found: Finding | Newer | Note) -> None:
+    if isinstance(found, Note):
+        report.notes.add(found)
+    elif isinstance(found, Newer):
         if len(report.notes) < FINDINGS_MAX:
             report.notes.add(found.note)
     # As many as there may be of the log already.
@@ -282,6 +284,11 @@ def _add(report: LaneReport, found: Finding | Newer) -> None:
 def _finish_replay(request: Request, report: Report) -> None:
     with _connected(request.conninfo) as connection:
         served = tables.served(connection)
+        for said in tables.unsaid(connection, served.unsaid):
+            if isinstance(said, Note):
+                report.notes.append(said.what)
+            else:
+                report.findings.append(said)
         if request.whole:
             report.findings += islice(tables.strangers(connection, served.inline), FINDINGS_MAX)
             report.findings += islice(sums.strangers(connection, served.followed), FINDINGS_MAX)

@@ -8,17 +8,20 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
+from events.finding import Note, sentences
 from hydracore.audit import sums, tables
-from projections.followed import followed_projections
-from projections.follower import Follower
 from tests import lives
-from tests.audit_log import LANE, Forger, sealed_log
+from tests.audit_log import LANE, Forger, follow, sealed_log
 from tests.requests_to_log import origin
 from tests.services import Services
-from tests.tampering import find, forger, made_once
+from tests.tampering import find, forger, look, made_once
 
 __all__ = ["forger"]
 
+SKIP_ALL = (
+    "INSERT INTO projection_intervention (name, version, lane, seq, action, error, actor, reason)"
+    " SELECT p.name, p.version, 6, n, 'skip', '', '', '' FROM projection p, generate_series(-1, 99) n WHERE p.name = 'activity'"
+)
 INSERT_LINE = (
     "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
     " SELECT lane, id, 99, 'info', 'All is well', now() FROM instance"
@@ -33,16 +36,16 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
             (entry,) = usage.entries
             usage = replace(usage, entries=(replace(entry, end_user="somebody"),))
             await log.store.execute(log.ids[0], usage, origin("agent"))
-            follower = Follower(log.pool, *followed_projections())
-            await follower.enter()
-            await follower.catch_up()
+            await follow(log)
 
     with made_once(services, "read_tables", make) as url:
         yield url
 
 
 def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
-    assert find(forger, replay=True) == []
+    report = look(forger, replay=True)
+
+    assert (report.findings, report.notes) == ([], set())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,45 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
         "DELETE FROM checkpoint WHERE follower IN ('activity', 'fleet')",
     )
 
-    assert find(forger, replay=True) == []
+    report = look(forger, replay=True)
+
+    assert report.findings == []
+    assert sentences(report.notes) == [
+        f"{name} has not followed all of the log, and what comes after was not compared: lane 6 (to 0 of 13)"
+        for name in ("activity", "fleet")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "note"),
+    [
+        (
+            "UPDATE checkpoint SET seq = 0, parked_until = 'infinity' WHERE follower = 'activity' AND lane = 6",
+            "activity has not followed all of the log, and what comes after was not compared: lane 6 (to 0 of 13, parked)",
+        ),
+        (
+            SKIP_ALL,
+            "activity passes over what it was told to by hand, and was compared without: lane 6 (13 events: 1, 2, 3, 4, 5, ...)",
+        ),
+    ],
+    ids=["parked", "skipped"],
+)
+def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
+    forger: Forger, statement: str, note: str
+) -> None:
+    forger.do("DELETE FROM activity", statement)
+
+    report = look(forger, replay=True)
+
+    assert (report.findings, sentences(report.notes)) == ([], [note])
+
+
+def test_a_projection_that_was_never_built_is_a_note_and_no_finding(forger: Forger) -> None:
+    forger.do("DROP TABLE activity", "DELETE FROM projection WHERE name = 'activity'")
+
+    (said,) = tables.unsaid(forger.connection, tables.served(forger.connection).unsaid)
+
+    assert said == Note("activity was never built here: not compared")
 
 
 def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

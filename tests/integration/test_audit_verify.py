@@ -19,9 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from events import upcast
 from hydracore.audit.sealing import Sealer
 from hydracore.audit.verifying import Progress, Request, verify
-from projections.followed import followed_projections
-from projections.follower import Follower
-from tests.audit_log import SEAL_KEY, Forger, Log, run, sealed_log
+from tests.audit_log import SEAL_KEY, Forger, Log, follow, run, sealed_log
 from tests.requests_to_log import requested
 from tests.waiting import BETWEEN_WRITES_S, until
 
@@ -62,6 +60,7 @@ def found(log: Log, *words: str) -> tuple[int, list[dict[str, Any]]]:
 
 
 async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
+    await follow(log)
     tables: dict[tuple[str, ...], int] = {("--no-replay",): 0, ("--since-seal",): 3}
     for words in ((), ("--no-replay",), ("--since-seal",), ("--lane", "6"), ("--workers", "2")):
         result = run(log, "verify", "--json", "--seals", str(log.file.path), *words)
@@ -110,6 +109,7 @@ async def test_what_lacks_something_is_found_and_hides_nothing_else(
 
 
 async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, forger: Forger) -> None:
+    await follow(log)
     forger.do(FORGE.format(7), "UPDATE instance SET status = 'running' WHERE agent_name = 'second' AND attempt = 1")
 
     result = run(log, "verify", "--seals", str(log.file.path))
@@ -286,9 +286,7 @@ async def test_no_encoding_of_a_client_changes_what_is_written_or_read(
 async def test_what_a_newer_release_wrote_is_a_note_and_hides_nothing_else(
     log: Log, forger: Forger, version: int, type_: str
 ) -> None:
-    follower = Follower(log.pool, *followed_projections())
-    await follower.enter()
-    await follower.catch_up()
+    await follow(log)
     forger.connection.execute(
         "UPDATE event SET schema_version = %s, type = %s, payload = replace(payload::text, type, %s)::json"
         " WHERE lane = 6 AND seq = 7",
