@@ -29,6 +29,7 @@ from events.types import Sealed
 
 _SQL = Statements("events", "keys.sql")
 _FIND = _SQL["find_key"]
+_SOME = _SQL["some_keys"]
 _CREATE = _SQL["create_key"]
 _DESTROY = _SQL["destroy_keys"]
 
@@ -49,6 +50,9 @@ _TEXTS_MAX = 1_000
 #: configuration would be half a gigabyte.
 _KEPT_CHARS_MAX = 1_024
 
+#: How many customers' keys are tried before anything is sealed. One alone may be damaged.
+TRIED_MAX = 100
+
 _log = structlog.get_logger(__name__)
 
 
@@ -56,17 +60,26 @@ class CustomerErased(EventsError):
     """The customer's key was destroyed: nothing can be encrypted for them any more."""
 
 
+class KeyUnreadable(EventsError):
+    """The customer's key was damaged, or wrapped by another master key: nothing can be encrypted for them."""
+
+
+class MasterKeyWrong(EventsError):
+    """The customers' keys were wrapped by another one."""
+
+
 class DoesNotOpen(ValueError):
     """A text of a sealed one's form that the customer's key does not open: it is another's, or of a key that was lost."""
 
 
 class _Customer:
-    """One customer's cipher, None once erased, and what was opened with it."""
+    """One customer's cipher, None where it was erased or does not open, and what was opened with it."""
 
-    __slots__ = ("cipher", "opened", "stale_at")
+    __slots__ = ("cipher", "is_erased", "opened", "stale_at")
 
-    def __init__(self, cipher: AESGCM | None, stale_at: float) -> None:
+    def __init__(self, cipher: AESGCM | None, *, is_erased: bool, stale_at: float) -> None:
         self.cipher = cipher
+        self.is_erased = is_erased
         self.stale_at = stale_at
         #: Plain texts by field and ciphertext: what was sealed for one field is not readable as another.
         self.opened: dict[tuple[str, str], str] = {}
@@ -96,16 +109,20 @@ class Keyring:
         return hmac.digest(self._fingerprint_key, request, sha256)
 
     async def seal(self, text: str, *, tenant_id: str, customer_id: str, field: str) -> Sealed:
-        """`text` as ciphertext. Raises `CustomerErased` where the key was destroyed."""
+        """`text` as ciphertext. Raises `CustomerErased` where the key was destroyed, and `KeyUnreadable`."""
         customer = await self._customer(tenant_id, customer_id, create=True)
-        if customer is None or customer.cipher is None:
+        if customer is None or customer.is_erased:
             raise CustomerErased(f"The data of customer {customer_id} was erased")
+        if customer.cipher is None:
+            raise KeyUnreadable(
+                f"The key of customer {customer_id} does not open: it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
+            )
         nonce = os.urandom(_NONCE_BYTES)
         sealed = customer.cipher.encrypt(nonce, text.encode(), _bound_to(tenant_id, customer_id, field))
         return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
 
     async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """The plain text, or None where nobody can read it any more: the customer was erased, or its key was lost.
+        """The plain text, or None where nobody can read it any more: the customer was erased, or its key was lost or does not open.
 
         A key that is in no backup is lost by a restore, and the customer gets another one with the next text that is sealed for
         them: what opens with neither must not keep the rest from being read. Raises `ValueError` for what has not the form of a
@@ -114,7 +131,8 @@ class Keyring:
         try:
             return await self.unseal(sealed, tenant_id=tenant_id, customer_id=customer_id, field=field)
         except DoesNotOpen:
-            self._report(tenant_id, customer_id, field)
+            if self._is_news(tenant_id, customer_id):
+                _log.warning("sealed_field_unreadable", tenant_id=tenant_id, customer_id=customer_id, field=field)
             return None
 
     async def unseal(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
@@ -141,13 +159,31 @@ class Keyring:
         text = known.opened.get((field, sealed))
         return None if text is None else Recalled(text, known.stale_at)
 
-    def _report(self, tenant_id: str, customer_id: str, field: str) -> None:
+    async def check(self) -> None:
+        """To be called before anything is served: what is sealed under a wrong key can be opened by nobody who has the right one.
+
+        Raises `MasterKeyWrong` where most of the customers' keys that are tried do not open, and `StoreUnavailable`.
+        """
+
+        async def some(connection: AsyncConnection) -> list[TupleRow]:
+            return await (await connection.execute(_SOME, (TRIED_MAX,))).fetchall()
+
+        tried = await patiently(self._pool, some)
+        opened = sum(self._unwrap(wrapped, tenant, customer) is not None for tenant, customer, wrapped in tried)
+        if 2 * opened < len(tried):
+            raise MasterKeyWrong(
+                f"HYDRACORE_MASTER_KEY is not the one that this database's customers' keys were wrapped by: {opened} of {len(tried)} "
+                "that were tried open with it"
+            )
+
+    def _is_news(self, tenant_id: str, customer_id: str) -> bool:
+        """Whether nothing was said yet of what does not open of theirs."""
         if (tenant_id, customer_id) in self._reported:
-            return
+            return False
         if len(self._reported) >= _CUSTOMERS_MAX:
             self._reported.clear()
         self._reported.add((tenant_id, customer_id))
-        _log.warning("sealed_field_unreadable", tenant_id=tenant_id, customer_id=customer_id, field=field)
+        return True
 
     async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
         cached = self._customers.get((tenant_id, customer_id))
@@ -161,10 +197,13 @@ class Keyring:
             row = await self._fetch(tenant_id, customer_id)
         if row is None:
             return None
-        cipher = None if row[0] is None else self._unwrap(bytes(row[0]), tenant_id, customer_id)
+        cipher = None if row[0] is None else self._unwrap(row[0], tenant_id, customer_id)
+        if row[0] is not None and cipher is None and self._is_news(tenant_id, customer_id):
+            hint = "it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
+            _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
         if len(self._customers) >= _CUSTOMERS_MAX:
             self._customers.clear()
-        customer = _Customer(cipher, time.monotonic() + CACHE_S)
+        customer = _Customer(cipher, is_erased=row[0] is None, stale_at=time.monotonic() + CACHE_S)
         if cached is not None and cipher is not None:
             customer.opened = cached.opened
         self._customers[tenant_id, customer_id] = customer
@@ -181,14 +220,13 @@ class Keyring:
         key = AESGCM.generate_key(bit_length=256)
         return nonce + self._wrap.encrypt(nonce, key, _bound_to(tenant_id, customer_id, "key"))
 
-    def _unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM:
+    def _unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:
         nonce, sealed = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
         try:
             return AESGCM(self._wrap.decrypt(nonce, sealed, _bound_to(tenant_id, customer_id, "key")))
-        except InvalidTag:
-            raise EventsError(
-                "A customer key does not open: is HYDRACORE_MASTER_KEY the one it was made with?"
-            ) from None
+        except (InvalidTag, ValueError):
+            # A `ValueError` is a nonce, or a key, of another length.
+            return None
 
 
 async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:

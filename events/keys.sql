@@ -1,6 +1,13 @@
 -- name: find_key
 SELECT wrapped_key FROM customer_key WHERE tenant_id = %s AND customer_id = %s
 
+-- name: some_keys
+SELECT tenant_id, customer_id, wrapped_key
+  FROM customer_key
+ WHERE wrapped_key IS NOT NULL
+ ORDER BY tenant_id, customer_id
+ LIMIT %s
+
 -- name: create_key
 INSERT INTO customer_key (tenant_id, customer_id, wrapped_key)
 VALUES (%s, %s, %s)

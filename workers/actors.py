@@ -16,6 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 
 from events.errors import StoreUnavailable
+from events.keys import Keyring, MasterKeyWrong
 from hydracore.settings import Settings
 from workers import broker as b
 from workers.advance import advance
@@ -45,6 +46,8 @@ class DepsMiddleware(Middleware):
         self._environ = environ
         self._stack = AsyncExitStack()
         self.deps: Deps | None = None
+        #: Why there are none, where the settings are to blame.
+        self.refusal: MasterKeyWrong | None = None
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:  # noqa: ARG002 - a hook
         self._run(self._open())
@@ -53,7 +56,14 @@ class DepsMiddleware(Middleware):
         self._run(self._stack.aclose())
 
     async def _open(self) -> None:
-        self.deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
+        deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
+        try:
+            # Servers whose tokens were made of another key could never enrol.
+            await Keyring(deps.pool, master_key=self.settings.master_key).check()
+        except MasterKeyWrong as error:
+            self.refusal = error
+        else:
+            self.deps = deps
 
     def _run(self, work: Any) -> None:
         thread = get_event_loop_thread()

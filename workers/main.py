@@ -21,7 +21,7 @@ from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
-from hydracore.settings import Settings
+from hydracore.settings import Settings, SettingsError
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, declare_actors
@@ -58,7 +58,10 @@ def run_relay(settings: Settings) -> None:
 
 
 def run_worker(settings: Settings) -> None:
-    """Take hints until SIGTERM or SIGINT. Exits with 1 where the dependencies cannot be opened."""
+    """Take hints until SIGTERM or SIGINT. Exits with 1 where the dependencies cannot be opened.
+
+    Raises `SettingsError` where the master key is not this database's.
+    """
     logs.configure(settings.log_level)
     middleware = DepsMiddleware(settings, os.environ)
     broker = redis_broker(settings.redis_url, middleware)
@@ -72,6 +75,9 @@ def run_worker(settings: Settings) -> None:
         signal.signal(number, stop)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=WORKER_TIMEOUT_MS)
     worker.start()
+    if middleware.refusal is not None:
+        worker.stop(timeout=STOP_MS_MAX)
+        raise SettingsError((str(middleware.refusal),))
     if middleware.deps is None:
         _log.error("worker_cannot_start", hint="the message before this one says why")
         worker.stop(timeout=STOP_MS_MAX)

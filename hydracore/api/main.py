@@ -17,7 +17,7 @@ import uvloop
 from psycopg_pool import PoolTimeout
 from redis.asyncio import Redis
 
-from events.keys import Keyring
+from events.keys import Keyring, MasterKeyWrong
 from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import logs
@@ -32,7 +32,7 @@ from hydracore.catalogue import Catalogue, CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.http_server import EmbeddedServer, configuration
-from hydracore.settings import Settings
+from hydracore.settings import Settings, SettingsError
 from hydracore.vps import VpsClient
 from hydracore.wake import Publisher
 from projections.inline import inline_projections
@@ -48,7 +48,10 @@ _log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit code. Wrong catalogue: one line per problem, 2."""
+    """Serve until SIGTERM or SIGINT; the process's exit code. Wrong catalogue: one line per problem, 2.
+
+    Raises `SettingsError` where the master key is not this database's.
+    """
     logs.configure(settings.log_level)
     try:
         catalogue = catalogues.load(settings.catalogue, os.environ)
@@ -63,6 +66,8 @@ def run(settings: Settings) -> int:
     except ErasuresUnknown as error:
         _log.error("erasures_unknown", hint=str(error))
         return 1
+    except MasterKeyWrong as error:
+        raise SettingsError((str(error),)) from None
     return 0
 
 
@@ -125,7 +130,7 @@ def _ignore(_: int, __: FrameType | None) -> None:
 
 @asynccontextmanager
 async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator[Parts]:
-    """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout` and `ErasuresUnknown`."""
+    """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout`, `ErasuresUnknown` and `MasterKeyWrong`."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(
@@ -139,6 +144,8 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
         )
         if settings.erasure_file is not None:
             await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))
+        keyring = Keyring(pool, master_key=settings.master_key)
+        await keyring.check()
         redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
         stack.push_async_callback(redis.aclose)
         publisher = Publisher(redis)
@@ -156,7 +163,7 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
             pool=pool,
             store=store,
             queries=Queries(pool),
-            keyring=Keyring(pool, master_key=settings.master_key),
+            keyring=keyring,
             redis=redis,
             vps=vps,
             limiter=limiter,

@@ -13,8 +13,11 @@ from typing import Any
 import httpx
 import msgspec
 import psycopg
+import pytest
 
+from events.keys import Keyring
 from hydracore.agent.transport import TRUST_NOBODY
+from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from hydracore.http_protocol import HEAD_MAX_BYTES
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
@@ -39,9 +42,9 @@ def environ(database_url: str, redis_url: str, port: int, **extra: str) -> dict[
 
 
 @asynccontextmanager
-async def started(env: dict[str, str]) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """The API as a process, which ends with the test, whatever comes of it."""
-    command = [sys.executable, "-m", "hydracore", "api"]
+async def started(env: dict[str, str], part: str = "api") -> AsyncGenerator[asyncio.subprocess.Process]:
+    """The API, or another part, as a process, which ends with the test, whatever comes of it."""
+    command = [sys.executable, "-m", "hydracore", part]
     process = await asyncio.create_subprocess_exec(
         *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -82,6 +85,23 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_
     assert {line["region"] for line in lines if line["event"] == "region_unavailable"} >= {"fsn1"}
     secrets = [JWT_SECRET, "the-cloudsim-token", "ann@example.com", headers["Authorization"].split()[1]]
     assert all(secret.encode() not in err for secret in secrets)
+
+
+@pytest.mark.parametrize("part", ["api", "worker"])
+async def test_nobody_starts_with_another_master_key_than_the_customers_keys_were_wrapped_by(
+    database_url: str, redis_url: str, part: str
+) -> None:
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        keyring = Keyring(pool, master_key=bytes(32))
+        await keyring.seal("ann@example.com", tenant_id="acme", customer_id="ann", field="customer_email")
+    env = environ(database_url, redis_url, free_port(), HYDRACORE_PUBLIC_URL="http://127.0.0.1:1")
+
+    async with started(env, part) as process:
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+
+    assert process.returncode == 2
+    assert b"HYDRACORE_MASTER_KEY is not the one" in err.splitlines()[-1]
+    assert b"Traceback" not in err
 
 
 async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
