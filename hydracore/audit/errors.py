@@ -6,6 +6,7 @@ AuditError
 |-- Unclear           the customer is nobody's, or several tenants'
 |-- CopyContradicts   the copy of the seals is that of other seals than the database has
 |-- CopyMissing       there are seals, and the file that must have the copy is not there
+|-- CopyEmpty         there are seals, and none in the file that must have the copy
 |-- ErasuresUnknown   the file that says who was erased cannot be read
 |-- StillThere        the customer has instances that are not deleted
 |-- FileExists        what is to be written is there already
@@ -55,6 +56,14 @@ class CopyMissing(AuditError):
     def __init__(self, path: Path) -> None:
         super().__init__(
             f"There are seals, and HYDRACORE_SEAL_FILE, which has their copy, is not there: {path} "
+            "(name another with --seals, or verify without: HYDRACORE_SEAL_FILE=)"
+        )
+
+
+class CopyEmpty(AuditError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"There are seals, and {path}, which must have their copy, has none "
             "(name another with --seals, or verify without: HYDRACORE_SEAL_FILE=)"
         )
 

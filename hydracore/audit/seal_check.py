@@ -28,12 +28,13 @@ SEALS_MAX = 100
 
 
 class SealsChecked(msgspec.Struct, kw_only=True):
-    """`last`: the newest seal without a flaw. `good` and `flawed` ones are of the database, `copied` ones good and of the copy alone.
+    """`last`: the newest seal without a flaw. `newest`: the number of the database's last one, 0 where it has none. `good` and `flawed` ones are of the database, `copied` ones good and of the copy alone.
 
     Each kind is kept apart, so that nobody pushes out what a seal says with another beside it.
     """
 
     count: int = 0
+    newest: int = 0
     last: Seal | None = None
     good: KeptSeals = msgspec.field(default_factory=KeptSeals)
     flawed: KeptSeals = msgspec.field(default_factory=KeptSeals)
@@ -93,6 +94,7 @@ def check_seals(stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: b
                 checked.copied.add(copy)
         checked.find("seal_flawed", seal.number, flaws)
         checked.count += 1
+        checked.newest = seal.number
         if flaws:
             checked.flawed.add(seal)
         else:

@@ -27,7 +27,7 @@ from events.seal import Head, Seal
 from events.sql import Statements
 from events.verify import BEGINNING, LANES_AT_ONCE, Lane, LaneReport, Point, read
 from hydracore.audit import sums, tables
-from hydracore.audit.errors import NoSeal
+from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.newer import Newer
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
@@ -36,6 +36,9 @@ from projections.processes import deaf_to_interrupts
 _SQL = Statements("events", "verify.sql")
 _STRANGERS = _SQL["strangers"]
 _HEADS = Statements("events", "store.sql")["heads"]
+
+#: How many seals a copy may lack at its end without a word: the one that is being copied, and one that another relay has just made.
+COPY_BEHIND_MAX = 2
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +106,7 @@ class Progress:
 def verify(request: Request, progress: Progress) -> Report:
     """Everything that is wrong with the log and with what is made of it.
 
-    Raises psycopg's errors, `OSError` where the file with the seals cannot be read, and `NoSeal`.
+    Raises psycopg's errors, `OSError` where the file with the seals cannot be read, `CopyEmpty`, and `NoSeal`.
     """
     began_s = time.monotonic()
     report = Report(lanes=len(request.lanes))
@@ -145,6 +148,8 @@ def verify(request: Request, progress: Progress) -> Report:
 def _check_seals(connection: Connection, request: Request, report: Report, pace: Pace) -> SealsChecked:
     # A seal is in the database before it is in the copy: what the copy has now, the look after this one finds there too.
     newest = 0 if request.seals is None else request.seals.last_number()
+    if request.seals is not None and newest == 0 and next(stored_seals(connection), None) is not None:
+        raise CopyEmpty(request.seals.path)
     copies = () if request.seals is None else takewhile(lambda seal: seal.number <= newest, request.seals.read())
 
     def resting(seals: Iterable[Seal]) -> Iterator[Seal]:
@@ -156,6 +161,10 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
     report.rested_s += pace.rested_s
     report.seals = sealed.count
     report.findings += sealed.findings[:FINDINGS_MAX]
+    if request.seals is not None and newest < sealed.newest - COPY_BEHIND_MAX:
+        report.notes.append(
+            f"The copy ends with seal {newest}, and the database with seal {sealed.newest}: what was sealed in between was not compared"
+        )
     if sealed.count == 0:
         report.notes.append("There are no seals: whether the end was cut off, or all written anew, cannot be told")
     elif request.public_key is None:

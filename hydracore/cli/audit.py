@@ -153,7 +153,7 @@ def failures() -> Generator[None]:
     from psycopg_pool import PoolTimeout
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import AuditError, CopyContradicts, CopyMissing, ErasuresUnknown
+    from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown
 
     try:
         yield
@@ -161,7 +161,7 @@ def failures() -> Generator[None]:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # Whoever read the output has seen enough: every command then ends in silence.
-    except (CopyMissing, ErasuresUnknown) as error:
+    except (CopyEmpty, CopyMissing, ErasuresUnknown) as error:
         fail(str(error), NOT_DONE)
     except AuditError as error:
         raise click.UsageError(str(error)) from None

@@ -88,6 +88,40 @@ async def test_a_copy_that_was_not_compared_is_never_passed_over_in_silence(log:
     assert (nothing_yet.exit_code, "note: No copy" in nothing_yet.stdout) == (0, True)
 
 
+async def test_a_copy_without_a_seal_is_none(log: Log) -> None:
+    copy = log.file.path.with_name("empty.jsonl")
+
+    for content in (b"", b"not a seal\n"):
+        copy.write_bytes(content)
+        for result in (
+            run(log, "verify", "--lane", "0", "--seals", str(copy)),
+            run(log, "verify", "--lane", "0", HYDRACORE_SEAL_FILE=str(copy)),
+        ):
+            assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (3, "", 1)
+            assert f"There are seals, and {copy}, which must have their copy, has none" in result.stderr
+    forge(log, "DELETE FROM seal")
+    nothing_yet = run(log, "verify", "--lane", "0", "--seals", str(copy))
+
+    assert nothing_yet.exit_code == 0
+
+
+async def test_a_copy_that_ends_long_before_the_database_s_last_seal_is_said_to(log: Log) -> None:
+    copy = log.file.path.with_name("old.jsonl")
+    copy.write_bytes(log.file.path.read_bytes().splitlines(keepends=True)[0])
+    words = ("verify", "--lane", "0", "--seals", str(copy))
+    await log.name(0, "third")
+    await log.sealer.seal()
+    a_moment_old = await asyncio.to_thread(run, log, *words)
+    await log.name(0, "fourth")
+    await log.sealer.seal()
+
+    old = await asyncio.to_thread(run, log, *words)
+
+    assert (a_moment_old.exit_code, "note:" in a_moment_old.stdout) == (0, False)
+    assert old.exit_code == 0
+    assert "note: The copy ends with seal 1, and the database with seal 4: what was sealed in between" in old.stdout
+
+
 async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(log: Log) -> None:
     with log.file.path.open("ab") as file:
         file.write(b"x" * 300_000 + b"\n" + b"[" * 60_000 + b"\n")
