@@ -1,8 +1,8 @@
 """Seals the log from time to time, and keeps the copy outside the database complete.
 
 Any number of relays may do so: numbers are dense, and whoever comes second takes the first one's seal for done. Before a
-lane is sealed again it is asked for what the seal before said of it. Where it says something else now, nothing is sealed
-any more: that is an alarm, and a seal over it would only make it look right.
+lane is sealed again it is asked for what the seal before said of it, which is believed for its signature alone. Where it says
+something else now, nothing is sealed any more: that is an alarm, and a seal over it would only make it look right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, StoreUnavailable
 from events.patience import patiently
-from events.seal import Head, Seal, make_seal, whole
+from events.seal import Head, Seal, flaws_of, make_seal, whole
 from events.sql import Statements
 from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
@@ -57,13 +57,18 @@ class Sealer:
     ) -> None:
         self._pool = pool
         self._key = Ed25519PrivateKey.from_private_bytes(key)
+        self._public_key = self._key.public_key().public_bytes_raw()
+        #: The newest seal that this one has made or stood on: whoever takes it out, or puts another in its place, is noticed also
+        #: where no copy is kept.
+        self._last: Seal | None = None
         self._file = file
         self._clock = clock
 
     async def seal(self, *, age_min: timedelta = timedelta(0)) -> Seal | None:
         """Seal what is new, and complete the copy. None where nothing is new, or where the last seal is younger than `age_min`.
 
-        Raises `LogCorrupted` where the log is not any more what the last seal says, `StoreUnavailable`, `OSError` where the copy
+        Raises `LogCorrupted` where the last seal is none of this key's, is not the one that was there before, or says something else
+        than the log does now, `StoreUnavailable`, `OSError` where the copy
         cannot be written, and `CopyContradicts` where it is the copy of other seals.
         """
         made = await patiently(self._pool, lambda connection: self._make(connection, age_min))
@@ -77,7 +82,7 @@ class Sealer:
 
     async def _make(self, connection: AsyncConnection, age_min: timedelta) -> Seal | None:
         now = self._clock()
-        previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
+        previous = await self._previous(connection)
         # Clocks differ. A seal that is far in the future is as old as one that is far in the past.
         if previous is not None and abs(now - previous.sealed_at) < age_min:
             return None
@@ -93,7 +98,23 @@ class Sealer:
             now = max(now, previous.sealed_at)
         seal = make_seal(heads, previous=previous, sealed_at=now, key=self._key)
         added = await connection.execute(_ADD_SEAL, asdict(seal))
-        return seal if await added.fetchone() else None
+        if await added.fetchone() is None:
+            return None
+        self._last = seal
+        return seal
+
+    async def _previous(self, connection: AsyncConnection) -> Seal | None:
+        """The seal to stand on, None where there is none yet. Raises `LogCorrupted` where nothing can stand on it."""
+        known = self._last
+        previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
+        if known is not None and await _seals(connection, _SEALS_AFTER, known.number - 1, 1) != [known]:
+            what = f"seal {known.number} was taken out since it was made, or another put in its place"
+            raise LogCorrupted(0, 0, what)
+        if previous is not None and previous != known:
+            for flaw in flaws_of(previous, previous=None, public_key=self._public_key):
+                raise LogCorrupted(0, 0, f"seal {previous.number}, on which the next would stand, is flawed: {flaw}")
+            self._last = previous
+        return previous
 
     async def _copy(self, file: SealFile, made: Seal | None) -> None:
         copied = await asyncio.to_thread(file.last)

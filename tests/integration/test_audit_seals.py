@@ -134,11 +134,11 @@ async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(
     for key in ("third", "fourth"):
         await requested(log.store, key=key)
         with pytest.raises(CopyContradicts, match="does not have seal 2 as"):
-            await log.sealer.seal()
+            await Sealer(log.pool, key=KEY, file=log.file).seal()
 
     assert log.file.path.read_bytes() == copied
     log.file.path.rename(log.file.path.with_name("evidence.jsonl"))
-    await log.sealer.seal()
+    await Sealer(log.pool, key=KEY, file=log.file).seal()
     assert [seal.number for seal in log.file.read()] == [1, 2, 3, 4]
 
 
@@ -159,6 +159,49 @@ async def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(
 
     with pytest.raises(LogCorrupted, match=complaint):
         await log.sealer.seal()
+
+
+async def test_a_seal_that_was_edited_to_fit_a_log_that_was_too_does_not_silence_the_alarm(
+    log: Log, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await log.sealer.seal()
+    await requested(log.store, key="second")
+    await log.sealer.seal()
+    await owner_conn.execute("UPDATE command SET link = sha256('other') WHERE lane = (SELECT max(lane) FROM command)")
+    await owner_conn.execute(
+        "UPDATE seal SET links = overlay(links PLACING sha256('other') FROM 1 + 32 * (SELECT max(lane) FROM command)),"
+        " sealed_at = now() WHERE number = 2"
+    )
+
+    fresh = Sealer(log.pool, key=KEY)
+    for age_min in (timedelta(0), timedelta(hours=1)):
+        with pytest.raises(LogCorrupted, match="seal 2, on which the next would stand, is flawed: "):
+            await fresh.seal(age_min=age_min)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        # The one before it, which is signed, becomes the last.
+        "DELETE FROM seal WHERE number = 2",
+        "DELETE FROM seal",
+        "UPDATE seal SET signature = sha256('') || sha256('') WHERE number = 2",
+    ],
+)
+async def test_a_seal_that_this_process_has_seen_is_missed(
+    log: Log, owner_conn: psycopg.AsyncConnection, edit: str
+) -> None:
+    await log.sealer.seal()
+    await requested(log.store, key="second")
+    other = Sealer(log.pool, key=KEY)
+    await other.seal()
+    assert await log.sealer.seal() is None
+    await requested(log.store, key="third")
+    await owner_conn.execute(edit.encode())
+
+    for sealer in (log.sealer, other):
+        with pytest.raises(LogCorrupted, match="seal 2 was taken out since it was made, or another put in its place"):
+            await sealer.seal()
 
 
 async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
