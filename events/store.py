@@ -136,7 +136,8 @@ class EventStore:
         """Load, decide and append, again after each lost race.
 
         A repeat that finds nothing left to do is answered from the state of now, not with a stored result. Raises what
-        `decide` refuses, `ReservationTaken`, `StoreUnavailable`, and `VersionConflict` after `RACES_MAX` lost races.
+        `decide` refuses, `ReservationTaken`, `StoreUnavailable`, `VersionConflict` after `RACES_MAX` lost races, and `LogCorrupted`
+        where what conflicts is the log with itself.
         """
         remembered = self._states.get(stream_id)
         if remembered is not None:
@@ -146,10 +147,17 @@ class EventStore:
                 outcome = await self._append(remembered.state, stream_id, command, origin)
                 if outcome is not None:
                     return outcome
-        for _ in range(RACES_MAX - 1):
-            with suppress(VersionConflict):
-                return await self.execute_at(await self.load(stream_id), stream_id, command, origin)
-        return await self.execute_at(await self.load(stream_id), stream_id, command, origin)
+        lost: VersionConflict | None = None
+        for _ in range(RACES_MAX):
+            state = await self.load(stream_id)
+            if lost is not None:
+                _check_is_race(lost, state)
+            try:
+                return await self.execute_at(state, stream_id, command, origin)
+            except VersionConflict as error:
+                lost = error
+        assert lost is not None, "there was a race at least"
+        raise lost
 
     async def execute_at(self, state: Instance | None, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
         """Decide at `state` and append there. Raises `VersionConflict` where the stream has moved on since."""
@@ -204,6 +212,16 @@ class EventStore:
 def _may_go_on(rows: list[_Row]) -> bool:
     weight = rows[-1].upto_bytes if rows else 0
     return pages.may_go_on(events=len(rows), events_max=STREAM_PAGE, weight=weight)
+
+
+def _check_is_race(lost: VersionConflict, state: Instance | None) -> None:
+    """Raises `LogCorrupted` where the events that are there now end before the version that the log has reported, or had gone
+    beyond it: no other writer makes that so.
+    """
+    version = 0 if state is None else state.version
+    if not lost.expected <= lost.actual <= version:
+        what = f"stream {lost.stream_id} is said to be at version {lost.actual}, and its events end with {version}"
+        raise LogCorrupted(lane_of(lost.stream_id), 0, what)
 
 
 async def read_heads(connection: AsyncConnection) -> dict[int, int]:

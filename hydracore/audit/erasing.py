@@ -19,13 +19,14 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import keys
 from events.commands import EraseCustomer
+from events.errors import EventsError, StoreUnavailable
 from events.ids import command_id_for
 from events.patience import patiently
 from events.record import Origin
 from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
-from hydracore.audit.errors import StillThere, Unclear
+from hydracore.audit.errors import NAMED_MAX, NotRecorded, StillThere, Unclear
 from hydracore.scalars import plural
 
 _SQL = Statements("hydracore.audit", "erasing.sql")
@@ -33,9 +34,6 @@ _TENANTS_OF = _SQL["tenants_of"]
 _CUSTOMER = _SQL["customer"]
 _WITHOUT_EVENT = _SQL["without_event"]
 _ANY_ERASED = _SQL["any_erased"]
-
-#: How many instances an error names.
-_NAMED_MAX = 5
 
 _log = structlog.get_logger(__name__)
 
@@ -89,7 +87,7 @@ async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | 
 def refuse_live(customer: Customer) -> None:
     """Raises `StillThere` where an instance is not deleted: its server still knows what would be erased here."""
     if customer.live:
-        named = ", ".join(map(str, customer.live[:_NAMED_MAX])) + (", ..." if len(customer.live) > _NAMED_MAX else "")
+        named = ", ".join(map(str, customer.live[:NAMED_MAX])) + (", ..." if len(customer.live) > NAMED_MAX else "")
         which = "that is" if len(customer.live) == 1 else "that are"
         raise StillThere(
             f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {plural(len(customer.live), 'instance')} {which} "
@@ -118,7 +116,10 @@ class Eraser:
         self._clock = clock
 
     async def erase(self, customer: Customer, progress: Callable[[int], None]) -> Erased:
-        """All of it; once it is done, doing it again does nothing. Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`."""
+        """All of it; once it is done, doing it again does nothing.
+
+        Raises `OSError`, `ErasuresUnknown`, `StoreUnavailable`, and `NotRecorded` once all has been done that can be.
+        """
         who = (customer.tenant_id, customer.customer_id)
         if who not in await _listed(self._pool, self._file):
             order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
@@ -137,7 +138,7 @@ class Eraser:
     async def redo(self) -> tuple[int, int]:
         """Erase again whoever is in the file: how many keys were there, and how many streams had to be told.
 
-        Raises `ErasuresUnknown` and `StoreUnavailable`.
+        Raises `ErasuresUnknown`, `StoreUnavailable`, and `NotRecorded` once all has been done that can be.
         """
         customers = list(await _listed(self._pool, self._file))
         destroyed = await keys.destroy(self._pool, customers)
@@ -159,11 +160,23 @@ class Eraser:
             # Until then a process that had just read a key may seal with it, and begin a stream that is to be told too.
             await asyncio.sleep(keys.CACHE_S)
             streams = await patiently(self._pool, look)
+        left: dict[UUID, str] = {}
         for stream_id in streams:
-            command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))
-            await self._store.execute(stream_id, command, self._origin(stream_id))
+            try:
+                await self._tell(stream_id)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - a history that somebody broke keeps no other from being told
+                # Of others than our own errors no word: it may be of what an event says.
+                left[stream_id] = str(error) if isinstance(error, EventsError) else type(error).__name__
             progress(1)
+        if left:
+            raise NotRecorded(left, recorded=len(streams) - len(left))
         return len(streams)
+
+    async def _tell(self, stream_id: UUID) -> None:
+        command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))
+        await self._store.execute(stream_id, command, self._origin(stream_id))
 
     def _origin(self, stream_id: UUID) -> Origin:
         return Origin(

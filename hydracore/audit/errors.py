@@ -8,6 +8,7 @@ AuditError
 |-- CopyMissing       there are seals, and the file that must have the copy is not there
 |-- CopyEmpty         there are seals, and none in the file that must have the copy
 |-- ErasuresUnknown   the file that says who was erased cannot be read
+|-- NotRecorded       the key is destroyed, and some of the streams could not be told
 |-- StillThere        the customer has instances that are not deleted
 |-- FileExists        what is to be written is there already
 |-- ParquetMissing    pyarrow is not installed
@@ -17,11 +18,19 @@ AuditError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
+
+from hydracore.scalars import plural
 
 if TYPE_CHECKING:
     from events.seal import Seal
+
+#: How many instances an error names.
+NAMED_MAX = 5
 
 
 class AuditError(Exception):
@@ -71,6 +80,19 @@ class CopyEmpty(AuditError):
 class ErasuresUnknown(AuditError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} says who was erased and cannot be read: {reason}")
+
+
+class NotRecorded(AuditError):
+    """`left`: why, by the stream that could not be told."""
+
+    def __init__(self, left: Mapping[UUID, str], *, recorded: int) -> None:
+        named = "; ".join(f"{stream} ({why})" for stream, why in islice(left.items(), NAMED_MAX))
+        more = "; ..." if len(left) > NAMED_MAX else ""
+        super().__init__(
+            f"Keys are destroyed, and the erasure is recorded in {plural(recorded, 'instance')}; it could not be in "
+            f"{plural(len(left), 'instance')}: {named}{more}. Find out why with audit verify, and then order it again"
+        )
+        self.left = left
 
 
 class StillThere(AuditError):

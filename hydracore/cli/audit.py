@@ -153,11 +153,11 @@ def failures() -> Generator[None]:
     from psycopg_pool import PoolTimeout
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown
+    from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
 
     try:
         yield
-    except (LogCorrupted, CopyContradicts) as error:
+    except (LogCorrupted, CopyContradicts, NotRecorded) as error:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # Whoever read the output has seen enough: every command then ends in silence.

@@ -25,7 +25,7 @@ def migrate() -> None:
     from psycopg_pool import PoolTimeout
 
     from events.errors import StoreUnavailable
-    from hydracore.audit.errors import ErasuresUnknown
+    from hydracore.audit.errors import ErasuresUnknown, NotRecorded
     from hydracore.db import MigrationError
     from hydracore.db import migrate as apply
 
@@ -40,7 +40,7 @@ def migrate() -> None:
             keys, streams = asyncio.run(_erase_again(settings))
             if keys or streams:
                 click.echo(f"erased again: {keys} customers' keys destroyed, recorded in {streams} instances")
-    except (MigrationError, ErasuresUnknown, StoreUnavailable, PoolTimeout, psycopg.Error) as error:
+    except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, PoolTimeout, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(" ".join(str(error).split())) from None
 

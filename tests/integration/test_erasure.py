@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from events.keys import Keyring
 from hydracore.cli import main
+from hydracore.scalars import plural
 from tests.customers import EMAIL, KEY, MASTER_KEY, PROMPT, WAITS, World, last_event, readable, world_fixture
 from tests.waiting import until
 
@@ -86,6 +87,29 @@ async def test_nobody_is_erased_by_mistake(world: World) -> None:
     assert "HYDRACORE_ERASURE_FILE is missing" in no_file.stderr
     assert [each.exit_code for each in (several, unknown, no_file)] == [2, 2, 2]
     assert not world.file.known()
+
+
+async def test_a_broken_stream_keeps_no_other_from_being_told(
+    world: World, owner_conn: psycopg.AsyncConnection
+) -> None:
+    cut, edited, whole = sorted(world.ada)
+    await owner_conn.execute(
+        "DELETE FROM event e USING stream s WHERE s.stream_id = %s AND e.stream_id = s.stream_id AND e.version = s.version",
+        (cut,),
+    )
+    await owner_conn.execute("UPDATE event SET payload = '{}' WHERE stream_id = %s AND version = 2", (edited,))
+
+    erased = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    migrated = await asyncio.to_thread(world.run, "db", "migrate")
+
+    assert await last_event(world.url, whole) == "customer_erased"
+    for result, recorded in ((erased, 1), (migrated, 0)):
+        (line,) = result.stderr.splitlines()
+        assert result.exit_code == 1
+        assert f"recorded in {plural(recorded, 'instance')}; it could not be in 2 instances: {cut} (Lane " in line
+        assert "and its events end with" in line
+        assert f"; {edited} (" in line
+    assert await readable(world.url, whole, "ada") == []
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------

@@ -283,6 +283,23 @@ async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
         await read_lane(owner_conn, lane=lane_of(ADA), after=0, limit=1_000)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    ["DELETE FROM event WHERE version = 2", "UPDATE stream SET version = 1", "UPDATE stream SET version = 7"],
+)
+async def test_a_stream_that_ends_elsewhere_than_the_log_says_is_an_alarm_and_no_lost_race(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection, edit: str
+) -> None:
+    await store.create(ADA, request(), origin())
+    await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="first"), origin())
+    await owner_conn.execute(edit.encode())
+
+    for one in (store, other_store):
+        with pytest.raises(LogCorrupted, match="and its events end with") as raised:
+            await one.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="second"), origin())
+        assert raised.value.lane == lane_of(ADA)
+
+
 async def test_the_statements_of_the_log_need_no_more_rights_than_the_app_has(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await live(store, *lives.DELETED)
