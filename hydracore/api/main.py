@@ -142,7 +142,9 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
                 hurried=True,
             )
         )
-        if settings.erasure_file is not None:
+        if settings.erasure_file is None:
+            await erasing.refuse_unlisted(pool)
+        else:
             await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))
         keyring = Keyring(pool, master_key=settings.master_key)
         await keyring.check()

@@ -26,7 +26,7 @@ from events.record import Origin
 from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
-from hydracore.audit.errors import NAMED_MAX, NotRecorded, StillThere, Unclear
+from hydracore.audit.errors import NAMED_MAX, ErasuresUnknown, NotRecorded, StillThere, Unclear
 from hydracore.scalars import plural
 
 _SQL = Statements("hydracore.audit", "erasing.sql")
@@ -196,15 +196,27 @@ async def destroy_again(pool: AsyncConnectionPool, file: ErasureFile) -> None:
         _log.warning("erased_keys_destroyed_again", count=len(destroyed), hint="run hydracore db migrate")
 
 
+async def refuse_unlisted(pool: AsyncConnectionPool) -> None:
+    """For whoever was not told where the erased are listed, and is about to serve everybody, or to bring a restore up to date.
+
+    Raises `ErasuresUnknown` where the database knows of erasures, and `StoreUnavailable`.
+    """
+    if await _any_erased(pool):
+        raise ErasuresUnknown(None, "the database knows of erasures")
+
+
 async def _listed(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[str, str], Erasure]:
     """Who is in the file, which is there unless nobody was ever erased, as far as the database can tell."""
     erasures = await asyncio.to_thread(file.known)
     if erasures:
         return erasures
+    return await asyncio.to_thread(file.known, must_be_there=await _any_erased(pool))
 
+
+async def _any_erased(pool: AsyncConnectionPool) -> bool:
     async def look(connection: AsyncConnection) -> bool:
         row = await (await connection.execute(_ANY_ERASED)).fetchone()
         assert row is not None, "a select of values has a row"
         return row[0]
 
-    return await asyncio.to_thread(file.known, must_be_there=await patiently(pool, look))
+    return await patiently(pool, look)

@@ -7,7 +7,7 @@ AuditError
 |-- CopyContradicts   the copy of the seals is that of other seals than the database has
 |-- CopyMissing       there are seals, and the file that must have the copy is not there
 |-- CopyEmpty         there are seals, and none in the file that must have the copy
-|-- ErasuresUnknown   the file that says who was erased cannot be read
+|-- ErasuresUnknown   the file that says who was erased cannot be read, or was not named
 |-- NotRecorded       the key is destroyed, and some of the streams could not be told
 |-- StillThere        the customer has instances that are not deleted
 |-- FileExists        what is to be written is there already
@@ -78,8 +78,14 @@ class CopyEmpty(AuditError):
 
 
 class ErasuresUnknown(AuditError):
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} says who was erased and cannot be read: {reason}")
+    """`path`: where they are listed, None where nobody said."""
+
+    def __init__(self, path: Path | None, reason: str) -> None:
+        super().__init__(
+            f"HYDRACORE_ERASURE_FILE, which says who was erased, is not set, and {reason}"
+            if path is None
+            else f"{path} says who was erased and cannot be read: {reason}"
+        )
 
 
 class NotRecorded(AuditError):

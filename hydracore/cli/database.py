@@ -36,10 +36,9 @@ def migrate() -> None:
             click.echo(f"applied {name}")
         if not applied:
             click.echo("nothing to apply")
-        if settings.erasure_file is not None:
-            keys, streams = asyncio.run(_erase_again(settings))
-            if keys or streams:
-                click.echo(f"erased again: {keys} customers' keys destroyed, recorded in {streams} instances")
+        keys, streams = asyncio.run(_erase_again(settings))
+        if keys or streams:
+            click.echo(f"erased again: {keys} customers' keys destroyed, recorded in {streams} instances")
     except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, PoolTimeout, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(" ".join(str(error).split())) from None
@@ -96,10 +95,16 @@ def restore(*, file: Path) -> None:
 
 
 async def _erase_again(settings: "Settings") -> tuple[int, int]:
-    """See `Eraser.redo`."""
+    """See `Eraser.redo`, and `refuse_unlisted`."""
+    from hydracore.audit.erasing import refuse_unlisted
     from hydracore.cli.audit_erase import eraser
     from hydracore.db.pool import open_pool
 
+    if settings.erasure_file is None:
+        # As whoever migrates: nothing is written, and the app's role may not be theirs to take.
+        async with open_pool(settings.database_url, role="", application="hydracore-migrate", size=1) as pool:
+            await refuse_unlisted(pool)
+        return 0, 0
     async with (
         open_pool(settings.database_url, role=settings.database_role, application="hydracore-migrate", size=2) as pool,
         eraser(settings, pool, actor="migrate") as opened,

@@ -208,12 +208,27 @@ async def test_a_list_of_the_erased_that_is_missing_stops_whoever_would_serve_th
     assert (ordered.exit_code, "the database knows of erasures" in ordered.stderr) == (3, True)
 
 
+async def test_a_database_that_knows_of_erasures_is_not_served_without_being_told_where_they_are_listed(
+    world: World, redis_url: str
+) -> None:
+    await keys.destroy(world.pool, [("acme", "ada")])
+    said = "HYDRACORE_ERASURE_FILE, which says who was erased, is not set, and the database knows of erasures"
+
+    with pytest.raises(ErasuresUnknown, match=said):
+        async with running_api(world.url, redis_url):
+            pass
+    migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE="")
+
+    assert (migrated.exit_code, migrated.stderr) == (1, f"Error: {said}\n")
+
+
 async def test_no_list_is_needed_as_long_as_nobody_was_erased(world: World, redis_url: str) -> None:
     async with running_api(world.url, redis_url, erasure_file=world.file.path):
         assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
-    migrated = await asyncio.to_thread(world.run, "db", "migrate")
+    for told_where in (str(world.file.path), ""):
+        migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=told_where)
 
-    assert (migrated.exit_code, migrated.stdout) == (0, "nothing to apply\n")
+        assert (migrated.exit_code, migrated.stdout) == (0, "nothing to apply\n")
     assert not world.file.path.exists()
 
 
