@@ -189,11 +189,14 @@ class Keyring:
         cached = self._customers.get((tenant_id, customer_id))
         if cached is not None and cached.stale_at >= time.monotonic():
             return cached
+        # From before the look: the key may be destroyed while its answer is under way.
+        looked_at = time.monotonic()
         row = await self._fetch(tenant_id, customer_id)
         if row is None and create:
             wrapped = self._wrap_new(tenant_id, customer_id)
             await patiently(self._pool, lambda c: c.execute(_CREATE, (tenant_id, customer_id, wrapped)))
             # Somebody else may have been first: what stands in the table is the key.
+            looked_at = time.monotonic()
             row = await self._fetch(tenant_id, customer_id)
         if row is None:
             return None
@@ -203,7 +206,7 @@ class Keyring:
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
         if len(self._customers) >= _CUSTOMERS_MAX:
             self._customers.clear()
-        customer = _Customer(cipher, is_erased=row[0] is None, stale_at=time.monotonic() + CACHE_S)
+        customer = _Customer(cipher, is_erased=row[0] is None, stale_at=looked_at + CACHE_S)
         if cached is not None and cipher is not None:
             customer.opened = cached.opened
         self._customers[tenant_id, customer_id] = customer

@@ -19,6 +19,7 @@ from events.ids import instance_id_for
 from events.keys import Keyring
 from events.state import TEARDOWN_STEPS
 from events.store import EventStore
+from hydracore.audit import erasing
 from hydracore.audit.erasure_file import ErasureFile
 from hydracore.cli import main
 from hydracore.db.pool import open_pool
@@ -60,6 +61,7 @@ class World(NamedTuple):
 @pytest.fixture(name="world")
 async def world_fixture(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[World]:
     monkeypatch.setattr(keys, "CACHE_S", 0.0)
+    monkeypatch.setattr(erasing, "APPEND_S", 0.0)
     file = ErasureFile(tmp_path / "erasures.jsonl")
     async with open_store(database_url) as (store, pool):
         keyring = Keyring(pool, master_key=MASTER_KEY)

@@ -21,7 +21,7 @@ from events import keys
 from events.commands import EraseCustomer
 from events.errors import EventsError, StoreUnavailable
 from events.ids import command_id_for
-from events.patience import patiently
+from events.patience import PATIENCE_S, patiently
 from events.record import Origin
 from events.sql import Statements
 from events.store import EventStore
@@ -34,6 +34,9 @@ _TENANTS_OF = _SQL["tenants_of"]
 _CUSTOMER = _SQL["customer"]
 _WITHOUT_EVENT = _SQL["without_event"]
 _ANY_ERASED = _SQL["any_erased"]
+
+#: How long what was sealed with a key may be on its way into the log after no process seals with it any more.
+APPEND_S = PATIENCE_S
 
 _log = structlog.get_logger(__name__)
 
@@ -155,11 +158,23 @@ class Eraser:
         async def look(connection: AsyncConnection) -> list[UUID]:
             return [stream for (stream,) in await (await connection.execute(_WITHOUT_EVENT, parameters)).fetchall()]
 
-        streams = await patiently(self._pool, look)
-        if destroyed or streams:
-            # Until then a process that had just read a key may seal with it, and begin a stream that is to be told too.
-            await asyncio.sleep(keys.CACHE_S)
-            streams = await patiently(self._pool, look)
+        if not destroyed and not await patiently(self._pool, look):
+            return 0
+        recorded, left = 0, dict[UUID, str]()
+        # Until then a process that had just read a key may seal with it; and until then what it has sealed may begin a stream, or
+        # change one, that is to be told too.
+        for wait_s in (keys.CACHE_S, APPEND_S):
+            await asyncio.sleep(wait_s)
+            streams = [stream for stream in await patiently(self._pool, look) if stream not in left]
+            could_not = await self._tell_all(streams, progress)
+            recorded += len(streams) - len(could_not)
+            left |= could_not
+        if left:
+            raise NotRecorded(left, recorded=recorded)
+        return recorded
+
+    async def _tell_all(self, streams: Sequence[UUID], progress: Callable[[int], None]) -> dict[UUID, str]:
+        """Those that could not be told, with the reason."""
         left: dict[UUID, str] = {}
         for stream_id in streams:
             try:
@@ -170,9 +185,7 @@ class Eraser:
                 # Of others than our own errors no word: it may be of what an event says.
                 left[stream_id] = str(error) if isinstance(error, EventsError) else type(error).__name__
             progress(1)
-        if left:
-            raise NotRecorded(left, recorded=len(streams) - len(left))
-        return len(streams)
+        return left
 
     async def _tell(self, stream_id: UUID) -> None:
         command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))

@@ -6,15 +6,22 @@ import asyncio
 import json
 import os
 import sys
+from datetime import UTC, datetime
+from threading import Thread
+from uuid import uuid4
 
 import psycopg
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
+from events.ids import instance_id_for
 from events.keys import Keyring
+from hydracore.audit import erasing
 from hydracore.cli import main
 from hydracore.scalars import plural
 from tests.customers import EMAIL, KEY, MASTER_KEY, PROMPT, WAITS, World, last_event, readable, world_fixture
+from tests.requests_to_log import open_store, origin, request
 from tests.waiting import until
 
 __all__ = ["world_fixture"]
@@ -89,6 +96,31 @@ async def test_nobody_is_erased_by_mistake(world: World) -> None:
     assert not world.file.known()
 
 
+async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(world: World) -> None:
+    keyring = Keyring(world.pool, master_key=MASTER_KEY)
+    whose = {"tenant_id": "acme", "customer_id": "ada"}
+    email = await keyring.seal(EMAIL, **whose, field="customer_email")
+    late = instance_id_for(**whose, idempotency_key="late")
+
+    async def land() -> None:
+        async with open_store(world.url) as (store, _):
+            if await store.load(late) is None:
+                await store.create(late, replace(request("ada", "late"), customer_email=email), origin())
+
+    def in_the_middle(_told: int) -> None:
+        """Another process, while the first streams are being told."""
+        thread = Thread(target=asyncio.run, args=(land(),))
+        thread.start()
+        thread.join()
+
+    order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
+    customer = await erasing.find(world.pool, "ada", tenant_id=None)
+    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, in_the_middle)
+
+    assert erased.recorded == len(world.ada) + 1
+    assert await last_event(world.url, late) == "customer_erased"
+
+
 async def test_a_broken_stream_keeps_no_other_from_being_told(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -149,4 +181,11 @@ async def test_an_erasure_that_is_killed_is_completed_by_the_next(
 
 
 #: The command line, which does not wait for other processes' memory: there are none.
-_IMPATIENT = "from events import keys; keys.CACHE_S = 0.0; from hydracore.cli import main; main()"
+_IMPATIENT = """
+from events import keys
+from hydracore.audit import erasing
+from hydracore.cli import main
+
+keys.CACHE_S = erasing.APPEND_S = 0.0
+main()
+"""

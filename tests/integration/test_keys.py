@@ -15,6 +15,7 @@ from events import keys
 from events.keys import CACHE_S, CustomerErased, Keyring, KeyUnreadable, MasterKeyWrong
 from events.types import Sealed
 from hydracore.db.pool import open_pool
+from tests.waiting import until
 
 MASTER_KEY, OTHER_MASTER_KEY = bytes(range(32)), bytes(range(1, 33))
 ADA = {"tenant_id": "acme", "customer_id": "ada", "field": "customer_email"}
@@ -179,6 +180,27 @@ async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
     assert await keyring.open(sealed, **ADA) is None
     with pytest.raises(CustomerErased):
         await keyring.seal(EMAIL, **ADA)
+
+
+async def test_what_was_read_is_as_old_as_the_question_and_not_as_the_answer(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
+) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA)
+    async with owner_conn.transaction():
+        await owner_conn.execute("LOCK TABLE customer_key IN ACCESS EXCLUSIVE MODE")
+        opening = asyncio.create_task(fresh.open(sealed, **ADA))
+
+        async def asked() -> bool:
+            waits = await owner_conn.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+            return await waits.fetchone() == (True,)
+
+        await until(asked)
+        asked_s = time.monotonic()
+
+    assert await opening == EMAIL
+    recalled = fresh.recall(sealed, **ADA)
+    assert recalled is not None
+    assert recalled.until_s < asked_s + CACHE_S
 
 
 async def test_a_customer_without_a_key_has_no_texts(keyring: Keyring) -> None:

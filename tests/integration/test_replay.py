@@ -24,6 +24,7 @@ from events.record import Recorded
 from events.saga import Rest, next_step
 from events.state import Instance
 from events.store import EventStore
+from hydracore.audit import erasing
 from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.cli import main
 from projections.replay import Replay
@@ -160,7 +161,9 @@ async def erase(database_url: str, folder: Path, tenant_id: str) -> None:
     words = ["audit", "erase-customer", CUSTOMERS[0], "--tenant", tenant_id, "--also-live", "--yes"]
     env = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_ERASURE_FILE": str(folder / "erasures.jsonl")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "CACHE_S", 0.0)  # nothing here keeps a key
+        # Nothing here keeps a key, or is under way.
+        patch.setattr(keys, "CACHE_S", 0.0)
+        patch.setattr(erasing, "APPEND_S", 0.0)
         result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
     assert result.exit_code == 0 or "There is no customer" in result.stderr, result.output
 
