@@ -116,17 +116,22 @@ def make_seal(heads: Sequence[Head], *, previous: Seal | None, sealed_at: dateti
     return msgspec.structs.replace(unsigned, signature=key.sign(unsigned.statement))
 
 
-def flaws_of(seal: Seal, *, previous: Seal | None, public_key: bytes | None) -> Iterator[str]:
+def flaws_of(
+    seal: Seal, *, previous: Seal | None, public_key: bytes | None, former_keys: tuple[bytes, ...] = ()
+) -> Iterator[str]:
     """What is wrong with a seal that stands after `previous` (None: it is the first that is looked at), in words.
 
-    `public_key`: the only one that may have signed it. None accepts any key, so that a seal proves no more than that
-    nobody changed it without making it anew.
+    `public_key`: the only one that may have signed it, but for `former_keys`, oldest first, none of which signs any more once a
+    later one has. None accepts any key, so that a seal proves no more than that nobody changed it without making it anew.
     """
     if seal.is_malformed:
         yield "it lacks what every seal has, or has what none can have"
         return
-    if public_key is not None and seal.public_key != public_key:
+    keys = () if public_key is None else (*former_keys, public_key)
+    if keys and seal.public_key not in keys:
         yield "it was signed with another key"
+    elif keys and previous is not None and previous.public_key in keys[keys.index(seal.public_key) + 1 :]:
+        yield "it was signed with a key that had been replaced by then"
     if not _is_signed(seal):
         yield "its signature is not good"
     if not seal.has_all_lanes:

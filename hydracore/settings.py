@@ -44,6 +44,10 @@ KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
 RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a redis:// URL")]
 Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
+FormerKeys = Annotated[
+    tuple[Key32, ...],
+    Meta(max_length=100, description="public keys, each 32 bytes in base64url, oldest first, with commas between them"),
+]
 WritableFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
 HttpUrl = Annotated[
@@ -164,6 +168,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Signs the seals of the log: the seed of an Ed25519 key, 32 bytes once decoded. Without it there are no seals.
     seal_key: Key32 = b""
+    #: The public keys of those that signed before it, oldest first: none of them may have signed after a later one has.
+    seal_keys_former: FormerKeys = ()
     #: Where the relay keeps a copy of every seal, a JSON document a line: on another machine's disk, at best.
     seal_file: WritableFile = None
     seal_interval_s: Seconds = 60
@@ -212,12 +218,19 @@ def variable(field: str) -> str:
     return PREFIX + field.upper()
 
 
+def key_of(text: str) -> bytes:
+    """The bytes of a key in base64url, padded or not. Raises `binascii.Error`."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", text):
+        raise binascii.Error
+    return base64.urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
+
+
 def _parsed(name: str, raw: str) -> object:
     """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's."""
     if name in {"master_key", "seal_key"}:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", raw):
-            raise binascii.Error
-        return base64.urlsafe_b64decode(raw.rstrip("=") + "=" * (-len(raw.rstrip("=")) % 4))
+        return key_of(raw)
+    if name == "seal_keys_former":
+        return [key_of(key.strip()) for key in raw.split(",") if key.strip()]
     if name in {"catalogue", "seal_file", "erasure_file"}:
         return Path(raw)
     if name in _URLS_OF_A_ROOT:

@@ -36,10 +36,11 @@ SHOWN_EVERY = 1_000
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`public_key`: the only key that counts, None accepts any. `seals`: the copy of the seals outside the database."""
+    """`public_key`: the only key that counts, with the `former_keys` before it; None accepts any. `seals`: the copy of the seals outside the database."""
 
     path: Path
     public_key: bytes | None = None
+    former_keys: tuple[bytes, ...] = ()
     seals: SealFile | None = None
 
 
@@ -83,6 +84,7 @@ class _Check:
     def __init__(self, request: Request) -> None:
         self.report = Report(path=str(request.path))
         self._key = request.public_key
+        self._former_keys = request.former_keys
         self._copies = request.seals
         self._number = 0
         self._fingerprint = r.Fingerprint()
@@ -136,7 +138,7 @@ class _Check:
         self.report.exported_at = header.exported_at
 
     def _seal(self, seal: Seal) -> None:
-        flaws = list(flaws_of(seal, previous=None, public_key=self._key))
+        flaws = list(flaws_of(seal, previous=None, public_key=self._key, former_keys=self._former_keys))
         if self._last_lane >= 0 or next(reversed(self._seals), 0) >= seal.number:
             flaws.append("it is not where it belongs")
         self.report.seals += 1
@@ -204,7 +206,7 @@ class _Check:
             return
         if end.signature is None:
             return
-        if self._key is not None and end.public_key != self._key:
+        if self._key is not None and end.public_key not in (*self._former_keys, self._key):
             self._find("signature_wrong", "The export was signed with another key")
         elif not _is_signed(end):
             self._find("signature_wrong", "The signature of the export is not good")

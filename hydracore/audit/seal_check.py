@@ -7,7 +7,7 @@ of the lanes is checked as well.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from psycopg import Connection
@@ -25,6 +25,13 @@ _SEALS_FROM = Statements("hydracore.audit", "sealing.sql")["seals_from"]
 
 #: How many seals are read at a time.
 SEALS_MAX = 100
+
+
+class Keys(NamedTuple):
+    """Which keys count, as `flaws_of` takes them."""
+
+    public_key: bytes | None
+    former_keys: tuple[bytes, ...]
 
 
 class SealsChecked(msgspec.Struct, kw_only=True):
@@ -78,19 +85,25 @@ def stored_seals(connection: Connection) -> Iterator[Seal]:
         first = page[-1].number + 1
 
 
-def check_seals(stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: bytes | None) -> SealsChecked:
-    """Both in the order of their numbers. `public_key`: see `flaws_of`. Raises what the iterables raise."""
+def check_seals(
+    stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: bytes | None, former_keys: tuple[bytes, ...] = ()
+) -> SealsChecked:
+    """Both in the order of their numbers. The keys: see `flaws_of`. Raises what the iterables raise."""
     checked = SealsChecked()
+    keys = Keys(public_key, former_keys)
     previous: Seal | None = None
-    for seal, copy in _side_by_side(stored, _rising(copies, checked, public_key)):
+    for seal, copy in _side_by_side(stored, _rising(copies, checked, keys)):
         if seal is None:
             assert copy is not None, "there is one or the other"
-            _only_copied(checked, copy, public_key)
+            _only_copied(checked, copy, keys)
             continue
-        flaws = [*_out_of_place(seal, previous), *flaws_of(seal, previous=previous, public_key=public_key)]
+        flaws = [
+            *_out_of_place(seal, previous),
+            *flaws_of(seal, previous=previous, public_key=keys.public_key, former_keys=keys.former_keys),
+        ]
         if copy is not None and copy != seal:
             flaws.append("the copy outside the database has another one of this number")
-            if _is_good(checked, copy, public_key):
+            if _is_good(checked, copy, keys):
                 checked.copied.add(copy)
         checked.find("seal_flawed", seal.number, flaws)
         checked.count += 1
@@ -123,28 +136,28 @@ def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tu
         copy = next(copying, None)
 
 
-def _rising(copies: Iterable[Seal], checked: SealsChecked, public_key: bytes | None) -> Iterator[Seal]:
+def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterator[Seal]:
     """The copies without repeats: two relays that share a file may both have written one."""
     last = 0
     for copy in copies:
         # A number out of the order may be the damage: whoever went on behind it would pass over all others.
-        if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, public_key):
+        if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, keys):
             continue
         if copy.number > last:
             last = copy.number
             yield copy
 
 
-def _only_copied(checked: SealsChecked, copy: Seal, public_key: bytes | None) -> None:
+def _only_copied(checked: SealsChecked, copy: Seal, keys: Keys) -> None:
     """A copy of which the database knows nothing."""
-    if _is_good(checked, copy, public_key):
+    if _is_good(checked, copy, keys):
         checked.find("seal_missing", copy.number, ["it is in the copy outside the database, and not in the database"])
         checked.copied.add(copy)
 
 
-def _is_good(checked: SealsChecked, copy: Seal, public_key: bytes | None) -> bool:
+def _is_good(checked: SealsChecked, copy: Seal, keys: Keys) -> bool:
     """Whether a copy counts; what is wrong with it is taken down."""
-    flaws = list(flaws_of(copy, previous=None, public_key=public_key))
+    flaws = list(flaws_of(copy, previous=None, public_key=keys.public_key, former_keys=keys.former_keys))
     checked.find("copy_flawed", copy.number, flaws)
     return not flaws
 

@@ -45,19 +45,21 @@ def utc_now() -> datetime:
 
 
 class Sealer:
-    """`key`: the seed of an Ed25519 key. `file`: the copy outside the database, if one is kept."""
+    """`key`: the seed of an Ed25519 key. `former_keys`: the public ones of those before it, oldest first. `file`: the copy outside the database, if one is kept."""
 
     def __init__(
         self,
         pool: AsyncConnectionPool,
         *,
         key: bytes,
+        former_keys: tuple[bytes, ...] = (),
         file: SealFile | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._pool = pool
         self._key = Ed25519PrivateKey.from_private_bytes(key)
         self._public_key = self._key.public_key().public_bytes_raw()
+        self._former_keys = former_keys
         #: The newest seal that this one has made or stood on: whoever takes it out, or puts another in its place, is noticed also
         #: where no copy is kept.
         self._last: Seal | None = None
@@ -111,7 +113,8 @@ class Sealer:
             what = f"seal {known.number} was taken out since it was made, or another put in its place"
             raise LogCorrupted(0, 0, what)
         if previous is not None and previous != known:
-            for flaw in flaws_of(previous, previous=None, public_key=self._public_key):
+            flaws = flaws_of(previous, previous=None, public_key=self._public_key, former_keys=self._former_keys)
+            for flaw in flaws:
                 raise LogCorrupted(0, 0, f"seal {previous.number}, on which the next would stand, is flawed: {flaw}")
             self._last = previous
         return previous
@@ -137,9 +140,13 @@ async def keep_sealing(pool: AsyncConnectionPool, settings: Settings) -> None:
             "log_is_not_sealed", hint="set HYDRACORE_SEAL_KEY, or a cut-off log cannot be told from a short one"
         )
         return
+    await _keep_sealing(sealer_of(pool, settings), settings.seal_interval_s)
+
+
+def sealer_of(pool: AsyncConnectionPool, settings: Settings) -> Sealer:
+    """The sealer of an installation that has a key."""
     file = None if settings.seal_file is None else SealFile(settings.seal_file)
-    sealer = Sealer(pool, key=settings.seal_key, file=file)
-    await _keep_sealing(sealer, settings.seal_interval_s)
+    return Sealer(pool, key=settings.seal_key, former_keys=settings.seal_keys_former, file=file)
 
 
 async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:

@@ -42,7 +42,9 @@ COPY_BEHIND_MAX = 2
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be verified. `public_key`: the only key whose seals count; None accepts any."""
+    """What is to be verified. `public_key`: the only key whose seals count, with the `former_keys` before it; None
+    accepts any.
+    """
 
     conninfo: str
     lanes: tuple[int, ...] = tuple(range(LANES))
@@ -50,6 +52,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     replay: bool = True
     seals: SealFile | None = None
     public_key: bytes | None = None
+    former_keys: tuple[bytes, ...] = ()
     workers: int = 1
     #: Whether not to give way to writers.
     full_speed: bool = False
@@ -157,7 +160,12 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
             yield seal
             pace.rest(connection)
 
-    sealed = check_seals(resting(stored_seals(connection)), resting(copies), public_key=request.public_key)
+    sealed = check_seals(
+        resting(stored_seals(connection)),
+        resting(copies),
+        public_key=request.public_key,
+        former_keys=request.former_keys,
+    )
     report.rested_s += pace.rested_s
     report.seals = sealed.count
     report.findings += sealed.findings[:FINDINGS_MAX]

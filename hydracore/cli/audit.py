@@ -6,7 +6,7 @@ database or a file cannot be reached.
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -35,6 +35,12 @@ NO_COPY: Final = (
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+public_key_option = click.option(
+    "--public-key",
+    "public_keys",
+    multiple=True,
+    help="The key that seals must be signed with, base64url, as `seal` prints it; where it was replaced, all of them, oldest first.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -51,9 +57,7 @@ def audit() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The copy of the seals outside the database.",
 )
-@click.option(
-    "--public-key", "public_key", help="The key that seals must be signed with, base64url, as `seal` prints it."
-)
+@public_key_option
 @click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the lanes."
@@ -65,7 +69,7 @@ def verify(
     lanes: tuple[int, ...],
     since_seal: bool,
     seals: Path | None,
-    public_key: str | None,
+    public_keys: tuple[str, ...],
     replay: bool,
     workers: int,
     full_speed: bool,
@@ -80,6 +84,7 @@ def verify(
     from hydracore.cli.audit_view import progress_bar, show_report
 
     settings = load()
+    *former_keys, public_key = public_keys_of(public_keys, settings) or (None,)
     copy = None if seals is None else SealFile(seals)
     if copy is None and settings.seal_file is not None:
         with failures():
@@ -90,7 +95,8 @@ def verify(
         since_seal=since_seal,
         replay=replay,
         seals=copy,
-        public_key=public_key_of(public_key, settings),
+        public_key=public_key,
+        former_keys=tuple(former_keys),
         workers=workers,
         full_speed=full_speed,
     )
@@ -106,15 +112,12 @@ def verify(
 @json_option
 def seal(*, as_json: bool) -> None:
     """Seal the log now, as the relay does from time to time."""
-    from hydracore.audit.seal_file import SealFile
-    from hydracore.audit.sealing import Sealer
+    from hydracore.audit.sealing import sealer_of
     from hydracore.cli.audit_view import show_seal
 
     settings = load(require=configuration.SEAL_NEEDS)
-    file = None if settings.seal_file is None else SealFile(settings.seal_file)
-    made = on_database(settings, lambda pool: Sealer(pool, key=settings.seal_key, file=file).seal())
-    public_key = public_key_of(None, settings)
-    assert public_key is not None, "the setting is required here"
+    made = on_database(settings, lambda pool: sealer_of(pool, settings).seal())
+    public_key = public_keys_of((), settings)[-1]
     with failures():
         show_seal(made, public_key=public_key, as_json=as_json)
 
@@ -176,20 +179,21 @@ def fail(text: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def public_key_of(given: str | None, settings: Settings) -> bytes | None:
-    """The key that seals must be signed with: the one given, or the one that belongs to this installation's seal key."""
-    import base64
+def public_keys_of(given: Sequence[str], settings: Settings) -> tuple[bytes, ...]:
+    """The keys that seals must be signed with, oldest first: those given, or those of this installation; none where any will do."""
+    import binascii
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    if given is None:
+    if not given:
         if not settings.seal_key:
-            return None
-        return Ed25519PrivateKey.from_private_bytes(settings.seal_key).public_key().public_bytes_raw()
+            return settings.seal_keys_former
+        own = Ed25519PrivateKey.from_private_bytes(settings.seal_key).public_key().public_bytes_raw()
+        return (*settings.seal_keys_former, own)
     try:
-        key = base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
-    except ValueError:  # Not in base64url, or not even in ASCII.
-        key = b""
-    if len(key) != configuration.KEY_BYTES:
+        keys = tuple(map(configuration.key_of, given))
+    except binascii.Error:  # Not in base64url, or not even in ASCII.
+        keys = (b"",)
+    if any(len(key) != configuration.KEY_BYTES for key in keys):
         raise click.UsageError("--public-key must be 32 bytes in base64url.")
-    return key
+    return keys

@@ -8,7 +8,7 @@ from uuid import UUID
 import click
 import msgspec
 
-from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_of
+from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_option, public_keys_of
 from hydracore.cli.printing import Text, full_speed_option
 from hydracore.scalars import plural
 
@@ -85,24 +85,24 @@ def export(
 
 @click.command("verify-export")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--public-key", "public_key", help="The key that seals must be signed with, base64url, as `seal` prints it."
-)
+@public_key_option
 @click.option(
     "--seals",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The copy of the seals outside the database, to compare with.",
 )
 @json_option
-def verify_export(*, file: Path, public_key: str | None, seals: Path | None, as_json: bool) -> None:
+def verify_export(*, file: Path, public_keys: tuple[str, ...], seals: Path | None, as_json: bool) -> None:
     """Prove that an export is what the sealed log holds. Needs no database and no settings."""
     from hydracore.audit import export_check
     from hydracore.audit.seal_file import SealFile
     from hydracore.cli.audit_view import progress_bar
 
+    *former_keys, public_key = public_keys_of(public_keys, load(require=())) or (None,)
     request = export_check.Request(
         path=file,
-        public_key=public_key_of(public_key, load(require=())),
+        public_key=public_key,
+        former_keys=tuple(former_keys),
         seals=None if seals is None else SealFile(seals),
     )
     with failures():

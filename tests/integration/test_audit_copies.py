@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hydracore.audit.sealing import Sealer, utc_now
 from tests.audit_log import SEAL_KEY, Log, run, sealed_log
@@ -18,6 +20,10 @@ from tests.audit_log import SEAL_KEY, Log, run, sealed_log
 async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
     async with sealed_log(database_url, tmp_path) as made:
         yield made
+
+
+def public_key(seed: bytes) -> bytes:
+    return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
 
 
 def forge(log: Log, *statements: str) -> None:
@@ -86,6 +92,26 @@ async def test_a_copy_that_was_not_compared_is_never_passed_over_in_silence(log:
     assert f"is not there: {missing}" in mistaken.stderr
     assert (given.exit_code, "note:" in given.stdout) == (0, False)
     assert (nothing_yet.exit_code, "note: No copy" in nothing_yet.stdout) == (0, True)
+
+
+async def test_a_key_is_replaced_and_what_the_former_one_signed_stays_good(log: Log) -> None:
+    old, new = (urlsafe_b64encode(public_key(seed)).decode() for seed in (SEAL_KEY, bytes(32)))
+    await log.name(0, "third")
+    unset = {"HYDRACORE_SEAL_KEY": urlsafe_b64encode(bytes(32)).decode(), "HYDRACORE_SEAL_FILE": str(log.file.path)}
+    after = {**unset, "HYDRACORE_SEAL_KEYS_FORMER": old}
+
+    unknown = await asyncio.to_thread(lambda: run(log, "seal", **unset))
+    sealed = await asyncio.to_thread(lambda: run(log, "seal", **after))
+    verified = run(log, "verify", "--lane", "0", **after)
+    by_auditor = [
+        run(log, "verify", "--lane", "0", *words, HYDRACORE_SEAL_KEY="")
+        for words in (("--public-key", old, "--public-key", new), ("--public-key", new, "--public-key", old))
+    ]
+
+    assert (unknown.exit_code, "is flawed: it was signed with another key" in unknown.stderr) == (1, True)
+    assert (sealed.exit_code, sealed.stdout.partition(" over ")[0]) == (0, "seal 3")
+    assert [result.exit_code for result in (verified, *by_auditor)] == [0, 0, 1]
+    assert "Seal 3: it was signed with a key that had been replaced by then" in by_auditor[1].stdout
 
 
 async def test_a_copy_without_a_seal_is_none(log: Log) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def chain(length: int) -> list[Seal]:
 
 def flaws(seal: Seal, previous: Seal | None) -> list[str]:
     return list(flaws_of(seal, previous=previous, public_key=PUBLIC))
+
+
+def test_a_former_key_counts_until_a_later_one_has_signed() -> None:
+    newer = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    keys = {"public_key": newer.public_key().public_bytes_raw(), "former_keys": (PUBLIC,)}
+    seals = chain(1)
+    for number, key in enumerate((KEY, newer, newer, KEY), start=1):
+        seals.append(make_seal(heads(10 * number), previous=seals[-1], sealed_at=NOON + timedelta(hours=1), key=key))
+
+    found = [list(flaws_of(now, previous=before, **keys)) for before, now in pairwise(seals)]
+
+    assert found == [[], [], [], ["it was signed with a key that had been replaced by then"]]
+    assert flaws(seals[2], seals[1]) == ["it was signed with another key"]
 
 
 @pytest.mark.parametrize("size", range(1, len(LEAVES) + 1))

@@ -110,6 +110,13 @@ def test_an_empty_value_counts_as_missing() -> None:
     assert load({"HYDRACORE_API_PORT": ""}).api_port == 8080
 
 
+def test_former_seal_keys_are_a_list() -> None:
+    keys = ",".join(base64.urlsafe_b64encode(key).decode() for key in (KEY, bytes(32)))
+
+    assert load({"HYDRACORE_SEAL_KEYS_FORMER": keys}).seal_keys_former == (KEY, bytes(32))
+    assert "public keys" in problems_of({"HYDRACORE_SEAL_KEYS_FORMER": f"{keys},c2hvcnQ="})[0]
+
+
 def test_an_empty_role_means_the_login_role() -> None:
     assert load({"HYDRACORE_DATABASE_ROLE": ""}).database_role == ""
 
