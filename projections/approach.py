@@ -6,7 +6,6 @@ from psycopg import AsyncConnection, IsolationLevel
 
 from events.sql import Statements
 from projections.candidate import Candidate
-from projections.definition import Inline
 from projections.drift import Comparison, Scope, compare
 from projections.errors import ParityMismatch
 from projections.swap import READ_MAX
@@ -38,26 +37,22 @@ async def approach(connection: AsyncConnection, candidate: Candidate) -> int:
 
 async def verify(connection: AsyncConnection, candidate: Candidate, *, everything: bool) -> Comparison:
     """Take the build to where the live tables are in one snapshot, and compare the two in it: all rows, or those that were not
-    found equal before. Nobody is stopped. What cannot be compared yet stays unverified, and nothing else does.
+    found equal before. Nobody is stopped.
     """
     unverified = candidate.unverified
     assert unverified is not None, "somebody wants to know"
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     try:
         async with connection.transaction():
-            upto = await candidate.goal(connection)
-            await candidate.step(connection, upto)
+            await candidate.step(connection, await candidate.goal(connection))
             if candidate.live is None:
                 return Comparison()
             await connection.execute(_WHOLE_TABLES)
-            scope = await candidate.unverified_at(connection, unverified, upto)
-            if everything and isinstance(candidate.projection, Inline):
-                scope = Scope()
+            scope = Scope() if everything else unverified.scope(candidate.projection)
             comparison = await compare(connection, candidate.projection, candidate.build, scope)
     finally:
         await connection.set_isolation_level(None)
-    unverified.streams.clear()
-    unverified.lanes.difference_update(scope.lanes or ())
+    unverified.clear()
     return comparison
 
 

@@ -25,6 +25,13 @@ class Unverified(NamedTuple):
         for stream, version in step.streams.items():
             self.streams.setdefault(stream, version)
 
+    def scope(self, projection: Projection) -> Scope:
+        return Scope(streams=self.streams) if isinstance(projection, Inline) else Scope(lanes=self.lanes)
+
+    def clear(self) -> None:
+        self.lanes.clear()
+        self.streams.clear()
+
 
 class Candidate(NamedTuple):
     """`live` None: a projection that was never built here. `unverified` None: nothing is compared."""
@@ -53,13 +60,3 @@ class Candidate(NamedTuple):
             # Should it be undone, what it took is looked at once more than needed; nothing is looked at too little.
             self.unverified.add(step)
         return step
-
-    async def unverified_at(self, connection: AsyncConnection, unverified: Unverified, upto: Positions) -> Scope:
-        """What of `unverified` can be compared where the live tables are at `upto`.
-
-        A lane in which the fresh tables are ahead of the live ones, because those have stopped following, cannot be.
-        """
-        if isinstance(self.projection, Inline):
-            return Scope(streams=unverified.streams)
-        at = await positions(connection, self.build.follower)
-        return Scope(lanes={lane for lane in unverified.lanes if at[lane] == upto.get(lane)})

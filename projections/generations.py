@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.errors import LockNotAvailable
 
 from events.sql import Statements
-from projections.definition import Projection
+from projections.definition import Inline, Projection
 from projections.errors import GenerationInUse
 from projections.tables import LIVE
 
@@ -25,6 +25,7 @@ _NEWEST_IN = _SQL["newest_in"]
 _ALL_IN = _SQL["all_in"]
 _INSERT_GENERATION = _SQL["insert_generation"]
 _SET_TARGETS = _SQL["set_targets"]
+_AHEAD = _SQL["ahead"]
 _INDEX_SESSION = _SQL["index_session"]
 _SET_STATE = _SQL["set_state"]
 _ENTER_AT_TARGETS = _SQL["enter_at_targets"]
@@ -89,7 +90,8 @@ async def all_in(connection: AsyncConnection, *states: str) -> list[Generation]:
 async def begin(connection: AsyncConnection, projection: Projection) -> Generation:
     """A new build: bare tables with the grants of the live ones, and how far each lane is to be folded.
 
-    The heads are read in one statement, so they are a cut through the log at one moment.
+    That is read in one statement: heads are a cut through the log at one moment. What is followed and live is folded no farther
+    than it was followed, however long ago: the two are compared there, and the follower goes on from there.
     """
     tables = [table.name for table in projection.tables]
     new = {"name": projection.name, "version": projection.version, "tables": tables}
@@ -100,7 +102,7 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
         await use_schema(connection, build)
         await connection.execute(projection.ddl["tables"])
         await _copy_privileges(connection, build)
-        await connection.execute(_SET_TARGETS, build.key)
+        await connection.execute(_SET_TARGETS, build.key | {"followed": not isinstance(projection, Inline)})
     return build
 
 
@@ -113,6 +115,11 @@ async def index(connection: AsyncConnection, projection: Projection, build: Gene
         await connection.execute(_ENTER_AT_TARGETS, build.key | {"follower": build.follower})
         await connection.execute(_SET_STATE, build.key | {"state": "indexed"})
     return msgspec.structs.replace(build, state="indexed")
+
+
+async def is_ahead(connection: AsyncConnection, build: Generation) -> bool:
+    """Whether the build of a followed projection knows more than its live tables, so that the two cannot be compared."""
+    return (await connection.execute(_AHEAD, build.key | {"follower": build.follower})).rowcount > 0
 
 
 async def analyze(connection: AsyncConnection, build: Generation) -> None:

@@ -25,8 +25,22 @@ SELECT %(name)s, coalesce(max(g.generation), 0) + 1, %(version)s, %(tables)s, 'f
 RETURNING name, generation, version, tables, state
 
 -- name: set_targets
+-- The heads, or where the live tables' follower is, behind which there is nothing to compare with.
 INSERT INTO projection_lane (name, generation, lane, target, folded_at)
-SELECT %(name)s, %(generation)s, h.lane, h.head, CASE h.head WHEN 0 THEN now() END FROM lane_head h
+SELECT %(name)s, %(generation)s, t.lane, t.target, CASE t.target WHEN 0 THEN now() END
+  FROM (SELECT h.lane, CASE WHEN p.name IS NULL THEN h.head ELSE coalesce(c.seq, 0) END AS target
+          FROM lane_head h
+          LEFT JOIN projection p ON p.name = %(name)s AND %(followed)s
+          LEFT JOIN checkpoint c ON c.follower = p.name AND c.lane = h.lane) t
+
+-- name: ahead
+-- The lanes in which a build is ahead of the live tables' follower.
+SELECT l.lane
+  FROM projection_lane l
+  LEFT JOIN checkpoint b ON b.follower = %(follower)s AND b.lane = l.lane
+  LEFT JOIN checkpoint c ON c.follower = l.name AND c.lane = l.lane
+ WHERE l.name = %(name)s AND l.generation = %(generation)s AND coalesce(b.seq, l.target) > coalesce(c.seq, 0)
+ ORDER BY l.lane
 
 -- name: set_state
 UPDATE projection_generation SET state = %(state)s WHERE name = %(name)s AND generation = %(generation)s

@@ -21,7 +21,7 @@ from events.sql import Statements
 from projections import generations
 from projections.approach import approach, verify
 from projections.candidate import Candidate
-from projections.definition import Projection
+from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
 from projections.errors import NothingToRollBackTo, ParityMismatch, RebuildBusy
 from projections.generations import Generation, Progress
@@ -190,7 +190,7 @@ async def _build(
     """The next generation, folded and indexed: a new one, or what an earlier run has left of it."""
     live = await generations.served(connection, projection.name)
     build = await generations.newest_in(connection, projection.name, *generations.UNFINISHED)
-    if build is not None and build.version != projection.version:
+    if build is not None and not await _fits(connection, build, projection, live):
         await generations.drop(connection, build)
         build = None
     resumed = build is not None
@@ -222,6 +222,15 @@ async def _build(
         build = await generations.index(connection, projection, build)
         report.index_s = time.perf_counter() - began_s
     return build, report, live
+
+
+async def _fits(
+    connection: AsyncConnection, build: Generation, projection: Projection, live: Generation | None
+) -> bool:
+    """Whether what an earlier run has left can be gone on with, and compared with what is live."""
+    if build.version != projection.version:
+        return False
+    return isinstance(projection, Inline) or live is None or not await generations.is_ahead(connection, build)
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:

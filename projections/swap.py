@@ -127,7 +127,7 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> CaughtUp
     step = await candidate.step(connection, upto, read_max=READ_MAX)
     if candidate.unverified is None or candidate.live is None:
         return step
-    scope = await candidate.unverified_at(connection, candidate.unverified, upto)
+    scope = candidate.unverified.scope(candidate.projection)
     comparison = await compare(connection, candidate.projection, candidate.build, scope)
     if comparison.drifted:
         raise ParityMismatch(candidate.build.name, comparison)

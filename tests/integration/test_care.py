@@ -84,6 +84,11 @@ async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
         assert row == (refused, "2")
         assert await (await owner_conn.execute("SELECT sum(requests)::int FROM usage_daily")).fetchone() != (1,)
 
+        # A build stops there too, so that what there is can be compared.
+        await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id = %s", (refused,))
+        report = await compared(database_url, UsageDaily())
+        assert (report.rows_compared, report.drifted) == (10, 1)
+
 
 async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
