@@ -10,7 +10,7 @@ import msgspec
 from psycopg import AsyncConnection, sql
 
 from events.sql import Statements
-from projections.definition import Projection
+from projections.definition import Inline, Projection
 from projections.generations import Generation
 from projections.tables import LIVE, Table
 
@@ -37,11 +37,13 @@ class Drift(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct):
-    """How many rows were looked at, how many differ, and the first `DRIFT_MAX` of those."""
+    """How many rows were looked at, how many differ, and the first `DRIFT_MAX` of those; and the tables of which none was looked
+    at, because other columns tell their rows apart than before."""
 
     rows: int = 0
     drifted: int = 0
     drift: list[Drift] = msgspec.field(default_factory=list[Drift])
+    left_out: list[str] = msgspec.field(default_factory=list[str])
 
 
 class Scope(NamedTuple):
@@ -58,9 +60,14 @@ async def compare(connection: AsyncConnection, projection: Projection, build: Ge
     """
     result = Comparison()
     for table in projection.tables:
-        parts = await _parts(connection, table, build, scope)
-        if parts is None:
+        columns = await _columns(connection, table, build)
+        if not columns:
             continue  # a table that this version is the first to have
+        same = {name: kind for name, kind in columns.items() if name not in table.changed}
+        if not same.keys() >= _told_apart_by(projection, table):
+            result.left_out.append(table.name)
+            continue
+        parts = _parts(table, build, scope, same)
         lists = _lists(scope)
         counted = await connection.execute(_query(parts, what=_SQL["count"], only=b""), lists)
         counts = await counted.fetchone()
@@ -87,15 +94,22 @@ def _drift(table: Table, live: dict[str, Any] | None, fresh: dict[str, Any] | No
     return Drift(table.name, key, {name: live[name] for name in names}, {name: fresh[name] for name in names})
 
 
-async def _parts(
-    connection: AsyncConnection, table: Table, build: Generation, scope: Scope
-) -> dict[str, sql.Composable] | None:
-    """What the comparison of one table is put together from; None where one side has no such table."""
+async def _columns(connection: AsyncConnection, table: Table, build: Generation) -> dict[str, str]:
+    """The columns that both sides have, with the live one's types."""
     parameters = {"live": LIVE, "fresh": build.schema, "table": table.name}
-    found: dict[str, str] = dict(await (await connection.execute(_COLUMNS, parameters)).fetchall())
-    columns = {name: kind for name, kind in found.items() if name not in table.changed}
-    if not columns:
-        return None
+    return dict(await (await connection.execute(_COLUMNS, parameters)).fetchall())
+
+
+def _told_apart_by(projection: Projection, table: Table) -> set[str]:
+    """The columns without which it cannot be said which row is to be compared with which, or which are in any scope."""
+    columns = {*table.key, "lane"} if table.laned else {*table.key}
+    if isinstance(projection, Inline):
+        columns.update(name for name in (table.stream, table.version) if name is not None)
+    return columns
+
+
+def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, str]) -> dict[str, sql.Composable]:
+    """What the comparison of one table in `columns` is put together from."""
 
     def fields(side: str) -> sql.Composed:
         return _list(

@@ -39,7 +39,8 @@ Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], 
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a rebuild did. Rows are compared at one place in the log; `drift` holds the first that differ.
+    """What a rebuild did. Rows are compared at one place in the log; `drift` holds the first that differ. `left_out` are the tables
+    that could not be compared, because other columns tell their rows apart than in the version that is live.
 
     `stopped_s`: how long writers (for a followed projection: its followers) stood still; None where nothing was swapped.
     """
@@ -56,6 +57,7 @@ class Report(msgspec.Struct, kw_only=True):
     rows_compared: int = 0
     drifted: int = 0
     drift: list[Drift] = []
+    left_out: list[str] = []
     stopped_s: float | None = None
     tries: int = 0
     total_s: float = 0.0
@@ -252,6 +254,7 @@ async def _analyzing(database_url: str, build: Generation) -> AsyncGenerator[Non
 
 def _record(report: Report, comparison: Comparison) -> None:
     report.rows_compared, report.drifted, report.drift = comparison.rows, comparison.drifted, comparison.drift
+    report.left_out = comparison.left_out
 
 
 def _finish(report: Report, swapped: Swapped, began_s: float) -> None:

@@ -19,7 +19,7 @@ class Table(NamedTuple):
     `stream`: the column with the id of the instance that a row belongs to; None where rows add up over instances.
     `version`: the column with the version of that instance's stream at which a row was written last; None where there is none.
     `laned`: whether there is a column `lane`. `documents`: the columns that hold JSON. `changed`: columns that mean something
-    else than in the version before, which a comparison of the two leaves out.
+    else than in the version before, which a comparison of the two leaves out. Where the key is another, nothing can be compared.
     """
 
     name: str

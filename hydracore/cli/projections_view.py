@@ -118,6 +118,8 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
     rate = f", {report.events / report.fold_s:.0f} events/s" if report.fold_s else ""
     differ = "differs" if report.drifted == 1 else "differ"
     compared = f"{plural(report.rows_compared, 'row')} compared, {report.drifted} {differ}"
+    if report.left_out:
+        compared += f"; NOT compared, because of another key: {', '.join(report.left_out)}"
     events = plural(report.events, "event")
     if dry_run:
         kept = f"; generation {report.generation}, which was broken off before, is kept" if report.resumed else ""

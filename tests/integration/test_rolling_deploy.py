@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
+import pytest
 
 from events.store import EventStore
+from hydracore.cli.projections_view import show_report
 from hydracore.db.pool import open_pool
-from projections.activity import Activity
+from projections.activity import Activity, ActivityFold
+from projections.definition import Followed
 from projections.follower import Follower
 from projections.inline import inline_projections
 from projections.instance import InstanceProjection
 from projections.rebuild import rollback
+from projections.tables import Rows
 from projections.versions import Versions
 from tests import lives
-from tests.next_release import ActivityV2, InstanceV2
+from tests.next_release import ActivityV2, Edited, InstanceV2
 from tests.rebuilding import compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import until
@@ -83,3 +87,50 @@ async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_v
         assert versions.version == 2
         await newer.close()
         await older.close()
+
+
+class RegionFold(ActivityFold):
+    def rows(self) -> Rows:
+        return {name: [(*row, "eu") for row in rows] for name, rows in super().rows().items()}
+
+
+class ActivityByRegion(Activity):
+    """Has a column more in its key."""
+
+    version = 2
+    tables = (
+        Activity.tables[0]._replace(
+            key=(*Activity.tables[0].key, "region"), columns=(*Activity.tables[0].columns, "region")
+        ),
+    )
+    ddl = Edited(
+        Activity.ddl,
+        column=(b"last_at timestamptz NOT NULL\n", b"last_at timestamptz NOT NULL,\n region text NOT NULL\n"),
+        key=(b"PRIMARY KEY (lane, tenant_id,", b"PRIMARY KEY (region, lane, tenant_id,"),
+    )
+
+    def begin(self) -> RegionFold:
+        return RegionFold()
+
+
+class ActivityByOtherDay(Activity):
+    """Means something else by a column of its key."""
+
+    version = 2
+    tables = (Activity.tables[0]._replace(changed=("day",)),)
+
+
+@pytest.mark.parametrize("projection", [ActivityByRegion(), ActivityByOtherDay()])
+async def test_a_version_whose_key_is_another_is_swapped_and_said_not_to_be_compared(
+    database_url: str, capsys: pytest.CaptureFixture[str], projection: Followed
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+
+    report = await rebuilt(database_url, projection)
+
+    assert (report.version_before, report.version, report.stopped_s is not None) == (1, 2, True)
+    assert (report.rows_compared, report.drifted, report.left_out) == (0, 0, ["activity"])
+    show_report(report, dry_run=False)
+    assert "0 differ; NOT compared, because of another key: activity;" in capsys.readouterr().out
