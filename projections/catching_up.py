@@ -110,7 +110,9 @@ async def _add(connection: AsyncConnection, projection: Followed, at: Positions,
             raise
         except Exception as error:
             refused = await _first_refused(connection, apply, positions)
-            raise EventRefused(projection.name, error, lane=refused.lane, stream_id=stream_of(refused)) from error
+            lane, seq, tag, _ = refused
+            stream_id = stream_of(refused)
+            raise EventRefused(projection.name, error, lane=lane, stream_id=stream_id, seq=seq, tag=tag) from error
         moved = [(lane, after + len(found.positions[lane, after])) for lane, after in places]
         places = [(lane, seq) for lane, seq in moved if seq < ahead[lane]]
 

@@ -7,7 +7,7 @@ RebuildError
 |-- ParityMismatch        the live table is not what the log says; nothing was swapped
 |-- WritersNotStopped     no moment was found in which the swap could be made fast enough
 |-- FoldFailed            a process that folds lanes has failed
-|-- EventRefused          the build cannot take an event that was appended after its lanes were folded
+|-- EventRefused          the build cannot take an event
 |-- NothingToRollBackTo   there is no earlier generation that this code can follow
 `-- NotParked             the lane does not wait for anybody
 """
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from uuid import UUID
+
+from events.errors import EventsError
 
 if TYPE_CHECKING:
     from projections.drift import Comparison
@@ -71,13 +73,27 @@ class FoldFailed(RebuildError):
 
 
 class EventRefused(RebuildError):
-    """`error` is told of by its class alone: its text may be of what the event says."""
+    """`error`, unless it is one of ours, is told of by its class alone: its text may be of what the event says.
 
-    def __init__(self, name: str, error: Exception, *, lane: int, stream_id: UUID) -> None:
-        super().__init__(f"{name} cannot take an event of {stream_id} in lane {lane}: {type(error).__name__}")
+    `seq` and `tag`: the event's number in its lane and its type, where they are known; they are for a followed projection, which can
+    be told to skip it.
+    """
+
+    def __init__(
+        self, name: str, error: Exception, *, lane: int, stream_id: UUID, seq: int | None = None, tag: str | None = None
+    ) -> None:
+        what = f"an event of {stream_id} in lane {lane}"
+        if seq is not None:
+            what = f"event {seq} of lane {lane} ({tag} of {stream_id})"
+        why = type(error).__name__
+        if isinstance(error, EventsError):
+            why += f": {error}"
+        super().__init__(f"{name} cannot take {what}: {why}")
         self.name = name
         self.lane = lane
         self.stream_id = stream_id
+        self.seq = seq
+        self.tag = tag
 
 
 class NothingToRollBackTo(RebuildError):

@@ -108,6 +108,10 @@ class Interest(Protocol):
     def payloads(self) -> bool: ...
 
 
+class _Where(msgspec.Struct):
+    seq: int
+
+
 class Reader(NamedTuple):
     """An `Interest` by itself."""
 
@@ -138,6 +142,11 @@ class Reader(NamedTuple):
 def decode_list(facts: bytes) -> list[Fact]:
     """The facts of a JSON array. Raises as `Reader.decode` does."""
     return [_of_today(fact) for fact in _list_decoder.decode(facts)]
+
+
+def seq_of(facts: bytes) -> int:
+    """The number of the first of a JSON array of facts, also where its event cannot be read."""
+    return msgspec.json.decode(facts, type=list[_Where])[0].seq
 
 
 def _of_today(fact: _Read) -> Fact:

@@ -38,6 +38,9 @@ SELECT i.name, i.lane, i.seq
     ON r.name = i.name AND r.version = i.version
  WHERE i.action = 'skip'
 
+-- name: whose
+SELECT e.type, e.stream_id FROM event e WHERE e.lane = %s AND e.seq = %s
+
 -- name: without_command
 SELECT e.lane, e.seq
   FROM unnest(%(lanes)s::smallint[], %(targets)s::bigint[]) AS l (lane, target)

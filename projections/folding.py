@@ -15,7 +15,6 @@ from itertools import groupby, starmap
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import psycopg
 from psycopg import Connection, sql
 
@@ -27,8 +26,9 @@ from events.sql import Statements
 from projections import stored
 from projections.copying import copy_in
 from projections.definition import Followed, Inline, Projection, StreamFold
-from projections.fact import decode_list, told_to
-from projections.gathering import CHUNK, Targets, rows_of
+from projections.errors import EventRefused
+from projections.fact import decode_list, seq_of, told_to
+from projections.gathering import CHUNK, StreamRefused, Targets, rows_of
 from projections.generations import Generation
 from projections.spilling import Part, lengths_of
 from projections.tables import LIVE, Row
@@ -45,6 +45,7 @@ _PARTS_OF_LANES = _SQL["parts_of_lanes"]
 _FACTS = Statements("projections", "facts.sql")
 _FACTS_OF_LANES = _FACTS["of_lanes_by_stream"]
 _WITHOUT_COMMAND = _FACTS["without_command"]
+_WHOSE = _FACTS["whose"]
 
 #: How many lanes are claimed at once unless the caller knows better, and at most: a claim is what a kill undoes.
 LANES_AT_ONCE = 4
@@ -81,7 +82,7 @@ def fold_lanes(
 
     One of so many `readers` gives way to writers, unless it goes on at `full_speed`.
 
-    Returns at once where the code has another version than the build. Raises `LogCorrupted` and psycopg's errors.
+    Returns at once where the code has another version than the build. Raises `LogCorrupted`, `EventRefused` and psycopg's errors.
     """
     folded = 0
     with (
@@ -139,10 +140,13 @@ def _rows_of_streams(
 
     known = reader.execute(_LENGTHS_OF_STREAMS, {"lanes": list(targets), "limit": LENGTHS_MAX}, binary=True).fetchone()
     lengths = {} if known is None else lengths_of(*known)
-    with closing(
-        _copy_out(reader, _query(_PARTS_OF_LANES, targets, pages=PAGES, alone=ALONE_BYTES, told=None), rest)
-    ) as found:
-        yield from rows_of(starmap(Part, found), begin, targets=targets, lengths=lengths)
+    query = _query(_PARTS_OF_LANES, targets, pages=PAGES, alone=ALONE_BYTES, told=None)
+    with closing(_copy_out(reader, query, rest)) as found:
+        try:
+            yield from rows_of(starmap(Part, found), begin, targets=targets, lengths=lengths)
+        except StreamRefused as refused:
+            stream_id, error = refused.stream_id, refused.error
+            raise EventRefused(projection.name, error, lane=lane_of(stream_id), stream_id=stream_id) from error
 
 
 def _fold_facts(
@@ -152,35 +156,55 @@ def _fold_facts(
     targets: Targets,
     rest: Callable[[], None],
 ) -> None:
-    types = None if projection.types is None else list(projection.types)
     lists = {"lanes": list(targets), "targets": list(targets.values())}
     for lane, target, count in reader.execute(_EVENTS_IN_LANES, lists):
         if count != target:
             raise LogCorrupted(lane, target, f"{count} events where {target} must be")
-    told = told_to([projection])
-    query = _query(
-        _FACTS_OF_LANES,
-        targets,
-        name=projection.name,
-        version=projection.version,
-        types=types,
-        told=told,
-        chunk=CHUNK,
-    )
-    try:
-        with closing(_copy_out(reader, query, rest)) as found:
-            for _, chunks in groupby(found, key=lambda row: row[0]):
-                fold = projection.begin()
+    refused: tuple[int, Exception] | None = None
+    with closing(_copy_out(reader, _facts_of(projection, targets, chunk=CHUNK), rest)) as found:
+        for key, chunks in groupby(found, key=lambda row: row[0]):
+            fold = projection.begin()
+            try:
                 for _, chunk in chunks:
                     fold.feed(decode_list(chunk))
-                rows = fold.rows()
-                for table in projection.tables:
-                    copy_in(writer, table, rows[table.name])
-    except msgspec.ValidationError as error:
-        # To look for such events before would mean reading the commands twice.
-        for lane, seq in reader.execute(_WITHOUT_COMMAND, lists):
-            raise LogCorrupted(lane, seq, "its command is missing") from error
-        raise
+            except psycopg.Error:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is told of, with its place, once the connection is free
+                refused = int.from_bytes(key), error
+                break
+            rows = fold.rows()
+            for table in projection.tables:
+                copy_in(writer, table, rows[table.name])
+    if refused is not None:
+        lane, error = refused
+        raise _refusal(reader, projection, lane, targets[lane], error) from error
+
+
+def _refusal(reader: Connection[Any], projection: Followed, lane: int, target: int, error: Exception) -> Exception:
+    """What `error`, which the fold of this lane tripped over, is told of as: with the place of the event, if it can be found."""
+    # To look for such events before would mean reading the commands twice.
+    for _, seq in reader.execute(_WITHOUT_COMMAND, {"lanes": [lane], "targets": [target]}):
+        return LogCorrupted(lane, seq, "its command is missing")
+    fold = projection.begin()
+    with closing(_copy_out(reader, _facts_of(projection, {lane: target}, chunk=1), lambda: None)) as found:
+        for _, fact in found:
+            try:
+                fold.feed(decode_list(fact))
+            except Exception as again:  # noqa: BLE001 - it is given back
+                error, seq = again, seq_of(fact)
+                break
+        else:
+            return error
+    event = reader.execute(_WHOSE, (lane, seq)).fetchone()
+    if event is None:
+        return error
+    return EventRefused(projection.name, error, lane=lane, stream_id=event[1], seq=seq, tag=event[0])
+
+
+def _facts_of(projection: Followed, targets: Targets, *, chunk: int) -> sql.Composed:
+    types = None if projection.types is None else list(projection.types)
+    wanted = {"name": projection.name, "version": projection.version, "types": types, "told": told_to([projection])}
+    return _query(_FACTS_OF_LANES, targets, **wanted, chunk=chunk)
 
 
 def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], None]) -> Generator[tuple[Any, ...]]:

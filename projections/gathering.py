@@ -43,11 +43,20 @@ Begin = Callable[[UUID], StreamFold]
 Targets = Mapping[int, int]
 
 
+class StreamRefused(Exception):
+    """The fold of the stream cannot take an event of it: `error`."""
+
+    def __init__(self, stream_id: UUID, error: Exception) -> None:
+        super().__init__(stream_id)
+        self.stream_id = stream_id
+        self.error = error
+
+
 def rows_of(parts: Iterable[Part], begin: Begin, *, targets: Targets, lengths: Mapping[bytes, int]) -> Iterator[Row]:
     """The rows of all streams whose events are in `parts`: all of the lanes in `targets` up to there, in whatever order.
 
     `lengths`: how many events streams have, by id; one of them is folded as soon as it has so many, any other at the end.
-    Raises `LogCorrupted` where an event is missing, and as a fold does.
+    Raises `LogCorrupted` where an event is missing, and `StreamRefused`.
     """
     streams = Streams(begin, targets, lengths)
     waiting = iter(parts)
@@ -158,7 +167,10 @@ class Streams:
             fold = stream.fold = self._begin(msgspec.convert(key, UUID))
         for payloads in _parts_of(stream.payloads):
             events = b"[" + b",".join(payloads) + b"]"
-            fold.feed(all_of_today(_events.decode(events)))
+            try:
+                fold.feed(all_of_today(_events.decode(events)))
+            except Exception as error:
+                raise StreamRefused(UUID(bytes=key), error) from error
             self.held_bytes -= len(events) + len(payloads) * _EVENT_BYTES
         stream.payloads.clear()
         return fold

@@ -12,12 +12,11 @@ import psycopg
 import pytest
 
 from events import upcast
-from events.errors import EventUnreadable
 from events.types import PlacementChosen
 from projections import generations
 from projections.copying import copy_in_async
 from projections.definition import Inline
-from projections.errors import FoldFailed, NothingToRollBackTo, RebuildBusy, WritersNotStopped
+from projections.errors import EventRefused, FoldFailed, NothingToRollBackTo, RebuildBusy, WritersNotStopped
 from projections.fleet import Fleet
 from projections.folding import fold_lanes
 from projections.instance import InstanceProjection
@@ -356,7 +355,7 @@ async def test_an_event_of_a_later_release_stops_a_build_and_parks_a_lane(
         await write_lives(store, count=2)
         await owner_conn.execute("UPDATE event SET schema_version = 2 WHERE type = 'placement_chosen'")
 
-        with pytest.raises(EventUnreadable, match="Version 2 of placement_chosen"):
+        with pytest.raises(EventRefused, match="EventUnreadable: Version 2 of placement_chosen"):
             await rebuilt(database_url, InstanceProjection())
         await follow_all(pool)
 

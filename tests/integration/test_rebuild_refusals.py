@@ -13,13 +13,14 @@ from events.errors import LogCorrupted
 from events.ids import lane_of
 from projections import care
 from projections.activity import Activity
+from projections.definition import Projection
 from projections.errors import EventRefused
 from projections.fact import Fact
 from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.instance import InstanceFold, InstanceProjection
 from projections.rebuild import rollback
-from projections.usage_daily import UsageDaily
+from projections.usage_daily import UsageDaily, UsageFold
 from tests import lives
 from tests.rebuilding import follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
@@ -119,7 +120,7 @@ class FussyUsage(UsageDaily):
 
 
 async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
-    database_url: str,
+    database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
         ids = await write_lives(store, count=8)
@@ -136,5 +137,48 @@ async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_
     for projection in (Fussy(), FussyUsage(refused)):
         with pytest.raises(EventRefused) as caught:
             await rollback(database_url, projection)
-        place = f"{refused} in lane {lane_of(refused)}"
-        assert str(caught.value) == f"{projection.name} cannot take an event of {place}: ValueError"
+        lane = lane_of(refused)
+        what = f"an event of {refused} in lane {lane}"
+        if projection.name == "usage_daily":
+            what = f"event {caught.value.seq} of lane {lane} (usage_recorded of {refused})"
+            place = "SELECT stream_id, type FROM event WHERE lane = %s AND seq = %s"
+            row = await (await owner_conn.execute(place, (lane, caught.value.seq))).fetchone()
+            assert row == (refused, "usage_recorded")
+        assert str(caught.value) == f"{projection.name} cannot take {what}: ValueError"
+
+
+class FussyUsageFold(UsageFold):
+    """Cannot take the second batch of an instance."""
+
+    def feed(self, facts: Sequence[Fact]) -> None:
+        if any(isinstance(fact.event, e.UsageRecorded) and fact.event.seq == 2 for fact in facts):
+            raise ValueError("what the event says")
+        super().feed(facts)
+
+
+class FussyUsageV2(UsageDaily):
+    version = 2
+
+    def begin(self) -> FussyUsageFold:
+        return FussyUsageFold()
+
+
+@pytest.mark.parametrize("projection", [Fussy(), FussyUsageV2()])
+async def test_an_event_that_a_fold_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
+    database_url: str, owner_conn: psycopg.AsyncConnection, projection: Projection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        refused, *_ = [await requested(store, customer_id=f"customer-{number}") for number in range(3)]
+        await store.execute(refused, lives.usage(1), origin("agent:x"))
+        await store.execute(refused, lives.configure(agent_name="Eve"), origin())
+        await store.execute(refused, lives.usage(2), origin("agent:x"))
+        await follow_all(pool)
+
+    with pytest.raises(EventRefused) as caught:
+        await rebuilt(database_url, projection)
+
+    what = {
+        "instance": f"an event of {refused} in lane {lane_of(refused)}",
+        "usage_daily": f"event 4 of lane {lane_of(refused)} (usage_recorded of {refused})",
+    }
+    assert str(caught.value) == f"{projection.name} cannot take {what[projection.name]}: ValueError"
