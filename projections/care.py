@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from psycopg import AsyncConnection
@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from events.sql import Statements
 from projections import generations
 from projections.definition import Inline
-from projections.errors import NotParked, UnknownProjection
+from projections.errors import NotParked, NotToBeSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.generations import Generation
 from projections.registry import projections
 
@@ -22,6 +22,8 @@ _STATUS = _SQL["status"]
 _KNOWN = _SQL["known"]
 _TAKEN = _SQL["taken"]
 _PARKED = _SQL["parked"]
+_TAKE_TURN = _SQL["take_turn"]
+_TAKEN_BY_BUILD = _SQL["taken_by_build"]
 _RECORD = _SQL["record"]
 _SKIP = _SQL["skip"]
 _RETRY = _SQL["retry"]
@@ -77,7 +79,16 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.code_version is not None and (self.version is None or self.code_version > self.version)
 
 
+class By(NamedTuple):
+    """Who does something by hand, and why."""
+
+    actor: str
+    reason: str
+
+
 class Intervention(msgspec.Struct, frozen=True):
+    """`error`: what the event was parked with; empty where it was not."""
+
     name: str
     version: int
     lane: int
@@ -118,14 +129,57 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
     return found
 
 
-async def skip(connection: AsyncConnection, name: str, lane: int, *, actor: str, reason: str) -> Intervention:
-    """Pass over the event at which the lane is parked, in this version and its rebuilds, and write down that it was."""
-    return await _intervene(connection, "skip", name, lane, actor=actor, reason=reason)
+async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: By) -> Intervention:
+    """Pass over the event `seq`, at which the lane is parked, in this version and its rebuilds, and write down that it was.
+
+    Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
+    """
+    async with connection.transaction():
+        place = await _parked(connection, name, lane)
+        if place["seq"] != seq:
+            raise ParkedElsewhere(name, lane, at=place["seq"], asked=seq)
+        await connection.execute(_SKIP, place)
+        return await _record(connection, "skip", place, by)
 
 
-async def retry(connection: AsyncConnection, name: str, lane: int, *, actor: str, reason: str) -> Intervention:
-    """Have the event at which the lane is parked tried again now, and write down that it was."""
-    return await _intervene(connection, "retry", name, lane, actor=actor, reason=reason)
+async def skip_in_build(
+    connection: AsyncConnection, name: str, lane: int, seq: int, by: By, *, version: int
+) -> Intervention:
+    """Have the build of a version that is not live yet pass over the event `seq`, and write down that it does.
+
+    Raises `RebuildBusy` while somebody builds, and `NotToBeSkipped`.
+    """
+    async with connection.transaction():
+        await _take_turn(connection, name)
+        live = await generations.served(connection, name)
+        if live is not None and live.version == version:
+            raise NotToBeSkipped(name, version, "it is live, where only the event at which a lane is parked is skipped")
+        build = await generations.newest_in(connection, name, *generations.UNFINISHED)
+        if build is None or build.version != version:
+            raise NotToBeSkipped(name, version, "no build of it is under way")
+        where = build.key | {"follower": build.follower, "lane": lane}
+        row = await (await connection.execute(_TAKEN_BY_BUILD, where)).fetchone()
+        if row is None:
+            raise RebuildBusy(name)
+        taken, head = row
+        if not taken < seq <= head:
+            reason = (
+                f"the build has event {seq} of lane {lane}" if seq <= taken else f"lane {lane} ends with event {head}"
+            )
+            raise NotToBeSkipped(name, version, reason)
+        place = {"name": name, "version": version, "lane": lane, "seq": seq, "error": ""}
+        return await _record(connection, "skip", place, by)
+
+
+async def retry(connection: AsyncConnection, name: str, lane: int, by: By) -> Intervention:
+    """Have the event at which the lane is parked tried again now, and write down that it was.
+
+    Raises `UnknownProjection` and `NotParked`.
+    """
+    async with connection.transaction():
+        place = await _parked(connection, name, lane)
+        await connection.execute(_RETRY, place)
+        return await _record(connection, "retry", place, by)
 
 
 async def interventions(connection: AsyncConnection, name: str) -> list[Intervention]:
@@ -133,21 +187,28 @@ async def interventions(connection: AsyncConnection, name: str) -> list[Interven
     return [Intervention(*row) for row in await (await connection.execute(_INTERVENTIONS, (name,))).fetchall()]
 
 
-async def _intervene(
-    connection: AsyncConnection, action: Literal["skip", "retry"], name: str, lane: int, *, actor: str, reason: str
-) -> Intervention:
-    """Raises `UnknownProjection` and `NotParked`."""
-    async with connection.transaction():
-        live = await generations.served(connection, name)
-        if live is None:
-            raise UnknownProjection(name)
-        row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
-        if row is None:
-            raise NotParked(name, lane)
-        what = {"name": name, "version": live.version, "lane": lane, "seq": row[0], "error": row[1], "action": action}
-        await connection.execute(_RECORD, {**what, "actor": actor, "reason": reason})
-        await connection.execute(_SKIP if action == "skip" else _RETRY, what)
-    return (await interventions(connection, name))[-1]
+async def _parked(connection: AsyncConnection, name: str, lane: int) -> dict[str, Any]:
+    """The place of the event at which the lane is parked, held until the transaction ends."""
+    live = await generations.served(connection, name)
+    if live is None:
+        raise UnknownProjection(name)
+    row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
+    if row is None:
+        raise NotParked(name, lane)
+    return {"name": name, "version": live.version, "lane": lane, "seq": row[0], "error": row[1]}
+
+
+async def _take_turn(connection: AsyncConnection, name: str) -> None:
+    """Let nobody rebuild the projection until the transaction ends. Raises `RebuildBusy`."""
+    if await (await connection.execute(_TAKE_TURN, (name,))).fetchone() != (True,):
+        raise RebuildBusy(name)
+
+
+async def _record(connection: AsyncConnection, action: str, place: dict[str, Any], by: By) -> Intervention:
+    what = {**place, "action": action, "actor": by.actor, "reason": by.reason}
+    row = await (await connection.execute(_RECORD, what)).fetchone()
+    assert row is not None, "it was inserted"
+    return Intervention(*row)
 
 
 async def _rates(connection: AsyncConnection, sample_s: float) -> dict[str, float]:

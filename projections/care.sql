@@ -26,9 +26,24 @@ SELECT seq + 1, error
  WHERE follower = %(name)s AND lane = %(lane)s AND error IS NOT NULL
    FOR UPDATE
 
+-- name: take_turn
+-- That of a rebuild, until the transaction ends.
+SELECT pg_try_advisory_xact_lock(hashtextextended('hydracore projection ' || %s::text, 0))
+
+-- name: taken_by_build
+-- How far a build has got in a lane, and where that ends; nothing while somebody folds it.
+SELECT CASE WHEN l.folded_at IS NULL THEN 0
+            ELSE coalesce((SELECT c.seq FROM checkpoint c WHERE c.follower = %(follower)s AND c.lane = l.lane), l.target) END,
+       h.head
+  FROM projection_lane l
+  JOIN lane_head h ON h.lane = l.lane
+ WHERE l.name = %(name)s AND l.generation = %(generation)s AND l.lane = %(lane)s
+   FOR UPDATE OF l SKIP LOCKED
+
 -- name: record
 INSERT INTO projection_intervention (name, version, lane, seq, action, error, actor, reason)
 VALUES (%(name)s, %(version)s, %(lane)s, %(seq)s, %(action)s, %(error)s, %(actor)s, %(reason)s)
+RETURNING name, version, lane, seq, action, error, actor, reason, made_at
 
 -- name: skip
 UPDATE checkpoint

@@ -9,7 +9,9 @@ RebuildError
 |-- FoldFailed            a process that folds lanes has failed
 |-- EventRefused          the build cannot take an event
 |-- NothingToRollBackTo   there is no earlier generation that this code can follow
-`-- NotParked             the lane does not wait for anybody
+|-- NotParked             the lane does not wait for anybody
+|-- ParkedElsewhere       it waits at another event than the one that was looked at
+`-- NotToBeSkipped        there is no build that has yet to take the event
 """
 
 from __future__ import annotations
@@ -100,6 +102,24 @@ class NothingToRollBackTo(RebuildError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot go back: {reason}")
         self.name = name
+
+
+class ParkedElsewhere(RebuildError):
+    def __init__(self, name: str, lane: int, *, at: int, asked: int) -> None:
+        super().__init__(f"Lane {lane} of {name} is parked at event {at}, not at event {asked}")
+        self.name = name
+        self.lane = lane
+        self.at = at
+        self.asked = asked
+
+
+class NotToBeSkipped(RebuildError):
+    """`version` is not live."""
+
+    def __init__(self, name: str, version: int, reason: str) -> None:
+        super().__init__(f"Nothing was skipped in version {version} of {name}: {reason}")
+        self.name = name
+        self.version = version
 
 
 class NotParked(RebuildError):

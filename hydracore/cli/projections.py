@@ -7,6 +7,7 @@ is that of the first of 1, 4 and 3 that there was.
 
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from hydracore.cli.projections_view import Failure
     from hydracore.settings import Settings
+    from projections.care import Intervention
     from projections.definition import Projection
     from projections.generations import Generation
     from projections.rebuild import Folding, Report
@@ -32,6 +34,11 @@ PARKED: Final = 5
 T = TypeVar("T")
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
+_event = click.option(
+    "--event", "seq", type=click.IntRange(1, 2**63 - 1), required=True, help="The event's number in its lane."
+)
+_reason = click.option("--reason", required=True, help="Why; it is kept with who did it and when.")
 
 
 @click.group()
@@ -64,25 +71,41 @@ def status(*, name: str | None, as_json: bool) -> None:
         raise SystemExit(PARKED)
 
 
-def _intervention(command: str, text: str) -> None:
-    """Declare `skip` or `retry`, which differ in name only."""
+@projections.command()
+@click.argument("name")
+@_lane
+@_event
+@click.option("--version", type=int, help="One that is being built, and whose build cannot take the event.")
+@_reason
+@_json
+def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as_json: bool) -> None:
+    """Pass over the event at which a lane is parked, or which a build cannot take; it is written down."""
+    from projections import care
 
-    @projections.command(command, help=text)
-    @click.argument("name")
-    @click.option("--lane", type=click.IntRange(0, 63), required=True, help="The parked lane.")
-    @click.option("--reason", required=True, help="Why; it is kept with who did it and when.")
-    @_json
-    def intervene(*, name: str, lane: int, reason: str, as_json: bool) -> None:
-        from hydracore.cli.projections_view import show_intervention
-        from projections import care
-
-        act = care.skip if command == "skip" else care.retry
-        done = _on_database(lambda connection: act(connection, name, lane, actor=operator(), reason=reason))
-        show_intervention(done, as_json=as_json)
+    by = care.By(operator(), reason)
+    if version is None:
+        work = partial(care.skip, name=name, lane=lane, seq=seq, by=by)
+    else:
+        work = partial(care.skip_in_build, name=name, lane=lane, seq=seq, by=by, version=version)
+    _intervene(work, as_json=as_json)
 
 
-_intervention("skip", "Pass over the event at which a lane is parked; it is written down.")
-_intervention("retry", "Have the event at which a lane is parked tried again now; it is written down.")
+@projections.command()
+@click.argument("name")
+@_lane
+@_reason
+@_json
+def retry(*, name: str, lane: int, reason: str, as_json: bool) -> None:
+    """Have the event at which a lane is parked tried again now; it is written down."""
+    from projections import care
+
+    _intervene(partial(care.retry, name=name, lane=lane, by=care.By(operator(), reason)), as_json=as_json)
+
+
+def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Intervention]]", *, as_json: bool) -> None:
+    from hydracore.cli.projections_view import show_intervention
+
+    show_intervention(_on_database(work), as_json=as_json)
 
 
 @projections.command()

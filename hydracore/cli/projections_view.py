@@ -64,7 +64,8 @@ def show_intervention(done: Intervention, *, as_json: bool) -> None:
         print_json(done)
     else:
         past = "skipped" if done.action == "skip" else "to be tried again"
-        click.echo(f"event {done.seq} of lane {done.lane} is {past} in {done.name} ({done.error})")
+        why = f" ({done.error})" if done.error else ""
+        click.echo(f"event {done.seq} of lane {done.lane} is {past} in version {done.version} of {done.name}{why}")
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from events.store import EventStore
 from hydracore.cli import main
 from projections import care
 from projections.activity_queries import tenant_activity
-from projections.errors import FoldFailed, NotParked, UnknownProjection
+from projections.errors import FoldFailed, NotParked, ParkedElsewhere, UnknownProjection
 from projections.fact import Fact
 from projections.fleet_queries import fleet_counts
 from projections.follower import Follower
@@ -43,6 +43,23 @@ class Fussy(UsageDaily):
         if any(fact.stream_id == self._refused and getattr(fact.event, "seq", 0) == 2 for fact in facts):
             raise ValueError("no")
         await super().apply(connection, facts)
+
+
+#: Who looks after projections here.
+EVE = care.By("operator:eve", "ticket 7")
+
+
+async def seq_of(connection: psycopg.AsyncConnection, instance_id: UUID, batch: int) -> int:
+    """The number in its lane of an instance's batch of usage."""
+    statement = "SELECT seq FROM event WHERE stream_id = %s AND type = 'usage_recorded' AND payload->>'seq' = %s"
+    row = await (await connection.execute(statement, (instance_id, str(batch)))).fetchone()
+    assert row is not None
+    return row[0]
+
+
+async def skipped(connection: psycopg.AsyncConnection, refused: UUID) -> care.Intervention:
+    """The second batch of the instance, at which its lane is parked."""
+    return await care.skip(connection, "usage_daily", lane_of(refused), await seq_of(connection, refused, 2), EVE)
 
 
 @asynccontextmanager
@@ -94,7 +111,7 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):
-        done = await care.skip(owner_conn, "usage_daily", lane_of(refused), actor="operator:eve", reason="ticket 7")
+        done = await skipped(owner_conn, refused)
         await Follower(pool, Fussy(refused)).catch_up()
 
         assert await requests_counted(owner_conn, refused) == 3
@@ -109,6 +126,22 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
         assert (report.drifted, report.rows_compared) == (0, 10)
 
 
+async def test_only_the_event_that_was_looked_at_is_skipped(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, _, refused):
+        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        # Somebody else saw the lane parked where it was before.
+        earlier = await seq_of(owner_conn, refused, 1)
+
+        with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {earlier}"):
+            await care.skip(owner_conn, "usage_daily", lane, earlier, EVE)
+
+        assert await care.interventions(owner_conn, "usage_daily") == []
+        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        assert [(one.lane, one.seq) for one in found.parked] == [(lane, seq - 1)]
+
+
 async def test_a_retried_event_is_taken_at_once_by_code_that_can(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -117,14 +150,14 @@ async def test_a_retried_event_is_taken_at_once_by_code_that_can(
         await mended.catch_up()
         assert await requests_counted(owner_conn, refused) == 1
 
-        await care.retry(owner_conn, "usage_daily", lane_of(refused), actor="operator:eve", reason="mended")
+        await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
         await mended.catch_up()
 
         assert await requests_counted(owner_conn, refused) == 4
         with pytest.raises(NotParked):
-            await care.retry(owner_conn, "usage_daily", lane_of(refused), actor="operator:eve", reason="again")
+            await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
         with pytest.raises(UnknownProjection):
-            await care.skip(owner_conn, "nothing", 0, actor="operator:eve", reason="-")
+            await care.skip(owner_conn, "nothing", 0, 1, EVE)
 
 
 async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_url: str) -> None:
@@ -182,15 +215,19 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         listed = await hydracore(database_url, "list", "--json")
         stuck = await hydracore(database_url, "status", "usage_daily")
         lane = str(lane_of(refused))
-        skipped = await hydracore(database_url, "skip", "usage_daily", "--lane", lane, "--reason", "ticket 7", "--json")
-        again = await hydracore(database_url, "skip", "usage_daily", "--lane", lane, "--reason", "ticket 7")
+        seq = str(await seq_of(owner_conn, refused, 2))
+        words = ("skip", "usage_daily", "--lane", lane, "--event", seq, "--reason", "ticket 7")
+        done = await hydracore(database_url, *words, "--json")
+        again = await hydracore(database_url, *words)
+        elsewhere = await hydracore(database_url, *words, "--version", "2")
 
         names = {one["name"]: (one["version"], one["generation"], one["kind"]) for one in json.loads(listed.stdout)}
         assert names["fleet"] == (1, 1, "followed")
         assert names["instance"] == (1, 1, "inline")
         assert (stuck.exit_code, "ValueError" in stuck.stdout) == (5, True)
-        assert json.loads(skipped.stdout)["action"] == "skip"
+        assert json.loads(done.stdout)["action"] == "skip"
         assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (1, True)
+        assert (elsewhere.exit_code, "no build of it is under way" in elsewhere.stderr) == (1, True)
 
         await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
@@ -236,9 +273,9 @@ async def test_names_are_those_of_this_release_and_of_the_database(
         "INSERT INTO projection_generation (name, generation, version, tables, state) VALUES ('old', 1, 1, '{}', 'previous')"
     )
 
+    skip_usage = ("skip", "usage", "--lane", "1", "--event", "1", "--reason", "none")
     unknown = [
-        await hydracore(database_url, *words)
-        for words in (("prune", "usage"), ("rebuild", "usage"), ("skip", "usage", "--lane", "1", "--reason", "none"))
+        await hydracore(database_url, *words) for words in (("prune", "usage"), ("rebuild", "usage"), skip_usage)
     ]
     pruned = await hydracore(database_url, "prune", "--all")
 

@@ -14,7 +14,7 @@ from events.ids import lane_of
 from projections import care
 from projections.activity import Activity
 from projections.definition import Projection
-from projections.errors import EventRefused
+from projections.errors import EventRefused, NotToBeSkipped
 from projections.fact import Fact
 from projections.fleet import Fleet
 from projections.follower import Follower
@@ -22,7 +22,7 @@ from projections.instance import InstanceFold, InstanceProjection
 from projections.rebuild import rollback
 from projections.usage_daily import UsageDaily, UsageFold
 from tests import lives
-from tests.rebuilding import follow_all, rebuilt, write_lives
+from tests.rebuilding import compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 
 #: What somebody might do to a lane, and what is said of its third event then.
@@ -156,23 +156,31 @@ class FussyUsageFold(UsageFold):
         super().feed(facts)
 
 
-class FussyUsageV2(UsageDaily):
+class UsageDailyV2(UsageDaily):
     version = 2
 
+
+class FussyUsageV2(UsageDailyV2):
     def begin(self) -> FussyUsageFold:
         return FussyUsageFold()
 
 
+async def used_twice(database_url: str) -> UUID:
+    """One of several instances, with two batches of usage, which are followed: events 2 and 4 of its lane."""
+    async with open_store(database_url) as (store, pool):
+        instance_id, *_ = [await requested(store, customer_id=f"customer-{number}") for number in range(3)]
+        await store.execute(instance_id, lives.usage(1), origin("agent:x"))
+        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+        await store.execute(instance_id, lives.usage(2), origin("agent:x"))
+        await follow_all(pool)
+    return instance_id
+
+
 @pytest.mark.parametrize("projection", [Fussy(), FussyUsageV2()])
 async def test_an_event_that_a_fold_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
-    database_url: str, owner_conn: psycopg.AsyncConnection, projection: Projection
+    database_url: str, projection: Projection
 ) -> None:
-    async with open_store(database_url) as (store, pool):
-        refused, *_ = [await requested(store, customer_id=f"customer-{number}") for number in range(3)]
-        await store.execute(refused, lives.usage(1), origin("agent:x"))
-        await store.execute(refused, lives.configure(agent_name="Eve"), origin())
-        await store.execute(refused, lives.usage(2), origin("agent:x"))
-        await follow_all(pool)
+    refused = await used_twice(database_url)
 
     with pytest.raises(EventRefused) as caught:
         await rebuilt(database_url, projection)
@@ -182,3 +190,43 @@ async def test_an_event_that_a_fold_cannot_take_is_told_of_by_its_place_and_by_n
         "usage_daily": f"event 4 of lane {lane_of(refused)} (usage_recorded of {refused})",
     }
     assert str(caught.value) == f"{projection.name} cannot take {what[projection.name]}: ValueError"
+
+
+async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_once_somebody_says_so(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    refused = await used_twice(database_url)
+    lane, by = lane_of(refused), care.By("operator:eve", "ticket 7")
+
+    async def skip(seq: int, *, version: int = 2) -> care.Intervention:
+        return await care.skip_in_build(owner_conn, "usage_daily", lane, seq, by, version=version)
+
+    with pytest.raises(NotToBeSkipped, match="no build of it is under way"):
+        await skip(4)
+    with pytest.raises(EventRefused):
+        await rebuilt(database_url, FussyUsageV2())
+    with pytest.raises(NotToBeSkipped, match="it is live"):
+        await skip(4, version=1)
+    with pytest.raises(NotToBeSkipped, match=f"lane {lane} ends with event 4"):
+        await skip(5)
+    done = await skip(4)
+    report = await rebuilt(database_url, FussyUsageV2(), accept_drift=True)
+
+    assert (done.version, done.lane, done.seq, done.action, done.error) == (2, lane, 4, "skip", "")
+    # The live version had taken it.
+    assert (report.resumed, report.version, report.drifted) == (True, 2, 1)
+    assert (report.drift[0].live or {})["requests"] == 2
+    assert (await compared(database_url, FussyUsageV2())).drifted == 0
+    assert await care.interventions(owner_conn, "usage_daily") == [done]
+
+
+async def test_an_event_that_a_build_has_is_not_skipped_in_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    refused = await used_twice(database_url)
+    by = care.By("operator:eve", "ticket 7")
+    await owner_conn.execute("UPDATE usage_daily SET requests = 99")
+    assert (await rebuilt(database_url, UsageDailyV2())).stopped_s is None
+
+    with pytest.raises(NotToBeSkipped, match=f"the build has event 4 of lane {lane_of(refused)}"):
+        await care.skip_in_build(owner_conn, "usage_daily", lane_of(refused), 4, by, version=2)
