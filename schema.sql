@@ -477,14 +477,15 @@ CREATE TABLE projection_lane (
     FOREIGN KEY (name, generation) REFERENCES projection_generation (name, generation) ON DELETE CASCADE
 );
 
--- What operators did about events that a projection could not take. A skipped event stays skipped for this version.
+-- What operators did about events that a projection could not take. A skipped event stays skipped for this version, until that is
+-- taken back (unskip).
 CREATE TABLE projection_intervention (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL,
     version integer NOT NULL,
     lane smallint NOT NULL,
     seq bigint NOT NULL,
-    action text NOT NULL CHECK (action IN ('skip', 'retry')),
+    action text NOT NULL CHECK (action IN ('skip', 'unskip', 'retry')),
     error text NOT NULL,
     actor text NOT NULL,
     reason text NOT NULL,
@@ -492,6 +493,16 @@ CREATE TABLE projection_intervention (
 );
 
 CREATE INDEX projection_intervention_skipped ON projection_intervention (name, version, lane, seq) WHERE action = 'skip';
+
+-- The events that a version of a projection passes over: those that were skipped, unless that was taken back since.
+CREATE VIEW projection_skipped AS
+SELECT i.name, i.version, i.lane, i.seq
+  FROM projection_intervention i
+ WHERE i.action = 'skip'
+   AND NOT EXISTS (SELECT
+                     FROM projection_intervention u
+                    WHERE u.name = i.name AND u.version = i.version AND u.lane = i.lane AND u.seq = i.seq
+                      AND u.action = 'unskip' AND u.id > i.id);
 
 -- Refuses an append whose inline rows were made by another version's code than the tables are of, or of whose tables nothing
 -- is said any more. It runs after the lanes are locked, so it sees what a swap that held them has committed.
@@ -555,7 +566,7 @@ CREATE TABLE activity (
 
 CREATE INDEX activity_by_tenant ON activity (tenant_id, day);
 
-GRANT SELECT ON projection, projection_generation, projection_intervention TO hydracore_app;
+GRANT SELECT ON projection, projection_generation, projection_intervention, projection_skipped TO hydracore_app;
 GRANT SELECT, UPDATE ON projection_lane TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON fleet, fleet_member, activity TO hydracore_app;
 

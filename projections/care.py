@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from events.sql import Statements
 from projections import generations
 from projections.definition import Inline
-from projections.errors import NotParked, NotToBeSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
+from projections.errors import NotParked, NotSkipped, NotToBeSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.generations import Generation
 from projections.registry import projections
 
@@ -25,6 +25,7 @@ _PARKED = _SQL["parked"]
 _TAKE_TURN = _SQL["take_turn"]
 _TAKEN_BY_BUILD = _SQL["taken_by_build"]
 _RECORD = _SQL["record"]
+_SKIPPED = _SQL["skipped"]
 _SKIP = _SQL["skip"]
 _RETRY = _SQL["retry"]
 _INTERVENTIONS = _SQL["interventions"]
@@ -171,6 +172,25 @@ async def skip_in_build(
         return await _record(connection, "skip", place, by)
 
 
+async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by: By) -> Intervention:
+    """Have the next rebuild of the live version take the event after all, and write down that it will.
+
+    A build of that version that was broken off is dropped: lanes of it may be folded without the event. Raises
+    `UnknownProjection`, `RebuildBusy` while somebody builds, and `NotSkipped`.
+    """
+    async with connection.transaction():
+        await _take_turn(connection, name)
+        live = await _served(connection, name)
+        place = {"name": name, "version": live.version, "lane": lane, "seq": seq}
+        row = await (await connection.execute(_SKIPPED, place)).fetchone()
+        if row is None:
+            raise NotSkipped(name, lane, seq)
+        build = await generations.newest_in(connection, name, *generations.UNFINISHED)
+        if build is not None and build.version == live.version:
+            await generations.drop(connection, build)
+        return await _record(connection, "unskip", {**place, "error": row[0]}, by)
+
+
 async def retry(connection: AsyncConnection, name: str, lane: int, by: By) -> Intervention:
     """Have the event at which the lane is parked tried again now, and write down that it was.
 
@@ -187,11 +207,16 @@ async def interventions(connection: AsyncConnection, name: str) -> list[Interven
     return [Intervention(*row) for row in await (await connection.execute(_INTERVENTIONS, (name,))).fetchall()]
 
 
-async def _parked(connection: AsyncConnection, name: str, lane: int) -> dict[str, Any]:
-    """The place of the event at which the lane is parked, held until the transaction ends."""
+async def _served(connection: AsyncConnection, name: str) -> Generation:
     live = await generations.served(connection, name)
     if live is None:
         raise UnknownProjection(name)
+    return live
+
+
+async def _parked(connection: AsyncConnection, name: str, lane: int) -> dict[str, Any]:
+    """The place of the event at which the lane is parked, held until the transaction ends."""
+    live = await _served(connection, name)
     row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
     if row is None:
         raise NotParked(name, lane)

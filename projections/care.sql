@@ -45,6 +45,14 @@ INSERT INTO projection_intervention (name, version, lane, seq, action, error, ac
 VALUES (%(name)s, %(version)s, %(lane)s, %(seq)s, %(action)s, %(error)s, %(actor)s, %(reason)s)
 RETURNING name, version, lane, seq, action, error, actor, reason, made_at
 
+-- name: skipped
+SELECT i.error
+  FROM projection_skipped s
+  JOIN projection_intervention i ON i.name = s.name AND i.version = s.version AND i.lane = s.lane AND i.seq = s.seq
+ WHERE s.name = %(name)s AND s.version = %(version)s AND s.lane = %(lane)s AND s.seq = %(seq)s AND i.action = 'skip'
+ ORDER BY i.id DESC
+ LIMIT 1
+
 -- name: skip
 UPDATE checkpoint
    SET seq = %(seq)s, parked_until = NULL, error = NULL

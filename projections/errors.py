@@ -11,7 +11,8 @@ RebuildError
 |-- NothingToRollBackTo   there is no earlier generation that this code can follow
 |-- NotParked             the lane does not wait for anybody
 |-- ParkedElsewhere       it waits at another event than the one that was looked at
-`-- NotToBeSkipped        there is no build that has yet to take the event
+|-- NotToBeSkipped        there is no build that has yet to take the event
+`-- NotSkipped            it was not skipped
 """
 
 from __future__ import annotations
@@ -127,3 +128,11 @@ class NotParked(RebuildError):
         super().__init__(f"Lane {lane} of {name} is not parked")
         self.name = name
         self.lane = lane
+
+
+class NotSkipped(RebuildError):
+    def __init__(self, name: str, lane: int, seq: int) -> None:
+        super().__init__(f"Event {seq} of lane {lane} is not skipped in the version of {name} that is live")
+        self.name = name
+        self.lane = lane
+        self.seq = seq

@@ -32,11 +32,11 @@ SELECT p.place, e.seq, e.type, e.upto_bytes,
 
 -- name: skipped
 -- What was passed over by hand: few, ever.
-SELECT i.name, i.lane, i.seq
-  FROM projection_intervention i
+SELECT DISTINCT s.name, s.lane, s.seq
+  FROM projection_skipped s
   JOIN unnest(%(names)s::text[], %(versions)s::integer[]) AS r (name, version)
-    ON r.name = i.name AND r.version = i.version
- WHERE i.action = 'skip'
+    ON r.name = s.name AND r.version = s.version
+ ORDER BY s.name, s.lane, s.seq
 
 -- name: whose
 SELECT e.type, e.stream_id FROM event e WHERE e.lane = %s AND e.seq = %s
@@ -60,9 +60,8 @@ COPY (
              WHERE e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]
                AND ({types}::text[] IS NULL OR e.type = ANY ({types}::text[]))
                AND NOT EXISTS (SELECT
-                                 FROM projection_intervention i
-                                WHERE i.name = {name} AND i.version = {version} AND i.lane = e.lane AND i.seq = e.seq
-                                  AND i.action = 'skip')
+                                 FROM projection_skipped s
+                                WHERE s.name = {name} AND s.version = {version} AND s.lane = e.lane AND s.seq = e.seq)
             WINDOW by_stream AS (PARTITION BY e.lane ORDER BY e.stream_id, e.version ROWS UNBOUNDED PRECEDING)) facts
      GROUP BY lane, place / {chunk}, part
      ORDER BY lane, place / {chunk}, part

@@ -3,9 +3,7 @@
 -- it passed over by hand.
 SELECT p.name, p.version, coalesce(h.head, 0), coalesce(c.seq, 0),
        coalesce(c.error IS NOT NULL OR c.parked_until > now(), false),
-       ARRAY(SELECT i.seq
-               FROM projection_intervention i
-              WHERE i.name = p.name AND i.version = p.version AND i.lane = h.lane AND i.action = 'skip')
+       ARRAY(SELECT s.seq FROM projection_skipped s WHERE s.name = p.name AND s.version = p.version AND s.lane = h.lane)
   FROM projection p
   JOIN lane_head h ON h.lane = %(lane)s
   LEFT JOIN checkpoint c ON c.follower = p.name AND c.lane = h.lane

@@ -93,6 +93,19 @@ def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as
 @projections.command()
 @click.argument("name")
 @_lane
+@_event
+@_reason
+@_json
+def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> None:
+    """Have the next rebuild take an event that was skipped; it is written down."""
+    from projections import care
+
+    _intervene(partial(care.unskip, name=name, lane=lane, seq=seq, by=care.By(operator(), reason)), as_json=as_json)
+
+
+@projections.command()
+@click.argument("name")
+@_lane
 @_reason
 @_json
 def retry(*, name: str, lane: int, reason: str, as_json: bool) -> None:

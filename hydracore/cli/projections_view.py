@@ -63,7 +63,9 @@ def show_intervention(done: Intervention, *, as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        past = "skipped" if done.action == "skip" else "to be tried again"
+        past = {"skip": "skipped", "unskip": "to be taken by the next rebuild", "retry": "to be tried again"}[
+            done.action
+        ]
         why = f" ({done.error})" if done.error else ""
         click.echo(f"event {done.seq} of lane {done.lane} is {past} in version {done.version} of {done.name}{why}")
 

@@ -21,7 +21,7 @@ from events.store import EventStore
 from hydracore.cli import main
 from projections import care
 from projections.activity_queries import tenant_activity
-from projections.errors import FoldFailed, NotParked, ParkedElsewhere, UnknownProjection
+from projections.errors import FoldFailed, NotParked, NotSkipped, ParkedElsewhere, UnknownProjection
 from projections.fact import Fact
 from projections.fleet_queries import fleet_counts
 from projections.follower import Follower
@@ -29,7 +29,7 @@ from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
 from projections.usage_daily import UsageDaily
 from tests import lives
-from tests.rebuilding import QUIET, compared, follow_all, write_lives
+from tests.rebuilding import QUIET, compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 
 
@@ -142,6 +142,29 @@ async def test_only_the_event_that_was_looked_at_is_skipped(
         assert [(one.lane, one.seq) for one in found.parked] == [(lane, seq - 1)]
 
 
+async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, pool, refused):
+        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        with pytest.raises(NotSkipped):
+            await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+        await skipped(owner_conn, refused)
+        await Follower(pool, UsageDaily()).catch_up()
+        await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id <> %s", (refused,))
+        assert (await rebuilt(database_url, UsageDaily())).drifted == 9, "a build is kept that lacks the event"
+
+        done = await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+        report = await rebuilt(database_url, UsageDaily(), accept_drift=True)
+
+        assert (done.action, done.seq, done.error) == ("unskip", seq, "ValueError (usage_recorded)")
+        assert (report.resumed, report.drifted) == (False, 10)
+        assert await requests_counted(owner_conn, refused) == 4
+        with pytest.raises(NotSkipped):
+            await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+        assert (await compared(database_url, UsageDaily())).drifted == 0
+
+
 async def test_a_retried_event_is_taken_at_once_by_code_that_can(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -220,6 +243,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         done = await hydracore(database_url, *words, "--json")
         again = await hydracore(database_url, *words)
         elsewhere = await hydracore(database_url, *words, "--version", "2")
+        back = await hydracore(database_url, "unskip", *words[1:])
 
         names = {one["name"]: (one["version"], one["generation"], one["kind"]) for one in json.loads(listed.stdout)}
         assert names["fleet"] == (1, 1, "followed")
@@ -227,6 +251,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert (stuck.exit_code, "ValueError" in stuck.stdout) == (5, True)
         assert json.loads(done.stdout)["action"] == "skip"
         assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (1, True)
+        assert (back.exit_code, "to be taken by the next rebuild in version 1" in back.stdout) == (0, True)
         assert (elsewhere.exit_code, "no build of it is under way" in elsewhere.stderr) == (1, True)
 
         await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
