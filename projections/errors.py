@@ -4,6 +4,7 @@ RebuildError
 |-- UnknownProjection     this code has no projection of that name
 |-- RebuildBusy           somebody else is rebuilding it
 |-- GenerationInUse       somebody still folds or reads what was to be dropped
+|-- Outdated              what is live is of a newer version than this code
 |-- ParityMismatch        the live table is not what the log says; nothing was swapped
 |-- WritersNotStopped     no moment was found in which the swap could be made fast enough
 |-- FoldFailed            a process that folds lanes has failed
@@ -47,6 +48,17 @@ class GenerationInUse(RebuildError):
         super().__init__(f"Somebody still folds or reads generation {number} of {name}; drop it once that is done")
         self.name = name
         self.number = number
+
+
+class Outdated(RebuildError):
+    def __init__(self, name: str, version: int, *, live: int) -> None:
+        super().__init__(
+            f"{name} is live in version {live}, and this code has version {version}: `hydracore projections rollback`"
+            " goes back to an earlier one"
+        )
+        self.name = name
+        self.version = version
+        self.live = live
 
 
 class ParityMismatch(RebuildError):

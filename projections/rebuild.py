@@ -23,7 +23,7 @@ from projections.approach import approach, verify
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
-from projections.errors import NothingToRollBackTo, ParityMismatch, RebuildBusy
+from projections.errors import NothingToRollBackTo, Outdated, ParityMismatch, RebuildBusy
 from projections.generations import Generation, Progress
 from projections.swap import Swapped, swap
 
@@ -76,8 +76,8 @@ async def rebuild(
     """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
 
     Where live tables drifted from the log, nothing is swapped and the report says where (`stopped_s` is None), unless
-    `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`,
-    `WritersNotStopped` and `FoldFailed`.
+    `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`,
+    `WritersNotStopped` and what folding raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -105,7 +105,7 @@ async def rebuild(
 
 async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
     """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
-    only gone on with. Nothing that is served changes.
+    only gone on with. Nothing that is served changes. Raises `RebuildBusy`, `Outdated` and what folding raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -191,6 +191,8 @@ async def _build(
 ) -> tuple[Generation, Report, Generation | None]:
     """The next generation, folded and indexed: a new one, or what an earlier run has left of it."""
     live = await generations.served(connection, projection.name)
+    if live is not None and live.version > projection.version:
+        raise Outdated(projection.name, projection.version, live=live.version)
     build = await generations.newest_in(connection, projection.name, *generations.UNFINISHED)
     if build is not None and not await _fits(connection, build, projection, live):
         await generations.drop(connection, build)

@@ -12,6 +12,7 @@ from hydracore.cli.projections_view import show_report
 from hydracore.db.pool import open_pool
 from projections.activity import Activity, ActivityFold
 from projections.definition import Followed
+from projections.errors import Outdated
 from projections.follower import Follower
 from projections.inline import inline_projections
 from projections.instance import InstanceProjection
@@ -43,6 +44,9 @@ async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_ta
         assert (await compared(database_url, ActivityV2())).drifted == 0
 
         # Back to the old release: its table is taken to the end of the log by its code.
+        for attempt in (rebuilt, compared):
+            with pytest.raises(Outdated, match="activity is live in version 2, and this code has version 1"):
+                await attempt(database_url, Activity())
         await rollback(database_url, Activity())
         await write_lives(store, count=2, start=10)
         assert await new.catch_up() == 0
