@@ -455,6 +455,7 @@ CREATE TABLE projection_generation (
     tables text[] NOT NULL,
     state text NOT NULL CHECK (state IN ('folding', 'indexed', 'live', 'previous')),
     began_at timestamptz NOT NULL DEFAULT now(),
+    replaced_at timestamptz, -- when a previous one was live last: a rollback goes back to the latest
     PRIMARY KEY (name, generation)
 );
 

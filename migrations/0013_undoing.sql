@@ -14,3 +14,6 @@ SELECT i.name, i.version, i.lane, i.seq
                       AND u.action = 'unskip' AND u.id > i.id);
 
 GRANT SELECT ON projection_skipped TO hydracore_app;
+
+-- A rollback goes back to the generation that was live before, which need not be the one with the highest number.
+ALTER TABLE projection_generation ADD COLUMN replaced_at timestamptz;

@@ -22,6 +22,7 @@ from projections.tables import LIVE
 _SQL = Statements("projections", "generations.sql")
 _SERVED = _SQL["served"]
 _NEWEST_IN = _SQL["newest_in"]
+_LAST_REPLACED = _SQL["last_replaced"]
 _ALL_IN = _SQL["all_in"]
 _INSERT_GENERATION = _SQL["insert_generation"]
 _SET_TARGETS = _SQL["set_targets"]
@@ -80,6 +81,11 @@ async def served(connection: AsyncConnection, name: str) -> Generation | None:
 
 async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Generation | None:
     return await _one(connection, _NEWEST_IN, {"name": name, "states": list(states)})
+
+
+async def last_replaced(connection: AsyncConnection, name: str) -> Generation | None:
+    """The generation that was live before the one that is; None where none is kept."""
+    return await _one(connection, _LAST_REPLACED, (name,))
 
 
 async def all_in(connection: AsyncConnection, *states: str) -> list[Generation]:

@@ -11,6 +11,14 @@ SELECT name, generation, version, tables, state
  ORDER BY generation DESC
  LIMIT 1
 
+-- name: last_replaced
+-- Those of which nobody noted when that was have not been live since any of which somebody did.
+SELECT name, generation, version, tables, state
+  FROM projection_generation
+ WHERE name = %s AND state = 'previous'
+ ORDER BY replaced_at DESC NULLS LAST, generation DESC
+ LIMIT 1
+
 -- name: all_in
 SELECT name, generation, version, tables, state
   FROM projection_generation
@@ -43,7 +51,9 @@ SELECT l.lane
  ORDER BY l.lane
 
 -- name: set_state
-UPDATE projection_generation SET state = %(state)s WHERE name = %(name)s AND generation = %(generation)s
+UPDATE projection_generation
+   SET state = %(state)s, replaced_at = CASE %(state)s::text WHEN 'previous' THEN now() END
+ WHERE name = %(name)s AND generation = %(generation)s
 
 -- name: enter_at_targets
 INSERT INTO checkpoint (follower, lane, seq)

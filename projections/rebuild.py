@@ -130,7 +130,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live = await generations.served(connection, projection.name)
-        earlier = await generations.newest_in(connection, projection.name, "previous")
+        earlier = await generations.last_replaced(connection, projection.name)
         if live is None or earlier is None:
             raise NothingToRollBackTo(projection.name, "there is no earlier generation")
         if earlier.version != projection.version:

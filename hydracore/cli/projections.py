@@ -184,7 +184,7 @@ def rollback(*, name: str, as_json: bool) -> None:
     from projections.registry import all_versions
 
     async def earlier(connection: "AsyncConnection") -> int | None:
-        found = await generations.newest_in(connection, name, "previous")
+        found = await generations.last_replaced(connection, name)
         return None if found is None else found.version
 
     known = all_versions().get(name) or _unknown(name)

@@ -16,13 +16,13 @@ from events.types import PlacementChosen
 from projections import generations
 from projections.copying import copy_in_async
 from projections.definition import Inline
-from projections.errors import EventRefused, FoldFailed, NothingToRollBackTo, RebuildBusy, WritersNotStopped
+from projections.errors import EventRefused, FoldFailed, RebuildBusy, WritersNotStopped
 from projections.fleet import Fleet
 from projections.folding import fold_lanes
 from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.provision_log import ProvisionLogProjection
-from projections.rebuild import prune, rebuild, rollback
+from projections.rebuild import rebuild
 from projections.registry import projections
 from projections.reservation import ReservationProjection
 from projections.tables import Table
@@ -119,37 +119,6 @@ async def test_an_edited_row_is_told_of_and_never_swapped_away_unasked(
 
     assert (accepted.resumed, accepted.drifted) == (True, 2)
     assert (await compared(database_url, InstanceProjection())).drifted == 0
-
-
-TURNS = b"""
-SELECT count(*)
-  FROM pg_locks
- WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-
-
-async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came_since(
-    database_url: str, owner_conn: psycopg.AsyncConnection
-) -> None:
-    async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=8)
-        await follow_all(pool)
-        for start, projection in ((8, ReservationProjection()), (12, UsageDaily())):
-            await rebuilt(database_url, projection)
-            await write_lives(store, count=4, start=start)
-            await follow_all(pool)
-
-            report = await rollback(database_url, projection)
-
-            live = await generations.served(owner_conn, projection.name)
-            assert live is not None
-            assert (report.generation, live.number) == (1, 1)
-            assert (await compared(database_url, projection)).drifted == 0
-            assert [one.number for one in await prune(database_url, projection.name)] == [2]
-            # What comes at once is not turned away by a session that is not quite gone.
-            assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
-            with pytest.raises(NothingToRollBackTo):
-                await rollback(database_url, projection)
 
 
 async def test_a_lane_that_lost_an_event_stops_the_build(

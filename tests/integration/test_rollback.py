@@ -1,0 +1,57 @@
+"""A rollback: what was live before is live again, with everything that has been appended since."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from projections import generations
+from projections.errors import NothingToRollBackTo
+from projections.provision_log import ProvisionLogProjection
+from projections.rebuild import prune, rollback
+from projections.reservation import ReservationProjection
+from projections.usage_daily import UsageDaily
+from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store
+
+TURNS = b"""
+SELECT count(*)
+  FROM pg_locks
+ WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came_since(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=8)
+        await follow_all(pool)
+        for start, projection in ((8, ReservationProjection()), (12, UsageDaily())):
+            await rebuilt(database_url, projection)
+            await write_lives(store, count=4, start=start)
+            await follow_all(pool)
+
+            report = await rollback(database_url, projection)
+
+            live = await generations.served(owner_conn, projection.name)
+            assert live is not None
+            assert (report.generation, live.number) == (1, 1)
+            assert (await compared(database_url, projection)).drifted == 0
+            assert [one.number for one in await prune(database_url, projection.name)] == [2]
+            # What comes at once is not turned away by a session that is not quite gone.
+            assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
+            with pytest.raises(NothingToRollBackTo):
+                await rollback(database_url, projection)
+
+
+async def test_a_rollback_goes_back_to_what_was_live_before_and_not_to_what_was_built_last(database_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=1)
+    projection = ProvisionLogProjection()
+    assert [(await rebuilt(database_url, projection)).generation for _ in range(2)] == [2, 3]
+    # 3 is no good, and what is built after it is neither.
+    assert (await rollback(database_url, projection)).generation == 2
+    assert (await rebuilt(database_url, projection)).generation == 4
+
+    assert [(await rollback(database_url, projection)).generation for _ in range(3)] == [2, 4, 2]
