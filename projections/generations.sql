@@ -156,10 +156,10 @@ COPY (
     SELECT p.ids, p.versions, p.payloads
       FROM generate_series(0, pg_relation_size('event'::regclass) / current_setting('block_size')::bigint, {pages}) AS s (page)
      CROSS JOIN LATERAL (
-           SELECT max({weight}) > {alone} AS has_large,
-                  string_agg(uuid_send(e.stream_id), '') FILTER (WHERE {weight} <= {alone}) AS ids,
+           SELECT string_agg(uuid_send(e.stream_id), '') FILTER (WHERE {weight} <= {alone}) AS ids,
                   string_agg(int4send(e.version), '') FILTER (WHERE {weight} <= {alone}) AS versions,
-                  string_agg(json_send({payload}), '\x00') FILTER (WHERE {weight} <= {alone}) AS payloads
+                  string_agg(json_send({payload}), '\x00') FILTER (WHERE {weight} <= {alone}) AS payloads,
+                  max({weight}) > {alone} AS has_large
              FROM event e
             WHERE e.ctid >= format('(%s,0)', s.page)::tid AND e.ctid < format('(%s,0)', s.page + {pages})::tid
               AND e.lane = ANY ({lanes}::smallint[]) AND e.seq <= ({targets}::bigint[])[e.lane + 1]) piece

@@ -165,9 +165,10 @@ async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
 ) -> None:
     monkeypatch.setattr("workers.folding.CLAIM_S_MAX", 0.5)
     build = await generations.begin(owner_conn, InstanceProjection())
+    others = set(multiprocessing.active_children())
     helping = asyncio.create_task(Folder(settings).help(build.name, build.number))
-    await until(multiprocessing.active_children)
-    (folding,) = multiprocessing.active_children()
+    await until(lambda: set(multiprocessing.active_children()) - others)
+    (folding,) = set(multiprocessing.active_children()) - others
     assert folding.pid is not None
     os.kill(folding.pid, signal.SIGSTOP)
 
