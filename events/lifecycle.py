@@ -19,6 +19,7 @@ ERROR: Final = "error"
 DELETING: Final = "deleting"
 DELETED: Final = "deleted"
 
+#: In the order in which an instance can first reach them.
 STATUSES: Final = (PENDING, PROVISIONING, RUNNING, FAILED, ERROR, DELETING, DELETED)
 
 TRANSITIONS: Final[tuple[tuple[str, str, str], ...]] = (
@@ -30,9 +31,6 @@ TRANSITIONS: Final[tuple[tuple[str, str, str], ...]] = (
     ("finish_deletion", DELETING, DELETED),
 )
 """(trigger, source, destination)"""
-
-#: Each status, in the order in which an instance can first reach it, with the statuses that work is still owed to.
-ACTIVE: Final = frozenset({PENDING, PROVISIONING, DELETING})
 
 
 def machine() -> Machine:

@@ -225,7 +225,7 @@ def _check_is_race(lost: VersionConflict, state: Instance | None) -> None:
 
 
 async def read_heads(connection: AsyncConnection) -> dict[int, int]:
-    """The number of the last event of every lane."""
+    """The number of the last event of every lane, all of them at one moment."""
     cursor = await connection.execute(_HEADS)
     return dict(await cursor.fetchall())
 

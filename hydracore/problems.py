@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, cast
 from msgspec import inspect as types
 
 from hydracore.documents import flaws
-from hydracore.scalars import Refused, plural, read_scalar
+from hydracore.scalars import Refused, read_scalar
+from hydracore.wording import plural
 
 Location = tuple[str | int, ...]
 

@@ -13,6 +13,8 @@ from uuid import UUID
 
 from msgspec import inspect as types
 
+from hydracore.wording import plural
+
 TRUE_WORDS: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 FALSE_WORDS: Final = frozenset({"0", "false", "f", "no", "n", "off"})
 UUID_GROUPS: Final = (8, 4, 4, 4, 12)
@@ -208,8 +210,3 @@ def _refuse_half_characters(value: Any) -> None:
         except UnicodeEncodeError:
             msg = "Input should be a valid string, unable to parse raw data as a unicode string"
             raise Refused(msg, "string_unicode") from None
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 item`, `2 items`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

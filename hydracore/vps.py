@@ -21,15 +21,8 @@ from structlog.contextvars import get_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem, RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
-from hydracore.agent.transport import (
-    CONNECT_TIMEOUT_S,
-    UNREADABLE,
-    Answer,
-    AnswerTooLarge,
-    exchange,
-    new_client,
-    read_answer,
-)
+from hydracore.reading import UNREADABLE
+from hydracore.transport import CONNECT_TIMEOUT_S, Answer, AnswerTooLarge, exchange, new_client, read_answer
 
 T = TypeVar("T")
 

@@ -16,13 +16,13 @@ from redis.asyncio import Redis
 from events.keys import Keyring
 from events.store import EventStore
 from hydracore import catalogue as catalogues
-from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.api.app import Parts, operations
 from hydracore.api.main import open_parts, server_config
 from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
 from hydracore.http_server import EmbeddedServer
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
+from hydracore.transport import TRUST_NOBODY
 from hydracore.vps import VpsClient
 from projections.queries import Queries
 from tests.waiting import PATIENCE_S

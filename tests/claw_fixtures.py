@@ -14,7 +14,7 @@ import pytest
 
 from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import BOOT_FILE
-from hydracore.agent.transport import TRUST_NOBODY
+from hydracore.transport import TRUST_NOBODY
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture

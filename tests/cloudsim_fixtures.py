@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.cloudsim.quota import LIMIT_DEFAULT, REFILL_PER_S_DEFAULT
 from hydracore.embedded.ports import free_port
+from hydracore.transport import TRUST_NOBODY
 from tests.forked import Forked
 from tests.waiting import PATIENCE_S, until
 from workers.providers.hetzner import HetznerProvider

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.modelsim.main import serve
+from hydracore.transport import TRUST_NOBODY
 from tests.waiting import PATIENCE_S, until
 
 

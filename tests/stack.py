@@ -22,10 +22,10 @@ import redis
 
 from events.ids import instance_id_for
 from hydracore import settings as configuration
-from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
+from hydracore.transport import TRUST_NOBODY
 from tests.audit import audit
 from tests.cloudsim_fixtures import CloudsimProcess
 from tests.program import Program

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
-from events.patience import patiently
 from events.sql import Statements
+from workers.sql import run
 
 _SQL = Statements("workers", "attention.sql")
 _POSTPONE = _SQL["postpone"]
@@ -46,7 +45,7 @@ class Attention:
         Nothing is wrong, it just takes its time.
         """
         pause_s = min(delay_s, BACKOFF_S_MAX)
-        await self._run(_POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
+        await run(self._pool, _POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
     async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int | None:
         """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was.
@@ -54,7 +53,8 @@ class Attention:
         None where the stream has left it already: somebody else has gone on, and nothing has failed that still counts.
         """
         assert delay_s <= BACKOFF_S_MAX, delay_s
-        rows = await self._run(
+        rows = await run(
+            self._pool,
             _FAIL,
             _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
         )
@@ -62,28 +62,23 @@ class Attention:
 
     async def clear(self, instance_id: UUID) -> None:
         """The work has moved on."""
-        await self._run(_CLEAR, (lane_of(instance_id), instance_id))
+        await run(self._pool, _CLEAR, (lane_of(instance_id), instance_id))
 
     async def forget(self, instance_id: UUID) -> None:
         """Remove all working data of an instance that is going away."""
-        await self._run(_FORGET, _key(instance_id))
+        await run(self._pool, _FORGET, _key(instance_id))
 
     async def claim_due(self) -> list[UUID]:
         """Instances that work is owed to and that nobody has been sent to lately, marked as sent to now.
 
         One that has moved since its pause was made is due as if there were none.
         """
-        rows = await self._run(
-            _CLAIM_DUE, {"lease_s": LEASE_S, "grace_s": GRACE_S, "pause_s_max": PAUSE_S_MAX, "limit": CLAIM_MAX}
+        rows = await run(
+            self._pool,
+            _CLAIM_DUE,
+            {"lease_s": LEASE_S, "grace_s": GRACE_S, "pause_s_max": PAUSE_S_MAX, "limit": CLAIM_MAX},
         )
         return [row[0] for row in rows]
-
-    async def _run(self, statement: bytes, parameters: Any) -> list[Any]:
-        async def run(connection: AsyncConnection) -> list[Any]:
-            cursor = await connection.execute(statement, parameters, prepare=True)
-            return await cursor.fetchall() if cursor.description else []
-
-        return await patiently(self._pool, run)
 
 
 def _key(instance_id: UUID) -> dict[str, Any]:

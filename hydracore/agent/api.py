@@ -18,8 +18,8 @@ from structlog.contextvars import bound_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem
 from hydracore.agent.chats import ChatError
-from hydracore.agent.transport import REQUEST_ID
 from hydracore.agent.waiting import work_until
+from hydracore.transport import REQUEST_ID
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from hydracore.agent.chat_messages import (
 )
 from hydracore.agent.chats import Ask, BadRequest, ChatError, MessageTooLong, OpenChat
 from hydracore.agent.expressclaw.turns import Turns
-from hydracore.agent.transport import UNREADABLE
+from hydracore.reading import UNREADABLE
 
 T = TypeVar("T")
 

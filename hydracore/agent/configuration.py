@@ -18,6 +18,7 @@ from hydracore.agent.messages import Level
 from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from hydracore.agent.state import StateDir
 from hydracore.documents import masked
+from hydracore.reading import UNREADABLE
 
 log = structlog.get_logger()
 
@@ -154,7 +155,7 @@ class Configuration:
             return None
         try:
             return msgspec.json.decode(content, type=StoredConfig)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             # The control plane has it, too, and heartbeats will tell that ours is not the newest.
             log.warning("configuration_unreadable", file=_FILE)
             return None

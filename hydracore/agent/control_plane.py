@@ -23,7 +23,8 @@ from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.errors import AgentError, DiskRefuses
 from hydracore.agent.identity import Identity
-from hydracore.agent.transport import UNREADABLE, Answer, AnswerTooLarge, exchange, new_client
+from hydracore.reading import UNREADABLE
+from hydracore.transport import Answer, AnswerTooLarge, exchange, new_client
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -17,6 +17,7 @@ from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Una
 from hydracore.agent.errors import StateDamaged
 from hydracore.agent.identity import Identity
 from hydracore.agent.state import StateDir
+from hydracore.reading import UNREADABLE
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def load_secrets(state: StateDir) -> StoredSecrets | None:
         return None
     try:
         return msgspec.json.decode(content, type=StoredSecrets)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         raise StateDamaged(state.path / _FILE) from None
 
 

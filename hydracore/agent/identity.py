@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hydracore.agent.errors import StateDamaged
 from hydracore.agent.messages import PublicKeys
 from hydracore.agent.state import StateDir
+from hydracore.reading import UNREADABLE
 
 _FILE = "keys.json"
 _RawKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -62,7 +63,7 @@ def load_identity(state: StateDir) -> Identity:
         return identity
     try:
         stored = msgspec.json.decode(content, type=StoredKeys)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         raise StateDamaged(state.path / _FILE) from None
     return Identity(
         signing=Ed25519PrivateKey.from_private_bytes(stored.signing),

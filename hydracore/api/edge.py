@@ -9,9 +9,9 @@ from typing import Final
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from hydracore.agent.transport import REQUEST_ID
 from hydracore.api.operations import Answer
 from hydracore.auth import HEADER_BLANKS
+from hydracore.transport import REQUEST_ID
 
 #: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
 _SECURITY_HEADERS: Final = (

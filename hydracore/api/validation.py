@@ -22,6 +22,7 @@ from hydracore.api.errors import RequestInvalid
 from hydracore.auth import HEADER_BLANKS
 from hydracore.documents import TOO_DEEP
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
+from hydracore.reading import UNREADABLE
 
 Source = Literal["path", "query", "header", "body"]
 Handler = Callable[..., Awaitable[Any]]
@@ -155,7 +156,7 @@ class RequestReader:
         if self._may_be_quick and not scope["query_string"]:
             try:
                 return self._read_quickly(scope, raw_body)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            except UNREADABLE:
                 # What is wrong is found below, and it may be nothing: this way is stricter than the rules.
                 pass
         return self._read_all(scope, raw_body)

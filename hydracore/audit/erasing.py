@@ -27,7 +27,7 @@ from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
 from hydracore.audit.errors import NAMED_MAX, ErasuresUnknown, NotRecorded, StillThere, Unclear
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 _SQL = Statements("hydracore.audit", "erasing.sql")
 _TENANTS_OF = _SQL["tenants_of"]

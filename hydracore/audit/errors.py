@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 if TYPE_CHECKING:
     from events.seal import Seal

@@ -29,7 +29,7 @@ from hydracore.audit.export_chain import LaneChain
 from hydracore.audit.export_files import reading
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 #: After how many records the progress is told.
 SHOWN_EVERY = 1_000

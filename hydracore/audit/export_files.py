@@ -12,6 +12,7 @@ import msgspec
 from hydracore.audit import export_parquet
 from hydracore.audit.errors import NotAnExport, RecordUnreadable
 from hydracore.audit.export_records import FORMAT, FORMAT_VERSION, AnyRecord, Header, Placed
+from hydracore.reading import UNREADABLE
 
 Format = Literal["jsonl", "parquet"]
 
@@ -69,7 +70,7 @@ def _lines(path: Path) -> Iterator[Placed]:
                 raise RecordUnreadable(number, "the line is cut off")
             try:
                 yield Placed(number, _decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except UNREADABLE as error:
                 raise RecordUnreadable(number, str(error)) from None
 
 

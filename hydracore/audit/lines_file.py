@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from hydracore.reading import UNREADABLE
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 #: Far more than a line has: what is longer is none.
@@ -57,7 +59,7 @@ class LinesFile(Generic[T]):
         """What a line says, None where it is half done."""
         try:
             return self._decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return None
 
     def _is_torn(self) -> bool:

@@ -19,7 +19,7 @@ from events.seal import Head, Seal, flaws_of
 from events.sql import Statements
 from events.verify import Point
 from hydracore.audit.kept_seals import KeptSeals
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 _SEALS_FROM = Statements("hydracore.audit", "sealing.sql")["seals_from"]
 

@@ -15,7 +15,7 @@ from events.seal import Seal
 from events.sql import Statements
 from hydracore.audit.errors import CopyMissing
 from hydracore.audit.lines_file import LINE_MAX, LinesFile
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 _ANY_SEAL = Statements("hydracore.audit", "sealing.sql")["any_seal"]
 

@@ -17,7 +17,7 @@ from events.finding import FINDINGS_MAX, Finding, Note
 from events.sql import Statements
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
-from hydracore.scalars import plural
+from hydracore.wording import plural
 from projections import stored
 from projections.definition import Accumulator, Followed
 from projections.fact import Fact, decode_list, told_to

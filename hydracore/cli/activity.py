@@ -11,7 +11,7 @@ import click
 from hydracore.cli.audit import json_option, load, on_database
 from hydracore.cli.credentials import Id
 from hydracore.cli.printing import Text, print_json
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 if TYPE_CHECKING:
     from projections.activity_queries import ActivityLine

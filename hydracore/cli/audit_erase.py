@@ -11,7 +11,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.cli.audit import fail, failures, json_option, load, on_database
 from hydracore.cli.printing import Text, operator
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool

@@ -10,7 +10,7 @@ import msgspec
 
 from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_option, public_keys_of
 from hydracore.cli.printing import Text, full_speed_option
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 if TYPE_CHECKING:
     from hydracore.audit.export_check import Report

@@ -17,7 +17,7 @@ from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text
 from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
 from hydracore.cli.printing import print_json
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 #: How much of a value a line shows; JSON has all of it.
 SHOWN_MAX: Final = 160

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from events.seal import Seal
 from hydracore.audit.verifying import Progress, Report
 from hydracore.cli.printing import print_json
-from hydracore.scalars import plural
+from hydracore.wording import plural
 
 
 def show_report(report: Report, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hydracore.cli.printing import print_json
-from hydracore.scalars import plural
+from hydracore.wording import plural
 from projections.care import Intervention, ProjectionStatus
 from projections.generations import Generation
 from projections.generations import Progress as Folded

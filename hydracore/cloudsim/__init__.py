@@ -1,5 +1,5 @@
 """A provider of servers on this machine: the Hetzner Cloud API over local processes, with faults on request.
 
-It stands for a company that we do not control, so it shares no code with the rest of HydraCore except the agent, which it
-boots as a VPS would.
+It stands for a company that we do not control, so it knows nothing of the log or of the control plane: what it shares is
+the agent, which it boots as a VPS would, and how HTTP is served.
 """

@@ -39,8 +39,6 @@ POWER: Final[dict[str, tuple[str, str | None, str]]] = {
     "reset": ("reset_server", None, "running"),
 }
 
-ROOT_PASSWORD_BYTES: Final = 12
-
 
 @post("/servers")
 async def create_server(request: AnyRequest) -> Response[bytes]:

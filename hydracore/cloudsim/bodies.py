@@ -5,11 +5,11 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from hydracore.agent.transport import UNREADABLE
 from hydracore.cloudsim.catalogue import IMAGES, LOCATIONS, SERVER_TYPES, Entry, find
 from hydracore.cloudsim.labels import check_labels
 from hydracore.cloudsim.problems import ApiError, invalid_input
 from hydracore.cloudsim.records import Effects, NewServer
+from hydracore.reading import UNREADABLE
 
 USER_DATA_BYTES_MAX: Final = 32 * 1024
 

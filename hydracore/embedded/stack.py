@@ -12,7 +12,6 @@ import psycopg
 
 from hydracore import catalogue as catalogues
 from hydracore import settings as configuration
-from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.db import MigrationError, migrate, pool
 from hydracore.embedded import agents
 from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
@@ -22,6 +21,7 @@ from hydracore.embedded.ports import LOOPBACK, Ports, is_free
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey, answers
+from hydracore.transport import TRUST_NOBODY
 
 #: Where `-m hydracore` is found, installed or not.
 PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import msgspec
 
-from hydracore.agent.transport import UNREADABLE
 from hydracore.modelsim import wire
 from hydracore.modelsim.completion import Completion, Record
 from hydracore.modelsim.embedding import Embeddings
 from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Receive, Scope, Send
 from hydracore.modelsim.faults import Fault, Faults
 from hydracore.modelsim.script import Rule, count_tokens
+from hydracore.reading import UNREADABLE
 
 #: Requests remembered for /_sim/requests; older ones are forgotten.
 RECORDS_MAX: Final = 2000

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from hydracore.agent.transport import UNREADABLE
 from hydracore.modelsim import wire
 from hydracore.modelsim.exchange import Exchange
 from hydracore.modelsim.script import tokens
+from hydracore.reading import UNREADABLE
 
 #: Words share a place by chance once in so many.
 SIZE: Final = 512

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from hydracore.reading import UNREADABLE
+
 #: Every answer begins with this, so that nobody takes it for a model's.
 MARK: Final = "[scripted]"
 
@@ -44,7 +46,7 @@ def load_rules(home: Path) -> tuple[Rule, ...]:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Rule, ...])
     except FileNotFoundError:
         return ()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ScriptError(f"{path}: {error}") from None
 
 

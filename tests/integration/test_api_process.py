@@ -16,10 +16,10 @@ import psycopg
 import pytest
 
 from events.keys import Keyring
-from hydracore.agent.transport import TRUST_NOBODY
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from hydracore.http_protocol import HEAD_MAX_BYTES
+from hydracore.transport import TRUST_NOBODY
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
 from tests.waiting import PATIENCE_S, until
 

@@ -15,7 +15,7 @@ import pytest
 
 from events import commands as c
 from hydracore import tokens
-from hydracore.agent.transport import TRUST_NOBODY
+from hydracore.transport import TRUST_NOBODY
 from tests.modelsim_fixtures import ModelSim, running_modelsim
 from tests.stack import Stack
 from tests.waiting import PATIENCE_S, until

@@ -19,7 +19,7 @@ from events.ids import instance_id_for
 from events.keys import Keyring
 from hydracore.audit import erasing
 from hydracore.cli import main
-from hydracore.scalars import plural
+from hydracore.wording import plural
 from tests.customers import EMAIL, KEY, MASTER_KEY, PROMPT, WAITS, World, last_event, readable, world_fixture
 from tests.requests_to_log import open_store, origin, request
 from tests.waiting import until

@@ -14,8 +14,9 @@ from hydracore.agent.chats import BudgetSpent
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import ModelPolicy, Price, Spent
 from hydracore.agent.expressclaw.ledger import BATCH_MAX, PRUNE_EVERY, Ledger, add_entries, spend_now
-from hydracore.agent.expressclaw.money import Spend, Tokens, as_text, cost_usd, day_of, require_budget
+from hydracore.agent.expressclaw.money import Spend, Tokens, cost_usd, day_of, require_budget
 from hydracore.agent.messages import UsageEntry
+from hydracore.money import plain
 
 #: 2026-11-23 12:00 UTC.
 NOON_MS = 1_795_435_200_000
@@ -80,11 +81,11 @@ def test_costs_are_exact_and_a_model_without_a_price_costs_what_the_dearest_do()
         "n": Price(input_usd_per_mtok=Decimal("0.20"), output_usd_per_mtok=Decimal("0.10")),
     }
 
-    assert as_text(cost_usd("m", Tokens(1, 1), prices)) == "0.00000075"
-    assert as_text(cost_usd("m", Tokens(2_000_000, 500_000), prices)) == "0.6"
-    assert as_text(cost_usd("other", Tokens(1_000_000, 1_000_000), prices)) == "0.8"
-    assert as_text(cost_usd("other", Tokens(5, 5), {})) == "0"
-    assert as_text(Decimal("1E+3")) == "1000"
+    assert plain(cost_usd("m", Tokens(1, 1), prices)) == "0.00000075"
+    assert plain(cost_usd("m", Tokens(2_000_000, 500_000), prices)) == "0.6"
+    assert plain(cost_usd("other", Tokens(1_000_000, 1_000_000), prices)) == "0.8"
+    assert plain(cost_usd("other", Tokens(5, 5), {})) == "0"
+    assert plain(Decimal("1E+3")) == "1000"
 
 
 def test_days_are_utc() -> None:

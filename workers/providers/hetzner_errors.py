@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from hydracore.agent.transport import UNREADABLE
+from hydracore.reading import UNREADABLE
 from workers.providers.base import (
     LATER_S_DEFAULT,
     RETRY_AFTER_S_DEFAULT,

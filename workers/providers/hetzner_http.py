@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 
-from hydracore.agent.transport import TRUST_NOBODY, UNREADABLE
+from hydracore.reading import UNREADABLE
+from hydracore.transport import TRUST_NOBODY
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_errors import correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer

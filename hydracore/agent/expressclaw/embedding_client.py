@@ -13,7 +13,8 @@ import httpx
 import msgspec
 
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, failed, refused
-from hydracore.agent.transport import UNREADABLE, AnswerTooLarge, exchange
+from hydracore.reading import UNREADABLE
+from hydracore.transport import AnswerTooLarge, exchange
 
 #: Some 3000 numbers of 25 characters for each of a hundred texts.
 ANSWER_MAX_BYTES = 8 * 1024 * 1024
@@ -85,11 +86,11 @@ def _read(content: bytes, count: int) -> Embedded:
     try:
         answer = msgspec.json.decode(content, type=_Answer)
     except UNREADABLE:
-        raise ModelRefused("the endpoint talks nonsense") from None
+        raise ModelRefused("the endpoint sent an answer that cannot be read") from None
     data = sorted(answer.data, key=lambda datum: datum.index)
     sizes = {len(datum.embedding) for datum in data}
     if [datum.index for datum in data] != list(range(count)) or len(sizes) != 1:
-        raise ModelRefused("the endpoint talks nonsense")
+        raise ModelRefused("the endpoint sent an answer that cannot be read")
     return Embedded([_of_length_one(datum.embedding) for datum in data], max(0, answer.usage.prompt_tokens))
 
 

@@ -15,9 +15,10 @@ import msgspec
 
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import Spent
-from hydracore.agent.expressclaw.money import Spend, as_text, day_of
+from hydracore.agent.expressclaw.money import Spend, day_of
 from hydracore.agent.messages import UsageEntry
 from hydracore.agent.sql import named_blocks
+from hydracore.money import plain
 
 _SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
 
@@ -89,7 +90,7 @@ def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
         day = day_of(entry.at_ms)
         db.execute(_SQL["add_entry"], {**msgspec.structs.asdict(entry), "day": day})
         total = _amount(db.execute(_SQL["spend_of"], {"day": day}).fetchone()) + Decimal(entry.cost_usd)
-        db.execute(_SQL["set_spend"], {"day": day, "cost_usd": as_text(total)})
+        db.execute(_SQL["set_spend"], {"day": day, "cost_usd": plain(total)})
 
 
 def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
@@ -121,7 +122,7 @@ def _rebase(db: sqlite3.Connection, config: str, today: str) -> None:
     rows = db.execute(_SQL["sent_of_month"], {"first_day": first_day, "day": today}).fetchall()
     daily = sum((Decimal(cost) for day, cost in rows if day == today), Decimal(0))
     monthly = sum((Decimal(cost) for _, cost in rows), Decimal(0))
-    figures = {"config": config, "day": today, "daily_usd": as_text(daily), "monthly_usd": as_text(monthly)}
+    figures = {"config": config, "day": today, "daily_usd": plain(daily), "monthly_usd": plain(monthly)}
     db.execute(_SQL["set_base"], figures)
 
 

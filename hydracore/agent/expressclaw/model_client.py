@@ -20,7 +20,8 @@ from hydracore.agent.errors import AgentError
 from hydracore.agent.expressclaw.memory import Said
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
-from hydracore.agent.transport import CONNECT_TIMEOUT_S, UNREADABLE, new_client
+from hydracore.reading import UNREADABLE
+from hydracore.transport import CONNECT_TIMEOUT_S, new_client
 
 #: A piece of a stream has some 200 bytes; an answer in one piece can have a few hundred KB.
 LINE_MAX_BYTES = 256 * 1024
@@ -166,7 +167,7 @@ class ModelAnswer:
         try:
             piece = _PIECE.decode(content)
         except UNREADABLE:
-            raise ModelRefused("the endpoint talks nonsense") from None
+            raise ModelRefused("the endpoint sent an answer that cannot be read") from None
         if piece.error is not None:
             raise ModelRefused("the endpoint broke off with an error")
         if piece.usage is not None and piece.usage.prompt_tokens > 0:
@@ -236,7 +237,7 @@ async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
             for line in lines.feed(chunk):
                 yield line
         except LineTooLong:
-            raise ModelRefused("the endpoint talks nonsense") from None
+            raise ModelRefused("the endpoint sent an answer that cannot be read") from None
 
 
 async def _read_whole(response: httpx.Response) -> AsyncGenerator[bytes]:

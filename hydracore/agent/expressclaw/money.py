@@ -37,11 +37,6 @@ def cost_usd(model: str, tokens: Tokens, prices: Mapping[str, Price]) -> Decimal
     return (tokens.prompt * price.input_usd_per_mtok + tokens.completion * price.output_usd_per_mtok) / _MTOK
 
 
-def as_text(amount: Decimal) -> str:
-    """A decimal number without exponent and without zeros that say nothing."""
-    return f"{amount.normalize():f}" if amount else "0"
-
-
 def require_budget(spend: Spend, policy: ModelPolicy) -> None:
     """Raises `BudgetSpent` once a budget is used up. Calls under way are not counted, as nobody knows their cost yet."""
     if policy.budget_daily_usd is not None and spend.daily >= policy.budget_daily_usd:

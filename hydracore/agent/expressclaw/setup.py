@@ -9,10 +9,11 @@ import msgspec
 
 from hydracore.agent.expressclaw.document import Document, read_document
 from hydracore.agent.expressclaw.memory import Said, alternating
-from hydracore.agent.expressclaw.money import Tokens, as_text, cost_usd
+from hydracore.agent.expressclaw.money import Tokens, cost_usd
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.expressclaw.wishes import Wishes, read_wishes
 from hydracore.agent.runtime import RuntimeConfig
+from hydracore.money import plain
 
 
 class Setup(NamedTuple):
@@ -32,7 +33,7 @@ class Setup(NamedTuple):
         return [*system, *alternating([*past, Said("user", message)])]
 
     def cost(self, model: str, tokens: Tokens) -> str:
-        return as_text(cost_usd(model, tokens, self.document.prices))
+        return plain(cost_usd(model, tokens, self.document.prices))
 
 
 def make_setup(config: RuntimeConfig) -> Setup:

@@ -33,8 +33,8 @@ from hydracore.agent.expressclaw.telegram_api import (
 )
 from hydracore.agent.expressclaw.wishes import Bot
 from hydracore.agent.messages import ReportedError
-from hydracore.agent.transport import UNREADABLE
 from hydracore.agent.waiting import work_until
+from hydracore.reading import UNREADABLE
 
 log = structlog.get_logger()
 

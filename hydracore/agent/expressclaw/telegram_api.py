@@ -16,7 +16,8 @@ import httpx
 import msgspec
 
 from hydracore.agent.errors import AgentError
-from hydracore.agent.transport import UNREADABLE, AnswerTooLarge, exchange, new_client
+from hydracore.reading import UNREADABLE
+from hydracore.transport import AnswerTooLarge, exchange, new_client
 
 T = TypeVar("T")
 
@@ -135,7 +136,7 @@ class TelegramApi:
         try:
             return msgspec.json.decode(msgspec.json.decode(answer.content, type=_Result).result, type=answer_type)
         except UNREADABLE:
-            raise TelegramAway("Telegram talks nonsense", again=False) from None
+            raise TelegramAway("Telegram sent an answer that cannot be read", again=False) from None
 
 
 def _refusal(status: int, content: bytes) -> TelegramError:

@@ -212,8 +212,8 @@ def _address_complaint(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         host = parts.hostname
-        parts.port  # noqa: B018 - it is this that finds a port that is none
-        httpx.URL(url).host  # noqa: B018 - it is this that finds an international name that is none
+        _ = parts.port  # Raises where the port is none.
+        _ = httpx.URL(url).host  # Raises where an international name is none.
     except (ValueError, httpx.InvalidURL):
         return "url must be an address"
     if not host or parts.username is not None or not url.isprintable() or " " in url:

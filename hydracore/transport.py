@@ -8,14 +8,10 @@ import ssl
 from typing import Final, NamedTuple
 
 import httpx
-import msgspec
 
 #: For clients of plain HTTP: it trusts no one, as loading the usual roots would cost a start some 30 ms of CPU for nothing. An
 #: https address by mistake then fails instead of being trusted.
 TRUST_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-#: What `msgspec` raises at JSON that somebody else made and that is none, not of the shape agreed on, or nested without end.
-UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 #: A connection that is not made by then will not be; the whole exchange has the caller's own, longer limit.
 CONNECT_TIMEOUT_S = 5.0
