@@ -6,9 +6,13 @@ from collections.abc import AsyncGenerator
 from uuid import UUID, uuid4
 
 import msgspec
+import psycopg
 import pytest
 import redis
+from msgspec.structs import replace
 
+from events import commands as c
+from tests import lives
 from tests.stack import Stack
 from workers.actors import SWEEPS_MAX
 from workers.advance import advance
@@ -192,6 +196,41 @@ async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attem
     assert stack.cloudsim.requests("delete_server") == deletions
     assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
     assert (await stack.detail(instance_id))["status"] == "running"
+
+
+async def test_a_server_that_comes_when_its_instance_is_long_deleted_goes_at_once(
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    instance_id = uuid4()
+    stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
+    # In a database of which the workers do not know.
+    async with (
+        stack.deps(database_url=database_url, provider_timeout_s="30") as patient,
+        stack.deps(database_url=database_url, provider_timeout_s="0.5") as brisk,
+    ):
+        await brisk.store.execute(instance_id, at(brisk, lives.request()), brisk.origin(instance_id))
+        late = asyncio.create_task(advance(patient, instance_id))
+        await stack.until(stack.cloudsim.held)
+
+        await owner_conn.execute(END_LOCK_SESSIONS)
+        await brisk.store.execute(instance_id, at(brisk, lives.delete()), brisk.origin(instance_id))
+        await stack.until(lambda: is_deleted(brisk, instance_id))
+        stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+        await late
+
+    assert len(stack.servers(instance_id)) == 1, "it came"
+    await stack.until(lambda: stack.servers(instance_id)[0]["deleted_at"] is not None)
+
+
+def at(deps: Deps, command: c.AnyCommand) -> c.AnyCommand:
+    """The command, given now."""
+    return replace(command, at_ms=deps.now_ms())
+
+
+async def is_deleted(deps: Deps, instance_id: UUID) -> bool:
+    await advance(deps, instance_id)
+    state = await deps.store.load(instance_id)
+    return state is not None and state.status == "deleted"
 
 
 async def has_failed(stack: Stack, deps: Deps, instance_id: UUID) -> bool:

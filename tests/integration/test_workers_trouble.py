@@ -103,6 +103,20 @@ async def test_a_deletion_cancels_a_create_in_flight(stack: Stack, late: bool) -
     stack.assert_no_server(instance_id)
 
 
+async def test_a_deletion_that_comes_while_a_worker_looks_for_its_server_has_none_made(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "gateway", name=f"hc-{instance_id}")
+    stack.cloudsim.fault("list_servers", "hold_before")
+    await stack.create(key)
+    await stack.until(stack.cloudsim.held)
+
+    await stack.delete(instance_id)
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+
+    await stack.until_status(instance_id, "deleted")
+    assert not stack.servers(instance_id)
+
+
 async def test_a_pending_instance_is_deleted_without_a_server_ever_made(stack: Stack) -> None:
     stack.worker.kill()
     instance_id = await stack.create()

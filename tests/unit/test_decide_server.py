@@ -10,7 +10,7 @@ from events import commands as c
 from events import types as e
 from events.decide import decide
 from events.errors import NotFound, Rejected, TransitionRefused
-from events.state import ATTEMPTS_MAX
+from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS
 from tests import lives
 from tests.lives import NOW_MS, Life, instance_id
 
@@ -148,9 +148,11 @@ def test_a_create_reply_that_comes_during_a_deletion_still_says_what_to_remove()
     [
         lives.PENDING,
         lives.ATTEMPT_DISCARDED,
+        (*lives.INTENDED, lives.failed(), lives.discarded()),
         (*lives.ATTEMPT_DISCARDED, lives.plan(2)),
         lives.FAILED,
         lives.TORN_DOWN,
+        (*lives.INTENDED, lives.delete(), *map(lives.teardown, TEARDOWN_STEPS)),
         lives.DELETED,
     ],
 )
@@ -167,6 +169,14 @@ def test_an_agent_that_enrols_before_the_create_reply_keeps_its_stage() -> None:
     assert life.state.provisioning_stage == "bootstrapping"
     assert life.state.attempt is not None
     assert life.state.attempt.action_id is None
+
+
+def test_an_agent_that_enrols_tells_that_its_server_runs() -> None:
+    life = Life.after(*lives.CREATED, lives.enrol())
+
+    assert life.state.attempt is not None
+    assert life.state.attempt.action_id is None
+    assert life.give(lives.observed()) == ()
 
 
 def test_a_running_server_is_observed_once() -> None:
