@@ -1,17 +1,20 @@
 """Servers that a provider does not show: gone, out of sight for a moment, or in another project than the token is for."""
 
 from contextlib import AbstractAsyncContextManager
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from events import commands as c
 from tests import lives
 from tests.stack import Stack
+from tests.strays import stray
 from tests.sweeping import SHORT, found, give_up
 from workers.deps import Deps
 from workers.providers.hetzner import HetznerProvider
-from workers.sweep import MISSING_MAX, sweep
+from workers.sweep import MISSING_MAX, SETTLED_S, sweep
 
 HIDDEN = {"status": 404, "code": "not_found"}
 
@@ -51,6 +54,36 @@ async def test_a_server_that_was_out_of_sight_for_a_moment_is_not_given_up(
         assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", server_id)
 
     assert (await stack.detail(instance_id))["status"] == "running"
+
+
+async def test_a_server_that_was_just_made_may_be_shown_late(
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    # In a database of which the workers do not know, and with a server of which the provider does not.
+    async with stack.deps(database_url=database_url) as deps:
+        instance_id = await recorded(deps, *lives.INTENDED, lives.created(server_id="9999999999"))
+
+        seen = list[list[str]]()
+        for ago_s in (0, SETTLED_S + 1):
+            await owner_conn.execute("UPDATE instance SET updated_at = now() - %s * interval '1 s'", (ago_s,))
+            seen.append(await kinds(deps, instance_id))
+
+    assert seen == [[], ["vanished"]]
+
+
+async def test_a_server_of_another_name_is_somebody_else_s_whatever_its_id(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    theirs = await stray(provider)
+    await provider.set_labels(theirs, {})
+
+    async with stack.deps(database_url=database_url) as deps:
+        running = (lives.created(server_id=theirs) if each in lives.CREATED[-1:] else each for each in lives.RUNNING)
+        instance_id = await recorded(deps, *running)
+        found_of_it = await kinds(deps, instance_id)
+
+    assert found_of_it == ["vanished"]
+    await provider.delete_server(theirs)
 
 
 async def test_a_server_that_was_given_up_by_mistake_is_left_alone_until_its_instance_is_deleted(
@@ -122,3 +155,17 @@ async def run_on_a_server_that_is_elsewhere(deps: Deps, instance_id: UUID, numbe
     )
     for command in way:
         await deps.store.execute(instance_id, command, deps.origin(instance_id))
+
+
+async def recorded(deps: Deps, *commands: c.AnyCommand) -> UUID:
+    """An instance that has lived so far, as the log says."""
+    instance_id = uuid4()
+    for command in commands:
+        await deps.store.execute(instance_id, command, deps.origin(instance_id))
+    return instance_id
+
+
+async def kinds(deps: Deps, instance_id: UUID) -> list[str]:
+    """What a sweep would find of the instance."""
+    findings = (await sweep(deps, dry_run=True)).findings
+    return [finding.kind for finding in findings if finding.instance_id == instance_id]
