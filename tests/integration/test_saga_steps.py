@@ -1,0 +1,192 @@
+"""Steps of a saga one by one, in a database of which the workers do not know: what each waits for, how long, and for whom not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from events import commands as c
+from events.state import Instance
+from tests import lives
+from tests.stack import Stack
+from tests.strays import stray
+from tests.tiny_agent import TinyAgent, serving
+from tests.use_fixtures import free_host
+from workers.advance import advance
+from workers.deps import Deps
+from workers.placement import free_address
+from workers.providers.hetzner import HetznerProvider
+from workers.teardown import DRAIN_S_MAX
+
+ADA = lives.instance_id()
+PROVIDER_TIMEOUT_S, QUARANTINE_S, BOOT_TIMEOUT_S = 30, 3600, 900
+
+PAUSE = "SELECT code, extract(epoch FROM not_before - now())::float8 FROM attention WHERE instance_id = %s"
+ALWAYS_HEARD = "INSERT INTO hearing (since, until) VALUES (now() - interval '1 day', now())"
+FREED = "INSERT INTO reservation VALUES ('vpn_ip', %s, gen_random_uuid(), 1, now(), now())"
+FREED_LONG_AGO = "UPDATE reservation SET released_at = now() - %s * interval '1 s'"
+
+
+@pytest.fixture(name="deps")
+async def deps_fixture(stack: Stack, database_url: str) -> AsyncGenerator[Deps]:
+    settings = {"provider_timeout_s": str(PROVIDER_TIMEOUT_S), "address_quarantine_s": str(QUARANTINE_S)}
+    async with stack.deps(database_url=database_url, **settings) as opened:
+        yield opened
+
+
+async def give(deps: Deps, *commands: c.AnyCommand, ago_s: float = 0) -> Instance:
+    """Ada's instance after `commands`, which were given so long ago."""
+    at_ms = deps.now_ms() - int(ago_s * 1000)
+    for command in commands:
+        changed: dict[str, Any] = {"at_ms": at_ms}
+        if isinstance(command, c.PlanServer):
+            changed |= {"enrol_expires_ms": at_ms + lives.ENROL_TTL_MS, "deadline_ms": at_ms + BOOT_TIMEOUT_S * 1000}
+        await deps.store.execute(ADA, replace(command, **changed), deps.origin(ADA))
+    return await current(deps)
+
+
+async def advanced(deps: Deps) -> Instance:
+    await advance(deps, ADA)
+    return await current(deps)
+
+
+async def current(deps: Deps) -> Instance:
+    state = await deps.store.load(ADA)
+    assert state is not None
+    return state
+
+
+async def pause(connection: psycopg.AsyncConnection) -> tuple[str | None, float]:
+    """Why, and for how many seconds, nobody is to look at the instance."""
+    return await (await connection.execute(PAUSE, (ADA,))).fetchone() or (None, 0.0)
+
+
+def at_home(host: str, *commands: c.AnyCommand) -> list[c.AnyCommand]:
+    """`commands` for an instance whose agent is there."""
+    return [replace(each, vpn_ip=host) if isinstance(each, c.PlanServer) else each for each in commands]
+
+
+# --- servers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [lives.failed(), lives.delete()], ids=["a failed attempt", "a deletion"])
+async def test_a_create_that_may_still_be_on_its_way_is_waited_for(
+    deps: Deps, owner_conn: psycopg.AsyncConnection, end: c.AnyCommand
+) -> None:
+    await give(deps, lives.request(), lives.plan(), end)
+
+    state = await advanced(deps)
+
+    assert state.attempt is not None
+    assert state.attempt.may_have_server
+    _, pause_s = await pause(owner_conn)
+    assert PROVIDER_TIMEOUT_S / 2 < pause_s <= PROVIDER_TIMEOUT_S
+
+
+async def test_a_server_that_cannot_be_had_in_the_time_of_a_boot_is_given_up(
+    stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{ADA}")
+    await owner_conn.execute(ALWAYS_HEARD)
+    await give(deps, lives.request(), lives.plan(), ago_s=BOOT_TIMEOUT_S + 1)
+
+    state = await advanced(deps)
+
+    assert state.attempt is not None
+    assert state.attempt.failure == "boot_timeout"
+    stack.cloudsim.call("DELETE", "/_sim/faults")
+
+
+async def test_a_server_that_has_the_id_of_ours_and_another_name_is_somebody_else_s(
+    deps: Deps, provider: HetznerProvider
+) -> None:
+    theirs = await stray(provider)
+    await give(deps, lives.request(), lives.plan(), lives.created(server_id=theirs), lives.delete())
+
+    state = await advanced(deps)
+
+    assert "server_deleted" in state.teardown_done
+    server = await provider.get_server(theirs)
+    assert server is not None
+    assert server.status != "deleting"
+    await provider.delete_server(theirs)
+
+
+async def test_however_long_a_provider_wants_to_be_left_alone_its_instances_are_looked_at(
+    stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{ADA}", retry_after_s=3600)
+    await give(deps, lives.request())
+
+    await advanced(deps)
+
+    code, pause_s = await pause(owner_conn)
+    assert code == "rate_limit_exceeded"
+    # A minute, and up to a quarter of it at random.
+    assert pause_s <= 75
+
+
+async def test_an_address_that_was_freed_is_nobody_s_for_a_while(
+    deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    state = await give(deps, lives.request())
+    address = await free_address(deps, state)
+
+    await owner_conn.execute(FREED, (address,))
+    assert await free_address(deps, state) not in {address, None}
+
+    await owner_conn.execute(FREED_LONG_AGO, (QUARANTINE_S + 1,))
+    assert await free_address(deps, state) == address
+
+
+# --- agents ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"instance_id": str(UUID(int=7))}, {"attempt": 2}, {"healthy": False}],
+    ids=["of another instance", "of another attempt", "unwell"],
+)
+async def test_what_answers_in_an_agent_s_place_makes_nothing_ready(
+    deps: Deps, owner_conn: psycopg.AsyncConnection, changed: dict[str, Any]
+) -> None:
+    host, agent = free_host(), TinyAgent(ADA)
+    agent.script("/api/status", 200, agent._status() | changed)
+    await give(deps, *at_home(host, *lives.HEALTHY))
+
+    async with serving(agent, host):
+        unready = await advanced(deps)
+        why, _ = await pause(owner_conn)
+        ready = await advanced(deps)
+
+    assert (unready.status, why) == ("provisioning", "attempt_unverified")
+    assert ready.status == "running"
+
+
+@pytest.mark.parametrize(
+    ("told", "ago_s", "waits"),
+    [
+        ({"active_connections": 1}, 0, True),
+        ({"active_connections": 0, "usage_unsent": True}, 0, True),
+        ({"active_connections": 0}, 0, False),
+        ({"active_connections": 1, "usage_unsent": True}, DRAIN_S_MAX + 1, False),
+    ],
+    ids=["an open chat", "what it cost", "nothing", "no end"],
+)
+async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_ever(
+    deps: Deps, told: dict[str, Any], ago_s: float, *, waits: bool
+) -> None:
+    host, agent = free_host(), TinyAgent(ADA)
+    agent.script("/api/drain", 200, told)
+    await give(deps, *at_home(host, *lives.RUNNING))
+    await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=ago_s)
+
+    async with serving(agent, host):
+        state = await advanced(deps)
+
+    assert ("drained" not in state.teardown_done) == waits
