@@ -72,13 +72,13 @@ async def world_fixture(database_url: str, tmp_path: Path, monkeypatch: pytest.M
         yield World(database_url, file, store, pool, ada, bob)
 
 
-async def lived(store: EventStore, keyring: Keyring, customer: str, key: str) -> UUID:
+async def lived(store: EventStore, keyring: Keyring, customer: str, key: str, *, tenant: str = "acme") -> UUID:
     """An instance with an address and a prompt that are sealed."""
-    whose = {"tenant_id": "acme", "customer_id": customer}
+    whose = {"tenant_id": tenant, "customer_id": customer}
     stream_id = instance_id_for(**whose, idempotency_key=key)
     email = await keyring.seal(EMAIL, **whose, field="customer_email")
     prompt = await keyring.seal(PROMPT, **whose, field="system_prompt")
-    await store.create(stream_id, replace(request(customer, key), customer_email=email), origin())
+    await store.create(stream_id, replace(request(customer, key), tenant_id=tenant, customer_email=email), origin())
     await store.execute(stream_id, c.ChangeConfig(at_ms=NOW_MS, system_prompt=prompt), origin())
     return stream_id
 
@@ -88,7 +88,7 @@ async def deleted(store: EventStore, stream_id: UUID) -> None:
         await store.execute(stream_id, command, origin("worker"))
 
 
-async def readable(url: str, stream_id: UUID, customer: str) -> list[str]:
+async def readable(url: str, stream_id: UUID, customer: str, *, tenant: str = "acme") -> list[str]:
     """What a process that has just started can open of the instance's history."""
     async with open_pool(url, role="hydracore_app", application="test", size=1) as pool:
         async with pool.connection() as connection:
@@ -98,7 +98,7 @@ async def readable(url: str, stream_id: UUID, customer: str) -> list[str]:
             (name, each[name]) for each in payloads for name in ("customer_email", "system_prompt") if name in each
         ]
         assert len(sealed) == 2, "the ciphertext is still there"
-        keyring, whose = Keyring(pool, master_key=MASTER_KEY), {"tenant_id": "acme", "customer_id": customer}
+        keyring, whose = Keyring(pool, master_key=MASTER_KEY), {"tenant_id": tenant, "customer_id": customer}
         texts = [await keyring.open(text, **whose, field=name) for name, text in sealed]
     return [text for text in texts if text is not None]
 
