@@ -2,11 +2,12 @@
 
 import asyncio
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
+from hydracore.api.consent import recorded_id
 from tests.api_server import Api
 from tests.use_fixtures import (
     Used,
@@ -29,7 +30,8 @@ PATHS = ("/conversations", "/conversations/c-1")
 
 
 def staff(api: Api) -> list[dict[str, str]]:
-    return [api.token(user="root", role="admin"), api.token(tenant="ours", user="ops", role="platform")]
+    """Who may look at ann's instance without being her; the platform's has her name, in a tenant of their own."""
+    return [api.token(user="root", role="admin"), api.token(tenant="ours", user="ann", role="platform")]
 
 
 async def test_the_owner_reads_and_no_event_tells_of_it(used: Used) -> None:
@@ -72,7 +74,7 @@ async def test_with_consent_staff_reads_and_each_read_is_an_event(
     rows = await owner_conn.execute(
         "SELECT actor FROM command WHERE name = 'RecordConversationsAccess' ORDER BY first_seq"
     )
-    assert [row[0] for row in await rows.fetchall()] == ["admin:root"] * 2 + ["platform:ops"] * 2
+    assert [row[0] for row in await rows.fetchall()] == ["admin:root"] * 2 + ["platform:ann"] * 2
 
 
 async def test_no_number_of_telegram_s_gets_into_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
@@ -91,6 +93,7 @@ async def test_no_number_of_telegram_s_gets_into_the_log(used: Used, owner_conn:
     events = await events_of(owner_conn, used.instance_id, "conversations_accessed")
     first, other, again = [event["conversation_id"] for event in events]
     assert first == again != other
+    assert recorded_id(used.api.parts.keyring, UUID(int=7), f"telegram:{numbers[0]}") != first, "at another instance"
     rows = await owner_conn.execute(
         "SELECT payload::text FROM event WHERE stream_id = %(id)s"
         " UNION ALL SELECT message FROM provision_log WHERE instance_id = %(id)s",
