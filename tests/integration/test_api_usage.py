@@ -17,6 +17,7 @@ from tests.use_fixtures import (
     Used,
     events_of,
     give,
+    in_use,
     shared_api_fixture,
     shared_owner_conn_fixture,
     shared_used_fixture,
@@ -69,7 +70,8 @@ async def usage(used: Used, query: str = "") -> dict[str, Any]:
 async def test_what_agents_report_becomes_daily_sums(used: Used) -> None:
     yesterday = now_ms() - DAY_MS
     first = await used.agent_says("usage", batch(1, entry(), entry(end_user="tg:1", channel="telegram")))
-    second = await used.agent_says("usage", batch(2, entry(at_ms=yesterday, end_user=None, cost_usd="0.1")))
+    earlier = (entry(at_ms=yesterday, end_user=None, cost_usd="0.1"), entry(at_ms=yesterday))
+    second = await used.agent_says("usage", batch(2, *earlier))
     await follow(used)
 
     report = await usage(used, "?days=3")
@@ -91,9 +93,9 @@ async def test_what_agents_report_becomes_daily_sums(used: Used) -> None:
     assert {name: report[name] for name in report if name != "daily"} == {
         "hostname": f"hc-{used.instance_id.hex[:8]}",
         "instance_id": str(used.instance_id),
-        "total_cost_usd": "0.100144",
-        "total_requests": 3,
-        "total_tokens": 360,
+        "total_cost_usd": "0.100216",
+        "total_requests": 4,
+        "total_tokens": 480,
         "unique_end_users": 2,
     }
 
@@ -159,10 +161,14 @@ async def test_a_gap_is_told_with_what_is_expected(used: Used) -> None:
 async def test_end_users_are_digests_in_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
     await used.agent_says("usage", batch(1, entry(end_user="ann@example.com"), entry(end_user="ann@example.com")))
 
+    async with in_use(used.api, reachable=False) as another:
+        await another.agent_says("usage", batch(1, entry(end_user="ann@example.com")))
+
     (event,) = await events_of(owner_conn, used.instance_id, "usage_recorded")
+    (elsewhere,) = await events_of(owner_conn, another.instance_id, "usage_recorded")
 
     first, second = (each["end_user"] for each in event["entries"])
-    assert first == second
+    assert first == second != elsewhere["entries"][0]["end_user"]
     assert len(first) == 32
     assert int(first, 16)
     assert "conversation_id" not in event["entries"][0]
