@@ -18,19 +18,26 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
 from events.store import EventStore
+from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.cli import main
 from projections import care
 from projections.activity_queries import tenant_activity
 from projections.errors import FoldFailed, NotParked, NotSkipped, ParkedElsewhere, UnknownProjection
-from projections.fact import Fact
+from projections.fact import Fact, Reader, read_skipped
 from projections.fleet_queries import fleet_counts
 from projections.follower import Follower
 from projections.instance import InstanceProjection
-from projections.rebuild import rebuild
+from projections.rebuild import rebuild, rollback
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.rebuilding import QUIET, compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
+
+
+class Mended(UsageDaily):
+    """The version behind the one that could not take it."""
+
+    version = 2
 
 
 class Fussy(UsageDaily):
@@ -107,7 +114,7 @@ async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
         assert (report.rows_compared, report.drifted) == (10, 1)
 
 
-async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
+async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild_and_a_verification(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):
@@ -124,6 +131,24 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild(
         assert await care.interventions(owner_conn, "usage_daily") == [done]
         report = await compared(database_url, UsageDaily())
         assert (report.drifted, report.rows_compared) == (0, 10)
+        verification = Request(conninfo=database_url, lanes=(lane_of(refused),), full_speed=True)
+        verified = await asyncio.to_thread(verify, verification, Progress())
+        assert verified.findings == []
+
+
+async def test_what_one_version_passed_over_the_next_one_takes(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, pool, refused):
+        await skipped(owner_conn, refused)
+        await Follower(pool, Fussy(refused)).catch_up()
+
+        report = await compared(database_url, Mended())
+        (drift,) = report.drift
+        assert drift.key["instance_id"] == str(refused)
+        assert ((drift.live or {})["requests"], (drift.fresh or {})["requests"]) == (3, 4)
+        passed_over = [await read_skipped(owner_conn, [Reader.of(one)]) for one in (UsageDaily(), Mended())]
+        assert [len(found) for found in passed_over] == [1, 0]
 
 
 async def test_only_the_event_that_was_looked_at_is_skipped(
@@ -181,6 +206,18 @@ async def test_a_retried_event_is_taken_at_once_by_code_that_can(
             await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
         with pytest.raises(UnknownProjection):
             await care.skip(owner_conn, "nothing", 0, 1, EVE)
+
+
+async def test_where_a_generation_was_parked_is_nothing_to_whoever_rolls_back_to_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, _, refused):
+        await rebuilt(database_url, UsageDaily())
+        await rollback(database_url, UsageDaily())
+
+        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        assert (found.generation, found.behind, found.parked) == (1, 0, [])
+        assert await requests_counted(owner_conn, refused) == 4
 
 
 async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_url: str) -> None:

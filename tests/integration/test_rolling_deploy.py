@@ -10,18 +10,19 @@ import pytest
 from events.store import EventStore
 from hydracore.cli.projections_view import show_report
 from hydracore.db.pool import open_pool
+from projections import generations
 from projections.activity import Activity, ActivityFold
 from projections.definition import Followed
-from projections.errors import Outdated
+from projections.errors import FoldFailed, Outdated
 from projections.follower import Follower
 from projections.inline import inline_projections
 from projections.instance import InstanceProjection
-from projections.rebuild import rollback
+from projections.rebuild import rebuild, rollback
 from projections.tables import Rows
 from projections.versions import Versions
 from tests import lives
 from tests.next_release import ActivityV2, Edited, InstanceV2
-from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import until
 
@@ -52,6 +53,26 @@ async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_ta
         assert await new.catch_up() == 0
         assert await old.catch_up() > 0
         assert (await compared(database_url, Activity())).drifted == 0
+
+
+async def test_a_build_that_another_release_has_left_is_begun_anew(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    def break_off(phase: str) -> None:
+        if phase == "comparing":
+            raise FoldFailed("activity", "it was killed")
+
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        await follow_all(pool)
+    with pytest.raises(FoldFailed):
+        await rebuild(database_url, Activity(), folding=fold_here(database_url), steps=QUIET._replace(phase=break_off))
+
+    report = await rebuilt(database_url, ActivityV2())
+
+    live = await generations.served(owner_conn, "activity")
+    assert live is not None
+    assert (live.version, live.number, report.resumed, report.drifted) == (2, report.generation, False, 0)
 
 
 async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_version(
