@@ -46,6 +46,22 @@ async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_owed_at_once(
         assert await Attention(pool).claim_due() == [], "somebody has just been sent there"
 
 
+async def test_a_clock_that_goes_back_takes_no_lane_back_in_time(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await requested(store)
+        before = await one(
+            owner_conn,
+            "UPDATE lane_head SET recorded_at = now() + interval '1 h' WHERE head > 0 RETURNING recorded_at, recorded_at",
+        )
+
+        await store.execute(ADA, lives.delete(), origin())
+
+    written = "SELECT h.recorded_at, e.recorded_at FROM lane_head h JOIN event e ON e.lane = h.lane AND e.seq = h.head"
+    assert await one(owner_conn, written) == before
+
+
 async def test_a_pause_that_a_clock_has_made_endless_is_none(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:

@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events import commands as c
 from events.ids import lane_of
+from events.state import TEARDOWN_STEPS
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
@@ -98,3 +99,19 @@ async def test_an_append_whose_answer_was_lost_and_was_built_upon_is_answered_fr
     assert [type(event).__name__ for event in again.events] == ["AgentKeyRevoked"]
     assert again.state.status == "deleting"
     await audited(owner_conn)
+
+
+async def test_an_append_whose_answer_was_lost_takes_nothing_back_that_was_freed_since(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
+        await live(store, lives.request())
+        before, planning = await store.load(ADA), origin()
+        await store.execute_at(before, ADA, lives.plan(), planning)
+        await live(other, lives.delete(), *map(lives.teardown, TEARDOWN_STEPS), lives.finish())
+
+        again = await store.execute_at(before, ADA, lives.plan(), planning)
+
+    assert again.state.status == "deleted"
+    held = await owner_conn.execute("SELECT kind FROM reservation WHERE released_at IS NULL")
+    assert await held.fetchall() == [("idempotency_key",)]
