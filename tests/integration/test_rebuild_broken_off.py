@@ -14,8 +14,8 @@ from psycopg import sql
 from hydracore.cli.signals import INTERRUPTED
 from projections import generations
 from projections.errors import GenerationInUse
+from projections.instance import InstanceProjection
 from projections.rebuild import prune
-from projections.usage_daily import UsageDaily
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.forked import Forked
 from tests.rebuilding import write_lives
@@ -65,7 +65,7 @@ async def test_nobody_drops_lanes_that_are_being_folded(
 ) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
-    build = await generations.begin(owner_conn, UsageDaily())
+    build = await generations.begin(owner_conn, InstanceProjection())
 
     async def waits() -> bool:
         waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -76,12 +76,12 @@ async def test_nobody_drops_lanes_that_are_being_folded(
         with monkeypatch.context() as patched:
             patched.setattr("projections.generations.DROP_S_MAX", 0.01)
             with pytest.raises(GenerationInUse, match="Somebody still folds"):
-                await prune(database_url, "usage_daily")
+                await prune(database_url, "instance")
 
-        pruning = asyncio.create_task(prune(database_url, "usage_daily"))
+        pruning = asyncio.create_task(prune(database_url, "instance"))
         await until(waits)
-        lock = sql.SQL("LOCK TABLE {}, {} IN ROW EXCLUSIVE MODE")
-        await folder.execute(lock.format(*(sql.Identifier(build.schema, table) for table in build.tables)))
+        tables = sql.SQL(", ").join(sql.Identifier(build.schema, table) for table in build.tables)
+        await folder.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(tables))
         await folder.commit()
 
         assert build in await pruning
