@@ -67,7 +67,11 @@ class VpsBadAnswer(VpsError):
         self.detail = detail
 
 
-class _Agent(NamedTuple):
+class AgentAddress(NamedTuple):
+    """Where an agent is, and the token that opens its door. `host` must be an address that we allocated ourselves, never one that a
+    caller of the API gave.
+    """
+
     host: str
     port: int
     control_token: str
@@ -79,8 +83,7 @@ class _Agent(NamedTuple):
 class VpsClient:
     """One for a whole process: it pools connections to all agents. Every method raises `VpsError`.
 
-    `timeout_s` bounds a call as a whole, here where the call itself has none. `host` must be an address that we allocated
-    ourselves, never one that a caller of the API gave.
+    `timeout_s` bounds a call as a whole, here where the call itself has none.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -88,39 +91,34 @@ class VpsClient:
         # Plain HTTP: the addresses are inside the VPN, which encrypts and authenticates.
         self._client = new_client(tls=False, timeout_s=timeout_s, connections_max=CONNECTIONS_MAX)
 
-    async def status(self, host: str, port: int, control_token: str, *, timeout_s: float | None = None) -> AgentStatus:
+    async def status(self, agent: AgentAddress, *, timeout_s: float | None = None) -> AgentStatus:
         """How the agent fares."""
-        request = self._request("GET", "/api/status", agent := _Agent(host, port, control_token))
+        request = self._request("GET", "/api/status", agent)
         return _decoded(agent, await self._call(agent, request, timeout_s), AgentStatus)
 
-    async def drain(self, host: str, port: int, control_token: str, *, timeout_s: float | None = None) -> Drained:
+    async def drain(self, agent: AgentAddress, *, timeout_s: float | None = None) -> Drained:
         """Have the agent take no new chats; asking again is fine."""
-        request = self._request("POST", "/api/drain", agent := _Agent(host, port, control_token))
+        request = self._request("POST", "/api/drain", agent)
         return _decoded(agent, await self._call(agent, request, timeout_s), Drained)
 
     async def chat(
         self,
+        agent: AgentAddress,
         body: Mapping[str, Any],
         *,
-        host: str,
-        port: int,
-        control_token: str,
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> msgspec.Raw:
         """The whole answer, a JSON object as it came. Cancelling this has the agent stop."""
-        agent = _Agent(host, port, control_token)
         request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotent(idempotency_key))
         return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
 
     @asynccontextmanager
     async def chat_stream(
         self,
+        agent: AgentAddress,
         body: Mapping[str, Any],
         *,
-        host: str,
-        port: int,
-        control_token: str,
         idempotency_key: str | None = None,
         idle_timeout_s: float,
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
@@ -129,7 +127,6 @@ class VpsClient:
         Entering raises what the agent refuses it with, the iterator `VpsUnreachable` where it breaks off and `VpsTimeout`
         where it is silent for `idle_timeout_s`.
         """
-        agent = _Agent(host, port, control_token)
         headers = {"Accept": EVENT_STREAM, **_idempotent(idempotency_key)}
         request = self._request("POST", "/api/chat", agent, body=body, headers=headers)
         with _told(agent, idle_timeout_s):
@@ -146,58 +143,47 @@ class VpsClient:
         finally:
             await response.aclose()
 
-    async def get_config(
-        self, *, host: str, port: int, control_token: str, timeout_s: float | None = None
-    ) -> dict[str, Any]:
+    async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> dict[str, Any]:
         """What the agent runs with, secrets masked."""
-        request = self._request("GET", "/api/config", agent := _Agent(host, port, control_token))
+        request = self._request("GET", "/api/config", agent)
         answer = await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES)
         return _decoded(agent, answer, dict[str, Any])
 
     async def put_config(
         self,
+        agent: AgentAddress,
         version: int,
         runtime: Mapping[str, Any],
         *,
-        host: str,
-        port: int,
-        control_token: str,
         timeout_s: float | None = None,
     ) -> RunningConfig:
         """Have the agent run with this, unless it has a newer one. What it runs with now."""
-        agent = _Agent(host, port, control_token)
         request = self._request("PUT", "/api/config", agent, body={"config_version": version, "runtime": runtime})
         return _decoded(agent, await self._call(agent, request, timeout_s), RunningConfig)
 
-    async def conversations(
-        self, limit: int, *, host: str, port: int, control_token: str, timeout_s: float | None = None
-    ) -> msgspec.Raw:
+    async def conversations(self, agent: AgentAddress, limit: int, *, timeout_s: float | None = None) -> msgspec.Raw:
         """The newest conversations, a JSON object as it came."""
-        agent = _Agent(host, port, control_token)
         request = self._request("GET", "/api/conversations", agent, query={"limit": str(limit)})
         return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
 
     async def conversation(
-        self, conversation_id: str, *, host: str, port: int, control_token: str, timeout_s: float | None = None
+        self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None
     ) -> msgspec.Raw:
         """One conversation with its messages, a JSON object as it came. Without it: `VpsBadAnswer` with status 404."""
         path = f"/api/conversations/{quote(conversation_id, safe='')}"
-        request = self._request("GET", path, agent := _Agent(host, port, control_token))
+        request = self._request("GET", path, agent)
         return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
 
     async def apply_updates(
         self,
+        agent: AgentAddress,
         version: int,
         runtime: Mapping[str, Any],
         *,
         restart: bool,
-        host: str,
-        port: int,
-        control_token: str,
         timeout_s: float | None = None,
     ) -> UpdatesApplied:
         """Have the agent run with this, restarted if so wished, for which it waits some time for open chats."""
-        agent = _Agent(host, port, control_token)
         body = {"config_version": version, "runtime": runtime, "restart": restart}
         request = self._request("POST", "/api/updates/apply", agent, body=body)
         return _decoded(agent, await self._call(agent, request, timeout_s), UpdatesApplied)
@@ -215,7 +201,7 @@ class VpsClient:
         self,
         method: str,
         path: str,
-        agent: _Agent,
+        agent: AgentAddress,
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
@@ -237,7 +223,7 @@ class VpsClient:
         )
 
     async def _call(
-        self, agent: _Agent, request: httpx.Request, timeout_s: float | None, *, max_bytes: int = ANSWER_MAX_BYTES
+        self, agent: AgentAddress, request: httpx.Request, timeout_s: float | None, *, max_bytes: int = ANSWER_MAX_BYTES
     ) -> Answer:
         """The agent's 200."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
@@ -249,7 +235,7 @@ class VpsClient:
 
 
 @contextmanager
-def _told(agent: _Agent, timeout_s: float) -> Generator[None]:
+def _told(agent: AgentAddress, timeout_s: float) -> Generator[None]:
     """Raises a `VpsError` in place of the transport's."""
     try:
         yield
@@ -261,7 +247,7 @@ def _told(agent: _Agent, timeout_s: float) -> Generator[None]:
         raise VpsUnreachable(f"{agent}: {type(error).__name__}") from error
 
 
-async def _chunks(agent: _Agent, response: httpx.Response, idle_timeout_s: float) -> AsyncGenerator[bytes]:
+async def _chunks(agent: AgentAddress, response: httpx.Response, idle_timeout_s: float) -> AsyncGenerator[bytes]:
     chunks = response.aiter_raw()
     while True:
         with _told(agent, idle_timeout_s):
@@ -283,7 +269,7 @@ def _idempotent(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Idempotency-Key": key}
 
 
-def _refusal(agent: _Agent, answer: Answer) -> VpsBadAnswer:
+def _refusal(agent: AgentAddress, answer: Answer) -> VpsBadAnswer:
     code = detail = None
     try:
         problem = msgspec.json.decode(answer.content, type=AgentProblem)
@@ -298,14 +284,14 @@ def _printable(text: str) -> str:
     return "".join(character for character in text[:DETAIL_MAX_CHARS] if character.isprintable())
 
 
-def _decoded(agent: _Agent, answer: Answer, answer_type: type[T]) -> T:
+def _decoded(agent: AgentAddress, answer: Answer, answer_type: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.content, type=answer_type)
     except UNREADABLE as error:
         raise VpsBadAnswer(f"{agent}: an unknown body", status=answer.status) from error
 
 
-def _object(agent: _Agent, answer: Answer) -> msgspec.Raw:
+def _object(agent: AgentAddress, answer: Answer) -> msgspec.Raw:
     """The answer as it came, once it is known to be a JSON object."""
     _decoded(agent, answer, dict[str, Any])
     return msgspec.Raw(answer.content)

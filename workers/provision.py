@@ -11,7 +11,7 @@ from events.errors import ReservationTaken
 from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
 from events.state import Attempt, Instance
 from hydracore.tokens import control_token, enrol_token, hash_token
-from hydracore.vps import AGENT_PORT, VpsError
+from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.health import note_first_sign_of_life
 from workers.labels import instance_labels, is_accounted_for, is_made_for, server_labels
@@ -227,7 +227,7 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result
     if agent is not None and agent.control_key_id is not None and state.vpn_ip is not None:
         token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
         with suppress(VpsError):
-            status = await deps.vps.status(state.vpn_ip, AGENT_PORT, token)
+            status = await deps.vps.status(AgentAddress(state.vpn_ip, AGENT_PORT, token))
             if status.healthy and (status.instance_id, status.attempt) == (state.id, step.attempt.number):
                 await note_first_sign_of_life(deps, state.id, status)
                 command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)

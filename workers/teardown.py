@@ -10,7 +10,7 @@ from events import commands as c
 from events.saga import FinishDeletion, TearDown
 from events.state import Instance
 from hydracore.tokens import control_token
-from hydracore.vps import AGENT_PORT, VpsError
+from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError
 from workers.provision import trouble
@@ -59,7 +59,7 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
         return None
     token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
     try:
-        drained = await deps.vps.drain(state.vpn_ip, AGENT_PORT, token)
+        drained = await deps.vps.drain(AgentAddress(state.vpn_ip, AGENT_PORT, token))
     except VpsError:
         return None
     # What is not told by then goes with the server.

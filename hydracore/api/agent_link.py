@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Final, TypedDict
+from typing import Final
 
 from events.lifecycle import RUNNING
 from events.state import Instance
@@ -21,7 +21,7 @@ from hydracore.api.errors import (
 )
 from hydracore.problems import Problem
 from hydracore.tokens import control_token
-from hydracore.vps import AGENT_PORT, VpsBadAnswer, VpsError, VpsTimeout
+from hydracore.vps import AGENT_PORT, AgentAddress, VpsBadAnswer, VpsError, VpsTimeout
 
 UNREACHABLE: Final = "The agent cannot be reached"
 NOT_HEARD: Final = "The agent cannot be reached: nothing has been heard of it lately; try again once it is healthy"
@@ -42,24 +42,16 @@ _BY_CODE: Final[dict[str, type[ApiError]]] = {
 }
 
 
-class Address(TypedDict):
-    """What every call of `VpsClient` takes: an address of our own allocation, and the token that opens it."""
-
-    host: str
-    port: int
-    control_token: str
-
-
-def address_of(state: Instance, *, master_key: bytes) -> Address | None:
+def address_of(state: Instance, *, master_key: bytes) -> AgentAddress | None:
     """Where the agent of a running instance is; None where none is to be asked."""
     agent = state.agent
     if state.status != RUNNING or state.vpn_ip is None or agent is None or agent.control_key_id is None:
         return None
     token = control_token(master_key, state.id, agent.control_key_id)
-    return Address(host=state.vpn_ip, port=AGENT_PORT, control_token=token)
+    return AgentAddress(state.vpn_ip, AGENT_PORT, token)
 
 
-def require_address(state: Instance, *, master_key: bytes) -> Address:
+def require_address(state: Instance, *, master_key: bytes) -> AgentAddress:
     """Raises `Conflict` where the instance does not run, and `AgentFailed` where its agent is known not to be there."""
     address = address_of(state, master_key=master_key)
     if address is None:

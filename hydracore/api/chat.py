@@ -20,7 +20,7 @@ from events.keys import Keyring
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
-from hydracore.api.agent_link import Address, code_of, plainly, require_address, told
+from hydracore.api.agent_link import code_of, plainly, require_address, told
 from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
@@ -32,7 +32,7 @@ from hydracore.api.silence import EventStream, keep_looking, outcome
 from hydracore.api.validation import Header, Incoming, RawHeaders
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
-from hydracore.vps import VpsBadAnswer, VpsClient, VpsError, VpsUnreachable
+from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsUnreachable
 from projections.usage_queries import spent
 
 Json = dict[str, Any]
@@ -60,7 +60,7 @@ class _Question(NamedTuple):
     """What an agent is asked, and with which `Idempotency-Key`."""
 
     instance_id: UUID
-    address: Address
+    address: AgentAddress
     body: Json
     key: str | None
 
@@ -125,7 +125,7 @@ class Chats:
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         with plainly(), self._counted(question):
             asking = self._vps.chat(
-                question.body, **question.address, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
+                question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
             answer = await outcome(asking, watch=keep_looking(partial(self._look_after, question)))
         await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
@@ -158,7 +158,7 @@ class Chats:
     async def _pass_on_events(self, question: _Question, stream: EventStream) -> None:
         """Raises `VpsError` where there is no answer; one that has begun gets an ending in any case."""
         answer = self._vps.chat_stream(
-            question.body, **question.address, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
+            question.address, question.body, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
         async with answer as chunks, aclosing(whole_events(chunks)) as events:
             async for event in events:
@@ -167,7 +167,7 @@ class Chats:
     async def _look_after(self, question: _Question) -> None:
         """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""
         with suppress(VpsUnreachable, VpsBadAnswer):
-            await self._vps.status(**question.address, timeout_s=LOOK_TIMEOUT_S)
+            await self._vps.status(question.address, timeout_s=LOOK_TIMEOUT_S)
 
     @contextmanager
     def _counted(self, question: _Question) -> Generator[None]:

@@ -131,7 +131,7 @@ class Configuration:
         if address is None:
             return None
         try:
-            running = await self._vps.get_config(**address, timeout_s=ASK_TIMEOUT_S)
+            running = await self._vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
         except VpsError:
             return None
         return {name: value for name, value in running.items() if name not in _OF_THE_INSTALLATION}

@@ -54,7 +54,7 @@ class Conversations:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_key=self._master_key)
         with plainly():
-            found = await self._vps.conversations(limit, **address, timeout_s=READ_TIMEOUT_S)
+            found = await self._vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
         await self._note(Asked(who, incoming, instance_id), state, None)
         return Answer(HTTPStatus.OK, bytes(found))
 
@@ -72,7 +72,7 @@ class Conversations:
         address = require_address(state, master_key=self._master_key)
         with plainly():
             try:
-                found = await self._vps.conversation(conversation_id, **address, timeout_s=READ_TIMEOUT_S)
+                found = await self._vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
             except VpsBadAnswer as error:
                 if error.status == HTTPStatus.NOT_FOUND:
                     raise NotFound("Conversation not found") from error

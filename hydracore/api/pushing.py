@@ -49,7 +49,7 @@ class Pusher:
         version = state.config.version
         try:
             running = await self._vps.put_config(
-                version, await self._documents.build(state), **address, timeout_s=PUSH_TIMEOUT_S
+                address, version, await self._documents.build(state), timeout_s=PUSH_TIMEOUT_S
             )
         except VpsError as error:
             _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))

@@ -84,7 +84,7 @@ class RuntimeReader:
         if address is None:
             return None
         try:
-            return await self._vps.status(**address)
+            return await self._vps.status(address)
         except VpsError:
             # It shows in health_failures, and as a change of health once it lasts.
             return None

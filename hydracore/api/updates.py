@@ -59,14 +59,14 @@ class Updates:
         version = state.config.version
         with plainly():
             if not body.force:
-                status = await self._vps.status(**address, timeout_s=ASK_TIMEOUT_S)
+                status = await self._vps.status(address, timeout_s=ASK_TIMEOUT_S)
                 if status.config_version == version:
                     message = f"Nothing is pending: the agent runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
             runtime = await self._documents.build(state)
             try:
                 applied = await self._vps.apply_updates(
-                    version, runtime, restart=body.restart_agent, **address, timeout_s=APPLY_TIMEOUT_S
+                    address, version, runtime, restart=body.restart_agent, timeout_s=APPLY_TIMEOUT_S
                 )
             except VpsBadAnswer as error:
                 if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:

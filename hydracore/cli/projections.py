@@ -6,15 +6,24 @@ is that of the first of 1, 4 and 3 that there was.
 """
 
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hydracore import settings as configuration
 from hydracore.cli.printing import full_speed_option, operator
-from hydracore.cli.signals import run_to_its_end
+from hydracore.cli.projections_running import (
+    as_owner,
+    attempt,
+    exit_with_the_worst,
+    names,
+    on_database,
+    run,
+    statuses,
+    unknown,
+)
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -26,12 +35,7 @@ if TYPE_CHECKING:
     from projections.generations import Generation
     from projections.rebuild import Folding, Report
 
-FAILED: Final = 1
-DRIFTED: Final = 3
-BUSY: Final = 4
 PARKED: Final = 5
-
-T = TypeVar("T")
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
@@ -52,7 +56,7 @@ def list_projections(*, as_json: bool) -> None:
     """Show every projection: version, generation, and how far behind the log it is."""
     from hydracore.cli.projections_view import show_list
 
-    found = _on_database(_status)
+    found = on_database(statuses)
     show_list(found, as_json=as_json)
 
 
@@ -63,9 +67,9 @@ def status(*, name: str | None, as_json: bool) -> None:
     """Show the lanes that are behind or parked, with the error. Exits with 5 where a lane is parked."""
     from hydracore.cli.projections_view import show_status
 
-    found = _on_database(_status)
+    found = on_database(statuses)
     if name is not None:
-        found = [one for one in found if one.name == name] or _unknown(name)
+        found = [one for one in found if one.name == name] or unknown(name)
     show_status(found, as_json=as_json)
     if any(one.parked for one in found):
         raise SystemExit(PARKED)
@@ -118,7 +122,7 @@ def retry(*, name: str, lane: int, reason: str, as_json: bool) -> None:
 def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Intervention]]", *, as_json: bool) -> None:
     from hydracore.cli.projections_view import show_intervention
 
-    show_intervention(_on_database(work), as_json=as_json)
+    show_intervention(on_database(work), as_json=as_json)
 
 
 @projections.command()
@@ -162,14 +166,14 @@ def rebuild(
     reports = list["Report | Failure"]()
     try:
         for one in wanted:
-            reports.append(_rebuild(one, _as_owner(settings), folding, dry_run=dry_run, accept_drift=accept_drift))
+            reports.append(_rebuild(one, as_owner(settings), folding, dry_run=dry_run, accept_drift=accept_drift))
             if not as_json:
                 show_report(reports[-1], dry_run=dry_run)
     finally:
         # Also what was done before a Ctrl-C.
         if as_json:
             print_json(reports)
-    _exit_with_the_worst(reports)
+    exit_with_the_worst(reports)
 
 
 @projections.command()
@@ -187,11 +191,11 @@ def rollback(*, name: str, as_json: bool) -> None:
         found = await generations.last_replaced(connection, name)
         return None if found is None else found.version
 
-    known = all_versions().get(name) or _unknown(name)
-    version = _on_database(earlier)
+    known = all_versions().get(name) or unknown(name)
+    version = on_database(earlier)
     projection = known.get(-1 if version is None else version, known[max(known)])
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
-    report = _run(go_back(_as_owner(settings), projection))
+    report = run(go_back(as_owner(settings), projection))
     if as_json:
         print_json([report])
     else:
@@ -210,15 +214,15 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
     if (name is not None) == every:
         raise click.UsageError("Give either NAME or --all.")
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
-    known = _on_database(_names)
+    known = on_database(names)
     if name is not None and name not in known:
-        _unknown(name)
+        unknown(name)
     pruned = list["Generation | Failure"]()
     for each in known if name is None else [name]:
-        dropped = _attempt(each, drop(_as_owner(settings), each))
+        dropped = attempt(each, drop(as_owner(settings), each))
         pruned += dropped if isinstance(dropped, list) else [dropped]
     show_pruned(pruned, as_json=as_json)
-    _exit_with_the_worst(pruned)
+    exit_with_the_worst(pruned)
 
 
 def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
@@ -226,9 +230,9 @@ def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
 
     code = known()
     if name is not None:
-        return [code[name]] if name in code else _unknown(name)
+        return [code[name]] if name in code else unknown(name)
     if outdated:
-        return [code[one.name] for one in _on_database(_status) if one.outdated]
+        return [code[one.name] for one in on_database(statuses) if one.outdated]
     return list(code.values())
 
 
@@ -238,20 +242,10 @@ def _distributed(settings: "Settings") -> "Folding":
     return fold_distributed(settings, lambda text: click.echo(f"hydracore: {text}", err=True))
 
 
-def _as_owner(settings: "Settings") -> str:
-    """How to connect as whoever owns the tables. A server that takes in many rows may not read for a while, and is not gone."""
-    from psycopg.conninfo import make_conninfo
-
-    from hydracore.db.pool import conninfo
-
-    patient = make_conninfo(settings.database_url, tcp_user_timeout="0")
-    return conninfo(patient, role="", application="hydracore-projections")
-
-
 def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":
     from projections.processes import fold_in_processes
 
-    return fold_in_processes(_as_owner(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
+    return fold_in_processes(as_owner(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
 
 
 def _rebuild(
@@ -263,78 +257,6 @@ def _rebuild(
 
     with progress(projection.name) as steps:
         if dry_run:
-            return _attempt(projection.name, building.dry_run(database_url, projection, folding=folding, steps=steps))
+            return attempt(projection.name, building.dry_run(database_url, projection, folding=folding, steps=steps))
         work = building.rebuild(database_url, projection, folding=folding, steps=steps, accept_drift=accept_drift)
-        return _attempt(projection.name, work)
-
-
-async def _names(connection: "AsyncConnection") -> list[str]:
-    """Every projection that this code has, and every other of which there is a generation."""
-    from projections import generations
-    from projections.registry import projections as known
-
-    found = await generations.all_in(connection, "live", "previous", *generations.UNFINISHED)
-    return list(dict.fromkeys([*known(), *(one.name for one in found)]))
-
-
-async def _status(connection: "AsyncConnection") -> Any:
-    from projections.care import status
-
-    return await status(connection)
-
-
-def _on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> T:
-    import psycopg
-
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
-
-    async def connected() -> T:
-        async with await psycopg.AsyncConnection.connect(_as_owner(settings), autocommit=True) as connection:
-            return await work(connection)
-
-    return _run(connected())
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; what can go wrong becomes one line and an exit status."""
-    from hydracore.cli.projections_view import Failure
-
-    done = _attempt("", work)
-    if isinstance(done, Failure):
-        raise SystemExit(done.status)
-    return done
-
-
-def _attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
-    """Run it for the projection of this name; what can go wrong becomes one line, said at once, and an exit status."""
-    import psycopg
-
-    from events.errors import EventsError
-    from hydracore.cli.projections_view import Failure
-    from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
-
-    try:
-        return run_to_its_end(work)
-    except UnknownProjection as error:
-        _unknown(error.name)
-    except (RebuildError, EventsError, psycopg.Error) as error:
-        status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
-        failure = Failure(name, " ".join(str(error).split()), status)
-    click.echo(f"hydracore: {failure.error}", err=True)
-    return failure
-
-
-def _exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> None:
-    from hydracore.cli.projections_view import Failure
-    from projections.rebuild import Report
-
-    found = {one.status for one in outcomes if isinstance(one, Failure)}
-    if any(isinstance(one, Report) and one.drifted and one.stopped_s is None for one in outcomes):
-        found.add(DRIFTED)
-    for status in (FAILED, BUSY, DRIFTED):
-        if status in found:
-            raise SystemExit(status)
-
-
-def _unknown(name: str) -> NoReturn:
-    raise click.UsageError(f"There is no projection {name!r}.")
+        return attempt(projection.name, work)

@@ -16,7 +16,7 @@ from hydracore.agent import VERSION
 from hydracore.agent.agent import Agent
 from hydracore.agent.errors import AlreadyRunning
 from hydracore.agent.messages import STAGES
-from hydracore.vps import VpsClient, VpsUnreachable
+from hydracore.vps import AgentAddress, VpsClient, VpsUnreachable
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import FakeControlPlane
@@ -38,7 +38,7 @@ async def test_a_first_boot_goes_through_all_stages_in_order(
     callbacks = control_plane.told()
     assert [callback["seq"] for callback in callbacks] == [1, 2, 3, 4, 5, 6]
     assert {callback["level"] for callback in callbacks} == {"info"}
-    status = await vps.status(*control_plane.listen, control_plane.control_token)
+    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (str(status.instance_id), status.attempt) == (control_plane.instance_id, 1)
     assert (str(status.boot_id), status.stage, status.healthy) == (control_plane.boot_id, "healthy", True)
     assert (status.runtime, status.config_version, status.error) == ("expressclaw", 3, None)
@@ -98,7 +98,7 @@ async def test_an_unknown_runtime_is_reported_and_the_agent_is_not_healthy(
     agent.start()
     await control_plane.until(lambda: any(c["level"] == "error" for c in control_plane.told()))
 
-    status = await vps.status(*control_plane.listen, control_plane.control_token)
+    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (status.healthy, status.stage, status.config_version) == (False, "configured", None)
     assert status.error is not None
     assert status.error.code == "runtime_unknown"
@@ -138,8 +138,8 @@ async def test_draining_answers_how_many_chats_are_open(
     agent.start()
     await control_plane.until_healthy()
 
-    first = await vps.drain(*control_plane.listen, control_plane.control_token)
-    second = await vps.drain(*control_plane.listen, control_plane.control_token)
+    first = await vps.drain(AgentAddress(*control_plane.listen, control_plane.control_token))
+    second = await vps.drain(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     assert (first.active_connections, second.active_connections) == (0, 0)
 
@@ -252,5 +252,5 @@ async def test_agents_run_as_tasks_of_another_process_and_can_be_cancelled(
 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     with pytest.raises(VpsUnreachable):
-        await vps.status(*control_plane.listen, control_plane.control_token)
+        await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     await other.stop()

@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from hydracore.agent.messages import STAGES
-from hydracore.vps import VpsClient
+from hydracore.vps import AgentAddress, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import FakeControlPlane
@@ -65,7 +65,7 @@ async def test_a_key_that_the_disk_does_not_take_is_not_acknowledged_before_it_d
     control_plane.rotate_key()
     await control_plane.until(lambda: len(control_plane.issued_keys) == 2)
     await control_plane.until(lambda: control_plane.order().count("secrets") == 3)
-    status = await vps.status(*control_plane.listen, control_plane.control_token)
+    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     assert status.error is not None
     assert status.error.code == "disk_refuses"

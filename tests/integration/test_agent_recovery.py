@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from hydracore.agent.messages import STAGES
-from hydracore.vps import VpsClient
+from hydracore.vps import AgentAddress, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, stopped_at, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
@@ -84,7 +84,7 @@ async def test_what_happens_while_the_control_plane_is_down_is_told_afterwards(
         await control_plane.until(lambda: control_plane.stages()[-1:] == ["runtime_started"])
         await control_plane.stop()
     await agent.until_logged("heartbeat_failed")
-    status = await vps.status(*control_plane.listen, control_plane.control_token)
+    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     await control_plane.start()
     await control_plane.until_healthy()
@@ -183,7 +183,7 @@ async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
     agent.start()
     await control_plane.until_healthy()
     # A connection that the kernel still remembers when the next agent wants the port.
-    await vps.status(*control_plane.listen, control_plane.control_token)
+    await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     await agent.kill()
     control_plane.heartbeats.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hydracore.agent.messages import STAGES
-from hydracore.vps import VpsBadAnswer, VpsClient
+from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, stopped_at, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
@@ -17,7 +17,7 @@ async def test_a_revoked_key_is_replaced(control_plane: FakeControlPlane, agent:
     agent.start()
     await control_plane.until_healthy()
     first_key = control_plane.agent_key
-    await vps.status(*control_plane.listen, control_plane.control_token)
+    await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     control_plane.control_token += "-second"
     control_plane.config_version = 4
@@ -29,10 +29,10 @@ async def test_a_revoked_key_is_replaced(control_plane: FakeControlPlane, agent:
     assert control_plane.acknowledged
     assert len(control_plane.boots) == 1
     await control_plane.until(lambda: control_plane.stages() == [*STAGES, "healthy"])
-    status = await vps.status(*control_plane.listen, control_plane.control_token)
+    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (status.healthy, status.config_version) == (True, 4)
     with pytest.raises(VpsBadAnswer):
-        await vps.status(*control_plane.listen, control_plane.control_token.removesuffix("-second"))
+        await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token.removesuffix("-second")))
 
 
 async def test_a_fresh_key_may_come_with_another_address(
@@ -46,7 +46,7 @@ async def test_a_fresh_key_may_come_with_another_address(
     await control_plane.until(lambda: len(control_plane.stages()) == 7)
     await agent.until_logged("listening", times=2)
 
-    assert (await vps.status(*control_plane.listen, control_plane.control_token)).healthy
+    assert (await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))).healthy
 
 
 async def test_settled_secrets_are_asked_for_slowly_until_the_key_is_rotated(

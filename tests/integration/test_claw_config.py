@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from hydracore.modelsim.script import MARK
-from hydracore.vps import VpsBadAnswer, VpsClient
+from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     API_KEY,
@@ -273,29 +273,28 @@ async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(
 async def test_everything_of_an_agent_can_be_reached_through_the_client(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, vps: VpsClient
 ) -> None:
-    host, port = control_plane.listen
-    where: Any = {"host": host, "port": port, "control_token": control_plane.control_token}
+    where = AgentAddress(*control_plane.listen, control_plane.control_token)
     asked = {"message": "Hello", "conversation_id": "telegram:-5_x", "end_user": "u-1"}
 
-    answer = msgspec.json.decode(await vps.chat(asked, **where, idempotency_key="k"))
-    async with vps.chat_stream(asked, **where, idempotency_key="k", idle_timeout_s=5) as chunks:
+    answer = msgspec.json.decode(await vps.chat(where, asked, idempotency_key="k"))
+    async with vps.chat_stream(where, asked, idempotency_key="k", idle_timeout_s=5) as chunks:
         events = b"".join([chunk async for chunk in chunks]).decode()
-    found = msgspec.json.decode(await vps.conversation("telegram:-5_x", **where))
-    listed = msgspec.json.decode(await vps.conversations(1, **where))
+    found = msgspec.json.decode(await vps.conversation(where, "telegram:-5_x"))
+    listed = msgspec.json.decode(await vps.conversations(where, 1))
 
     assert events.startswith("event: token\ndata: ")
     assert json.loads(events.split("event: done\ndata: ")[1]) == answer
     assert [message["content"] for message in found["messages"]] == ["Hello", answer["message"]]
     assert listed["conversations"][0]["id"] == "telegram:-5_x"
-    assert (await vps.put_config(6, document(modelsim), **where)).config_version == 6
-    assert (await vps.get_config(**where))["config_version"] == 6
-    applied = await vps.apply_updates(7, document(modelsim), restart=True, **where)
+    assert (await vps.put_config(where, 6, document(modelsim))).config_version == 6
+    assert (await vps.get_config(where))["config_version"] == 6
+    applied = await vps.apply_updates(where, 7, document(modelsim), restart=True)
     assert (applied.config_version, applied.restarted, applied.drained) == (7, True, True)
-    assert (await vps.status(**where)).connections == {"telegram": "off"}
+    assert (await vps.status(where)).connections == {"telegram": "off"}
     for mistake in (
-        vps.conversation("../status", **where),
-        vps.chat({"message": ""}, **where),
-        vps.chat({**asked, "message": "Bye"}, **where, idempotency_key="k"),
+        vps.conversation(where, "../status"),
+        vps.chat(where, {"message": ""}),
+        vps.chat(where, {**asked, "message": "Bye"}, idempotency_key="k"),
     ):
         with pytest.raises(VpsBadAnswer) as caught:
             await mistake

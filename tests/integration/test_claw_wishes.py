@@ -19,7 +19,7 @@ from hydracore.agent.expressclaw.webhooks import Webhooks, signature
 from hydracore.agent.expressclaw.wishes import IGNORED_MAX, Webhook
 from hydracore.modelsim.embedding import BROKEN
 from hydracore.modelsim.script import MARK
-from hydracore.vps import VpsClient
+from hydracore.vps import AgentAddress, VpsClient
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     Claw,
@@ -131,12 +131,12 @@ async def test_a_status_stays_readable_however_much_of_a_configuration_is_not_us
     # JSON takes six bytes for each of these characters.
     channels = {f"{number}{chr(1) * 200}": {} for number in range(300)}
     short = {f"c{number}": {} for number in range(16_000)}
-    where = (*control_plane.listen, control_plane.control_token)
+    where = AgentAddress(*control_plane.listen, control_plane.control_token)
 
     await use(claw, control_plane, document(modelsim, platform=platform(channels=channels, integrations=[*channels])))
-    of_long_names = await vps.status(*where)
+    of_long_names = await vps.status(where)
     await use(claw, control_plane, document(modelsim, platform=platform(channels=short)))
-    of_many_names = await vps.status(*where)
+    of_many_names = await vps.status(where)
 
     for status in (of_long_names, of_many_names):
         assert len(status.ignored) == len(status.connections) - 1 == IGNORED_MAX

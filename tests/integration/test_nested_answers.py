@@ -16,7 +16,7 @@ from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused
 from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramAway, TelegramBusy
-from hydracore.vps import VpsBadAnswer, VpsClient
+from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
 from tests.fake_telegram import TOKEN
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
 from tests.raw_endpoint import heard, raw_endpoint
@@ -30,22 +30,22 @@ __all__ = ["modelsim_fixture"]
 NESTED = b'{"error": ' + b"[" * 100_000
 
 
-async def ask_agent(url: str, what: Callable[[VpsClient, Any], Awaitable[Any]]) -> None:
+async def ask_agent(url: str, what: Callable[[VpsClient, AgentAddress], Awaitable[Any]]) -> None:
     address = urlsplit(url)
     async with VpsClient(PATIENCE_S) as vps:
-        await what(vps, {"host": address.hostname, "port": address.port, "control_token": "token"})
+        await what(vps, AgentAddress(address.hostname or "", address.port or 0, "token"))
 
 
 async def status(url: str) -> None:
-    await ask_agent(url, lambda vps, at: vps.status(**at))
+    await ask_agent(url, lambda vps, at: vps.status(at))
 
 
 async def chat(url: str) -> None:
-    await ask_agent(url, lambda vps, at: vps.chat({}, **at))
+    await ask_agent(url, lambda vps, at: vps.chat(at, {}))
 
 
 async def config_of_agent(url: str) -> None:
-    await ask_agent(url, lambda vps, at: vps.get_config(**at))
+    await ask_agent(url, lambda vps, at: vps.get_config(at))
 
 
 async def control_plane(url: str) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
 from uuid import uuid4
 
 import msgspec
 import pytest
 
 from hydracore.agent.messages import AgentStatus, Versions
-from hydracore.vps import ANSWER_MAX_BYTES, VpsBadAnswer, VpsClient, VpsError, VpsTimeout, VpsUnreachable
+from hydracore.vps import ANSWER_MAX_BYTES, AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsTimeout, VpsUnreachable
 from tests.agent_process import free_address
 from tests.waiting import PATIENCE_S
 
@@ -81,33 +80,33 @@ STATUS = AgentStatus(
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_a_status_is_read(vps: VpsClient, host: str) -> None:
     async with peer(http("200 OK", msgspec.json.encode(STATUS)), host=host) as address:
-        assert await vps.status(*address, TOKEN) == STATUS
+        assert await vps.status(where(address)) == STATUS
 
 
 async def test_an_addition_of_a_newer_agent_does_no_harm(vps: VpsClient) -> None:
     body = msgspec.json.encode({**msgspec.to_builtins(STATUS), "addition": 1})
 
     async with peer(http("200 OK", body)) as address:
-        assert await vps.status(*address, TOKEN) == STATUS
+        assert await vps.status(where(address)) == STATUS
 
 
 async def test_nobody_there_is_unreachable(vps: VpsClient) -> None:
     with pytest.raises(VpsUnreachable):
-        await vps.status(*free_address(), TOKEN)
+        await vps.status(where(free_address()))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
 async def test_a_connection_that_breaks_is_unreachable(vps: VpsClient, answer: bytes) -> None:
     async with peer(answer) as address:
         with pytest.raises(VpsUnreachable):
-            await vps.drain(*address, TOKEN)
+            await vps.drain(where(address))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
 async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -> None:
     async with VpsClient(timeout_s=0.5) as vps, peer(answer, stays_open=True) as address:
         with pytest.raises(VpsTimeout):
-            await vps.status(*address, TOKEN)
+            await vps.status(where(address))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -
 async def test_any_other_answer_is_bad_and_is_not_quoted(vps: VpsClient, answer: bytes, status: int) -> None:
     async with peer(answer) as address:
         with pytest.raises(VpsBadAnswer) as caught:
-            await vps.status(*address, TOKEN)
+            await vps.status(where(address))
 
     assert caught.value.status == status
     assert isinstance(caught.value, VpsError)
@@ -137,9 +136,8 @@ async def test_any_other_answer_is_bad_and_is_not_quoted(vps: VpsClient, answer:
 # --- chats and documents ---------------------------------------------------------------------------------------------
 
 
-def where(address: tuple[str, int]) -> Any:
-    host, port = address
-    return {"host": host, "port": port, "control_token": TOKEN}
+def where(address: tuple[str, int]) -> AgentAddress:
+    return AgentAddress(*address, TOKEN)
 
 
 def chunked(*chunks: bytes, end: bool = True, content_type: str = "text/event-stream") -> bytes:
@@ -152,7 +150,7 @@ async def test_a_chat_is_passed_on_as_it_came(vps: VpsClient) -> None:
     body = b'{ "message" : "\\u00e4", "more": [1] }'
 
     async with peer(http("200 OK", body)) as address:
-        answer = await vps.chat({"message": "x"}, **where(address), idempotency_key="k")
+        answer = await vps.chat(where(address), {"message": "x"}, idempotency_key="k")
 
     assert bytes(answer) == body
 
@@ -161,7 +159,7 @@ async def test_a_chat_is_passed_on_as_it_came(vps: VpsClient) -> None:
 async def test_a_chat_that_is_no_object_is_bad(vps: VpsClient, body: bytes) -> None:
     async with peer(http("200 OK", body)) as address:
         with pytest.raises(VpsBadAnswer):
-            await vps.chat({}, **where(address))
+            await vps.chat(where(address), {})
 
 
 async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds(vps: VpsClient) -> None:
@@ -169,7 +167,7 @@ async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds
 
     async with peer(http("402 Payment Required", said)) as address:
         with pytest.raises(VpsBadAnswer) as caught:
-            await vps.chat({}, **where(address))
+            await vps.chat(where(address), {})
 
     assert (caught.value.status, caught.value.code) == (402, "budget_spent")
     assert caught.value.detail is not None
@@ -180,7 +178,7 @@ async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds
 
 async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient) -> None:
     async with peer(chunked(b"event: a\n", b"data: 1\n\n")) as address:
-        stream = vps.chat_stream({"message": "x"}, **where(address), idempotency_key=None, idle_timeout_s=5)
+        stream = vps.chat_stream(where(address), {"message": "x"}, idempotency_key=None, idle_timeout_s=5)
         async with stream as chunks:
             content = b"".join([chunk async for chunk in chunks])
 
@@ -200,7 +198,7 @@ async def test_a_refused_stream_is_refused_before_its_first_byte(
 ) -> None:
     async with peer(answer) as address:
         with pytest.raises(VpsBadAnswer) as caught:
-            async with vps.chat_stream({}, **where(address), idle_timeout_s=5):
+            async with vps.chat_stream(where(address), {}, idle_timeout_s=5):
                 pytest.fail("it was entered")
 
     assert (caught.value.status, caught.value.code) == (status, code)
@@ -219,7 +217,7 @@ async def test_a_stream_that_is_cut_or_falls_silent_says_so(
 ) -> None:
     async with (
         peer(answer, stays_open=stays_open) as address,
-        vps.chat_stream({}, **where(address), idle_timeout_s=0.5 if stays_open else PATIENCE_S) as chunks,
+        vps.chat_stream(where(address), {}, idle_timeout_s=0.5 if stays_open else PATIENCE_S) as chunks,
     ):
         assert await anext(chunks) == b"data: 1\n\n"
         with pytest.raises(error):
@@ -229,7 +227,7 @@ async def test_a_stream_that_is_cut_or_falls_silent_says_so(
 async def test_a_stream_that_does_not_begin_is_a_timeout(vps: VpsClient) -> None:
     async with peer(b"", stays_open=True) as address:
         with pytest.raises(VpsTimeout):
-            async with vps.chat_stream({}, **where(address), idle_timeout_s=0.2):
+            async with vps.chat_stream(where(address), {}, idle_timeout_s=0.2):
                 pytest.fail("it was entered")
 
 
@@ -237,15 +235,15 @@ async def test_many_open_streams_hold_up_nobody(vps: VpsClient) -> None:
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(peer(chunked(b"data: 1\n\n", end=False), stays_open=True))
         for _ in range(250):
-            await stack.enter_async_context(vps.chat_stream({}, **where(address), idle_timeout_s=20))
+            await stack.enter_async_context(vps.chat_stream(where(address), {}, idle_timeout_s=20))
         async with peer(http("200 OK", msgspec.json.encode(STATUS))) as other:
-            assert await vps.status(*other, TOKEN) == STATUS
+            assert await vps.status(where(other)) == STATUS
 
 
 async def test_a_call_may_have_a_bound_of_its_own(vps: VpsClient) -> None:
     async with peer(b"", stays_open=True) as address:
         with pytest.raises(VpsTimeout, match=r"within 0\.1 s"):
-            await vps.get_config(**where(address), timeout_s=0.1)
+            await vps.get_config(where(address), timeout_s=0.1)
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,4 +251,4 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, "http://127.0.0.1:1")
 
     async with VpsClient(timeout_s=5) as vps, peer(http("200 OK", b'{"active_connections": 3}')) as address:
-        assert (await vps.drain(*address, TOKEN)).active_connections == 3
+        assert (await vps.drain(where(address))).active_connections == 3

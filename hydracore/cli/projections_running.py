@@ -1,0 +1,107 @@
+"""What the `projections` commands stand on: a connection as the owner, and what can go wrong as one line and an exit status."""
+
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import click
+
+from hydracore import settings as configuration
+from hydracore.cli.signals import run_to_its_end
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+    from hydracore.cli.projections_view import Failure
+    from hydracore.settings import Settings
+    from projections.generations import Generation
+    from projections.rebuild import Report
+
+FAILED: Final = 1
+DRIFTED: Final = 3
+BUSY: Final = 4
+
+T = TypeVar("T")
+
+
+def as_owner(settings: "Settings") -> str:
+    """How to connect as whoever owns the tables. A server that takes in many rows may not read for a while, and is not gone."""
+    from psycopg.conninfo import make_conninfo
+
+    from hydracore.db.pool import conninfo
+
+    patient = make_conninfo(settings.database_url, tcp_user_timeout="0")
+    return conninfo(patient, role="", application="hydracore-projections")
+
+
+async def statuses(connection: "AsyncConnection") -> Any:
+    from projections.care import status
+
+    return await status(connection)
+
+
+async def names(connection: "AsyncConnection") -> list[str]:
+    """Every projection that this code has, and every other of which there is a generation."""
+    from projections import generations
+    from projections.registry import projections as known
+
+    found = await generations.all_in(connection, "live", "previous", *generations.UNFINISHED)
+    return list(dict.fromkeys([*known(), *(one.name for one in found)]))
+
+
+def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> T:
+    """What `work` gives, on a connection as the owner; what can go wrong becomes one line and an exit status."""
+    import psycopg
+
+    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+
+    async def connected() -> T:
+        async with await psycopg.AsyncConnection.connect(as_owner(settings), autocommit=True) as connection:
+            return await work(connection)
+
+    return run(connected())
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; what can go wrong becomes one line and an exit status."""
+    from hydracore.cli.projections_view import Failure
+
+    done = attempt("", work)
+    if isinstance(done, Failure):
+        raise SystemExit(done.status)
+    return done
+
+
+def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
+    """Run it for the projection of this name; what can go wrong becomes one line, said at once, and an exit status."""
+    import psycopg
+
+    from events.errors import EventsError
+    from hydracore.cli.projections_view import Failure
+    from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
+
+    try:
+        return run_to_its_end(work)
+    except UnknownProjection as error:
+        unknown(error.name)
+    except (RebuildError, EventsError, psycopg.Error) as error:
+        status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
+        failure = Failure(name, " ".join(str(error).split()), status)
+    click.echo(f"hydracore: {failure.error}", err=True)
+    return failure
+
+
+def exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> None:
+    from hydracore.cli.projections_view import Failure
+    from projections.rebuild import Report
+
+    found = {one.status for one in outcomes if isinstance(one, Failure)}
+    if any(isinstance(one, Report) and one.drifted and one.stopped_s is None for one in outcomes):
+        found.add(DRIFTED)
+    for status in (FAILED, BUSY, DRIFTED):
+        if status in found:
+            raise SystemExit(status)
+
+
+def unknown(name: str) -> NoReturn:
+    raise click.UsageError(f"There is no projection {name!r}.")
