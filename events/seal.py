@@ -127,7 +127,8 @@ def flaws_of(
     if seal.is_malformed:
         yield "it lacks what every seal has, or has what none can have"
         return
-    keys = () if public_key is None else (*former_keys, public_key)
+    # Who prepares a replacement may list the key in force as well.
+    keys = () if public_key is None else (*(key for key in former_keys if key != public_key), public_key)
     if keys and seal.public_key not in keys:
         yield "it was signed with another key"
     elif keys and previous is not None and previous.public_key in keys[keys.index(seal.public_key) + 1 :]:

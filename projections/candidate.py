@@ -7,8 +7,7 @@ from typing import NamedTuple
 from psycopg import AsyncConnection
 
 from events.ids import LANES
-from events.store import read_heads
-from projections.catching_up import CaughtUp, Positions, catch_up, positions
+from projections.catching_up import CaughtUp, Positions, catch_up, heads, positions
 from projections.definition import Inline, Projection
 from projections.drift import Scope
 from projections.generations import Generation
@@ -51,7 +50,7 @@ class Candidate(NamedTuple):
     async def goal(self, connection: AsyncConnection) -> dict[int, int]:
         """Where the live tables are: at the heads, or where their follower is."""
         if isinstance(self.projection, Inline):
-            return await read_heads(connection)
+            return await heads(connection)
         return await positions(connection, self.projection.name)
 
     async def step(self, connection: AsyncConnection, upto: Positions, *, read_max: int | None = None) -> CaughtUp:

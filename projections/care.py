@@ -146,15 +146,13 @@ async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: 
 async def skip_in_build(
     connection: AsyncConnection, name: str, lane: int, seq: int, by: By, *, version: int
 ) -> Intervention:
-    """Have the build of a version that is not live yet pass over the event `seq`, and write down that it does.
+    """Have an unfinished build pass over the event `seq`, which it has not taken yet, and write down that it does. One of the live
+    version too: a skip that was taken back may prove to be needed after all.
 
     Raises `RebuildBusy` while somebody builds, and `NotToBeSkipped`.
     """
     async with connection.transaction():
         await _take_turn(connection, name)
-        live = await generations.served(connection, name)
-        if live is not None and live.version == version:
-            raise NotToBeSkipped(name, version, "it is live, where only the event at which a lane is parked is skipped")
         build = await generations.newest_in(connection, name, *generations.UNFINISHED)
         if build is None or build.version != version:
             raise NotToBeSkipped(name, version, "no build of it is under way")

@@ -1,3 +1,6 @@
+-- name: heads
+SELECT lane, head FROM lane_head ORDER BY lane
+
 -- name: positions
 SELECT lane, seq FROM checkpoint WHERE follower = %s ORDER BY lane
 

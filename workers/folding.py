@@ -196,6 +196,8 @@ class _Waiting:
         elif claimed <= 0:
             if clock_s - self._hope_s >= IDLE_S_MAX:
                 raise FoldFailed(self._build.name, self._why())
+            # A claim's time begins with the claim.
+            self._got_on_s = clock_s
             return
         else:
             self._doubt(clock_s - self._got_on_s, claimed)

@@ -30,6 +30,9 @@ from hydracore.agent.spool import CallbackSpool
 
 log = structlog.get_logger()
 
+#: Between two tries to have the disk take what must be told.
+DISK_AGAIN_S = 1.0
+
 #: A boot's last words are not worth more tries than this against a control plane that answers and does not want them.
 _LEFTOVER_REFUSALS_MAX = 3
 
@@ -43,34 +46,46 @@ class Callbacks:
         self._control_plane = control_plane
         self._news = asyncio.Event()
         self.stage: Stage = STAGES[0]
+        #: What was said of the present stage, where the disk did not take it.
+        self._untold: str | None = None
 
     def reach(self, stage: Stage, message: str) -> None:
         """The boot has come to `stage`; never back."""
         assert STAGES.index(stage) >= STAGES.index(self.stage), f"{stage} after {self.stage}"
         self.stage = stage
-        self.report("info", message)
+        self._untold = None if self.report("info", message) else message
+        if self._untold is not None:
+            self._news.set()
 
-    def report(self, level: Level, message: str) -> None:
-        """Tell something that happened at the present stage. What the disk does not take is told in the log alone."""
+    def report(self, level: Level, message: str) -> bool:
+        """Tell something that happened at the present stage. What the disk does not take is told in the log alone: False."""
         try:
             callback = self._spool.append(self._boot_id, self.stage, level, message)
         except SpoolFull:
             # Months of trouble without a control plane. The beginning says more than the latest repetition.
             log.exception("callback_dropped", stage=self.stage, level=level)
-            return
+            return True
         except DiskRefuses as refusal:
             log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)  # noqa: TRY400
-            return
+            return False
         log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
         self._news.set()
+        return True
 
     async def deliver(self, credentials: Credentials) -> NoReturn:
-        """Send what is spooled, in order, for ever. Raises `Gone`."""
+        """Send what is spooled, in order, for ever. Raises `Gone`.
+
+        A stage is said again until the disk takes it: the control plane waits for the last one, and gives the server up without.
+        """
         while True:
             self._news.clear()
             while (callback := self._spool.pending(self._boot_id)) is not None:
                 await insist(lambda callback=callback: self._send(credentials, callback))
-            await self._news.wait()
+            if self._untold is None:
+                await self._news.wait()
+            else:
+                await asyncio.sleep(DISK_AGAIN_S)
+                self.reach(self.stage, self._untold)
 
     async def _send(self, credentials: Credentials, callback: Callback) -> None:
         """One try at what comes next; afterwards the spool points at the one to send next."""

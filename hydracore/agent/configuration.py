@@ -46,7 +46,7 @@ class Configuration:
         boot_id: UUID,
         control_plane: ControlPlane,
         configure: Callable[[RuntimeConfig], None],
-        report: Callable[[Level, str], None],
+        report: Callable[[Level, str], object],
     ) -> None:
         self._state = state
         self._boot_id = boot_id

@@ -14,7 +14,7 @@ from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.boot_file import BootFile
 from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Unauthorized, insist
-from hydracore.agent.errors import StateDamaged
+from hydracore.agent.errors import DiskRefuses, StateDamaged
 from hydracore.agent.identity import Identity
 from hydracore.agent.state import StateDir
 from hydracore.reading import UNREADABLE
@@ -210,7 +210,11 @@ class Credentials:
         except (Unauthorized, Conflict) as error:
             await self._wait_after_refusal(error)
             return False
-        store_secrets(self._state, secrets, acknowledged=True)
+        try:
+            store_secrets(self._state, secrets, acknowledged=True)
+        except DiskRefuses as refusal:
+            # They are on disk, and in force. A later boot acknowledges them once more.
+            log.warning("acknowledgement_not_kept", key_id=secrets.key_id, what=refusal.what)
         return True
 
     async def _enrol_once(self, request: m.EnrollRequest) -> None:

@@ -30,7 +30,7 @@ GRACE_S = 3
 class AgentServer:
     """Tell it where to listen, then `run` it beside the rest. `report` is told once while an address cannot be bound."""
 
-    def __init__(self, api: AgentApi, *, report: Callable[[Level, str], None]) -> None:
+    def __init__(self, api: AgentApi, *, report: Callable[[Level, str], object]) -> None:
         self._api = api
         self._listen: Listen | None = None
         self._report = report

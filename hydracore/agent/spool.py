@@ -151,7 +151,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _set_aside(path: Path) -> None:
-    """The journal goes along: SQLite would play it into the new file."""
-    for suffix in ("", "-wal", "-shm"):
+    """The journal goes along, and first: SQLite would play it into a new file that a kill in between had it find beside it."""
+    for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             path.with_name(f"{path.name}{suffix}").replace(path.with_name(f"{path.name}{_DAMAGED}{suffix}"))

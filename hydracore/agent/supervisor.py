@@ -44,7 +44,7 @@ class Supervisor:
         self,
         *,
         runtimes: Mapping[str, RuntimeKind],
-        report: Callable[[Level, str], None],
+        report: Callable[[Level, str], object],
         monotonic: Callable[[], float],
     ) -> None:
         self._wanted: RuntimeConfig | None = None

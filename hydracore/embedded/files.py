@@ -35,7 +35,8 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
 @contextmanager
 def held(lock: Path) -> Generator[None]:
     """Hold the directory of the file `lock` alone; the kernel lets go when the holder ends, however it ends. Raises `HomeInUse`."""
-    with lock.open("r+") as file:
+    # The directory may be another account's, who could have the name lead elsewhere.
+    with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -123,9 +123,7 @@ class Postgres:
         if self.base == self._wanted:
             yield
             return
-        lock = self.base / LOCK
-        lock.touch(mode=0o600)
-        with held(lock):
+        with held(self.base / LOCK):
             yield
 
     def remove(self) -> None:

@@ -31,7 +31,7 @@ from tests.chaos.logs_compared import BROKEN, LOGS, STREAMS, Log, Mark, OurLog
 from tests.chaos.writer import truth, write
 from tests.forked import Forked
 from tests.services import OwnServices, Services
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -112,10 +112,10 @@ class Reading:
                 self.seen += await self._log.read()
             await asyncio.sleep(0)
 
-    async def sees(self, marks: set[Mark]) -> bool:
+    async def sees(self, marks: set[Mark], *, seconds_max: float = STALLED_S) -> bool:
         """Whether it gets to see all of `marks` in time."""
         with suppress(TimeoutError):
-            await until(lambda: marks <= set(self.seen), seconds_max=STALLED_S)
+            await until(lambda: marks <= set(self.seen), seconds_max=seconds_max)
         return marks <= set(self.seen)
 
 
@@ -204,7 +204,7 @@ async def test_sessions_that_sit_in_open_transactions(
             return await truth(database_url, log)
 
         async with reading.going_on():
-            undisturbed = await reading.sees(await written(1))
+            undisturbed = await reading.sees(await written(1), seconds_max=PATIENCE_S)
             sitters = [await sit(database_url, "INSERT INTO scratch VALUES (1)") for _ in range(SESSIONS // 2)]
             reads = sql.SQL("SELECT FROM {}").format(sql.Identifier(log.table))
             sitters += [await sit(database_url, reads) for _ in range(SESSIONS // 2)]
@@ -248,7 +248,8 @@ async def test_a_dump_restored_into_a_younger_cluster(own_services: OwnServices,
             async with reading.going_on():
                 for number in (1, 2):
                     await log.write(0, number)
-                assert await reading.sees(await truth(database_url, log))
+                # Transactions of other tests, which are of this cluster too, hold some of these readers up for a while.
+                assert await reading.sees(await truth(database_url, log), seconds_max=PATIENCE_S)
 
         younger = await asyncio.to_thread(dump_and_restore, database_url, own_services.database_url)
 

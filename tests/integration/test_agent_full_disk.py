@@ -7,7 +7,6 @@ import resource
 
 import pytest
 
-from hydracore.agent.messages import STAGES
 from hydracore.vps import AgentAddress, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
@@ -91,9 +90,29 @@ async def test_what_cannot_be_told_of_a_full_disk_ends_nothing(
     await control_plane.until(lambda: errors(control_plane)[-1:] == [None])
     control_plane.rotate_key()
     # With the key it is told of that configuration once more.
-    await control_plane.until(lambda: len(control_plane.told()) == len(STAGES) + 2)
+    replaced, refused = "The agent key was replaced", f"Configuration {control_plane.config_version} is not used"
 
-    replaced, refused = (callback["message"] for callback in control_plane.told()[len(STAGES) :])
-    assert replaced == "The agent key was replaced"
-    assert refused.startswith(f"Configuration {control_plane.config_version} is not used")
+    def told_again() -> bool:
+        messages = [callback["message"] for callback in control_plane.told()]
+        return replaced in messages and messages[-1].startswith(refused)
+
+    await control_plane.until(told_again)
+    assert len(control_plane.boots) == 1
+
+
+async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_once_there_is_room(
+    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+) -> None:
+    usable = control_plane.runtime
+    control_plane.configure(model_policy={"temperature": "hot"})
+    agent.start()
+    await control_plane.until(lambda: "configured" in control_plane.stages())
+    address = AgentAddress(*control_plane.listen, control_plane.control_token)
+    disk(agent, is_full=True)
+    await vps.put_config(address, control_plane.config_version + 1, usable)
+    await control_plane.until(lambda: errors(control_plane)[-1:] == ["disk_refuses"])
+    assert "healthy" not in control_plane.stages()
+
+    disk(agent, is_full=False)
+    await control_plane.until_healthy()
     assert len(control_plane.boots) == 1

@@ -205,7 +205,7 @@ async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_onc
         await skip(4)
     with pytest.raises(EventRefused):
         await rebuilt(database_url, FussyUsageV2())
-    with pytest.raises(NotToBeSkipped, match="it is live"):
+    with pytest.raises(NotToBeSkipped, match="no build of it is under way"):
         await skip(4, version=1)
     with pytest.raises(NotToBeSkipped, match=f"lane {lane} ends with event 4"):
         await skip(5)
@@ -218,6 +218,24 @@ async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_onc
     assert (report.drift[0].live or {})["requests"] == 2
     assert (await compared(database_url, FussyUsageV2())).drifted == 0
     assert await care.interventions(owner_conn, "usage_daily") == [done]
+
+
+async def test_a_skip_that_was_taken_back_too_soon_can_be_made_again(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    refused = await used_twice(database_url)
+    lane, by = lane_of(refused), care.By("operator:eve", "ticket 7")
+    with pytest.raises(EventRefused):
+        await rebuilt(database_url, FussyUsageV2())
+    await care.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
+    await rebuilt(database_url, FussyUsageV2(), accept_drift=True)
+    await care.unskip(owner_conn, "usage_daily", lane, 4, by)
+    with pytest.raises(EventRefused):
+        await rebuilt(database_url, FussyUsageV2())
+
+    await care.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
+
+    assert (await rebuilt(database_url, FussyUsageV2())).drifted == 0
 
 
 async def test_an_event_that_a_build_has_is_not_skipped_in_it(

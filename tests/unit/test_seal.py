@@ -68,6 +68,8 @@ def test_a_former_key_counts_until_a_later_one_has_signed() -> None:
 
     assert found == [[], [], [], ["it was signed with a key that had been replaced by then"]]
     assert flaws(seals[2], seals[1]) == ["it was signed with another key"]
+    listed_twice = {"public_key": PUBLIC, "former_keys": (PUBLIC,)}
+    assert list(flaws_of(seals[1], previous=seals[0], **listed_twice)) == []
 
 
 @pytest.mark.parametrize("size", range(1, len(LEAVES) + 1))
