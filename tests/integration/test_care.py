@@ -27,7 +27,7 @@ from projections.fact import Fact, Reader, read_skipped
 from projections.fleet_queries import fleet_counts
 from projections.follower import Follower
 from projections.instance import InstanceProjection
-from projections.rebuild import rebuild
+from projections.rebuild import rebuild, rollback
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.rebuilding import QUIET, compared, follow_all, rebuilt, write_lives
@@ -206,6 +206,19 @@ async def test_a_retried_event_is_taken_at_once_by_code_that_can(
             await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
         with pytest.raises(UnknownProjection):
             await care.skip(owner_conn, "nothing", 0, 1, EVE)
+
+
+async def test_where_a_generation_was_parked_is_nothing_to_whoever_rolls_back_to_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, pool, refused):
+        await rebuilt(database_url, UsageDaily())
+        await Follower(pool, UsageDaily()).catch_up()
+        await rollback(database_url, UsageDaily())
+
+        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        assert (found.generation, found.behind, found.parked) == (1, 0, [])
+        assert await requests_counted(owner_conn, refused) == 4
 
 
 async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_url: str) -> None:
