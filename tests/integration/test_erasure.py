@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from events import keys
 from events.ids import instance_id_for
 from events.keys import Keyring
 from hydracore.audit import erasing
@@ -64,27 +63,6 @@ async def test_an_erasure_leaves_another_tenant_s_customer_of_the_same_name_alon
     assert await last_event(world.url, theirs) == "config_changed"
     row = await owner_conn.execute("SELECT customer_email IS NOT NULL FROM instance WHERE tenant_id = 'other'")
     assert await row.fetchone() == (True,)
-
-
-async def test_an_instance_that_begins_while_its_customer_is_erased_is_told_of_it_too(
-    world: World, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # For so long a process that had just read the key goes on sealing with it.
-    monkeypatch.setattr(keys, "CACHE_S", 2.0)
-    whose = {"tenant_id": "acme", "customer_id": "ada"}
-    sealed = await Keyring(world.pool, master_key=MASTER_KEY).seal(EMAIL, **whose, field="customer_email")
-    late = instance_id_for(**whose, idempotency_key="late")
-
-    async def is_destroyed() -> bool:
-        return (await (await owner_conn.execute(KEY)).fetchone()) == (None,)
-
-    erasing = asyncio.create_task(asyncio.to_thread(world.erase, "--also-live", "--yes"))
-    await until(is_destroyed)
-    await world.store.create(late, replace(request("ada", "late"), customer_email=sealed), origin())
-    result = await erasing
-
-    assert result.exit_code == 0, result.output
-    assert await last_event(world.url, late) == "customer_erased"
 
 
 async def test_the_log_is_whole_and_the_read_tables_can_be_built_anew_after_an_erasure(world: World) -> None:
