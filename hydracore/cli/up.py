@@ -59,6 +59,7 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
 def introduction(file: "DevFile", home: Path) -> str:
     """What to do next, ready to paste. The instance's id is known before it is asked for: it derives from the key."""
     import secrets
+    import shlex
     import sys
 
     from events.ids import instance_id_for
@@ -68,12 +69,13 @@ def introduction(file: "DevFile", home: Path) -> str:
     body = f'{{"region_id": "local", "tier_id": "starter", "agent_name": "Ada", "idempotency_key": "{key}"}}'
     ask = 'curl -s -H "Authorization: Bearer $TOKEN"'
     send = f"{ask} -H 'Content-Type: application/json'"
+    env, program = (shlex.quote(str(path)) for path in (home / "env", Path(sys.executable).with_name("hydracore")))
     return f"""
 HydraCore is up at {file.url}
   logs   {home / "logs"}
   access {home / "dev.json"}
   env    {home / "env"}, the settings for other commands, as in
-         (set -a; . {home / "env"}; {Path(sys.executable).with_name("hydracore")} sweep --dry-run)
+         (set -a; . {env}; {program} sweep --dry-run)
 
 To try it, paste:
   TOKEN={file.customer.token}

@@ -1,13 +1,17 @@
 """The command line: what it refuses, in one clear line a problem, and the tokens that it signs."""
 
 import os
+import shlex
+from pathlib import Path
 
 import jwt
 import pytest
 from click.testing import CliRunner, Result
 
 from hydracore.cli import main
+from hydracore.cli.development import DevFile, OtherTenant, User
 from hydracore.cli.printing import operator
+from hydracore.cli.up import introduction
 
 SECRET = "a-secret-that-is-long-enough-to-sign-with"
 
@@ -120,3 +124,27 @@ def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("USER", "ada")
     assert operator() == "operator:ada"
+
+
+def test_what_up_says_can_be_pasted_wherever_its_home_is() -> None:
+    ada, eve = User("ada", "token-a"), User("eve", "token-e")
+    file = DevFile(
+        url="http://127.0.0.1:8080",
+        tenant_id="acme",
+        admin=eve,
+        customer=ada,
+        other_customer=eve,
+        other_tenant=OtherTenant("rival", eve),
+        api_key="key",
+        database_url="-",
+        redis_url="-",
+        cloudsim_url="-",
+        cloudsim_token="-",
+        modelsim_url=None,
+        pids={},
+    )
+
+    text = introduction(file, Path("/its own/$HOME"))
+
+    line = next(line for line in text.splitlines() if "sweep --dry-run" in line)
+    assert shlex.split(line.strip("( )").replace(";", " ; "))[3:5] == [".", "/its own/$HOME/env"]
