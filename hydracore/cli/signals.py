@@ -19,7 +19,8 @@ T = TypeVar("T")
 def run_until_signal(work: Coroutine[Any, Any, None]) -> bool:
     """Run `work`; a signal cancels it, and it may then tidy up in peace. Whether it came to its own end.
 
-    Signals that were ignored stay so, as nohup wants it. Outside the main thread, where none arrives, nothing changes.
+    A closed terminal that was to be ignored stays so, as nohup wants it. Ctrl-C does not: shells have what a script starts in the
+    background ignore it, and who sends it there all the same means it. Outside the main thread, where none arrives, nothing changes.
     """
     return asyncio.run(_watched(work))
 
@@ -62,7 +63,7 @@ async def _watched(work: Coroutine[Any, Any, None]) -> bool:
 def interrupted_by_signals() -> Generator[None]:
     """For work without a loop: a signal raises `KeyboardInterrupt` in the block, which may then tidy up in peace.
 
-    As by `run_until_signal`, signals that were ignored stay so.
+    As by `run_until_signal`, a closed terminal that was to be ignored stays so.
     """
     before = {number: signal.getsignal(number) for number in _heard()}
 
@@ -83,7 +84,8 @@ def interrupted_by_signals() -> Generator[None]:
 def _heard() -> list[signal.Signals]:
     if threading.current_thread() is not threading.main_thread():
         return []
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_kept]
 
 
 def _once_is_enough(_number: int, _frame: FrameType | None) -> None:

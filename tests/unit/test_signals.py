@@ -1,0 +1,59 @@
+"""Whoever runs in nobody's foreground can be stopped too, and outlives the terminal where it was asked to."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+#: Ignores one signal from the start; echoes lines until a signal ends it.
+PROGRAM = """
+import asyncio, signal, sys
+signal.signal(int(sys.argv[1]), signal.SIG_IGN)
+from hydracore.cli.signals import run_until_signal
+async def work():
+    echo = lambda: print(sys.stdin.readline(), end="", flush=True)
+    asyncio.get_running_loop().add_reader(sys.stdin, echo)
+    await asyncio.Event().wait()
+print("ended" if run_until_signal(work()) else "stopped", flush=True)
+"""
+
+
+class Echo:
+    def __init__(self, ignored: signal.Signals) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(int(ignored))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def of(self, line: str) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().rstrip()
+
+    def end(self) -> str:
+        output, _ = self.process.communicate(timeout=30)
+        return output.rstrip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_what_a_shell_had_ignore_it(number: signal.Signals) -> None:
+    echo = Echo(ignored=number)
+    assert echo.of("listening") == "listening"
+
+    echo.process.send_signal(number)
+
+    assert echo.end() == "stopped"
+
+
+def test_a_closed_terminal_stops_nothing_that_was_to_outlive_it() -> None:
+    echo = Echo(ignored=signal.SIGHUP)
+    assert echo.of("listening") == "listening"
+
+    echo.process.send_signal(signal.SIGHUP)
+
+    # The signal may be seen behind the first line, not behind the second.
+    assert [echo.of("one"), echo.of("two")] == ["one", "two"]
+    echo.process.send_signal(signal.SIGTERM)
+    assert echo.end() == "stopped"
