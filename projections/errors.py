@@ -127,7 +127,7 @@ class ParkedElsewhere(RebuildError):
 
 
 class NotToBeSkipped(RebuildError):
-    """`version` is not live."""
+    """No unfinished build of `version` has yet to take the event."""
 
     def __init__(self, name: str, version: int, reason: str) -> None:
         super().__init__(f"Nothing was skipped in version {version} of {name}: {reason}")
