@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from events.types import Sealed, UsageEntry
+from events.types import BootstrapStage, Health, Level, Sealed, TeardownStep, UsageEntry
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,8 +108,8 @@ class AcknowledgeAgentKey(Command, frozen=True, kw_only=True):
 
 
 class BootReport(NamedTuple):
-    stage: str
-    level: str
+    stage: BootstrapStage
+    level: Level
     message: str
 
 
@@ -130,7 +130,7 @@ class MarkReady(Command, frozen=True, kw_only=True):
 
 
 class ChangeHealth(Command, frozen=True, kw_only=True):
-    health: str
+    health: Health
 
 
 class ReportServerVanished(Command, frozen=True, kw_only=True):
@@ -202,11 +202,11 @@ class RequestDeletion(Command, frozen=True, kw_only=True):
 
 
 class RecordTeardownStep(Command, frozen=True, kw_only=True):
-    step: str
+    step: TeardownStep
 
 
 class BlockTeardown(Command, frozen=True, kw_only=True):
-    step: str
+    step: TeardownStep
     code: str
 
 

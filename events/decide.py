@@ -16,7 +16,7 @@ from events import types as e
 from events.decide_agent import decide_agent
 from events.decide_use import decide_use
 from events.errors import NotFound, Rejected, TransitionRefused
-from events.lifecycle import DELETED, DELETING, PENDING, PROVISIONING, RUNNING, destination
+from events.lifecycle import DELETED, DELETING, PENDING, PROVISIONING, RUNNING, Trigger, destination
 from events.state import ATTEMPTS_MAX, Instance
 
 Events = tuple[e.AnyEvent, ...]
@@ -58,7 +58,7 @@ def _request(command: c.RequestInstance) -> Events:
     return (e.InstanceRequested(**msgspec.structs.asdict(command)),)
 
 
-def _require(state: Instance, trigger: str) -> None:
+def _require(state: Instance, trigger: Trigger) -> None:
     if destination(trigger, source=state.status) is None:
         raise TransitionRefused(state.id, trigger=trigger, status=state.status)
 

@@ -10,12 +10,11 @@ from events.errors import (
     AttemptSuperseded,
     BootSuperseded,
     KeyNotPending,
-    Rejected,
     SequenceGap,
     TokenRefused,
 )
 from events.lifecycle import PROVISIONING, RUNNING
-from events.state import BOOTSTRAP_STAGES, Agent, Instance
+from events.state import Agent, Instance
 
 
 def decide_agent(
@@ -104,8 +103,6 @@ def _report_bootstrap(state: Instance, command: c.ReportBootstrap) -> tuple[e.An
     agent = _bound_agent(state)
     if agent.boot_id != command.boot_id:
         raise BootSuperseded(state.id)
-    if any(report.stage not in BOOTSTRAP_STAGES for report in command.reports):
-        raise Rejected(state.id, f"Unknown stage; use one of {', '.join(BOOTSTRAP_STAGES)}")
     if command.seq > agent.bootstrap_seq + 1:
         raise SequenceGap(state.id, expected_seq=agent.bootstrap_seq + 1)
     return tuple(

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from events.lifecycle import Status
+
 
 class EventsError(Exception):
     """Root of this package's errors."""
@@ -41,7 +43,7 @@ class NotFound(Rejected):
 
 
 class TransitionRefused(Rejected):
-    def __init__(self, instance_id: UUID, *, trigger: str, status: str) -> None:
+    def __init__(self, instance_id: UUID, *, trigger: str, status: Status) -> None:
         super().__init__(instance_id, f"An instance that is {status} cannot {trigger.replace('_', ' ')}")
         self.trigger = trigger
         self.status = status

@@ -7,9 +7,14 @@ docs/lifecycle.md) is derived from here.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, cast, get_args
 
 from transitions import Machine
+
+#: In the order in which an instance can first reach them.
+Status = Literal["pending", "provisioning", "running", "failed", "error", "deleting", "deleted"]
+
+Trigger = Literal["provision", "become_ready", "fail", "lose", "delete", "finish_deletion"]
 
 PENDING: Final = "pending"
 PROVISIONING: Final = "provisioning"
@@ -19,10 +24,9 @@ ERROR: Final = "error"
 DELETING: Final = "deleting"
 DELETED: Final = "deleted"
 
-#: In the order in which an instance can first reach them.
-STATUSES: Final = (PENDING, PROVISIONING, RUNNING, FAILED, ERROR, DELETING, DELETED)
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
-TRANSITIONS: Final[tuple[tuple[str, str, str], ...]] = (
+TRANSITIONS: Final[tuple[tuple[Trigger, Status, Status], ...]] = (
     ("provision", PENDING, PROVISIONING),
     ("become_ready", PROVISIONING, RUNNING),
     *(("fail", source, FAILED) for source in (PENDING, PROVISIONING)),
@@ -47,7 +51,7 @@ def machine() -> Machine:
 _TABLE: Final = machine()
 
 
-def destination(trigger: str, *, source: str) -> str | None:
+def destination(trigger: Trigger, *, source: Status) -> Status | None:
     """The status that `trigger` leads to from `source`, or None when the lifecycle has no such step."""
     found = _TABLE.get_transitions(trigger, source=source)
-    return str(found[0].dest) if found else None
+    return cast("Status", found[0].dest) if found else None

@@ -12,6 +12,7 @@ import msgspec
 
 from events import lifecycle
 from events.state import ATTEMPTS_MAX, Attempt, Instance
+from events.types import TeardownStep
 
 
 class PlanAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class AbandonProvisioning(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TearDown(msgspec.Struct, frozen=True, kw_only=True):
-    step: str
+    step: TeardownStep
 
 
 class FinishDeletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,15 +91,8 @@ def next_step(state: Instance) -> Step:
         case lifecycle.DELETING:
             step = state.teardown_step
             return FinishDeletion() if step is None else TearDown(step=step)
-        case lifecycle.RUNNING:
-            return Rest(why="running")
-        case lifecycle.FAILED:
-            return Rest(why="failed")
-        case lifecycle.ERROR:
-            return Rest(why="error")
-        case other:
-            assert other == lifecycle.DELETED, other
-            return Rest(why="deleted")
+        case lifecycle.RUNNING | lifecycle.FAILED | lifecycle.ERROR | lifecycle.DELETED:
+            return Rest(why=state.status)
 
 
 def _provisioning(state: Instance) -> Step:

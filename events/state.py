@@ -6,16 +6,16 @@ in place are not frozen, because copying them for every event would be half of w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 import msgspec
 
-from events.lifecycle import PENDING
-from events.types import Sealed
+from events.lifecycle import PENDING, Status
+from events.types import BootstrapStage, Health, Sealed, TeardownStep
 
-#: provisioning_stage, in order.
-STAGES = (
+#: How far provisioning is, in order.
+ProvisioningStage = Literal[
     "queued",
     "placement",
     "network",
@@ -25,20 +25,11 @@ STAGES = (
     "bootstrapping",
     "verifying",
     "ready",
-)
+]
 
-#: bootstrap_stage as the agent reports it, in order; a stage never goes back within a boot.
-BOOTSTRAP_STAGES = ("booted", "enrolled", "secrets", "configured", "runtime_started", "healthy")
-
-#: The steps of a teardown, in order. Each is idempotent and retried for ever.
-TEARDOWN_STEPS = (
-    "key_revoked",
-    "drained",
-    "server_deleted",
-    "absence_verified",
-    "artifacts_deleted",
-    "addresses_freed",
-)
+STAGES: tuple[ProvisioningStage, ...] = get_args(ProvisioningStage)
+BOOTSTRAP_STAGES: tuple[BootstrapStage, ...] = get_args(BootstrapStage)
+TEARDOWN_STEPS: tuple[TeardownStep, ...] = get_args(TeardownStep)
 
 #: The sealed fields of the instance and of its configuration: what an erasure takes away.
 SEALED_OF_INSTANCE = ("customer_email", "user_display_name")
@@ -85,7 +76,7 @@ class Agent(msgspec.Struct, kw_only=True):
     boot_id: UUID
     superseded_boots: tuple[UUID, ...] = ()
     bootstrap_seq: int = 0
-    bootstrap_stage: str | None = None
+    bootstrap_stage: BootstrapStage | None = None
     key_id: UUID | None = None
     key_hash: str | None = None
     key_acknowledged: bool = False
@@ -154,8 +145,8 @@ class Instance(msgspec.Struct, kw_only=True):
     user_display_name: Sealed | None
     created_ms: int
     updated_ms: int
-    status: str = PENDING
-    provisioning_stage: str = "queued"
+    status: Status = PENDING
+    provisioning_stage: ProvisioningStage = "queued"
     attempt: Attempt | None = None
     #: The earlier attempts whose servers were intended, in order.
     past_attempts: tuple[PastAttempt, ...] = ()
@@ -169,21 +160,21 @@ class Instance(msgspec.Struct, kw_only=True):
     consent_debug_access: bool = False
     #: The last batch of usage recorded of each ledger that was in use lately, by ledger id.
     usage_seqs: dict[str, int] = {}
-    health: str | None = None
+    health: Health | None = None
     error_code: str | None = None
     #: False once a failure was seen that no other placement can mend.
     retryable: bool = True
     deletion_requested_ms: int | None = None
     #: When the deletion revoked the agent's key: its open chats have until some time after that.
     key_revoked_ms: int | None = None
-    teardown_done: tuple[str, ...] = ()
-    teardown_blocked: str | None = None
+    teardown_done: tuple[TeardownStep, ...] = ()
+    teardown_blocked: TeardownStep | None = None
     deleted_ms: int | None = None
     #: When the customer's key was found destroyed; from then on no sealed field has a value.
     erased_ms: int | None = None
 
     @property
-    def teardown_step(self) -> str | None:
+    def teardown_step(self) -> TeardownStep | None:
         """The step of a teardown that comes next, or None after the last one."""
         done = len(self.teardown_done)
         return TEARDOWN_STEPS[done] if done < len(TEARDOWN_STEPS) else None

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NewType
+from typing import Any, ClassVar, Literal, NewType
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,20 @@ from msgspec import UNSET, UnsetType
 
 #: A personal or secret text, encrypted with its customer's key before it comes near a command.
 Sealed = NewType("Sealed", str)
+
+#: As the agent reports it, in order; a stage never goes back within a boot.
+BootstrapStage = Literal["booted", "enrolled", "secrets", "configured", "runtime_started", "healthy"]
+
+Level = Literal["info", "warning", "error"]
+
+Health = Literal["healthy", "late", "unreachable"]
+
+RevocationReason = Literal["rotation", "deletion"]
+
+#: In order. Each step is idempotent and retried for ever.
+TeardownStep = Literal[
+    "key_revoked", "drained", "server_deleted", "absence_verified", "artifacts_deleted", "addresses_freed"
+]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -134,14 +148,14 @@ class AgentKeyAcknowledged(Event, frozen=True, kw_only=True, tag="agent_key_ackn
 
 class AgentKeyRevoked(Event, frozen=True, kw_only=True, tag="agent_key_revoked"):
     key_id: UUID
-    reason: str
+    reason: RevocationReason
 
 
 class BootstrapReported(Event, frozen=True, kw_only=True, tag="bootstrap_reported"):
     boot_id: UUID
     seq: int
-    stage: str
-    level: str
+    stage: BootstrapStage
+    level: Level
     message: str
 
 
@@ -150,7 +164,7 @@ class InstanceReady(Event, frozen=True, kw_only=True, tag="instance_ready"):
 
 
 class HealthChanged(Event, frozen=True, kw_only=True, tag="health_changed"):
-    health: str
+    health: Health
 
 
 class ServerVanished(Event, frozen=True, kw_only=True, tag="server_vanished"):
@@ -237,11 +251,11 @@ class DeletionRequested(Event, frozen=True, kw_only=True, tag="deletion_requeste
 
 
 class TeardownStepDone(Event, frozen=True, kw_only=True, tag="teardown_step_done"):
-    step: str
+    step: TeardownStep
 
 
 class TeardownBlocked(Event, frozen=True, kw_only=True, tag="teardown_blocked"):
-    step: str
+    step: TeardownStep
     code: str
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from events import types as e
-from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING
+from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING, Status
 from events.sql import Statements
 from projections.fact import Fact
 from projections.tables import Rows, Table, records
@@ -38,7 +38,7 @@ _MEMBER = Table(
 )
 
 #: The events that move an instance from one status to another, with the status that they lead to.
-_STATUS_AFTER: dict[type[e.Event], str] = {
+_STATUS_AFTER: dict[type[e.Event], Status] = {
     e.PlacementChosen: PROVISIONING,
     e.InstanceReady: RUNNING,
     e.ProvisioningFailed: FAILED,
@@ -51,7 +51,7 @@ _STATUS_AFTER: dict[type[e.Event], str] = {
 class Member(NamedTuple):
     """Where an instance is counted; `provider` is empty until a placement was chosen."""
 
-    status: str
+    status: Status
     provider: str
     region_id: str
     tier_id: str

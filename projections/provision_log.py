@@ -14,7 +14,7 @@ from projections.instance import moment
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 
-_TEARDOWN = {
+_TEARDOWN: Final[dict[e.TeardownStep, str]] = {
     "key_revoked": "The agent's key is revoked",
     "drained": "Open conversations have ended",
     "server_deleted": "The server is deleted",
@@ -25,7 +25,7 @@ _TEARDOWN = {
 
 
 class Line(NamedTuple):
-    level: str
+    level: e.Level
     stage: str | None
     message: str
 
@@ -35,7 +35,7 @@ def line_of(event: e.AnyEvent) -> Line | None:
     return _SAYINGS[type(event)](event)
 
 
-def _always(level: str, stage: str | None, message: str) -> Callable[[Any], Line]:
+def _always(level: e.Level, stage: str | None, message: str) -> Callable[[Any], Line]:
     line = Line(level, stage, message)
     return lambda _event: line
 

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
+from events.lifecycle import Status
 from events.patience import patiently
 from events.sql import Statements
 from projections.coalesce import Coalescer
@@ -49,13 +50,13 @@ class InstanceRow(msgspec.Struct, frozen=True):
     provider: str | None
     region_id: str
     runtime_type: str
-    status: str
+    status: Status
     workload_type: str
     bootstrap_seq: int | None
     bootstrap_stage: str | None
     capabilities: dict[str, bool]
     error_code: str | None
-    health_status: str | None
+    health_status: Status | None
     provisioning_stage: str
     server_type: str | None
     updated_at: str
@@ -66,7 +67,7 @@ class AgentKeyRow(msgspec.Struct, frozen=True):
     """`key_hash`: SHA-256 of the agent's key as hex; None when there is none, or no longer."""
 
     id: UUID
-    status: str
+    status: Status
     key_hash: str | None
 
 
@@ -92,7 +93,7 @@ class ListedRow(msgspec.Struct, frozen=True):
     provider: str | None
     region_id: str
     runtime_type: str
-    status: str
+    status: Status
     workload_type: str
     customer_email: str | None
     tier_name: str | None
@@ -106,12 +107,12 @@ class ReportRow(msgspec.Struct, frozen=True):
     tenant_id: str
     customer_id: str
     id: UUID
-    status: str
+    status: Status
     provisioning_stage: str
     bootstrap_stage: str | None
     bootstrap_seq: int | None
     hostname: str | None
-    health_status: str | None
+    health_status: Status | None
     error_code: str | None
     lines_total: int
     lines: str
@@ -128,7 +129,7 @@ class ListFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant_id: str | None
     customer_id: str | None
-    status: str | None = None
+    status: Status | None = None
     include_deleted: bool = False
     before: tuple[datetime, UUID] | None = None
     limit: int = 1_000

@@ -16,7 +16,7 @@ from events.decide import decide
 from events.evolve import evolve
 from events.ids import instance_id_for
 from events.state import TEARDOWN_STEPS, Instance
-from events.types import Sealed, UsageEntry
+from events.types import BootstrapStage, Health, Sealed, TeardownStep, UsageEntry
 
 NOW_MS = 1_790_000_000_000
 ENROL_TTL_MS = 3_600_000
@@ -121,7 +121,7 @@ def acknowledge(key_id: UUID = KEY) -> c.AcknowledgeAgentKey:
 
 
 def report(
-    seq: int, stage: str, boot_id: UUID = BOOT, message: str = "so far so good", key_id: UUID | None = None
+    seq: int, stage: BootstrapStage, boot_id: UUID = BOOT, message: str = "so far so good", key_id: UUID | None = None
 ) -> c.ReportBootstrap:
     told = (c.BootReport(stage, "info", message),)
     return c.ReportBootstrap(at_ms=NOW_MS, boot_id=boot_id, seq=seq, reports=told, key_id=key_id)
@@ -131,7 +131,7 @@ def mark_ready(attempt: int = 1) -> c.MarkReady:
     return c.MarkReady(at_ms=NOW_MS, attempt=attempt)
 
 
-def health(value: str) -> c.ChangeHealth:
+def health(value: Health) -> c.ChangeHealth:
     return c.ChangeHealth(at_ms=NOW_MS, health=value)
 
 
@@ -158,11 +158,11 @@ def delete(reason: str = "requested by customer") -> c.RequestDeletion:
     return c.RequestDeletion(at_ms=NOW_MS, reason=reason)
 
 
-def teardown(step: str) -> c.RecordTeardownStep:
+def teardown(step: TeardownStep) -> c.RecordTeardownStep:
     return c.RecordTeardownStep(at_ms=NOW_MS, step=step)
 
 
-def block(step: str, code: str = "locked") -> c.BlockTeardown:
+def block(step: TeardownStep, code: str = "locked") -> c.BlockTeardown:
     return c.BlockTeardown(at_ms=NOW_MS, step=step, code=code)
 
 

@@ -111,7 +111,6 @@ ERASE = c.EraseCustomer(at_ms=NOW_MS)
 _ATTEMPTS = (1, 2, 3, 5)
 _LATE_MS = NOW_MS + 2 * lives.ENROL_TTL_MS
 _CODES = ("locked", "boot_timeout")
-_STEPS = (*TEARDOWN_STEPS, "servers_salvaged")
 
 #: Commands that do not depend on who gets them: a small world, so that they meet what is there, or just miss it.
 _PLAIN: tuple[c.AnyCommand, ...] = (
@@ -128,7 +127,6 @@ _PLAIN: tuple[c.AnyCommand, ...] = (
     *(lives.issue(key_id, attempt=attempt, boot_id=boot) for key_id, attempt, boot in product(_KEYS, (1, 2), _BOOTS)),
     *map(lives.acknowledge, _KEYS),
     *(lives.report(seq, stage, boot) for seq, stage, boot in product((0, 1, 2, 7), ("booted", "healthy"), _BOOTS[:2])),
-    lives.report(1, "levitating"),
     lives.rotate_key(),
     *(lives.usage(seq, UUID(int=ledger)) for seq, ledger in product((1, 2, 3), (1, 2))),
     *(lives.configure(agent_name=name, recipe_id=recipe) for name, recipe in product((None, "Ada's"), (None, "r"))),
@@ -142,8 +140,8 @@ _PLAIN: tuple[c.AnyCommand, ...] = (
     c.RecordConversationsAccess(at_ms=NOW_MS),
     ERASE,
     lives.delete(),
-    *map(lives.teardown, _STEPS),
-    *(lives.block(step, code) for step, code in product(_STEPS[:3], _CODES)),
+    *map(lives.teardown, TEARDOWN_STEPS),
+    *(lives.block(step, code) for step, code in product(TEARDOWN_STEPS[:3], _CODES)),
     lives.finish(),
 )
 

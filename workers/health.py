@@ -9,6 +9,7 @@ import structlog
 
 from events import commands as c
 from events.ids import lane_of
+from events.types import Health
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps
 from workers.sql import OPERATIONS, run
@@ -36,7 +37,7 @@ async def check_health(deps: Deps, instance_id: UUID) -> None:
         _log.info("health_changed", instance_id=str(instance_id), health=health)
 
 
-def judge(silent_s: float, *, late_s: float, lost_s: float) -> str:
+def judge(silent_s: float, *, late_s: float, lost_s: float) -> Health:
     """What a silence of `silent_s` seconds means."""
     if silent_s < late_s:
         return "healthy"

@@ -12,7 +12,7 @@ from msgspec import Meta
 from events.commands import RequestDeletion
 from events.failures import describe
 from events.ids import instance_id_for
-from events.lifecycle import DELETED
+from events.lifecycle import DELETED, Status
 from events.record import Origin
 from events.store import EventStore
 from hydracore.api import schemas as s
@@ -72,7 +72,7 @@ class Instances:
     async def list_instances(
         self,
         who: Principal,
-        status: s.Status | None = None,
+        status: Status | None = None,
         include_deleted: bool = False,  # noqa: FBT001, FBT002 - a query parameter, always given by name
         limit: Limit = LIST_MAX,
         cursor: Cursor | None = None,

@@ -5,7 +5,7 @@ Ids and times are text here where they are only ever shown: the database has the
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -39,8 +39,6 @@ WorkloadType = Annotated[str, Meta(examples=["agent", "website"])]
 #: A time that somebody asks about; `checks` tells what is none.
 Time = Annotated[str, Meta(extra={"check": "time"}, extra_json_schema={"format": "date-time"})]
 Version = Annotated[int, Meta(ge=1, le=VERSION_MAX)]
-
-Status = Literal["pending", "provisioning", "running", "failed", "error", "deleting", "deleted"]
 
 
 class ValidationError(msgspec.Struct, frozen=True):

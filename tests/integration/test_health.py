@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from events.ids import lane_of
+from events.types import Health
 from tests import lives
 from tests.stack import Stack
 from workers.deps import Deps
@@ -29,7 +30,7 @@ class Watched(NamedTuple):
     deps: Deps
     owner_conn: psycopg.AsyncConnection
 
-    async def was_found(self, health: str) -> None:
+    async def was_found(self, health: Health) -> None:
         for command in (*RUNNING, lives.health(health)):
             await self.deps.store.execute(ADA, command, self.deps.origin(ADA))
 
@@ -73,7 +74,7 @@ async def watched(stack: Stack, database_url: str, owner_conn: psycopg.AsyncConn
 
 
 @pytest.mark.parametrize("found", ["late", "unreachable"])
-async def test_an_outage_of_ours_makes_no_silent_agent_well(watched: Watched, found: str) -> None:
+async def test_an_outage_of_ours_makes_no_silent_agent_well(watched: Watched, found: Health) -> None:
     await watched.was_found(found)
     await watched.heard(ago_s=1000)
     await watched.listening(since_s=1)

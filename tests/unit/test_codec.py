@@ -7,7 +7,7 @@ an edit here is an edit of everybody's history, and every digest over it breaks.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -221,9 +221,11 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if hint is float:
         return st.floats(allow_nan=False, allow_infinity=False)
     inner = get_args(hint)
-    if getattr(hint, "__origin__", None) is tuple:
+    if get_origin(hint) is Literal:
+        return st.sampled_from(inner)
+    if get_origin(hint) is tuple:
         return st.lists(values_of(inner[0]), max_size=3).map(tuple)
-    if getattr(hint, "__origin__", None) is dict:
+    if get_origin(hint) is dict:
         return st.dictionaries(values_of(inner[0]), values_of(inner[1]), max_size=3)
     if inner:
         return st.one_of(*map(values_of, inner))

@@ -10,7 +10,6 @@ from events.errors import (
     AttemptSuperseded,
     BootSuperseded,
     KeyNotPending,
-    Rejected,
     SequenceGap,
     TokenRefused,
 )
@@ -272,11 +271,6 @@ def test_a_stage_never_goes_back_within_a_boot() -> None:
     assert isinstance(event, e.BootstrapReported)
     assert event.stage == "booted"
     assert (agent_of(life).bootstrap_stage, agent_of(life).bootstrap_seq) == ("configured", 2)
-
-
-def test_a_stage_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(Rejected, match="Unknown stage; use one of booted, enrolled"):
-        Life.after(*lives.ENROLLED).give(lives.report(1, "levitating"))
 
 
 def test_an_agent_that_says_it_is_healthy_is_verified_next() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from events.codec import encode
 from events.errors import LogCorrupted
 from events.ids import lane_of
-from events.types import AnyEvent, HealthChanged
+from events.types import AddressReserved, AnyEvent
 from projections import gathering
 from projections.gathering import rows_of
 from projections.spilling import Event, Part
@@ -36,7 +36,7 @@ class Times:
 
 
 def event(stream_id: UUID, version: int) -> Event:
-    return (stream_id.bytes,), (version,), encode(HealthChanged(at_ms=version, health="süß"))
+    return (stream_id.bytes,), (version,), encode(AddressReserved(at_ms=version, hostname="süß", vpn_ip=""))
 
 
 def gathered(events: Sequence[Event], *, lengths: dict[UUID, int], size: int = 3) -> list[Row]:
