@@ -18,8 +18,8 @@ import structlog
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
 from hydracore.agent.messages import Callback, Level, Stage, Told
-from hydracore.agent.sql import named_blocks
 from hydracore.agent.state import StateDir
+from hydracore.sql import named_blocks
 
 log = structlog.get_logger()
 

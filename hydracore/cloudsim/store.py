@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from importlib import resources
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,6 +16,10 @@ from typing import Any, Final, cast
 from hydracore.cloudsim.problems import name_taken
 from hydracore.cloudsim.records import ActionRecord, KeyRecord, NewServer, PastServer, ServerRecord
 from hydracore.cloudsim.rows import action_of, key_of, past_of, server_of
+from hydracore.sql import named_blocks
+
+_SQL: Final = named_blocks(Path(__file__).with_name("store.sql"))
+_SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
 #: Servers get addresses from 127.32.0.0/12, each home from a place of its own, so that two cloudsims rarely meet.
 ADDRESS_BASE: Final = int(IPv4Address("127.32.0.0"))
@@ -32,7 +35,7 @@ class Store:
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.executescript(_text("schema.sql"))
+        self._database.executescript(_SCHEMA)
         self._run("write_address_offset", value=pick(ADDRESS_COUNT))
         self._address_offset = cast("int", self._rows("read_address_offset")[0]["value"])
 
@@ -176,17 +179,17 @@ class Store:
     def _write_unique(self, statement: str, unique_field: str, **values: Any) -> int:
         """Run a statement that may meet a unique index; returns the id of an inserted row."""
         try:
-            number = self._database.execute(STATEMENTS[statement], values).lastrowid
+            number = self._database.execute(_SQL[statement], values).lastrowid
         except sqlite3.IntegrityError:
             raise name_taken(unique_field) from None
         return number or 0
 
     def _run(self, statement: str, **values: Any) -> None:
-        self._database.execute(STATEMENTS[statement], values)
+        self._database.execute(_SQL[statement], values)
 
     def _rows(self, statement: str, **values: Any) -> Sequence[sqlite3.Row]:
         try:
-            return self._database.execute(STATEMENTS[statement], values).fetchall()
+            return self._database.execute(_SQL[statement], values).fetchall()
         except OverflowError:
             # A number from a path that is too large for the database: no row has it.
             return []
@@ -203,16 +206,3 @@ class Store:
 
     def _now_text(self) -> str:
         return self._now().isoformat()
-
-
-def _text(filename: str) -> str:
-    return resources.files("hydracore.cloudsim").joinpath(filename).read_text()
-
-
-def _statements(text: str) -> dict[str, str]:
-    """Blocks that begin with `-- name: the_name`."""
-    blocks = (block.partition("\n") for block in text.split("-- name: ")[1:])
-    return {name.strip(): statement.strip() for name, _, statement in blocks}
-
-
-STATEMENTS: Final = _statements(_text("store.sql"))

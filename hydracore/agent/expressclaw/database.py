@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from hydracore.agent.errors import StateDamaged
-from hydracore.agent.sql import named_blocks
+from hydracore.sql import named_blocks
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydracore.agent.expressclaw.database import Database
-from hydracore.agent.sql import named_blocks
+from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("inbox.sql"))
 

@@ -17,8 +17,8 @@ from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import Spent
 from hydracore.agent.expressclaw.money import Spend, day_of
 from hydracore.agent.messages import UsageEntry
-from hydracore.agent.sql import named_blocks
 from hydracore.money import plain
+from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
 

@@ -14,7 +14,7 @@ from hydracore.agent.expressclaw.ledger import add_entries
 from hydracore.agent.expressclaw.memory import Said
 from hydracore.agent.expressclaw.turns import Begun
 from hydracore.agent.messages import UsageEntry
-from hydracore.agent.sql import named_blocks
+from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("memories.sql"))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from hydracore.agent.expressclaw.database import Database
-from hydracore.agent.sql import named_blocks
+from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("notices.sql"))
 

@@ -22,7 +22,7 @@ from hydracore.agent.expressclaw.ledger import add_entries
 from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, Said
 from hydracore.agent.expressclaw.notices import add_notices
 from hydracore.agent.messages import Channel, UsageEntry
-from hydracore.agent.sql import named_blocks
+from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("turns.sql"))
 

@@ -1,4 +1,7 @@
-"""SQL kept as SQL: files of named statements beside the code that owns them."""
+"""SQL kept as SQL, for SQLite: files of named statements beside the code that owns them.
+
+What runs on a VPS, and what is simulated, may not know `events`, whose `Statements` are the same for PostgreSQL.
+"""
 
 from __future__ import annotations
 
