@@ -22,23 +22,19 @@ from events.errors import StoreUnavailable
 from events.lease import lease
 from events.patience import may_pass, patiently
 from events.sql import Statements
+from projections import checkpoint
+from projections.checkpoint import Move
 from projections.fact import Fact, Interest, Place, Position, Reader, Skipped, read_facts, read_skipped
 
 _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
-_UNSYNCED = _SQL["unsynced"]
 _LEASE_LANES = _SQL["lease_lanes"]
-_MOVE_CHECKPOINTS = _SQL["move_checkpoints"]
-_PARK = _SQL["park"]
 
 #: How many events are read in one transaction, about, unless they are large: the lanes share them.
 BATCH_MAX = 4_000
 
 #: How many small events of a lane are read in one transaction at least, however many lanes share it.
 LANE_BATCH_MIN = 50
-
-#: How long a parked lane rests before its event is tried again.
-PARKED_S = 30.0
 
 _log = structlog.get_logger(__name__)
 
@@ -98,7 +94,7 @@ class Follower:
         own affair, and parks its lane.
         """
         async with lease(connection):
-            await connection.execute(_UNSYNCED)
+            await connection.execute(checkpoint.UNSYNCED)
             leased = await connection.execute(_LEASE_LANES, self._whoever, prepare=True)
             leases: dict[str, list[Place]] = {}
             heads: dict[int, int] = {}
@@ -133,20 +129,12 @@ class Follower:
 
     async def _note(self, connection: AsyncConnection, reached: list[_Reached]) -> None:
         """Move the checkpoints, and park."""
-        moved = [one for one in reached if one.after > one.before]
-        columns = {
-            "names": [one.name for one in moved],
-            "lanes": [one.lane for one in moved],
-            "before": [one.before for one in moved],
-            "after": [one.after for one in moved],
-        }
-        cursor = await connection.execute(_MOVE_CHECKPOINTS, columns, prepare=True)
-        assert len(await cursor.fetchall()) == len(moved), "a leased checkpoint is nobody else's"
+        moves = [Move(one.name, one.lane, one.before, one.after) for one in reached if one.after > one.before]
+        await checkpoint.move(connection, moves)
         for one in reached:
             if one.error is not None:
                 _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)
-                park = {"follower": one.name, "lane": one.lane, "pause_s": PARKED_S, "error": one.error}
-                await connection.execute(_PARK, park)
+                await checkpoint.park(connection, one.name, one.lane, error=one.error)
 
     async def _take(
         self, connection: AsyncConnection, name: str, positions: list[Position], skipped: Skipped

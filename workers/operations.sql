@@ -11,10 +11,6 @@ INSERT INTO checkpoint (follower, lane)
 SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
 
--- name: unsynced
--- A checkpoint that is lost costs second hints: a commit need not wait for the disk.
-SET LOCAL synchronous_commit TO off
-
 -- name: lease_lanes
 SELECT c.lane, c.seq, h.head
   FROM checkpoint c
@@ -48,17 +44,6 @@ SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= greatest(clock_timestam
                       LIMIT %(limit)s) e
   LEFT JOIN instance i ON i.lane = l.lane AND i.id = e.stream_id
  ORDER BY l.lane, e.seq
-
--- name: move_checkpoints
-UPDATE checkpoint c
-   SET seq = n.seq, parked_until = NULL, error = NULL
-  FROM unnest(%(lanes)s::smallint[], %(before)s::bigint[], %(after)s::bigint[]) AS n (lane, before, seq)
- WHERE c.follower = %(follower)s AND c.lane = n.lane AND c.seq = n.before
-
--- name: park_lane
-UPDATE checkpoint
-   SET parked_until = now() + %(pause_s)s * interval '1 s', error = %(error)s
- WHERE follower = %(follower)s AND lane = %(lane)s
 
 -- name: changed_health
 -- Nearly all are healthy and were heard lately. They are passed over before their silence is asked for, which costs a look of its

@@ -23,16 +23,15 @@ from events.codec import tag_of
 from events.errors import LogCorrupted, StoreUnavailable
 from events.lease import lease
 from events.patience import patiently
+from projections import checkpoint
+from projections.checkpoint import Move
 from workers.broker import ADVANCE, Bell
 from workers.lookout import Lookout, rest
 from workers.sql import OPERATIONS, run
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
-_UNSYNCED = OPERATIONS["unsynced"]
 _LEASE_LANES = OPERATIONS["lease_lanes"]
 _NEW_EVENTS = OPERATIONS["new_events"]
-_MOVE_CHECKPOINTS = OPERATIONS["move_checkpoints"]
-_PARK_LANE = OPERATIONS["park_lane"]
 
 FOLLOWER = "relay"
 
@@ -58,9 +57,6 @@ BURST_S = 0.01
 
 #: Pause after a failure of Redis or PostgreSQL.
 RECOVER_S = 0.5
-
-#: How long a lane that contradicts itself rests before it is looked at, and complained about, again.
-PARKED_S = 30.0
 
 _log = structlog.get_logger(__name__)
 
@@ -89,7 +85,7 @@ class Relay:
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
         async with lease(connection):
-            await connection.execute(_UNSYNCED)
+            await connection.execute(checkpoint.UNSYNCED)
             leased = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
             if not leased:
                 return False
@@ -104,16 +100,11 @@ class Relay:
             for number, *event in await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall():
                 events[number].append((event[0], event[1], event[2]))
             whole = [lane for lane in lanes if await self._is_whole(connection, lane, events[lane.number])]
-            moved = {
-                "follower": FOLLOWER,
-                "lanes": [lane.number for lane in whole],
-                "before": [lane.seq for lane in whole],
-                "after": [lane.seq + len(events[lane.number]) for lane in whole],
-            }
             due = {stream_id: None for lane in whole for _, stream_id, owed in events[lane.number] if owed}
             silent = await self._ring(list(due))
             if silent is None:
-                await connection.execute(_MOVE_CHECKPOINTS, moved, prepare=True)
+                moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(events[lane.number])) for lane in whole]
+                await checkpoint.move(connection, moves)
         if silent is not None:
             # Only now: a lane that was parked stays so, whatever has become of the others' hints.
             raise silent
@@ -135,8 +126,7 @@ class Relay:
             _check(lane, events)
         except LogCorrupted as error:
             _log.critical("log_corrupted", lane=lane.number, after=lane.seq, error=str(error))
-            parked = {"follower": FOLLOWER, "lane": lane.number, "pause_s": PARKED_S, "error": str(error)}
-            await connection.execute(_PARK_LANE, parked, prepare=True)
+            await checkpoint.park(connection, FOLLOWER, lane.number, error=str(error))
             return False
         return True
 
