@@ -12,8 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
-from hydracore.db.clients import PIECE_BYTES, reached, told
-from hydracore.embedded.binaries import postgres_client
+from hydracore.db.clients import PIECE_BYTES, postgres_client, reached, told
 
 What = Literal["log", "keys"]
 

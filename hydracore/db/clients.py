@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import IO, Final
+from pathlib import Path
+from typing import IO, Final, Literal
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from hydracore import wheels
+
 #: How much of what a program says is passed on at once.
 PIECE_BYTES: Final = 256 * 1024
+
+
+def postgres_client(name: Literal["pg_dump", "pg_restore", "psql"]) -> Path:
+    """A program that speaks with servers of its own version and of older ones. Anybody may run it who can read the wheel."""
+    return wheels.postgres_programs() / name
 
 
 def reached(database_url: str) -> tuple[str, dict[str, str]]:

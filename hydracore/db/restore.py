@@ -13,8 +13,7 @@ import psycopg
 
 from events.sql import Statements
 from hydracore.db.backup import What
-from hydracore.db.clients import PIECE_BYTES, reached, told
-from hydracore.embedded.binaries import postgres_client
+from hydracore.db.clients import PIECE_BYTES, postgres_client, reached, told
 
 _SQL = Statements("hydracore.db", "restore.sql")
 _LOOK = _SQL["look"]

