@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 
 from events.commands import RecordUsage
 from events.keys import Keyring
-from events.record import Origin
 from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.agent import messages as m
@@ -70,8 +69,7 @@ class AgentUse:
             seq=body.seq,
             entries=tuple(self._entry(each, instance_id=who.instance_id, now_ms=now_ms) for each in body.entries),
         )
-        origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
-        outcome = await self._store.execute(who.instance_id, command, origin)
+        outcome = await self._store.execute(who.instance_id, command, incoming.origin(who.actor))
         return m.UsageAccepted(seq=body.seq, duplicate=not outcome.events)
 
     def _entry(self, entry: s.UsageEntry, *, instance_id: UUID, now_ms: int) -> UsageEntry:

@@ -21,7 +21,7 @@ from events import commands as c
 from events import errors as e
 from events.ids import lane_of
 from events.patience import patiently
-from events.record import Origin, Outcome
+from events.record import Outcome
 from events.sql import Statements
 from events.state import Instance
 from events.store import EventStore
@@ -155,8 +155,7 @@ class AgentEndpoints:
         return m.HeartbeatReply(config_version=state.config.version)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
-        origin = Origin(actor=f"agent:{instance_id}", command_id=uuid4(), correlation_id=incoming.correlation_id)
-        return await self._store.execute(instance_id, command, origin)
+        return await self._store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))
 
     async def _secrets(self, state: Instance) -> m.Secrets:
         assert state.agent is not None, "a key is issued to an enrolled agent only"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from events.commands import AnyCommand
 from events.errors import VersionConflict
@@ -41,7 +41,7 @@ class Changes:
         Raises `NotFound`, `Forbidden`, whatever `command_at` raises, what the write side refuses, and `VersionConflict`
         after `RACES_MAX` lost races.
         """
-        origin = Origin(actor=asked.who.actor, command_id=uuid4(), correlation_id=asked.incoming.correlation_id)
+        origin = asked.incoming.origin(asked.who.actor)
         for _ in range(RACES_MAX - 1):
             with suppress(VersionConflict):
                 return await self._try(asked, command_at, origin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Final, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -13,7 +13,6 @@ import structlog
 from events.commands import RequestDeletion
 from events.errors import EventsError
 from events.lifecycle import ERROR, FAILED
-from events.record import Origin
 from events.store import EventStore
 from hydracore.api import use_schemas as s
 from hydracore.api.access import require_staff
@@ -61,9 +60,8 @@ class Cleanup:
         self, instance_id: UUID, who: Principal, incoming: Incoming
     ) -> Literal["started", "already", "error"]:
         command = RequestDeletion(at_ms=self._now_ms(), reason=f"cleanup by {who.role}")
-        origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
         try:
-            outcome = await self._store.execute(instance_id, command, origin)
+            outcome = await self._store.execute(instance_id, command, incoming.origin(who.actor))
         except (EventsError, psycopg.Error) as error:
             _log.warning("cleanup_failed", instance_id=str(instance_id), error=type(error).__name__)
             return "error"

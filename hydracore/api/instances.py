@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,6 @@ from events.commands import RequestDeletion
 from events.failures import describe
 from events.ids import instance_id_for
 from events.lifecycle import DELETED, Status
-from events.record import Origin
 from events.store import EventStore
 from hydracore.api import schemas as s
 from hydracore.api.access import require_access
@@ -113,8 +112,7 @@ class Instances:
     async def delete_instance(self, who: Principal, incoming: Incoming, instance_id: UUID) -> s.DeleteInstanceResponse:
         require_access(who, await self._queries.instance(instance_id))
         command = RequestDeletion(at_ms=self._now_ms(), reason=f"requested by {who.role}")
-        origin = Origin(actor=who.actor, command_id=uuid4(), correlation_id=incoming.correlation_id)
-        outcome = await self._store.execute(instance_id, command, origin)
+        outcome = await self._store.execute(instance_id, command, incoming.origin(who.actor))
         gone = outcome.state.status == DELETED
         return s.DeleteInstanceResponse(
             already_deleted=gone,

@@ -12,12 +12,13 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import parse_qsl, unquote_to_bytes
-from uuid import UUID, uuid5
+from uuid import UUID, uuid4, uuid5
 
 import msgspec
 from msgspec import inspect as types
 
 from events.ids import NAMESPACE
+from events.record import Origin
 from hydracore.api.errors import RequestInvalid
 from hydracore.auth import HEADER_BLANKS
 from hydracore.documents import TOO_DEEP
@@ -58,6 +59,10 @@ class Incoming(NamedTuple):
             return UUID(self.request_id)
         except ValueError:
             return uuid5(NAMESPACE, self.request_id)
+
+    def origin(self, actor: str) -> Origin:
+        """Of one command that this request gives."""
+        return Origin(actor=actor, command_id=uuid4(), correlation_id=self.correlation_id)
 
 
 class Input(NamedTuple):

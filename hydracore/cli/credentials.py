@@ -89,7 +89,7 @@ def create_key(*, tenant: str, name: str) -> None:
     """Make a key and print it. It cannot be shown again."""
     from hydracore.auth import create_api_key
 
-    click.echo(_run_on_database(lambda connection: create_api_key(connection, tenant_id=tenant, name=name)))
+    click.echo(_on_database(lambda connection: create_api_key(connection, tenant_id=tenant, name=name)))
 
 
 @api_key.command("list")
@@ -99,7 +99,7 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
     """Show a tenant's keys, revoked ones too, by their ids: the keys themselves are not kept."""
     from hydracore.auth import list_api_keys
 
-    found = _run_on_database(lambda connection: list_api_keys(connection, tenant))
+    found = _on_database(lambda connection: list_api_keys(connection, tenant))
     if as_json:
         print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
         return
@@ -113,7 +113,7 @@ def revoke_key(*, key_id: UUID) -> None:
     """Revoke the key of this id, at once and for good. One that is revoked already stays so."""
     from hydracore.auth import revoke_api_key
 
-    key = _run_on_database(lambda connection: revoke_api_key(connection, key_id))
+    key = _on_database(lambda connection: revoke_api_key(connection, key_id))
     if key is None:
         raise click.UsageError(f"There is no API key {key_id}")
     click.echo(f"{key.id}  {key.name!r}  of tenant {key.tenant_id}  {_state(key)}")
@@ -123,19 +123,17 @@ def _state(key: "ApiKey") -> str:
     return "in use" if key.revoked_at is None else f"revoked {time_text(key.revoked_at)}"
 
 
-def _run_on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
+def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
+    """What `work` gives; what can go wrong becomes one line and exit status 1."""
     import psycopg
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+
+    async def connected() -> T:
+        async with await psycopg.AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
+            return await work(connection)
+
     try:
-        return asyncio.run(on_database(settings.database_url, work))
+        return asyncio.run(connected())
     except psycopg.Error as error:
         raise click.ClickException(" ".join(str(error).split())) from None
-
-
-async def on_database(database_url: str, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    """What `work` gives, committed. Raises psycopg's errors."""
-    import psycopg
-
-    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        return await work(connection)

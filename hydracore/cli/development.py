@@ -12,9 +12,9 @@ from typing import Final
 
 import httpx
 import msgspec
+from psycopg import AsyncConnection
 
 from hydracore.auth import Role, create_api_key, issue_token
-from hydracore.cli.credentials import on_database
 from hydracore.embedded.files import write_atomic, write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.stack import Stack
@@ -139,10 +139,7 @@ async def _api_key(stack: Stack) -> str:
             answer = await client.get(f"{stack.url}/v1/instances", headers={"X-Api-Key": known})
         if answer.status_code != HTTPStatus.UNAUTHORIZED:
             return known
-    tenant_id = stack.secrets.tenant_id
-    made = await on_database(
-        stack.settings.database_url,
-        lambda connection: create_api_key(connection, tenant_id=tenant_id, name="development"),
-    )
+    async with await AsyncConnection.connect(stack.settings.database_url, autocommit=True) as connection:
+        made = await create_api_key(connection, tenant_id=stack.secrets.tenant_id, name="development")
     stack.home.keep_api_key(made)
     return made
