@@ -1,11 +1,11 @@
-"""`python -m tests.cloudsim_program JSON`: cloudsim with all options of `run`, also those that its command has not."""
+"""`python -m tests.cloudsim_program JSON`: cloudsim with all options of `serve`, also those that its command has not."""
 
 import json
 import sys
 from pathlib import Path
 
-from hydracore.cloudsim.main import run
+from hydracore.cloudsim.main import run, serve
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    run(home=Path(given.pop("home")), host="127.0.0.1", **given)
+    run(serve(home=Path(given.pop("home")), host="127.0.0.1", **given))

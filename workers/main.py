@@ -8,8 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import dramatiq
 import structlog
@@ -22,6 +20,7 @@ from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.settings import Settings, SettingsError
+from hydracore.signals import run_until_signal
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, declare_actors
@@ -52,9 +51,10 @@ _log = structlog.get_logger(__name__)
 
 
 def run_relay(settings: Settings) -> None:
-    """Follow the log and reconcile until SIGTERM or SIGINT."""
+    """Follow the log and reconcile until a signal comes."""
     logs.configure(settings.log_level)
-    uvloop.run(_until_stopped(_relay(settings)))
+    if not run_until_signal(_relay(settings), loop_factory=uvloop.new_event_loop):
+        _log.info("stopped")
 
 
 def run_worker(settings: Settings) -> None:
@@ -147,15 +147,3 @@ async def follow(follower: Follower, lookout: Lookout) -> None:
             await asyncio.sleep(RECOVER_S)
         await asyncio.sleep(min(max(FOLLOW_S, looked_s), FOLLOW_S_MAX))
         await rest(moved)
-
-
-async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` until it ends or a signal comes."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        _log.info("stopped")

@@ -1,16 +1,13 @@
 """The agent as a process: logs to stdout as JSON lines, ends on a signal, says by its exit code how it ended.
 
-0  stopped by SIGTERM or SIGINT, or retired by the control plane (now or before)
+0  stopped by SIGTERM, SIGINT or SIGHUP, or retired by the control plane (now or before)
 1  a bug or a broken disk; worth a restart
 2  the boot file is missing or bad     3  another agent runs on this root     4  the state directory is damaged
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from structlog.typing import Processor
 from hydracore.agent.agent import Agent
 from hydracore.agent.errors import StartRefused
 from hydracore.garbage import look_less_often
+from hydracore.signals import run_until_signal
 
 log = structlog.get_logger()
 
@@ -29,7 +27,9 @@ def run(*, root: Path) -> int:
     """Run the agent of `root` until it is stopped or retired. Returns the exit code."""
     _configure_logging()
     try:
-        asyncio.run(_run_until_signal(root))
+        look_less_often()
+        if not run_until_signal(Agent(root).run()):
+            log.info("agent_stopped")
     except StartRefused as refusal:
         sys.stderr.write(f"hydracore agent: {refusal}\n")
         return refusal.exit_code
@@ -37,18 +37,6 @@ def run(*, root: Path) -> int:
         log.exception("agent_failed")
         return 1
     return 0
-
-
-async def _run_until_signal(root: Path) -> None:
-    look_less_often()
-    working = asyncio.create_task(Agent(root).run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, working.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await working
-        return
-    log.info("agent_stopped")
 
 
 def _configure_logging() -> None:

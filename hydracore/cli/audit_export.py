@@ -62,7 +62,7 @@ def export(
         raise click.UsageError("--output must be a file, which appears when it is whole: there is no export to a pipe.")
     from hydracore.audit import exporting
     from hydracore.cli.audit_view import progress_bar
-    from hydracore.cli.signals import interrupted_by_signals
+    from hydracore.signals import interrupted_by_signals
 
     settings = load()
     request = exporting.Request(

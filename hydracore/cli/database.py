@@ -56,8 +56,8 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     """
     from hydracore.audit.errors import FileExists
     from hydracore.audit.whole_file import whole_file
-    from hydracore.cli.signals import interrupted_by_signals
     from hydracore.db.backup import BackupFailed, back_up
+    from hydracore.signals import interrupted_by_signals
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
@@ -79,9 +79,9 @@ def restore(*, file: Path) -> None:
     """
     import psycopg
 
-    from hydracore.cli.signals import interrupted_by_signals
     from hydracore.db.restore import RestoreFailed, RestoreRefused
     from hydracore.db.restore import restore as bring_back
+    from hydracore.signals import interrupted_by_signals
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hydracore.cli.signals import INTERRUPTED, run_until_signal
+from hydracore.signals import INTERRUPTED, run_until_signal
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -106,11 +106,11 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
     settings = configuration.load(os.environ)
     _without_colours()
     from hydracore import logs
-    from hydracore.cloudsim.main import run
+    from hydracore.cloudsim.main import run, serve
 
     logs.configure(settings.log_level)
 
-    run(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit)
+    run(serve(home=home, host=host, port=port, token=token, boot=boot, stop_servers_on_exit=stop_servers_on_exit))
 
 
 @click.command()

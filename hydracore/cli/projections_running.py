@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.signals import run_to_its_end
+from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection

@@ -26,10 +26,10 @@ from hydracore.cli.demo import demo
 from hydracore.cli.fleet import fleet
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
 from hydracore.cli.projections import projections
-from hydracore.cli.signals import INTERRUPTED
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
 from hydracore.settings import SettingsError
+from hydracore.signals import INTERRUPTED
 
 #: Of the caller's making, as a bad option is.
 USAGE_ERRORS: Final = (HomeInUse, HomeUnusable, PortTaken)

@@ -26,7 +26,7 @@ def up(*, home: Path, port: int, workers: int) -> None:
 
     PostgreSQL and Valkey are embedded unless HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL name others.
     """
-    from hydracore.cli.signals import run_until_signal
+    from hydracore.signals import run_until_signal
 
     run_until_signal(_stay_up(home, port=port, workers=workers))
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import fcntl
 import secrets
-import signal
 import socket
 import time
 from collections.abc import AsyncGenerator
@@ -26,6 +25,7 @@ from hydracore.cloudsim.store import Store
 from hydracore.garbage import look_less_often
 from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.signals import stop_asked_for
 
 log = structlog.get_logger(__name__)
 
@@ -47,36 +47,11 @@ class StartRefusedError(Exception):
     """cloudsim cannot start with this home or this address; the text says why, in one line."""
 
 
-def run(
-    *,
-    home: Path,
-    host: str,
-    port: int,
-    token: str,
-    boot: str = "process",
-    stop_servers_on_exit: bool = False,
-    action_delay_ms: int = 0,
-    stop_grace_s: float = STOP_GRACE_S,
-) -> None:
-    """Serve until SIGTERM or SIGINT. Agents stay then, unless `stop_servers_on_exit`; the next start adopts them.
-
-    `stop_grace_s` is how long agents may take to end. Ends with exit code 1 and one line on stderr when it cannot start.
-    """
+def run(serving: contextlib.AbstractAsyncContextManager[str]) -> None:
+    """Have what `serve` gives serve until a signal comes. Ends with exit code 1 and one line on stderr when it cannot start."""
 
     async def until_signalled() -> None:
-        ended = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        serving = serve(
-            home=home,
-            host=host,
-            port=port,
-            token=token,
-            boot=boot,
-            stop_servers_on_exit=stop_servers_on_exit,
-            action_delay_ms=action_delay_ms,
-            stop_grace_s=stop_grace_s,
-        )
+        ended = stop_asked_for()
         async with serving as url:
             look_less_often()
             log.info("cloudsim_ready", url=url)
@@ -103,7 +78,8 @@ async def serve(
 ) -> AsyncGenerator[str]:
     """A cloudsim within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
 
-    Raises `StartRefusedError`.
+    At the end agents stay, unless `stop_servers_on_exit`; the next start adopts them. `stop_grace_s` is how long they may take to
+    end. Raises `StartRefusedError`.
     """
     assert boot in BOOTS
     home = _made(home)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator
@@ -15,6 +14,7 @@ from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
+from hydracore.signals import stop_asked_for
 
 #: What open answers get at the end.
 GRACE_S: Final = 1
@@ -25,12 +25,10 @@ SLOW_COUNTING: Final = Fault(kind="slow", contains="ount to ", times=None, delay
 
 
 def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. `home` may hold a script (see `script.load_rules`)."""
+    """Serve until a signal comes; the exit code. `home` may hold a script (see `script.load_rules`)."""
 
     async def until_signalled() -> None:
-        ended = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        ended = stop_asked_for()
         async with serve(host=host, port=port, home=home, slow_counting=slow_counting) as url:
             sys.stderr.write(f"Scripted models (no real one among them) at {url}/v1\n")
             await ended.wait()

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hydracore.cli.signals import INTERRUPTED
+from hydracore.signals import INTERRUPTED
 from projections import generations
 from projections.errors import GenerationInUse
 from projections.instance import InstanceProjection

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import asyncio, signal, sys
 signal.signal(int(sys.argv[1]), signal.SIG_IGN)
-from hydracore.cli.signals import run_until_signal
+from hydracore.signals import run_until_signal
 async def work():
     echo = lambda: print(sys.stdin.readline(), end="", flush=True)
     asyncio.get_running_loop().add_reader(sys.stdin, echo)

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, TypeVar
@@ -16,13 +16,16 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 T = TypeVar("T")
 
 
-def run_until_signal(work: Coroutine[Any, Any, None]) -> bool:
+def run_until_signal(
+    work: Coroutine[Any, Any, None], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> bool:
     """Run `work`; a signal cancels it, and it may then tidy up in peace. Whether it came to its own end.
 
     A closed terminal that was to be ignored stays so, as nohup wants it. Ctrl-C does not: shells have what a script starts in the
     background ignore it, and who sends it there all the same means it. Outside the main thread, where none arrives, nothing changes.
     """
-    return asyncio.run(_watched(work))
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_watched(work))
 
 
 def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
@@ -37,6 +40,14 @@ def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
     if not run_until_signal(kept()):
         raise KeyboardInterrupt
     return given[0]
+
+
+def stop_asked_for() -> asyncio.Event:
+    """An event of the running loop that a signal sets, for those who must not be cancelled: they look for their own end."""
+    asked = asyncio.Event()
+    for number in _heard():
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    return asked
 
 
 async def _watched(work: Coroutine[Any, Any, None]) -> bool:
