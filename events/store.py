@@ -24,10 +24,12 @@ from events.patience import patiently
 from events.record import Append, InlineProjection, Origin, Outcome, Recorded
 from events.sql import Statements
 from events.state import Instance
+from events.types import AnyEvent
 from events.upcast import read
 
 _SQL = Statements("events", "store.sql")
 _STREAM_FROM = pages.paged(_SQL["stream_from"])
+_REPEATED = _SQL["repeated"]
 _HEADS = _SQL["heads"]
 _LANE_AFTER = _SQL["lane_after"]
 
@@ -132,6 +134,24 @@ class EventStore:
         assert outcome is not None, "a first request always has an event"
         return outcome
 
+    async def repeated(self, stream_id: UUID, origin: Origin) -> Outcome | None:
+        """What `create` answers to a repeat, for whoever cannot make the command any more; None where it is no repeat.
+
+        Raises `RequestMismatch` and `StoreUnavailable`.
+        """
+
+        async def read(connection: AsyncConnection) -> tuple[bytes | None, str | None] | None:
+            cursor = await connection.execute(_REPEATED, (lane_of(stream_id), origin.command_id))
+            return await cursor.fetchone()
+
+        known = await patiently(self._pool, read)
+        if known is None:
+            return None
+        request_hash, result = known
+        return await self._answer_again(
+            stream_id, origin, request_hash=request_hash, result=None if result is None else result.encode()
+        )
+
     async def execute(self, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
         """Load, decide and append, again after each lost race.
 
@@ -195,12 +215,26 @@ class EventStore:
         self._states.pop(stream_id, None)
         if verdict.outcome == "conflict":
             raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
-        if verdict.request_hash != origin.request_hash:
+        mine = events if verdict.outcome in LANDED else ()
+        return await self._answer_again(
+            stream_id, origin, request_hash=verdict.request_hash, result=verdict.result, events=mine
+        )
+
+    async def _answer_again(
+        self,
+        stream_id: UUID,
+        origin: Origin,
+        *,
+        request_hash: bytes | None,
+        result: bytes | None,
+        events: tuple[AnyEvent, ...] = (),
+    ) -> Outcome:
+        """The outcome of a command that is in the log, with what is stored there of its request."""
+        if request_hash != origin.request_hash:
             raise RequestMismatch(stream_id)
         now = await self.load(stream_id)
         assert now is not None, "a recorded command has a stream"
-        mine = events if verdict.outcome in LANDED else ()
-        return Outcome(state=now, events=mine, duplicate=True, result=verdict.result)
+        return Outcome(state=now, events=events, duplicate=True, result=result)
 
     def _remember(self, state: Instance, *, digest: bytes) -> None:
         self._states[state.id] = _Remembered(state, digest)

@@ -3,6 +3,9 @@ SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), kn
   FROM append_commands($1::smallint[], $2::json, $3::json)
  ORDER BY ordinal
 
+-- name: repeated
+SELECT request_hash, result::text FROM command WHERE lane = %s AND command_id = %s
+
 -- name: stream_from
 -- A page of a stream (`events/pages.py`); here and below, with what all of it up to each event weighs.
 SELECT e.version, e.type, e.schema_version, e.payload::text, e.digest, e.upto_bytes

@@ -57,11 +57,18 @@ def type_info(declared: Any) -> types.Type:
 
 
 class Reader:
-    """Collects problems over any number of values; what `read` returns means nothing once there is one."""
+    """Collects problems over any number of values; what `read` returns means nothing once there is one that is no complaint."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self.problems: list[Problem] = []
+        #: How many of them are what a named check said of a value that is as declared.
+        self.complaints = 0
         self._checks = checks
+
+    @property
+    def flaws(self) -> int:
+        """How many problems are of values that are not as declared."""
+        return len(self.problems) - self.complaints
 
     def read(self, value: Any, info: types.Type, loc: Location) -> Any:
         if isinstance(info, types.Metadata):
@@ -93,6 +100,7 @@ class Reader:
             complaint = check(value)
             if complaint is not None:
                 self._add(loc, f"Value error, {complaint}", "value_error")
+                self.complaints += 1
 
     def _union(self, value: Any, info: types.UnionType, loc: Location) -> Any:
         inner = [member for member in info.types if not isinstance(member, types.NoneType)]
@@ -107,7 +115,7 @@ class Reader:
             self._add(loc, "Input should be a valid dictionary or object to extract fields from", kind)
             return None
         values = cast("dict[str, Any]", value)
-        count_before = len(self.problems)
+        flaws_before = self.flaws
         known: dict[str, Any] = {}
         for field in info.fields:
             here = (*loc, field.encode_name)
@@ -119,7 +127,7 @@ class Reader:
             names = {field.encode_name for field in info.fields}
             for name in (name for name in values if name not in names):
                 self._add((*loc, name), "Extra inputs are not permitted", "extra_forbidden")
-        return None if len(self.problems) > count_before else info.cls(**known)
+        return None if self.flaws > flaws_before else info.cls(**known)
 
     def _list(self, value: Any, info: types.ListType | types.VarTupleType, loc: Location) -> Any:
         if not isinstance(value, list):

@@ -121,7 +121,7 @@ def route(
 ) -> HTTPRouteHandler:
     """The Litestar handler of an operation. `callers`: how each type of caller is told from the headers."""
     declared, handler, signature = op
-    reader = RequestReader(signature.inputs, checks)
+    reader = RequestReader(signature, checks)
     authenticate = callers[signature.who] if signature.who is not None else None
     who_name, incoming_name = signature.who_name, signature.incoming_name
     status = declared.status

@@ -10,7 +10,7 @@ import msgspec
 
 from events.commands import RequestInstance
 from events.ids import command_id_for, instance_id_for
-from events.keys import Keyring
+from events.keys import CustomerErased, Keyring, KeyUnreadable
 from events.record import Origin
 from events.store import EventStore
 from events.types import Sealed
@@ -18,7 +18,7 @@ from hydracore.api import schemas as s
 from hydracore.api.errors import Forbidden, RequestInvalid
 from hydracore.api.operations import Answer, operation
 from hydracore.api.room import slugs
-from hydracore.api.validation import Header, Incoming
+from hydracore.api.validation import Complaints, Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.problems import Problem
@@ -42,6 +42,7 @@ class Ordering:
         self,
         who: Principal,
         incoming: Incoming,
+        complaints: Complaints,
         body: s.CreateInstance,
         idempotency_key: Annotated[s.IdempotencyKey | None, Header("Idempotency-Key")] = None,
     ) -> Answer:
@@ -64,11 +65,23 @@ class Ordering:
             request_hash=self._keyring.fingerprint(_canonical(body)),
             result=answer,
         )
-        command = await self._command(who, body, customer_id=customer_id, key=key)
-        outcome = await self._store.create(instance_id, command, origin)
+        try:
+            command = await self._command(who, body, complaints, customer_id=customer_id, key=key)
+        except (RequestInvalid, CustomerErased, KeyUnreadable):
+            # Of now, and perhaps not of when it was asked first. Only here, as a look costs a round trip and an append looks by itself.
+            outcome = await self._store.repeated(instance_id, origin)
+            if outcome is None:
+                raise
+        else:
+            outcome = await self._store.create(instance_id, command, origin)
         return Answer(202, outcome.result if outcome.result is not None else answer)
 
-    async def _command(self, who: Principal, body: s.CreateInstance, *, customer_id: str, key: str) -> RequestInstance:
+    async def _command(
+        self, who: Principal, body: s.CreateInstance, complaints: Complaints, *, customer_id: str, key: str
+    ) -> RequestInstance:
+        """Raises `RequestInvalid`, `CustomerErased` and `KeyUnreadable` where there can be no such order now."""
+        if complaints.problems:
+            raise RequestInvalid(list(complaints.problems))
         preset = self._catalogue.presets[body.preset_id]
 
         async def sealed(text: str | None, field: str) -> Sealed | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID, uuid4, uuid5
@@ -65,6 +65,12 @@ class Incoming(NamedTuple):
         return Origin(actor=actor, command_id=uuid4(), correlation_id=self.correlation_id)
 
 
+class Complaints(NamedTuple):
+    """What the named checks say against a request that is as declared otherwise. A handler that takes them refuses it by itself."""
+
+    problems: tuple[Problem, ...] = ()
+
+
 class Input(NamedTuple):
     """One argument of a handler that the client gives. `alias` is its name on the wire.
 
@@ -84,12 +90,13 @@ class Input(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What a handler takes. `who`: the type of caller that it is for, if any; both others are names of parameters."""
+    """What a handler takes. `who`: the type of caller that it is for, if any; all others are names of parameters."""
 
     inputs: tuple[Input, ...]
     who: type | None
     who_name: str
     incoming_name: str
+    complaints_name: str
 
 
 def read_signature(handler: Handler, path: str, *, callers: Collection[type]) -> Signature:
@@ -98,16 +105,18 @@ def read_signature(handler: Handler, path: str, *, callers: Collection[type]) ->
     `callers`: the types that stand for whoever is asking.
     """
     inputs: list[Input] = []
-    who, who_name, incoming_name = None, "", ""
+    who, who_name, incoming_name, complaints_name = None, "", "", ""
     for name, parameter in inspect.signature(handler, eval_str=True).parameters.items():
         if parameter.annotation in callers:
             who, who_name = parameter.annotation, name
         elif parameter.annotation is Incoming:
             incoming_name = name
+        elif parameter.annotation is Complaints:
+            complaints_name = name
         else:
             inputs.append(_input_of(parameter, path))
     inputs.sort(key=lambda each: _ORDER.index(each.source))
-    return Signature(tuple(inputs), who, who_name, incoming_name)
+    return Signature(tuple(inputs), who, who_name, incoming_name, complaints_name)
 
 
 def _input_of(parameter: inspect.Parameter, path: str) -> Input:
@@ -136,12 +145,15 @@ def _is_annotated(parameter: inspect.Parameter) -> bool:
 
 
 class RequestReader:
-    """Reads the inputs of one operation. `checks`: see `hydracore.problems`."""
+    """Reads what one operation takes from a request. `checks`: see `hydracore.problems`."""
 
-    def __init__(self, inputs: Sequence[Input], checks: Mapping[str, Check]) -> None:
-        self._inputs = inputs
+    def __init__(self, signature: Signature, checks: Mapping[str, Check]) -> None:
+        self._inputs = inputs = signature.inputs
         self._checks = checks
-        self._defaults = {each.name: each.default for each in inputs if not each.required}
+        self._complaints_name = signature.complaints_name
+        self._defaults: dict[str, Any] = {each.name: each.default for each in inputs if not each.required}
+        if self._complaints_name:
+            self._defaults[self._complaints_name] = Complaints()
         self._path = [each for each in inputs if each.source == "path"]
         body = next((each for each in inputs if each.source == "body"), None)
         self._body_name = body.name if body is not None else None
@@ -193,8 +205,10 @@ class RequestReader:
                 arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
             elif each.required:
                 reader.problems.append(Problem(loc, "Field required", "missing"))
-        if reader.problems:
+        if reader.flaws or (reader.problems and not self._complaints_name):
             raise RequestInvalid(reader.problems)
+        if reader.problems:
+            arguments[self._complaints_name] = Complaints(tuple(reader.problems))
         return arguments
 
     def _path_given(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:

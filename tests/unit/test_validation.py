@@ -47,7 +47,7 @@ async def handler(
 
 
 def reader_of(handler: Any, path: str, checks: dict[str, Any] | None = None) -> RequestReader:
-    return RequestReader(read_signature(handler, path, callers={Principal}).inputs, checks or {})
+    return RequestReader(read_signature(handler, path, callers={Principal}), checks or {})
 
 
 def scope_of(

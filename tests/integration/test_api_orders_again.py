@@ -1,0 +1,87 @@
+"""Orders that come again once they could not be made any more, on a real server and a real PostgreSQL."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import LiteralString
+
+import psycopg
+import pytest
+
+from events import keys
+from hydracore.settings import PACKAGED_CATALOGUE
+from tests.api_server import Api, running_api
+from tests.log_audit import audited
+
+ORDER = {"region_id": "local", "tier_id": "performance", "preset_id": "research_assistant", "idempotency_key": "k"}
+NAMED = ORDER | {"user_display_name": "Ann"}
+ANOTHER_REQUEST = {"detail": "This idempotency key was used with another request"}
+
+
+@pytest.fixture
+async def api(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
+    async with running_api(database_url, redis_url) as running:
+        yield running
+
+
+async def test_a_repeat_is_answered_although_the_catalogue_has_dropped_what_was_ordered(
+    api: Api, database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    smaller = tmp_path / "catalogue.toml"
+    smaller.write_text(
+        PACKAGED_CATALOGUE.read_text()
+        .replace("[regions.local]", "[regions.here]")
+        .replace("[tiers.performance]", "[tiers.large]")
+        .replace("[presets.research_assistant]", "[presets.researcher]")
+    )
+    answer = await api.client.post("/v1/instances", json=ORDER, headers=api.token())
+    before = await audited(owner_conn)
+
+    async with running_api(database_url, redis_url, catalogue=smaller) as later:
+        again = await later.client.post("/v1/instances", json=ORDER, headers=later.token())
+        other = await later.client.post("/v1/instances", json=ORDER | {"agent_name": "Ada"}, headers=later.token())
+        malformed = await later.client.post("/v1/instances", json=ORDER | {"agent_name": 5}, headers=later.token())
+        new = [
+            await later.client.post("/v1/instances", json=ORDER, headers=later.token(tenant="other")),
+            await later.client.post("/v1/instances", json=ORDER, headers=later.token(user="bob")),
+            await later.client.post("/v1/instances", json=ORDER | {"idempotency_key": "k2"}, headers=later.token()),
+        ]
+
+    assert (again.status_code, again.content) == (202, answer.content)
+    assert (other.status_code, other.json()) == (409, ANOTHER_REQUEST)
+    wrong = [["body", name] for name in ("agent_name", "preset_id", "region_id", "tier_id")]
+    assert (malformed.status_code, [each["loc"] for each in malformed.json()["detail"]]) == (422, wrong)
+    for refused in new:
+        assert (refused.status_code, [each["loc"] for each in refused.json()["detail"]]) == (422, wrong[1:])
+    assert await audited(owner_conn) == before
+
+
+@pytest.mark.parametrize(
+    ("lose", "status"),
+    [
+        ("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()", 409),
+        (r"UPDATE customer_key SET wrapped_key = '\x00'", 500),
+    ],
+    ids=["erased", "damaged"],
+)
+async def test_a_repeat_is_answered_although_nothing_can_be_sealed_for_the_customer_any_more(
+    api: Api,
+    owner_conn: psycopg.AsyncConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    lose: LiteralString,
+    status: int,
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", 0)
+    ann = api.token()
+    answer = await api.client.post("/v1/instances", json=NAMED, headers=ann)
+    await owner_conn.execute(lose)
+    before = await audited(owner_conn)
+
+    again = await api.client.post("/v1/instances", json=NAMED, headers=ann)
+    other = await api.client.post("/v1/instances", json=NAMED | {"user_display_name": "Eve"}, headers=ann)
+    new = await api.client.post("/v1/instances", json=NAMED | {"idempotency_key": "k2"}, headers=ann)
+
+    assert (again.status_code, again.content) == (202, answer.content)
+    assert (other.status_code, other.json()) == (409, ANOTHER_REQUEST)
+    assert new.status_code == status
+    assert new.json() != ANOTHER_REQUEST
+    assert await audited(owner_conn) == before
