@@ -126,7 +126,8 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> None:
     if failures is None:
         return
     if not result.usual:
-        _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures)
+        provider = None if state.attempt is None else state.attempt.provider
+        _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures, provider=provider)
     stuck_s = (deps.now_ms() - state.updated_ms) / 1000
     if state.status == DELETING and stuck_s >= deps.settings.teardown_alarm_s:
         await teardown.sound_alarm(deps, state, code=result.code)

@@ -1,16 +1,21 @@
 """Providers that refuse, fail, forget and dawdle, and what becomes of the instances: on real processes."""
 
 import asyncio
+import re
 import time
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from events.ids import lane_of
 from events.state import ATTEMPTS_MAX
+from hydracore.settings import PACKAGED_CATALOGUE
 from tests.lives import BOOT
 from tests.stack import BRISK, Stack
 from tests.strays import stray
+from workers.advance import advance
 from workers.broker import OBSERVE_ACTIONS
 from workers.providers.hetzner import HetznerProvider
 
@@ -145,6 +150,34 @@ async def test_a_teardown_that_does_not_get_on_says_why_and_goes_on_all_the_same
     for instance_id in (locked, undying):
         await stack.until_status(instance_id, "deleted")
         stack.assert_no_server(instance_id)
+
+
+async def test_a_deletion_waits_for_a_provider_that_is_not_set_up_any_more_and_says_so(
+    stack: Stack, tmp_path: Path
+) -> None:
+    catalogue = tmp_path / "catalogue.toml"
+    packaged = PACKAGED_CATALOGUE.read_text()
+    catalogue.write_text(re.sub(r'(?<=providers\.)cloudsim|cloudsim(?= =)|(?<=")cloudsim(?=")', "renamed", packaged))
+    instance_id = await stack.running()
+    stack.worker.kill()
+    await stack.delete(instance_id)
+
+    for change in ({"cloudsim_token": ""}, {"catalogue": str(catalogue)}):
+        async with stack.deps(teardown_alarm_s="0.001", **change) as deps:
+            with capture_logs() as said:
+                await advance(deps, instance_id)
+            reasons = {(line["code"], line["provider"]) for line in said if line["event"] == "step_failed"}
+            assert reasons == {("provider_not_configured", "cloudsim")}
+    detail = await stack.detail(instance_id)
+    logs = (await stack.ask("GET", f"/v1/instances/{instance_id}/logs")).json()["logs"]
+    stack.server(instance_id)
+    stack.worker.start()
+    await stack.until_status(instance_id, "deleted")
+
+    assert (detail["status"], detail["error_message"]) == ("deleting", "The provider is not set up here")
+    assert logs[-1]["message"] == "Deletion waits: The provider is not set up here"
+    assert stack.types(instance_id).count("teardown_blocked") == 1
+    stack.assert_no_server(instance_id)
 
 
 async def test_a_lock_that_opens_soon_is_waited_for(stack: Stack) -> None:
