@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem
 from hydracore.agent.chats import ChatError
@@ -88,6 +88,7 @@ class AgentApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "the server runs with lifespan and websockets off"
+        _bind_request_id(scope)
         found = self._find(scope)
         if isinstance(found, Response):
             await _send_response(send, found)
@@ -103,8 +104,7 @@ class AgentApi:
         gone = asyncio.Event()
         watching = asyncio.create_task(_watch(receive, gone))
         try:
-            with _bound(scope):
-                await work_until(gone, self._respond(scope, handler, request, send))
+            await work_until(gone, self._respond(scope, handler, request, send))
         finally:
             watching.cancel()
 
@@ -144,12 +144,14 @@ class AgentApi:
             await _send_response(send, response)
 
 
-def _bound(scope: Scope) -> AbstractContextManager[None]:
+def _bind_request_id(scope: Scope) -> None:
     """Log lines of the request have its id, by which the control plane's are found too."""
+    # A request that came in behind another is begun by the end of that, and with what was bound there.
+    unbind_contextvars("request_id")
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return bound_contextvars(request_id=value.decode())
-    return nullcontext()
+            bind_contextvars(request_id=value.decode())
+            return
 
 
 async def _read_body(receive: Receive) -> bytes:

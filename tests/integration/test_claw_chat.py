@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from structlog.contextvars import merge_contextvars
-from structlog.testing import capture_logs
 
 from hydracore.modelsim.app import digest
 from hydracore.modelsim.script import MARK
@@ -166,19 +164,6 @@ async def test_when_all_models_fail_the_reason_is_plain_and_without_secrets(claw
         "second: the endpoint refuses our key (HTTP 401)",
     }
     assert await claw.conversation("f-1") == [("user", "Hello")]
-
-
-async def test_what_the_agent_logs_of_a_request_has_the_id_that_it_came_with(claw: Claw, modelsim: ModelSim) -> None:
-    await modelsim.fault("status", status=500, times=2)
-
-    with capture_logs(processors=[merge_contextvars]) as lines:
-        answer = await claw.http.post("/api/chat", json={"message": "Hello"}, headers={"X-Request-Id": "of-the-caller"})
-        await claw.chat("Hello")
-
-    assert answer.status_code == 502
-    failures = [line for line in lines if line["event"] == "model_failed"]
-    assert [line["request_id"] for line in failures] == ["of-the-caller"] * 2
-    assert all("request_id" not in line for line in lines if line not in failures)
 
 
 async def test_models_that_do_not_answer_are_a_timeout_and_paid_for_what_they_were_asked(
