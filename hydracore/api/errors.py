@@ -44,6 +44,9 @@ RETRY_AFTER_S = 2
 
 _UNAVAILABLE: Final = "Temporarily unavailable; try again"
 
+#: Where it cannot be read, and why, is for those who run this: our log says it.
+_HISTORY_UNREADABLE: Final = "The history of this instance cannot be read"
+
 
 class ApiError(Exception):
     """Root. `str()` is shown to the caller."""
@@ -184,6 +187,9 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
             return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [problem]})
         case e.StoreUnavailable() | e.VersionConflict():
             return _unavailable(error)
+        case e.LogCorrupted() | e.EventUnreadable():
+            _log.error("request_failed", exc_info=error)
+            return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
         case _:
             _log.error("request_failed", exc_info=error)
             return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})

@@ -10,8 +10,10 @@ from uuid import UUID
 import psycopg
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from events import commands as c
+from events.errors import LogCorrupted
 from hydracore.api import history
 from hydracore.cli import main
 from tests.api_server import Api, bearer
@@ -163,7 +165,7 @@ async def test_a_page_that_is_long_enough_ends_before_its_limit(used: Used, monk
     assert await everything(used, "?limit=500") == whole
 
 
-async def test_a_time_that_no_calendar_has_is_its_number_and_no_failure(
+async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_state_as_it_was(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     never_ms = 99_999_999_999_999_999
@@ -173,9 +175,15 @@ async def test_a_time_that_no_calendar_has_is_its_number_and_no_failure(
     )
 
     first, second, *_ = await everything(used)
+    with capture_logs() as lines:
+        as_it_was = [await used.ask("GET", query) for query in ("?version=1", f"?at={first['recorded_at']}")]
 
     assert first["happened_at"] == never_ms
     assert second["happened_at"].endswith("Z")
+    for answer in as_it_was:
+        assert (answer.status_code, answer.json()) == (500, {"detail": "The history of this instance cannot be read"})
+    assert [(line["event"], type(line["exc_info"])) for line in lines] == [("request_failed", LogCorrupted)] * 2
+    assert f"stream {used.instance_id} has a time that no calendar has" in str(lines[0]["exc_info"])
 
 
 async def test_the_command_line_tells_the_same(used: Used, database_url: str) -> None:
