@@ -17,8 +17,9 @@ DOCUMENT_MAX_BYTES: Final = 256 * 1024
 
 SLUGS_MAX_BYTES: Final = 64 * 1024
 
-#: What a request for a configuration may have, whatever the setting says: all parts at their longest, at once, fit as UTF-8, and each
-#: of them with every character as escaped halves (`\ud83d\ude00`), as many JSON writers have them.
+#: What a request for a configuration may have, whatever the setting says: all parts at their longest, at once, fit as UTF-8. With
+#: every character escaped (`\ud83d\ude00`), as many JSON writers have them, all of `config` fit, and any two documents: room for four
+#: would double how long the reading of a body of many small values (a second) keeps everybody else waiting.
 BODY_BYTES: Final = 2 * 1024 * 1024
 
 

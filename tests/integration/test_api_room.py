@@ -80,11 +80,24 @@ async def test_whatever_a_configuration_may_have_can_be_sent_at_once(as_it_comes
     prompts = await as_it_comes.ask("POST", "/config", content=escaped)
     documents = await as_it_comes.ask("PATCH", "/platform-config", parts)
     again = await as_it_comes.ask("PATCH", "/platform-config", {"advanced": documents.json()["advanced"]})
-    one_escaped = json.dumps({"advanced": {"x": "\U0001f600" * ((DOCUMENT_BYTES - 8) // 4)}}).encode()
-    other = await as_it_comes.ask("PATCH", "/platform-config", content=one_escaped)
+    document = {"x": "\U0001f600" * ((DOCUMENT_BYTES - 8) // 4)}
+    two_escaped = json.dumps({"advanced": document, "channels": document}).encode()
+    others = await as_it_comes.ask("PATCH", "/platform-config", content=two_escaped)
 
     assert len(escaped) > 120_000 * len(r"\ud83d\ude00")
-    assert [answer.status_code for answer in (prompts, documents, again, other)] == [200] * 4
+    assert [answer.status_code for answer in (prompts, documents, again, others)] == [200] * 4
+    assert others.json()["channels"] == document
+
+
+async def test_more_documents_at_once_than_a_request_has_room_for_are_refused_as_that(as_it_comes: Used) -> None:
+    document, items = {"x": "\U0001f600" * ((DOCUMENT_BYTES - 8) // 4)}, ["\U0001f600" * ((DOCUMENT_BYTES - 4) // 4)]
+    version = await as_it_comes.version()
+    whole = {"advanced": document, "channels": document, "integrations": items, "skills": items}
+
+    at_once = await as_it_comes.ask("PATCH", "/platform-config", content=json.dumps(whole).encode())
+
+    assert (at_once.status_code, at_once.json()) == (413, {"detail": f"The body is larger than {2 * 2**20} bytes"})
+    assert await as_it_comes.version() == version
 
 
 @pytest.mark.parametrize(
