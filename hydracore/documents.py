@@ -16,6 +16,9 @@ from typing import Any, Final, NamedTuple, cast
 #: Deeper documents are refused: every reader on the way to the agent recurses.
 DEPTH_MAX: Final = 32
 
+#: So are those with more values: each is looked at several times, while others wait.
+VALUES_MAX: Final = 20_000
+
 _SECRET_NAME: Final = re.compile(
     r"token|secret|pass(w|code|phrase)|pwd|credential|authorization|bearer|cookie|api_?key|private_?key|hook_?url"
     r"|connection[_-]?string|(database|db)[_-]?(ur[il]|dsn)"
@@ -36,6 +39,9 @@ _TELLING: Final = 4
 
 #: What is said of a document that is deeper.
 TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
+
+#: What is said of one with more values.
+TOO_MANY: Final = f"Value error, documents may have {VALUES_MAX:,} values"
 
 #: What is said of a mask that is of no secret which is stored there.
 OUTDATED: Final = "Value error, the secret has changed since it was shown so; read it again, or give the secret itself"
@@ -59,23 +65,37 @@ class MasksOutdated(Exception):
         self.paths = paths
 
 
-def flaws(value: Any, path: Path = ()) -> Iterator[Flaw]:
-    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL."""
-    if len(path) > DEPTH_MAX:
-        yield Flaw(path, TOO_DEEP, "value_error")
-    elif isinstance(value, dict):
-        for name, item in cast("dict[str, Any]", value).items():
+def flaws(value: Any) -> Iterator[Flaw]:
+    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL. Of one with too many values, that is all."""
+    values = 1
+    left: list[tuple[str, Any, Path]] = [("", value, ())]
+    while left:
+        name, item, path = left.pop()
+        if name:
+            yield from _text_flaws(name, path)
+        if len(path) > DEPTH_MAX:
+            yield Flaw(path, TOO_DEEP, "value_error")
+        elif isinstance(item, dict | list):
+            within = cast("dict[str, Any] | list[Any]", item)
+            values += len(within)
+            if values > VALUES_MAX:
+                yield Flaw((), TOO_MANY, "value_error")
+                return
+            left += reversed(list(_within(within, path)))
+        elif isinstance(item, float) and not math.isfinite(item):
+            yield Flaw(path, "Input should be a finite number", "finite_number")
+        elif isinstance(item, str):
+            yield from _text_flaws(item, path)
+
+
+def _within(value: dict[str, Any] | list[Any], path: Path) -> Iterator[tuple[str, Any, Path]]:
+    """Names, items and their places; an item of a list has no name."""
+    if isinstance(value, list):
+        yield from (("", item, (*path, index)) for index, item in enumerate(value))
+    else:
+        for name, item in value.items():
             # Whatever the name is, where the flaw is must be printable.
-            here = (*path, name.encode(errors="replace").decode())
-            yield from _text_flaws(name, here)
-            yield from flaws(item, here)
-    elif isinstance(value, list):
-        for index, item in enumerate(cast("list[Any]", value)):
-            yield from flaws(item, (*path, index))
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield Flaw(path, "Input should be a finite number", "finite_number")
-    elif isinstance(value, str):
-        yield from _text_flaws(value, path)
+            yield name, item, (*path, name.encode(errors="replace").decode())
 
 
 def _text_flaws(text: str, path: Path) -> Iterator[Flaw]:

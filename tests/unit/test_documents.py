@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 
-from hydracore.documents import DEPTH_MAX, MasksOutdated, flaws, mask, masked, merge_patch, unmasked, with_secrets
+from hydracore.documents import (
+    DEPTH_MAX,
+    VALUES_MAX,
+    MasksOutdated,
+    flaws,
+    mask,
+    masked,
+    merge_patch,
+    unmasked,
+    with_secrets,
+)
 
 TOKEN = "1234567890:AAH-abcdefghij"
 
@@ -56,8 +66,10 @@ def nested(depth: int) -> Any:
         ({"\udfff": {"c": "\ud800"}}, [("?",), ("?", "c")]),
         (nested(DEPTH_MAX), []),
         (nested(DEPTH_MAX + 1), [(0,) * (DEPTH_MAX + 1)]),
+        ({"a": [{}] * (VALUES_MAX - 2)}, []),
+        ({"a": [{}] * (VALUES_MAX - 1)}, [()]),
     ],
-    ids=["fine", "no_number", "nul", "half_a_character", "in_names", "deep", "too_deep"],
+    ids=["fine", "no_number", "nul", "half_a_character", "in_names", "deep", "too_deep", "many", "too_many"],
 )
 def test_what_cannot_be_stored_is_found_and_its_place_can_be_told(value: Any, paths: list[Any]) -> None:
     found = list(flaws(value))
