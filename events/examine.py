@@ -24,6 +24,9 @@ _COMMANDS_BETWEEN = _SQL["commands_between"]
 _EVENTS_BETWEEN = _SQL["events_between"]
 _LINK_AT = _SQL["link_at"]
 
+#: How many events come at once: each may be large.
+EVENTS_AT_ONCE = 10
+
 #: From 1970 to 2000, where PostgreSQL's time begins, in microseconds.
 POSTGRES_EPOCH_US = 946_684_800_000_000
 
@@ -99,6 +102,20 @@ class _Event(NamedTuple):
     recorded_at: bytes
 
 
+class _Seen(NamedTuple):
+    """What is left to compare of an event that was looked at: not its payload. `lacks`: something that every event has.
+    `fits`: it is what its digest was taken over."""
+
+    seq: int
+    stream_id: UUID
+    tenant_id: str
+    digest: bytes
+    command_id: UUID
+    recorded_at: bytes
+    lacks: bool
+    fits: bool
+
+
 #: What is never null. Whoever takes the tables' constraints away can make it so.
 _COMMAND_FIELDS = tuple(name for name in _Command._fields if name not in {"causation_id", "request_hash", "result"})
 
@@ -112,11 +129,12 @@ def examine(connection: Connection, lane: int, *, after: int, upto: int, start: 
     row = connection.execute(_LINK_AT, (lane, after), binary=True).fetchone() if after > start.seq else None
     place = _Place(lane, after + 1, start.link if row is None else row[0])
     found: list[Finding] = []
-    # Of a lane that was edited as a whole, no more is held than what one command is compared with.
+    # Of a lane that was edited as a whole, no more is held than what one command is compared with, and no payload.
     with (
         connection.cursor("commands", binary=True, row_factory=class_row(_Command)) as commands,
         connection.cursor("events", binary=True, row_factory=class_row(_Event)) as events,
     ):
+        events.itersize = EVENTS_AT_ONCE
         near = _Near(events.execute(_EVENTS_BETWEEN, between))
         for command in commands.execute(_COMMANDS_BETWEEN, between):
             near.reach(min(command.first_seq, place.seq), max(command.first_seq, place.seq) + FINDINGS_MAX)
@@ -133,9 +151,9 @@ class _Near:
     """The events near the place that is looked at, by number."""
 
     def __init__(self, rows: Iterable[_Event]) -> None:
-        self._rows = iter(rows)
+        self._rows = map(_seen, rows)
         self._next = next(self._rows, None)
-        self.events: dict[int, _Event] = {}
+        self.events: dict[int, _Seen] = {}
 
     def reach(self, first: int, last: int) -> None:
         """Have those from `first` to `last`. Neither ever goes back."""
@@ -146,6 +164,20 @@ class _Near:
             self._next = next(self._rows, None)
 
 
+def _seen(event: _Event) -> _Seen:
+    lacks = None in event
+    return _Seen(
+        seq=event.seq,
+        stream_id=event.stream_id,
+        tenant_id=event.tenant_id,
+        digest=event.digest,
+        command_id=event.command_id,
+        recorded_at=event.recorded_at,
+        lacks=lacks,
+        fits=not lacks and is_digest_of(event),
+    )
+
+
 class _Place:
     """Where in the lane the examination is: at number `seq`, with the link that is stored before it."""
 
@@ -154,7 +186,7 @@ class _Place:
         self.seq = seq
         self._link = link
 
-    def between_commands(self, upto: int, events: dict[int, _Event]) -> Iterator[Finding]:
+    def between_commands(self, upto: int, events: dict[int, _Seen]) -> Iterator[Finding]:
         """Nothing may stand between the command before and the one that begins at `upto`."""
         missing = [seq for seq in range(self.seq, min(upto, self.seq + FINDINGS_MAX)) if seq not in events]
         if missing:
@@ -168,7 +200,7 @@ class _Place:
         if upto < self.seq:
             yield self._finding("command_overlaps", "Two commands claim the same events", upto)
 
-    def command(self, command: _Command, events: dict[int, _Event]) -> Iterator[Finding]:
+    def command(self, command: _Command, events: dict[int, _Seen]) -> Iterator[Finding]:
         """A command, its events, and its link."""
         if any(getattr(command, name) is None for name in _COMMAND_FIELDS) or command.event_count < 1:
             what = f"Command {command.command_id} lacks what every command has"
@@ -183,7 +215,7 @@ class _Place:
                 yield self._finding("event_missing", what, seq)
             else:
                 yield from self._event(event, command)
-        present = [event.digest for event in found if event is not None and None not in event]
+        present = [event.digest for event in found if event is not None and not event.lacks]
         if len(present) == command.event_count and digest_of(command, present) != command.digest:
             what = f"Command {command.command_id} was edited, or an event of it with its digest"
             yield self._finding("command_edited", what, first, last_seq=last)
@@ -191,8 +223,8 @@ class _Place:
             yield self._finding("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
         self._link, self.seq = command.link, max(self.seq, last + 1)
 
-    def _event(self, event: _Event, command: _Command) -> Iterator[Finding]:
-        if None in event:
+    def _event(self, event: _Seen, command: _Command) -> Iterator[Finding]:
+        if event.lacks:
             what = "It lacks what every event has"
             yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
             return
@@ -200,7 +232,7 @@ class _Place:
             if getattr(event, name) != getattr(command, name):
                 what = f"Its {name} is not that of the command at this number"
                 yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
-        if not is_digest_of(event):
+        if not event.fits:
             what = "Its stream, version, type or payload is not what its digest was taken over"
             yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from events.errors import LogCorrupted, NotFound, Rejected, RequestMismatch, Ver
 from events.evolve import evolve_all
 from events.ids import lane_of
 from events.patience import patiently
+from events.recent import Recent, weight_of
 from events.record import Append, InlineProjection, Origin, Outcome, Recorded
 from events.sql import Statements
 from events.state import Instance
@@ -40,8 +40,10 @@ RACES_MAX = 16
 #: hundreds of thousands, and others are to be served meanwhile.
 STREAM_PAGE = 200
 
-#: How many states one process remembers. A remembered state is only a shorter way to load: newer events are read.
+#: How many states one process remembers, and how many bytes of them, about. A remembered state is only a shorter way to load:
+#: newer events are read.
 STATES_MAX = 10_000
+STATES_BYTES_MAX = 64 * 2**20
 
 
 class _Row(NamedTuple):
@@ -76,7 +78,7 @@ class EventStore:
     ) -> None:
         self._pool = pool
         self._committer = Committer(pool, inline, published=published)
-        self._states: OrderedDict[UUID, _Remembered] = OrderedDict()
+        self._states = Recent[UUID, _Remembered](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
     async def close(self) -> None:
         """Wait for the appends under way; the pool stays its owner's."""
@@ -91,7 +93,7 @@ class EventStore:
                 state = self._fold(stream_id, remembered.state, rows[1:])
                 return await self._fold_on(stream_id, state) if _may_go_on(rows) else state
             # Not the log that this was read from any more: it was restored from a backup.
-            self._states.pop(stream_id, None)
+            self._states.pop(stream_id)
         return await self._fold_on(stream_id, None)
 
     async def _fold_on(self, stream_id: UUID, state: Instance | None) -> Instance | None:
@@ -212,7 +214,7 @@ class EventStore:
             assert verdict.version == after.version, "the log and the fold count alike"
             self._remember(after, digest=verdict.digest)
             return Outcome(state=after, events=events)
-        self._states.pop(stream_id, None)
+        self._states.pop(stream_id)
         if verdict.outcome == "conflict":
             raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
         mine = events if verdict.outcome in LANDED else ()
@@ -237,10 +239,9 @@ class EventStore:
         return Outcome(state=now, events=events, duplicate=True, result=result)
 
     def _remember(self, state: Instance, *, digest: bytes) -> None:
-        self._states[state.id] = _Remembered(state, digest)
-        self._states.move_to_end(state.id)
-        if len(self._states) > STATES_MAX:
-            self._states.popitem(last=False)
+        remembered, weight = self._states.weighed(state.id)
+        weight = weight_of(state, before=None if remembered is None else remembered.state, weight=weight)
+        self._states.put(state.id, _Remembered(state, digest), weight=weight)
 
 
 def _may_go_on(rows: list[_Row]) -> bool:

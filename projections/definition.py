@@ -46,6 +46,10 @@ class StreamFold(Protocol):
         """The rows that are new, or other than they were, since this was asked last; the first time, all. No row ever goes."""
         ...
 
+    def weight(self) -> int:
+        """How many bytes it holds, about, of what can be large. For whoever has asked for the rows."""
+        ...
+
 
 @runtime_checkable
 class Inline(InlineProjection, Definition, Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from events.evolve import evolve_all
+from events.recent import weight_of
 from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
@@ -81,6 +82,7 @@ class InstanceFold:
         self._id = stream_id
         self._lane = lane
         self._state: Instance | None = None
+        self._weighed: tuple[Instance | None, int] = (None, 0)
 
     def feed(self, events: Sequence[AnyEvent]) -> None:
         self._state = evolve_all(self._state, events, stream_id=self._id)
@@ -88,6 +90,12 @@ class InstanceFold:
     def rows(self) -> list[Row]:
         assert self._state is not None, "a stream has events"
         return [_values_of(self._state, self._lane)]
+
+    def weight(self) -> int:
+        assert self._state is not None, "a stream has events"
+        before, weight = self._weighed
+        self._weighed = (self._state, weight_of(self._state, before=before, weight=weight))
+        return self._weighed[1]
 
 
 class InstanceProjection(OneVersion):

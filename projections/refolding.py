@@ -16,6 +16,7 @@ from psycopg import AsyncConnection, sql
 
 from events import pages
 from events.errors import LogCorrupted
+from events.recent import Recent
 from events.sql import Statements
 from events.upcast import Stored, all_of_today
 from projections import stored
@@ -34,8 +35,9 @@ _ADD: Any = _SQL["add"].decode()
 #: How many events are read at once, at most: a bound on memory, whatever the number of streams and their length.
 EVENTS_MAX = 1_000
 
-#: How many folds are kept: the ones that were used last. Each is a state, some thousand bytes.
+#: How many folds are kept, and how many bytes of them, about: the ones that were used last.
 KEPT_MAX = 5_000
+KEPT_BYTES_MAX = 64 * 2**20
 
 #: Where changed rows wait until all are known.
 _STAGED = "changed_rows"
@@ -50,23 +52,21 @@ class Kept:
     """Folds between two steps, for one build."""
 
     def __init__(self) -> None:
-        self._folds: dict[Stream, tuple[int, StreamFold]] = {}
+        self._folds = Recent[Stream, tuple[int, StreamFold]](count_max=KEPT_MAX, bytes_max=KEPT_BYTES_MAX)
 
     def version(self, stream: Stream, *, before: int) -> int:
         """How many events of the stream need not be read any more, of those that the build has taken: `before`."""
-        version, _ = self._folds.get(stream, (0, None))
+        version, _ = self._folds.get(stream) or (0, None)
         # One that knows more than the build has been in a step that was undone.
         return version if version <= before else 0
 
     def take(self, stream: Stream) -> StreamFold | None:
         """The fold, for whoever gives it back."""
-        _, fold = self._folds.pop(stream, (0, None))
+        _, fold = self._folds.pop(stream) or (0, None)
         return fold
 
     def give(self, stream: Stream, fold: StreamFold, *, version: int) -> None:
-        self._folds[stream] = (version, fold)
-        if len(self._folds) > KEPT_MAX:
-            del self._folds[next(iter(self._folds))]
+        self._folds.put(stream, (version, fold), weight=fold.weight())
 
 
 class Grown(msgspec.Struct):

@@ -140,6 +140,9 @@ class ReservationFold:
         self._changed.clear()
         return rows
 
+    def weight(self) -> int:
+        return 0  # No value that is reserved is large.
+
 
 class ReservationProjection(OneVersion):
     """Takes and releases values. A value that another instance holds breaks the append (`ReservationTaken`)."""

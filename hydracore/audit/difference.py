@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from psycopg_pool import AsyncConnectionPool
 
+from events import pages
+from events.recent import Recent, weight_of_document
 from events.state import Instance
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.history import Entry, Wanted, of_instance
@@ -32,15 +34,16 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """The events that changed a field: how many there were, and the last `STEPS_MAX` of them."""
+    """The events that changed a field: how many there were, and the last ones: `STEPS_MAX`, or fewer with large values."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.last: deque[Step] = deque(maxlen=STEPS_MAX)
+        self.last = Recent[int, Step](count_max=STEPS_MAX, bytes_max=pages.PAGE_BYTES)
 
     def add(self, step: Step) -> None:
         self.count += 1
-        self.last.append(step)
+        weight = weight_of_document(step.change.before) + weight_of_document(step.change.after)
+        self.last.put(self.count, step, weight=weight)
 
 
 class Difference(NamedTuple):

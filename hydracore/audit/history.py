@@ -6,7 +6,6 @@ Events are read a page at a time and handed on one by one, so that memory holds 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
@@ -20,6 +19,7 @@ from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES
 from events.patience import patiently
+from events.recent import Recent, weight_of
 from events.sql import Statements
 from events.state import Instance
 from events.store import read_heads
@@ -37,8 +37,10 @@ _PLACE: Final = _SQL["place"]
 #: How many commands of a tenant are read at a time, at most.
 COMMANDS: Final = 250
 
-#: How many states a walk through a tenant keeps; those of other instances are folded again when their turn comes.
+#: How many states a walk through a tenant keeps, and how many bytes of them, about; those of other instances are folded again when
+#: their turn comes.
 STATES_MAX: Final = 2_000
+STATES_BYTES_MAX: Final = 32 * 2**20
 
 _BEFORE_ALL: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -259,14 +261,14 @@ class _States:
     def __init__(self, pool: AsyncConnectionPool, *, gapless: bool) -> None:
         self._pool = pool
         self._gapless = gapless
-        self._known: OrderedDict[UUID, Instance] = OrderedDict()
+        self._known = Recent[UUID, Instance](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
     async def take(self, record: Record) -> Instance | None:
         """The instance right before `record`; events that were not asked for are folded in on the way.
 
         Raises `LogCorrupted` where there can be none of these.
         """
-        state = self._known.pop(record.stream_id, None)
+        state = self._known.get(record.stream_id)
         before = record.version - 1
         if self._gapless and 0 < version_of(state) < before:
             what = f"the command that led to version {version_of(state) + 1} of stream {record.stream_id} is missing"
@@ -278,6 +280,5 @@ class _States:
         return state
 
     def keep(self, state: Instance) -> None:
-        self._known[state.id] = state
-        if len(self._known) > STATES_MAX:
-            self._known.popitem(last=False)
+        before, weight = self._known.weighed(state.id)
+        self._known.put(state.id, state, weight=weight_of(state, before=before, weight=weight))

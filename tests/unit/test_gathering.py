@@ -34,6 +34,9 @@ class Times:
     def rows(self) -> list[Row]:
         return [self._row]
 
+    def weight(self) -> int:
+        return len(self._row)
+
 
 def event(stream_id: UUID, version: int) -> Event:
     return (stream_id.bytes,), (version,), encode(AddressReserved(at_ms=version, hostname="süß", vpn_ip=""))

@@ -1,0 +1,87 @@
+"""Values that are kept for as long as there is room."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from events.evolve import evolve
+from events.recent import Recent, weight_of
+from events.state import Instance
+from events.types import ConsentChanged, PlatformConfigPatched, Sealed
+from projections import refolding
+from projections.instance import InstanceProjection
+from tests import lives
+
+BEGUN = lives.Life.after(*lives.RUNNING).events[0]
+RUNNING = lives.Life.after(*lives.RUNNING).state
+
+
+def filled(*weights: int) -> Recent[int, str]:
+    recent = Recent[int, str](count_max=3, bytes_max=100)
+    for key, weight in enumerate(weights):
+        recent.put(key, f"value {key}", weight=weight)
+    return recent
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"),
+    [
+        ((1, 1, 1), [0, 1, 2]),
+        ((1, 1, 1, 1), [1, 2, 3]),
+        ((50, 50), [0, 1]),
+        ((50, 50, 1), [1, 2]),
+        ((50, 1, 1_000), [2]),
+        ((1_000, 100), [1]),
+    ],
+)
+def test_what_was_put_last_is_kept_as_far_as_there_is_room(weights: tuple[int, ...], kept: list[int]) -> None:
+    recent = filled(*weights)
+
+    assert list(recent) == [f"value {key}" for key in kept]
+    assert [key for key in range(len(weights)) if recent.get(key) is not None] == kept
+
+
+def test_what_is_replaced_or_taken_away_makes_room() -> None:
+    recent = filled(90, 5)
+
+    recent.put(0, "smaller", weight=10)
+    recent.put(2, "another", weight=85)
+    assert list(recent) == ["value 1", "smaller", "another"]
+
+    assert recent.pop(2) == "another"
+    assert recent.pop(2) is None
+    recent.put(3, "next", weight=85)
+    assert list(recent) == ["value 1", "smaller", "next"]
+    assert (recent.weighed(0), recent.weighed(2)) == (("smaller", 10), (None, 0))
+
+
+def test_a_state_weighs_what_its_configuration_does() -> None:
+    patched = PlatformConfigPatched(at_ms=1, advanced=Sealed("v1." + "A" * 100_000), skills=({"name": "a"},) * 1_000)
+    large = _after(RUNNING, patched)
+
+    weight = weight_of(RUNNING, before=None, weight=0)
+    more = weight_of(large, before=RUNNING, weight=weight) - weight
+
+    # Documents are objects in memory, of which each small one takes many times as much as its JSON.
+    assert more == pytest.approx(100_000 + 7 * len('{"name":"a"},') * 1_000, rel=0.01)
+    same = _after(large, ConsentChanged(at_ms=2, granted=True))
+    assert weight_of(same, before=large, weight=weight + more) == weight + more
+
+
+def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refolding, "KEPT_BYTES_MAX", 300_000)
+    kept, streams = refolding.Kept(), [(0, UUID(int=number)) for number in range(4)]
+
+    for stream in streams:
+        fold = InstanceProjection().begin(stream[1], lane=0)
+        fold.feed([BEGUN, PlatformConfigPatched(at_ms=1, advanced=Sealed("v1." + "A" * 100_000))])
+        kept.give(stream, fold, version=2)
+
+    assert [kept.version(stream, before=2) for stream in streams] == [0, 0, 2, 2]
+    assert [kept.take(stream) is None for stream in streams] == [True, True, False, False]
+
+
+def _after(state: Instance, event: PlatformConfigPatched | ConsentChanged) -> Instance:
+    return evolve(state, event, stream_id=state.id)
