@@ -191,13 +191,13 @@ class Keyring:
             return cached
         # From before the look: the key may be destroyed while its answer is under way.
         looked_at = time.monotonic()
-        row = await self._fetch(tenant_id, customer_id)
+        row = await _fetch(self._pool, tenant_id, customer_id)
         if row is None and create:
             wrapped = self._wrap_new(tenant_id, customer_id)
             await patiently(self._pool, lambda c: c.execute(_CREATE, (tenant_id, customer_id, wrapped)))
             # Somebody else may have been first: what stands in the table is the key.
             looked_at = time.monotonic()
-            row = await self._fetch(tenant_id, customer_id)
+            row = await _fetch(self._pool, tenant_id, customer_id)
         if row is None:
             return None
         cipher = None if row[0] is None else self._unwrap(row[0], tenant_id, customer_id)
@@ -211,12 +211,6 @@ class Keyring:
             customer.opened = cached.opened
         self._customers[tenant_id, customer_id] = customer
         return customer
-
-    async def _fetch(self, tenant_id: str, customer_id: str) -> TupleRow | None:
-        async def find(connection: AsyncConnection) -> TupleRow | None:
-            return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
-
-        return await patiently(self._pool, find)
 
     def _wrap_new(self, tenant_id: str, customer_id: str) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)
@@ -243,6 +237,18 @@ async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]
         return {(tenant, each) for tenant, each in await (await connection.execute(_DESTROY, parameters)).fetchall()}
 
     return await patiently(pool, work) if customers else set()
+
+
+async def is_destroyed(pool: AsyncConnectionPool, *, tenant_id: str, customer_id: str) -> bool:
+    """Whether the customer's key was destroyed. Raises `StoreUnavailable`."""
+    return await _fetch(pool, tenant_id, customer_id) == (None,)
+
+
+async def _fetch(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:
+    async def find(connection: AsyncConnection) -> TupleRow | None:
+        return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
+
+    return await patiently(pool, find)
 
 
 def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:

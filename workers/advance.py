@@ -15,6 +15,7 @@ from events.lifecycle import DELETING
 from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
+from workers.erasure import tell_of_erasure
 from workers.locks import Hold
 from workers.steps import Moved, Result, Trouble, Wait
 
@@ -89,6 +90,9 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
 
 async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
     """One step's effect."""
+    told = await tell_of_erasure(deps, state)
+    if told is not None:
+        return told
     match step:
         case saga.PlanAttempt():
             return await provision.plan_attempt(deps, state, step)

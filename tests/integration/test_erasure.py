@@ -15,14 +15,18 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
+from events import commands as c
 from events.ids import instance_id_for
 from events.keys import Keyring
 from hydracore.audit import erasing
 from hydracore.cli import main
 from hydracore.wording import plural
+from tests import lives
 from tests.customers import EMAIL, KEY, MASTER_KEY, PROMPT, WAITS, World, last_event, lived, readable, world_fixture
 from tests.requests_to_log import open_store, origin, request
+from tests.stack import Stack
 from tests.waiting import until
+from workers.advance import advance
 
 __all__ = ["world_fixture"]
 
@@ -135,6 +139,33 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
 
     assert erased.recorded == len(world.ada) + 1
     assert await last_event(world.url, late) == "customer_erased"
+
+
+@pytest.mark.parametrize("meanwhile", [(), (lives.delete(),)], ids=["new", "given up at once"])
+async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it_up(
+    stack: Stack, world: World, meanwhile: tuple[c.AnyCommand, ...]
+) -> None:
+    keyring = Keyring(world.pool, master_key=MASTER_KEY)
+    whose = {"tenant_id": "acme", "customer_id": "ada"}
+    email = await keyring.seal(EMAIL, **whose, field="customer_email")
+    late = instance_id_for(**whose, idempotency_key="late")
+    assert (await asyncio.to_thread(world.erase, "--also-live", "--yes")).exit_code == 0
+
+    # To a region where nothing can be begun.
+    nowhere = replace(request("ada", "late"), customer_email=email, region_id="nowhere")
+    await world.store.create(late, nowhere, origin())
+    for command in meanwhile:
+        await world.store.execute(late, command, origin())
+    async with stack.deps(database_url=world.url) as deps:
+        for _ in range(2):
+            await advance(deps, late)
+        state = await deps.store.load(late)
+
+    assert state is not None
+    assert state.erased_ms is not None
+    assert state.customer_email is None
+    erased = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    assert "nothing was left to do" in erased.stdout
 
 
 async def test_a_broken_stream_keeps_no_other_from_being_told(
