@@ -155,6 +155,8 @@ async def _look_for_missing(
         count = len(missing.accounts)
         _log.error("most_servers_missing", provider=name, missing=count, expected=missing.expected)
         if count > MISSING_MAX:
+            if not dry_run:
+                await _forget_found(deps, name, [account.server_id for account in missing.accounts])
             swept.unlooked.append(Unlooked(name, f"{count} of {missing.expected} servers are missing"))
             return
         wait_s = max(wait_s, deps.settings.orphan_grace_s)
@@ -175,8 +177,12 @@ async def _look_for_missing(
         else:
             swept.findings.append(await _vanished(deps, account, wait_s=wait_s, dry_run=dry_run))
     if not dry_run:
-        still_missing = [one.server_id for one in missing.accounts if one.server_id not in found]
-        await run(deps.pool, _FORGET_FOUND, {"provider": name, "missing": still_missing})
+        await _forget_found(deps, name, [one.server_id for one in missing.accounts if one.server_id not in found])
+
+
+async def _forget_found(deps: Deps, name: str, missing: list[str | None]) -> None:
+    """A server that is there again has to be missed anew, however many others are `missing`."""
+    await run(deps.pool, _FORGET_FOUND, {"provider": name, "missing": missing})
 
 
 async def _mend_labels(

@@ -130,6 +130,30 @@ async def test_where_most_servers_are_missing_none_is_given_up_before_the_grace(
     assert [state.status for state in states if state is not None] == [after] * count
 
 
+async def test_a_server_that_is_back_while_too_many_are_missing_has_to_be_missed_anew(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    server_id = await stray(provider)
+    await provider.set_labels(server_id, {})
+    async with another_project(stack, database_url) as deps:
+        running = (lives.created(server_id=server_id) if each in lives.CREATED[-1:] else each for each in lives.RUNNING)
+        instance_id = await recorded(deps, *running)
+        first = [finding.action for finding in (await sweep(deps, dry_run=False)).findings]
+        await owner_conn.execute("UPDATE missing_server SET first_missed_at = now() - interval '1 day'")
+
+        await provider.set_labels(server_id, {"hc-installation": "another"})
+        for number in range(100, 101 + MISSING_MAX):
+            await run_on_a_server_that_is_elsewhere(deps, lives.instance_id(f"customer-{number}"), number)
+        too_many = await sweep(deps, dry_run=False)
+        await owner_conn.execute("UPDATE instance SET status = 'deleting' WHERE id <> %s", (instance_id,))
+        await provider.set_labels(server_id, {})
+        again = [finding.action for finding in (await sweep(deps, dry_run=False)).findings]
+
+    assert f"{MISSING_MAX + 1} of {MISSING_MAX + 2} servers are missing" in [one.why for one in too_many.unlooked]
+    assert (first, again) == (["watched"], ["watched"])
+    await provider.delete_server(server_id)
+
+
 def another_project(stack: Stack, database_url: str, **settings: str) -> AbstractAsyncContextManager[Deps]:
     """A log of its own, and a token for a project in which nothing of it is."""
     return stack.deps(database_url=database_url, installation="another", **{"orphan_grace_s": "60", **settings})
