@@ -19,9 +19,12 @@ from events.store import EventStore
 from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer, keep_sealing, utc_now
+from hydracore.db.backup import back_up
 from hydracore.db.pool import conninfo
+from hydracore.db.restore import restore
 from hydracore.settings import Settings
 from tests.requests_to_log import open_store, requested
+from tests.services import Services
 from tests.waiting import until
 
 KEY = bytes(range(32))
@@ -202,6 +205,33 @@ async def test_a_seal_that_this_process_has_seen_is_missed(
     for sealer in (log.sealer, other):
         with pytest.raises(LogCorrupted, match="seal 2 was taken out since it was made, or another put in its place"):
             await sealer.seal()
+
+
+async def test_a_relay_that_lives_through_a_restore_says_so_once_and_goes_on(
+    log: Log, database_url: str, services: Services, tmp_path: Path
+) -> None:
+    settings = Settings(database_url=database_url, seal_key=KEY, seal_interval_s=0.01)
+    backup, name = tmp_path / "log.dump", database_url.rpartition("/")[2]
+    await log.sealer.seal()
+    await asyncio.to_thread(back_up, database_url, "log", backup)
+    await requested(log.store, key="second")
+    with capture_logs() as said:
+        sealing = asyncio.create_task(keep_sealing(log.pool, settings))
+        await until(lambda: "sealed" in [line["event"] for line in said])
+
+        with psycopg.connect(services.postgres_url.format("postgres"), autocommit=True) as administrator:
+            administrator.execute(f"CREATE DATABASE {name}_restored".encode())
+            await asyncio.to_thread(restore, f"{database_url}_restored", backup)
+            services.drop_database(name)
+            administrator.execute(f"ALTER DATABASE {name}_restored RENAME TO {name}".encode())
+        await requested(log.store, key="another second")
+        await until(lambda: [line["event"] for line in said].count("sealed") > 1)
+        sealing.cancel()
+
+    events = [line["event"] for line in said]
+    assert events.count("seals_of_another_database") == 1
+    assert "seal_refused" not in events
+    assert [line["number"] for line in said if line["event"] == "sealed"] == [2, 2]
 
 
 async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
