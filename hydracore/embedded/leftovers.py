@@ -5,7 +5,7 @@ A number alone could by now be somebody else's process; a number with its start 
 
 import os
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,13 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: int
 
 
+class _Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """The runtime file. `place`: device and number of its directory, which a copy of the home does not have."""
+
+    place: tuple[int, int]
+    started: list[Started]
+
+
 def describe(name: str, pid: int, stop_signal: int) -> Started | None:
     """The entry of a process that was just started; `None` when it is gone already."""
     try:
@@ -39,16 +46,23 @@ def describe(name: str, pid: int, stop_signal: int) -> Started | None:
 
 
 def write_runtime(path: Path, started: Iterable[Started]) -> None:
-    write_json(path, list(started), durable=False)
+    write_json(path, _Runtime(place=_place_of(path), started=list(started)), durable=False)
 
 
-def stop_leftovers(path: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[str]:
-    """End what the runtime file at `path` names and is still alive; the names of those, for a message."""
-    try:
-        recorded = msgspec.json.decode(path.read_bytes(), type=list[Started])
-    except (FileNotFoundError, msgspec.DecodeError):
-        return []
-    alive = {process: entry for entry in recorded if (process := _same_process(entry))}
+def stop_leftovers(
+    path: Path, *, seconds_max: float = LEFTOVER_S_MAX, tell: Callable[[str], None] | None = None
+) -> list[str]:
+    """End what the runtime file at `path` names and is still alive; the names of those, for a message.
+
+    In a copy of a home it names what runs in the original, which is none of ours: that is left alone, and `tell` is told.
+    """
+    recorded = _recorded(path)
+    alive = {process: entry for entry in recorded.started if (process := _same_process(entry))}
+    if recorded.place != _place_of(path):
+        if alive and tell is not None:
+            names = ", ".join(entry.name for entry in alive.values())
+            tell(f"{path} is a copy of another home's: what runs there ({names}) is left alone")
+        alive = {}
     end_processes(
         {process: signal.Signals(entry.stop_signal) for process, entry in alive.items()}, seconds_max=seconds_max
     )
@@ -57,6 +71,23 @@ def stop_leftovers(path: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[s
         kill_group(entry.pid)
     path.unlink(missing_ok=True)
     return [entry.name for entry in alive.values()]
+
+
+def _recorded(path: Path) -> _Runtime:
+    try:
+        recorded = msgspec.json.decode(path.read_bytes(), type=_Runtime | list[Started])
+    except (FileNotFoundError, msgspec.DecodeError):
+        recorded = list[Started]()
+    if isinstance(recorded, _Runtime):
+        return recorded
+    # Earlier releases wrote down no place.
+    return _Runtime(place=_place_of(path), started=recorded)
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    """Stays the same where the home is moved, unless that was to another device: nothing of it runs there then."""
+    status = path.parent.stat()
+    return status.st_dev, status.st_ino
 
 
 def end_processes(processes: Mapping[psutil.Process, signal.Signals], *, seconds_max: float) -> None:

@@ -49,7 +49,7 @@ class Supervisor:
         on_trouble: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
         """A supervisor that first ends the leftovers of its predecessor, and at last stops all that it started."""
-        await asyncio.to_thread(stop_leftovers, runtime_file)
+        await asyncio.to_thread(stop_leftovers, runtime_file, tell=on_trouble)
         supervisor = cls(runtime_file=runtime_file, logs=logs, on_change=on_change, on_trouble=on_trouble)
         try:
             yield supervisor

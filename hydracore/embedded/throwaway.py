@@ -11,7 +11,8 @@ from typing import Final
 
 from hydracore.embedded import agents
 from hydracore.embedded.errors import EmbeddedError, HomeInUse
-from hydracore.embedded.home import HOME_MODE, Home
+from hydracore.embedded.files import held
+from hydracore.embedded.home import HOME_MODE, LOCK, Home
 from hydracore.embedded.leftovers import stop_leftovers
 from hydracore.embedded.postgres import STATE
 
@@ -52,5 +53,11 @@ def _discard(home: Home) -> None:
     with suppress(HomeInUse, FileNotFoundError), home.lock():
         stop_leftovers(home.runtime_file)
         agents.end_below(home.cloudsim)
-        shutil.rmtree(STATE / home.secrets().home_id, ignore_errors=True)
+        _discard_apart(STATE / home.secrets().home_id)
         shutil.rmtree(home.path.parent, ignore_errors=True)
+
+
+def _discard_apart(data: Path) -> None:
+    """Delete data that lives apart, unless whoever has a copy of the home works on it."""
+    with suppress(HomeInUse, FileNotFoundError), held(data / LOCK):
+        shutil.rmtree(data, ignore_errors=True)

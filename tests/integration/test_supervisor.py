@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from hydracore.embedded.errors import HomeInUse, HomeUnusable, PartFailed
-from hydracore.embedded.files import tail
+from hydracore.embedded.files import tail, write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.leftovers import Started, describe, stop_leftovers, write_runtime
 from hydracore.embedded.part import Part
@@ -218,6 +219,39 @@ asyncio.run(main())
     assert stopped == ["left"]
     assert gone(left)
     assert not (tmp_path / "runtime.json").exists()
+
+
+async def test_a_copy_of_a_home_leaves_alone_what_runs_in_the_original(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    told = list[str]()
+    async with running(original) as supervisor:
+        await supervisor.start(part("runs", STUBBORN, log=original / "runs.log"))
+        (pid,) = supervisor.pids()["runs"]
+        shutil.copytree(original, copy)
+
+        async with Supervisor.running(runtime_file=copy / "runtime.json", logs=copy, on_trouble=told.append):
+            assert not gone(pid)
+
+        assert told == [f"{copy / 'runtime.json'} is a copy of another home's: what runs there (runs) is left alone"]
+        assert not (copy / "runtime.json").exists()
+
+
+@pytest.mark.parametrize("release", ["this", "earlier"])
+def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path, release: str) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    with subprocess.Popen([sys.executable, "-c", QUIET], start_new_session=True) as process:
+        left = describe("left", process.pid, signal.SIGKILL)
+        assert left is not None
+        if release == "this":
+            write_runtime(before / "runtime.json", [left])
+        else:
+            write_json(before / "runtime.json", [left])
+
+        before.rename(after)
+
+        assert stop_leftovers(after / "runtime.json") == ["left"]
 
 
 async def test_a_stranger_with_a_recycled_number_is_left_alone(tmp_path: Path) -> None:

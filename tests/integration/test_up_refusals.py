@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hydracore.embedded.files import write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
+from hydracore.embedded.throwaway import throwaway_home
 from tests.up_program import Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
 
 
@@ -62,6 +64,21 @@ async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
     assert refused.process.returncode == 2
     assert complaint == f"hydracore: {theirs.base} is in use by another `hydracore up` (pid {os.getpid()})\n"
     assert not list((home / "logs").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's data lives apart")
+def test_data_apart_that_somebody_works_on_outlives_a_copy_of_its_home() -> None:
+    with ExitStack() as until_deleted:
+        home = until_deleted.enter_context(throwaway_home("hydracore-test-"))
+        home.path.parent.chmod(0o700)
+        base = home.path.with_name("original") / "postgres"
+        theirs = Postgres(base=base, data_id=home.secrets().home_id, password="", port=free_port())
+        try:
+            with theirs.held():
+                until_deleted.close()
+                assert (home.path.exists(), theirs.base.exists()) == (False, True)
+        finally:
+            theirs.remove()
 
 
 async def test_stores_of_ones_own_that_do_not_answer_are_named(
