@@ -250,8 +250,12 @@ async def _analyzing(database_url: str, build: Generation) -> AsyncGenerator[Non
         analysis = asyncio.create_task(generations.analyze(connection, build))
         try:
             yield
-        finally:
-            await analysis
+        except BaseException:
+            # Whoever is told to stop does not wait for it: cancelled, it is cancelled in the database, too.
+            analysis.cancel()
+            await asyncio.wait((analysis,))
+            raise
+        await analysis
 
 
 def _record(report: Report, comparison: Comparison) -> None:

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from hydracore.signals import INTERRUPTED
-from projections import generations
+from projections import generations, rebuild
 from projections.errors import GenerationInUse
 from projections.instance import InstanceProjection
 from projections.rebuild import prune
@@ -42,7 +42,7 @@ async def test_whoever_folds_ends_with_the_rebuild(
 
     async with await psycopg.AsyncConnection.connect(database_url) as holder:
         await holder.execute("LOCK TABLE event IN ACCESS EXCLUSIVE MODE")
-        rebuild = Forked(
+        process = Forked(
             *("hydracore", "projections", "rebuild", "instance", "--workers", "1"),
             cwd=REPOSITORY,
             env=dict(os.environ) | {"HYDRACORE_DATABASE_URL": database_url},
@@ -50,14 +50,39 @@ async def test_whoever_folds_ends_with_the_rebuild(
             stderr=tmp_path / "errors",
         )
         await until(claimed)
-        rebuild.signal(number)
+        process.signal(number)
 
-        status = await asyncio.to_thread(rebuild.wait, PATIENCE_S)
+        status = await asyncio.to_thread(process.wait, PATIENCE_S)
         await until(let_go)
 
     assert status == (-number if number == signal.SIGKILL else INTERRUPTED)
     if number != signal.SIGKILL:
         assert (tmp_path / "errors").read_text() == "hydracore: interrupted\n"
+
+
+async def test_whoever_is_told_to_stop_at_the_end_does_not_wait_for_the_tables_to_be_analysed(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    build = await generations.begin(owner_conn, InstanceProjection())
+
+    async def waits() -> bool:
+        query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'ANALYZE%'"
+        return (await owner_conn.execute(query)).rowcount > 0
+
+    async def compare_for_ever() -> None:
+        async with rebuild._analyzing(database_url, build):
+            await asyncio.Event().wait()
+
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        table = sql.Identifier(build.schema, "instance")
+        await holder.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table))
+        comparing = asyncio.create_task(compare_for_ever())
+        await until(waits)
+        comparing.cancel()
+
+        await asyncio.wait((comparing,), timeout=PATIENCE_S)
+        assert comparing.cancelled()
+        assert not await waits()
 
 
 async def test_nobody_drops_lanes_that_are_being_folded(
