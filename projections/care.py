@@ -136,9 +136,7 @@ async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: 
     Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
     """
     async with connection.transaction():
-        place = await _parked(connection, name, lane)
-        if place["seq"] != seq:
-            raise ParkedElsewhere(name, lane, at=place["seq"], asked=seq)
+        place = await _parked(connection, name, lane, seq=seq)
         await connection.execute(_SKIP, place)
         return await _record(connection, "skip", place, by)
 
@@ -189,13 +187,13 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
         return await _record(connection, "unskip", {**place, "error": row[0]}, by)
 
 
-async def retry(connection: AsyncConnection, name: str, lane: int, by: By) -> Intervention:
-    """Have the event at which the lane is parked tried again now, and write down that it was.
+async def retry(connection: AsyncConnection, name: str, lane: int, by: By, *, seq: int | None = None) -> Intervention:
+    """Have the event at which the lane is parked tried again now, and write down that it was. `seq`: where it must be.
 
-    Raises `UnknownProjection` and `NotParked`.
+    Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
     """
     async with connection.transaction():
-        place = await _parked(connection, name, lane)
+        place = await _parked(connection, name, lane, seq=seq)
         await connection.execute(_RETRY, place)
         return await _record(connection, "retry", place, by)
 
@@ -212,12 +210,14 @@ async def _served(connection: AsyncConnection, name: str) -> Generation:
     return live
 
 
-async def _parked(connection: AsyncConnection, name: str, lane: int) -> dict[str, Any]:
-    """The place of the event at which the lane is parked, held until the transaction ends."""
+async def _parked(connection: AsyncConnection, name: str, lane: int, *, seq: int | None) -> dict[str, Any]:
+    """The place of the event at which the lane is parked, held until the transaction ends. `seq`: which one it must be, if any."""
     live = await _served(connection, name)
     row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
     if row is None:
         raise NotParked(name, lane)
+    if seq not in (None, row[0]):
+        raise ParkedElsewhere(name, lane, at=row[0], asked=seq)
     return {"name": name, "version": live.version, "lane": lane, "seq": row[0], "error": row[1]}
 
 

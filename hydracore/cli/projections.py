@@ -39,9 +39,8 @@ PARKED: Final = 5
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
-_event = click.option(
-    "--event", "seq", type=click.IntRange(1, 2**63 - 1), required=True, help="The event's number in its lane."
-)
+_SEQ = click.IntRange(1, 2**63 - 1)
+_event = click.option("--event", "seq", type=_SEQ, required=True, help="The event's number in its lane.")
 _reason = click.option("--reason", required=True, help="Why; it is kept with who did it and when.")
 
 
@@ -110,13 +109,15 @@ def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> Non
 @projections.command()
 @click.argument("name")
 @_lane
+@click.option("--event", "seq", type=_SEQ, help="Refuse where the lane is parked at another one.")
 @_reason
 @_json
-def retry(*, name: str, lane: int, reason: str, as_json: bool) -> None:
+def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) -> None:
     """Have the event at which a lane is parked tried again now; it is written down."""
     from projections import care
 
-    _intervene(partial(care.retry, name=name, lane=lane, by=care.By(operator(), reason)), as_json=as_json)
+    work = partial(care.retry, name=name, lane=lane, seq=seq, by=care.By(operator(), reason))
+    _intervene(work, as_json=as_json)
 
 
 def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Intervention]]", *, as_json: bool) -> None:

@@ -198,7 +198,10 @@ async def test_a_retried_event_is_taken_at_once_by_code_that_can(
         await mended.catch_up()
         assert await requests_counted(owner_conn, refused) == 1
 
-        await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
+        seq = await seq_of(owner_conn, refused, 2)
+        with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {seq + 1}"):
+            await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq + 1)
+        await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq)
         await mended.catch_up()
 
         assert await requests_counted(owner_conn, refused) == 4
