@@ -44,6 +44,9 @@ KEEPS_PREPARED = (1, 21)
 #: How long a reader may take to see what was committed before it counts as standing still.
 STALLED_S = 2.0
 
+#: Between two reads. A number that was taken waits longer for its commit, so that this many see whatever there is to see.
+BETWEEN_READS_S = 0.002
+
 #: Between the taking of a number and the commit lies time: a slow disk, a replica, a busy machine. And some never commit.
 SLOW_COMMITS = """
 CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -110,7 +113,7 @@ class Reading:
         while True:
             with suppress(*BROKEN):
                 self.seen += await self._log.read()
-            await asyncio.sleep(0)
+            await asyncio.sleep(BETWEEN_READS_S)
 
     async def sees(self, marks: set[Mark], *, seconds_max: float = STALLED_S) -> bool:
         """Whether it gets to see all of `marks` in time."""
