@@ -33,15 +33,18 @@ ENVIRON = {"HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:1", "HYDRACORE_CLOUDSIM_T
 
 
 class Api(NamedTuple):
-    """A running API: its address, what it stands on, and a client without credentials."""
+    """A running API: its address, what it stands on, a client without credentials, and whose users ask."""
 
     url: str
     parts: Parts
     client: httpx.AsyncClient
+    tenant: str = "acme"
 
-    def token(self, tenant: str = "acme", user: str = "ann", role: Role = "customer", **extra: Any) -> dict[str, str]:
+    def token(
+        self, tenant: str | None = None, user: str = "ann", role: Role = "customer", **extra: Any
+    ) -> dict[str, str]:
         """The headers of somebody."""
-        return bearer(tenant, user, role, **extra)
+        return bearer(tenant or self.tenant, user, role, **extra)
 
 
 def bearer(tenant: str = "acme", user: str = "ann", role: Role = "customer", **extra: Any) -> dict[str, str]:

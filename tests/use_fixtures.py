@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 import httpx
 import psycopg
-import pytest
 import pytest_asyncio
 
 from events import commands as c
@@ -137,20 +136,8 @@ async def in_use(api: Api, *, reachable: bool = True, **fields: Any) -> AsyncGen
         yield Used(api, instance_id, agent)
 
 
-@pytest.fixture(name="api")
-async def api_fixture(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
-    async with running_api(database_url, redis_url) as running:
-        yield running
-
-
-@pytest.fixture(name="used")
-async def used_fixture(api: Api) -> AsyncGenerator[Used]:
-    async with in_use(api) as used:
-        yield used
-
-
-# The same with one API for all tests of a module, each of which asks about an instance of its own and leaves the others'
-# alone. The loop is the module's, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
+# One API for all tests of a module, each of which asks about an instance of its own and leaves the others' alone. The loop is
+# the module's, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
 
 
 @asynccontextmanager
@@ -168,6 +155,18 @@ async def shared_api(services: Services, **settings: Any) -> AsyncGenerator[Api]
 async def shared_api_fixture(services: Services) -> AsyncGenerator[Api]:
     async with shared_api(services) as api:
         yield api
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", name="module_api")
+async def module_api_fixture(services: Services) -> AsyncGenerator[Api]:
+    async with shared_api(services) as api:
+        yield api
+
+
+@pytest_asyncio.fixture(loop_scope="module", name="api")
+async def tenant_api_fixture(module_api: Api) -> Api:
+    """The module's API, asked by the users of a tenant of the test's own: nobody of it has anything yet."""
+    return module_api._replace(tenant=f"acme-{uuid4().hex[:8]}")
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="owner_conn")

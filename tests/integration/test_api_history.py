@@ -9,23 +9,32 @@ from uuid import UUID
 
 import psycopg
 import pytest
+import pytest_asyncio
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from events import commands as c
 from events.errors import LogCorrupted
 from hydracore.api import history
+from hydracore.auth import Role
 from hydracore.cli import main
 from tests.api_server import Api, bearer
 from tests.lives import NOW_MS
-from tests.use_fixtures import Used, api_fixture, give, used_fixture
+from tests.use_fixtures import (
+    Used,
+    give,
+    module_api_fixture,
+    shared_owner_conn_fixture,
+    shared_used_fixture,
+    tenant_api_fixture,
+)
 
-__all__ = ["api_fixture", "used_fixture"]
+__all__ = ["module_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture", "tenant_api_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = dict[str, Any]
 
-BOSS = bearer(user="boss", role="admin")
-OPS = bearer(tenant="ours", user="ops", role="platform")
 PROMPT, TOKEN, API_KEY = "You know that Ann is ill", "123456:the-bot-token", "sk-the-key-of-the-mailbox"
 PERSONAL = ("ann@example.com", "Ann Example", PROMPT)
 SECRETS = (TOKEN, API_KEY, "the-token-in-advanced")
@@ -37,7 +46,7 @@ async def make_personal(used: Used) -> None:
     await used.ask("PATCH", "/platform-config", documents)
 
 
-@pytest.fixture(name="personal")
+@pytest_asyncio.fixture(loop_scope="module", name="personal")
 async def personal_fixture(api: Api) -> Any:
     """An instance of ann's with something in every field that is sealed."""
     headers = api.token(email=PERSONAL[0])
@@ -94,10 +103,12 @@ async def test_the_owner_sees_what_is_theirs_and_secrets_masked(personal: Used) 
     assert state["config"]["integrations"] == [{"id": "mail", "api_key": "****lbox"}]
 
 
-@pytest.mark.parametrize("staff", [BOSS, OPS], ids=["admin", "platform"])
+@pytest.mark.parametrize("role", ["admin", "platform"])
 async def test_staff_sees_that_there_was_something_and_what_it_was_only_with_consent(
-    personal: Used, staff: dict[str, str]
+    personal: Used, role: Role
 ) -> None:
+    staff = personal.api.token(None if role == "admin" else "ours", "boss", role)
+
     async def seen() -> str:
         then = await personal.ask("GET", f"?version={version}", headers=staff)
         return json.dumps([await everything(personal, headers=staff), then.json()])
@@ -121,7 +132,9 @@ async def test_of_an_erased_customer_nothing_personal_is_left_to_see(
     personal: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     version = await personal.version()
-    await owner_conn.execute("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()")
+    await owner_conn.execute(
+        "UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now() WHERE tenant_id = %s", (personal.api.tenant,)
+    )
     personal.api.parts.keyring._customers.clear()  # what the keyring forgets by itself within seconds
 
     then = (await personal.ask("GET", f"?version={version}")).json()["state"]
@@ -170,8 +183,9 @@ async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_sta
 ) -> None:
     never_ms = 99_999_999_999_999_999
     await owner_conn.execute(
-        b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1' || %s)::json WHERE version = 1",
-        (str(never_ms),),
+        b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1' || %s)::json"
+        b" WHERE stream_id = %s AND version = 1",
+        (str(never_ms), used.instance_id),
     )
 
     first, second, *_ = await everything(used)
@@ -186,14 +200,16 @@ async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_sta
     assert f"stream {used.instance_id} has a time that no calendar has" in str(lines[0]["exc_info"])
 
 
-async def test_the_command_line_tells_the_same(used: Used, database_url: str) -> None:
+async def test_the_command_line_tells_the_same(used: Used) -> None:
     await make_personal(used)
-    env = {"HYDRACORE_DATABASE_URL": database_url}
+    env = {"HYDRACORE_DATABASE_URL": used.api.parts.settings.database_url}
     words = ["audit", "show", str(used.instance_id), "--json"]
 
     result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
 
-    assert [json.loads(line) for line in result.stdout.splitlines()] == await everything(used, headers=BOSS)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == await everything(
+        used, headers=used.api.token(user="boss", role="admin")
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +232,12 @@ async def test_the_past_is_as_closed_as_the_present(used: Used, query: str) -> N
     """Whatever is asked of it, others are told what they are told of the instance as it is."""
     before = await used.version()
 
-    for who in (bearer(user="bob"), bearer("rival", "ann"), bearer("rival", "boss", "admin"), {"Authorization": "x"}):
+    for who in (
+        used.api.token(user="bob"),
+        bearer("rival", "ann"),
+        bearer("rival", "boss", "admin"),
+        {"Authorization": "x"},
+    ):
         past = await used.ask("GET", query, headers=who)
         present = await used.ask("GET", "", headers=who)
         assert past.status_code in {401, 403, 404}

@@ -1,13 +1,14 @@
 """Instances over HTTP, on a real server and a real PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import psycopg
 import pytest
+import pytest_asyncio
 
 from events import commands as c
 from events import keys
@@ -16,16 +17,15 @@ from events.lifecycle import DELETED
 from events.record import Origin
 from events.state import TEARDOWN_STEPS
 from hydracore.auth import create_api_key, revoke_api_key
-from tests.api_server import Api, running_api
+from tests.api_server import Api
+from tests.use_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
 from tests.waiting import until
 
+__all__ = ["module_api_fixture", "shared_owner_conn_fixture", "tenant_api_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 ORDER = {"region_id": "local", "tier_id": "starter"}
-
-
-@pytest.fixture
-async def api(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
-    async with running_api(database_url, redis_url) as running:
-        yield running
 
 
 async def order(api: Api, headers: dict[str, str], **fields: Any) -> str:
@@ -48,11 +48,21 @@ async def listed(api: Api, headers: dict[str, str], query: str = "") -> list[str
     return [item["id"] for item in answer.json()["instances"]]
 
 
-async def count_events(database_url: str) -> int:
-    async with await psycopg.AsyncConnection.connect(database_url) as connection:
-        row = await (await connection.execute("SELECT count(*) FROM event")).fetchone()
-    assert row is not None
-    return row[0]
+@pytest_asyncio.fixture(loop_scope="module")
+async def new_events(owner_conn: psycopg.AsyncConnection) -> Callable[[], Awaitable[int]]:
+    """How many events there are that were not there before the test, of whoever."""
+
+    async def count() -> int:
+        row = await (await owner_conn.execute("SELECT count(*) FROM event")).fetchone()
+        assert row is not None
+        return row[0]
+
+    before = await count()
+
+    async def counted() -> int:
+        return await count() - before
+
+    return counted
 
 
 async def test_an_order_is_answered_at_once_and_can_be_read_at_once(api: Api) -> None:
@@ -63,7 +73,7 @@ async def test_an_order_is_answered_at_once_and_can_be_read_at_once(api: Api) ->
     )
 
     made = answer.json()
-    instance_id = str(instance_id_for(tenant_id="acme", customer_id="ann", idempotency_key="k1"))
+    instance_id = str(instance_id_for(tenant_id=api.tenant, customer_id="ann", idempotency_key="k1"))
     assert answer.status_code == 202
     assert (made["idempotency_key"], made["instance_id"]) == ("k1", instance_id)
     assert made["task_id"] == str(command_id_for(UUID(instance_id), "request"))
@@ -92,7 +102,9 @@ async def test_an_order_is_answered_at_once_and_can_be_read_at_once(api: Api) ->
     assert runtime["provision_logs"] == logs["logs"]
 
 
-async def test_the_same_key_and_body_give_the_same_answer_and_one_instance(api: Api, database_url: str) -> None:
+async def test_the_same_key_and_body_give_the_same_answer_and_one_instance(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
     ann = api.token()
     body = ORDER | {"idempotency_key": "k1", "workflow_slugs": ["a"]}
 
@@ -100,10 +112,12 @@ async def test_the_same_key_and_body_give_the_same_answer_and_one_instance(api: 
 
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.text for answer in answers}) == 1
-    assert await count_events(database_url) == 1
+    assert await new_events() == 1
 
 
-async def test_the_same_key_with_another_body_is_a_conflict_and_writes_nothing(api: Api, database_url: str) -> None:
+async def test_the_same_key_with_another_body_is_a_conflict_and_writes_nothing(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
     ann = api.token()
     await order(api, ann, idempotency_key="k1")
 
@@ -113,7 +127,7 @@ async def test_the_same_key_with_another_body_is_a_conflict_and_writes_nothing(a
 
     assert answer.status_code == 409
     assert answer.json() == {"detail": "This idempotency key was used with another request"}
-    assert await count_events(database_url) == 1
+    assert await new_events() == 1
 
 
 async def test_a_field_that_is_left_out_and_one_that_is_null_are_the_same_request(api: Api) -> None:
@@ -150,7 +164,9 @@ async def test_orders_without_a_key_are_different_instances(api: Api) -> None:
     assert await order(api, ann) != await order(api, ann)
 
 
-async def test_unknown_choices_are_refused_together_and_write_nothing(api: Api, database_url: str) -> None:
+async def test_unknown_choices_are_refused_together_and_write_nothing(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
     body = {"region_id": "fsn1", "tier_id": "huge", "preset_id": "poet"}
 
     answer = await api.client.post("/v1/instances", json=body, headers=api.token())
@@ -162,10 +178,12 @@ async def test_unknown_choices_are_refused_together_and_write_nothing(api: Api, 
         ["body", "tier_id"],
     ]
     assert "region is not available; available: local" in answer.text
-    assert await count_events(database_url) == 0
+    assert await new_events() == 0
 
 
-async def test_customers_order_for_themselves_and_admins_for_anyone(api: Api, database_url: str) -> None:
+async def test_customers_order_for_themselves_and_admins_for_anyone(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
     ann, bob = api.token(), api.token(user="bob")
     boss = api.token(user="boss", role="admin", email="boss@example.com")
 
@@ -178,20 +196,22 @@ async def test_customers_order_for_themselves_and_admins_for_anyone(api: Api, da
     assert await listed(api, ann) == [for_self]
     (of_bob,) = (await api.client.get("/v1/instances", headers=bob)).json()["instances"]
     assert of_bob["customer_email"] is None, "whose address it is nobody has said"
-    assert await count_events(database_url) == 2
+    assert await new_events() == 2
 
 
 async def test_each_role_sees_what_it_may(api: Api) -> None:
     ann, bob, boss = api.token(), api.token(user="bob"), api.token(user="boss", role="admin")
-    stranger, staff = api.token(tenant="other", user="boss", role="admin"), api.token(user="op", role="platform")
+    other = f"other-than-{api.tenant}"
+    stranger, staff = api.token(tenant=other, user="boss", role="admin"), api.token(user="op", role="platform")
+    before = set(await listed(api, staff))
     of_ann, of_bob = await order(api, ann), await order(api, bob)
-    of_other = await order(api, api.token(tenant="other"))
+    of_other = await order(api, api.token(tenant=other))
 
     assert await listed(api, ann) == [of_ann]
     assert await listed(api, bob) == [of_bob]
     assert set(await listed(api, boss)) == {of_ann, of_bob}
     assert await listed(api, stranger) == [of_other]
-    assert set(await listed(api, staff)) == {of_ann, of_bob, of_other}
+    assert set(await listed(api, staff)) - before == {of_ann, of_bob, of_other}
 
 
 VIEWS = ["", "/logs", "/runtime"]
@@ -217,7 +237,9 @@ async def test_each_role_may_look_at_what_it_may(api: Api, view: str) -> None:
     assert await status(api.token(tenant="other", role="admin")) == absent
 
 
-async def test_deleting_is_only_for_those_who_may_and_says_how_far_it_is(api: Api, database_url: str) -> None:
+async def test_deleting_is_only_for_those_who_may_and_says_how_far_it_is(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
     ann = api.token()
     instance_id = await order(api, ann)
     path = f"/v1/instances/{instance_id}"
@@ -227,7 +249,7 @@ async def test_deleting_is_only_for_those_who_may_and_says_how_far_it_is(api: Ap
         (api.token(tenant="other", role="admin"), 404),
     ]:
         assert (await api.client.delete(path, headers=headers)).status_code == status
-    assert await count_events(database_url) == 1
+    assert await new_events() == 1
 
     first = (await api.client.delete(path, headers=ann)).json()
     second = (await api.client.delete(path, headers=ann)).json()
@@ -283,7 +305,9 @@ async def test_the_address_of_an_erased_customer_is_no_longer_listed(
 
     # The second time from memory, and as the page that it was.
     before = [await shown() for _ in range(3)]
-    await owner_conn.execute("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()")
+    await owner_conn.execute(
+        "UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now() WHERE tenant_id = %s", (api.tenant,)
+    )
 
     assert before == [('"customer_email":null', '"customer_email":null@example.com')] * 3
     await until(is_gone, seconds_max=20)
@@ -389,7 +413,7 @@ async def test_polling_by_key_stays_among_those_whom_the_caller_may_see(api: Api
 async def test_an_api_key_acts_as_admin_or_as_a_customer_until_it_is_revoked(
     api: Api, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
+    key = await create_api_key(owner_conn, tenant_id=api.tenant, name="backend")
     of_ann = await order(api, api.token())
     as_admin, as_bob = {"X-Api-Key": key}, {"X-Api-Key": key, "X-User-Id": "bob"}
 
@@ -434,7 +458,7 @@ async def test_nobody_credible_is_told_so_and_nothing_else(api: Api, headers: di
 async def test_an_expired_token_and_a_malformed_acting_user_are_refused(
     api: Api, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
+    key = await create_api_key(owner_conn, tenant_id=api.tenant, name="backend")
 
     expired = await api.client.get("/v1/instances", headers=api.token(expires_at=1_000_000_000))
     malformed = [
@@ -452,8 +476,8 @@ async def test_nothing_personal_stands_in_the_log_in_clear(api: Api, owner_conn:
 
     rows = await (
         await owner_conn.execute(
-            "SELECT row_to_json(e)::text || row_to_json(c)::text || row_to_json(i)::text"
-            "  FROM event e, command c, instance i"
+            "SELECT row_to_json(e)::text FROM event e UNION ALL SELECT row_to_json(c)::text FROM command c"
+            " UNION ALL SELECT row_to_json(i)::text FROM instance i"
         )
     ).fetchall()
 
