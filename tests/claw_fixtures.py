@@ -152,3 +152,13 @@ async def texts(events: AsyncGenerator[tuple[str, dict[str, Any]]]) -> tuple[str
         if name == "token":
             said += content["text"]
     return said, last
+
+
+async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | None = None) -> None:
+    """Models get two seconds: a request must reach them in that time, also on a busy machine."""
+    changed = document(modelsim)
+    changed["platform"]["advanced"] = {"model_timeout_s": 2.0}
+    if fallbacks is not None:
+        changed["model_policy"]["fallbacks"] = fallbacks
+    answer = await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
+    assert answer.json() == {"config_version": 4}

@@ -1,24 +1,17 @@
-"""Configuration over HTTP: an event first, then the agent; sealed in the log, masked on the way back, whole under races."""
+"""Configuration over HTTP: an event first, then the agent; sealed in the log, masked on the way back."""
 
-import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import psycopg
 import pytest
-import pytest_asyncio
 
 from events.commands import PatchPlatformConfig
 from tests.api_server import Api
 from tests.lives import delete
-from tests.services import Services
 from tests.use_fixtures import (
     Used,
-    events_of,
     give,
-    in_use,
     order,
-    shared_api,
     shared_api_fixture,
     shared_owner_conn_fixture,
     shared_unreachable_fixture,
@@ -47,6 +40,8 @@ REMOTE = [
         "args": ["--url", "amqp://hunter2@q"],
     },
 ]
+
+
 #: What somebody may write who has seen a sealed text.
 SEALED_FORM = "v1." + "QUJD" * 12
 
@@ -213,150 +208,6 @@ async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
     assert used.agent.runtime["recipe"] is None
 
 
-async def test_documents_are_merged_as_rfc_7396_says(used: Used) -> None:
-    for patch in (
-        {"channels": {"mail": {"host": "a", "password": "hunter2-hunter2"}, "sms": {"on": True}}},
-        {"channels": {"mail": {"host": "b"}, "sms": None}, "advanced": {"x": [1]}},
-        {"channels": {"mail": {"password": "****ter2", "port": 25}}, "advanced": {"x": {"y": None, "z": 0}}},
-    ):
-        answer = await used.ask("PATCH", "/platform-config", patch)
-        assert answer.status_code == 200, answer.text
-
-    shown = (await used.ask("GET", "/platform-config")).json()
-    assert shown["channels"] == {"mail": {"host": "b", "password": "****ter2", "port": 25}}
-    assert shown["advanced"] == {"x": {"z": 0}}
-    assert used.agent.runtime["platform"]["channels"]["mail"]["password"] == "hunter2-hunter2"
-    assert shown["config_version"] == used.agent.config_version == 4
-
-
-async def test_a_mask_that_a_change_has_outdated_does_not_replace_the_secret(used: Used) -> None:
-    def secrets(last: str) -> dict[str, Any]:
-        token = f"1234567890:{last}"
-        return {"channels": {"telegram": {"bot_token": token}}, "integrations": [{"id": "crm", "api_key": token}]}
-
-    shown = (await used.ask("PATCH", "/platform-config", secrets("aaaa"))).json()
-    await used.ask("PATCH", "/platform-config", secrets("bbbb"))
-    await used.ask("POST", "/config", {"telegram_bot_token": "1234567890:cccc"})
-    runtime = used.agent.runtime
-
-    back = await used.ask("PATCH", "/platform-config", {name: shown[name] for name in ("channels", "integrations")})
-    token = await used.ask("POST", "/config", {"telegram_bot_token": "****aaaa"})
-
-    assert (back.status_code, token.status_code) == (422, 422)
-    problems = [*back.json()["detail"], *token.json()["detail"]]
-    assert [each["loc"] for each in problems] == [
-        ["body", "channels", "telegram", "bot_token"],
-        ["body", "integrations", 0, "api_key"],
-        ["body", "telegram_bot_token"],
-    ]
-    assert all("the secret has changed" in each["msg"] for each in problems)
-    assert used.agent.runtime is runtime
-
-
-async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
-    first = await used.ask(
-        "PATCH",
-        "/platform-config",
-        {
-            "skills": ["notes", {"id": "x", "level": 2}],
-            "integrations": [{"api_key": "abcdefghijklmnop"}],
-            "workflow_slugs": ["a"],
-            "recipe_id": "product_expert",
-            "advanced": {"a": 1},
-        },
-    )
-    runtime = used.agent.runtime
-    same = await used.ask("PATCH", "/platform-config", {"integrations": [{"api_key": "****mnop"}]})
-    cleared = await used.ask(
-        "PATCH",
-        "/platform-config",
-        dict.fromkeys(("skills", "integrations", "workflow_slugs", "recipe_id", "advanced", "channels")),
-    )
-
-    assert first.json()["skills"] == ["notes", {"id": "x", "level": 2}]
-    assert first.json()["integrations"] == [{"api_key": "****mnop"}]
-    assert runtime["platform"]["integrations"] == [{"api_key": "abcdefghijklmnop"}]
-    assert runtime["recipe"]["id"] == "product_expert"
-    assert same.json()["message"].startswith("Nothing was to be changed")
-    shown = {
-        name: cleared.json()[name] for name in ("skills", "integrations", "workflow_slugs", "recipe_id", "advanced")
-    }
-    assert shown == {"skills": [], "integrations": [], "workflow_slugs": [], "recipe_id": None, "advanced": {}}
-
-
-async def test_of_many_patches_at_once_none_is_lost(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
-    patches = [{"channels": {f"c{number}": number}, "advanced": {"of": {str(number): 1}}} for number in range(12)]
-
-    answers = await asyncio.gather(*(used.ask("PATCH", "/platform-config", patch) for patch in patches))
-
-    assert {answer.status_code for answer in answers} == {200}
-    shown = (await used.ask("GET", "/platform-config")).json()
-    assert shown["channels"] == {f"c{number}": number for number in range(12)}
-    assert shown["advanced"] == {"of": {str(number): 1 for number in range(12)}}
-    assert len(await events_of(owner_conn, used.instance_id, "platform_config_patched")) == 12
-
-
-async def test_a_document_does_not_grow_without_end(used: Used) -> None:
-    statuses = [
-        (await used.ask("PATCH", "/platform-config", {"advanced": {f"part{number}": "x" * 60_000}})).status_code
-        for number in range(5)
-    ]
-
-    assert statuses == [200] * 4 + [422]
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def model_urls(services: Services) -> AsyncGenerator[Used]:
-    settings = {"model_base_url": "http://models.test/v1", "model_api_key": "sk-of-the-models"}
-    async with shared_api(services, **settings) as api, in_use(api) as used:
-        yield used
-
-
-async def test_the_models_address_and_key_go_to_the_agent_and_to_nobody_else(model_urls: Used) -> None:
-    answer = await model_urls.ask("POST", "/config", {"agent_name": "Ada"})
-
-    assert model_urls.agent.runtime["model"] == {"base_url": "http://models.test/v1", "api_key": "sk-of-the-models"}
-    assert model_urls.agent.runtime["telegram"]["base_url"] == "https://api.telegram.org"
-    assert model_urls.agent.runtime["prices"]["gpt-4.1"] == {"input_usd_per_mtok": "2", "output_usd_per_mtok": "8"}
-    for text in (answer.text, (await model_urls.ask("GET", "/config")).text):
-        assert "sk-of" not in text
-
-
-async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
-    policy = {
-        "primary": "gpt-4.1",
-        "fallbacks": ["gpt-4o"],
-        "temperature": 0,
-        "max_tokens": 99,
-        "embedding_model": None,
-        "budget_daily_usd": 0.1,
-        "budget_monthly_usd": 5,
-    }
-    first = await used.ask("PATCH", "/model-policy", policy)
-    second = await used.ask("PATCH", "/model-policy", {"primary": None, "fallbacks": [], "budget_daily_usd": None})
-
-    assert first.json()["model_policy"] == policy
-    assert first.json()["message"] == "Model policy updated. The agent runs with it"
-    assert second.json()["model_policy"] == policy | {
-        "primary": "gpt-4.1-mini",
-        "fallbacks": [],
-        "budget_daily_usd": None,
-    }
-    pushed = used.agent.runtime["model_policy"]
-    assert (pushed["budget_daily_usd"], pushed["budget_monthly_usd"], pushed["max_tokens"]) == (None, "5", 99)
-    assert (await used.ask("GET", "/config")).json()["model_policy"] == second.json()["model_policy"]
-
-
-async def test_unknown_models_are_a_warning(used: Used) -> None:
-    answer = await used.ask("PATCH", "/model-policy", {"primary": "homegrown-1", "fallbacks": ["gpt-4o", "other-2"]})
-
-    assert answer.status_code == 200
-    message = answer.json()["message"]
-    assert "homegrown-1 is not in the catalogue: it is metered at the dearest prices in it" in message
-    assert "other-2 is not in the catalogue" in message
-    assert "gpt-4o is not" not in message
-
-
 @pytest.mark.parametrize(
     ("method", "path", "body", "where"),
     [
@@ -399,32 +250,6 @@ async def test_what_is_out_of_bounds_changes_nothing(
     assert answer.json()["detail"][0]["loc"] == ["body", *where]
     assert await used.version() == version
     assert used.agent.calls == []
-
-
-@pytest.mark.parametrize(
-    "raw", [b'{"advanced":{"a":NaN}}', b'{"advanced":{"a":"\\ud800"}}', b'{"skills":[{"\\ud800":1}]}']
-)
-async def test_documents_that_are_no_json_are_refused(used: Used, raw: bytes) -> None:
-    headers = {**used.api.token(), "Content-Type": "application/json"}
-
-    answer = await used.api.client.patch(
-        f"/v1/instances/{used.instance_id}/platform-config", content=raw, headers=headers
-    )
-
-    assert answer.status_code == 422
-
-
-@pytest.mark.parametrize("depth", [33, 200, 5000])
-async def test_deep_documents_are_refused_for_their_depth_however_deep_they_are(used: Used, depth: int) -> None:
-    raw = b'{"advanced":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)
-
-    answer = await used.api.client.patch(
-        f"/v1/instances/{used.instance_id}/platform-config", content=raw, headers=used.api.token()
-    )
-
-    assert answer.status_code == 422
-    (problem,) = answer.json()["detail"]
-    assert (problem["loc"][0], problem["msg"]) == ("body", "Value error, documents may be 32 levels deep")
 
 
 @pytest.mark.parametrize(

@@ -1,170 +1,17 @@
-"""cloudsim killed, restarted and told to go wrong, with real agent processes: at most one a server, and none left behind."""
+"""cloudsim killed, stopped and started again, with real agent processes: at most one a server, and none left behind."""
 
 import asyncio
 import os
 import signal
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from tests.cloudsim_fixtures import (  # noqa: F401 - fixtures
-    CloudsimProcess,
-    cloudsim_fixture,
-    module_cloudsim_fixture,
-    stop_short,
-    user_data,
-)
+from tests.cloudsim_fixtures import CloudsimProcess
+from tests.cloudsim_servers import booted, create
 from tests.waiting import until
-
-
-def create(cloudsim: CloudsimProcess, name: str = "hc-1", **changes: Any) -> int:
-    """Order a server with an agent in it; its id."""
-    order = {"name": name, "server_type": "sim1", "image": "debian-13", "location": "local1", "user_data": user_data()}
-    return cloudsim.call("POST", "/v1/servers", {**order, **changes})["server"]["id"]
-
-
-async def booted(cloudsim: CloudsimProcess, server_id: int) -> int:
-    """The pid of its agent, once that has made its state folder: by then it is past its start."""
-    await until(lambda: cloudsim.server(server_id)["alive"])
-    state = cloudsim.home / "servers" / str(server_id) / "var/lib/hydracore-agent"
-    await until(state.is_dir)
-    return cloudsim.server(server_id)["pid"]
-
-
-# What a server is
-
-
-async def test_a_server_boots_its_agent_from_its_user_data(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-
-    pid = await booted(cloudsim, server_id)
-
-    root = cloudsim.home / "servers" / str(server_id)
-    assert (root / "etc/hydracore/agent.json").stat().st_mode & 0o777 == 0o600
-    assert (root / "var/log/hydracore-agent.log").exists()
-    agent = psutil.Process(pid)
-    assert agent.cmdline()[-2:] == ["--root", str(root)]
-    assert os.getsid(pid) == pid
-    assert not any("HYDRACORE" in name for name in agent.environ())
-
-
-async def test_a_delete_ends_the_agent_and_removes_the_disk(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    await booted(cloudsim, server_id)
-
-    cloudsim.call("DELETE", f"/v1/servers/{server_id}")
-    await until(lambda: not cloudsim.servers())
-
-    assert cloudsim.agents(server_id) == []
-    assert not (cloudsim.home / "servers" / str(server_id)).exists()
-
-
-async def test_a_deaf_agent_is_killed(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    pid = await booted(cloudsim, server_id)
-    await stop_short(pid)
-
-    cloudsim.call("DELETE", f"/v1/servers/{server_id}")
-    await until(lambda: not cloudsim.servers())
-
-    assert cloudsim.agents(server_id) == []
-
-
-async def test_a_server_without_an_agent_in_its_user_data_just_runs(cloudsim: CloudsimProcess) -> None:
-    data = ["", "#!/bin/sh\necho hi", "#cloud-config\nruncmd: [ls]", '#cloud-config\n{"write_files": []}']
-
-    ids = [create(cloudsim, f"hc-{number}", user_data=text) for number, text in enumerate(data)]
-
-    await until(lambda: all(server["status"] == "running" for server in cloudsim.servers()))
-    assert [server["id"] for server in cloudsim.servers() if not server["alive"]] == ids
-
-
-async def test_no_file_leaves_the_disk(cloudsim: CloudsimProcess) -> None:
-    evil = '#cloud-config\n{"write_files": [{"path": "/../../evil", "content": "x"}]}'
-
-    create(cloudsim, user_data=evil)
-
-    await until(lambda: cloudsim.servers()[0]["status"] == "running")
-    assert list(cloudsim.home.parent.rglob("evil")) == []
-
-
-async def test_power_off_and_on_stops_and_boots_the_agent(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    first = await booted(cloudsim, server_id)
-
-    cloudsim.call("POST", f"/v1/servers/{server_id}/actions/poweroff")
-    await until(lambda: cloudsim.server(server_id)["status"] == "off")
-    assert cloudsim.agents(server_id) == []
-    cloudsim.call("POST", f"/v1/servers/{server_id}/actions/poweron")
-
-    assert await booted(cloudsim, server_id) != first
-
-
-async def test_a_killed_agent_stays_dead_until_a_reset(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    first = await booted(cloudsim, server_id)
-
-    assert cloudsim.call("POST", f"/_sim/servers/{server_id}/kill") == {"killed": True}
-    assert cloudsim.server(server_id)["alive"] is False
-    assert cloudsim.server(server_id)["status"] == "running"
-    assert cloudsim.call("POST", f"/_sim/servers/{server_id}/kill") == {"killed": False}
-
-    cloudsim.call("POST", f"/v1/servers/{server_id}/actions/reset")
-    assert await booted(cloudsim, server_id) != first
-
-
-async def test_dead_agents_do_not_stay_as_zombies(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    pid = await booted(cloudsim, server_id)
-
-    os.kill(pid, signal.SIGKILL)
-
-    await until(lambda: not psutil.pid_exists(pid))
-
-
-# Faults of servers
-
-
-async def test_a_dead_boot_runs_without_an_agent(cloudsim: CloudsimProcess) -> None:
-    cloudsim.fault("create_server", "dead_boot", location="local2")
-
-    dead = create(cloudsim, "hc-1", location="local2")
-    living = create(cloudsim, "hc-2", location="local2")
-
-    await booted(cloudsim, living)
-    assert cloudsim.server(dead)["status"] == "running"
-    assert cloudsim.agents(dead) == []
-
-
-async def test_a_slow_boot_runs_before_its_agent_does(cloudsim: CloudsimProcess) -> None:
-    cloudsim.fault("create_server", "slow_boot", delay_s=0.7)
-
-    server_id = create(cloudsim)
-
-    await until(lambda: cloudsim.server(server_id)["status"] == "running")
-    assert cloudsim.server(server_id)["alive"] is False
-    await booted(cloudsim, server_id)
-
-
-async def test_a_vanished_server_is_gone_without_a_delete(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    await booted(cloudsim, server_id)
-
-    cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
-
-    assert cloudsim.servers() == []
-    assert cloudsim.agents(server_id) == []
-    assert cloudsim.call("GET", "/v1/servers")["servers"] == []
-    past = cloudsim.call("GET", "/_sim/history")["servers"][-1]
-    assert past["id"] == server_id
-    assert past["created_at"] < past["deleted_at"]
-
-
-# Restarts
 
 
 async def test_after_a_kill_the_servers_are_the_same_and_their_agents_are_adopted(
@@ -305,9 +152,6 @@ async def test_a_shutdown_stops_the_agents_and_the_next_start_boots_them(cloudsi
     assert not pids & {await booted(cloudsim, server_id) for server_id in [*ids, late]}
 
 
-# Agents within cloudsim
-
-
 async def test_inline_agents_live_and_end_with_cloudsim(cloudsim: CloudsimProcess) -> None:
     cloudsim.terminate()
     await cloudsim.start(boot="inline")
@@ -336,9 +180,6 @@ async def test_agents_of_an_earlier_cloudsim_give_way_to_inline_ones(cloudsim: C
     await until(lambda: cloudsim.agents() == [])
     await until(lambda: cloudsim.server(server_id)["alive"])
     assert cloudsim.server(server_id)["pid"] is None
-
-
-# The end
 
 
 async def test_a_request_that_is_held_does_not_keep_cloudsim_from_ending(cloudsim: CloudsimProcess) -> None:

@@ -1,0 +1,113 @@
+"""How streamed chats end: cut off by agents, left by their callers, and hundreds of them at once."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from tests.chatting import HELLO, PING, SSE, ending, streamed
+from tests.tiny_agent import CUT, STREAM, event
+from tests.use_fixtures import Used, shared_api_fixture, shared_used_fixture
+from tests.waiting import PATIENCE_S, until
+
+__all__ = ["shared_api_fixture", "shared_used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_stream_that_is_cut_ends_with_an_error_event(used: Used) -> None:
+    used.agent.stream = (STREAM[0], b"event: token\ndata: {", CUT)
+
+    status, body = await streamed(used)
+
+    assert status == 200
+    assert body.startswith(STREAM[0])
+    # The half event is not passed on: the error behind it could not be told from it.
+    assert b"data: {\n" not in body
+    assert ending(body)["code"] == "agent_failed"
+
+
+async def test_a_stream_without_an_ending_gets_one(used: Used) -> None:
+    used.agent.stream = STREAM[:2]
+
+    _, body = await streamed(used)
+
+    assert body.startswith(b"".join(STREAM[:2]))
+    assert ending(body) == {"code": "agent_failed", "detail": "The agent broke off its answer"}
+
+
+async def test_a_stream_that_falls_silent_ends_with_an_error_event(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydracore.api.chat.IDLE_TIMEOUT_S", 0.2)
+    used.agent.stream = (STREAM[0], asyncio.Event())
+
+    _, body = await streamed(used)
+
+    assert ending(body)["code"] == "agent_timeout"
+
+
+async def test_an_error_of_the_agents_within_a_stream_is_passed_on(used: Used) -> None:
+    trouble = event("error", {"code": "model_failed", "detail": "All models failed"})
+    used.agent.stream = (STREAM[0], trouble)
+
+    _, body = await streamed(used)
+
+    assert body == STREAM[0] + trouble
+
+
+@pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
+async def test_a_caller_who_leaves_before_the_answer_ends_the_request_to_the_agent(
+    used: Used, headers: dict[str, str]
+) -> None:
+    used.agent.may_answer.clear()
+
+    asking = asyncio.create_task(used.ask("POST", "/chat", HELLO, headers=headers))
+    await until(lambda: used.agent.calls_of("/api/chat"))
+    asking.cancel()
+
+    await asyncio.wait_for(used.agent.left.wait(), PATIENCE_S)
+
+
+async def test_a_caller_who_leaves_within_a_stream_ends_the_request_to_the_agent(used: Used) -> None:
+    used.agent.stream = (STREAM[0], asyncio.Event())
+
+    async with used.stream() as answer:
+        await anext(answer.aiter_raw())
+        assert not used.agent.left.is_set()
+
+    await asyncio.wait_for(used.agent.left.wait(), PATIENCE_S)
+
+
+async def test_streams_hold_no_connection_to_the_database(used: Used) -> None:
+    go_on = asyncio.Event()
+    used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+    chats = [asyncio.create_task(streamed(used)) for _ in range(50)]
+    await until(lambda: len(used.agent.calls_of("/api/chat")) == len(chats))
+
+    detail = await used.ask("GET", "")
+    busy = used.api.parts.pool.get_stats()
+
+    assert detail.status_code == 200
+    assert busy["pool_available"] == busy["pool_size"]
+    go_on.set()
+    assert {await chat for chat in chats} == {(200, b"".join(STREAM))}
+
+
+async def test_two_hundred_streams_run_at_once(used: Used) -> None:
+    go_on = asyncio.Event()
+    used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=used.api.url, timeout=PATIENCE_S, limits=limits) as client:
+        url, headers = f"/v1/instances/{used.instance_id}/chat", {**used.api.token(), **SSE}
+        chats: list[asyncio.Task[httpx.Response]] = []
+        # They come some at a time and all stay: it is open streams, not a rush, that a control plane has to bear.
+        for wanted in range(20, 201, 20):
+            chats += [asyncio.create_task(client.post(url, json=HELLO, headers=headers)) for _ in range(20)]
+            await until(lambda wanted=wanted: len(used.agent.calls_of("/api/chat")) == wanted)
+        assert len(chats) == 200
+        status = await used.ask("GET", "/runtime")
+        go_on.set()
+        answers = await asyncio.gather(*chats)
+
+    assert status.json()["uptime_seconds"] == 5
+    # While they wait for the last to come, the first ones may get a sign of life.
+    assert {(answer.status_code, answer.content.replace(PING, b"")) for answer in answers} == {(200, b"".join(STREAM))}

@@ -1,0 +1,94 @@
+"""Who may chat with an instance, in which conversation, and when."""
+
+import pytest
+
+from tests.api_server import Api
+from tests.chatting import HELLO
+from tests.lives import delete
+from tests.use_fixtures import Used, give, in_use, order, shared_api_fixture, shared_used_fixture
+
+__all__ = ["shared_api_fixture", "shared_used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_only_a_running_instance_chats(api: Api) -> None:
+    instance_id = await order(api)
+    pending = await api.client.post(f"/v1/instances/{instance_id}/chat", json=HELLO, headers=api.token())
+    await give(api, instance_id, delete())
+    deleting = await api.client.post(f"/v1/instances/{instance_id}/chat", json=HELLO, headers=api.token())
+
+    assert (pending.status_code, deleting.status_code) == (409, 409)
+    assert "pending" in pending.json()["detail"]
+
+
+async def test_who_else_may_chat(used: Used) -> None:
+    api = used.api
+    answers = {
+        name: await used.ask("POST", "/chat", HELLO, headers=headers)
+        for name, headers in {
+            "admin": api.token(user="root", role="admin"),
+            "platform": api.token(tenant="ours", user="ops", role="platform"),
+            "other_customer": api.token(user="bob"),
+            "other_tenant": api.token(tenant="rival"),
+            "nobody": {"Authorization": "Bearer nonsense"},
+        }.items()
+    }
+
+    assert {name: answer.status_code for name, answer in answers.items()} == {
+        "admin": 200,
+        "platform": 200,
+        "other_customer": 403,
+        "other_tenant": 404,
+        "nobody": 401,
+    }
+    assert len(used.agent.calls) == 2
+
+
+async def test_staff_chat_in_conversations_of_their_own(used: Used) -> None:
+    admin, other = (used.api.token(user=user, role="admin") for user in ("root", "toor"))
+
+    await used.ask("POST", "/chat", HELLO, headers=admin)
+    theirs = used.agent.calls[-1].body["conversation_id"]
+    again = await used.ask("POST", "/chat", {**HELLO, "conversation_id": theirs}, headers=admin)
+    of_the_owner = await used.ask("POST", "/chat", {**HELLO, "conversation_id": "c-1"}, headers=admin)
+    of_another = await used.ask("POST", "/chat", {**HELLO, "conversation_id": theirs}, headers=other)
+
+    assert theirs.startswith("staff:")
+    assert (again.status_code, of_the_owner.status_code, of_another.status_code) == (200, 403, 403)
+    assert len(used.agent.calls) == 2
+
+
+async def test_joining_a_conversation_of_the_owners_needs_consent_and_is_an_access(used: Used) -> None:
+    await used.ask("PATCH", "/consent", {"consent_debug_access": True})
+    before = await used.version()
+
+    answer = await used.ask(
+        "POST",
+        "/chat",
+        {**HELLO, "conversation_id": "c-1"},
+        headers=used.api.token(user="root", role="admin"),
+    )
+
+    assert answer.status_code == 200
+    assert await used.version() == before + 1
+
+
+async def test_the_key_of_a_staff_members_first_message_gives_the_same_conversation(used: Used) -> None:
+    admin = {**used.api.token(user="root", role="admin"), "Idempotency-Key": "k"}
+
+    for _ in range(2):
+        await used.ask("POST", "/chat", HELLO, headers=admin)
+
+    first, second = used.agent.calls
+    assert first.body == second.body
+
+
+async def test_a_running_instance_of_another_tenant_is_another_world(api: Api) -> None:
+    async with in_use(api) as used:
+        answer = await used.ask("POST", "/chat", HELLO, headers=api.token(tenant="rival", role="admin"))
+
+    absent = await api.client.post(
+        f"/v1/instances/{'0' * 8}-0000-4000-8000-{'0' * 12}/chat", json=HELLO, headers=api.token()
+    )
+    assert (answer.status_code, answer.content) == (404, absent.content)

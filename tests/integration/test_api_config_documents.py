@@ -1,0 +1,131 @@
+"""Documents of the platform's configuration: merged as RFC 7396 says, whole under races, and within bounds."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.use_fixtures import Used, events_of, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
+
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_documents_are_merged_as_rfc_7396_says(used: Used) -> None:
+    for patch in (
+        {"channels": {"mail": {"host": "a", "password": "hunter2-hunter2"}, "sms": {"on": True}}},
+        {"channels": {"mail": {"host": "b"}, "sms": None}, "advanced": {"x": [1]}},
+        {"channels": {"mail": {"password": "****ter2", "port": 25}}, "advanced": {"x": {"y": None, "z": 0}}},
+    ):
+        answer = await used.ask("PATCH", "/platform-config", patch)
+        assert answer.status_code == 200, answer.text
+
+    shown = (await used.ask("GET", "/platform-config")).json()
+    assert shown["channels"] == {"mail": {"host": "b", "password": "****ter2", "port": 25}}
+    assert shown["advanced"] == {"x": {"z": 0}}
+    assert used.agent.runtime["platform"]["channels"]["mail"]["password"] == "hunter2-hunter2"
+    assert shown["config_version"] == used.agent.config_version == 4
+
+
+async def test_a_mask_that_a_change_has_outdated_does_not_replace_the_secret(used: Used) -> None:
+    def secrets(last: str) -> dict[str, Any]:
+        token = f"1234567890:{last}"
+        return {"channels": {"telegram": {"bot_token": token}}, "integrations": [{"id": "crm", "api_key": token}]}
+
+    shown = (await used.ask("PATCH", "/platform-config", secrets("aaaa"))).json()
+    await used.ask("PATCH", "/platform-config", secrets("bbbb"))
+    await used.ask("POST", "/config", {"telegram_bot_token": "1234567890:cccc"})
+    runtime = used.agent.runtime
+
+    back = await used.ask("PATCH", "/platform-config", {name: shown[name] for name in ("channels", "integrations")})
+    token = await used.ask("POST", "/config", {"telegram_bot_token": "****aaaa"})
+
+    assert (back.status_code, token.status_code) == (422, 422)
+    problems = [*back.json()["detail"], *token.json()["detail"]]
+    assert [each["loc"] for each in problems] == [
+        ["body", "channels", "telegram", "bot_token"],
+        ["body", "integrations", 0, "api_key"],
+        ["body", "telegram_bot_token"],
+    ]
+    assert all("the secret has changed" in each["msg"] for each in problems)
+    assert used.agent.runtime is runtime
+
+
+async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
+    first = await used.ask(
+        "PATCH",
+        "/platform-config",
+        {
+            "skills": ["notes", {"id": "x", "level": 2}],
+            "integrations": [{"api_key": "abcdefghijklmnop"}],
+            "workflow_slugs": ["a"],
+            "recipe_id": "product_expert",
+            "advanced": {"a": 1},
+        },
+    )
+    runtime = used.agent.runtime
+    same = await used.ask("PATCH", "/platform-config", {"integrations": [{"api_key": "****mnop"}]})
+    cleared = await used.ask(
+        "PATCH",
+        "/platform-config",
+        dict.fromkeys(("skills", "integrations", "workflow_slugs", "recipe_id", "advanced", "channels")),
+    )
+
+    assert first.json()["skills"] == ["notes", {"id": "x", "level": 2}]
+    assert first.json()["integrations"] == [{"api_key": "****mnop"}]
+    assert runtime["platform"]["integrations"] == [{"api_key": "abcdefghijklmnop"}]
+    assert runtime["recipe"]["id"] == "product_expert"
+    assert same.json()["message"].startswith("Nothing was to be changed")
+    shown = {
+        name: cleared.json()[name] for name in ("skills", "integrations", "workflow_slugs", "recipe_id", "advanced")
+    }
+    assert shown == {"skills": [], "integrations": [], "workflow_slugs": [], "recipe_id": None, "advanced": {}}
+
+
+async def test_of_many_patches_at_once_none_is_lost(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    patches = [{"channels": {f"c{number}": number}, "advanced": {"of": {str(number): 1}}} for number in range(12)]
+
+    answers = await asyncio.gather(*(used.ask("PATCH", "/platform-config", patch) for patch in patches))
+
+    assert {answer.status_code for answer in answers} == {200}
+    shown = (await used.ask("GET", "/platform-config")).json()
+    assert shown["channels"] == {f"c{number}": number for number in range(12)}
+    assert shown["advanced"] == {"of": {str(number): 1 for number in range(12)}}
+    assert len(await events_of(owner_conn, used.instance_id, "platform_config_patched")) == 12
+
+
+async def test_a_document_does_not_grow_without_end(used: Used) -> None:
+    statuses = [
+        (await used.ask("PATCH", "/platform-config", {"advanced": {f"part{number}": "x" * 60_000}})).status_code
+        for number in range(5)
+    ]
+
+    assert statuses == [200] * 4 + [422]
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"advanced":{"a":NaN}}', b'{"advanced":{"a":"\\ud800"}}', b'{"skills":[{"\\ud800":1}]}']
+)
+async def test_documents_that_are_no_json_are_refused(used: Used, raw: bytes) -> None:
+    headers = {**used.api.token(), "Content-Type": "application/json"}
+
+    answer = await used.api.client.patch(
+        f"/v1/instances/{used.instance_id}/platform-config", content=raw, headers=headers
+    )
+
+    assert answer.status_code == 422
+
+
+@pytest.mark.parametrize("depth", [33, 200, 5000])
+async def test_deep_documents_are_refused_for_their_depth_however_deep_they_are(used: Used, depth: int) -> None:
+    raw = b'{"advanced":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)
+
+    answer = await used.api.client.patch(
+        f"/v1/instances/{used.instance_id}/platform-config", content=raw, headers=used.api.token()
+    )
+
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"][0], problem["msg"]) == ("body", "Value error, documents may be 32 levels deep")

@@ -1,0 +1,198 @@
+"""Orders of instances over HTTP: idempotent, for whom one may order, and answered at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from events.ids import command_id_for, instance_id_for
+from tests.api_server import Api
+from tests.ordering import ORDER, listed, new_events_fixture, order
+from tests.use_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
+
+__all__ = ["module_api_fixture", "new_events_fixture", "shared_owner_conn_fixture", "tenant_api_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_an_order_is_answered_at_once_and_can_be_read_at_once(api: Api) -> None:
+    ann = api.token(email="ann@example.com")
+
+    answer = await api.client.post(
+        "/v1/instances", json=ORDER | {"idempotency_key": "k1", "agent_name": "Ada"}, headers=ann
+    )
+
+    made = answer.json()
+    instance_id = str(instance_id_for(tenant_id=api.tenant, customer_id="ann", idempotency_key="k1"))
+    assert answer.status_code == 202
+    assert (made["idempotency_key"], made["instance_id"]) == ("k1", instance_id)
+    assert made["task_id"] == str(command_id_for(UUID(instance_id), "request"))
+    detail = (await api.client.get(f"/v1/instances/{instance_id}", headers=ann)).json()
+    assert detail["agent_name"] == "Ada"
+    assert detail["status"] == "pending"
+    assert detail["provisioning_stage"] == "queued"
+    assert (detail["region_id"], detail["preset_id"], detail["runtime_type"]) == (
+        "local",
+        "personal_assistant",
+        "expressclaw",
+    )
+    assert detail["capabilities"]["chat"] is True
+    assert detail["created_at"].endswith("Z")
+    item = (await api.client.get("/v1/instances", headers=ann)).json()["instances"][0]
+    assert (item["id"], item["customer_email"], item["product_tier_name"]) == (
+        instance_id,
+        "ann@example.com",
+        "Starter",
+    )
+    logs = (await api.client.get(f"/v1/instances/{instance_id}/logs", headers=ann)).json()
+    assert logs["total"] == 1
+    assert (logs["logs"][0]["seq"], logs["logs"][0]["stage"]) == (1, "queued")
+    runtime = (await api.client.get(f"/v1/instances/{instance_id}/runtime", headers=ann)).json()
+    assert (runtime["status"], runtime["last_heartbeat"], runtime["health_failures"]) == ("pending", None, 0)
+    assert runtime["provision_logs"] == logs["logs"]
+
+
+async def test_the_same_key_and_body_give_the_same_answer_and_one_instance(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
+    ann = api.token()
+    body = ORDER | {"idempotency_key": "k1", "workflow_slugs": ["a"]}
+
+    answers = await asyncio.gather(*(api.client.post("/v1/instances", json=body, headers=ann) for _ in range(8)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.text for answer in answers}) == 1
+    assert await new_events() == 1
+
+
+async def test_the_same_key_with_another_body_is_a_conflict_and_writes_nothing(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
+    ann = api.token()
+    await order(api, ann, idempotency_key="k1")
+
+    answer = await api.client.post(
+        "/v1/instances", json=ORDER | {"idempotency_key": "k1", "agent_name": "Other"}, headers=ann
+    )
+
+    assert answer.status_code == 409
+    assert answer.json() == {"detail": "This idempotency key was used with another request"}
+    assert await new_events() == 1
+
+
+async def test_a_field_that_is_left_out_and_one_that_is_null_are_the_same_request(api: Api) -> None:
+    ann = api.token()
+    first = await order(api, ann, idempotency_key="k1")
+
+    again = await order(api, ann, idempotency_key="k1", agent_name=None, preset_id="personal_assistant", unknown=1)
+
+    assert again == first
+
+
+async def test_the_key_may_come_as_a_header_and_must_agree_with_the_body(api: Api) -> None:
+    ann = api.token()
+    by_header = await api.client.post("/v1/instances", json=ORDER, headers=ann | {"Idempotency-Key": "k1"})
+    by_body = await order(api, ann, idempotency_key="k1")
+
+    differs = await api.client.post(
+        "/v1/instances", json=ORDER | {"idempotency_key": "k2"}, headers=ann | {"Idempotency-Key": "k1"}
+    )
+
+    in_utf8 = await api.client.post(
+        "/v1/instances", json=ORDER, headers=httpx.Headers(ann | {"Idempotency-Key": "schlüssel"}, encoding="utf-8")
+    )
+
+    assert by_header.json()["instance_id"] == by_body
+    assert in_utf8.json()["instance_id"] == await order(api, ann, idempotency_key="schlüssel")
+    assert differs.status_code == 422
+    assert differs.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
+
+
+async def test_orders_without_a_key_are_different_instances(api: Api) -> None:
+    ann = api.token()
+
+    assert await order(api, ann) != await order(api, ann)
+
+
+async def test_unknown_choices_are_refused_together_and_write_nothing(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
+    body = {"region_id": "fsn1", "tier_id": "huge", "preset_id": "poet"}
+
+    answer = await api.client.post("/v1/instances", json=body, headers=api.token())
+
+    assert answer.status_code == 422
+    assert [problem["loc"] for problem in answer.json()["detail"]] == [
+        ["body", "preset_id"],
+        ["body", "region_id"],
+        ["body", "tier_id"],
+    ]
+    assert "region is not available; available: local" in answer.text
+    assert await new_events() == 0
+
+
+async def test_customers_order_for_themselves_and_admins_for_anyone(
+    api: Api, new_events: Callable[[], Awaitable[int]]
+) -> None:
+    ann, bob = api.token(), api.token(user="bob")
+    boss = api.token(user="boss", role="admin", email="boss@example.com")
+
+    refused = await api.client.post("/v1/instances", json=ORDER | {"customer_id": "bob"}, headers=ann)
+    for_bob = await order(api, boss, customer_id="bob", idempotency_key="k")
+    for_self = await order(api, ann, customer_id="ann", idempotency_key="k")
+
+    assert refused.status_code == 403
+    assert await listed(api, bob) == [for_bob]
+    assert await listed(api, ann) == [for_self]
+    (of_bob,) = (await api.client.get("/v1/instances", headers=bob)).json()["instances"]
+    assert of_bob["customer_email"] is None, "whose address it is nobody has said"
+    assert await new_events() == 2
+
+
+@pytest.mark.parametrize("key", ["plain", "with space", "a/b//c", "ü%2F?#&", "..", "x" * 255])
+async def test_an_order_is_found_by_any_key_that_it_may_have(api: Api, key: str) -> None:
+    ann = api.token()
+    instance_id = await order(api, ann, idempotency_key=key)
+
+    found = await api.client.get(
+        "/v1/instances/by-key/" + "".join(f"%{byte:02X}" for byte in key.encode()), headers=ann
+    )
+
+    assert found.json()["instance_id"] == instance_id
+    assert found.json()["found"] is True
+
+
+async def test_polling_by_key_stays_among_those_whom_the_caller_may_see(api: Api) -> None:
+    ann, bob, boss = api.token(), api.token(user="bob"), api.token(user="boss", role="admin")
+    of_ann = await order(api, ann, idempotency_key="k")
+    of_bob = await order(api, bob, idempotency_key="k")
+
+    async def poll(headers: dict[str, str]) -> dict[str, Any]:
+        answer = await api.client.get("/v1/instances/by-key/k", headers=headers)
+        assert answer.status_code == 200
+        return answer.json()
+
+    assert (await poll(ann))["instance_id"] == of_ann
+    assert (await poll(bob))["instance_id"] == of_bob
+    assert (await poll(boss))["instance_id"] in {of_ann, of_bob}
+    assert (await poll(api.token(tenant="x", user="op", role="platform")))["found"] is True
+    absent = await poll(api.token(user="eve"))
+    assert absent == await poll(api.token(tenant="other", role="admin"))
+    assert absent["found"] is False
+    assert absent["logs"] == []
+    assert set(absent) == {
+        "bootstrap_seq",
+        "bootstrap_stage",
+        "error_message",
+        "found",
+        "hostname",
+        "instance_id",
+        "logs",
+        "provisioning_stage",
+        "status",
+    }
+    assert (await api.client.get("/v1/instances/by-key/a%00b", headers=ann)).status_code == 422
+    assert (await api.client.get("/v1/instances/by-key/%ff", headers=boss)).json() == absent

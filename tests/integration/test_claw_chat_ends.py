@@ -1,0 +1,116 @@
+"""Chats with a real agent that end early: models that dawdle, callers who leave, answers without end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from hydracore.modelsim.script import MARK
+from tests.claw_fixtures import Claw, be_impatient, claw_fixture, control_plane_fixture, modelsim_fixture, texts
+from tests.fake_control_plane import FakeControlPlane
+from tests.modelsim_fixtures import ModelSim
+from tests.waiting import until
+
+__all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
+
+
+async def test_models_that_do_not_answer_are_a_timeout_and_paid_for_what_they_were_asked(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await be_impatient(claw, modelsim)
+    await modelsim.fault("hang", times=2)
+
+    status, code = await claw.refused("Hello")
+
+    assert (status, code) == (504, "model_timeout")
+    await modelsim.until_requests(2, ended="left")
+    await control_plane.until(lambda: len(control_plane.metered()) == 2)
+    assert [(entry["model"], entry["completion_tokens"]) for entry in control_plane.metered()] == [
+        ("first", 0),
+        ("second", 0),
+    ]
+
+
+@pytest.mark.parametrize("then", ["error", "cut", "garbage"])
+async def test_an_error_after_the_first_words_is_an_event_and_the_words_are_kept(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, then: str
+) -> None:
+    await modelsim.fault("hold", after_tokens=2, then=then)
+
+    async with aclosing(claw.stream("Hello", "e-1")) as events:
+        _, token = await anext(events)
+        await modelsim.release()
+        rest, (name, error) = await texts(events)
+
+    assert name == "error"
+    assert error["code"] == "model_failed"
+    said = token["text"] + rest
+    assert said == f"{MARK} You "
+    assert await claw.conversation("e-1") == [("user", "Hello"), ("assistant", said)]
+    # Somebody has heard the words, so no other model is asked, and they are paid for.
+    assert len(await modelsim.requests()) == 1
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+
+
+async def test_a_caller_that_leaves_a_stream_stops_the_model_and_the_words_are_kept_and_metered(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await modelsim.fault("hold", after_tokens=3)
+
+    async with aclosing(claw.stream("Hello", "left-1")) as events:
+        said = ""
+        while said != f"{MARK} You said: ":
+            said += (await anext(events))[1]["text"]
+
+    (request,) = await modelsim.until_requests(1, ended="left")
+    assert request["tokens_sent"] == 3
+    await until(lambda: idle(claw))
+    assert await claw.conversation("left-1") == [("user", "Hello"), ("assistant", said)]
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+    (entry,) = control_plane.metered()
+    assert entry["conversation_id"] == "left-1"
+    assert entry["completion_tokens"] == -(-len(said) // 4), "an estimate: the endpoint's figure comes last"
+
+
+async def test_a_caller_that_leaves_before_the_first_word_stops_the_model_too(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("hang")
+
+    asking = asyncio.create_task(claw.ask("Hello"))
+    await modelsim.until_requests(1, ended="open")
+    asking.cancel()
+
+    await modelsim.until_requests(1, ended="left")
+    await until(lambda: idle(claw))
+
+
+async def test_an_answer_without_figures_is_metered_by_estimate(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("no_usage")
+
+    answer = await claw.chat("Hello")
+
+    assert answer["usage"]["completion_tokens"] == -(-len(answer["message"]) // 4)
+    assert answer["usage"]["prompt_tokens"] > 0
+
+
+async def test_an_endpoint_that_does_not_stream_will_do(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("whole")
+
+    said, (name, answer) = await texts(claw.stream("Hello"))
+
+    assert (name, answer["message"]) == ("done", said)
+    assert said == f"{MARK} You said: Hello"
+
+
+async def test_an_answer_without_end_is_ended(claw: Claw, modelsim: ModelSim) -> None:
+    await modelsim.fault("endless")
+
+    answer = await claw.chat("lo" * 1000)
+
+    assert 100_000 <= len(answer["message"]) < 103_000
+    await modelsim.until_requests(1, ended="left")
+
+
+async def idle(claw: Claw) -> bool:
+    return (await claw.status())["active_connections"] == 0

@@ -1,0 +1,156 @@
+"""What the Hetzner driver makes of errors of the provider: a class each, no server, and not a secret anywhere."""
+
+import logging
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from hydracore.embedded.ports import free_port
+from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN, CloudsimProcess, driver_for, stop_short, user_data
+from tests.hetzner_calls import LABELS, assert_no_secret, everything_said_about, is_gone, order, running
+from tests.waiting import PATIENCE_S, until
+from workers.providers.base import (
+    Provider,
+    ProviderError,
+    ProviderLater,
+    ProviderNameTaken,
+    ProviderNoCapacity,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+    ProviderRetry,
+)
+from workers.providers.hetzner import HetznerProvider
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ({"fault": "no_capacity"}, (ProviderNoCapacity, "resource_unavailable")),
+        ({"fault": "error", "status": 412, "code": "placement_error"}, (ProviderNoCapacity, "placement_error")),
+        ({"fault": "error", "code": "invalid_server_type"}, (ProviderNoCapacity, "invalid_server_type")),
+        ({"fault": "locked"}, (ProviderLater, "locked")),
+        ({"fault": "server_error"}, (ProviderLater, "server_error")),
+        ({"fault": "server_error", "status": 503, "code": "unavailable"}, (ProviderLater, "unavailable")),
+        ({"fault": "server_error", "status": 503, "code": "maintenance"}, (ProviderLater, "maintenance")),
+        ({"fault": "server_error", "status": 503, "code": "service_error"}, (ProviderLater, "service_error")),
+        ({"fault": "server_error", "status": 599, "code": "brand_new"}, (ProviderLater, "brand_new")),
+        ({"fault": "rate_limit", "retry_after_s": 0}, (ProviderRetry, "rate_limit_exceeded")),
+        ({"fault": "error", "status": 409, "code": "conflict"}, (ProviderRetry, "conflict")),
+        ({"fault": "gateway"}, (ProviderRetry, "http_502")),
+        ({"fault": "gateway", "status": 504}, (ProviderOutcomeUnknown, "http_504")),
+        ({"fault": "server_error", "status": 504, "code": "timeout"}, (ProviderOutcomeUnknown, "timeout")),
+        ({"fault": "error", "status": 409, "code": "uniqueness_error"}, (ProviderNameTaken, "uniqueness_error")),
+        (
+            {"fault": "error", "status": 403, "code": "resource_limit_exceeded"},
+            (ProviderRefused, "resource_limit_exceeded"),
+        ),
+        ({"fault": "error", "status": 403, "code": "forbidden"}, (ProviderRefused, "forbidden")),
+        ({"fault": "error", "status": 403, "code": "token_readonly"}, (ProviderRefused, "token_readonly")),
+        ({"fault": "error", "status": 401, "code": "unauthorized"}, (ProviderRefused, "unauthorized")),
+        ({"fault": "error", "status": 423, "code": "protected"}, (ProviderRefused, "protected")),
+        ({"fault": "error", "status": 400, "code": "json_error"}, (ProviderRefused, "json_error")),
+        ({"fault": "error", "code": "invalid_input"}, (ProviderRefused, "invalid_input")),
+        ({"fault": "error", "code": "brand_new"}, (ProviderRefused, "brand_new")),
+        ({"fault": "error", "code": f"leak of {TOKEN}"}, (ProviderRefused, "unreadable_code")),
+    ],
+)
+async def test_each_error_has_its_class_and_makes_no_server(
+    cloudsim: CloudsimProcess,
+    driver: Provider,
+    fault: dict[str, Any],
+    expected: tuple[type[ProviderError], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    cloudsim.fault("create_server", **fault)
+
+    with pytest.raises(ProviderError) as failed:
+        await driver.create_server(order(user_data=user_data()))
+
+    assert (type(failed.value), failed.value.code) == expected
+    assert failed.value.correlation_id is not None
+    assert_no_secret(failed.value, caplog)
+    assert cloudsim.servers() == []
+
+
+async def test_real_refusals_have_their_classes(cloudsim: CloudsimProcess, driver: Provider) -> None:
+    await driver.create_server(order())
+
+    for wrong, kind in (({}, ProviderNameTaken), ({"name": "hc-2", "server_type": "cx22"}, ProviderRefused)):
+        with pytest.raises(kind):
+            await driver.create_server(order(**wrong))
+    with pytest.raises(ProviderRefused) as absent:
+        await driver.set_labels("4000000000", LABELS)
+
+    assert absent.value.code == "not_found"
+    assert await driver.get_server("4000000000") is None
+
+
+async def test_a_wrong_token_is_refused(cloudsim: CloudsimProcess, caplog: pytest.LogCaptureFixture) -> None:
+    wrong = driver_for(cloudsim, token="Wrong0Token" * 5)
+
+    with pytest.raises(ProviderRefused) as refused:
+        await wrong.find_servers(LABELS)
+
+    assert refused.value.code == "unauthorized"
+    assert "Wrong0" not in everything_said_about(refused.value) + repr(wrong) + caplog.text
+    await wrong.aclose()
+
+
+async def test_no_connection_means_that_nothing_happened() -> None:
+    driver = HetznerProvider(
+        f"http://127.0.0.1:{free_port()}/v1", TOKEN, timeout_s=2, ssh_public_key=PUBLIC_KEY, ssh_key_name="k"
+    )
+
+    with pytest.raises(ProviderRetry) as failed:
+        await driver.delete_server("1")
+
+    assert failed.value.code == "not_connected"
+    await driver.aclose()
+
+
+async def test_deleting_what_is_being_deleted_is_no_error(cloudsim: CloudsimProcess, driver: Provider) -> None:
+    cloudsim.terminate()
+    await cloudsim.start(stop_grace_s=PATIENCE_S)
+    created = await driver.create_server(order(user_data=user_data()))
+    await until(lambda: cloudsim.server(created.server.id)["alive"])
+    # An agent that does not hear makes its server's end last as long as cloudsim has patience.
+    agent = cloudsim.server(created.server.id)["pid"]
+    await stop_short(agent)
+
+    await driver.delete_server(created.server.id)
+    await driver.delete_server(created.server.id)
+
+    server = await driver.get_server(created.server.id)
+    assert server is not None
+    assert server.status == "deleting"
+    assert cloudsim.requests("delete_server") == 2
+    os.kill(agent, signal.SIGCONT)
+    await until(lambda: is_gone(driver, created.server.id))
+
+
+async def test_a_server_that_went_while_its_delete_was_refused_is_deleted(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
+    created = await driver.create_server(order())
+    await running(driver, created.server.id)
+    cloudsim.fault("delete_server", "locked")
+    cloudsim.call("POST", f"/_sim/servers/{created.server.id}/vanish")
+
+    await driver.delete_server(created.server.id)
+
+
+async def test_a_server_that_is_locked_for_another_reason_is_deleted_later(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
+    created = await driver.create_server(order())
+    await running(driver, created.server.id)
+    cloudsim.fault("delete_server", "locked")
+
+    with pytest.raises(ProviderLater):
+        await driver.delete_server(created.server.id)
+
+    await driver.delete_server(created.server.id)
+    await until(lambda: is_gone(driver, created.server.id))

@@ -1,0 +1,52 @@
+"""A projection whose lane is parked before a bad event, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.store import EventStore
+from projections.fact import Fact
+from projections.follower import Follower
+from projections.usage_daily import UsageDaily
+from tests import lives
+from tests.requests_to_log import open_store, origin, requested
+
+
+class Fussy(UsageDaily):
+    """Cannot take the second batch of one instance's usage."""
+
+    def __init__(self, refused: UUID) -> None:
+        self._refused = refused
+
+    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+        if any(fact.stream_id == self._refused and getattr(fact.event, "seq", 0) == 2 for fact in facts):
+            raise ValueError("no")
+        await super().apply(connection, facts)
+
+
+async def seq_of(connection: psycopg.AsyncConnection, instance_id: UUID, batch: int) -> int:
+    """The number in its lane of an instance's batch of usage."""
+    statement = "SELECT seq FROM event WHERE stream_id = %s AND type = 'usage_recorded' AND payload->>'seq' = %s"
+    row = await (await connection.execute(statement, (instance_id, str(batch)))).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@asynccontextmanager
+async def parked(database_url: str) -> AsyncGenerator[tuple[EventStore, AsyncConnectionPool, UUID]]:
+    """Ten instances with four batches of usage each; one lane is parked at its second batch."""
+    async with open_store(database_url) as (store, pool):
+        ids = [await requested(store, customer_id=f"customer-{number}") for number in range(10)]
+        for seq in range(1, 5):
+            for instance_id in ids:
+                await store.execute(instance_id, lives.usage(seq), origin("agent:x"))
+        follower = Follower(pool, Fussy(ids[0]))
+        await follower.enter()
+        await follower.catch_up()
+        yield store, pool, ids[0]
