@@ -1,4 +1,4 @@
-"""What holds for every request: ids, limits, error shapes, and a database that goes away and comes back."""
+"""What holds for every request: ids, limits, methods and error shapes."""
 
 import asyncio
 import re
@@ -8,21 +8,25 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+import pytest_asyncio
 import structlog
 
-from events.patience import patiently
-from hydracore.api import health, operations
-from hydracore.db import pool
-from tests.api_server import Api, running_api
-from tests.services import OwnServices
-from tests.waiting import PATIENCE_S, until
+from hydracore.api import operations
+from tests.api_server import Api
+from tests.services import Services
+from tests.use_fixtures import shared_api, shared_owner_conn_fixture
+from tests.waiting import PATIENCE_S
+
+__all__ = ["shared_owner_conn_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ORDER = {"region_id": "local", "tier_id": "starter"}
 
 
-@pytest.fixture
-async def api(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
-    async with running_api(database_url, redis_url, body_max_bytes=1024) as running:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(services: Services) -> AsyncGenerator[Api]:
+    async with shared_api(services, body_max_bytes=1024) as running:
         yield running
 
 
@@ -145,124 +149,8 @@ async def test_a_client_that_goes_away_in_its_body_leaves_no_error_behind(api: A
     assert lines == []
 
 
-async def test_an_unexpected_failure_is_a_bare_500_and_one_log_line_with_its_reason(
-    api: Api, owner_conn: psycopg.AsyncConnection
-) -> None:
-    await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
-
-    with structlog.testing.capture_logs() as lines:
-        answer = await api.client.get("/v1/instances", headers=api.token())
-
-    assert (answer.status_code, answer.json()) == (500, {"detail": "Internal server error"})
-    assert "x-request-id" in answer.headers
-    assert [line["event"] for line in lines] == ["request_failed"]
-    assert isinstance(lines[0]["exc_info"], psycopg.errors.UndefinedTable)
-
-
-async def test_what_is_logged_of_a_request_names_no_instance_of_the_one_before_it(
-    api: Api, owner_conn: psycopg.AsyncConnection
-) -> None:
-    await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
-    address = httpx.URL(api.url)
-    head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: {api.token()['Authorization']}\r\n"
-    of_one = f"GET /v1/instances/{(instance_id := uuid4())} {head}\r\n"
-    of_none = f"GET /v1/instances {head}Connection: close\r\n\r\n"
-
-    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write((of_one + of_none).encode())
-        answers = await asyncio.wait_for(reader.read(), PATIENCE_S)
-        writer.close()
-
-    assert answers.count(b"HTTP/1.1 500") == 2
-    assert [line.get("instance_id") for line in lines] == [str(instance_id), None]
-
-
 async def test_the_document_is_served_to_everybody(api: Api) -> None:
     answer = await api.client.get("/openapi.json")
 
     assert answer.json()["openapi"] == "3.1.0"
     assert "/v1/instances" in answer.json()["paths"]
-
-
-async def test_health_tells_what_is_down_and_what_that_means(database_url: str) -> None:
-    async with running_api(database_url, "redis://127.0.0.1:1/0") as api:
-        live, ready = await api.client.get("/health/live"), await api.client.get("/health/ready")
-        order = await api.client.post("/v1/instances", json=ORDER, headers=api.token())
-
-    assert live.json() == {"status": "ok"}
-    assert (ready.status_code, ready.json()) == (
-        200,
-        {"status": "degraded", "checks": {"database": "ok", "redis": "down"}},
-    )
-    assert order.status_code == 202
-
-
-async def test_a_database_that_restarts_costs_time_and_no_answer(own_services: OwnServices) -> None:
-    async with running_api(own_services.database_url, own_services.redis_url) as api:
-        ann = api.token()
-        made = (await api.client.post("/v1/instances", json=ORDER, headers=ann)).json()["instance_id"]
-
-        answers = await asyncio.gather(
-            own_services.kill("postgres"),
-            *(api.client.get(f"/v1/instances/{made}", headers=ann, timeout=30) for _ in range(8)),
-            *(api.client.post("/v1/instances", json=ORDER, headers=ann, timeout=30) for _ in range(8)),
-        )
-
-        after = (await api.client.get("/v1/instances", headers=ann)).json()["instances"]
-    statuses = [answer.status_code for answer in answers if answer is not None]
-    assert statuses == [200] * 8 + [202] * 8
-    assert len(after) == 9
-
-
-async def test_a_database_that_stays_away_is_told_as_such(
-    own_services: OwnServices,
-) -> None:
-    async with running_api(own_services.database_url, own_services.redis_url) as api:
-        ann = api.token()
-        await api.client.post("/v1/instances", json=ORDER, headers=ann)
-        await own_services.supervisor.stop(["postgres"], grace_s=10)
-
-        read, write, ready = await asyncio.gather(
-            api.client.get("/v1/instances", headers=ann, timeout=60),
-            api.client.post("/v1/instances", json=ORDER, headers=ann, timeout=60),
-            api.client.get("/health/ready", timeout=60),
-        )
-        live = await api.client.get("/health/live")
-
-        assert (read.status_code, write.status_code, ready.status_code, live.status_code) == (503, 503, 503, 200)
-        assert int(read.headers["retry-after"]) >= 1
-        assert read.json() == write.json() == {"detail": "Temporarily unavailable; try again"}
-        assert ready.json()["checks"] == {"database": "down", "redis": "ok"}
-
-
-async def test_a_database_that_hangs_is_told_as_such_too(
-    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "ANSWER_S_MAX", 0.5)
-    monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.2)
-    assert patiently.__kwdefaults__ is not None
-    monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)
-    async with running_api(own_services.database_url, own_services.redis_url) as api:
-        ann = api.token()
-        made = (await api.client.post("/v1/instances", json=ORDER, headers=ann)).json()["instance_id"]
-
-        with own_services.frozen("postgres"):
-            answers = await asyncio.gather(
-                api.client.get("/health/ready"),
-                *(api.client.get(f"/v1/instances/{made}", headers=ann) for _ in range(8)),
-                *(api.client.post("/v1/instances", json=ORDER, headers=ann) for _ in range(8)),
-            )
-            live = await api.client.get("/health/live")
-
-        await until(lambda: _is_ready(api))
-        listed = (await api.client.get("/v1/instances", headers=ann)).json()["instances"]
-    assert [answer.status_code for answer in answers] == [503] * 17
-    assert answers[0].json()["checks"]["database"] == "down"
-    assert all(answer.headers["retry-after"] == "2" for answer in answers[1:])
-    assert live.status_code == 200
-    assert made in {each["id"] for each in listed}
-
-
-async def _is_ready(api: Api) -> bool:
-    return (await api.client.get("/health/ready")).status_code == 200
