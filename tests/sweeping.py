@@ -1,10 +1,13 @@
 """Sweeps of a stack in the test's own process, and what they found."""
 
 import subprocess
-import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.cloudsim_fixtures import REPOSITORY
+from tests.forked import Forked
 from tests.stack import Stack
+from tests.waiting import PATIENCE_S
 from workers.sweep import sweep
 
 #: Graces that have passed before a second look, and that no test outlives.
@@ -38,5 +41,11 @@ async def give_up(stack: Stack, server_id: str) -> None:
 
 def run_command(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     """`hydracore sweep`."""
-    command = [sys.executable, "-m", "hydracore", "sweep", *options]
-    return subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = Forked("hydracore", "sweep", *options, cwd=REPOSITORY, env=environ, stdout=out, stderr=err)
+        try:
+            code = process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(options, code, out.read_text(), err.read_text())
