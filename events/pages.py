@@ -6,26 +6,26 @@ has at least one event, and no more of what it cannot hold than that one.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from psycopg import sql
 
-from events.sql import Statements
+from events.sql import Statements, template
 
 #: How many bytes of payloads are read at a time.
 PAGE_BYTES: Final = 8 * 2**20
 
-_WEIGHT: Any = Statements("events", "pages.sql")["weight"].decode()
+_WEIGHT = Statements("events", "pages.sql")["weight"]
 
 
 def paged(statement: bytes) -> bytes:
     """`statement` with what the payload of its event `e` weighs in place of `{weight}`."""
-    return statement.replace(b"{weight}", _WEIGHT.encode())
+    return statement.replace(b"{weight}", _WEIGHT)
 
 
 def weight() -> sql.SQL:
     """What the payload of the event `e` weighs, for statements that are composed."""
-    return sql.SQL(_WEIGHT)
+    return template(_WEIGHT)
 
 
 def may_go_on(*, events: int, events_max: int, weight: int) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import LiteralString, cast
+
+from psycopg import sql
 
 
 class Statements:
@@ -22,3 +25,8 @@ class Statements:
 
     def __getitem__(self, name: str) -> bytes:
         return self._blocks[name]
+
+
+def template(statement: bytes) -> sql.SQL:
+    """A statement of such a file, with `{places}` for `format` to fill. It is as fixed as a literal, for which psycopg asks."""
+    return sql.SQL(cast("LiteralString", statement.decode()))

@@ -8,7 +8,7 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from hydracore.cli import main as command  # noqa: PLC0415
+    from hydracore.cli import main as command  # noqa: PLC0415 - see above
 
     signal.signal(signal.SIGINT, handler)
     command(prog_name="hydracore")

@@ -129,8 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return any(name in lengths and value != b"0" for name, value in self.headers)
 
     def _is_answering(self) -> bool:
-        # uvicorn declares what is there from the first request on.
-        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - there from the first request on
 
     def _is_idle_without_limit(self) -> bool:
         """Whether something came after an answer that is no new head: the rest of a body, or blank lines. The keep-alive

@@ -205,7 +205,7 @@ def load(environ: Mapping[str, str], *, require: Collection[str] = ()) -> Settin
             got = "" if field.name in SECRET_FIELDS else f", not {raw!r}"
             problems.append(f"{PREFIX}{field.name.upper()} must be {_wanted(field.type)}{got}")
     assert set(require) <= {field.name for field in msgspec.structs.fields(Settings)}
-    settings = Settings(**values)  # pyright: ignore[reportArgumentType]
+    settings = Settings(**values)  # pyright: ignore[reportArgumentType] - converted above, field by field
     problems.extend(_contradictions(settings))
     if problems:
         raise SettingsError(tuple(problems))

@@ -38,7 +38,7 @@ class Publisher:
         try:
             while self._heads:
                 heads, self._heads = self._heads, {}
-                await self._redis.publish(CHANNEL, msgspec.json.encode(heads))  # pyright: ignore[reportUnknownMemberType]
+                await self._redis.publish(CHANNEL, msgspec.json.encode(heads))  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
                 self._down = False
         except (RedisError, OSError) as error:
             if not self._down:

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection, sql
 
-from events.sql import Statements
+from events.sql import Statements, template
 from projections.definition import Inline, Projection
 from projections.generations import Generation
 from projections.tables import LIVE, Table
@@ -127,7 +127,7 @@ def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, 
         "within": _within(table, scope),
         "same_key": sql.SQL(" AND ").join(same),
         "key": _list(sql.SQL("coalesce(l.{0}, f.{0})").format(sql.Identifier(name)) for name in table.key),
-        "differs": _sql(_SQL["differs"]).format(of_live=fields("l"), of_fresh=fields("f")),
+        "differs": template(_SQL["differs"]).format(of_live=fields("l"), of_fresh=fields("f")),
     }
 
 
@@ -160,13 +160,10 @@ def _lists(scope: Scope) -> dict[str, Any]:
 
 
 def _query(parts: dict[str, sql.Composable], *, what: bytes, only: bytes) -> sql.Composed:
-    return _sql(_SQL["pairs"]).format(**parts, what=_sql(what).format(**parts), only=_sql(only).format(**parts))
+    return template(_SQL["pairs"]).format(
+        **parts, what=template(what).format(**parts), only=template(only).format(**parts)
+    )
 
 
 def _list(items: Iterable[sql.Composable]) -> sql.Composed:
     return sql.SQL(", ").join(items)
-
-
-def _sql(text: bytes) -> sql.SQL:
-    statement: Any = text.decode()
-    return sql.SQL(statement)

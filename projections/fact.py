@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
 import msgspec
@@ -13,13 +13,13 @@ from psycopg import AsyncConnection, sql
 from events import pages
 from events.codec import tag_of
 from events.errors import LogCorrupted
-from events.sql import Statements
+from events.sql import Statements, template
 from events.types import AnyEvent
 from events.upcast import Outdated, Stored, of_today
 from projections import stored
 
 _SQL = Statements("projections", "facts.sql")
-_OF_LANES: Any = _SQL["of_lanes"].decode()
+_OF_LANES = template(_SQL["of_lanes"])
 _SKIPPED = _SQL["skipped"]
 
 
@@ -204,7 +204,7 @@ async def read_facts(
         "bytes": bytes_max,
     }
     told = sql.Placeholder("told")
-    query = sql.SQL(_OF_LANES).format(fact=stored.fact(told), weight=stored.weight(told))
+    query = _OF_LANES.format(fact=stored.fact(told), weight=stored.weight(told))
     cursor = await connection.execute(query, parameters)
     found = Found({place: [] for place in places}, {}, set())
     for number, seq, name, weight, json in await cursor.fetchall():

@@ -22,7 +22,7 @@ from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES, lane_of
 from events.pacing import Pace
-from events.sql import Statements
+from events.sql import Statements, template
 from projections import stored
 from projections.copying import copy_in
 from projections.definition import Followed, Inline, Projection, StreamFold
@@ -217,7 +217,6 @@ def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], N
 
 def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:
     """COPY takes no parameters: the values are quoted into it."""
-    text: Any = statement.decode()
     literals = {
         "lanes": list(targets),
         "targets": [targets.get(lane, 0) for lane in range(LANES)],
@@ -226,4 +225,4 @@ def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:
     }
     quoted = {name: sql.Literal(value) for name, value in literals.items()}
     fact, weight = stored.fact(quoted["told"]), stored.weight(quoted["told"])
-    return sql.SQL(text).format(payload=stored.payload(), fact=fact, weight=weight, **quoted)
+    return template(statement).format(payload=stored.payload(), fact=fact, weight=weight, **quoted)

@@ -8,7 +8,7 @@ tables between schemas, and everything else about them stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 from psycopg import AsyncConnection, sql
@@ -177,10 +177,10 @@ async def _one(connection: AsyncConnection, statement: bytes, parameters: Any) -
     return None if row is None else Generation(*row)
 
 
-def _composed(statement: Any, *names: str) -> sql.Composed:
+def _composed(statement: LiteralString, *names: str) -> sql.Composed:
     return sql.SQL(statement).format(*map(sql.Identifier, names))
 
 
-def composed(statement: Any, names: Sequence[str]) -> sql.Composed:
+def composed(statement: LiteralString, names: Sequence[str]) -> sql.Composed:
     """A statement with a `{}` for each of `names`, which are quoted as identifiers."""
     return _composed(statement, *names)

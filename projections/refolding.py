@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, sql
 from events import pages
 from events.errors import LogCorrupted
 from events.recent import Recent
-from events.sql import Statements
+from events.sql import Statements, template
 from events.upcast import Stored, all_of_today
 from projections import stored
 from projections.copying import copy_in_async
@@ -27,10 +27,10 @@ from projections.tables import Row, Table
 
 _SQL = Statements("projections", "refolding.sql")
 _GROWN = _SQL["grown"]
-_PIECES: Any = _SQL["pieces"].decode()
-_STAGE: Any = _SQL["stage"].decode()
-_REPLACE: Any = _SQL["replace"].decode()
-_ADD: Any = _SQL["add"].decode()
+_PIECES = template(_SQL["pieces"])
+_STAGE = template(_SQL["stage"])
+_REPLACE = template(_SQL["replace"])
+_ADD = template(_SQL["add"])
 
 #: How many events are read at once, at most: a bound on memory, whatever the number of streams and their length.
 EVENTS_MAX = 1_000
@@ -125,7 +125,7 @@ async def refold(connection: AsyncConnection, projection: Inline, grown: Sequenc
             sql.SQL("t.{0} = s.{0}").format(sql.Identifier(column)) for column in table.key
         ),
     }
-    await connection.execute(sql.SQL(_STAGE).format(**names))
+    await connection.execute(_STAGE.format(**names))
     for one in grown:
         # What is given back in this step may push out what is needed later in it.
         fold = kept.take(one.stream)
@@ -133,8 +133,8 @@ async def refold(connection: AsyncConnection, projection: Inline, grown: Sequenc
     staged = Table(_STAGED, table.key, table.columns, table.stream)
     for pieces in _batches(grown):
         await copy_in_async(connection, staged, await _changes(connection, projection, pieces, kept))
-    await connection.execute(sql.SQL(_REPLACE).format(**names))
-    await connection.execute(sql.SQL(_ADD).format(**names))
+    await connection.execute(_REPLACE.format(**names))
+    await connection.execute(_ADD.format(**names))
 
 
 async def _changes(connection: AsyncConnection, projection: Inline, pieces: Sequence[_Piece], kept: Kept) -> list[Row]:
@@ -160,7 +160,7 @@ async def _read(connection: AsyncConnection, pieces: Sequence[_Piece]) -> tuple[
         "upto": [piece.upto for piece in pieces],
         "bytes": pages.PAGE_BYTES,
     }
-    query = sql.SQL(_PIECES).format(payload=stored.payload(), weight=pages.weight())
+    query = _PIECES.format(payload=stored.payload(), weight=pages.weight())
     found = {place: rest for place, *rest in await (await connection.execute(query, parameters)).fetchall()}
     end = max(found, default=0)
     is_full = end > 0 and found[end][2] >= pages.PAGE_BYTES

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from psycopg import sql
 
 from events import pages, upcast
-from events.sql import Statements
+from events.sql import Statements, template
 
-_PAYLOAD: Any = Statements("projections", "stored.sql")["payload"].decode()
+_PAYLOAD = template(Statements("projections", "stored.sql")["payload"])
 _FACTS = Statements("projections", "facts.sql")
-_FACT: Any = _FACTS["fact"].decode()
-_IS_TOLD: Any = _FACTS["is_told"].decode()
-_WEIGHT_OF_TOLD: Any = _FACTS["weight_of_told"].decode()
+_FACT = template(_FACTS["fact"])
+_IS_TOLD = template(_FACTS["is_told"])
+_WEIGHT_OF_TOLD = template(_FACTS["weight_of_told"])
 
 
 def payload() -> sql.Composed:
     """The expression that gives the payload of the event `e`, to be decoded to `upcast.Stored`."""
     first = [name for name, version in upcast.CURRENT.items() if version == 1]
     later = [f"{name} {version}" for name, version in upcast.CURRENT.items() if version > 1]
-    return sql.SQL(_PAYLOAD).format(first=sql.Literal(first), later=sql.Literal(later))
+    return _PAYLOAD.format(first=sql.Literal(first), later=sql.Literal(later))
 
 
 def fact(told: sql.Composable) -> sql.Composed:
@@ -28,13 +26,13 @@ def fact(told: sql.Composable) -> sql.Composed:
 
     `told`: the names of the types whose events are told with what they say, as an array; null for all.
     """
-    return sql.SQL(_FACT).format(payload=payload(), is_told=_is_told(told))
+    return _FACT.format(payload=payload(), is_told=_is_told(told))
 
 
 def weight(told: sql.Composable) -> sql.Composed:
     """What the payload of the event `e` weighs as a fact (`events.pages`)."""
-    return sql.SQL(_WEIGHT_OF_TOLD).format(weight=pages.weight(), is_told=_is_told(told))
+    return _WEIGHT_OF_TOLD.format(weight=pages.weight(), is_told=_is_told(told))
 
 
 def _is_told(told: sql.Composable) -> sql.Composed:
-    return sql.SQL(_IS_TOLD).format(told=told)
+    return _IS_TOLD.format(told=told)

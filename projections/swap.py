@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 
 from events.sql import Statements
 from projections.candidate import Candidate
@@ -138,9 +138,9 @@ async def _move(connection: AsyncConnection, candidate: Candidate) -> None:
     """Change names. All tables are locked before the first is moved, so that nobody sees one without the others."""
     projection, build, live, *_ = candidate
     blue = [] if live is None else live.tables
-    tables = [f"{LIVE}.{table}" for table in blue] + [f"{build.schema}.{table}" for table in build.tables]
-    lock = "LOCK TABLE " + ", ".join(["{}.{}"] * len(tables)) + " IN ACCESS EXCLUSIVE MODE"
-    await connection.execute(composed(lock, [part for table in tables for part in table.split(".")]))
+    tables = [sql.Identifier(LIVE, table) for table in blue]
+    tables += [sql.Identifier(build.schema, table) for table in build.tables]
+    await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables)))
     move = "ALTER TABLE {}.{} SET SCHEMA {}"
     if live is not None:
         for table in live.tables:

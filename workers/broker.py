@@ -127,7 +127,7 @@ class Bell:
 
     def _has_room(self) -> bool:
         client: Redis = self._broker.client
-        return int(client.llen(f"hydracore:{QUEUE}")) < self.BACKLOG_MAX  # pyright: ignore[reportArgumentType]
+        return int(client.llen(f"hydracore:{QUEUE}")) < self.BACKLOG_MAX  # pyright: ignore[reportArgumentType] - typed for the asynchronous client too
 
 
 def _message(actor: str, *args: str) -> Message[None]:

@@ -62,7 +62,7 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
                 settings.database_url, role=settings.database_role, application="hydracore-worker", size=POOL_SIZE
             )
         )
-        redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType]
+        redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
         stack.push_async_callback(redis.aclose)
         publisher = Publisher(redis)
         stack.push_async_callback(publisher.close)

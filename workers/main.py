@@ -102,7 +102,7 @@ def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) ->
 
 async def _relay(settings: Settings) -> None:
     bell = Bell(settings.redis_url)
-    redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType]
+    redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
     try:
         async with (
             redis,

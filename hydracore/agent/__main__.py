@@ -9,7 +9,7 @@ from pathlib import Path
 # structlog and httpx import these for colourful terminals when they are there. An agent has no terminal, and they are a
 # quarter of its start. None makes their import fail, which both libraries provide for.
 for _name in ("rich", "pygments"):
-    sys.modules.setdefault(_name, None)  # pyright: ignore[reportArgumentType]
+    sys.modules.setdefault(_name, None)  # pyright: ignore[reportArgumentType] - see above
 
 from hydracore.agent.main import run  # noqa: E402 - after the lines above
 

@@ -66,7 +66,7 @@ class Callbacks:
             log.exception("callback_dropped", stage=self.stage, level=level)
             return True
         except DiskRefuses as refusal:
-            log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)  # noqa: TRY400
+            log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)  # noqa: TRY400 - it is told in a line
             return False
         log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
         self._news.set()

@@ -7,14 +7,14 @@ checkpoint never changes: it is read afterwards, in pieces, without a snapshot.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from psycopg import Connection, sql
 
 from events import pages
 from events.finding import FINDINGS_MAX, Finding, Note
-from events.sql import Statements
+from events.sql import Statements, template
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
 from hydracore.wording import plural
@@ -25,9 +25,9 @@ from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "sums.sql")
 _FOLLOWED = _SQL["followed"]
-_FACTS: Any = _SQL["facts"].decode()
-_ROWS: Any = _SQL["rows"].decode()
-_ROWS_OF_NO_LANE: Any = _SQL["rows_of_no_lane"].decode()
+_FACTS = template(_SQL["facts"])
+_ROWS = template(_SQL["rows"])
+_ROWS_OF_NO_LANE = template(_SQL["rows_of_no_lane"])
 
 #: How many events are read at a time, at most.
 EVENTS_MAX = 2_000
@@ -94,7 +94,7 @@ def _believed(seen: Seen, lane: int, head: int) -> Iterator[Note]:
 def strangers(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
     """Rows of no lane, which nobody who compares lane by lane would see."""
     for table in (table for projection in served for table in projection.tables):
-        query = sql.SQL(_ROWS_OF_NO_LANE).format(table=sql.Identifier(LIVE, table.name))
+        query = _ROWS_OF_NO_LANE.format(table=sql.Identifier(LIVE, table.name))
         for (lane,) in connection.execute(query, {"limit": FINDINGS_MAX}):
             what = f"The table has rows of lane {lane}, and there is no such lane"
             yield Finding(kind="row_extra", what=what, lane=lane, table=table.name)
@@ -120,13 +120,13 @@ def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tu
 def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
     assert table.laned, "whoever follows does so lane by lane"
     columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
-    query = sql.SQL(_ROWS).format(columns=columns, table=sql.Identifier(LIVE, table.name))
+    query = _ROWS.format(columns=columns, table=sql.Identifier(LIVE, table.name))
     return read(connection, query, {"lane": lane})
 
 
 def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, upto: int) -> Iterator[list[Fact]]:
     told = sql.Literal(told_to(each.projection for each in seen))
-    query = sql.SQL(_FACTS).format(fact=stored.fact(told), weight=stored.weight(told))
+    query = _FACTS.format(fact=stored.fact(told), weight=stored.weight(told))
     after = 0
     while after < upto:
         last = min(upto, after + EVENTS_MAX)

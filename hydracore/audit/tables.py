@@ -18,7 +18,7 @@ from psycopg import Connection, sql
 
 from events import pages
 from events.finding import FINDINGS_MAX, Finding, Note
-from events.sql import Statements
+from events.sql import Statements, template
 from events.upcast import Stored, all_of_today
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
@@ -170,7 +170,7 @@ def _lock_tables(connection: Connection) -> None:
 
 def strangers(connection: Connection, projections: Sequence[Inline]) -> Iterator[Finding]:
     """Rows of instances that never were, or were not in this lane."""
-    statement = _sql(_SQL["rows_of_strangers"].decode())
+    statement = template(_SQL["rows_of_strangers"])
     for table in (table for projection in projections for table in projection.tables):
         assert table.stream is not None, "inline rows belong to streams"
         query = statement.format(
@@ -187,8 +187,7 @@ def _fold(
     connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared]
 ) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | Newer]]:
     """For each stream the rows that it gives, by table; or what is wrong with it."""
-    text: Any = _HISTORIES.decode()
-    query = sql.SQL(text).format(
+    query = template(_HISTORIES).format(
         payload=stored.payload(),
         weight=pages.weight(),
         bytes=sql.Literal(pages.PAGE_BYTES),
@@ -223,15 +222,10 @@ def _rows_of(
 def _compared(projection: Inline) -> Compared:
     (table,) = projection.tables
     assert table.stream is not None, "inline rows belong to streams"
-    rows = _sql(_SQL["rows"].decode()).format(
+    rows = template(_SQL["rows"]).format(
         columns=sql.SQL(", ").join(sql.Identifier("t", name) for name in table.columns),
         table=sql.Identifier(LIVE, table.name),
         stream=sql.Identifier(table.stream),
         and_lane=sql.SQL(" AND t.lane = s.lane" if table.laned else ""),
     )
     return Compared(projection, table, rows)
-
-
-def _sql(text: str) -> sql.SQL:
-    statement: Any = text
-    return sql.SQL(statement)

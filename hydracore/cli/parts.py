@@ -17,7 +17,7 @@ def _without_colours() -> None:
     """Before a part is imported that runs for long: structlog and httpx import these for colourful terminals when they
     are there, which is a tenth of a start. None makes their import fail, which both libraries provide for."""
     for name in ("rich", "pygments"):
-        sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType]
+        sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType] - see above
 
 
 @click.command()

@@ -162,4 +162,4 @@ class _Protocol(BoundedProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[CONNECTION_KEY] = self.transport  # type: ignore[literal-required]
+        self.scope[CONNECTION_KEY] = self.transport  # type: ignore[literal-required] - our own key in ASGI's scope
