@@ -26,7 +26,6 @@ ATTEMPT_MAX: Final = 9999
 
 _ENROL: Final = re.compile(r"hce_([0-9a-f]{32})_([1-9][0-9]{0,3})_([A-Za-z0-9_-]{43})", re.ASCII)
 _AGENT_KEY: Final = re.compile(r"hca_([0-9a-f]{32})_([0-9a-f]{32})_([A-Za-z0-9_-]{43})", re.ASCII)
-_CONTROL: Final = re.compile(r"hct_([0-9a-f]{32})_([0-9a-f]{32})_([A-Za-z0-9_-]{43})", re.ASCII)
 
 
 class EnrolToken(NamedTuple):
@@ -70,16 +69,7 @@ def parse_enrol_token(token: str) -> EnrolToken | None:
 
 def parse_agent_key(token: str) -> AgentKey | None:
     """As `parse_enrol_token`, for agent keys."""
-    return _parse_key(_AGENT_KEY, token)
-
-
-def parse_control_token(token: str) -> AgentKey | None:
-    """As `parse_enrol_token`, for control tokens."""
-    return _parse_key(_CONTROL, token)
-
-
-def _parse_key(pattern: re.Pattern[str], token: str) -> AgentKey | None:
-    found = pattern.fullmatch(token)
+    found = _AGENT_KEY.fullmatch(token)
     return AgentKey(UUID(found[1]), UUID(found[2])) if found else None
 
 
