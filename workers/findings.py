@@ -6,9 +6,20 @@ from collections.abc import Awaitable
 from typing import NamedTuple
 from uuid import UUID
 
+from events.lifecycle import Status
 from events.state import Instance
+from workers.deps import Deps
 from workers.labels import is_made_for
-from workers.providers.base import ProviderError, Server
+from workers.providers.base import Provider, ProviderError, Server
+
+
+class Project(NamedTuple):
+    """What is swept: all that we have at the provider that the catalogue calls `name`."""
+
+    deps: Deps
+    name: str
+    provider: Provider
+    dry_run: bool
 
 
 class Account(NamedTuple):
@@ -16,7 +27,7 @@ class Account(NamedTuple):
 
     instance_id: UUID
     lane: int
-    status: str
+    status: Status
     attempt: int
     server_id: str | None
     provider: str | None

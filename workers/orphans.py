@@ -14,10 +14,9 @@ from uuid import UUID
 import structlog
 
 from events.sql import Statements
-from workers.deps import Deps
-from workers.findings import Finding, Swept, Unlooked, done
+from workers.findings import Finding, Project, Swept, Unlooked, done
 from workers.labels import INSTANCE
-from workers.providers.base import Provider, Server
+from workers.providers.base import Server
 from workers.sql import run
 
 _SQL = Statements("workers", "sweep.sql")
@@ -67,17 +66,9 @@ def claims(server: Server) -> list[UUID]:
     return found
 
 
-async def look_at_orphans(
-    deps: Deps,
-    swept: Swept,
-    name: str,
-    provider: Provider,
-    orphans: Orphans,
-    *,
-    dry_run: bool,
-    remove_unaccounted: bool,
-) -> None:
+async def look_at_orphans(project: Project, swept: Swept, orphans: Orphans, *, remove_unaccounted: bool) -> None:
     """Watch and remove them; with `remove_unaccounted` those that the log has never heard of at once, however many."""
+    name = project.name
     left_alone: list[Orphan] = []
     if orphans.are_too_many and not remove_unaccounted:
         count = orphans.unaccounted
@@ -89,23 +80,23 @@ async def look_at_orphans(
         swept.findings.append(Finding(name, "orphan", server.id, instance_id, "left alone: unknown to the log"))
     for orphan in watched:
         at_once = remove_unaccounted and not orphan.known
-        swept.findings.append(await _look_at(deps, name, provider, orphan, dry_run=dry_run, at_once=at_once))
-    if not dry_run:
+        swept.findings.append(await _look_at(project, orphan, at_once=at_once))
+    if not project.dry_run:
         # Also those that are left alone: once they are few, a grace begins in which somebody can still see to them.
-        await run(deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": [one.server.id for one in watched]})
+        await run(
+            project.deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": [one.server.id for one in watched]}
+        )
 
 
-async def _look_at(
-    deps: Deps, name: str, provider: Provider, orphan: Orphan, *, dry_run: bool, at_once: bool
-) -> Finding:
-    server = orphan.server
-    removed = Finding(name, "orphan", server.id, orphan.instance_id, "removed")
-    if dry_run:
+async def _look_at(project: Project, orphan: Orphan, *, at_once: bool) -> Finding:
+    deps, server = project.deps, orphan.server
+    removed = Finding(project.name, "orphan", server.id, orphan.instance_id, "removed")
+    if project.dry_run:
         action = "would be removed" if at_once else "would be watched, then removed"
         return removed._replace(action=action if orphan.known else f"{action}: unknown to the log")
     if not at_once:
-        rows = await run(deps.pool, _SIGHT, {"provider": name, "server_id": server.id})
+        rows = await run(deps.pool, _SIGHT, {"provider": project.name, "server_id": server.id})
         sightings, seen_s = rows[0]
         if sightings < SIGHTINGS_MIN or seen_s < deps.settings.orphan_grace_s:
             return removed._replace(action="watched")
-    return await done(removed, provider.delete_server(server.id), refused="could not be removed")
+    return await done(removed, project.provider.delete_server(server.id), refused="could not be removed")

@@ -13,10 +13,10 @@ import structlog
 from events import commands as c
 from events.sql import Statements
 from workers.deps import Deps
-from workers.findings import Account, Finding, Swept, Unlooked, done
+from workers.findings import Account, Finding, Project, Swept, Unlooked, done
 from workers.labels import ATTEMPT, INSTALLATION, instance_labels, is_accounted_for, server_labels
 from workers.orphans import Orphan, Orphans, claims, look_at_orphans
-from workers.providers.base import Provider, ProviderError, Server
+from workers.providers.base import ProviderError, Server
 from workers.sql import run
 from workers.user_data import server_name
 
@@ -54,10 +54,9 @@ async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) 
         except ProviderError as error:
             swept.unlooked.append(Unlooked(name, error.code))
         else:
-            orphans = await _compare(deps, swept, name, provider, servers, dry_run=dry_run)
-            await look_at_orphans(
-                deps, swept, name, provider, orphans, dry_run=dry_run, remove_unaccounted=remove_unaccounted
-            )
+            project = Project(deps, name, provider, dry_run)
+            orphans = await _compare(project, swept, servers)
+            await look_at_orphans(project, swept, orphans, remove_unaccounted=remove_unaccounted)
     for one in swept.unlooked:
         if one.needed:
             _log.warning("sweep_failed", provider=one.provider, why=one.why)
@@ -75,10 +74,9 @@ async def _out_of_reach(deps: Deps) -> list[Unlooked]:
     return configured + [Unlooked(name, "not in the catalogue") for name in sorted(held - missing.keys())]
 
 
-async def _compare(
-    deps: Deps, swept: Swept, name: str, provider: Provider, servers: list[Server], *, dry_run: bool
-) -> Orphans:
+async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orphans:
     """Look at all that is accounted for; what is not."""
+    deps, name = project.deps, project.name
     claimed = {server.id: claims(server) for server in servers}
     parameters = {
         "provider": name,
@@ -96,8 +94,8 @@ async def _compare(
         if account is None:
             orphans.append(Orphan(server, ids[0] if ids else None, known=known))
         else:
-            swept.findings.extend(await _look_at(deps, name, provider, server, account, dry_run=dry_run))
-    await _look_for_missing(deps, swept, name, provider, _missing_of(name, servers, accounts), dry_run=dry_run)
+            swept.findings.extend(await _look_at(project, server, account))
+    await _look_for_missing(project, swept, _missing_of(name, servers, accounts))
     return Orphans(orphans, len(servers))
 
 
@@ -113,17 +111,15 @@ async def _account_of(deps: Deps, server: Server, candidates: list[Account]) -> 
     return awaiting, any(is_accounted_for(state, server) for _, state in states)
 
 
-async def _look_at(
-    deps: Deps, name: str, provider: Provider, server: Server, account: Account, *, dry_run: bool
-) -> list[Finding]:
+async def _look_at(project: Project, server: Server, account: Account) -> list[Finding]:
     """What is wrong with a server that an instance accounts for. It is never removed here."""
-    finding = Finding(name, "wrong_provider", server.id, account.instance_id, "left alone")
-    if account.provider != name:
+    finding = Finding(project.name, "wrong_provider", server.id, account.instance_id, "left alone")
+    if account.provider != project.name:
         return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
     if account.status == "error":
         return [finding._replace(kind="reappeared", action="left alone: it goes when its instance is deleted")]
     if account.server_id == server.id:
-        return await _mend_labels(deps, name, provider, server, account, dry_run=dry_run)
+        return await _mend_labels(project, server, account)
     return []
 
 
@@ -146,25 +142,24 @@ def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Mi
     return Missing([account for account in expected if account.server_id not in listed], len(expected))
 
 
-async def _look_for_missing(
-    deps: Deps, swept: Swept, name: str, provider: Provider, missing: Missing, *, dry_run: bool
-) -> None:
+async def _look_for_missing(project: Project, swept: Swept, missing: Missing) -> None:
     """A server that is not listed may only have lost its label, so it is asked for by id."""
+    name = project.name
     wait_s = MISSING_S_MIN
     if missing.are_most:
         count = len(missing.accounts)
         _log.error("most_servers_missing", provider=name, missing=count, expected=missing.expected)
         if count > MISSING_MAX:
-            if not dry_run:
-                await _forget_found(deps, name, [account.server_id for account in missing.accounts])
+            if not project.dry_run:
+                await _forget_found(project, [account.server_id for account in missing.accounts])
             swept.unlooked.append(Unlooked(name, f"{count} of {missing.expected} servers are missing"))
             return
-        wait_s = max(wait_s, deps.settings.orphan_grace_s)
+        wait_s = max(wait_s, project.deps.settings.orphan_grace_s)
     found: list[str] = []
     for account in missing.accounts:
         assert account.server_id is not None
         try:
-            server = await provider.get_server(account.server_id)
+            server = await project.provider.get_server(account.server_id)
         except ProviderError as error:
             action = "could not be looked at"
             swept.findings.append(
@@ -173,42 +168,42 @@ async def _look_for_missing(
             continue
         if server is not None and server.name == server_name(account.instance_id):
             found.append(server.id)
-            swept.findings.extend(await _mend_labels(deps, name, provider, server, account, dry_run=dry_run))
+            swept.findings.extend(await _mend_labels(project, server, account))
         else:
-            swept.findings.append(await _vanished(deps, account, wait_s=wait_s, dry_run=dry_run))
-    if not dry_run:
-        await _forget_found(deps, name, [one.server_id for one in missing.accounts if one.server_id not in found])
+            swept.findings.append(await _vanished(project, account, wait_s=wait_s))
+    if not project.dry_run:
+        await _forget_found(project, [one.server_id for one in missing.accounts if one.server_id not in found])
 
 
-async def _forget_found(deps: Deps, name: str, missing: list[str | None]) -> None:
+async def _forget_found(project: Project, missing: list[str | None]) -> None:
     """A server that is there again has to be missed anew, however many others are `missing`."""
-    await run(deps.pool, _FORGET_FOUND, {"provider": name, "missing": missing})
+    await run(project.deps.pool, _FORGET_FOUND, {"provider": project.name, "missing": missing})
 
 
-async def _mend_labels(
-    deps: Deps, name: str, provider: Provider, server: Server, account: Account, *, dry_run: bool
-) -> list[Finding]:
+async def _mend_labels(project: Project, server: Server, account: Account) -> list[Finding]:
+    deps = project.deps
     wanted = {**instance_labels(deps, account.instance_id), ATTEMPT: str(account.attempt)}
     if all(server.labels.get(key) == value for key, value in wanted.items()):
         return []
-    finding = Finding(name, "wrong_labels", server.id, account.instance_id, "labelled again")
-    if dry_run:
+    finding = Finding(project.name, "wrong_labels", server.id, account.instance_id, "labelled again")
+    if project.dry_run:
         return [finding._replace(action="would be labelled again")]
     state = await deps.store.load(account.instance_id)
     if state is None or state.attempt is None or state.attempt.server_id != server.id:
         # It has gone on since; the next sweep sees what of.
         return []
     ours = server_labels(deps, account.instance_id, state.attempt)
-    labelled = provider.set_labels(server.id, {**server.labels, **ours})
+    labelled = project.provider.set_labels(server.id, {**server.labels, **ours})
     return [await done(finding, labelled, refused="could not be labelled again")]
 
 
-async def _vanished(deps: Deps, account: Account, *, wait_s: float, dry_run: bool) -> Finding:
+async def _vanished(project: Project, account: Account, *, wait_s: float) -> Finding:
     """What follows from a look that missed a server. That it has vanished cannot be taken back, so one look is not enough."""
     assert account.provider is not None
     assert account.server_id is not None
+    deps = project.deps
     finding = Finding(account.provider, "vanished", account.server_id, account.instance_id, "watched")
-    if dry_run:
+    if project.dry_run:
         return finding._replace(action="would be watched, then reported")
     rows = await run(deps.pool, _MISS, {"provider": account.provider, "server_id": account.server_id})
     misses, missed_s = rows[0]
