@@ -91,7 +91,7 @@ SELECT uuid_send(moved.stream_id), coalesce(before.version, 0)
                       ORDER BY e.version DESC
                       LIMIT 1) before ON true
 
--- name: strangers
+-- name: rows_of_no_lane
 -- Rows that are in no lane at all, or nowhere in theirs.
 SELECT 'event', lane, min(seq) FROM event WHERE lane < 0 OR lane > 63 OR lane IS NULL OR seq IS NULL GROUP BY lane
 UNION ALL

@@ -23,7 +23,7 @@ _ACTIVITY = Table(
 )
 
 
-class Deeds(msgspec.Struct):
+class ActivityCount(msgspec.Struct):
     """What one actor did in one way on one day, in the order of the table's columns."""
 
     commands: int
@@ -34,7 +34,7 @@ class Deeds(msgspec.Struct):
 
 class ActivityFold:
     def __init__(self) -> None:
-        self._deeds: dict[tuple[int, str, date, str, str], Deeds] = {}
+        self._deeds: dict[tuple[int, str, date, str, str], ActivityCount] = {}
 
     def feed(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
@@ -42,7 +42,7 @@ class ActivityFold:
             key = (fact.lane, fact.tenant_id, at.date(), fact.actor, fact.command)
             deeds = self._deeds.get(key)
             if deeds is None:
-                deeds = self._deeds[key] = Deeds(commands=0, events=0, first_at=at, last_at=at)
+                deeds = self._deeds[key] = ActivityCount(commands=0, events=0, first_at=at, last_at=at)
             deeds.commands += fact.first
             deeds.events += 1
             deeds.first_at = min(deeds.first_at, at)

@@ -11,7 +11,7 @@ from projections.catching_up import CaughtUp, Positions, catch_up, heads, positi
 from projections.definition import Inline, Projection
 from projections.drift import Scope
 from projections.generations import Generation
-from projections.refolding import Kept, Stream
+from projections.refolding import KeptFolds, Stream
 
 
 class Unverified(NamedTuple):
@@ -39,13 +39,13 @@ class Candidate(NamedTuple):
     projection: Projection
     build: Generation
     live: Generation | None
-    kept: Kept
+    kept: KeptFolds
     unverified: Unverified | None
 
     @classmethod
     def of(cls, projection: Projection, build: Generation, live: Generation | None) -> Candidate:
         """One of which nothing was compared yet."""
-        return cls(projection, build, live, Kept(), Unverified(set(range(LANES)), {}))
+        return cls(projection, build, live, KeptFolds(), Unverified(set(range(LANES)), {}))
 
     async def goal(self, connection: AsyncConnection) -> dict[int, int]:
         """Where the live tables are: at the heads, or where their follower is."""

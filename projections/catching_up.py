@@ -16,7 +16,7 @@ from projections.definition import Followed, Inline, Projection
 from projections.errors import EventRefused
 from projections.fact import Place, Position, Reader, read_facts, read_skipped, stream_of
 from projections.generations import Generation, use_schema
-from projections.refolding import Grown, Kept, Stream, grown_streams, refold
+from projections.refolding import GrownStream, KeptFolds, Stream, grown_streams, refold
 
 _SQL = Statements("projections", "catching_up.sql")
 _HEADS = _SQL["heads"]
@@ -58,7 +58,7 @@ async def catch_up(
     projection: Projection,
     build: Generation,
     upto: Positions,
-    kept: Kept,
+    kept: KeptFolds,
     *,
     read_max: int | None = None,
 ) -> CaughtUp:
@@ -71,7 +71,7 @@ async def catch_up(
     ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
     if not ahead:
         return CaughtUp(0, 0, set(), {})
-    grown = await grown_streams(connection, at, ahead, kept) if isinstance(projection, Inline) else list[Grown]()
+    grown = await grown_streams(connection, at, ahead, kept) if isinstance(projection, Inline) else list[GrownStream]()
     events = sum(seq - at[lane] for lane, seq in ahead.items())
     read = sum(one.to_read for one in grown) if isinstance(projection, Inline) else events
     if read_max is not None and read > read_max:

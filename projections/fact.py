@@ -23,7 +23,7 @@ _OF_LANES = template(_SQL["of_lanes"])
 _SKIPPED = _SQL["skipped"]
 
 
-class Untold(msgspec.Struct, frozen=True, tag_field="type", tag="untold"):
+class WithoutPayload(msgspec.Struct, frozen=True, tag_field="type", tag="untold"):
     """What an event of the type `name` says, for those who do not ask."""
 
     name: str
@@ -40,24 +40,24 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     command: str
     first: bool
-    said: AnyEvent | Untold = msgspec.field(name="event")
+    said: AnyEvent | WithoutPayload = msgspec.field(name="event")
 
     @property
     def event(self) -> AnyEvent:
         """For a projection with `payloads`."""
-        assert not isinstance(self.said, Untold), "whoever does not ask is not told"
+        assert not isinstance(self.said, WithoutPayload), "whoever does not ask is not told"
         return self.said
 
     @property
     def type(self) -> str:
         """The stored name of the event's type."""
-        return self.said.name if isinstance(self.said, Untold) else tag_of(self.said)
+        return self.said.name if isinstance(self.said, WithoutPayload) else tag_of(self.said)
 
 
 class _Read(Fact, frozen=True, kw_only=True):
     """A fact as it comes out of the log, its event in whatever version."""
 
-    said: Stored | Untold = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
+    said: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
 _decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
@@ -160,7 +160,7 @@ async def read_skipped(connection: AsyncConnection, readers: Sequence[Reader]) -
     return frozenset(await cursor.fetchall())
 
 
-def told_to(readers: Iterable[Interest]) -> list[str] | None:
+def payload_types(readers: Iterable[Interest]) -> list[str] | None:
     """The types of events of which one of them wants to know what they say; None for all."""
     asking = [reader for reader in readers if reader.payloads]
     if any(reader.types is None for reader in asking):
@@ -196,7 +196,7 @@ async def read_facts(
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
     parameters = {
         "types": None if any(reader.types is None for reader in readers) else sorted(types),
-        "told": told_to(readers),
+        "told": payload_types(readers),
         "lanes": [lane for lane, _ in places],
         "after": [after for _, after in places],
         "upto": [None if upto is None else upto[lane] for lane, _ in places],

@@ -27,7 +27,7 @@ from projections import stored
 from projections.copying import copy_in
 from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.errors import EventRefused
-from projections.fact import decode_list, seq_of, told_to
+from projections.fact import decode_list, payload_types, seq_of
 from projections.gathering import CHUNK, StreamRefused, Targets, rows_of
 from projections.generations import Generation
 from projections.spilling import Part, lengths_of
@@ -203,7 +203,12 @@ def _refusal(reader: Connection[Any], projection: Followed, lane: int, target: i
 
 def _facts_of(projection: Followed, targets: Targets, *, chunk: int) -> sql.Composed:
     types = None if projection.types is None else list(projection.types)
-    wanted = {"name": projection.name, "version": projection.version, "types": types, "told": told_to([projection])}
+    wanted = {
+        "name": projection.name,
+        "version": projection.version,
+        "types": types,
+        "told": payload_types([projection]),
+    }
     return _query(_FACTS_OF_LANES, targets, **wanted, chunk=chunk)
 
 

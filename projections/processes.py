@@ -80,7 +80,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
 
 
 @contextmanager
-def deaf_to_interrupts() -> Generator[None]:
+def interrupts_blocked() -> Generator[None]:
     """Processes that are started within never hear a Ctrl-C, which a terminal sends to them too.
 
     It would break them off wherever they are, with a traceback each; whoever started them ends them.
@@ -98,7 +98,7 @@ def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
     """Have `work` done by a process that gives way to others, and that goes with this one. Once it has ended, ask `reason_of`."""
     answer, its_answer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(target=_work, args=(work, its_answer), name="hydracore-fold", daemon=True)
-    with deaf_to_interrupts():
+    with interrupts_blocked():
         process.start()
     its_answer.close()
     return process, answer

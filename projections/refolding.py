@@ -48,7 +48,7 @@ Stream = tuple[int, UUID]
 """A lane, and the id of a stream in it."""
 
 
-class Kept:
+class KeptFolds:
     """Folds between two steps, for one build."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Kept:
         self._folds.put(stream, (version, fold), weight=fold.weight())
 
 
-class Grown(msgspec.Struct):
+class GrownStream(msgspec.Struct):
     """A stream with new events, in a lane that is taken up to `seq`: how many events of it the build has taken, how many there
     are, and how many its `fold` has had (None until it is under way)."""
 
@@ -88,21 +88,21 @@ class Grown(msgspec.Struct):
 class _Piece(NamedTuple):
     """Events of one stream, after one version and up to another, that are either all new to the build or all known."""
 
-    grown: Grown
+    grown: GrownStream
     after: int
     upto: int
 
 
 async def grown_streams(
-    connection: AsyncConnection, at: Mapping[int, int], upto: Mapping[int, int], kept: Kept
-) -> list[Grown]:
+    connection: AsyncConnection, at: Mapping[int, int], upto: Mapping[int, int], kept: KeptFolds
+) -> list[GrownStream]:
     """The streams with events after `at`, up to `upto`, by lane. Raises `LogCorrupted` where one of these is missing."""
     parameters = {"lanes": list(upto), "after": [at[lane] for lane in upto], "upto": list(upto.values())}
-    grown, counts = list[Grown](), Counter[int]()
+    grown, counts = list[GrownStream](), Counter[int]()
     for lane, stream_id, first, last, count in await (await connection.execute(_GROWN, parameters)).fetchall():
         stream = (lane, stream_id)
         counts[lane] += count
-        grown.append(Grown(stream, upto[lane], first - 1, last, kept.version(stream, before=first - 1)))
+        grown.append(GrownStream(stream, upto[lane], first - 1, last, kept.version(stream, before=first - 1)))
     for lane, target in upto.items():
         if counts[lane] != target - at[lane]:
             what = f"{counts[lane]} events after {at[lane]} where {target - at[lane]} must be"
@@ -110,7 +110,9 @@ async def grown_streams(
     return grown
 
 
-async def refold(connection: AsyncConnection, projection: Inline, grown: Sequence[Grown], kept: Kept) -> None:
+async def refold(
+    connection: AsyncConnection, projection: Inline, grown: Sequence[GrownStream], kept: KeptFolds
+) -> None:
     """Bring the rows of `grown` up to date in the tables that the names mean now.
 
     All rows that change go before the first new one comes: a value that one instance has released and another has taken in the
@@ -137,7 +139,9 @@ async def refold(connection: AsyncConnection, projection: Inline, grown: Sequenc
     await connection.execute(_ADD.format(**names))
 
 
-async def _changes(connection: AsyncConnection, projection: Inline, pieces: Sequence[_Piece], kept: Kept) -> list[Row]:
+async def _changes(
+    connection: AsyncConnection, projection: Inline, pieces: Sequence[_Piece], kept: KeptFolds
+) -> list[Row]:
     """The rows that change in the streams that end with one of `pieces`. Each goes on from where the last piece of it ended."""
     rows, left = list[Row](), list(pieces)
     while left:
@@ -197,7 +201,7 @@ def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
     return ()
 
 
-def _batches(grown: Iterable[Grown]) -> Iterator[list[_Piece]]:
+def _batches(grown: Iterable[GrownStream]) -> Iterator[list[_Piece]]:
     """All that is to be read, stream after stream, in batches of `EVENTS_MAX` events at most."""
     batch, room = list[_Piece](), EVENTS_MAX
     for one in grown:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple
 
-from hydracore.agent.expressclaw.memory import Said
+from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient
 from tests.waiting import PATIENCE_S
 
@@ -49,7 +49,7 @@ async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE
         base_url=base_url,
         api_key=None,
         model="m",
-        messages=[Said("user", "Hello")],
+        messages=[ChatMessage("user", "Hello")],
         temperature=None,
         max_tokens=None,
         first_word_s=PATIENCE_S,

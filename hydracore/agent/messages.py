@@ -90,7 +90,7 @@ class SecretsAck(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class CallbackEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One thing the agent has to tell."""
 
     stage: Stage
@@ -110,7 +110,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stage: Stage
     level: Level
     message: str
-    following: tuple[Told, ...] = ()
+    following: tuple[CallbackEntry, ...] = ()
     key_id: str | None = None
 
     @property

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
-from hydracore.agent.messages import Callback, Level, Stage, Told
+from hydracore.agent.messages import Callback, CallbackEntry, Level, Stage
 from hydracore.agent.state import StateDir
 from hydracore.sql import named_blocks
 
@@ -89,7 +89,10 @@ class CallbackSpool:
         rows = self._execute("pending", boot_id=str(boot_id), limit=TOGETHER_MAX).fetchall()
         if not rows:
             return None
-        told = [msgspec.convert(dict(zip(Told.__struct_fields__, values, strict=True)), Told) for _, *values in rows]
+        told = [
+            msgspec.convert(dict(zip(CallbackEntry.__struct_fields__, values, strict=True)), CallbackEntry)
+            for _, *values in rows
+        ]
         following = tuple(told[1:])
         return Callback(boot_id=boot_id, seq=rows[0][0], following=following, **msgspec.structs.asdict(told[0]))
 

@@ -63,12 +63,12 @@ def require_address(state: Instance, *, master_key: bytes) -> AgentAddress:
 
 
 @contextmanager
-def plainly() -> Generator[None]:
+def vps_errors_translated() -> Generator[None]:
     """Raises what a caller may be told in place of a `VpsError`."""
     try:
         yield
     except VpsError as error:
-        raise told(error) from error
+        raise api_error_of(error) from error
 
 
 def code_of(error: VpsError) -> str:
@@ -80,7 +80,7 @@ def code_of(error: VpsError) -> str:
     return "agent_failed"
 
 
-def told(error: VpsError) -> ApiError:
+def api_error_of(error: VpsError) -> ApiError:
     """What a caller is told of `error`."""
     if isinstance(error, VpsTimeout):
         return AgentTooSlow(TOO_SLOW)

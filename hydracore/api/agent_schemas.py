@@ -56,7 +56,7 @@ class AcknowledgeSecrets(msgspec.Struct, frozen=True, kw_only=True):
     key_id: UUID
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class CallbackEntry(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage
     level: Level
     message: Message
@@ -73,7 +73,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage
     level: Level
     message: Message
-    following: Annotated[list[Told], Meta(max_length=FOLLOWING_MAX)] = []
+    following: Annotated[list[CallbackEntry], Meta(max_length=FOLLOWING_MAX)] = []
     key_id: UUID | None = None
 
 

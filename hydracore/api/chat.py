@@ -20,7 +20,7 @@ from events.keys import Keyring
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
-from hydracore.api.agent_link import code_of, plainly, require_address, told
+from hydracore.api.agent_link import api_error_of, code_of, require_address, vps_errors_translated
 from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
@@ -123,7 +123,7 @@ class Chats:
         return Attended(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
-        with plainly(), self._counted(question):
+        with vps_errors_translated(), self._counted(question):
             asking = self._vps.chat(
                 question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
@@ -149,9 +149,9 @@ class Chats:
             except VpsError as error:
                 # A refusal is answered as such as long as it can be.
                 if not stream.is_open:
-                    raise told(error) from error
+                    raise api_error_of(error) from error
                 if not has_ending(stream.last):
-                    trouble = Trouble(code_of(error), str(told(error)))
+                    trouble = Trouble(code_of(error), str(api_error_of(error)))
                     await stream.write(broken_off(trouble, cause=str(error)))
         await stream.close()
 

@@ -13,7 +13,7 @@ from events.commands import RecordConversationsAccess
 from events.keys import Keyring
 from events.state import Instance
 from hydracore.api.access import is_owner
-from hydracore.api.agent_link import plainly, require_address
+from hydracore.api.agent_link import require_address, vps_errors_translated
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.consent import record_access, recorded_id, require_reader
 from hydracore.api.errors import NotFound
@@ -53,7 +53,7 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_key=self._master_key)
-        with plainly():
+        with vps_errors_translated():
             found = await self._vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
         await self._note(Asked(who, incoming, instance_id), state, None)
         return Answer(HTTPStatus.OK, bytes(found))
@@ -70,7 +70,7 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_key=self._master_key)
-        with plainly():
+        with vps_errors_translated():
             try:
                 found = await self._vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
             except VpsBadAnswer as error:

@@ -11,7 +11,7 @@ from events.commands import RecordUpdatesApplied
 from events.state import Instance
 from hydracore.agent.chat_messages import UpdatesApplied
 from hydracore.api import use_schemas as s
-from hydracore.api.agent_link import plainly, require_address
+from hydracore.api.agent_link import require_address, vps_errors_translated
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.errors import AgentFailed
 from hydracore.api.operations import operation
@@ -57,7 +57,7 @@ class Updates:
         state = await self._changes.look(who, instance_id)
         address = require_address(state, master_key=self._master_key)
         version = state.config.version
-        with plainly():
+        with vps_errors_translated():
             if not body.force:
                 status = await self._vps.status(address, timeout_s=ASK_TIMEOUT_S)
                 if status.config_version == version:

@@ -26,7 +26,7 @@ from events.record import Origin
 from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
-from hydracore.audit.errors import NAMED_MAX, ErasuresUnknown, NotRecorded, StillThere, Unclear
+from hydracore.audit.errors import NAMED_MAX, CustomerUnclear, ErasuresUnknown, NotRecorded, StillThere
 from hydracore.wording import plural
 
 _SQL = Statements("hydracore.audit", "erasing.sql")
@@ -63,7 +63,7 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | None) -> Customer:
-    """The customer. Raises `Unclear` where there is none, or where several tenants have one and none is named."""
+    """The customer. Raises `CustomerUnclear` where there is none, or where several tenants have one and none is named."""
 
     async def look(connection: AsyncConnection) -> tuple[list[str], Customer | None]:
         cursor = await connection.execute(_TENANTS_OF, {"customer": customer_id})
@@ -82,9 +82,9 @@ async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | 
     if customer is not None:
         return customer
     if tenants:
-        raise Unclear(f"Tenants {', '.join(tenants)} have a customer {customer_id}: name one with --tenant")
+        raise CustomerUnclear(f"Tenants {', '.join(tenants)} have a customer {customer_id}: name one with --tenant")
     whose = "" if tenant_id is None else f" of tenant {tenant_id}"
-    raise Unclear(f"There is no customer {customer_id}{whose}: nothing was ever kept for them")
+    raise CustomerUnclear(f"There is no customer {customer_id}{whose}: nothing was ever kept for them")
 
 
 def refuse_live(customer: Customer) -> None:

@@ -3,7 +3,7 @@
 AuditError
 |-- NothingThere      no such instance, or none yet at that version or moment
 |-- NoSeal            there is no seal to begin at
-|-- Unclear           the customer is nobody's, or several tenants'
+|-- CustomerUnclear   the customer is nobody's, or several tenants'
 |-- CopyContradicts   the copy of the seals is that of other seals than the database has
 |-- CopyMissing       there are seals, and the file that must have the copy is not there
 |-- CopyEmpty         there are seals, and none in the file that must have the copy
@@ -46,7 +46,7 @@ class NoSeal(AuditError):
         super().__init__("There is no seal yet")
 
 
-class Unclear(AuditError):
+class CustomerUnclear(AuditError):
     pass
 
 

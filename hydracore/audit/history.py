@@ -26,7 +26,7 @@ from events.store import read_heads
 from events.types import AnyEvent
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.moments import some_time
-from hydracore.audit.past import TURN, Stored, absence, fold_on, folding, read_page, rows, version_of
+from hydracore.audit.past import TURN, Stored, fold_on, folding, read_page, rows, version_of, why_absent
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
 _OF_INSTANCE: Final = pages.paged(_SQL["of_instance"])
@@ -142,7 +142,7 @@ async def of_instance(
             if wanted.admits(record):
                 yield Entry(record, event, before, state)
         if state is None:
-            raise NothingThere(await absence(pool, instance_id))
+            raise NothingThere(await why_absent(pool, instance_id))
         if is_last or (wanted.until is not None and records[-1].recorded_at > wanted.until):
             return
 

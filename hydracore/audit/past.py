@@ -60,7 +60,7 @@ async def state_at(
     """
     state = await fold_on(pool, instance_id, None, upto=version, at=at)
     if state is None:
-        raise NothingThere(await absence(pool, instance_id))
+        raise NothingThere(await why_absent(pool, instance_id))
     if version is not None and state.version < version:
         raise NothingThere(f"The instance is at version {state.version}; it has no version {version} yet")
     recorded_at = await _recorded_at(pool, instance_id, state.version)
@@ -120,7 +120,7 @@ def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) 
         yield event, state
 
 
-async def absence(pool: AsyncConnectionPool, instance_id: UUID) -> str:
+async def why_absent(pool: AsyncConnectionPool, instance_id: UUID) -> str:
     """Why there is nothing of an instance, in words."""
     began = await _recorded_at(pool, instance_id, 1)
     if began is None:

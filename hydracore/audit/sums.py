@@ -20,7 +20,7 @@ from hydracore.audit.rows import as_stored, differences, read
 from hydracore.wording import plural
 from projections import stored
 from projections.definition import Accumulator, Followed
-from projections.fact import Fact, decode_list, told_to
+from projections.fact import Fact, decode_list, payload_types
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "sums.sql")
@@ -91,7 +91,7 @@ def _believed(seen: Seen, lane: int, head: int) -> Iterator[Note]:
         yield Note(f"{name} passes over what it was told to by hand, and was compared without", lane, there)
 
 
-def strangers(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
+def orphan_rows(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
     """Rows of no lane, which nobody who compares lane by lane would see."""
     for table in (table for projection in served for table in projection.tables):
         query = _ROWS_OF_NO_LANE.format(table=sql.Identifier(LIVE, table.name))
@@ -125,7 +125,7 @@ def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
 
 
 def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, upto: int) -> Iterator[list[Fact]]:
-    told = sql.Literal(told_to(each.projection for each in seen))
+    told = sql.Literal(payload_types(each.projection for each in seen))
     query = _FACTS.format(fact=stored.fact(told), weight=stored.weight(told))
     after = 0
     while after < upto:

@@ -168,9 +168,9 @@ def _lock_tables(connection: Connection) -> None:
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
 
 
-def strangers(connection: Connection, projections: Sequence[Inline]) -> Iterator[Finding]:
+def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterator[Finding]:
     """Rows of instances that never were, or were not in this lane."""
-    statement = template(_SQL["rows_of_strangers"])
+    statement = template(_SQL["orphan_rows"])
     for table in (table for projection in projections for table in projection.tables):
         assert table.stream is not None, "inline rows belong to streams"
         query = statement.format(

@@ -22,7 +22,7 @@ SELECT {columns}
   FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id)
   JOIN {table} t ON t.{stream} = s.stream_id{and_lane}
 
--- name: rows_of_strangers
+-- name: orphan_rows
 -- Rows whose stream is in no history, or in another lane than theirs: nobody who looks for a stream where it is would see them.
 SELECT DISTINCT t.{stream}
   FROM {table} t

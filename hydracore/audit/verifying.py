@@ -31,10 +31,10 @@ from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.newer import Newer
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
-from projections.processes import deaf_to_interrupts
+from projections.processes import interrupts_blocked
 
 _SQL = Statements("events", "verify.sql")
-_STRANGERS = _SQL["strangers"]
+_ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
 _HEADS = Statements("events", "store.sql")["heads"]
 
 #: How many seals a copy may lack at its end without a word: the one that is being copied, and one that another relay has just made.
@@ -118,7 +118,7 @@ def verify(request: Request, progress: Progress) -> Report:
         if request.since_seal and sealed.last is None:
             raise NoSeal
         heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(_HEADS)}
-        for table, lane, seq in connection.execute(_STRANGERS):
+        for table, lane, seq in connection.execute(_ROWS_OF_NO_LANE):
             what = f"The table {table} has rows of lane {lane} that have no place in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
     start = sealed.last if request.since_seal else None
@@ -199,7 +199,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
     others = active_children()
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
     try:
-        with deaf_to_interrupts():
+        with interrupts_blocked():
             verified = [pool.submit(_verify_in_process, request.conninfo, jobs, pace) for jobs in parts]
         for part in verified:
             lanes, rested_s = part.result()
@@ -307,8 +307,8 @@ def _finish_replay(request: Request, report: Report) -> None:
             else:
                 report.findings.append(said)
         if request.whole:
-            report.findings += islice(tables.strangers(connection, served.inline), FINDINGS_MAX)
-            report.findings += islice(sums.strangers(connection, served.followed), FINDINGS_MAX)
+            report.findings += islice(tables.orphan_rows(connection, served.inline), FINDINGS_MAX)
+            report.findings += islice(sums.orphan_rows(connection, served.followed), FINDINGS_MAX)
     compared = [*served.inline, *(() if request.since_seal else served.followed)]
     report.tables = sorted(table.name for projection in compared for table in projection.tables)
     report.notes += [

@@ -42,7 +42,7 @@ class Switch(TypedDict, total=False):
     extra_groups: list[int]
 
 
-class Surroundings(Switch):
+class ProcessContext(Switch):
     """The same, and where it runs: in `/`, with none of our environment, in a session that Ctrl-C in our terminal does not reach."""
 
     cwd: str
@@ -77,7 +77,7 @@ class Account:
     def run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         """Run a short command as this account."""
         return subprocess.run(  # noqa: S603 - our own commands
-            command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._surroundings()
+            command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._context()
         )
 
     async def run_long(self, command: list[str], *, given: bytes, seconds_max: float) -> tuple[int, bytes]:
@@ -90,7 +90,7 @@ class Account:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            **self._surroundings(),
+            **self._context(),
         )
         try:
             async with asyncio.timeout(seconds_max):
@@ -106,7 +106,7 @@ class Account:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
-    def _surroundings(self) -> Surroundings:
+    def _context(self) -> ProcessContext:
         environ = {"LC_ALL": "C", "PATH": os.defpath}
         return {"cwd": "/", "env": environ, "start_new_session": True, **self.switch()}
 

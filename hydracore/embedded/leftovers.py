@@ -20,7 +20,7 @@ CLOCK_S_MAX: Final = 2.0
 LEFTOVER_S_MAX: Final = 4.0
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True):
+class RecordedProcess(msgspec.Struct, frozen=True, kw_only=True):
     """One process as the runtime file keeps it."""
 
     name: str
@@ -33,19 +33,19 @@ class _Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """The runtime file. `place`: device and number of its directory, which a copy of the home does not have."""
 
     place: tuple[int, int]
-    started: list[Started]
+    started: list[RecordedProcess]
 
 
-def describe(name: str, pid: int, stop_signal: int) -> Started | None:
+def describe(name: str, pid: int, stop_signal: int) -> RecordedProcess | None:
     """The entry of a process that was just started; `None` when it is gone already."""
     try:
         created_at_s = psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
-    return Started(name=name, pid=pid, created_at_s=created_at_s, stop_signal=stop_signal)
+    return RecordedProcess(name=name, pid=pid, created_at_s=created_at_s, stop_signal=stop_signal)
 
 
-def write_runtime(path: Path, started: Iterable[Started]) -> None:
+def write_runtime(path: Path, started: Iterable[RecordedProcess]) -> None:
     write_json(path, _Runtime(place=_place_of(path), started=list(started)), durable=False)
 
 
@@ -75,9 +75,9 @@ def stop_leftovers(
 
 def _recorded(path: Path) -> _Runtime:
     try:
-        recorded = msgspec.json.decode(path.read_bytes(), type=_Runtime | list[Started])
+        recorded = msgspec.json.decode(path.read_bytes(), type=_Runtime | list[RecordedProcess])
     except (FileNotFoundError, msgspec.DecodeError):
-        recorded = list[Started]()
+        recorded = list[RecordedProcess]()
     if isinstance(recorded, _Runtime):
         return recorded
     # Earlier releases wrote down no place.
@@ -108,7 +108,7 @@ def kill_group(leader_pid: int) -> None:
         os.killpg(leader_pid, signal.SIGKILL)
 
 
-def _same_process(entry: Started) -> psutil.Process | None:
+def _same_process(entry: RecordedProcess) -> psutil.Process | None:
     try:
         process = psutil.Process(entry.pid)
         same = (

@@ -100,7 +100,7 @@ def test_a_row_in_another_lane_than_its_instance_is_found(forger: Forger, table:
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":7}}')).* FROM {0} t WHERE lane = 6 LIMIT 1"
     forger.do(copy.format(table))
 
-    (found,) = tables.strangers(forger.connection, tables.served(forger.connection).inline)
+    (found,) = tables.orphan_rows(forger.connection, tables.served(forger.connection).inline)
 
     assert (found.kind, found.table) == ("row_extra", table)
 
@@ -147,7 +147,7 @@ def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: 
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":99}}')).* FROM {0} t LIMIT 1"
     forger.do(copy.format(table))
 
-    (found,) = sums.strangers(forger.connection, tables.served(forger.connection).followed)
+    (found,) = sums.orphan_rows(forger.connection, tables.served(forger.connection).followed)
 
     assert (found.kind, found.table, found.lane) == ("row_extra", table, 99)
 

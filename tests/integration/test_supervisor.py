@@ -14,7 +14,7 @@ import pytest
 from hydracore.embedded.errors import HomeInUse, HomeUnusable, PartFailed
 from hydracore.embedded.files import tail, write_json
 from hydracore.embedded.home import Home
-from hydracore.embedded.leftovers import Started, describe, stop_leftovers, write_runtime
+from hydracore.embedded.leftovers import RecordedProcess, describe, stop_leftovers, write_runtime
 from hydracore.embedded.part import Part
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.stack import Stack
@@ -257,7 +257,9 @@ def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path, release: st
 async def test_a_stranger_with_a_recycled_number_is_left_alone(tmp_path: Path) -> None:
     ours = describe("mine", os.getpid(), signal.SIGKILL)
     assert ours is not None
-    older = Started(name="mine", pid=ours.pid, created_at_s=ours.created_at_s - 3600, stop_signal=signal.SIGKILL)
+    older = RecordedProcess(
+        name="mine", pid=ours.pid, created_at_s=ours.created_at_s - 3600, stop_signal=signal.SIGKILL
+    )
     write_runtime(tmp_path / "runtime.json", [older])
 
     assert stop_leftovers(tmp_path / "runtime.json") == []

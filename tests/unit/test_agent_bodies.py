@@ -16,7 +16,7 @@ from tests.api_server import every_operation
 #: A character that JSON writes in six bytes.
 LONG = "\x01"
 
-TOLD = m.Told(stage="runtime_started", level="warning", message=LONG * MESSAGE_MAX)
+TOLD = m.CallbackEntry(stage="runtime_started", level="warning", message=LONG * MESSAGE_MAX)
 CALL = m.UsageEntry(
     at_ms=2**53,
     model=LONG * 200,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hydracore.agent.errors import SpoolFull
-from hydracore.agent.messages import Callback, Told
+from hydracore.agent.messages import Callback, CallbackEntry
 from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, SPOOL_FILE, TOGETHER_MAX, CallbackSpool
 from hydracore.agent.state import StateDir
 
@@ -80,7 +80,7 @@ def test_a_callback_is_pending_until_it_is_accepted(spool: CallbackSpool, boot_i
         stage="booted",
         level="info",
         message="up",
-        following=(Told(stage="enrolled", level="warning", message="in"),),
+        following=(CallbackEntry(stage="enrolled", level="warning", message="in"),),
     )
     assert spool.pending(boot_id) == both
     assert spool.pending(boot_id) == both

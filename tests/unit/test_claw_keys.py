@@ -15,7 +15,7 @@ from hydracore.agent.chat_api import key_of_caller
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.chats import Ask
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.expressclaw.turns import Begun, Reply
+from hydracore.agent.expressclaw.turns import OpenTurn, Reply
 
 
 def test_no_two_callers_share_a_key() -> None:
@@ -49,7 +49,7 @@ async def begin(path: Path, end_user: str | None, key: str) -> str | None:
     store = Store(path, now_ms=wall_ms, new_id=uuid4)
     ask = Ask(message="Hello", conversation_id=None, end_user=end_user, channel="api", key=key)
     begun = await store.turns.begin(ask, conversation_id="c-1", digest="d", afford=lambda db: None)
-    if isinstance(begun, Begun):
+    if isinstance(begun, OpenTurn):
         usage = TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="0")
         await store.turns.close(begun, "done", reply=Reply("Hello you", "m", usage), spent=None)
     store.close()

@@ -19,7 +19,7 @@ from hydracore.agent.expressclaw.document import (
 from hydracore.agent.expressclaw.memory import (
     MEMORY_MAX_MESSAGES,
     MEMORY_MAX_TOKENS,
-    Said,
+    ChatMessage,
     alternating,
     message_tokens,
     remembered,
@@ -146,7 +146,7 @@ def test_secrets_and_prompts_are_not_printed() -> None:
         }
     )
 
-    shown = repr(document) + repr(document.model) + repr(document.telegram) + repr(Said("user", "very private"))
+    shown = repr(document) + repr(document.model) + repr(document.telegram) + repr(ChatMessage("user", "very private"))
 
     assert "private" not in shown
     assert "sk-1" not in shown
@@ -165,7 +165,7 @@ def test_a_prompt_leaves_out_what_is_not_there() -> None:
 
 
 def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
-    past = [Said("user" if index % 2 == 0 else "assistant", str(index)) for index in range(200)]
+    past = [ChatMessage("user" if index % 2 == 0 else "assistant", str(index)) for index in range(200)]
 
     kept = remembered(past)
 
@@ -176,21 +176,30 @@ def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
 
 
 def test_memory_is_bounded_by_tokens_and_never_holds_half_a_message() -> None:
-    long = Said("user", "x" * 8000)
-    past = [long, Said("assistant", "short")] * 20
+    long = ChatMessage("user", "x" * 8000)
+    past = [long, ChatMessage("assistant", "short")] * 20
 
     kept = remembered(past)
 
     assert sum(map(message_tokens, kept)) <= MEMORY_MAX_TOKENS
-    assert set(kept) == {long, Said("assistant", "short")}
+    assert set(kept) == {long, ChatMessage("assistant", "short")}
     assert len(kept) == 10
-    assert remembered([Said("user", "x" * 5 * MEMORY_MAX_TOKENS)]) == []
+    assert remembered([ChatMessage("user", "x" * 5 * MEMORY_MAX_TOKENS)]) == []
 
 
 def test_neighbours_of_one_role_become_one() -> None:
-    messages = [Said("user", "a"), Said("user", "b"), Said("assistant", "c"), Said("user", "d")]
+    messages = [
+        ChatMessage("user", "a"),
+        ChatMessage("user", "b"),
+        ChatMessage("assistant", "c"),
+        ChatMessage("user", "d"),
+    ]
 
-    assert alternating(messages) == [Said("user", "a\n\nb"), Said("assistant", "c"), Said("user", "d")]
+    assert alternating(messages) == [
+        ChatMessage("user", "a\n\nb"),
+        ChatMessage("assistant", "c"),
+        ChatMessage("user", "d"),
+    ]
 
 
 def test_estimates_round_up() -> None:

@@ -72,7 +72,7 @@ def test_a_state_weighs_what_its_configuration_does() -> None:
 
 def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refolding, "KEPT_BYTES_MAX", 300_000)
-    kept, streams = refolding.Kept(), [(0, UUID(int=number)) for number in range(4)]
+    kept, streams = refolding.KeptFolds(), [(0, UUID(int=number)) for number in range(4)]
 
     for stream in streams:
         fold = InstanceProjection().begin(stream[1], lane=0)

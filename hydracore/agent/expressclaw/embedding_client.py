@@ -77,7 +77,7 @@ async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
     return await asyncio.to_thread(_read, answer.content, len(call.texts))
 
 
-def likeness(one: Vector, other: Vector) -> float:
+def cosine_similarity(one: Vector, other: Vector) -> float:
     """The cosine of the angle between two: 1 for the same meaning, about 0 for none in common."""
     return sum(a * b for a, b in zip(one, other, strict=True))
 

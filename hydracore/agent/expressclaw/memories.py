@@ -11,8 +11,8 @@ from typing import NamedTuple
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.embedding_client import Vector
 from hydracore.agent.expressclaw.ledger import add_entries
-from hydracore.agent.expressclaw.memory import Said
-from hydracore.agent.expressclaw.turns import Begun
+from hydracore.agent.expressclaw.memory import ChatMessage
+from hydracore.agent.expressclaw.turns import OpenTurn
 from hydracore.agent.messages import UsageEntry
 from hydracore.sql import named_blocks
 
@@ -26,7 +26,7 @@ class Older(NamedTuple):
     """A message that is out of a model's sight; `vector` is None as long as it was not asked about."""
 
     message_id: int
-    said: Said
+    said: ChatMessage
     vector: Vector | None
 
 
@@ -34,7 +34,7 @@ class Memories:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def older(self, begun: Begun, *, kept: int, model: str) -> list[Older]:
+    async def older(self, begun: OpenTurn, *, kept: int, model: str) -> list[Older]:
         """The messages before the `kept` latest ones, in order, with what they mean to this embedding model."""
         values = {
             "conversation_id": begun.conversation_id,
@@ -45,7 +45,7 @@ class Memories:
         }
         rows = await self._database.run(lambda db: db.execute(_SQL["older"], values).fetchall())
         return [
-            Older(message_id, Said(role, content), None if vector is None else array("f", vector))
+            Older(message_id, ChatMessage(role, content), None if vector is None else array("f", vector))
             for message_id, role, content, vector in rows
         ]
 

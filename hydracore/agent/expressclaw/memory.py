@@ -14,20 +14,20 @@ _TOKENS_PER_MESSAGE = 4
 _CHARS_PER_TOKEN = 4
 
 
-class Said(NamedTuple):
+class ChatMessage(NamedTuple):
     """One message, as the endpoint is told of it. `role`: system, user or assistant."""
 
     role: str
     content: str
 
     def __repr__(self) -> str:
-        return f"Said(role={self.role!r})"
+        return f"ChatMessage(role={self.role!r})"
 
 
-def remembered(past: Sequence[Said]) -> list[Said]:
+def remembered(past: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The end of `past` (in order) that fits; it begins with the user, as some models demand."""
     budget = MEMORY_MAX_TOKENS
-    kept: list[Said] = []
+    kept: list[ChatMessage] = []
     for said in reversed(past[-MEMORY_MAX_MESSAGES:]):
         budget -= message_tokens(said)
         if budget < 0:
@@ -38,12 +38,12 @@ def remembered(past: Sequence[Said]) -> list[Said]:
     return kept[::-1]
 
 
-def alternating(messages: Sequence[Said]) -> list[Said]:
+def alternating(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The same with neighbours of one role made one: a question without an answer stands before the next question."""
-    merged: list[Said] = []
+    merged: list[ChatMessage] = []
     for said in messages:
         if merged and merged[-1].role == said.role:
-            merged[-1] = Said(said.role, f"{merged[-1].content}\n\n{said.content}")
+            merged[-1] = ChatMessage(said.role, f"{merged[-1].content}\n\n{said.content}")
         else:
             merged.append(said)
     return merged
@@ -54,5 +54,5 @@ def text_tokens(text: str) -> int:
     return -(-len(text) // _CHARS_PER_TOKEN)
 
 
-def message_tokens(said: Said) -> int:
+def message_tokens(said: ChatMessage) -> int:
     return _TOKENS_PER_MESSAGE + text_tokens(said.content)

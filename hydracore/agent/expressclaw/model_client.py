@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from hydracore.agent.errors import AgentError
-from hydracore.agent.expressclaw.memory import Said
+from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
 from hydracore.reading import UNREADABLE
@@ -65,7 +65,7 @@ class ModelCall(NamedTuple):
     base_url: str
     api_key: str | None
     model: str
-    messages: Sequence[Said]
+    messages: Sequence[ChatMessage]
     temperature: float | None
     max_tokens: int | None
     first_word_s: float

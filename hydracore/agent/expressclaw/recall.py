@@ -9,14 +9,14 @@ from typing import NamedTuple
 import structlog
 
 from hydracore.agent.chats import Ask
-from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, Vector, embed, likeness
+from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, Vector, cosine_similarity, embed
 from hydracore.agent.expressclaw.memories import Older
-from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, Said, message_tokens, remembered, text_tokens
+from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage, message_tokens, remembered, text_tokens
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelTrouble
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.expressclaw.turns import Begun
+from hydracore.agent.expressclaw.turns import OpenTurn
 from hydracore.agent.messages import ReportedError, UsageEntry
 
 log = structlog.get_logger()
@@ -85,7 +85,7 @@ class Recall:
             return None
         return ReportedError(code="memory_failed", message=self.state.removeprefix("error: "))
 
-    async def reminders(self, begun: Begun, ask: Ask, setup: Setup) -> list[Said]:
+    async def reminders(self, begun: OpenTurn, ask: Ask, setup: Setup) -> list[ChatMessage]:
         """Without an embedding model, or where that fails, the end of the conversation alone."""
         past = remembered(begun.past)
         model = setup.document.model_policy.embedding_model
@@ -104,7 +104,7 @@ class Recall:
             return past
         self.state = CONNECTED
         # It comes as the user's words and not as the system's: much of it is what users said.
-        return [*([Said("user", recalled)] if recalled else []), *past]
+        return [*([ChatMessage("user", recalled)] if recalled else []), *past]
 
     async def _recall(self, older: list[Older], asked: _Asked) -> str:
         """Raises `ModelTrouble`."""
@@ -141,7 +141,7 @@ def _most_like(wanted: Vector, older: Sequence[Older], learnt: Mapping[int, Vect
     for index, each in enumerate(older):
         vector = each.vector if each.vector is not None else learnt.get(each.message_id)
         if vector is not None and len(vector) == len(wanted):
-            likes.append((likeness(wanted, vector), index))
+            likes.append((cosine_similarity(wanted, vector), index))
     best = sorted((like, index) for like, index in likes if like >= LIKENESS_MIN)[-RECALLED_MAX_MESSAGES:]
     left, chosen = RECALLED_MAX_TOKENS, list[int]()
     for _, index in reversed(best):
@@ -152,5 +152,5 @@ def _most_like(wanted: Vector, older: Sequence[Older], learnt: Mapping[int, Vect
     return "\n".join([_HEAD, *lines]) if lines else ""
 
 
-def _shortened(said: Said) -> Said:
-    return Said(said.role, said.content[:RECALLED_MAX_CHARS])
+def _shortened(said: ChatMessage) -> ChatMessage:
+    return ChatMessage(said.role, said.content[:RECALLED_MAX_CHARS])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hydracore.agent.expressclaw.document import Document, read_document
-from hydracore.agent.expressclaw.memory import Said, alternating
+from hydracore.agent.expressclaw.memory import ChatMessage, alternating
 from hydracore.agent.expressclaw.money import Tokens, cost_usd
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.expressclaw.wishes import Wishes, read_wishes
@@ -26,11 +26,11 @@ class Setup(NamedTuple):
     def __repr__(self) -> str:
         return f"Setup({self.document!r})"
 
-    def messages(self, past: list[Said], message: str, *, today: str) -> list[Said]:
+    def messages(self, past: list[ChatMessage], message: str, *, today: str) -> list[ChatMessage]:
         """What a model is told: the system prompt, what of the conversation it is reminded of, the new message."""
         prompt = system_prompt(self.document, self.wishes.skills, self.wishes.workflows, today=today)
-        system = [Said("system", prompt)] if prompt else []
-        return [*system, *alternating([*past, Said("user", message)])]
+        system = [ChatMessage("system", prompt)] if prompt else []
+        return [*system, *alternating([*past, ChatMessage("user", message)])]
 
     def cost(self, model: str, tokens: Tokens) -> str:
         return plain(cost_usd(model, tokens, self.document.prices))

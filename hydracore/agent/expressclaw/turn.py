@@ -10,7 +10,7 @@ import structlog
 
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.chats import Ask, ModelFailed, ModelTimeout, OpenChat
-from hydracore.agent.expressclaw.memory import Said, message_tokens, text_tokens
+from hydracore.agent.expressclaw.memory import ChatMessage, message_tokens, text_tokens
 from hydracore.agent.expressclaw.model_client import (
     ModelAnswer,
     ModelCall,
@@ -23,7 +23,7 @@ from hydracore.agent.expressclaw.money import Tokens, day_of
 from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.expressclaw.turns import Begun, Reply
+from hydracore.agent.expressclaw.turns import OpenTurn, Reply
 from hydracore.agent.expressclaw.webhooks import chat_done
 from hydracore.agent.messages import UsageEntry
 
@@ -42,7 +42,15 @@ class Turn:
     """`run` once, after the turn has begun on disk. However it ends, its end is on disk then."""
 
     def __init__(
-        self, begun: Begun, ask: Ask, *, chat: OpenChat, setup: Setup, client: ModelClient, recall: Recall, store: Store
+        self,
+        begun: OpenTurn,
+        ask: Ask,
+        *,
+        chat: OpenChat,
+        setup: Setup,
+        client: ModelClient,
+        recall: Recall,
+        store: Store,
     ) -> None:
         self._begun = begun
         self._ask = ask
@@ -51,7 +59,7 @@ class Turn:
         self._client = client
         self._store = store
         self._recall = recall
-        self._messages: list[Said] = []
+        self._messages: list[ChatMessage] = []
         self._prompt_tokens = 0
         self._model = ""
         self._call: ModelAnswer | None = None

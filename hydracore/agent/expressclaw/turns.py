@@ -19,7 +19,7 @@ from hydracore.agent.chat_messages import (
 from hydracore.agent.chats import Ask, KeyMismatch
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.ledger import add_entries
-from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, Said
+from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage
 from hydracore.agent.expressclaw.notices import add_notices
 from hydracore.agent.messages import Channel, UsageEntry
 from hydracore.sql import named_blocks
@@ -36,12 +36,12 @@ SHOWN_MAX_BYTES = 6 * 1024 * 1024
 PREVIEW_CHARS = 120
 
 
-class Begun(NamedTuple):
+class OpenTurn(NamedTuple):
     """A turn that is on disk. `past`: the messages before it, in order."""
 
     turn_id: int
     conversation_id: str
-    past: list[Said]
+    past: list[ChatMessage]
 
 
 class Reply(NamedTuple):
@@ -73,7 +73,7 @@ class Turns:
 
     async def begin(
         self, ask: Ask, *, conversation_id: str, digest: str, afford: Callable[[sqlite3.Connection], None]
-    ) -> Begun | ChatAnswer:
+    ) -> OpenTurn | ChatAnswer:
         """Write the question down, unless its key has an answer already: then that.
 
         `conversation_id` is for a question that begins a conversation. A try under the same key that came to nothing gives
@@ -81,7 +81,7 @@ class Turns:
         """
         at_ms = self._now_ms()
 
-        def work(db: sqlite3.Connection) -> Begun | ChatAnswer:
+        def work(db: sqlite3.Connection) -> OpenTurn | ChatAnswer:
             where = ask.conversation_id or conversation_id
             earlier = db.execute(_SQL["by_key"], {"key": ask.key}).fetchone() if ask.key is not None else None
             if earlier is not None:
@@ -116,7 +116,7 @@ class Turns:
 
     async def close(
         self,
-        begun: Begun | LeftOpen,
+        begun: OpenTurn | LeftOpen,
         state: Literal["done", "cut", "failed"],
         *,
         reply: Reply | None,
@@ -168,7 +168,7 @@ class Turns:
         return await self._database.run(work)
 
 
-def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: int) -> Begun:
+def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: int) -> OpenTurn:
     db.execute(_SQL["touch_conversation"], {"conversation_id": where, "at_ms": at_ms})
     past = db.execute(_SQL["history"], {"conversation_id": where, "limit": MEMORY_MAX_MESSAGES}).fetchall()
     values = {
@@ -179,13 +179,13 @@ def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: i
         "request_digest": digest,
     }
     turn_id = db.execute(_SQL["open"], values).fetchone()[0]
-    begun = Begun(turn_id, where, [Said(role, content) for role, content in past])
+    begun = OpenTurn(turn_id, where, [ChatMessage(role, content) for role, content in past])
     _add_message(db, begun, "user", ask.message, at_ms=at_ms, reply=None)
     return begun
 
 
 def _add_message(
-    db: sqlite3.Connection, turn: Begun | LeftOpen, role: str, content: str, *, at_ms: int, reply: Reply | None
+    db: sqlite3.Connection, turn: OpenTurn | LeftOpen, role: str, content: str, *, at_ms: int, reply: Reply | None
 ) -> None:
     values: dict[str, Any] = {
         "turn_id": turn.turn_id,
