@@ -14,14 +14,17 @@ from typing import Any, get_args
 from uuid import UUID
 
 from events import types as e
+from events.evolve_agent import (
+    agent_enrolled,
+    agent_key_acknowledged,
+    agent_key_issued,
+    agent_key_revoked,
+    bootstrap_reported,
+    enrolment_contested,
+)
 from events.evolve_use import configured, consent_changed, customer_erased, unchanged, usage_recorded
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PROVISIONING, RUNNING
-from events.state import BOOTSTRAP_STAGES, Agent, Attempt, Instance, PastAttempt
-
-_RANK = {stage: rank for rank, stage in enumerate(BOOTSTRAP_STAGES)}
-
-#: How many earlier boots are remembered, to tell a late callback of an old boot from one that never enrolled.
-SUPERSEDED_BOOTS_KEPT = 16
+from events.state import Attempt, Instance, PastAttempt
 
 
 def evolve(state: Instance | None, event: e.AnyEvent, *, stream_id: UUID) -> Instance:
@@ -176,63 +179,6 @@ def _provisioning_failed(state: Instance, event: e.ProvisioningFailed) -> None:
     state.error_code = event.code
 
 
-def _agent(state: Instance) -> Agent:
-    assert state.agent is not None, "no agent has enrolled"
-    return state.agent
-
-
-def _agent_enrolled(state: Instance, event: e.AgentEnrolled) -> None:
-    agent = state.agent
-    if agent is None:
-        state.agent = Agent(signing_key=event.signing_key, vpn_key=event.vpn_key, boot_id=event.boot_id)
-    else:
-        # Same agent, new boot: its callbacks start again at 1; its acknowledged key stays good.
-        agent.superseded_boots = (*agent.superseded_boots, agent.boot_id)[-SUPERSEDED_BOOTS_KEPT:]
-        agent.boot_id = event.boot_id
-        agent.bootstrap_seq = 0
-        agent.bootstrap_stage = None
-    # The agent's contact proves that the server runs: nobody needs to ask the provider about it any more.
-    _attempt(state).action_id = None
-    if state.status == PROVISIONING:
-        state.provisioning_stage = "bootstrapping"
-
-
-def _enrolment_contested(state: Instance, _event: e.EnrolmentContested) -> None:
-    _agent(state).contested = True
-
-
-def _agent_key_issued(state: Instance, event: e.AgentKeyIssued) -> None:
-    agent = _agent(state)
-    agent.key_id = event.key_id
-    agent.key_hash = event.key_hash
-    agent.key_acknowledged = False
-
-
-def _agent_key_acknowledged(state: Instance, event: e.AgentKeyAcknowledged) -> None:
-    agent = _agent(state)
-    agent.key_acknowledged = True
-    agent.control_key_id = event.key_id
-
-
-def _agent_key_revoked(state: Instance, event: e.AgentKeyRevoked) -> None:
-    agent = _agent(state)
-    if event.reason == "deletion":
-        agent.leaving_key_id = event.key_id
-    agent.key_id = None
-    agent.key_hash = None
-    agent.key_acknowledged = False
-
-
-def _bootstrap_reported(state: Instance, event: e.BootstrapReported) -> None:
-    agent = _agent(state)
-    stage = agent.bootstrap_stage
-    if stage is None or _RANK[event.stage] > _RANK[stage]:
-        agent.bootstrap_stage = stage = event.stage
-    agent.bootstrap_seq = event.seq
-    if state.status == PROVISIONING and stage == "healthy":
-        state.provisioning_stage = "verifying"
-
-
 def _instance_ready(state: Instance, _event: e.InstanceReady) -> None:
     state.status = RUNNING
     state.provisioning_stage = "ready"
@@ -294,12 +240,12 @@ _FOLDS: dict[type[e.Event], Callable[[Instance, Any], None]] = {
     e.AttemptFailed: _attempt_failed,
     e.ServerDiscarded: _server_discarded,
     e.ProvisioningFailed: _provisioning_failed,
-    e.AgentEnrolled: _agent_enrolled,
-    e.EnrolmentContested: _enrolment_contested,
-    e.AgentKeyIssued: _agent_key_issued,
-    e.AgentKeyAcknowledged: _agent_key_acknowledged,
-    e.AgentKeyRevoked: _agent_key_revoked,
-    e.BootstrapReported: _bootstrap_reported,
+    e.AgentEnrolled: agent_enrolled,
+    e.EnrolmentContested: enrolment_contested,
+    e.AgentKeyIssued: agent_key_issued,
+    e.AgentKeyAcknowledged: agent_key_acknowledged,
+    e.AgentKeyRevoked: agent_key_revoked,
+    e.BootstrapReported: bootstrap_reported,
     e.InstanceReady: _instance_ready,
     e.HealthChanged: _health_changed,
     e.ServerVanished: _server_vanished,
