@@ -16,7 +16,7 @@ from events.finding import Finding
 from events.pacing import Pace
 from events.verify import LaneReport
 from hydracore.audit.seal_check import check_seals, stored_seals
-from hydracore.audit.verifying import Job, verify_some
+from hydracore.audit.verifying_lanes import Job, verify_some
 from tests.audit_log import LANE, Forger
 from tests.services import Services
 

@@ -1,0 +1,99 @@
+"""Lanes that are verified side by side on one connection, and the read tables of their instances after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from uuid import UUID
+
+import msgspec
+import psycopg
+from psycopg import Connection
+
+from events.finding import FINDINGS_MAX, Finding, Note
+from events.ids import SEQ_MAX
+from events.pacing import Pace
+from events.seal import Head
+from events.verify import BEGINNING, Lane, LaneReport, Point, read
+from hydracore.audit import sums, tables
+from hydracore.audit.newer import Newer
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One lane, as it travels to a process. `points`: what seals say of it, in order."""
+
+    lane: int
+    start: Head = BEGINNING
+    upto: int = SEQ_MAX
+    points: list[Point] = []
+    replay: bool = True
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the tables are compared whose rows add up over events: they do so from the beginning."""
+        return self.replay and self.start == BEGINNING
+
+
+def verify_some(
+    connection: Connection, jobs: list[Job], pace: Pace, progress: Callable[[int], None]
+) -> list[LaneReport]:
+    """Some lanes, side by side, and the end of each; then, where that is asked for, the rows of read tables."""
+
+    def done(events: int) -> None:
+        progress(events)
+        pace.rest(connection)
+
+    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
+    read(connection, lanes, after_each=done)
+    reports = [_finish(connection, lane, done) for lane in lanes]
+    _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
+    _compare_sums(connection, [report for job, report in zip(jobs, reports, strict=True) if job.adds_up], done)
+    return reports
+
+
+def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> LaneReport:
+    with connection.transaction():
+        report = lane.finish(connection)
+    done(0)  # What has come since is more than what was to be done.
+    return report
+
+
+def _compare_tables(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
+    by_lane = {report.lane: report for report in reports}
+    settled = {report.lane: islice(report.versions.items(), report.settled) for report in reports}
+    for part in tables.parts(settled):
+        for found in _differences(connection, part):
+            assert found.lane is not None, "whatever is compared is of a lane"
+            _add(by_lane[found.lane], found)
+        done(part.events)
+
+
+def _differences(connection: Connection, part: tables.Part) -> list[Finding | Newer]:
+    try:
+        with connection.transaction():
+            return list(tables.compare(connection, part))
+    except psycopg.DataError as error:
+        # Something that the database cannot even compute with: looked for until it is alone, so that it hides nothing else.
+        if len(part.lanes) > 1:
+            return [found for half in part.halves() for found in _differences(connection, half)]
+        ((stream, lane),) = part.lanes.items()
+        what = f"History or rows cannot be read: {type(error).__name__}"
+        return [Finding(kind="history_broken", what=what, lane=lane, stream_id=UUID(bytes=stream))]
+
+
+def _compare_sums(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
+    followed = tables.served(connection).followed
+    for report in reports if followed else ():
+        for found in sums.compare(connection, report.lane, followed, after_each=done):
+            _add(report, found)
+
+
+def _add(report: LaneReport, found: Finding | Newer | Note) -> None:
+    if isinstance(found, Note):
+        report.notes.add(found)
+    elif isinstance(found, Newer):
+        if len(report.notes) < FINDINGS_MAX:
+            report.notes.add(found.note)
+    # As many as there may be of the log already.
+    elif len(report.findings) < 2 * FINDINGS_MAX:
+        report.findings.append(found)
