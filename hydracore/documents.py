@@ -65,15 +65,15 @@ class MasksOutdated(Exception):
         self.paths = paths
 
 
-def flaws(value: Any) -> Iterator[Flaw]:
-    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL. Of one with too many values, that is all."""
+def flaws(value: Any, *, depth_max: int = DEPTH_MAX) -> Iterator[Flaw]:
+    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL; up to where it has too many values."""
     values = 1
     left: list[tuple[str, Any, Path]] = [("", value, ())]
     while left:
         name, item, path = left.pop()
         if name:
             yield from _text_flaws(name, path)
-        if len(path) > DEPTH_MAX:
+        if len(path) > depth_max:
             yield Flaw(path, TOO_DEEP, "value_error")
         elif isinstance(item, dict | list):
             within = cast("dict[str, Any] | list[Any]", item)
@@ -96,6 +96,13 @@ def _within(value: dict[str, Any] | list[Any], path: Path) -> Iterator[tuple[str
         for name, item in value.items():
             # Whatever the name is, where the flaw is must be printable.
             yield name, item, (*path, name.encode(errors="replace").decode())
+
+
+def values_in(value: Any) -> int:
+    """How many values a document has, itself among them."""
+    if isinstance(value, dict):
+        return 1 + sum(map(values_in, cast("dict[str, Any]", value).values()))
+    return 1 + sum(map(values_in, cast("list[Any]", value))) if isinstance(value, list | tuple) else 1
 
 
 def _text_flaws(text: str, path: Path) -> Iterator[Flaw]:

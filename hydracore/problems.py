@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from msgspec import inspect as types
 
-from hydracore.documents import flaws
+from hydracore.documents import DEPTH_MAX, flaws
 from hydracore.scalars import Refused, read_scalar
 from hydracore.wording import plural
 
@@ -142,6 +142,10 @@ class Reader:
             limit = plural(info.min_length, "item")
             self._add(loc, f"List should have at least {limit} after validation, not {len(values)}", "too_short")
             return None
+        if isinstance(info.item_type, types.AnyType):
+            # Together they are what one document is, and lie one level deeper.
+            self._anything(values, loc, depth_max=DEPTH_MAX + 1)
+            return values if isinstance(info, types.ListType) else tuple(values)
         items = [self.read(item, info.item_type, (*loc, index)) for index, item in enumerate(values)]
         return items if isinstance(info, types.ListType) else tuple(items)
 
@@ -154,8 +158,8 @@ class Reader:
         items = cast("dict[str, Any]", value).items()
         return {key: self.read(item, info.value_type, (*loc, key)) for key, item in items}
 
-    def _anything(self, value: Any, loc: Location) -> Any:
-        for flaw in flaws(value):
+    def _anything(self, value: Any, loc: Location, *, depth_max: int = DEPTH_MAX) -> Any:
+        for flaw in flaws(value, depth_max=depth_max):
             self._add((*loc, *flaw.path), flaw.msg, flaw.type)
         return value
 

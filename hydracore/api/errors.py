@@ -42,6 +42,11 @@ _log = structlog.get_logger(__name__)
 #: What a client is told to wait when the database is away or an agent takes nothing new; a restart takes about that.
 RETRY_AFTER_S = 2
 
+#: Of a request with more problems, the first ones are told, and of a longer name its beginning: each problem has the whole path of where
+#: it is, so that all of them could be ten thousand times as large as the request.
+PROBLEMS_MAX: Final = 100
+NAME_SHOWN_MAX: Final = 100
+
 _UNAVAILABLE: Final = "Temporarily unavailable; try again"
 
 #: Where it cannot be read, and why, is for those who run this: our log says it.
@@ -151,7 +156,7 @@ def failure_of(error: Exception) -> Failure:
     """The answer to a request that ended in `error`. What nobody expected is logged and told as a bare 500; every
     other answer above it is logged in a line of its own."""
     if isinstance(error, Invalid | RequestInvalid):
-        return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [_shown(problem) for problem in error.problems]})
+        return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [*map(_shown, error.problems[:PROBLEMS_MAX])]})
     if isinstance(error, AuthError | Unauthorized):
         return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
@@ -208,7 +213,8 @@ def _cause(error: ApiError) -> str | None:
 
 
 def _shown(problem: Problem) -> dict[str, Any]:
-    return {"loc": list(problem.loc), "msg": problem.msg, "type": problem.type}
+    loc = [step[:NAME_SHOWN_MAX] if isinstance(step, str) else step for step in problem.loc]
+    return {"loc": loc, "msg": problem.msg, "type": problem.type}
 
 
 def _phrase(error: HTTPException) -> str:

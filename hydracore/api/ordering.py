@@ -49,8 +49,10 @@ class Ordering:
         """Answers from the log: the first request's answer, whoever repeats it."""
         customer_id = body.customer_id if body.customer_id is not None else who.user_id
         if who.role == "customer" and customer_id != who.user_id:
+            complaints.require_none()
             raise Forbidden("A customer may ask for instances of their own only")
-        key = _the_one_key(body.idempotency_key, idempotency_key) or str(uuid4())
+        given = _the_one_key(body.idempotency_key, idempotency_key, complaints)
+        key = str(uuid4()) if given is None else given
         instance_id = instance_id_for(tenant_id=who.tenant_id, customer_id=customer_id, idempotency_key=key)
         command_id = command_id_for(instance_id, "request")
         answer = msgspec.json.encode(
@@ -69,7 +71,8 @@ class Ordering:
             command = await self._command(who, body, complaints, customer_id=customer_id, key=key)
         except (RequestInvalid, CustomerErased, KeyUnreadable):
             # Of now, and perhaps not of when it was asked first. Only here, as a look costs a round trip and an append looks by itself.
-            outcome = await self._store.repeated(instance_id, origin)
+            # While nobody can look, nobody knows: it is not refused then.
+            outcome = None if given is None else await self._store.repeated(instance_id, origin)
             if outcome is None:
                 raise
         else:
@@ -80,8 +83,7 @@ class Ordering:
         self, who: Principal, body: s.CreateInstance, complaints: Complaints, *, customer_id: str, key: str
     ) -> RequestInstance:
         """Raises `RequestInvalid`, `CustomerErased` and `KeyUnreadable` where there can be no such order now."""
-        if complaints.problems:
-            raise RequestInvalid(list(complaints.problems))
+        complaints.require_none()
         preset = self._catalogue.presets[body.preset_id]
 
         async def sealed(text: str | None, field: str) -> Sealed | None:
@@ -112,10 +114,11 @@ class Ordering:
         )
 
 
-def _the_one_key(in_body: str | None, in_header: str | None) -> str | None:
+def _the_one_key(in_body: str | None, in_header: str | None, complaints: Complaints) -> str | None:
+    """Raises `RequestInvalid` where there are two, with all else that is wrong."""
     if in_body is not None and in_header is not None and in_body != in_header:
         msg = "Value error, differs from the idempotency_key of the body"
-        raise RequestInvalid([Problem(("header", "idempotency-key"), msg, "value_error")])
+        raise RequestInvalid([Problem(("header", "idempotency-key"), msg, "value_error"), *complaints.problems])
     return in_body if in_body is not None else in_header
 
 

@@ -1,4 +1,4 @@
-"""What the parts of a configuration may have in bytes, however large requests may be: an agent reads 2 MiB as a whole.
+"""How large the parts of a configuration may be, however large requests may be: an agent reads 2 MiB as a whole.
 
 The other parts are bounded in characters (see `schemas`); at their longest, together, they leave that much.
 """
@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from hydracore.api.errors import RequestInvalid
+from hydracore.documents import TOO_MANY, VALUES_MAX, values_in
 from hydracore.problems import Problem
 
 #: What `advanced`, `channels`, `integrations` and `skills` may grow to, each of them.
@@ -24,10 +25,12 @@ BODY_BYTES: Final = 2 * 1024 * 1024
 
 
 def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
-    """Raises `RequestInvalid` where `value` would have more, as JSON."""
+    """Raises `RequestInvalid` where `value` would have more, as JSON, or more values than a document may have."""
     if len(msgspec.json.encode(value)) > max_bytes:
         msg = f"Value error, it would have more than {max_bytes} bytes"
         raise RequestInvalid([Problem(("body", field), msg, "value_error")])
+    if values_in(value) > VALUES_MAX:
+        raise RequestInvalid([Problem(("body", field), TOO_MANY, "value_error")])
 
 
 def slugs(given: list[str] | None) -> tuple[str, ...]:

@@ -70,6 +70,11 @@ class Complaints(NamedTuple):
 
     problems: tuple[Problem, ...] = ()
 
+    def require_none(self) -> None:
+        """Raises `RequestInvalid` where there is any."""
+        if self.problems:
+            raise RequestInvalid(list(self.problems))
+
 
 class Input(NamedTuple):
     """One argument of a handler that the client gives. `alias` is its name on the wire.

@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from hydracore.documents import VALUES_MAX
 from tests.use_fixtures import Used, events_of, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
 
 __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
@@ -103,6 +104,38 @@ async def test_a_document_does_not_grow_without_end(used: Used) -> None:
     ]
 
     assert statuses == [200] * 4 + [422]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("advanced", {"a": [0] * VALUES_MAX}), ("integrations", [[0] * (VALUES_MAX // 2)] * 2)],
+    ids=["of_a_document", "of_a_list_together"],
+)
+async def test_very_many_values_are_refused(used: Used, field: str, value: Any) -> None:
+    answer = await used.ask("PATCH", "/platform-config", {field: value})
+
+    assert (answer.status_code, answer.json()["detail"]) == (422, [too_many(field)])
+
+
+async def test_a_document_does_not_grow_beyond_what_could_be_sent_back(used: Used) -> None:
+    first, second = [{"channels": {name: [0] * (VALUES_MAX // 2)}} for name in "ab"]
+
+    answers = [await used.ask("PATCH", "/platform-config", patch) for patch in (first, second, first)]
+
+    assert [answer.status_code for answer in answers] == [200, 422, 200]
+    assert answers[1].json()["detail"] == [too_many("channels")]
+
+
+def too_many(field: str) -> dict[str, Any]:
+    return {"loc": ["body", field], "msg": "Value error, documents may have 20,000 values", "type": "value_error"}
+
+
+async def test_a_refusal_is_not_much_larger_than_what_it_refuses(used: Used) -> None:
+    answer = await used.ask("PATCH", "/platform-config", {"advanced": {"x" * 10_000: ["\0"] * 1_000}})
+
+    assert answer.status_code == 422
+    problems = answer.json()["detail"]
+    assert [problem["loc"] for problem in problems] == [["body", "advanced", "x" * 100, index] for index in range(100)]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ async def test_a_database_that_stays_away_is_told_as_such(
             api.client.get("/health/ready", timeout=60),
         )
         live = await api.client.get("/health/live")
+        # It has no key, so that it repeats no other.
+        wrong = await api.client.post("/v1/instances", json=ORDER | {"region_id": "mars"}, headers=ann, timeout=1)
 
+        assert wrong.status_code == 422
         assert (read.status_code, write.status_code, ready.status_code, live.status_code) == (503, 503, 503, 200)
         assert int(read.headers["retry-after"]) >= 1
         assert read.json() == write.json() == {"detail": "Temporarily unavailable; try again"}
