@@ -16,8 +16,8 @@ from events.state import Instance
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-#: How many times as much memory a document takes as its JSON, about: each of its small parts is an object.
-_OF_DOCUMENTS: Final = 7
+#: How many times as much memory a document takes as its JSON, at worst: each of its small parts is an object.
+_OF_DOCUMENTS: Final = 24
 
 #: What may be large in a state, and how much all else takes, about.
 _LARGE: Final = attrgetter(

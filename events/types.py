@@ -31,7 +31,11 @@ TeardownStep = Literal[
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """What every event has. `schema_version` rises when a field's meaning changes; the log keeps it beside each payload."""
+    """What every event has. The log keeps `schema_version` beside each payload.
+
+    It rises when a field's meaning changes, and when a field may have a value that it could not have before: a release that does not
+    know the value then says that a newer one has written it.
+    """
 
     schema_version: ClassVar[int] = 1
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 from events.sql import Statements
 
@@ -28,16 +28,15 @@ class Move(NamedTuple):
     after: int
 
 
-async def move(connection: AsyncConnection, moves: Sequence[Move]) -> None:
-    """Move checkpoints, and unpark them."""
+async def move(connection: AsyncConnection, moves: Sequence[Move]) -> AsyncCursor:
+    """Move checkpoints, and unpark them; a row for each that was moved. Whoever asks for these waits for an answer."""
     columns = {
         "followers": [one.follower for one in moves],
         "lanes": [one.lane for one in moves],
         "before": [one.before for one in moves],
         "after": [one.after for one in moves],
     }
-    cursor = await connection.execute(_MOVE, columns, prepare=True)
-    assert len(await cursor.fetchall()) == len(moves), "a leased checkpoint is nobody else's"
+    return await connection.execute(_MOVE, columns, prepare=True)
 
 
 async def park(connection: AsyncConnection, follower: str, lane: int, *, error: str) -> None:

@@ -130,7 +130,8 @@ class Follower:
     async def _note(self, connection: AsyncConnection, reached: list[_Reached]) -> None:
         """Move the checkpoints, and park."""
         moves = [Move(one.name, one.lane, one.before, one.after) for one in reached if one.after > one.before]
-        await checkpoint.move(connection, moves)
+        moved = await checkpoint.move(connection, moves)
+        assert len(await moved.fetchall()) == len(moves), "a leased checkpoint is nobody else's"
         for one in reached:
             if one.error is not None:
                 _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)

@@ -15,6 +15,7 @@ from events.ids import lane_of
 from events.lifecycle import Status
 from events.patience import patiently
 from events.sql import Statements
+from events.types import Health
 from projections.coalesce import Coalescer
 
 Row = TypeVar("Row")
@@ -56,7 +57,7 @@ class InstanceRow(msgspec.Struct, frozen=True):
     bootstrap_stage: str | None
     capabilities: dict[str, bool]
     error_code: str | None
-    health_status: Status | None
+    health_status: Health | None
     provisioning_stage: str
     server_type: str | None
     updated_at: str
@@ -112,7 +113,7 @@ class ReportRow(msgspec.Struct, frozen=True):
     bootstrap_stage: str | None
     bootstrap_seq: int | None
     hostname: str | None
-    health_status: Status | None
+    health_status: Health | None
     error_code: str | None
     lines_total: int
     lines: str

@@ -104,6 +104,7 @@ class Relay:
             silent = await self._ring(list(due))
             if silent is None:
                 moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(events[lane.number])) for lane in whole]
+                # Not asked whether they were: they are leased, and a hint that comes again costs nothing.
                 await checkpoint.move(connection, moves)
         if silent is not None:
             # Only now: a lane that was parked stays so, whatever has become of the others' hints.

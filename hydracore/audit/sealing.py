@@ -29,7 +29,7 @@ from hydracore.settings import Settings
 
 _SQL = Statements("hydracore.audit", "sealing.sql")
 _LAST_SEAL = _SQL["last_seal"]
-_WHEREABOUTS = _SQL["whereabouts"]
+_DATABASE = _SQL["database"]
 _SEALS_AFTER = _SQL["seals_after"]
 _ADD_SEAL = _SQL["add_seal"]
 _HEADS = _SQL["heads"]
@@ -64,8 +64,8 @@ class Sealer:
         #: The newest seal that this one has made or stood on: whoever takes it out, or puts another in its place, is noticed also
         #: where no copy is kept.
         self._last: Seal | None = None
-        #: The table that it was in.
-        self._table: TupleRow | None = None
+        #: The database that it was in.
+        self._database: TupleRow | None = None
         self._file = file
         self._clock = clock
 
@@ -110,7 +110,7 @@ class Sealer:
 
     async def _previous(self, connection: AsyncConnection) -> Seal | None:
         """The seal to stand on, None where there is none yet. Raises `LogCorrupted` where nothing can stand on it."""
-        await self._look_where_we_are(connection)
+        await self._look_which_database(connection)
         known = self._last
         previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
         if known is not None and await _seals(connection, _SEALS_AFTER, known.number - 1, 1) != [known]:
@@ -123,14 +123,14 @@ class Sealer:
             self._last = previous
         return previous
 
-    async def _look_where_we_are(self, connection: AsyncConnection) -> None:
-        """Forget what was seen in another table. That it is another is said once, and loudly: a restore alone may make it so."""
-        table = await (await connection.execute(_WHEREABOUTS)).fetchone()
-        if self._last is not None and table != self._table:
+    async def _look_which_database(self, connection: AsyncConnection) -> None:
+        """Forget what was seen in another database. That it is another is said once, and loudly: a restore alone may make it so."""
+        database = await (await connection.execute(_DATABASE)).fetchone()
+        if self._last is not None and database != self._database:
             hint = "a restore explains it, and nothing else does: run hydracore audit verify with the copy of the seals"
             _log.error("seals_of_another_database", known=self._last.number, hint=hint)
             self._last = None
-        self._table = table
+        self._database = database
 
     async def _copy(self, file: SealFile, made: Seal | None) -> None:
         copied = await asyncio.to_thread(file.last)

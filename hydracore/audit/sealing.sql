@@ -6,9 +6,9 @@ SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN se
  ORDER BY number DESC
  LIMIT 1
 
--- name: whereabouts
--- Which table the seals are in: a restore brings them back in another one, mostly of another database.
-SELECT oid, 'seal'::regclass::oid FROM pg_database WHERE datname = current_database()
+-- name: database
+-- Which one this is: a restore brings the log back in another.
+SELECT oid FROM pg_database WHERE datname = current_database()
 
 -- name: seals_after
 SELECT number, sealed_at, heads, links, root, previous, public_key, signature

@@ -27,13 +27,8 @@ class RecordedProcess(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     created_at_s: float
     stop_signal: int
-
-
-class _Runtime(msgspec.Struct, frozen=True, kw_only=True):
-    """The runtime file. `place`: device and number of its directory, which a copy of the home does not have."""
-
-    place: tuple[int, int]
-    started: list[RecordedProcess]
+    #: Device and number of the file's directory, which a copy of the home does not have. Earlier releases did not write it down.
+    place: tuple[int, int] | None = None
 
 
 def describe(name: str, pid: int, stop_signal: int) -> RecordedProcess | None:
@@ -46,7 +41,8 @@ def describe(name: str, pid: int, stop_signal: int) -> RecordedProcess | None:
 
 
 def write_runtime(path: Path, started: Iterable[RecordedProcess]) -> None:
-    write_json(path, _Runtime(place=_place_of(path), started=list(started)), durable=False)
+    place = _place_of(path)
+    write_json(path, [msgspec.structs.replace(each, place=place) for each in started], durable=False)
 
 
 def stop_leftovers(
@@ -56,12 +52,15 @@ def stop_leftovers(
 
     In a copy of a home it names what runs in the original, which is none of ours: that is left alone, and `tell` is told.
     """
-    recorded = _recorded(path)
-    alive = {process: entry for entry in recorded.started if (process := _same_process(entry))}
-    if recorded.place != _place_of(path):
-        if alive and tell is not None:
-            names = ", ".join(entry.name for entry in alive.values())
-            tell(f"{path} is a copy of another home's: what runs there ({names}) is left alone")
+    try:
+        recorded = msgspec.json.decode(path.read_bytes(), type=list[RecordedProcess])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return []
+    alive = {process: entry for entry in recorded if (process := _same_process(entry))}
+    others = [entry.name for entry in alive.values() if entry.place not in (None, _place_of(path))]
+    if others:
+        if tell is not None:
+            tell(f"{path} is a copy of another home's: what runs there ({', '.join(others)}) is left alone")
         alive = {}
     end_processes(
         {process: signal.Signals(entry.stop_signal) for process, entry in alive.items()}, seconds_max=seconds_max
@@ -71,17 +70,6 @@ def stop_leftovers(
         kill_group(entry.pid)
     path.unlink(missing_ok=True)
     return [entry.name for entry in alive.values()]
-
-
-def _recorded(path: Path) -> _Runtime:
-    try:
-        recorded = msgspec.json.decode(path.read_bytes(), type=_Runtime | list[RecordedProcess])
-    except (FileNotFoundError, msgspec.DecodeError):
-        recorded = list[RecordedProcess]()
-    if isinstance(recorded, _Runtime):
-        return recorded
-    # Earlier releases wrote down no place.
-    return _Runtime(place=_place_of(path), started=recorded)
 
 
 def _place_of(path: Path) -> tuple[int, int]:

@@ -189,6 +189,10 @@ async def test_a_seal_that_was_edited_to_fit_a_log_that_was_too_does_not_silence
         "DELETE FROM seal WHERE number = 2",
         "DELETE FROM seal",
         "UPDATE seal SET signature = sha256('') || sha256('') WHERE number = 2",
+        (
+            "CREATE TABLE other AS SELECT * FROM seal WHERE number < 2; GRANT ALL ON other TO PUBLIC;"
+            "DROP TABLE seal; ALTER TABLE other RENAME TO seal"
+        ),
     ],
 )
 async def test_a_seal_that_this_process_has_seen_is_missed(

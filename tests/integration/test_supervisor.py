@@ -1,6 +1,7 @@
 """The supervisor, with tiny real processes: restart with backoff, bounded stops, leftovers, one home one supervisor."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -252,6 +253,16 @@ def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path, release: st
         before.rename(after)
 
         assert stop_leftovers(after / "runtime.json") == ["left"]
+
+
+def test_an_earlier_release_reads_what_this_one_has_written_down(tmp_path: Path) -> None:
+    ours = describe("mine", os.getpid(), signal.SIGKILL)
+    assert ours is not None
+    write_runtime(tmp_path / "runtime.json", [ours])
+
+    # A list of these, and what it does not know is passed over.
+    (written,) = json.loads((tmp_path / "runtime.json").read_bytes())
+    assert {"name", "pid", "created_at_s", "stop_signal"} < written.keys()
 
 
 async def test_a_stranger_with_a_recycled_number_is_left_alone(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import pytest
@@ -76,6 +76,26 @@ def test_a_type_that_nobody_knows_is_refused() -> None:
 
 def test_the_present_is_what_the_types_say() -> None:
     assert {kind.__struct_config__.tag: kind.schema_version for kind in Event.__subclasses__()} == upcast.CURRENT
+
+
+def test_what_a_field_may_be_changes_only_with_the_version() -> None:
+    """An earlier release would take an event with a new value for a broken one, where a new version says that it is newer."""
+    closed = {
+        (kind.__struct_config__.tag, kind.schema_version, field.name): get_args(field.type)
+        for kind in get_args(AnyEvent)
+        for field in msgspec.structs.fields(kind)
+        if get_origin(field.type) is Literal
+    }
+    stages = ("booted", "enrolled", "secrets", "configured", "runtime_started", "healthy")
+    steps = ("key_revoked", "drained", "server_deleted", "absence_verified", "artifacts_deleted", "addresses_freed")
+    assert closed == {
+        ("agent_key_revoked", 1, "reason"): ("rotation", "deletion"),
+        ("bootstrap_reported", 1, "stage"): stages,
+        ("bootstrap_reported", 1, "level"): ("info", "warning", "error"),
+        ("health_changed", 1, "health"): ("healthy", "late", "unreachable"),
+        ("teardown_step_done", 1, "step"): steps,
+        ("teardown_blocked", 1, "step"): steps,
+    }
 
 
 # --- the corpus ------------------------------------------------------------------------------------------------------
