@@ -22,6 +22,7 @@ from bench.services import Services
 from events.commands import RequestInstance
 from events.ids import command_id_for, instance_id_for
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from events.record import Origin
 from events.store import EventStore
 from hydracore.api.main import POOL_SIZE
@@ -116,7 +117,7 @@ async def _fill(url: str) -> list[UUID]:
     """Instances of several customers; those of the first come first."""
     async with open_pool(url, role="hydracore_app", application="bench-fill", size=4) as pool:
         store = EventStore(pool, inline=inline_projections())
-        keyring = Keyring(pool, master_key=urlsafe_b64decode(MASTER_KEY + "="))
+        keyring = Keyring(pool, master_keys=MasterKeys(urlsafe_b64decode(MASTER_KEY + "=")))
         wanted = [(f"customer-{customer}", str(number)) for customer in range(CUSTOMERS) for number in range(LISTED)]
         ids = await asyncio.gather(*(_request(store, keyring, customer, key) for customer, key in wanted))
         await store.close()

@@ -44,6 +44,7 @@ def agent_key_acknowledged(state: Instance, event: e.AgentKeyAcknowledged) -> No
     agent = _agent(state)
     agent.key_acknowledged = True
     agent.control_key_id = event.key_id
+    agent.control_key_hash = agent.key_hash
 
 
 def agent_key_revoked(state: Instance, event: e.AgentKeyRevoked) -> None:

@@ -23,20 +23,20 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import EventsError
+from events.master_keys import MasterKeys
 from events.patience import patiently
 from events.sql import Statements
 from events.types import Sealed
+from events.wrapping import NONCE_BYTES, Wrapping, bind, derive
 
 _SQL = Statements("events", "keys.sql")
 _FIND = _SQL["find_key"]
-_SOME = _SQL["some_keys"]
+_SAMPLES = (_SQL["oldest_keys"], _SQL["last_keys"])
 _CREATE = _SQL["create_key"]
 _DESTROY = _SQL["destroy_keys"]
 
 _PREFIX = "v1."
-_NONCE_BYTES = 12
 _TAG_BYTES = 16
-_KEY_BYTES = 32
 
 #: How long an unwrapped key may serve before the table is asked again: the longest that an erased customer's fields
 #: can still be read by a process that had just read them.
@@ -50,7 +50,7 @@ _TEXTS_MAX = 1_000
 #: configuration would be half a gigabyte.
 _KEPT_CHARS_MAX = 1_024
 
-#: How many customers' keys are tried before anything is sealed. One alone may be damaged.
+#: How many customers' keys of a kind are tried before anything is sealed. One alone may be damaged.
 TRIED_MAX = 100
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class KeyUnreadable(EventsError):
 
 
 class MasterKeyWrong(EventsError):
-    """The customers' keys were wrapped by another one."""
+    """The customers' keys were wrapped by one that is not known here."""
 
 
 class DoesNotOpen(ValueError):
@@ -93,20 +93,23 @@ class Recalled(NamedTuple):
 
 
 class Keyring:
-    """Seals and opens fields. `master_key`: 32 bytes from settings; without it no field of any customer can be read."""
+    """Seals and opens fields. `master_keys`: from settings; without them no field of any customer can be read."""
 
-    def __init__(self, pool: AsyncConnectionPool, *, master_key: bytes) -> None:
-        assert len(master_key) == _KEY_BYTES, "AES-256 wants 32 bytes"
+    def __init__(self, pool: AsyncConnectionPool, *, master_keys: MasterKeys) -> None:
         self._pool = pool
-        self._wrap = AESGCM(_derive(master_key, b"wrap customer keys"))
-        self._fingerprint_key = _derive(master_key, b"fingerprint requests")
+        self._wrapping = Wrapping(master_keys)
+        self._fingerprint_keys = [derive(key, b"fingerprint requests") for key in master_keys]
         self._customers: dict[tuple[str, str], _Customer] = {}
         #: Of whom it was said already that there is something which does not open.
         self._reported: set[tuple[str, str]] = set()
 
     def fingerprint(self, request: bytes) -> bytes:
         """A keyed digest of a request body: equal bodies compare equal, and it cannot be guessed back from the log."""
-        return hmac.digest(self._fingerprint_key, request, sha256)
+        return hmac.digest(self._fingerprint_keys[0], request, sha256)
+
+    def fingerprints(self, request: bytes) -> tuple[bytes, ...]:
+        """What it is now, and what it was by each former master key: the same request was perhaps recorded under one of them."""
+        return tuple(hmac.digest(key, request, sha256) for key in self._fingerprint_keys)
 
     async def seal(self, text: str, *, tenant_id: str, customer_id: str, field: str) -> Sealed:
         """`text` as ciphertext. Raises `CustomerErased` where the key was destroyed, and `KeyUnreadable`."""
@@ -117,8 +120,8 @@ class Keyring:
             raise KeyUnreadable(
                 f"The key of customer {customer_id} does not open: it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
             )
-        nonce = os.urandom(_NONCE_BYTES)
-        sealed = customer.cipher.encrypt(nonce, text.encode(), _bound_to(tenant_id, customer_id, field))
+        nonce = os.urandom(NONCE_BYTES)
+        sealed = customer.cipher.encrypt(nonce, text.encode(), bind(tenant_id, customer_id, field))
         return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
 
     async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
@@ -144,7 +147,7 @@ class Keyring:
             return None
         text = known.opened.get((field, sealed))
         if text is None:
-            text = _open(known.cipher, sealed, _bound_to(tenant_id, customer_id, field))
+            text = _open(known.cipher, sealed, bind(tenant_id, customer_id, field))
             if len(known.opened) >= _TEXTS_MAX:
                 known.opened.clear()
             if len(sealed) <= _KEPT_CHARS_MAX:
@@ -162,19 +165,21 @@ class Keyring:
     async def check(self) -> None:
         """To be called before anything is served: what is sealed under a wrong key can be opened by nobody who has the right one.
 
-        Raises `MasterKeyWrong` where most of the customers' keys that are tried do not open, and `StoreUnavailable`.
+        Raises `MasterKeyWrong` where most of the oldest customers' keys, or of those that a change of the master key comes to last, do
+        not open, and `StoreUnavailable`.
         """
 
-        async def some(connection: AsyncConnection) -> list[TupleRow]:
-            return await (await connection.execute(_SOME, (TRIED_MAX,))).fetchall()
+        async def samples(connection: AsyncConnection) -> list[list[TupleRow]]:
+            return [await (await connection.execute(each, (TRIED_MAX,))).fetchall() for each in _SAMPLES]
 
-        tried = await patiently(self._pool, some)
-        opened = sum(self._unwrap(wrapped, tenant, customer) is not None for tenant, customer, wrapped in tried)
-        if 2 * opened < len(tried):
-            raise MasterKeyWrong(
-                f"HYDRACORE_MASTER_KEY is not the one that this database's customers' keys were wrapped by: {opened} of {len(tried)} "
-                "that were tried open with it"
-            )
+        for tried in await patiently(self._pool, samples):
+            opened = sum(self._cipher(wrapped, tenant, customer) is not None for tenant, customer, wrapped in tried)
+            if 2 * opened < len(tried):
+                raise MasterKeyWrong(
+                    "HYDRACORE_MASTER_KEY is not the one that this database's customers' keys were wrapped by: "
+                    f"{opened} of {len(tried)} that were tried open with it; where it was replaced, name the one before in "
+                    "HYDRACORE_MASTER_KEYS_FORMER"
+                )
 
     def _is_news(self, tenant_id: str, customer_id: str) -> bool:
         """Whether nothing was said yet of what does not open of theirs."""
@@ -193,14 +198,14 @@ class Keyring:
         looked_at = time.monotonic()
         row = await _fetch(self._pool, tenant_id, customer_id)
         if row is None and create:
-            wrapped = self._wrap_new(tenant_id, customer_id)
+            wrapped = self._wrapping.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id)
             await patiently(self._pool, lambda c: c.execute(_CREATE, (tenant_id, customer_id, wrapped)))
             # Somebody else may have been first: what stands in the table is the key.
             looked_at = time.monotonic()
             row = await _fetch(self._pool, tenant_id, customer_id)
         if row is None:
             return None
-        cipher = None if row[0] is None else self._unwrap(row[0], tenant_id, customer_id)
+        cipher = None if row[0] is None else self._cipher(row[0], tenant_id, customer_id)
         if row[0] is not None and cipher is None and self._is_news(tenant_id, customer_id):
             hint = "it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
@@ -212,18 +217,12 @@ class Keyring:
         self._customers[tenant_id, customer_id] = customer
         return customer
 
-    def _wrap_new(self, tenant_id: str, customer_id: str) -> bytes:
-        nonce = os.urandom(_NONCE_BYTES)
-        key = AESGCM.generate_key(bit_length=256)
-        return nonce + self._wrap.encrypt(nonce, key, _bound_to(tenant_id, customer_id, "key"))
-
-    def _unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:
-        nonce, sealed = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
+    def _cipher(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:
+        unwrapped = self._wrapping.unwrap(wrapped, tenant_id, customer_id)
         try:
-            return AESGCM(self._wrap.decrypt(nonce, sealed, _bound_to(tenant_id, customer_id, "key")))
-        except (InvalidTag, ValueError):
-            # A `ValueError` is a nonce, or a key, of another length.
-            return None
+            return None if unwrapped is None else AESGCM(unwrapped.key)
+        except ValueError:
+            return None  # It is of another length.
 
 
 async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -256,17 +255,9 @@ def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
         raw = base64.urlsafe_b64decode(sealed.removeprefix(_PREFIX))
     except ValueError:
         raw = b""
-    if not sealed.startswith(_PREFIX) or len(raw) < _NONCE_BYTES + _TAG_BYTES:
+    if not sealed.startswith(_PREFIX) or len(raw) < NONCE_BYTES + _TAG_BYTES:
         raise ValueError("Not a sealed field")
     try:
-        return cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], bound_to).decode()
+        return cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], bound_to).decode()
     except InvalidTag:
         raise DoesNotOpen("A sealed field does not open with its customer's key") from None
-
-
-def _bound_to(*parts: str) -> bytes:
-    return "".join(f"{len(part)}:{part}" for part in parts).encode()
-
-
-def _derive(master_key: bytes, purpose: bytes) -> bytes:
-    return hmac.digest(master_key, b"hydracore/1/" + purpose, sha256)

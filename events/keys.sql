@@ -1,11 +1,19 @@
 -- name: find_key
 SELECT wrapped_key FROM customer_key WHERE tenant_id = %s AND customer_id = %s
 
--- name: some_keys
+-- name: oldest_keys
 SELECT tenant_id, customer_id, wrapped_key
   FROM customer_key
  WHERE wrapped_key IS NOT NULL
- ORDER BY tenant_id, customer_id
+ ORDER BY created_at, tenant_id, customer_id
+ LIMIT %s
+
+-- name: last_keys
+-- Where a change of the master key comes last (`rewrapping.sql`): one that was broken off shows.
+SELECT tenant_id, customer_id, wrapped_key
+  FROM customer_key
+ WHERE wrapped_key IS NOT NULL
+ ORDER BY tenant_id DESC, customer_id DESC
  LIMIT %s
 
 -- name: create_key

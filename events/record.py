@@ -19,7 +19,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     `actor`: `customer:ID`, `admin:ID`, `platform:ID`, `api_key:ID`, `agent:INSTANCE`, `worker`, `sweeper`.
     `correlation_id` is the same for everything that one request set off; `causation_id` is the command before this one.
     `request_hash` and `result` (JSON) make an HTTP request idempotent: a repeat is compared with the one and answered
-    with the other.
+    with the other. `request_hashes_former`: what the same request's hash was by former master keys.
     """
 
     actor: str
@@ -27,7 +27,12 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: UUID
     causation_id: UUID | None = None
     request_hash: bytes | None = None
+    request_hashes_former: tuple[bytes, ...] = ()
     result: bytes | None = None
+
+    def is_same_request(self, request_hash: bytes | None) -> bool:
+        """Whether this is the request that was recorded with `request_hash`."""
+        return request_hash in (self.request_hash, *self.request_hashes_former)
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,6 +82,8 @@ class Agent(msgspec.Struct, kw_only=True):
     key_acknowledged: bool = False
     #: The key whose control token the agent accepts: the last one it acknowledged, revoked or not.
     control_key_id: UUID | None = None
+    #: Which tells, where the master key was replaced, what both of its tokens were derived from.
+    control_key_hash: str | None = None
     #: The key that was in force when the instance's deletion revoked it: what was spent is told with it until the drain ends.
     leaving_key_id: UUID | None = None
     contested: bool = False

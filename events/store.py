@@ -232,7 +232,7 @@ class EventStore:
         events: tuple[AnyEvent, ...] = (),
     ) -> Outcome:
         """The outcome of a command that is in the log, with what is stored there of its request."""
-        if request_hash != origin.request_hash:
+        if not origin.is_same_request(request_hash):
             raise RequestMismatch(stream_id)
         now = await self.load(stream_id)
         assert now is not None, "a recorded command has a stream"

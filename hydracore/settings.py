@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from events.master_keys import MasterKeys
 from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX, HeaderToken
 
 PREFIX: Final = "HYDRACORE_"
@@ -28,11 +29,21 @@ WORKER_NEEDS: Final = ("database_url", "redis_url", "master_key", "public_url")
 DATABASE_NEEDS: Final = ("database_url",)
 TOKEN_NEEDS: Final = ("jwt_secret",)
 SEAL_NEEDS: Final = ("database_url", "seal_key")
+MASTER_KEY_NEEDS: Final = ("database_url", "master_key")
 ERASURE_NEEDS: Final = ("database_url", "erasure_file")
 
 #: Never printed, neither by `repr` nor in a problem line.
 SECRET_FIELDS: Final = frozenset(
-    {"database_url", "redis_url", "master_key", "jwt_secret", "cloudsim_token", "model_api_key", "seal_key"}
+    {
+        "database_url",
+        "redis_url",
+        "master_key",
+        "master_keys_former",
+        "jwt_secret",
+        "cloudsim_token",
+        "model_api_key",
+        "seal_key",
+    }
 )
 
 #: Paths are added to these, each with a slash of its own.
@@ -47,6 +58,10 @@ Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, descri
 FormerKeys = Annotated[
     tuple[Key32, ...],
     Meta(max_length=100, description="public keys, each 32 bytes in base64url, oldest first, with commas between them"),
+]
+FormerMasterKeys = Annotated[
+    tuple[Key32, ...],
+    Meta(max_length=100, description="keys, each 32 random bytes in base64url, oldest first, with commas between them"),
 ]
 WritableFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
@@ -114,6 +129,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: RedisUrl = ""
     #: Wraps the per-customer keys; 32 bytes once decoded.
     master_key: Key32 = b""
+    #: What these have made is read and recognized. Nothing new is made with them.
+    master_keys_former: FormerMasterKeys = ()
     #: Signs and checks bearer tokens.
     jwt_secret: JwtSecret = ""
     #: The address that agents call, without a slash at its end.
@@ -176,6 +193,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Where it is written down who was erased, a JSON document a line: never restored from a backup.
     erasure_file: WritableFile = None
 
+    @property
+    def master_keys(self) -> MasterKeys:
+        """For those who demand a master key (`require`)."""
+        return MasterKeys(self.master_key, self.master_keys_former)
+
     def __repr__(self) -> str:
         shown = (f"{name}={_shown(name, getattr(self, name))}" for name in self.__struct_fields__)
         return f"Settings({', '.join(shown)})"
@@ -229,7 +251,7 @@ def _parsed(name: str, raw: str) -> object:
     """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's."""
     if name in {"master_key", "seal_key"}:
         return key_of(raw)
-    if name == "seal_keys_former":
+    if name in {"master_keys_former", "seal_keys_former"}:
         return [key_of(key.strip()) for key in raw.split(",") if key.strip()]
     if name in {"catalogue", "seal_file", "erasure_file"}:
         return Path(raw)

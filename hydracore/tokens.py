@@ -3,6 +3,7 @@
 Each is an HMAC-SHA256 (RFC 2104) of what it is for, so a worker that crashed between the intent and the effect makes
 the same token again, and none needs a place to be kept. A token says whose it is (instance, attempt or key) before its
 secret part, so that a check looks up one row; the prefix keeps the kinds apart and lets secret scanners find leaks.
+What a former master key has made is known again by its hash, in the log, and so is the one that has made it.
 
     hce_<instance>_<attempt>_<secret>   enrol token, in user_data; bound to the first agent key that shows it
     hca_<instance>_<key>_<secret>       agent key: the agent calls the control plane with it
@@ -20,7 +21,8 @@ from base64 import urlsafe_b64encode
 from typing import Final, NamedTuple
 from uuid import UUID
 
-MASTER_KEY_BYTES: Final = 32
+from events.master_keys import MASTER_KEY_BYTES, MasterKeys
+
 NONCE_LENGTH_MAX: Final = 128
 ATTEMPT_MAX: Final = 9999
 
@@ -54,6 +56,29 @@ def agent_key(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
 def control_token(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
     """What the control plane shows to the agent's own server."""
     return f"hct_{instance_id.hex}_{key_id.hex}_{_derive(master_key, 'control', instance_id.hex, key_id.hex)}"
+
+
+def maker_of_key(master_keys: MasterKeys, instance_id: UUID, key_id: UUID, *, key_hash: str) -> bytes | None:
+    """The master key that the agent key of this hash (hex) was derived from; None where it is not known here."""
+    return master_keys.maker_of(key_hash, lambda each: hash_token(agent_key(each, instance_id, key_id)).hex())
+
+
+def maker_of_enrol_token(
+    master_keys: MasterKeys, instance_id: UUID, attempt: int, nonce: str, *, token_hash: str
+) -> bytes | None:
+    """As `maker_of_key`, for an attempt's enrol token."""
+    return master_keys.maker_of(
+        token_hash, lambda each: hash_token(enrol_token(each, instance_id, attempt, nonce)).hex()
+    )
+
+
+def held_control_token(master_keys: MasterKeys, instance_id: UUID, key_id: UUID, *, key_hash: str | None) -> str:
+    """The control token that the agent got with the agent key of this hash.
+
+    Where that was by a master key which is not known here, one that the agent refuses.
+    """
+    maker = None if key_hash is None else maker_of_key(master_keys, instance_id, key_id, key_hash=key_hash)
+    return control_token(maker or master_keys.present, instance_id, key_id)
 
 
 def hash_token(token: str) -> bytes:

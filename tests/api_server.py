@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore.api.app import Parts, operations
@@ -58,9 +59,8 @@ def bearer(tenant: str = "acme", user: str = "ann", role: Role = "customer", **e
 async def running_api(
     database_url: str, redis_url: str, *, catalogue: Path = PACKAGED_CATALOGUE, **changes: Any
 ) -> AsyncGenerator[Api]:
-    settings = Settings(
-        database_url=database_url, redis_url=redis_url, master_key=MASTER_KEY, jwt_secret=JWT_SECRET, **changes
-    )
+    given = {"database_url": database_url, "redis_url": redis_url, "master_key": MASTER_KEY, "jwt_secret": JWT_SECRET}
+    settings = Settings(**given | changes)
     async with open_parts(settings, catalogues.load(catalogue, ENVIRON)) as parts:
         door = listen("127.0.0.1")
         server = EmbeddedServer(server_config(parts))
@@ -95,7 +95,7 @@ def every_operation() -> list[Operation]:
         pool=pool,
         store=EventStore(pool, inline=()),
         queries=Queries(pool),
-        keyring=Keyring(pool, master_key=MASTER_KEY),
+        keyring=Keyring(pool, master_keys=MasterKeys(MASTER_KEY)),
         redis=Redis.from_url("redis://127.0.0.1:1"),
         vps=VpsClient(1),
     )

@@ -17,6 +17,7 @@ from events import commands as c
 from events import keys
 from events.ids import instance_id_for
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from events.state import TEARDOWN_STEPS
 from events.store import EventStore
 from hydracore.audit import erasing
@@ -64,7 +65,7 @@ async def world_fixture(database_url: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(erasing, "APPEND_S", 0.0)
     file = ErasureFile(tmp_path / "erasures.jsonl")
     async with open_store(database_url) as (store, pool):
-        keyring = Keyring(pool, master_key=MASTER_KEY)
+        keyring = Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
         ada = [await lived(store, keyring, "ada", f"key {number}") for number in range(3)]
         bob = await lived(store, keyring, "bob", "key")
         for stream_id in (*ada[:2], bob):
@@ -98,7 +99,10 @@ async def readable(url: str, stream_id: UUID, customer: str, *, tenant: str = "a
             (name, each[name]) for each in payloads for name in ("customer_email", "system_prompt") if name in each
         ]
         assert len(sealed) == 2, "the ciphertext is still there"
-        keyring, whose = Keyring(pool, master_key=MASTER_KEY), {"tenant_id": tenant, "customer_id": customer}
+        keyring, whose = (
+            Keyring(pool, master_keys=MasterKeys(MASTER_KEY)),
+            {"tenant_id": tenant, "customer_id": customer},
+        )
         texts = [await keyring.open(text, **whose, field=name) for name, text in sealed]
     return [text for text in texts if text is not None]
 

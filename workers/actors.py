@@ -59,7 +59,7 @@ class DepsMiddleware(Middleware):
         deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
         try:
             # Servers whose tokens were made of another key could never enrol.
-            await Keyring(deps.pool, master_key=self.settings.master_key).check()
+            await Keyring(deps.pool, master_keys=self.settings.master_keys).check()
         except MasterKeyWrong as error:
             self.refusal = error
         else:

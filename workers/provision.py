@@ -10,7 +10,7 @@ from events import commands as c
 from events.errors import ReservationTaken
 from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
 from events.state import Attempt, Instance
-from hydracore.tokens import control_token, enrol_token, hash_token
+from hydracore.tokens import enrol_token, hash_token, held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.health import note_first_sign_of_life
@@ -50,7 +50,7 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     if vpn_ip is None:
         return await _wait_for_a_place(deps, state, code="no_address")
     now_ms, nonce = deps.now_ms(), new_nonce()
-    token = enrol_token(deps.settings.master_key, state.id, step.number, nonce)
+    token = enrol_token(deps.settings.master_keys.present, state.id, step.number, nonce)
     command = c.PlanServer(
         at_ms=now_ms,
         attempt=step.number,
@@ -149,7 +149,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
             control_plane_url=deps.settings.public_url,
             instance_id=state.id,
             attempt=attempt,
-            master_key=deps.settings.master_key,
+            master_keys=deps.settings.master_keys,
         ),
         labels=server_labels(deps, state.id, attempt),
     )
@@ -225,7 +225,9 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result
     """Ask the agent, where we put it and with the token we gave it, whether it is itself and well."""
     agent = state.agent
     if agent is not None and agent.control_key_id is not None and state.vpn_ip is not None:
-        token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
+        token = held_control_token(
+            deps.settings.master_keys, state.id, agent.control_key_id, key_hash=agent.control_key_hash
+        )
         with suppress(VpsError):
             status = await deps.vps.status(AgentAddress(state.vpn_ip, AGENT_PORT, token))
             if status.healthy and (status.instance_id, status.attempt) == (state.id, step.attempt.number):

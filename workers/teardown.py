@@ -9,7 +9,7 @@ import structlog
 from events import commands as c
 from events.saga import FinishDeletion, TearDown
 from events.state import Instance
-from hydracore.tokens import control_token
+from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError
@@ -57,7 +57,9 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
     agent = state.agent
     if agent is None or agent.control_key_id is None or state.vpn_ip is None:
         return None
-    token = control_token(deps.settings.master_key, state.id, agent.control_key_id)
+    token = held_control_token(
+        deps.settings.master_keys, state.id, agent.control_key_id, key_hash=agent.control_key_hash
+    )
     try:
         drained = await deps.vps.drain(AgentAddress(state.vpn_ip, AGENT_PORT, token))
     except VpsError:

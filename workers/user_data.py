@@ -7,8 +7,9 @@ from uuid import UUID
 
 import msgspec
 
+from events.master_keys import MasterKeys
 from events.state import Attempt
-from hydracore.tokens import enrol_token
+from hydracore.tokens import enrol_token, maker_of_enrol_token
 
 AGENT_FILE = "/etc/hydracore/agent.json"
 
@@ -23,14 +24,18 @@ def server_name(instance_id: UUID) -> str:
     return f"hc-{instance_id}"
 
 
-def user_data(*, control_plane_url: str, instance_id: UUID, attempt: Attempt, master_key: bytes) -> str:
+def user_data(*, control_plane_url: str, instance_id: UUID, attempt: Attempt, master_keys: MasterKeys) -> str:
     """cloud-init's cloud-config, as JSON (which is YAML): the agent's boot file, and the order to start it."""
-    assert attempt.enrol_nonce is not None, "an intent has a nonce"
+    nonce, token_hash = attempt.enrol_nonce, attempt.enrol_token_hash
+    assert nonce is not None, "an intent has a nonce"
+    assert token_hash is not None, "an intent has the hash of its token"
+    # The intent may be older than the present key. The token of one that is not known here would be refused.
+    maker = maker_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
     boot = {
         "control_plane_url": control_plane_url,
         "instance_id": str(instance_id),
         "attempt": attempt.number,
-        "enrol_token": enrol_token(master_key, instance_id, attempt.number, attempt.enrol_nonce),
+        "enrol_token": enrol_token(maker or master_keys.present, instance_id, attempt.number, nonce),
     }
     config = {
         "write_files": [{"path": AGENT_FILE, "permissions": "0600", "content": msgspec.json.encode(boot).decode()}],

@@ -1,4 +1,4 @@
-"""Which agent is calling: its key is checked against the master key first and against what is issued now second."""
+"""Which agent is calling: its key is checked against the master keys first and against what is issued now second."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from events.lifecycle import DELETING, PROVISIONING, RUNNING
+from events.master_keys import MasterKeys
 from events.state import Agent
 from events.store import EventStore
 from hydracore.api.errors import Draining, Gone, Unauthorized
@@ -36,10 +37,10 @@ class MeteredAgent(CallingAgent):
 class AgentGate:
     """Lets agents in by their key."""
 
-    def __init__(self, queries: Queries, store: EventStore, *, master_key: bytes) -> None:
+    def __init__(self, queries: Queries, store: EventStore, *, master_keys: MasterKeys) -> None:
         self._queries = queries
         self._store = store
-        self._master_key = master_key
+        self._master_keys = master_keys
 
     async def authenticate(self, headers: RawHeaders) -> CallingAgent:
         """Raises `Unauthorized` for a key that is not, or no longer, in force, `Gone` when the instance is over, and
@@ -71,8 +72,7 @@ class AgentGate:
         claimed = parse_agent_key(shown)
         if claimed is None:
             raise Unauthorized("The agent key is missing or malformed")
-        genuine = agent_key(self._master_key, claimed.instance_id, claimed.key_id)
-        if not hmac.compare_digest(shown.encode(), genuine.encode()):
+        if self._master_keys.maker_of(shown, lambda each: agent_key(each, claimed.instance_id, claimed.key_id)) is None:
             raise Unauthorized("The agent key is wrong")
         row = await self._queries.agent_key(claimed.instance_id)
         if row is None:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Final
 
 from events.lifecycle import RUNNING
+from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.api.errors import (
     AgentBusy,
@@ -20,7 +21,7 @@ from hydracore.api.errors import (
     RequestInvalid,
 )
 from hydracore.problems import Problem
-from hydracore.tokens import control_token
+from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsBadAnswer, VpsError, VpsTimeout
 
 UNREACHABLE: Final = "The agent cannot be reached"
@@ -42,18 +43,18 @@ _BY_CODE: Final[dict[str, type[ApiError]]] = {
 }
 
 
-def address_of(state: Instance, *, master_key: bytes) -> AgentAddress | None:
+def address_of(state: Instance, *, master_keys: MasterKeys) -> AgentAddress | None:
     """Where the agent of a running instance is; None where none is to be asked."""
     agent = state.agent
     if state.status != RUNNING or state.vpn_ip is None or agent is None or agent.control_key_id is None:
         return None
-    token = control_token(master_key, state.id, agent.control_key_id)
+    token = held_control_token(master_keys, state.id, agent.control_key_id, key_hash=agent.control_key_hash)
     return AgentAddress(state.vpn_ip, AGENT_PORT, token)
 
 
-def require_address(state: Instance, *, master_key: bytes) -> AgentAddress:
+def require_address(state: Instance, *, master_keys: MasterKeys) -> AgentAddress:
     """Raises `Conflict` where the instance does not run, and `AgentFailed` where its agent is known not to be there."""
-    address = address_of(state, master_key=master_key)
+    address = address_of(state, master_keys=master_keys)
     if address is None:
         raise Conflict(f"The instance is {state.status}: this needs one that is running")
     if state.health == "unreachable":

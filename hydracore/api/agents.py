@@ -20,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from events import commands as c
 from events import errors as e
 from events.ids import lane_of
+from events.master_keys import MasterKeys
 from events.patience import patiently
 from events.record import Outcome
 from events.sql import Statements
@@ -33,7 +34,7 @@ from hydracore.api.errors import Conflict, Unauthorized
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Header, Incoming
-from hydracore.tokens import agent_key, control_token, hash_token, parse_enrol_token
+from hydracore.tokens import agent_key, control_token, hash_token, maker_of_key, parse_enrol_token
 from hydracore.vps import AGENT_PORT
 
 _BEAT = Statements("hydracore.api", "agents.sql")["beat"]
@@ -48,14 +49,14 @@ class AgentEndpoints:
         store: EventStore,
         pool: AsyncConnectionPool,
         documents: RuntimeDocuments,
-        master_key: bytes,
+        master_keys: MasterKeys,
         heartbeat_interval_s: float,
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._pool = pool
         self._documents = documents
-        self._master_key = master_key
+        self._master_keys = master_keys
         self._heartbeat_interval_s = heartbeat_interval_s
         self._now_ms = now_ms
 
@@ -93,7 +94,7 @@ class AgentEndpoints:
         state = await self._store.load(body.instance_id)
         _require_signature(_signing_keys(state, body.attempt), signature, incoming.raw_body)
         key_id = uuid4()
-        key = agent_key(self._master_key, body.instance_id, key_id)
+        key = agent_key(self._master_keys.present, body.instance_id, key_id)
         command = c.IssueAgentKey(
             at_ms=self._now_ms(),
             attempt=body.attempt,
@@ -161,12 +162,14 @@ class AgentEndpoints:
         assert state.agent is not None, "a key is issued to an enrolled agent only"
         assert state.agent.key_id is not None
         assert state.vpn_ip is not None, "addresses are taken before a server is intended"
-        # An earlier issue, if there was one, is the one that stands: its key is made again from its id.
-        key_id = state.agent.key_id
+        # An earlier issue, if there was one, is the one that stands: its key is made again from its id, by what made it then.
+        key_id, key_hash = state.agent.key_id, state.agent.key_hash
+        assert key_hash is not None, "a key is issued with its hash"
+        maker = maker_of_key(self._master_keys, state.id, key_id, key_hash=key_hash) or self._master_keys.present
         return m.Secrets(
             key_id=str(key_id),
-            agent_key=agent_key(self._master_key, state.id, key_id),
-            control_token=control_token(self._master_key, state.id, key_id),
+            agent_key=agent_key(maker, state.id, key_id),
+            control_token=control_token(maker, state.id, key_id),
             listen=m.Listen(host=state.vpn_ip, port=AGENT_PORT),
             heartbeat_interval_s=self._heartbeat_interval_s,
             config_version=state.config.version,

@@ -81,7 +81,7 @@ def create_app(parts: Parts) -> ASGIApp:
     """The whole API as one ASGI application."""
     settings, catalogue = parts.settings, parts.catalogue
     authenticator = Authenticator(parts.pool, jwt_secret=settings.jwt_secret, clock=lambda: parts.now_ms() / 1000)
-    gate = AgentGate(parts.queries, parts.store, master_key=settings.master_key)
+    gate = AgentGate(parts.queries, parts.store, master_keys=settings.master_keys)
     callers: dict[type, Authenticate] = {
         Principal: authenticator.authenticate,
         CallingAgent: gate.authenticate,
@@ -134,7 +134,7 @@ def _lifecycle(parts: Parts) -> tuple[object, ...]:
     runtime = RuntimeReader(
         store=store,
         vps=parts.vps,
-        master_key=parts.settings.master_key,
+        master_keys=parts.settings.master_keys,
         heartbeat_interval_s=parts.settings.heartbeat_interval_s,
     )
     histories = Histories(pool=parts.pool, changes=Changes(store), vault=Vault(parts.keyring))
@@ -156,9 +156,9 @@ def _lifecycle(parts: Parts) -> tuple[object, ...]:
 def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
     """What concerns an instance in use."""
     vps, catalogue, now_ms = parts.vps, parts.catalogue, parts.now_ms
-    master_key = parts.settings.master_key
+    master_keys = parts.settings.master_keys
     changes, vault = Changes(parts.store), Vault(parts.keyring)
-    pusher = Pusher(vps=vps, documents=documents, master_key=master_key)
+    pusher = Pusher(vps=vps, documents=documents, master_keys=master_keys)
     return (
         Chats(
             changes=changes,
@@ -166,7 +166,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
             pool=parts.pool,
             keyring=parts.keyring,
             catalogue=catalogue,
-            master_key=master_key,
+            master_keys=master_keys,
             now_ms=now_ms,
         ),
         Configuration(
@@ -175,7 +175,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
             pusher=pusher,
             vps=vps,
             catalogue=catalogue,
-            master_key=master_key,
+            master_keys=master_keys,
             now_ms=now_ms,
         ),
         PlatformConfiguration(
@@ -183,8 +183,8 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
         ),
         ModelPolicies(changes=changes, pusher=pusher, catalogue=catalogue, now_ms=now_ms),
         Consent(changes=changes, now_ms=now_ms),
-        Conversations(changes=changes, vps=vps, keyring=parts.keyring, master_key=master_key, now_ms=now_ms),
-        Updates(changes=changes, vps=vps, documents=documents, master_key=master_key, now_ms=now_ms),
+        Conversations(changes=changes, vps=vps, keyring=parts.keyring, master_keys=master_keys, now_ms=now_ms),
+        Updates(changes=changes, vps=vps, documents=documents, master_keys=master_keys, now_ms=now_ms),
         UsageReports(queries=parts.queries, pool=parts.pool, now_ms=now_ms),
         Keys(changes=changes, now_ms=now_ms),
     )
@@ -198,7 +198,7 @@ def _agents(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
             store=store,
             pool=parts.pool,
             documents=documents,
-            master_key=parts.settings.master_key,
+            master_keys=parts.settings.master_keys,
             heartbeat_interval_s=parts.settings.heartbeat_interval_s,
             now_ms=now_ms,
         ),

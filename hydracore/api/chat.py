@@ -11,12 +11,14 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
+import msgspec
 from litestar.types import ASGIApp, Receive, Scope, Send
 from psycopg_pool import AsyncConnectionPool
 
 from events.commands import RecordConversationsAccess
 from events.ids import NAMESPACE
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
@@ -57,12 +59,19 @@ _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
 class _Question(NamedTuple):
-    """What an agent is asked, and with which `Idempotency-Key`."""
+    """What an agent is asked, and with which `Idempotency-Key`. `earlier`: what the same request has asked by former master keys."""
 
     instance_id: UUID
     address: AgentAddress
     body: Json
     key: str | None
+    earlier: tuple[Json, ...] = ()
+
+    def before(self, refusal: VpsBadAnswer) -> _Question | None:
+        """It as it was by the master key before, where the agent may know that under its key."""
+        if refusal.code != "idempotency_mismatch" or not self.earlier:
+            return None
+        return self._replace(body=self.earlier[0], earlier=self.earlier[1:])
 
 
 class Chats:
@@ -76,7 +85,7 @@ class Chats:
         pool: AsyncConnectionPool,
         keyring: Keyring,
         catalogue: Catalogue,
-        master_key: bytes,
+        master_keys: MasterKeys,
         now_ms: Callable[[], int],
     ) -> None:
         self._changes = changes
@@ -84,7 +93,7 @@ class Chats:
         self._pool = pool
         self._keyring = keyring
         self._catalogue = catalogue
-        self._master_key = master_key
+        self._master_keys = master_keys
         self._now_ms = now_ms
         self._under_way = Counter[UUID]()
 
@@ -108,27 +117,35 @@ class Chats:
         """Nothing of the database is held once the agent is asked."""
         asked = Asked(who, incoming, instance_id)
         state = await self._changes.look(who, instance_id)
-        address = require_address(state, master_key=self._master_key)
+        address = require_address(state, master_keys=self._master_keys)
         if idempotency_key is None:
             # A repeat costs nothing: the agent, which checks the budget too, knows one when it sees it.
             await self._require_budget(state)
-        message = {
-            "message": body.message,
-            "conversation_id": await self._conversation_id(asked, state, body.conversation_id, idempotency_key),
-            "end_user": who.user_id,
-        }
-        question = _Question(instance_id, address, message, idempotency_key)
+        names = await self._conversation_ids(asked, state, body.conversation_id, idempotency_key)
+        message, *earlier = (
+            {"message": body.message, "conversation_id": name, "end_user": who.user_id} for name in names
+        )
+        question = _Question(instance_id, address, message, idempotency_key, tuple(earlier))
         if wants_stream(incoming.headers):
             return partial(self._pass_on_stream, question)
         return Attended(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         with vps_errors_translated(), self._counted(question):
-            asking = self._vps.chat(
+            watch = keep_looking(partial(self._look_after, question))
+            answer = await outcome(self._answer_to(question), watch=watch)
+        await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
+
+    async def _answer_to(self, question: _Question) -> msgspec.Raw:
+        """Raises `VpsError`."""
+        try:
+            return await self._vps.chat(
                 question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
-            answer = await outcome(asking, watch=keep_looking(partial(self._look_after, question)))
-        await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
+        except VpsBadAnswer as error:
+            if (before := question.before(error)) is None:
+                raise
+            return await self._answer_to(before)
 
     async def _pass_on_stream(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(send)
@@ -160,9 +177,14 @@ class Chats:
         answer = self._vps.chat_stream(
             question.address, question.body, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
-        async with answer as chunks, aclosing(whole_events(chunks)) as events:
-            async for event in events:
-                await stream.write(event)
+        try:
+            async with answer as chunks, aclosing(whole_events(chunks)) as events:
+                async for event in events:
+                    await stream.write(event)
+        except VpsBadAnswer as error:
+            if (before := question.before(error)) is None:
+                raise
+            await self._pass_on_events(before, stream)
 
     async def _look_after(self, question: _Question) -> None:
         """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""
@@ -189,21 +211,26 @@ class Chats:
             if reason is not None:
                 raise BudgetSpent(reason)
 
-    async def _conversation_id(self, asked: Asked, state: Instance, wanted: str | None, key: str | None) -> str | None:
-        """The conversation to go on with. Staff have conversations of their own: to join one of the owner's is to read it.
+    async def _conversation_ids(
+        self, asked: Asked, state: Instance, wanted: str | None, key: str | None
+    ) -> list[str | None]:
+        """The conversation to go on with, and what former master keys made of it where the same request may have begun it.
 
-        Raises `Forbidden` where the owner has not allowed that.
+        Staff have conversations of their own: to join one of the owner's is to read it. Raises `Forbidden` where the owner has not allowed that.
         """
         if is_owner(asked.who, state):
-            return wanted
-        prefix = f"staff:{self._keyring.fingerprint(asked.who.actor.encode()).hex()[:12]}:"
+            return [wanted]
+        digests = self._keyring.fingerprints(asked.who.actor.encode())
+        prefixes = tuple(f"staff:{digest.hex()[:12]}:" for digest in digests)
         if wanted is None:
-            return prefix + (uuid4() if key is None else uuid5(NAMESPACE, key)).hex
-        if not wanted.startswith(prefix):
+            if key is None:
+                return [prefixes[0] + uuid4().hex]
+            return [prefix + uuid5(NAMESPACE, key).hex for prefix in prefixes]
+        if not wanted.startswith(prefixes):
             recorded = recorded_id(self._keyring, state.id, wanted)
             access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=recorded)
             await record_access(self._changes, asked, access)
-        return wanted
+        return [wanted]
 
 
 def wants_stream(headers: RawHeaders) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from events.commands import ChangeConfig
+from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.agent_link import address_of
@@ -51,7 +52,7 @@ class Configuration:
         pusher: Pusher,
         vps: VpsClient,
         catalogue: Catalogue,
-        master_key: bytes,
+        master_keys: MasterKeys,
         now_ms: Callable[[], int],
     ) -> None:
         self._changes = changes
@@ -59,7 +60,7 @@ class Configuration:
         self._pusher = pusher
         self._vps = vps
         self._catalogue = catalogue
-        self._master_key = master_key
+        self._master_keys = master_keys
         self._now_ms = now_ms
 
     @operation("GET", PATH, "Proxy get config", answer=s.RunningConfig, errors=(403, 404))
@@ -127,7 +128,7 @@ class Configuration:
         return notes
 
     async def _ask(self, state: Instance) -> dict[str, Any] | None:
-        address = address_of(state, master_key=self._master_key)
+        address = address_of(state, master_keys=self._master_keys)
         if address is None:
             return None
         try:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from events.commands import RecordConversationsAccess
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.api.access import is_owner
 from hydracore.api.agent_link import require_address, vps_errors_translated
@@ -33,12 +34,12 @@ class Conversations:
     """`now_ms`: milliseconds since 1970."""
 
     def __init__(
-        self, *, changes: Changes, vps: VpsClient, keyring: Keyring, master_key: bytes, now_ms: Callable[[], int]
+        self, *, changes: Changes, vps: VpsClient, keyring: Keyring, master_keys: MasterKeys, now_ms: Callable[[], int]
     ) -> None:
         self._changes = changes
         self._vps = vps
         self._keyring = keyring
-        self._master_key = master_key
+        self._master_keys = master_keys
         self._now_ms = now_ms
 
     @operation(
@@ -52,7 +53,7 @@ class Conversations:
         self, who: Principal, incoming: Incoming, instance_id: UUID, limit: Limit = 20
     ) -> Answer:
         state = await self._readable(who, instance_id)
-        address = require_address(state, master_key=self._master_key)
+        address = require_address(state, master_keys=self._master_keys)
         with vps_errors_translated():
             found = await self._vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
         await self._note(Asked(who, incoming, instance_id), state, None)
@@ -69,7 +70,7 @@ class Conversations:
         self, who: Principal, incoming: Incoming, instance_id: UUID, conversation_id: ConversationId
     ) -> Answer:
         state = await self._readable(who, instance_id)
-        address = require_address(state, master_key=self._master_key)
+        address = require_address(state, master_keys=self._master_keys)
         with vps_errors_translated():
             try:
                 found = await self._vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)

@@ -146,7 +146,7 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
             await erasing.refuse_unlisted(pool)
         else:
             await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))
-        keyring = Keyring(pool, master_key=settings.master_key)
+        keyring = Keyring(pool, master_keys=settings.master_keys)
         await keyring.check()
         redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
         stack.push_async_callback(redis.aclose)

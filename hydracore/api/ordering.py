@@ -60,11 +60,13 @@ class Ordering:
                 idempotency_key=key, instance_id=instance_id, message=MESSAGE, task_id=str(command_id)
             )
         )
+        request_hash, *former = self._keyring.fingerprints(_canonical(body))
         origin = Origin(
             actor=who.actor,
             command_id=command_id,
             correlation_id=incoming.correlation_id,
-            request_hash=self._keyring.fingerprint(_canonical(body)),
+            request_hash=request_hash,
+            request_hashes_former=tuple(former),
             result=answer,
         )
         try:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED
+from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.agent.messages import Ignored
 from hydracore.api.agent_link import address_of
@@ -34,14 +35,14 @@ class Pushed(NamedTuple):
 
 
 class Pusher:
-    def __init__(self, *, vps: VpsClient, documents: RuntimeDocuments, master_key: bytes) -> None:
+    def __init__(self, *, vps: VpsClient, documents: RuntimeDocuments, master_keys: MasterKeys) -> None:
         self._vps = vps
         self._documents = documents
-        self._master_key = master_key
+        self._master_keys = master_keys
 
     async def push(self, state: Instance) -> Pushed:
         """Never fails for the agent's sake."""
-        address = address_of(state, master_key=self._master_key)
+        address = address_of(state, master_keys=self._master_keys)
         if address is None:
             if state.status in _OVER:
                 return Pushed(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")

@@ -8,6 +8,7 @@ import msgspec
 
 from events.failures import describe
 from events.lifecycle import RUNNING
+from events.master_keys import MasterKeys
 from events.state import Instance
 from events.store import EventStore
 from hydracore.agent.messages import AgentStatus, Heartbeat, Ignored, ReportedError
@@ -28,10 +29,12 @@ _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
 class RuntimeReader:
     """`vps`: a client whose own timeout is `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
 
-    def __init__(self, *, store: EventStore, vps: VpsClient, master_key: bytes, heartbeat_interval_s: float) -> None:
+    def __init__(
+        self, *, store: EventStore, vps: VpsClient, master_keys: MasterKeys, heartbeat_interval_s: float
+    ) -> None:
         self._store = store
         self._vps = vps
-        self._master_key = master_key
+        self._master_keys = master_keys
         self._heartbeat_interval_s = heartbeat_interval_s
 
     async def read(self, report: ReportRow, *, lines: list[s.LogLine]) -> s.RuntimeStatus:
@@ -80,7 +83,7 @@ class RuntimeReader:
         return max(0, int(report.heartbeat_age_s / self._heartbeat_interval_s) - 1)
 
     async def _ask(self, state: Instance) -> AgentStatus | None:
-        address = address_of(state, master_key=self._master_key)
+        address = address_of(state, master_keys=self._master_keys)
         if address is None:
             return None
         try:

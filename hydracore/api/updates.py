@@ -8,6 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from events.commands import RecordUpdatesApplied
+from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.agent.chat_messages import UpdatesApplied
 from hydracore.api import use_schemas as s
@@ -34,13 +35,13 @@ class Updates:
         changes: Changes,
         vps: VpsClient,
         documents: RuntimeDocuments,
-        master_key: bytes,
+        master_keys: MasterKeys,
         now_ms: Callable[[], int],
     ) -> None:
         self._changes = changes
         self._vps = vps
         self._documents = documents
-        self._master_key = master_key
+        self._master_keys = master_keys
         self._now_ms = now_ms
 
     @operation(
@@ -55,7 +56,7 @@ class Updates:
     ) -> s.ApplyUpdatesResponse:
         """Without `force`, nothing happens where the agent already runs with what is wanted."""
         state = await self._changes.look(who, instance_id)
-        address = require_address(state, master_key=self._master_key)
+        address = require_address(state, master_keys=self._master_keys)
         version = state.config.version
         with vps_errors_translated():
             if not body.force:

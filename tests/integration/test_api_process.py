@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from hydracore.http_protocol import HEAD_MAX_BYTES
@@ -92,7 +93,7 @@ async def test_nobody_starts_with_another_master_key_than_the_customers_keys_wer
     database_url: str, redis_url: str, part: str
 ) -> None:
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
-        keyring = Keyring(pool, master_key=bytes(32))
+        keyring = Keyring(pool, master_keys=MasterKeys(bytes(32)))
         await keyring.seal("ann@example.com", tenant_id="acme", customer_id="ann", field="customer_email")
     env = environ(database_url, redis_url, free_port(), HYDRACORE_PUBLIC_URL="http://127.0.0.1:1")
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from events import commands as c
 from events.ids import instance_id_for
 from events.keys import Keyring
+from events.master_keys import MasterKeys
 from hydracore.audit import erasing
 from hydracore.cli import main
 from hydracore.wording import plural
@@ -56,7 +57,7 @@ async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
 async def test_an_erasure_leaves_another_tenant_s_customer_of_the_same_name_alone(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    keyring = Keyring(world.pool, master_key=MASTER_KEY)
+    keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     theirs = await lived(world.store, keyring, "ada", "key", tenant="other")
 
     result = await asyncio.to_thread(world.erase, "--tenant", "acme", "--also-live", "--yes", "--json")
@@ -102,7 +103,7 @@ async def test_it_is_asked_first_and_anything_but_yes_is_no(world: World) -> Non
 
 
 async def test_nobody_is_erased_by_mistake(world: World) -> None:
-    keyring = Keyring(world.pool, master_key=MASTER_KEY)
+    keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     await keyring.seal(EMAIL, tenant_id="other", customer_id="ada", field="customer_email")
 
     several = await asyncio.to_thread(world.erase, "--yes")
@@ -117,7 +118,7 @@ async def test_nobody_is_erased_by_mistake(world: World) -> None:
 
 
 async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(world: World) -> None:
-    keyring = Keyring(world.pool, master_key=MASTER_KEY)
+    keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     whose = {"tenant_id": "acme", "customer_id": "ada"}
     email = await keyring.seal(EMAIL, **whose, field="customer_email")
     late = instance_id_for(**whose, idempotency_key="late")
@@ -145,7 +146,7 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
 async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it_up(
     stack: Stack, world: World, meanwhile: tuple[c.AnyCommand, ...]
 ) -> None:
-    keyring = Keyring(world.pool, master_key=MASTER_KEY)
+    keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     whose = {"tenant_id": "acme", "customer_id": "ada"}
     email = await keyring.seal(EMAIL, **whose, field="customer_email")
     late = instance_id_for(**whose, idempotency_key="late")

@@ -11,8 +11,9 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
-from events import keys
+from events import keys, wrapping
 from events.keys import CACHE_S, CustomerErased, Keyring, KeyUnreadable, MasterKeyWrong
+from events.master_keys import MasterKeys
 from events.types import Sealed
 from hydracore.db.pool import open_pool
 from tests.waiting import until
@@ -30,13 +31,13 @@ async def pool(database_url: str) -> AsyncGenerator[AsyncConnectionPool]:
 
 @pytest.fixture
 def keyring(pool: AsyncConnectionPool) -> Keyring:
-    return Keyring(pool, master_key=MASTER_KEY)
+    return Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
 
 
 @pytest.fixture
 def fresh(pool: AsyncConnectionPool) -> Keyring:
     """The keyring of another process: it remembers nothing."""
-    return Keyring(pool, master_key=MASTER_KEY)
+    return Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
 
 
 async def erase(connection: AsyncConnection) -> None:
@@ -121,13 +122,13 @@ async def test_the_database_never_sees_a_key(keyring: Keyring, owner_conn: Async
     ((wrapped,),) = await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall()
 
     with pytest.raises(ValueError, match="does not open"):
-        keys._open(keys.AESGCM(wrapped[:32]), sealed, keys._bound_to(*ADA.values()))
+        keys._open(keys.AESGCM(wrapped[:32]), sealed, wrapping.bind(*ADA.values()))
 
 
 async def test_two_processes_that_meet_a_new_customer_at_once_agree_on_one_key(
     pool: AsyncConnectionPool, owner_conn: AsyncConnection
 ) -> None:
-    rings = [Keyring(pool, master_key=MASTER_KEY) for _ in range(4)]
+    rings = [Keyring(pool, master_keys=MasterKeys(MASTER_KEY)) for _ in range(4)]
     customers = [{**ADA, "customer_id": f"c{number}"} for number in range(10)]
 
     sealed = await asyncio.gather(*(ring.seal(EMAIL, **who) for who in customers for ring in rings))
@@ -253,7 +254,7 @@ async def test_a_key_that_does_not_open_makes_texts_null_and_is_said_once(
 async def test_a_master_key_that_opens_few_of_the_keys_is_wrong(
     pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection
 ) -> None:
-    wrong = Keyring(pool, master_key=OTHER_MASTER_KEY)
+    wrong = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
     await wrong.check()
     for customer in ("ann", "bob", "cid"):
         await keyring.seal(EMAIL, **ADA | {"customer_id": customer})
@@ -266,14 +267,56 @@ async def test_a_master_key_that_opens_few_of_the_keys_is_wrong(
     await wrong.check()
 
 
+# --- another master key ----------------------------------------------------------------------------------------------
+
+
+async def test_what_a_former_master_key_has_wrapped_is_read_and_sealed_and_nothing_new_is_wrapped_with_it(
+    pool: AsyncConnectionPool, keyring: Keyring
+) -> None:
+    bob = ADA | {"customer_id": "bob"}
+    old = await keyring.seal(EMAIL, **ADA)
+    both = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY, [MASTER_KEY]))
+    new, of_bob = await both.seal(EMAIL, **ADA), await both.seal(EMAIL, **bob)
+
+    await both.check()
+    assert [await both.open(text, **ADA) for text in (old, new)] == [EMAIL] * 2
+    # To a process that has not been told of the new key yet.
+    assert await keyring.open(new, **ADA) == EMAIL
+    assert await keyring.open(of_bob, **bob) is None
+    alone = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
+    assert await alone.open(of_bob, **bob) == EMAIL
+    assert await alone.open(new, **ADA) is None
+
+
+async def test_a_master_key_that_opens_the_newest_keys_alone_is_wrong(
+    pool: AsyncConnectionPool, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "TRIED_MAX", 2)
+    both = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY, [MASTER_KEY]))
+    for ring, tenant in ((keyring, "acme"), (both, "zeta")):
+        for customer in ("ann", "bob"):
+            await ring.seal(EMAIL, tenant_id=tenant, customer_id=customer, field="customer_email")
+
+    await both.check()
+    with pytest.raises(MasterKeyWrong, match="0 of 2 that were tried open with it; where it was replaced"):
+        await Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY)).check()
+
+
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
 async def test_equal_requests_have_equal_fingerprints_that_nobody_else_can_make(
     pool: AsyncConnectionPool, keyring: Keyring, fresh: Keyring
 ) -> None:
-    wrong = Keyring(pool, master_key=OTHER_MASTER_KEY)
+    wrong = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
 
     assert keyring.fingerprint(b"{}") == fresh.fingerprint(b"{}")
     assert keyring.fingerprint(b"{}") != keyring.fingerprint(b"{ }")
     assert keyring.fingerprint(b"{}") != wrong.fingerprint(b"{}")
+
+
+async def test_fingerprints_by_former_master_keys_are_known_too(pool: AsyncConnectionPool, keyring: Keyring) -> None:
+    both = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY, [MASTER_KEY]))
+
+    assert both.fingerprints(b"{}") == (both.fingerprint(b"{}"), keyring.fingerprint(b"{}"))
+    assert both.fingerprint(b"{}") != keyring.fingerprint(b"{}")

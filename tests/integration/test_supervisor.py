@@ -183,6 +183,19 @@ async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_be
         assert supervisor.pids() == {}
 
 
+async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operator_s_commands(tmp_path: Path) -> None:
+    given = {"HYDRACORE_MASTER_KEYS_FORMER": "b" * 43}
+
+    async with running(tmp_path) as supervisor:
+        stack = Stack(Home(tmp_path / "home"), supervisor, port=free_port(), workers=1, environ=given)
+        parts = stack._control_plane()
+        await stack._http.aclose()
+
+    assert given.items() <= stack.managed().items()
+    assert all(given.items() <= each.environ.items() for each in parts if "HYDRACORE_MASTER_KEY" in each.environ)
+    assert not any(given.keys() & each.environ.keys() for each in (stack._cloudsim(), stack._modelsim()))
+
+
 async def test_parts_of_one_kind_are_counted_together(tmp_path: Path) -> None:
     async with running(tmp_path) as supervisor:
         await supervisor.start(part("worker-1", SLEEP, kind="worker"))

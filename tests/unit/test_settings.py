@@ -117,6 +117,19 @@ def test_former_seal_keys_are_a_list() -> None:
     assert "public keys" in problems_of({"HYDRACORE_SEAL_KEYS_FORMER": f"{keys},c2hvcnQ="})[0]
 
 
+def test_former_master_keys_are_a_list_that_nobody_sees() -> None:
+    keys = ",".join(base64.urlsafe_b64encode(key).decode() for key in (KEY, bytes(32)))
+
+    settings = load({"HYDRACORE_MASTER_KEY": keys[:44], "HYDRACORE_MASTER_KEYS_FORMER": keys})
+    (problem,) = problems_of({"HYDRACORE_MASTER_KEYS_FORMER": f"{keys},c2hvcnQ="})
+
+    assert settings.master_keys_former == (KEY, bytes(32))
+    assert list(settings.master_keys) == [KEY, bytes(32)]
+    assert repr(KEY) not in f"{settings!r} {settings.master_keys!r}"
+    assert problem.startswith("HYDRACORE_MASTER_KEYS_FORMER must be keys, each 32 random bytes")
+    assert keys not in problem
+
+
 def test_an_empty_role_means_the_login_role() -> None:
     assert load({"HYDRACORE_DATABASE_ROLE": ""}).database_role == ""
 

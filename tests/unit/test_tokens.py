@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from events.master_keys import MasterKeys
+from events.state import Attempt
 from hydracore import tokens
+from workers.user_data import user_data
 
 MASTER = bytes(range(32))
 INSTANCE = UUID("5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11")
@@ -38,6 +41,39 @@ def test_every_fact_changes_the_secret() -> None:
     secrets = {token[-43:] for token in made}
 
     assert len(secrets) == len(made)
+
+
+def test_what_a_former_master_key_has_made_is_known_again() -> None:
+    old, older = bytes(32), bytes(range(1, 33))
+    keys = MasterKeys(MASTER, (older, old))
+    by_older = tokens.hash_token(tokens.agent_key(older, INSTANCE, KEY)).hex()
+    unknown = tokens.hash_token(tokens.agent_key(b"x" * 32, INSTANCE, KEY)).hex()
+
+    assert list(keys) == [MASTER, old, older]
+    assert tokens.maker_of_key(keys, INSTANCE, KEY, key_hash=by_older) == older
+    assert tokens.maker_of_key(keys, INSTANCE, KEY, key_hash=unknown) is None
+    held = [tokens.held_control_token(keys, INSTANCE, KEY, key_hash=key_hash) for key_hash in (by_older, unknown, None)]
+    assert held == [tokens.control_token(maker, INSTANCE, KEY) for maker in (older, MASTER, MASTER)]
+
+
+@pytest.mark.parametrize("maker", [MASTER, bytes(32)], ids=["present", "former"])
+def test_a_server_is_given_the_token_that_was_intended(maker: bytes) -> None:
+    intended = tokens.enrol_token(maker, INSTANCE, 1, "nonce")
+    attempt = Attempt(
+        number=1,
+        provider="p",
+        server_type="t",
+        location="l",
+        image="i",
+        enrol_nonce="nonce",
+        enrol_token_hash=tokens.hash_token(intended).hex(),
+    )
+
+    told = user_data(
+        control_plane_url="http://x", instance_id=INSTANCE, attempt=attempt, master_keys=MasterKeys(MASTER, [bytes(32)])
+    )
+
+    assert intended in told
 
 
 def test_an_attempt_and_a_nonce_cannot_trade_digits() -> None:

@@ -1,0 +1,61 @@
+"""A customer's key as the database has it: encrypted by what the master key gives, and bound to tenant and customer."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from hashlib import sha256
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from events.master_keys import MasterKeys
+
+NONCE_BYTES = 12
+
+
+class Unwrapped(NamedTuple):
+    """A customer's key, and whether the present master key has wrapped it."""
+
+    key: bytes
+    by_present: bool
+
+    def __repr__(self) -> str:
+        return f"Unwrapped('***', by_present={self.by_present})"
+
+
+class Wrapping:
+    """Wraps with the present master key, and unwraps with whichever has wrapped."""
+
+    def __init__(self, master_keys: MasterKeys) -> None:
+        self._present, *self._former = (AESGCM(derive(key, b"wrap customer keys")) for key in master_keys)
+
+    def wrap(self, key: bytes, tenant_id: str, customer_id: str) -> bytes:
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._present.encrypt(nonce, key, _bound_to(tenant_id, customer_id))
+
+    def unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> Unwrapped | None:
+        """None where no master key opens it: it was damaged, is somebody else's, or was wrapped by one that is not known here."""
+        bound_to = _bound_to(tenant_id, customer_id)
+        for cipher in (self._present, *self._former):
+            try:
+                key = cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], bound_to)
+            except (InvalidTag, ValueError):  # A `ValueError` is a nonce of another length.
+                continue
+            return Unwrapped(key, by_present=cipher is self._present)
+        return None
+
+
+def derive(master_key: bytes, purpose: bytes) -> bytes:
+    """32 bytes for one purpose."""
+    return hmac.digest(master_key, b"hydracore/1/" + purpose, sha256)
+
+
+def bind(*parts: str) -> bytes:
+    """No two different lists of parts give the same."""
+    return "".join(f"{len(part)}:{part}" for part in parts).encode()
+
+
+def _bound_to(tenant_id: str, customer_id: str) -> bytes:
+    return bind(tenant_id, customer_id, "key")

@@ -1,0 +1,143 @@
+"""Two API processes while the master key is replaced: one that has still the old one, and one that makes everything with the new."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import httpx
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from events.commands import RotateAgentKey
+from hydracore import tokens
+from tests import lives
+from tests.api_server import MASTER_KEY, Api, running_api
+from tests.use_fixtures import KEY_ID, Used, free_host, give, in_use, order
+
+NEW = bytes(range(1, 33))
+ORDER = {"region_id": "local", "tier_id": "starter", "idempotency_key": "once"}
+MISMATCH = {"detail": "another request", "code": "idempotency_mismatch"}
+
+
+class Both(NamedTuple):
+    old: Api
+    new: Api
+
+
+@pytest.fixture
+async def both(database_url: str, redis_url: str) -> AsyncGenerator[Both]:
+    async with (
+        running_api(database_url, redis_url, master_keys_former=(NEW,)) as old,
+        running_api(database_url, redis_url, master_key=NEW, master_keys_former=(MASTER_KEY,)) as new,
+    ):
+        yield Both(old, new)
+
+
+def from_new(both: Both, used: Used) -> Used:
+    return used._replace(api=both.new)
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+async def test_a_repeated_create_is_the_same_request_to_both_and_another_is_none(both: Both, first: str) -> None:
+    apis = (both.old, both.new) if first == "old" else (both.new, both.old)
+    headers = both.old.token(email="ann@example.com")
+
+    made, again, *others = [
+        await api.client.post("/v1/instances", json=ORDER | change, headers=headers)
+        for api, change in (
+            (apis[0], {}),
+            (apis[1], {}),
+            (apis[1], {"agent_name": "Bo"}),
+            (apis[0], {"agent_name": "Bo"}),
+        )
+    ]
+    listed = [await api.client.get("/v1/instances", headers=headers) for api in apis]
+
+    assert (made.status_code, again.status_code, again.json()) == (202, 202, made.json())
+    assert [answer.status_code for answer in others] == [409, 409]
+    assert listed[0].json() == listed[1].json()
+    assert "ann@example.com" in listed[0].text
+
+
+async def test_secrets_that_were_issued_before_are_given_again_and_new_ones_are_by_the_new_key(both: Both) -> None:
+    signing = Ed25519PrivateKey.generate()
+    public = b64encode(signing.public_key().public_bytes_raw()).decode()
+    instance_id = await order(both.old)
+    await give(both.old, instance_id, lives.plan(vpn_ip=free_host()), lives.created(), lives.enrol(signing_key=public))
+
+    async def secrets(api: Api) -> dict[str, Any]:
+        body = msgspec.json.encode({"instance_id": instance_id, "attempt": 1, "boot_id": lives.BOOT})
+        signature = b64encode(signing.sign(body)).decode()
+        answer = await api.client.post("/v1/agent/secrets", content=body, headers={"X-Agent-Signature": signature})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    issued = await secrets(both.old)
+    again = await secrets(both.new)
+    taken = await acknowledge(both.new, issued)
+    await give(both.new, instance_id, RotateAgentKey(at_ms=lives.NOW_MS))
+    revoked = await acknowledge(both.new, issued)
+    fresh = await secrets(both.new)
+    by_old_process = await acknowledge(both.old, fresh)
+
+    assert again == issued
+    assert (taken.status_code, revoked.status_code, by_old_process.status_code) == (200, 401, 200)
+    assert issued["agent_key"] == tokens.agent_key(MASTER_KEY, instance_id, UUID(issued["key_id"]))
+    key_id = UUID(fresh["key_id"])
+    assert fresh["agent_key"] == tokens.agent_key(NEW, instance_id, key_id)
+    assert fresh["control_token"] == tokens.control_token(NEW, instance_id, key_id)
+
+
+async def acknowledge(api: Api, secrets: dict[str, Any]) -> httpx.Response:
+    body = {"boot_id": str(lives.BOOT), "key_id": secrets["key_id"]}
+    headers = {"Authorization": f"Bearer {secrets['agent_key']}"}
+    return await api.client.post("/v1/agent/secrets/ack", json=body, headers=headers)
+
+
+async def test_a_key_by_a_dropped_or_a_made_up_master_key_lets_nobody_in(
+    both: Both, database_url: str, redis_url: str
+) -> None:
+    async with in_use(both.old) as used, running_api(database_url, redis_url, master_key=NEW) as alone:
+        body = {"boot_id": str(lives.BOOT)}
+        keys = {
+            "in force": tokens.agent_key(MASTER_KEY, used.instance_id, KEY_ID),
+            "of the same id": tokens.agent_key(NEW, used.instance_id, KEY_ID),
+            "never issued": tokens.agent_key(MASTER_KEY, used.instance_id, uuid4()),
+            "made up": tokens.agent_key(bytes(32), used.instance_id, KEY_ID),
+        }
+        answers = {
+            (api is alone, name): await api.client.post(
+                "/v1/agent/config", json=body, headers={"Authorization": f"Bearer {key}"}
+            )
+            for api in (both.new, alone)
+            for name, key in keys.items()
+        }
+
+        assert {which for which, answer in answers.items() if answer.status_code == 200} == {(False, "in force")}
+        assert {answer.status_code for answer in answers.values()} == {200, 401}
+        assert answers[True, "in force"].json() == {"detail": "The agent key is wrong"}
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_staff_keep_their_conversations_and_a_repeated_chat_is_the_same_request(both: Both, accept: str) -> None:
+    staff = both.old.token(user="root", role="admin") | {"Accept": accept}
+    keyed = staff | {"Idempotency-Key": "once"}
+    async with in_use(both.old) as used:
+        await used.ask("POST", "/chat", {"message": "Hello"}, headers=keyed)
+        begun = used.agent.calls[-1].body["conversation_id"]
+        used.agent.script("/api/chat", 409, MISMATCH)
+        repeated = await from_new(both, used).ask("POST", "/chat", {"message": "Hello"}, headers=keyed)
+        names = [call.body["conversation_id"] for call in used.agent.calls_of("/api/chat")]
+        used.agent.script("/api/chat", 409, MISMATCH)
+        used.agent.script("/api/chat", 409, MISMATCH)
+        other = await from_new(both, used).ask("POST", "/chat", {"message": "Bye"}, headers=keyed)
+        theirs = {"message": "Hello", "conversation_id": begun}
+        goes_on = await from_new(both, used).ask("POST", "/chat", theirs, headers=staff)
+
+    assert names == [begun, names[1], begun]
+    assert names[1] != begun
+    assert [answer.status_code for answer in (repeated, other, goes_on)] == [200, 409, 200]
