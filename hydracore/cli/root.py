@@ -24,6 +24,7 @@ from hydracore.cli.credentials import api_key, token
 from hydracore.cli.database import db
 from hydracore.cli.demo import demo
 from hydracore.cli.fleet import fleet
+from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
@@ -131,5 +132,6 @@ for command in (
     sweep,
     api_key,
     token,
+    master_key,
 ):
     main.add_command(command)

@@ -1,0 +1,155 @@
+"""`master-key`: what still depends on a former master key, and the two steps that end that (docs/operations.md).
+
+Exit status: 0 nothing is left to do; 1 something is left; 2 usage; 3 the database cannot be reached.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from hydracore import settings as configuration
+from hydracore.cli.audit import FOUND, json_option, load, on_database
+from hydracore.cli.printing import operator, print_json
+from hydracore.wording import plural
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
+    from events.rewrapping import CustomerKeys
+    from hydracore.audit.verifying import Progress
+    from hydracore.reissuing import AgentTokens, Reissuer
+    from hydracore.settings import Settings
+
+
+@click.group("master-key")
+def master_key() -> None:
+    """Replace the master key while everything runs."""
+
+
+@master_key.command()
+@json_option
+def status(*, as_json: bool) -> None:
+    """Count what was made with the present master key, with a former one, and with none that is known here."""
+    from hydracore.cli.audit_view import progress_bar
+
+    settings = load(require=configuration.MASTER_KEY_NEEDS)
+    with progress_bar("looking") as progress:
+        keys, agents = on_database(settings, lambda pool: _survey(settings, pool, progress))
+    needed = bool(keys.former + agents.former + agents.awaited + agents.passing)
+    if as_json:
+        print_json({"customer_keys": keys, "agents": agents, "is_former_needed": needed})
+    else:
+        click.echo(_told_keys(keys))
+        click.echo(_told_agents(agents))
+        click.echo("a former master key is still needed" if needed else "nothing here depends on a former master key")
+    raise SystemExit(FOUND if needed or _is_left(keys) or _are_left(agents) else 0)
+
+
+@master_key.command()
+@json_option
+def rewrap(*, as_json: bool) -> None:
+    """Wrap all customers' keys with the present master key. May be stopped, and done again, at any time."""
+    from hydracore.cli.audit_view import progress_bar
+
+    settings = load(require=configuration.MASTER_KEY_NEEDS)
+    with progress_bar("wrapping") as progress:
+        done, left = on_database(settings, lambda pool: _rewrap(settings, pool, progress))
+    if as_json:
+        print_json({"rewrapped": done, "customer_keys": left})
+    else:
+        click.echo(f"wrapped anew: {plural(done, 'key')}")
+        click.echo(_told_keys(left))
+    raise SystemExit(FOUND if _is_left(left) else 0)
+
+
+@master_key.command()
+@json_option
+def reissue(*, as_json: bool) -> None:
+    """Have agents that hold tokens by another master key get themselves new ones. Each does when it next reports."""
+    from hydracore.cli.audit_view import progress_bar
+
+    settings = load(require=configuration.MASTER_KEY_NEEDS)
+    with progress_bar("reissuing") as progress:
+        done, agents = on_database(settings, lambda pool: _reissue(settings, pool, progress))
+    if as_json:
+        print_json({"revoked": done, "agents": agents})
+    else:
+        click.echo(f"revoked: {plural(done, 'agent key')}")
+        click.echo(_told_agents(agents))
+    raise SystemExit(FOUND if _are_left(agents) else 0)
+
+
+async def _survey(
+    settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress"
+) -> "tuple[CustomerKeys, AgentTokens]":
+    from events import rewrapping
+    from hydracore import reissuing
+
+    progress.begin(await rewrapping.count(pool) + await reissuing.count(pool))
+    keys = await rewrapping.survey(pool, settings.master_keys, progress.advance)
+    async with _reissuer(settings, pool) as reissuer:
+        return keys, await reissuer.survey(progress.advance)
+
+
+async def _rewrap(
+    settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress"
+) -> "tuple[int, CustomerKeys]":
+    from events import rewrapping
+
+    progress.begin(await rewrapping.count(pool))
+    done = await rewrapping.rewrap(pool, settings.master_keys, progress.advance)
+    return done, await rewrapping.survey(pool, settings.master_keys)
+
+
+async def _reissue(
+    settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress"
+) -> "tuple[int, AgentTokens]":
+    from hydracore import reissuing
+
+    progress.begin(await reissuing.count(pool))
+    async with _reissuer(settings, pool) as reissuer:
+        done = await reissuer.reissue(progress.advance)
+        return done, await reissuer.survey(lambda _: None)
+
+
+@asynccontextmanager
+async def _reissuer(settings: "Settings", pool: "AsyncConnectionPool") -> "AsyncGenerator[Reissuer]":
+    from events.store import EventStore
+    from hydracore.reissuing import Reissuer
+    from projections.inline import inline_projections
+
+    store = EventStore(pool, inline=inline_projections())
+    try:
+        yield Reissuer(pool, store, settings.master_keys, actor=operator(), now_ms=lambda: time.time_ns() // 1_000_000)
+    finally:
+        await store.close()
+
+
+def _is_left(keys: "CustomerKeys") -> bool:
+    return bool(keys.former + keys.unreadable)
+
+
+def _are_left(agents: "AgentTokens") -> bool:
+    return bool(agents.former + agents.unknown + agents.unreadable)
+
+
+def _told_keys(keys: "CustomerKeys") -> str:
+    return (
+        f"customers' keys: {keys.present} wrapped with the present master key, {keys.former} with a former one, "
+        f"{keys.unreadable} that none opens"
+    )
+
+
+def _told_agents(agents: "AgentTokens") -> str:
+    counts = (
+        f"{agents.present} with tokens by the present master key",
+        f"{agents.former} by a former one",
+        f"{agents.unknown} by none that is known here",
+        f"{agents.awaited} that have not fetched new ones yet",
+        f"{agents.passing} that are being made or deleted",
+        f"{agents.unreadable} of a stream that cannot be read",
+    )
+    return f"agents: {', '.join(counts)}"

@@ -1,0 +1,173 @@
+"""Agents' tokens after a change of the master key: which agents hold what a former one has made, and others in their place.
+
+An agent gets itself new tokens once its key is revoked (docs/agent.md), as with `rotate-key`, and is asked with the old control token
+until it has acknowledged them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Literal
+from uuid import UUID, uuid4
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from events.commands import RotateAgentKey
+from events.errors import EventUnreadable, LogCorrupted, VersionConflict
+from events.lifecycle import DELETING, PROVISIONING, RUNNING
+from events.master_keys import MasterKeys
+from events.patience import patiently
+from events.record import Origin
+from events.sql import Statements
+from events.state import Attempt, Instance
+from events.store import RACES_MAX, EventStore
+from hydracore.tokens import maker_of_enrol_token, maker_of_key
+
+_SQL = Statements("hydracore", "reissuing.sql")
+_LIVING = _SQL["living"]
+_COUNT = _SQL["count_living"]
+
+#: How many instances are asked for at a time.
+PAGE = 500
+
+#: Which master key an instance's tokens were derived from. `awaited`: its key was revoked, and the agent, which still has what another
+#: than the present one has made, has not fetched new ones yet. `passing`: its server is being made or its agent drained, for which
+#: such tokens are needed once more. `unreadable`: the stream does not say.
+Standing = Literal["none", "present", "former", "unknown", "awaited", "passing", "unreadable"]
+
+
+class AgentTokens(msgspec.Struct, kw_only=True):
+    """How many instances there are of each `Standing` but `none`."""
+
+    present: int = 0
+    former: int = 0
+    unknown: int = 0
+    awaited: int = 0
+    passing: int = 0
+    unreadable: int = 0
+
+
+def standing(state: Instance, master_keys: MasterKeys) -> Standing:
+    """What of `state` depends on which master key."""
+    agent, attempt = state.agent, state.attempt
+    if state.status not in {PROVISIONING, RUNNING, DELETING} or "drained" in state.teardown_done:
+        return "none"
+    if agent is None:
+        return "passing" if attempt is not None and _is_to_be_made(state.id, attempt, master_keys) else "none"
+    held = _by(state.id, agent.control_key_id, agent.control_key_hash, master_keys)
+    if state.status == DELETING:
+        return "none" if held is None else "present" if held == "present" else "passing"
+    in_force = _by(state.id, agent.key_id, agent.key_hash, master_keys)
+    if in_force in {"former", "unknown"}:
+        return in_force
+    if held in {"former", "unknown"}:
+        return "awaited"
+    return in_force or held or "none"
+
+
+async def count(pool: AsyncConnectionPool) -> int:
+    """How many instances are looked at. Raises `StoreUnavailable`."""
+
+    async def work(connection: AsyncConnection) -> int:
+        row = await (await connection.execute(_COUNT)).fetchone()
+        assert row is not None, "a count has a row"
+        return row[0]
+
+    return await patiently(pool, work)
+
+
+class Reissuer:
+    """Counts agents' tokens, and revokes the keys that the present master key has not made. `now_ms`: milliseconds since 1970."""
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool,
+        store: EventStore,
+        master_keys: MasterKeys,
+        *,
+        actor: str,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._master_keys = master_keys
+        self._actor = actor
+        self._now_ms = now_ms
+        self._correlation_id = uuid4()
+
+    async def survey(self, progress: Callable[[int], None]) -> AgentTokens:
+        """Look at them all. Raises `StoreUnavailable`."""
+        found = AgentTokens()
+        async for instance_id in _living(self._pool):
+            _, which = await self._look(instance_id)
+            if which != "none":
+                setattr(found, which, getattr(found, which) + 1)
+            progress(1)
+        return found
+
+    async def reissue(self, progress: Callable[[int], None]) -> int:
+        """How many were revoked just now. Doing it again does nothing. Raises `StoreUnavailable`."""
+        revoked = 0
+        async for instance_id in _living(self._pool):
+            revoked += await self._revoke(instance_id)
+            progress(1)
+        return revoked
+
+    async def _revoke(self, instance_id: UUID) -> bool:
+        origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
+        for _ in range(RACES_MAX):
+            state, which = await self._look(instance_id)
+            if which not in {"former", "unknown"}:
+                return False
+            with suppress(VersionConflict):
+                # At this version: a key that is issued meanwhile is by the present master key, and stays.
+                await self._store.execute_at(state, instance_id, RotateAgentKey(at_ms=self._now_ms()), origin)
+                return True
+        return False
+
+    async def _look(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
+        try:
+            state = await self._store.load(instance_id)
+        except (LogCorrupted, EventUnreadable):
+            # One that somebody broke keeps no other from being looked at; an audit says what is wrong with it.
+            return None, "unreadable"
+        return state, "none" if state is None else standing(state, self._master_keys)
+
+
+def _by(
+    instance_id: UUID, key_id: UUID | None, key_hash: str | None, master_keys: MasterKeys
+) -> Literal["present", "former", "unknown"] | None:
+    """What the agent key of this hash was derived from; None where there is none."""
+    if key_id is None or key_hash is None:
+        return None
+    maker = maker_of_key(master_keys, instance_id, key_id, key_hash=key_hash)
+    if maker is None:
+        return "unknown"
+    return "present" if maker == master_keys.present else "former"
+
+
+def _is_to_be_made(instance_id: UUID, attempt: Attempt, master_keys: MasterKeys) -> bool:
+    """Whether a server is intended, perhaps not ordered yet, and will bear a token that is not by the present master key."""
+    if not attempt.may_have_server or attempt.server_id is not None or attempt.failure is not None:
+        return False
+    nonce, token_hash = attempt.enrol_nonce, attempt.enrol_token_hash
+    assert nonce is not None, "an intent has a nonce"
+    assert token_hash is not None, "an intent has the hash of its token"
+    maker = maker_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
+    return maker != master_keys.present
+
+
+async def _living(pool: AsyncConnectionPool) -> AsyncGenerator[UUID]:
+    lane, last = -1, UUID(int=0)
+
+    async def page(connection: AsyncConnection) -> list[TupleRow]:
+        return await (await connection.execute(_LIVING, {"lane": lane, "id": last, "limit": PAGE})).fetchall()
+
+    while rows := await patiently(pool, page):
+        for _, instance_id in rows:
+            yield instance_id
+        lane, last = rows[-1]

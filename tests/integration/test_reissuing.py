@@ -1,0 +1,60 @@
+"""`master-key reissue`: agents whose tokens another master key has made are brought to fetch new ones, and nobody else is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import urlsafe_b64encode
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from hydracore import tokens
+from hydracore.cli import main
+from tests import lives
+from tests.api_server import MASTER_KEY, Api, running_api
+from tests.use_fixtures import events_of, give, in_use
+
+NEW = bytes(range(1, 33))
+COUNTS = {"present": 0, "former": 0, "unknown": 0, "awaited": 0, "passing": 0, "unreadable": 0}
+
+
+async def reissue(api: Api, *, former: bytes | None) -> tuple[int, Any]:
+    env = {
+        "HYDRACORE_DATABASE_URL": api.parts.settings.database_url,
+        "HYDRACORE_MASTER_KEY": urlsafe_b64encode(NEW).decode(),
+        "HYDRACORE_MASTER_KEYS_FORMER": "" if former is None else urlsafe_b64encode(former).decode(),
+    }
+    words = ["master-key", "reissue", "--json"]
+    result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
+    return result.exit_code, json.loads(result.output)
+
+
+def key_hash(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
+    return tokens.hash_token(tokens.agent_key(master_key, instance_id, key_id)).hex()
+
+
+@pytest.mark.parametrize("former", [MASTER_KEY, None], ids=["former", "dropped"])
+async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_left_alone(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, former: bytes | None
+) -> None:
+    async with (
+        running_api(database_url, redis_url) as api,
+        in_use(api, reachable=False) as old,
+        in_use(api, reachable=False) as new,
+        in_use(api, reachable=False) as broken,
+    ):
+        by_new = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lives.SECOND_KEY))
+        await give(api, new.instance_id, lives.rotate_key(), by_new, lives.acknowledge(lives.SECOND_KEY))
+        await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 3", (broken.instance_id,))
+
+        first, again = await reissue(api, former=former), await reissue(api, former=former)
+
+        left = COUNTS | {"present": 1, "awaited": 1, "unreadable": 1}
+        assert first == (1, {"revoked": 1, "agents": left})
+        assert again == (1, {"revoked": 0, "agents": left})
+        for instance_id in (old.instance_id, new.instance_id):
+            assert len(await events_of(owner_conn, instance_id, "agent_key_revoked")) == 1
