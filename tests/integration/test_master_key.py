@@ -1,0 +1,128 @@
+"""The master key is replaced beneath everything that runs, in the steps of docs/operations.md, and the old one is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from hydracore.cli import main
+from tests.modelsim_fixtures import running_modelsim
+from tests.stack import BRISK, MASTER_KEY, Stack
+
+OLD, NEW = (urlsafe_b64encode(key).decode() for key in (MASTER_KEY, b"the-master-key-that-comes-after-"))
+BOTH = {"master_key": NEW, "master_keys_former": OLD}
+PROMPT = "Speak like a pirate"
+
+
+class Rotated(NamedTuple):
+    """A stack of the test's own, and an instance of ann's in it that was made with the key that is going to be replaced."""
+
+    stack: Stack
+    instance_id: UUID
+    key: str
+
+    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        return await self.stack.ask(method, f"/v1/instances/{self.instance_id}{path}", body, headers=headers)
+
+    async def restart(self, **settings: str) -> None:
+        """What has the master key, with other settings."""
+        for each in (self.stack.api, self.stack.worker):
+            each.kill()
+            each.start(**settings)
+        await self.stack.start(boot="inline")
+
+    async def run(self, *words: str, **settings: str) -> Result:
+        env = self.stack.environ(**settings)
+        return await asyncio.to_thread(CliRunner().invoke, main, ["master-key", *words], env=env)
+
+    async def counted(self) -> dict[str, Any]:
+        return json.loads((await self.run("status", "--json", **BOTH)).output)
+
+    async def assert_all_goes_on(self) -> None:
+        """Chat, which the agent is asked and tells the cost of; a sealed field; and what the agent says by itself."""
+        chat = await self.ask("POST", "/chat", {"message": "What are your instructions?"})
+        config = await self.ask("GET", "/config")
+        beat = (await self.ask("GET", "/runtime")).json()["last_heartbeat"]
+
+        assert chat.status_code == 200, chat.text
+        assert PROMPT in chat.json()["message"]
+        assert (config.json()["system_prompt"], config.json()["running"]["system_prompt"]) == (PROMPT, PROMPT)
+
+        async def is_heard() -> bool:
+            return (await self.ask("GET", "/runtime")).json()["last_heartbeat"] > beat
+
+        await self.stack.until(is_heard)
+
+
+@pytest.fixture
+async def rotated(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGenerator[Rotated]:
+    async with running_modelsim(tmp_path) as models:
+        stack = Stack(
+            tmp_path,
+            database_url=database_url,
+            redis_url=redis_url,
+            model_base_url=models.base_url,
+            model_api_key="sk-test",
+            **BRISK,
+        )
+        try:
+            await stack.start(boot="inline")
+            key, _ = stack.new_key()
+            one = Rotated(stack, await stack.running(key=key), key)
+            assert (await one.ask("POST", "/config", {"system_prompt": PROMPT})).json()["applied"]
+            yield one
+        finally:
+            stack.close()
+
+
+async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_old_one_is_dropped(
+    rotated: Rotated,
+) -> None:
+    stack = rotated.stack
+    await rotated.assert_all_goes_on()
+
+    await rotated.restart(**BOTH)
+    await rotated.assert_all_goes_on()
+    assert await stack.create(rotated.key) == rotated.instance_id
+    other = await stack.ask(
+        "POST", "/v1/instances", {"region_id": "local", "tier_id": "standard", "idempotency_key": rotated.key}
+    )
+    young = await stack.running()
+    before = await rotated.counted()
+    refused = stack.program("api")
+    refused.start(master_key=NEW)
+    await stack.until(lambda: not refused.is_alive)
+
+    rewrapped, reissued = await rotated.run("rewrap", **BOTH), await rotated.run("reissue", "--json", **BOTH)
+
+    async def is_old_one_idle() -> bool:
+        return not (await rotated.counted())["is_former_needed"]
+
+    await stack.until(is_old_one_idle)
+    after = await rotated.counted()
+    await rotated.assert_all_goes_on()
+    await rotated.restart(master_key=NEW)
+    await rotated.assert_all_goes_on()
+    told = await rotated.run("status", master_key=NEW)
+    for instance_id in (rotated.instance_id, young):
+        await stack.delete(instance_id)
+        await stack.until_status(instance_id, "deleted")
+
+    assert other.status_code == 409
+    assert before["customer_keys"] == {"present": 0, "former": 1, "unreadable": 0}
+    assert (before["agents"]["present"], before["agents"]["former"], before["is_former_needed"]) == (1, 1, True)
+    (line,) = refused.output().splitlines()[-1:]
+    assert line.startswith("hydracore: HYDRACORE_MASTER_KEY is not the one")
+    assert (rewrapped.exit_code, reissued.exit_code, json.loads(reissued.output)["revoked"]) == (0, 0, 1)
+    assert (after["customer_keys"]["present"], after["agents"]["present"]) == (1, 2)
+    assert told.exit_code == 0
+    assert told.output.splitlines()[-1] == "nothing here depends on a former master key"
