@@ -51,6 +51,7 @@ def agent_key_revoked(state: Instance, event: e.AgentKeyRevoked) -> None:
     agent = _agent(state)
     if event.reason == "deletion":
         agent.leaving_key_id = event.key_id
+        agent.leaving_key_hash = agent.key_hash
     agent.key_id = None
     agent.key_hash = None
     agent.key_acknowledged = False

@@ -86,6 +86,7 @@ class Agent(msgspec.Struct, kw_only=True):
     control_key_hash: str | None = None
     #: The key that was in force when the instance's deletion revoked it: what was spent is told with it until the drain ends.
     leaving_key_id: UUID | None = None
+    leaving_key_hash: str | None = None
     contested: bool = False
 
 

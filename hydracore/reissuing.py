@@ -50,6 +50,10 @@ class AgentTokens(msgspec.Struct, kw_only=True):
     passing: int = 0
     unreadable: int = 0
 
+    def add(self, which: Standing) -> None:
+        if which != "none":
+            setattr(self, which, getattr(self, which) + 1)
+
 
 def standing(state: Instance, master_keys: MasterKeys) -> Standing:
     """What of `state` depends on which master key."""
@@ -104,30 +108,34 @@ class Reissuer:
         found = AgentTokens()
         async for instance_id in _living(self._pool):
             _, which = await self._look(instance_id)
-            if which != "none":
-                setattr(found, which, getattr(found, which) + 1)
+            found.add(which)
             progress(1)
         return found
 
-    async def reissue(self, progress: Callable[[int], None]) -> int:
-        """How many were revoked just now. Doing it again does nothing. Raises `StoreUnavailable`."""
-        revoked = 0
+    async def reissue(self, progress: Callable[[int], None]) -> tuple[int, AgentTokens]:
+        """How many were revoked just now, and what is left. Doing it again does nothing. Raises `StoreUnavailable`."""
+        revoked, left = 0, AgentTokens()
         async for instance_id in _living(self._pool):
-            revoked += await self._revoke(instance_id)
+            is_revoked, which = await self._revoke(instance_id)
+            revoked += is_revoked
+            left.add(which)
             progress(1)
-        return revoked
+        return revoked, left
 
-    async def _revoke(self, instance_id: UUID) -> bool:
+    async def _revoke(self, instance_id: UUID) -> tuple[bool, Standing]:
+        """Whether that was needed and done, and how it stands now."""
         origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
         for _ in range(RACES_MAX):
             state, which = await self._look(instance_id)
-            if which not in {"former", "unknown"}:
-                return False
+            if state is None or which not in {"former", "unknown"}:
+                return False, which
             with suppress(VersionConflict):
                 # At this version: a key that is issued meanwhile is by the present master key, and stays.
-                await self._store.execute_at(state, instance_id, RotateAgentKey(at_ms=self._now_ms()), origin)
-                return True
-        return False
+                command = RotateAgentKey(at_ms=self._now_ms())
+                outcome = await self._store.execute_at(state, instance_id, command, origin)
+                return True, standing(outcome.state, self._master_keys)
+        _, which = await self._look(instance_id)
+        return False, which
 
     async def _look(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
         try:

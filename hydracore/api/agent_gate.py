@@ -46,11 +46,11 @@ class AgentGate:
         """Raises `Unauthorized` for a key that is not, or no longer, in force, `Gone` when the instance is over, and
         `Draining` while it is being deleted and its chats may still end.
 
-        A key that we never issued is refused without a look at the database. One that we did issue is told when its
+        A key that none of the master keys has made is refused without a look at the database. One that was issued is told when its
         instance is over, although it was revoked with it: that is how an agent learns that it must stop.
         """
         shown, claimed, row = await self._known(headers)
-        if await self._draining(claimed, row) is not None:
+        if await self._draining(shown, claimed, row) is not None:
             raise Draining(DRAINING)
         _require_in_force(shown, row)
         return CallingAgent(claimed.instance_id, claimed.key_id)
@@ -59,7 +59,7 @@ class AgentGate:
         """The same, but the key that the deletion revoked is good for this until the drain is over: what its last chats
         have cost is owed all the same. One that was rotated away before is not."""
         shown, claimed, row = await self._known(headers)
-        agent = await self._draining(claimed, row)
+        agent = await self._draining(shown, claimed, row)
         if agent is None:
             _require_in_force(shown, row)
         elif claimed.key_id not in {agent.key_id, agent.leaving_key_id}:
@@ -67,7 +67,7 @@ class AgentGate:
         return MeteredAgent(claimed.instance_id, claimed.key_id)
 
     async def _known(self, headers: RawHeaders) -> tuple[str, AgentKey, AgentKeyRow]:
-        """A key that we issued once, in force or not, and what is known of its instance. Raises `Unauthorized`."""
+        """A key that one of the master keys has made, and what is known of its instance. Raises `Unauthorized`."""
         shown = _bearer(headers)
         claimed = parse_agent_key(shown)
         if claimed is None:
@@ -79,7 +79,7 @@ class AgentGate:
             raise Unauthorized("The agent key is wrong")
         return shown, claimed, row
 
-    async def _draining(self, claimed: AgentKey, row: AgentKeyRow) -> Agent | None:
+    async def _draining(self, shown: str, claimed: AgentKey, row: AgentKeyRow) -> Agent | None:
         """The agent whose key was shown, where its instance is being deleted and not drained yet."""
         if row.status != DELETING:
             return None
@@ -88,15 +88,25 @@ class AgentGate:
         agent = state.agent
         if agent is None or "drained" in state.teardown_done:
             return None
-        # Agents of earlier attempts have nothing to end.
-        return agent if claimed.key_id in {agent.key_id, agent.control_key_id, agent.leaving_key_id} else None
+        # Agents of earlier attempts have nothing to end, and a key of this id by another master key was never issued.
+        issued = {
+            agent.key_id: agent.key_hash,
+            agent.control_key_id: agent.control_key_hash,
+            agent.leaving_key_id: agent.leaving_key_hash,
+        }
+        return agent if _is_of_hash(shown, issued.get(claimed.key_id)) else None
 
 
 def _require_in_force(shown: str, row: AgentKeyRow) -> None:
     if row.status not in {PROVISIONING, RUNNING}:
         raise Gone(GONE)
-    if row.key_hash is None or not hmac.compare_digest(bytes.fromhex(row.key_hash), hash_token(shown)):
+    if not _is_of_hash(shown, row.key_hash):
         raise Unauthorized("The agent key is no longer in force")
+
+
+def _is_of_hash(shown: str, key_hash: str | None) -> bool:
+    """`key_hash`: in hex."""
+    return key_hash is not None and hmac.compare_digest(bytes.fromhex(key_hash), hash_token(shown))
 
 
 def _bearer(headers: RawHeaders) -> str:

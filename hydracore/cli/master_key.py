@@ -1,6 +1,7 @@
 """`master-key`: what still depends on a former master key, and the two steps that end that (docs/operations.md).
 
-Exit status: 0 nothing is left to do; 1 something is left; 2 usage; 3 the database cannot be reached.
+Exit status: 0 nothing is left that can be done; 1 something is; 2 usage, or the key of another installation; 3 the database cannot be
+reached. What no key that is named has made, because it was damaged, is counted and is no reason to go on.
 """
 
 import time
@@ -39,13 +40,19 @@ def status(*, as_json: bool) -> None:
     with progress_bar("looking") as progress:
         keys, agents = on_database(settings, lambda pool: _survey(settings, pool, progress))
     needed = bool(keys.former + agents.former + agents.awaited + agents.passing)
+    unknown = keys.unreadable + agents.unknown + agents.unreadable
     if as_json:
         print_json({"customer_keys": keys, "agents": agents, "is_former_needed": needed})
     else:
         click.echo(_told_keys(keys))
         click.echo(_told_agents(agents))
-        click.echo("a former master key is still needed" if needed else "nothing here depends on a former master key")
-    raise SystemExit(FOUND if needed or _is_left(keys) or _are_left(agents) else 0)
+        if needed:
+            click.echo("a former master key is still needed")
+        elif unknown:
+            click.echo(f"nothing depends on a former master key that is named here; of {unknown} nobody can say")
+        else:
+            click.echo("nothing here depends on a former master key")
+    raise SystemExit(FOUND if needed or agents.unknown else 0)
 
 
 @master_key.command()
@@ -62,7 +69,7 @@ def rewrap(*, as_json: bool) -> None:
     else:
         click.echo(f"wrapped anew: {plural(done, 'key')}")
         click.echo(_told_keys(left))
-    raise SystemExit(FOUND if _is_left(left) else 0)
+    raise SystemExit(FOUND if left.former + left.unreadable else 0)
 
 
 @master_key.command()
@@ -79,7 +86,7 @@ def reissue(*, as_json: bool) -> None:
     else:
         click.echo(f"revoked: {plural(done, 'agent key')}")
         click.echo(_told_agents(agents))
-    raise SystemExit(FOUND if _are_left(agents) else 0)
+    raise SystemExit(FOUND if agents.former + agents.unknown + agents.unreadable else 0)
 
 
 async def _survey(
@@ -99,9 +106,10 @@ async def _rewrap(
 ) -> "tuple[int, CustomerKeys]":
     from events import rewrapping
 
-    progress.begin(await rewrapping.count(pool))
+    await _refuse_another_installations_key(settings, pool)
+    progress.begin(2 * await rewrapping.count(pool))
     done = await rewrapping.rewrap(pool, settings.master_keys, progress.advance)
-    return done, await rewrapping.survey(pool, settings.master_keys)
+    return done, await rewrapping.survey(pool, settings.master_keys, progress.advance)
 
 
 async def _reissue(
@@ -109,10 +117,20 @@ async def _reissue(
 ) -> "tuple[int, AgentTokens]":
     from hydracore import reissuing
 
+    await _refuse_another_installations_key(settings, pool)
     progress.begin(await reissuing.count(pool))
     async with _reissuer(settings, pool) as reissuer:
-        done = await reissuer.reissue(progress.advance)
-        return done, await reissuer.survey(lambda _: None)
+        return await reissuer.reissue(progress.advance)
+
+
+async def _refuse_another_installations_key(settings: "Settings", pool: "AsyncConnectionPool") -> None:
+    """What it has made would be nothing that anybody here can read."""
+    from events.keys import Keyring, MasterKeyWrong
+
+    try:
+        await Keyring(pool, master_keys=settings.master_keys).check()
+    except MasterKeyWrong as error:
+        raise click.UsageError(str(error)) from None
 
 
 @asynccontextmanager
@@ -126,14 +144,6 @@ async def _reissuer(settings: "Settings", pool: "AsyncConnectionPool") -> "Async
         yield Reissuer(pool, store, settings.master_keys, actor=operator(), now_ms=lambda: time.time_ns() // 1_000_000)
     finally:
         await store.close()
-
-
-def _is_left(keys: "CustomerKeys") -> bool:
-    return bool(keys.former + keys.unreadable)
-
-
-def _are_left(agents: "AgentTokens") -> bool:
-    return bool(agents.former + agents.unknown + agents.unreadable)
 
 
 def _told_keys(keys: "CustomerKeys") -> str:

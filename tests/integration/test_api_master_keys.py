@@ -122,6 +122,30 @@ async def test_a_key_by_a_dropped_or_a_made_up_master_key_lets_nobody_in(
         assert answers[True, "in force"].json() == {"detail": "The agent key is wrong"}
 
 
+async def test_a_former_master_key_makes_no_key_that_tells_of_usage_while_an_instance_drains(both: Both) -> None:
+    async with in_use(both.old) as used:
+        await give(both.old, used.instance_id, lives.delete(), lives.teardown("key_revoked"))
+        spent = {
+            "at_ms": lives.NOW_MS,
+            "model": "m",
+            "prompt_tokens": 1,
+            "completion_tokens": 1,
+            "cost_usd": 1,
+            "channel": "api",
+        }
+        usage = {"boot_id": str(lives.BOOT), "ledger_id": str(uuid4()), "seq": 1, "entries": [spent]}
+        answers = [
+            await both.old.client.post(
+                "/v1/agent/usage",
+                json=usage,
+                headers={"Authorization": f"Bearer {tokens.agent_key(master_key, used.instance_id, KEY_ID)}"},
+            )
+            for master_key in (NEW, MASTER_KEY)
+        ]
+
+    assert [answer.status_code for answer in answers] == [410, 200]
+
+
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 async def test_staff_keep_their_conversations_and_a_repeated_chat_is_the_same_request(both: Both, accept: str) -> None:
     staff = both.old.token(user="root", role="admin") | {"Accept": accept}

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from hydracore import tokens
 from hydracore.cli import main
@@ -23,14 +23,17 @@ COUNTS = {"present": 0, "former": 0, "unknown": 0, "awaited": 0, "passing": 0, "
 
 
 async def reissue(api: Api, *, former: bytes | None) -> tuple[int, Any]:
+    result = await run(api, "reissue", former=former)
+    return result.exit_code, json.loads(result.output)
+
+
+async def run(api: Api, command: str, *, former: bytes | None) -> Result:
     env = {
         "HYDRACORE_DATABASE_URL": api.parts.settings.database_url,
         "HYDRACORE_MASTER_KEY": urlsafe_b64encode(NEW).decode(),
         "HYDRACORE_MASTER_KEYS_FORMER": "" if former is None else urlsafe_b64encode(former).decode(),
     }
-    words = ["master-key", "reissue", "--json"]
-    result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
-    return result.exit_code, json.loads(result.output)
+    return await asyncio.to_thread(CliRunner().invoke, main, ["master-key", command, "--json"], env=env)
 
 
 def key_hash(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
@@ -58,3 +61,32 @@ async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_
         assert again == (1, {"revoked": 0, "agents": left})
         for instance_id in (old.instance_id, new.instance_id):
             assert len(await events_of(owner_conn, instance_id, "agent_key_revoked")) == 1
+
+
+@pytest.mark.parametrize("command", ["rewrap", "reissue"])
+async def test_with_the_key_of_another_installation_nothing_is_done(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, command: str
+) -> None:
+    async with running_api(database_url, redis_url) as api, in_use(api, reachable=False) as used:
+        await api.parts.keyring.seal("text", tenant_id="acme", customer_id="ann", field="a_field")
+
+        result = await run(api, command, former=None)
+
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert (
+            "HYDRACORE_MASTER_KEY is not the one that this database's customers' keys were wrapped by" in result.stderr
+        )
+        assert not await events_of(owner_conn, used.instance_id, "agent_key_revoked")
+
+
+async def test_a_key_that_nobody_can_read_does_not_make_a_former_one_needed(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with running_api(database_url, redis_url, master_key=NEW) as api:
+        await api.parts.keyring.seal("text", tenant_id="acme", customer_id="ann", field="a_field")
+        await owner_conn.execute(r"UPDATE customer_key SET wrapped_key = '\x00'")
+
+        result = await run(api, "status", former=MASTER_KEY)
+
+    told = json.loads(result.output)
+    assert (result.exit_code, told["is_former_needed"], told["customer_keys"]["unreadable"]) == (0, False, 1)
