@@ -147,19 +147,26 @@ async def _reissuer(settings: "Settings", pool: "AsyncConnectionPool") -> "Async
 
 
 def _told_keys(keys: "CustomerKeys") -> str:
-    return (
-        f"customers' keys: {keys.present} wrapped with the present master key, {keys.former} with a former one, "
-        f"{keys.unreadable} that none opens"
+    return _told(
+        "customers' keys",
+        (keys.present, "wrapped with the present master key"),
+        (keys.former, "with a former one"),
+        (keys.unreadable, "that none opens"),
     )
 
 
 def _told_agents(agents: "AgentTokens") -> str:
-    counts = (
-        f"{agents.present} with tokens by the present master key",
-        f"{agents.former} by a former one",
-        f"{agents.unknown} by none that is known here",
-        f"{agents.awaited} that have not fetched new ones yet",
-        f"{agents.passing} that are being made or deleted",
-        f"{agents.unreadable} of a stream that cannot be read",
+    return _told(
+        "agents",
+        (agents.present, "with tokens by the present master key"),
+        (agents.former, "by a former one"),
+        (agents.unknown, "by none that is known here"),
+        (agents.awaited, "that have not fetched new ones yet"),
+        (agents.passing, "that are being made or deleted"),
+        (agents.unreadable, "of a stream that cannot be read"),
     )
-    return f"agents: {', '.join(counts)}"
+
+
+def _told(what: str, first: tuple[int, str], *others: tuple[int, str]) -> str:
+    """The first count, and those of the others that there are."""
+    return f"{what}: " + ", ".join(f"{number} {which}" for number, which in (first, *(o for o in others if o[0])))
