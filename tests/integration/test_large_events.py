@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tracemalloc
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -27,6 +24,7 @@ from hydracore.audit.verifying import Progress, Request, verify
 from projections import gathering, spilling
 from projections.instance import InstanceProjection
 from projections.rebuild import rollback
+from tests.memory import holding_less_than
 from tests.rebuilding import compared, follow_all, rebuilt
 from tests.requests_to_log import NOW_MS, open_store, origin, requested
 
@@ -38,6 +36,7 @@ EVENT_BYTES = 256 * 1024
 #: A page here, so that a short log has many; and what a few copies of a page take, on their way from bytes to events.
 PAGE_BYTES = 256 * 1024
 PEAK_BYTES_MAX = 10 * PAGE_BYTES
+assert PEAK_BYTES_MAX < EVENTS * EVENT_BYTES / 2
 
 #: Sealed texts as they are, of which a compressed one is as large as it was; and some that compress as well as anything can.
 RANDOM = base64.b64encode(os.urandom(EVENT_BYTES * 3 // 4)).decode()
@@ -57,26 +56,14 @@ def instance_id(request: pytest.FixtureRequest, database_url: str, monkeypatch: 
     return instance_id
 
 
-@contextmanager
-def holding_little() -> Generator[None]:
-    """What Python holds at a time in between is a few pages."""
-    tracemalloc.start()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < PEAK_BYTES_MAX < EVENTS * EVENT_BYTES / 2
-
-
 async def test_a_history_of_large_events_is_read_a_page_at_a_time(database_url: str, instance_id: UUID) -> None:
     async with open_store(database_url) as (store, pool):
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             loaded = await store.load(instance_id)
             past = await state_at(pool, instance_id)
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             shown = [entry.record.version async for entry in of_instance(pool, instance_id, Wanted())]
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             tenant = [entry.record.version async for entry in of_tenant(pool, past.state.tenant_id, Wanted())]
 
     assert loaded == past.state
@@ -88,13 +75,13 @@ async def test_whoever_reads_a_lane_of_large_events_holds_a_page(
 ) -> None:
     lane, file = lane_of(instance_id), tmp_path / "file"
     async with open_store(database_url) as (_, pool):
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             await follow_all(pool)
-    with holding_little():
+    with holding_less_than(PEAK_BYTES_MAX):
         await rebuilt(database_url, InstanceProjection(), accept_drift=True)
-    with holding_little():
+    with holding_less_than(PEAK_BYTES_MAX):
         report = verify(Request(conninfo=database_url, lanes=(lane,)), Progress())
-    with holding_little():
+    with holding_less_than(PEAK_BYTES_MAX):
         wanted = Export(conninfo=database_url, output=file, exported_at=EXPORTED_AT, instance_id=instance_id)
         exported = export(wanted, Progress())
 
@@ -114,7 +101,7 @@ async def test_a_build_catches_up_with_large_events_a_page_at_a_time(
             text = Sealed(f"v1.{number:06}{RANDOM}")
             await store.execute(instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, advanced=text), origin())
 
-    with holding_little():
+    with holding_less_than(PEAK_BYTES_MAX):
         report = await rollback(database_url, InstanceProjection())
 
     assert report.events == EVENTS

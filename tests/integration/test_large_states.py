@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tracemalloc
-from collections.abc import Generator
-from contextlib import contextmanager
 from uuid import UUID
 
 import psycopg
@@ -23,6 +20,7 @@ from hydracore.audit.difference import difference
 from hydracore.audit.history import Wanted, of_tenant
 from hydracore.audit.past import state_at
 from hydracore.audit.verifying import Progress, Request, verify
+from tests.memory import holding_less_than
 from tests.requests_to_log import NOW_MS, open_store
 
 COUNT = 20
@@ -32,6 +30,7 @@ TEXT = base64.b64encode(os.urandom(STATE_BYTES * 3 // 4)).decode()
 #: The room that there is here, and what a few copies of it take, on their way from bytes to states.
 ROOM_BYTES = 2 * STATE_BYTES
 PEAK_BYTES_MAX = 10 * STATE_BYTES
+assert PEAK_BYTES_MAX < COUNT * STATE_BYTES * 2 / 3
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +39,6 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "STATES_BYTES_MAX", ROOM_BYTES)
     monkeypatch.setattr(history, "STATES_BYTES_MAX", ROOM_BYTES)
     monkeypatch.setattr(examine, "EVENTS_AT_ONCE", 2)
-
-
-@contextmanager
-def holding_little() -> Generator[None]:
-    """What Python holds at a time in between is what there is room for."""
-    tracemalloc.start()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < PEAK_BYTES_MAX < COUNT * STATE_BYTES * 2 / 3
 
 
 def patch(number: int) -> list[e.AnyEvent]:
@@ -66,10 +53,10 @@ async def test_of_many_large_states_no_more_are_kept_than_there_is_room_for(data
     write_lives(database_url, [lives])
 
     async with open_store(database_url) as (store, pool):
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             for instance_id in lives:
                 await store.load(instance_id)
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             walked = [entry.event async for entry in of_tenant(pool, "acme", Wanted(types=("consent_changed",)))]
             count = 0
             async for _ in of_tenant(pool, "acme", Wanted()):
@@ -87,9 +74,9 @@ async def test_of_many_large_changes_no_more_are_kept_than_there_is_room_for(dat
 
     async with open_store(database_url) as (_, pool):
         end = await state_at(pool, instance_id)
-        with holding_little():
+        with holding_less_than(PEAK_BYTES_MAX):
             found = await difference(pool, instance_id, start=None, end=end)
-    with holding_little():
+    with holding_less_than(PEAK_BYTES_MAX):
         report = verify(Request(conninfo=database_url, lanes=(lane_of(instance_id),)), Progress())
 
     (changed,) = [steps for change, steps in found.changes if change.field == "config.advanced"]

@@ -1,0 +1,17 @@
+"""What Python holds in memory meanwhile."""
+
+import tracemalloc
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def holding_less_than(peak_bytes_max: int) -> Generator[None]:
+    """Asserts that it never is more than what was held before and so many bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < peak_bytes_max
