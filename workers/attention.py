@@ -48,7 +48,7 @@ class Attention:
         await run(self._pool, _POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
     async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int | None:
-        """Look again after `delay_s` at least, and ever later while the stream stays at `version`; how often that was.
+        """Look again after `delay_s` at least, and ever later while the stream stays at `version` and it fails alike; how often that was.
 
         None where the stream has left it already: somebody else has gone on, and nothing has failed that still counts.
         """

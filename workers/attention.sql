@@ -10,6 +10,8 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
        failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
 
 -- name: fail
+-- Pauses grow with the number of failures of one kind in a row: a server that takes its time to go, looked at again and again, must
+-- not make the first error of the provider's a pause of the longest kind.
 INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
 SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version, 1, now(), %(code)s
   FROM instance i
@@ -19,7 +21,7 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
            SELECT now() + greatest(%(delay_s)s, least(%(backoff_s_max)s, %(delay_s)s * power(2, least(n.failures - 1, 10))))
                         * (1 + random() / 4) * interval '1 s',
                   excluded.version, n.failures, n.failing_since, excluded.code
-             FROM (SELECT CASE WHEN same THEN attention.failures + 1 ELSE 1 END AS failures,
+             FROM (SELECT CASE WHEN same AND attention.code = excluded.code THEN attention.failures + 1 ELSE 1 END AS failures,
                           CASE WHEN same THEN attention.failing_since ELSE now() END AS failing_since
                      FROM (SELECT attention.version = excluded.version AND attention.failures > 0 AS same) s) n)
 RETURNING failures

@@ -53,6 +53,27 @@ async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_ur
         assert await attention.fail(ADA, version=4, code="timeout", delay_s=60) == 2
 
 
+async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_before(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        for _ in range(5):
+            await attention.fail(ADA, version=1, code="server_still_there", delay_s=0.3)
+        began = await (await owner_conn.execute("SELECT failing_since FROM attention")).fetchone()
+
+        assert await attention.fail(ADA, version=1, code="server_error", delay_s=15) == 1
+
+        row = await (
+            await owner_conn.execute(
+                "SELECT extract(epoch FROM not_before - now())::float8 BETWEEN 10 AND 20, failing_since FROM attention"
+            )
+        ).fetchone()
+        assert began is not None
+        assert row == (True, *began), "it has been failing all the while"
+
+
 async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
