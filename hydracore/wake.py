@@ -7,7 +7,8 @@ import asyncio
 import msgspec
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+
+from hydracore.redis_errors import NO_ANSWER
 
 #: The pub/sub channel; a message is the JSON object {lane: head}.
 CHANNEL = "hydracore:lanes"
@@ -40,7 +41,7 @@ class Publisher:
                 heads, self._heads = self._heads, {}
                 await self._redis.publish(CHANNEL, msgspec.json.encode(heads))  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
                 self._down = False
-        except (RedisError, OSError) as error:
+        except NO_ANSWER as error:
             if not self._down:
                 _log.warning("wake_ups_not_sent", error=type(error).__name__)
             self._down = True

@@ -14,9 +14,9 @@ from typing import NoReturn
 import structlog
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from events.errors import StoreUnavailable
+from hydracore.redis_errors import NO_ANSWER
 from hydracore.wake import CHANNEL
 from workers.sql import OPERATIONS, run
 
@@ -62,7 +62,7 @@ class Lookout:
                     await subscription.subscribe(CHANNEL)
                     async for _ in subscription.listen():
                         self._tell()
-            except (RedisError, OSError):
+            except NO_ANSWER:
                 await asyncio.sleep(RECOVER_S)
 
     async def _look(self) -> NoReturn:

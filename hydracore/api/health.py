@@ -9,9 +9,9 @@ import msgspec
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from hydracore.api.operations import Answer, operation
+from hydracore.redis_errors import NO_ANSWER
 
 #: How long a dependency may take to answer before it counts as down.
 CHECK_TIMEOUT_S: Final = 2.0
@@ -70,6 +70,6 @@ class Health:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await self._redis.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - typed for both kinds of client
-        except (RedisError, OSError, TimeoutError):
+        except NO_ANSWER:
             return _DOWN
         return _OK

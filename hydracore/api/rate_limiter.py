@@ -19,13 +19,13 @@ from typing import Final
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from hydracore.api.agent_gate import CallingAgent
 from hydracore.api.errors import TooManyRequests
 from hydracore.api.operations import Authenticate
 from hydracore.api.validation import RawHeaders
 from hydracore.auth import Principal
+from hydracore.redis_errors import NO_ANSWER
 
 WINDOW_S: Final = 60
 
@@ -165,7 +165,7 @@ class RateLimiter:
                     keys=[KEY_PREFIX + key for key in batch],
                     args=[WINDOW_S * 1000, *(counter.sending for counter in batch.values())],
                 )
-        except (RedisError, OSError, TimeoutError) as error:
+        except NO_ANSWER as error:
             self._went_down(error)
         else:
             self._learn(batch, told)
