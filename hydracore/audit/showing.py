@@ -31,8 +31,8 @@ ERASED: Final = "(erased)"
 SEALED_FIELDS: Final = frozenset({*SEALED_OF_INSTANCE, *SEALED_OF_CONFIG})
 SEALED_WITHIN: Final = frozenset({"integrations", "skills"})
 
-#: Nobody can do anything with these, and nobody needs all of them.
-_CREDENTIALS: Final = frozenset({"enrol_nonce", "enrol_token_hash", "key_hash"})
+#: How the names of what stands for a credential end: nobody can do anything with these, and nobody needs all of them.
+_OF_CREDENTIALS: Final = ("_hash", "_nonce")
 
 #: What to show for a sealed text, by the name of its field.
 Show = Callable[[str, str], Awaitable[Any]]
@@ -198,7 +198,7 @@ async def shown(name: str, value: Any, show: Show) -> Any:
         return value
     if name in SEALED_FIELDS:
         return await show(name, value)
-    return mask(value) if name in _CREDENTIALS else value
+    return mask(value) if name.endswith(_OF_CREDENTIALS) else value
 
 
 async def _shown_within(name: str, value: Any, show: Show) -> Any:

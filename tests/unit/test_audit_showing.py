@@ -55,6 +55,19 @@ def test_every_field_that_is_sealed_is_known_to_be() -> None:
     assert hints.keys() >= SEALED_WITHIN
 
 
+async def test_what_stands_for_a_credential_is_masked_wherever_it_is() -> None:
+    life = Life.after(*lives.RUNNING, lives.delete(), lives.teardown("key_revoked"))
+    said = [await shown_event(entry, sealed) for entry in entries(life)]
+    text = msgspec.json.encode(said).decode()
+
+    hashes = {
+        life.state.attempt and life.state.attempt.enrol_token_hash,
+        life.state.agent and life.state.agent.control_key_hash,
+    }
+    assert None not in hashes
+    assert not [each for each in hashes if str(each) in text]
+
+
 async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked() -> None:
     old = {
         "id": "mail",
