@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from hydracore.embedded.part import Part
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.stack import Stack
 from hydracore.embedded.supervisor import Supervisor
+from tests.services import open_folder
 from tests.waiting import until
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -158,7 +160,16 @@ async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Pat
     assert {f"who runs cannot be written down: {full}", f"{tmp_path / 'one.log'} cannot be written: {full}"} <= {*told}
 
 
-async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_being_stopped(tmp_path: Path) -> None:
+@pytest.fixture
+def home() -> Generator[Home]:
+    """One that PostgreSQL's account can reach: else root's data would get a place of its own outside."""
+    with open_folder() as folder:
+        yield Home(folder / "home")
+
+
+async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_being_stopped(
+    home: Home, tmp_path: Path
+) -> None:
     """The stop of the control plane tells what is broken; those of simulators and stores come all the same."""
     pids: list[int] = []
 
@@ -168,7 +179,7 @@ async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_be
             raise RuntimeError("nobody has thought of this")
 
     async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_change=see) as supervisor:
-        stack = Stack(Home(tmp_path / "home"), supervisor, port=free_port(), workers=1, environ={})
+        stack = Stack(home, supervisor, port=free_port(), workers=1, environ={})
         for name in ("api", "cloudsim", "store"):
             await supervisor.start(part(name, QUIET))
         others = [supervisor.pids()[name][0] for name in ("cloudsim", "store")]
@@ -183,11 +194,13 @@ async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_be
         assert supervisor.pids() == {}
 
 
-async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operator_s_commands(tmp_path: Path) -> None:
+async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operator_s_commands(
+    home: Home, tmp_path: Path
+) -> None:
     given = {"HYDRACORE_MASTER_KEYS_FORMER": "b" * 43}
 
     async with running(tmp_path) as supervisor:
-        stack = Stack(Home(tmp_path / "home"), supervisor, port=free_port(), workers=1, environ=given)
+        stack = Stack(home, supervisor, port=free_port(), workers=1, environ=given)
         parts = stack._control_plane()
         await stack._http.aclose()
 
