@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.errors import EventsError
 from events.master_keys import MasterKeys
-from events.patience import patiently
+from events.patience import patiently, run
 from events.sql import Statements
 from events.types import Sealed
 from events.wrapping import NONCE_BYTES, Wrapping, bind, derive
@@ -244,10 +244,8 @@ async def is_destroyed(pool: AsyncConnectionPool, *, tenant_id: str, customer_id
 
 
 async def _fetch(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:
-    async def find(connection: AsyncConnection) -> TupleRow | None:
-        return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
-
-    return await patiently(pool, find)
+    found = await run(pool, _FIND, (tenant_id, customer_id))
+    return found[0] if found else None
 
 
 def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:

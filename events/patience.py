@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -58,3 +58,13 @@ async def patiently(
                 raise StoreUnavailable("The database does not answer; try again later") from error
             await pool.check()
             await asyncio.sleep(_PAUSE_S)
+
+
+async def run(pool: AsyncConnectionPool, statement: bytes, parameters: Any = None) -> list[Any]:
+    """One statement on an autocommit connection, repeated while the database is away; its rows, if it has any."""
+
+    async def work(connection: AsyncConnection) -> list[Any]:
+        cursor = await connection.execute(statement, parameters, prepare=True)
+        return await cursor.fetchall() if cursor.description else []
+
+    return await patiently(pool, work)

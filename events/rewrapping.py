@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from events.master_keys import MasterKeys
-from events.patience import patiently
+from events.patience import patiently, run
 from events.sql import Statements
 from events.wrapping import Wrapping
 
@@ -43,13 +43,8 @@ class CustomerKeys(msgspec.Struct, kw_only=True):
 
 async def count(pool: AsyncConnectionPool) -> int:
     """Raises `StoreUnavailable`."""
-
-    async def work(connection: AsyncConnection) -> int:
-        row = await (await connection.execute(_COUNT)).fetchone()
-        assert row is not None, "a count has a row"
-        return row[0]
-
-    return await patiently(pool, work)
+    ((number,),) = await run(pool, _COUNT)
+    return number
 
 
 async def survey(
@@ -106,11 +101,7 @@ def _rewrapped(wrapping: Wrapping, rows: list[TupleRow]) -> Generator[tuple[str,
 
 async def _pages(pool: AsyncConnectionPool) -> AsyncGenerator[list[TupleRow]]:
     last = _BEFORE_ALL
-
-    async def read(connection: AsyncConnection) -> list[TupleRow]:
-        return await (await connection.execute(_READ, _page(last, PAGE))).fetchall()
-
-    while rows := await patiently(pool, read):
+    while rows := await run(pool, _READ, _page(last, PAGE)):
         yield rows
         last = (rows[-1][0], rows[-1][1])
 

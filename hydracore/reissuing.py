@@ -12,15 +12,13 @@ from typing import Literal
 from uuid import UUID, uuid4
 
 import msgspec
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from events.commands import RotateAgentKey
 from events.errors import EventUnreadable, LogCorrupted, VersionConflict
 from events.lifecycle import DELETING, PROVISIONING, RUNNING
 from events.master_keys import MasterKeys
-from events.patience import patiently
+from events.patience import run
 from events.record import Origin
 from events.sql import Statements
 from events.state import Attempt, Instance
@@ -75,13 +73,8 @@ def standing(state: Instance, master_keys: MasterKeys) -> Standing:
 
 async def count(pool: AsyncConnectionPool) -> int:
     """How many instances are looked at. Raises `StoreUnavailable`."""
-
-    async def work(connection: AsyncConnection) -> int:
-        row = await (await connection.execute(_COUNT)).fetchone()
-        assert row is not None, "a count has a row"
-        return row[0]
-
-    return await patiently(pool, work)
+    ((number,),) = await run(pool, _COUNT)
+    return number
 
 
 class Reissuer:
@@ -171,11 +164,7 @@ def _is_to_be_made(instance_id: UUID, attempt: Attempt, master_keys: MasterKeys)
 
 async def _living(pool: AsyncConnectionPool) -> AsyncGenerator[UUID]:
     lane, last = -1, UUID(int=0)
-
-    async def page(connection: AsyncConnection) -> list[TupleRow]:
-        return await (await connection.execute(_LIVING, {"lane": lane, "id": last, "limit": PAGE})).fetchall()
-
-    while rows := await patiently(pool, page):
+    while rows := await run(pool, _LIVING, {"lane": lane, "id": last, "limit": PAGE}):
         for _, instance_id in rows:
             yield instance_id
         lane, last = rows[-1]

@@ -11,8 +11,8 @@ from uuid import UUID
 from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
+from events.patience import run
 from events.sql import Statements
-from workers.sql import run
 
 _SQL = Statements("workers", "attention.sql")
 _POSTPONE = _SQL["postpone"]

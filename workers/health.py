@@ -9,10 +9,11 @@ import structlog
 
 from events import commands as c
 from events.ids import lane_of
+from events.patience import run
 from events.types import Health
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 _SILENCE = OPERATIONS["silence"]
 _FIRST_SIGN_OF_LIFE = OPERATIONS["first_sign_of_life"]

@@ -13,7 +13,8 @@ import structlog
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import StoreUnavailable
-from workers.sql import OPERATIONS, run
+from events.patience import run
+from workers.sql import OPERATIONS
 
 _LANES_AHEAD = OPERATIONS["lanes_ahead"]
 

@@ -16,9 +16,10 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from events.errors import StoreUnavailable
+from events.patience import run
 from hydracore.redis_errors import NO_ANSWER
 from hydracore.wake import CHANNEL
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 _ALL_HEADS = OPERATIONS["all_heads"]
 

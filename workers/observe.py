@@ -9,9 +9,10 @@ import structlog
 
 from events import commands as c
 from events.errors import NotFound
+from events.patience import run
 from workers.deps import Deps
 from workers.providers.base import Action, Provider, ProviderError
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 _PENDING_ACTIONS = OPERATIONS["pending_actions"]
 

@@ -13,11 +13,11 @@ from uuid import UUID
 
 import structlog
 
+from events.patience import run
 from events.sql import Statements
 from workers.findings import Finding, Project, Swept, Unlooked, done
 from workers.labels import INSTANCE
 from workers.providers.base import Server
-from workers.sql import run
 
 _SQL = Statements("workers", "sweep.sql")
 _SIGHT = _SQL["sight"]

@@ -15,10 +15,11 @@ from psycopg_pool import AsyncConnectionPool
 from redis.exceptions import RedisError
 
 from events.errors import StoreUnavailable
+from events.patience import run
 from hydracore.settings import Settings
 from workers.attention import CLAIM_MAX, Attention
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, Bell
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 _TAKE_DUTY = OPERATIONS["take_duty"]
 _CHANGED_HEALTH = OPERATIONS["changed_health"]

@@ -22,12 +22,12 @@ from events import types as e
 from events.codec import tag_of
 from events.errors import LogCorrupted, StoreUnavailable
 from events.lease import lease
-from events.patience import patiently
+from events.patience import patiently, run
 from projections import checkpoint
 from projections.checkpoint import Move
 from workers.broker import ADVANCE, Bell
 from workers.lookout import Lookout, rest
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
 _LEASE_LANES = OPERATIONS["lease_lanes"]

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import structlog
 
 from events import commands as c
+from events.patience import run
 from events.sql import Statements
 from workers.deps import Deps
 from workers.findings import Account, Finding, Project, Swept, Unlooked, done
 from workers.labels import ATTEMPT, INSTALLATION, instance_labels, is_accounted_for, server_labels
 from workers.orphans import Orphan, Orphans, claims, look_at_orphans
 from workers.providers.base import ProviderError, Server
-from workers.sql import run
 from workers.user_data import server_name
 
 _SQL = Statements("workers", "sweep.sql")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 
+from events.patience import run
 from events.state import Attempt, Instance
 from workers.deps import Deps
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 from workers.steps import Wait
 
 _HEARD = OPERATIONS["heard"]

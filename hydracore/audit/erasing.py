@@ -21,7 +21,7 @@ from events import keys
 from events.commands import EraseCustomer
 from events.errors import EventsError, StoreUnavailable
 from events.ids import command_id_for
-from events.patience import PATIENCE_S, patiently
+from events.patience import PATIENCE_S, patiently, run
 from events.record import Origin
 from events.sql import Statements
 from events.store import EventStore
@@ -227,9 +227,5 @@ async def _listed(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[st
 
 
 async def _any_erased(pool: AsyncConnectionPool) -> bool:
-    async def look(connection: AsyncConnection) -> bool:
-        row = await (await connection.execute(_ANY_ERASED)).fetchone()
-        assert row is not None, "a select of values has a row"
-        return row[0]
-
-    return await patiently(pool, look)
+    ((is_any,),) = await run(pool, _ANY_ERASED)
+    return is_any

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from events import commands as c
 from events.ids import lane_of
+from events.patience import run
 from events.state import TEARDOWN_STEPS
 from hydracore.api import hearing
 from tests import lives
@@ -20,7 +21,7 @@ from tests.waiting import until
 from workers.advance import advance
 from workers.attention import BACKOFF_S_MAX, Attention
 from workers.relay import WORKERS_OWN
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 ADA = lives.instance_id()
 HOUR_MS = 3_600_000

@@ -9,13 +9,14 @@ import psycopg
 import pytest
 
 from events.ids import lane_of
+from events.patience import run
 from events.types import Health
 from tests import lives
 from tests.stack import Stack
 from workers.deps import Deps
 from workers.health import check_health
 from workers.reconciler import HEALTH_MAX
-from workers.sql import OPERATIONS, run
+from workers.sql import OPERATIONS
 
 ADA = lives.instance_id()
 RUNNING = (
