@@ -57,14 +57,18 @@ class Lookout:
 
     async def _listen(self) -> NoReturn:
         """Turn messages into wake-ups; while Redis is away, looking does."""
+        task = asyncio.current_task()
+        assert task is not None
         while True:
-            try:
+            with suppress(*NO_ANSWER):
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(CHANNEL)
                     async for _ in subscription.listen():
                         self._tell()
-            except NO_ANSWER:
-                await asyncio.sleep(RECOVER_S)
+            if task.cancelling():
+                # In a connection that goes meanwhile, its end takes the place of ours: what was asked for stands.
+                raise asyncio.CancelledError
+            await asyncio.sleep(RECOVER_S)
 
     async def _look(self) -> NoReturn:
         known = None

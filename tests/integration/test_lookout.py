@@ -1,4 +1,4 @@
-"""The lookout lives through whatever becomes of Redis."""
+"""The lookout lives through whatever becomes of Redis, and ends when it is told to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from tests.requests_to_log import open_store
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from workers import lookout
 from workers.lookout import Lookout
 
@@ -41,7 +41,9 @@ def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monk
             await until(lambda: accepted > CONNECTIONS or running.done())
             assert not running.done(), running.exception()
             running.cancel()
-            await asyncio.wait((running,))
+            # Also in the middle of a connection that goes.
+            await asyncio.wait((running,), timeout=PATIENCE_S)
+            assert running.cancelled()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=reset, args=(server,), daemon=True).start()
