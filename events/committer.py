@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from events.batch import LANDED, Verdict, flush
-from events.errors import Rejected, ReservationTaken, StoreUnavailable
+from events.errors import StoreUnavailable
+from events.explaining import explain
 from events.patience import patiently
 from events.record import Append, InlineProjection
 
@@ -30,10 +30,6 @@ SHARE_MIN = 4
 
 #: How many appends may wait for a flight. More than this is a database that does not keep up.
 QUEUE_MAX = 10_000
-
-#: Half characters; the NUL character and numbers out of range; texts too long for an index. Callers check for all of
-#: these before (`hydracore.problems`): this is for the one that they forgot.
-_UNSTORABLE = (UnicodeEncodeError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 _Pending = tuple[Append, "asyncio.Future[Verdict]"]
 
@@ -61,8 +57,8 @@ class Committer:
     async def commit(self, append: Append) -> Verdict:
         """The log's verdict on `append`.
 
-        Raises `ReservationTaken`, `StoreUnavailable`, and `Rejected` where it holds what no log can store. Whoever is
-        cancelled while waiting does not know: the append may still land.
+        Raises `StoreUnavailable`, and what `explain` does. Whoever is cancelled while waiting does not know: the append may
+        still land.
         """
         if len(self._queue) + len(self._alone) >= QUEUE_MAX:
             raise StoreUnavailable("Too many appends are waiting; try again later")
@@ -70,7 +66,11 @@ class Committer:
         self._queue.append((append, future))
         if len(self._flights) < FLIGHTS:
             self._flights.add(asyncio.create_task(self._fly()))
-        return await future
+        try:
+            return await future
+        except Exception as error:
+            await explain(self._pool, error, append)
+            raise
 
     async def close(self) -> None:
         """Wait for what is under way."""
@@ -129,9 +129,9 @@ class Committer:
             if len(batch) > 1:
                 self._alone += batch
                 return
-            [(append, future)] = batch
+            [(_, future)] = batch
             if not future.done():
-                future.set_exception(_translate(error, append))
+                future.set_exception(error)
         else:
             for (_, future), verdict in zip(batch, verdicts, strict=True):
                 if not future.done():
@@ -161,11 +161,3 @@ class Committer:
                 heads[append.lane] = max(head, heads.get(append.lane, 0))
         if heads:
             self._published(heads)
-
-
-def _translate(error: Exception, append: Append) -> Exception:
-    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
-        return ReservationTaken(append.stream_id)
-    if isinstance(error, _UNSTORABLE):
-        return Rejected(append.stream_id, "It holds a character, a number or a text that the log cannot store")
-    return error

@@ -18,6 +18,7 @@ from events.committer import Committer
 from events.decide import decide
 from events.errors import LogCorrupted, NotFound, Rejected, RequestMismatch, VersionConflict
 from events.evolve import evolve_all
+from events.folding import Stored, folded, version_of
 from events.ids import lane_of
 from events.patience import patiently
 from events.recent import Recent, weight_of
@@ -25,7 +26,6 @@ from events.record import Append, InlineProjection, Origin, Outcome, Recorded
 from events.sql import Statements
 from events.state import Instance
 from events.types import AnyEvent
-from events.upcast import read
 
 _SQL = Statements("events", "store.sql")
 _STREAM_FROM = pages.paged(_SQL["stream_from"])
@@ -47,12 +47,17 @@ STATES_BYTES_MAX = 64 * 2**20
 
 
 class _Row(NamedTuple):
+    seq: int
     version: int
     type: str
     schema_version: int
     payload: str
     digest: bytes
     upto_bytes: int
+
+    @property
+    def stored(self) -> Stored:
+        return self.seq, self.version, self.type, self.schema_version, self.payload
 
 
 class _Remembered(NamedTuple):
@@ -85,7 +90,10 @@ class EventStore:
         await self._committer.close()
 
     async def load(self, stream_id: UUID) -> Instance | None:
-        """The instance as its stream says now, or None where no stream is. Raises `StoreUnavailable`."""
+        """The instance as its stream says now, or None where no stream is.
+
+        Raises `StoreUnavailable`, `LogCorrupted` where the stream makes no sense, and `EventUnreadable`.
+        """
         remembered = self._states.get(stream_id)
         if remembered is not None:
             rows = await self._read(stream_id, since=remembered.state.version)
@@ -115,13 +123,7 @@ class EventStore:
         return await patiently(self._pool, read)
 
     def _fold(self, stream_id: UUID, state: Instance | None, rows: list[_Row]) -> Instance | None:
-        version = 0 if state is None else state.version
-        for expected, row in enumerate(rows, start=version + 1):
-            if row.version != expected:
-                what = f"stream {stream_id} has {row.version} where {expected} must be"
-                raise LogCorrupted(lane_of(stream_id), 0, what)
-        events = [read(row.payload, tag=row.type, schema_version=row.schema_version) for row in rows]
-        state = evolve_all(state, events, stream_id=stream_id)
+        state = folded(state, [row.stored for row in rows], stream_id=stream_id)
         if rows and state is not None:
             self._remember(state, digest=rows[-1].digest)
         return state
@@ -253,7 +255,7 @@ def _check_is_race(lost: VersionConflict, state: Instance | None) -> None:
     """Raises `LogCorrupted` where the events that are there now end before the version that the log has reported, or had gone
     beyond it: no other writer makes that so.
     """
-    version = 0 if state is None else state.version
+    version = version_of(state)
     if not lost.expected <= lost.actual <= version:
         what = f"stream {lost.stream_id} is said to be at version {lost.actual}, and its events end with {version}"
         raise LogCorrupted(lane_of(lost.stream_id), 0, what)

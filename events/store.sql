@@ -8,8 +8,8 @@ SELECT request_hash, result::text FROM command WHERE lane = %s AND command_id = 
 
 -- name: stream_from
 -- A page of a stream (`events/pages.py`); here and below, with what all of it up to each event weighs.
-SELECT e.version, e.type, e.schema_version, e.payload::text, e.digest, e.upto_bytes
-  FROM (SELECT e.version, e.type, e.schema_version, e.payload, e.digest, {weight} AS bytes,
+SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.digest, e.upto_bytes
+  FROM (SELECT e.seq, e.version, e.type, e.schema_version, e.payload, e.digest, {weight} AS bytes,
                sum({weight}) OVER (ORDER BY e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
           FROM event e
          WHERE e.lane = %s AND e.stream_id = %s AND e.version >= %s
@@ -33,3 +33,17 @@ SELECT check_projections($1::text[], $2::integer[])
 
 -- name: live_versions
 SELECT name, version FROM projection ORDER BY name
+
+-- name: head_never
+-- The head of a lane that is said to have got there at a time that no calendar has; before its first event that is long ago.
+SELECT head FROM lane_head WHERE lane = %s AND recorded_at > '9998-01-01'
+
+-- name: event_never
+-- The first event of a stream with a time that no calendar has, in milliseconds since 1970.
+SELECT seq
+  FROM event
+ WHERE lane = %s AND stream_id = %s
+   AND NOT (coalesce((payload->>'at_ms')::numeric, 0) BETWEEN -62135596800000 AND 253402300799999
+            AND coalesce((payload->>'deadline_ms')::numeric, 0) BETWEEN -62135596800000 AND 253402300799999)
+ ORDER BY version
+ LIMIT 1

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
+from events.errors import LogCorrupted
 from events.evolve import evolve_all
 from events.recent import weight_of
 from events.record import Append
@@ -20,8 +21,15 @@ from projections.versions import OneVersion
 
 
 def row_of(state: Instance, *, lane: int) -> dict[str, Any]:
-    """The row for `state`; keys are the table's columns. Pure: the same for an append, a replay and a rebuild."""
-    return dict(zip(_TABLE.columns, _values_of(state, lane), strict=True))
+    """The row for `state`; keys are the table's columns. Pure: the same for an append, a replay and a rebuild.
+
+    Raises `LogCorrupted` where no calendar has one of its times.
+    """
+    try:
+        return dict(zip(_TABLE.columns, _values_of(state, lane), strict=True))
+    except (OverflowError, ValueError, OSError) as error:
+        what = f"stream {state.id} has a time that no calendar has, at version {state.version} or before"
+        raise LogCorrupted(lane, 0, what) from error
 
 
 def _values_of(state: Instance, lane: int) -> Row:

@@ -192,7 +192,10 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
             return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [problem]})
         case e.StoreUnavailable() | e.VersionConflict():
             return _unavailable(error)
-        case e.LogCorrupted() | e.EventUnreadable():
+        case e.LogCorrupted():
+            _log.error("request_failed", lane=error.lane, seq=error.seq, exc_info=error)
+            return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
+        case e.EventUnreadable():
             _log.error("request_failed", exc_info=error)
             return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
         case _:

@@ -10,11 +10,12 @@ from uuid import UUID
 from psycopg_pool import AsyncConnectionPool
 
 from events import pages
+from events.folding import version_of
 from events.recent import Recent, weight_of_document
 from events.state import Instance
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.history import Entry, Wanted, of_instance
-from hydracore.audit.past import Past, version_of
+from hydracore.audit.past import Past
 
 #: How many of the events that changed a field are kept: the last ones, because they made it what it is.
 STEPS_MAX: Final = 100

@@ -17,6 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import pages
 from events.errors import LogCorrupted
+from events.folding import Stored, folding, version_of
 from events.ids import LANES
 from events.patience import patiently
 from events.recent import Recent, weight_of
@@ -26,7 +27,7 @@ from events.store import read_heads
 from events.types import AnyEvent
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.moments import some_time
-from hydracore.audit.past import TURN, Stored, fold_on, folding, read_page, rows, version_of, why_absent
+from hydracore.audit.past import TURN, fold_on, read_page, rows, why_absent
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
 _OF_INSTANCE: Final = pages.paged(_SQL["of_instance"])

@@ -7,9 +7,7 @@ holds a page however long it is. One that contradicts itself is a `LogCorrupted`
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -18,14 +16,11 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events import pages
-from events.errors import EventUnreadable, LogCorrupted
-from events.evolve import evolve, evolve_all
+from events.folding import folded, version_of
 from events.ids import lane_of
 from events.patience import patiently
 from events.sql import Statements
 from events.state import Instance
-from events.types import AnyEvent
-from events.upcast import read
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.moments import some_time, time_text
 
@@ -45,10 +40,6 @@ class Past(NamedTuple):
 
     state: Instance
     recorded_at: datetime
-
-
-#: What the fold needs of an event: its number, version, type, schema version, and exact payload.
-Stored = tuple[int, int, str, int, str]
 
 
 async def state_at(
@@ -80,44 +71,10 @@ async def fold_on(
     while True:
         page, is_last = await read_page(pool, _TO_FOLD, stream_id, after=version_of(state), upto=upto, at=at)
         for begin in range(0, len(page), TURN):
-            state = _folded(state, page[begin : begin + TURN], stream_id=stream_id)
+            state = folded(state, page[begin : begin + TURN], stream_id=stream_id)
             await asyncio.sleep(0)
         if is_last:
             return state
-
-
-def _folded(state: Instance | None, page: Sequence[Stored], *, stream_id: UUID) -> Instance | None:
-    """`state` after all events of `page`, at half the price of `folding`, which is asked where it is not that simple."""
-    version = version_of(state)
-    if all(found == due for due, (_, found, *_) in enumerate(page, version + 1)):
-        # Whatever breaks here breaks there, too, and is told with its place.
-        with suppress(Exception):
-            events = [read(payload, tag=tag, schema_version=number) for _, _, tag, number, payload in page]
-            return evolve_all(state, events, stream_id=stream_id)
-    ((_, last),) = deque(folding(state, page, stream_id=stream_id), maxlen=1)
-    return last
-
-
-def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) -> Iterator[tuple[AnyEvent, Instance]]:
-    """Each event of a stream with the state after it, from `state` on.
-
-    Raises `LogCorrupted`, and `EventUnreadable` for what a newer version wrote.
-    """
-    version = version_of(state)
-    for seq, found, tag, schema_version, payload in page:
-        version += 1
-        if found != version:
-            raise LogCorrupted(lane_of(stream_id), seq, f"stream {stream_id} has {found} where {version} must be")
-        try:
-            event = read(payload, tag=tag, schema_version=schema_version)
-            state = evolve(state, event, stream_id=stream_id)
-        except EventUnreadable:
-            raise
-        except Exception as error:
-            # A history that somebody made up may break the fold anywhere.
-            what = f"the history of {stream_id} makes no sense here: {type(error).__name__}"
-            raise LogCorrupted(lane_of(stream_id), seq, what) from error
-        yield event, state
 
 
 async def why_absent(pool: AsyncConnectionPool, instance_id: UUID) -> str:
@@ -157,7 +114,3 @@ async def rows(pool: AsyncConnectionPool, statement: bytes, parameters: Mapping[
 def stream(stream_id: UUID) -> dict[str, Any]:
     """Where a stream is, as parameters."""
     return {"lane": lane_of(stream_id), "stream_id": stream_id}
-
-
-def version_of(state: Instance | None) -> int:
-    return 0 if state is None else state.version

@@ -200,6 +200,29 @@ async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_sta
     assert f"stream {used.instance_id} has a time that no calendar has" in str(lines[0]["exc_info"])
 
 
+@pytest.mark.parametrize("forged_ms", [str(10**17), str(-(10**17)), "9" * 400])
+async def test_a_change_behind_a_time_that_no_calendar_has_is_refused_and_logged_with_its_place(
+    used: Used, owner_conn: psycopg.AsyncConnection, forged_ms: str
+) -> None:
+    forgery = await owner_conn.execute(
+        b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1 ' || %s)::json"
+        b" WHERE stream_id = %s AND version = 1 RETURNING lane, seq",
+        (forged_ms, used.instance_id),
+    )
+    place = await forgery.fetchone()
+    # What the API remembers of the instance is of another log now.
+    await owner_conn.execute("UPDATE event SET digest = sha256(digest) WHERE stream_id = %s", (used.instance_id,))
+
+    with capture_logs() as lines:
+        changed, deleted = await used.ask("POST", "/config", {"agent_name": "Eva"}), await used.ask("DELETE", "")
+
+    for answer in (changed, deleted):
+        assert (answer.status_code, answer.json()) == (500, {"detail": "The history of this instance cannot be read"})
+    assert [(line["event"], line["log_level"]) for line in lines] == [("request_failed", "error")] * 2
+    assert {(line["lane"], line["seq"]) for line in lines} == {place}
+    assert f"stream {used.instance_id} has a time that no calendar has" in str(lines[0]["exc_info"])
+
+
 async def test_the_command_line_tells_the_same(used: Used) -> None:
     await make_personal(used)
     env = {"HYDRACORE_DATABASE_URL": used.api.parts.settings.database_url}

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from click.testing import Result
 
+from events import folding
 from events.types import Sealed
 from hydracore.audit import difference, history, past
 from hydracore.audit.history import Wanted, of_instance, of_tenant
@@ -103,15 +104,15 @@ async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, mo
 
     def read(*args: Any, **kwargs: Any) -> Any:
         folded.append(args)
-        return past_read(*args, **kwargs)
+        return read_before(*args, **kwargs)
 
     async def look() -> None:
         while True:
             seen.add(len(folded))
             await asyncio.sleep(0)
 
-    past_read = past.read
-    monkeypatch.setattr(past, "read", read)
+    read_before = folding.read
+    monkeypatch.setattr(folding, "read", read)
     monkeypatch.setattr(past, "TURN", 2)
     monkeypatch.setattr(history, "TURN", 2)
     looking = asyncio.create_task(look())

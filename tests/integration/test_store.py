@@ -283,6 +283,29 @@ async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
         await read_lane(owner_conn, lane=lane_of(ADA), after=0, limit=1_000)
 
 
+async def test_an_event_that_makes_no_sense_is_an_alarm_with_its_place(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.RUNNING)
+    await owner_conn.execute(
+        "UPDATE event SET payload = regexp_replace(payload::text, '[0-9]{13}', '\"soon\"')::json WHERE seq = 3"
+    )
+
+    with pytest.raises(LogCorrupted, match=f"Lane {lane_of(ADA)} at 3: the history of {ADA} makes no sense here"):
+        await other_store.load(ADA)
+
+
+@pytest.mark.parametrize("time", ["infinity", "294270-01-01"])
+async def test_nothing_is_recorded_after_a_time_that_never_comes(
+    store: EventStore, owner_conn: AsyncConnection, time: str
+) -> None:
+    await store.create(ADA, request(), first())
+    await owner_conn.execute("UPDATE lane_head SET recorded_at = %s WHERE lane = %s", (time, lane_of(ADA)))
+
+    with pytest.raises(LogCorrupted, match=f"Lane {lane_of(ADA)} at 1: it was recorded at a time that no calendar has"):
+        await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="second"), origin())
+
+
 @pytest.mark.parametrize(
     "edit",
     ["DELETE FROM event WHERE version = 2", "UPDATE stream SET version = 1", "UPDATE stream SET version = 7"],
