@@ -81,6 +81,28 @@ async def test_whoever_leaves_before_the_first_word_has_spent_of_the_budget(
     assert entry["prompt_tokens"] >= 150, "an estimate: four characters a token"
 
 
+@pytest.mark.parametrize(("fault", "status"), [({"kind": "cut", "after_tokens": 2}, 402), ({"kind": "status"}, 200)])
+async def test_no_fallback_is_asked_once_the_model_before_it_has_spent_the_budget(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, fault: dict[str, Any], status: int
+) -> None:
+    await push(claw, 4, budgeted(modelsim, budget_daily_usd="0.00000001"))
+    await modelsim.fault(**fault, model="first")
+
+    answer = await claw.ask("Hello", "c-1")
+
+    assert answer.status_code == status
+    asked = [request["model"] for request in await modelsim.requests()]
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+    (entry,) = control_plane.metered()
+    if status == 402:
+        assert answer.json()["code"] == "budget_spent"
+        assert (asked, entry["model"]) == (["first"], "first")
+        assert await claw.conversation("c-1") == [("user", "Hello")]
+    else:
+        # What was refused at once is free.
+        assert (asked, entry["model"]) == (["first", "second"], "second")
+
+
 async def test_a_budget_of_nothing_allows_nothing(claw: Claw, modelsim: ModelSim) -> None:
     await push(claw, 4, budgeted(modelsim, budget_daily_usd="0"))
 

@@ -14,8 +14,8 @@ from uuid import UUID
 import msgspec
 
 from hydracore.agent.expressclaw.database import Database
-from hydracore.agent.expressclaw.document import Spent
-from hydracore.agent.expressclaw.money import Spend, day_of
+from hydracore.agent.expressclaw.document import Document, Spent
+from hydracore.agent.expressclaw.money import Spend, day_of, require_budget
 from hydracore.agent.messages import UsageEntry
 from hydracore.money import plain
 from hydracore.sql import named_blocks
@@ -77,6 +77,11 @@ class Ledger:
 
         return await self._database.run(work)
 
+    async def afford(self, document: Document) -> None:
+        """Raises `BudgetSpent` where there is no money left for another call."""
+        today = day_of(self._now_ms())
+        await self._database.run(lambda db: afford(db, document, today=today))
+
     def rebase(self, config: str) -> None:
         """The configuration called `config` is in force. What the control plane knew when it made that is taken to be in its
         figures, unless this was said of the same configuration before."""
@@ -91,6 +96,11 @@ def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
         db.execute(_SQL["add_entry"], {**msgspec.structs.asdict(entry), "day": day})
         total = _amount(db.execute(_SQL["spend_of"], {"day": day}).fetchone()) + Decimal(entry.cost_usd)
         db.execute(_SQL["set_spend"], {"day": day, "cost_usd": plain(total)})
+
+
+def afford(db: sqlite3.Connection, document: Document, *, today: str) -> None:
+    """Raises `BudgetSpent` where there is no money left for another call."""
+    require_budget(spend_now(db, document.spent, today=today), document.model_policy)
 
 
 def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:

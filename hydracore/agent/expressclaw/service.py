@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sqlite3
 from typing import NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
@@ -23,10 +22,10 @@ from hydracore.agent.chats import (
     OpenChat,
     TooManyChats,
 )
-from hydracore.agent.expressclaw.ledger import spend_now
+from hydracore.agent.expressclaw.ledger import afford
 from hydracore.agent.expressclaw.memory import text_tokens
 from hydracore.agent.expressclaw.model_client import ModelClient
-from hydracore.agent.expressclaw.money import Tokens, day_of, require_budget
+from hydracore.agent.expressclaw.money import Tokens, day_of
 from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
@@ -157,12 +156,12 @@ class ChatService:
         conversation_id = ask.conversation_id or self._store.new_id().hex
         async with self._order(conversation_id):
             today = day_of(self._store.now_ms())
-            policy = setup.document.model_policy
-
-            def afford(db: sqlite3.Connection) -> None:
-                require_budget(spend_now(db, setup.document.spent, today=today), policy)
-
-            begun = await self._store.turns.begin(ask, conversation_id=conversation_id, digest=digest, afford=afford)
+            begun = await self._store.turns.begin(
+                ask,
+                conversation_id=conversation_id,
+                digest=digest,
+                afford=lambda db: afford(db, setup.document, today=today),
+            )
             if isinstance(begun, ChatAnswer):
                 return chat.finish(begun)
             turn = Turn(begun, ask, chat=chat, setup=setup, client=self._client, recall=self.recall, store=self._store)

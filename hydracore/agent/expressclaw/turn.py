@@ -75,7 +75,7 @@ class Turn:
         return "".join(self._said)
 
     async def run(self) -> ChatAnswer:
-        """Raises `ModelFailed` and `ModelTimeout`; on cancellation the partial answer is kept."""
+        """Raises `ModelFailed`, `ModelTimeout` and `BudgetSpent`; on cancellation the partial answer is kept."""
         try:
             await self._remind()
             await self._ask_models()
@@ -93,7 +93,7 @@ class Turn:
         self._prompt_tokens = sum(map(message_tokens, self._messages))
 
     async def _ask_models(self) -> None:
-        """Until one has answered. Raises `ModelFailed` and `ModelTimeout`."""
+        """Until one has answered. Raises `ModelFailed`, `ModelTimeout` and `BudgetSpent`."""
         policy, model = self._setup.document.model_policy, self._setup.document.model
         if model.base_url is None or not policy.models:
             raise ModelFailed("No model is configured")
@@ -126,10 +126,13 @@ class Turn:
         raise _as_chat_error(failures)
 
     async def _ask_model(self, call: ModelCall) -> None:
-        """Raises `ModelTrouble`."""
+        """Raises `ModelTrouble` and `BudgetSpent`."""
         spent = self._spent()
         self._model, self._call, self._said = call.model, None, []
         await self._store.turns.asking(self.id, call.model, self._prompt_tokens, spent=spent)
+        if spent is not None:
+            # The one before it failed, and may have cost what was left.
+            await self._store.ledger.afford(self._setup.document)
         self._call = self._client.ask(call)
         try:
             async with aclosing(self._call.texts()) as texts:
