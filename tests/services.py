@@ -105,6 +105,7 @@ class OwnServices:
 
     def __init__(self, supervisor: Supervisor, postgres: Postgres, valkey: Valkey) -> None:
         self.supervisor = supervisor
+        self._postgres = postgres
         self.database_url = postgres.url()
         self.redis_url = valkey.url()
         self._answers = {"postgres": postgres.answers, "valkey": valkey.answers}
@@ -134,6 +135,14 @@ class OwnServices:
         async with asyncio.timeout(30):
             while self.supervisor.pids()[name] in ([], [pid]) or not await self._answers[name]():  # noqa: ASYNC110 - a process sets no Event
                 await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def stopped_postgres(self) -> AsyncGenerator[Path]:
+        """Meanwhile PostgreSQL does not run; where its files are."""
+        part = self._postgres.part()
+        await self.supervisor.stop([part.name])
+        yield self._postgres.data
+        await self.supervisor.start(part)
 
     @contextmanager
     def frozen(self, name: str) -> Generator[None]:

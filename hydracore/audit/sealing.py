@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import asdict
 from psycopg import AsyncConnection
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, StoreUnavailable
@@ -29,7 +29,7 @@ from hydracore.settings import Settings
 
 _SQL = Statements("hydracore.audit", "sealing.sql")
 _LAST_SEAL = _SQL["last_seal"]
-_DATABASE = _SQL["database"]
+_PLACE = _SQL["place"]
 _SEALS_AFTER = _SQL["seals_after"]
 _ADD_SEAL = _SQL["add_seal"]
 _HEADS = _SQL["heads"]
@@ -43,6 +43,19 @@ _log = structlog.get_logger(__name__)
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+class _Place(NamedTuple):
+    """Where the log is (see `place` in sealing.sql). `written`: bytes."""
+
+    database: int
+    cluster: int
+    timeline: str
+    written: int
+
+    def may_follow(self, before: _Place) -> bool:
+        """Whether this may be `before` at a later time, and not what was restored in its place."""
+        return self[:-1] == before[:-1] and self.written >= before.written
 
 
 class Sealer:
@@ -64,8 +77,8 @@ class Sealer:
         #: The newest seal that this one has made or stood on: whoever takes it out, or puts another in its place, is noticed also
         #: where no copy is kept.
         self._last: Seal | None = None
-        #: The database that it was in.
-        self._database: TupleRow | None = None
+        #: Where the log was when that was last seen there.
+        self._place: _Place | None = None
         self._file = file
         self._clock = clock
 
@@ -110,27 +123,29 @@ class Sealer:
 
     async def _previous(self, connection: AsyncConnection) -> Seal | None:
         """The seal to stand on, None where there is none yet. Raises `LogCorrupted` where nothing can stand on it."""
-        await self._look_which_database(connection)
-        known = self._last
+        row = await (await connection.execute(_PLACE)).fetchone()
+        assert row is not None, "a database has a place"
+        place, known = _Place(*row), self._last
         previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
         if known is not None and await _seals(connection, _SEALS_AFTER, known.number - 1, 1) != [known]:
-            what = f"seal {known.number} was taken out since it was made, or another put in its place"
-            raise LogCorrupted(0, 0, what)
-        if previous is not None and previous != known:
+            self._require_restore(known, place)
+            self._last = None
+        self._place = place
+        if previous is not None and previous != self._last:
             flaws = flaws_of(previous, previous=None, public_key=self._public_key, former_keys=self._former_keys)
             for flaw in flaws:
                 raise LogCorrupted(0, 0, f"seal {previous.number}, on which the next would stand, is flawed: {flaw}")
             self._last = previous
         return previous
 
-    async def _look_which_database(self, connection: AsyncConnection) -> None:
-        """Forget what was seen in another database. That it is another is said once, and loudly: a restore alone may make it so."""
-        database = await (await connection.execute(_DATABASE)).fetchone()
-        if self._last is not None and database != self._database:
-            hint = "a restore explains it, and nothing else does: run hydracore audit verify with the copy of the seals"
-            _log.error("seals_of_another_database", known=self._last.number, hint=hint)
-            self._last = None
-        self._database = database
+    def _require_restore(self, known: Seal, place: _Place) -> None:
+        """Say once, and loudly, that `known` was lost with what was restored. Raises `LogCorrupted` where nothing was."""
+        assert self._place is not None, "a seal was seen somewhere"
+        if place.may_follow(self._place):
+            what = f"seal {known.number} was taken out since it was made, or another put in its place"
+            raise LogCorrupted(0, 0, what)
+        hint = "a restore explains it, and nothing else does: run hydracore audit verify with the copy of the seals"
+        _log.error("seals_of_another_database", known=known.number, hint=hint)
 
     async def _copy(self, file: SealFile, made: Seal | None) -> None:
         copied = await asyncio.to_thread(file.last)

@@ -6,9 +6,14 @@ SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN se
  ORDER BY number DESC
  LIMIT 1
 
--- name: database
--- Which one this is: a restore brings the log back in another.
-SELECT oid FROM pg_database WHERE datname = current_database()
+-- name: place
+-- Where the log is: in which database of which cluster, on which timeline, and how many bytes that has written for good, which only a
+-- restore makes less. Whoever owns the tables can change none of these.
+SELECT d.oid, s.system_identifier, substr(pg_walfile_name(w.lsn), 1, 8), (w.lsn - '0/0'::pg_lsn)::bigint
+  FROM pg_database d
+ CROSS JOIN pg_control_system() s
+ CROSS JOIN (SELECT pg_current_wal_flush_lsn() AS lsn) w
+ WHERE d.datname = current_database()
 
 -- name: seals_after
 SELECT number, sealed_at, heads, links, root, previous, public_key, signature

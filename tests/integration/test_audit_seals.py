@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +26,7 @@ from hydracore.db.pool import conninfo
 from hydracore.db.restore import restore
 from hydracore.settings import Settings
 from tests.requests_to_log import open_store, requested
-from tests.services import Services
+from tests.services import OwnServices, Services
 from tests.waiting import until
 
 KEY = bytes(range(32))
@@ -236,6 +238,58 @@ async def test_a_relay_that_lives_through_a_restore_says_so_once_and_goes_on(
     assert events.count("seals_of_another_database") == 1
     assert "seal_refused" not in events
     assert [line["number"] for line in said if line["event"] == "sealed"] == [2, 2]
+
+
+@pytest.mark.parametrize("written_since", ["less", "more"])
+async def test_a_relay_that_lives_through_a_restore_of_the_cluster_goes_on_too(
+    own_services: OwnServices, written_since: str
+) -> None:
+    async with open_store(own_services.database_url) as (store, pool):
+        sealer = Sealer(pool, key=KEY)
+        await requested(store)
+        await sealer.seal()
+        async with own_services.stopped_postgres() as data:
+            backup = data.with_name("backup")
+            copy_files(data, backup)
+        await requested(store, key="second")
+        if written_since == "less":
+            await as_owner(own_services, "SELECT pg_switch_wal()")
+        await sealer.seal()
+
+        async with own_services.stopped_postgres() as data:
+            shutil.rmtree(data)
+            copy_files(backup, data)
+            if written_since == "more":
+                recover(data)
+        if written_since == "more":
+            await as_owner(own_services, "SELECT pg_switch_wal()")
+        await requested(store, key="another second")
+        with capture_logs() as said:
+            seal = await sealer.seal()
+        assert seal is not None
+        assert (seal.number, [line["event"] for line in said]) == (2, ["seals_of_another_database"])
+
+        # No restart explains that a seal is gone.
+        await own_services.restart("postgres")
+        await as_owner(own_services, "DELETE FROM seal WHERE number = 2")
+        with pytest.raises(LogCorrupted, match="seal 2 was taken out since it was made"):
+            await sealer.seal()
+
+
+async def as_owner(own_services: OwnServices, statement: str) -> None:
+    async with await psycopg.AsyncConnection.connect(own_services.database_url, autocommit=True) as connection:
+        await connection.execute(statement.encode())
+
+
+def copy_files(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", source, target], check=True)
+
+
+def recover(data: Path) -> None:
+    """Have PostgreSQL begin another timeline before it answers, as behind every recovery from an archive."""
+    with (data / "postgresql.auto.conf").open("a") as settings:
+        settings.write("restore_command = 'false'\nhot_standby = off\n")
+    copy_files(data / "PG_VERSION", data / "recovery.signal")
 
 
 async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
