@@ -7,15 +7,17 @@ until it has acknowledged them.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID, uuid4
 
 import msgspec
 from psycopg_pool import AsyncConnectionPool
 
+from events import types as e
 from events.commands import RotateAgentKey
 from events.errors import EventUnreadable, LogCorrupted, VersionConflict
+from events.folding import Stored, folded, version_of
+from events.ids import lane_of
 from events.lifecycle import DELETING, PROVISIONING, RUNNING
 from events.master_keys import MasterKeys
 from events.patience import run
@@ -28,9 +30,21 @@ from hydracore.tokens import maker_of_enrol_token, maker_of_key
 _SQL = Statements("hydracore", "reissuing.sql")
 _LIVING = _SQL["living"]
 _COUNT = _SQL["count_living"]
+_OF_AGENT = _SQL["of_agent"]
 
 #: How many instances are asked for at a time.
 PAGE = 500
+
+#: How many events of one instance are read at a time.
+EVENTS = 1_000
+
+#: What happens again and again while an instance is used, and is nothing to `standing`. Most histories are of little else, so that they
+#: are not told and folded for it.
+OF_USE: Final = (
+    *(e.BootstrapReported, e.HealthChanged, e.UsageRecorded, e.ConversationsAccessed, e.ConsentChanged),
+    *(e.ConfigChanged, e.PlatformConfigPatched, e.ModelPolicyChanged, e.UpdatesApplied),
+)
+_OF_USE: Final = [str(kind.__struct_config__.tag) for kind in OF_USE]
 
 #: Which master key an instance's tokens were derived from. `awaited`: its key was revoked, and the agent, which still has what another
 #: than the present one has made, has not fetched new ones yet. `passing`: its server is being made or its agent drained, for which
@@ -100,8 +114,7 @@ class Reissuer:
         """Look at them all. Raises `StoreUnavailable`."""
         found = AgentTokens()
         async for instance_id in _living(self._pool):
-            _, which = await self._look(instance_id)
-            found.add(which)
+            found.add(await self._glance(instance_id))
             progress(1)
         return found
 
@@ -117,24 +130,54 @@ class Reissuer:
 
     async def _revoke(self, instance_id: UUID) -> tuple[bool, Standing]:
         """Whether that was needed and done, and how it stands now."""
+        which = await self._glance(instance_id)
+        if which not in {"former", "unknown"}:
+            return False, which
         origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
         for _ in range(RACES_MAX):
             state, which = await self._look(instance_id)
             if state is None or which not in {"former", "unknown"}:
                 return False, which
-            with suppress(VersionConflict):
+            try:
                 # At this version: a key that is issued meanwhile is by the present master key, and stays.
                 command = RotateAgentKey(at_ms=self._now_ms())
                 outcome = await self._store.execute_at(state, instance_id, command, origin)
-                return True, standing(outcome.state, self._master_keys)
+            except VersionConflict:
+                continue
+            except LogCorrupted:
+                return False, "unreadable"
+            return True, standing(outcome.state, self._master_keys)
         _, which = await self._look(instance_id)
         return False, which
+
+    async def _glance(self, instance_id: UUID) -> Standing:
+        """How it stands, by those of its events alone that may matter."""
+        try:
+            state = await self._fold_without_use(instance_id)
+        except (LogCorrupted, EventUnreadable):
+            # One that somebody broke keeps no other from being looked at; an audit says what is wrong with it.
+            return "unreadable"
+        return "none" if state is None else standing(state, self._master_keys)
+
+    async def _fold_without_use(self, instance_id: UUID) -> Instance | None:
+        """The instance but for `OF_USE`; its version is how many events that leaves."""
+        lane, state, after = lane_of(instance_id), None, 0
+        while True:
+            page: list[Stored] = []
+            bounds = {"lane": lane, "stream_id": instance_id, "after": after, "without": _OF_USE, "limit": EVENTS}
+            for seq, version, *event, place in await run(self._pool, _OF_AGENT, bounds):
+                if version != place:
+                    raise LogCorrupted(lane, seq, f"stream {instance_id} has {version} where {place} must be")
+                page.append((seq, version_of(state) + len(page) + 1, *event))
+                after = version
+            state = folded(state, page, stream_id=instance_id)
+            if len(page) < EVENTS:
+                return state
 
     async def _look(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
         try:
             state = await self._store.load(instance_id)
         except (LogCorrupted, EventUnreadable):
-            # One that somebody broke keeps no other from being looked at; an audit says what is wrong with it.
             return None, "unreadable"
         return state, "none" if state is None else standing(state, self._master_keys)
 

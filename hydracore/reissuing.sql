@@ -8,3 +8,14 @@ SELECT lane, id
 
 -- name: count_living
 SELECT count(*) FROM instance WHERE status IN ('provisioning', 'running', 'deleting')
+
+-- name: of_agent
+-- A page of a stream without the events of some types, and which event of the stream each is: its version, where none before it is missing.
+SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.place
+  FROM (SELECT seq, version, type, schema_version, payload,
+               %(after)s::integer + row_number() OVER (ORDER BY version ROWS UNBOUNDED PRECEDING) AS place
+          FROM event
+         WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version > %(after)s) e
+ WHERE e.type <> ALL (%(without)s)
+ ORDER BY e.version
+ LIMIT %(limit)s

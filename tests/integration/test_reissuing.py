@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from hydracore import tokens
+from hydracore import reissuing, tokens
 from hydracore.cli import main
 from tests import lives
 from tests.api_server import MASTER_KEY, Api, running_api
@@ -22,7 +22,7 @@ NEW = bytes(range(1, 33))
 COUNTS = {"present": 0, "former": 0, "unknown": 0, "awaited": 0, "passing": 0, "unreadable": 0}
 
 
-async def reissue(api: Api, *, former: bytes | None) -> tuple[int, Any]:
+async def revoke(api: Api, *, former: bytes | None) -> tuple[int, Any]:
     result = await run(api, "reissue", former=former)
     return result.exit_code, json.loads(result.output)
 
@@ -42,21 +42,35 @@ def key_hash(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
 
 @pytest.mark.parametrize("former", [MASTER_KEY, None], ids=["former", "dropped"])
 async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_left_alone(
-    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, former: bytes | None
+    database_url: str,
+    redis_url: str,
+    owner_conn: psycopg.AsyncConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    former: bytes | None,
 ) -> None:
+    monkeypatch.setattr(reissuing, "EVENTS", 2)
     async with (
         running_api(database_url, redis_url) as api,
         in_use(api, reachable=False) as old,
         in_use(api, reachable=False) as new,
         in_use(api, reachable=False) as broken,
+        in_use(api, reachable=False) as forged,
     ):
+        # Between the events that matter, and behind them, is what happens in use.
+        for used in (old, new, broken):
+            await give(api, used.instance_id, lives.health("late"), lives.configure(agent_name="Eva"))
         by_new = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lives.SECOND_KEY))
         await give(api, new.instance_id, lives.rotate_key(), by_new, lives.acknowledge(lives.SECOND_KEY))
         await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 3", (broken.instance_id,))
+        await owner_conn.execute(
+            "UPDATE event SET payload = regexp_replace(payload::text, '[0-9]{13}', repeat('9', 20))::json"
+            " WHERE stream_id = %s AND version = 1",
+            (forged.instance_id,),
+        )
 
-        first, again = await reissue(api, former=former), await reissue(api, former=former)
+        first, again = await revoke(api, former=former), await revoke(api, former=former)
 
-        left = COUNTS | {"present": 1, "awaited": 1, "unreadable": 1}
+        left = COUNTS | {"present": 1, "awaited": 1, "unreadable": 2}
         assert first == (1, {"revoked": 1, "agents": left})
         assert again == (1, {"revoked": 0, "agents": left})
         for instance_id in (old.instance_id, new.instance_id):

@@ -15,8 +15,10 @@ from events.decide import decide
 from events.errors import Rejected
 from events.evolve import evolve
 from events.lifecycle import TRANSITIONS
+from events.master_keys import MasterKeys
 from events.saga import Rest, next_step, wake_at_ms
 from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Instance
+from hydracore.reissuing import OF_USE, standing
 from projections.instance import row_of
 from tests.random_lives import SEALED, Move, Who, command_of, erasure, moves
 
@@ -24,6 +26,8 @@ STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
 
 #: What is recorded every time that it happens.
 RECORDS = (c.RecordConversationsAccess, c.RecordUpdatesApplied)
+
+MASTER_KEYS = MasterKeys(bytes(32), [])
 
 
 class Witness:
@@ -127,6 +131,23 @@ def test_an_erasure_at_any_point_leaves_nothing_sealed_from_then_on_and_stops_no
         witness.live(move)
     assert [type(event) for event in witness.events].count(e.CustomerErased) == 1
     assert witness.loaded() == witness.now
+
+
+@settings(max_examples=40, derandomize=True, database=None, deadline=None)
+@given(st.lists(moves, min_size=15, max_size=50))
+def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(sequence: list[Move]) -> None:
+    witness, whole, without_use = Witness(), None, None
+    for move in sequence:
+        witness.live(move)
+
+    for event in witness.events:
+        whole = evolve(whole, event, stream_id=witness.who.id)
+        if not isinstance(event, OF_USE):
+            without_use = evolve(without_use, event, stream_id=witness.who.id)
+        assert without_use is not None
+        assert standing(without_use, MASTER_KEYS) == standing(whole, MASTER_KEYS)
+        seen = [(state.status, state.teardown_done, state.attempt) for state in (whole, without_use)]
+        assert seen[0] == seen[1]
 
 
 @given(st.integers(0, 40))
