@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from psycopg.errors import ObjectNotInPrerequisiteState
 
 from events.codec import encode, tag_of
 from events.digest import command_digest, event_digest
-from events.exchange import Statement, exchange
+from events.exchange import Statement, array, exchange
 from events.record import Append, InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
@@ -84,12 +84,7 @@ def _verdict(answer: tuple[bytes | None, ...], digest: bytes) -> Verdict:
 
 def _versions(inline: Sequence[InlineProjection]) -> tuple[bytes, bytes]:
     """The arrays of `check_projections`."""
-    return _array(projection.name for projection in inline), _array(str(projection.version) for projection in inline)
-
-
-def _array(words: Iterable[str]) -> bytes:
-    """A PostgreSQL array of words that need no quotes."""
-    return f"{{{','.join(words)}}}".encode()
+    return array(projection.name for projection in inline), array(str(projection.version) for projection in inline)
 
 
 def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], list[bytes]]:
@@ -105,7 +100,7 @@ def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], 
             digests.append(digest)
         commands.append(_command(append, digests))
         last_digests.append(digests[-1])
-    lanes = _array(str(append.lane) for append in appends)
+    lanes = array(str(append.lane) for append in appends)
     return (lanes, _encode(commands), _encode(events)), last_digests
 
 

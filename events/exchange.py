@@ -7,7 +7,7 @@ is what a small append mostly consists of here. libpq does not ask for that; so 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,7 +25,19 @@ class Statement(NamedTuple):
     parameters: Sequence[bytes | None]
 
 
-Rows = list[tuple[bytes | None, ...]]
+def array(words: Iterable[str]) -> bytes:
+    """A parameter that is an array of words which need no quotes, such as numbers."""
+    return f"{{{','.join(words)}}}".encode()
+
+
+def number(value: bytes | None) -> int:
+    """A whole number that an answer has in text format."""
+    assert value is not None, "the statement gives one"
+    return int(value)
+
+
+Values = tuple[bytes | None, ...]
+Rows = list[Values]
 
 #: What each connection has prepared: names by statement. They are few, because the statements are ours.
 _prepared: WeakKeyDictionary[AsyncConnection, dict[bytes, bytes]] = WeakKeyDictionary()

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 import msgspec
 from psycopg import AsyncConnection
 
+from events.exchange import Statement
 from events.sql import Statements
 from projections.fact import Fact
 from projections.tables import Rows, Table, records
@@ -65,7 +66,7 @@ class Activity:
     def begin(self) -> ActivityFold:
         return ActivityFold()
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+    async def changes(self, _: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         fold = self.begin()
         fold.feed(facts)
-        await connection.execute(_ADD, (records(_ACTIVITY, fold.rows()),))
+        return [Statement(_ADD, (records(_ACTIVITY, fold.rows()),))]

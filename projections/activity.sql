@@ -19,7 +19,7 @@ CREATE INDEX activity_by_tenant ON activity (tenant_id, day)
 -- name: add
 INSERT INTO activity (lane, tenant_id, day, actor, command, commands, events, first_at, last_at)
 SELECT r.lane, r.tenant_id, r.day, r.actor, r.command, r.commands, r.events, r.first_at, r.last_at
-  FROM json_to_recordset(%s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, tenant_id text, day date, actor text, command text, commands bigint, events bigint,
        first_at timestamptz, last_at timestamptz)
 ON CONFLICT (lane, tenant_id, day, actor, command) DO UPDATE SET

@@ -6,15 +6,17 @@ Everything here runs in the caller's transaction, with the names of the tables p
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import psycopg
 from psycopg import AsyncConnection
 
+from events.exchange import exchange
 from events.sql import Statements
 from projections.definition import Followed, Inline, Projection
 from projections.errors import EventRefused
-from projections.fact import Place, Position, Reader, read_facts, read_skipped, stream_of
+from projections.fact import Place, Position, Reader, Skipped, read_facts, stream_of
 from projections.generations import Generation, use_schema
 from projections.refolding import GrownStream, KeptFolds, Stream, grown_streams, refold
 
@@ -89,12 +91,11 @@ async def catch_up(
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
     """The facts between, added as a follower adds them. Raises `EventRefused` and `LogCorrupted`."""
     reader = Reader.of(projection)
-    skipped = await read_skipped(connection, [reader])
 
-    async def apply(some: Sequence[Position]) -> None:
+    async def add(some: Sequence[Position], skipped: Skipped) -> None:
         facts = reader.decode(some, skipped)
         if facts:
-            await projection.apply(connection, facts)
+            await exchange(connection, await projection.changes(connection, facts))
 
     places: list[Place] = [(lane, at[lane]) for lane in ahead]
     while places:
@@ -105,11 +106,11 @@ async def _add(connection: AsyncConnection, projection: Followed, at: Positions,
         positions = [position for place in places for position in found.positions[place]]
         try:
             async with connection.transaction():
-                await apply(positions)
+                await add(positions, found.skipped)
         except psycopg.Error:
             raise
         except Exception as error:
-            refused = await _first_refused(connection, apply, positions)
+            refused = await _first_refused(connection, partial(add, skipped=found.skipped), positions)
             lane, seq, tag, _ = refused
             stream_id = stream_of(refused)
             raise EventRefused(projection.name, error, lane=lane, stream_id=stream_id, seq=seq, tag=tag) from error
@@ -118,15 +119,15 @@ async def _add(connection: AsyncConnection, projection: Followed, at: Positions,
 
 
 async def _first_refused(
-    connection: AsyncConnection, apply: Callable[[Sequence[Position]], Awaitable[None]], positions: Sequence[Position]
+    connection: AsyncConnection, add: Callable[[Sequence[Position]], Awaitable[None]], positions: Sequence[Position]
 ) -> Position:
-    """The one of `positions`, which cannot all be applied, up to which they can. Nothing is applied."""
+    """The one of `positions`, which cannot all be added, up to which they can. Nothing is added."""
     fine, refused = 0, len(positions)
     while refused - fine > 1:
         middle = (fine + refused) // 2
         try:
             async with connection.transaction(force_rollback=True):
-                await apply(positions[:middle])
+                await add(positions[:middle])
         except psycopg.Error:
             raise
         except Exception:  # noqa: BLE001 - whatever it is, it was told of before

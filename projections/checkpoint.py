@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from psycopg import AsyncConnection, AsyncCursor
-
+from events.exchange import Statement, array
 from events.sql import Statements
 
 _SQL = Statements("projections", "checkpoint.sql")
-UNSYNCED = _SQL["unsynced"]
 _MOVE = _SQL["move"]
 _PARK = _SQL["park"]
 
@@ -28,19 +26,17 @@ class Move(NamedTuple):
     after: int
 
 
-async def move(connection: AsyncConnection, moves: Sequence[Move]) -> AsyncCursor:
-    """Move checkpoints, and unpark them; a row for each that was moved. Whoever asks for these waits for an answer."""
-    columns = {
-        "followers": [one.follower for one in moves],
-        "lanes": [one.lane for one in moves],
-        "before": [one.before for one in moves],
-        "after": [one.after for one in moves],
-    }
-    return await connection.execute(_MOVE, columns, prepare=True)
-
-
-async def park(connection: AsyncConnection, follower: str, lane: int, *, error: str) -> None:
-    """Have a lane rest for `PARKED_S`, with the reason in its checkpoint."""
-    await connection.execute(
-        _PARK, {"follower": follower, "lane": lane, "pause_s": PARKED_S, "error": error}, prepare=True
+def move(moves: Sequence[Move]) -> Statement:
+    """Moves checkpoints, and unparks them; a row for each that was moved."""
+    columns = (
+        array(one.follower for one in moves),
+        array(str(one.lane) for one in moves),
+        array(str(one.before) for one in moves),
+        array(str(one.after) for one in moves),
     )
+    return Statement(_MOVE, columns)
+
+
+def park(follower: str, lane: int, *, error: str) -> Statement:
+    """Has a lane rest for `PARKED_S`, with the reason in its checkpoint."""
+    return Statement(_PARK, (follower.encode(), b"%d" % lane, b"%g" % PARKED_S, error.encode()))

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from events.exchange import Statement
 from events.record import InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
@@ -75,8 +76,8 @@ class Followed(Definition, Interest, Protocol):
         """The fold of a lane, before its first event."""
         ...
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
-        """Add `facts` to the tables that are there."""
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        """What adds `facts` to the tables that are there, which may be read for it. Is run in the same transaction."""
         ...
 
 

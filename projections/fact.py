@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from psycopg import AsyncConnection, sql
 from events import pages
 from events.codec import tag_of
 from events.errors import LogCorrupted
+from events.exchange import Rows, Statement, array, exchange, number
 from events.sql import Statements, template
 from events.types import AnyEvent
 from events.upcast import Outdated, Stored, of_today
@@ -77,7 +79,7 @@ class Position(NamedTuple):
     lane: int
     seq: int
     type: str
-    json: str | None
+    json: bytes | None
 
 
 def stream_of(position: Position) -> UUID:
@@ -153,13 +155,6 @@ def _of_today(fact: _Read) -> Fact:
     return msgspec.structs.replace(fact, said=of_today(fact.said)) if isinstance(fact.said, Outdated) else fact
 
 
-async def read_skipped(connection: AsyncConnection, readers: Sequence[Reader]) -> Skipped:
-    """What each of them passed over in its version."""
-    parameters = {"names": [reader.name for reader in readers], "versions": [reader.version for reader in readers]}
-    cursor = await connection.execute(_SKIPPED, parameters, prepare=True)
-    return frozenset(await cursor.fetchall())
-
-
 def payload_types(readers: Iterable[Interest]) -> list[str] | None:
     """The types of events of which one of them wants to know what they say; None for all."""
     asking = [reader for reader in readers if reader.payloads]
@@ -169,13 +164,14 @@ def payload_types(readers: Iterable[Interest]) -> list[str] | None:
 
 
 class Found(NamedTuple):
-    """What comes after places of the log, without a gap; where there is one right behind that, or a lane ends too soon; and where
-    the page was full.
+    """What comes after places of the log, without a gap; where there is one right behind that, or a lane ends too soon; where the
+    page was full; and what its readers passed over in their versions, anywhere.
     """
 
     positions: dict[Place, list[Position]]
     holes: dict[Place, LogCorrupted]
     full: set[Place]
+    skipped: Skipped
 
 
 async def read_facts(
@@ -192,28 +188,18 @@ async def read_facts(
 
     All up to the lanes' `heads` must be there, as they were before this is asked, each event with its command.
     """
-    types = {name for reader in readers for name in reader.types or ()}
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
-    parameters = {
-        "types": None if any(reader.types is None for reader in readers) else sorted(types),
-        "told": payload_types(readers),
-        "lanes": [lane for lane, _ in places],
-        "after": [after for _, after in places],
-        "upto": [None if upto is None else upto[lane] for lane, _ in places],
-        "limit": limit,
-        "bytes": bytes_max,
-    }
-    told = sql.Placeholder("told")
-    query = _OF_LANES.format(fact=stored.fact(told), weight=stored.weight(told))
-    cursor = await connection.execute(query, parameters)
-    found = Found({place: [] for place in places}, {}, set())
-    for number, seq, name, weight, json in await cursor.fetchall():
-        lane, after = place = places[int(number) - 1]
-        positions = found.positions[place]
-        if weight >= bytes_max:
+    page = _page(places, readers, limit=limit, bytes_max=bytes_max, upto=upto)
+    skipped, rows = await exchange(connection, [_skipped(readers), page])
+    found = Found({place: [] for place in places}, {}, set(), _places_skipped(skipped))
+    for ordinal, event_seq, name, weight, json in rows:
+        lane, after = place = places[number(ordinal) - 1]
+        seq, positions = number(event_seq), found.positions[place]
+        if number(weight) >= bytes_max:
             found.full.add(place)
         if seq == after + len(positions) + 1:
-            positions.append(Position(lane, seq, name, json))
+            assert name is not None
+            positions.append(Position(lane, seq, name.decode(), json))
         else:
             missing = after + len(positions) + 1
             found.holes.setdefault(place, LogCorrupted(lane, missing, f"the next event is {seq}"))
@@ -224,3 +210,41 @@ async def read_facts(
             what = f"there is no such event, or not its command, and the head is {heads[lane]}"
             found.holes.setdefault((lane, after), LogCorrupted(lane, after + len(positions) + 1, what))
     return found
+
+
+def _page(
+    places: Sequence[Place],
+    readers: Sequence[Reader],
+    *,
+    limit: int,
+    bytes_max: int,
+    upto: Mapping[int, int] | None,
+) -> Statement:
+    types = {name for reader in readers for name in reader.types or ()}
+    told = payload_types(readers)
+    parameters = (
+        None if any(reader.types is None for reader in readers) else array(sorted(types)),
+        None if told is None else array(told),
+        array(str(lane) for lane, _ in places),
+        array(str(after) for _, after in places),
+        array("null" if upto is None else str(upto[lane]) for lane, _ in places),
+        b"%d" % limit,
+        b"%d" % bytes_max,
+    )
+    return Statement(of_lanes(), parameters)
+
+
+@cache
+def of_lanes() -> bytes:
+    """The statement that reads a page, for the events that are written today: kept, as it is asked for with every look."""
+    told = sql.SQL("$2")
+    return _OF_LANES.format(fact=stored.fact(told), weight=stored.weight(told)).as_bytes()
+
+
+def _skipped(readers: Sequence[Reader]) -> Statement:
+    names, versions = (reader.name for reader in readers), (str(reader.version) for reader in readers)
+    return Statement(_SKIPPED, (array(names), array(versions)))
+
+
+def _places_skipped(rows: Rows) -> Skipped:
+    return frozenset((name.decode(), number(lane), number(seq)) for name, lane, seq in rows if name is not None)

@@ -15,26 +15,26 @@ json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenan
 CASE WHEN {is_told} THEN {weight} ELSE 0 END
 
 -- name: of_lanes
--- A page (`events/pages.py`) from each place on; events of no wanted type without a fact.
+-- A page (`events/pages.py`) from each place on; events of no wanted type without a fact. `$2` is what `is_told` asks for.
 SELECT p.place, e.seq, e.type, e.upto_bytes,
-       CASE WHEN %(types)s::text[] IS NULL OR e.type = ANY (%(types)s::text[]) THEN {fact} END
-  FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) WITH ORDINALITY AS p (lane, after, upto, place)
+       CASE WHEN $1::text[] IS NULL OR e.type = ANY ($1::text[]) THEN {fact} END
+  FROM unnest($3::smallint[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS p (lane, after, upto, place)
  CROSS JOIN LATERAL (
        SELECT e.lane, e.seq, e.stream_id, e.tenant_id, e.type, e.schema_version, e.payload, e.command_id, e.recorded_at,
               {weight} AS bytes, sum({weight}) OVER (ORDER BY e.seq ROWS UNBOUNDED PRECEDING) AS upto_bytes
          FROM event e
         WHERE e.lane = p.lane AND e.seq > p.after AND (p.upto IS NULL OR e.seq <= p.upto)
         ORDER BY e.seq
-        LIMIT %(limit)s) e
+        LIMIT $6::bigint) e
   JOIN command k ON k.lane = e.lane AND k.command_id = e.command_id
- WHERE e.upto_bytes - e.bytes < %(bytes)s
+ WHERE e.upto_bytes - e.bytes < $7::bigint
  ORDER BY p.place, e.seq
 
 -- name: skipped
 -- What was passed over by hand: few, ever.
 SELECT DISTINCT s.name, s.lane, s.seq
   FROM projection_skipped s
-  JOIN unnest(%(names)s::text[], %(versions)s::integer[]) AS r (name, version)
+  JOIN unnest($1::text[], $2::integer[]) AS r (name, version)
     ON r.name = s.name AND r.version = s.version
  ORDER BY s.name, s.lane, s.seq
 

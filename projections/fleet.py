@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
 from psycopg import AsyncConnection
 
 from events import types as e
+from events.exchange import Statement, Values, array, exchange
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING, Status
 from events.sql import Statements
 from projections.fact import Fact
@@ -94,6 +96,11 @@ def _moved(before: Member | None, event: e.AnyEvent) -> Member:
     return after._replace(provider=event.provider) if isinstance(event, e.PlacementChosen) else after
 
 
+def _known(row: Values) -> tuple[UUID, Member]:
+    instance_id, status, provider, region_id, tier_id = (text.decode() for text in row if text is not None)
+    return UUID(instance_id), Member(msgspec.convert(status, Status), provider, region_id, tier_id)
+
+
 class Fleet:
     """Counts every change of status."""
 
@@ -115,12 +122,14 @@ class Fleet:
     def begin(self) -> FleetFold:
         return FleetFold({})
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         streams = {fact.stream_id: fact.lane for fact in facts}
-        parameters = {"lanes": list(streams.values()), "instance_ids": list(streams)}
-        cursor = await connection.execute(_MEMBERS, parameters)
-        fold = FleetFold({row[0]: Member(*row[1:]) for row in await cursor.fetchall()})
+        known = Statement(_MEMBERS, (array(map(str, streams.values())), array(map(str, streams))))
+        (members,) = await exchange(connection, [known])
+        fold = FleetFold(dict(map(_known, members)))
         fold.feed(facts)
         rows = fold.rows()
-        await connection.execute(_ADD_MOVES, (records(_FLEET, rows),))
-        await connection.execute(_SET_MEMBERS, (records(_MEMBER, rows),))
+        return [
+            Statement(_ADD_MOVES, (records(_FLEET, rows),)),
+            Statement(_SET_MEMBERS, (records(_MEMBER, rows),)),
+        ]

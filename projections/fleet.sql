@@ -25,14 +25,14 @@ ALTER TABLE fleet_member ADD PRIMARY KEY (lane, instance_id)
 
 -- name: members
 SELECT m.instance_id, m.status, m.provider, m.region_id, m.tier_id
-  FROM unnest(%(lanes)s::smallint[], %(instance_ids)s::uuid[]) AS w (lane, instance_id)
+  FROM unnest($1::smallint[], $2::uuid[]) AS w (lane, instance_id)
   JOIN fleet_member m ON m.lane = w.lane AND m.instance_id = w.instance_id
  ORDER BY m.lane, m.instance_id
 
 -- name: add_moves
 INSERT INTO fleet (lane, hour, status, provider, region_id, tier_id, entries, exits)
 SELECT r.lane, r.hour, r.status, r.provider, r.region_id, r.tier_id, r.entries, r.exits
-  FROM json_to_recordset(%s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, hour timestamptz, status text, provider text, region_id text, tier_id text, entries bigint,
        exits bigint)
 ON CONFLICT (lane, hour, status, provider, region_id, tier_id) DO UPDATE SET
@@ -42,7 +42,7 @@ ON CONFLICT (lane, hour, status, provider, region_id, tier_id) DO UPDATE SET
 -- name: set_members
 INSERT INTO fleet_member (lane, instance_id, status, provider, region_id, tier_id)
 SELECT r.lane, r.instance_id, r.status, r.provider, r.region_id, r.tier_id
-  FROM json_to_recordset(%s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, instance_id uuid, status text, provider text, region_id text, tier_id text)
 ON CONFLICT (lane, instance_id) DO UPDATE SET status = excluded.status, provider = excluded.provider
 

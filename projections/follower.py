@@ -19,12 +19,13 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import StoreUnavailable
+from events.exchange import Statement, array, exchange, number
 from events.lease import lease
 from events.patience import may_pass, patiently
 from events.sql import Statements
 from projections import checkpoint
 from projections.checkpoint import Move
-from projections.fact import Fact, Interest, Place, Position, Reader, Skipped, read_facts, read_skipped
+from projections.fact import Fact, Interest, Place, Position, Reader, Skipped, read_facts
 
 _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
@@ -42,8 +43,8 @@ _log = structlog.get_logger(__name__)
 class FollowedProjection(Interest, Protocol):
     """A read table that follows the log."""
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
-        """Fold `facts`, those of each lane in order, into the table. Runs in the checkpoint's transaction."""
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        """What folds `facts`, those of each lane in order, into the table. Is run in the checkpoint's transaction."""
         ...
 
 
@@ -63,11 +64,13 @@ class Follower:
     def __init__(self, pool: AsyncConnectionPool, *projections: FollowedProjection) -> None:
         self._pool = pool
         self._projections = {one.name: (one, Reader.of(one)) for one in projections}
-        self._whoever = {"names": [one.name for one in projections], "versions": [one.version for one in projections]}
+        self._names = [one.name for one in projections]
+        versions = array(str(one.version) for one in projections)
+        self._lease_lanes = Statement(_LEASE_LANES, (array(self._names), versions))
 
     async def enter(self) -> None:
         """Take part in every lane, from its beginning where nobody has been before and the projection is known."""
-        await patiently(self._pool, lambda c: c.execute(_ENTER_LANES, (self._whoever["names"],)))
+        await patiently(self._pool, lambda c: c.execute(_ENTER_LANES, (self._names,)))
 
     async def catch_up(self) -> int:
         """Take everything that is new in the lanes that nobody else holds; how many events that were, in every projection
@@ -93,59 +96,58 @@ class Follower:
         What one projection trips over undoes all of it, unless each is taken `apart`, behind a savepoint: then it is that one's
         own affair, and parks its lane.
         """
-        async with lease(connection):
-            await connection.execute(checkpoint.UNSYNCED)
-            leased = await connection.execute(_LEASE_LANES, self._whoever, prepare=True)
+        async with lease(connection, self._lease_lanes) as leased:
             leases: dict[str, list[Place]] = {}
             heads: dict[int, int] = {}
-            for name, lane, seq, head in await leased.fetchall():
-                leases.setdefault(name, []).append((lane, seq))
-                heads[lane] = head
+            for name, lane, seq, head in leased:
+                assert name is not None
+                leases.setdefault(name.decode(), []).append((number(lane), number(seq)))
+                heads[number(lane)] = number(head)
             if not leases:
                 return 0, False
             places = sorted({place for of_one in leases.values() for place in of_one})
             limit = max(LANE_BATCH_MIN, BATCH_MAX // len(places))
             readers = [self._projections[name][1] for name in leases]
-            skipped = await read_skipped(connection, readers)
             found = await read_facts(connection, places, readers, heads=heads, limit=limit)
             for hole in found.holes.values():
                 _log.critical("log_corrupted", lane=hole.lane, error=str(hole))
             reached: list[_Reached] = []
+            changes: list[Statement] = []
             for name, of_one in leases.items():
                 parked: dict[int, str] = {}
                 positions = [position for place in of_one for position in found.positions[place]]
                 if apart:
-                    taken = await self._take_what_can_be(connection, name, positions, skipped, parked)
+                    taken = await self._take_what_can_be(connection, name, positions, found.skipped, parked)
                 else:
-                    taken = await self._take(connection, name, positions, skipped)
+                    changes += await self._changes(connection, name, positions, found.skipped)
+                    taken = positions
                 last = {position.lane: position.seq for position in taken}
                 for lane, seq in of_one:
                     hole = found.holes.get((lane, seq))
                     error = parked.get(lane, None if hole is None else str(hole))
                     reached.append(_Reached(name, lane, seq, last.get(lane, seq), error))
-            await self._note(connection, reached)
+            await self._note(connection, reached, changes)
             full = any((one.lane, one.before) in found.full for one in reached if one.error is None)
             return sum(one.after - one.before for one in reached), full
 
-    async def _note(self, connection: AsyncConnection, reached: list[_Reached]) -> None:
-        """Move the checkpoints, and park."""
+    async def _note(self, connection: AsyncConnection, reached: list[_Reached], changes: list[Statement]) -> None:
+        """Change the tables, move the checkpoints, and park."""
         moves = [Move(one.name, one.lane, one.before, one.after) for one in reached if one.after > one.before]
-        moved = await checkpoint.move(connection, moves)
-        assert len(await moved.fetchall()) == len(moves), "a leased checkpoint is nobody else's"
+        parks: list[Statement] = []
         for one in reached:
             if one.error is not None:
                 _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)
-                await checkpoint.park(connection, one.name, one.lane, error=one.error)
+                parks.append(checkpoint.park(one.name, one.lane, error=one.error))
+        moved, *_ = await exchange(connection, [checkpoint.move(moves), *changes, *parks])
+        assert len(moved) == len(moves), "a leased checkpoint is nobody else's"
 
-    async def _take(
+    async def _changes(
         self, connection: AsyncConnection, name: str, positions: list[Position], skipped: Skipped
-    ) -> list[Position]:
-        """Have one projection take all that was found in its lanes. Raises whatever it trips over."""
+    ) -> Sequence[Statement]:
+        """What has one projection take all that was found in its lanes. Raises whatever it trips over."""
         projection, reader = self._projections[name]
         facts = reader.decode(positions, skipped)
-        if facts:
-            await projection.apply(connection, facts)
-        return positions
+        return await projection.changes(connection, facts) if facts else ()
 
     async def _take_what_can_be(
         self,
@@ -164,7 +166,8 @@ class Follower:
             return []
         try:
             async with connection.transaction():
-                return await self._take(connection, name, positions, skipped)
+                await exchange(connection, await self._changes(connection, name, positions, skipped))
+                return positions
         except Exception as error:
             if isinstance(error, psycopg.Error) and may_pass(error):
                 raise

@@ -8,7 +8,7 @@ ON CONFLICT (follower, lane) DO NOTHING
 -- name: lease_lanes
 -- For several followers at once, as pairs of name and version.
 SELECT c.follower, c.lane, c.seq, h.head
-  FROM unnest(%(names)s::text[], %(versions)s::integer[]) AS f (name, version)
+  FROM unnest($1::text[], $2::integer[]) AS f (name, version)
   JOIN projection p ON p.name = f.name AND p.version = f.version
   JOIN checkpoint c ON c.follower = f.name
   JOIN lane_head h ON h.lane = c.lane

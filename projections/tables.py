@@ -37,6 +37,6 @@ Rows = Mapping[str, Iterable[Row]]
 """Rows by the name of their table."""
 
 
-def records(table: Table, rows: Rows) -> str:
+def records(table: Table, rows: Rows) -> bytes:
     """The rows of `table` as a JSON array of objects, for a statement that takes them with `json_to_recordset`."""
-    return _encode([dict(zip(table.columns, row, strict=True)) for row in rows[table.name]]).decode()
+    return _encode([dict(zip(table.columns, row, strict=True)) for row in rows[table.name]])

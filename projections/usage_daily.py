@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
+from events.exchange import Statement
 from events.sql import Statements
 from events.types import UsageEntry, UsageRecorded
 from projections.fact import Fact
@@ -91,10 +92,12 @@ class UsageDaily:
     def begin(self) -> UsageFold:
         return UsageFold()
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+    async def changes(self, _: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         fold = self.begin()
         fold.feed(facts)
         rows = fold.rows()
-        limits = {"tokens_max": TOKENS_MAX, "cost_usd_max": COST_USD_MAX}
-        await connection.execute(_ADD_USAGE, {"rows": records(_DAILY, rows), **limits})
-        await connection.execute(_ADD_END_USERS, (records(_END_USER, rows),))
+        limits = (b"%d" % TOKENS_MAX, str(COST_USD_MAX).encode())
+        return [
+            Statement(_ADD_USAGE, (records(_DAILY, rows), *limits)),
+            Statement(_ADD_END_USERS, (records(_END_USER, rows),)),
+        ]

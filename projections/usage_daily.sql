@@ -25,19 +25,19 @@ ALTER TABLE usage_end_user ADD PRIMARY KEY (lane, instance_id, day, end_user)
 -- Both addends are within the limits, so that no sum leaves its type before it is brought back.
 INSERT INTO usage_daily (lane, instance_id, day, requests, prompt_tokens, completion_tokens, cost_usd)
 SELECT r.lane, r.instance_id, r.day, r.requests, r.prompt_tokens, r.completion_tokens, r.cost_usd
-  FROM json_to_recordset(%(rows)s::json) AS r (
+  FROM json_to_recordset($1::json) AS r (
        lane smallint, instance_id uuid, day date, requests bigint, prompt_tokens bigint, completion_tokens bigint,
        cost_usd numeric)
 ON CONFLICT (lane, instance_id, day) DO UPDATE SET
        requests = usage_daily.requests + excluded.requests,
-       prompt_tokens = least(usage_daily.prompt_tokens + excluded.prompt_tokens, %(tokens_max)s),
-       completion_tokens = least(usage_daily.completion_tokens + excluded.completion_tokens, %(tokens_max)s),
-       cost_usd = least(usage_daily.cost_usd + excluded.cost_usd, %(cost_usd_max)s)
+       prompt_tokens = least(usage_daily.prompt_tokens + excluded.prompt_tokens, $2::bigint),
+       completion_tokens = least(usage_daily.completion_tokens + excluded.completion_tokens, $2::bigint),
+       cost_usd = least(usage_daily.cost_usd + excluded.cost_usd, $3::numeric)
 
 -- name: add_end_users
 INSERT INTO usage_end_user (lane, instance_id, day, end_user)
 SELECT r.lane, r.instance_id, r.day, r.end_user
-  FROM json_to_recordset(%s::json) AS r (lane smallint, instance_id uuid, day date, end_user text)
+  FROM json_to_recordset($1::json) AS r (lane smallint, instance_id uuid, day date, end_user text)
 ON CONFLICT (lane, instance_id, day, end_user) DO NOTHING
 
 -- name: daily

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from events.exchange import Statement
 from events.sql import Statements
 from projections.activity import Activity, ActivityFold
 from projections.fact import Fact
@@ -65,7 +66,7 @@ class ActivityV2(Activity):
     def begin(self) -> DoubleFold:
         return DoubleFold()
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+    async def changes(self, _: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         fold = self.begin()
         fold.feed(facts)
-        await connection.execute(self.ddl["add"], (records(self.tables[0], fold.rows()),))
+        return [Statement(self.ddl["add"], (records(self.tables[0], fold.rows()),))]

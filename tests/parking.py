@@ -10,6 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from events.exchange import Statement
 from events.store import EventStore
 from projections.fact import Fact
 from projections.follower import Follower
@@ -24,10 +25,10 @@ class Fussy(UsageDaily):
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused and getattr(fact.event, "seq", 0) == 2 for fact in facts):
             raise ValueError("no")
-        await super().apply(connection, facts)
+        return await super().changes(connection, facts)
 
 
 async def seq_of(connection: psycopg.AsyncConnection, instance_id: UUID, batch: int) -> int:

@@ -11,21 +11,20 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from events.exchange import Rows, Statement, exchange, number
 from events.ids import lane_of
 from hydracore.db.pool import conninfo
+from workers.sql import OPERATIONS
 
-_LOCK = sql.SQL("SELECT pg_try_advisory_lock({key})")
-#: Two statements in one message: the second sees all that was committed before the lock was let go.
-_UNLOCK = sql.SQL(
-    "SELECT pg_advisory_unlock({key}); SELECT version FROM stream WHERE lane = {lane} AND stream_id = {instance_id}"
-)
+_TRY_LOCK = OPERATIONS["try_lock"]
+_UNLOCK = OPERATIONS["unlock"]
+_VERSION = OPERATIONS["version"]
 
 #: A machine that lost its power or its network says no farewell: the server finds out by asking, within half a minute
 #: instead of the two hours that are usual, and lets go of its locks.
@@ -96,7 +95,7 @@ class InstanceLocks:
             if hold is not None:
                 # A connection that broke has let go of its locks already.
                 with suppress(*_BROKEN):
-                    hold.version_after = await _ask(hold.connection, _UNLOCK, instance_id)
+                    hold.version_after = await _let_go(hold.connection, instance_id)
 
     async def close(self) -> None:
         if self._beating is not None:
@@ -109,12 +108,12 @@ class InstanceLocks:
         """The connection that now has the lock, or None where somebody else's has it."""
         connection = await self._connected()
         try:
-            return connection if await _ask(connection, _LOCK, instance_id) is True else None
+            return connection if await _try_lock(connection, instance_id) else None
         except _BROKEN:
             # An idle connection learns only now that the database was restarted in the meantime.
             await connection.close()
         connection = await self._connected()
-        return connection if await _ask(connection, _LOCK, instance_id) is True else None
+        return connection if await _try_lock(connection, instance_id) else None
 
     async def _connected(self) -> AsyncConnection:
         async with self._connecting:
@@ -138,16 +137,26 @@ class InstanceLocks:
                     await connection.close()
 
 
-async def _ask(connection: AsyncConnection, statement: sql.SQL, instance_id: UUID) -> Any:
-    """What the last statement of the message gives."""
-    key = int.from_bytes(instance_id.bytes[8:], signed=True)
+async def _try_lock(connection: AsyncConnection, instance_id: UUID) -> bool:
+    (((locked,),),) = await _ask(connection, Statement(_TRY_LOCK, (_key(instance_id),)))
+    return locked == b"t"
+
+
+async def _let_go(connection: AsyncConnection, instance_id: UUID) -> int | None:
+    """The stream's version, which was read after the lock was let go; None without a stream."""
+    place = (b"%d" % lane_of(instance_id), str(instance_id).encode())
+    _, versions = await _ask(connection, Statement(_UNLOCK, (_key(instance_id),)), Statement(_VERSION, place))
+    return number(versions[0][0]) if versions else None
+
+
+def _key(instance_id: UUID) -> bytes:
+    return b"%d" % int.from_bytes(instance_id.bytes[8:], signed=True)
+
+
+async def _ask(connection: AsyncConnection, *statements: Statement) -> list[Rows]:
     try:
-        cursor = await connection.execute(statement.format(key=key, lane=lane_of(instance_id), instance_id=instance_id))
-        while cursor.nextset():
-            pass
-        row = await cursor.fetchone()
+        return await exchange(connection, statements)
     except asyncio.CancelledError:
         # Nobody knows any more whether this session has the lock: without the session, nobody has.
         await connection.close()
         raise
-    return None if row is None else row[0]

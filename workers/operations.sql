@@ -6,19 +6,20 @@ ON CONFLICT (name) DO UPDATE SET ran_at = excluded.ran_at
     OR duty.ran_at > now() + %(interval_s)s * interval '1 s'
 RETURNING name
 
+-- name: try_lock
+SELECT pg_try_advisory_lock($1)
+
+-- name: unlock
+SELECT pg_advisory_unlock($1)
+
+-- name: version
+-- In the message of `unlock`, behind it: it sees all that was committed before the lock was let go.
+SELECT version FROM stream WHERE lane = $1 AND stream_id = $2
+
 -- name: enter_lanes
 INSERT INTO checkpoint (follower, lane)
 SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
-
--- name: lease_lanes
-SELECT c.lane, c.seq, h.head
-  FROM checkpoint c
-  JOIN lane_head h ON h.lane = c.lane
- WHERE c.follower = %s AND h.head > c.seq
-   AND (c.parked_until IS NULL OR c.parked_until <= now())
- ORDER BY c.lane
-   FOR UPDATE OF c SKIP LOCKED
 
 -- name: all_heads
 -- Together they rise with every event.
@@ -32,16 +33,26 @@ SELECT lane, ahead_s::double precision
  WHERE ahead_s > %s
  ORDER BY ahead_s DESC, lane
 
--- name: new_events
--- Not now(), which is when the transaction began: what was asked for since would seem to be of the future. What is owed at once is so
--- from its last change on, and is owed whatever the clock that wrote it has to do with ours.
-SELECT l.lane, e.seq, e.stream_id, coalesce(i.wake_at <= greatest(clock_timestamp(), i.updated_at), false) AND e.type <> ALL (%(workers_own)s)
-  FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS l (lane, seq)
- CROSS JOIN LATERAL (SELECT v.seq, v.stream_id, v.type
+-- name: new_lanes
+-- What is new in each lane that nobody else has leased, with its head of the same moment; a lane whose next event is missing comes
+-- without any. Whether something is owed is not asked of now(), which is when the transaction began: what was asked for since would
+-- seem to be of the future. What is owed at once is so from its last change on, and is owed whatever the clock that wrote it has to
+-- do with ours.
+  WITH leased AS MATERIALIZED (
+       SELECT c.lane, c.seq, h.head
+         FROM checkpoint c
+         JOIN lane_head h ON h.lane = c.lane
+        WHERE c.follower = $1 AND h.head > c.seq AND (c.parked_until IS NULL OR c.parked_until <= now())
+        ORDER BY c.lane
+          FOR UPDATE OF c SKIP LOCKED)
+SELECT l.lane, l.seq, l.head, e.seq, e.stream_id,
+       coalesce(i.wake_at <= greatest(clock_timestamp(), i.updated_at), false) AND e.type <> ALL ($2::text[])
+  FROM leased l
+  LEFT JOIN LATERAL (SELECT v.seq, v.stream_id, v.type
                        FROM event v
                       WHERE v.lane = l.lane AND v.seq > l.seq
                       ORDER BY v.seq
-                      LIMIT %(limit)s) e
+                      LIMIT $3::bigint) e ON true
   LEFT JOIN instance i ON i.lane = l.lane AND i.id = e.stream_id
  ORDER BY l.lane, e.seq
 

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from events import types as e
 from events.codec import tag_of
 from events.errors import LogCorrupted, StoreUnavailable
+from events.exchange import Rows, Statement, array, exchange, number
 from events.lease import lease
 from events.patience import patiently, run
 from projections import checkpoint
@@ -30,9 +31,6 @@ from workers.lookout import Lookout, rest
 from workers.sql import OPERATIONS
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
-_LEASE_LANES = OPERATIONS["lease_lanes"]
-_NEW_EVENTS = OPERATIONS["new_events"]
-
 FOLLOWER = "relay"
 
 #: How many events of one lane are taken at a time.
@@ -51,6 +49,8 @@ WORKERS_OWN = [
         e.TeardownStepDone,
     )
 ]
+
+LOOK = Statement(OPERATIONS["new_lanes"], (FOLLOWER.encode(), array(WORKERS_OWN), b"%d" % LANE_BATCH_MAX))
 
 #: How long a wake-up waits for others before the look that serves them all.
 BURST_S = 0.01
@@ -84,32 +84,18 @@ class Relay:
 
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
-        async with lease(connection):
-            await connection.execute(checkpoint.UNSYNCED)
-            leased = await (await connection.execute(_LEASE_LANES, (FOLLOWER,), prepare=True)).fetchall()
-            if not leased:
-                return False
-            lanes = [Lane(*row) for row in leased]
-            parameters = {
-                "lanes": [lane.number for lane in lanes],
-                "seqs": [lane.seq for lane in lanes],
-                "limit": LANE_BATCH_MAX,
-                "workers_own": WORKERS_OWN,
-            }
-            events: dict[int, list[tuple[int, UUID, bool]]] = {lane.number: [] for lane in lanes}
-            for number, *event in await (await connection.execute(_NEW_EVENTS, parameters, prepare=True)).fetchall():
-                events[number].append((event[0], event[1], event[2]))
-            whole = [lane for lane in lanes if await self._is_whole(connection, lane, events[lane.number])]
-            due = {stream_id: None for lane in whole for _, stream_id, owed in events[lane.number] if owed}
-            silent = await self._ring(list(due))
-            if silent is None:
-                moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(events[lane.number])) for lane in whole]
+        async with lease(connection, LOOK) as rows:
+            lanes = lanes_of(rows)
+            whole = [lane for lane in lanes if await self._is_whole(connection, lane)]
+            silent = await self._ring(list(dict.fromkeys(stream_id for lane in whole for stream_id in lane.due)))
+            if silent is None and whole:
+                moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(lane.seqs)) for lane in whole]
                 # Not asked whether they were: they are leased, and a hint that comes again costs nothing.
-                await checkpoint.move(connection, moves)
+                await exchange(connection, [checkpoint.move(moves)])
         if silent is not None:
             # Only now: a lane that was parked stays so, whatever has become of the others' hints.
             raise silent
-        return any(len(events[lane.number]) == LANE_BATCH_MAX for lane in whole)
+        return any(len(lane.seqs) == LANE_BATCH_MAX for lane in whole)
 
     async def _ring(self, due: list[UUID]) -> RedisError | None:
         """Hint at what is due; what Redis says against it."""
@@ -121,30 +107,44 @@ class Relay:
                 return error
         return None
 
-    async def _is_whole(self, connection: AsyncConnection, lane: Lane, events: list[tuple[int, UUID, bool]]) -> bool:
+    async def _is_whole(self, connection: AsyncConnection, lane: Lane) -> bool:
         """Whether a lane's new events leave no number out; one that does is parked, loudly."""
         try:
-            _check(lane, events)
+            _check(lane)
         except LogCorrupted as error:
             _log.critical("log_corrupted", lane=lane.number, after=lane.seq, error=str(error))
-            await checkpoint.park(connection, FOLLOWER, lane.number, error=str(error))
+            await exchange(connection, [checkpoint.park(FOLLOWER, lane.number, error=str(error))])
             return False
         return True
 
 
 class Lane(NamedTuple):
-    """A leased lane: how far it has been followed, and its head as it was read before its events."""
+    """A leased lane: how far it has been followed, its head, the numbers of what is new, and the instances to which that owes a look."""
 
     number: int
     seq: int
     head: int
+    seqs: list[int]
+    due: list[UUID]
 
 
-def _check(lane: Lane, events: list[tuple[int, UUID, bool]]) -> None:
-    """Raises `LogCorrupted` where a number is missing, in between or before the head that was read first."""
-    for expected, (found, _, _) in enumerate(events, start=lane.seq + 1):
+def lanes_of(rows: Rows) -> list[Lane]:
+    lanes: dict[int, Lane] = {}
+    for lane, seq, head, event_seq, stream_id, owed in rows:
+        found = lanes.setdefault(number(lane), Lane(number(lane), number(seq), number(head), [], []))
+        if event_seq is not None:
+            assert stream_id is not None
+            found.seqs.append(number(event_seq))
+            if owed == b"t":
+                found.due.append(UUID(stream_id.decode()))
+    return list(lanes.values())
+
+
+def _check(lane: Lane) -> None:
+    """Raises `LogCorrupted` where a number is missing, in between or before the lane's head."""
+    for expected, found in enumerate(lane.seqs, start=lane.seq + 1):
         if found != expected:
             raise LogCorrupted(lane.number, expected, f"the next event is {found}")
-    if len(events) < min(lane.head - lane.seq, LANE_BATCH_MAX):
-        missing = lane.seq + len(events) + 1
+    if len(lane.seqs) < min(lane.head - lane.seq, LANE_BATCH_MAX):
+        missing = lane.seq + len(lane.seqs) + 1
         raise LogCorrupted(lane.number, missing, f"there is no such event, and the head is {lane.head}")

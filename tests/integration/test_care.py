@@ -12,7 +12,7 @@ from events.ids import lane_of
 from hydracore.audit.verifying import Progress, Request, verify
 from projections import care
 from projections.errors import NotParked, NotSkipped, ParkedElsewhere, UnknownProjection
-from projections.fact import Reader, read_skipped
+from projections.fact import Reader, read_facts
 from projections.follower import Follower
 from projections.rebuild import rollback
 from projections.usage_daily import UsageDaily
@@ -99,8 +99,12 @@ async def test_what_one_version_passed_over_the_next_one_takes(
         (drift,) = report.drift
         assert drift.key["instance_id"] == str(refused)
         assert ((drift.live or {})["requests"], (drift.fresh or {})["requests"]) == (3, 4)
-        passed_over = [await read_skipped(owner_conn, [Reader.of(one)]) for one in (UsageDaily(), Mended())]
-        assert [len(found) for found in passed_over] == [1, 0]
+        place, seq = (lane_of(refused), 0), await seq_of(owner_conn, refused, 2)
+        found = [
+            await read_facts(owner_conn, [place], [Reader.of(one)], heads={place[0]: seq}, limit=seq)
+            for one in (UsageDaily(), Mended())
+        ]
+        assert [one.skipped for one in found] == [{("usage_daily", place[0], seq)}, frozenset()]
 
 
 async def test_only_the_event_that_was_looked_at_is_skipped(

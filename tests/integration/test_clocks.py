@@ -10,17 +10,16 @@ import pytest
 from msgspec.structs import replace
 
 from events import commands as c
-from events.ids import lane_of
-from events.patience import run
+from events.patience import patiently, run
 from events.state import TEARDOWN_STEPS
 from hydracore.api import hearing
 from tests import lives
+from tests.owing import owed
 from tests.requests_to_log import open_store, origin, request, requested
 from tests.stack import Stack
 from tests.waiting import until
 from workers.advance import advance
 from workers.attention import BACKOFF_S_MAX, Attention
-from workers.relay import WORKERS_OWN
 from workers.sql import OPERATIONS
 
 ADA = lives.instance_id()
@@ -41,8 +40,7 @@ async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_owed_at_once(
         assert isinstance(ahead_ms, int)
         await store.create(ADA, replace(request(), at_ms=ahead_ms), origin())
 
-        parameters = {"lanes": [lane_of(ADA)], "seqs": [0], "limit": 10, "workers_own": WORKERS_OWN}
-        assert [row[2:] for row in await run(pool, OPERATIONS["new_events"], parameters)] == [(ADA, True)]
+        assert await patiently(pool, owed) == [ADA]
         assert await Attention(pool).claim_due() == [ADA]
         assert await Attention(pool).claim_due() == [], "somebody has just been sent there"
 

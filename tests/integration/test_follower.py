@@ -15,6 +15,7 @@ from psycopg import AsyncConnection, sql
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
+from events.exchange import Statement
 from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.db.pool import open_pool
@@ -178,10 +179,10 @@ class Broken(UsageDaily):
         self._refused = refused
         self._statement = statement
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
-        await super().apply(connection, facts)
-        if any(fact.stream_id == self._refused for fact in facts):
-            await connection.execute(self._statement.encode())
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        changes = await super().changes(connection, facts)
+        refused = any(fact.stream_id == self._refused for fact in facts)
+        return [*changes, Statement(self._statement.encode(), ())] if refused else changes
 
 
 @pytest.mark.parametrize(
@@ -216,10 +217,10 @@ class Fussy(UsageDaily):
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused for fact in facts):
             raise ValueError("no")
-        await super().apply(connection, facts)
+        return await super().changes(connection, facts)
 
 
 async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(

@@ -12,6 +12,7 @@ import pytest
 from psycopg import AsyncConnection
 from redis.asyncio import Redis
 
+from events.exchange import Statement
 from hydracore.db.pool import open_pool
 from projections.activity import Activity
 from projections.fact import Fact
@@ -53,9 +54,10 @@ class FreezingActivity(Activity):
     def __init__(self, freeze: Freeze) -> None:
         self._freeze = freeze
 
-    async def apply(self, connection: AsyncConnection, facts: Sequence[Fact]) -> None:
-        await super().apply(connection, facts)
+    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        changes = await super().changes(connection, facts)
         self._freeze.here()
+        return changes
 
 
 class FreezingBell(Bell):

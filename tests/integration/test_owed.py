@@ -8,14 +8,12 @@ import pytest
 from msgspec.structs import replace
 from psycopg import AsyncConnection
 
-from events.ids import lane_of
 from events.store import EventStore
 from tests import lives
+from tests.owing import owed
 from tests.requests_to_log import open_store, origin, request, requested
 from tests.waiting import until
 from workers.attention import Attention
-from workers.relay import WORKERS_OWN
-from workers.sql import OPERATIONS
 
 ADA = lives.instance_id()
 
@@ -98,9 +96,7 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         await _create(store, at_ms=began_ms + 1)
         await until(lambda: _is_past(looking, began_ms + 1))
 
-        parameters = {"lanes": [lane_of(ADA)], "seqs": [0], "limit": 10, "workers_own": WORKERS_OWN}
-        found = await (await looking.execute(OPERATIONS["new_events"], parameters)).fetchall()
-        assert [(stream_id, owed) for _, _, stream_id, owed in found] == [(ADA, True)]
+        assert await owed(looking) == [ADA]
 
 
 async def _create(store: EventStore, *, at_ms: int) -> None:

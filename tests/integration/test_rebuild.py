@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Generator
 from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import UUID
@@ -17,6 +18,7 @@ from projections import generations
 from projections.copying import copy_in_async
 from projections.definition import Inline
 from projections.errors import EventRefused, FoldFailed, RebuildBusy, WritersNotStopped
+from projections.fact import of_lanes
 from projections.fleet import Fleet
 from projections.folding import fold_lanes
 from projections.instance import InstanceProjection
@@ -281,13 +283,16 @@ async def test_rows_of_any_text_arrive_as_they_are(owner_conn: psycopg.AsyncConn
 
 
 @pytest.fixture
-def upper_case_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+def upper_case_providers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """As if providers had been written in lower case once, and in capitals since."""
     monkeypatch.setattr(PlacementChosen, "schema_version", 2)
     monkeypatch.setitem(upcast.CURRENT, "placement_chosen", 2)
     monkeypatch.setitem(
         upcast.STEPS, ("placement_chosen", 1), lambda fields: {**fields, "provider": fields["provider"].upper()}
     )
+    of_lanes.cache_clear()
+    yield
+    of_lanes.cache_clear()
 
 
 async def test_old_versions_of_events_are_read_as_those_of_today(

@@ -10,6 +10,7 @@ import pytest
 
 from events import types as e
 from events.errors import LogCorrupted
+from events.exchange import Statement
 from events.ids import lane_of
 from projections import care
 from projections.activity import Activity
@@ -113,10 +114,10 @@ class FussyUsage(UsageDaily):
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def apply(self, connection: psycopg.AsyncConnection, facts: Sequence[Fact]) -> None:
-        await super().apply(connection, facts)
+    async def changes(self, connection: psycopg.AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused for fact in facts):
             raise ValueError("what the event says")
+        return await super().changes(connection, facts)
 
 
 async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
