@@ -46,20 +46,25 @@ _prepared: WeakKeyDictionary[AsyncConnection, dict[bytes, bytes]] = WeakKeyDicti
 _numbers = itertools.count(1)
 
 
-async def exchange(connection: AsyncConnection, statements: Sequence[Statement]) -> list[Rows]:
+async def exchange(
+    connection: AsyncConnection, statements: Sequence[Statement], *, prepared: bool = True
+) -> list[Rows]:
     """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
 
     On a connection that may prepare nothing (`prepare_threshold` None: a pooler may hand out another session every time) the
-    server parses them anew. Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
+    server parses them anew, as where they are not to be `prepared`. That they must not be in a transaction that psycopg began, or in
+    which it rolled back to a savepoint: with each rollback it has the server drop everything that is prepared, which in the midst
+    of a transaction nobody can mend. Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
     """
-    known = None if connection.prepare_threshold is None else _prepared.setdefault(connection, {})
+    may_prepare = prepared and connection.prepare_threshold is not None
+    known = _prepared.setdefault(connection, {}) if may_prepare else None
     async with connection.lock:
         try:
             results = await connection.wait(_exchanged(connection.pgconn, known, statements))
         except errors.InvalidSqlStatementName:
             if known is None:
                 raise
-            # psycopg has the server drop everything that is prepared (DEALLOCATE ALL) after some rollbacks.
+            # After a rollback of psycopg's. The first statement failed, so that no transaction is open.
             known.clear()
             results = await connection.wait(_exchanged(connection.pgconn, known, statements))
     assert len(results) == len(statements), "one result a statement"

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 
 import msgspec
-from psycopg import AsyncConnection
 
 from events.exchange import Statement
 from events.sql import Statements
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
 
 _SQL = Statements("projections", "activity.sql")
@@ -66,7 +65,7 @@ class Activity:
     def begin(self) -> ActivityFold:
         return ActivityFold()
 
-    async def changes(self, _: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, _: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         fold = self.begin()
         fold.feed(facts)
         return [Statement(_ADD, (records(_ACTIVITY, fold.rows()),))]

@@ -16,7 +16,7 @@ from events.exchange import exchange
 from events.sql import Statements
 from projections.definition import Followed, Inline, Projection
 from projections.errors import EventRefused
-from projections.fact import Place, Position, Reader, Skipped, read_facts, stream_of
+from projections.fact import Place, Position, Reader, Skipped, read_facts, reading, stream_of
 from projections.generations import Generation, use_schema
 from projections.refolding import GrownStream, KeptFolds, Stream, grown_streams, refold
 
@@ -90,17 +90,17 @@ async def catch_up(
 
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
     """The facts between, added as a follower adds them. Raises `EventRefused` and `LogCorrupted`."""
-    reader = Reader.of(projection)
+    reader, read = Reader.of(projection), reading(connection, prepared=False)
 
     async def add(some: Sequence[Position], skipped: Skipped) -> None:
         facts = reader.decode(some, skipped)
         if facts:
-            await exchange(connection, await projection.changes(connection, facts))
+            await exchange(connection, await projection.changes(read, facts), prepared=False)
 
     places: list[Place] = [(lane, at[lane]) for lane in ahead]
     while places:
         limit = max(LANE_FACTS_MIN, FACTS_MAX // len(places))
-        found = await read_facts(connection, places, [reader], heads=ahead, upto=ahead, limit=limit)
+        found = await read_facts(connection, places, [reader], heads=ahead, upto=ahead, limit=limit, prepared=False)
         for hole in found.holes.values():
             raise hole
         positions = [position for place in places for position in found.positions[place]]

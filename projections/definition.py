@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
-from psycopg import AsyncConnection
-
 from events.exchange import Statement
 from events.record import InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
-from projections.fact import Fact, Interest
+from projections.fact import Fact, Interest, Read
 from projections.tables import Row, Rows, Table
 
 
@@ -76,7 +74,7 @@ class Followed(Definition, Interest, Protocol):
         """The fold of a lane, before its first event."""
         ...
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         """What adds `facts` to the tables that are there, which may be read for it. Is run in the same transaction."""
         ...
 

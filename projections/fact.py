@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import NamedTuple, Protocol, Self
@@ -155,6 +155,20 @@ def _of_today(fact: _Read) -> Fact:
     return msgspec.structs.replace(fact, said=of_today(fact.said)) if isinstance(fact.said, Outdated) else fact
 
 
+Read = Callable[[Statement], Awaitable[Rows]]
+"""Reads a projection's own tables, in the transaction in which they will be changed."""
+
+
+def reading(connection: AsyncConnection, *, prepared: bool = True) -> Read:
+    """`prepared`: see `exchange`."""
+
+    async def read(statement: Statement) -> Rows:
+        (rows,) = await exchange(connection, [statement], prepared=prepared)
+        return rows
+
+    return read
+
+
 def payload_types(readers: Iterable[Interest]) -> list[str] | None:
     """The types of events of which one of them wants to know what they say; None for all."""
     asking = [reader for reader in readers if reader.payloads]
@@ -182,15 +196,17 @@ async def read_facts(
     heads: Mapping[int, int],
     limit: int,
     upto: Mapping[int, int] | None = None,
+    prepared: bool = True,
 ) -> Found:
     """What comes after each of `places`, in order, up to `limit` each and, in a lane, not above `upto`, for all of `readers`. The
     places share the bytes of a page.
 
-    All up to the lanes' `heads` must be there, as they were before this is asked, each event with its command.
+    All up to the lanes' `heads` must be there, as they were before this is asked, each event with its command. `prepared`: see
+    `exchange`.
     """
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
     page = _page(places, readers, limit=limit, bytes_max=bytes_max, upto=upto)
-    skipped, rows = await exchange(connection, [_skipped(readers), page])
+    skipped, rows = await exchange(connection, [_skipped(readers), page], prepared=prepared)
     found = Found({place: [] for place in places}, {}, set(), _places_skipped(skipped))
     for ordinal, event_seq, name, weight, json in rows:
         lane, after = place = places[number(ordinal) - 1]

@@ -12,13 +12,12 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from psycopg import AsyncConnection
 
 from events import types as e
-from events.exchange import Statement, Values, array, exchange
+from events.exchange import Statement, Values, array
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING, Status
 from events.sql import Statements
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
 
 _SQL = Statements("projections", "fleet.sql")
@@ -122,11 +121,10 @@ class Fleet:
     def begin(self) -> FleetFold:
         return FleetFold({})
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         streams = {fact.stream_id: fact.lane for fact in facts}
         known = Statement(_MEMBERS, (array(map(str, streams.values())), array(map(str, streams))))
-        (members,) = await exchange(connection, [known])
-        fold = FleetFold(dict(map(_known, members)))
+        fold = FleetFold(dict(map(_known, await read(known))))
         fold.feed(facts)
         rows = fold.rows()
         return [

@@ -25,7 +25,7 @@ from events.patience import may_pass, patiently
 from events.sql import Statements
 from projections import checkpoint
 from projections.checkpoint import Move
-from projections.fact import Fact, Interest, Place, Position, Reader, Skipped, read_facts
+from projections.fact import Fact, Interest, Place, Position, Read, Reader, Skipped, read_facts, reading
 
 _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
@@ -43,7 +43,7 @@ _log = structlog.get_logger(__name__)
 class FollowedProjection(Interest, Protocol):
     """A read table that follows the log."""
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         """What folds `facts`, those of each lane in order, into the table. Is run in the checkpoint's transaction."""
         ...
 
@@ -119,18 +119,20 @@ class Follower:
                 if apart:
                     taken = await self._take_what_can_be(connection, name, positions, found.skipped, parked)
                 else:
-                    changes += await self._changes(connection, name, positions, found.skipped)
+                    changes += await self._changes(reading(connection), name, positions, found.skipped)
                     taken = positions
                 last = {position.lane: position.seq for position in taken}
                 for lane, seq in of_one:
                     hole = found.holes.get((lane, seq))
                     error = parked.get(lane, None if hole is None else str(hole))
                     reached.append(_Reached(name, lane, seq, last.get(lane, seq), error))
-            await self._note(connection, reached, changes)
+            await self._note(connection, reached, changes, prepared=not apart)
             full = any((one.lane, one.before) in found.full for one in reached if one.error is None)
             return sum(one.after - one.before for one in reached), full
 
-    async def _note(self, connection: AsyncConnection, reached: list[_Reached], changes: list[Statement]) -> None:
+    async def _note(
+        self, connection: AsyncConnection, reached: list[_Reached], changes: list[Statement], *, prepared: bool
+    ) -> None:
         """Change the tables, move the checkpoints, and park."""
         moves = [Move(one.name, one.lane, one.before, one.after) for one in reached if one.after > one.before]
         parks: list[Statement] = []
@@ -138,16 +140,14 @@ class Follower:
             if one.error is not None:
                 _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)
                 parks.append(checkpoint.park(one.name, one.lane, error=one.error))
-        moved, *_ = await exchange(connection, [checkpoint.move(moves), *changes, *parks])
+        moved, *_ = await exchange(connection, [checkpoint.move(moves), *changes, *parks], prepared=prepared)
         assert len(moved) == len(moves), "a leased checkpoint is nobody else's"
 
-    async def _changes(
-        self, connection: AsyncConnection, name: str, positions: list[Position], skipped: Skipped
-    ) -> Sequence[Statement]:
+    async def _changes(self, read: Read, name: str, positions: list[Position], skipped: Skipped) -> Sequence[Statement]:
         """What has one projection take all that was found in its lanes. Raises whatever it trips over."""
         projection, reader = self._projections[name]
         facts = reader.decode(positions, skipped)
-        return await projection.changes(connection, facts) if facts else ()
+        return await projection.changes(read, facts) if facts else ()
 
     async def _take_what_can_be(
         self,
@@ -166,7 +166,8 @@ class Follower:
             return []
         try:
             async with connection.transaction():
-                await exchange(connection, await self._changes(connection, name, positions, skipped))
+                changes = await self._changes(reading(connection, prepared=False), name, positions, skipped)
+                await exchange(connection, changes, prepared=False)
                 return positions
         except Exception as error:
             if isinstance(error, psycopg.Error) and may_pass(error):

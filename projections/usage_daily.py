@@ -9,12 +9,11 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-from psycopg import AsyncConnection
 
 from events.exchange import Statement
 from events.sql import Statements
 from events.types import UsageEntry, UsageRecorded
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
 
 _SQL = Statements("projections", "usage_daily.sql")
@@ -92,7 +91,7 @@ class UsageDaily:
     def begin(self) -> UsageFold:
         return UsageFold()
 
-    async def changes(self, _: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, _: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         fold = self.begin()
         fold.feed(facts)
         rows = fold.rows()

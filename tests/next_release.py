@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from psycopg import AsyncConnection
-
 from events.exchange import Statement
 from events.sql import Statements
 from projections.activity import Activity, ActivityFold
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.instance import InstanceFold, InstanceProjection
 from projections.tables import Row, Rows, Table, records
 
@@ -66,7 +64,7 @@ class ActivityV2(Activity):
     def begin(self) -> DoubleFold:
         return DoubleFold()
 
-    async def changes(self, _: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, _: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         fold = self.begin()
         fold.feed(facts)
         return [Statement(self.ddl["add"], (records(self.tables[0], fold.rows()),))]

@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.exchange import Statement
 from events.store import EventStore
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
 from tests import lives
@@ -25,10 +24,10 @@ class Fussy(UsageDaily):
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused and getattr(fact.event, "seq", 0) == 2 for fact in facts):
             raise ValueError("no")
-        return await super().changes(connection, facts)
+        return await super().changes(read, facts)
 
 
 async def seq_of(connection: psycopg.AsyncConnection, instance_id: UUID, batch: int) -> int:

@@ -11,17 +11,17 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from msgspec.structs import replace
-from psycopg import AsyncConnection, sql
+from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
-from events.exchange import Statement
+from events.exchange import Statement, exchange
 from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.db.pool import open_pool
-from projections import care
+from projections import care, checkpoint
 from projections.activity import Activity
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.usage_daily import COST_USD_MAX, TOKENS_MAX, UsageDaily
@@ -179,8 +179,8 @@ class Broken(UsageDaily):
         self._refused = refused
         self._statement = statement
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
-        changes = await super().changes(connection, facts)
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        changes = await super().changes(read, facts)
         refused = any(fact.stream_id == self._refused for fact in facts)
         return [*changes, Statement(self._statement.encode(), ())] if refused else changes
 
@@ -194,11 +194,19 @@ class Broken(UsageDaily):
     ],
 )
 async def test_a_projection_that_is_parked_stops_no_other(database_url: str, statement: str, error: str) -> None:
-    async with open_store(database_url) as (store, pool):
+    following = open_pool(database_url, role="hydracore_app", application="following", size=2)
+    async with open_store(database_url) as (store, pool), following as both:
         ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
         for instance_id in ids:
             await record(store, instance_id, instance_id, 1, entry())
-        follower = Follower(pool, Broken(ids[0], statement), Fleet(), Activity())
+        await write_lives(store, count=4)
+        # Where psycopg has prepared something itself, a rollback of its has the server forget all that is prepared. So on both: a
+        # batch that fails is taken apart on the other connection.
+        async with both.connection() as one, both.connection() as other:
+            for connection in (one, other):
+                await exchange(connection, [checkpoint.move([])])
+                await connection.execute("SELECT 1", prepare=True)
+        follower = Follower(both, Broken(ids[0], statement), Fleet(), Activity())
         await follower.enter()
 
         await follower.catch_up()
@@ -217,10 +225,10 @@ class Fussy(UsageDaily):
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused for fact in facts):
             raise ValueError("no")
-        return await super().changes(connection, facts)
+        return await super().changes(read, facts)
 
 
 async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(

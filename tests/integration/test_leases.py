@@ -9,13 +9,12 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
 from redis.asyncio import Redis
 
 from events.exchange import Statement
 from hydracore.db.pool import open_pool
 from projections.activity import Activity
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.follower import Follower
 from tests.rebuilding import compared, write_lives
 from tests.requests_to_log import open_store
@@ -54,8 +53,8 @@ class FreezingActivity(Activity):
     def __init__(self, freeze: Freeze) -> None:
         self._freeze = freeze
 
-    async def changes(self, connection: AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
-        changes = await super().changes(connection, facts)
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        changes = await super().changes(read, facts)
         self._freeze.here()
         return changes
 

@@ -16,7 +16,7 @@ from projections import care
 from projections.activity import Activity
 from projections.definition import Projection
 from projections.errors import EventRefused, NotToBeSkipped
-from projections.fact import Fact
+from projections.fact import Fact, Read
 from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.instance import InstanceFold, InstanceProjection
@@ -114,10 +114,10 @@ class FussyUsage(UsageDaily):
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
 
-    async def changes(self, connection: psycopg.AsyncConnection, facts: Sequence[Fact], /) -> Sequence[Statement]:
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused for fact in facts):
             raise ValueError("what the event says")
-        return await super().changes(connection, facts)
+        return await super().changes(read, facts)
 
 
 async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
