@@ -44,7 +44,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 
 # Needs uv on PATH. No URL is emitted, so the lock works with any index.
 lock:
-	uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	uv pip compile pyproject.toml --extra parquet --group build --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --quiet -o requirements.lock
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --quiet -c requirements.lock -o requirements-dev.lock
