@@ -7,6 +7,22 @@ CREATE TABLE migration (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- Those that lead to this file, each with the SHA-256 of its text: a database that is made of this file can be migrated on.
+INSERT INTO migration (name, digest) VALUES
+    ('0001_log', '\x993261912c01b508f887d89616bbd7aad4c171ed11644b1d665bf41bbfd80b7e'),
+    ('0002_read_tables', '\x3fe723efb7b06dad5ce80113c698ce3db8c6901c34c3b8aa84c147bcc71f7255'),
+    ('0003_operations', '\x51488a2ccc4d7be7fd65ecdfd84b8a128961d2334f925d555e4ce6f03490580b'),
+    ('0004_roles', '\x424e9f77106646db5afb6fc1264df91f92da259a5a591c933242fddf55ff30d9'),
+    ('0005_usage', '\xdee91e116ef87087dab68524a89b08613a83743d78b4e02379c3f1ff0e0f62ca'),
+    ('0006_seals', '\x7317d896b5692eeb901946134c74fc9891b0e8b108e1d76a542b0fbd55acca2a'),
+    ('0007_projections', '\xbb39520d3afc1de3fda3e904b1736eac50efd26a77797220d14ca6ade16552df'),
+    ('0008_hearing', '\xd45d6a11d16ec237b9aa4497794bff3fe9838a86f3db68317141aafa7d214b9e'),
+    ('0009_history_of_a_tenant', '\x9c73c33d503badb2c80dc464df9fd7f970945ce56e94c7bd1504179137ebca00'),
+    ('0010_missing_servers', '\xe7768cda6522e1368ed2e523d45e907f871f982ec13e7a038257c4e076078070'),
+    ('0011_erasures', '\x501ad49341a45cd941d828ca2f3a18f7471c7828ceb1b4a6d12360b644e4f327'),
+    ('0012_projections_without_a_row', '\x67645ac9dde42beeed39ad0582963ec6f44e82244014e9c01e495ce8b288c664'),
+    ('0013_undoing', '\x3ed5fb8867d72c8a89002287e9002f1bdcad3ef183ca12dd9f49a9be649280be');
+
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 
 -- One row per lane. An append locks its lane's row until commit and takes the next numbers from it. The lock is released
