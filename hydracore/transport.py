@@ -34,12 +34,18 @@ class Answer(NamedTuple):
     content: bytes
 
 
-def new_client(*, tls: bool, timeout_s: float, connections_max: int | None = CONNECTIONS_MAX) -> httpx.AsyncClient:
+def new_client(
+    *,
+    tls: bool,
+    timeout_s: float,
+    connections_max: int | None = CONNECTIONS_MAX,
+    connections_kept: int = CONNECTIONS_KEPT,
+) -> httpx.AsyncClient:
     """A client that talks to the addresses it is given and to nobody else, whatever the environment says."""
     return httpx.AsyncClient(
         verify=True if tls else TRUST_NOBODY,
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-        limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=CONNECTIONS_KEPT),
+        limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=connections_kept),
         follow_redirects=False,
         trust_env=False,
         # A compressed answer could be small on the wire and huge in memory, so none is asked for.

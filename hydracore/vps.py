@@ -22,7 +22,15 @@ from structlog.contextvars import get_contextvars
 from hydracore.agent.chat_messages import AgentProblem, RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
 from hydracore.reading import UNREADABLE
-from hydracore.transport import CONNECT_TIMEOUT_S, Answer, AnswerTooLarge, exchange, new_client, read_answer
+from hydracore.transport import (
+    CONNECT_TIMEOUT_S,
+    CONNECTIONS_KEPT,
+    Answer,
+    AnswerTooLarge,
+    exchange,
+    new_client,
+    read_answer,
+)
 
 T = TypeVar("T")
 
@@ -83,13 +91,16 @@ class AgentAddress(NamedTuple):
 class VpsClient:
     """One for a whole process: it pools connections to all agents. Every method raises `VpsError`.
 
-    `timeout_s` bounds a call as a whole, here where the call itself has none.
+    `timeout_s` bounds a call as a whole, here where the call itself has none. `connections_kept`: for the next call of the same
+    agent. Whoever asks each agent once keeps none, as httpx looks at every idle one with every call.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, connections_kept: int = CONNECTIONS_KEPT) -> None:
         self._timeout_s = timeout_s
         # Plain HTTP: the addresses are inside the VPN, which encrypts and authenticates.
-        self._client = new_client(tls=False, timeout_s=timeout_s, connections_max=CONNECTIONS_MAX)
+        self._client = new_client(
+            tls=False, timeout_s=timeout_s, connections_max=CONNECTIONS_MAX, connections_kept=connections_kept
+        )
 
     async def status(self, agent: AgentAddress, *, timeout_s: float | None = None) -> AgentStatus:
         """How the agent fares."""

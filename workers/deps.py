@@ -73,7 +73,7 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
         providers = _providers(settings, catalogue)
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
-        vps = await stack.enter_async_context(VpsClient(VPS_TIMEOUT_S))
+        vps = await stack.enter_async_context(VpsClient(VPS_TIMEOUT_S, connections_kept=0))
         yield Deps(
             settings=settings,
             catalogue=catalogue,
