@@ -9,6 +9,7 @@ import structlog
 from events import commands as c
 from events.saga import FinishDeletion, TearDown
 from events.state import Instance
+from hydracore.agent.messages import Drained
 from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
@@ -23,6 +24,9 @@ _log = structlog.get_logger(__name__)
 #: How long open chats, and usage that is not told yet, may hold up a deletion, and the pause between two looks.
 DRAIN_S_MAX = 10.0
 DRAIN_LOOK_S = 1.0
+
+#: How long after that the agent has to cut what is open and to tell what it cost. More than it takes by itself for telling.
+CUT_S_MAX = 5.0
 
 #: Between the first and the second look that finds no server, where its id was known.
 ABSENCE_GAP_S = 1.0
@@ -51,8 +55,9 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
 async def _drain(deps: Deps, state: Instance) -> Result | None:
     """Have the agent end its chats, and tell what they cost. One that does not answer has none to end.
 
-    The time counts from a worker's own step, not from the request, which another clock has written and which may have waited for
-    us. However late it is, the agent is asked. Where the step was taken by a clock ahead of ours, the whole time passes here.
+    Chats that are open when their time is over are cut, and metered before the server goes. The time counts from a worker's own
+    step, not from the request, which another clock has written and which may have waited for us. However late it is, the agent
+    is asked. Where the step was taken by a clock ahead of ours, the whole time passes here.
     """
     agent = state.agent
     if agent is None or agent.control_key_id is None or state.vpn_ip is None:
@@ -60,19 +65,34 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
     token = held_control_token(
         deps.settings.master_keys, state.id, agent.control_key_id, key_hash=agent.control_key_hash
     )
+    address = AgentAddress(state.vpn_ip, AGENT_PORT, token)
     try:
-        drained = await deps.vps.drain(AgentAddress(state.vpn_ip, AGENT_PORT, token))
+        if _is_done(await deps.vps.drain(address)):
+            return None
     except VpsError:
-        return None
-    # What is not told by then goes with the server.
-    if not drained.active_connections and not drained.usage_unsent:
         return None
     assert state.key_revoked_ms is not None, "the key is revoked before the drain"
     passed_s = (deps.now_ms() - state.key_revoked_ms) / 1000
+    if 0 <= passed_s <= DRAIN_S_MAX:
+        return Wait(delay_s=DRAIN_LOOK_S)
     if passed_s < 0:
         await asyncio.sleep(DRAIN_S_MAX)
-        return None
-    return Wait(delay_s=DRAIN_LOOK_S) if passed_s <= DRAIN_S_MAX else None
+    await _cut(deps, state, address)
+    return None
+
+
+async def _cut(deps: Deps, state: Instance, address: AgentAddress) -> None:
+    """Have the agent end what is still open and tell what it cost. What is not told by then goes with the server."""
+    try:
+        is_told = _is_done(await deps.vps.drain(address, cut=True, timeout_s=CUT_S_MAX))
+    except VpsError:
+        is_told = False
+    if not is_told:
+        _log.warning("usage_untold", instance_id=str(state.id))
+
+
+def _is_done(drained: Drained) -> bool:
+    return not drained.active_connections and not drained.usage_unsent
 
 
 async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:

@@ -115,7 +115,7 @@ class Boot:
             supervisor=self._supervisor,
             configuration=self._configuration,
             status=self._status,
-            usage_unsent=store.ledger.unsent,
+            ledger=store.ledger,
         )
         chats = ChatApi(store.turns, open_chat=self._supervisor.open_chat)
         return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from hydracore.agent import messages as m
@@ -13,14 +14,18 @@ from hydracore.agent.chat_messages import PushedConfig, RunningConfig, Updates, 
 from hydracore.agent.chats import BadRequest
 from hydracore.agent.configuration import Configuration
 from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.expressclaw.ledger import Ledger
 from hydracore.agent.supervisor import Supervisor
 
 #: What open chats get to end when the runtime is restarted.
 RESTART_DRAIN_S: Final = 10.0
 
+#: How long the answer to a drain that cuts waits for the control plane to have all usage.
+HAND_OVER_S_MAX: Final = 4.0
+
 
 class Endpoints:
-    """`status` gives the present state of all; `usage_unsent`, whether some usage has not been told yet."""
+    """`status` gives the present state of all."""
 
     def __init__(
         self,
@@ -28,21 +33,26 @@ class Endpoints:
         supervisor: Supervisor,
         configuration: Configuration,
         status: Callable[[], m.AgentStatus],
-        usage_unsent: Callable[[], Awaitable[bool]],
+        ledger: Ledger,
     ) -> None:
         self._supervisor = supervisor
         self._configuration = configuration
         self._status = status
-        self._usage_unsent = usage_unsent
+        self._ledger = ledger
         self._restarting: asyncio.Task[bool] | None = None
 
     async def get_status(self, _request: Request) -> Response:
         return Response(200, self._status())
 
-    async def drain(self, _request: Request) -> Response:
+    async def drain(self, request: Request) -> Response:
+        if request.body and read_body(request, m.Drain).cut:
+            await self._supervisor.cut()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HAND_OVER_S_MAX):
+                    await self._ledger.sent()
         # Counted before the ledger is read: what a chat has cost is in it before the chat counts as over.
         active = self._supervisor.drain()
-        return Response(200, m.Drained(active_connections=active, usage_unsent=await self._usage_unsent()))
+        return Response(200, m.Drained(active_connections=active, usage_unsent=await self._ledger.unsent()))
 
     async def get_config(self, _request: Request) -> Response:
         return Response(200, {**self._configuration.shown(), "config_version": self._supervisor.config_version})

@@ -232,6 +232,13 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     ignored: tuple[Ignored, ...] = ()
 
 
+class Drain(msgspec.Struct, frozen=True):
+    """Body of `POST /api/drain`, where it has one. `cut`: end the chats that are open, and tell what they cost before
+    answering."""
+
+    cut: bool = False
+
+
 class Drained(msgspec.Struct, frozen=True, kw_only=True):
     """What `POST /api/drain` of an agent answers: how many chats are still open, and whether the control plane has yet to be
     told of some that are over."""

@@ -48,6 +48,9 @@ class Runtime(Protocol):
     async def idle(self) -> None:
         """Wait until no chat is open."""
 
+    async def cut(self) -> None:
+        """Take no new chats, and end the open ones within seconds; what they cost is in the ledger when this returns."""
+
     def open_chat(self, ask: Ask) -> OpenChat:
         """Begin to answer. Raises `ChatError` where it cannot even begin."""
         ...

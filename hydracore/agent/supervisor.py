@@ -35,7 +35,7 @@ class _Run(NamedTuple):
 
 
 class Supervisor:
-    """`configure` it, then `run` it beside the rest; `configure` and `drain` at any time.
+    """`configure` it, then `run` it beside the rest; `configure`, `drain` and `cut` at any time.
 
     `report` is told once when the runtime fails in a new way, and once when it serves again. `monotonic` gives seconds.
     """
@@ -102,6 +102,12 @@ class Supervisor:
         if self._run is not None:
             self._run.runtime.drain()
         return self.active_connections
+
+    async def cut(self) -> None:
+        """Take no new chats, and end the open ones; what they cost is in the ledger when this returns."""
+        self._draining = True
+        if self._run is not None:
+            await self._run.runtime.cut()
 
     async def serving(self) -> None:
         """Wait until a runtime serves."""

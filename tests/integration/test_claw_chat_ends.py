@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
+from hydracore.agent import endpoints
 from hydracore.modelsim.script import MARK
 from tests.claw_fixtures import Claw, be_impatient, claw_fixture, control_plane_fixture, modelsim_fixture, texts
 from tests.fake_control_plane import FakeControlPlane
@@ -83,6 +84,43 @@ async def test_a_caller_that_leaves_before_the_first_word_stops_the_model_too(cl
 
     await modelsim.until_requests(1, ended="left")
     await until(lambda: idle(claw))
+
+
+async def test_a_drain_that_cuts_answers_once_the_control_plane_knows_what_the_open_chats_have_cost(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    await modelsim.fault("hold", after_tokens=2, times=2)
+    asking = asyncio.create_task(claw.ask("Hello", "cut-1"))
+    async with aclosing(claw.stream("Hello", "cut-2")) as events:
+        _, token = await anext(events)
+        await modelsim.until_requests(2, tokens_sent=2)
+        drained = await claw.http.post("/api/drain", json={"cut": True})
+        metered = control_plane.metered()
+        rest, (name, error) = await texts(events)
+    refused = await asking
+
+    assert drained.json() == {"active_connections": 0, "usage_unsent": False}
+    assert {entry["conversation_id"] for entry in metered} == {"cut-1", "cut-2"}
+    assert (name, error["code"]) == ("error", "interrupted")
+    assert (refused.status_code, refused.json()["code"]) == (503, "interrupted")
+    assert await claw.conversation("cut-2") == [("user", "Hello"), ("assistant", token["text"] + rest)]
+    assert await claw.refused("Hello") == (503, "draining")
+
+
+async def test_a_drain_that_cuts_waits_for_a_control_plane_that_takes_nothing_but_not_for_ever(
+    control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "HAND_OVER_S_MAX", 0.1)
+    telling = control_plane.hold("usage", "before")
+    await claw.chat("Hello")
+    await telling.reached.wait()
+
+    drained = await claw.http.post("/api/drain", json={"cut": True})
+    malformed = await claw.http.post("/api/drain", json={"cut": "perhaps"})
+    telling.released.set()
+
+    assert drained.json() == {"active_connections": 0, "usage_unsent": True}
+    assert (malformed.status_code, malformed.json()["code"]) == (422, "bad_request")
 
 
 async def test_an_answer_without_figures_is_metered_by_estimate(claw: Claw, modelsim: ModelSim) -> None:

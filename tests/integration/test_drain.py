@@ -34,13 +34,18 @@ class Chatty(NamedTuple):
     http: httpx.AsyncClient
 
     async def chat(self, message: str) -> dict[str, Any]:
-        """The last event of a streamed chat, which is to be a whole answer."""
+        """What a streamed chat ends with, which is to be a whole answer."""
+        name, answer = await self.ending(message)
+        assert name == "done", answer
+        return answer
+
+    async def ending(self, message: str) -> tuple[str, dict[str, Any]]:
+        """The last event of a streamed chat."""
         headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {self.stack.token}"}
         body = {"message": message, "conversation_id": "c-1"}
         answer = await self.http.post(f"/v1/instances/{self.instance_id}/chat", json=body, headers=headers)
         name, _, data = answer.text.strip().rpartition("\n\n")[2].partition("\ndata: ")
-        assert name == "event: done", answer.text
-        return json.loads(data)
+        return name.removeprefix("event: "), json.loads(data)
 
     async def are_open(self, count: int) -> bool:
         runtime = await self.stack.ask("GET", f"/v1/instances/{self.instance_id}/runtime")
@@ -96,6 +101,28 @@ async def test_open_chats_end_whole_and_are_metered_before_the_server_goes(chatt
     ]
     assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"]) for answer in answers]
     assert (refused.status_code, (await chatty.beat()).status_code) == (503, 410)
+    stack.assert_no_server(instance_id)
+
+
+async def test_chats_that_do_not_end_in_their_time_are_cut_and_metered_before_the_server_goes(chatty: Chatty) -> None:
+    stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
+    await models.fault("hold", after_tokens=2, contains="endless")
+    chat = asyncio.create_task(chatty.ending("The endless"))
+    await models.until_requests(1)
+    stack.worker.kill()
+
+    async with stack.deps() as deps:
+        for command in (deletion(deps, hours=-1), key_revoked(deps, hours=-1)):
+            await deps.store.execute(instance_id, command, deps.origin(instance_id))
+        await advance(deps, instance_id)
+    name, ended = await chat
+    stack.worker.start()
+    await stack.until_status(instance_id, "deleted")
+
+    assert (name, ended["code"]) == ("error", "interrupted")
+    assert len(chatty.metered()) == 1
+    told = [event.get("step", event["type"]) for event in stack.events(instance_id)]
+    assert told.index("usage_recorded") < told.index("drained")
     stack.assert_no_server(instance_id)
 
 

@@ -169,20 +169,22 @@ async def test_what_answers_in_an_agent_s_place_makes_nothing_ready(
 
 
 @pytest.mark.parametrize(
-    ("told", "ago_s", "waits"),
+    ("told", "ago_s", "waits", "is_cut"),
     [
-        ({"active_connections": 1}, 0, True),
-        ({"active_connections": 0, "usage_unsent": True}, 0, True),
-        ({"active_connections": 0}, 0, False),
-        ({"active_connections": 1, "usage_unsent": True}, DRAIN_S_MAX + 1, False),
+        ({"active_connections": 1}, 0, True, False),
+        ({"active_connections": 0, "usage_unsent": True}, 0, True, False),
+        ({"active_connections": 0}, 0, False, False),
+        ({"active_connections": 0}, DRAIN_S_MAX + 1, False, False),
+        ({"active_connections": 1, "usage_unsent": True}, DRAIN_S_MAX + 1, False, True),
     ],
-    ids=["an open chat", "what it cost", "nothing", "no end"],
+    ids=["an open chat", "what it cost", "nothing", "nothing any more", "no end"],
 )
 async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_ever(
-    deps: Deps, told: dict[str, Any], ago_s: float, *, waits: bool
+    deps: Deps, told: dict[str, Any], ago_s: float, *, waits: bool, is_cut: bool
 ) -> None:
     host, agent = free_host(), TinyAgent(ADA)
-    agent.script("/api/drain", 200, told)
+    for _ in range(1 + is_cut):
+        agent.script("/api/drain", 200, told)
     await give(deps, *at_home(host, *lives.RUNNING))
     await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=ago_s)
 
@@ -190,3 +192,4 @@ async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_eve
         state = await advanced(deps)
 
     assert ("drained" not in state.teardown_done) == waits
+    assert [call.body for call in agent.calls_of("/api/drain")] == [None, {"cut": True}][: 1 + is_cut]

@@ -31,6 +31,7 @@ class ScriptedRuntime:
         self.ended = asyncio.Event()
         self.is_stopped = False
         self.is_drained = False
+        self.is_cut = False
         self.is_idle = asyncio.Event()
         self._start_failures = start_failures
 
@@ -53,6 +54,9 @@ class ScriptedRuntime:
 
     async def idle(self) -> None:
         await self.is_idle.wait()
+
+    async def cut(self) -> None:
+        self.is_cut = True
 
     def open_chat(self, ask: Ask) -> OpenChat:
         return OpenChat()
@@ -259,6 +263,19 @@ async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
         await until(lambda: supervisor.config_version == 2)
 
     assert [run.is_drained for run in stage.runs] == [True, True]
+
+
+async def test_cut_chats_are_followed_by_none_also_after_a_restart_of_the_runtime() -> None:
+    stage = Stage()
+    await stage.supervisor.cut()
+
+    async with stage.running() as supervisor:
+        await supervisor.serving()
+        await supervisor.cut()
+        supervisor.configure(config(2))
+        await until(lambda: supervisor.config_version == 2)
+
+    assert [(run.is_cut, run.is_drained) for run in stage.runs] == [(True, True), (False, True)]
 
 
 # --- waits -----------------------------------------------------------------------------------------------------------

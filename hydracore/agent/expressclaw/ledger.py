@@ -45,6 +45,8 @@ class Ledger:
         self._now_ms = now_ms
         self.news = asyncio.Event()
         self.news.set()
+        #: Set, and replaced, when the control plane has one more batch.
+        self._accepted = asyncio.Event()
 
     async def next_batch(self) -> Batch | None:
         """What to send next, or None. Until it is accepted the answer is the same."""
@@ -53,6 +55,13 @@ class Ledger:
     async def unsent(self) -> bool:
         """Whether there are entries that the control plane does not have."""
         return await self._database.run(lambda db: db.execute(_SQL["unsent"]).fetchone()[0] == 1)
+
+    async def sent(self) -> None:
+        """Wait until the control plane has all entries."""
+        accepted = self._accepted
+        while await self.unsent():
+            await accepted.wait()
+            accepted = self._accepted
 
     async def accepted(self, seq: int) -> None:
         """The control plane has this batch and all before it."""
@@ -64,6 +73,8 @@ class Ledger:
                 db.execute(_SQL["prune"], {"first_day": first_day.isoformat()})
 
         await self._database.run(work)
+        self._accepted.set()
+        self._accepted = asyncio.Event()
 
     async def resend_from(self, seq: int) -> bool:
         """Go back (or on) to `seq`, as the control plane asked. False when there is no such batch and cannot be one."""

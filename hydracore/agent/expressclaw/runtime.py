@@ -70,6 +70,9 @@ class ExpressClaw:
     async def idle(self) -> None:
         await self._service.idle()
 
+    async def cut(self) -> None:
+        await self._service.cut()
+
     def open_chat(self, ask: Ask) -> OpenChat:
         assert self._setup is not None, "the runtime was not started"
         return self._service.open(ask, self._setup)

@@ -58,11 +58,12 @@ class ChatService:
         self._store = store
         self._client = ModelClient()
         self.recall = Recall(store, self._client)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], OpenChat] = {}
         self._under_way: dict[str, _UnderWay] = {}
         self._turns: dict[int, Turn] = {}
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._draining = False
+        self._is_cut = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -94,7 +95,7 @@ class ChatService:
         if ask.key is not None:
             self._under_way[ask.key] = _UnderWay(chat, digest)
         task = asyncio.create_task(self._run(chat, ask, setup, digest))
-        self._tasks.add(task)
+        self._tasks[task] = chat
         self._idle.clear()
         task.add_done_callback(lambda task: self._ended(task, ask, chat))
         return chat
@@ -126,12 +127,18 @@ class ChatService:
             if changed:
                 await self._store.turns.note_partials(changed)
 
+    async def cut(self) -> None:
+        """Take no new chats, and end the open ones; partial answers, and what they cost, are on disk when this returns.
+
+        As if all callers had left: cancelled twice, a chat would not get to write down what it cost.
+        """
+        self._draining = self._is_cut = True
+        for chat in self._tasks.values():
+            chat.abandoned.set()
+        await self._idle.wait()
+
     async def stop(self) -> None:
-        """Cut what is open; partial answers are on disk when this returns."""
-        self._draining = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.cut()
         await self._client.aclose()
 
     async def _run(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
@@ -139,15 +146,14 @@ class ChatService:
         try:
             async with asyncio.timeout(ANSWER_MAX_S):
                 await work_until(chat.abandoned, self._answer(chat, ask, setup, digest))
-            if not chat.is_over:
+            if self._is_cut:
+                chat.fail(Interrupted("The runtime was stopped before the answer was whole"))
+            elif not chat.is_over:
                 log.info("chat_abandoned")
         except ChatError as error:
             chat.fail(error)
         except TimeoutError:
             chat.fail(ModelTimeout(f"There was no whole answer within {ANSWER_MAX_S:g} s"))
-        except asyncio.CancelledError:
-            chat.fail(Interrupted("The runtime was stopped before the answer was whole"))
-            raise
         except Exception:
             log.exception("chat_failed")
             chat.fail(ModelFailed("The agent failed; its log has the reason"))
@@ -180,7 +186,7 @@ class ChatService:
         return lock
 
     def _ended(self, task: asyncio.Task[None], ask: Ask, chat: OpenChat) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if not self._tasks:
             self._idle.set()
         # Whoever left may have come back with the key, and have left again before this one was ended.
