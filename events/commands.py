@@ -177,10 +177,26 @@ class ChangeConsent(Command, frozen=True, kw_only=True):
     granted: bool
 
 
+class RequestUpdates(Command, frozen=True, kw_only=True):
+    """Give it right before the agent is asked."""
+
+    config_version: int
+    restart: bool
+    forced: bool
+
+
 class RecordUpdatesApplied(Command, frozen=True, kw_only=True):
     config_version: int
     restarted: bool
     forced: bool
+
+
+class RecordUpdatesFailed(Command, frozen=True, kw_only=True):
+    """`nothing_done`: the agent itself answered that it does not apply them."""
+
+    config_version: int
+    code: str
+    nothing_done: bool = False
 
 
 class RecordConversationsAccess(Command, frozen=True, kw_only=True):
@@ -237,7 +253,9 @@ AnyCommand = (
     | PatchPlatformConfig
     | ChangeModelPolicy
     | ChangeConsent
+    | RequestUpdates
     | RecordUpdatesApplied
+    | RecordUpdatesFailed
     | RecordConversationsAccess
     | RecordUsage
     | RotateAgentKey

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from msgspec.structs import asdict
+
 from events import commands as c
 from events import types as e
 from events.errors import AttemptSuperseded, SequenceGap, TransitionRefused
@@ -16,7 +18,9 @@ Use = (
     | c.PatchPlatformConfig
     | c.ChangeModelPolicy
     | c.ChangeConsent
+    | c.RequestUpdates
     | c.RecordUpdatesApplied
+    | c.RecordUpdatesFailed
     | c.RecordConversationsAccess
     | c.RecordUsage
     | c.RotateAgentKey
@@ -27,6 +31,8 @@ def decide_use(state: Instance, command: Use) -> tuple[e.AnyEvent, ...]:
     """The events that `command` causes at `state`. Raises a subclass of `Rejected`."""
     if isinstance(command, c.RecordUsage):
         return _record_usage(state, command)
+    if isinstance(command, c.RecordUpdatesApplied | c.RecordUpdatesFailed):
+        return _record_updates(state, command)
     if state.status in {DELETING, DELETED}:
         raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
     match command:
@@ -36,15 +42,8 @@ def decide_use(state: Instance, command: Use) -> tuple[e.AnyEvent, ...]:
             if state.consent_debug_access == command.granted:
                 return ()
             return (e.ConsentChanged(at_ms=command.at_ms, granted=command.granted),)
-        case c.RecordUpdatesApplied():
-            return (
-                e.UpdatesApplied(
-                    at_ms=command.at_ms,
-                    config_version=command.config_version,
-                    restarted=command.restarted,
-                    forced=command.forced,
-                ),
-            )
+        case c.RequestUpdates():
+            return (e.UpdatesRequested(**asdict(command)),)
         case c.RecordConversationsAccess():
             return (e.ConversationsAccessed(at_ms=command.at_ms, conversation_id=command.conversation_id),)
         case c.RotateAgentKey():
@@ -71,6 +70,15 @@ def _change_config(
     if isinstance(command, c.PatchPlatformConfig):
         return (e.PlatformConfigPatched(at_ms=command.at_ms, **changes),)
     return (e.ModelPolicyChanged(at_ms=command.at_ms, **changes),)
+
+
+def _record_updates(state: Instance, command: c.RecordUpdatesApplied | c.RecordUpdatesFailed) -> tuple[e.AnyEvent, ...]:
+    """What came of a request is told also of an instance whose deletion began meanwhile: chats may have been cut."""
+    if state.status == DELETED:
+        raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
+    if isinstance(command, c.RecordUpdatesApplied):
+        return (e.UpdatesApplied(**asdict(command)),)
+    return (e.UpdatesFailed(**asdict(command)),)
 
 
 def _record_usage(state: Instance, command: c.RecordUsage) -> tuple[e.AnyEvent, ...]:

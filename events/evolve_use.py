@@ -41,7 +41,9 @@ def consent_changed(state: Instance, event: e.ConsentChanged) -> None:
     state.consent_debug_access = event.granted
 
 
-def unchanged(_state: Instance, _event: e.UpdatesApplied | e.ConversationsAccessed) -> None:
+def unchanged(
+    _state: Instance, _event: e.UpdatesRequested | e.UpdatesApplied | e.UpdatesFailed | e.ConversationsAccessed
+) -> None:
     """History only: nothing is decided by it."""
 
 

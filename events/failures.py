@@ -25,6 +25,9 @@ _TEXTS = {
     "server_unaccounted": "A server of this instance that we have no record of is in the way",
     "server_name_taken": "A server that is not ours has the name of this one at the provider",
     "locked": "The provider is at work on the server and does not let go of it",
+    "agent_refused": "The agent refuses it",
+    "agent_failed": "The agent gave no good answer",
+    "agent_timeout": "The agent did not answer in time",
     "internal_error": "Something is wrong on our side",
 }
 

@@ -217,10 +217,30 @@ class ConsentChanged(Event, frozen=True, kw_only=True, tag="consent_changed"):
     granted: bool
 
 
+class UpdatesRequested(Event, frozen=True, kw_only=True, tag="updates_requested"):
+    """The intent that stands before every update: from here on the agent may take up `config_version`, and `restart` may cut chats.
+
+    What came of it follows, caused by the same command; where nothing does, the outcome is unknown.
+    """
+
+    config_version: int
+    restart: bool
+    forced: bool
+
+
 class UpdatesApplied(Event, frozen=True, kw_only=True, tag="updates_applied"):
     config_version: int
     restarted: bool
     forced: bool
+
+
+class UpdatesFailed(Event, frozen=True, kw_only=True, tag="updates_failed"):
+    """The agent has not said that it applied what was asked for."""
+
+    config_version: int
+    code: str
+    #: True when the agent answered that it does not; otherwise it may have done so, or do it yet.
+    nothing_done: bool = False
 
 
 class ConversationsAccessed(Event, frozen=True, kw_only=True, tag="conversations_accessed"):
@@ -294,7 +314,9 @@ AnyEvent = (
     | PlatformConfigPatched
     | ModelPolicyChanged
     | ConsentChanged
+    | UpdatesRequested
     | UpdatesApplied
+    | UpdatesFailed
     | ConversationsAccessed
     | UsageRecorded
     | DeletionRequested

@@ -57,9 +57,23 @@ def _consent_changed(event: e.ConsentChanged) -> Line:
     return Line("info", None, f"Reading conversations was {'allowed' if event.granted else 'forbidden'} to staff")
 
 
+def _updates_requested(event: e.UpdatesRequested) -> Line:
+    how = " with a restart" if event.restart else ""
+    return Line(
+        "info",
+        None,
+        f"Applying configuration {event.config_version}{how} was asked for; how that ends is unknown until it is told",
+    )
+
+
 def _updates_applied(event: e.UpdatesApplied) -> Line:
     how = "applied with a restart" if event.restarted else "applied"
     return Line("info", None, f"Configuration {event.config_version} was {how}")
+
+
+def _updates_failed(event: e.UpdatesFailed) -> Line:
+    outcome = "was not applied" if event.nothing_done else "may have been applied or not"
+    return Line("warning", None, f"Configuration {event.config_version} {outcome}: {describe(event.code)}")
 
 
 def _conversations_accessed(event: e.ConversationsAccessed) -> Line:
@@ -93,7 +107,9 @@ _SAYINGS: Final[dict[type[e.Event], Callable[[Any], Line | None]]] = {
     e.PlatformConfigPatched: _CONFIGURED,
     e.ModelPolicyChanged: _CONFIGURED,
     e.ConsentChanged: _consent_changed,
+    e.UpdatesRequested: _updates_requested,
     e.UpdatesApplied: _updates_applied,
+    e.UpdatesFailed: _updates_failed,
     e.ConversationsAccessed: _conversations_accessed,
     e.UsageRecorded: _nothing,
     e.DeletionRequested: _always("info", "deleting", "Deletion requested"),

@@ -35,13 +35,15 @@ class Changes:
         """Raises `NotFound` and `Forbidden`."""
         return require_access(who, await self._store.load(instance_id))
 
-    async def change(self, asked: Asked, command_at: Callable[[Instance], Awaitable[AnyCommand]]) -> Outcome:
-        """Append what `command_at` asks for at the instance as it is now.
+    async def change(
+        self, asked: Asked, command_at: Callable[[Instance], Awaitable[AnyCommand]], *, origin: Origin | None = None
+    ) -> Outcome:
+        """Append what `command_at` asks for at the instance as it is now, under an `origin` of its own unless one is given.
 
         Raises `NotFound`, `Forbidden`, whatever `command_at` raises, what the write side refuses, and `VersionConflict`
         after `RACES_MAX` lost races.
         """
-        origin = asked.incoming.origin(asked.who.actor)
+        origin = origin or asked.incoming.origin(asked.who.actor)
         for _ in range(RACES_MAX - 1):
             with suppress(VersionConflict):
                 return await self._try(asked, command_at, origin)

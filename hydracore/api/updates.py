@@ -7,8 +7,9 @@ from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
-from events.commands import RecordUpdatesApplied
+from events.commands import AnyCommand, RecordUpdatesApplied, RecordUpdatesFailed, RequestUpdates
 from events.master_keys import MasterKeys
+from events.record import Origin
 from events.state import Instance
 from hydracore.agent.chat_messages import UpdatesApplied
 from hydracore.api import use_schemas as s
@@ -20,7 +21,7 @@ from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
-from hydracore.vps import VpsBadAnswer, VpsClient
+from hydracore.vps import VpsBadAnswer, VpsClient, VpsError, VpsTimeout
 
 #: How long the agent may take: it waits for open chats, within bounds, and starts its runtime again.
 APPLY_TIMEOUT_S: Final = 30.0
@@ -54,7 +55,10 @@ class Updates:
     async def apply_updates(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.ApplyUpdates
     ) -> s.ApplyUpdatesResponse:
-        """Without `force`, nothing happens where the agent already runs with what is wanted."""
+        """Without `force`, nothing happens where the agent already runs with what is wanted.
+
+        Before the agent is asked the log has that it is, and afterwards what came of it.
+        """
         state = await self._changes.look(who, instance_id)
         address = require_address(state, master_keys=self._master_keys)
         version = state.config.version
@@ -65,27 +69,47 @@ class Updates:
                     message = f"Nothing is pending: the agent runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
             runtime = await self._documents.build(state)
+        asked = Asked(who, incoming, instance_id)
+        restart, intent = body.restart_agent, incoming.origin(who.actor)
+        request = RequestUpdates(at_ms=self._now_ms(), config_version=version, restart=restart, forced=body.force)
+        await self._record(asked, request, intent)
+        outcome = incoming.origin(who.actor, causation_id=intent.command_id)
+        with vps_errors_translated():
             try:
                 applied = await self._vps.apply_updates(
-                    address, version, runtime, restart=body.restart_agent, timeout_s=APPLY_TIMEOUT_S
+                    address, version, runtime, restart=restart, timeout_s=APPLY_TIMEOUT_S
                 )
-            except VpsBadAnswer as error:
-                if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            except VpsError as error:
+                await self._record(asked, _failure(error, version, at_ms=self._now_ms()), outcome)
+                if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
                     raise AgentFailed(
                         f"The agent cannot run with it: {error.detail or 'it does not say why'}"
                     ) from error
                 raise
-
-        async def command(_: Instance) -> RecordUpdatesApplied:
-            return RecordUpdatesApplied(
-                at_ms=self._now_ms(),
-                config_version=applied.config_version,
-                restarted=applied.restarted,
-                forced=body.force,
-            )
-
-        await self._changes.change(Asked(who, incoming, instance_id), command)
+        result = RecordUpdatesApplied(
+            at_ms=self._now_ms(),
+            config_version=applied.config_version,
+            restarted=applied.restarted,
+            forced=body.force,
+        )
+        await self._record(asked, result, outcome)
         return s.ApplyUpdatesResponse(instance_id=instance_id, message=_message(applied), status="applied")
+
+    async def _record(self, asked: Asked, command: AnyCommand, origin: Origin) -> None:
+        """Whatever the instance is by now."""
+
+        async def at_any(_: Instance) -> AnyCommand:
+            return command
+
+        await self._changes.change(asked, at_any, origin=origin)
+
+
+def _failure(error: VpsError, version: int, *, at_ms: int) -> RecordUpdatesFailed:
+    """What is known of a request that the agent did not answer as agreed."""
+    if isinstance(error, VpsBadAnswer) and HTTPStatus.BAD_REQUEST <= error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return RecordUpdatesFailed(at_ms=at_ms, config_version=version, code="agent_refused", nothing_done=True)
+    code = "agent_timeout" if isinstance(error, VpsTimeout) else "agent_failed"
+    return RecordUpdatesFailed(at_ms=at_ms, config_version=version, code=code)
 
 
 def _message(applied: UpdatesApplied) -> str:

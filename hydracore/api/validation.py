@@ -60,9 +60,9 @@ class Incoming(NamedTuple):
         except ValueError:
             return uuid5(NAMESPACE, self.request_id)
 
-    def origin(self, actor: str) -> Origin:
-        """Of one command that this request gives."""
-        return Origin(actor=actor, command_id=uuid4(), correlation_id=self.correlation_id)
+    def origin(self, actor: str, *, causation_id: UUID | None = None) -> Origin:
+        """Of one command that this request gives, because of the one with `causation_id` where there is one."""
+        return Origin(actor=actor, command_id=uuid4(), correlation_id=self.correlation_id, causation_id=causation_id)
 
 
 class Complaints(NamedTuple):

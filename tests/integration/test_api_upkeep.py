@@ -1,4 +1,4 @@
-"""Keeping instances in order: updates, keys, the dead ones, and how a running one is shown."""
+"""Keeping instances in order: keys, the dead ones, and how a running one is shown."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -16,7 +16,6 @@ from tests.services import Services
 from tests.use_fixtures import (
     KEY_ID,
     Used,
-    events_of,
     give,
     in_use,
     make_failed,
@@ -35,70 +34,6 @@ __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachabl
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OTHER_KEY = UUID(int=0xC9)
-
-
-async def test_nothing_pending_is_nothing_done(used: Used) -> None:
-    version = await used.version()
-
-    answers = [await used.ask("POST", "/updates/apply", body) for body in ({}, {"restart_agent": True})]
-
-    assert [answer.json()["status"] for answer in answers] == ["up_to_date"] * 2
-    assert answers[0].json()["instance_id"] == str(used.instance_id)
-    assert used.agent.calls_of("/api/updates/apply") == []
-    assert await used.version() == version
-
-
-async def test_what_is_pending_is_applied_and_recorded(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
-    await used.ask("POST", "/config", {"system_prompt": "New"})
-    used.agent.config_version, used.agent.runtime = 1, {}
-
-    answer = await used.ask("POST", "/updates/apply", {"restart_agent": True})
-
-    assert answer.json()["status"] == "applied"
-    assert "restarted after its open chats had ended" in answer.json()["message"]
-    assert (used.agent.config_version, used.agent.restarts) == (2, 1)
-    assert used.agent.runtime["system_prompt"] == "New"
-    (event,) = await events_of(owner_conn, used.instance_id, "updates_applied")
-    assert (event["config_version"], event["restarted"], event["forced"]) == (2, True, False)
-
-
-async def test_force_applies_what_is_applied_already(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
-    answer = await used.ask("POST", "/updates/apply", {"force": True})
-
-    assert answer.json()["status"] == "applied"
-    assert used.agent.restarts == 0
-    (event,) = await events_of(owner_conn, used.instance_id, "updates_applied")
-    assert (event["restarted"], event["forced"]) == (False, True)
-
-
-async def test_chats_that_were_cut_off_are_told_of(used: Used) -> None:
-    cut_off = {"config_version": 1, "restarted": True, "drained": False, "skills_loaded": []}
-    used.agent.script("/api/updates/apply", 200, cut_off)
-
-    answer = await used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True})
-
-    assert "were cut off" in answer.json()["message"]
-
-
-async def test_updates_that_fail_are_no_event(used: Used, unreachable: Used) -> None:
-    used.agent.script("/api/updates/apply", 500, {})
-    versions = [await used.version(), await unreachable.version()]
-
-    failed = await used.ask("POST", "/updates/apply", {"force": True})
-    away = await unreachable.ask("POST", "/updates/apply", {})
-
-    assert (failed.status_code, away.status_code) == (502, 502)
-    assert [await used.version(), await unreachable.version()] == versions
-
-
-async def test_updates_are_for_running_instances_of_ones_own(api: Api, used: Used) -> None:
-    pending = await order(api)
-
-    early = await api.client.post(f"/v1/instances/{pending}/updates/apply", json={}, headers=api.token())
-    other = await used.ask("POST", "/updates/apply", {"force": True}, headers=api.token(user="bob"))
-    invalid = await used.ask("POST", "/updates/apply", {"force": "perhaps"})
-
-    assert (early.status_code, other.status_code, invalid.status_code) == (409, 403, 422)
 
 
 def admin(api: Api) -> dict[str, str]:
@@ -218,19 +153,6 @@ async def test_cleaning_up_is_for_staff(api: Api) -> None:
     answer = await api.client.post("/v1/instances/cleanup", headers=api.token())
 
     assert answer.status_code == 403
-
-
-@pytest.mark.parametrize("version", [2**53 + 1, -1, 1.5])
-async def test_a_version_that_none_can_be_is_not_recorded(
-    used: Used, owner_conn: psycopg.AsyncConnection, version: float
-) -> None:
-    applied = {"config_version": version, "restarted": True, "drained": True, "skills_loaded": []}
-    used.agent.script("/api/updates/apply", 200, applied)
-
-    answer = await used.ask("POST", "/updates/apply", {"force": True})
-
-    assert answer.status_code == 502
-    assert await events_of(owner_conn, used.instance_id, "updates_applied") == []
 
 
 async def test_drift_and_connections_show_in_the_runtime_status(used: Used) -> None:

@@ -152,6 +152,9 @@ SAMPLES: tuple[e.AnyEvent, ...] = (
     e.TeardownBlocked(at_ms=AT_MS, step="server_deleted", code="locked"),
     e.InstanceDeleted(at_ms=AT_MS),
     e.CustomerErased(at_ms=AT_MS),
+    e.UpdatesRequested(at_ms=AT_MS, config_version=3, restart=True, forced=False),
+    e.UpdatesFailed(at_ms=AT_MS, config_version=3, code="agent_timeout"),
+    e.UpdatesFailed(at_ms=AT_MS, config_version=3, code="agent_refused", nothing_done=True),
 )
 
 

@@ -20,7 +20,7 @@ CHANGES: tuple[c.AnyCommand, ...] = (
     c.PatchPlatformConfig(at_ms=NOW_MS, skills=("calculator",)),
     c.ChangeModelPolicy(at_ms=NOW_MS, primary="scripted-1"),
     c.ChangeConsent(at_ms=NOW_MS, granted=True),
-    c.RecordUpdatesApplied(at_ms=NOW_MS, config_version=2, restarted=True, forced=False),
+    c.RequestUpdates(at_ms=NOW_MS, config_version=2, restart=True, forced=False),
     c.RecordConversationsAccess(at_ms=NOW_MS, conversation_id="c-1"),
     lives.rotate_key(),
 )
@@ -93,6 +93,29 @@ def test_every_read_of_conversations_is_an_event() -> None:
     read = c.RecordConversationsAccess(at_ms=NOW_MS, conversation_id="c-1")
 
     assert len(life.give(read) + life.give(read)) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "event"),
+    [
+        (
+            c.RecordUpdatesApplied(at_ms=NOW_MS, config_version=2, restarted=True, forced=False),
+            e.UpdatesApplied(at_ms=NOW_MS, config_version=2, restarted=True, forced=False),
+        ),
+        (
+            c.RecordUpdatesFailed(at_ms=NOW_MS, config_version=2, code="agent_timeout"),
+            e.UpdatesFailed(at_ms=NOW_MS, config_version=2, code="agent_timeout"),
+        ),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_came_of_updates_is_told_until_the_instance_is_deleted(command: c.AnyCommand, event: e.AnyEvent) -> None:
+    asked = c.RequestUpdates(at_ms=NOW_MS, config_version=2, restart=True, forced=False)
+
+    assert Life.after(*lives.RUNNING, asked).give(command) == (event,)
+    assert Life.after(*lives.RUNNING, asked, lives.delete()).give(command) == (event,)
+    with pytest.raises(TransitionRefused):
+        Life.after(*lives.DELETED).give(command)
 
 
 # --- usage -----------------------------------------------------------------------------------------------------------

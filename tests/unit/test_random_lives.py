@@ -25,7 +25,7 @@ from tests.random_lives import SEALED, Move, Who, command_of, erasure, moves
 STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
 
 #: What is recorded every time that it happens.
-RECORDS = (c.RecordConversationsAccess, c.RecordUpdatesApplied)
+RECORDS = (c.RecordConversationsAccess, c.RequestUpdates, c.RecordUpdatesApplied, c.RecordUpdatesFailed)
 
 MASTER_KEYS = MasterKeys(bytes(32), [])
 

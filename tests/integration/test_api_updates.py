@@ -1,0 +1,218 @@
+"""Updates: what waits for an agent is applied when somebody asks for it, and the log has it before and afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+
+from hydracore.api import updates
+from tests.api_server import Api
+from tests.lives import delete
+from tests.use_fixtures import (
+    Used,
+    events_of,
+    give,
+    order,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_unreachable_fixture,
+    shared_used_fixture,
+)
+from tests.waiting import until
+
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TOLD = """
+    SELECT event.type, event.payload, command.actor, command.command_id, command.causation_id
+    FROM event JOIN command USING (lane, command_id)
+    WHERE event.stream_id = %s AND event.type LIKE 'updates_%%'
+    ORDER BY event.version
+"""
+
+
+class Told(NamedTuple):
+    """An event about updates, who caused it by which command, and because of which."""
+
+    name: str
+    event: dict[str, Any]
+    actor: str
+    command_id: UUID
+    cause: UUID | None
+
+
+async def told(owner_conn: psycopg.AsyncConnection, used: Used) -> list[Told]:
+    return [Told(*row) for row in await (await owner_conn.execute(TOLD, (used.instance_id,))).fetchall()]
+
+
+@asynccontextmanager
+async def asked_for(used: Used) -> AsyncGenerator[asyncio.Task[httpx.Response]]:
+    """A restart that the agent was asked for; it answers when this ends."""
+    used.agent.may_answer.clear()
+    asking = asyncio.create_task(used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True}))
+    await until(lambda: used.agent.calls_of("/api/updates/apply"))
+    try:
+        yield asking
+    finally:
+        used.agent.may_answer.set()
+
+
+async def test_nothing_pending_is_nothing_done(used: Used) -> None:
+    version = await used.version()
+
+    answers = [await used.ask("POST", "/updates/apply", body) for body in ({}, {"restart_agent": True})]
+
+    assert [answer.json()["status"] for answer in answers] == ["up_to_date"] * 2
+    assert answers[0].json()["instance_id"] == str(used.instance_id)
+    assert used.agent.calls_of("/api/updates/apply") == []
+    assert await used.version() == version
+
+
+async def test_what_is_pending_is_applied_and_recorded(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    await used.ask("POST", "/config", {"system_prompt": "New"})
+    used.agent.config_version, used.agent.runtime = 1, {}
+
+    answer = await used.ask("POST", "/updates/apply", {"restart_agent": True})
+
+    assert answer.json()["status"] == "applied"
+    assert "restarted after its open chats had ended" in answer.json()["message"]
+    assert (used.agent.config_version, used.agent.restarts) == (2, 1)
+    assert used.agent.runtime["system_prompt"] == "New"
+    (event,) = await events_of(owner_conn, used.instance_id, "updates_applied")
+    assert (event["config_version"], event["restarted"], event["forced"]) == (2, True, False)
+
+
+async def test_force_applies_what_is_applied_already(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+    answer = await used.ask("POST", "/updates/apply", {"force": True})
+
+    assert answer.json()["status"] == "applied"
+    assert used.agent.restarts == 0
+    (event,) = await events_of(owner_conn, used.instance_id, "updates_applied")
+    assert (event["restarted"], event["forced"]) == (False, True)
+
+
+async def test_chats_that_were_cut_off_are_told_of(used: Used) -> None:
+    cut_off = {"config_version": 1, "restarted": True, "drained": False, "skills_loaded": []}
+    used.agent.script("/api/updates/apply", 200, cut_off)
+
+    answer = await used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True})
+
+    assert "were cut off" in answer.json()["message"]
+
+
+async def test_the_log_has_who_asks_for_what_before_the_agent_is_asked(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with asked_for(used) as asking:
+        (intent,) = await told(owner_conn, used)
+        assert (intent.name, intent.actor) == ("updates_requested", "customer:ann")
+        assert (intent.event["config_version"], intent.event["restart"], intent.event["forced"]) == (1, True, True)
+
+    assert (await asking).json()["status"] == "applied"
+    _, result = await told(owner_conn, used)
+    assert (result.name, result.cause) == ("updates_applied", intent.command_id)
+
+
+async def test_what_the_agent_does_not_answer_in_time_is_told_as_unknown(
+    used: Used, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "APPLY_TIMEOUT_S", 0.1)
+    used.agent.may_answer.clear()
+
+    answer = await used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True})
+
+    assert answer.status_code == 504
+    _, result = await told(owner_conn, used)
+    assert (result.name, result.event["code"]) == ("updates_failed", "agent_timeout")
+    assert "nothing_done" not in result.event
+    lines = (await used.ask("GET", "/logs")).text
+    assert "Configuration 1 may have been applied or not: The agent did not answer in time" in lines
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "why"),
+    [
+        (500, {}, {"code": "agent_failed"}),
+        (200, {"config_version": 1}, {"code": "agent_failed"}),
+        (422, {"detail": "no", "code": "bad_request"}, {"code": "agent_refused", "nothing_done": True}),
+        (401, {}, {"code": "agent_refused", "nothing_done": True}),
+    ],
+    ids=["broken", "nonsense", "of no use", "unknown key"],
+)
+async def test_what_the_agent_does_not_confirm_is_told_with_the_reason(
+    used: Used, owner_conn: psycopg.AsyncConnection, status: int, body: dict[str, Any], why: dict[str, Any]
+) -> None:
+    used.agent.script("/api/updates/apply", status, body)
+
+    answer = await used.ask("POST", "/updates/apply", {"force": True})
+
+    assert answer.status_code == 502
+    intent, result = await told(owner_conn, used)
+    assert (intent.name, result.name) == ("updates_requested", "updates_failed")
+    assert result.event.items() >= why.items()
+    assert result.event.keys() - {"type", "at_ms", "config_version"} == why.keys()
+    assert result.cause == intent.command_id
+
+
+async def test_an_agent_that_cannot_even_be_asked_what_is_pending_is_asked_for_nothing(
+    unreachable: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    assert (await unreachable.ask("POST", "/updates/apply", {})).status_code == 502
+    assert await told(owner_conn, unreachable) == []
+
+
+async def test_of_two_at_once_each_is_told_with_what_came_of_it(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    used.agent.script("/api/updates/apply", 500, {})
+    bodies = ({"force": True, "restart_agent": restart} for restart in (True, False))
+
+    answers = await asyncio.gather(*(used.ask("POST", "/updates/apply", body) for body in bodies))
+
+    events = await told(owner_conn, used)
+    names = {event.cause: event.name for event in events if event.cause is not None}
+    restarts = {event.event["restart"]: event.command_id for event in events if event.name == "updates_requested"}
+    by_status = {200: "updates_applied", 502: "updates_failed"}
+    assert [names[restarts[restart]] for restart in (True, False)] == [by_status[one.status_code] for one in answers]
+    assert len(events) == 4
+
+
+async def test_what_came_of_it_is_told_though_a_deletion_began_meanwhile(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with asked_for(used) as asking:
+        await give(used.api, used.instance_id, delete())
+
+    assert (await asking).json()["status"] == "applied"
+    assert [one.name for one in await told(owner_conn, used)] == ["updates_requested", "updates_applied"]
+
+
+async def test_updates_are_for_running_instances_of_ones_own(api: Api, used: Used) -> None:
+    pending = await order(api)
+
+    early = await api.client.post(f"/v1/instances/{pending}/updates/apply", json={}, headers=api.token())
+    other = await used.ask("POST", "/updates/apply", {"force": True}, headers=api.token(user="bob"))
+    invalid = await used.ask("POST", "/updates/apply", {"force": "perhaps"})
+
+    assert (early.status_code, other.status_code, invalid.status_code) == (409, 403, 422)
+
+
+@pytest.mark.parametrize("version", [2**53 + 1, -1, 1.5])
+async def test_a_version_that_none_can_be_is_not_recorded(
+    used: Used, owner_conn: psycopg.AsyncConnection, version: float
+) -> None:
+    applied = {"config_version": version, "restarted": True, "drained": True, "skills_loaded": []}
+    used.agent.script("/api/updates/apply", 200, applied)
+
+    answer = await used.ask("POST", "/updates/apply", {"force": True})
+
+    assert answer.status_code == 502
+    assert await events_of(owner_conn, used.instance_id, "updates_applied") == []
