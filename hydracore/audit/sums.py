@@ -47,11 +47,11 @@ class Seen(NamedTuple):
 
 
 def compare(
-    connection: Connection, lane: int, served: Collection[Followed], *, after_each: Callable[[int], None]
+    connection: Connection, lane: int, served: Collection[Followed], *, due: int, after_each: Callable[[int], None]
 ) -> Iterator[Finding | Newer | Note]:
     """Where the rows of a lane are not what its events give, what could not be compared, and whose word was taken.
 
-    `after_each` is told how many events were read each time.
+    `due`: how far all should have followed by now. `after_each` is told how many events were read each time.
     """
     with connection.transaction():
         head, seen = _look(connection, lane, served)
@@ -59,7 +59,7 @@ def compare(
         if each.upto > head:
             what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
-        yield from _believed(each, lane, head)
+        yield from _believed(each, lane, head, due=due)
     folds = [each.projection.begin() for each in seen]
     try:
         for facts in _facts(connection, lane, seen, upto=min(head, max((each.upto for each in seen), default=0))):
@@ -78,10 +78,10 @@ def compare(
             yield from differences(table, each.rows[table.name], wanted, place=lambda _row: {"lane": lane})
 
 
-def _believed(seen: Seen, lane: int, head: int) -> Iterator[Note]:
+def _believed(seen: Seen, lane: int, head: int, *, due: int) -> Iterator[Note]:
     """What the rows may lack because the database says so, which whoever edits rows can make it say."""
     name = seen.projection.name
-    if seen.upto < head:
+    if seen.upto < min(head, due):
         there = f"to {seen.upto} of {head}{', parked' if seen.is_parked else ''}"
         yield Note(f"{name} has not followed all of the log, and what comes after was not compared", lane, there)
     skipped = sorted(seq for seq in seen.skipped if 0 < seq <= min(seen.upto, head))

@@ -17,20 +17,19 @@ import psycopg
 from psycopg import Connection, sql
 
 from events import pages
-from events.finding import FINDINGS_MAX, Finding, Note
+from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements, template
 from events.upcast import Stored, all_of_today
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
-from projections import registry, stored
-from projections.definition import Followed, Inline, Projection, StreamFold
+from hydracore.audit.served import served
+from projections import stored
+from projections.definition import Inline, StreamFold
 from projections.gathering import CHUNK
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "tables.sql")
 _HISTORIES = _SQL["histories"]
-_LIVE_VERSIONS = _SQL["live_versions"]
-_HAS_TABLES = _SQL["has_tables"]
 
 #: How many streams are folded and compared at a time, and how many events they may have together unless one has more alone.
 STREAMS_MAX = 500
@@ -83,53 +82,13 @@ class Compared(NamedTuple):
     rows: sql.Composed
 
 
-class Served(NamedTuple):
-    """Projections as they are served; of `unknown` ones this code does not have the live version, and of `unsaid` ones the
-    database does not say that they are.
-    """
-
-    inline: list[Inline]
-    followed: list[Followed]
-    unknown: list[str]
-    unsaid: list[Projection]
-
-
-def served(connection: Connection) -> Served:
-    live: dict[str, int] = dict(connection.execute(_LIVE_VERSIONS).fetchall())
-    known = registry.all_versions()
-    unsaid = [projection for name, projection in registry.projections().items() if name not in live]
-    found = Served([], [], [], unsaid)
-    for name, version in live.items():
-        projection = known.get(name, {}).get(version)
-        if projection is None:
-            found.unknown.append(name)
-        elif isinstance(projection, Inline):
-            found.inline.append(projection)
-        else:
-            found.followed.append(projection)
-    return found
-
-
-def unsaid(connection: Connection, projections: Sequence[Projection]) -> Iterator[Finding | Note]:
-    """What is wrong with projections that the database does not say are served: nothing, where they were never built."""
-    for projection in projections:
-        names = [table.name for table in projection.tables]
-        row = connection.execute(_HAS_TABLES, {"schema": LIVE, "tables": names}).fetchone()
-        assert row is not None, "a count has a row"
-        if row[0]:
-            what = (
-                f"The table projection has no row of {projection.name}, whose rows are read: none of them was compared"
-            )
-            yield Finding(kind="projection_missing", what=what, table="projection")
-        else:
-            yield Note(f"{projection.name} was never built here: not compared")
-
-
-def compare(connection: Connection, part: Part) -> Iterator[Finding | Newer]:
+def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -> Iterator[Finding | Newer]:
     """Where rows are not what the histories of these streams give, and what could not be compared. In a transaction that has seen
     nothing yet.
+
+    `projections`: those that were served a moment ago.
     """
-    _lock_tables(connection)
+    _lock_tables(connection, projections)
     compared = [_compared(projection) for projection in served(connection).inline]
     # Histories come in the order of the streams, and rows in the order in which streams are asked for.
     lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
@@ -157,14 +116,9 @@ def _place(lanes: Mapping[UUID, int], of_stream: int, unfoldable: set[UUID], row
     return None if stream_id in unfoldable else {"lane": lanes[stream_id], "stream_id": stream_id}
 
 
-def _lock_tables(connection: Connection) -> None:
+def _lock_tables(connection: Connection, projections: Sequence[Inline]) -> None:
     """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
-    names = [
-        sql.Identifier(LIVE, table.name)
-        for projection in registry.projections().values()
-        if isinstance(projection, Inline)
-        for table in projection.tables
-    ]
+    names = [sql.Identifier(LIVE, table.name) for projection in projections for table in projection.tables]
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
 
 

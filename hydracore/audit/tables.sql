@@ -11,12 +11,6 @@ COPY (
      ORDER BY e.stream_id, (e.version::bigint - 1) / {chunk}, e.part
 ) TO STDOUT (FORMAT binary)
 
--- name: live_versions
-SELECT name, version FROM projection ORDER BY name
-
--- name: has_tables
-SELECT count(*) > 0 FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relname = ANY (%(tables)s)
-
 -- name: rows
 SELECT {columns}
   FROM unnest(%(lanes)s::smallint[], %(streams)s::uuid[]) AS s (lane, stream_id)

@@ -29,6 +29,7 @@ from hydracore.audit import sums, tables
 from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
+from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
 from projections.processes import interrupts_blocked
 
@@ -80,6 +81,11 @@ class Report(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     #: How long of it was spent resting; of several workers, on average.
     rested_s: float = 0.0
+
+    def take_no_word(self) -> None:
+        """What was not compared, or was believed, is a finding from now on, and no note."""
+        self.findings += [Finding(kind="not_proven", what=note) for note in self.notes]
+        self.notes = []
 
 
 class Progress:
@@ -219,22 +225,16 @@ def _nobody(_done: int) -> None:
 
 def _finish_replay(request: Request, report: Report) -> None:
     with _connected(request.conninfo) as connection:
-        served = tables.served(connection)
-        for said in tables.unsaid(connection, served.unsaid):
-            if isinstance(said, Note):
-                report.notes.append(said.what)
-            else:
-                report.findings.append(said)
+        now = served(connection)
+        report.findings += now.findings
+        report.notes += sentences(now.notes)
         if request.whole:
-            report.findings += islice(tables.orphan_rows(connection, served.inline), FINDINGS_MAX)
-            report.findings += islice(sums.orphan_rows(connection, served.followed), FINDINGS_MAX)
-    compared = [*served.inline, *(() if request.since_seal else served.followed)]
+            report.findings += islice(tables.orphan_rows(connection, now.inline), FINDINGS_MAX)
+            report.findings += islice(sums.orphan_rows(connection, now.followed), FINDINGS_MAX)
+    compared = [*now.inline, *(() if request.since_seal else now.followed)]
     report.tables = sorted(table.name for projection in compared for table in projection.tables)
-    report.notes += [
-        f"{name} is served in a version that this code does not have: not compared" for name in served.unknown
-    ]
-    if request.since_seal and served.followed:
-        names = ", ".join(projection.name for projection in served.followed)
+    if request.since_seal and now.followed:
+        names = ", ".join(projection.name for projection in now.followed)
         report.notes.append(f"What adds up from the beginning was not compared: {names}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from uuid import UUID
 
@@ -17,6 +17,8 @@ from events.seal import Head
 from events.verify import BEGINNING, Lane, LaneReport, Point, read
 from hydracore.audit import sums, tables
 from hydracore.audit.newer import Newer
+from hydracore.audit.served import served
+from projections.definition import Inline
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ def verify_some(
     read(connection, lanes, after_each=done)
     reports = [_finish(connection, lane, done) for lane in lanes]
     _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
-    _compare_sums(connection, [report for job, report in zip(jobs, reports, strict=True) if job.adds_up], done)
+    _compare_sums(connection, [pair for pair in zip(jobs, reports, strict=True) if pair[0].adds_up], done)
     return reports
 
 
@@ -59,32 +61,36 @@ def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> 
 
 
 def _compare_tables(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
+    projections = served(connection).inline
+    if not projections:
+        return
     by_lane = {report.lane: report for report in reports}
     settled = {report.lane: islice(report.versions.items(), report.settled) for report in reports}
     for part in tables.parts(settled):
-        for found in _differences(connection, part):
+        for found in _differences(connection, part, projections):
             assert found.lane is not None, "whatever is compared is of a lane"
             _add(by_lane[found.lane], found)
         done(part.events)
 
 
-def _differences(connection: Connection, part: tables.Part) -> list[Finding | Newer]:
+def _differences(connection: Connection, part: tables.Part, projections: Sequence[Inline]) -> list[Finding | Newer]:
     try:
         with connection.transaction():
-            return list(tables.compare(connection, part))
+            return list(tables.compare(connection, part, projections))
     except psycopg.DataError as error:
         # Something that the database cannot even compute with: looked for until it is alone, so that it hides nothing else.
         if len(part.lanes) > 1:
-            return [found for half in part.halves() for found in _differences(connection, half)]
+            return [found for half in part.halves() for found in _differences(connection, half, projections)]
         ((stream, lane),) = part.lanes.items()
         what = f"History or rows cannot be read: {type(error).__name__}"
         return [Finding(kind="history_broken", what=what, lane=lane, stream_id=UUID(bytes=stream))]
 
 
-def _compare_sums(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
-    followed = tables.served(connection).followed
-    for report in reports if followed else ():
-        for found in sums.compare(connection, report.lane, followed, after_each=done):
+def _compare_sums(connection: Connection, lanes: list[tuple[Job, LaneReport]], done: Callable[[int], None]) -> None:
+    followed = served(connection).followed
+    for job, report in lanes if followed else ():
+        # Whoever follows has had since the beginning to get as far as the lane was then.
+        for found in sums.compare(connection, job.lane, followed, due=job.upto, after_each=done):
             _add(report, found)
 
 

@@ -59,6 +59,7 @@ def audit() -> None:
 )
 @public_key_option
 @click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
+@click.option("--strict", is_flag=True, help="Take nobody's word: what was not compared is a finding, and no note.")
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the lanes."
 )
@@ -71,6 +72,7 @@ def verify(
     seals: Path | None,
     public_keys: tuple[str, ...],
     replay: bool,
+    strict: bool,
     workers: int,
     full_speed: bool,
     as_json: bool,
@@ -79,6 +81,8 @@ def verify(
 
     The log may be in use meanwhile: writers come first.
     """
+    if strict and (lanes or since_seal or not replay):
+        raise click.UsageError("--strict compares everything: not with --lane, --since-seal or --no-replay.")
     from hydracore.audit import verifying
     from hydracore.audit.seal_file import SealFile, kept_copy
     from hydracore.cli.audit_view import progress_bar, show_report
@@ -104,6 +108,8 @@ def verify(
         with progress_bar("verifying") as progress:
             report = verifying.verify(request, progress)
         report.notes += [NO_COPY] if copy is None else copy.notes
+        if strict:
+            report.take_no_word()
         show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
 

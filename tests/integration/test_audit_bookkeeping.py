@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -10,6 +11,8 @@ import psycopg
 import pytest
 
 from tests.audit_log import Forger, Log, follow, run, sealed_log
+from tests.next_release import ActivityV2
+from tests.rebuilding import rebuilt
 
 
 @pytest.fixture
@@ -52,6 +55,53 @@ async def test_rows_that_the_database_itself_excuses_are_a_note_of_all_lanes(log
 
     what = "activity has not followed all of the log, and what comes after was not compared"
     assert (result.exit_code, f"note: {what}: lane 6 (to 0 of 12)" in result.stdout.splitlines()) == (0, True)
+
+
+async def test_a_version_that_no_release_has_made_excuses_no_table(log: Log, forger: Forger) -> None:
+    forger.do("UPDATE fleet SET entries = entries + 7", "UPDATE projection SET version = 2 WHERE name = 'fleet'")
+
+    result = run(log, "verify", "--json")
+
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert (result.exit_code, finding["kind"], finding["table"]) == (1, "projection_wrong", "projection")
+
+
+async def test_a_version_that_a_newer_release_has_built_is_a_note_and_in_strictness_a_finding(log: Log) -> None:
+    await rebuilt(log.url, ActivityV2())
+    copy = ("--seals", str(log.file.path))
+
+    told = await asyncio.to_thread(run, log, "verify", *copy)
+    strict = await asyncio.to_thread(run, log, "verify", *copy, "--strict")
+
+    what = "activity is served in a version that this code does not have: not compared"
+    assert (told.exit_code, told.stdout.splitlines()[0]) == (0, f"note: {what}")
+    assert (strict.exit_code, strict.stdout.splitlines()[0]) == (1, f"the log: not_proven: {what}")
+
+
+async def test_a_strict_auditor_takes_nobody_s_word_for_rows_that_are_not_there(log: Log, forger: Forger) -> None:
+    words = ("verify", "--strict", "--seals", str(log.file.path))
+    before = await asyncio.to_thread(run, log, *words)
+    forger.do("DELETE FROM activity WHERE lane = 6", "UPDATE checkpoint SET seq = 0 WHERE follower = 'activity'")
+
+    after = await asyncio.to_thread(run, log, *words)
+
+    assert (before.exit_code, before.stdout.partition(" in ")[0]) == (0, "0 findings")
+    assert (after.exit_code, after.stdout.startswith("the log: not_proven: activity ")) == (1, True)
+
+
+async def test_what_a_strict_auditor_wants_cannot_be_had_of_a_part(log: Log) -> None:
+    for part in (("--lane", "6"), ("--since-seal",), ("--no-replay",)):
+        assert run(log, "verify", "--strict", *part).exit_code == 2
+
+
+async def test_a_read_table_that_is_gone_is_a_finding_and_hides_no_other(log: Log, forger: Forger) -> None:
+    forger.do("DROP TABLE activity", "DROP TABLE instance", "DELETE FROM provision_log", "DELETE FROM fleet")
+
+    result = run(log, "verify", "--json")
+
+    findings = {(found["kind"], found["table"]) for found in json.loads(result.stdout)["findings"]}
+    gone = {("table_missing", "activity"), ("table_missing", "instance")}
+    assert (result.exit_code, findings) == (1, gone | {("row_missing", "provision_log"), ("row_missing", "fleet")})
 
 
 async def test_nothing_is_appended_where_nothing_says_which_rows_are_served(log: Log, forger: Forger) -> None:

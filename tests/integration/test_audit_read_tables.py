@@ -9,7 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from events.finding import Note, sentences
+from events.ids import SEQ_MAX
 from hydracore.audit import sums, tables
+from hydracore.audit.served import served
 from tests import lives
 from tests.audit_log import LANE, Forger, follow, sealed_log
 from tests.requests_to_log import origin
@@ -22,6 +24,7 @@ SKIP_ALL = (
     "INSERT INTO projection_intervention (name, version, lane, seq, action, error, actor, reason)"
     " SELECT p.name, p.version, 6, n, 'skip', '', '', '' FROM projection p, generate_series(-1, 99) n WHERE p.name = 'activity'"
 )
+SET_VERSION = "UPDATE {} SET version = {} WHERE name = '{}'"
 INSERT_LINE = (
     "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
     " SELECT lane, id, 99, 'info', 'All is well', now() FROM instance"
@@ -100,7 +103,7 @@ def test_a_row_in_another_lane_than_its_instance_is_found(forger: Forger, table:
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":7}}')).* FROM {0} t WHERE lane = 6 LIMIT 1"
     forger.do(copy.format(table))
 
-    (found,) = tables.orphan_rows(forger.connection, tables.served(forger.connection).inline)
+    (found,) = tables.orphan_rows(forger.connection, served(forger.connection).inline)
 
     assert (found.kind, found.table) == ("row_extra", table)
 
@@ -147,7 +150,7 @@ def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: 
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":99}}')).* FROM {0} t LIMIT 1"
     forger.do(copy.format(table))
 
-    (found,) = sums.orphan_rows(forger.connection, tables.served(forger.connection).followed)
+    (found,) = sums.orphan_rows(forger.connection, served(forger.connection).followed)
 
     assert (found.kind, found.table, found.lane) == ("row_extra", table, 99)
 
@@ -196,21 +199,64 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
 def test_a_projection_that_was_never_built_is_a_note_and_no_finding(forger: Forger) -> None:
     forger.do("DROP TABLE activity", "DELETE FROM projection WHERE name = 'activity'")
 
-    (said,) = tables.unsaid(forger.connection, tables.served(forger.connection).unsaid)
+    found = served(forger.connection)
 
-    assert said == Note("activity was never built here: not compared")
+    assert (found.findings, found.notes) == ([], [Note("activity was never built here: not compared")])
+
+
+@pytest.mark.parametrize(
+    ("forgeries", "what"),
+    [
+        ([("projection", 2, "fleet")], "version 2, and projection_generation has no such live build: not compared"),
+        ([("projection", 0, "activity")], "version 0, and projection_generation has no such live build: not compared"),
+        ([("projection_generation", 2, "fleet")], "version 1, and projection_generation has no such live build"),
+        (
+            [("projection", 99, "instance"), ("projection_generation", 99, "instance")],
+            "version 99, which this code does not have, and nobody has built it: not compared",
+        ),
+        (
+            [("projection", 0, "activity"), ("projection_generation", 0, "activity")],
+            "version 0, and the first one is 1: not compared",
+        ),
+    ],
+)
+def test_a_version_that_no_release_has_made_is_found(
+    forger: Forger, forgeries: list[tuple[str, int, str]], what: str
+) -> None:
+    for forgery in forgeries:
+        forger.do(SET_VERSION.format(*forgery))
+
+    (found,) = served(forger.connection).findings
+
+    assert (found.kind, found.table) == ("projection_wrong", "projection")
+    assert found.what == f"The table projection says that {forgeries[0][2]} is served in {what}"
+
+
+@pytest.mark.parametrize(
+    ("forgery", "kind"),
+    [("DROP TABLE fleet_member", "table_missing"), ("ALTER TABLE fleet DROP COLUMN exits", "column_missing")],
+)
+def test_a_table_that_lacks_something_is_found_and_keeps_no_other_from_being_compared(
+    forger: Forger, forgery: str, kind: str
+) -> None:
+    forger.do(forgery, "DELETE FROM activity", "DELETE FROM provision_log")
+
+    (found,) = served(forger.connection).findings
+    others = {finding.table for finding in find(forger, replay=True)}
+
+    assert (found.kind, others) == (kind, {"activity", "provision_log"})
 
 
 def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sums, "EVENTS_MAX", 1)
     with psycopg.connect(url, autocommit=True) as killer, psycopg.connect(url, autocommit=True) as connection:
-        followed = tables.served(connection).followed
+        followed = served(connection).followed
 
         def kill(_events: int) -> None:
             killer.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
 
         with pytest.raises(psycopg.OperationalError):
-            list(sums.compare(connection, LANE, followed, after_each=kill))
+            list(sums.compare(connection, LANE, followed, due=SEQ_MAX, after_each=kill))
 
 
 @pytest.mark.parametrize(

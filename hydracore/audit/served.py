@@ -1,0 +1,116 @@
+"""Which read tables are compared: those that the database says are served, and what is wrong with what it says.
+
+Whoever edits a row can edit that, too. So what it says must agree with itself, and excuses no more than a release that is
+newer than this one explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from psycopg import Connection
+
+from events.finding import Finding, Note
+from events.sql import Statements
+from projections import registry
+from projections.definition import Followed, Inline, Projection
+from projections.tables import LIVE
+
+_SQL = Statements("hydracore.audit", "served.sql")
+_SAID = _SQL["said"]
+_COLUMNS = _SQL["columns"]
+
+#: The version that a projection begins with.
+FIRST_VERSION = 1
+
+
+class Served(NamedTuple):
+    """Projections in the version that is served, whose tables are there to be compared; and what is to be said of all others."""
+
+    inline: list[Inline]
+    followed: list[Followed]
+    findings: list[Finding]
+    notes: list[Note]
+
+
+class _Said(NamedTuple):
+    """A row of the table `projection`. `agrees`: the live build is of that version. `is_built`: a rebuild has made it."""
+
+    name: str
+    version: int | None
+    agrees: bool
+    is_built: bool
+
+
+def served(connection: Connection) -> Served:
+    """What the database says at this moment."""
+    known = registry.all_versions()
+    tables = [table.name for of_name in known.values() for one in of_name.values() for table in one.tables]
+    # A swap may come at any time.
+    with connection.transaction():
+        said = [_Said(*row) for row in connection.execute(_SAID).fetchall()]
+        there = dict(connection.execute(_COLUMNS, {"schema": LIVE, "tables": tables}).fetchall())
+    found = Served([], [], [], [])
+    for row in said:
+        _take(found, _doubts(row, known.get(row.name, {})))
+        projection = None if row.version is None else known.get(row.name, {}).get(row.version)
+        if projection is not None:
+            _sort_in(found, projection, there)
+    unsaid = registry.projections().keys() - {row.name for row in said}
+    for name in sorted(unsaid):
+        _take(found, _unsaid(registry.projections()[name], there))
+    return found
+
+
+def _take(found: Served, said: Finding | Note | None) -> None:
+    if isinstance(said, Finding):
+        found.findings.append(said)
+    elif said is not None:
+        found.notes.append(said)
+
+
+def _doubts(row: _Said, known: Mapping[int, Projection]) -> Finding | Note | None:
+    """What is to be said of a version, of which this code has the `known` ones."""
+    says = f"The table projection says that {row.name} is served in version {row.version}"
+    if not row.agrees:
+        what = f"{says}, and projection_generation has no such live build"
+    elif row.version is None or row.version < FIRST_VERSION:
+        what = f"{says}, and the first one is {FIRST_VERSION}"
+    elif row.version in known:
+        return None
+    elif known and row.version > max(known) and not row.is_built:
+        what = f"{says}, which this code does not have, and nobody has built it"
+    else:
+        return Note(f"{row.name} is served in a version that this code does not have: not compared")
+    if row.version not in known:
+        what = f"{what}: not compared"
+    return Finding(kind="projection_wrong", what=what, table="projection")
+
+
+def _sort_in(found: Served, projection: Projection, there: Mapping[str, list[str]]) -> None:
+    lacking = list(_lacking(projection, there))
+    if lacking:
+        found.findings.extend(lacking)
+    elif isinstance(projection, Inline):
+        found.inline.append(projection)
+    else:
+        found.followed.append(projection)
+
+
+def _lacking(projection: Projection, there: Mapping[str, list[str]]) -> Iterator[Finding]:
+    for table in projection.tables:
+        if table.name not in there:
+            what = f"The table is missing: nothing of {projection.name} was compared"
+            yield Finding(kind="table_missing", what=what, table=table.name)
+        elif gone := [name for name in table.columns if name not in there[table.name]]:
+            what = f"The table has no {', '.join(gone)}: nothing of {projection.name} was compared"
+            yield Finding(kind="column_missing", what=what, table=table.name)
+
+
+def _unsaid(projection: Projection, there: Mapping[str, list[str]]) -> Finding | Note:
+    """Nothing is wrong with a projection that the database does not say is served, where it was never built."""
+    if any(table.name in there for table in projection.tables):
+        what = f"The table projection has no row of {projection.name}, whose rows are read: none of them was compared"
+        return Finding(kind="projection_missing", what=what, table="projection")
+    return Note(f"{projection.name} was never built here: not compared")

@@ -1,0 +1,16 @@
+-- name: said
+-- What is said to be served: whether the live build is of that version, and whether it was built at all: what an installation began
+-- with was not.
+SELECT p.name, p.version, (p.version = g.version) IS TRUE,
+       EXISTS (SELECT FROM projection_lane l WHERE l.name = p.name AND l.generation = p.generation)
+  FROM projection p
+  LEFT JOIN projection_generation g ON g.name = p.name AND g.generation = p.generation AND g.state = 'live'
+ ORDER BY p.name
+
+-- name: columns
+SELECT c.relname, array_agg(a.attname ORDER BY a.attnum)
+  FROM pg_class c
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s)
+ GROUP BY c.relname
+ ORDER BY c.relname
