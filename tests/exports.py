@@ -31,8 +31,8 @@ KEY = Ed25519PrivateKey.from_private_bytes(SEAL_KEY)
 PUBLIC_KEY = KEY.public_key().public_bytes_raw()
 
 
-def verified(path: Path, *, public_key: bytes | None = PUBLIC_KEY) -> Report:
-    return verify_export(Request(path=path, public_key=public_key), Progress())
+def verified(path: Path, *, public_key: bytes | None = PUBLIC_KEY, allow_unsigned: bool = True) -> Report:
+    return verify_export(Request(path=path, public_key=public_key, allow_unsigned=allow_unsigned), Progress())
 
 
 def found(path: Path) -> list[str]:

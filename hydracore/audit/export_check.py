@@ -36,12 +36,16 @@ SHOWN_EVERY = 1_000
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`public_key`: the only key that counts, with the `former_keys` before it; None accepts any. `seals`: the copy of the seals outside the database."""
+    """`public_key`: the only key that counts, with the `former_keys` before it; None accepts any. `seals`: the copy of the seals outside the database.
+
+    `allow_unsigned`: whether an export may be unsigned although there is a key. Whoever cuts one can take its signature out, too.
+    """
 
     path: Path
     public_key: bytes | None = None
     former_keys: tuple[bytes, ...] = ()
     seals: SealFile | None = None
+    allow_unsigned: bool = False
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -85,6 +89,7 @@ class _Check:
         self.report = Report(path=str(request.path))
         self._key = request.public_key
         self._former_keys = request.former_keys
+        self._must_be_signed = request.public_key is not None and not request.allow_unsigned
         self._copies = request.seals
         self._number = 0
         self._fingerprint = r.Fingerprint()
@@ -93,6 +98,8 @@ class _Check:
         self._chain: LaneChain | None = None
         self._last_lane = -1
         self._ended = False
+        #: Its end is there, and no signature in it.
+        self._is_unsigned = False
         #: What no seal speaks of: lane, first number and how many, a row a lane.
         self._unsealed: list[tuple[int, int, int]] = []
 
@@ -198,7 +205,7 @@ class _Check:
 
     def _end(self, end: r.EndRecord) -> None:
         self._end_lane(None)
-        self._ended = True
+        self._ended, self._is_unsigned = True, end.signature is None
         counts = (self.report.events, self.report.commands, self.report.streams)
         if counts != (end.events, end.commands, end.streams) or end.digest != self._fingerprint.digest:
             if not self.report.findings:
@@ -236,10 +243,12 @@ class _Check:
             keys = sorted({urlsafe_b64encode(key).decode() for key in self._signers})
             signers = f" (they are, with {', '.join(keys)})" if keys else ""
             notes.append(f"Any key was accepted: give the public key that seals must be signed with{signers}")
-        if not self.report.signed:
-            notes.append(
-                "The export as a whole is not signed: it cannot be told whether a stream has later events, or the tenant other streams"
-            )
+        if self._is_unsigned:
+            what = "The export as a whole is not signed: it cannot be told whether a stream has later events, or the tenant other streams"
+            if self._must_be_signed:
+                self._find("not_signed", what)
+            else:
+                notes.append(what)
         for lane, first, count in self._unsealed:
             if self.report.signed:
                 break

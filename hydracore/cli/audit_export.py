@@ -91,8 +91,15 @@ def export(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The copy of the seals outside the database, to compare with.",
 )
+@click.option(
+    "--allow-unsigned",
+    is_flag=True,
+    help="Accept an export that whoever made it had no key to sign: what is missing at its end is not found.",
+)
 @json_option
-def verify_export(*, file: Path, public_keys: tuple[str, ...], seals: Path | None, as_json: bool) -> None:
+def verify_export(
+    *, file: Path, public_keys: tuple[str, ...], seals: Path | None, allow_unsigned: bool, as_json: bool
+) -> None:
     """Prove that an export is what the sealed log holds. Needs no database and no settings."""
     from hydracore.audit import export_check
     from hydracore.audit.seal_file import SealFile
@@ -104,6 +111,7 @@ def verify_export(*, file: Path, public_keys: tuple[str, ...], seals: Path | Non
         public_key=public_key,
         former_keys=tuple(former_keys),
         seals=None if seals is None else SealFile(seals),
+        allow_unsigned=allow_unsigned,
     )
     with failures():
         with progress_bar("verifying") as progress:
@@ -129,7 +137,9 @@ def _show_export(exported: "Exported", *, as_json: bool) -> None:
             "export with --sealed, or seal first (hydracore audit seal)"
         )
     if not exported.signed:
-        click.echo("note: the file is not signed as a whole: set HYDRACORE_SEAL_KEY to have it signed")
+        click.echo(
+            "note: the file is not signed as a whole, and verify-export wants --allow-unsigned: set HYDRACORE_SEAL_KEY to have it signed"
+        )
 
 
 def _show_report(report: "Report", *, as_json: bool) -> None:
