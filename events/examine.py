@@ -138,11 +138,13 @@ def examine(connection: Connection, lane: int, *, after: int, upto: int, start: 
         near = _Near(events.execute(_EVENTS_BETWEEN, between))
         for command in commands.execute(_COMMANDS_BETWEEN, between):
             near.reach(min(command.first_seq, place.seq), max(command.first_seq, place.seq) + FINDINGS_MAX)
+            found += place.repeated(near.repeated)
             found += place.between_commands(command.first_seq, near.events)
             found += place.command(command, near.events)
             if len(found) >= FINDINGS_MAX:
                 return found
         near.reach(place.seq, place.seq + FINDINGS_MAX)
+    found += place.repeated(near.repeated)
     found += place.between_commands(upto + 1, near.events)
     return found
 
@@ -154,14 +156,26 @@ class _Near:
         self._rows = map(_seen, rows)
         self._next = next(self._rows, None)
         self.events: dict[int, _Seen] = {}
+        #: Of the last reach: those whose number another one has.
+        self.repeated: list[_Seen] = []
 
     def reach(self, first: int, last: int) -> None:
         """Have those from `first` to `last`. Neither ever goes back."""
         self.events = {seq: event for seq, event in self.events.items() if seq >= first}
+        self.repeated = []
         while self._next is not None and self._next.seq <= last:
-            if self._next.seq >= first:
+            if self._next.seq in self.events:
+                self._repeat(self._next)
+            elif self._next.seq >= first:
                 self.events[self._next.seq] = self._next
             self._next = next(self._rows, None)
+
+    def _repeat(self, event: _Seen) -> None:
+        # Whoever takes the primary key away may have put in anything: the one that is what its digest says stays.
+        if event.fits and not self.events[event.seq].fits:
+            event, self.events[event.seq] = self.events[event.seq], event
+        if len(self.repeated) < FINDINGS_MAX:
+            self.repeated.append(event)
 
 
 def _seen(event: _Event) -> _Seen:
@@ -199,6 +213,11 @@ class _Place:
                 yield self._finding("event_extra", what, seq, stream_id=events[seq].stream_id)
         if upto < self.seq:
             yield self._finding("command_overlaps", "Two commands claim the same events", upto)
+
+    def repeated(self, events: Iterable[_Seen]) -> Iterator[Finding]:
+        for event in events:
+            what = "The event is there more than once, or another one has its number"
+            yield self._finding("event_extra", what, event.seq, stream_id=event.stream_id)
 
     def command(self, command: _Command, events: dict[int, _Seen]) -> Iterator[Finding]:
         """A command, its events, and its link."""

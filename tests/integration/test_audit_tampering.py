@@ -23,6 +23,11 @@ INSERT_EVENT = (
     " recorded_at) SELECT lane, {}, stream_id, 90, tenant_id, type, schema_version, payload, digest, command_id,"
     " recorded_at FROM event WHERE lane = 6 AND seq = 12"
 )
+REPEAT_EVENT = (
+    "ALTER TABLE event DROP CONSTRAINT event_pkey",
+    "DROP INDEX event_lane_stream_version",
+    "INSERT INTO event SELECT * FROM event WHERE lane = 6 AND seq = 5",
+)
 FORGE = "payload = replace(payload::text, 'first', 'forged')::json"
 
 Place = tuple[str, int | None]
@@ -92,6 +97,11 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         # More than there were.
         ([INSERT_EVENT.format(13)], {("event_extra", 13), ("head_wrong", 13)}),
         ([INSERT_EVENT.format(0)], {("event_extra", 0)}),
+        ([*REPEAT_EVENT], {("event_extra", 5)}),
+        (
+            [*REPEAT_EVENT, EVENT.format("version = 90", "5 AND ctid > (SELECT min(ctid) FROM event WHERE seq = 5)")],
+            {("event_extra", 5)},
+        ),
         # Two that changed places: of two commands, of one command, and with their commands.
         (
             [*swapped(EVENT, "seq", 7, 8)],
