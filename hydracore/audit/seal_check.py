@@ -137,13 +137,18 @@ def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tu
 
 
 def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterator[Seal]:
-    """The copies without repeats: two relays that share a file may both have written one."""
+    """The copies without repeats: two relays that share a file may both have written one. None of them leaves one out."""
     last = 0
     for copy in copies:
         # A number out of the order may be the damage: whoever went on behind it would pass over all others.
         if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, keys):
             continue
         if copy.number > last:
+            if copy.number > last + 1:
+                upto = "" if copy.number == last + 2 else f", nor are all up to {copy.number - 1}"
+                checked.find(
+                    "copy_flawed", last + 1, [f"it is not where it belongs in the copy outside the database{upto}"]
+                )
             last = copy.number
             yield copy
 

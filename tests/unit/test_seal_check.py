@@ -40,6 +40,25 @@ def test_a_damaged_copy_is_flawed_and_hides_no_other(change: dict[str, Any], kep
     assert {seal.number for seal in checked.copied.seals} == (set() if kept else {1, 3})
 
 
+@pytest.mark.parametrize(
+    ("numbers", "flaw"),
+    [
+        ([1, 3, 4], "Seal 2: it is not where it belongs in the copy outside the database"),
+        ([1, 3, 2, 4], "Seal 2: it is not where it belongs in the copy outside the database"),
+        ([4], "Seal 1: it is not where it belongs in the copy outside the database, nor are all up to 3"),
+        ([1, 2, 3, 2, 3, 4, 4], None),
+        ([1, 2], None),
+    ],
+    ids=["taken out", "swapped", "the beginning", "written by two relays", "not yet written"],
+)
+def test_a_copy_has_every_seal_in_its_place(numbers: list[int], flaw: str | None) -> None:
+    seals = chain(4)
+
+    findings = check_seals(seals, [seals[number - 1] for number in numbers], public_key=PUBLIC).findings
+
+    assert [(each.kind, each.what) for each in findings] == ([] if flaw is None else [("copy_flawed", flaw)])
+
+
 def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
     (stored,) = chain(1)
     good = make_seal(heads(5), previous=None, sealed_at=NOON, key=KEY)
