@@ -37,7 +37,7 @@ def writing(path: Path, form: Format) -> Generator[Write]:
 
 
 def reading(path: Path) -> Iterator[Placed]:
-    """The records of a file of either format, the header first.
+    """The records of a file of either format, the header first, unless somebody took it out.
 
     Raises `OSError`, `NotAnExport` where it is none that this version can read, `ParquetMissing`, and `RecordUnreadable`
     where it is damaged.
@@ -53,10 +53,11 @@ def reading(path: Path) -> Iterator[Placed]:
             raise
         raise NotAnExport(path) from None
     header = first.record
-    if not isinstance(header, Header) or header.format != FORMAT:
-        raise NotAnExport(path)
-    if header.format_version > FORMAT_VERSION:
-        raise NotAnExport(path, made_by=header.made_by)
+    if isinstance(header, Header):
+        if header.format != FORMAT:
+            raise NotAnExport(path)
+        if header.format_version > FORMAT_VERSION:
+            raise NotAnExport(path, made_by=header.made_by)
     yield first
     yield from records
 
@@ -66,12 +67,12 @@ def _lines(path: Path) -> Iterator[Placed]:
     with path.open("rb") as file:
         while line := file.readline(_LINE_MAX):
             number += 1
-            if not line.endswith(b"\n"):
-                raise RecordUnreadable(number, "the line is cut off")
             try:
+                # A document without its end is none, and a whole one needs no line behind it.
                 yield Placed(number, _decoder.decode(line))
             except UNREADABLE as error:
-                raise RecordUnreadable(number, str(error)) from None
+                what = str(error) if line.endswith(b"\n") else "the line is cut off"
+                raise RecordUnreadable(number, what) from None
 
 
 def _is_parquet(path: Path) -> bool:

@@ -287,12 +287,28 @@ def test_the_end_of_a_stream_can_be_hidden_in_an_export_that_is_not_signed_and_i
 @pytest.mark.parametrize("path", [TENANT, TENANT_PARQUET], ids=lambda path: path.suffix)
 def test_a_file_that_was_cut_off_anywhere_is_no_whole_export(path: Path, tmp_path: Path) -> None:
     whole, cut = path.read_bytes(), tmp_path / "cut"
-    for size in (len(whole) - 1, len(whole) - 100, len(whole) // 2, 2_000):
+    for size in (len(whole) - 2, len(whole) - 100, len(whole) // 2, 2_000):
         cut.write_bytes(whole[:size])
 
         (finding, *_) = verified(cut).findings
 
         assert finding.kind in {"record_unreadable", "file_truncated"}
+
+
+def test_an_export_that_lacks_nothing_but_the_end_of_its_last_line_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "export.jsonl"
+    path.write_bytes(TENANT.read_bytes().removesuffix(b"\n"))
+
+    report = verified(path)
+
+    assert (report.findings, report.signed) == ([], True)
+
+
+def test_an_export_without_its_header_is_an_edited_one(tmp_path: Path) -> None:
+    forger = Forger(TENANT)
+    del forger.records[0]
+
+    assert found(forger.saved(tmp_path, fit=False)) == ["file_edited -"]
 
 
 def test_what_is_no_export_and_what_is_a_later_one_is_refused(tmp_path: Path) -> None:
