@@ -24,6 +24,12 @@ _TYPES: tuple[type[Event], ...] = get_args(AnyEvent)
 #: The version of today by stored name.
 CURRENT: dict[str, int] = {str(kind.__struct_config__.tag): kind.schema_version for kind in _TYPES}
 
+#: The stored name by itself, and by that of the class.
+STORED_AS: dict[str, str] = {
+    **{tag: tag for tag in CURRENT},
+    **{kind.__name__: str(kind.__struct_config__.tag) for kind in _TYPES},
+}
+
 #: By stored name and version: the step to the version after it. The object keeps its `type`.
 STEPS: dict[tuple[str, int], Step] = {}
 

@@ -101,6 +101,8 @@ UNION ALL
 SELECT 'stream', lane, NULL FROM stream WHERE lane < 0 OR lane > 63 OR lane IS NULL OR stream_id IS NULL GROUP BY lane
 UNION ALL
 SELECT 'lane_head', lane, NULL FROM lane_head WHERE lane < 0 OR lane > 63 OR lane IS NULL GROUP BY lane
+UNION ALL
+SELECT 'checkpoint', lane, NULL FROM checkpoint WHERE lane < 0 OR lane > 63 OR lane IS NULL GROUP BY lane
 
 -- name: commands_between
 SELECT command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id, request_hash, result::text, first_seq,

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from psycopg_pool import AsyncConnectionPool
 
 from events.state import Instance
-from events.upcast import CURRENT
+from events.upcast import CURRENT, STORED_AS
 from hydracore.api import schemas as s
 from hydracore.api.access import is_owner
 from hydracore.api.changing import Changes
@@ -88,7 +88,7 @@ class Histories:
     ) -> Answer:
         """Oldest first. The cursor is the version of the event that the page before ended with."""
         show = self._show_to(who, await self._changes.look(who, instance_id))
-        types = () if type is None else tuple(type.split(","))
+        types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
         wanted = Wanted(since=_time(since), until=_time(until), types=types, actor=actor)
         with _nothing_is_not_found():
             after = None if cursor is None else (await state_at(self._pool, instance_id, version=cursor)).state
@@ -149,6 +149,6 @@ def time_complaint(text: str) -> str | None:
 
 def event_types_complaint(text: str) -> str | None:
     """What is wrong with `text` as types of events, if anything is."""
-    if all(name in CURRENT for name in text.split(",")):
+    if all(name in STORED_AS for name in text.split(",")):
         return None
     return f"unknown type of event; known: {', '.join(sorted(CURRENT))}"

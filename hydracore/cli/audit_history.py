@@ -79,11 +79,11 @@ class _EventType(click.ParamType[str]):
     name = "event"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from events.upcast import CURRENT
+        from events.upcast import CURRENT, STORED_AS
 
-        if value not in CURRENT:
+        if value not in STORED_AS:
             self.fail(f"{value!r} is no type of event; there are {', '.join(sorted(CURRENT))}", param, ctx)
-        return value
+        return STORED_AS[value]
 
 
 _instance: Final = click.argument("instance", type=click.UUID)
@@ -167,14 +167,28 @@ def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) ->
     from hydracore.cli.audit_history_view import print_difference
 
     async def work(pool: AsyncConnectionPool) -> None:
-        first = None if start == 0 else await _past(pool, instance, start)
         last = await _past(pool, instance, end)
+        first = await _start(pool, instance, start)
         if first is not None and first.state.version > last.state.version:
             raise click.UsageError("--from is after --to.")
         found = await difference(pool, instance, start=first, end=last)
         print_difference(await shown_difference(found, sealed), as_json=as_json)
 
     on_database(load(), work)
+
+
+async def _start(pool: AsyncConnectionPool, instance: UUID, moment: Moment) -> Past | None:
+    """The instance at a moment; None before its first event, which there is. Raises `NothingThere`."""
+    from hydracore.audit.errors import NothingThere
+
+    if moment == 0:
+        return None
+    try:
+        return await _past(pool, instance, moment)
+    except NothingThere:
+        if isinstance(moment, datetime):
+            return None
+        raise
 
 
 async def _past(pool: AsyncConnectionPool, instance: UUID, moment: Moment | None) -> Past:

@@ -90,6 +90,7 @@ async def test_filters_pick_and_leave_what_they_show_as_it_is(log: Log) -> None:
         return [event["version"] for event in picked]
 
     assert await found("--type", "config_changed", "--type", "placement_chosen") == [2, 5, 6, 7]
+    assert await found("--type", "ConfigChanged") == [5, 6, 7]
     assert await found("--actor", "admin") == await found("--actor", "admin:boss") == [7]
     assert await found("--actor", "adm") == []
     assert await found("--since", planned, "--until", named) == [2, 3, 4, 5]
@@ -242,6 +243,7 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
     assert "config.version  4 -> 6\n    v8" in text
     assert "nothing is different" in (await audit(log, "diff", first, "--from", "9")).stdout
     everything = json.loads((await audit(log, "diff", first, "--from", "0", "--json")).stdout)
+    assert json.loads((await audit(log, "diff", first, "--from", "2001-01-01", "--json")).stdout) == everything
     assert {"customer_id", "hostname", "config.system_prompt"} <= {each["field"] for each in everything["changes"]}
 
 

@@ -233,13 +233,14 @@ async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, f
         "UPDATE instance SET id = '00000000-0000-4000-8000-000000000006' WHERE attempt = 1",
         "UPDATE event SET lane = 64 WHERE lane = 6 AND seq = 12",
         "INSERT INTO fleet_member SELECT -1, gen_random_uuid(), 'running', 'hetzner', 'local', 'starter'",
+        "INSERT INTO checkpoint (follower, lane, seq) VALUES ('activity', 99, 4)",
     )
 
     _, findings = found(log)
 
     kinds = {(finding["kind"], finding.get("table"), finding.get("lane")) for finding in findings}
     assert {("row_extra", "instance", None), ("row_missing", "instance", 6), ("row_extra", "fleet_member", -1)} <= kinds
-    assert {("wrong_lane", None, 64), ("event_missing", None, 6)} <= kinds
+    assert {("wrong_lane", None, 64), ("wrong_lane", None, 99), ("event_missing", None, 6)} <= kinds
 
 
 async def test_a_log_in_use_is_verified_while_it_grows(log: Log) -> None:
