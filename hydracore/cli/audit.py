@@ -107,9 +107,11 @@ def verify(
     with failures():
         with progress_bar("verifying") as progress:
             report = verifying.verify(request, progress)
-        report.notes += [NO_COPY] if copy is None else copy.notes
+        report.notes += [NO_COPY] if copy is None else []
         if strict:
             report.take_no_word()
+        # A line that a crash left half done is there for ever, and a seal that is not in its place was found already.
+        report.notes += [] if copy is None else copy.notes
         show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
 

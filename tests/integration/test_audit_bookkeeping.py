@@ -80,12 +80,14 @@ async def test_a_version_that_a_newer_release_has_built_is_a_note_and_in_strictn
 
 async def test_a_strict_auditor_takes_nobody_s_word_for_rows_that_are_not_there(log: Log, forger: Forger) -> None:
     words = ("verify", "--strict", "--seals", str(log.file.path))
+    with log.file.path.open("ab") as file:
+        file.write(b'{"number":')  # A crash left that, and hid no seal with it.
     before = await asyncio.to_thread(run, log, *words)
     forger.do("DELETE FROM activity WHERE lane = 6", "UPDATE checkpoint SET seq = 0 WHERE follower = 'activity'")
 
     after = await asyncio.to_thread(run, log, *words)
 
-    assert (before.exit_code, before.stdout.partition(" in ")[0]) == (0, "0 findings")
+    assert (before.exit_code, before.stdout.splitlines()[-1].partition(" in ")[0]) == (0, "0 findings")
     assert (after.exit_code, after.stdout.startswith("the log: not_proven: activity ")) == (1, True)
 
 
