@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient
+from hydracore.agent.expressclaw.money import Tokens
 from tests.waiting import PATIENCE_S
 
 
@@ -42,8 +43,8 @@ async def raw_endpoint(*parts: bytes, pause_s: float = 0.0, stays: bool = False)
         await asyncio.wait_for(ended.wait(), PATIENCE_S)
 
 
-async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> None:
-    """Ask there, and note what is said. Raises `ModelTrouble`."""
+async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> Tokens | None:
+    """Ask there, and note what is said; the endpoint's figures. Raises `ModelTrouble`."""
     client = ModelClient()
     call = ModelCall(
         base_url=base_url,
@@ -56,8 +57,10 @@ async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE
         next_word_s=next_word_s,
     )
     try:
-        async with aclosing(client.ask(call).texts()) as texts:
+        answer = client.ask(call)
+        async with aclosing(answer.texts()) as texts:
             async for text in texts:
                 said.append(text)  # noqa: PERF401 - what was said before trouble counts, too
+        return answer.tokens
     finally:
         await client.aclose()

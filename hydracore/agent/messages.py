@@ -26,6 +26,9 @@ HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length
 COUNT_MAX: Final = 2**53
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
+#: No model reads or writes more in one call.
+TOKENS_MAX: Final = 1_000_000_000
+
 #: How far apart an agent lets itself be told to report.
 HEARTBEAT_INTERVAL_S_MAX: Final = 3_600
 

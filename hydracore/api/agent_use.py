@@ -23,9 +23,8 @@ from hydracore.money import plain
 
 #: The decimal places that the read tables keep of a dollar.
 COST_STEP: Final = Decimal("1e-12")
-#: More for one call is no price, and no model reads or writes as much.
+#: More for one call is no price.
 COST_MAX: Final = Decimal(1_000_000)
-TOKENS_MAX: Final = 1_000_000_000
 
 #: Hex digits kept of the digest of an end user: enough to tell people apart, and nothing that leads back to them.
 END_USER_DIGITS: Final = 32
@@ -78,8 +77,8 @@ class AgentUse:
             # A VPS whose clock is fast must not put what it spends on days that no budget looks at yet.
             at_ms=min(max(entry.at_ms, 0), now_ms),
             model=entry.model,
-            prompt_tokens=_within(entry.prompt_tokens, TOKENS_MAX, instance_id),
-            completion_tokens=_within(entry.completion_tokens, TOKENS_MAX, instance_id),
+            prompt_tokens=_within(entry.prompt_tokens, m.TOKENS_MAX, instance_id),
+            completion_tokens=_within(entry.completion_tokens, m.TOKENS_MAX, instance_id),
             cost_usd=plain(cost.quantize(COST_STEP)),
             channel=entry.channel,
             end_user=None if entry.end_user is None else self._digest(instance_id, entry.end_user),

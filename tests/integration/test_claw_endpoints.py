@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from hydracore.agent.expressclaw import turn
-from hydracore.agent.expressclaw.model_client import ModelRefused, ModelSlow
+from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
+from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow
+from hydracore.agent.expressclaw.money import Tokens
 from hydracore.modelsim.script import MARK
-from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, modelsim_fixture
+from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture
+from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
 from tests.raw_endpoint import heard, raw_endpoint
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
@@ -24,6 +27,12 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close
 def piece(word: str, finish_reason: str | None) -> bytes:
     choice: dict[str, Any] = {"delta": {"content": word}, "finish_reason": finish_reason}
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+def figures(prompt: str, completion: str) -> bytes:
+    """The piece with the figures, as JSON writes them."""
+    usage = f'{{"prompt_tokens": {prompt}, "completion_tokens": {completion}}}'
+    return f'data: {{"choices": [], "usage": {usage}}}\n\n'.encode()
 
 
 async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
@@ -62,3 +71,61 @@ async def test_what_is_left_for_first_words_does_not_hurry_an_answer_that_has_be
 
     answer = await asking
     assert (answer["model"], answer["message"]) == ("first", f"{MARK} You said: Hello")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "tokens"),
+    [
+        ("7", "2", Tokens(7, 2)),
+        ("7.0", '"2"', Tokens(7, 2)),
+        ("7.5", "2", None),
+        ("null", "2", None),
+        ("7", "null", None),
+        ('"many"', "2", None),
+        ("[]", "2", None),
+        ("true", "2", None),
+        ("-7", "2", None),
+        ("7", "-2", None),
+        ("1000000001", "2", None),
+        ("7", str(2**63), None),
+        ("7", "9" * 400, None),
+        ("7", "1e300", None),
+    ],
+)
+async def test_figures_that_cannot_be_are_none_and_lose_no_answer(
+    prompt: str, completion: str, tokens: Tokens | None
+) -> None:
+    said: list[str] = []
+
+    async with raw_endpoint(HEAD, piece("Good", "stop"), figures(prompt, completion)) as endpoint:
+        known = await heard(endpoint.base_url, said)
+
+    assert said == ["Good"]
+    assert known == tokens
+
+
+@pytest.mark.parametrize("prompt", ["null", "-7", "7.5", str(2**63)])
+async def test_figures_that_cannot_be_lose_no_vectors(prompt: str) -> None:
+    answer = f'{{"data": [{{"index": 0, "embedding": [2.0]}}], "usage": {{"prompt_tokens": {prompt}}}}}'.encode()
+    client = ModelClient()
+
+    async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
+        embedded = await embed(client, EmbeddingCall(endpoint.base_url, None, "m", ["Hello"], PATIENCE_S))
+    await client.aclose()
+
+    assert ([list(each) for each in embedded.vectors], embedded.prompt_tokens) == ([[1.0]], 0)
+
+
+async def test_an_answer_with_absurd_figures_is_metered_once_by_estimate(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
+) -> None:
+    async with raw_endpoint(HEAD, piece("Hello, you there", "stop"), figures(str(2**63), "1")) as endpoint:
+        changed = document(modelsim, model={"base_url": endpoint.base_url, "api_key": None})
+        await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
+        answer = await claw.chat("Hello")
+
+    assert (answer["model"], answer["message"]) == ("first", "Hello, you there")
+    assert 0 < answer["usage"]["prompt_tokens"] < 1000
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+    (entry,) = control_plane.metered()
+    assert (entry["prompt_tokens"], entry["completion_tokens"]) == (answer["usage"]["prompt_tokens"], 4)

@@ -7,11 +7,12 @@ import math
 from array import array
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import httpx
 import msgspec
 
+from hydracore.agent.expressclaw.figures import Figure, read_figures
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, failed, refused
 from hydracore.reading import UNREADABLE
 from hydracore.transport import AnswerTooLarge, exchange
@@ -46,12 +47,12 @@ class _Datum(msgspec.Struct, frozen=True):
 
 
 class _Figures(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
+    prompt_tokens: Figure
 
 
 class _Answer(msgspec.Struct, frozen=True):
     data: list[_Datum]
-    usage: _Figures = _Figures()
+    usage: Any = None
 
 
 async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
@@ -91,7 +92,9 @@ def _read(content: bytes, count: int) -> Embedded:
     sizes = {len(datum.embedding) for datum in data}
     if [datum.index for datum in data] != list(range(count)) or len(sizes) != 1:
         raise ModelRefused("the endpoint sent an answer that cannot be read")
-    return Embedded([_of_length_one(datum.embedding) for datum in data], max(0, answer.usage.prompt_tokens))
+    figures = read_figures(answer.usage, _Figures)
+    vectors = [_of_length_one(datum.embedding) for datum in data]
+    return Embedded(vectors, 0 if figures is None else figures.prompt_tokens)
 
 
 def _of_length_one(numbers: list[float]) -> Vector:

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from hydracore.agent.errors import AgentError
+from hydracore.agent.expressclaw.figures import Figure, read_figures
 from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
@@ -88,15 +89,15 @@ class _Choice(msgspec.Struct, frozen=True):
 
 
 class _Figures(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Figure
+    completion_tokens: Figure
 
 
 class _Piece(msgspec.Struct, frozen=True):
     """A piece of a stream, or a whole answer, as far as it is of interest."""
 
     choices: tuple[_Choice, ...] | None = None
-    usage: _Figures | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -170,8 +171,9 @@ class ModelAnswer:
             raise ModelRefused("the endpoint sent an answer that cannot be read") from None
         if piece.error is not None:
             raise ModelRefused("the endpoint broke off with an error")
-        if piece.usage is not None and piece.usage.prompt_tokens > 0:
-            self.tokens = Tokens(piece.usage.prompt_tokens, piece.usage.completion_tokens)
+        figures = read_figures(piece.usage, _Figures)
+        if figures is not None and figures.prompt_tokens > 0:
+            self.tokens = Tokens(figures.prompt_tokens, figures.completion_tokens)
         choices = piece.choices or ()
         # Some endpoints say an empty one with every word.
         self._finished |= any(choice.finish_reason for choice in choices)
