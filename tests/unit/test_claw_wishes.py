@@ -12,6 +12,8 @@ from hydracore.agent.expressclaw.wishes import IGNORED_MAX, Wishes, read_wishes
 
 TOKEN = "4711:token-of-the-installation"
 
+A_SKILL = "a skill is its id, or an object with an id and perhaps enabled, which is true or false"
+
 
 def wishes(**platform: Any) -> Wishes:
     settings = {"platform": platform, "telegram": {"bot_token": TOKEN, "base_url": "http://telegram.test"}}
@@ -148,9 +150,17 @@ def test_skills_that_cannot_be_loaded_are_told_with_their_place() -> None:
     assert [skill.id for skill in found.skills] == ["email-drafts"]
     assert ignored(found) == {
         "platform.skills.1": "there is no skill 'no-such-skill'",
-        "platform.skills.3": "a skill is its id, or an object with an id",
+        "platform.skills.3": A_SKILL,
     }
     assert list(ignored(of_the_preset).values()) == ["there is no skill 'no-such-skill'"]
+
+
+@pytest.mark.parametrize("enabled", ["no", "false", 0, None, []])
+def test_a_skill_that_is_half_understood_is_not_loaded_and_told(enabled: Any) -> None:
+    found = wishes(skills=[{"id": "email-drafts", "enabled": enabled}, {"id": "task-planning", "enabled": True}])
+
+    assert [skill.id for skill in found.skills] == ["task-planning"]
+    assert ignored(found) == {"platform.skills.0": A_SKILL}
 
 
 def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones_are_told() -> None:

@@ -79,6 +79,13 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     output_usd_per_mtok: Decimal
 
 
+class SkillWish(msgspec.Struct, frozen=True):
+    """An item of `platform.skills`."""
+
+    id: str
+    enabled: bool = True
+
+
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
     """`skills` are ids, or objects with `id` and perhaps `enabled`; null leaves it to the preset. All of it is the
     customer's to fill: what is no use to this runtime is told (see `wishes`), and does not keep an agent from running."""
@@ -149,11 +156,15 @@ def enabled_skills(document: Document) -> tuple[str, ...]:
     wanted: dict[str, bool] = {}
     skills = document.platform.skills
     for skill in document.preset.skills if skills is None else skills:
-        match skill:
-            case str():
-                wanted[skill] = True
-            case {"id": str() as skill_id}:
-                wanted[skill_id] = skill.get("enabled") is not False
-            case _:
-                pass
+        wish = skill_wish(skill)
+        if wish is not None:
+            wanted[wish.id] = wish.enabled
     return tuple(skill_id for skill_id, on in wanted.items() if on)
+
+
+def skill_wish(given: Any) -> SkillWish | None:
+    """None where it is none: half understood, it could turn on what is to be off."""
+    try:
+        return SkillWish(given) if isinstance(given, str) else msgspec.convert(given, SkillWish)
+    except msgspec.ValidationError:
+        return None

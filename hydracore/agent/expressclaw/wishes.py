@@ -14,7 +14,14 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from hydracore.agent.expressclaw.document import MODEL_TIMEOUT_MAX_S, Document, Telegram, Workflow, enabled_skills
+from hydracore.agent.expressclaw.document import (
+    MODEL_TIMEOUT_MAX_S,
+    Document,
+    Telegram,
+    Workflow,
+    enabled_skills,
+    skill_wish,
+)
 from hydracore.agent.expressclaw.skills import Skill, load_skills
 from hydracore.agent.messages import Ignored
 
@@ -184,11 +191,12 @@ class _Reader:
         taken = (skill for workflow in workflows for skill in workflow.skills)
         loaded = load_skills(dict.fromkeys((*wanted, *taken)))
         for index, given in enumerate(self._document.platform.skills or ()):
-            skill_id = _id_of(given)
-            if skill_id is None:
-                self._ignore(f"platform.skills.{index}", "a skill is its id, or an object with an id")
-            elif skill_id in loaded.missing and not _is_off(given):
-                self._ignore(f"platform.skills.{index}", loaded.missing.pop(skill_id))
+            wish = skill_wish(given)
+            if wish is None:
+                reason = "a skill is its id, or an object with an id and perhaps enabled, which is true or false"
+                self._ignore(f"platform.skills.{index}", reason)
+            elif wish.enabled and wish.id in loaded.missing:
+                self._ignore(f"platform.skills.{index}", loaded.missing.pop(wish.id))
         for reason in loaded.missing.values():
             self._ignore("skills of the preset or of a workflow", reason)
         return loaded.skills
