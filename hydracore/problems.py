@@ -2,7 +2,7 @@
 
 msgspec stops at the first problem by design. This walks the same declarations (structs and `msgspec.Meta` bounds)
 over a raw value instead and goes on after each problem. It accepts what pydantic's default mode accepts, which is a
-little more than msgspec's strict mode: `"yes"` for a bool, `"5"` for an int. Wording and type names are those of
+little more than msgspec's strict mode: `"yes"` for a bool, `"5"` for an int, but no bool for a number. Wording and type names are those of
 pydantic 2 (https://docs.pydantic.dev/latest/errors/validation_errors/), because clients of HTTP APIs know them; a test
 compares both on made-up values.
 """

@@ -1,5 +1,8 @@
 """Reads single untrusted values, such as texts, numbers and UUIDs, with pydantic's leniency and in its words.
 
+A boolean is no number here, though it is one to pydantic: `false` for a budget means no limit to whoever sends it, and 0 is none
+at all.
+
 `hydracore.problems` walks documents and comes here for what stands in their leaves.
 """
 
@@ -77,8 +80,8 @@ def _read_str(value: Any, info: types.StrType) -> str:
 
 
 def _read_int(value: Any) -> int:
-    if isinstance(value, bool | int):
-        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise Refused("Input should be a finite number", "finite_number")
@@ -102,7 +105,7 @@ def _read_float(value: Any) -> float:
             raise Refused(
                 "Input should be a valid number, unable to parse string as a number", "float_parsing"
             ) from None
-    elif isinstance(value, bool | int | float):
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError:

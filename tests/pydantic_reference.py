@@ -8,17 +8,33 @@ from typing import Annotated, Any, Literal
 
 import fastapi
 import pydantic
+from pydantic_core import PydanticKnownError
+
+
+def _no_boolean(kind: Literal["int_type", "float_type"]) -> pydantic.BeforeValidator:
+    """Our own rule, as JSON Schema has it."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticKnownError(kind)
+        return value
+
+    return pydantic.BeforeValidator(check)
+
+
+NoBooleanForInt = _no_boolean("int_type")
+NoBooleanForFloat = _no_boolean("float_type")
 
 
 class Inner(pydantic.BaseModel):
-    size: int
+    size: Annotated[int, NoBooleanForInt]
 
 
 class Outer(pydantic.BaseModel):
     text: str
     flag: bool = False
-    count: Annotated[int, pydantic.Field(ge=1, le=100)] = 5
-    ratio: Annotated[float, pydantic.Field(gt=0, lt=2, allow_inf_nan=False)] | None = None
+    count: Annotated[int, pydantic.Field(ge=1, le=100), NoBooleanForInt] = 5
+    ratio: Annotated[float, pydantic.Field(gt=0, lt=2, allow_inf_nan=False), NoBooleanForFloat] | None = None
     ident: uuid.UUID | None = None
     words: list[str] | None = None
     switches: dict[str, bool] | None = None
@@ -30,7 +46,7 @@ class Outer(pydantic.BaseModel):
 
 class Body(pydantic.BaseModel):
     name: Annotated[str, pydantic.Field(min_length=1, max_length=8)]
-    size: Annotated[int, pydantic.Field(ge=1)] = 1
+    size: Annotated[int, pydantic.Field(ge=1), NoBooleanForInt] = 1
     tags: list[str] | None = None
     force: bool = False
 

@@ -229,6 +229,8 @@ async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
         ("PATCH", "/model-policy", {"temperature": "warm"}, ["temperature"]),
         ("PATCH", "/model-policy", {"budget_daily_usd": -1}, ["budget_daily_usd"]),
         ("PATCH", "/model-policy", {"budget_monthly_usd": -0.01}, ["budget_monthly_usd"]),
+        ("PATCH", "/model-policy", {"budget_daily_usd": False}, ["budget_daily_usd"]),
+        ("PATCH", "/model-policy", {"max_tokens": True}, ["max_tokens"]),
         ("PATCH", "/model-policy", {"max_tokens": 0}, ["max_tokens"]),
         ("PATCH", "/model-policy", {"max_tokens": 1.5}, ["max_tokens"]),
         ("PATCH", "/model-policy", {"primary": ""}, ["primary"]),

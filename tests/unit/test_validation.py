@@ -73,6 +73,7 @@ GOOD_BODY = '{"name":"x"}'
         ("nope", "limit=0&deep=maybe", "x", '{"size":0}', "application/json"),
         ("nope", "limit=101", None, '{"name":"","tags":["a",1,null],"force":5}', "application/json"),
         (A_UUID, "limit=", "1.5", '{"name":"123456789","size":1.5}', "application/json"),
+        (A_UUID, "", "1", '{"name":"x","size":true}', "application/json"),
         (A_UUID, "limit=1e3", "", '{"name":null,"size":null,"tags":"a","force":null}', "application/json"),
         (A_UUID, "deep=", "1", "[]", "application/json"),
         (A_UUID, "", "1", '"text"', "application/json"),
