@@ -120,7 +120,7 @@ def _told(status: int) -> str:
 
 
 def _served(schema: Any) -> Any:
-    """`schema` without the bounds that are marked as unserved; `x-anything` marks a whole type as such.
+    """`schema` without the bounds that are marked as unserved.
 
     A list of anything says so: generators of clients drop what has a list that says nothing of its items.
     """
@@ -129,8 +129,6 @@ def _served(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     node = cast("Json", schema)
-    if "x-anything" in node:
-        return {}
     if node.get("type") == "array" and not {"items", "prefixItems"} & node.keys():
         anything: Json = {}
         node = {**node, "items": anything}

@@ -73,7 +73,7 @@ class PlatformConfiguration:
         pushed = await self._pusher.push(outcome.state)
         message = f"{done}. {pushed.message}"
         if isinstance(body.workflow_slugs, list):
-            complaint = self._catalogue.workflow_complaint(body.workflow_slugs)
+            complaint = self._catalogue.workflow_complaint(slugs(body.workflow_slugs))
             message += f". Note on workflow_slugs: {complaint}" if complaint is not None else ""
         return await self._shown(outcome.state, message)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from hydracore.api.errors import RequestInvalid
-from hydracore.documents import TOO_MANY, VALUES_MAX, values_in
+from hydracore.documents import TOO_MANY, VALUES_MAX, masked, values_in
 from hydracore.problems import Problem
 
 #: What `advanced`, `channels`, `integrations` and `skills` may grow to, each of them.
@@ -33,7 +33,12 @@ def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES)
         raise RequestInvalid([Problem(("body", field), TOO_MANY, "value_error")])
 
 
-def slugs(given: list[str] | None) -> tuple[str, ...]:
-    """The `workflow_slugs` of a request. Raises `RequestInvalid` where they are too many to hand on."""
-    require_room("workflow_slugs", given, max_bytes=SLUGS_MAX_BYTES)
-    return tuple(given or ())
+def slugs(given: list[Any] | None) -> tuple[str, ...]:
+    """The `workflow_slugs` of a request: what is no text becomes its JSON, so that whoever looks for such a workflow tells of it as of
+    any other that there is not. Nothing here is sealed, so secrets are masked.
+
+    Raises `RequestInvalid` where they are too many to hand on.
+    """
+    texts = tuple(each if isinstance(each, str) else msgspec.json.encode(masked(each)).decode() for each in given or ())
+    require_room("workflow_slugs", texts, max_bytes=SLUGS_MAX_BYTES)
+    return texts

@@ -24,9 +24,8 @@ ConversationId = Annotated[str, unserved(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
 #: It goes on to the agent as a header.
 ChatKey = Annotated[str, unserved(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*\Z")]
 FreeList = Annotated[list[Any], unserved(max_length=500)]
-#: The contract leaves open what a slug is here; elsewhere it says text, and that is what they all are.
-AnySlug = Annotated[str, Meta(max_length=10_000, extra_json_schema={"x-anything": True})]
-AnySlugs = Annotated[list[AnySlug], unserved(max_length=1_000)]
+#: The contract leaves open what a slug is here; elsewhere it says text.
+AnySlugs = Annotated[list[Any], unserved(max_length=1_000)]
 Days = Annotated[int, unserved(ge=1, le=366)]
 
 DAYS_DEFAULT: Final = 30

@@ -282,7 +282,7 @@ async def test_what_is_enabled_is_loaded_and_shown_and_what_cannot_be_is_told(wh
     before = (await whole.ask("GET", "/runtime")).json()
     wanted = {
         "skills": ["email-drafts", "no-such-skill"],
-        "workflow_slugs": ["weekly-review", "gone"],
+        "workflow_slugs": ["weekly-review", "gone", None, {"id": "weekly-review"}],
         "channels": {"slack": {"token": "xoxb"}},
     }
     enabled = await whole.ask("PATCH", "/platform-config", wanted)
@@ -294,13 +294,16 @@ async def test_what_is_enabled_is_loaded_and_shown_and_what_cannot_be_is_told(wh
     assert after["skills_loaded"] == ["email-drafts", "task-planning"]
     assert after["workflows_loaded"] == ["weekly-review"]
     assert after["connections"] == {"telegram": "off", "slack": "unsupported"}
-    paths = ["platform.channels.slack", "workflow_slugs.1", "platform.skills.1"]
+    paths = ["platform.channels.slack", *(f"workflow_slugs.{which}" for which in (1, 2, 3)), "platform.skills.1"]
     assert [each["path"] for each in after["config_ignored"]] == paths
     assert (
         "does not use platform.channels.slack (this runtime has no such channel); workflow_slugs.1"
         in (enabled.json()["message"])
     )
-    assert "Note on workflow_slugs: unknown: gone; known: complaint" in enabled.json()["message"]
+    assert (
+        'Note on workflow_slugs: unknown: gone, null, {"id":"weekly-review"}; known: complaint'
+        in enabled.json()["message"]
+    )
     assert before["config_ignored"] == []
     assert "Workflow: Weekly review" in (await whole.chat("What are your instructions?"))["message"]
 

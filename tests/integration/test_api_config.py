@@ -224,7 +224,7 @@ async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
         ("PATCH", "/platform-config", {"channels": "x"}, ["channels"]),
         ("PATCH", "/platform-config", {"skills": {}}, ["skills"]),
         ("PATCH", "/platform-config", {"integrations": [{"a": "x\0"}]}, ["integrations", 0, "a"]),
-        ("PATCH", "/platform-config", {"workflow_slugs": [{}]}, ["workflow_slugs", 0]),
+        ("PATCH", "/platform-config", {"workflow_slugs": [{"a": "x\0"}]}, ["workflow_slugs", 0, "a"]),
         ("PATCH", "/model-policy", {"temperature": 2.01}, ["temperature"]),
         ("PATCH", "/model-policy", {"temperature": "warm"}, ["temperature"]),
         ("PATCH", "/model-policy", {"budget_daily_usd": -1}, ["budget_daily_usd"]),

@@ -85,6 +85,21 @@ async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
     assert shown == {"skills": [], "integrations": [], "workflow_slugs": [], "recipe_id": None, "advanced": {}}
 
 
+async def test_workflows_may_be_named_by_anything_which_is_told_as_its_json(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    named = {"workflow_slugs": [1, None, {}, "a", {"token": "hunter2-of-a-workflow"}, [2.5, True]]}
+
+    first = await used.ask("PATCH", "/platform-config", named)
+    again = await used.ask("PATCH", "/platform-config", named)
+
+    slugs = ["1", "null", "{}", "a", '{"token":"****flow"}', "[2.5,true]"]
+    assert first.json()["workflow_slugs"] == used.agent.runtime["workflow_slugs"] == slugs
+    assert "Note on workflow_slugs: unknown: 1, null, {}, a, {" in first.json()["message"]
+    assert again.json()["message"].startswith("Nothing was to be changed")
+    assert "hunter2" not in str(await events_of(owner_conn, used.instance_id, "platform_config_patched"))
+
+
 async def test_of_many_patches_at_once_none_is_lost(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
     patches = [{"channels": {f"c{number}": number}, "advanced": {"of": {str(number): 1}}} for number in range(12)]
 
