@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -200,13 +201,17 @@ class RequestReader:
             "query": _query(scope["query_string"]),
             "header": _headers(scope["headers"]),
         }
+        header_lines = Counter(name.decode("latin-1") for name, _ in scope["headers"])
         arguments = self._defaults.copy()
         for each in self._inputs:
             if each.source == "body":
                 arguments[each.name] = _read_body(reader, each, raw_body, scope["headers"])
                 continue
             loc: Location = (each.source, each.alias)
-            if each.alias in given[each.source]:
+            if each.source == "header" and header_lines[each.alias] > 1:
+                # Whoever stands between may go by the other one.
+                reader.problems.append(Problem(loc, "Value error, it is there twice", "value_error"))
+            elif each.alias in given[each.source]:
                 arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
             elif each.required:
                 reader.problems.append(Problem(loc, "Field required", "missing"))

@@ -131,6 +131,20 @@ async def test_two_headers_that_say_who_is_asking_say_nothing(
     assert (await exchange(api, request("/v1/agent/heartbeat", agent, method="POST", body={}))).status == 422
 
 
+async def test_two_keys_of_idempotency_are_none(api: Api, used: Used) -> None:
+    keys = ("Idempotency-Key: a", "Idempotency-Key: b")
+    chat = f"/v1/instances/{used.instance_id}/chat"
+
+    ordered = await exchange(api, request("/v1/instances", bearer(api), *keys, method="POST", body=ORDER))
+    asked = await exchange(api, request(chat, bearer(api), *keys, method="POST", body={"message": "Hello"}))
+
+    for answer in (ordered, asked):
+        assert answer.status == 422
+        (problem,) = answer.body["detail"]
+        assert (problem["loc"], problem["type"]) == (["header", "idempotency-key"], "value_error")
+    assert used.agent.calls_of("/api/chat") == []
+
+
 @pytest.mark.parametrize("path", ["/v1//instances/by-key/", "/v1/instances/by%2Dkey/", "//v1/instances/by-key%2F"])
 async def test_a_key_is_found_however_the_path_to_it_is_written(api: Api, path: str) -> None:
     ordered = await exchange(
