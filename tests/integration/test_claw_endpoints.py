@@ -73,6 +73,67 @@ async def test_what_is_left_for_first_words_does_not_hurry_an_answer_that_has_be
     assert (answer["model"], answer["message"]) == ("first", f"{MARK} You said: Hello")
 
 
+WAVE = "\N{WAVING HAND SIGN}"
+#: The halves of `WAVE` in UTF-16, of which each is an escape of its own in JSON.
+HALVES = ("\ud83d", "\udc4b")
+END = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer"),
+    [
+        ([b'data: {"choices": [{"delta":\n', b'data: {"content": "Good"}}]}\n\n', END], "Good"),
+        ([b"\xef\xbb\xbf", piece("Good", None), END], "Good"),
+        ([piece(f"Hi {HALVES[0]}", None), piece(f"{HALVES[1]}!", None), END], f"Hi {WAVE}!"),
+        ([piece(HALVES[1], None), piece(HALVES[0], None), piece("!", None), END], "\ufffd\ufffd!"),
+        ([piece("Good", None), b"data: [DONE]\n"], "Good"),
+        ([piece("Good", None), END, b'data: {"error": {"message": "late"}}\n\n'], "Good"),
+        ([piece("Good", None), END, b"data: {nonsense\n\n", piece(" night", None)], "Good"),
+        ([piece("Good", "stop"), b'data: {"error": {"message": "late"}}\n\n'], "Good"),
+        ([piece("Good", "stop"), b"data: " + b"x" * 300_000], "Good"),
+    ],
+    ids=[
+        "an event in two lines",
+        "a mark of byte order",
+        "a character in halves",
+        "halves that do not fit",
+        "no blank line at the end",
+        "an error behind the end",
+        "nonsense behind the end",
+        "an error where figures come",
+        "an event without end where figures come",
+    ],
+)
+async def test_a_good_answer_of_a_rare_form_is_one(parts: list[bytes], answer: str) -> None:
+    said: list[str] = []
+
+    async with raw_endpoint(HEAD, *parts) as endpoint:
+        await heard(endpoint.base_url, said)
+
+    assert "".join(said) == answer
+
+
+async def test_a_connection_that_breaks_behind_a_whole_answer_breaks_nothing() -> None:
+    head = HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked")
+    content = piece("Good", "stop")
+    said: list[str] = []
+
+    async with raw_endpoint(head, b"%x\r\n%b\r\n" % (len(content), content)) as endpoint:
+        await heard(endpoint.base_url, said)
+
+    assert said == ["Good"]
+
+
+async def test_a_whole_answer_may_begin_with_a_mark_of_byte_order() -> None:
+    answer = b'\xef\xbb\xbf{"choices": [{"message": {"content": "Good"}, "finish_reason": "stop"}]}'
+    said: list[str] = []
+
+    async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
+        await heard(endpoint.base_url, said)
+
+    assert said == ["Good"]
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion", "tokens"),
     [

@@ -1,4 +1,4 @@
-"""Small parts of the runtime: answers in the making, lines of a stream, bots' tokens."""
+"""Small parts of the runtime: answers in the making, events of a stream, bots' tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.chats import Interrupted, ModelFailed, OpenChat
-from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
+from hydracore.agent.expressclaw.sse import EventReader, EventTooLong
 from hydracore.agent.expressclaw.telegram_api import bot_id
 
 ANSWER = ChatAnswer(
@@ -81,21 +81,27 @@ def test_only_the_last_listener_leaves_a_chat_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_lines_are_found_however_they_are_cut(size: int) -> None:
-    stream = b": ping\r\ndata: one\r\n\r\nevent: x\ndata:two\n\ndata: \xc3\xa4\n\ndata: unfinished"
-    lines = DataLines(line_max_bytes=100)
+def test_events_are_found_however_they_are_cut(size: int) -> None:
+    stream = (
+        b"\xef\xbb\xbfdata: zero\n\n: ping\r\n\r\ndata: one\r\n\r\nevent: x\ndata:two\n\ndata: \xc3\xa4\nid: 3\n\n\n"
+        b"data: in\ndata: two\n\ndata: last\ndata: unfinished"
+    )
+    events = EventReader(event_max_bytes=100)
 
-    found = [line for start in range(0, len(stream), size) for line in lines.feed(stream[start : start + size])]
+    found = [data for start in range(0, len(stream), size) for data in events.feed(stream[start : start + size])]
+    left = list(events.end())
 
-    assert found == [b"one", b"two", "ä".encode()]
+    assert found == [b"zero", b"one", b"two", "ä".encode(), b"in\ntwo"]
+    assert left == [b"last"]
 
 
-def test_a_line_without_end_is_given_up() -> None:
-    lines = DataLines(line_max_bytes=100)
+@pytest.mark.parametrize("chunk", [b"data: x", b"data: x\n"])
+def test_an_event_without_end_is_given_up(chunk: bytes) -> None:
+    events = EventReader(event_max_bytes=100)
 
-    with pytest.raises(LineTooLong):
+    with pytest.raises(EventTooLong):
         for _ in range(100):
-            list(lines.feed(b"data: x"))
+            list(events.feed(chunk))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ ModelTrouble      the call gave no whole answer; `reason` says why in a few word
 from __future__ import annotations
 
 import asyncio
+import json
+from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
@@ -20,12 +22,12 @@ from hydracore.agent.errors import AgentError
 from hydracore.agent.expressclaw.figures import Figure, read_figures
 from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.money import Tokens
-from hydracore.agent.expressclaw.sse import DataLines, LineTooLong
+from hydracore.agent.expressclaw.sse import EventReader, EventTooLong
 from hydracore.reading import UNREADABLE
 from hydracore.transport import CONNECT_TIMEOUT_S, new_client
 
 #: A piece of a stream has some 200 bytes; an answer in one piece can have a few hundred KB.
-LINE_MAX_BYTES = 256 * 1024
+EVENT_MAX_BYTES = 256 * 1024
 WHOLE_MAX_BYTES = 4 * 1024 * 1024
 
 #: What is left to come once an answer has ended: its figures, and the end of the stream.
@@ -103,6 +105,11 @@ class _Piece(msgspec.Struct, frozen=True):
 
 _PIECE = msgspec.json.Decoder(_Piece)
 
+#: What JSON that is read leniently may raise besides.
+_UNREADABLE = (*UNREADABLE, ValueError)
+
+_UTF16 = getincrementaldecoder("utf-16-le")
+
 
 class ModelAnswer:
     """One call. Read `texts` to its end; `tokens` tells at any time what is known of its cost."""
@@ -112,6 +119,9 @@ class ModelAnswer:
         self._call = call
         self._request = _request(client, call)
         self._finished = False
+        self._is_over = False
+        #: Holds back half of a character until the other half comes, and replaces one that stays alone.
+        self._halves = _UTF16(errors="replace")
         #: The endpoint's own figures, which come last if they come.
         self.tokens: Tokens | None = None
 
@@ -136,8 +146,13 @@ class ModelAnswer:
         except TimeoutError:
             if not self._finished:
                 raise ModelSlow(f"no word for {silence_s:g} s") from None
+        except ModelRefused:
+            # Whatever goes wrong behind an answer, that is whole.
+            if not self._finished:
+                raise
         except httpx.HTTPError as error:
-            raise failed(error) from None
+            if not self._finished:
+                raise failed(error) from None
 
     async def _pieces(self) -> AsyncGenerator[str]:
         """The words of each document, which may be none."""
@@ -163,12 +178,11 @@ class ModelAnswer:
     def _note(self, content: bytes) -> str:
         """Take in one JSON document; the words in it."""
         if content == b"[DONE]":
-            self._finished = True
+            self._finished = self._is_over = True
+        if self._is_over:
+            # It is read to its end all the same, so that the connection can be used again.
             return ""
-        try:
-            piece = _PIECE.decode(content)
-        except UNREADABLE:
-            raise ModelRefused("the endpoint sent an answer that cannot be read") from None
+        piece = _read_piece(content)
         if piece.error is not None:
             raise ModelRefused("the endpoint broke off with an error")
         figures = read_figures(piece.usage, _Figures)
@@ -178,7 +192,8 @@ class ModelAnswer:
         # Some endpoints say an empty one with every word.
         self._finished |= any(choice.finish_reason for choice in choices)
         words = [part.content for choice in choices for part in (choice.delta, choice.message) if part is not None]
-        return "".join(word for word in words if word)
+        # A character beyond the first 65,536 is two escapes in JSON, and some endpoints send one in this piece and one in the next.
+        return self._halves.decode("".join(word for word in words if word).encode("utf-16-le", "surrogatepass"))
 
 
 class ModelClient:
@@ -232,14 +247,28 @@ def _request(client: httpx.AsyncClient, call: ModelCall) -> httpx.Request:
     return client.build_request("POST", url, content=msgspec.json.encode(body), headers=headers, timeout=timeout)
 
 
+def _read_piece(content: bytes) -> _Piece:
+    """Raises `ModelRefused`."""
+    try:
+        try:
+            return _PIECE.decode(content)
+        except UNREADABLE:
+            # Half of a character, or a mark of byte order, is more than msgspec takes.
+            return msgspec.convert(json.loads(content), _Piece)
+    except _UNREADABLE:
+        raise ModelRefused("the endpoint sent an answer that cannot be read") from None
+
+
 async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
-    lines = DataLines(line_max_bytes=LINE_MAX_BYTES)
+    events = EventReader(event_max_bytes=EVENT_MAX_BYTES)
     async for chunk in response.aiter_raw():
         try:
-            for line in lines.feed(chunk):
-                yield line
-        except LineTooLong:
+            for data in events.feed(chunk):
+                yield data
+        except EventTooLong:
             raise ModelRefused("the endpoint sent an answer that cannot be read") from None
+    for data in events.end():
+        yield data
 
 
 async def _read_whole(response: httpx.Response) -> AsyncGenerator[bytes]:

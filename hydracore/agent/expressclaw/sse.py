@@ -1,28 +1,49 @@
-"""Reads server-sent events as model endpoints send them: one `data:` line an event (https://html.spec.whatwg.org)."""
+"""Reads server-sent events (https://html.spec.whatwg.org, 9.2.6) as model endpoints send them: their data, in lines that end in a
+line feed."""
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 
 
-class LineTooLong(Exception):
+class EventTooLong(Exception):
     pass
 
 
-class DataLines:
-    """Feed it bytes as they come; it gives the content of each complete `data:` line. Comments and other fields are nothing.
+class EventReader:
+    """Feed it bytes as they come; it gives the data of each whole event, its lines joined by line feeds. Comments and other fields
+    are nothing.
 
-    Raises `LineTooLong` for a line that does not end.
+    Raises `EventTooLong` for an event that does not end.
     """
 
-    def __init__(self, *, line_max_bytes: int) -> None:
+    def __init__(self, *, event_max_bytes: int) -> None:
         self._rest = b""
-        self._line_max_bytes = line_max_bytes
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._has_begun = False
+        self._event_max_bytes = event_max_bytes
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > self._line_max_bytes:
-            raise LineTooLong
         for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
+            yield from self._take(line.removesuffix(b"\r"))
+        if self._data_bytes + len(self._rest) > self._event_max_bytes:
+            raise EventTooLong
+
+    def end(self) -> Iterator[bytes]:
+        """What is left at the end of the stream: some endpoints end it without the blank line that ends an event."""
+        yield from self._take(b"")
+
+    def _take(self, line: bytes) -> Iterator[bytes]:
+        if not self._has_begun:
+            self._has_begun = True
+            line = line.removeprefix(BOM_UTF8)
+        if line.startswith(b"data:"):
+            self._data.append(line[5:].strip())
+            self._data_bytes += len(line)
+        elif not line and self._data:
+            data = b"\n".join(self._data)
+            self._data, self._data_bytes = [], 0
+            yield data
