@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from http import HTTPStatus
 from typing import Final
@@ -25,6 +26,25 @@ HEAD_TIMEOUT_S: Final = 20.0
 #: Wishes for another protocol. Java's own client has one for HTTP/2 with every request over plain HTTP. A server that does not
 #: offer it goes on as if nothing was said (RFC 9110, section 7.8); our parser would take the body for the other protocol.
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+
+
+#: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
+_SECURITY_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+def new_request_id() -> str:
+    return os.urandom(16).hex()
+
+
+def headers_of_all(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What every answer carries: its id, and what browsers heed."""
+    return (b"x-request-id", request_id.encode()), *_SECURITY_HEADERS
 
 
 class _Refused(Exception):
@@ -116,8 +136,10 @@ class BoundedProtocol(HttpToolsProtocol):
         # Where an answer is owed to the request before, this one would be taken for that, or for a part of it.
         if not self._is_answering() or (self.cycle.more_body and not self.cycle.response_started):
             body = json.dumps({"detail": status.phrase}).encode()
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self.transport.write(STATUS_LINE[status] + head + body)
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+            # The id is never the caller's own: what cannot be read may have none, or two.
+            added = b"".join(b"%b: %b\r\n" % header for header in headers_of_all(new_request_id()))
+            self.transport.write(STATUS_LINE[status] + head + added + b"\r\n" + body)
         self.transport.close()
 
     def _head_bytes(self) -> int:

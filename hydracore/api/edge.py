@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from http import HTTPStatus
 from typing import Final
 
@@ -11,16 +10,8 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from hydracore.api.operations import Answer
 from hydracore.auth import HEADER_BLANKS
+from hydracore.http_protocol import headers_of_all, new_request_id
 from hydracore.transport import REQUEST_ID
-
-#: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
-_SECURITY_HEADERS: Final = (
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
 
 #: Nobody should take for granted that we do what we do not know (RFC 9110, section 10.1.1).
 _UNMET: Final = Answer(HTTPStatus.EXPECTATION_FAILED, b'{"detail":"No expectation but 100-continue is met"}')
@@ -41,7 +32,7 @@ class Edge:
         # A request that came in behind another is begun by the end of that, and with what was bound there.
         clear_contextvars()
         bind_contextvars(request_id=request_id)
-        added = ((b"x-request-id", request_id.encode()), *_SECURITY_HEADERS)
+        added = headers_of_all(request_id)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -60,4 +51,4 @@ def _told(headers: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:
             request_id = text.decode()
         elif name == b"expect":
             expects = value.strip(HEADER_BLANKS).lower()
-    return request_id or os.urandom(16).hex(), expects
+    return request_id or new_request_id(), expects

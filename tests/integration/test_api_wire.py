@@ -15,6 +15,7 @@ from hydracore import http_protocol
 from hydracore.auth import create_api_key
 from hydracore.http_protocol import HEAD_MAX_BYTES
 from hydracore.tokens import agent_key
+from hydracore.transport import REQUEST_ID
 from tests.api_server import MASTER_KEY, Api
 from tests.use_fixtures import KEY_ID, Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
 from tests.waiting import PATIENCE_S, until
@@ -158,6 +159,15 @@ async def test_a_key_is_found_however_the_path_to_it_is_written(api: Api, path: 
     assert found.body["instance_id"] == ordered.body["instance_id"]
 
 
+async def is_as_any(api: Api, answer: Answer) -> bool:
+    """Whether an answer has the headers that those of the application have."""
+    usual = (await exchange(api, request("/health/live"))).headers
+    same = usual.keys() - {"date", "content-length", "x-request-id"}
+    return bool(REQUEST_ID.fullmatch(answer.headers["x-request-id"].encode())) and all(
+        answer.headers.get(name) == usual[name] for name in same
+    )
+
+
 def head_of(size: int) -> bytes:
     """The beginning of a request, `size` bytes of many headers, one of which never ends."""
     many = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"X-A: b\r\n" * 100 + b"X-B: "
@@ -179,6 +189,7 @@ async def test_a_head_of_a_request_has_a_limit(api: Api) -> None:
 
     for answer in too_long:
         assert (answer.status, answer.body) == (431, {"detail": "Request Header Fields Too Large"})
+        assert await is_as_any(api, answer)
     assert (long.status, body.status) == (200, 413)
 
 
@@ -218,6 +229,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 
 
 WRONG = {
+    "a method that there is not": request("/v1/instances", method="FOO"),
     "a version that there is not": b"GET / HTTP/3.0\r\nHost: x\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "a path that is no ASCII": request("/v1/instances/\xe4"),
@@ -256,6 +268,7 @@ async def test_what_is_no_http_is_a_bad_request(api: Api, wrong: bytes) -> None:
 
     assert (answer.status, answer.body) == (400, {"detail": "Bad Request"})
     assert answer.headers["content-type"] == "application/json"
+    assert await is_as_any(api, answer)
 
 
 async def test_chunks_that_are_none_are_a_bad_request_or_the_end_of_an_answer_under_way(api: Api, used: Used) -> None:
