@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from secrets import randbelow
@@ -35,9 +36,15 @@ from tests.tiny_agent import TinyAgent, serving
 KEY_ID = UUID(int=0xC1)
 
 
+#: Where the addresses of this process begin, which shares the machine with others.
+_NETWORK, _FIRST = 64 + randbelow(64), randbelow(256 * 254)
+_hosts = itertools.count(_FIRST)
+
+
 def free_host() -> str:
     """An address of its own for each agent, as each VPS has one."""
-    return ".".join(map(str, (127, 64 + randbelow(64), randbelow(256), 1 + randbelow(254))))
+    high, low = divmod(next(_hosts) % (256 * 254), 254)
+    return f"127.{_NETWORK}.{high}.{1 + low}"
 
 
 async def give(api: Api, instance_id: UUID, *commands: c.AnyCommand) -> Outcome:
