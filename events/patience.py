@@ -10,6 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from events.cancellation import cancellation_heard
 from events.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -46,18 +47,19 @@ async def patiently(
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + patience_s
     while True:
-        try:
-            async with pool.connection(timeout=patience_s) as connection:
-                return await work(connection)
-        except PoolClosed as error:
-            raise StoreUnavailable("The database is not used any more; this process is stopping") from error
-        except (psycopg.Error, PoolTimeout) as error:
-            if not may_pass(error):
-                raise
-            if clock() > give_up_at:
-                raise StoreUnavailable("The database does not answer; try again later") from error
-            await pool.check()
-            await asyncio.sleep(_PAUSE_S)
+        with cancellation_heard():
+            try:
+                async with pool.connection(timeout=patience_s) as connection:
+                    return await work(connection)
+            except PoolClosed as error:
+                raise StoreUnavailable("The database is not used any more; this process is stopping") from error
+            except (psycopg.Error, PoolTimeout) as error:
+                if not may_pass(error):
+                    raise
+                if clock() > give_up_at:
+                    raise StoreUnavailable("The database does not answer; try again later") from error
+                await pool.check()
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def run(pool: AsyncConnectionPool, statement: bytes, parameters: Any = None) -> list[Any]:

@@ -15,6 +15,7 @@ import structlog
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
+from events.cancellation import cancellation_heard
 from events.errors import StoreUnavailable
 from events.patience import run
 from hydracore.redis_errors import NO_ANSWER
@@ -57,17 +58,13 @@ class Lookout:
 
     async def _listen(self) -> NoReturn:
         """Turn messages into wake-ups; while Redis is away, looking does."""
-        task = asyncio.current_task()
-        assert task is not None
         while True:
-            with suppress(*NO_ANSWER):
+            # In a connection that goes meanwhile, its end takes the place of ours.
+            with cancellation_heard(), suppress(*NO_ANSWER):
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(CHANNEL)
                     async for _ in subscription.listen():
                         self._tell()
-            if task.cancelling():
-                # In a connection that goes meanwhile, its end takes the place of ours: what was asked for stands.
-                raise asyncio.CancelledError
             await asyncio.sleep(RECOVER_S)
 
     async def _look(self) -> NoReturn:
@@ -92,4 +89,5 @@ class Lookout:
 async def rest(moved: asyncio.Event) -> None:
     """Wait for a move, but not for ever."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(moved.wait(), REST_S_MAX)
+        async with asyncio.timeout(REST_S_MAX):
+            await moved.wait()
