@@ -21,7 +21,8 @@ INSERT INTO migration (name, digest) VALUES
     ('0010_missing_servers', '\xe7768cda6522e1368ed2e523d45e907f871f982ec13e7a038257c4e076078070'),
     ('0011_erasures', '\x501ad49341a45cd941d828ca2f3a18f7471c7828ceb1b4a6d12360b644e4f327'),
     ('0012_projections_without_a_row', '\x67645ac9dde42beeed39ad0582963ec6f44e82244014e9c01e495ce8b288c664'),
-    ('0013_undoing', '\x3ed5fb8867d72c8a89002287e9002f1bdcad3ef183ca12dd9f49a9be649280be');
+    ('0013_undoing', '\x3ed5fb8867d72c8a89002287e9002f1bdcad3ef183ca12dd9f49a9be649280be'),
+    ('0014_ledger_read', '\xadb9bc2e9b0bbc62ab88edf94c44009cf2e7ef8c69efa331b3d19b0d2498bbbb');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 
@@ -391,6 +392,7 @@ END
 $$;
 
 GRANT USAGE ON SCHEMA public TO hydracore_app;
+GRANT SELECT ON migration TO hydracore_app;
 GRANT SELECT, INSERT ON event, command TO hydracore_app;
 GRANT SELECT, UPDATE ON lane_head TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON stream, checkpoint TO hydracore_app;

@@ -13,7 +13,7 @@ import redis
 
 from hydracore.garbage import look_less_often
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
-from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services
+from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services, empty_database
 from tests.stack import session_stack_fixture, stack_fixture
 from tests.strays import provider_fixture
 
@@ -62,6 +62,13 @@ def database_url(services: Services) -> Generator[str]:
     name = f"test_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
     yield services.create_database(name)
     services.drop_database(name)
+
+
+@pytest.fixture
+def empty_url(services: Services) -> Generator[str]:
+    """A database with nothing in it, dropped afterwards."""
+    with empty_database(services) as url:
+        yield url
 
 
 @pytest.fixture

@@ -34,6 +34,11 @@ class Program:
         assert self._process is not None
         self._process.signal(number)
 
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code, once it has ended. Raises `TimeoutError`."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
     @property
     def is_alive(self) -> bool:
         return self._process is not None and self._process.is_alive

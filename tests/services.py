@@ -7,6 +7,7 @@ deletes their data and ends. So nothing is left over and nobody has to be the on
 
 import asyncio
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import LiteralString, Self
 
 import msgspec
 import psycopg
@@ -43,6 +44,8 @@ HOST_READY_S_MAX = 60
 #: A host that nobody ever came to ends by itself.
 FIRST_GUEST_S_MAX = 60
 
+_serial = itertools.count(1)
+
 
 class Services(msgspec.Struct, frozen=True):
     """What the host tells its guests. `postgres_url` has a `{}` where the name of the database goes, `redis_url` its number."""
@@ -61,6 +64,18 @@ class Services(msgspec.Struct, frozen=True):
         """Drop it, whoever is still connected."""
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         _administer(self.postgres_url).execute(statement)
+
+
+@contextmanager
+def empty_database(services: Services, options: LiteralString = "") -> Generator[str]:
+    """A database with nothing in it; its URL."""
+    name = f"empty_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
+    statement = sql.SQL("CREATE DATABASE {}" + options).format(sql.Identifier(name))
+    _administer(services.postgres_url).execute(statement)
+    try:
+        yield services.postgres_url.format(name)
+    finally:
+        services.drop_database(name)
 
 
 #: This process's connections for making and dropping databases, by the URL of the server.

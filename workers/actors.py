@@ -13,11 +13,11 @@ import psycopg
 import structlog
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, MiddlewareError
 
 from events.errors import StoreUnavailable
 from events.keys import Keyring, MasterKeyWrong
-from hydracore.settings import Settings
+from hydracore.settings import Settings, SettingsError
 from workers import broker as b
 from workers.advance import advance
 from workers.deps import Deps, open_deps
@@ -38,6 +38,10 @@ SWEEPS_MAX: Final = 4
 CALL_S_MAX: Final = 120.0
 
 
+class NotBooted(MiddlewareError):
+    """The worker takes no message: what it stands on could not be opened, for the reason that is the cause, or was given up."""
+
+
 class DepsMiddleware(Middleware):
     """Opens the dependencies on the actors' event loop before the worker takes its first message."""
 
@@ -46,24 +50,46 @@ class DepsMiddleware(Middleware):
         self._environ = environ
         self._stack = AsyncExitStack()
         self.deps: Deps | None = None
-        #: Why there are none, where the settings are to blame.
-        self.refusal: MasterKeyWrong | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._is_given_up = False
+
+    def give_up(self) -> None:
+        """Try no longer to open them, if that is under way: the worker does not boot. From any thread."""
+        self._is_given_up = True
+        if (opening := self._opening) is not None:
+            opening.get_loop().call_soon_threadsafe(opening.cancel)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:  # noqa: ARG002 - a hook
-        self._run(self._open())
+        try:
+            self._run(self._open())
+        except Exception as error:
+            raise NotBooted from error
+        if self.deps is None:
+            raise NotBooted
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:  # noqa: ARG002 - a hook
         self._run(self._stack.aclose())
 
     async def _open(self) -> None:
+        self._opening = asyncio.ensure_future(self._open_all())
+        if self._is_given_up:
+            self._opening.cancel()
+        try:
+            await self._opening
+        except asyncio.CancelledError:
+            if not self._is_given_up:
+                raise
+        finally:
+            self._opening = None
+
+    async def _open_all(self) -> None:
         deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
         try:
             # Servers whose tokens were made of another key could never enrol.
             await Keyring(deps.pool, master_keys=self.settings.master_keys).check()
         except MasterKeyWrong as error:
-            self.refusal = error
-        else:
-            self.deps = deps
+            raise SettingsError((str(error),)) from None
+        self.deps = deps
 
     def _run(self, work: Any) -> None:
         thread = get_event_loop_thread()

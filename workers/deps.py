@@ -54,7 +54,7 @@ class Deps:
 
 @asynccontextmanager
 async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Deps]:
-    """Everything opened, and closed at the end in reverse. Raises `CatalogueError` and `PoolTimeout`."""
+    """Everything opened, and closed at the end in reverse. Raises `CatalogueError` and `DatabaseUnfit`."""
     catalogue = catalogues.load(settings.catalogue, environ)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -19,11 +18,11 @@ from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
-from hydracore.settings import Settings, SettingsError
+from hydracore.settings import Settings
 from hydracore.signals import run_until_signal
 from projections.followed import followed_projections
 from projections.follower import Follower
-from workers.actors import DepsMiddleware, declare_actors
+from workers.actors import DepsMiddleware, NotBooted, declare_actors
 from workers.broker import Bell, redis_broker
 from workers.deps import open_deps
 from workers.findings import Swept
@@ -51,16 +50,16 @@ _log = structlog.get_logger(__name__)
 
 
 def run_relay(settings: Settings) -> None:
-    """Follow the log and reconcile until a signal comes."""
+    """Follow the log and reconcile until a signal comes. Raises `DatabaseUnfit`."""
     logs.configure(settings.log_level)
     if not run_until_signal(_relay(settings), loop_factory=uvloop.new_event_loop):
         _log.info("stopped")
 
 
 def run_worker(settings: Settings) -> None:
-    """Take hints until SIGTERM or SIGINT. Exits with 1 where the dependencies cannot be opened.
+    """Take hints until SIGTERM or SIGINT.
 
-    Raises `SettingsError` where the master key is not this database's.
+    Raises `SettingsError` where the master key is not this database's, `CatalogueError` and `DatabaseUnfit`.
     """
     logs.configure(settings.log_level)
     middleware = DepsMiddleware(settings, os.environ)
@@ -70,23 +69,22 @@ def run_worker(settings: Settings) -> None:
 
     def stop(_number: int, _frame: object) -> None:
         stopped.set()
+        middleware.give_up()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=WORKER_TIMEOUT_MS)
-    worker.start()
-    if middleware.refusal is not None:
+    try:
+        worker.start()
+        look_less_often()
+        _log.info("worker_started", threads=settings.worker_threads)
+        stopped.wait()
+    except NotBooted as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+    finally:
         worker.stop(timeout=STOP_MS_MAX)
-        raise SettingsError((str(middleware.refusal),))
-    if middleware.deps is None:
-        _log.error("worker_cannot_start", hint="the message before this one says why")
-        worker.stop(timeout=STOP_MS_MAX)
-        sys.exit(1)
-    look_less_often()
-    _log.info("worker_started", threads=settings.worker_threads)
-    stopped.wait()
-    worker.stop(timeout=STOP_MS_MAX)
-    broker.close()
+        broker.close()
 
 
 def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> Swept:

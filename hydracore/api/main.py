@@ -14,7 +14,6 @@ from typing import Final
 import structlog
 import uvicorn
 import uvloop
-from psycopg_pool import PoolTimeout
 from redis.asyncio import Redis
 
 from events.keys import Keyring, MasterKeyWrong
@@ -50,7 +49,7 @@ _log = structlog.get_logger(__name__)
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the process's exit code. Wrong catalogue: one line per problem, 2.
 
-    Raises `SettingsError` where the master key is not this database's.
+    Raises `SettingsError` where the master key is not this database's, and `DatabaseUnfit`.
     """
     logs.configure(settings.log_level)
     try:
@@ -60,9 +59,6 @@ def run(settings: Settings) -> int:
         return 2
     try:
         uvloop.run(_serve(settings, catalogue))
-    except PoolTimeout:
-        _log.error("database_not_reachable")
-        return 1
     except ErasuresUnknown as error:
         _log.error("erasures_unknown", hint=str(error))
         return 1
@@ -130,7 +126,7 @@ def _ignore(_: int, __: FrameType | None) -> None:
 
 @asynccontextmanager
 async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator[Parts]:
-    """Everything that the application stands on, closed in order at the end. Raises `PoolTimeout`, `ErasuresUnknown` and `MasterKeyWrong`."""
+    """Everything that the application stands on, closed in order at the end. Raises `DatabaseUnfit`, `ErasuresUnknown` and `MasterKeyWrong`."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -88,6 +88,7 @@ def verify(
     from hydracore.cli.audit_view import progress_bar, show_report
 
     settings = load()
+    look(settings)
     *former_keys, public_key = public_keys_of(public_keys, settings) or (None,)
     copy = None if seals is None else SealFile(seals)
     if copy is None and settings.seal_file is not None:
@@ -150,9 +151,17 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
             return await work(pool)
 
     role = settings.database_role
+    look(settings)
     with failures():
-        pools.check(settings.database_url, role=role, application=APPLICATION)
         return asyncio.run(connected())
+
+
+def look(settings: Settings) -> None:
+    """See that there is a database to work on. What is wrong with it becomes one line and an exit status."""
+    from hydracore.db import pool
+
+    with failures():
+        pool.check(settings.database_url, role=settings.database_role, application=APPLICATION)
 
 
 @contextmanager
@@ -161,10 +170,10 @@ def failures() -> Generator[None]:
     from concurrent.futures.process import BrokenProcessPool
 
     import psycopg
-    from psycopg_pool import PoolTimeout
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
     from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
+    from hydracore.db.reaching import DatabaseUnfit
 
     try:
         yield
@@ -178,11 +187,11 @@ def failures() -> Generator[None]:
         raise click.UsageError(str(error)) from None
     except BrokenProcessPool:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
-    except (psycopg.Error, PoolTimeout, StoreUnavailable, EventUnreadable, OSError) as error:
+    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable, OSError) as error:
         fail(" ".join(str(error).split()), NOT_DONE)
 
 
-def fail(text: str, status: int) -> None:
+def fail(text: str, status: int) -> NoReturn:
     click.echo(f"hydracore: {text}", err=True)
     raise SystemExit(status)
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import click
 import msgspec
 
-from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, public_key_option, public_keys_of
+from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, look, public_key_option, public_keys_of
 from hydracore.cli.printing import Text, full_speed_option
 from hydracore.wording import plural
 
@@ -65,6 +65,7 @@ def export(
     from hydracore.signals import interrupted_by_signals
 
     settings = load()
+    look(settings)
     request = exporting.Request(
         conninfo=conninfo(settings),
         output=output,

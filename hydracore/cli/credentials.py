@@ -127,13 +127,16 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     """What `work` gives; what can go wrong becomes one line and exit status 1."""
     import psycopg
 
+    from hydracore.db.reaching import DatabaseUnfit, require_migrated
+
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
 
     async def connected() -> T:
         async with await psycopg.AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
+            await require_migrated(connection)
             return await work(connection)
 
     try:
         return asyncio.run(connected())
-    except psycopg.Error as error:
+    except (DatabaseUnfit, psycopg.Error) as error:
         raise click.ClickException(" ".join(str(error).split())) from None

@@ -22,12 +22,12 @@ def db() -> None:
 def migrate() -> None:
     """Apply the migrations that are missing, and, behind a restore, the erasures that it has undone."""
     import psycopg
-    from psycopg_pool import PoolTimeout
 
     from events.errors import StoreUnavailable
     from hydracore.audit.errors import ErasuresUnknown, NotRecorded
     from hydracore.db import MigrationError
     from hydracore.db import migrate as apply
+    from hydracore.db.reaching import DatabaseUnfit
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
@@ -39,7 +39,7 @@ def migrate() -> None:
         keys, streams = asyncio.run(_erase_again(settings))
         if keys or streams:
             click.echo(f"erased again: {keys} customers' keys destroyed, recorded in {streams} instances")
-    except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, PoolTimeout, psycopg.Error) as error:
+    except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(" ".join(str(error).split())) from None
 

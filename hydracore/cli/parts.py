@@ -5,6 +5,8 @@ Settings come first: what is missing shows before anything is imported or touche
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -20,6 +22,18 @@ def _without_colours() -> None:
         sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType] - see above
 
 
+@contextmanager
+def _database_told() -> Generator[None]:
+    """A database on which nothing can be done becomes one line and an exit status, whoever it is that is started."""
+    from hydracore.cli.audit import NOT_DONE, fail
+    from hydracore.db.reaching import DatabaseUnfit
+
+    try:
+        yield
+    except DatabaseUnfit as error:
+        fail(str(error), NOT_DONE)
+
+
 @click.command()
 def api() -> None:
     """Serve the HTTP API."""
@@ -27,7 +41,8 @@ def api() -> None:
     _without_colours()
     from hydracore.api.main import run
 
-    sys.exit(run(settings))
+    with _database_told():
+        sys.exit(run(settings))
 
 
 @click.command()
@@ -37,7 +52,8 @@ def relay() -> None:
     _without_colours()
     from workers.main import run_relay
 
-    run_relay(settings)
+    with _database_told():
+        run_relay(settings)
 
 
 @click.command()
@@ -47,7 +63,8 @@ def worker() -> None:
     _without_colours()
     from workers.main import run_worker
 
-    run_worker(settings)
+    with _database_told():
+        run_worker(settings)
 
 
 @click.command()
@@ -64,21 +81,19 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     """
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
     import psycopg
-    from psycopg_pool import PoolTimeout
 
     from events.errors import StoreUnavailable
-    from hydracore.cli.audit import NOT_DONE
+    from hydracore.cli.audit import NOT_DONE, fail
     from hydracore.db import pool
+    from hydracore.db.reaching import DatabaseUnfit
     from workers.main import run_sweep
 
     try:
         pool.check(settings.database_url, role=settings.database_role, application="hydracore-sweep")
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
-    except (PoolTimeout, StoreUnavailable, psycopg.Error) as error:
-        # The pool only says that it waited in vain; libpq's texts name host, port and user, never the password.
-        reason = "the database cannot be reached" if isinstance(error, PoolTimeout) else " ".join(str(error).split())
-        click.echo(f"hydracore: {reason}", err=True)
-        sys.exit(NOT_DONE)
+    except (DatabaseUnfit, StoreUnavailable, psycopg.Error) as error:
+        # libpq's texts name host, port and user, never the password.
+        fail(" ".join(str(error).split()), NOT_DONE)
     for finding in swept.findings:
         facts = finding._asdict().items()
         click.echo(" ".join(f"{name}={value}" for name, value in facts if value is not None))

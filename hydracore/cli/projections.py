@@ -18,6 +18,7 @@ from hydracore.cli.projections_running import (
     as_owner,
     attempt,
     exit_with_the_worst,
+    look,
     names,
     on_database,
     run,
@@ -163,6 +164,7 @@ def rebuild(
         click.echo("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = configuration.load(os.environ, require=needs)
+    look()
     folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
     reports = list["Report | Failure"]()
     try:

@@ -53,13 +53,25 @@ def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> 
     """What `work` gives, on a connection as the owner; what can go wrong becomes one line and an exit status."""
     import psycopg
 
+    from hydracore.db.reaching import require_migrated
+
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
 
     async def connected() -> T:
         async with await psycopg.AsyncConnection.connect(as_owner(settings), autocommit=True) as connection:
+            await require_migrated(connection)
             return await work(connection)
 
     return run(connected())
+
+
+def look() -> None:
+    """See that there is a database to work on; what is wrong with it becomes one line and an exit status."""
+
+    async def nothing_else(_connection: "AsyncConnection") -> None:
+        pass
+
+    on_database(nothing_else)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -78,13 +90,14 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
 
     from events.errors import EventsError
     from hydracore.cli.projections_view import Failure
+    from hydracore.db.reaching import DatabaseUnfit
     from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
 
     try:
         return run_to_its_end(work)
     except UnknownProjection as error:
         unknown(error.name)
-    except (RebuildError, EventsError, psycopg.Error) as error:
+    except (RebuildError, EventsError, DatabaseUnfit, psycopg.Error) as error:
         status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
         failure = Failure(name, " ".join(str(error).split()), status)
     click.echo(f"hydracore: {failure.error}", err=True)

@@ -6,16 +6,20 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-#: How long an opening pool waits for its first connection, and a caller for a free one.
-OPEN_TIMEOUT_S = 30.0
+from events.cancellation import cancellation_heard
+from hydracore.db import reaching
+
+#: How long an opening pool waits for its first connections, and a caller for a free one.
+OPEN_TIMEOUT_S = 10.0
 BORROW_TIMEOUT_S = 10.0
 
 #: How long somebody who is waited for himself waits for a word of the database: as long as for one that is gone (see below).
@@ -68,8 +72,11 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
 
 
 def check(database_url: str, *, role: str, application: str) -> None:
-    """Connect once. Raises psycopg's error, which says what is wrong; a pool tries on, and only says that it waited in vain."""
-    psycopg.connect(conninfo(database_url, role=role, application=application)).close()
+    """Look at it once, for those who are no part and wait for nothing. Raises `DatabaseUnfit`."""
+    looking = reaching.look(conninfo(database_url, role="", application=application), role=role)
+    # On a loop of its own: whoever calls this may have one, or none.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, looking).result()
 
 
 @asynccontextmanager
@@ -79,8 +86,9 @@ async def open_pool(
     """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.patience`.
 
     `prepared`: whether statements may stay prepared on the server. `hurried`: for those who are waited for, and have no statement
-    that takes long (see `HurriedConnection`). Raises `psycopg_pool.PoolTimeout` where the database cannot be reached.
+    that takes long (see `HurriedConnection`). Raises `DatabaseUnfit` where the database cannot be reached, or is not migrated.
     """
+    await reaching.reach(conninfo(database_url, role="", application=application), role=role)
     pool: AsyncConnectionPool = AsyncConnectionPool(
         conninfo(database_url, role=role, application=application),
         connection_class=HurriedConnection if hurried else psycopg.AsyncConnection,
@@ -94,7 +102,11 @@ async def open_pool(
     )
     await pool.open()
     try:
-        await pool.wait(OPEN_TIMEOUT_S)
+        try:
+            with cancellation_heard():
+                await pool.wait(OPEN_TIMEOUT_S)
+        except PoolTimeout:
+            raise reaching.NotReached("the database cannot be reached any more") from None
         yield pool
     finally:
         await pool.close()

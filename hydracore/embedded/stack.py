@@ -13,6 +13,7 @@ import psycopg
 from hydracore import catalogue as catalogues
 from hydracore import settings as configuration
 from hydracore.db import MigrationError, migrate, pool
+from hydracore.db.reaching import DatabaseUnfit
 from hydracore.embedded import agents
 from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
 from hydracore.embedded.home import Home
@@ -174,7 +175,7 @@ class Stack:
             raise RedisRefused
         try:
             await asyncio.to_thread(self._migrate)
-        except (MigrationError, psycopg.Error) as error:
+        except (MigrationError, DatabaseUnfit, psycopg.Error) as error:
             raise DatabaseRefused(str(error)) from None
         await _together(*(self.supervisor.start(part) for part in self._control_plane()))
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import subprocess
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import LiteralString
@@ -20,27 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from hydracore.db import MigrationError, migrate, migrations, schema
 from hydracore.db.pool import conninfo
-from tests.services import Services
-
-_serial = itertools.count(1)
-
-
-@contextmanager
-def empty_database(services: Services, options: LiteralString = "") -> Generator[str]:
-    """A database with nothing in it."""
-    name = f"empty_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
-    with psycopg.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}" + options).format(sql.Identifier(name)))
-    try:
-        yield services.postgres_url.format(name)
-    finally:
-        services.drop_database(name)
-
-
-@pytest.fixture
-def empty_url(services: Services) -> Generator[str]:
-    with empty_database(services) as url:
-        yield url
+from tests.services import Services, empty_database
 
 
 def dump(database_url: str) -> list[str]:

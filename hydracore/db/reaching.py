@@ -1,0 +1,94 @@
+"""The first look at the database: whether it is there, lets us in, and has the shape that this version needs.
+
+Parts that are started too early end, so that whoever started them sees it and starts them again: one that waited for a migration
+would look as if it worked. Only for a database that is not there yet they wait a little, as for one that is just restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection, sql
+from psycopg.pq import PGconn, Ping
+
+from hydracore.db import migrations
+
+#: How long a database that does not answer is waited for.
+START_S_MAX: Final = 30.0
+_PAUSE_S: Final = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class DatabaseUnfit(Exception):
+    """Nothing can be done on this database. `str()` is one line, which says why and has no secret."""
+
+
+class NotReached(DatabaseUnfit):
+    """It is not there, or does not let us in."""
+
+
+class NotMigrated(DatabaseUnfit):
+    """It lacks migrations that this version has. More than that it may have: a newer version migrates beside older parts."""
+
+
+async def reach(conninfo: str, *, role: str) -> None:
+    """`look`, and wait where that may help, for `START_S_MAX` at most. Raises what `look` does."""
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + START_S_MAX
+    told, is_hopeless = "", False
+    while True:
+        try:
+            return await look(conninfo, role=role)
+        except NotReached as error:
+            if is_hopeless or clock() > give_up_at:
+                raise
+            is_hopeless = await _is_hopeless(conninfo, error)
+            if is_hopeless:
+                continue  # Once more, as it may just have come.
+            if str(error) != told:
+                told = str(error)
+                _log.warning("database_not_reached", error=told, hint=f"it is waited for, {START_S_MAX:g} s at most")
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def look(conninfo: str, *, role: str) -> None:
+    """Connect once, as the login role, and act as `role` unless it is empty. Raises `NotReached` and `NotMigrated`."""
+    try:
+        async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+            refusal = None
+            try:
+                if role:
+                    await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+            except psycopg.DatabaseError as error:
+                refusal = error  # There is no such role before the first migration of a cluster.
+            await require_migrated(connection)
+            if refusal is not None:
+                raise refusal
+    except psycopg.Error as error:
+        # libpq's texts name host, port and user, never the password.
+        raise NotReached(" ".join(str(error).split())) from error
+
+
+async def require_migrated(connection: AsyncConnection) -> None:
+    """Raises `NotMigrated`. The connection is in autocommit mode."""
+    try:
+        applied = await (await connection.execute("SELECT name FROM migration ORDER BY name")).fetchall()
+    except psycopg.errors.UndefinedTable:
+        raise NotMigrated("the database is not migrated: run hydracore db migrate") from None
+    except psycopg.errors.InsufficientPrivilege:
+        what = "the database is not migrated, or its table migration is kept from this role"
+        raise NotMigrated(f"{what}: run hydracore db migrate") from None
+    missing = [name for name, _ in migrations() if (name,) not in applied]
+    if missing:
+        raise NotMigrated(f"the database is not migrated (it lacks {', '.join(missing)}): run hydracore db migrate")
+
+
+async def _is_hopeless(conninfo: str, error: NotReached) -> bool:
+    """Whether it is there and lets nobody in who comes like this: a password does not come right by waiting."""
+    if isinstance(error.__cause__, psycopg.errors.ConnectionTimeout):
+        return False
+    return await asyncio.to_thread(PGconn.ping, conninfo.encode()) in {Ping.OK, Ping.NO_ATTEMPT}

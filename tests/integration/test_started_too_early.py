@@ -1,0 +1,147 @@
+"""Whoever is started on a database that is not there yet, or not as it must be, says so in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+import structlog
+from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
+
+from hydracore.cli import main
+from hydracore.db import migrations, pool, reaching
+from hydracore.db.pool import open_pool
+from hydracore.db.reaching import NotMigrated, NotReached
+from hydracore.embedded.ports import free_port
+from hydracore.settings import variable
+from tests.program import Program
+from tests.services import OwnServices
+from tests.waiting import PATIENCE_S, until
+
+NOT_MIGRATED = "the database is not migrated: run hydracore db migrate"
+
+
+def environ(database_url: str) -> dict[str, str]:
+    settings = {
+        "database_url": database_url,
+        "redis_url": f"redis://127.0.0.1:{free_port()}/0",
+        "master_key": "a" * 43,
+        "jwt_secret": "a" * 32,
+        "public_url": "http://127.0.0.1:9",
+        "api_port": str(free_port()),
+        "log_level": "error",
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")}
+    return inherited | {variable(name): value for name, value in settings.items()}
+
+
+@pytest.mark.parametrize("part", ["api", "relay", "worker"])
+def test_a_part_that_is_started_before_the_migration_ends(part: str, empty_url: str, tmp_path: Path) -> None:
+    program = Program(part, environ=environ(empty_url), log=tmp_path / "log")
+
+    program.start()
+
+    assert program.wait(PATIENCE_S) == 3
+    assert program.output() == f"hydracore: {NOT_MIGRATED}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("audit verify", 3),
+        ("audit export --tenant acme --output x", 3),
+        ("projections rebuild --all", 1),
+        ("fleet", 3),
+        ("sweep", 3),
+        ("projections list", 1),
+        ("api-key list --tenant acme", 1),
+    ],
+)
+def test_a_command_says_so_too(words: str, status: int, empty_url: str) -> None:
+    done = CliRunner().invoke(main, words.split(), env=environ(empty_url))
+
+    assert (done.exit_code, done.stdout) == (status, "")
+    assert done.stderr.partition(": ")[2] == f"{NOT_MIGRATED}\n"
+
+
+def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) -> None:
+    def look() -> None:
+        pool.check(database_url, role="hydracore_app", application="test")
+
+    newest = migrations()[-1][0]
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("INSERT INTO migration (name, digest) VALUES ('9999_next', '')")
+        look()
+
+        owner.execute("DELETE FROM migration WHERE name = %s", (newest,))
+        with pytest.raises(NotMigrated, match=rf"it lacks {newest}\): run hydracore db migrate"):
+            look()
+
+        owner.execute("REVOKE SELECT ON migration FROM hydracore_app")
+        with pytest.raises(NotMigrated, match="kept from this role: run hydracore db migrate"):
+            look()
+
+
+def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_missed(empty_url: str) -> None:
+    with pytest.raises(NotMigrated):
+        pool.check(empty_url, role="not_there_yet", application="test")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda url: make_conninfo(url, password="wrong"), id="password"),
+        pytest.param(lambda url: make_conninfo(url, dbname="wrong"), id="database"),
+    ],
+)
+async def test_what_does_not_come_right_by_waiting_is_not_waited_for(
+    wrong: Callable[[str], str], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "START_S_MAX", 1e9)
+
+    with pytest.raises(NotReached, match="FATAL"):
+        async with open_pool(wrong(database_url), role="", application="test", size=1):
+            pass
+
+
+async def test_a_role_that_is_none_of_the_login_s_is_told(database_url: str) -> None:
+    with pytest.raises(NotReached, match='role "nobody" does not exist'):
+        async with open_pool(database_url, role="nobody", application="test", size=1):
+            pass
+
+
+async def test_a_database_that_is_just_being_started_is_waited_for(own_services: OwnServices) -> None:
+    async def opened() -> None:
+        async with open_pool(own_services.database_url, role="hydracore_app", application="test", size=1):
+            pass
+
+    with structlog.testing.capture_logs() as told:
+        async with own_services.stopped_postgres():
+            opening = asyncio.create_task(opened())
+            await until(lambda: told)
+
+        await opening
+
+    assert [line["event"] for line in told] == ["database_not_reached"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("part", ["relay", "worker"])
+async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
+    part: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
+    program = Program(part, environ=environ(nowhere), log=tmp_path / "log")
+    program.start(log_level="warning")
+    await until(lambda: program.has_said("database_not_reached"))
+
+    program.send(number)
+
+    assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
+    assert "hydracore: " not in program.output()
