@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 HEARTBEAT_INTERVAL_S: Final = "1"
 #: The demo is the same everywhere, but for who answers its chats: an endpoint, its key, and a catalogue that names its models.
 SETTINGS_KEPT: Final = ("model_base_url", "model_api_key", "catalogue")
+#: What `up` would use, and the demo must not: it makes a customer and an instance, which are nothing for a database that happens to be
+#: set.
+STORES: Final = ("database_url", "redis_url")
 #: Without a terminal there is no width to fit into.
 WIDTH_WITHOUT_TERMINAL: Final = 160
 #: How the names of the demo's directories begin.
@@ -27,7 +30,7 @@ def demo() -> None:
     """Show one instance from request to running, in use, and deleted, on real parts.
 
     Its model is a script, which it says, unless HYDRACORE_MODEL_BASE_URL names an OpenAI-compatible endpoint
-    (HYDRACORE_MODEL_API_KEY, and HYDRACORE_CATALOGUE where its models have other names).
+    (HYDRACORE_MODEL_API_KEY, and HYDRACORE_CATALOGUE where its models have other names). PostgreSQL and Valkey are always its own.
     """
     from rich.console import Console
 
@@ -59,6 +62,8 @@ async def _show(home: "Home", console: "Console") -> None:
     kept = set(map(variable, SETTINGS_KEPT))
     environ = {name: value for name, value in os.environ.items() if name in kept or not name.startswith(PREFIX)}
     environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
+    if unused := [name for name in map(variable, STORES) if os.environ.get(name)]:
+        console.print(f"not used: {' and '.join(unused)}; the demo always has stores of its own", soft_wrap=True)
     console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
     async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
         console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)

@@ -37,6 +37,7 @@ def start(folder: Path, **settings: str) -> subprocess.Popen[str]:
             **os.environ,
             "TMPDIR": str(folder),
             "HYDRACORE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/not-this-one",
+            "HYDRACORE_REDIS_URL": "redis://127.0.0.1:1/0",
             **settings,
         },
         stdout=subprocess.PIPE,
@@ -62,6 +63,7 @@ def at_work(folder: Path) -> list[Path]:
 
 #: What the output must tell, in this order.
 STEPS = (
+    "not used: HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL; the demo always has stores of its own\n",
     "instance_requested",
     "server_intended",
     "server_created",
