@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.printing import Folder
+from hydracore.cli.printing import Folder, PatientOption, load_with_options
+
+_option = partial(click.option, cls=PatientOption)
 
 
 def _without_colours() -> None:
@@ -106,19 +109,23 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 
 
 @click.command()
-@click.option("--home", type=Folder(), required=True, help="Where servers and state live.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8400, show_default=True, help="Port to listen on.")
-@click.option(
-    "--token", envvar="HYDRACORE_CLOUDSIM_TOKEN", required=True, help="The API token; better in the environment."
+@_option("--home", type=Folder(), required=True, help="Where servers and state live.")
+@_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@_option("--port", type=click.IntRange(0, 65_535), default=8400, show_default=True, help="Port to listen on.")
+@_option(
+    "--token",
+    envvar="HYDRACORE_CLOUDSIM_TOKEN",
+    show_envvar=True,
+    required=True,
+    help="The API token; better in the environment.",
 )
-@click.option(
+@_option(
     "--boot", type=click.Choice(["process", "inline"]), default="process", show_default=True, help="How servers run."
 )
-@click.option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
+@_option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
     """Run the Hetzner Cloud simulator, whose servers are local processes."""
-    settings = configuration.load(os.environ)
+    settings = load_with_options()
     _without_colours()
     from hydracore import logs
     from hydracore.cloudsim.main import run, serve
@@ -129,13 +136,13 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 
 
 @click.command()
-@click.option("--home", type=Folder(), default=".", help="Where script.json may be.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
-@click.option("--slow-counting", is_flag=True, help="Take 40 ms a number, so that a stream can be seen.")
+@_option("--home", type=Folder(), default=".", help="Where script.json may be.")
+@_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@_option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
+@_option("--slow-counting", is_flag=True, help="Take 40 ms a number, so that a stream can be seen.")
 def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
     """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
-    settings = configuration.load(os.environ)
+    settings = load_with_options()
     _without_colours()
     from hydracore import logs
     from hydracore.modelsim.main import run

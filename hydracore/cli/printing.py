@@ -2,12 +2,18 @@
 
 import getpass
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
+
+from hydracore.settings import Settings, SettingsError, load
+
+#: Where a command's context keeps what is wrong with its options.
+_PROBLEMS: Final = "hydracore.problems"
 
 
 def print_json(value: Any) -> None:
@@ -26,6 +32,32 @@ def operator() -> str:
         return f"operator:{getpass.getuser()}"
     except (KeyError, OSError):
         return f"operator:uid:{os.getuid()}"
+
+
+class PatientOption(click.Option):
+    """An option that says what is wrong with it together with all others of its command, and its settings (`load_with_options`)."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        try:
+            return super().handle_parse_result(ctx, opts, args)
+        except click.UsageError as error:
+            ctx.meta.setdefault(_PROBLEMS, []).append(error.format_message())
+            # The command is still called, and asks for the settings first.
+            return ctx.params.setdefault(str(self.name), None), args
+
+
+def load_with_options() -> Settings:
+    """The settings. Raises `SettingsError` with all that is wrong with them and with the command's options."""
+    problems: list[str] = click.get_current_context().meta.get(_PROBLEMS, [])
+    try:
+        settings = load(os.environ)
+    except SettingsError as error:
+        raise SettingsError((*problems, *error.problems)) from None
+    if problems:
+        raise SettingsError(tuple(problems))
+    return settings
 
 
 class Folder(click.Path):

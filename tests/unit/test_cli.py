@@ -57,9 +57,6 @@ def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: li
         "up --port http",
         "up --workers 0",
         "api now",
-        "cloudsim --token t",
-        "cloudsim --home x",
-        "cloudsim --home x --token t --boot fast",
         "token create --tenant acme --user ada --role god",
         "token create --tenant acme --user ada --role admin --days 0",
         "api-key create",
@@ -74,6 +71,19 @@ def test_what_cannot_be_understood_is_a_usage_error(command: str) -> None:
 
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
+
+
+def test_a_simulator_says_all_that_is_wrong_with_its_options_and_settings_at_once() -> None:
+    result = run("cloudsim", "--port", "http", "--boot", "fast", LOG_LEVEL="loud")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [line.partition(": ")[2] for line in sorted(result.stderr.splitlines())] == [
+        "HYDRACORE_LOG_LEVEL must be one of debug, info, warning, error, not 'loud'",
+        "Invalid value for '--boot': 'fast' is not one of 'process', 'inline'.",
+        "Invalid value for '--port': 'http' is not a valid integer range.",
+        "Missing option '--home'.",
+        "Missing option '--token' (env var: 'HYDRACORE_CLOUDSIM_TOKEN').",
+    ]
 
 
 @pytest.mark.parametrize(
