@@ -59,22 +59,23 @@ async def look(conninfo: str, *, role: str) -> None:
     """Connect once, as the login role, and act as `role` unless it is empty. Raises `NotReached` and `NotMigrated`."""
     try:
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
-            refusal = None
             try:
-                if role:
-                    await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
-            except psycopg.DatabaseError as error:
-                refusal = error  # There is no such role before the first migration of a cluster.
-            await require_migrated(connection)
-            if refusal is not None:
-                raise refusal
+                # For the transaction alone: a pooler may give the session to somebody else.
+                async with connection.transaction():
+                    if role:
+                        await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
+                    await require_migrated(connection)
+            except psycopg.DatabaseError:
+                # There is no such role before the first migration of a cluster.
+                await require_migrated(connection)
+                raise
     except psycopg.Error as error:
         # libpq's texts name host, port and user, never the password.
         raise NotReached(" ".join(str(error).split())) from error
 
 
 async def require_migrated(connection: AsyncConnection) -> None:
-    """Raises `NotMigrated`. The connection is in autocommit mode."""
+    """Raises `NotMigrated`."""
     try:
         applied = await (await connection.execute("SELECT name FROM migration ORDER BY name")).fetchall()
     except psycopg.errors.UndefinedTable:
