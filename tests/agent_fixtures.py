@@ -59,5 +59,6 @@ async def stopped_at(control_plane: FakeControlPlane, agent: AgentProcess, endpo
     else:
         hold = control_plane.hold(endpoint, when)
         agent.start()
-    await asyncio.wait_for(hold.reached.wait(), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        await hold.reached.wait()
     return hold

@@ -40,7 +40,8 @@ async def raw_endpoint(*parts: bytes, pause_s: float = 0.0, stays: bool = False)
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield RawEndpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", asked)
-        await asyncio.wait_for(ended.wait(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await ended.wait()
 
 
 async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> Tokens | None:

@@ -94,7 +94,7 @@ class DepsMiddleware(Middleware):
     def _run(self, work: Any) -> None:
         thread = get_event_loop_thread()
         assert thread is not None, "AsyncIO stands before this middleware"
-        thread.run_coroutine(asyncio.wait_for(work, OPEN_S_MAX))
+        thread.run_coroutine(_within(OPEN_S_MAX, work))
 
 
 def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
@@ -153,9 +153,14 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     declare(b.FOLD_LANES, fold_lanes_actor)
 
 
+async def _within(limit_s: float, work: Awaitable[object]) -> None:
+    async with asyncio.timeout(limit_s):
+        await work
+
+
 async def _guarded(work: Awaitable[object], **facts: str) -> None:
     """Run an actor's work for as long as a call may take."""
-    await _watched(asyncio.wait_for(work, CALL_S_MAX), **facts)
+    await _watched(_within(CALL_S_MAX, work), **facts)
 
 
 async def _watched(work: Awaitable[object], **facts: str) -> None:

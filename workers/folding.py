@@ -103,7 +103,8 @@ class Folder:
         loop.add_reader(process.sentinel, ended.set)
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), CLAIM_S_MAX)
+                async with asyncio.timeout(CLAIM_S_MAX):
+                    await ended.wait()
         finally:
             loop.remove_reader(process.sentinel)
             # One that is stopped hears nothing else.

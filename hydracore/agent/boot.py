@@ -138,7 +138,8 @@ class Boot:
 
     async def _deliver(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._healthy.wait(), START_S)
+            async with asyncio.timeout(START_S):
+                await self._healthy.wait()
         await self._callbacks.deliver(self._credentials)
 
     async def _become_healthy_and_beat(self) -> None:

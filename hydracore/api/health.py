@@ -54,7 +54,8 @@ class Health:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_database())
         try:
-            return await asyncio.wait_for(asyncio.shield(self._asking), CHECK_TIMEOUT_S)
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await asyncio.shield(self._asking)
         except TimeoutError:
             return _DOWN
 

@@ -70,7 +70,8 @@ class Keeper:
                 if self.ran_s() > STEADY_S:
                     backoff_s = BACKOFF_S_FIRST
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), backoff_s)
+                    async with asyncio.timeout(backoff_s):
+                        await self._stopping.wait()
                 backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
         finally:
             # Whatever has ended the keeping: nobody else knows of the process.

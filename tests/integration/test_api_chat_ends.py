@@ -64,7 +64,8 @@ async def test_a_caller_who_leaves_before_the_answer_ends_the_request_to_the_age
     await until(lambda: used.agent.calls_of("/api/chat"))
     asking.cancel()
 
-    await asyncio.wait_for(used.agent.left.wait(), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        await used.agent.left.wait()
 
 
 async def test_a_caller_who_leaves_within_a_stream_ends_the_request_to_the_agent(used: Used) -> None:
@@ -74,7 +75,8 @@ async def test_a_caller_who_leaves_within_a_stream_ends_the_request_to_the_agent
         await anext(answer.aiter_raw())
         assert not used.agent.left.is_set()
 
-    await asyncio.wait_for(used.agent.left.wait(), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        await used.agent.left.wait()
 
 
 async def test_streams_hold_no_connection_to_the_database(used: Used) -> None:

@@ -127,7 +127,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(api: Api, mo
     writer.write(
         f"POST /v1/instances HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nContent-Length: 10\r\n\r\n{{".encode()
     )
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await reader.readuntil(b"\r\n\r\n")
     writer.close()
 
     assert answer.startswith(b"HTTP/1.1 408")

@@ -51,7 +51,8 @@ async def test_what_is_logged_of_a_request_names_no_instance_of_the_one_before_i
     with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
         reader, writer = await asyncio.open_connection(address.host, address.port)
         writer.write((of_one + of_none).encode())
-        answers = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            answers = await reader.read()
         writer.close()
 
     assert answers.count(b"HTTP/1.1 500") == 2

@@ -77,7 +77,8 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_
         refused = await client.get("/v1/instances", headers={"Authorization": "Bearer " + "x" * 40})
         too_long = await client.get("/health/live", headers={"X-Padding": "x" * HEAD_MAX_BYTES})
         process.send_signal(signal.SIGTERM)
-        out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            out, err = await process.communicate()
 
     assert (made.status_code, refused.status_code, too_long.status_code) == (202, 401, 431)
     assert process.returncode == 0
@@ -98,7 +99,8 @@ async def test_nobody_starts_with_another_master_key_than_the_customers_keys_wer
     env = environ(database_url, redis_url, free_port(), HYDRACORE_PUBLIC_URL="http://127.0.0.1:1")
 
     async with started(env, part) as process:
-        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            _, err = await process.communicate()
 
     assert process.returncode == 2
     assert b"HYDRACORE_MASTER_KEY is not the one" in err.splitlines()[-1]
@@ -126,7 +128,8 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
             while not lines or lines[-1]["event"] != "rate_limits_suspended":
                 lines.append(msgspec.json.decode(await process.stderr.readline()))
         process.terminate()
-        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            _, err = await process.communicate()
 
     assert {(answer.status_code, answer.headers["x-request-id"]) for answer in answers} == {
         (500, "of-ann"),
@@ -153,7 +156,8 @@ async def test_requests_under_way_are_answered_before_it_stops_at_ctrl_c(databas
         writer.write(body)
         answer = await reader.readuntil(b"\r\n\r\n")
         writer.close()
-        await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await process.communicate()
 
     assert answer.startswith(b"HTTP/1.1 202")
     assert process.returncode == 0
@@ -165,7 +169,8 @@ async def test_a_wrong_catalogue_is_told_line_by_line(tmp_path: Path) -> None:
     env = environ("postgresql://x@127.0.0.1:1/x", "redis://127.0.0.1:1", 0, HYDRACORE_CATALOGUE=str(catalogue))
 
     async with started(env) as process:
-        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            _, err = await process.communicate()
 
     assert process.returncode == 2
     assert f"{catalogue}: presets: Field required" in err.decode().splitlines()

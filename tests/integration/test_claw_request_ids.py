@@ -41,7 +41,8 @@ async def test_what_the_agent_logs_of_a_request_has_not_the_id_of_the_one_before
     with capture_logs(processors=[merge_contextvars]) as lines:
         reader, writer = await asyncio.open_connection(requests[0].url.host, requests[0].url.port)
         writer.write(b"".join(map(as_sent, requests)))
-        answers = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            answers = await reader.read()
         writer.close()
 
     assert answers.count(b"HTTP/1.1 502") == 2

@@ -315,7 +315,8 @@ async def test_a_question_about_memories_that_is_given_up_is_metered_by_estimate
         runtime["model_policy"] |= {"embedding_model": "scripted-embedding"}
         await use(claw, control_plane, runtime)
         asking = asyncio.create_task(claw.ask("Hello", "c-1"))
-        await asyncio.wait_for(silent.asked.wait(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await silent.asked.wait()
         asking.cancel()
         await control_plane.until(lambda: control_plane.metered()[-1]["model"] == "scripted-embedding")
 

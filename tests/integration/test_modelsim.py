@@ -208,7 +208,8 @@ async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> N
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as http:
         await until(lambda: answers(http))
     process.send_signal(signal.SIGTERM)
-    _, said = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        _, said = await process.communicate()
 
     assert process.returncode == 0
     assert f"Scripted models (no real one among them) at http://{host}:{port}/v1" in said.decode()
