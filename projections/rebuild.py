@@ -92,10 +92,10 @@ async def rebuild(
         if report.drifted:
             # What has drifted and is accepted would only be found again.
             candidate = candidate._replace(unverified=None)
-        near = partial(approach, connection, candidate)
         try:
-            await near()
-            swapped = await swap(connection, candidate, between=near)
+            swapped = await swap(
+                partial(_connect, database_url), candidate, near=partial(approach, candidate=candidate)
+            )
         except ParityMismatch as error:
             _record(report, error.comparison)
             return report
@@ -146,11 +146,10 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         )
         candidate = Candidate.of(projection, earlier, live)._replace(unverified=None)
 
-        async def near() -> None:
-            report.events += await approach(connection, candidate)
+        async def near(swapping: AsyncConnection) -> None:
+            report.events += await approach(swapping, candidate)
 
-        await near()
-        _finish(report, await swap(connection, candidate, between=near), began_s)
+        _finish(report, await swap(partial(_connect, database_url), candidate, near=near), began_s)
         return report
 
 
@@ -169,11 +168,7 @@ async def prune(database_url: str, name: str) -> list[Generation]:
 @asynccontextmanager
 async def _turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
     """A connection whose session alone rebuilds the projection. Raises `RebuildBusy`."""
-    given = str(conninfo_to_dict(database_url).get("options") or "")
-    conninfo = make_conninfo(
-        database_url, application_name="hydracore-rebuild", options=f"{given} {_NOTICE_LOSS}".strip()
-    )
-    async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+    async with await _connect(database_url) as connection:
         row = await (await connection.execute(_TAKE_TURN, (name,))).fetchone()
         if row != (True,):
             raise RebuildBusy(name)
@@ -184,6 +179,14 @@ async def _turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]
             # be asked any more takes the lock with it.
             with suppress(Error):
                 await connection.execute(_GIVE_TURN, (name,))
+
+
+async def _connect(database_url: str) -> AsyncConnection:
+    given = str(conninfo_to_dict(database_url).get("options") or "")
+    conninfo = make_conninfo(
+        database_url, application_name="hydracore-rebuild", options=f"{given} {_NOTICE_LOSS}".strip()
+    )
+    return await AsyncConnection.connect(conninfo, autocommit=True)
 
 
 async def _build(

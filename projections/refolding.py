@@ -30,7 +30,6 @@ _GROWN = _SQL["grown"]
 _PIECES = template(_SQL["pieces"])
 _STAGE = template(_SQL["stage"])
 _REPLACE = template(_SQL["replace"])
-_ADD = template(_SQL["add"])
 
 #: How many events are read at once, at most: a bound on memory, whatever the number of streams and their length.
 EVENTS_MAX = 1_000
@@ -136,7 +135,6 @@ async def refold(
     for pieces in _batches(grown):
         await copy_in_async(connection, staged, await _changes(connection, projection, pieces, kept))
     await connection.execute(_REPLACE.format(**names))
-    await connection.execute(_ADD.format(**names))
 
 
 async def _changes(

@@ -21,7 +21,6 @@ SELECT e.place, count(*), max(e.version), max(e.upto_bytes), '[' || string_agg((
 CREATE TEMP TABLE {staged} ON COMMIT DROP AS SELECT {columns} FROM {table} LIMIT 0
 
 -- name: replace
-DELETE FROM {table} t USING {staged} s WHERE {same_key}
-
--- name: add
+-- Both in one message: writers may stand still meanwhile.
+DELETE FROM {table} t USING {staged} s WHERE {same_key};
 INSERT INTO {table} ({columns}) SELECT {columns} FROM {staged}

@@ -3,22 +3,25 @@
 Writers are stopped by locking every lane's head, in order, as every append does; readers wait only while the tables change
 places. Readers hold no lanes and writers hold theirs before they touch a table, so nobody waits in a circle. Whatever
 takes too long is rolled back and tried again: a transaction that sits on a lane or on a table must not make all wait.
+
+How long that is, the server's clock says, and the server sees to it: this process may be frozen, or wait for a processor. It ends
+the session that tries, and looks at the time right before it commits, in the message that says to.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncClientCursor, AsyncConnection, sql
 
-from events.sql import Statements
+from events.sql import Statements, template
+from projections import generations
 from projections.candidate import Candidate
-from projections.catching_up import CaughtUp, TooFar
+from projections.catching_up import TooFar
 from projections.definition import Inline
 from projections.drift import compare
 from projections.errors import ParityMismatch, WritersNotStopped
@@ -26,9 +29,12 @@ from projections.generations import composed
 from projections.tables import LIVE
 
 _SQL = Statements("projections", "swap.sql")
-_BE_QUICK = _SQL["be_quick"]
+_BEGIN = template(_SQL["begin"])
 _LOCK_HEADS = _SQL["lock_heads"]
 _LOCK_CHECKPOINTS = _SQL["lock_checkpoints"]
+_COMMIT_IN_TIME = template(_SQL["commit_in_time"])
+_ON_DISK = _SQL["on_disk"]
+_END_SESSION = _SQL["end_session"]
 _GENERATIONS = Statements("projections", "generations.sql")
 _SET_STATE = _GENERATIONS["set_state"]
 _SERVE = _GENERATIONS["serve"]
@@ -39,18 +45,20 @@ _FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
 #: How long writers may stand still before the swap lets them go and tries again later.
 STOPPED_S_MAX = 0.2
 
+#: How long it waits for a lane or a table that somebody sits on.
+WAIT_S_MAX = 0.1
+
 #: How many events may have to be read meanwhile, old ones of streams that are folded from their beginning too: some hundredths of
-#: a second. Nothing breaks off a fold.
+#: a second.
 READ_MAX = 10_000
 
-#: How long after a statement was broken off the next one is.
-AGAIN_S = 0.01
-
-#: What a try ends in that has to be made again.
+#: What a try ends in that has to be made again. So does one whose session was ended before anybody asked it anything.
 _NOT_NOW = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
     TooFar,
 )
 
@@ -60,101 +68,125 @@ PAUSE_S = 0.05
 PAUSE_S_MAX = 1.0
 
 
+Statement = tuple[bytes | sql.Composed, Any]
+"""With its parameters, or None."""
+
+
 class Swapped(NamedTuple):
-    """How long writers (for a followed projection: its followers) stood still, in which try, and what came last."""
+    """How long writers (for a followed projection: its followers) stood still, by the server's clock, and in which try."""
 
     stopped_s: float
     tries: int
-    events: int
 
 
 async def swap(
-    connection: AsyncConnection, candidate: Candidate, *, between: Callable[[], Awaitable[object]]
+    connect: Callable[[], Awaitable[AsyncConnection]],
+    candidate: Candidate,
+    *,
+    near: Callable[[AsyncConnection], Awaitable[object]],
 ) -> Swapped:
-    """Make the candidate's build the live generation and the live one the previous.
+    """Make the candidate's build the live generation and the live one the previous. Each try is made on a connection of its own.
 
-    `between` is awaited after each try that failed, right before the next. Raises `ParityMismatch` and `WritersNotStopped`; then
-    nothing has changed.
+    `near` is awaited right before each try, on its connection. Raises `ParityMismatch` and `WritersNotStopped`; then nothing has
+    changed.
     """
-    if candidate.live is not None:
-        await connection.execute(composed("CREATE SCHEMA IF NOT EXISTS {}", [candidate.live.schema]))
+    lost: int | None = None
     for tries in range(1, TRIES_MAX + 1):
-        began_s = time.perf_counter()
-        try:
-            async with connection.transaction(), _no_longer_than(connection, STOPPED_S_MAX):
-                last = await _settle(connection, candidate)
-                await _move(connection, candidate)
-            return Swapped(time.perf_counter() - began_s, tries, last.events)
-        except _NOT_NOW:
-            await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
-            await between()
+        async with await connect() as connection:
+            if lost is not None and await _was_made(connection, candidate, session=lost):
+                # It was in time.
+                return Swapped(STOPPED_S_MAX, tries - 1)
+            await near(connection)
+            lost = connection.info.backend_pid
+            try:
+                await _settle(connection, candidate)
+                stopped = await _move(connection, candidate)
+            except (*_NOT_NOW, psycopg.OperationalError) as error:
+                if not isinstance(error, _NOT_NOW) and not connection.closed:
+                    raise
+                # Whatever it still holds goes with its session.
+                await connection.close()
+            else:
+                await connection.execute(_ON_DISK, candidate.build.key)
+                return Swapped(stopped.total_seconds(), tries)
+        await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
 
 
-@asynccontextmanager
-async def _no_longer_than(connection: AsyncConnection, seconds: float) -> AsyncGenerator[None]:
-    """Has the server break off whatever still runs on the connection after `seconds`: `QueryCanceled` is raised there.
-
-    Cancelling on this side would leave a connection that is in the middle of a COPY unusable.
-    """
-    over = asyncio.Event()
-
-    async def watch() -> None:
-        pause_s = seconds
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), pause_s)
-                return
-            # Between two statements there is nothing to break off: the next one is.
-            await connection.cancel_safe()
-            pause_s = AGAIN_S
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        over.set()
-        await watching
+async def _was_made(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
+    """Whether the try of a session that was lost was committed after all. A lost session does not say what became of it."""
+    await connection.execute(_END_SESSION, (session,))
+    live = await generations.served(connection, candidate.build.name)
+    if live is None or live.number != candidate.build.number:
+        return False
+    await connection.execute(_ON_DISK, candidate.build.key)
+    return True
 
 
-async def _settle(connection: AsyncConnection, candidate: Candidate) -> CaughtUp:
+async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
     """Stop the writers (or the followers), take the build to where the live tables are, and compare what is new."""
-    await connection.execute(_BE_QUICK)
-    if isinstance(candidate.projection, Inline):
-        upto = dict(await (await connection.execute(_LOCK_HEADS)).fetchall())
-    else:
-        upto = dict(await (await connection.execute(_LOCK_CHECKPOINTS, (candidate.build.name,))).fetchall())
-    step = await candidate.step(connection, upto, read_max=READ_MAX)
+    await candidate.step(connection, await _stop(connection, candidate), read_max=READ_MAX)
     if candidate.unverified is None or candidate.live is None:
-        return step
+        return
     scope = candidate.unverified.scope(candidate.projection)
     comparison = await compare(connection, candidate.projection, candidate.build, scope)
     if comparison.drifted:
         raise ParityMismatch(candidate.build.name, comparison)
-    return step
 
 
-async def _move(connection: AsyncConnection, candidate: Candidate) -> None:
-    """Change names. All tables are locked before the first is moved, so that nobody sees one without the others."""
+async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, int]:
+    """How far the live tables are, in every lane, and no farther from now on."""
+    stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (STOPPED_S_MAX, WAIT_S_MAX))
+    begin: Statement = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
+    lock: Statement = (_LOCK_CHECKPOINTS, (candidate.build.name,))
+    if isinstance(candidate.projection, Inline):
+        lock = (_LOCK_HEADS, None)
+    return dict(await (await _at_once(connection, [begin, lock])).fetchall())
+
+
+async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
+    """Change names and commit, unless writers have stood still for too long; how long they have.
+
+    All in one message: were the time looked at in one and committed in the next, as much as you like might lie between them.
+    """
+    limit = sql.Literal(timedelta(seconds=STOPPED_S_MAX))
+    done = await _at_once(connection, [*_moves(candidate), (_COMMIT_IN_TIME.format(limit=limit), None)])
+    ended = await done.fetchone()
+    await done.set_result(-3)
+    began = await done.fetchone()
+    assert began is not None, "it was committed"
+    assert ended is not None, "it was committed"
+    return ended[0] - began[0]
+
+
+async def _at_once(connection: AsyncConnection, statements: Iterable[Statement]) -> AsyncClientCursor[Any]:
+    """Have the server do one right after the other, whatever becomes of us meanwhile. The cursor is at the last one's rows."""
+    cursor = AsyncClientCursor(connection)
+    await cursor.execute(";\n".join(cursor.mogrify(*one) for one in statements).encode())
+    await cursor.set_result(-1)
+    return cursor
+
+
+def _moves(candidate: Candidate) -> list[Statement]:
+    """All tables are locked before the first is moved, so that nobody sees one without the others."""
     projection, build, live, *_ = candidate
     blue = [] if live is None else live.tables
     tables = [sql.Identifier(LIVE, table) for table in blue]
     tables += [sql.Identifier(build.schema, table) for table in build.tables]
-    await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables)))
+    lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
+    found: list[Statement] = [(lock, None)]
     move = "ALTER TABLE {}.{} SET SCHEMA {}"
     if live is not None:
-        for table in live.tables:
-            await connection.execute(composed(move, [LIVE, table, live.schema]))
-        await connection.execute(_SET_STATE, live.key | {"state": "previous"})
+        found += [(composed("CREATE SCHEMA IF NOT EXISTS {}", [live.schema]), None)]
+        found += [(composed(move, [LIVE, table, live.schema]), None) for table in live.tables]
+        found += [(_SET_STATE, live.key | {"state": "previous"})]
         if isinstance(projection, Inline):
-            await connection.execute(_ENTER_AT_HEADS, (live.follower,))
+            found += [(_ENTER_AT_HEADS, (live.follower,))]
         else:
-            await connection.execute(_RENAME_FOLLOWER, {"before": live.name, "after": live.follower})
-    for table in build.tables:
-        await connection.execute(composed(move, [build.schema, table, LIVE]))
+            found += [(_RENAME_FOLLOWER, {"before": live.name, "after": live.follower})]
+    found += [(composed(move, [build.schema, table, LIVE]), None) for table in build.tables]
     if isinstance(projection, Inline):
-        await connection.execute(_FORGET_FOLLOWER, (build.follower,))
+        found += [(_FORGET_FOLLOWER, (build.follower,))]
     else:
-        await connection.execute(_RENAME_FOLLOWER, {"before": build.follower, "after": build.name})
-    await connection.execute(_SET_STATE, build.key | {"state": "live"})
-    await connection.execute(_SERVE, build.key)
+        found += [(_RENAME_FOLLOWER, {"before": build.follower, "after": build.name})]
+    return [*found, (_SET_STATE, build.key | {"state": "live"}), (_SERVE, build.key)]

@@ -1,8 +1,38 @@
--- name: be_quick
-SET LOCAL lock_timeout = '100ms'
+-- name: begin
+-- The commit waits for no disk while writers do: what they append goes to the disk behind it.
+BEGIN;
+SELECT set_config('lock_timeout', {wait_ms}, true), set_config('statement_timeout', {stopped_ms}, true),
+       set_config('idle_in_transaction_session_timeout', {stopped_ms}, true),
+       set_config('tcp_user_timeout', {stopped_ms}, true),
+       -- PostgreSQL 15 and 16 do not know it.
+       CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
+            THEN set_config('transaction_timeout', {stopped_ms}, true) END,
+       set_config('synchronous_commit', 'off', true)
 
 -- name: lock_heads
 SELECT lane, head FROM lane_head ORDER BY lane FOR UPDATE
 
 -- name: lock_checkpoints
 SELECT lane, seq FROM checkpoint WHERE follower = %s ORDER BY lane FOR UPDATE
+
+-- name: commit_in_time
+DO $$
+BEGIN
+    IF clock_timestamp() - now() > {limit} THEN
+        RAISE query_canceled USING MESSAGE = 'writers have stood still for too long';
+    END IF;
+END
+$$;
+SELECT now();
+COMMIT;
+SELECT clock_timestamp()
+
+-- name: on_disk
+-- With this commit, which waits for the disk, the swap is on it, too.
+UPDATE projection SET swapped_at = clock_timestamp() WHERE name = %(name)s AND generation = %(generation)s
+
+-- name: end_session
+-- Waits for its end, in milliseconds at most.
+SELECT pg_terminate_backend(a.pid, 5000)
+  FROM pg_stat_activity a
+ WHERE a.pid = %s AND a.application_name = current_setting('application_name')

@@ -1,0 +1,107 @@
+"""Writers stand still for no longer than they are promised, whatever becomes of whoever swaps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+
+from projections import generations
+from projections.errors import WritersNotStopped
+from projections.instance import InstanceProjection
+from projections.swap import STOPPED_S_MAX
+from tests.rebuilding import rebuilt, write_lives
+from tests.requests_to_log import open_store
+from tests.waiting import until
+
+#: Slows down two of the swap's last statements, none of them by so much that it is broken off, and stops the clock of the whole.
+SLOW = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('transaction_timeout', '0', true);
+    PERFORM pg_sleep(0.15);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER slow AFTER UPDATE ON projection_generation FOR EACH STATEMENT EXECUTE FUNCTION slow()
+"""
+
+#: Of the session that swaps.
+STATE = """
+SELECT coalesce(wait_event_type, ''), state
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name = 'hydracore-rebuild' AND query ~ 'lane_head' AND query ~ 'UPDATE'
+"""
+
+
+async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_broken_it_off(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    await owner_conn.execute(SLOW)
+
+    with pytest.raises(WritersNotStopped):
+        await rebuilt(database_url, InstanceProjection())
+
+    live = await generations.served(owner_conn, "instance")
+    assert live is not None
+    assert live.number == 1
+    await owner_conn.execute("DROP FUNCTION slow CASCADE")
+    report = await rebuilt(database_url, InstanceProjection())
+    assert (report.resumed, report.generation) == (True, 2)
+    assert report.stopped_s is not None
+    assert report.stopped_s <= STOPPED_S_MAX
+
+
+async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_it_can_go_on(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    async with rebuilding(database_url) as process, await psycopg.AsyncConnection.connect(database_url) as sitter:
+        frozen = False
+        while not frozen:
+            await sitter.execute("SELECT head FROM lane_head WHERE lane = 63 FOR UPDATE")
+            process.send_signal(signal.SIGCONT)
+            await until(lambda: in_state(owner_conn, "Lock", "active"))
+            process.send_signal(signal.SIGSTOP)
+            await sitter.rollback()
+            await until(lambda: in_no_state(owner_conn, "active"))
+            # Now it has all heads, unless it had given up a moment before.
+            frozen = await in_state(owner_conn, "Client", "idle in transaction")
+
+        await owner_conn.execute("SET statement_timeout = '10s'")
+        await owner_conn.execute("UPDATE lane_head SET head = head")
+        process.send_signal(signal.SIGCONT)
+        output, errors = await process.communicate()
+
+    assert (process.returncode, errors) == (0, b"")
+    assert b"generation 2 is live" in output
+
+
+async def in_state(connection: psycopg.AsyncConnection, *expected: str) -> bool:
+    return expected in await (await connection.execute(STATE)).fetchall()
+
+
+async def in_no_state(connection: psycopg.AsyncConnection, unwanted: str) -> bool:
+    return all(state != unwanted for _, state in await (await connection.execute(STATE)).fetchall())
+
+
+@asynccontextmanager
+async def rebuilding(database_url: str) -> AsyncGenerator[asyncio.subprocess.Process]:
+    command = (sys.executable, "-m", "hydracore", "projections", "rebuild", "instance", "--workers", "1")
+    env, pipe = os.environ | {"HYDRACORE_DATABASE_URL": database_url}, asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=pipe)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
