@@ -48,6 +48,7 @@ class LaneStatus(msgspec.Struct, frozen=True):
 class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """`code_version` None: a projection that this release no longer has. `version` None: one that was never built.
 
+    `missing`: what somebody has taken away of what is live, in words.
     `events_per_s`: how many events it took a second, just now. Inline ones have no lanes of their own: they are written
     with the log and never behind it.
     """
@@ -61,6 +62,7 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     events_per_s: float
     lanes: list[LaneStatus]
     others: list[Generation]
+    missing: list[str]
 
     @property
     def behind(self) -> int:
@@ -125,6 +127,7 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
                 events_per_s=rates.get("" if inline else name, 0.0),
                 lanes=[LaneStatus(*lane) for lane in lanes],
                 others=[other for other in others if other.name == name],
+                missing=(await generations.live(connection, name)).missing,
             )
         )
     return found

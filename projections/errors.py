@@ -5,6 +5,7 @@ RebuildError
 |-- RebuildBusy           somebody else is rebuilding it
 |-- GenerationInUse       somebody still folds or reads what was to be dropped
 |-- Outdated              what is live is of a newer version than this code
+|-- LiveIncomplete        something of what is live is missing
 |-- ParityMismatch        the live table is not what the log says; nothing was swapped
 |-- WritersNotStopped     no moment was found in which the swap could be made fast enough
 |-- FoldFailed            a process that folds lanes has failed
@@ -24,6 +25,8 @@ from uuid import UUID
 from events.errors import EventsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from projections.drift import Comparison
 
 
@@ -59,6 +62,18 @@ class Outdated(RebuildError):
         self.name = name
         self.version = version
         self.live = live
+
+
+class LiveIncomplete(RebuildError):
+    """`missing`: what, in words. A rebuild that is to accept whatever is wrong makes it anew."""
+
+    def __init__(self, name: str, missing: Sequence[str]) -> None:
+        super().__init__(
+            f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild {name} --accept-drift` makes it anew"
+            " from the log"
+        )
+        self.name = name
+        self.missing = missing
 
 
 class ParityMismatch(RebuildError):

@@ -8,7 +8,7 @@ tables between schemas, and everything else about them stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
 import msgspec
 from psycopg import AsyncConnection, sql
@@ -23,6 +23,7 @@ _SQL = Statements("projections", "generations.sql")
 _SERVED = _SQL["served"]
 _NEWEST_IN = _SQL["newest_in"]
 _LAST_REPLACED = _SQL["last_replaced"]
+_TABLES_MISSING = _SQL["tables_missing"]
 _ALL_IN = _SQL["all_in"]
 _INSERT_GENERATION = _SQL["insert_generation"]
 _SET_TARGETS = _SQL["set_targets"]
@@ -77,6 +78,34 @@ class Progress(msgspec.Struct, frozen=True):
 async def served(connection: AsyncConnection, name: str) -> Generation | None:
     """The live generation; None for a projection that was never built here."""
     return await _one(connection, _SERVED, (name,))
+
+
+class Live(NamedTuple):
+    """`generation`: the live one with the tables that are there; None for a projection that was never built here. `missing`: what
+    somebody has taken away of it, in words."""
+
+    generation: Generation | None
+    missing: list[str]
+
+
+async def live(connection: AsyncConnection, name: str) -> Live:
+    """What is live, also where nothing says any more that it is."""
+    found, missing = await served(connection, name), list[str]()
+    if found is None:
+        found = await newest_in(connection, name, "live")
+        if found is None:
+            return Live(None, [])
+        missing.append("its row in `projection`")
+    gone = await tables_missing(connection, found)
+    there = [table for table in found.tables if table not in gone]
+    return Live(msgspec.structs.replace(found, tables=there), [*missing, *(f"the table {table}" for table in gone)])
+
+
+async def tables_missing(connection: AsyncConnection, generation: Generation) -> list[str]:
+    """The generation's tables that are not where it has them."""
+    schema = LIVE if generation.state == "live" else generation.schema
+    rows = await connection.execute(_TABLES_MISSING, {"schema": schema, "tables": generation.tables})
+    return [table for (table,) in await rows.fetchall()]
 
 
 async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Generation | None:

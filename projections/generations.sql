@@ -19,6 +19,12 @@ SELECT name, generation, version, tables, state
  ORDER BY replaced_at DESC NULLS LAST, generation DESC
  LIMIT 1
 
+-- name: tables_missing
+SELECT t.name
+  FROM unnest(%(tables)s::text[]) AS t (name)
+ WHERE to_regclass(format('%%I.%%I', %(schema)s::text, t.name)) IS NULL
+ ORDER BY t.name
+
 -- name: all_in
 SELECT name, generation, version, tables, state
   FROM projection_generation

@@ -23,7 +23,7 @@ from projections.approach import approach, verify
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
-from projections.errors import NothingToRollBackTo, Outdated, ParityMismatch, RebuildBusy
+from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch, RebuildBusy
 from projections.generations import Generation, Progress
 from projections.swap import Swapped, swap
 
@@ -40,7 +40,8 @@ Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], 
 
 class Report(msgspec.Struct, kw_only=True):
     """What a rebuild did. Rows are compared at one place in the log; `drift` holds the first that differ. `left_out` are the tables
-    that could not be compared, because other columns tell their rows apart than in the version that is live.
+    that could not be compared, because other columns tell their rows apart than in the version that is live. `missing`: what was
+    gone of what was live, in words.
 
     `stopped_s`: how long writers (for a followed projection: its followers) stood still; None where nothing was swapped.
     """
@@ -58,6 +59,7 @@ class Report(msgspec.Struct, kw_only=True):
     drifted: int = 0
     drift: list[Drift] = []
     left_out: list[str] = []
+    missing: list[str] = []
     stopped_s: float | None = None
     tries: int = 0
     total_s: float = 0.0
@@ -77,11 +79,15 @@ async def rebuild(
 
     Where live tables drifted from the log, nothing is swapped and the report says where (`stopped_s` is None), unless
     `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`,
-    `WritersNotStopped` and what folding raises.
+    `LiveIncomplete` unless `accept_drift`, `WritersNotStopped` and what folding raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
-        build, report, live = await _build(connection, projection, folding, steps)
+        live, missing = await generations.live(connection, projection.name)
+        if missing and not accept_drift:
+            raise LiveIncomplete(projection.name, missing)
+        build, report = await _build(connection, projection, folding, steps, live=live)
+        report.missing = missing
         steps.phase("comparing")
         candidate = Candidate.of(projection, build, live)
         async with _analyzing(database_url, build):
@@ -105,11 +111,14 @@ async def rebuild(
 
 async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
     """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
-    only gone on with. Nothing that is served changes. Raises `RebuildBusy`, `Outdated` and what folding raises.
+    only gone on with. Nothing that is served changes. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` and what folding raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
-        build, report, live = await _build(connection, projection, folding, steps)
+        live, missing = await generations.live(connection, projection.name)
+        if missing:
+            raise LiveIncomplete(projection.name, missing)
+        build, report = await _build(connection, projection, folding, steps, live=live)
         steps.phase("comparing")
         try:
             await _compare(connection, Candidate.of(projection, build, live), report)
@@ -129,13 +138,15 @@ async def rollback(database_url: str, projection: Projection) -> Report:
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
-        live = await generations.served(connection, projection.name)
+        live, missing = await generations.live(connection, projection.name)
         earlier = await generations.last_replaced(connection, projection.name)
         if live is None or earlier is None:
             raise NothingToRollBackTo(projection.name, "there is no earlier generation")
         if earlier.version != projection.version:
             reason = f"the earlier generation is of version {earlier.version}, which this code cannot follow"
             raise NothingToRollBackTo(projection.name, reason)
+        if gone := await generations.tables_missing(connection, earlier):
+            raise NothingToRollBackTo(projection.name, f"the earlier generation lacks {', '.join(gone)}")
         report = Report(
             name=projection.name,
             version=earlier.version,
@@ -143,6 +154,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             generation=earlier.number,
             resumed=False,
             events=0,
+            missing=missing,
         )
         candidate = Candidate.of(projection, earlier, live)._replace(unverified=None)
 
@@ -190,10 +202,9 @@ async def _connect(database_url: str) -> AsyncConnection:
 
 
 async def _build(
-    connection: AsyncConnection, projection: Projection, folding: Folding, steps: Steps
-) -> tuple[Generation, Report, Generation | None]:
+    connection: AsyncConnection, projection: Projection, folding: Folding, steps: Steps, *, live: Generation | None
+) -> tuple[Generation, Report]:
     """The next generation, folded and indexed: a new one, or what an earlier run has left of it."""
-    live = await generations.served(connection, projection.name)
     if live is not None and live.version > projection.version:
         raise Outdated(projection.name, projection.version, live=live.version)
     build = await generations.newest_in(connection, projection.name, *generations.UNFINISHED)
@@ -228,7 +239,7 @@ async def _build(
         began_s = time.perf_counter()
         build = await generations.index(connection, projection, build)
         report.index_s = time.perf_counter() - began_s
-    return build, report, live
+    return build, report
 
 
 async def _fits(

@@ -134,7 +134,9 @@ def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Interventi
 @click.option("--workers", type=click.IntRange(1, 64), default=None, help="Processes that fold; default: one a core.")
 @click.option("--dry-run", is_flag=True, help="Build, compare with the live table row by row, and change nothing.")
 @click.option(
-    "--accept-drift", is_flag=True, help="Swap even where the live table is not what the log says: the log wins."
+    "--accept-drift",
+    is_flag=True,
+    help="Swap even where the live table is not what the log says, or is missing: the log wins.",
 )
 @click.option("--distributed", is_flag=True, help="Have the Dramatiq workers fold the lanes.")
 @full_speed_option

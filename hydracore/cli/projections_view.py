@@ -51,6 +51,8 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
     for one in found:
         rate = f"{one.events_per_s:.0f} events/s"
         waits = f"; version {one.code_version} waits for `rebuild`" if one.outdated else ""
+        if one.missing:
+            waits = f"; {' and '.join(one.missing)} is missing: `rebuild {one.name} --accept-drift` makes it anew"
         built = f"version {_text(one.version)}, generation {_text(one.generation)}"
         click.echo(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
         for lane in one.lanes:
@@ -123,6 +125,8 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
     compared = f"{plural(report.rows_compared, 'row')} compared, {report.drifted} {differ}"
     if report.left_out:
         compared += f"; NOT compared, because of another key: {', '.join(report.left_out)}"
+    if report.missing:
+        compared += f"; {' and '.join(report.missing)} was missing"
     events = plural(report.events, "event")
     if dry_run:
         kept = f"; generation {report.generation}, which was broken off before, is kept" if report.resumed else ""

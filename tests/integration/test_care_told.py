@@ -56,8 +56,9 @@ async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_w
 ) -> None:
     async with open_store(database_url) as (store, _):
         await requested(store)
-    await owner_conn.execute("DELETE FROM projection WHERE name = 'fleet'")
-    await owner_conn.execute("DELETE FROM projection WHERE name = 'reservation'")
+    for name in ("fleet", "reservation"):
+        await owner_conn.execute("DELETE FROM projection WHERE name = %s", (name,))
+        await owner_conn.execute("DELETE FROM projection_generation WHERE name = %s", (name,))
 
     found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}
     told = (await hydracore(database_url, "status")).stdout.splitlines()

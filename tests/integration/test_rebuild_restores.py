@@ -1,0 +1,82 @@
+"""What somebody has taken away of a read table is told of, and a rebuild brings it back from the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import LiteralString
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from hydracore.cli import main
+from projections.errors import NothingToRollBackTo
+from projections.rebuild import rollback
+from projections.registry import projections
+from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store
+
+#: What is done, to which projection, and what is said to be missing.
+LOSSES: dict[LiteralString, tuple[str, list[str]]] = {
+    "DROP TABLE activity": ("activity", ["the table activity"]),
+    "DROP TABLE usage_end_user": ("usage_daily", ["the table usage_end_user"]),
+    "DELETE FROM projection WHERE name = 'instance'": ("instance", ["its row in `projection`"]),
+    "DROP TABLE fleet; DELETE FROM projection WHERE name = 'fleet'": (
+        "fleet",
+        ["its row in `projection`", "the table fleet"],
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
+    loss: LiteralString, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    name, missing = LOSSES[loss]
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+        await owner_conn.execute(loss)
+
+        told = await hydracore(database_url, "status", name, "--json")
+        seen = await hydracore(database_url, "status", name)
+        refused = [
+            await hydracore(database_url, "rebuild", name, "--workers", "1", *words) for words in ([], ["--dry-run"])
+        ]
+        mended = await hydracore(database_url, "rebuild", name, "--workers", "1", "--accept-drift")
+
+        assert json.loads(told.stdout)[0]["missing"] == missing
+        assert f"{' and '.join(missing)} is missing: `rebuild {name} --accept-drift`" in seen.stdout
+        for one in refused:
+            assert (one.exit_code, one.stdout) == (1, "")
+            assert f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild" in one.stderr
+        assert (mended.exit_code, mended.stderr) == (0, "")
+        assert f"{' and '.join(missing)} was missing" in mended.stdout
+        # Writers and followers go on as if nothing had happened.
+        await write_lives(store, count=4, start=4)
+        await follow_all(pool)
+        assert (await compared(database_url, projections()[name])).drifted == 0
+        assert json.loads((await hydracore(database_url, "status", name, "--json")).stdout)[0]["missing"] == []
+
+
+async def test_a_table_that_is_gone_can_be_left_behind_by_a_rollback_and_is_not_gone_back_to(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+    projection = projections()["provision_log"]
+    await rebuilt(database_url, projection)
+    await owner_conn.execute("DROP TABLE provision_log")
+
+    assert (await rollback(database_url, projection)).missing == ["the table provision_log"]
+
+    assert (await compared(database_url, projection)).drifted == 0
+    with pytest.raises(NothingToRollBackTo, match="the earlier generation lacks provision_log"):
+        await rollback(database_url, projection)
+
+
+async def hydracore(database_url: str, *words: str) -> Result:
+    """The command in this process; a command has an event loop of its own, so it runs in a thread."""
+    env = {"HYDRACORE_DATABASE_URL": database_url}
+    return await asyncio.to_thread(CliRunner().invoke, main, ["projections", *words], env=env)
