@@ -35,14 +35,15 @@ SAMPLE_S = 0.5
 
 
 class LaneStatus(msgspec.Struct, frozen=True):
-    """`behind_s`: the age of the first event that the projection has not taken. `error`: why the lane is parked, at the
-    event after `seq`."""
+    """`behind_s`: the age of the first event that the projection has not taken. `seq`: the last one that it has. `error`: why the
+    lane is parked, at the event of the number `event`; None where it is not."""
 
     lane: int
     behind: int
     behind_s: float
     seq: int
     error: str | None
+    event: int | None
 
 
 class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):

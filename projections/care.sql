@@ -4,7 +4,7 @@ SELECT h.lane, h.head - s.seq,
        coalesce(extract(epoch FROM now() - (SELECT e.recorded_at
                                               FROM event e
                                              WHERE e.lane = h.lane AND e.seq = s.seq + 1)), 0)::float8,
-       s.seq, c.error
+       s.seq, c.error, CASE WHEN c.error IS NOT NULL THEN s.seq + 1 END
   FROM lane_head h
   LEFT JOIN checkpoint c ON c.lane = h.lane AND c.follower = %(name)s
  CROSS JOIN LATERAL (SELECT coalesce(c.seq, 0)) s (seq)

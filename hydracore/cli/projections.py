@@ -42,7 +42,15 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
 _SEQ = click.IntRange(1, 2**63 - 1)
 _event = click.option("--event", "seq", type=_SEQ, required=True, help="The event's number in its lane.")
-_reason = click.option("--reason", required=True, help="Why; it is kept with who did it and when.")
+
+
+def _not_blank(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    if not text.strip():
+        raise click.BadParameter("say why, for whoever reads it later.")
+    return text
+
+
+_reason = click.option("--reason", required=True, callback=_not_blank, help="Why; it is kept with who did it and when.")
 
 
 @click.group()

@@ -57,7 +57,7 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         click.echo(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
         for lane in one.lanes:
             if lane.behind:
-                parked = "" if lane.error is None else f", parked at event {lane.seq + 1}: {lane.error}"
+                parked = "" if lane.error is None else f", parked at event {lane.event}: {lane.error}"
                 click.echo(f"  lane {lane.lane}: {lane.behind} behind, {lane.behind_s:.1f} s{parked}")
 
 

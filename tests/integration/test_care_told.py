@@ -79,8 +79,10 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
     async with parked(database_url) as (_, _, refused):
         listed = await hydracore(database_url, "list", "--json")
         stuck = await hydracore(database_url, "status", "usage_daily")
+        (told,) = json.loads((await hydracore(database_url, "status", "usage_daily", "--json")).stdout)[0]["parked"]
         lane = str(lane_of(refused))
         seq = str(await seq_of(owner_conn, refused, 2))
+        blank = await hydracore(database_url, "skip", "usage_daily", "--lane", lane, "--event", seq, "--reason", " ")
         words = ("skip", "usage_daily", "--lane", lane, "--event", seq, "--reason", "ticket 7")
         done = await hydracore(database_url, *words, "--json")
         again = await hydracore(database_url, *words)
@@ -91,6 +93,9 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert names["fleet"] == (1, 1, "followed")
         assert names["instance"] == (1, 1, "inline")
         assert (stuck.exit_code, "ValueError" in stuck.stdout) == (5, True)
+        assert f"parked at event {seq}: " in stuck.stdout
+        assert (str(told["event"]), told["seq"]) == (seq, told["event"] - 1)
+        assert (blank.exit_code, "Invalid value for '--reason': say why" in blank.stderr) == (2, True)
         assert json.loads(done.stdout)["action"] == "skip"
         assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (1, True)
         assert (back.exit_code, "to be taken by the next rebuild in version 1" in back.stdout) == (0, True)
