@@ -173,6 +173,7 @@ class _Waiting:
         self._spoke = False
         self._failures = 0
         self._reason: str | None = None
+        self._refusals = set[str]()
         self.redis: str | None = None
 
     def hear(self, payload: str) -> None:
@@ -185,6 +186,10 @@ class _Waiting:
             return
         self._reason = said.reason
         self._failures += said.failed
+        if not said.failed and said.reason not in self._refusals:
+            # Another worker may do it. Whether any will, whoever looks on knows sooner.
+            self._refusals.add(said.reason)
+            self.tell(f"{self._build.name}: {said.reason}; the lanes wait for another, {IDLE_S_MAX:.0f} s at most")
         if self._failures >= FAILURES_MAX:
             raise FoldFailed(self._build.name, said.reason)
 

@@ -124,6 +124,22 @@ async def test_workers_with_other_code_are_told_of(
             await distributed(settings, InstanceV2(), [])
 
 
+async def test_what_a_worker_refuses_is_told_of_at_once_and_once_and_another_may_fold_it(
+    settings: Settings, redis_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    told = list[str]()
+    async with worker_here(settings, redis_url):
+        rebuilding = asyncio.create_task(distributed(settings, InstanceV2(), told))
+        await until(lambda: told or rebuilding.done())
+        build = await generations.newest_in(owner_conn, "instance", "folding")
+        assert build is not None
+        await asyncio.to_thread(fold_lanes, settings.database_url, InstanceV2(), build)
+        report = await rebuilding
+
+    assert (report.version, report.drifted, report.stopped_s is not None) == (2, 0, True)
+    assert [text.partition(";")[0] for text in told] == ["instance: a worker has other code than version 2 of it"]
+
+
 async def test_without_workers_a_rebuild_ends_and_goes_on_later(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
