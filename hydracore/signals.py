@@ -24,7 +24,8 @@ def run_until_signal(
     A closed terminal that was to be ignored stays so, as nohup wants it. Ctrl-C does not: shells have what a script starts in the
     background ignore it, and who sends it there all the same means it. Outside the main thread, where none arrives, nothing changes.
     """
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    # A loop that is closed leaves no handler of whoever had one before.
+    with _handlers_kept(), asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_watched(work))
 
 
@@ -76,17 +77,24 @@ def interrupted_by_signals() -> Generator[None]:
 
     As by `run_until_signal`, a closed terminal that was to be ignored stays so.
     """
-    before = {number: signal.getsignal(number) for number in _heard()}
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
+        for number in heard:
             signal.signal(number, _once_is_enough)
         raise KeyboardInterrupt
 
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
+    with _handlers_kept() as heard:
+        for number in heard:
+            signal.signal(number, interrupt)
         yield
+
+
+@contextmanager
+def _handlers_kept() -> Generator[list[signal.Signals]]:
+    """The signals that are heard, which are handled behind the block as they were before it."""
+    before = {number: signal.getsignal(number) for number in _heard()}
+    try:
+        yield list(before)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

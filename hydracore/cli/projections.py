@@ -25,6 +25,7 @@ from hydracore.cli.projections_running import (
     statuses,
     unknown,
 )
+from hydracore.signals import interrupted_by_signals
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -54,8 +55,11 @@ _reason = click.option("--reason", required=True, callback=_not_blank, help="Why
 
 
 @click.group()
-def projections() -> None:
+@click.pass_context
+def projections(context: click.Context) -> None:
     """Look after the read tables."""
+    # Between one loop and the next there is much to import, and one projection after the other.
+    context.with_resource(interrupted_by_signals())
 
 
 @projections.command("list")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -29,7 +28,7 @@ def break_off():
 main(["break-off"])
 """
 #: What is imported first of all, and is interrupted.
-INTERRUPTED_IMPORT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+INTERRUPTED_IMPORT = "import os, signal; os.kill(os.getpid(), signal.{})"
 
 
 @pytest.fixture
@@ -61,18 +60,26 @@ def test_a_statement_that_ctrl_c_leaves_under_way_is_nobodys_business(database_u
 
 
 @pytest.mark.parametrize("program", [["-m", "hydracore"], ["-c", "from hydracore.__main__ import main; main()"]])
-def test_ctrl_c_while_the_command_is_still_imported_is_no_traceback(program: list[str], tmp_path: Path) -> None:
-    (tmp_path / "click.py").write_text(INTERRUPTED_IMPORT)
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("interrupted", ["click", "psycopg"])
+def test_a_signal_while_a_command_or_what_it_needs_is_still_imported_is_one_line(
+    program: list[str], number: str, interrupted: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{interrupted}.py").write_text(INTERRUPTED_IMPORT.format(number))
 
     done = subprocess.run(
-        [sys.executable, *program],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        [sys.executable, *program, "projections", "list"],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}",
+            "HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none",
+        },
         capture_output=True,
         text=True,
         check=False,
     )
 
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "hydracore: interrupted\n")
 
 
 @pytest.mark.parametrize("words", ["audit verify", "audit --help"])

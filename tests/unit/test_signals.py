@@ -57,3 +57,21 @@ def test_a_closed_terminal_stops_nothing_that_was_to_outlive_it() -> None:
     assert [echo.of("one"), echo.of("two")] == ["one", "two"]
     echo.process.send_signal(signal.SIGTERM)
     assert echo.end() == "stopped"
+
+
+def test_signals_are_handled_as_before_once_the_work_is_done() -> None:
+    program = """
+import asyncio, os, signal
+from hydracore.signals import interrupted_by_signals, run_to_its_end
+with interrupted_by_signals():
+    run_to_its_end(asyncio.sleep(0))
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("interrupted")
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (0, "interrupted\nTrue\n")
