@@ -8,11 +8,12 @@ tables between schemas, and everything else about them stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, LiteralString, NamedTuple
 
 import msgspec
 from psycopg import AsyncConnection, sql
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import DependentObjectsStillExist, LockNotAvailable
 
 from events.sql import Statements
 from projections.definition import Inline, Projection
@@ -175,6 +176,12 @@ async def drop(connection: AsyncConnection, build: Generation) -> None:
             await connection.execute(_FORGET_FOLLOWER, (build.follower,))
     except LockNotAvailable as error:
         raise GenerationInUse(build.name, build.number) from error
+
+
+async def drop_schema_left_behind(connection: AsyncConnection, live: Generation) -> None:
+    """Remove the schema in which what is live now was built. What somebody else has put there stays."""
+    with suppress(DependentObjectsStillExist):
+        await connection.execute(_composed("DROP SCHEMA IF EXISTS {} RESTRICT", live.schema))
 
 
 async def use_schema(connection: AsyncConnection, build: Generation) -> None:

@@ -174,6 +174,9 @@ async def prune(database_url: str, name: str) -> list[Generation]:
         dropped = [generation for generation in found if generation.name == name]
         for generation in dropped:
             await generations.drop(connection, generation)
+        live = (await generations.live(connection, name)).generation
+        if live is not None:
+            await generations.drop_schema_left_behind(connection, live)
         return dropped
 
 

@@ -20,6 +20,8 @@ SELECT count(*)
  WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
+SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname ~ '_g[0-9]+$' ORDER BY 1"
+
 
 async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came_since(
     database_url: str, owner_conn: psycopg.AsyncConnection
@@ -39,10 +41,22 @@ async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came
             assert (report.generation, live.number) == (1, 1)
             assert (await compared(database_url, projection)).drifted == 0
             assert [one.number for one in await prune(database_url, projection.name)] == [2]
+            assert await (await owner_conn.execute(SCHEMAS)).fetchall() == []
             # What comes at once is not turned away by a session that is not quite gone.
             assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
             with pytest.raises(NothingToRollBackTo):
                 await rollback(database_url, projection)
+
+
+async def test_what_somebody_has_put_into_a_generation_s_schema_is_not_dropped_once_that_is_live(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    assert (await rebuilt(database_url, ProvisionLogProjection())).generation == 2
+    await owner_conn.execute("CREATE TABLE provision_log_g2.notes ()")
+
+    assert [one.number for one in await prune(database_url, "provision_log")] == [1]
+
+    assert await (await owner_conn.execute(SCHEMAS)).fetchall() == [("provision_log_g2",)]
 
 
 async def test_a_rollback_goes_back_to_what_was_live_before_and_not_to_what_was_built_last(database_url: str) -> None:
