@@ -104,6 +104,7 @@ class IssueAgentKey(Command, frozen=True, kw_only=True):
 
 
 class AcknowledgeAgentKey(Command, frozen=True, kw_only=True):
+    boot_id: UUID
     key_id: UUID
 
 

@@ -29,12 +29,24 @@ def decide_agent(
         case c.IssueAgentKey():
             return _issue_key(state, command)
         case c.AcknowledgeAgentKey():
+            require_boot(state, command.boot_id)
             return _acknowledge(state, command.key_id, command.at_ms)
         case c.ReportBootstrap():
             reported = _report_bootstrap(state, command)
             if command.key_id is None:
                 return reported
             return (*_acknowledge(state, command.key_id, command.at_ms), *reported)
+
+
+def require_boot(state: Instance, boot_id: UUID) -> Agent:
+    """The instance's agent, whose present boot this is.
+
+    Raises `AttemptSuperseded` where no agent has enrolled, and `BootSuperseded` for an earlier boot, or one that never enrolled.
+    """
+    agent = _bound_agent(state)
+    if agent.boot_id != boot_id:
+        raise BootSuperseded(state.id)
+    return agent
 
 
 def _bound_agent(state: Instance) -> Agent:
@@ -78,9 +90,7 @@ def _enrol(state: Instance, command: c.EnrolAgent) -> tuple[e.AnyEvent, ...]:
 
 def _issue_key(state: Instance, command: c.IssueAgentKey) -> tuple[e.AnyEvent, ...]:
     _require_attempt(state, command.attempt)
-    agent = _bound_agent(state)
-    if agent.boot_id != command.boot_id:
-        raise BootSuperseded(state.id)
+    agent = require_boot(state, command.boot_id)
     if agent.key_acknowledged:
         raise KeyNotPending(state.id)
     if agent.key_id is not None:
@@ -100,9 +110,7 @@ def _acknowledge(state: Instance, key_id: UUID, at_ms: int) -> tuple[e.AnyEvent,
 
 
 def _report_bootstrap(state: Instance, command: c.ReportBootstrap) -> tuple[e.AnyEvent, ...]:
-    agent = _bound_agent(state)
-    if agent.boot_id != command.boot_id:
-        raise BootSuperseded(state.id)
+    agent = require_boot(state, command.boot_id)
     if command.seq > agent.bootstrap_seq + 1:
         raise SequenceGap(state.id, expected_seq=agent.bootstrap_seq + 1)
     return tuple(

@@ -98,6 +98,14 @@ class Agent:
         }
         return await self._post("heartbeat", body | changes)
 
+    async def config(self) -> httpx.Response:
+        return await self._post("config", {"boot_id": str(self.boot_id), "config_version": 1})
+
+    async def usage(self, ledger_id: UUID, seq: int) -> httpx.Response:
+        spent = {"at_ms": NOW_MS, "model": "m", "prompt_tokens": 1, "completion_tokens": 1, "cost_usd": "0.1"}
+        batch = {"ledger_id": str(ledger_id), "seq": seq, "entries": [{**spent, "channel": "api"}]}
+        return await self._post("usage", {"boot_id": str(self.boot_id), **batch})
+
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         return await self.client.post(f"/v1/agent/{path}", json=body, headers={"Authorization": f"Bearer {self.key}"})
 

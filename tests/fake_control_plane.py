@@ -239,6 +239,8 @@ class FakeControlPlane:
                 return self._secrets(call.body, headers, body)
         if self.key_id is None or headers.get("authorization") != f"Bearer {self.agent_key}":
             return 401, {"detail": "unknown key"}
+        if call.endpoint != "usage" and call.body["boot_id"] != self.boot_id:
+            return 410, {"detail": "a later boot has enrolled"}
         match call.endpoint:
             case "secrets/ack":
                 return self._ack(call.body)
@@ -304,8 +306,6 @@ class FakeControlPlane:
     def _callback(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         first = {name: value for name, value in body.items() if name not in {"following", "key_id"}}
         assert set(first) == {"boot_id", "seq", "stage", "level", "message"}
-        if body["boot_id"] != self.boot_id:
-            return 410, {"detail": "a later boot has enrolled"}
         if "key_id" in body:
             status, refusal = self._ack({"boot_id": body["boot_id"], "key_id": body["key_id"]})
             if status != 200:

@@ -116,8 +116,8 @@ def issue(key_id: UUID = KEY, **changes: Any) -> c.IssueAgentKey:
     return c.IssueAgentKey(**given | changes)
 
 
-def acknowledge(key_id: UUID = KEY) -> c.AcknowledgeAgentKey:
-    return c.AcknowledgeAgentKey(at_ms=NOW_MS, key_id=key_id)
+def acknowledge(key_id: UUID = KEY, boot_id: UUID = BOOT) -> c.AcknowledgeAgentKey:
+    return c.AcknowledgeAgentKey(at_ms=NOW_MS, boot_id=boot_id, key_id=key_id)
 
 
 def report(

@@ -101,7 +101,7 @@ def _agent_forward(state: Instance) -> c.AnyCommand:
     if done + 1 >= _SECRETS and agent.key_id is None:
         return lives.issue(attempt=number, boot_id=agent.boot_id)
     if done + 1 >= _SECRETS and not agent.key_acknowledged:
-        return lives.acknowledge(agent.key_id or KEY)
+        return lives.acknowledge(agent.key_id or KEY, agent.boot_id)
     stage = BOOTSTRAP_STAGES[min(done + 1, len(BOOTSTRAP_STAGES) - 1)]
     return lives.report(agent.bootstrap_seq + 1, stage, agent.boot_id)
 

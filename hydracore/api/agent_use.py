@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from events.commands import RecordUsage
+from events.decide_agent import require_boot
 from events.keys import Keyring
 from events.store import EventStore
 from events.types import UsageEntry
@@ -46,9 +47,10 @@ class AgentUse:
         self._now_ms = now_ms
 
     @operation("POST", "/v1/agent/config", "Fetch the newest configuration", answer=m.NewestConfig, errors=(401, 410))
-    async def fetch_config(self, who: CallingAgent, body: s.AskConfig) -> m.NewestConfig:  # noqa: ARG002 - what it runs now is the heartbeat's to tell
+    async def fetch_config(self, who: CallingAgent, body: s.AskConfig) -> m.NewestConfig:
         state = await self._store.load(who.instance_id)
         assert state is not None, "an agent's key is of an instance"
+        require_boot(state, body.boot_id)
         return m.NewestConfig(config_version=state.config.version, runtime=await self._documents.build(state))
 
     @operation(
@@ -60,7 +62,11 @@ class AgentUse:
         body_bytes=s.USAGE_BODY_BYTES,
     )
     async def record_usage(self, who: MeteredAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
-        """Each batch of a ledger once, in order; a repeat is answered and changes nothing."""
+        """Each batch of a ledger once, in order; a repeat is answered and changes nothing.
+
+        Whichever boot tells of it: what was spent is owed, and a boot that was replaced while its chats end has nobody else to
+        tell of them once its instance is being deleted and nobody may enrol.
+        """
         now_ms = self._now_ms()
         command = RecordUsage(
             at_ms=now_ms,

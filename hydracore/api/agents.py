@@ -19,6 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
 from events import errors as e
+from events.decide_agent import require_boot
 from events.ids import lane_of
 from events.master_keys import MasterKeys
 from events.patience import patiently
@@ -116,7 +117,8 @@ class AgentEndpoints:
         self, who: CallingAgent, incoming: Incoming, body: s.AcknowledgeSecrets
     ) -> dict[str, Any]:
         _require_key(who, body.key_id)
-        await self._execute(who.instance_id, c.AcknowledgeAgentKey(at_ms=self._now_ms(), key_id=who.key_id), incoming)
+        command = c.AcknowledgeAgentKey(at_ms=self._now_ms(), boot_id=body.boot_id, key_id=who.key_id)
+        await self._execute(who.instance_id, command, incoming)
         return {"key_id": who.key_id}
 
     @operation(
@@ -143,7 +145,13 @@ class AgentEndpoints:
 
     @operation("POST", "/v1/agent/heartbeat", "Report that the agent lives", answer=m.HeartbeatReply, errors=(401, 410))
     async def heartbeat(self, who: CallingAgent, body: s.Heartbeat) -> m.HeartbeatReply:
-        """Telemetry, not history: it replaces the last one. When it came is told by the database's clock."""
+        """Telemetry, not history: it replaces the last one. When it came is told by the database's clock.
+
+        Only the present boot lives: one that was replaced is no sign of life of its successor, and must stop.
+        """
+        state = await self._store.load(who.instance_id)
+        assert state is not None, "an agent's key is of an instance"
+        require_boot(state, body.boot_id)
         report = msgspec.json.encode(body).decode()
 
         async def beat(connection: AsyncConnection) -> None:
@@ -151,8 +159,6 @@ class AgentEndpoints:
             await connection.execute(_BEAT, parameters, prepare=True)
 
         await patiently(self._pool, beat)
-        state = await self._store.load(who.instance_id)
-        assert state is not None, "an agent's key is of an instance"
         return m.HeartbeatReply(config_version=state.config.version)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:

@@ -146,9 +146,9 @@ class Use:
             raise StoryError("the usage is not what the answers said")
 
     async def _rotate_key(self, conversation_id: str) -> None:
-        stolen = self._key_on_disk()
+        stolen, boot_id = self._key_on_disk(), await self._boot_id()
         self._teller.say("somebody has copied the agent's key from its disk, and may do what the agent may")
-        if await self._status_with(stolen) != HTTPStatus.OK:
+        if await self._status_with(stolen, boot_id) != HTTPStatus.OK:
             raise StoryError("the agent's key does not work")
         rotated = await self._api.post(
             f"/v1/instances/admin/{self._instance_id}/rotate-key",
@@ -158,14 +158,14 @@ class Use:
         expect(rotated, 200)
 
         async def is_refused() -> bool:
-            return await self._status_with(stolen) == HTTPStatus.UNAUTHORIZED
+            return await self._status_with(stolen, boot_id) == HTTPStatus.UNAUTHORIZED
 
         await until(is_refused, REFUSED_S_MAX, "the old key was not refused")
         self._teller.say(f"the old key is answered 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
 
         async def has_recovered() -> bool:
             fresh = self._key_on_disk()
-            if fresh == stolen or await self._status_with(fresh) != HTTPStatus.OK:
+            if fresh == stolen or await self._status_with(fresh, boot_id) != HTTPStatus.OK:
                 return False
             # Only an agent that answers the control plane says how its channels fare.
             return expect(await self._api.get(f"{self._path}/runtime"), 200)["connections"] != {}
@@ -180,9 +180,14 @@ class Use:
             raise StoryError("the agent has no key on its disk")
         return stored.secrets.agent_key
 
-    async def _status_with(self, agent_key: str) -> int:
+    async def _boot_id(self) -> str:
+        """Of the agent's present boot."""
+        enrolled = expect(await self._api.get(f"{self._path}/events", params={"type": "agent_enrolled"}), 200)
+        return enrolled["events"][-1]["fields"]["boot_id"]
+
+    async def _status_with(self, agent_key: str, boot_id: str) -> int:
         """What the control plane answers to a question of the agent's that is put with this key."""
-        body = {"boot_id": str(self._instance_id)}
+        body = {"boot_id": boot_id}
         answer = await self._api.post("/v1/agent/config", json=body, headers={"Authorization": f"Bearer {agent_key}"})
         return answer.status_code
 

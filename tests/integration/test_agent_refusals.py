@@ -133,7 +133,6 @@ async def test_a_boot_superseded_by_a_late_enrolment_boots_anew(
     # An enrolment that an earlier process sent before it was killed, and that arrives only now.
     control_plane.boot_id = "00000000-0000-4000-8000-000000000000"
     control_plane.boots.append(control_plane.boot_id)
-    control_plane.trouble("heartbeat", 410)
     await control_plane.until(lambda: len(control_plane.boots) == 3)
     control_plane.heartbeats.clear()
     await control_plane.until_healthy()

@@ -73,18 +73,59 @@ async def test_what_a_heartbeat_said_shows_in_the_runtime_status(api: Api, agent
     assert (runtime["openclaw_version"], runtime["agent_version"]) == (None, "1")
 
 
-async def test_a_later_boot_of_the_same_agent_enrols_again_and_the_former_must_stop(api: Api, agent: Agent) -> None:
+async def test_a_later_boot_of_the_same_agent_enrols_again_and_the_former_must_stop(agent: Agent) -> None:
     await agent.get_ready()
+    key_id = (tokens.parse_agent_key(agent.key) or pytest.fail("a key")).key_id
     await agent.callback(1)
-    former, agent.boot_id = agent.boot_id, uuid4()
+    later = uuid4()
 
-    again = await agent.enroll()
-    late = await agent.callback(2, boot_id=str(former))
-    fresh = await agent.callback(1)
+    again = await agent.enroll(boot_id=str(later))
+    late = [
+        await agent.callback(2),
+        await agent.heartbeat(),
+        await agent.config(),
+        await agent.acknowledge(str(key_id)),
+    ]
+    agent.boot_id = later
+    fresh = [await agent.callback(1), await agent.heartbeat(), await agent.config()]
 
     assert again.status_code == 200
-    assert late.status_code == 410
-    assert fresh.json() == {"seq": 1, "duplicate": False}
+    assert [answer.status_code for answer in late] == [410] * 4
+    assert [answer.status_code for answer in fresh] == [200] * 3
+    assert fresh[0].json() == {"seq": 1, "duplicate": False}
+
+
+@pytest.mark.parametrize("enrolled_since", [True, False], ids=["replaced", "never enrolled"])
+async def test_the_heartbeat_of_a_boot_that_is_not_the_present_one_is_no_sign_of_life(
+    api: Api, agent: Agent, *, enrolled_since: bool
+) -> None:
+    await agent.get_ready()
+    if enrolled_since:
+        former, agent.boot_id = agent.boot_id, uuid4()
+        await agent.enroll()
+    else:
+        former = uuid4()
+    await agent.heartbeat()
+    before = (await api.client.get(f"/v1/instances/{agent.instance_id}/runtime", headers=api.token())).json()
+
+    refused = await agent.heartbeat(boot_id=str(former), uptime_seconds=9_000, versions={"agent": "0"})
+
+    runtime = (await api.client.get(f"/v1/instances/{agent.instance_id}/runtime", headers=api.token())).json()
+    assert refused.status_code == 410
+    assert runtime == before
+
+
+async def test_what_a_boot_has_spent_is_taken_of_it_also_when_another_has_enrolled_since(agent: Agent) -> None:
+    await agent.get_ready()
+    ledger_id = uuid4()
+    await agent.usage(ledger_id, 1)
+    former, agent.boot_id = agent.boot_id, uuid4()
+    await agent.enroll()
+    agent.boot_id = former
+
+    answers = [await agent.usage(ledger_id, 2), await agent.usage(ledger_id, 2)]
+
+    assert [answer.json() for answer in answers] == [{"seq": 2, "duplicate": False}, {"seq": 2, "duplicate": True}]
 
 
 async def test_another_key_on_the_same_token_is_a_conflict_and_an_alarm(api: Api, agent: Agent) -> None:

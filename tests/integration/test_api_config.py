@@ -7,7 +7,7 @@ import pytest
 
 from events.commands import PatchPlatformConfig
 from tests.api_server import Api
-from tests.lives import delete
+from tests.lives import BOOT, delete
 from tests.use_fixtures import (
     Used,
     give,
@@ -153,7 +153,7 @@ async def test_a_text_that_was_stored_before_its_name_counted_as_a_secrets_is_on
 async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> None:
     answer = await unreachable.ask("POST", "/config", {"system_prompt": "New"})
     shown = await unreachable.ask("GET", "/config")
-    asked = await unreachable.agent_says("config", {"boot_id": str(unreachable.instance_id), "config_version": 1})
+    asked = await unreachable.agent_says("config", {"boot_id": str(BOOT), "config_version": 1})
 
     assert answer.status_code == 200
     assert answer.json()["applied"] is False

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 import hydracore.api
+from tests import lives
 from tests.api_server import Api
 from tests.scene import Scene, open_scene
 from tests.services import Services
@@ -157,7 +158,7 @@ async def test_nothing_that_anybody_sends_makes_the_api_connect_there(used: Used
     for path in ("config", "runtime", "conversations", "conversations/c-1"):
         target = f"{url}v1/instances/{used.instance_id}/{path}"
         assert await status_of(used.api, target, host=trap.host) == 200
-    beat = {"boot_id": str(used.instance_id), "uptime_seconds": 1, "active_connections": 0, "skills_loaded": [url]}
+    beat = {"boot_id": str(lives.BOOT), "uptime_seconds": 1, "active_connections": 0, "skills_loaded": [url]}
     told = {"versions": {"agent": trap.host}, "config_version": 1, "error": {"code": "x", "message": url}}
     assert (await used.agent_says("heartbeat", {**beat, **told, "host": trap.host, "vpn_ip": trap.host})).is_success
 

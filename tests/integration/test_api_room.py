@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from hydracore.agent.api import BODY_MAX_BYTES
 from hydracore.agent.control_plane import ANSWER_MAX_BYTES
+from tests.lives import BOOT
 from tests.services import Services
 from tests.use_fixtures import Used, in_use, shared_api
 
@@ -63,7 +64,7 @@ async def test_a_configuration_at_its_largest_reaches_the_agent(used: Used) -> N
         await used.ask("PATCH", "/platform-config", {"advanced": DOCUMENT, "channels": DOCUMENT, **LISTS}),
         await used.ask("PATCH", "/model-policy", policy),
     ]
-    told = await used.agent_says("config", {"boot_id": str(used.instance_id), "config_version": 1})
+    told = await used.agent_says("config", {"boot_id": str(BOOT), "config_version": 1})
 
     assert [answer.status_code for answer in answers] == [200] * 3
     assert told.json()["config_version"] == 4

@@ -241,7 +241,7 @@ async def test_a_batch_has_one_to_a_hundred_entries(used: Used) -> None:
 
 
 async def test_only_the_agent_reports_and_asks(used: Used) -> None:
-    config = {"boot_id": str(uuid4()), "config_version": None}
+    config = {"boot_id": str(lives.BOOT), "config_version": None}
     for path, body in (("usage", batch(1, entry())), ("config", config)):
         wrong = await used.agent_says(path, body, key_id=uuid4())
         user = await used.api.client.post(f"/v1/agent/{path}", json=body, headers=used.api.token())

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.api_server import every_operation
+from tests.lives import BOOT
 from tests.scene import (
     EVERYBODY,
     FOREIGN_CUSTOMERS,
@@ -76,7 +77,7 @@ OF_ITS_AGENT = each(EVERYBODY, 401) | {"agent": 200}
 ANYBODYS = each(EVERYBODY, 200)
 NOBODYS = each(EVERYBODY, 401)
 
-BOOT_ID, OTHER_KEY_ID = str(uuid4()), str(UUID(int=0xC2))
+BOOT_ID, OTHER_KEY_ID = str(BOOT), str(UUID(int=0xC2))
 ORDER = {"region_id": "local", "tier_id": "starter"}
 BEAT = {
     "boot_id": BOOT_ID,
@@ -135,7 +136,7 @@ ROWS = {
     ("POST", "/v1/agent/callback"): Row(
         # Its server runs since long, and no boot of that id has enrolled.
         OF_ITS_AGENT | {"agent": 410},
-        {"boot_id": BOOT_ID, "seq": 1, "stage": "booted", "level": "info", "message": ""},
+        {"boot_id": str(uuid4()), "seq": 1, "stage": "booted", "level": "info", "message": ""},
     ),
     ("POST", "/v1/agent/heartbeat"): Row(OF_ITS_AGENT, BEAT),
     ("POST", "/v1/agent/config"): Row(OF_ITS_AGENT, {"boot_id": BOOT_ID}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from events import commands as c
@@ -256,6 +258,15 @@ def test_a_callback_of_a_boot_that_was_superseded_is_refused() -> None:
     with pytest.raises(BootSuperseded):
         life.give(lives.report(3, "secrets", BOOT))
     assert life.give(lives.report(1, "booted", SECOND_BOOT))
+
+
+@pytest.mark.parametrize("boot_id", [BOOT, THIRD_BOOT], ids=["superseded", "never enrolled"])
+def test_an_acknowledgement_of_a_boot_that_is_not_the_present_one_is_refused(boot_id: UUID) -> None:
+    life = Life.after(*lives.ENROLLED, lives.issue(), lives.enrol(SECOND_BOOT))
+
+    with pytest.raises(BootSuperseded):
+        life.give(lives.acknowledge(boot_id=boot_id))
+    assert life.give(lives.acknowledge(boot_id=SECOND_BOOT))
 
 
 def test_a_callback_of_a_boot_that_never_enrolled_is_refused() -> None:
