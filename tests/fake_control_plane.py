@@ -64,6 +64,8 @@ class FakeControlPlane:
         self.acknowledged = False
         self.listen = listen
         self.heartbeat_interval_s = heartbeat_interval_s
+        #: What its answers to heartbeats say of the interval; those of an older control plane say nothing.
+        self.told_interval_s: float | None = None
         self.config_version = 3
         self.runtime: dict[str, Any] = {"type": "expressclaw", "system_prompt": f"prompt-{secrets.token_hex(8)}"}
         self.token_refused = False
@@ -248,7 +250,8 @@ class FakeControlPlane:
                 return self._callback(call.body)
             case "heartbeat":
                 self.heartbeats.append(call.body)
-                return 200, {"config_version": self.config_version}
+                told = {} if self.told_interval_s is None else {"heartbeat_interval_s": self.told_interval_s}
+                return 200, {"config_version": self.config_version, **told}
             case "config":
                 assert set(call.body) == {"boot_id", "config_version"}
                 return 200, {"config_version": self.config_version, "runtime": self.runtime}

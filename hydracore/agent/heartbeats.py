@@ -37,20 +37,24 @@ async def beat(
     """Send `content()` now and at every interval. After a failure sooner, with backoff, so that an outage is over for
     this agent soon after it is over. `on_wanted` is told each time which configuration ought to run. Raises `Gone`.
 
+    The secrets say what the interval was when they were issued, each answer what it is now: that is what silence is judged by.
+
     At a new agent the control plane looks for itself, so its first comes at some moment of the first interval, by `rand` (a
     float in [0, 1)): agents that were made together do not report together for ever. One that was away may be missed already.
     """
+    interval_s = credentials.current.heartbeat_interval_s
     if credentials.is_new:
-        await asyncio.sleep(rand() * credentials.current.heartbeat_interval_s)
+        await asyncio.sleep(rand() * interval_s)
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:
-        wait_s = credentials.current.heartbeat_interval_s
         try:
             reply = await credentials.call(lambda key: control_plane.heartbeat(key, content()))
         except (Unavailable, BadAnswer, Conflict, DiskRefuses) as error:
-            wait_s = min(wait_s, retry_wait_s(error, backoff))
+            wait_s = min(interval_s, retry_wait_s(error, backoff))
             log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
         else:
             backoff.reset()
             on_wanted(reply.config_version)
+            told_s = reply.heartbeat_interval_s
+            wait_s = interval_s = credentials.current.heartbeat_interval_s if told_s is None else told_s
         await asyncio.sleep(wait_s)

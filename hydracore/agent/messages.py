@@ -31,6 +31,7 @@ TOKENS_MAX: Final = 1_000_000_000
 
 #: How far apart an agent lets itself be told to report.
 HEARTBEAT_INTERVAL_S_MAX: Final = 3_600
+HeartbeatInterval = Annotated[float, msgspec.Meta(gt=0, le=HEARTBEAT_INTERVAL_S_MAX)]
 
 
 class PublicKeys(msgspec.Struct, frozen=True):
@@ -80,7 +81,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     agent_key: HeaderToken
     control_token: HeaderToken
     listen: Listen
-    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, le=HEARTBEAT_INTERVAL_S_MAX)]
+    heartbeat_interval_s: HeartbeatInterval
     config_version: Annotated[int, msgspec.Meta(ge=0)]
     runtime: dict[str, Any]
 
@@ -156,9 +157,11 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True, kw_only=True):
-    """`config_version`: the one that the agent ought to run."""
+    """`config_version`: the one that the agent ought to run. `heartbeat_interval_s`: how far apart it is to report from now on;
+    None, of a control plane that does not tell: as its secrets say."""
 
     config_version: int
+    heartbeat_interval_s: HeartbeatInterval | None = None
 
 
 class ConfigRequest(msgspec.Struct, frozen=True, kw_only=True):

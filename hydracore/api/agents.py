@@ -159,7 +159,7 @@ class AgentEndpoints:
             await connection.execute(_BEAT, parameters, prepare=True)
 
         await patiently(self._pool, beat)
-        return m.HeartbeatReply(config_version=state.config.version)
+        return m.HeartbeatReply(config_version=state.config.version, heartbeat_interval_s=self._heartbeat_interval_s)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
         return await self._store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))

@@ -1,4 +1,4 @@
-"""When an agent first reports: a new one at a moment of its own, one that was away at once."""
+"""When agents report: a new one first at a moment of its own, one that was away at once, and all as often as they are told."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from hydracore.agent.credentials import Credentials
 from hydracore.agent.heartbeats import beat
 from hydracore.agent.identity import load_identity
 from hydracore.agent.state import StateDir
-from tests.agent_fixtures import control_plane_fixture
+from tests.agent_fixtures import agent_fixture, control_plane_fixture
+from tests.agent_process import AgentProcess
 from tests.fake_control_plane import FakeControlPlane
+from tests.waiting import until
 
-__all__ = ["control_plane_fixture"]
+__all__ = ["agent_fixture", "control_plane_fixture"]
 
 
 class Heart:
@@ -97,3 +99,27 @@ async def test_an_agent_that_died_before_its_secrets_were_acknowledged_is_still_
     await heart.first_of_a_boot()
 
     assert heart.draws == 1
+
+
+def stored(agent: AgentProcess) -> bytes:
+    secrets = agent.state / "secrets.json"
+    return secrets.read_bytes() if secrets.exists() else b""
+
+
+@pytest.mark.parametrize(
+    ("of_the_secrets_s", "told_s"), [(3600, 0.05), (0.05, None)], ids=["changed since", "by an older control plane"]
+)
+async def test_an_agent_that_has_its_secrets_reports_as_often_as_it_is_told_now(
+    control_plane: FakeControlPlane, agent: AgentProcess, of_the_secrets_s: float, told_s: float | None
+) -> None:
+    control_plane.heartbeat_interval_s = of_the_secrets_s
+    agent.start()
+    # From then on it is one that was away, which reports at once.
+    await until(lambda: b'"acknowledged":true' in stored(agent))
+    await agent.kill()
+    control_plane.heartbeats.clear()
+
+    control_plane.told_interval_s = told_s
+    agent.start()
+
+    await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)

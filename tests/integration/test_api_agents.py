@@ -39,7 +39,7 @@ async def test_an_agent_enrols_gets_its_secrets_and_tells_its_story(api: Api, ag
         {"seq": 2, "duplicate": False},
         {"seq": 2, "duplicate": True},
     ]
-    assert beat.json() == {"config_version": secrets["config_version"]}
+    assert beat.json() == {"config_version": secrets["config_version"], "heartbeat_interval_s": 15}
     logs = (await api.client.get(f"/v1/instances/{agent.instance_id}/logs", headers=api.token())).json()
     assert [line["stage"] for line in logs["logs"]][-2:] == ["booted", "enrolled"]
 
