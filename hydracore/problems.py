@@ -21,8 +21,9 @@ from hydracore.wording import plural
 
 Location = tuple[str | int, ...]
 
-#: Given a text, says what is wrong with it, or None. A field names its check with `Meta(extra={"check": name})`.
-Check = Callable[[str], str | None]
+#: Given a value of the declared type (a list may have None for what is none of its items), says what is wrong with it, or None.
+#: A field names its check with `Meta(extra={"check": name})`.
+Check = Callable[[Any], str | None]
 
 
 class Problem(NamedTuple):
@@ -96,7 +97,7 @@ class Reader:
 
     def _run_check(self, value: Any, info: types.Metadata, loc: Location) -> None:
         check = self._checks.get(named_check(info) or "")
-        if check is not None and isinstance(value, str):
+        if check is not None and value is not None:
             complaint = check(value)
             if complaint is not None:
                 self._add(loc, f"Value error, {complaint}", "value_error")

@@ -23,7 +23,7 @@ from hydracore.api.agents import AgentEndpoints
 from hydracore.api.changing import Changes
 from hydracore.api.chat import Chats
 from hydracore.api.cleanup import Cleanup
-from hydracore.api.configuration import Configuration
+from hydracore.api.configuration import Configuration, bot_token_complaint
 from hydracore.api.consent import Consent
 from hydracore.api.conversations import Conversations
 from hydracore.api.cors import Cors
@@ -38,9 +38,11 @@ from hydracore.api.model_policy import ModelPolicies
 from hydracore.api.openapi import document
 from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, options_routes, route
 from hydracore.api.ordering import Ordering
+from hydracore.api.paging import cursor_complaint
 from hydracore.api.platform_config import PlatformConfiguration
 from hydracore.api.pushing import Pusher
 from hydracore.api.rate_limiter import RateLimiter
+from hydracore.api.room import slugs_complaint
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.updates import Updates
@@ -95,6 +97,9 @@ def create_app(parts: Parts) -> ASGIApp:
         "preset": catalogue.preset_complaint,
         "time": time_complaint,
         "event_types": event_types_complaint,
+        "cursor": cursor_complaint,
+        "workflow_slugs": slugs_complaint,
+        "bot_token": bot_token_complaint,
     }
     served = operations(parts)
     routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]

@@ -108,7 +108,8 @@ class Configuration:
             if field == "telegram_bot_token" and value is not None:
                 if kept is not None and value == mask(kept):
                     continue
-                _require_bot_token(value)
+                if is_mask(value):
+                    raise RequestInvalid([Problem(("body", field), OUTDATED, "value_error")])
             changes[field] = None if value is None else await self._vault.seal(state, field, value)
         return ChangeConfig(at_ms=self._now_ms(), **changes)
 
@@ -155,9 +156,8 @@ class Configuration:
         )
 
 
-def _require_bot_token(text: str) -> None:
-    if is_mask(text):
-        raise RequestInvalid([Problem(("body", "telegram_bot_token"), OUTDATED, "value_error")])
-    if not _BOT_TOKEN.fullmatch(text):
-        msg = "Value error, a bot token has letters, digits, ':', '_' and '-' only"
-        raise RequestInvalid([Problem(("body", "telegram_bot_token"), msg, "value_error")])
+def bot_token_complaint(text: str) -> str | None:
+    """What is wrong with `text` as a bot token, or as what is shown of one, if anything is."""
+    if is_mask(text) or _BOT_TOKEN.fullmatch(text):
+        return None
+    return "a bot token has letters, digits, ':', '_' and '-' only"

@@ -7,7 +7,7 @@ owner's consent the same as the owner.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import datetime
 from functools import partial
@@ -25,9 +25,10 @@ from hydracore.api import schemas as s
 from hydracore.api.access import is_owner
 from hydracore.api.changing import Changes
 from hydracore.api.detail import detail_of, row_at
-from hydracore.api.errors import NotFound, RequestInvalid
+from hydracore.api.errors import NotFound
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import next_link
+from hydracore.api.validation import Given
 from hydracore.api.vault import Vault
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.history import Wanted, of_instance
@@ -62,10 +63,7 @@ class Histories:
     async def detail(
         self, who: Principal, instance_id: UUID, *, at: str | None, version: int | None
     ) -> s.InstanceDetail:
-        """The instance at a time or a version. Raises `RequestInvalid`, `NotFound` and `Forbidden`."""
-        if at is not None and version is not None:
-            problem = Problem(("query", "version"), "Value error, give either at or version", "value_error")
-            raise RequestInvalid([problem])
+        """The instance at a time or a version, one of the two. Raises `NotFound` and `Forbidden`."""
         show = self._show_to(who, await self._changes.look(who, instance_id))
         with _nothing_is_not_found():
             past = await state_at(self._pool, instance_id, version=version, at=_time(at))
@@ -136,6 +134,12 @@ def _nothing_is_not_found() -> Generator[None]:
 
 def _time(text: str | None) -> datetime | None:
     return None if text is None else read_time(text)
+
+
+def two_moments(given: Given) -> Iterator[Problem]:
+    """What is wrong where a time is asked for and a version as well."""
+    if given["query"].keys() >= {"at", "version"}:
+        yield Problem(("query", "version"), "Value error, give either at or version", "value_error")
 
 
 def time_complaint(text: str) -> str | None:

@@ -17,7 +17,7 @@ from events.store import EventStore
 from hydracore.api import schemas as s
 from hydracore.api.access import require_access
 from hydracore.api.detail import detail_of
-from hydracore.api.history import Histories
+from hydracore.api.history import Histories, two_moments
 from hydracore.api.listing import Listing
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import cursor_after, next_link, read_cursor
@@ -44,7 +44,7 @@ _NOT_FOUND: Final = s.PollByKeyResponse(
 )
 
 Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
-Cursor = Annotated[str, s.unserved(max_length=200)]
+Cursor = Annotated[str, s.unserved(max_length=200, extra={"check": "cursor"})]
 
 
 class Instances:
@@ -94,7 +94,14 @@ class Instances:
             following["include_deleted"] = "true"
         return Answer(200, page.json, (next_link(LIST_PATH, following),))
 
-    @operation("GET", "/v1/instances/{instance_id}", "Get instance", answer=s.InstanceDetail, errors=(403, 404))
+    @operation(
+        "GET",
+        "/v1/instances/{instance_id}",
+        "Get instance",
+        answer=s.InstanceDetail,
+        errors=(403, 404),
+        together=two_moments,
+    )
     async def get_instance(
         self, who: Principal, instance_id: UUID, at: s.Time | None = None, version: s.Version | None = None
     ) -> s.InstanceDetail:

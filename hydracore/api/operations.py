@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone, Interrupted
-from hydracore.api.validation import Handler, Incoming, RawHeaders, RequestReader, Signature, read_signature
+from hydracore.api.validation import Handler, Incoming, RawHeaders, RequestReader, Signature, Together, read_signature
 from hydracore.problems import Check
 
 F = TypeVar("F", bound=Handler)
@@ -42,6 +42,7 @@ class Declaration(NamedTuple):
     `answer`: the type of the body of a success, and of the statuses in `also`; `errors`: what else it may answer.
     `body_bytes`: how long a body may be whatever the setting says, where what is promised to be taken can be longer.
     `streams`: whether a success comes as server-sent events, too, to those who ask for them.
+    `together`: what is refused of a request although each part of it may be right.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -53,6 +54,7 @@ class Declaration(NamedTuple):
     also: tuple[int, ...]
     body_bytes: int
     streams: bool
+    together: Together | None
 
 
 class Operation(NamedTuple):
@@ -92,6 +94,7 @@ def operation(
     also: tuple[int, ...] = (),
     body_bytes: int = 0,
     streams: bool = False,
+    together: Together | None = None,
 ) -> Callable[[F], F]:
     """Declares a coroutine (a method, as a rule) as an operation.
 
@@ -99,7 +102,7 @@ def operation(
     """
 
     def declare(handler: F) -> F:
-        declared = Declaration(method, path, summary, answer, status, errors, also, body_bytes, streams)
+        declared = Declaration(method, path, summary, answer, status, errors, also, body_bytes, streams, together)
         setattr(handler, _MARK, declared)
         return handler
 
@@ -121,7 +124,7 @@ def route(
 ) -> HTTPRouteHandler:
     """The Litestar handler of an operation. `callers`: how each type of caller is told from the headers."""
     declared, handler, signature = op
-    reader = RequestReader(signature, checks)
+    reader = RequestReader(signature, checks, together=declared.together)
     authenticate = callers[signature.who] if signature.who is not None else None
     who_name, incoming_name = signature.who_name, signature.incoming_name
     status = declared.status

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 from uuid import uuid4
 
@@ -18,12 +18,20 @@ from hydracore.api import schemas as s
 from hydracore.api.errors import Forbidden, RequestInvalid
 from hydracore.api.operations import Answer, operation
 from hydracore.api.room import slugs
-from hydracore.api.validation import Complaints, Header, Incoming
+from hydracore.api.validation import Complaints, Given, Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.problems import Problem
 
 MESSAGE = "Instance requested; it is being provisioned"
+
+
+def _two_keys(given: Given) -> Iterator[Problem]:
+    """What is wrong where the header has another key than the body."""
+    in_header, in_body = given["header"].get("idempotency-key"), given["body"].get("idempotency_key")
+    if in_header is not None and isinstance(in_body, str) and in_body != in_header:
+        msg = "Value error, differs from the idempotency_key of the body"
+        yield Problem(("header", "idempotency-key"), msg, "value_error")
 
 
 class Ordering:
@@ -36,7 +44,13 @@ class Ordering:
         self._now_ms = now_ms
 
     @operation(
-        "POST", "/v1/instances", "Create instance", answer=s.CreateInstanceResponse, status=202, errors=(403, 409)
+        "POST",
+        "/v1/instances",
+        "Create instance",
+        answer=s.CreateInstanceResponse,
+        status=202,
+        errors=(403, 409),
+        together=_two_keys,
     )
     async def create_instance(
         self,
@@ -51,7 +65,7 @@ class Ordering:
         if who.role == "customer" and customer_id != who.user_id:
             complaints.require_none()
             raise Forbidden("A customer may ask for instances of their own only")
-        given = _the_one_key(body.idempotency_key, idempotency_key, complaints)
+        given = body.idempotency_key if body.idempotency_key is not None else idempotency_key
         key = str(uuid4()) if given is None else given
         instance_id = instance_id_for(tenant_id=who.tenant_id, customer_id=customer_id, idempotency_key=key)
         command_id = command_id_for(instance_id, "request")
@@ -114,14 +128,6 @@ class Ordering:
             customer_email=await sealed(who.email if who.user_id == customer_id else None, "customer_email"),
             user_display_name=await sealed(body.user_display_name, "user_display_name"),
         )
-
-
-def _the_one_key(in_body: str | None, in_header: str | None, complaints: Complaints) -> str | None:
-    """Raises `RequestInvalid` where there are two, with all else that is wrong."""
-    if in_body is not None and in_header is not None and in_body != in_header:
-        msg = "Value error, differs from the idempotency_key of the body"
-        raise RequestInvalid([Problem(("header", "idempotency-key"), msg, "value_error"), *complaints.problems])
-    return in_body if in_body is not None else in_header
 
 
 def _canonical(body: s.CreateInstance) -> bytes:

@@ -7,9 +7,6 @@ from datetime import UTC, datetime
 from urllib.parse import urlencode
 from uuid import UUID
 
-from hydracore.api.errors import RequestInvalid
-from hydracore.problems import Problem
-
 
 def cursor_after(created_at: str, instance_id: str) -> str:
     """The cursor of the page that follows the instance made at `created_at`."""
@@ -17,14 +14,19 @@ def cursor_after(created_at: str, instance_id: str) -> str:
 
 
 def read_cursor(cursor: str) -> tuple[datetime, UUID]:
-    """What `cursor_after` was given. Raises `RequestInvalid`."""
+    """What `cursor_after` was given. Raises `ValueError` and `OverflowError` for what `cursor_complaint` complains of."""
+    created_at, _, instance_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("/")
+    return datetime.fromisoformat(created_at).astimezone(UTC), UUID(instance_id)
+
+
+def cursor_complaint(text: str) -> str | None:
+    """What is wrong with `text` as a cursor, if anything is."""
     try:
-        created_at, _, instance_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("/")
-        return datetime.fromisoformat(created_at).astimezone(UTC), UUID(instance_id)
+        read_cursor(text)
     except (ValueError, OverflowError):
         # Errors of base64, text, time and UUID alike.
-        problem = Problem(("query", "cursor"), "Value error, not a cursor of this list", "value_error")
-        raise RequestInvalid([problem]) from None
+        return "not a cursor of this list"
+    return None
 
 
 def next_link(path: str, parameters: dict[str, str]) -> tuple[bytes, bytes]:

@@ -24,11 +24,20 @@ SLUGS_MAX_BYTES: Final = 64 * 1024
 BODY_BYTES: Final = 2 * 1024 * 1024
 
 
+def slugs_complaint(given: list[Any]) -> str | None:
+    """What is wrong with the `workflow_slugs` of a request as a whole, if anything is."""
+    return _size_complaint(given, SLUGS_MAX_BYTES)
+
+
+def _size_complaint(value: Any, max_bytes: int) -> str | None:
+    return f"it would have more than {max_bytes} bytes" if len(msgspec.json.encode(value)) > max_bytes else None
+
+
 def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
     """Raises `RequestInvalid` where `value` would have more, as JSON, or more values than a document may have."""
-    if len(msgspec.json.encode(value)) > max_bytes:
-        msg = f"Value error, it would have more than {max_bytes} bytes"
-        raise RequestInvalid([Problem(("body", field), msg, "value_error")])
+    complaint = _size_complaint(value, max_bytes)
+    if complaint is not None:
+        raise RequestInvalid([Problem(("body", field), f"Value error, {complaint}", "value_error")])
     if values_in(value) > VALUES_MAX:
         raise RequestInvalid([Problem(("body", field), TOO_MANY, "value_error")])
 

@@ -24,7 +24,7 @@ def unserved(**bounds: Any) -> Meta:
 
 #: Names and references: nobody needs more, and the log keeps them for ever.
 Text = Annotated[str, unserved(max_length=10_000)]
-Slugs = Annotated[list[Text], unserved(max_length=1_000)]
+Slugs = Annotated[list[Text], unserved(max_length=1_000, extra={"check": "workflow_slugs"})]
 CustomerId = Annotated[str, unserved(pattern=ID_PATTERN)]
 #: Any text without control characters.
 ON_ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*\Z"

@@ -14,7 +14,7 @@ from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, unserved
 
 #: Prompts are as long as a request may be; the names of models and tokens are short.
 Prompt = Annotated[str, unserved(max_length=50_000)]
-Token = Annotated[str, unserved(min_length=1, max_length=256)]
+BotToken = Annotated[str, unserved(min_length=1, max_length=256, extra={"check": "bot_token"})]
 #: It is named in messages and in log lines.
 ModelName = Annotated[str, unserved(min_length=1, max_length=200, pattern=ON_ONE_LINE)]
 Temperature = Annotated[float, unserved(ge=0, le=2)]
@@ -43,7 +43,7 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_temperature: Temperature | UnsetType | None = UNSET
     recipe_id: Text | UnsetType | None = UNSET
     system_prompt: Prompt | UnsetType | None = UNSET
-    telegram_bot_token: Token | UnsetType | None = UNSET
+    telegram_bot_token: BotToken | UnsetType | None = UNSET
     workflow_slugs: Slugs | UnsetType | None = UNSET
 
 

@@ -11,7 +11,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID, uuid4, uuid5
 
@@ -29,6 +29,14 @@ from hydracore.reading import UNREADABLE
 Source = Literal["path", "query", "header", "body"]
 Handler = Callable[..., Awaitable[Any]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
+
+#: By source and name: texts, names of headers in lower case, and what is in the body's JSON object, which is empty where there is none.
+Given = Mapping[Source, Mapping[str, Any]]
+#: Says what is wrong with parts of a request together that may be right one by one.
+Together = Callable[[Given], Iterable[Problem]]
+
+#: Stands for a body of which there is no value.
+_UNREAD: Final = object()
 
 _ORDER: Final[tuple[Source, ...]] = ("path", "query", "header", "body")
 
@@ -151,11 +159,15 @@ def _is_annotated(parameter: inspect.Parameter) -> bool:
 
 
 class RequestReader:
-    """Reads what one operation takes from a request. `checks`: see `hydracore.problems`."""
+    """Reads what one operation takes from a request. `checks`: see `hydracore.problems`.
 
-    def __init__(self, signature: Signature, checks: Mapping[str, Check]) -> None:
+    `together` is not asked where nothing but path and body is given.
+    """
+
+    def __init__(self, signature: Signature, checks: Mapping[str, Check], *, together: Together | None = None) -> None:
         self._inputs = inputs = signature.inputs
         self._checks = checks
+        self._together = together
         self._complaints_name = signature.complaints_name
         self._defaults: dict[str, Any] = {each.name: each.default for each in inputs if not each.required}
         if self._complaints_name:
@@ -200,12 +212,17 @@ class RequestReader:
             "path": self._path_given(scope),
             "query": _query(scope["query_string"]),
             "header": _headers(scope["headers"]),
+            "body": {},
         }
         header_lines = Counter(name.decode("latin-1") for name, _ in scope["headers"])
         arguments = self._defaults.copy()
         for each in self._inputs:
             if each.source == "body":
-                arguments[each.name] = _read_body(reader, each, raw_body, scope["headers"])
+                value = _body_given(reader, raw_body, scope["headers"])
+                if value is not _UNREAD:
+                    arguments[each.name] = reader.read(value, each.info, ("body",))
+                if isinstance(value, dict):
+                    given["body"] = cast("dict[str, Any]", value)
                 continue
             loc: Location = (each.source, each.alias)
             if each.source == "header" and header_lines[each.alias] > 1:
@@ -215,6 +232,9 @@ class RequestReader:
                 arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
             elif each.required:
                 reader.problems.append(Problem(loc, "Field required", "missing"))
+        if self._together is not None:
+            reader.problems += self._together(given)
+            reader.problems.sort(key=lambda problem: _ORDER.index(problem.loc[0]))
         if reader.flaws or (reader.problems and not self._complaints_name):
             raise RequestInvalid(reader.problems)
         if reader.problems:
@@ -235,10 +255,11 @@ class RequestReader:
         return given
 
 
-def _read_body(reader: Reader, body: Input, raw_body: bytes, headers: RawHeaders) -> Any:
+def _body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
+    """What the JSON of a body says; `_UNREAD` where it cannot be read, of which `reader` is told."""
     if not raw_body:
         reader.problems.append(Problem(("body",), "Field required", "missing"))
-        return None
+        return _UNREAD
     # A body that is not said to be JSON is not read as such; the reader then says that it is no object.
     value: Any = raw_body
     if _is_json(headers):
@@ -246,16 +267,16 @@ def _read_body(reader: Reader, body: Input, raw_body: bytes, headers: RawHeaders
             value = json.loads(raw_body)
         except json.JSONDecodeError as error:
             reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
-            return None
+            return _UNREAD
         except RecursionError:
             # Some thousand levels, of which nobody can tell whether they are JSON to the end.
             reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
-            return None
+            return _UNREAD
         except ValueError:
             # Not UTF-8, or a number of thousands of digits.
             reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
-            return None
-    return reader.read(value, body.info, ("body",))
+            return _UNREAD
+    return value
 
 
 def _query(query_string: bytes) -> dict[str, str]:
