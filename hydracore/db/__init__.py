@@ -6,6 +6,7 @@ The SQL files stand at the top of a checkout and inside this package in a wheel.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -30,11 +31,12 @@ class MigrationError(Exception):
     """
 
 
-def migrations() -> list[tuple[str, str]]:
+@cache
+def migrations() -> tuple[tuple[str, str], ...]:
     """Every migration as (name, SQL), in order."""
     folder = _folder("migrations")
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
-    return [(entry.name.removesuffix(".sql"), entry.read_text()) for entry in files]
+    return tuple((entry.name.removesuffix(".sql"), entry.read_text()) for entry in files)
 
 
 def schema() -> str:

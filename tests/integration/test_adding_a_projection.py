@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Generator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def enrolments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Any
         assert f"`projections/{name}`" in DOC
         (block,) = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
         (tmp_path / name).write_text(block)
-    monkeypatch.setattr("events.sql.resources.files", lambda package: tmp_path if package == "projections" else None)
+    installed = resources.files
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path if package == "projections" else installed(package))
     spec = importlib.util.spec_from_file_location("projections.enrolments", tmp_path / "enrolments.py")
     assert spec is not None
     assert spec.loader is not None
