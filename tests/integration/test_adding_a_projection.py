@@ -29,7 +29,9 @@ def enrolments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Any
         (block,) = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
         (tmp_path / name).write_text(block)
     installed = resources.files
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path if package == "projections" else installed(package))
+    monkeypatch.setattr(
+        resources, "files", lambda package: tmp_path if package == "projections" else installed(package)
+    )
     spec = importlib.util.spec_from_file_location("projections.enrolments", tmp_path / "enrolments.py")
     assert spec is not None
     assert spec.loader is not None
