@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from events.cancellation import cancellation_heard
 from hydracore.db import reaching
+from hydracore.db.hurried import HurriedConnection
 
 #: How long an opening pool waits for its first connections, and a caller for a free one.
 OPEN_TIMEOUT_S = 10.0
 BORROW_TIMEOUT_S = 10.0
-
-#: How long somebody who is waited for himself waits for a word of the database: as long as for one that is gone (see below).
-ANSWER_S_MAX: Final = 20.0
-
-T = TypeVar("T")
 
 #: What libpq is told unless the URL says otherwise: give up on a server that does not answer in time, and notice within
 #: half a minute that one is gone without a word. A statement there would otherwise wait for the kernel's two hours.
@@ -36,26 +28,6 @@ _WATCHFUL = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",  # milliseconds
 }
-
-
-class HurriedConnection(psycopg.AsyncConnection):
-    """Ends where the server says nothing for `ANSWER_S_MAX`: whoever waits gets the `OperationalError` of a lost connection.
-
-    A server that is frozen keeps its connections, and neither TCP nor a cancelling of the statement, which it would have to answer
-    as well, finds out.
-    """
-
-    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        timer = asyncio.get_running_loop().call_later(ANSWER_S_MAX, self._hang_up)
-        try:
-            return await super().wait(gen, *args, **kwargs)
-        finally:
-            timer.cancel()
-
-    def _hang_up(self) -> None:
-        # Not closed: the loop still listens there, and is to hear that nothing more comes.
-        with socket.socket(fileno=os.dup(self.pgconn.socket)) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
 
 
 def conninfo(database_url: str, *, role: str, application: str) -> str:

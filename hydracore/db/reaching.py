@@ -12,15 +12,27 @@ from typing import Final
 import psycopg
 import structlog
 from psycopg import AsyncConnection, sql
-from psycopg.pq import PGconn, Ping
 
 from hydracore.db import migrations
+from hydracore.db.hurried import HurriedConnection
 
 #: How long a database that does not answer is waited for.
 START_S_MAX: Final = 30.0
 _PAUSE_S: Final = 0.5
 
+#: Classes of SQLSTATE of what waiting does not mend: logins, databases, rights, and roles that there are not.
+_HOPELESS_CLASSES: Final = frozenset({"22", "28", "3D", "42"})
+#: The same in the words of a server that refuses to connect, of which libpq tells no SQLSTATE. One that speaks another language is
+#: waited for. So is whatever else it says: it may be full, or starting, or a pooler whose server is.
+_HOPELESS_WORDS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+
 _log = structlog.get_logger(__name__)
+
+
+class _Looking(HurriedConnection):
+    """What a look asks is answered at once, or the server is stuck."""
+
+    answer_s_max = 5.0
 
 
 class DatabaseUnfit(Exception):
@@ -39,16 +51,13 @@ async def reach(conninfo: str, *, role: str) -> None:
     """`look`, and wait where that may help, for `START_S_MAX` at most. Raises what `look` does."""
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + START_S_MAX
-    told, is_hopeless = "", False
+    told = ""
     while True:
         try:
             return await look(conninfo, role=role)
         except NotReached as error:
-            if is_hopeless or clock() > give_up_at:
+            if _is_hopeless(error.__cause__) or clock() > give_up_at:
                 raise
-            is_hopeless = await _is_hopeless(conninfo, error)
-            if is_hopeless:
-                continue  # Once more, as it may just have come.
             if str(error) != told:
                 told = str(error)
                 _log.warning("database_not_reached", error=told, hint=f"it is waited for, {START_S_MAX:g} s at most")
@@ -58,7 +67,7 @@ async def reach(conninfo: str, *, role: str) -> None:
 async def look(conninfo: str, *, role: str) -> None:
     """Connect once, as the login role, and act as `role` unless it is empty. Raises `NotReached` and `NotMigrated`."""
     try:
-        async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        async with await _Looking.connect(conninfo, autocommit=True) as connection:
             try:
                 # For the transaction alone: a pooler may give the session to somebody else.
                 async with connection.transaction():
@@ -66,8 +75,9 @@ async def look(conninfo: str, *, role: str) -> None:
                         await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
                     await require_migrated(connection)
             except psycopg.DatabaseError:
-                # There is no such role before the first migration of a cluster.
-                await require_migrated(connection)
+                if not connection.closed:
+                    # There is no such role before the first migration of a cluster.
+                    await require_migrated(connection)
                 raise
     except psycopg.Error as error:
         # libpq's texts name host, port and user, never the password.
@@ -88,8 +98,8 @@ async def require_migrated(connection: AsyncConnection) -> None:
         raise NotMigrated(f"the database is not migrated (it lacks {', '.join(missing)}): run hydracore db migrate")
 
 
-async def _is_hopeless(conninfo: str, error: NotReached) -> bool:
+def _is_hopeless(error: BaseException | None) -> bool:
     """Whether it is there and lets nobody in who comes like this: a password does not come right by waiting."""
-    if isinstance(error.__cause__, psycopg.errors.ConnectionTimeout):
-        return False
-    return await asyncio.to_thread(PGconn.ping, conninfo.encode()) in {Ping.OK, Ping.NO_ATTEMPT}
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return error.sqlstate[:2] in _HOPELESS_CLASSES
+    return any(words in str(error) for words in _HOPELESS_WORDS)

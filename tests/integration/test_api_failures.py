@@ -11,7 +11,7 @@ import structlog
 
 from events.patience import patiently
 from hydracore.api import health
-from hydracore.db import pool
+from hydracore.db.hurried import HurriedConnection
 from tests.api_server import Api, running_api
 from tests.services import OwnServices
 from tests.waiting import PATIENCE_S, until
@@ -116,7 +116,7 @@ async def test_a_database_that_stays_away_is_told_as_such(
 async def test_a_database_that_hangs_is_told_as_such_too(
     own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "ANSWER_S_MAX", 0.5)
+    monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.5)
     monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.2)
     assert patiently.__kwdefaults__ is not None
     monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)

@@ -131,6 +131,30 @@ async def test_a_database_that_is_just_being_started_is_waited_for(own_services:
     assert [line["event"] for line in told] == ["database_not_reached"]
 
 
+async def test_a_database_that_lets_in_and_says_nothing_is_waited_for(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching._Looking, "answer_s_max", 0.2)
+
+    async def opened() -> None:
+        async with open_pool(database_url, role="hydracore_app", application="test", size=1):
+            pass
+
+    with structlog.testing.capture_logs() as told:
+        await owner_conn.execute("BEGIN; LOCK TABLE migration IN ACCESS EXCLUSIVE MODE")
+        opening = asyncio.create_task(opened())
+        await until(lambda: told)
+        await owner_conn.execute("ROLLBACK")
+        await opening
+
+    assert {line["event"] for line in told} == {"database_not_reached"}
+
+
+@pytest.mark.parametrize("words", ["sorry, too many clients already", "server login has been failing, try again later"])
+def test_what_may_come_right_is_waited_for(words: str) -> None:
+    assert not reaching._is_hopeless(psycopg.OperationalError(f"connection failed: FATAL:  {words}"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("part", ["relay", "worker"])
 async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
