@@ -18,7 +18,7 @@ NEAR_READ = READ_MAX // 2
 STEPS_MAX = 20
 
 #: More streams than this are not compared while writers stand still: they are compared before.
-UNVERIFIED_MAX = 2_000
+UNVERIFIED_MAX = 500
 
 
 async def approach(connection: AsyncConnection, candidate: Candidate) -> int:

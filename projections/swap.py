@@ -45,6 +45,9 @@ _FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
 #: How long writers may stand still before the swap lets them go and tries again later.
 STOPPED_S_MAX = 0.2
 
+#: The same of a followed projection, whose followers alone stand still: lanes are compared with all their rows.
+FOLLOWERS_STOPPED_S_MAX = 10.0
+
 #: How long it waits for a lane or a table that somebody sits on.
 WAIT_S_MAX = 0.1
 
@@ -92,25 +95,37 @@ async def swap(
     """
     lost: int | None = None
     for tries in range(1, TRIES_MAX + 1):
-        async with await connect() as connection:
+        try:
+            connection = await connect()
+        except psycopg.OperationalError:
+            if lost is None:
+                raise
+            # Nobody knows yet what became of the try before.
+            await asyncio.sleep(PAUSE_S_MAX)
+            continue
+        async with connection:
             if lost is not None and await _was_made(connection, candidate, session=lost):
                 # It was in time.
-                return Swapped(STOPPED_S_MAX, tries - 1)
+                return Swapped(_limit_s(candidate), tries - 1)
             await near(connection)
             lost = connection.info.backend_pid
             try:
                 await _settle(connection, candidate)
                 stopped = await _move(connection, candidate)
+                await connection.execute(_ON_DISK, candidate.build.key)
             except (*_NOT_NOW, psycopg.OperationalError) as error:
                 if not isinstance(error, _NOT_NOW) and not connection.closed:
                     raise
                 # Whatever it still holds goes with its session.
                 await connection.close()
             else:
-                await connection.execute(_ON_DISK, candidate.build.key)
                 return Swapped(stopped.total_seconds(), tries)
         await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
+
+
+def _limit_s(candidate: Candidate) -> float:
+    return STOPPED_S_MAX if isinstance(candidate.projection, Inline) else FOLLOWERS_STOPPED_S_MAX
 
 
 async def _was_made(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
@@ -136,7 +151,7 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
 
 async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, int]:
     """How far the live tables are, in every lane, and no farther from now on."""
-    stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (STOPPED_S_MAX, WAIT_S_MAX))
+    stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (_limit_s(candidate), WAIT_S_MAX))
     begin: Statement = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
     lock: Statement = (_LOCK_CHECKPOINTS, (candidate.build.name,))
     if isinstance(candidate.projection, Inline):
@@ -149,7 +164,7 @@ async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
 
     All in one message: were the time looked at in one and committed in the next, as much as you like might lie between them.
     """
-    limit = sql.Literal(timedelta(seconds=STOPPED_S_MAX))
+    limit = sql.Literal(timedelta(seconds=_limit_s(candidate)))
     done = await _at_once(connection, [*_moves(candidate), (_COMMIT_IN_TIME.format(limit=limit), None)])
     ended = await done.fetchone()
     await done.set_result(-3)

@@ -46,14 +46,16 @@ SELECT lane, ahead_s::double precision
         ORDER BY c.lane
           FOR UPDATE OF c SKIP LOCKED)
 SELECT l.lane, l.seq, l.head, e.seq, e.stream_id,
-       coalesce(i.wake_at <= greatest(clock_timestamp(), i.updated_at), false) AND e.type <> ALL ($2::text[])
+       -- By itself, and not joined: for as many events as there may be, the planner would read the whole table.
+       e.type <> ALL ($2::text[]) AND coalesce((SELECT i.wake_at <= greatest(clock_timestamp(), i.updated_at)
+                                                  FROM instance i
+                                                 WHERE i.lane = l.lane AND i.id = e.stream_id), false)
   FROM leased l
   LEFT JOIN LATERAL (SELECT v.seq, v.stream_id, v.type
                        FROM event v
                       WHERE v.lane = l.lane AND v.seq > l.seq
                       ORDER BY v.seq
                       LIMIT $3::bigint) e ON true
-  LEFT JOIN instance i ON i.lane = l.lane AND i.id = e.stream_id
  ORDER BY l.lane, e.seq
 
 -- name: changed_health

@@ -8,11 +8,13 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import psycopg
 import pytest
 
-from projections import generations
+from projections import generations, swap
+from projections.candidate import Candidate
 from projections.errors import WritersNotStopped
 from projections.instance import InstanceProjection
 from projections.swap import STOPPED_S_MAX
@@ -58,6 +60,28 @@ async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_br
     assert (report.resumed, report.generation) == (True, 2)
     assert report.stopped_s is not None
     assert report.stopped_s <= STOPPED_S_MAX
+
+
+async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = swap._move
+
+    async def move_and_end(connection: psycopg.AsyncConnection, candidate: Candidate) -> timedelta:
+        stopped = await move(connection, candidate)
+        await owner_conn.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        return stopped
+
+    monkeypatch.setattr(swap, "_move", move_and_end)
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+
+    report = await rebuilt(database_url, InstanceProjection())
+
+    assert (report.generation, report.tries, report.stopped_s) == (2, 1, STOPPED_S_MAX)
+    live = await generations.served(owner_conn, "instance")
+    assert live is not None
+    assert live.number == 2
 
 
 async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_it_can_go_on(
