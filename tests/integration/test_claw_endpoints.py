@@ -143,6 +143,7 @@ async def test_a_whole_answer_may_begin_with_a_mark_of_byte_order() -> None:
         ("null", "2", None),
         ("7", "null", None),
         ('"many"', "2", None),
+        ('"\\ud800"', "2", None),
         ("[]", "2", None),
         ("true", "2", None),
         ("-7", "2", None),

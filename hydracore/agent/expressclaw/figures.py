@@ -19,5 +19,6 @@ def read_figures(usage: Any, kind: type[F]) -> F | None:
     try:
         # Some write whole numbers as 7.0 or "7".
         return msgspec.convert(usage, kind, strict=False)
-    except msgspec.ValidationError:
+    except ValueError:
+        # A figure may be half of a character, which msgspec cannot even look at.
         return None
