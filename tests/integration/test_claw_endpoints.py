@@ -35,6 +35,10 @@ def figures(prompt: str, completion: str) -> bytes:
     return f'data: {{"choices": [], "usage": {usage}}}\n\n'.encode()
 
 
+def without_blank_lines(*parts: bytes) -> bytes:
+    return b"".join(parts).replace(b"\n\n", b"\n")
+
+
 async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
     said: list[str] = []
 
@@ -77,23 +81,28 @@ WAVE = "\N{WAVING HAND SIGN}"
 #: The halves of `WAVE` in UTF-16, of which each is an escape of its own in JSON.
 HALVES = ("\ud83d", "\udc4b")
 END = b"data: [DONE]\n\n"
+LATE = b'data: {"error": {"message": "late"}}\n\n'
 
 
 @pytest.mark.parametrize(
     ("parts", "answer"),
     [
         ([b'data: {"choices": [{"delta":\n', b'data: {"content": "Good"}}]}\n\n', END], "Good"),
+        ([without_blank_lines(piece("Good", None), piece(" day", "stop"), figures("7", "2"), END)], "Good day"),
+        ([without_blank_lines(piece(f"Hi {HALVES[0]}", None), piece(f"{HALVES[1]}!", None), END, LATE)], f"Hi {WAVE}!"),
         ([b"\xef\xbb\xbf", piece("Good", None), END], "Good"),
         ([piece(f"Hi {HALVES[0]}", None), piece(f"{HALVES[1]}!", None), END], f"Hi {WAVE}!"),
         ([piece(HALVES[1], None), piece(HALVES[0], None), piece("!", None), END], "\ufffd\ufffd!"),
         ([piece("Good", None), b"data: [DONE]\n"], "Good"),
-        ([piece("Good", None), END, b'data: {"error": {"message": "late"}}\n\n'], "Good"),
+        ([piece("Good", None), END, LATE], "Good"),
         ([piece("Good", None), END, b"data: {nonsense\n\n", piece(" night", None)], "Good"),
-        ([piece("Good", "stop"), b'data: {"error": {"message": "late"}}\n\n'], "Good"),
+        ([piece("Good", "stop"), LATE], "Good"),
         ([piece("Good", "stop"), b"data: " + b"x" * 300_000], "Good"),
     ],
     ids=[
         "an event in two lines",
+        "no blank lines",
+        "no blank lines, a character in halves and an error behind the end",
         "a mark of byte order",
         "a character in halves",
         "halves that do not fit",

@@ -84,14 +84,14 @@ def test_only_the_last_listener_leaves_a_chat_alone() -> None:
 def test_events_are_found_however_they_are_cut(size: int) -> None:
     stream = (
         b"\xef\xbb\xbfdata: zero\n\n: ping\r\n\r\ndata: one\r\n\r\nevent: x\ndata:two\n\ndata: \xc3\xa4\nid: 3\n\n\n"
-        b"data: in\ndata: two\n\ndata: last\ndata: unfinished"
+        b"data: in\ndata: two\n\ndata: {}\nid: 4\ndata: {\ndata: }\n\ndata: [DONE]\ndata: last\ndata: unfinished"
     )
     events = EventReader(event_max_bytes=100)
 
     found = [data for start in range(0, len(stream), size) for data in events.feed(stream[start : start + size])]
     left = list(events.end())
 
-    assert found == [b"zero", b"one", b"two", "ä".encode(), b"in\ntwo"]
+    assert found == [b"zero", b"one", b"two", "ä".encode(), b"in\ntwo", b"{}", b"{\n}", b"[DONE]"]
     assert left == [b"last"]
 
 

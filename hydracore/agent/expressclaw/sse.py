@@ -1,8 +1,9 @@
 """Reads server-sent events (https://html.spec.whatwg.org, 9.2.6) as model endpoints send them: their data, in lines that end in a
-line feed."""
+line feed. Some leave out the blank line that ends an event."""
 
 from __future__ import annotations
 
+import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ class EventTooLong(Exception):
 
 
 class EventReader:
-    """Feed it bytes as they come; it gives the data of each whole event, its lines joined by line feeds. Comments and other fields
-    are nothing.
+    """Feed it bytes as they come; it gives the data of each whole event, its lines joined by line feeds. A first line that is whole by
+    itself, a JSON document or `[DONE]`, is an event where more data follow it. Comments and other fields are nothing.
 
     Raises `EventTooLong` for an event that does not end.
     """
@@ -41,9 +42,25 @@ class EventReader:
             self._has_begun = True
             line = line.removeprefix(BOM_UTF8)
         if line.startswith(b"data:"):
+            # Only the first one is looked at: all together, with each line anew, would take long where there are many.
+            if len(self._data) == 1 and _is_whole(self._data[0]):
+                yield self._event()
             self._data.append(line[5:].strip())
             self._data_bytes += len(line)
         elif not line and self._data:
-            data = b"\n".join(self._data)
-            self._data, self._data_bytes = [], 0
-            yield data
+            yield self._event()
+
+    def _event(self) -> bytes:
+        data = b"\n".join(self._data)
+        self._data, self._data_bytes = [], 0
+        return data
+
+
+def _is_whole(data: bytes) -> bool:
+    if data == b"[DONE]":
+        return True
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
