@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +19,7 @@ from hydracore.agent.supervisor import Supervisor
 #: What open chats get to end when the runtime is restarted.
 RESTART_DRAIN_S: Final = 10.0
 
-#: How long the answer to a drain that cuts waits for the control plane to have all usage.
+#: How long the answer to a drain that cuts waits for the open chats to end and the control plane to have all usage.
 HAND_OVER_S_MAX: Final = 4.0
 
 
@@ -46,13 +45,23 @@ class Endpoints:
 
     async def drain(self, request: Request) -> Response:
         if request.body and read_body(request, m.Drain).cut:
-            await self._supervisor.cut()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HAND_OVER_S_MAX):
-                    await self._ledger.sent()
+            unsent = not await self._hand_over()
+            return Response(200, m.Drained(active_connections=self._supervisor.active_connections, usage_unsent=unsent))
         # Counted before the ledger is read: what a chat has cost is in it before the chat counts as over.
         active = self._supervisor.drain()
         return Response(200, m.Drained(active_connections=active, usage_unsent=await self._ledger.unsent()))
+
+    async def _hand_over(self) -> bool:
+        """True once the open chats have ended and the control plane knows what they cost. Chats that take longer end by themselves:
+        they were told to before anything is waited for."""
+        try:
+            async with asyncio.timeout(HAND_OVER_S_MAX):
+                await self._supervisor.cut()
+                await self._ledger.sent()
+        except TimeoutError:
+            # The ledger is not asked once more: a disk that is stuck may be what took so long.
+            return False
+        return True
 
     async def get_config(self, _request: Request) -> Response:
         return Response(200, {**self._configuration.shown(), "config_version": self._supervisor.config_version})

@@ -49,7 +49,8 @@ class Runtime(Protocol):
         """Wait until no chat is open."""
 
     async def cut(self) -> None:
-        """Take no new chats, and end the open ones within seconds; what they cost is in the ledger when this returns."""
+        """Take no new chats, and end the open ones within seconds; what they cost is in the ledger when this returns.
+        Whoever is cancelled in it has only ceased to wait."""
 
     def open_chat(self, ask: Ask) -> OpenChat:
         """Begin to answer. Raises `ChatError` where it cannot even begin."""

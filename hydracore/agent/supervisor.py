@@ -104,7 +104,8 @@ class Supervisor:
         return self.active_connections
 
     async def cut(self) -> None:
-        """Take no new chats, and end the open ones; what they cost is in the ledger when this returns."""
+        """Take no new chats, and end the open ones; what they cost is in the ledger when this returns. Whoever is
+        cancelled in it has only ceased to wait."""
         self._draining = True
         if self._run is not None:
             await self._run.runtime.cut()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+import sqlite3
+from contextlib import aclosing, closing
+from pathlib import Path
 
 import pytest
 
 from hydracore.agent import endpoints
+from hydracore.agent.expressclaw.store import STORE_FILE
+from hydracore.agent.state import STATE_DIR
 from hydracore.modelsim.script import MARK
 from tests.claw_fixtures import Claw, be_impatient, claw_fixture, control_plane_fixture, modelsim_fixture, texts
 from tests.fake_control_plane import FakeControlPlane
@@ -121,6 +125,24 @@ async def test_a_drain_that_cuts_waits_for_a_control_plane_that_takes_nothing_bu
 
     assert drained.json() == {"active_connections": 0, "usage_unsent": True}
     assert (malformed.status_code, malformed.json()["code"]) == (422, "bad_request")
+
+
+async def test_a_drain_that_cuts_does_not_wait_for_ever_for_a_disk_on_which_no_chat_can_end(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "HAND_OVER_S_MAX", 0.1)
+    await modelsim.fault("hold", after_tokens=2)
+    asking = asyncio.create_task(claw.ask("Hello"))
+    await modelsim.until_requests(1, tokens_sent=2)
+
+    with closing(sqlite3.connect(tmp_path / "vps" / STATE_DIR / STORE_FILE, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        drained = await claw.http.post("/api/drain", json={"cut": True})
+    refused = await asking
+
+    assert drained.json() == {"active_connections": 1, "usage_unsent": True}
+    assert (refused.status_code, refused.json()["code"]) == (503, "interrupted")
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
 
 
 async def test_an_answer_without_figures_is_metered_by_estimate(claw: Claw, modelsim: ModelSim) -> None:
