@@ -2,8 +2,13 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
+from typing import Final
+
+#: What runs until it is told to stop, which is a good end also while it starts.
+PARTS: Final = frozenset({"api", "relay", "worker", "cloudsim", "modelsim", "agent"})
 
 
 def main() -> None:
@@ -14,13 +19,20 @@ def main() -> None:
             signal.signal(number, _leave)
     from hydracore.cli import main as command  # noqa: PLC0415 - see above
 
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    # The others stay as they are: a command imports much more, and a part has something to tidy up only once it listens for itself.
+    if not _is_part():
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
     command(prog_name="hydracore")
 
 
+def _is_part() -> bool:
+    return not PARTS.isdisjoint(sys.argv[1:2])
+
+
 def _leave(_number: int, _frame: FrameType | None) -> None:
-    """As the command does when it is interrupted (`hydracore/cli/root.py`); there is nothing to tidy up."""
+    """As the command does when it is interrupted (`hydracore/cli/root.py`), or a part when it is stopped; there is nothing to tidy up."""
+    if _is_part():
+        os._exit(0)
     with suppress(OSError):
         os.write(2, b"hydracore: interrupted\n")
     os._exit(130)

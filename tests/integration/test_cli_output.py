@@ -29,6 +29,14 @@ main(["break-off"])
 """
 #: What is imported first of all, and is interrupted.
 INTERRUPTED_IMPORT = "import os, signal; os.kill(os.getpid(), signal.{})"
+#: All that a part cannot start without. Nobody is there.
+SETTINGS = {
+    "HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none",
+    "HYDRACORE_REDIS_URL": "redis://127.0.0.1:1",
+    "HYDRACORE_MASTER_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+    "HYDRACORE_JWT_SECRET": "a-secret-that-is-long-enough-to-sign-with",
+    "HYDRACORE_PUBLIC_URL": "http://127.0.0.1:1",
+}
 
 
 @pytest.fixture
@@ -59,7 +67,13 @@ def test_a_statement_that_ctrl_c_leaves_under_way_is_nobodys_business(database_u
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "hydracore: interrupted\n")
 
 
-@pytest.mark.parametrize("program", [["-m", "hydracore"], ["-c", "from hydracore.__main__ import main; main()"]])
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["-m", "hydracore", "projections", "list"],
+        ["-c", "from hydracore.__main__ import main; main()", "fleet"],
+    ],
+)
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("interrupted", ["click", "psycopg"])
 def test_a_signal_while_a_command_or_what_it_needs_is_still_imported_is_one_line(
@@ -68,18 +82,33 @@ def test_a_signal_while_a_command_or_what_it_needs_is_still_imported_is_one_line
     (tmp_path / f"{interrupted}.py").write_text(INTERRUPTED_IMPORT.format(number))
 
     done = subprocess.run(
-        [sys.executable, *program, "projections", "list"],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}",
-            "HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none",
-        },
+        [sys.executable, *program],
+        env={**os.environ, **SETTINGS, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
         capture_output=True,
         text=True,
         check=False,
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "hydracore: interrupted\n")
+
+
+@pytest.mark.parametrize("part", ["api", "relay", "worker", "cloudsim", "modelsim", "agent"])
+@pytest.mark.parametrize("interrupted", ["click", "structlog"])
+def test_a_part_that_is_stopped_while_it_is_still_imported_has_done_well(
+    part: str, interrupted: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{interrupted}.py").write_text(INTERRUPTED_IMPORT.format("SIGTERM"))
+    words = ["--home", str(tmp_path), "--token", "cloud"] if part == "cloudsim" else []
+
+    done = subprocess.run(
+        [sys.executable, "-m", "hydracore", part, *words],
+        env={**os.environ, **SETTINGS, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("words", ["audit verify", "audit --help"])
