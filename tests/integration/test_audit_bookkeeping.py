@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from hydracore.audit.verifying import Progress, Request, verify
 from tests.audit_log import Forger, Log, follow, run, sealed_log
 from tests.next_release import ActivityV2
 from tests.rebuilding import rebuilt
@@ -27,6 +28,17 @@ def forger(log: Log) -> Generator[Forger]:
     """Somebody with the owner's rights."""
     with psycopg.connect(log.url, autocommit=True) as connection:
         yield Forger(connection)
+
+
+class Appending(Progress):
+    """Has one event appended, which nobody follows, as soon as it is known where the lanes end."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self, total: int) -> None:
+        asyncio.run_coroutine_threadsafe(self._log.name(0, "third"), self._loop).result()
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,14 @@ async def test_rows_that_the_database_itself_excuses_are_a_note_of_all_lanes(log
 
     what = "activity has not followed all of the log, and what comes after was not compared"
     assert (result.exit_code, f"note: {what}: lane 6 (to 0 of 12)" in result.stdout.splitlines()) == (0, True)
+
+
+async def test_what_is_appended_while_the_log_is_verified_has_not_to_be_followed_yet(log: Log, forger: Forger) -> None:
+    report = await asyncio.to_thread(verify, Request(conninfo=log.url), Appending(log))
+
+    assert report.findings == []
+    assert [note for note in report.notes if "has not followed" in note] == []
+    assert forger.connection.execute("SELECT max(seq) FROM event").fetchone() == (13,)
 
 
 async def test_a_version_that_no_release_has_made_excuses_no_table(log: Log, forger: Forger) -> None:
