@@ -48,6 +48,24 @@ async def hold_frozen(database_url: str, frozen: Event, thawed: Event) -> None:
     await locks.close()
 
 
+async def test_whoever_is_stopped_as_it_asks_for_a_lock_leaves_it_to_others(database_url: str) -> None:
+    stopped, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
+    assert await is_free(stopped)
+    connection = stopped._connection
+    assert connection is not None
+
+    asking = asyncio.create_task(is_free(stopped))
+    while not connection.lock.locked():  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+
+    assert asking.cancelled()
+    assert await is_free(other)
+    await stopped.close()
+    await other.close()
+
+
 async def test_a_process_with_nothing_to_say_keeps_its_locks(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
