@@ -14,6 +14,7 @@ import msgspec
 from psycopg_pool import AsyncConnectionPool
 
 from events import types as e
+from events.codec import tag_of
 from events.commands import RotateAgentKey
 from events.errors import EventUnreadable, LogCorrupted, VersionConflict
 from events.folding import Stored, folded, version_of
@@ -44,7 +45,7 @@ OF_USE: Final = (
     *(e.BootstrapReported, e.HealthChanged, e.UsageRecorded, e.ConversationsAccessed, e.ConsentChanged),
     *(e.ConfigChanged, e.PlatformConfigPatched, e.ModelPolicyChanged, e.UpdatesApplied),
 )
-_OF_USE: Final = [str(kind.__struct_config__.tag) for kind in OF_USE]
+_OF_USE: Final = [tag_of(kind) for kind in OF_USE]
 
 #: Which master key an instance's tokens were derived from. `awaited`: its key was revoked, and the agent, which still has what another
 #: than the present one has made, has not fetched new ones yet. `passing`: its server is being made or its agent drained, for which

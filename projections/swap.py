@@ -71,8 +71,8 @@ PAUSE_S = 0.05
 PAUSE_S_MAX = 1.0
 
 
-Statement = tuple[bytes | sql.Composed, Any]
-"""With its parameters, or None."""
+_Query = tuple[bytes | sql.Composed, Any]
+"""A statement with its parameters, or None."""
 
 
 class Swapped(NamedTuple):
@@ -152,8 +152,8 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
 async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, int]:
     """How far the live tables are, in every lane, and no farther from now on."""
     stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (_limit_s(candidate), WAIT_S_MAX))
-    begin: Statement = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
-    lock: Statement = (_LOCK_CHECKPOINTS, (candidate.build.name,))
+    begin: _Query = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
+    lock: _Query = (_LOCK_CHECKPOINTS, (candidate.build.name,))
     if isinstance(candidate.projection, Inline):
         lock = (_LOCK_HEADS, None)
     return dict(await (await _at_once(connection, [begin, lock])).fetchall())
@@ -174,7 +174,7 @@ async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
     return ended[0] - began[0]
 
 
-async def _at_once(connection: AsyncConnection, statements: Iterable[Statement]) -> AsyncClientCursor[Any]:
+async def _at_once(connection: AsyncConnection, statements: Iterable[_Query]) -> AsyncClientCursor[Any]:
     """Have the server do one right after the other, whatever becomes of us meanwhile. The cursor is at the last one's rows."""
     cursor = AsyncClientCursor(connection)
     await cursor.execute(";\n".join(cursor.mogrify(*one) for one in statements).encode())
@@ -182,14 +182,14 @@ async def _at_once(connection: AsyncConnection, statements: Iterable[Statement])
     return cursor
 
 
-def _moves(candidate: Candidate) -> list[Statement]:
+def _moves(candidate: Candidate) -> list[_Query]:
     """All tables are locked before the first is moved, so that nobody sees one without the others."""
     projection, build, live, *_ = candidate
     blue = [] if live is None else live.tables
     tables = [sql.Identifier(LIVE, table) for table in blue]
     tables += [sql.Identifier(build.schema, table) for table in build.tables]
     lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
-    found: list[Statement] = [(lock, None)]
+    found: list[_Query] = [(lock, None)]
     move = "ALTER TABLE {}.{} SET SCHEMA {}"
     if live is not None:
         found += [(composed("CREATE SCHEMA IF NOT EXISTS {}", [live.schema]), None)]
