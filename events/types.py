@@ -220,7 +220,7 @@ class ConsentChanged(Event, frozen=True, kw_only=True, tag="consent_changed"):
 class UpdatesRequested(Event, frozen=True, kw_only=True, tag="updates_requested"):
     """The intent that stands before every update: from here on the agent may take up `config_version`, and `restart` may cut chats.
 
-    What came of it follows, caused by the same command; where nothing does, the outcome is unknown.
+    What came of it follows, with this one's command as its cause; where nothing does, the outcome is unknown.
     """
 
     config_version: int

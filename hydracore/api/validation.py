@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -214,7 +213,6 @@ class RequestReader:
             "header": _headers(scope["headers"]),
             "body": {},
         }
-        header_lines = Counter(name.decode("latin-1") for name, _ in scope["headers"])
         arguments = self._defaults.copy()
         for each in self._inputs:
             if each.source == "body":
@@ -225,7 +223,7 @@ class RequestReader:
                     given["body"] = cast("dict[str, Any]", value)
                 continue
             loc: Location = (each.source, each.alias)
-            if each.source == "header" and header_lines[each.alias] > 1:
+            if each.source == "header" and _is_doubled(scope["headers"], each.alias.encode()):
                 # Whoever stands between may go by the other one.
                 reader.problems.append(Problem(loc, "Value error, it is there twice", "value_error"))
             elif each.alias in given[each.source]:
@@ -253,6 +251,10 @@ class RequestReader:
                     rest = given[each.alias].removeprefix("/")
                 given[each.alias] = rest
         return given
+
+
+def _is_doubled(headers: RawHeaders, wanted: bytes) -> bool:
+    return sum(name == wanted for name, _ in headers) > 1
 
 
 def _body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
