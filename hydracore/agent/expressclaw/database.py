@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -38,8 +39,11 @@ class Database:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            # In one transaction: each would wait for the disk.
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            if self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
+                _empty().backup(self._db)
+            else:
+                # What a file of an earlier release lacks. In one transaction: each would wait for the disk.
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             self._db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
         except sqlite3.DatabaseError as error:
             self._db.close()
@@ -72,6 +76,14 @@ class Database:
                 self._db.execute("ROLLBACK")
             raise
         return result
+
+
+@cache
+def _empty() -> sqlite3.Connection:
+    """All tables with nothing in them, to be copied: many agents may run in one process, and making them takes longer."""
+    db = sqlite3.connect(":memory:", check_same_thread=False)
+    db.executescript(_SCHEMA)
+    return db
 
 
 def _log_failure(done: Future[None]) -> None:
