@@ -18,10 +18,11 @@ from hydracore.cli.printing import Folder, PatientOption, load_with_options
 _option = partial(click.option, cls=PatientOption)
 
 
-def _without_colours() -> None:
-    """Before a part is imported that runs for long: structlog and httpx import these for colourful terminals when they
-    are there, which is a tenth of a start. None makes their import fail, which both libraries provide for."""
-    for name in ("rich", "pygments"):
+def _leave_out_the_unused() -> None:
+    """Before a part is imported that runs for long: structlog and httpx import the first two for colourful terminals when they
+    are there, and litestar the last for models of whoever has such, which is a fifth of a start. None makes their import
+    fail, which these libraries provide for."""
+    for name in ("rich", "pygments", "pydantic"):
         sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType] - see above
 
 
@@ -41,7 +42,7 @@ def _database_told() -> Generator[None]:
 def api() -> None:
     """Serve the HTTP API."""
     settings = configuration.load(os.environ, require=configuration.API_NEEDS)
-    _without_colours()
+    _leave_out_the_unused()
     from hydracore.api.main import run
 
     with _database_told():
@@ -52,7 +53,7 @@ def api() -> None:
 def relay() -> None:
     """Follow the log and wake the workers."""
     settings = configuration.load(os.environ, require=configuration.RELAY_NEEDS)
-    _without_colours()
+    _leave_out_the_unused()
     from workers.main import run_relay
 
     with _database_told():
@@ -63,7 +64,7 @@ def relay() -> None:
 def worker() -> None:
     """Do the outside work: order servers, watch them, tear them down."""
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
-    _without_colours()
+    _leave_out_the_unused()
     from workers.main import run_worker
 
     with _database_told():
@@ -126,7 +127,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
     """Run the Hetzner Cloud simulator, whose servers are local processes."""
     settings = load_with_options()
-    _without_colours()
+    _leave_out_the_unused()
     from hydracore import logs
     from hydracore.cloudsim.main import run, serve
 
@@ -143,7 +144,7 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
     """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
     settings = load_with_options()
-    _without_colours()
+    _leave_out_the_unused()
     from hydracore import logs
     from hydracore.modelsim.main import run
 
@@ -156,7 +157,7 @@ def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
 @click.option("--root", type=Folder(), default="/", show_default=True, help="The VPS's root.")
 def agent(*, root: Path) -> None:
     """Run the agent of one VPS."""
-    _without_colours()
+    _leave_out_the_unused()
     from hydracore.agent.main import run
 
     sys.exit(run(root=root))

@@ -64,7 +64,7 @@ async def open_pool(
     pool: AsyncConnectionPool = AsyncConnectionPool(
         conninfo(database_url, role=role, application=application),
         connection_class=HurriedConnection if hurried else psycopg.AsyncConnection,
-        min_size=min(2, size),
+        min_size=1,
         max_size=size,
         open=False,
         kwargs={"autocommit": True} if prepared else {"autocommit": True, "prepare_threshold": None},
