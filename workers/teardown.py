@@ -25,7 +25,10 @@ _log = structlog.get_logger(__name__)
 DRAIN_S_MAX = 10.0
 DRAIN_LOOK_S = 1.0
 
-#: How long after that the agent has to cut what is open and to tell what it cost. More than it takes by itself for telling.
+#: How long an agent that was well a moment ago is asked again where it does not answer.
+ANSWER_S_MAX = 5.0
+
+#: How long the agent then has to cut what is open and to tell what it cost. More than it takes by itself for telling.
 CUT_S_MAX = 5.0
 
 #: Between the first and the second look that finds no server, where its id was known.
@@ -53,7 +56,8 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
 
 
 async def _drain(deps: Deps, state: Instance) -> Result | None:
-    """Have the agent end its chats, and tell what they cost. One that does not answer has none to end.
+    """Have the agent end its chats, and tell what they cost. One that has been silent for long has none to end; of one that
+    was well a moment ago an answer may have been lost, and it is asked again.
 
     Chats that are open when their time is over are cut, and metered before the server goes. The time counts from a worker's own
     step, not from the request, which another clock has written and which may have waited for us. However late it is, the agent
@@ -66,17 +70,20 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
         deps.settings.master_keys, state.id, agent.control_key_id, key_hash=agent.control_key_hash
     )
     address = AgentAddress(state.vpn_ip, AGENT_PORT, token)
+    limit_s = DRAIN_S_MAX
     try:
         if _is_done(await deps.vps.drain(address)):
             return None
     except VpsError:
-        return None
+        if state.health != "healthy":
+            return None
+        limit_s = ANSWER_S_MAX
     assert state.key_revoked_ms is not None, "the key is revoked before the drain"
     passed_s = (deps.now_ms() - state.key_revoked_ms) / 1000
-    if 0 <= passed_s <= DRAIN_S_MAX:
+    if 0 <= passed_s <= limit_s:
         return Wait(delay_s=DRAIN_LOOK_S)
     if passed_s < 0:
-        await asyncio.sleep(DRAIN_S_MAX)
+        await asyncio.sleep(limit_s)
     await _cut(deps, state, address)
     return None
 

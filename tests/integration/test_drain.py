@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncGenerator
 from decimal import Decimal
 from pathlib import Path
@@ -155,6 +156,33 @@ async def test_open_chats_have_their_time_whatever_the_clocks_of_others_say(
 
     assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"])]
     chats[1].cancel()
+
+
+async def test_an_agent_that_does_not_answer_for_a_moment_still_has_its_chats_end(
+    chatty: Chatty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
+    await models.fault("hold", after_tokens=2, contains="first")
+    chat = asyncio.create_task(chatty.chat("The first"))
+    await models.until_requests(1)
+    stack.worker.kill()
+
+    monkeypatch.setattr("workers.deps.VPS_TIMEOUT_S", 0.2)
+    async with stack.deps() as deps:
+        for command in (deletion(deps, hours=0), key_revoked(deps, hours=0)):
+            await deps.store.execute(instance_id, command, deps.origin(instance_id))
+        stack.cloudsim.send(signal.SIGSTOP)
+        try:
+            await advance(deps, instance_id)
+        finally:
+            stack.cloudsim.send(signal.SIGCONT)
+    assert not stack.has_happened(instance_id, "teardown_step_done", step="drained")
+    await models.release()
+    answer = await chat
+    stack.worker.start()
+    await stack.until_status(instance_id, "deleted")
+
+    assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"])]
 
 
 def deletion(deps: Deps, *, hours: int) -> c.RequestDeletion:
