@@ -46,7 +46,7 @@ def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
 def stop_asked_for() -> asyncio.Event:
     """An event of the running loop that a signal sets, for those who must not be cancelled: they look for their own end."""
     asked = asyncio.Event()
-    for number in _heard():
+    for number in heard_signals():
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     return asked
 
@@ -54,7 +54,7 @@ def stop_asked_for() -> asyncio.Event:
 async def _watched(work: Coroutine[Any, Any, None]) -> bool:
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
-    heard = _heard()
+    heard = heard_signals()
 
     def stop() -> None:
         # A second, impatient signal must not break off the tidying up, which has a time limit of its own.
@@ -92,7 +92,7 @@ def interrupted_by_signals() -> Generator[None]:
 @contextmanager
 def _handlers_kept() -> Generator[list[signal.Signals]]:
     """The signals that are heard, which are handled behind the block as they were before it."""
-    before = {number: signal.getsignal(number) for number in _heard()}
+    before = {number: signal.getsignal(number) for number in heard_signals()}
     try:
         yield list(before)
     finally:
@@ -100,7 +100,8 @@ def _handlers_kept() -> Generator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _heard() -> list[signal.Signals]:
+def heard_signals() -> list[signal.Signals]:
+    """Those that stop this process: not a closed terminal that was to be ignored, and none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return []
     is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

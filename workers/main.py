@@ -19,7 +19,7 @@ from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.settings import Settings
-from hydracore.signals import run_until_signal
+from hydracore.signals import heard_signals, run_until_signal
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
@@ -57,7 +57,7 @@ def run_relay(settings: Settings) -> None:
 
 
 def run_worker(settings: Settings) -> None:
-    """Take hints until SIGTERM or SIGINT.
+    """Take hints until a signal says to stop.
 
     Raises `SettingsError` where the master key is not this database's, `CatalogueError` and `DatabaseUnfit`.
     """
@@ -71,7 +71,7 @@ def run_worker(settings: Settings) -> None:
         stopped.set()
         middleware.give_up()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in heard_signals():
         signal.signal(number, stop)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=WORKER_TIMEOUT_MS)
     try:

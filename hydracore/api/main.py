@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from types import FrameType
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import structlog
@@ -32,6 +30,7 @@ from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.settings import Settings, SettingsError
+from hydracore.signals import stop_asked_for
 from hydracore.vps import VpsClient
 from hydracore.wake import Publisher
 from projections.inline import inline_projections
@@ -47,7 +46,7 @@ _log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit code. Wrong catalogue: one line per problem, 2.
+    """Serve until a signal says to stop; the process's exit code. Wrong catalogue: one line per problem, 2.
 
     Raises `SettingsError` where the master key is not this database's, and `DatabaseUnfit`.
     """
@@ -73,13 +72,22 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
     async with open_parts(settings, catalogue) as parts:
         config = server_config(parts)
         look_less_often()
-        hearing = asyncio.create_task(keep_hearing(parts.pool))
+        server = EmbeddedServer(config)
+        beside = [
+            asyncio.create_task(keep_hearing(parts.pool)),
+            asyncio.create_task(_end(server, once=stop_asked_for())),
+        ]
         try:
-            with _signals_end_here():
-                async with _served_to_agents(config, settings.api_port_for_agents):
-                    await uvicorn.Server(config).serve()
+            async with _served_to_agents(config, settings.api_port_for_agents):
+                await server.serve()
         finally:
-            hearing.cancel()
+            for task in beside:
+                task.cancel()
+
+
+async def _end(server: EmbeddedServer, *, once: asyncio.Event) -> None:
+    await once.wait()
+    server.should_exit = True
 
 
 def server_config(parts: Parts) -> uvicorn.Config:
@@ -107,21 +115,6 @@ async def _served_to_agents(config: uvicorn.Config, port: int | None) -> AsyncGe
     finally:
         second.should_exit = True
         await serving
-
-
-@contextmanager
-def _signals_end_here() -> Generator[None]:
-    """uvicorn stops in order on a signal and raises it again afterwards; that must not kill us before we have closed."""
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignore(_: int, __: FrameType | None) -> None:
-    pass
 
 
 @asynccontextmanager

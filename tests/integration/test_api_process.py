@@ -140,7 +140,10 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
     assert sorted(told) == [("request_failed", "of-ann"), ("request_failed", "of-bob")]
 
 
-async def test_requests_under_way_are_answered_before_it_stops_at_ctrl_c(database_url: str, redis_url: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+async def test_requests_under_way_are_answered_before_it_stops(
+    database_url: str, redis_url: str, number: signal.Signals
+) -> None:
     port = free_port()
     async with started(environ(database_url, redis_url, port)) as process:
         async with asking(port) as client:
@@ -152,7 +155,7 @@ async def test_requests_under_way_are_answered_before_it_stops_at_ctrl_c(databas
         # The request is being served once the server asks for its body.
         assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
 
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         writer.write(body)
         answer = await reader.readuntil(b"\r\n\r\n")
         writer.close()

@@ -155,7 +155,7 @@ def test_what_may_come_right_is_waited_for(words: str) -> None:
     assert not reaching._is_hopeless(psycopg.OperationalError(f"connection failed: FATAL:  {words}"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("part", ["relay", "worker"])
 async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
     part: str, number: signal.Signals, tmp_path: Path
