@@ -33,7 +33,7 @@ from tests.records import Records
 from tests.secrecy import assert_no_secret_leaked
 from tests.services import VALKEY_DATABASES, Services
 from tests.waiting import until
-from workers.broker import Bell
+from workers.broker import HintSender
 from workers.deps import Deps, open_deps
 
 MASTER_KEY = b"master-key-of-the-tests-32-bytes"
@@ -273,11 +273,11 @@ class Stack(Records):
 
     # The workers
 
-    def ring(self, actor: str, *instance_ids: UUID) -> None:
+    def hint(self, actor: str, *instance_ids: UUID) -> None:
         """A hint to the workers; without ids, to a duty that is nobody's in particular."""
-        bell = Bell(self.redis_url)
-        sent = bell.ring(actor, list(instance_ids)) if instance_ids else bell.ring_duty(actor)
-        bell.close()
+        hints = HintSender(self.redis_url)
+        sent = hints.send(actor, list(instance_ids)) if instance_ids else hints.send_duty(actor)
+        hints.close()
         assert sent
 
 

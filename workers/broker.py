@@ -1,6 +1,6 @@
 # Dramatiq types its broker in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Dramatiq on Redis, as a bell: a message says "look at these instances" and nothing else.
+"""Dramatiq on Redis, for hints: a message says "look at these instances" and nothing else.
 
 Messages are hints. Each may be lost, doubled or late; the log and the reconciler know what is owed. Hence no retries, no
 results, and no age: an old hint costs a look at what is owed, and machines whose clocks differ would drop each other's.
@@ -70,8 +70,8 @@ def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
     )
 
 
-class Bell:
-    """Sends hints. Blocking: ring it in a thread. Raises redis-py's errors where Redis is away."""
+class HintSender:
+    """Sends hints. Blocking: to be called in a thread. Raises redis-py's errors where Redis is away."""
 
     #: Hints in the queue beyond which no more are sent: workers are behind, and what is owed stays owed.
     BACKLOG_MAX = 10_000
@@ -86,19 +86,19 @@ class Bell:
     def __init__(self, redis_url: str) -> None:
         self._broker = redis_broker(redis_url)
         self._broker.declare_queue(QUEUE)
-        #: Relay and reconciler ring from threads of their own.
+        #: Relay and reconciler send from threads of their own.
         self._one_at_a_time = Lock()
 
-    def ring(self, actor: str, instance_ids: list[UUID]) -> bool:
+    def send(self, actor: str, instance_ids: list[UUID]) -> bool:
         """Hint at each instance. False where the queue got full: some or all were not sent."""
         ids = [str(instance_id) for instance_id in instance_ids]
         return self._send([_message(actor, *ids[at : at + self.IDS_MAX]) for at in range(0, len(ids), self.IDS_MAX)])
 
-    def ring_duty(self, actor: str) -> bool:
+    def send_duty(self, actor: str) -> bool:
         """Hint at a duty that is nobody's in particular."""
         return self._send([_message(actor)])
 
-    def ring_build(self, name: str, generation: int, hints: int) -> bool:
+    def send_build(self, name: str, generation: int, hints: int) -> bool:
         """Hint `hints` times at lanes of a build that are to be folded, so that as many workers may help."""
         return self._send([_message(FOLD_LANES, name, str(generation)) for _ in range(hints)])
 

@@ -1,6 +1,6 @@
 """Folding lanes for a rebuild on the Dramatiq workers, wherever they run.
 
-As everywhere, a message is a hint: "there are lanes to fold for this build". It may be lost or doubled, so the rebuild rings
+As everywhere, a message is a hint: "there are lanes to fold for this build". It may be lost or doubled, so the rebuild sends
 again for as long as lanes are left. A worker folds in a process of its own: folding keeps a processor busy, and the
 worker has agents and providers to listen to. Why it could not is told to the rebuild by a notification of PostgreSQL, which
 is a hint too: that lanes are folded or claimed stands in their rows.
@@ -30,14 +30,14 @@ from projections.generations import Generation, Progress
 from projections.processes import reason_of, start_folding
 from projections.rebuild import Folding
 from projections.registry import all_versions
-from workers.broker import Bell
+from workers.broker import HintSender
 
 _LANES_FREE = Statements("projections", "generations.sql")["lanes_free"]
 
 #: How long one hint keeps a worker claiming lanes; what it has claimed by then it folds, and the next hint goes on.
 HELP_S = 30.0
 
-#: How often the rebuild rings while lanes are left, and how many hints it sends each time.
+#: How often the rebuild sends hints while lanes are left, and how many each time.
 RING_S = 2.0
 HINTS = 16
 
@@ -128,28 +128,28 @@ def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding
     """Folds on the workers of this installation; waits for as long as they fold, and says through `tell` what stands in the way."""
 
     async def fold(_projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
-        bell, waiting = Bell(settings.redis_url), _Waiting(build, tell)
+        hints, waiting = HintSender(settings.redis_url), _Waiting(build, tell)
         try:
             async with await AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
                 await connection.execute(_LISTEN)
                 rung_s = -RING_S
                 while (now := await progress()).lanes_folded < now.lanes:
                     if time.monotonic() - rung_s >= RING_S:
-                        await _ring(bell, build, waiting)
+                        await _hint(hints, build, waiting)
                         free = await connection.execute(_LANES_FREE, build.key)
                         waiting.look(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
                         rung_s = time.monotonic()
                     async for notification in connection.notifies(timeout=_LOOK_S):
                         waiting.hear(notification.payload)
         finally:
-            bell.close()
+            hints.close()
 
     return fold
 
 
-async def _ring(bell: Bell, build: Generation, waiting: _Waiting) -> None:
+async def _hint(hints: HintSender, build: Generation, waiting: _Waiting) -> None:
     try:
-        await asyncio.to_thread(bell.ring_build, build.name, build.number, HINTS)
+        await asyncio.to_thread(hints.send_build, build.name, build.number, HINTS)
     except RedisError as error:
         # Redis is a hint: whoever folds goes on, and others hear of it once it is back.
         if waiting.redis is None:

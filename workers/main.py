@@ -23,11 +23,11 @@ from hydracore.signals import heard_signals, run_until_signal
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
-from workers.broker import Bell, redis_broker
+from workers.broker import HintSender, redis_broker
 from workers.deps import open_deps
 from workers.findings import Swept
+from workers.head_watcher import HeadWatcher, rest
 from workers.lane_times import watch_lane_times
-from workers.lookout import Lookout, rest
 from workers.reconciler import Reconciler
 from workers.relay import Relay
 from workers.sweep import sweep
@@ -99,7 +99,7 @@ def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) ->
 
 
 async def _relay(settings: Settings) -> None:
-    bell = Bell(settings.redis_url)
+    hints = HintSender(settings.redis_url)
     redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
     try:
         async with (
@@ -113,24 +113,24 @@ async def _relay(settings: Settings) -> None:
             ) as pool,
             asyncio.TaskGroup() as group,
         ):
-            lookout = Lookout(pool, redis)
-            group.create_task(lookout.run())
-            group.create_task(Relay(pool, bell, lookout).run())
-            group.create_task(Reconciler(pool, bell, settings).run())
+            watcher = HeadWatcher(pool, redis)
+            group.create_task(watcher.run())
+            group.create_task(Relay(pool, hints, watcher).run())
+            group.create_task(Reconciler(pool, hints, settings).run())
             group.create_task(keep_sealing(pool, settings))
             group.create_task(watch_lane_times(pool))
-            group.create_task(follow(Follower(pool, *followed_projections()), lookout))
+            group.create_task(follow(Follower(pool, *followed_projections()), watcher))
             look_less_often()
             _log.info("relay_started")
     finally:
-        bell.close()
+        hints.close()
 
 
-async def follow(follower: Follower, lookout: Lookout) -> None:
+async def follow(follower: Follower, watcher: HeadWatcher) -> None:
     """Keep followed projections up to the log, for ever. Whatever they trip over, hints and duties go on beside it."""
     entered = False
     while True:
-        moved, looked_s = lookout.moved, 0.0
+        moved, looked_s = watcher.moved, 0.0
         try:
             if not entered:
                 await follower.enter()

@@ -18,7 +18,7 @@ from events.errors import StoreUnavailable
 from events.patience import run
 from hydracore.settings import Settings
 from workers.attention import CLAIM_MAX, Attention
-from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, Bell
+from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, HintSender
 from workers.sql import OPERATIONS
 
 _TAKE_DUTY = OPERATIONS["take_duty"]
@@ -45,9 +45,9 @@ _log = structlog.get_logger(__name__)
 
 
 class Reconciler:
-    def __init__(self, pool: AsyncConnectionPool, bell: Bell, settings: Settings) -> None:
+    def __init__(self, pool: AsyncConnectionPool, hints: HintSender, settings: Settings) -> None:
         self._pool = pool
-        self._bell = bell
+        self._hints = hints
         self._settings = settings
         self._attention = Attention(pool)
         #: When to ask next whether a duty is ours to do, by the monotonic clock, in seconds.
@@ -70,7 +70,7 @@ class Reconciler:
         if len(due) == CLAIM_MAX:
             _log.warning("many_instances_due", at_least=CLAIM_MAX)
         if await self._take_duty("observe", OBSERVE_INTERVAL_S) and await run(self._pool, _ANY_PENDING_ACTION):
-            await asyncio.to_thread(self._bell.ring_duty, OBSERVE_ACTIONS)
+            await asyncio.to_thread(self._hints.send_duty, OBSERVE_ACTIONS)
         if await self._take_duty("health", HEALTH_INTERVAL_S):
             limits = {
                 "late_s": self._settings.heartbeat_late_s,
@@ -79,11 +79,11 @@ class Reconciler:
             }
             await self._ring(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
         if await self._take_duty("sweep", self._settings.sweep_interval_s):
-            await asyncio.to_thread(self._bell.ring_duty, SWEEP)
+            await asyncio.to_thread(self._hints.send_duty, SWEEP)
 
     async def _ring(self, actor: str, instance_ids: list[UUID]) -> None:
-        if instance_ids and not await asyncio.to_thread(self._bell.ring, actor, instance_ids):
-            _log.warning("queue_full", actor=actor, backlog=Bell.BACKLOG_MAX)
+        if instance_ids and not await asyncio.to_thread(self._hints.send, actor, instance_ids):
+            _log.warning("queue_full", actor=actor, backlog=HintSender.BACKLOG_MAX)
 
     async def _take_duty(self, name: str, interval_s: float) -> bool:
         """Whether this process is the one to do it now; of several relays only one is."""

@@ -26,8 +26,8 @@ from events.lease import lease
 from events.patience import patiently, run
 from projections import checkpoint
 from projections.checkpoint import Move
-from workers.broker import ADVANCE, Bell
-from workers.lookout import Lookout, rest
+from workers.broker import ADVANCE, HintSender
+from workers.head_watcher import HeadWatcher, rest
 from workers.sql import OPERATIONS
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
@@ -62,16 +62,16 @@ _log = structlog.get_logger(__name__)
 
 
 class Relay:
-    def __init__(self, pool: AsyncConnectionPool, bell: Bell, lookout: Lookout) -> None:
+    def __init__(self, pool: AsyncConnectionPool, hints: HintSender, watcher: HeadWatcher) -> None:
         self._pool = pool
-        self._bell = bell
-        self._lookout = lookout
+        self._hints = hints
+        self._watcher = watcher
 
     async def run(self) -> None:
         """Follow for ever."""
         await run(self._pool, _ENTER_LANES, (FOLLOWER,))
         while True:
-            moved = self._lookout.moved
+            moved = self._watcher.moved
             try:
                 while await patiently(self._pool, self._follow):
                     pass
@@ -102,7 +102,7 @@ class Relay:
         if due:
             try:
                 # A full queue is no reason to wait: the reconciler knows what is owed.
-                await asyncio.to_thread(self._bell.ring, ADVANCE, due)
+                await asyncio.to_thread(self._hints.send, ADVANCE, due)
             except RedisError as error:
                 return error
         return None

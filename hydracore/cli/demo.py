@@ -52,8 +52,8 @@ async def _show(home: "Home", console: "Console") -> None:
     import psycopg
 
     from hydracore.cli.development import development
+    from hydracore.cli.narrator import StoryError
     from hydracore.cli.story import Story
-    from hydracore.cli.telling import StoryError
     from hydracore.cloudsim.disk import DISKS
     from hydracore.embedded.ports import free_port
     from hydracore.settings import PREFIX, variable

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from events.ids import lane_of
 from events.sql import Statements
-from hydracore.cli.telling import Teller, until
+from hydracore.cli.narrator import Narrator, until
 
 _EVENTS: Final = Statements("hydracore.cli", "story.sql")["events"]
 
@@ -34,12 +34,12 @@ TYPE_COLUMN: Final = 22
 class Follower:
     """Reads the log in a read-only session, from the first event of `instance_id` on. `count`: how many it has shown."""
 
-    def __init__(self, database_url: str, instance_id: UUID, teller: Teller) -> None:
+    def __init__(self, database_url: str, instance_id: UUID, narrator: Narrator) -> None:
         self.count = 0
         self._looks = 0
         self._url = database_url
         self._instance_id = instance_id
-        self._teller = teller
+        self._narrator = narrator
 
     async def run(self) -> None:
         """Show events until cancelled."""
@@ -68,11 +68,11 @@ class Follower:
         cursor = await connection.execute(
             _EVENTS, {"lane": lane, "stream_id": self._instance_id, "version": self.count}
         )
-        async with self._teller.line_open:
+        async with self._narrator.line_open:
             async for event in cursor:
                 assert event["version"] == self.count + 1, "a stream's versions have no holes"
                 self.count += 1
-                self._teller.line(head_of(event), facts_of(event["payload"]), indent=TYPE_COLUMN)
+                self._narrator.line(head_of(event), facts_of(event["payload"]), indent=TYPE_COLUMN)
 
 
 def facts_of(payload: Mapping[str, Any]) -> str:

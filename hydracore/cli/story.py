@@ -15,8 +15,8 @@ from rich.console import Console
 from events.sql import Statements
 from hydracore.cli.development import DevFile
 from hydracore.cli.follow import Follower
+from hydracore.cli.narrator import Narrator, StoryError, expect, until
 from hydracore.cli.story_use import Use
-from hydracore.cli.telling import StoryError, Teller, expect, until
 
 _HELD: Final = Statements("hydracore.cli", "story.sql")["held"]
 
@@ -36,7 +36,7 @@ class Story:
     def __init__(self, file: DevFile, console: Console, *, disks: Path) -> None:
         self._file = file
         self._disks = disks
-        self._teller = Teller(console)
+        self._narrator = Narrator(console)
         bearer = {"Authorization": f"Bearer {file.customer.token}"}
         self._api = httpx.AsyncClient(base_url=file.url, headers=bearer, timeout=REQUEST_S_MAX, trust_env=False)
         provider = {"Authorization": f"Bearer {file.cloudsim_token}"}
@@ -46,7 +46,7 @@ class Story:
 
     async def tell(self) -> None:
         """Raises `StoryError` where a step does not go as promised, and httpx's and psycopg's errors as they are."""
-        chapter = self._teller.chapter
+        chapter = self._narrator.chapter
         async with self._api, self._provider:
             chapter("A customer asks for an agent: POST /v1/instances")
             instance_id = await self._create()
@@ -56,7 +56,7 @@ class Story:
                 await follower.caught_up()
                 chapter("The server runs, and its agent reports")
                 server = await self._see_agent(instance_id)
-                use = Use(self._file, self._api, self._teller, instance_id, disk=self._disks / str(server["id"]))
+                use = Use(self._file, self._api, self._narrator, instance_id, disk=self._disks / str(server["id"]))
                 await use.tell()
                 chapter("The customer deletes it: DELETE /v1/instances/{id}")
                 await self._delete(instance_id)
@@ -67,7 +67,7 @@ class Story:
     async def _create(self) -> UUID:
         body = {"region_id": "local", "tier_id": "starter", "agent_name": "Ada", "idempotency_key": "demo"}
         answer = expect(await self._api.post("/v1/instances", json=body), 202)
-        self._teller.say(f"accepted at once: instance {answer['instance_id']}")
+        self._narrator.say(f"accepted at once: instance {answer['instance_id']}")
         return UUID(answer["instance_id"])
 
     async def _until_running(self, instance_id: UUID) -> None:
@@ -84,13 +84,13 @@ class Story:
         servers = expect(await self._provider.get("/_sim/servers"), 200)["servers"]
         if len(servers) != 1 or not servers[0]["alive"]:
             raise StoryError(f"the provider shows {len(servers)} servers, not one that is alive")
-        self._teller.say(f"server {servers[0]['name']}, whose agent is process {servers[0]['pid']}")
+        self._narrator.say(f"server {servers[0]['name']}, whose agent is process {servers[0]['pid']}")
         seen: list[dict[str, Any]] = []
 
         async def beaten_twice() -> bool:
             runtime = expect(await self._api.get(f"/v1/instances/{instance_id}/runtime"), 200)
             if runtime["last_heartbeat"] and runtime["last_heartbeat"] not in [each["last_heartbeat"] for each in seen]:
-                self._teller.say(f"heartbeat at {runtime['last_heartbeat']}")
+                self._narrator.say(f"heartbeat at {runtime['last_heartbeat']}")
                 seen.append(runtime)
             return len(seen) == 2  # noqa: PLR2004 - one could be the last sign of life
 
@@ -103,7 +103,7 @@ class Story:
             "uptime_seconds",
             "active_connections",
         )
-        self._teller.say("GET /runtime: " + ", ".join(f"{name}={seen[-1][name]}" for name in shown))
+        self._narrator.say("GET /runtime: " + ", ".join(f"{name}={seen[-1][name]}" for name in shown))
         return servers[0]
 
     async def _delete(self, instance_id: UUID) -> None:
@@ -117,7 +117,7 @@ class Story:
 
     async def _check_nothing_left(self, instance_id: UUID, *, pid: int, events: int) -> None:
         """Provider, processes, reservations and log must all say the same."""
-        say = self._teller.say
+        say = self._narrator.say
         servers = expect(await self._provider.get("/v1/servers"), 200)["servers"]
         if servers:
             raise StoryError(f"the provider still has {[server['name'] for server in servers]}")
@@ -137,7 +137,7 @@ class Story:
 
     @asynccontextmanager
     async def _following(self, instance_id: UUID) -> AsyncGenerator[Follower]:
-        follower = Follower(self._file.database_url, instance_id, self._teller)
+        follower = Follower(self._file.database_url, instance_id, self._narrator)
         following = asyncio.create_task(follower.run())
         try:
             yield follower

@@ -16,7 +16,7 @@ from hydracore.agent.chat_messages import ChatAnswer
 from hydracore.agent.credentials import load_secrets
 from hydracore.agent.state import StateDir
 from hydracore.cli.development import DevFile
-from hydracore.cli.telling import StoryError, Teller, expect, until
+from hydracore.cli.narrator import Narrator, StoryError, expect, until
 
 #: Limits of the steps. A real model may take its time.
 CHAT_S_MAX: Final = 90.0
@@ -35,10 +35,12 @@ LAST: Final = "Are you still there?"
 class Use:
     """`api` is the customer's; `disk`: the root of the simulated server that the agent runs on."""
 
-    def __init__(self, file: DevFile, api: httpx.AsyncClient, teller: Teller, instance_id: UUID, *, disk: Path) -> None:
+    def __init__(
+        self, file: DevFile, api: httpx.AsyncClient, narrator: Narrator, instance_id: UUID, *, disk: Path
+    ) -> None:
         self._file = file
         self._api = api
-        self._teller = teller
+        self._narrator = narrator
         self._path = f"/v1/instances/{instance_id}"
         self._instance_id = instance_id
         self._disk = disk
@@ -46,9 +48,9 @@ class Use:
 
     async def tell(self) -> None:
         """Raises `StoryError`, and httpx's errors as they are."""
-        chapter = self._teller.chapter
+        chapter = self._narrator.chapter
         chapter("The customer chats: POST /v1/instances/{id}/chat")
-        self._teller.say(self._who_answers())
+        self._narrator.say(self._who_answers())
         conversation_id = await self._chat(GREETING)
         chapter("The same as a stream of server-sent events, shown as they come")
         await self._chat_streamed(COUNTING)
@@ -69,15 +71,15 @@ class Use:
     async def _chat(self, message: str, conversation_id: str | None = None) -> str:
         """One question, one JSON answer; the conversation's id."""
         body = {"message": message, "conversation_id": conversation_id}
-        self._teller.say(f"> {message}")
+        self._narrator.say(f"> {message}")
         content = expect(await self._api.post(f"{self._path}/chat", json=body, timeout=CHAT_S_MAX), 200)
         answer = self._note(content)
-        self._teller.say(answer.message)
-        self._teller.say(_figures(answer))
+        self._narrator.say(answer.message)
+        self._narrator.say(_figures(answer))
         return answer.conversation_id
 
     async def _chat_streamed(self, message: str) -> None:
-        self._teller.say(f"> {message}")
+        self._narrator.say(f"> {message}")
         asked_s = time.monotonic()
         came_s: list[float] = []
 
@@ -92,10 +94,10 @@ class Use:
                     raise StoryError(f"the stream ended with {name}: {content}")
 
         before = len(self._answers)
-        await self._teller.say_as_it_comes(words())
+        await self._narrator.say_as_it_comes(words())
         if len(self._answers) == before:
             raise StoryError("the stream ended without saying so")
-        self._teller.say(
+        self._narrator.say(
             f"first token after {came_s[0]:.2f} s, {len(came_s)} tokens in {came_s[-1]:.2f} s; "
             + _figures(self._answers[-1])
         )
@@ -119,9 +121,9 @@ class Use:
                     yield name, msgspec.json.decode(value, type=dict[str, Any])
 
     async def _change_prompt(self, conversation_id: str) -> None:
-        self._teller.say(f"system_prompt: {PROMPT}")
+        self._narrator.say(f"system_prompt: {PROMPT}")
         changed = expect(await self._api.post(f"{self._path}/config", json={"system_prompt": PROMPT}), 200)
-        self._teller.say(changed["message"])
+        self._narrator.say(changed["message"])
         if not changed["applied"]:
             raise StoryError("the agent did not take the configuration")
         await self._chat(QUESTION, conversation_id)
@@ -138,7 +140,7 @@ class Use:
 
         await until(has_arrived, USAGE_S_MAX, "what the calls cost did not arrive")
         told = sum((Decimal(answer.usage.cost_usd) for answer in self._answers), Decimal(0))
-        self._teller.say(
+        self._narrator.say(
             f"{usage['total_requests']} calls, {usage['total_tokens']} tokens, {usage['total_cost_usd']} USD, "
             f"as much as the answers said ({told:f} USD); {len(usage['daily'])} days, those without use included"
         )
@@ -147,7 +149,7 @@ class Use:
 
     async def _rotate_key(self, conversation_id: str) -> None:
         stolen, boot_id = self._key_on_disk(), await self._boot_id()
-        self._teller.say("somebody has copied the agent's key from its disk, and may do what the agent may")
+        self._narrator.say("somebody has copied the agent's key from its disk, and may do what the agent may")
         if await self._status_with(stolen, boot_id) != HTTPStatus.OK:
             raise StoryError("the agent's key does not work")
         rotated = await self._api.post(
@@ -161,7 +163,7 @@ class Use:
             return await self._status_with(stolen, boot_id) == HTTPStatus.UNAUTHORIZED
 
         await until(is_refused, REFUSED_S_MAX, "the old key was not refused")
-        self._teller.say(f"the old key is answered 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
+        self._narrator.say(f"the old key is answered 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
 
         async def has_recovered() -> bool:
             fresh = self._key_on_disk()
@@ -171,7 +173,7 @@ class Use:
             return expect(await self._api.get(f"{self._path}/runtime"), 200)["connections"] != {}
 
         await until(has_recovered, RECOVERED_S_MAX, "the agent did not get itself another key")
-        self._teller.say(f"the agent got itself another one, {time.monotonic() - began_s:.1f} s after the rotation")
+        self._narrator.say(f"the agent got itself another one, {time.monotonic() - began_s:.1f} s after the rotation")
         await self._chat(LAST, conversation_id)
 
     def _key_on_disk(self) -> str:

@@ -91,7 +91,7 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
     if call.first in {"slow_boot", "action_error"}:
         await stack.until(lambda: all(stack.has_happened(each, "server_created") for each in ids))
         for _ in call.fates:
-            stack.ring(OBSERVE_ACTIONS)
+            stack.hint(OBSERVE_ACTIONS)
 
     held = await kill_at(stack, call, about)
 
@@ -135,13 +135,13 @@ async def test_a_sweep_survives_a_worker_killed_at_the(stack: Stack, provider: H
     target = {"server_id": int(targets[call.operation])} if call.operation in targets else {}
     arrange(stack, call, [target] * len(call.fates))
     for _ in call.fates:
-        stack.ring(SWEEP)
+        stack.hint(SWEEP)
 
     await kill_at(stack, call, [target] * len(call.fates))
 
     await stack.until_started(stack.worker)
     for _ in range(2):
-        stack.ring(SWEEP)
+        stack.hint(SWEEP)
     await stack.until(lambda: [stack.cloudsim.server(each)["labels"] for each in (mislabelled, unlisted)] == labels)
     await stack.until(lambda: orphan not in {str(server["id"]) for server in stack.cloudsim.servers()})
     await delete_all(stack, ids)

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.patience import patiently
 from hydracore.db.pool import open_pool
 from tests.waiting import PATIENCE_S, until
-from workers.lookout import rest
+from workers.head_watcher import rest
 
 #: After so many turns of the loop, whatever is waited for here is there.
 TURNS = range(12)

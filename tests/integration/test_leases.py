@@ -19,8 +19,8 @@ from projections.follower import Follower
 from tests.rebuilding import compared, write_lives
 from tests.requests_to_log import open_store
 from tests.waiting import PATIENCE_S, until
-from workers.broker import Bell
-from workers.lookout import Lookout
+from workers.broker import HintSender
+from workers.head_watcher import HeadWatcher
 from workers.relay import FOLLOWER, Relay
 
 #: As short as a busy machine allows.
@@ -59,14 +59,14 @@ class FreezingActivity(Activity):
         return changes
 
 
-class FreezingBell(Bell):
+class FreezingHintSender(HintSender):
     def __init__(self, redis_url: str, freeze: Freeze) -> None:
         super().__init__(redis_url)
         self._freeze = freeze
 
-    def ring(self, actor: str, instance_ids: list[UUID]) -> bool:
+    def send(self, actor: str, instance_ids: list[UUID]) -> bool:
         self._freeze.here()
-        return super().ring(actor, instance_ids)
+        return super().send(actor, instance_ids)
 
 
 async def test_a_frozen_follower_loses_its_lanes_and_takes_nothing_twice(
@@ -103,13 +103,13 @@ async def test_a_frozen_relay_loses_its_lanes_and_goes_on_when_it_wakes_up(
         return (await owner_conn.execute(BEHIND, (FOLLOWER,))).rowcount == 0
 
     async with open_store(database_url) as (store, pool), Redis.from_url(redis_url) as redis:
-        frozen_bell, bell = FreezingBell(redis_url, freeze), Bell(redis_url)
-        frozen = asyncio.create_task(Relay(pool, frozen_bell, Lookout(pool, redis)).run())
+        frozen_hints, hints = FreezingHintSender(redis_url, freeze), HintSender(redis_url)
+        frozen = asyncio.create_task(Relay(pool, frozen_hints, HeadWatcher(pool, redis)).run())
         await write_lives(store, count=4)
         await asyncio.to_thread(freeze.frozen.wait, PATIENCE_S)
         assert not await caught_up()
 
-        other = asyncio.create_task(Relay(pool, bell, Lookout(pool, redis)).run())
+        other = asyncio.create_task(Relay(pool, hints, HeadWatcher(pool, redis)).run())
         await until(caught_up)
         other.cancel()
         freeze.thawed.set()
@@ -119,5 +119,5 @@ async def test_a_frozen_relay_loses_its_lanes_and_goes_on_when_it_wakes_up(
         assert not frozen.done()
         frozen.cancel()
         await asyncio.wait([frozen, other])
-        frozen_bell.close()
-        bell.close()
+        frozen_hints.close()
+        hints.close()

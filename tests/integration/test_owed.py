@@ -1,4 +1,4 @@
-"""What tells workers of the work that is owed, statement by statement: nothing of it falls between the two that ring."""
+"""What tells workers of the work that is owed, statement by statement: nothing of it falls between the two that send hints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str
             await attention.postpone(ADA, version=1, delay_s=60)
         during = await attention.claim_due()
 
-        # A worker records what it has done, for which no relay rings, and dies before it does the next thing.
+        # A worker records what it has done, for which no relay sends a hint, and dies before it does the next thing.
         await store.execute(ADA, lives.plan(), origin("worker"))
 
         assert during == []

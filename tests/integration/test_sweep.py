@@ -164,9 +164,9 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", stack.known_server(lost))
     assert not stack.has_happened(lost, "server_vanished")
     stack.cloudsim.call("POST", f"/_sim/servers/{orphan}/vanish")
-    stack.ring(SWEEP)
+    stack.hint(SWEEP)
     await stack.until(lambda: missed_long_ago(stack, stack.known_server(lost)))
-    stack.ring(SWEEP)
+    stack.hint(SWEEP)
     await stack.until_status(lost, "error")
 
 

@@ -85,10 +85,10 @@ async def test_doubled_and_late_messages_change_nothing(stack: Stack) -> None:
     requests = [stack.cloudsim.requests(change) for change in ("create_server", "delete_server", "update_server")]
 
     for _ in range(5):
-        stack.ring(ADVANCE, alive, gone, alive, gone, uuid4())
-        stack.ring(CHECK_HEALTH, alive, gone, uuid4())
-        stack.ring(OBSERVE_ACTIONS)
-        stack.ring(SWEEP)
+        stack.hint(ADVANCE, alive, gone, alive, gone, uuid4())
+        stack.hint(CHECK_HEALTH, alive, gone, uuid4())
+        stack.hint(OBSERVE_ACTIONS)
+        stack.hint(SWEEP)
     await stack.until(lambda: is_drained(stack))
 
     assert [stack.types(instance_id) for instance_id in (alive, gone)] == types
@@ -121,7 +121,7 @@ async def test_garbage_in_the_queue_is_passed_over(stack: Stack) -> None:
 async def test_of_sweeps_that_waited_for_a_worker_few_are_made(stack: Stack) -> None:
     stack.worker.kill()
     for _ in range(40):
-        stack.ring(SWEEP)
+        stack.hint(SWEEP)
     stack.cloudsim.fault("list_servers", "hold_before", times=SWEEPS_MAX)
     before = stack.cloudsim.requests("list_servers")
 

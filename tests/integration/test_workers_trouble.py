@@ -275,7 +275,7 @@ async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stac
 
     await stack.create(key)
     await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
-    stack.ring(OBSERVE_ACTIONS)
+    stack.hint(OBSERVE_ACTIONS)
 
     await stack.until_status(instance_id, "running")
     assert failures(stack, instance_id) == ["no_power"]

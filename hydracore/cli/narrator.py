@@ -18,7 +18,7 @@ class StoryError(Exception):
     """The story took another turn; `str()` says which."""
 
 
-class Teller:
+class Narrator:
     """Writes on a console that others write on, too: `line_open` is held while a line is under way."""
 
     def __init__(self, console: Console) -> None:

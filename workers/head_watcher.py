@@ -1,6 +1,6 @@
 # redis-py types its pub/sub in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-"""The lookout: tells everybody in this process who follows the log that lanes have moved.
+"""Watches the heads of the lanes: tells everybody in this process who follows the log that lanes have moved.
 
 Redis's hints tell at once. A look at the heads, one for all followers, tells whatever became of a hint.
 """
@@ -37,7 +37,7 @@ RECOVER_S = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class Lookout:
+class HeadWatcher:
     """`run` it beside the followers."""
 
     def __init__(self, pool: AsyncConnectionPool, redis: Redis) -> None:
@@ -73,7 +73,7 @@ class Lookout:
             try:
                 heads = await run(self._pool, _ALL_HEADS)
             except StoreUnavailable as error:
-                _log.warning("lookout_waits", error=type(error).__name__)
+                _log.warning("head_watcher_waits", error=type(error).__name__)
                 await asyncio.sleep(RECOVER_S)
                 continue
             if heads != known:

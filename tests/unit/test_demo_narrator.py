@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hydracore.cli.follow import TYPE_COLUMN, facts_of, head_of
-from hydracore.cli.telling import Teller
+from hydracore.cli.narrator import Narrator
 
 EVENT: dict[str, Any] = {
     "recorded_at": datetime(2026, 11, 26, 5, 22, 18, 756_000, UTC),
@@ -26,14 +26,14 @@ EVENT: dict[str, Any] = {
 HEAD = "  05:22:18.756 11/123 agent_key_acknowledged  customer:885d64d7"
 
 
-def told(*, terminal: bool) -> tuple[Teller, StringIO]:
+def told(*, terminal: bool) -> tuple[Narrator, StringIO]:
     file = StringIO()
-    return Teller(Console(file=file, width=80, force_terminal=terminal, color_system=None)), file
+    return Narrator(Console(file=file, width=80, force_terminal=terminal, color_system=None)), file
 
 
 def test_an_event_that_is_too_long_for_a_terminal_goes_on_below_its_type() -> None:
-    teller, file = told(terminal=True)
-    teller.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
+    narrator, file = told(terminal=True)
+    narrator.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
 
     assert file.getvalue().splitlines() == [
         f"{HEAD} attempt=1",
@@ -43,8 +43,8 @@ def test_an_event_that_is_too_long_for_a_terminal_goes_on_below_its_type() -> No
 
 
 def test_where_nobody_looks_an_event_is_one_line() -> None:
-    teller, file = told(terminal=False)
-    teller.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
+    narrator, file = told(terminal=False)
+    narrator.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
 
     (line,) = file.getvalue().splitlines()
     assert line.startswith(f"{HEAD} attempt=1 server_name=")
@@ -61,14 +61,14 @@ def test_where_nobody_looks_an_event_is_one_line() -> None:
     ],
 )
 def test_what_is_said_breaks_between_words(said: str, lines: list[str]) -> None:
-    teller, file = told(terminal=True)
-    teller.say(said)
+    narrator, file = told(terminal=True)
+    narrator.say(said)
 
     assert file.getvalue().splitlines() == lines
 
 
 def test_a_head_alone_is_a_line() -> None:
-    teller, file = told(terminal=True)
-    teller.line(Text("head"), "", indent=4)
+    narrator, file = told(terminal=True)
+    narrator.line(Text("head"), "", indent=4)
 
     assert file.getvalue() == "head\n"

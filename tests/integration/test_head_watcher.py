@@ -1,4 +1,4 @@
-"""The lookout lives through whatever becomes of Redis, and ends when it is told to."""
+"""What watches the heads lives through whatever becomes of Redis, and ends when it is told to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from redis.asyncio import Redis
 
 from tests.requests_to_log import open_store
 from tests.waiting import PATIENCE_S, until
-from workers import lookout
-from workers.lookout import Lookout
+from workers import head_watcher
+from workers.head_watcher import HeadWatcher
 
 #: Enough of them for each way in which a connection can go.
 CONNECTIONS = 200
 
 
 def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookout, "RECOVER_S", 0)
+    monkeypatch.setattr(head_watcher, "RECOVER_S", 0)
     accepted = 0
 
     def reset(server: socket.socket) -> None:
@@ -37,7 +37,7 @@ def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monk
 
     async def look(port: int) -> None:
         async with open_store(database_url) as (_, pool), Redis.from_url(f"redis://127.0.0.1:{port}") as redis:
-            running = asyncio.create_task(Lookout(pool, redis).run())
+            running = asyncio.create_task(HeadWatcher(pool, redis).run())
             await until(lambda: accepted > CONNECTIONS or running.done())
             assert not running.done(), running.exception()
             running.cancel()
