@@ -38,7 +38,7 @@ _LANES_FREE = Statements("projections", "generations.sql")["lanes_free"]
 HELP_S = 30.0
 
 #: How often the rebuild sends hints while lanes are left, and how many each time.
-RING_S = 2.0
+HINT_S = 2.0
 HINTS = 16
 
 #: How long the rebuild waits while no lane is folded and nobody has claimed one: hints may lie behind ten thousand others. And
@@ -132,13 +132,13 @@ def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding
         try:
             async with await AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
                 await connection.execute(_LISTEN)
-                rung_s = -RING_S
+                hinted_s = -HINT_S
                 while (now := await progress()).lanes_folded < now.lanes:
-                    if time.monotonic() - rung_s >= RING_S:
+                    if time.monotonic() - hinted_s >= HINT_S:
                         await _hint(hints, build, waiting)
                         free = await connection.execute(_LANES_FREE, build.key)
                         waiting.look(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
-                        rung_s = time.monotonic()
+                        hinted_s = time.monotonic()
                     async for notification in connection.notifies(timeout=_LOOK_S):
                         waiting.hear(notification.payload)
         finally:

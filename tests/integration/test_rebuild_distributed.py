@@ -154,7 +154,7 @@ async def test_without_workers_a_rebuild_ends_and_goes_on_later(
 async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_for_ever(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.RING_S", 0.1)
+    monkeypatch.setattr("workers.folding.HINT_S", 0.1)
     monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.2)
     told = list[str]()
     async with await psycopg.AsyncConnection.connect(settings.database_url) as hanging:
