@@ -87,7 +87,7 @@ class Relay:
         async with lease(connection, LOOK) as rows:
             lanes = lanes_of(rows)
             whole = [lane for lane in lanes if await self._is_whole(connection, lane)]
-            silent = await self._ring(list(dict.fromkeys(stream_id for lane in whole for stream_id in lane.due)))
+            silent = await self._hint(list(dict.fromkeys(stream_id for lane in whole for stream_id in lane.due)))
             if silent is None and whole:
                 moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(lane.seqs)) for lane in whole]
                 # Not asked whether they were: they are leased, and a hint that comes again costs nothing.
@@ -97,7 +97,7 @@ class Relay:
             raise silent
         return any(len(lane.seqs) == LANE_BATCH_MAX for lane in whole)
 
-    async def _ring(self, due: list[UUID]) -> RedisError | None:
+    async def _hint(self, due: list[UUID]) -> RedisError | None:
         """Hint at what is due; what Redis says against it."""
         if due:
             try:
