@@ -130,6 +130,7 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
         query = statement.format(
             table=sql.Identifier(LIVE, table.name),
             stream=sql.Identifier(table.stream),
+            place=sql.SQL(", ").join(map(sql.Identifier, (table.stream, *(("lane",) if table.laned else ())))),
             and_lane=sql.SQL(" AND e.lane = t.lane" if table.laned else ""),
         )
         for (stream_id,) in connection.execute(query, {"limit": FINDINGS_MAX}):

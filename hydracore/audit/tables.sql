@@ -18,8 +18,9 @@ SELECT {columns}
 
 -- name: orphan_rows
 -- Rows whose stream is in no history, or in another lane than theirs: nobody who looks for a stream where it is would see them.
+-- Each stream is looked for once, however many rows it has.
 SELECT DISTINCT t.{stream}
-  FROM {table} t
+  FROM (SELECT DISTINCT {place} FROM {table}) t
  WHERE NOT EXISTS (SELECT
                      FROM event e
                     WHERE e.lane = get_byte(uuid_send(t.{stream}), 15) & 63 AND e.stream_id = t.{stream}{and_lane})
