@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -44,11 +43,8 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
 
 
 def check(database_url: str, *, role: str, application: str) -> None:
-    """Look at it once, for those who are no part and wait for nothing. Raises `DatabaseUnfit`."""
-    looking = reaching.look(conninfo(database_url, role="", application=application), role=role)
-    # On a loop of its own: whoever calls this may have one, or none.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, looking).result()
+    """Look at it once, for those who are no part and wait for nothing. In a thread without a loop. Raises `DatabaseUnfit`."""
+    asyncio.run(reaching.look(conninfo(database_url, role="", application=application), role=role))
 
 
 @asynccontextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from hydracore.db.pool import open_pool
 from hydracore.db.reaching import NotMigrated, NotReached
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
+from tests.cloudsim_fixtures import REPOSITORY
 from tests.program import Program
 from tests.services import OwnServices
 from tests.waiting import PATIENCE_S, until
@@ -169,3 +173,22 @@ async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
 
     assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
     assert "hydracore: " not in program.output()
+
+
+@pytest.mark.parametrize("words", ["audit verify", "sweep --dry-run", "fleet", "db migrate"])
+def test_ctrl_c_ends_the_first_look_at_a_server_that_says_nothing(words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nowhere = f"postgresql://nobody@127.0.0.1:{server.getsockname()[1]}/nothing?connect_timeout=3600"
+        with subprocess.Popen(
+            [sys.executable, "-m", "hydracore", *words.split()],
+            cwd=REPOSITORY,
+            env=environ(nowhere),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command:
+            connection, _ = server.accept()
+            with connection:
+                command.send_signal(signal.SIGINT)
+                _, said = command.communicate(timeout=PATIENCE_S)
+
+    assert (command.returncode, said) == (130, "hydracore: interrupted\n")
