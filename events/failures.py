@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_TEXTS = {
+#: By code, as the documentation has them, too.
+TEXTS = {
     "boot_timeout": "The server did not come up in time",
     "resource_unavailable": "The provider has no capacity for this server type at this location",
     "placement_error": "The provider could not place the server",
@@ -34,4 +35,4 @@ _TEXTS = {
 
 def describe(code: str) -> str:
     """`code` in words; an unknown code stands for itself."""
-    return _TEXTS.get(code, f"The provider answered {code}")
+    return TEXTS.get(code, f"The provider answered {code}")

@@ -12,10 +12,13 @@ import pytest
 from transitions.extensions.diagrams import GraphMachine
 
 from events import errors
+from events.failures import TEXTS
 from events.keys import CustomerErased
 from events.lifecycle import STATUSES, TRANSITIONS
 from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
 from events.types import AnyEvent
+from hydracore.api.errors import ApiError, ClientGone
+from hydracore.auth import AuthError
 from hydracore.cli import main
 from hydracore.settings import Settings, variable
 
@@ -46,6 +49,11 @@ def test_every_refusal_is_described() -> None:
     assert issubclass(CustomerErased, errors.EventsError)
 
 
+@pytest.mark.parametrize("code", TEXTS)
+def test_every_failure_is_described_as_it_is_told(code: str) -> None:
+    assert f"| `{code}` | {TEXTS[code]} |" in DOCS["docs/api.md"].splitlines()
+
+
 @pytest.mark.parametrize("field", Settings.__struct_fields__)
 def test_every_setting_is_described(field: str) -> None:
     assert f"`{variable(field)}`" in DOCS["docs/operations.md"]
@@ -62,6 +70,15 @@ def test_every_command_is_described() -> None:
     text = "\n".join(DOCS.values())
 
     assert [name for name in commands(main) if f"`{name}" not in text] == []
+
+
+def errors_of_the_api() -> list[str]:
+    return [error.__name__ for error in [*all_errors(ApiError), AuthError, ClientGone]]
+
+
+@pytest.mark.parametrize("name", errors_of_the_api())
+def test_every_error_of_the_api_is_described(name: str) -> None:
+    assert f"`{name}`" in DOCS["docs/api.md"]
 
 
 def test_the_drawn_lifecycle_is_the_real_one() -> None:
