@@ -108,7 +108,9 @@ async def test_an_export_of_a_lane_whose_head_nothing_leads_to_ends(log: Log, tm
     assert not path.exists()
 
 
-async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: Path) -> None:
+async def test_others_leave_nothing_in_an_export_but_steps(
+    log: Log, tmp_path: Path, owner_conn: psycopg.AsyncConnection
+) -> None:
     await grow(log)
     path = tmp_path / "one.jsonl"
 
@@ -118,6 +120,10 @@ async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: P
     assert str(log.ids[3]) in text
     assert not [each for each in log.ids[:3] if str(each) in text]
     assert "other 1" not in text
+    rows = await owner_conn.execute("SELECT DISTINCT stream_id::text FROM event WHERE tenant_id = 'other'")
+    of_another_tenant = [stream_id for (stream_id,) in await rows.fetchall()]
+    assert len(of_another_tenant) == 2
+    assert not [words for words in (*of_another_tenant, '"other"', r"\"bob\"") if words in text]
 
 
 async def test_an_export_of_a_log_in_use_is_of_one_moment_and_proves_itself(log: Log, tmp_path: Path) -> None:

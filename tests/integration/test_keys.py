@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 
 import pytest
 from psycopg import AsyncConnection
@@ -172,12 +173,14 @@ async def test_nothing_can_be_sealed_for_an_erased_customer(
 async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
     keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "CACHE_S", -1.0)  # what it has read is stale at once
     sealed = await keyring.seal(EMAIL, **ADA)
     assert await keyring.open(sealed, **ADA) == EMAIL
 
     await erase(owner_conn)
+    in_5_s = time.monotonic() + 5
+    monkeypatch.setattr(keys, "time", SimpleNamespace(monotonic=lambda: in_5_s))
 
+    assert keyring.recall(sealed, **ADA) is None
     assert await keyring.open(sealed, **ADA) is None
     with pytest.raises(CustomerErased):
         await keyring.seal(EMAIL, **ADA)
