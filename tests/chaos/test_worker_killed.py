@@ -66,6 +66,12 @@ DELETE_CALLS: Final = (
     Call("see it gone by label again", "list_servers", READ, skip=2),
     Call("see it gone by id again", "get_server", READ, skip=1),
 )
+#: Each of these is one worker's for all of its creates, and meets one fate a test.
+KEY_CALLS: Final = tuple(
+    Call(f"{operation}, {fate}", operation, (fate,))
+    for operation, fates in (("list_ssh_keys", READ), ("create_ssh_key", CHANGE))
+    for fate in fates
+)
 SWEEP_CALLS: Final = (
     Call("list what there is", "list_servers", READ),
     Call("mend the labels", "update_server", CHANGE),
@@ -103,6 +109,25 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
     held.release("much_later")
     for instance_id in ids:
         assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
+    await delete_all(stack, ids)
+
+
+@pytest.mark.parametrize("call", KEY_CALLS, ids=what)
+async def test_a_create_survives_a_worker_killed_as_it_sees_to_its_ssh_key(stack: Stack, call: Call) -> None:
+    for key in stack.cloudsim.call("GET", "/v1/ssh_keys")["ssh_keys"]:
+        stack.cloudsim.call("DELETE", f"/v1/ssh_keys/{key['id']}")
+    # Only a worker that has made no server yet looks for the key.
+    stack.restart_worker()
+    await stack.until_started(stack.worker)
+    arrange(stack, call, [{}])
+    ids = list(await asyncio.gather(stack.create(), stack.create()))
+
+    await kill_at(stack, call, [{}])
+
+    for instance_id in ids:
+        await stack.until_status(instance_id, "running")
+        stack.server(instance_id)
+    assert len(stack.cloudsim.call("GET", "/v1/ssh_keys")["ssh_keys"]) == 1
     await delete_all(stack, ids)
 
 
