@@ -37,7 +37,10 @@ class _Day(click.ParamType[date]):
 @click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
 @json_option
 def activity(*, tenant: str, first: date | None, last: date | None, actor: str | None, as_json: bool) -> None:
-    """Show who did what in a tenant, the latest first, as far as the relay has followed the log."""
+    """Show who did what in a tenant on each day.
+
+    The latest first, 1000 lines at most, as far as the relay has followed the log.
+    """
     from projections.activity_queries import LINES_MAX, tenant_activity
 
     last = last or datetime.now(UTC).date()

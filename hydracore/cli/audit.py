@@ -46,7 +46,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group()
 def audit() -> None:
-    """Show what happened, verify that nobody changed it, and export or erase."""
+    """Show and verify what happened; export it, or erase it."""
 
 
 @audit.command()
@@ -77,7 +77,11 @@ def verify(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Recompute every digest and link, check every seal, and compare the read tables with the log.
+    """Verify that nobody changed what was recorded.
+
+    Every digest and link is recomputed, every seal checked, and the read tables are compared with the log.
+
+    Exit status: 0 all is well; 1 something is not as it must be; 3 it could not be looked at.
 
     The log may be in use meanwhile: writers come first.
     """

@@ -32,7 +32,9 @@ NOT_CONFIRMED = 2
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: bool, as_json: bool) -> None:
-    """Destroy CUSTOMER's key and record it in each of their instances. This cannot be undone.
+    """Make a customer's personal data unreadable for good.
+
+    CUSTOMER's key is destroyed, and the erasure recorded in each of their instances. This cannot be undone.
 
     Completes what an earlier one that was cut off has begun; a customer who was erased stays so.
     """

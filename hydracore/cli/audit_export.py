@@ -52,7 +52,9 @@ def export(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Write everything of an instance or of a tenant to a file, with what `verify-export` needs to prove it.
+    """Write all of an instance or of a tenant to a file.
+
+    With what `verify-export` needs to prove it.
 
     The log may be in use meanwhile: the file is of the moment at which the export began. Personal fields stay ciphertext.
     """

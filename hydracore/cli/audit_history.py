@@ -111,7 +111,9 @@ def show(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show what happened to INSTANCE, or to all of a tenant: what, when, who, why, and what it changed.
+    """Show what happened to an instance, or in a tenant.
+
+    What, when, who, why, and what it changed.
 
     Output streams as it is read. --json prints a JSON document a line. TIME is RFC 3339, in UTC unless it says otherwise.
     """
@@ -140,7 +142,10 @@ def show(
 @click.option("--version", type=_Version(1), help="As it was after this event of its own.")
 @json_option
 def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: bool) -> None:
-    """Show exactly what INSTANCE was then: every field; now, where neither --at nor --version is given."""
+    """Show every field of an instance as it was then.
+
+    As it is now, where neither --at nor --version is given.
+    """
     from hydracore.audit.past import state_at
     from hydracore.audit.showing import sealed, shown_state
     from hydracore.cli.audit_history_view import print_state
@@ -161,7 +166,10 @@ def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: 
 @click.option("--to", "end", type=_Moment(), help="A version, or a time; default: now.")
 @json_option
 def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) -> None:
-    """Show which fields of INSTANCE are different between two moments, and which events made them so."""
+    """Show how an instance differs between two moments.
+
+    Each field that does, and which events made it so.
+    """
     from hydracore.audit.difference import difference
     from hydracore.audit.showing import sealed, shown_difference
     from hydracore.cli.audit_history_view import print_difference

@@ -96,7 +96,10 @@ def create_key(*, tenant: str, name: str) -> None:
 @tenant_option
 @json_option
 def list_keys(*, tenant: str, as_json: bool) -> None:
-    """Show a tenant's keys, revoked ones too, by their ids: the keys themselves are not kept."""
+    """Show a tenant's keys by their ids, revoked ones too.
+
+    The keys themselves are not kept.
+    """
     from hydracore.auth import list_api_keys
 
     found = _on_database(lambda connection: list_api_keys(connection, tenant))

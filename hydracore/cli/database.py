@@ -20,7 +20,10 @@ def db() -> None:
 
 @db.command()
 def migrate() -> None:
-    """Apply the migrations that are missing, and, behind a restore, the erasures that it has undone."""
+    """Bring the database to this version.
+
+    Applies the migrations that are missing, and, behind a restore, the erasures that it has undone.
+    """
     import psycopg
 
     from events.errors import StoreUnavailable
@@ -49,7 +52,9 @@ def migrate() -> None:
 @click.option("--keys", "only_keys", is_flag=True, help="The customers' keys alone, which the log's backup leaves out.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def backup(*, file: Path, only_keys: bool, force: bool) -> None:
-    """Write a backup to FILE, for `db restore`: everything but the customers' keys.
+    """Write a backup to FILE, without the customers' keys.
+
+    `db restore` restores it.
 
     Keep the keys' backup (--keys) elsewhere and for days only: an erased customer is readable for as long as one with their
     key is kept.
@@ -73,7 +78,9 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
 @db.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def restore(*, file: Path) -> None:
-    """Restore a backup from FILE: the log's into an empty database, and then the keys' into that.
+    """Restore a backup from FILE.
+
+    The log's into an empty database, and then the keys' into that.
 
     All of it or nothing. `db migrate` belongs behind it.
     """

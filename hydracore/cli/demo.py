@@ -27,7 +27,9 @@ HOMES: Final = "hydracore-demo-"
 
 @click.command()
 def demo() -> None:
-    """Show one instance from request to running, in use, and deleted, on real parts.
+    """Show the life of one instance, on real parts.
+
+    It is asked for, runs, is used, and is deleted.
 
     Its model is a script, which it says, unless HYDRACORE_MODEL_BASE_URL names an OpenAI-compatible endpoint
     (HYDRACORE_MODEL_API_KEY, and HYDRACORE_CATALOGUE where its models have other names). PostgreSQL and Valkey are always its own.

@@ -22,13 +22,20 @@ _STEPS: Final = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 @click.option("--from", "first", type=Time(), help="At this time, or the full hour before it, and at others after it.")
 @click.option("--to", "last", type=Time(), help="With --from: until this time; default: now.")
 @click.option(
-    "--every", type=click.Choice(list(_STEPS)), default="day", show_default=True, help="With --from: how often."
+    "--every",
+    type=click.Choice(list(_STEPS)),
+    default="day",
+    show_default=True,
+    help="With --from: how often; 400 times at most.",
 )
 @json_option
 def fleet(
     *, at: datetime | None, first: datetime | None, last: datetime | None, every: Literal["hour", "day"], as_json: bool
 ) -> None:
-    """Count the instances by status, provider, region and tier, now or over time, as far as the relay has followed the log."""
+    """Count the instances, now or over time.
+
+    By status, provider, region and tier, as far as the relay has followed the log.
+    """
     from projections.fleet_queries import fleet_counts
 
     times = _times(at, first, last, _STEPS[every])

@@ -33,7 +33,10 @@ def master_key() -> None:
 @master_key.command()
 @json_option
 def status(*, as_json: bool) -> None:
-    """Count what was made with the present master key, with a former one, and with none that is known here."""
+    """Count what was made with which master key.
+
+    With the present one, with a former one, and with none that is known here. Exit status: 0 once nothing depends on a former one.
+    """
     from hydracore.cli.audit_view import progress_bar
 
     settings = load(require=configuration.MASTER_KEY_NEEDS)
@@ -58,7 +61,10 @@ def status(*, as_json: bool) -> None:
 @master_key.command()
 @json_option
 def rewrap(*, as_json: bool) -> None:
-    """Wrap all customers' keys with the present master key. May be stopped, and done again, at any time."""
+    """Wrap all customers' keys with the present master key.
+
+    May be stopped, and done again, at any time. Exit status: 1 where some are left.
+    """
     from hydracore.cli.audit_view import progress_bar
 
     settings = load(require=configuration.MASTER_KEY_NEEDS)
@@ -75,7 +81,10 @@ def rewrap(*, as_json: bool) -> None:
 @master_key.command()
 @json_option
 def reissue(*, as_json: bool) -> None:
-    """Have agents that hold tokens by another master key get themselves new ones. Each does when it next reports."""
+    """Give agents new tokens that have theirs by another key.
+
+    Each gets itself new ones when it next reports.
+    """
     from hydracore.cli.audit_view import progress_bar
 
     settings = load(require=configuration.MASTER_KEY_NEEDS)

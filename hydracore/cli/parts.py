@@ -62,7 +62,7 @@ def relay() -> None:
 
 @click.command()
 def worker() -> None:
-    """Do the outside work: order servers, watch them, tear them down."""
+    """Do the outside work: make, watch and remove servers."""
     settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
     _leave_out_the_unused()
     from workers.main import run_worker
@@ -125,7 +125,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 )
 @_option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
-    """Run the Hetzner Cloud simulator, whose servers are local processes."""
+    """Run a simulated Hetzner Cloud: servers are local processes."""
     settings = load_with_options()
     _leave_out_the_unused()
     from hydracore import logs
@@ -142,7 +142,7 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 @_option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
 @_option("--slow-counting", is_flag=True, help="Take 40 ms a number, so that a stream can be seen.")
 def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
-    """Run the scripted model server, which speaks OpenAI's protocol and has no model."""
+    """Run scripted models, which speak OpenAI's protocol."""
     settings = load_with_options()
     _leave_out_the_unused()
     from hydracore import logs

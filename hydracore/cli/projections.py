@@ -65,7 +65,10 @@ def projections(context: click.Context) -> None:
 @projections.command("list")
 @_json
 def list_projections(*, as_json: bool) -> None:
-    """Show every projection: version, generation, and how far behind the log it is."""
+    """Show every projection, and how far behind the log it is.
+
+    With its version, its generation, and the generations that are kept.
+    """
     from hydracore.cli.projections_view import show_list
 
     found = on_database(statuses)
@@ -95,7 +98,10 @@ def status(*, name: str | None, as_json: bool) -> None:
 @_reason
 @_json
 def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as_json: bool) -> None:
-    """Pass over the event at which a lane is parked, or which a build cannot take; it is written down."""
+    """Pass over an event that a projection cannot take.
+
+    The one at which a lane is parked, or which a build cannot take (--version); it is written down.
+    """
     from projections import care
 
     by = care.By(operator(), reason)
@@ -113,7 +119,10 @@ def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as
 @_reason
 @_json
 def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> None:
-    """Have the next rebuild take an event that was skipped; it is written down."""
+    """Have the next rebuild take an event that was skipped.
+
+    It is written down.
+    """
     from projections import care
 
     _intervene(partial(care.unskip, name=name, lane=lane, seq=seq, by=care.By(operator(), reason)), as_json=as_json)
@@ -126,7 +135,10 @@ def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> Non
 @_reason
 @_json
 def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) -> None:
-    """Have the event at which a lane is parked tried again now; it is written down."""
+    """Have an event at which a lane is parked tried again now.
+
+    It is written down.
+    """
     from projections import care
 
     work = partial(care.retry, name=name, lane=lane, seq=seq, by=care.By(operator(), reason))
@@ -165,7 +177,12 @@ def rebuild(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Build a projection anew from the log while it is served, and put it in place. Resumes what a kill broke off."""
+    """Build a read table anew from the log, and put it in place.
+
+    The present one is served meanwhile. Resumes what a kill broke off.
+
+    Exit status: 0 done; 1 failed; 3 the live table is not what the log says; 4 somebody else is at it; 130 interrupted.
+    """
     from hydracore.cli.printing import print_json
     from hydracore.cli.projections_view import show_report
 
@@ -224,7 +241,10 @@ def rollback(*, name: str, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Of every projection.")
 @_json
 def prune(*, name: str | None, every: bool, as_json: bool) -> None:
-    """Drop the generations that are not live: what a rollback would go back to, and builds that were broken off."""
+    """Drop the generations that are not live.
+
+    What a rollback would go back to, and builds that were broken off.
+    """
     from hydracore.cli.projections_view import show_pruned
     from projections.rebuild import prune as drop
 

@@ -66,6 +66,14 @@ def commands(group: click.Group, prefix: str = "hydracore") -> list[str]:
     return found
 
 
+def test_no_command_is_told_of_in_half_a_sentence() -> None:
+    groups = [main, *(command for command in main.commands.values() if isinstance(command, click.Group))]
+
+    told = [group.get_help(click.Context(group, info_name="hydracore", terminal_width=80)) for group in groups]
+
+    assert [line for text in told for line in text.splitlines()[1:] if line.endswith("...")] == []
+
+
 def test_every_command_is_described() -> None:
     text = "\n".join(DOCS.values())
 
