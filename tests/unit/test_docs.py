@@ -17,6 +17,7 @@ from events.keys import CustomerErased
 from events.lifecycle import STATUSES, TRANSITIONS
 from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
 from events.types import AnyEvent
+from hydracore import settings
 from hydracore.api.errors import ApiError, ClientGone
 from hydracore.auth import AuthError
 from hydracore.cli import main
@@ -57,6 +58,26 @@ def test_every_failure_is_described_as_it_is_told(code: str) -> None:
 @pytest.mark.parametrize("field", Settings.__struct_fields__)
 def test_every_setting_is_described(field: str) -> None:
     assert f"`{variable(field)}`" in DOCS["docs/operations.md"]
+
+
+@pytest.mark.parametrize(
+    ("command", "needs"),
+    [
+        ("api", settings.API_NEEDS),
+        ("relay", settings.RELAY_NEEDS),
+        ("worker", settings.WORKER_NEEDS),
+        ("audit seal", settings.SEAL_NEEDS),
+        ("audit erase-customer", settings.ERASURE_NEEDS),
+        ("master-key", settings.MASTER_KEY_NEEDS),
+        ("token create", settings.TOKEN_NEEDS),
+    ],
+)
+def test_what_a_command_does_not_start_without_is_described(command: str, needs: tuple[str, ...]) -> None:
+    rows = [line.split("|")[1:3] for line in DOCS["docs/operations.md"].splitlines() if line.startswith("| `")]
+
+    assert [wanted for named, wanted in rows if f"`{command}`" in named] == [
+        f" {', '.join(f'`{variable(name)}`' for name in needs)} "
+    ]
 
 
 def commands(group: click.Group, prefix: str = "hydracore") -> list[str]:
