@@ -18,6 +18,7 @@ from events.lifecycle import STATUSES, TRANSITIONS
 from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
 from events.types import AnyEvent
 from hydracore import settings
+from hydracore.api import schemas, use_schemas
 from hydracore.api.errors import ApiError, ClientGone
 from hydracore.auth import AuthError
 from hydracore.cli import main
@@ -99,6 +100,25 @@ def test_every_command_is_described() -> None:
     text = "\n".join(DOCS.values())
 
     assert [name for name in commands(main) if f"`{name}" not in text] == []
+
+
+def bounds_that_are_not_served() -> list[str]:
+    """The upper ones; a text's characters are counted in its pattern, where that counts them."""
+    metas = [
+        meta
+        for module in (schemas, use_schemas)
+        for alias in vars(module).values()
+        for meta in getattr(alias, "__metadata__", ())
+        if isinstance(meta, msgspec.Meta) and (meta.extra_json_schema or {}).get("x-unserved")
+    ]
+    return [f"{int(bound):,}" for meta in metas for bound in (meta.max_length, meta.le) if bound is not None]
+
+
+def test_bounds_that_the_served_document_does_not_show_are_described() -> None:
+    described = DOCS["docs/api.md"]
+
+    assert {"10,000", "50,000", "10,000,000"} <= set(bounds_that_are_not_served())
+    assert [bound for bound in bounds_that_are_not_served() if not re.search(rf"\b{bound}\b", described)] == []
 
 
 def errors_of_the_api() -> list[str]:
