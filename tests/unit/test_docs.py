@@ -102,6 +102,21 @@ def test_every_command_is_described() -> None:
     assert [name for name in commands(main) if f"`{name}" not in text] == []
 
 
+def kinds_of_findings() -> set[str]:
+    """By the calls that make them: a kind is a plain text."""
+    code = "".join(
+        path.read_text() for folder in ("events", "hydracore/audit") for path in (ROOT / folder).glob("*.py")
+    )
+    return set(re.findall(r"""(?:\bkind=|_find\(|_finding\(|_break\()"([a-z_]+)\"""", code))
+
+
+def test_every_finding_of_an_audit_is_described() -> None:
+    kinds = kinds_of_findings()
+
+    assert {"event_edited", "chain_broken", "not_proven", "file_truncated"} <= kinds
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in DOCS["docs/audit.md"]] == []
+
+
 def bounds_that_are_not_served() -> list[str]:
     """The upper ones; a text's characters are counted in its pattern, where that counts them."""
     metas = [
