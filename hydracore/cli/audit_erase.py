@@ -34,7 +34,8 @@ NOT_CONFIRMED = 2
 def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: bool, as_json: bool) -> None:
     """Make a customer's personal data unreadable for good.
 
-    CUSTOMER's key is destroyed, and the erasure recorded in each of their instances. This cannot be undone.
+    CUSTOMER's key is destroyed, and the erasure recorded in each of their instances. This cannot be undone. It takes fifteen
+    seconds at least, in which what is on its way into the log is waited for.
 
     Completes what an earlier one that was cut off has begun; a customer who was erased stays so.
     """
