@@ -72,6 +72,10 @@ def _failures() -> Generator[None]:
     except KeyboardInterrupt:
         # Not click's 1, which says of an audit that something is not as it must be.
         _fail(("interrupted",), status=INTERRUPTED)
+    except click.UsageError:
+        raise  # click shows the usage beside it.
+    except click.ClickException as error:
+        _fail((error.message,), status=error.exit_code)
     except PartFailed as error:
         _fail((str(error), *(f"  | {line}" for line in error.log_tail.splitlines())), status=1)
     except EmbeddedError as error:

@@ -219,7 +219,7 @@ async def test_a_database_that_knows_of_erasures_is_not_served_without_being_tol
             pass
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE="")
 
-    assert (migrated.exit_code, migrated.stderr) == (1, f"Error: {said}\n")
+    assert (migrated.exit_code, migrated.stderr) == (1, f"hydracore: {said}\n")
 
 
 async def test_no_list_is_needed_as_long_as_nobody_was_erased(world: World, redis_url: str) -> None:
