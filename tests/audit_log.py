@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,9 @@ async def follow(log: Log) -> None:
 def run(log: Log, *words: str, **environ: str) -> Result:
     """`hydracore audit ...` with the settings of this log, the seal key among them."""
     env = {"HYDRACORE_DATABASE_URL": log.url, "HYDRACORE_SEAL_KEY": SEAL_KEY_TEXT, "HYDRACORE_SEAL_FILE": "", **environ}
-    return CliRunner().invoke(main, ["audit", *words], env=env)
+    # A command has a loop of its own, and so may whoever calls this.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(CliRunner().invoke, main, ["audit", *words], env=env).result()
 
 
 class Forger:
