@@ -114,6 +114,27 @@ async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_v
         await older.close()
 
 
+async def test_what_is_followed_goes_on_behind_a_type_of_event_that_only_the_next_release_knows(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        ids = await write_lives(store, count=2)
+        for instance_id in ids:
+            await store.execute(instance_id, lives.configure(agent_name="Bo"), origin())
+        renamed = await owner_conn.execute(
+            "UPDATE event SET type = 'name_chosen', payload = replace(payload::text, type, 'name_chosen')::json"
+            " WHERE type = 'config_changed'"
+        )
+
+        await follow_all(pool)
+
+    assert renamed.rowcount > 0
+    parked = await owner_conn.execute("SELECT follower, lane, error FROM checkpoint WHERE error IS NOT NULL")
+    assert await parked.fetchall() == []
+    counted = await owner_conn.execute("SELECT sum(events) = (SELECT count(*) FROM event) FROM activity")
+    assert await counted.fetchone() == (True,)
+
+
 class RegionFold(ActivityFold):
     def rows(self) -> Rows:
         return {name: [(*row, "eu") for row in rows] for name, rows in super().rows().items()}
