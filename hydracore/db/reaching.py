@@ -26,6 +26,17 @@ _HOPELESS_CLASSES: Final = frozenset({"22", "28", "3D", "42"})
 #: waited for. So is whatever else it says: it may be full, or starting, or a pooler whose server is.
 _HOPELESS_WORDS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
+#: The table of migrations: as whom it is asked for, whether that role may read it, and whether any may but its owner, which is so from
+#: the migration on that has all parts read it.
+_LEDGER: Final = """
+SELECT current_user,
+       has_table_privilege(t.oid, 'SELECT'),
+       EXISTS (SELECT FROM aclexplode(t.relacl) g WHERE g.grantee <> t.relowner AND g.privilege_type = 'SELECT')
+  FROM pg_class t
+ WHERE t.oid = to_regclass('migration')
+"""
+_APPLIED: Final = "SELECT name FROM migration ORDER BY name"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -47,6 +58,10 @@ class NotMigrated(DatabaseUnfit):
     """It lacks migrations that this version has. More than that it may have: a newer version migrates beside older parts."""
 
 
+class NotAllowed(DatabaseUnfit):
+    """It is as it must be, and whoever connects has not been granted all that this version needs."""
+
+
 async def reach(conninfo: str, *, role: str) -> None:
     """`look`, and wait where that may help, for `START_S_MAX` at most. Raises what `look` does."""
     clock = asyncio.get_running_loop().time
@@ -65,7 +80,7 @@ async def reach(conninfo: str, *, role: str) -> None:
 
 
 async def look(conninfo: str, *, role: str) -> None:
-    """Connect once, as the login role, and act as `role` unless it is empty. Raises `NotReached` and `NotMigrated`."""
+    """Connect once, as the login role, and act as `role` unless it is empty. Raises `DatabaseUnfit`."""
     try:
         async with await _Looking.connect(conninfo, autocommit=True) as connection:
             try:
@@ -85,17 +100,20 @@ async def look(conninfo: str, *, role: str) -> None:
 
 
 async def require_migrated(connection: AsyncConnection) -> None:
-    """Raises `NotMigrated`."""
-    try:
-        applied = await (await connection.execute("SELECT name FROM migration ORDER BY name")).fetchall()
-    except psycopg.errors.UndefinedTable:
-        raise NotMigrated("the database is not migrated: run hydracore db migrate") from None
-    except psycopg.errors.InsufficientPrivilege:
-        what = "the database is not migrated, or its table migration is kept from this role"
-        raise NotMigrated(f"{what}: run hydracore db migrate") from None
+    """Raises `NotMigrated` and `NotAllowed`."""
+    ledger = await (await connection.execute(_LEDGER)).fetchone()
+    if ledger is None:
+        raise NotMigrated("the database is not migrated: run hydracore db migrate")
+    role, may_read, others_may_read = ledger
+    if not may_read and others_may_read:
+        raise NotAllowed(
+            f"{role} may not read the table migration: grant it all that it needs of what hydracore_app may"
+        )
+    applied = await (await connection.execute(_APPLIED)).fetchall() if may_read else []
     missing = [name for name, _ in migrations() if (name,) not in applied]
     if missing:
-        raise NotMigrated(f"the database is not migrated (it lacks {', '.join(missing)}): run hydracore db migrate")
+        lacks = f" (it lacks {', '.join(missing)})" if applied else ""
+        raise NotMigrated(f"the database is not migrated{lacks}: run hydracore db migrate")
 
 
 def _is_hopeless(error: BaseException | None) -> bool:

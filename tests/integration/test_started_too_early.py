@@ -10,17 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import LiteralString
+from uuid import uuid4
 
 import psycopg
 import pytest
 import structlog
 from click.testing import CliRunner
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from hydracore.cli import main
 from hydracore.db import migrations, pool, reaching
 from hydracore.db.pool import open_pool
-from hydracore.db.reaching import NotMigrated, NotReached
+from hydracore.db.reaching import NotAllowed, NotMigrated, NotReached
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
 from tests.cloudsim_fixtures import REPOSITORY
@@ -88,8 +91,28 @@ def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) 
             look()
 
         owner.execute("REVOKE SELECT ON migration FROM hydracore_app")
-        with pytest.raises(NotMigrated, match="kept from this role: run hydracore db migrate"):
+        with pytest.raises(NotMigrated, match=NOT_MIGRATED):
             look()
+
+
+def test_a_role_whose_rights_were_granted_one_by_one_is_told_what_it_lacks(database_url: str) -> None:
+    role = f"auditor_{uuid4().hex}"
+    with psycopg.connect(database_url, autocommit=True) as owner:
+
+        def do(statement: LiteralString) -> None:
+            owner.execute(sql.SQL(statement).format(sql.Identifier(role)))
+
+        do("CREATE ROLE {0}")
+        do("GRANT SELECT ON event, command, lane_head TO {0}")
+        try:
+            with pytest.raises(NotAllowed, match=f"{role} may not read the table migration: grant it"):
+                pool.check(database_url, role=role, application="test")
+
+            do("GRANT SELECT ON migration TO {0}")
+            pool.check(database_url, role=role, application="test")
+        finally:
+            do("DROP OWNED BY {0}")
+            do("DROP ROLE {0}")
 
 
 def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_missed(empty_url: str) -> None:
