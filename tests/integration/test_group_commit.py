@@ -225,7 +225,9 @@ async def waiting_for_locks(connection: AsyncConnection, count: int) -> bool:
     return await waiting.fetchone() == (count,)
 
 
-async def test_an_append_reads_no_table_from_end_to_end(database_url: str, owner_conn: AsyncConnection) -> None:
+async def test_an_append_reads_neither_a_table_nor_a_lane_from_end_to_end(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
         await _fill(pool)
         # The server counts when a connection has been idle for a moment; asking it on that connection makes it count.
@@ -237,6 +239,10 @@ async def test_an_append_reads_no_table_from_end_to_end(database_url: str, owner
         " WHERE relname IN ('event', 'command', 'stream', 'instance', 'provision_log', 'reservation') AND seq_tup_read > 0"
     )
     assert await scans.fetchall() == []
+    used = await owner_conn.execute(
+        "SELECT indexrelname FROM pg_stat_user_indexes WHERE relname = 'command' AND idx_scan > 0"
+    )
+    assert await used.fetchall() == [("command_pkey",)]
 
 
 async def _fill(pool: AsyncConnectionPool) -> None:
