@@ -156,7 +156,7 @@ def test_the_app_owns_nothing_and_cannot_become_more_than_it_is(database_url: st
 
 
 def test_a_stream_can_live_in_its_own_lane_only(database_url: str) -> None:
-    with psycopg.connect(database_url) as connection, pytest.raises(psycopg.errors.CheckViolation):
-        connection.execute(
-            "INSERT INTO stream (lane, stream_id, version) VALUES (1, '00000000-0000-0000-0000-000000000002', 1)"
-        )
+    commands = '[{"lane": 1, "stream_id": "00000000-0000-0000-0000-000000000002", "event_count": 1}]'
+
+    with psycopg.connect(database_url) as connection, pytest.raises(psycopg.errors.CheckViolation, match="belong"):
+        connection.execute("SELECT append_commands('{1}', %s, '[]')", (commands,))
