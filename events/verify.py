@@ -117,17 +117,25 @@ class Lane:
     """One lane on its way through a verification, from `start` on, which is taken as good.
 
     `upto`: where it ended when that began. Without it, whoever is slower than the writers would never come to an end.
-    `points`: what the seals say of it, in order.
+    `points`: what the seals say of it, in order. `fitting`: given each window that is as it must be, and may take as long as the
+    look at it did: windows are half as large then.
     """
 
     def __init__(
-        self, number: int, *, start: Head = BEGINNING, upto: int = SEQ_MAX, points: Sequence[Point] = ()
+        self,
+        number: int,
+        *,
+        start: Head = BEGINNING,
+        upto: int = SEQ_MAX,
+        points: Sequence[Point] = (),
+        fitting: Callable[[Window], None] | None = None,
     ) -> None:
         self.number = number
         self.upto = upto
         self.events = self.commands = 0
-        #: How many numbers its next window has.
-        self.window = WINDOW
+        #: How many numbers its windows have at most, and how many the next one has.
+        self._window_max = WINDOW if fitting is None else max(1, WINDOW // 2)
+        self.window = self._window_max
         #: The number of the last command that was read.
         self.read_upto = start.seq
         self._findings: list[Finding] = []
@@ -137,6 +145,7 @@ class Lane:
         self._at = start
         self._points = [point for point in points if point.seq > start.seq]
         self._sealed_seq = start.seq
+        self._fitting = fitting
         #: Ranges of numbers (after, up to) in which something does not fit.
         self._doubts: list[tuple[int, int]] = []
 
@@ -157,7 +166,7 @@ class Lane:
         may be, if its events are like these.
         """
         fits_in = bytes_max <= self.payload_bytes_max
-        self.window = min(WINDOW, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
+        self.window = min(self._window_max, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
         return fits_in
 
     def take(self, window: Window) -> None:
@@ -166,6 +175,8 @@ class Lane:
         self._check_points(window)
         if good:
             self._check_versions(window)
+            if self._fitting is not None:
+                self._fitting(window)
         else:
             self._doubt(max([self._at.seq, *window.seqs, *window.first_seqs]))
             self._versions.update(window.stream_versions())

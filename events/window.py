@@ -65,6 +65,18 @@ class Window(NamedTuple):
         streams = _pieces("16s8x", self.event_stream_ids + _ID) if self.event_stream_ids else ()
         return zip(streams, self.versions, strict=False)
 
+    def type_names(self) -> list[str]:
+        """The stored name of each event's type."""
+        return self.types.decode().split(_BETWEEN.decode())
+
+    def orders(self) -> Iterator[tuple[bytes, str, str, str, int]]:
+        """Of each command: the stream by the bytes of its id, the tenant, what it is called, who gave it, and when it was recorded, in
+        microseconds since PostgreSQL's epoch.
+        """
+        texts = [text.decode().split(_BETWEEN.decode()) for text in (self.tenants, self.names, self.actors)]
+        recorded_us = unpack(f">{len(self.first_seqs)}q", self.recorded)
+        return zip(_pieces("16s8x", self.stream_ids + _ID), *texts, recorded_us, strict=True)
+
 
 #: The types of the columns, as COPY must be told them, behind the lane's.
 TYPES = (

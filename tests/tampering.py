@@ -47,7 +47,9 @@ def find(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[F
 def look(forger: Forger, *, replay: bool = False, sealed: bool = True) -> LaneReport:
     """All that is said of the lane; see `find`."""
     seals = stored_seals(forger.connection) if sealed else ()
-    job = Job(lane=LANE, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
+    head = forger.connection.execute("SELECT head FROM lane_head WHERE lane = %s", (LANE,)).fetchone()
+    upto = 0 if head is None else head[0] or 0
+    job = Job(lane=LANE, upto=upto, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
     # Whoever rests looks at the heads: here after each piece of work.
     pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
     (report,) = verify_some(forger.connection, [job], pace, lambda _: None)

@@ -1,12 +1,13 @@
 """Compares the tables of followed projections with what the log gives, lane by lane.
 
 A follower writes its rows and its checkpoint together, so one look sees both as they belong together. What is behind a
-checkpoint never changes: it is read afterwards, in pieces, without a snapshot.
+checkpoint never changes: it is folded while the lane is verified, and what is lacking then is read afterwards, in pieces, without
+a snapshot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -15,8 +16,10 @@ from psycopg import Connection, sql
 from events import pages
 from events.finding import FINDINGS_MAX, Finding, Note
 from events.sql import Statements, template
+from events.window import Window
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
+from hydracore.audit.window_facts import WindowFacts
 from hydracore.wording import plural
 from projections import stored
 from projections.definition import Accumulator, Followed
@@ -46,12 +49,54 @@ class Seen(NamedTuple):
     rows: Mapping[str, list[Row]]
 
 
+class Begun:
+    """The folds of one lane, fed with its windows as they are verified. They end where one is missing, or cannot be folded:
+    whoever reads the lane once more says what is wrong with it.
+    """
+
+    def __init__(self, lane: int, served: Iterable[Followed]) -> None:
+        self._folds = [(projection, projection.begin()) for projection in served]
+        self._facts = WindowFacts(lane, payload_types(projection for projection, _ in self._folds))
+        self._has_ended = False
+        #: The number of the last event that they were fed.
+        self.upto = 0
+
+    def take(self, window: Window) -> None:
+        if self._has_ended or window.seqs[0] != self.upto + 1:
+            self._has_ended = True
+            return
+        try:
+            named = list(self._facts.of(window))
+            for projection, fold in self._folds:
+                types = projection.types
+                fold.feed([fact for name, fact in named if types is None or name in types])
+        except Exception:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere; read again, it is told as such
+            self._has_ended = True
+        else:
+            self.upto = window.seqs[-1]
+
+    def folds(self, seen: Sequence[Seen]) -> list[Accumulator] | None:
+        """Those of the projections that were `seen`; None where they were fed what one of these has not taken."""
+        if self._has_ended or any(each.skipped or each.upto < self.upto for each in seen):
+            return None
+        begun = {(projection.name, projection.version): fold for projection, fold in self._folds}
+        folds = [begun.get((each.projection.name, each.projection.version)) for each in seen]
+        return None if None in folds else [fold for fold in folds if fold is not None]
+
+
 def compare(
-    connection: Connection, lane: int, served: Collection[Followed], *, due: int, after_each: Callable[[int], None]
+    connection: Connection,
+    lane: int,
+    served: Collection[Followed],
+    *,
+    due: int,
+    after_each: Callable[[], None],
+    begun: Begun | None = None,
 ) -> Iterator[Finding | Newer | Note]:
     """Where the rows of a lane are not what its events give, what could not be compared, and whose word was taken.
 
-    `due`: how far all should have followed by now. `after_each` is told how many events were read each time.
+    `due`: how far all should have followed by now. `begun`: what was folded already; without it, or where it does not fit what is
+    served, all is read. `after_each` is called after each page.
     """
     with connection.transaction():
         head, seen = _look(connection, lane, served)
@@ -60,11 +105,14 @@ def compare(
             what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
         yield from _believed(each, lane, head, due=due)
-    folds = [each.projection.begin() for each in seen]
+    folds, after = None if begun is None else begun.folds(seen), 0 if begun is None else begun.upto
+    if folds is None:
+        folds, after = [each.projection.begin() for each in seen], 0
+    upto = min(head, max((each.upto for each in seen), default=0))
     try:
-        for facts in _facts(connection, lane, seen, upto=min(head, max((each.upto for each in seen), default=0))):
+        for facts in _facts(connection, lane, seen, after=after, upto=upto):
             _feed(seen, folds, facts)
-            after_each(len(facts))
+            after_each()
     except (psycopg.OperationalError, psycopg.InterfaceError):
         raise  # A database that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
@@ -124,10 +172,9 @@ def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
     return read(connection, query, {"lane": lane})
 
 
-def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, upto: int) -> Iterator[list[Fact]]:
+def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, after: int, upto: int) -> Iterator[list[Fact]]:
     told = sql.Literal(payload_types(each.projection for each in seen))
     query = _FACTS.format(fact=stored.fact(told), weight=stored.weight(told))
-    after = 0
     while after < upto:
         last = min(upto, after + EVENTS_MAX)
         parameters = {"lane": lane, "after": after, "upto": last, "bytes": pages.PAGE_BYTES}

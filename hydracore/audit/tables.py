@@ -17,6 +17,7 @@ import psycopg
 from psycopg import Connection, sql
 
 from events import pages
+from events.exchange import array
 from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements, template
 from events.upcast import Stored, all_of_today
@@ -92,10 +93,10 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
     compared = [_compared(projection) for projection in served(connection).inline]
     # Histories come in the order of the streams, and rows in the order in which streams are asked for.
     lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
-    parameters = {"lanes": list(lanes.values()), "streams": list(lanes)}
+    asked = {"lanes": array(map(str, lanes.values())).decode(), "streams": array(map(str, lanes)).decode()}
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     unfoldable: set[UUID] = set()
-    for stream_id, rows in _fold(connection, lanes, compared):
+    for stream_id, rows in _fold(connection, lanes, compared, asked):
         if isinstance(rows, (Finding, Newer)):
             yield rows
             unfoldable.add(stream_id)
@@ -104,7 +105,7 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
             fresh[name] += of_stream
     for each in compared:
         wanted = as_stored(each.table, fresh[each.table.name])
-        live = read(connection, each.rows, parameters)
+        live = read(connection, each.rows, asked)
         if live != wanted:
             of_stream = each.table.columns.index(each.table.stream or "")
             place = partial(_place, lanes, of_stream, unfoldable)
@@ -139,15 +140,15 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
 
 
 def _fold(
-    connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared]
+    connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared], asked: Mapping[str, str]
 ) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | Newer]]:
-    """For each stream the rows that it gives, by table; or what is wrong with it."""
+    """For each stream the rows that it gives, by table; or what is wrong with it. `asked`: the lanes and streams as arrays."""
     query = template(_HISTORIES).format(
         payload=stored.payload(),
         weight=pages.weight(),
         bytes=sql.Literal(pages.PAGE_BYTES),
-        lanes=sql.Literal(list(lanes.values())),
-        streams=sql.Literal(list(lanes)),
+        lanes=sql.Literal(asked["lanes"]),
+        streams=sql.Literal(asked["streams"]),
         chunk=sql.Literal(CHUNK),
     )
     with connection.cursor().copy(query) as copy:

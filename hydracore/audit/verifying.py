@@ -31,6 +31,7 @@ from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
+from hydracore.garbage import look_seldom
 from projections.processes import interrupts_blocked
 
 _SQL = Statements("events", "verify.sql")
@@ -63,8 +64,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passes(self) -> int:
-        """How often each event is read: for the chain, for the rows of its instance, and for what adds up."""
-        return 1 if not self.replay else 2 if self.since_seal else 3
+        """How often each event is read: for the chain and what adds up, and for the rows of its instance."""
+        return 2 if self.replay else 1
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -187,7 +188,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
     others = active_children()
-    pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_die_of_interrupts)
+    pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_prepare_process)
     try:
         with interrupts_blocked():
             verified = [pool.submit(_verify_in_process, request.conninfo, jobs, pace) for jobs in parts]
@@ -207,8 +208,9 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
         pool.shutdown(cancel_futures=True)
 
 
-def _die_of_interrupts() -> None:
-    """In silence, and in the middle of a lane: nobody waits for its report any more."""
+def _prepare_process() -> None:
+    """It dies of an interrupt in silence, and in the middle of a lane: nobody waits for its report any more."""
+    look_seldom()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

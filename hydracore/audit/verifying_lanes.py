@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from uuid import UUID
 
@@ -19,6 +20,9 @@ from hydracore.audit import sums, tables
 from hydracore.audit.newer import Newer
 from hydracore.audit.served import served
 from projections.definition import Inline
+
+#: Of how many events what adds up is kept for lanes that are read side by side. The others are read once more, one after the other.
+ADDED_UP_MAX = 1_000_000
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,12 +49,35 @@ def verify_some(
         progress(events)
         pace.rest(connection)
 
-    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
+    begun = _begin(connection, jobs)
+    lanes = [
+        Lane(
+            job.lane,
+            start=job.start,
+            upto=job.upto,
+            points=job.points,
+            fitting=begun[job.lane].take if job.lane in begun else None,
+        )
+        for job in jobs
+    ]
     read(connection, lanes, after_each=done)
     reports = [_finish(connection, lane, done) for lane in lanes]
     _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
-    _compare_sums(connection, [pair for pair in zip(jobs, reports, strict=True) if pair[0].adds_up], done)
+    for job, report in zip(jobs, reports, strict=True):
+        if job.adds_up:
+            _compare_sums(connection, job, report, begun.pop(job.lane, None), done)
     return reports
+
+
+def _begin(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Begun]:
+    """What adds up in lanes as they are read, by lane: in as many of them as there is memory for."""
+    followed = served(connection).followed if any(job.adds_up for job in jobs) else []
+    begun, room = dict[int, sums.Begun](), ADDED_UP_MAX
+    for job in jobs:
+        if followed and job.adds_up and job.upto <= room:
+            begun[job.lane] = sums.Begun(job.lane, followed)
+            room -= job.upto
+    return begun
 
 
 def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> LaneReport:
@@ -86,12 +113,16 @@ def _differences(connection: Connection, part: tables.Part, projections: Sequenc
         return [Finding(kind="history_broken", what=what, lane=lane, stream_id=UUID(bytes=stream))]
 
 
-def _compare_sums(connection: Connection, lanes: list[tuple[Job, LaneReport]], done: Callable[[int], None]) -> None:
+def _compare_sums(
+    connection: Connection, job: Job, report: LaneReport, begun: sums.Begun | None, done: Callable[[int], None]
+) -> None:
     followed = served(connection).followed
-    for job, report in lanes if followed else ():
-        # Whoever follows has had since the beginning to get as far as the lane was then.
-        for found in sums.compare(connection, job.lane, followed, due=job.upto, after_each=done):
-            _add(report, found)
+    if not followed:
+        return
+    # Whoever follows has had since the beginning to get as far as the lane was then.
+    found = sums.compare(connection, job.lane, followed, due=job.upto, after_each=partial(done, 0), begun=begun)
+    for each in found:
+        _add(report, each)
 
 
 def _add(report: LaneReport, found: Finding | Newer | Note) -> None:
