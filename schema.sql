@@ -24,7 +24,7 @@ INSERT INTO migration (name, digest) VALUES
     ('0013_undoing', '\x3ed5fb8867d72c8a89002287e9002f1bdcad3ef183ca12dd9f49a9be649280be'),
     ('0014_ledger_read', '\xadb9bc2e9b0bbc62ab88edf94c44009cf2e7ef8c69efa331b3d19b0d2498bbbb'),
     ('0015_command_lookup', '\x3b5f9ca17b2e985889a7acf4ad3314ea2397d54d0ce1d35d23dbc882e97c900a'),
-    ('0016_lighter_appends', '\xf18da462070ef877f8f0bd34ec141ffaf44e32223b1928b36d466d1ebb0fa620');
+    ('0016_lighter_appends', '\x8f88517ae67b00ffb6ae9ca9bf0803e6f1cb2fc7d8f050e889572ce32026c369');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 

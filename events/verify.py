@@ -72,24 +72,39 @@ class LaneReport(msgspec.Struct, frozen=True, kw_only=True):
     notes: set[Note] = msgspec.field(default_factory=set[Note])
 
 
-def read(connection: Connection, lanes: Sequence[Lane], *, after_each: Callable[[int], None]) -> None:
+def read(
+    connection: Connection,
+    lanes: Sequence[Lane],
+    *,
+    after_each: Callable[[int], None],
+    take_fitting: Callable[[int, Window], None] | None = None,
+) -> None:
     """Look at these lanes side by side, each as far as it is told to.
 
-    `after_each` is called after each short transaction, with the number of events that were looked at in it.
+    `after_each` is called after each short transaction, with the number of events that were looked at in it. `take_fitting` is given
+    windows that fit, behind their transactions and in order, with the numbers of their lanes; not those which are too large to be kept
+    until then.
     """
     for lane in lanes:
         lane.learn(connection)
     left = {lane.number: lane for lane in lanes}
     while left:
         before = sum(lane.events for lane in left.values())
-        ended = set(left) - _turn(connection, left, {number: lane.upto for number, lane in left.items()})
+        seen, kept = _turn(connection, left, {number: lane.upto for number, lane in left.items()})
         after_each(sum(lane.events for lane in left.values()) - before)
-        for number in ended:
+        for number in set(left) - seen:
             del left[number]
+        while take_fitting is not None and kept:
+            take_fitting(*kept.pop(0))
+            after_each(0)
 
 
-def _turn(connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]) -> set[int]:
-    """The next window of each lane, not beyond its end, unless it has to be asked for again; which lanes had one."""
+def _turn(
+    connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]
+) -> tuple[set[int], list[tuple[int, Window]]]:
+    """The next window of each lane, not beyond its end, unless it has to be asked for again: which lanes had one, and the windows that
+    fit, as many as a page holds.
+    """
     parameters = {
         "lanes": list(lanes),
         "after": [lane.read_upto for lane in lanes.values()],
@@ -98,7 +113,7 @@ def _turn(connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]) 
         "bytes": [lane.payload_bytes_max for lane in lanes.values()],
         "events": 4 * WINDOW,
     }
-    seen: set[int] = set()
+    seen, kept, room = set[int](), list[tuple[int, Window]](), pages.PAGE_BYTES
     with connection.transaction():
         connection.execute(_PLANS)
         cursor = connection.cursor()
@@ -107,35 +122,32 @@ def _turn(connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]) 
         with cursor.copy(_WINDOWS, parameters) as copy:
             copy.set_types(("int2", "int4", *TYPES))
             for number, bytes_max, *columns in copy.rows():
-                if lanes[number].has_room(bytes_max or 0):
-                    lanes[number].take(window_of(columns))
                 seen.add(number)
-    return seen
+                if not lanes[number].has_room(bytes_max or 0):
+                    continue
+                window = window_of(columns)
+                if lanes[number].take(window):
+                    room -= sum(map(len, window.payloads))
+                    if room >= 0:
+                        kept.append((number, window))
+    return seen, kept
 
 
 class Lane:
     """One lane on its way through a verification, from `start` on, which is taken as good.
 
     `upto`: where it ended when that began. Without it, whoever is slower than the writers would never come to an end.
-    `points`: what the seals say of it, in order. `fitting`: given each window that is as it must be, and may take as long as the
-    look at it did: windows are half as large then.
+    `points`: what the seals say of it, in order.
     """
 
     def __init__(
-        self,
-        number: int,
-        *,
-        start: Head = BEGINNING,
-        upto: int = SEQ_MAX,
-        points: Sequence[Point] = (),
-        fitting: Callable[[Window], None] | None = None,
+        self, number: int, *, start: Head = BEGINNING, upto: int = SEQ_MAX, points: Sequence[Point] = ()
     ) -> None:
         self.number = number
         self.upto = upto
         self.events = self.commands = 0
-        #: How many numbers its windows have at most, and how many the next one has.
-        self._window_max = WINDOW if fitting is None else max(1, WINDOW // 2)
-        self.window = self._window_max
+        #: How many numbers its next window has.
+        self.window = WINDOW
         #: The number of the last command that was read.
         self.read_upto = start.seq
         self._findings: list[Finding] = []
@@ -145,7 +157,6 @@ class Lane:
         self._at = start
         self._points = [point for point in points if point.seq > start.seq]
         self._sealed_seq = start.seq
-        self._fitting = fitting
         #: Ranges of numbers (after, up to) in which something does not fit.
         self._doubts: list[tuple[int, int]] = []
 
@@ -166,17 +177,15 @@ class Lane:
         may be, if its events are like these.
         """
         fits_in = bytes_max <= self.payload_bytes_max
-        self.window = min(self._window_max, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
+        self.window = min(WINDOW, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
         return fits_in
 
-    def take(self, window: Window) -> None:
-        """Check the next window, and go on behind it whatever it was like."""
+    def take(self, window: Window) -> bool:
+        """Check the next window, and go on behind it whatever it was like; whether it fits (`events.window`)."""
         good = fits(window, after=self._at)
         self._check_points(window)
         if good:
             self._check_versions(window)
-            if self._fitting is not None:
-                self._fitting(window)
         else:
             self._doubt(max([self._at.seq, *window.seqs, *window.first_seqs]))
             self._versions.update(window.stream_versions())
@@ -185,12 +194,13 @@ class Lane:
         self.read_upto = window.first_seqs[-1]
         self.commands += len(window.first_seqs)
         self.events += len(window.seqs)
+        return good
 
     def finish(self, connection: Connection) -> LaneReport:
         """All that is wrong with the lane. In one snapshot: the rest of it, and what must agree with its end."""
         settled = len(self._versions)
         self.learn(connection)
-        while _turn(connection, {self.number: self}, {self.number: SEQ_MAX}):
+        while _turn(connection, {self.number: self}, {self.number: SEQ_MAX})[0]:
             pass
         lowest, highest = connection.execute(_BOUNDS, {"lane": self.number}).fetchone() or (None, None)
         if lowest is not None and lowest < 1:

@@ -1,7 +1,5 @@
 -- Two things took an eighth of what an append costs the server: a constraint that was read anew in every statement, and a check
 -- that was planned anew each time. The first is made where rows are written, the second is cheaper.
-ALTER TABLE stream DROP CONSTRAINT stream_check;
-
 CREATE OR REPLACE FUNCTION append_commands(lanes smallint[], commands json, events json)
 RETURNS TABLE (
     ordinal integer,
@@ -141,3 +139,6 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Last, as it keeps everybody from the table until the commit.
+ALTER TABLE stream DROP CONSTRAINT stream_check;

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from events.finding import Finding
 from events.pacing import Pace
@@ -45,11 +46,16 @@ def find(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[F
 
 
 def look(forger: Forger, *, replay: bool = False, sealed: bool = True) -> LaneReport:
-    """All that is said of the lane; see `find`."""
+    """All that is said of the lane, which is the same whenever what adds up is added up; see `find`."""
     seals = stored_seals(forger.connection) if sealed else ()
-    head = forger.connection.execute("SELECT head FROM lane_head WHERE lane = %s", (LANE,)).fetchone()
-    upto = 0 if head is None else head[0] or 0
-    job = Job(lane=LANE, upto=upto, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
+    job = Job(lane=LANE, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
+    report = _look(forger, job)
+    if replay:
+        assert _look(forger, replace(job, along=True)) == report
+    return report
+
+
+def _look(forger: Forger, job: Job) -> LaneReport:
     # Whoever rests looks at the heads: here after each piece of work.
     pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
     (report,) = verify_some(forger.connection, [job], pace, lambda _: None)

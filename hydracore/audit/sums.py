@@ -1,13 +1,13 @@
 """Compares the tables of followed projections with what the log gives, lane by lane.
 
 A follower writes its rows and its checkpoint together, so one look sees both as they belong together. What is behind a
-checkpoint never changes: it is folded while the lane is verified, and what is lacking then is read afterwards, in pieces, without
-a snapshot.
+checkpoint never changes: it is added up while the lane is verified (`Along`), and what is lacking then is read afterwards, in
+pieces, without a snapshot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -35,6 +35,10 @@ _ROWS_OF_NO_LANE = template(_SQL["rows_of_no_lane"])
 #: How many events are read at a time, at most.
 EVENTS_MAX = 2_000
 
+#: How many bytes of what events say are held, at most, in the sums of lanes that are added up while they are verified; in memory it is
+#: about twice as much.
+HELD_BYTES_MAX = 64 * 2**20
+
 #: How many of the events that a projection was told to pass over are named of each lane.
 SKIPPED_MAX = 5
 
@@ -49,39 +53,72 @@ class Seen(NamedTuple):
     rows: Mapping[str, list[Row]]
 
 
-class Begun:
-    """The folds of one lane, fed with its windows as they are verified. They end where one is missing, or cannot be folded:
-    whoever reads the lane once more says what is wrong with it.
+class Room:
+    """How many bytes of what events say may be held, in sums, of all lanes that are added up side by side."""
+
+    def __init__(self, bytes_max: int = HELD_BYTES_MAX) -> None:
+        self.left = bytes_max
+
+
+class Along:
+    """What adds up in one lane, fed with its windows as they are verified.
+
+    It ends, and lets go of all that it holds, where a window is missing or cannot be folded, and where there is no `room` for more: then
+    the lane is read once more, and whatever is wrong with it is said then.
     """
 
-    def __init__(self, lane: int, served: Iterable[Followed]) -> None:
-        self._folds = [(projection, projection.begin()) for projection in served]
-        self._facts = WindowFacts(lane, payload_types(projection for projection, _ in self._folds))
-        self._has_ended = False
-        #: The number of the last event that they were fed.
+    def __init__(self, lane: int, served: Collection[Followed], room: Room) -> None:
+        self._folds = {(each.name, each.version): (each.types, each.begin()) for each in served}
+        self._facts = WindowFacts(lane, payload_types(served))
+        self._room = room
+        self._held = 0
+        #: The number of the last event that was added.
         self.upto = 0
 
     def take(self, window: Window) -> None:
-        if self._has_ended or window.seqs[0] != self.upto + 1:
-            self._has_ended = True
+        if not self._folds:
             return
+        weight = self._facts.bytes_told(window)
+        if window.seqs[0] != self.upto + 1 or weight > self._room.left:
+            self._end()
+            return
+        self._room.left -= weight
+        self._held += weight
         try:
             named = list(self._facts.of(window))
-            for projection, fold in self._folds:
-                types = projection.types
+            for types, fold in self._folds.values():
                 fold.feed([fact for name, fact in named if types is None or name in types])
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere; read again, it is told as such
-            self._has_ended = True
+            self._end()
         else:
             self.upto = window.seqs[-1]
 
-    def folds(self, seen: Sequence[Seen]) -> list[Accumulator] | None:
-        """Those of the projections that were `seen`; None where they were fed what one of these has not taken."""
-        if self._has_ended or any(each.skipped or each.upto < self.upto for each in seen):
-            return None
-        begun = {(projection.name, projection.version): fold for projection, fold in self._folds}
-        folds = [begun.get((each.projection.name, each.projection.version)) for each in seen]
-        return None if None in folds else [fold for fold in folds if fold is not None]
+    def _end(self) -> None:
+        self._folds.clear()
+        self._room.left += self._held
+        self._held = 0
+
+    def fold(self, seen: Seen) -> Accumulator | None:
+        """That of a projection as it was `seen`; None where there is none, or it was fed what the projection has not taken."""
+        _, fold = self._folds.get((seen.projection.name, seen.projection.version), (None, None))
+        return None if seen.skipped or seen.upto < self.upto else fold
+
+
+class Started(NamedTuple):
+    """The fold of a projection that was `seen`, and the number `after` which its events are lacking."""
+
+    seen: Seen
+    fold: Accumulator
+    after: int
+
+
+def _started(seen: Seen, along: Along | None) -> Started:
+    fold = None if along is None else along.fold(seen)
+    if along is None or fold is None:
+        return Started(seen, seen.projection.begin(), 0)
+    return Started(seen, fold, along.upto)
 
 
 def compare(
@@ -90,13 +127,13 @@ def compare(
     served: Collection[Followed],
     *,
     due: int,
-    after_each: Callable[[], None],
-    begun: Begun | None = None,
+    after_each: Callable[[int], None],
+    along: Along | None = None,
 ) -> Iterator[Finding | Newer | Note]:
     """Where the rows of a lane are not what its events give, what could not be compared, and whose word was taken.
 
-    `due`: how far all should have followed by now. `begun`: what was folded already; without it, or where it does not fit what is
-    served, all is read. `after_each` is called after each page.
+    `due`: how far all should have followed by now. `along`: what was added up already; what it lacks is read. `after_each` is told how
+    many events were read each time.
     """
     with connection.transaction():
         head, seen = _look(connection, lane, served)
@@ -105,21 +142,18 @@ def compare(
             what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
         yield from _believed(each, lane, head, due=due)
-    folds, after = None if begun is None else begun.folds(seen), 0 if begun is None else begun.upto
-    if folds is None:
-        folds, after = [each.projection.begin() for each in seen], 0
-    upto = min(head, max((each.upto for each in seen), default=0))
+    started = [_started(each, along) for each in seen]
     try:
-        for facts in _facts(connection, lane, seen, after=after, upto=upto):
-            _feed(seen, folds, facts)
-            after_each()
-    except (psycopg.OperationalError, psycopg.InterfaceError):
+        for facts in _facts(connection, lane, started, head=head):
+            _feed(started, facts)
+            after_each(len(facts))
+    except (psycopg.OperationalError, psycopg.InterfaceError, MemoryError):
         raise  # A database that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the lane makes no sense to whoever follows it: {type(error).__name__}"
         yield newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane)
         return
-    for each, fold in zip(seen, folds, strict=True):
+    for each, fold, _ in started:
         fresh = fold.rows()
         for table in each.projection.tables:
             wanted = as_stored(table, list(fresh[table.name]))
@@ -172,9 +206,12 @@ def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
     return read(connection, query, {"lane": lane})
 
 
-def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, after: int, upto: int) -> Iterator[list[Fact]]:
-    told = sql.Literal(payload_types(each.projection for each in seen))
+def _facts(connection: Connection, lane: int, started: Sequence[Started], *, head: int) -> Iterator[list[Fact]]:
+    """What the folds lack of the lane, in order, and of those that lack less more than that."""
+    told = sql.Literal(payload_types(each.seen.projection for each in started))
     query = _FACTS.format(fact=stored.fact(told), weight=stored.weight(told))
+    after = min((each.after for each in started), default=0)
+    upto = min(head, max((each.seen.upto for each in started), default=0))
     while after < upto:
         last = min(upto, after + EVENTS_MAX)
         parameters = {"lane": lane, "after": after, "upto": last, "bytes": pages.PAGE_BYTES}
@@ -185,13 +222,13 @@ def _facts(connection: Connection, lane: int, seen: Sequence[Seen], *, after: in
         after = seq if weight is not None and weight >= pages.PAGE_BYTES else last
 
 
-def _feed(seen: Sequence[Seen], folds: Sequence[Accumulator], facts: list[Fact]) -> None:
-    for (projection, upto, _, skipped, _), fold in zip(seen, folds, strict=True):
+def _feed(started: Sequence[Started], facts: list[Fact]) -> None:
+    for (projection, upto, _, skipped, _), fold, after in started:
         types = projection.types
         fold.feed(
             [
                 fact
                 for fact in facts
-                if fact.seq <= upto and (types is None or fact.type in types) and fact.seq not in skipped
+                if after < fact.seq <= upto and (types is None or fact.type in types) and fact.seq not in skipped
             ]
         )

@@ -41,6 +41,9 @@ _HEADS = Statements("events", "store.sql")["heads"]
 #: How many seals a copy may lack at its end without a word: the one that is being copied, and one that another relay has just made.
 COPY_BEHIND_MAX = 2
 
+#: In lanes of how many events together, of those that are read side by side, what adds up is added up meanwhile.
+ALONG_EVENTS_MAX = 1_000_000
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be verified. `public_key`: the only key whose seals count, with the `former_keys` before it; None
@@ -61,11 +64,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def whole(self) -> bool:
         return len(self.lanes) == LANES and not self.since_seal
-
-    @property
-    def passes(self) -> int:
-        """How often each event is read: for the chain and what adds up, and for the rows of its instance."""
-        return 2 if self.replay else 1
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -123,10 +121,10 @@ def verify(request: Request, progress: Progress) -> Report:
         )
         for lane in request.lanes
     ]
-    left = sum(max(0, heads.get(job.lane, 0) - job.start.seq) for job in jobs)
-    progress.begin(left * request.passes)
+    parts = [_with_room(part) for part in _parts(jobs, request.workers)]
+    progress.begin(sum(max(0, job.upto - job.start.seq) * job.passes for part in parts for job in part))
     notes = set[Note]()
-    for lane_report in _reports(_parts(jobs, request.workers), request, progress, report):
+    for lane_report in _reports(parts, request, progress, report):
         report.events += lane_report.events
         report.commands += lane_report.commands
         report.streams += len(lane_report.versions)
@@ -178,6 +176,16 @@ def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
     return [jobs[at : at + size] for at in range(0, len(jobs), size)]
 
 
+def _with_room(jobs: list[Job]) -> list[Job]:
+    """The same, with what adds up added up while they are verified in as many of them as there is memory for, as a rule."""
+    room, found = ALONG_EVENTS_MAX, list[Job]()
+    for job in jobs:
+        along = job.adds_up and job.upto <= room
+        room -= max(0, job.upto) if along else 0
+        found.append(msgspec.structs.replace(job, along=along))
+    return found
+
+
 def _reports(parts: list[list[Job]], request: Request, progress: Progress, report: Report) -> Iterator[LaneReport]:
     pace = Pace(full_speed=request.full_speed, readers=request.workers)
     if request.workers == 1:
@@ -187,6 +195,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
         report.rested_s += pace.rested_s
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
+    passes = {job.lane: job.passes for jobs in parts for job in jobs}
     others = active_children()
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_prepare_process)
     try:
@@ -196,7 +205,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
             lanes, rested_s = part.result()
             report.rested_s += rested_s / request.workers
             for lane in lanes:
-                progress.advance(lane.events * request.passes)
+                progress.advance(lane.events * passes[lane.lane])
                 yield lane
     except BaseException:
         # Where one was killed while another was being started, the pool would wait for that one for ever.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import islice
 from uuid import UUID
 
@@ -16,28 +15,34 @@ from events.ids import SEQ_MAX
 from events.pacing import Pace
 from events.seal import Head
 from events.verify import BEGINNING, Lane, LaneReport, Point, read
+from events.window import Window
 from hydracore.audit import sums, tables
 from hydracore.audit.newer import Newer
 from hydracore.audit.served import served
 from projections.definition import Inline
 
-#: Of how many events what adds up is kept for lanes that are read side by side. The others are read once more, one after the other.
-ADDED_UP_MAX = 1_000_000
-
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One lane, as it travels to a process. `points`: what seals say of it, in order."""
+    """One lane, as it travels to a process. `points`: what seals say of it, in order. `along`: whether what adds up is to be added
+    up while the lane is verified, which takes memory; otherwise it is read once more for that.
+    """
 
     lane: int
     start: Head = BEGINNING
     upto: int = SEQ_MAX
     points: list[Point] = []
     replay: bool = True
+    along: bool = False
 
     @property
     def adds_up(self) -> bool:
         """Whether the tables are compared whose rows add up over events: they do so from the beginning."""
         return self.replay and self.start == BEGINNING
+
+    @property
+    def passes(self) -> int:
+        """How often each event is read: for the chain, for the rows of its instance, and for what adds up."""
+        return 1 + self.replay + (self.adds_up and not self.along)
 
 
 def verify_some(
@@ -49,35 +54,28 @@ def verify_some(
         progress(events)
         pace.rest(connection)
 
-    begun = _begin(connection, jobs)
-    lanes = [
-        Lane(
-            job.lane,
-            start=job.start,
-            upto=job.upto,
-            points=job.points,
-            fitting=begun[job.lane].take if job.lane in begun else None,
-        )
-        for job in jobs
-    ]
-    read(connection, lanes, after_each=done)
+    adding = _adding(connection, jobs)
+
+    def take_fitting(lane: int, window: Window) -> None:
+        if lane in adding:
+            adding[lane].take(window)
+
+    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
+    read(connection, lanes, after_each=done, take_fitting=take_fitting if adding else None)
     reports = [_finish(connection, lane, done) for lane in lanes]
     _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
     for job, report in zip(jobs, reports, strict=True):
         if job.adds_up:
-            _compare_sums(connection, job, report, begun.pop(job.lane, None), done)
+            _compare_sums(connection, job, report, adding.pop(job.lane, None), done)
     return reports
 
 
-def _begin(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Begun]:
-    """What adds up in lanes as they are read, by lane: in as many of them as there is memory for."""
-    followed = served(connection).followed if any(job.adds_up for job in jobs) else []
-    begun, room = dict[int, sums.Begun](), ADDED_UP_MAX
-    for job in jobs:
-        if followed and job.adds_up and job.upto <= room:
-            begun[job.lane] = sums.Begun(job.lane, followed)
-            room -= job.upto
-    return begun
+def _adding(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Along]:
+    """What is added up while lanes are verified, by lane."""
+    lanes = [job.lane for job in jobs if job.adds_up and job.along]
+    followed = served(connection).followed if lanes else []
+    room = sums.Room()
+    return {lane: sums.Along(lane, followed, room) for lane in lanes if followed}
 
 
 def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> LaneReport:
@@ -114,15 +112,19 @@ def _differences(connection: Connection, part: tables.Part, projections: Sequenc
 
 
 def _compare_sums(
-    connection: Connection, job: Job, report: LaneReport, begun: sums.Begun | None, done: Callable[[int], None]
+    connection: Connection, job: Job, report: LaneReport, along: sums.Along | None, done: Callable[[int], None]
 ) -> None:
+    # Asked for each lane: a swap may come between two.
     followed = served(connection).followed
-    if not followed:
-        return
-    # Whoever follows has had since the beginning to get as far as the lane was then.
-    found = sums.compare(connection, job.lane, followed, due=job.upto, after_each=partial(done, 0), begun=begun)
-    for each in found:
-        _add(report, each)
+
+    def after_each(events: int) -> None:
+        # Where nobody could foresee that the lane is read once more, that is more than what was to be done.
+        done(0 if job.along else events)
+
+    if followed:
+        # Whoever follows has had since the beginning to get as far as the lane was then.
+        for found in sums.compare(connection, job.lane, followed, due=job.upto, after_each=after_each, along=along):
+            _add(report, found)
 
 
 def _add(report: LaneReport, found: Finding | Newer | Note) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from uuid import UUID
 
+from events.examine import POSTGRES_EPOCH_US
 from events.upcast import read
 from events.window import Window
 from projections.fact import Fact, WithoutPayload
 
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class WindowFacts:
@@ -22,37 +24,40 @@ class WindowFacts:
         self._untold: dict[str, WithoutPayload] = {}
         self._streams: dict[bytes, UUID] = {}
 
+    def bytes_told(self, window: Window) -> int:
+        """How many bytes those events have of which somebody wants to know what they say."""
+        named = zip(window.type_names(), window.payloads, strict=True)
+        return sum(len(payload) for name, payload in named if self._told is None or name in self._told)
+
     def of(self, window: Window) -> Iterator[tuple[str, Fact]]:
         """The facts of a window that fits (`events.window`), in order, each with the stored name of its type.
 
         Raises `EventUnreadable`, `msgspec.ValidationError`, and `OverflowError` for a time that no calendar has.
         """
         events = zip(window.seqs, window.type_names(), window.schema_versions, window.payloads, strict=True)
-        for count, (stream, tenant_id, command, actor, recorded_us) in zip(
-            window.event_counts, window.orders(), strict=True
-        ):
+        orders = zip(window.event_counts, window.orders(), strict=True)
+        for count, (stream, tenant_id, command, actor, recorded_us) in orders:
             stream_id = self._stream_id(stream)
-            recorded_at = _POSTGRES_EPOCH + timedelta(microseconds=recorded_us)
-            for nth in range(count):
-                seq, name, schema_version, payload = next(events)
+            recorded_at = _EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)
+            first = True
+            for seq, name, schema_version, payload in islice(events, count):
                 if self._told is None or name in self._told:
                     said = read(payload, tag=name, schema_version=schema_version)
                 else:
                     said = self._untold.get(name) or self._untold.setdefault(name, WithoutPayload(name))
-                yield (
-                    name,
-                    Fact(
-                        lane=self._lane,
-                        seq=seq,
-                        stream_id=stream_id,
-                        tenant_id=tenant_id,
-                        recorded_at=recorded_at,
-                        actor=actor,
-                        command=command,
-                        first=nth == 0,
-                        said=said,
-                    ),
+                fact = Fact(
+                    lane=self._lane,
+                    seq=seq,
+                    stream_id=stream_id,
+                    tenant_id=tenant_id,
+                    recorded_at=recorded_at,
+                    actor=actor,
+                    command=command,
+                    first=first,
+                    said=said,
                 )
+                yield name, fact
+                first = False
 
     def _stream_id(self, stream: bytes) -> UUID:
         known = self._streams.get(stream)

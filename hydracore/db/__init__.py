@@ -6,6 +6,7 @@ The SQL files stand at the top of a checkout and inside this package in a wheel.
 from __future__ import annotations
 
 import hashlib
+import time
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -15,6 +16,11 @@ import psycopg
 
 #: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).
 _LOCK = 0x6879647261
+
+#: How long a migration waits for a table that somebody uses, before it makes way and tries again: all who come later wait behind it.
+LOCK_WAIT_MS = 500
+LOCK_PAUSE_S = 1.0
+LOCK_TRIES_MAX = 60
 
 _CREATE_LEDGER = """
 CREATE TABLE IF NOT EXISTS migration (
@@ -27,7 +33,7 @@ CREATE TABLE IF NOT EXISTS migration (
 
 class MigrationError(Exception):
     """The database cannot be brought to this version: a migration was edited since it was applied, is unknown to this version
-    of the code, or the database is of another encoding than UTF-8.
+    of the code, or needs a table that somebody uses all the time, or the database is of another encoding than UTF-8.
     """
 
 
@@ -70,11 +76,25 @@ def migrate(database_url: str) -> list[str]:
                 if known[name] != digest:
                     raise MigrationError(f"{name} was edited after it was applied: restore it and add a new one.")
                 continue
-            with connection.transaction():
-                connection.execute(script)
-                connection.execute("INSERT INTO migration (name, digest) VALUES (%s, %s)", (name, digest))
+            _apply(connection, name, script, digest)
             applied.append(name)
     return applied
+
+
+def _apply(connection: psycopg.Connection, name: str, script: bytes, digest: bytes) -> None:
+    for _ in range(LOCK_TRIES_MAX):
+        try:
+            with connection.transaction():
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(LOCK_WAIT_MS),))
+                connection.execute(script)
+                connection.execute("INSERT INTO migration (name, digest) VALUES (%s, %s)", (name, digest))
+        except psycopg.errors.LockNotAvailable:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return
+    raise MigrationError(
+        f"{name} needs a table that somebody else uses all the time, such as a backup: try again when that is done."
+    )
 
 
 def _folder(name: str) -> Traversable:

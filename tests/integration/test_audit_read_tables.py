@@ -252,7 +252,7 @@ def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.M
     with psycopg.connect(url, autocommit=True) as killer, psycopg.connect(url, autocommit=True) as connection:
         followed = served(connection).followed
 
-        def kill() -> None:
+        def kill(_events: int) -> None:
             killer.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
 
         with pytest.raises(psycopg.OperationalError):

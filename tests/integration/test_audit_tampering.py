@@ -306,12 +306,17 @@ def test_making_digests_and_links_fit_again_helps_against_anything_but_seals(
 
 
 def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -> None:
-    forger.do("UPDATE event SET stream_id = command_id WHERE seq = 2")
+    forger.do(
+        "UPDATE event SET stream_id = command_id WHERE lane = 6 AND seq = 2",
+        "UPDATE command SET stream_id = command_id WHERE lane = 6 AND first_seq = 2",
+    )
     forger.redo_event(2)
+    forger.redo_command(2)
+    forger.redo_links()
 
     found = places(find(forger, replay=True))
 
-    assert ("event_edited", 2) in found
+    assert ("wrong_lane", 2) in found
 
 
 @pytest.mark.parametrize(

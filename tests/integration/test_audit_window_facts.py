@@ -9,17 +9,21 @@ import pytest
 from msgspec.structs import asdict
 
 from events import commands as c
+from events.finding import sentences
 from events.verify import Lane, read
 from events.window import Window
-from hydracore.audit import sums, verifying_lanes
+from hydracore.audit import sums, verifying
 from hydracore.audit.served import served
 from hydracore.audit.window_facts import WindowFacts
+from projections.activity import Activity
 from projections.fact import Reader, read_facts
+from projections.fleet import Fleet
+from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.audit_log import LANE, SEALED_AT, Forger, follow, sealed_log
 from tests.requests_to_log import NOW_MS, origin
 from tests.services import Services
-from tests.tampering import find, forger, made_once
+from tests.tampering import forger, look, made_once
 
 __all__ = ["forger"]
 
@@ -48,28 +52,25 @@ def connection(url: str) -> Generator[psycopg.Connection]:
 
 def windows(connection: psycopg.Connection) -> list[Window]:
     found: list[Window] = []
-    read(connection, [Lane(LANE, fitting=found.append)], after_each=lambda _: None)
+    read(connection, [Lane(LANE)], after_each=lambda _: None, take_fitting=lambda _, window: found.append(window))
     return found
 
 
-def begun(connection: psycopg.Connection) -> sums.Begun:
-    folds = sums.Begun(LANE, served(connection).followed)
-    for window in windows(connection):
-        folds.take(window)
-    return folds
+def added(connection: psycopg.Connection, *, room: sums.Room | None = None, leave_out: int | None = None) -> sums.Along:
+    """What adds up in the lane, but for one of its windows."""
+    along = sums.Along(LANE, served(connection).followed, room or sums.Room())
+    for number, window in enumerate(windows(connection)):
+        if number != leave_out:
+            along.take(window)
+    return along
 
 
-def pages_read(connection: psycopg.Connection, folds: sums.Begun) -> int:
-    """How many pages of the lane are read to compare it, which must agree."""
-    pages = 0
-
-    def count() -> None:
-        nonlocal pages
-        pages += 1
-
+def events_read(connection: psycopg.Connection, along: sums.Along) -> int:
+    """How many events of the lane are read to compare it, which must agree."""
+    read_again: list[int] = []
     followed = served(connection).followed
-    assert list(sums.compare(connection, LANE, followed, due=0, after_each=count, begun=folds)) == []
-    return pages
+    assert list(sums.compare(connection, LANE, followed, due=0, after_each=read_again.append, along=along)) == []
+    return sum(read_again)
 
 
 @pytest.mark.parametrize("told", [None, ()], ids=["with what is said", "without what is said"])
@@ -89,51 +90,104 @@ async def test_windows_give_the_facts_that_followers_read(
 
 
 def test_what_was_verified_is_not_read_again_for_what_adds_up(connection: psycopg.Connection) -> None:
-    assert pages_read(connection, begun(connection)) == 0
+    assert events_read(connection, added(connection)) == 0
 
 
 def test_what_came_since_it_was_verified_is_read(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.verify.WINDOW", 4)
-    folds = sums.Begun(LANE, served(connection).followed)
-    first, *_ = windows(connection)
-    folds.take(first)
+    along = sums.Along(LANE, served(connection).followed, sums.Room())
+    along.take(windows(connection)[0])
 
-    assert 0 < folds.upto < EVENTS
-    assert pages_read(connection, folds) == 1
+    assert 0 < along.upto < EVENTS
+    assert events_read(connection, along) == EVENTS - along.upto
 
 
-def test_folds_that_know_more_than_a_follower_are_made_anew(url: str) -> None:
+def test_a_follower_that_knows_less_is_compared_by_itself(url: str) -> None:
     with psycopg.connect(url) as connection:
-        folds = begun(connection)
-        connection.execute("DELETE FROM activity")
+        along = added(connection)
+        connection.execute("DELETE FROM activity WHERE lane = 6")
         connection.execute("UPDATE checkpoint SET seq = 0 WHERE follower = 'activity' AND lane = 6")
 
-        assert pages_read(connection, folds) == 1
+        assert events_read(connection, along) == EVENTS
         connection.rollback()
 
 
-def test_folds_that_lack_a_window_are_made_anew(
+def test_a_projection_that_is_served_in_another_version_since_is_added_up_anew(connection: psycopg.Connection) -> None:
+    class Later(Activity):
+        version = 2
+
+    along = sums.Along(LANE, [Later(), Fleet(), UsageDaily()], sums.Room())
+    for window in windows(connection):
+        along.take(window)
+
+    assert events_read(connection, along) == EVENTS
+
+
+def test_a_window_that_is_missing_ends_it(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("events.verify.WINDOW", 4)
+
+    assert events_read(connection, added(connection, leave_out=1)) == EVENTS
+
+
+def test_what_there_is_no_room_for_is_let_go_of_and_read_again(connection: psycopg.Connection) -> None:
+    room = sums.Room(1)
+
+    assert events_read(connection, added(connection, room=room)) == EVENTS
+    assert room.left == 1
+
+
+def test_windows_that_are_too_large_to_be_kept_are_read_again(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.verify.WINDOW", 4)
-    folds = sums.Begun(LANE, served(connection).followed)
-    first, _, *others = windows(connection)
-    for window in (first, *others):
-        folds.take(window)
+    monkeypatch.setattr("events.pages.PAGE_BYTES", 100)
 
-    assert others
-    assert pages_read(connection, folds) == 1
+    assert added(connection).upto < EVENTS
 
 
-@pytest.mark.parametrize("events_max", [EVENTS, EVENTS - 1], ids=["while it is read", "afterwards"])
-def test_what_adds_up_is_compared_whenever_it_was_added_up(
-    forger: Forger, monkeypatch: pytest.MonkeyPatch, events_max: int
-) -> None:
-    monkeypatch.setattr(verifying_lanes, "ADDED_UP_MAX", events_max)
-    forger.do("DELETE FROM activity WHERE command = 'PlanServer'")
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        (
+            "UPDATE event SET schema_version = 2 WHERE lane = 6 AND seq = 4",
+            "Version 2 of placement_chosen is not known here",
+        ),
+        (
+            """UPDATE event SET payload = '{"type":"placement_chosen","at_ms":1}' WHERE lane = 6 AND seq = 4""",
+            "The history of the lane makes no sense to whoever follows it: ValidationError",
+        ),
+    ],
+    ids=["newer", "malformed"],
+)
+def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statement: str, told: str) -> None:
+    forger.do(statement)
+    forger.redo_event(4)
+    forger.redo_command(4)
+    forger.redo_links()
 
-    (found,) = find(forger, replay=True)
+    # Which looks twice, and compares.
+    report = look(forger, replay=True, sealed=False)
 
-    assert (found.kind, found.table, found.lane) == ("row_missing", "activity", LANE)
+    said = [*(finding.what for finding in report.findings), *sentences(report.notes)]
+    assert len([what for what in said if told in what]) == 1
+
+
+def test_lanes_are_added_up_along_as_far_as_there_is_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "ALONG_EVENTS_MAX", EVENTS - 1)
+    counted = Counted()
+
+    report = verifying.verify(verifying.Request(conninfo=url, lanes=(5, LANE)), counted)
+
+    assert (report.findings, report.events) == ([], EVENTS)
+    assert (counted.total, counted.done) == (3 * EVENTS, 3 * EVENTS)
+
+
+class Counted(verifying.Progress):
+    total = done = 0
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, done: int) -> None:
+        self.done += done

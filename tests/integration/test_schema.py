@@ -15,6 +15,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from hydracore import db
 from hydracore.db import MigrationError, migrate, migrations, schema
 from hydracore.db.pool import conninfo
 from tests.services import Services, empty_database
@@ -155,8 +156,25 @@ def test_the_app_owns_nothing_and_cannot_become_more_than_it_is(database_url: st
     assert rights == (False, False, False, False, False)
 
 
-def test_a_stream_can_live_in_its_own_lane_only(database_url: str) -> None:
+def test_nothing_is_appended_to_a_stream_in_another_lane_than_its_own(database_url: str) -> None:
     commands = '[{"lane": 1, "stream_id": "00000000-0000-0000-0000-000000000002", "event_count": 1}]'
 
     with psycopg.connect(database_url) as connection, pytest.raises(psycopg.errors.CheckViolation, match="belong"):
         connection.execute("SELECT append_commands('{1}', %s, '[]')", (commands,))
+
+
+def test_a_step_that_needs_a_table_in_use_makes_way_and_says_so(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = migrations()
+    monkeypatch.setattr(db, "migrations", lambda: everything[:15])
+    migrate(empty_url)
+    monkeypatch.setattr(db, "migrations", lambda: everything)
+    monkeypatch.setattr(db, "LOCK_TRIES_MAX", 1)
+    with psycopg.connect(empty_url) as backup:
+        backup.execute("LOCK TABLE stream IN ACCESS SHARE MODE")
+
+        with pytest.raises(MigrationError, match="0016_lighter_appends needs a table"):
+            migrate(empty_url)
+
+    assert migrate(empty_url) == [name for name, _ in everything[15:]]
