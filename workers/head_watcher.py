@@ -31,6 +31,9 @@ POLL_S = 0.25
 #: may have been parked for long enough.
 REST_S_MAX = 1.0
 
+#: How long it listens before it looks whether it is to stop.
+LISTEN_S = 1.0
+
 #: Pause after a failure of Redis or PostgreSQL.
 RECOVER_S = 0.5
 
@@ -62,9 +65,14 @@ class HeadWatcher:
             # In a connection that goes meanwhile, its end takes the place of ours.
             with cancellation_heard(), suppress(*NO_ANSWER):
                 async with self._redis.pubsub() as subscription:
-                    await subscription.subscribe(CHANNEL)
-                    async for _ in subscription.listen():
-                        self._tell()
+                    with cancellation_heard():
+                        await subscription.subscribe(CHANNEL)
+                    while True:
+                        # It may connect anew in here, and forget then that it was told to stop.
+                        with cancellation_heard():
+                            message = await subscription.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                        if message is not None:
+                            self._tell()
             await asyncio.sleep(RECOVER_S)
 
     async def _look(self) -> NoReturn:
