@@ -1,4 +1,4 @@
-"""Whoever is started on a database that is not there yet, or not as it must be, says so in one line."""
+"""Whoever is started on a database that is not there yet, or not as it must be, says so in one line, and stops when told to."""
 
 from __future__ import annotations
 
@@ -196,6 +196,22 @@ async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
 
     assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
     assert "hydracore: " not in program.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("part", ["relay", "worker"])
+async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(
+    part: str, number: signal.Signals, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    program = Program(part, environ=environ(database_url), log=tmp_path / "log")
+    program.start(log_level="info", redis_url=redis_url)
+    # The relay is making its connection to Redis in this moment.
+    await until(lambda: program.has_said(f"{part}_started"), poll_s=0.002)
+
+    program.send(number)
+
+    assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
+    assert "Traceback" not in program.output()
 
 
 @pytest.mark.parametrize("words", ["audit verify", "sweep --dry-run", "fleet", "db migrate"])
