@@ -22,7 +22,6 @@ class WindowFacts:
         self._lane = lane
         self._told = told
         self._untold: dict[str, WithoutPayload] = {}
-        self._streams: dict[bytes, UUID] = {}
 
     def bytes_told(self, window: Window) -> int:
         """How many bytes those events have of which somebody wants to know what they say."""
@@ -37,7 +36,7 @@ class WindowFacts:
         events = zip(window.seqs, window.type_names(), window.schema_versions, window.payloads, strict=True)
         orders = zip(window.event_counts, window.orders(), strict=True)
         for count, (stream, tenant_id, command, actor, recorded_us) in orders:
-            stream_id = self._stream_id(stream)
+            stream_id = UUID(bytes=stream)
             recorded_at = _EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)
             first = True
             for seq, name, schema_version, payload in islice(events, count):
@@ -58,9 +57,3 @@ class WindowFacts:
                 )
                 yield name, fact
                 first = False
-
-    def _stream_id(self, stream: bytes) -> UUID:
-        known = self._streams.get(stream)
-        if known is None:
-            known = self._streams[stream] = UUID(bytes=stream)
-        return known
