@@ -20,7 +20,7 @@ _LOCK = 0x6879647261
 #: How long a migration waits for a table that somebody uses, before it makes way and tries again: all who come later wait behind it.
 LOCK_WAIT_MS = 500
 LOCK_PAUSE_S = 1.0
-LOCK_TRIES_MAX = 60
+LOCK_TRIES_MAX = 40
 
 _CREATE_LEDGER = """
 CREATE TABLE IF NOT EXISTS migration (
