@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import psycopg
 import pytest
@@ -14,9 +14,10 @@ from events.verify import Lane, read
 from events.window import Window
 from hydracore.audit import sums, verifying
 from hydracore.audit.served import served
+from hydracore.audit.verifying_lanes import Job
 from hydracore.audit.window_facts import WindowFacts
-from projections.activity import Activity
-from projections.fact import Reader, read_facts
+from projections.activity import Activity, ActivityFold
+from projections.fact import Fact, Reader, read_facts
 from projections.fleet import Fleet
 from projections.usage_daily import UsageDaily
 from tests import lives
@@ -171,6 +172,27 @@ def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statem
 
     said = [*(finding.what for finding in report.findings), *sentences(report.notes)]
     assert len([what for what in said if told in what]) == 1
+
+
+def test_lanes_have_room_together() -> None:
+    jobs = [Job(lane=lane, upto=upto) for lane, upto in enumerate((600_000, 600_000, 400_000, 1))]
+
+    assert [job.along for job in verifying._with_room(jobs)] == [True, False, True, False]
+
+
+def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
+    class Hungry(ActivityFold):
+        def feed(self, facts: Sequence[Fact]) -> None:
+            raise MemoryError(len(facts))
+
+    class Large(Activity):
+        def begin(self) -> Hungry:
+            return Hungry()
+
+    with pytest.raises(MemoryError):
+        sums.Along(LANE, [Large()], sums.Room()).take(windows(connection)[0])
+    with pytest.raises(MemoryError):
+        list(sums.compare(connection, LANE, [Large()], due=0, after_each=lambda _: None))
 
 
 def test_lanes_are_added_up_along_as_far_as_there_is_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
