@@ -16,6 +16,7 @@ from bench.result import Limit
 from bench.services import Services
 from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.garbage import look_seldom
+from projections.followed import followed_projections
 
 #: Millions of events, about, unless `BENCH_AUDIT_EVENTS` says otherwise.
 MILLIONS: Final = "1"
@@ -30,7 +31,7 @@ TABLES: Final = ("instance", "provision_log", "reservation", "usage_daily", "fle
 #: Nobody has followed a log that was written at once. With this, a rebuild makes the tables as they are where all has been followed.
 _FOLLOWED: Final = """
     INSERT INTO checkpoint (follower, lane, seq)
-    SELECT name, lane, head FROM lane_head CROSS JOIN unnest(ARRAY['usage_daily', 'fleet', 'activity']) AS f (name)
+    SELECT name, lane, head FROM lane_head CROSS JOIN unnest(%s::text[]) AS f (name)
 """
 
 
@@ -40,7 +41,7 @@ async def measure(services: Services) -> list[Limit]:
     instances = round(float(os.environ.get("BENCH_AUDIT_EVENTS", MILLIONS)) * INSTANCES_PER_MILLION)
     events = await asyncio.to_thread(write_log, url, instances=instances)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute(_FOLLOWED)
+        await connection.execute(_FOLLOWED, ([one.name for one in followed_projections()],))
     for name in TABLES:
         await rebuilt(url, name, first=True)
     # As the command does.
