@@ -1,6 +1,10 @@
 """What each process of the tests would have to import, imported before it is forked. What starts threads must not be here."""
 
 # ruff: noqa: F401
+import anyio._backends._asyncio
+import anyio.streams.tls
+import litestar
+
 import hydracore.agent.main
 import hydracore.api.main
 import hydracore.cli
@@ -9,6 +13,11 @@ import tests.chaos.logs_compared
 import tests.forked
 import workers.main
 from hydracore.garbage import look_less_often
+from hydracore.transport import new_client
+
+# The first of each has a tenth of a second of modules imported that come with it.
+litestar.Litestar([], openapi_config=None, logging_config=None)
+new_client(tls=False, timeout_s=1)
 
 # Each process looks for garbage once, in what it has made itself: not in all this, which looking would also have it copy.
 look_less_often()
