@@ -11,7 +11,7 @@ from psycopg.errors import ObjectNotInPrerequisiteState
 
 from events.codec import encode, tag_of
 from events.digest import command_digest, event_digest
-from events.exchange import Statement, array, exchange
+from events.exchange import Statement, array, exchange, number
 from events.record import Append, InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
@@ -19,7 +19,7 @@ from events.types import AnyEvent
 _SQL = Statements("events", "store.sql")
 _APPEND = _SQL["append"]
 _CHECK_PROJECTIONS = _SQL["check_projections"]
-_LIVE_VERSIONS = _SQL["live_versions"]
+_LIVE_VERSIONS = Statement(_SQL["live_versions"], ())
 _encode = msgspec.json.Encoder().encode
 
 
@@ -46,7 +46,7 @@ async def flush(
 ) -> list[Verdict]:
     """Write the batch in one implicit transaction and return a verdict each, in order.
 
-    The connection must be in autocommit mode. Raises psycopg's errors; then nothing of the batch was written, or, when
+    The connection must be in autocommit mode; flushes may follow each other on it. Raises psycopg's errors; then nothing of the batch was written, or, when
     the connection broke, perhaps all of it: the command ids make trying again safe. `ObjectNotInPrerequisiteState`
     means that a read table has been swapped for one of another version; `inline` has learned of it.
     """
@@ -60,9 +60,10 @@ async def flush(
     try:
         answers, *_ = await exchange(connection, statements)
     except ObjectNotInPrerequisiteState:
-        live = dict(await (await connection.execute(_LIVE_VERSIONS)).fetchall())
+        [rows] = await exchange(connection, [_LIVE_VERSIONS])
+        live = {name: number(version) for name, version in rows}
         for projection in inline:
-            projection.serve(live[projection.name])
+            projection.serve(live[projection.name.encode()])
         raise
     assert len(answers) == len(appends), "one verdict a command"
     return [_verdict(answer, digest) for answer, digest in zip(answers, digests, strict=True)]

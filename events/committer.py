@@ -1,7 +1,8 @@
 """Group commit: decisions that arrive while a flush is under way share the next one.
 
 Under load one commit (one fsync, one round trip) carries many appends; an append that comes alone goes at once. Each
-decision is still whole or not at all, with its own verdict.
+decision is still whole or not at all, with its own verdict. Flushes follow each other on one connection, so that the server
+finds the next where it has done with one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from psycopg import AsyncConnection
+from psycopg.errors import QueryCanceled
 from psycopg_pool import AsyncConnectionPool
 
 from events.batch import LANDED, Verdict, flush
@@ -18,18 +21,27 @@ from events.errors import StoreUnavailable
 from events.explaining import explain
 from events.patience import patiently
 from events.record import Append, InlineProjection
+from events.shared import LATE_S, SharedConnection
 
 #: How many appends one flush carries at most.
 BATCH_MAX = 64
 
-#: How many flushes one process has under way: while the database works on one, the next is encoded.
+#: How many flushes one process has under way: while the database works on one, the next is encoded and sent.
 FLIGHTS = 2
+
+#: How many there are at most together with those that are late, which wait for a lock or for a database that is away.
+FLIGHTS_MAX = 4
 
 #: So few appends are not shared out among flights: what a flight costs by itself is more than that.
 SHARE_MIN = 4
 
 #: How many appends may wait for a flight. More than this is a database that does not keep up.
 QUEUE_MAX = 10_000
+
+
+class _InTheWay(Exception):
+    """A flush waits, and others behind it. It is to wait on a connection of its own."""
+
 
 _Pending = tuple[Append, "asyncio.Future[Verdict]"]
 
@@ -45,14 +57,16 @@ class Committer:
         published: Callable[[dict[int, int]], None] | None = None,
     ) -> None:
         self._pool = pool
+        self._connection = SharedConnection(pool)
         self._inline = inline
         self._published = published
         self._queue: list[_Pending] = []
         #: Appends of a batch that failed as a whole: each flies alone, so that only the culprit fails.
         self._alone: list[_Pending] = []
         self._flights: set[asyncio.Task[None]] = set()
-        #: The lanes of each batch that is under way.
-        self._air: list[set[int]] = []
+        #: The lanes of the batch that each has under way.
+        self._air: dict[asyncio.Task[None], set[int]] = {}
+        self._late: set[asyncio.Task[None]] = set()
 
     async def commit(self, append: Append) -> Verdict:
         """The log's verdict on `append`.
@@ -64,8 +78,7 @@ class Committer:
             raise StoreUnavailable("Too many appends are waiting; try again later")
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._queue.append((append, future))
-        if len(self._flights) < FLIGHTS:
-            self._flights.add(asyncio.create_task(self._fly()))
+        self._launch()
         try:
             return await future
         except Exception as error:
@@ -77,22 +90,35 @@ class Committer:
         while self._flights:
             await asyncio.wait(self._flights)
 
+    def _launch(self) -> None:
+        if len(self._flights) - len(self._late) < FLIGHTS and len(self._flights) < FLIGHTS_MAX:
+            self._flights.add(asyncio.create_task(self._fly()))
+
     async def _fly(self) -> None:
+        flight = asyncio.current_task()
+        assert flight is not None
+        loop = asyncio.get_running_loop()
         try:
-            while batch := self._take():
-                lanes = {append.lane for append, _ in batch}
-                self._air.append(lanes)
+            while len(self._flights) - len(self._late) <= FLIGHTS and (batch := self._take()):
+                self._air[flight] = {append.lane for append, _ in batch}
+                overdue = loop.call_later(LATE_S, self._let_pass, flight)
                 try:
                     await self._settle(batch)
                 finally:
-                    self._air.remove(lanes)
+                    overdue.cancel()
+                    del self._air[flight]
+                    self._late.discard(flight)
                 # One turn of the loop: whoever was waiting for this flight may have something for the next.
                 await asyncio.sleep(0)
         finally:
             # In the same step as the look at the empty queue: an append that comes now starts a flight of its own.
-            flight = asyncio.current_task()
-            assert flight is not None
             self._flights.discard(flight)
+
+    def _let_pass(self, flight: asyncio.Task[None]) -> None:
+        """Have another go past `flight`, which is late."""
+        self._late.add(flight)
+        if self._queue:
+            self._launch()
 
     def _take(self) -> list[_Pending]:
         """The next batch: a fair share of what waits, and nothing that would only wait for the locks of another flight.
@@ -101,8 +127,9 @@ class Committer:
         """
         if self._alone:
             return [self._alone.pop()]
-        busy = {lane for lanes in self._air for lane in lanes}
-        share = max(SHARE_MIN, math.ceil(len(self._queue) / (FLIGHTS - len(self._air))))
+        busy = {lane for lanes in self._air.values() for lane in lanes}
+        places = FLIGHTS - (len(self._air) - len(self._late))
+        share = max(SHARE_MIN, math.ceil(len(self._queue) / places))
         batch: list[_Pending] = []
         rest: list[_Pending] = []
         streams: set[UUID] = set()
@@ -147,7 +174,17 @@ class Committer:
 
     async def _flush(self, appends: list[Append]) -> list[Verdict]:
         """One flush. Safe to repeat: what a broken connection left in the log is found again by its command ids."""
-        verdicts = await patiently(self._pool, lambda connection: flush(connection, appends, self._inline))
+
+        async def together(connection: AsyncConnection) -> list[Verdict]:
+            try:
+                return await flush(connection, appends, self._inline)
+            except QueryCanceled as error:
+                raise _InTheWay from error
+
+        try:
+            verdicts = await patiently(self._connection, together)
+        except _InTheWay:
+            verdicts = await patiently(self._pool, lambda connection: flush(connection, appends, self._inline))
         self._publish(appends, verdicts)
         return verdicts
 

@@ -1,4 +1,4 @@
-"""Several prepared statements as one message, one transaction and one wait.
+"""Several prepared statements as one message, one transaction and one wait; and the next message before the last is answered.
 
 psycopg's own pipeline flushes after each statement: a system call and a switch to the server for every one of them, which
 is what a small append mostly consists of here. libpq does not ask for that; so the few lines that talk to it are our own.
@@ -6,9 +6,10 @@ is what a small append mostly consists of here. libpq does not ask for that; so 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -39,11 +40,38 @@ def number(value: bytes | None) -> int:
 Values = tuple[bytes | None, ...]
 Rows = list[Values]
 
-#: What each connection has prepared: names by statement. They are few, because the statements are ours.
-_prepared: WeakKeyDictionary[AsyncConnection, dict[bytes, bytes]] = WeakKeyDictionary()
-
 #: A name is never used twice: what was prepared before an error stays with the server, though we forget it.
 _numbers = itertools.count(1)
+
+
+class _Way:
+    """The exchanges that are under way on one connection, one behind the other."""
+
+    def __init__(self) -> None:
+        #: What the server has prepared: names by statement. They are few, because the statements are ours.
+        self.prepared: dict[bytes, bytes] = {}
+        #: Held by the exchange whose answers come next.
+        self.turn = asyncio.Lock()
+        self.count = 0
+
+    @asynccontextmanager
+    async def joined(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        """psycopg's own commands wait until nobody is on the way any more."""
+        if not self.count:
+            await connection.lock.acquire()
+        self.count += 1
+        try:
+            if self.count == 1:
+                connection.pgconn.enter_pipeline_mode()
+            yield
+        finally:
+            self.count -= 1
+            if not self.count:
+                _leave_pipeline_mode(connection.pgconn)
+                connection.lock.release()
+
+
+_ways: WeakKeyDictionary[AsyncConnection, _Way] = WeakKeyDictionary()
 
 
 async def exchange(
@@ -51,48 +79,43 @@ async def exchange(
 ) -> list[Rows]:
     """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
 
+    An exchange that begins while another is under way on the same connection follows it without waiting for its answers: the server
+    goes on at once. Each is still a transaction of its own. Where one is given up that others have followed, the connection is
+    closed, because nobody would read its answers.
+
     On a connection that may prepare nothing (`prepare_threshold` None: a pooler may hand out another session every time) the
     server parses them anew, as where they are not to be `prepared`. That they must not be in a transaction that psycopg began, or in
     which it rolled back to a savepoint: with each rollback it has the server drop everything that is prepared, which in the midst
     of a transaction nobody can mend. Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
     """
-    may_prepare = prepared and connection.prepare_threshold is not None
-    known = _prepared.setdefault(connection, {}) if may_prepare else None
-    async with connection.lock:
+    way = _ways.get(connection)
+    if way is None:
+        way = _ways[connection] = _Way()
+    known = way.prepared if prepared and connection.prepare_threshold is not None else None
+    async with way.joined(connection):
         try:
-            results = await connection.wait(_exchanged(connection.pgconn, known, statements))
+            results = await _exchanged(connection, way, known, statements)
         except errors.InvalidSqlStatementName:
             if known is None:
                 raise
             # After a rollback of psycopg's. The first statement failed, so that no transaction is open.
             known.clear()
-            results = await connection.wait(_exchanged(connection.pgconn, known, statements))
+            results = await _exchanged(connection, way, known, statements)
     assert len(results) == len(statements), "one result a statement"
     return [_rows(result) for result in results]
 
 
-def _exchanged(
-    pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]
-) -> PQGen[list[PGresult]]:
-    new: dict[bytes, bytes] = {}
-    pgconn.enter_pipeline_mode()
+async def _exchanged(
+    connection: AsyncConnection, way: _Way, known: dict[bytes, bytes] | None, statements: Sequence[Statement]
+) -> list[PGresult]:
     try:
-        for sql, parameters in statements:
-            if known is None:
-                pgconn.send_query_params(sql, parameters)
-                continue
-            name = known.get(sql) or new.get(sql)
-            if name is None:
-                name = new[sql] = b"hydracore_%d" % next(_numbers)
-                pgconn.send_prepare(name, sql)
-            pgconn.send_query_prepared(name, parameters)
-        pgconn.pipeline_sync()
-        yield from generators.send(pgconn)
-        results = yield from _until_sync(pgconn)
-    finally:
-        if pgconn.status != ConnStatus.BAD:
-            with suppress(errors.OperationalError):
-                pgconn.exit_pipeline_mode()
+        new = _send(connection.pgconn, known, statements)
+        async with way.turn:
+            results = await connection.wait(_answers(connection.pgconn))
+    except BaseException:
+        if way.count > 1:
+            connection.pgconn.finish()
+        raise
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise errors.error_from_result(result)
@@ -102,6 +125,27 @@ def _exchanged(
     return [result for result in results if result.command_status]
 
 
+def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:
+    """Give libpq the message, and the kernel as much of it as it takes at once; what is to be prepared by it."""
+    new: dict[bytes, bytes] = {}
+    for sql, parameters in statements:
+        if known is None:
+            pgconn.send_query_params(sql, parameters)
+            continue
+        name = known.get(sql) or new.get(sql)
+        if name is None:
+            name = new[sql] = b"hydracore_%d" % next(_numbers)
+            pgconn.send_prepare(name, sql)
+        pgconn.send_query_prepared(name, parameters)
+    pgconn.pipeline_sync()
+    return new
+
+
+def _answers(pgconn: PGconn) -> PQGen[list[PGresult]]:
+    yield from generators.send(pgconn)
+    return (yield from _until_sync(pgconn))
+
+
 def _until_sync(pgconn: PGconn) -> PQGen[list[PGresult]]:
     results: list[PGresult] = []
     while True:
@@ -109,6 +153,16 @@ def _until_sync(pgconn: PGconn) -> PQGen[list[PGresult]]:
         if found and found[0].status == ExecStatus.PIPELINE_SYNC:
             return results
         results += found
+
+
+def _leave_pipeline_mode(pgconn: PGconn) -> None:
+    if pgconn.status == ConnStatus.BAD:
+        return
+    try:
+        pgconn.exit_pipeline_mode()
+    except errors.OperationalError:
+        # Answers are to come that nobody waits for.
+        pgconn.finish()
 
 
 def _rows(result: PGresult) -> Rows:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from events.cancellation import cancellation_heard
 from events.errors import StoreUnavailable
@@ -27,6 +28,15 @@ _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 _OVERDUE = frozenset({"25P03", "25P04"})
 
 
+class Lender(Protocol):
+    """What a psycopg pool is to those who borrow from it."""
+
+    def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[AsyncConnection]: ...
+
+    async def check(self) -> None:
+        """Replace idle connections that are broken."""
+
+
 def may_pass(error: psycopg.Error) -> bool:
     """Whether the connection is the trouble and not the statement: tried again, it may succeed."""
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
@@ -35,7 +45,7 @@ def may_pass(error: psycopg.Error) -> bool:
 
 
 async def patiently(
-    pool: AsyncConnectionPool, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
+    pool: Lender, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
 ) -> T:
     """The answer of `work` on a borrowed connection. `work` must be safe to repeat.
 
@@ -62,7 +72,7 @@ async def patiently(
         await asyncio.sleep(_PAUSE_S)
 
 
-async def run(pool: AsyncConnectionPool, statement: bytes, parameters: Any = None) -> list[Any]:
+async def run(pool: Lender, statement: bytes, parameters: Any = None) -> list[Any]:
     """One statement on an autocommit connection, repeated while the database is away; its rows, if it has any."""
 
     async def work(connection: AsyncConnection) -> list[Any]:

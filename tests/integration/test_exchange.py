@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Statement, exchange
+from tests.waiting import until
 
 NUMBERS = Statement(b"SELECT n, n::text || 'x' FROM generate_series(1, $1::integer) AS n ORDER BY n", (b"2",))
 ADD = b"INSERT INTO noted (word) VALUES ($1)"
+#: Waits for as long as somebody else has the lock.
+WAIT = Statement(b"SELECT pg_advisory_xact_lock(1)", ())
 
 
 @pytest.fixture
@@ -67,3 +73,116 @@ async def test_a_connection_that_breaks_says_so(connection: AsyncConnection, own
         await exchange(connection, [NUMBERS])
 
     assert connection.closed
+
+
+# --- one behind the other --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def overheard(database_url: str) -> AsyncGenerator[tuple[AsyncConnection, bytearray]]:
+    """A connection, and what has been sent on it so far."""
+    given, sent, served = conninfo_to_dict(database_url), bytearray(), asyncio.Event()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: bytearray) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                note += data
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(str(given["host"]), int(str(given["port"])))
+        await asyncio.gather(carry(reader, there_writer, sent), carry(there_reader, writer, bytearray()))
+        served.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        through = make_conninfo(database_url, port=server.sockets[0].getsockname()[1])
+        async with await AsyncConnection.connect(through, autocommit=True) as connection:
+            yield connection, sent
+        await served.wait()
+
+
+async def test_the_next_is_sent_before_the_last_is_answered(database_url: str, owner_conn: AsyncConnection) -> None:
+    async with overheard(database_url) as (connection, sent):
+        await connection.execute("CREATE TEMPORARY TABLE noted (word text)")
+        await owner_conn.execute("SELECT pg_advisory_lock(1)")
+
+        first = asyncio.create_task(exchange(connection, [WAIT, Statement(ADD, (b"first",))]))
+        second = asyncio.create_task(exchange(connection, [Statement(ADD, (b"second",)), NUMBERS]))
+        await until(lambda: b"second" in sent)
+
+        assert not first.done()
+        await owner_conn.execute("SELECT pg_advisory_unlock(1)")
+        assert await first == [[(b"",)], []]
+        assert await second == [[], [(b"1", b"1x"), (b"2", b"2x")]]
+        assert await noted(connection) == ["first", "second"]
+
+
+async def test_each_is_a_transaction_of_its_own(connection: AsyncConnection) -> None:
+    words = (b"good", b"bad", b"better", b"bad", b"best")
+
+    answers = await asyncio.gather(
+        *(exchange(connection, [Statement(ADD, (word,)), NUMBERS]) for word in words), return_exceptions=True
+    )
+
+    refused = psycopg.errors.CheckViolation
+    assert [type(answer) for answer in answers] == [list, refused, list, refused, list]
+    assert await noted(connection) == ["best", "better", "good"]
+
+
+async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -> None:
+    """More than fits into the buffers on the way, both ways."""
+    words = [character * 20_000_000 for character in (b"a", b"b", b"c")]
+
+    answers = await asyncio.gather(*(exchange(connection, [Statement(b"SELECT $1::text", (word,))]) for word in words))
+
+    assert answers == [[[(word,)]] for word in words]
+
+
+async def test_what_is_prepared_anew_is_for_those_behind_it_too(connection: AsyncConnection) -> None:
+    await exchange(connection, [NUMBERS])
+    await connection.execute("DEALLOCATE ALL")
+
+    answers = await asyncio.gather(*(exchange(connection, [NUMBERS]) for _ in range(3)))
+
+    assert answers == [[[(b"1", b"1x"), (b"2", b"2x")]]] * 3
+
+
+async def test_a_command_of_psycopgs_waits_for_those_under_way(connection: AsyncConnection) -> None:
+    adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))])) for _ in range(3)]
+    await asyncio.sleep(0)  # All of them are sent.
+
+    assert await noted(connection) == ["a", "a", "a"]
+    await asyncio.gather(*adding)
+
+
+@pytest.mark.parametrize("given_up", [0, 1])
+async def test_one_that_is_given_up_takes_the_connection_with_it_and_nobody_is_given_its_answers(
+    connection: AsyncConnection, owner_conn: AsyncConnection, given_up: int
+) -> None:
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    both = [asyncio.create_task(exchange(connection, [WAIT, NUMBERS])) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    both[given_up].cancel()
+    gone, other = await asyncio.gather(both[given_up], both[1 - given_up], return_exceptions=True)
+
+    assert isinstance(gone, asyncio.CancelledError)
+    assert isinstance(other, psycopg.OperationalError)
+    assert connection.closed
+
+
+async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(
+    connection: AsyncConnection, owner_conn: AsyncConnection
+) -> None:
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    alone = asyncio.create_task(exchange(connection, [WAIT]))
+    await asyncio.sleep(0)
+
+    alone.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    assert await exchange(connection, [NUMBERS]) == [[(b"1", b"1x"), (b"2", b"2x")]]

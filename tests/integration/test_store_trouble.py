@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from uuid import UUID
 
 import pytest
@@ -13,11 +14,11 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
-from events import committer
+from events import committer, shared
 from events.errors import StoreUnavailable
-from events.ids import command_id_for
+from events.ids import command_id_for, lane_of
 from events.patience import patiently
-from events.record import Origin
+from events.record import Origin, Outcome
 from events.store import EventStore
 from projections.inline import inline_projections
 from tests import lives
@@ -25,7 +26,7 @@ from tests.lives import instance_id, request
 from tests.log_audit import audited
 from tests.requests_to_log import open_store, origin
 from tests.services import OwnServices, Services
-from tests.waiting import until
+from tests.waiting import POLL_S, until
 
 ADA = instance_id("ada")
 
@@ -93,6 +94,58 @@ async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(
     assert len(acknowledged) == len(set(acknowledged))
     assert set(acknowledged) == log.commands.keys()
     assert set(log.versions.values()) == {2}
+
+
+# --- locked by somebody else ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def held_lane(database_url: str, lane: int) -> AsyncGenerator[None]:
+    """Somebody else's transaction that has the lane, and does not end."""
+    async with await AsyncConnection.connect(database_url) as holder:
+        await holder.execute("SELECT FROM lane_head WHERE lane = %s FOR UPDATE", (lane,))
+        yield
+
+
+async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(database_url: str) -> None:
+    customers = [f"c{number}" for number in range(2_000)]
+    async with open_store(database_url) as (store, _), AsyncExitStack() as held:
+        created: list[asyncio.Task[Outcome]] = []
+
+        def create(*, lanes: range) -> asyncio.Task[Outcome]:
+            one = next(one for one in customers if lane_of(instance_id(one)) in lanes)
+            customers.remove(one)
+            creating = store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one)))
+            created.append(asyncio.create_task(creating))
+            return created[-1]
+
+        for lane in (1, 2):
+            await held.enter_async_context(held_lane(database_url, lane))
+            create(lanes=range(lane, lane + 1))
+            # Who shares a flight with it is stuck as well, and so are their lanes.
+            others: list[asyncio.Task[Outcome]] = []
+            while not any(task.done() for task in others):
+                others.append(create(lanes=range(3, 32)))
+                await asyncio.wait(others, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*(create(lanes=range(32, 64)) for _ in range(50)))
+
+        await held.aclose()
+        await asyncio.gather(*created)
+
+
+async def test_those_who_write_at_the_same_time_do_it_in_one_session(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "LATE_S", 60.0)
+    async with open_store(database_url) as (store, pool):
+        writers = [Writer(store, number) for number in range(16)]
+        stop = asyncio.Event()
+        writing = [asyncio.create_task(writer.write(stop)) for writer in writers]
+        await until(lambda: sum(len(writer.acknowledged) for writer in writers) >= 200)
+        stop.set()
+        await asyncio.gather(*writing)
+
+        assert pool.get_stats()["connections_num"] == 1
 
 
 # --- taken away ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""One connection for all who are at work at the same time: their exchanges follow each other on it (see `events.exchange`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from events.exchange import Statement, exchange, number
+
+#: Whoever has not been answered by then waits for a lock, or for a database that is away.
+LATE_S = 0.1
+
+_CANCEL_S_MAX = 5.0
+
+_PID = Statement(b"SELECT pg_backend_pid()", ())
+
+
+class _Loan:
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.users = 0
+
+
+class SharedConnection:
+    """Borrows from `pool` for as long as anybody is at work. To be used as a pool is, for exchanges alone.
+
+    Nobody waits for long behind one who is late: whoever comes then gets another connection, and where somebody is behind it
+    already, its statement is cancelled, so that it gets `QueryCanceled`. Behind a pooler everybody has a connection of their own: it may
+    give the session to others after the first of several transactions, and have the statements of others cancelled.
+    """
+
+    def __init__(self, pool: AsyncConnectionPool) -> None:
+        self._pool = pool
+        self._loan: _Loan | None = None
+        #: Whether they lead to PostgreSQL itself.
+        self._direct: WeakKeyDictionary[AsyncConnection, bool] = WeakKeyDictionary()
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncGenerator[AsyncConnection]:  # noqa: ASYNC109 - as a pool has it
+        """That of those who are at work, or a new one. Raises `PoolTimeout` and `PoolClosed`."""
+        loan = self._loan
+        if loan is None or loan.connection.closed:
+            loan = _Loan(await self._pool.getconn(timeout))
+        loan.users += 1
+        overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan)
+        try:
+            if loan is not self._loan and await self._may_be_shared(loan.connection):
+                self._loan = loan
+            yield loan.connection
+        finally:
+            overdue.cancel()
+            await self._leave(loan)
+
+    async def check(self) -> None:
+        """Replace the pool's idle connections that are broken."""
+        await self._pool.check()
+
+    async def _may_be_shared(self, connection: AsyncConnection) -> bool:
+        direct = self._direct.get(connection)
+        if direct is None:
+            # A pooler says of itself which process it is.
+            [[(pid,)]] = await exchange(connection, [_PID])
+            direct = self._direct[connection] = number(pid) == connection.info.backend_pid
+        return direct
+
+    def _let_pass(self, loan: _Loan) -> None:
+        if self._loan is loan:
+            self._loan = None
+        if loan.users > 1:
+            # Whoever has the connection next is not to be cancelled by it.
+            loan.users += 1
+            cancelling = asyncio.create_task(self._cancel(loan))
+            self._cancelling.add(cancelling)
+            cancelling.add_done_callback(self._cancelling.discard)
+
+    async def _cancel(self, loan: _Loan) -> None:
+        try:
+            # Where the server cannot be reached, those who wait find out by themselves.
+            with suppress(psycopg.Error):
+                await loan.connection.cancel_safe(timeout=_CANCEL_S_MAX)
+        finally:
+            await self._leave(loan)
+
+    async def _leave(self, loan: _Loan) -> None:
+        loan.users -= 1
+        if not loan.users:
+            if self._loan is loan:
+                self._loan = None
+            await self._pool.putconn(loan.connection)
