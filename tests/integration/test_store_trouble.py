@@ -138,6 +138,8 @@ async def test_those_who_write_at_the_same_time_do_it_in_one_session(
 ) -> None:
     monkeypatch.setattr(shared, "LATE_S", 60.0)
     async with open_store(database_url) as (store, pool):
+        # Of a new connection it has to be found out first where it leads.
+        await live(store, request())
         writers = [Writer(store, number) for number in range(16)]
         stop = asyncio.Event()
         writing = [asyncio.create_task(writer.write(stop)) for writer in writers]
