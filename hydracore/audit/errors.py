@@ -43,7 +43,7 @@ class NothingThere(AuditError):
 
 class NoSeal(AuditError):
     def __init__(self) -> None:
-        super().__init__("There is no seal yet")
+        super().__init__("There is no seal yet: `hydracore audit seal` makes the first")
 
 
 class CustomerUnclear(AuditError):
