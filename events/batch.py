@@ -58,9 +58,9 @@ async def flush(
         if rows:
             statements.append(Statement(projection.statement, (_encode(rows),)))
     try:
-        answers, *_ = await exchange(connection, statements)
+        answers, *_ = await exchange(connection, statements, follow=True)
     except ObjectNotInPrerequisiteState:
-        [rows] = await exchange(connection, [_LIVE_VERSIONS])
+        [rows] = await exchange(connection, [_LIVE_VERSIONS], follow=True)
         live = {name: number(version) for name, version in rows}
         for projection in inline:
             projection.serve(live[projection.name.encode()])

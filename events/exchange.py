@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import socket
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -55,9 +57,9 @@ class _Way:
         self.count = 0
 
     @asynccontextmanager
-    async def joined(self, connection: AsyncConnection) -> AsyncGenerator[None]:
-        """psycopg's own commands wait until nobody is on the way any more."""
-        if not self.count:
+    async def joined(self, connection: AsyncConnection, *, follow: bool) -> AsyncGenerator[None]:
+        """Others, and psycopg's own commands, wait until nobody is on the way any more."""
+        if not (follow and self.count):
             await connection.lock.acquire()
         self.count += 1
         try:
@@ -75,13 +77,13 @@ _ways: WeakKeyDictionary[AsyncConnection, _Way] = WeakKeyDictionary()
 
 
 async def exchange(
-    connection: AsyncConnection, statements: Sequence[Statement], *, prepared: bool = True
+    connection: AsyncConnection, statements: Sequence[Statement], *, prepared: bool = True, follow: bool = False
 ) -> list[Rows]:
     """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
 
-    An exchange that begins while another is under way on the same connection follows it without waiting for its answers: the server
-    goes on at once. Each is still a transaction of its own. Where one is given up that others have followed, the connection is
-    closed, because nobody would read its answers.
+    While another is under way on the same connection, this waits; or it is to `follow` without waiting for the other's answers: the
+    server goes on at once. Each is still a transaction of its own. Where one is given up while others are under way, the connection
+    is broken off, because nobody would read its answers.
 
     On a connection that may prepare nothing (`prepare_threshold` None: a pooler may hand out another session every time) the
     server parses them anew, as where they are not to be `prepared`. That they must not be in a transaction that psycopg began, or in
@@ -92,7 +94,7 @@ async def exchange(
     if way is None:
         way = _ways[connection] = _Way()
     known = way.prepared if prepared and connection.prepare_threshold is not None else None
-    async with way.joined(connection):
+    async with way.joined(connection, follow=follow):
         try:
             results = await _exchanged(connection, way, known, statements)
         except errors.InvalidSqlStatementName:
@@ -114,7 +116,7 @@ async def _exchanged(
             results = await connection.wait(_answers(connection.pgconn))
     except BaseException:
         if way.count > 1:
-            connection.pgconn.finish()
+            hang_up(connection)
         raise
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
@@ -123,6 +125,14 @@ async def _exchanged(
         known.update(new)
     # The answers to a preparation have neither rows nor a command tag.
     return [result for result in results if result.command_status]
+
+
+def hang_up(connection: AsyncConnection) -> None:
+    """Break it off. Not closed: whoever waits for an answer still listens there, and is to hear that nothing more comes."""
+    if connection.closed:
+        return
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours, suppress(OSError):
+        ours.shutdown(socket.SHUT_RDWR)
 
 
 def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:

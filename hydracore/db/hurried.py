@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+
+from events.exchange import hang_up
 
 #: How long somebody who is waited for himself waits for a word of the database: as long as for one that is gone (`pool._WATCHFUL`).
 ANSWER_S_MAX: Final = 20.0
@@ -26,13 +26,8 @@ class HurriedConnection(psycopg.AsyncConnection):
     answer_s_max: ClassVar[float] = ANSWER_S_MAX
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        timer = asyncio.get_running_loop().call_later(self.answer_s_max, self._hang_up)
+        timer = asyncio.get_running_loop().call_later(self.answer_s_max, hang_up, self)
         try:
             return await super().wait(gen, *args, **kwargs)
         finally:
             timer.cancel()
-
-    def _hang_up(self) -> None:
-        # Not closed: the loop still listens there, and is to hear that nothing more comes.
-        with socket.socket(fileno=os.dup(self.pgconn.socket)) as ours:
-            ours.shutdown(socket.SHUT_RDWR)

@@ -109,8 +109,8 @@ async def test_the_next_is_sent_before_the_last_is_answered(database_url: str, o
         await connection.execute("CREATE TEMPORARY TABLE noted (word text)")
         await owner_conn.execute("SELECT pg_advisory_lock(1)")
 
-        first = asyncio.create_task(exchange(connection, [WAIT, Statement(ADD, (b"first",))]))
-        second = asyncio.create_task(exchange(connection, [Statement(ADD, (b"second",)), NUMBERS]))
+        first = asyncio.create_task(exchange(connection, [WAIT, Statement(ADD, (b"first",))], follow=True))
+        second = asyncio.create_task(exchange(connection, [Statement(ADD, (b"second",)), NUMBERS], follow=True))
         await until(lambda: b"second" in sent)
 
         assert not first.done()
@@ -124,7 +124,8 @@ async def test_each_is_a_transaction_of_its_own(connection: AsyncConnection) -> 
     words = (b"good", b"bad", b"better", b"bad", b"best")
 
     answers = await asyncio.gather(
-        *(exchange(connection, [Statement(ADD, (word,)), NUMBERS]) for word in words), return_exceptions=True
+        *(exchange(connection, [Statement(ADD, (word,)), NUMBERS], follow=True) for word in words),
+        return_exceptions=True,
     )
 
     refused = psycopg.errors.CheckViolation
@@ -136,7 +137,9 @@ async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -
     """More than fits into the buffers on the way, both ways."""
     words = [character * 20_000_000 for character in (b"a", b"b", b"c")]
 
-    answers = await asyncio.gather(*(exchange(connection, [Statement(b"SELECT $1::text", (word,))]) for word in words))
+    answers = await asyncio.gather(
+        *(exchange(connection, [Statement(b"SELECT $1::text", (word,))], follow=True) for word in words)
+    )
 
     assert answers == [[[(word,)]] for word in words]
 
@@ -145,17 +148,33 @@ async def test_what_is_prepared_anew_is_for_those_behind_it_too(connection: Asyn
     await exchange(connection, [NUMBERS])
     await connection.execute("DEALLOCATE ALL")
 
-    answers = await asyncio.gather(*(exchange(connection, [NUMBERS]) for _ in range(3)))
+    answers = await asyncio.gather(*(exchange(connection, [NUMBERS], follow=True) for _ in range(3)))
 
     assert answers == [[[(b"1", b"1x"), (b"2", b"2x")]]] * 3
 
 
 async def test_a_command_of_psycopgs_waits_for_those_under_way(connection: AsyncConnection) -> None:
-    adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))])) for _ in range(3)]
+    adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))], follow=True)) for _ in range(3)]
     await asyncio.sleep(0)  # All of them are sent.
 
     assert await noted(connection) == ["a", "a", "a"]
     await asyncio.gather(*adding)
+
+
+async def test_one_that_is_not_to_follow_waits(connection: AsyncConnection, owner_conn: AsyncConnection) -> None:
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    first = asyncio.create_task(exchange(connection, [WAIT]))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(exchange(connection, [NUMBERS]))
+    await asyncio.sleep(0)
+
+    second.cancel()
+
+    await owner_conn.execute("SELECT pg_advisory_unlock(1)")
+    assert await first == [[(b"",)]]
+    assert not connection.closed
+    with pytest.raises(asyncio.CancelledError):
+        await second
 
 
 @pytest.mark.parametrize("given_up", [0, 1])
@@ -163,7 +182,7 @@ async def test_one_that_is_given_up_takes_the_connection_with_it_and_nobody_is_g
     connection: AsyncConnection, owner_conn: AsyncConnection, given_up: int
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
-    both = [asyncio.create_task(exchange(connection, [WAIT, NUMBERS])) for _ in range(2)]
+    both = [asyncio.create_task(exchange(connection, [WAIT, NUMBERS], follow=True)) for _ in range(2)]
     await asyncio.sleep(0)
 
     both[given_up].cancel()
