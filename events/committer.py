@@ -117,7 +117,7 @@ class Committer:
     def _let_pass(self, flight: asyncio.Task[None]) -> None:
         """Have another go past `flight`, which is late."""
         self._late.add(flight)
-        if self._queue:
+        if self._queue or self._alone:
             self._launch()
 
     def _take(self) -> list[_Pending]:

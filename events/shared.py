@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.exchange import Statement, exchange, number
+from events.exchange import Statement, exchange, hang_up, number
 
 #: Whoever has not been answered by then waits for a lock, or for a database that is away.
 LATE_S = 0.1
@@ -82,9 +82,10 @@ class SharedConnection:
 
     async def _cancel(self, loan: _Loan) -> None:
         try:
-            # Where the server cannot be reached, those who wait find out by themselves.
-            with suppress(psycopg.Error):
-                await loan.connection.cancel_safe(timeout=_CANCEL_S_MAX)
+            await loan.connection.cancel_safe(timeout=_CANCEL_S_MAX)
+        except psycopg.Error:
+            # Perhaps it is on its way still.
+            hang_up(loan.connection)
         finally:
             await self._leave(loan)
 
