@@ -55,6 +55,8 @@ class _Way:
         #: Held by the exchange whose answers come next.
         self.turn = asyncio.Lock()
         self.count = 0
+        #: Numbers of closed sockets that are kept from others, for as long as somebody may listen there.
+        self.kept: list[int] = []
 
     @asynccontextmanager
     async def joined(self, connection: AsyncConnection, *, follow: bool) -> AsyncGenerator[None]:
@@ -69,6 +71,8 @@ class _Way:
         finally:
             self.count -= 1
             if not self.count:
+                while self.kept:
+                    os.close(self.kept.pop())
                 _leave_pipeline_mode(connection.pgconn)
                 connection.lock.release()
 
@@ -111,7 +115,12 @@ async def _exchanged(
     connection: AsyncConnection, way: _Way, known: dict[bytes, bytes] | None, statements: Sequence[Statement]
 ) -> list[PGresult]:
     try:
-        new = _send(connection.pgconn, known, statements)
+        socket_number = connection.pgconn.socket
+        try:
+            new = _send(connection.pgconn, known, statements)
+        finally:
+            if way.count > 1 and not _is_open(socket_number):
+                way.kept.append(_keep(socket_number))
         async with way.turn:
             results = await connection.wait(_answers(connection.pgconn))
     except BaseException:
@@ -133,6 +142,23 @@ def hang_up(connection: AsyncConnection) -> None:
         return
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours, suppress(OSError):
         ours.shutdown(socket.SHUT_RDWR)
+
+
+def _is_open(socket_number: int) -> bool:
+    try:
+        os.fstat(socket_number)
+    except OSError:
+        return False
+    return True
+
+
+def _keep(socket_number: int) -> int:
+    """Whoever listens on a socket that libpq has closed as it was to send is not to take the next of that number for it."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    if nothing != socket_number:
+        os.dup2(nothing, socket_number, inheritable=False)
+        os.close(nothing)
+    return socket_number
 
 
 def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:

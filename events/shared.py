@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.exchange import Statement, exchange, hang_up, number
 
 #: Whoever has not been answered by then waits for a lock, or for a database that is away.
-LATE_S = 0.1
+LATE_S = 0.25
 
 _CANCEL_S_MAX = 5.0
 
@@ -25,6 +25,8 @@ class _Loan:
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
         self.users = 0
+        #: Cancels that are on their way. Whoever has the connection next is not to be cancelled by one.
+        self.cancels = 0
 
 
 class SharedConnection:
@@ -49,14 +51,17 @@ class SharedConnection:
         if loan is None or loan.connection.closed:
             loan = _Loan(await self._pool.getconn(timeout))
         loan.users += 1
-        overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan)
         try:
             if loan is not self._loan and await self._may_be_shared(loan.connection):
                 self._loan = loan
-            yield loan.connection
+            overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan)
+            try:
+                yield loan.connection
+            finally:
+                overdue.cancel()
         finally:
-            overdue.cancel()
-            await self._leave(loan)
+            loan.users -= 1
+            await self._give_back(loan)
 
     async def check(self) -> None:
         """Replace the pool's idle connections that are broken."""
@@ -74,8 +79,7 @@ class SharedConnection:
         if self._loan is loan:
             self._loan = None
         if loan.users > 1:
-            # Whoever has the connection next is not to be cancelled by it.
-            loan.users += 1
+            loan.cancels += 1
             cancelling = asyncio.create_task(self._cancel(loan))
             self._cancelling.add(cancelling)
             cancelling.add_done_callback(self._cancelling.discard)
@@ -87,11 +91,12 @@ class SharedConnection:
             # Perhaps it is on its way still.
             hang_up(loan.connection)
         finally:
-            await self._leave(loan)
+            loan.cancels -= 1
+            await self._give_back(loan)
 
-    async def _leave(self, loan: _Loan) -> None:
-        loan.users -= 1
-        if not loan.users:
-            if self._loan is loan:
-                self._loan = None
-            await self._pool.putconn(loan.connection)
+    async def _give_back(self, loan: _Loan) -> None:
+        if loan.users or loan.cancels:
+            return
+        if self._loan is loan:
+            self._loan = None
+        await self._pool.putconn(loan.connection)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
@@ -11,7 +13,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from events.exchange import Statement, exchange
+from events.exchange import Statement, exchange, hang_up
 from tests.waiting import until
 
 NUMBERS = Statement(b"SELECT n, n::text || 'x' FROM generate_series(1, $1::integer) AS n ORDER BY n", (b"2",))
@@ -205,3 +207,26 @@ async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(
     with pytest.raises(asyncio.CancelledError):
         await alone
     assert await exchange(connection, [NUMBERS]) == [[(b"1", b"1x"), (b"2", b"2x")]]
+
+
+async def test_one_that_finds_the_connection_dead_lets_nobody_have_the_socket_of_those_who_listen(
+    connection: AsyncConnection, owner_conn: AsyncConnection
+) -> None:
+    """libpq closes it as it is to send more than once, and the loop would go on listening to whoever gets its number next."""
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    listening = asyncio.create_task(exchange(connection, [WAIT], follow=True))
+    await asyncio.sleep(0)
+    its_socket = connection.pgconn.socket
+    large = Statement(b"SELECT $1::text", (b"x" * 60_000,))
+
+    hang_up(connection)
+    # In the same turn of the loop, before anybody is told.
+    with pytest.raises(psycopg.OperationalError):
+        exchange(connection, [large, large], follow=True).send(None)
+
+    with socket.socket() as other:
+        assert other.fileno() != its_socket
+        with pytest.raises(psycopg.OperationalError):
+            await listening
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(its_socket)

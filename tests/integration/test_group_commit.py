@@ -270,6 +270,31 @@ async def test_nobody_waits_for_a_lane_that_is_not_theirs(store: EventStore, own
     assert (await audited(owner_conn)).versions == {instance_id(one): 1 for one in (held, same, other)}
 
 
+async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
+    store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    held, same, other = in_one_lane_and_another()
+    async with owner_conn.transaction():
+        await owner_conn.execute("SELECT head FROM lane_head WHERE lane = %s FOR UPDATE", (lane_of(instance_id(held)),))
+
+        # One batch, which fails as a whole; the last of it are tried first, and wait.
+        found, odd, *waiting = (
+            asyncio.create_task(creating)
+            for creating in (
+                create(store, other),
+                create(store, "odd", agent_name="\ud800"),
+                create(store, held),
+                create(store, same),
+            )
+        )
+        await found
+
+        with pytest.raises(Rejected):
+            await odd
+        assert not any(task.done() for task in waiting)
+    await asyncio.gather(*waiting)
+
+
 def in_one_lane_and_another() -> tuple[str, str, str]:
     """Three customers: the instances of the first two share a lane."""
     by_lane: dict[int, list[str]] = {}
