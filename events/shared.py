@@ -24,7 +24,8 @@ _PID = Statement(b"SELECT pg_backend_pid()", ())
 class _Loan:
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
-        self.users = 0
+        #: In the order in which they came.
+        self.users: list[object] = []
         #: Cancels that are on their way. Whoever has the connection next is not to be cancelled by one.
         self.cancels = 0
 
@@ -50,17 +51,18 @@ class SharedConnection:
         loan = self._loan
         if loan is None or loan.connection.closed:
             loan = _Loan(await self._pool.getconn(timeout))
-        loan.users += 1
+        user = object()
+        loan.users.append(user)
         try:
             if loan is not self._loan and await self._may_be_shared(loan.connection):
                 self._loan = loan
-            overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan)
+            overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan, user)
             try:
                 yield loan.connection
             finally:
                 overdue.cancel()
         finally:
-            loan.users -= 1
+            loan.users.remove(user)
             await self._give_back(loan)
 
     async def check(self) -> None:
@@ -75,10 +77,10 @@ class SharedConnection:
             direct = self._direct[connection] = number(pid) == connection.info.backend_pid
         return direct
 
-    def _let_pass(self, loan: _Loan) -> None:
+    def _let_pass(self, loan: _Loan, user: object) -> None:
         if self._loan is loan:
             self._loan = None
-        if loan.users > 1:
+        if loan.users[-1] is not user:
             loan.cancels += 1
             cancelling = asyncio.create_task(self._cancel(loan))
             self._cancelling.add(cancelling)
