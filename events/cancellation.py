@@ -13,9 +13,8 @@ def cancellation_heard() -> Generator[None]:
 
     Python 3.11's `asyncio.wait_for`, with which psycopg's pool waits for a connection and redis-py sends a command, forgets a
     cancellation that comes in the moment in which the wait is over, and the pool takes one for the failure of the connection that it is
-    checking. (psycopg's connections lose
-    none: where the server refuses the statement that is cancelled, `AsyncConnection.wait` raises the cancellation all the same.)
-    A task that goes on in a loop would never hear of it again.
+    checking. (psycopg's connections lose none: where the server refuses the statement that is cancelled, `AsyncConnection.wait`
+    raises the cancellation all the same.) A task that goes on in a loop would never hear of it again.
     """
     task = asyncio.current_task()
     assert task is not None, "only a task can be cancelled"
