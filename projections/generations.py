@@ -34,6 +34,7 @@ _SET_STATE = _SQL["set_state"]
 _ENTER_AT_TARGETS = _SQL["enter_at_targets"]
 _FORGET_FOLLOWER = _SQL["forget_follower"]
 _FORGET_GENERATION = _SQL["forget_generation"]
+_INDEXED_COLUMNS = _SQL["indexed_columns"]
 _WAIT_BRIEFLY = _SQL["wait_briefly"]
 _PRIVILEGES = _SQL["privileges"]
 _PROGRESS = _SQL["progress"]
@@ -128,6 +129,9 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
 
     That is read in one statement: heads are a cut through the log at one moment. What is followed and live is folded no farther
     than it was followed, however long ago: the two are compared there, and the follower goes on from there.
+
+    PostgreSQL leaves the tables alone until they are live. Its autovacuum holds a lock that the swap needs, and lets go of it only for
+    those who wait for a second (`deadlock_timeout`), as the swap never does.
     """
     tables = [table.name for table in projection.tables]
     new = {"name": projection.name, "version": projection.version, "tables": tables}
@@ -137,6 +141,8 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
         await connection.execute(_composed("CREATE SCHEMA {}", build.schema))
         await use_schema(connection, build)
         await connection.execute(projection.ddl["tables"])
+        for table in tables:
+            await connection.execute(_composed("ALTER TABLE {} SET (autovacuum_enabled = off)", table))
         await _copy_privileges(connection, build)
         await connection.execute(_SET_TARGETS, build.key | {"followed": not isinstance(projection, Inline)})
     return build
@@ -159,9 +165,14 @@ async def is_ahead(connection: AsyncConnection, build: Generation) -> bool:
 
 
 async def analyze(connection: AsyncConnection, build: Generation) -> None:
-    """Tell the planner about the build's tables; nobody has to wait for it but the swap."""
-    for table in build.tables:
-        await connection.execute(composed("ANALYZE {}.{}", [build.schema, table]))
+    """Tell the planner about the columns by which rows are looked for; nobody has to wait for it but the swap.
+
+    About the others PostgreSQL does by itself once the tables are live, because they do not count as analyzed by this.
+    """
+    found = await connection.execute(_INDEXED_COLUMNS, {"schema": build.schema, "tables": build.tables})
+    for table, columns in await found.fetchall():
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        await connection.execute(sql.SQL("ANALYZE {} ({})").format(sql.Identifier(build.schema, table), names))
 
 
 async def drop(connection: AsyncConnection, build: Generation) -> None:

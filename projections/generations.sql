@@ -89,6 +89,22 @@ DELETE FROM projection_generation WHERE name = %(name)s AND generation = %(gener
 -- name: wait_briefly
 SELECT set_config('lock_timeout', %s::text, true)
 
+-- name: indexed_columns
+-- What an index is made of, and what the condition of one depends on.
+SELECT c.relname, array_agg(DISTINCT a.attname)
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_index i ON i.indrelid = c.oid
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+ WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
+   AND (a.attnum = ANY (i.indkey)
+        OR EXISTS (SELECT
+                     FROM pg_depend d
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND d.refobjsubid = a.attnum))
+ GROUP BY c.relname
+ ORDER BY c.relname
+
 -- name: privileges
 SELECT c.relname, pg_get_userbyid(c.relowner), CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END,
        array_agg(a.privilege_type ORDER BY a.privilege_type)

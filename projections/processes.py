@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import multiprocessing
-import os
 import signal
-import threading
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
 
 import psycopg
 
 from events.errors import EventsError
 from events.ids import LANES
+from projections import child
+from projections.child import Answer
 from projections.definition import Projection
 from projections.errors import FoldFailed, RebuildError
 from projections.folding import LANES_AT_ONCE_MAX, fold_lanes
 from projections.generations import Generation, Progress
 from projections.rebuild import Folding
-
-#: How much a worker gives way to others: where they want all there is, it gets a tenth of their share (see `nice`).
-NICE = 10
 
 #: How many events a worker folds in one claim where that is all it has to fold: some seconds' work.
 EVENTS_AT_ONCE = 1_000_000
@@ -36,15 +31,6 @@ LOOK_S = 0.1
 
 #: Fresh interpreters: a fork of a process with threads and connections would inherit their locks.
 _SPAWN = multiprocessing.get_context("spawn")
-
-
-class Answer(Protocol):
-    """An end of a pipe."""
-
-    def send(self, obj: Any, /) -> None: ...
-    def recv(self) -> Any: ...
-    def poll(self) -> bool: ...
-    def close(self) -> None: ...
 
 
 def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) -> Folding:
@@ -62,9 +48,9 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
         work = partial(fold_lanes, conninfo, projection, build, at_once=at_once, readers=workers, full_speed=full_speed)
         running = [start_folding(work) for _ in range(workers)]
         try:
-            while any(process.is_alive() for process, _ in running):
+            while alive := [process for process, _ in running if process.is_alive()]:
                 await progress()
-                await asyncio.sleep(LOOK_S)
+                await ended(alive, within_s=LOOK_S)
         finally:
             for process, _ in running:
                 # One that is stopped hears nothing else.
@@ -97,31 +83,29 @@ def interrupts_blocked() -> Generator[None]:
 def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
     """Have `work` done by a process that gives way to others, and that goes with this one. Once it has ended, ask `reason_of`."""
     answer, its_answer = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(target=_work, args=(work, its_answer), name="hydracore-fold", daemon=True)
+    process = _SPAWN.Process(
+        target=child.do, args=(child.task_of(work, _told), its_answer), name="hydracore-fold", daemon=True
+    )
     with interrupts_blocked():
         process.start()
     its_answer.close()
     return process, answer
 
 
-def _work(work: Callable[[], int], answer: Answer) -> None:
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    os.nice(NICE)
-    # A fold makes millions of objects and no cycles: looking for those would take a third of its time.
-    gc.disable()
+async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
+    """Wait until the first of `processes` has ended, or so long."""
+    first, loop = asyncio.Event(), asyncio.get_running_loop()
+    sentinels = [process.sentinel for process in processes]
+    # Not a thread that waits for them: one would keep whoever is told to stop until they have ended.
+    for sentinel in sentinels:
+        loop.add_reader(sentinel, first.set)
     try:
-        work()
-    except Exception as error:  # noqa: BLE001 - the parent tells of it
-        answer.send(_told(error))
-        raise SystemExit(1) from None
-
-
-def _end_with_parent() -> None:
-    """One that is killed ends nobody, and its children would go on with a build that nobody knows of any more."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a child"
-    parent.join()
-    os._exit(1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await first.wait()
+    finally:
+        for sentinel in sentinels:
+            loop.remove_reader(sentinel)
 
 
 def _told(error: Exception) -> str:

@@ -200,6 +200,7 @@ def _moves(candidate: Candidate) -> list[_Query]:
         else:
             found += [(_RENAME_FOLLOWER, {"before": live.name, "after": live.follower})]
     found += [(composed(move, [build.schema, table, LIVE]), None) for table in build.tables]
+    found += [(composed("ALTER TABLE {}.{} RESET (autovacuum_enabled)", [LIVE, table]), None) for table in build.tables]
     if isinstance(projection, Inline):
         found += [(_FORGET_FOLLOWER, (build.follower,))]
     else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -27,7 +26,7 @@ from projections.definition import Projection
 from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
-from projections.processes import reason_of, start_folding
+from projections.processes import ended, reason_of, start_folding
 from projections.rebuild import Folding
 from projections.registry import all_versions
 from workers.broker import HintSender
@@ -98,15 +97,9 @@ class Folder:
 
     async def _fold(self, projection: Projection, build: Generation) -> None:
         process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-        # Not a thread that waits for it: one would keep a worker that is told to stop until the claim is folded.
-        loop.add_reader(process.sentinel, ended.set)
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLAIM_S_MAX):
-                    await ended.wait()
+            await ended([process], within_s=CLAIM_S_MAX)
         finally:
-            loop.remove_reader(process.sentinel)
             # One that is stopped hears nothing else.
             process.kill()
             process.join()

@@ -75,6 +75,37 @@ async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
         assert (await compared(database_url, projection)).drifted == 0
 
 
+async def test_postgresql_leaves_a_build_alone_until_it_is_live(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    options = "SELECT reloptions FROM pg_class WHERE relkind = 'r' AND relname = 'instance' ORDER BY relnamespace::regnamespace::text"
+    build = await generations.begin(owner_conn, InstanceProjection())
+
+    # Whoever vacuums or analyzes it would keep the swap from its lock, and only gives way to those who wait for long.
+    during = await (await owner_conn.execute(options)).fetchall()
+    assert during == [(["fillfactor=70", "autovacuum_enabled=off"],), (["fillfactor=70"],)], build.schema
+
+    await rebuilt(database_url, InstanceProjection())
+    after = await (await owner_conn.execute(options)).fetchall()
+    assert after == [(["fillfactor=70"],), (["fillfactor=70"],)]
+
+
+async def test_what_rows_are_looked_for_by_is_analyzed_before_they_are_served(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    await rebuilt(database_url, InstanceProjection())
+
+    query = "SELECT attname FROM pg_stats WHERE schemaname = 'public' AND tablename = 'instance'"
+    analyzed = {name for (name,) in await (await owner_conn.execute(query)).fetchall()}
+    keys = {"lane", "id", "tenant_id", "customer_id", "idempotency_key", "created_at", "wake_at", "provider"}
+    # Of the last two, the conditions of partial indexes.
+    assert analyzed == keys | {"pending_action_id", "status"}
+
+
 async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
         ids = await write_lives(store, count=12)

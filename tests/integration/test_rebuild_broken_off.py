@@ -64,6 +64,7 @@ async def test_whoever_is_told_to_stop_at_the_end_does_not_wait_for_the_tables_t
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     build = await generations.begin(owner_conn, InstanceProjection())
+    build = await generations.index(owner_conn, InstanceProjection(), build)
 
     async def waits() -> bool:
         query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'ANALYZE%'"
