@@ -12,10 +12,10 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from psycopg import AsyncConnection, errors, generators
+from psycopg import AsyncConnection, errors, generators, waiting
 from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
@@ -39,6 +39,11 @@ def number(value: bytes | None) -> int:
     return int(value)
 
 
+#: How often whoever waits for an answer looks up, as psycopg does.
+_LOOK_UP_S: Final = 0.1
+
+T = TypeVar("T")
+
 Values = tuple[bytes | None, ...]
 Rows = list[Values]
 
@@ -54,27 +59,48 @@ class _Way:
         self.prepared: dict[bytes, bytes] = {}
         #: Held by the exchange whose answers come next.
         self.turn = asyncio.Lock()
-        self.count = 0
-        #: Numbers of closed sockets that are kept from others, for as long as somebody may listen there.
-        self.kept: list[int] = []
+        self._count = 0
+        #: While exchanges follow each other: the socket by another number than libpq's, which closes its own where it finds it dead as it
+        #: is to send. A loop that listens there then would take whoever gets the number next for it; uvloop's ends the process.
+        self.ear: int | None = None
 
     @asynccontextmanager
     async def joined(self, connection: AsyncConnection, *, follow: bool) -> AsyncGenerator[None]:
         """Others, and psycopg's own commands, wait until nobody is on the way any more."""
-        if not (follow and self.count):
+        if not follow or self.ear is None:
             await connection.lock.acquire()
-        self.count += 1
+        self._count += 1
         try:
-            if self.count == 1:
+            if self._count == 1:
                 connection.pgconn.enter_pipeline_mode()
+                if follow:
+                    self.ear = os.dup(connection.pgconn.socket)
             yield
         finally:
-            self.count -= 1
-            if not self.count:
-                while self.kept:
-                    os.close(self.kept.pop())
+            self._count -= 1
+            if not self._count:
+                if self.ear is not None:
+                    os.close(self.ear)
+                    self.ear = None
                 _leave_pipeline_mode(connection.pgconn)
                 connection.lock.release()
+
+    async def heard(self, connection: AsyncConnection, answers: PQGen[T]) -> T:
+        """What comes of `answers`."""
+        if self.ear is None:
+            return await connection.wait(answers)
+        limit_s: float | None = getattr(connection, "answer_s_max", None)
+        timer = None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self.hang_up)
+        try:
+            return await waiting.wait_async(answers, self.ear, interval=_LOOK_UP_S)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def hang_up(self) -> None:
+        """Where exchanges follow each other, nobody hears any more than has come."""
+        if self.ear is not None:
+            _shut_down(self.ear)
 
 
 _ways: WeakKeyDictionary[AsyncConnection, _Way] = WeakKeyDictionary()
@@ -86,8 +112,9 @@ async def exchange(
     """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
 
     While another is under way on the same connection, this waits; or it is to `follow` without waiting for the other's answers: the
-    server goes on at once. Each is still a transaction of its own. Where one is given up while others are under way, the connection
-    is broken off, because nobody would read its answers.
+    server goes on at once. Each is still a transaction of its own. Where one that may be followed is given up, the connection is broken
+    off, because nobody would read its answers. So is one with `answer_s_max` on which the server says nothing for so many seconds
+    (`hydracore.db.hurried`).
 
     On a connection that may prepare nothing (`prepare_threshold` None: a pooler may hand out another session every time) the
     server parses them anew, as where they are not to be `prepared`. That they must not be in a transaction that psycopg began, or in
@@ -115,17 +142,12 @@ async def _exchanged(
     connection: AsyncConnection, way: _Way, known: dict[bytes, bytes] | None, statements: Sequence[Statement]
 ) -> list[PGresult]:
     try:
-        socket_number = connection.pgconn.socket
-        try:
-            new = _send(connection.pgconn, known, statements)
-        finally:
-            if way.count > 1 and not _is_open(socket_number):
-                way.kept.append(_keep(socket_number))
+        new = _send(connection.pgconn, known, statements)
         async with way.turn:
-            results = await connection.wait(_answers(connection.pgconn))
+            results = await way.heard(connection, _answers(connection.pgconn))
     except BaseException:
-        if way.count > 1:
-            hang_up(connection)
+        # Answers are left that nobody reads, or part of a message was sent.
+        way.hang_up()
         raise
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
@@ -138,27 +160,13 @@ async def _exchanged(
 
 def hang_up(connection: AsyncConnection) -> None:
     """Break it off. Not closed: whoever waits for an answer still listens there, and is to hear that nothing more comes."""
-    if connection.closed:
-        return
-    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours, suppress(OSError):
+    if not connection.closed:
+        _shut_down(connection.pgconn.socket)
+
+
+def _shut_down(socket_number: int) -> None:
+    with socket.socket(fileno=os.dup(socket_number)) as ours, suppress(OSError):
         ours.shutdown(socket.SHUT_RDWR)
-
-
-def _is_open(socket_number: int) -> bool:
-    try:
-        os.fstat(socket_number)
-    except OSError:
-        return False
-    return True
-
-
-def _keep(socket_number: int) -> int:
-    """Whoever listens on a socket that libpq has closed as it was to send is not to take the next of that number for it."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    if nothing != socket_number:
-        os.dup2(nothing, socket_number, inheritable=False)
-        os.close(nothing)
-    return socket_number
 
 
 def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:

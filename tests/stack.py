@@ -246,7 +246,9 @@ class Stack(Records):
         try:
             await self.until(reached)
         except TimeoutError:
-            raise AssertionError(f"still {status}: {self.types(instance_id)}\n{self.output()[-6000:]}") from None
+            dead = [part.name for part in (self.api, self.relay, self.worker) if not part.is_alive]
+            what = f"still {status}, {dead or 'nobody'} dead: {self.types(instance_id)}"
+            raise AssertionError(f"{what}\n{self.output()[-6000:]}") from None
 
     async def ask(
         self, method: str, path: str, body: object = None, *, headers: dict[str, str] | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Statement, exchange, hang_up
+from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import until
 
 NUMBERS = Statement(b"SELECT n, n::text || 'x' FROM generate_series(1, $1::integer) AS n ORDER BY n", (b"2",))
@@ -209,24 +210,41 @@ async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(
     assert await exchange(connection, [NUMBERS]) == [[(b"1", b"1x"), (b"2", b"2x")]]
 
 
-async def test_one_that_finds_the_connection_dead_lets_nobody_have_the_socket_of_those_who_listen(
-    connection: AsyncConnection, owner_conn: AsyncConnection
-) -> None:
-    """libpq closes it as it is to send more than once, and the loop would go on listening to whoever gets its number next."""
-    await owner_conn.execute("SELECT pg_advisory_lock(1)")
-    listening = asyncio.create_task(exchange(connection, [WAIT], follow=True))
-    await asyncio.sleep(0)
-    its_socket = connection.pgconn.socket
+async def find_it_dead_while_another_listens(database_url: str) -> None:
+    """libpq closes its socket as it is to send on a connection that is dead."""
     large = Statement(b"SELECT $1::text", (b"x" * 60_000,))
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        listening = asyncio.create_task(exchange(connection, [WAIT], follow=True))
+        await asyncio.sleep(0)
+        its_socket = connection.pgconn.socket
 
-    hang_up(connection)
-    # In the same turn of the loop, before anybody is told.
-    with pytest.raises(psycopg.OperationalError):
-        exchange(connection, [large, large], follow=True).send(None)
-
-    with socket.socket() as other:
-        assert other.fileno() != its_socket
+        hang_up(connection)
+        # In the same turn of the loop, before anybody is told.
         with pytest.raises(psycopg.OperationalError):
-            await listening
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(its_socket)
+            exchange(connection, [large, large], follow=True).send(None)
+
+        # Whoever gets the number next is not taken for it.
+        with socket.socket() as other:
+            assert other.fileno() == its_socket
+            with pytest.raises(psycopg.OperationalError):
+                await listening
+        assert connection.closed
+
+
+async def test_one_that_finds_the_connection_dead_tells_those_who_listen(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    await find_it_dead_while_another_listens(database_url)
+
+
+async def test_one_that_finds_the_connection_dead_does_not_take_its_process_along(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    """libuv ends a process that has it listen to what is closed by then."""
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    scenario = find_it_dead_while_another_listens
+    code = f"import sys, uvloop; from {__name__} import {scenario.__name__} as it; uvloop.run(it(sys.argv[1]))"
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, database_url, cwd=REPOSITORY)
+    assert await process.wait() == 0
