@@ -5,8 +5,8 @@ fit is looked at again, event by event, by `events.examine`, which says what is 
 the one that is stored before it, so an edit shows where it is and nowhere else.
 
 Behind a lane's head nothing ever changes, so that most of a lane needs no snapshot: `read` takes it in short transactions, as far as
-it is told to, and whoever calls may take a rest between them. `Lane.finish` looks at what came since, and at what must
-agree with the events, in one snapshot.
+it is told to, and whoever calls may take a rest between them. `finish` looks at what came since, and at what must agree with
+the events, in one snapshot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from events.window import TYPES, Window, fits, window_of
 _SQL = Statements("events", "verify.sql")
 _PLANS = _SQL["plans"]
 _WINDOWS = _SQL["windows"]
-_HEAD = _SQL["head"]
+_HEADS = _SQL["heads"]
 _BOUNDS = _SQL["bounds"]
 _STREAMS = _SQL["streams"]
 _VERSIONS_AT = _SQL["versions_at"]
@@ -97,6 +97,24 @@ def read(
         while take_fitting is not None and kept:
             take_fitting(*kept.pop(0))
             after_each(0)
+
+
+def finish(connection: Connection, lanes: Sequence[Lane]) -> list[LaneReport]:
+    """All that is wrong with these lanes, which were read. In one snapshot: the rest of them, and what must agree with their ends."""
+    settled = [lane.versions_known for lane in lanes]
+    for lane in lanes:
+        lane.learn(connection)
+    left = {lane.number: lane for lane in lanes}
+    while left:
+        seen, _ = _turn(connection, left, dict.fromkeys(left, SEQ_MAX))
+        left = {number: lane for number, lane in left.items() if number in seen}
+    numbers = [lane.number for lane in lanes]
+    bounds = {lane: (lowest, highest) for lane, lowest, highest in connection.execute(_BOUNDS, (numbers,))}
+    ends = {lane: end for lane, *end in connection.execute(_HEADS, (numbers,), binary=True)}
+    return [
+        lane.finish(connection, bounds=bounds[lane.number], end=ends.get(lane.number), settled=count)
+        for lane, count in zip(lanes, settled, strict=True)
+    ]
 
 
 def _turn(
@@ -196,13 +214,18 @@ class Lane:
         self.events += len(window.seqs)
         return good
 
-    def finish(self, connection: Connection) -> LaneReport:
-        """All that is wrong with the lane. In one snapshot: the rest of it, and what must agree with its end."""
-        settled = len(self._versions)
-        self.learn(connection)
-        while _turn(connection, {self.number: self}, {self.number: SEQ_MAX})[0]:
-            pass
-        lowest, highest = connection.execute(_BOUNDS, {"lane": self.number}).fetchone() or (None, None)
+    @property
+    def versions_known(self) -> int:
+        """Of how many streams is known how far they have moved."""
+        return len(self._versions)
+
+    def finish(
+        self, connection: Connection, *, bounds: tuple[int | None, int | None], end: Sequence[Any] | None, settled: int
+    ) -> LaneReport:
+        """All that is wrong with the lane, all of which was read. `bounds`: the lowest and the highest number that it has. `end`: what
+        `lane_head` says of it: number, link, and whether its time is right. `settled`: as of the report.
+        """
+        lowest, highest = bounds
         if lowest is not None and lowest < 1:
             self._find("event_extra", "The numbers of a lane begin at 1, of events and of commands", seq=lowest)
         if highest is not None and highest > self._at.seq:
@@ -213,7 +236,7 @@ class Lane:
             self._findings += found
             if not found:
                 self._find("unexplained", "Something does not fit, and nothing is wrong", seq=after + 1, last_seq=upto)
-        self._check_head(connection)
+        self._check_head(end)
         self._check_streams(connection)
         if self._points:
             last = self._points[-1]
@@ -260,18 +283,19 @@ class Lane:
                 self._find("wrong_lane", "The stream belongs to another lane", seq=seq, stream_id=UUID(bytes=stream))
             versions[stream] = version
 
-    def _check_head(self, connection: Connection) -> None:
-        row = connection.execute(_HEAD, (self.number,), binary=True).fetchone()
-        if row is None:
+    def _check_head(self, end: Sequence[Any] | None) -> None:
+        if end is None:
             self._find("head_wrong", "The lane has no row in lane_head", seq=self._at.seq)
-        elif row[0] is None:
+            return
+        seq, link, is_timely = end
+        if seq is None:
             self._find("head_wrong", "lane_head does not say where the lane ends", seq=self._at.seq)
-        elif row[0] != self._at.seq:
-            what = f"lane_head says that the lane ends with {row[0]}, and its events end with {self._at.seq}"
-            self._find("head_wrong", what, seq=min(row[0], self._at.seq) + 1, last_seq=max(row[0], self._at.seq))
-        elif row[1] != self._at.link:
+        elif seq != self._at.seq:
+            what = f"lane_head says that the lane ends with {seq}, and its events end with {self._at.seq}"
+            self._find("head_wrong", what, seq=min(seq, self._at.seq) + 1, last_seq=max(seq, self._at.seq))
+        elif link != self._at.link:
             self._find("head_wrong", "lane_head has another link than the lane's last command", seq=self._at.seq)
-        elif not row[2]:
+        elif not is_timely:
             self._find("head_wrong", "lane_head has another time than the lane's last command", seq=self._at.seq)
 
     def _check_streams(self, connection: Connection) -> None:

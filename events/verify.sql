@@ -64,19 +64,21 @@ SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.strea
                 ORDER BY seq) rows) e
 ) TO STDOUT (FORMAT binary)
 
--- name: head
+-- name: heads
 -- And whether the lane's time is that of its last command: no event is recorded at an earlier one.
-SELECT h.head, h.link,
+SELECT h.lane, h.head, h.link,
        h.recorded_at IS NOT DISTINCT FROM coalesce((SELECT recorded_at
                                                       FROM command
                                                      WHERE lane = h.lane
                                                      ORDER BY first_seq DESC
                                                      LIMIT 1), '-infinity')
   FROM lane_head h
- WHERE h.lane = %s
+ WHERE h.lane = ANY (%s::smallint[])
 
 -- name: bounds
-SELECT least((SELECT min(first_seq) FROM command WHERE lane = %(lane)s), min(seq)), max(seq) FROM event WHERE lane = %(lane)s
+SELECT l.lane, least((SELECT min(first_seq) FROM command WHERE lane = l.lane), (SELECT min(seq) FROM event WHERE lane = l.lane)),
+       (SELECT max(seq) FROM event WHERE lane = l.lane)
+  FROM unnest(%s::smallint[]) AS l (lane)
 
 -- name: streams
 SELECT uuid_send(stream_id), version FROM stream WHERE lane = %s AND stream_id IS NOT NULL ORDER BY stream_id

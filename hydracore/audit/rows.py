@@ -44,7 +44,7 @@ class _AnyDate(DateBinaryLoader):
 _NO_TIME: Final = "no time of the calendar"
 
 
-def read(connection: Connection, query: sql.Composed, parameters: Mapping[str, Any]) -> list[Row]:
+def read(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:
     """Rows with their documents as they are written. In a transaction."""
     cursor = connection.cursor(binary=True)
     # Decoded, 1 and true would be equal.

@@ -7,6 +7,7 @@ newer than this one explains.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from psycopg import Connection
@@ -20,6 +21,9 @@ from projections.tables import LIVE
 _SQL = Statements("hydracore.audit", "served.sql")
 _SAID = _SQL["said"]
 _COLUMNS = _SQL["columns"]
+
+_Known = tuple[tuple[str, tuple[tuple[int, Projection], ...]], ...]
+"""Projections by name, and by version."""
 
 #: The version that a projection begins with.
 FIRST_VERSION = 1
@@ -45,21 +49,28 @@ class _Said(NamedTuple):
 
 def served(connection: Connection) -> Served:
     """What the database says at this moment."""
-    known = registry.all_versions()
-    tables = [table.name for of_name in known.values() for one in of_name.values() for table in one.tables]
+    known = tuple((name, tuple(versions.items())) for name, versions in registry.all_versions().items())
+    tables = [table.name for _, versions in known for _, one in versions for table in one.tables]
     # A swap may come at any time.
     with connection.transaction():
-        said = [_Said(*row) for row in connection.execute(_SAID).fetchall()]
-        there = dict(connection.execute(_COLUMNS, {"schema": LIVE, "tables": tables}).fetchall())
+        said = tuple(_Said(*row) for row in connection.execute(_SAID).fetchall())
+        columns = connection.execute(_COLUMNS, {"schema": LIVE, "tables": tables}).fetchall()
+    return _sorted(known, said, tuple((table, tuple(names)) for table, names in columns))
+
+
+@lru_cache(1)
+def _sorted(known: _Known, said: tuple[_Said, ...], columns: tuple[tuple[str, tuple[str, ...]], ...]) -> Served:
+    """It is asked for each lane, and the answer is nearly always the same."""
+    versions, there = {name: dict(of_name) for name, of_name in known}, dict(columns)
     found = Served([], [], [], [])
     for row in said:
-        _take(found, _doubts(row, known.get(row.name, {})))
-        projection = None if row.version is None else known.get(row.name, {}).get(row.version)
+        of_name = versions.get(row.name, {})
+        _take(found, _doubts(row, of_name))
+        projection = None if row.version is None else of_name.get(row.version)
         if projection is not None:
             _sort_in(found, projection, there)
-    unsaid = registry.projections().keys() - {row.name for row in said}
-    for name in sorted(unsaid):
-        _take(found, _unsaid(registry.projections()[name], there))
+    for name in sorted(versions.keys() - {row.name for row in said}):
+        _take(found, _unsaid(versions[name][max(versions[name])], there))
     return found
 
 
@@ -88,7 +99,7 @@ def _doubts(row: _Said, known: Mapping[int, Projection]) -> Finding | Note | Non
     return Finding(kind="projection_wrong", what=what, table="projection")
 
 
-def _sort_in(found: Served, projection: Projection, there: Mapping[str, list[str]]) -> None:
+def _sort_in(found: Served, projection: Projection, there: Mapping[str, tuple[str, ...]]) -> None:
     lacking = list(_lacking(projection, there))
     if lacking:
         found.findings.extend(lacking)
@@ -98,7 +109,7 @@ def _sort_in(found: Served, projection: Projection, there: Mapping[str, list[str
         found.followed.append(projection)
 
 
-def _lacking(projection: Projection, there: Mapping[str, list[str]]) -> Iterator[Finding]:
+def _lacking(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> Iterator[Finding]:
     for table in projection.tables:
         if table.name not in there:
             what = f"The table is missing: nothing of {projection.name} was compared"
@@ -108,7 +119,7 @@ def _lacking(projection: Projection, there: Mapping[str, list[str]]) -> Iterator
             yield Finding(kind="column_missing", what=what, table=table.name)
 
 
-def _unsaid(projection: Projection, there: Mapping[str, list[str]]) -> Finding | Note:
+def _unsaid(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> Finding | Note:
     """Nothing is wrong with a projection that the database does not say is served, where it was never built."""
     if any(table.name in there for table in projection.tables):
         what = f"The table projection has no row of {projection.name}, whose rows are read: none of them was compared"

@@ -8,6 +8,7 @@ pieces, without a snapshot.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import psycopg
@@ -201,9 +202,13 @@ def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tu
 
 def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
     assert table.laned, "whoever follows does so lane by lane"
+    return read(connection, _query(table), {"lane": lane})
+
+
+@cache
+def _query(table: Table) -> bytes:
     columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
-    query = _ROWS.format(columns=columns, table=sql.Identifier(LIVE, table.name))
-    return read(connection, query, {"lane": lane})
+    return _ROWS.format(columns=columns, table=sql.Identifier(LIVE, table.name)).as_bytes(None)
 
 
 def _facts(connection: Connection, lane: int, started: Sequence[Started], *, head: int) -> Iterator[list[Fact]]:

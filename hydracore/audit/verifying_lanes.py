@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from uuid import UUID
 
@@ -14,12 +14,15 @@ from events.finding import FINDINGS_MAX, Finding, Note
 from events.ids import SEQ_MAX
 from events.pacing import Pace
 from events.seal import Head
-from events.verify import BEGINNING, Lane, LaneReport, Point, read
+from events.verify import BEGINNING, Lane, LaneReport, Point, finish, read
 from events.window import Window
 from hydracore.audit import sums, tables
 from hydracore.audit.newer import Newer
 from hydracore.audit.served import served
 from projections.definition import Inline
+
+#: How many streams the lanes have that are finished in one snapshot, unless one has more: some hundredths of a second.
+FINISHED_AT_ONCE = 10_000
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +65,11 @@ def verify_some(
 
     lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
     read(connection, lanes, after_each=done, take_fitting=take_fitting if adding else None)
-    reports = [_finish(connection, lane, done) for lane in lanes]
+    reports = list[LaneReport]()
+    for some in _in_pieces(lanes):
+        with connection.transaction():
+            reports += finish(connection, some)
+        done(0)  # What has come since is more than what was to be done.
     _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
     for job, report in zip(jobs, reports, strict=True):
         if job.adds_up:
@@ -78,11 +85,17 @@ def _adding(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Along
     return {lane: sums.Along(lane, followed, room) for lane in lanes if followed}
 
 
-def _finish(connection: Connection, lane: Lane, done: Callable[[int], None]) -> LaneReport:
-    with connection.transaction():
-        report = lane.finish(connection)
-    done(0)  # What has come since is more than what was to be done.
-    return report
+def _in_pieces(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
+    """The lanes, as many together as do not have too many streams to be finished at once."""
+    some, streams = list[Lane](), 0
+    for lane in lanes:
+        if some and streams + lane.versions_known > FINISHED_AT_ONCE:
+            yield some
+            some, streams = [], 0
+        some.append(lane)
+        streams += lane.versions_known
+    if some:
+        yield some
 
 
 def _compare_tables(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
