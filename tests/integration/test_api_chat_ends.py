@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import pytest
 
+from hydracore.transport import TRUST_NOBODY
 from tests.chatting import HELLO, PING, SSE, ending, streamed
 from tests.tiny_agent import CUT, STREAM, event
 from tests.use_fixtures import Used, shared_api_fixture, shared_used_fixture
@@ -98,7 +99,9 @@ async def test_two_hundred_streams_run_at_once(used: Used) -> None:
     go_on = asyncio.Event()
     used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=used.api.url, timeout=PATIENCE_S, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=used.api.url, timeout=PATIENCE_S, limits=limits, verify=TRUST_NOBODY
+    ) as client:
         url, headers = f"/v1/instances/{used.instance_id}/chat", {**used.api.token(), **SSE}
         chats: list[asyncio.Task[httpx.Response]] = []
         # They come some at a time and all stay: it is open streams, not a rush, that a control plane has to bear.

@@ -15,6 +15,7 @@ import pytest
 
 from hydracore.modelsim.main import serve
 from hydracore.modelsim.script import MARK, ScriptError
+from hydracore.transport import TRUST_NOBODY
 from tests.agent_process import REPOSITORY, free_address
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture, running_modelsim
 from tests.waiting import PATIENCE_S, until
@@ -205,7 +206,7 @@ async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> N
     command = ("-m", "hydracore", "modelsim", "--home", str(tmp_path), "--port", str(port))
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=REPOSITORY, stderr=subprocess.PIPE)
 
-    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, verify=TRUST_NOBODY) as http:
         await until(lambda: answers(http))
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(PATIENCE_S):
