@@ -54,6 +54,11 @@ class Keeper:
         assert self._task is None
         self._task = asyncio.create_task(self._keep(), name=f"keep {self.part.name}")
 
+    def raise_broken(self) -> None:
+        """Raises what broke the keeping, if something has; nobody starts the part any more then."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
     async def stop(self, *, grace_s: float) -> None:
         """Ask the main process to end; kill it and what it left in its group after `grace_s`."""
         self._grace_s = grace_s

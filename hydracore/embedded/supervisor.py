@@ -57,7 +57,9 @@ class Supervisor:
             await supervisor.stop()
 
     async def start(self, part: Part, *, ready_s_max: float = READY_S_MAX) -> None:
-        """Start a part and wait until it is ready; from then on it is restarted when it ends. Raises `PartFailed`."""
+        """Start a part and wait until it is ready; from then on it is restarted when it ends. Raises `PartFailed`, and what breaks its
+        keeper meanwhile.
+        """
         assert part.name not in self._keepers
         log = self._logs / f"{part.name}.log"
         keeper = Keeper(part, log=log, on_change=self._changed, on_trouble=self._tell)
@@ -100,6 +102,7 @@ class Supervisor:
 
     async def _until_ready(self, keeper: Keeper) -> None:
         while not (keeper.pid and await self._serves(keeper)):
+            keeper.raise_broken()
             if keeper.starts > 1:
                 raise self._failure(keeper, "ended while it was starting")
             await asyncio.sleep(READY_POLL_S)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -192,6 +193,20 @@ async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_be
 
         assert all(gone(pid) for pid in others)
         assert supervisor.pids() == {}
+
+
+async def test_what_breaks_the_start_of_a_part_is_told_as_it_is(tmp_path: Path) -> None:
+    async def prepare() -> None:
+        raise RuntimeError("nobody has thought of this")
+
+    supervised = running(tmp_path)
+    supervisor = await supervised.__aenter__()
+    with pytest.raises(RuntimeError, match="nobody has thought of this"):
+        await supervisor.start(replace(part("api", QUIET), prepare=prepare))
+
+    # Whoever stops them is told, too.
+    with pytest.raises(RuntimeError, match="nobody has thought of this"):
+        await supervised.__aexit__(None, None, None)
 
 
 async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operator_s_commands(
