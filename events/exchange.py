@@ -193,10 +193,20 @@ def _answers(pgconn: PGconn) -> PQGen[list[PGresult]]:
 def _until_sync(pgconn: PGconn) -> PQGen[list[PGresult]]:
     results: list[PGresult] = []
     while True:
-        found = yield from generators.fetch_many(pgconn)
-        if found and found[0].status == ExecStatus.PIPELINE_SYNC:
+        while pgconn.is_busy():
+            # Not psycopg's `fetch_many`, which only looks where the socket says something: whoever sends behind us may have taken in
+            # what we wait for, as libpq does where it cannot send all at once.
+            if (yield waiting.WAIT_R):
+                pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            # The end of one statement's.
+            if pgconn.status == ConnStatus.BAD:
+                raise errors.OperationalError(pgconn.get_error_message())
+        elif result.status == ExecStatus.PIPELINE_SYNC:
             return results
-        results += found
+        else:
+            results.append(result)
 
 
 def _leave_pipeline_mode(pgconn: PGconn) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import sys
 from collections.abc import AsyncGenerator
@@ -15,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Statement, exchange, hang_up
 from tests.cloudsim_fixtures import REPOSITORY
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 NUMBERS = Statement(b"SELECT n, n::text || 'x' FROM generate_series(1, $1::integer) AS n ORDER BY n", (b"2",))
 ADD = b"INSERT INTO noted (word) VALUES ($1)"
@@ -145,6 +146,19 @@ async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -
     )
 
     assert answers == [[[(word,)]] for word in words]
+
+
+async def test_whoever_sends_takes_in_no_answer_that_another_would_wait_for_for_ever(
+    connection: AsyncConnection,
+) -> None:
+    """libpq reads what has come where it cannot send all at once."""
+    first = asyncio.create_task(exchange(connection, [NUMBERS], follow=True))
+    await asyncio.sleep(0)
+    come, _, _ = select.select([connection.pgconn.socket], [], [], PATIENCE_S)
+    assert come, "the answer is there, and the loop has not looked yet"
+
+    assert await exchange(connection, [Statement(b"SELECT length($1)", (b"x" * 30_000_000,))], follow=True)
+    assert await first == [[(b"1", b"1x"), (b"2", b"2x")]]
 
 
 async def test_what_is_prepared_anew_is_for_those_behind_it_too(connection: AsyncConnection) -> None:
