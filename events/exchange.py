@@ -60,6 +60,8 @@ class _Way:
         #: Held by the exchange whose answers come next.
         self.turn = asyncio.Lock()
         self._count = 0
+        #: Whether one of them was given up, so that its answers would be taken for those of the one behind it.
+        self._is_given_up = False
         #: While exchanges follow each other: the socket by another number than libpq's, which closes its own where it finds it dead as it
         #: is to send. A loop that listens there then would take whoever gets the number next for it; uvloop's ends the process.
         self.ear: int | None = None
@@ -74,7 +76,9 @@ class _Way:
             if self._count == 1:
                 connection.pgconn.enter_pipeline_mode()
                 if follow:
-                    self.ear = os.dup(connection.pgconn.socket)
+                    # With no number left, nobody follows.
+                    with suppress(OSError):
+                        self.ear = os.dup(connection.pgconn.socket)
             yield
         finally:
             self._count -= 1
@@ -82,11 +86,14 @@ class _Way:
                 if self.ear is not None:
                     os.close(self.ear)
                     self.ear = None
+                self._is_given_up = False
                 _leave_pipeline_mode(connection.pgconn)
                 connection.lock.release()
 
     async def heard(self, connection: AsyncConnection, answers: PQGen[T]) -> T:
-        """What comes of `answers`."""
+        """What comes of `answers`. Raises psycopg's errors, also where an exchange before this one was given up."""
+        if self._is_given_up:
+            raise errors.OperationalError("an exchange before this one was given up")
         if self.ear is None:
             return await connection.wait(answers)
         limit_s: float | None = getattr(connection, "answer_s_max", None)
@@ -97,8 +104,13 @@ class _Way:
             if timer is not None:
                 timer.cancel()
 
+    def give_up(self) -> None:
+        """Where exchanges follow each other, no other one is answered."""
+        self._is_given_up = True
+        self.hang_up()
+
     def hang_up(self) -> None:
-        """Where exchanges follow each other, nobody hears any more than has come."""
+        """Where exchanges follow each other, no more comes to be heard."""
         if self.ear is not None:
             _shut_down(self.ear)
 
@@ -147,7 +159,7 @@ async def _exchanged(
             results = await way.heard(connection, _answers(connection.pgconn))
     except BaseException:
         # Answers are left that nobody reads, or part of a message was sent.
-        way.hang_up()
+        way.give_up()
         raise
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
@@ -164,9 +176,20 @@ def hang_up(connection: AsyncConnection) -> None:
         _shut_down(connection.pgconn.socket)
 
 
+async def break_off(connection: AsyncConnection) -> None:
+    """Have nobody use it any more: closed at once, or by whoever listens there. A loop may not listen to what is closed."""
+    hang_up(connection)
+    if not connection.lock.locked():
+        await connection.close()
+
+
 def _shut_down(socket_number: int) -> None:
-    with socket.socket(fileno=os.dup(socket_number)) as ours, suppress(OSError):
-        ours.shutdown(socket.SHUT_RDWR)
+    borrowed = socket.socket(fileno=socket_number)
+    try:
+        with suppress(OSError):
+            borrowed.shutdown(socket.SHUT_RDWR)
+    finally:
+        borrowed.detach()
 
 
 def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:

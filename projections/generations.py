@@ -131,7 +131,7 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
     than it was followed, however long ago: the two are compared there, and the follower goes on from there.
 
     PostgreSQL leaves the tables alone until they are live. Its autovacuum holds a lock that the swap needs, and lets go of it only for
-    those who wait for a second (`deadlock_timeout`), as the swap never does.
+    those who wait for a second (`deadlock_timeout`), as the swap never does: where it is at the live ones, the swap is tried again.
     """
     tables = [table.name for table in projection.tables]
     new = {"name": projection.name, "version": projection.version, "tables": tables}

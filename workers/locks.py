@@ -17,7 +17,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from events.exchange import Rows, Statement, exchange, number
+from events.exchange import Rows, Statement, break_off, exchange, number
 from events.ids import lane_of
 from hydracore.db.pool import conninfo
 from workers.sql import OPERATIONS
@@ -102,7 +102,7 @@ class InstanceLocks:
             self._beating.cancel()
             await asyncio.wait([self._beating])
         if self._connection is not None:
-            await self._connection.close()
+            await break_off(self._connection)
 
     async def _take(self, instance_id: UUID) -> AsyncConnection | None:
         """The connection that now has the lock, or None where somebody else's has it."""
@@ -111,7 +111,7 @@ class InstanceLocks:
             return connection if await _try_lock(connection, instance_id) else None
         except _BROKEN:
             # An idle connection learns only now that the database was restarted in the meantime.
-            await connection.close()
+            await break_off(connection)
         connection = await self._connected()
         return connection if await _try_lock(connection, instance_id) else None
 
@@ -134,7 +134,7 @@ class InstanceLocks:
                 try:
                     await connection.execute("SELECT 1")
                 except _BROKEN:
-                    await connection.close()
+                    await break_off(connection)
 
 
 async def _try_lock(connection: AsyncConnection, instance_id: UUID) -> bool:
@@ -158,5 +158,5 @@ async def _ask(connection: AsyncConnection, *statements: Statement) -> list[Rows
         return await exchange(connection, statements)
     except asyncio.CancelledError:
         # Nobody knows any more whether this session has the lock: without the session, nobody has.
-        await connection.close()
+        await break_off(connection)
         raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
@@ -20,6 +22,8 @@ from tests.waiting import PATIENCE_S, until
 
 NUMBERS = Statement(b"SELECT n, n::text || 'x' FROM generate_series(1, $1::integer) AS n ORDER BY n", (b"2",))
 ADD = b"INSERT INTO noted (word) VALUES ($1)"
+#: How each answer ends.
+READY = b"Z\0\0\0\5I"
 #: Waits for as long as somebody else has the lock.
 WAIT = Statement(b"SELECT pg_advisory_xact_lock(1)", ())
 
@@ -137,6 +141,17 @@ async def test_each_is_a_transaction_of_its_own(connection: AsyncConnection) -> 
     assert await noted(connection) == ["best", "better", "good"]
 
 
+def have_come(connection: AsyncConnection, count: int) -> None:
+    """Wait until so many answers are there, which the loop has no time to look at."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as there:
+        while (
+            not select.select([there], [], [], PATIENCE_S)[0]
+            or there.recv(65_536, socket.MSG_PEEK).count(READY) < count
+        ):
+            assert time.monotonic() < give_up_s
+
+
 async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -> None:
     """More than fits into the buffers on the way, both ways."""
     words = [character * 20_000_000 for character in (b"a", b"b", b"c")]
@@ -154,8 +169,7 @@ async def test_whoever_sends_takes_in_no_answer_that_another_would_wait_for_for_
     """libpq reads what has come where it cannot send all at once."""
     first = asyncio.create_task(exchange(connection, [NUMBERS], follow=True))
     await asyncio.sleep(0)
-    come, _, _ = select.select([connection.pgconn.socket], [], [], PATIENCE_S)
-    assert come, "the answer is there, and the loop has not looked yet"
+    have_come(connection, 1)
 
     assert await exchange(connection, [Statement(b"SELECT length($1)", (b"x" * 30_000_000,))], follow=True)
     assert await first == [[(b"1", b"1x"), (b"2", b"2x")]]
@@ -207,6 +221,27 @@ async def test_one_that_is_given_up_takes_the_connection_with_it_and_nobody_is_g
 
     assert isinstance(gone, asyncio.CancelledError)
     assert isinstance(other, psycopg.OperationalError)
+    assert connection.closed
+
+
+@pytest.mark.parametrize("given_up", [0, 1])
+async def test_nobody_is_given_the_answers_of_one_that_is_given_up_as_they_come(
+    connection: AsyncConnection, given_up: int
+) -> None:
+    words = (b"a", b"b", b"c")
+    asked = [
+        asyncio.create_task(exchange(connection, [Statement(b"SELECT $1::text", (word,))], follow=True))
+        for word in words
+    ]
+    await asyncio.sleep(0)
+    have_come(connection, 3)
+
+    asked[given_up].cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert isinstance(answers[given_up], asyncio.CancelledError)
+    for word, answer in zip(words, answers, strict=True):
+        assert isinstance(answer, BaseException) or answer == [[(word,)]]
     assert connection.closed
 
 

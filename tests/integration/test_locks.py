@@ -1,11 +1,14 @@
 """Who works on an instance: one process at a time, as long as it is alive and can show it."""
 
 import asyncio
+import sys
 from threading import Event
+from uuid import UUID
 
 import psycopg
 
 from tests import lives
+from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
 from workers.locks import InstanceLocks
 
@@ -66,6 +69,34 @@ async def test_whoever_is_stopped_as_it_asks_for_a_lock_leaves_it_to_others(data
     await other.close()
 
 
+async def stop_one_as_another_begins_to_listen(database_url: str) -> None:
+    locks = InstanceLocks(database_url, role="")
+    assert await is_free(locks)
+    connection = locks._connection
+    assert connection is not None
+
+    await connection.lock.acquire()
+    listening = asyncio.create_task(is_free(locks))
+    stopped = asyncio.create_task(is_free(locks, lives.instance_id("eve")))
+    await asyncio.sleep(0)
+    connection.lock.release()
+    stopped.cancel()
+
+    found, end = await asyncio.gather(listening, stopped, return_exceptions=True)
+    assert found is True
+    assert isinstance(end, asyncio.CancelledError)
+    await locks.close()
+
+
+async def test_whoever_is_stopped_does_not_take_its_process_along(database_url: str) -> None:
+    """libuv ends a process that has it listen to what is closed by then."""
+    scenario = stop_one_as_another_begins_to_listen
+    code = f"import sys, uvloop; from {__name__} import {scenario.__name__} as it; uvloop.run(it(sys.argv[1]))"
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, database_url, cwd=REPOSITORY)
+    assert await process.wait() == 0
+
+
 async def test_a_process_with_nothing_to_say_keeps_its_locks(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -88,6 +119,6 @@ async def test_a_process_with_nothing_to_say_keeps_its_locks(
     await holder.close()
 
 
-async def is_free(locks: InstanceLocks) -> bool:
-    async with locks.hold(ADA) as hold:
+async def is_free(locks: InstanceLocks, instance_id: UUID = ADA) -> bool:
+    async with locks.hold(instance_id) as hold:
         return hold is not None
