@@ -250,8 +250,13 @@ async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
     alone = asyncio.create_task(exchange(connection, [WAIT]))
-    await asyncio.sleep(0)
+    waiting = "SELECT FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
 
+    async def waits() -> bool:
+        return (await owner_conn.execute(waiting, (connection.info.backend_pid,))).rowcount > 0
+
+    # A cancel that comes before the statement has begun is lost, and the connection closed five seconds later.
+    await until(waits)
     alone.cancel()
 
     with pytest.raises(asyncio.CancelledError):
