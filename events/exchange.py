@@ -10,8 +10,9 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from math import inf
 from typing import Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -96,13 +97,8 @@ class _Way:
             raise errors.OperationalError("an exchange before this one was given up")
         if self.ear is None:
             return await connection.wait(answers)
-        limit_s: float | None = getattr(connection, "answer_s_max", None)
-        timer = None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self.hang_up)
-        try:
+        with hanging_up(getattr(connection, "answer_s_max", inf), self.hang_up):
             return await waiting.wait_async(answers, self.ear, interval=_LOOK_UP_S)
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     def give_up(self) -> None:
         """Where exchanges follow each other, no other one is answered."""
@@ -168,6 +164,17 @@ async def _exchanged(
         known.update(new)
     # The answers to a preparation have neither rows nor a command tag.
     return [result for result in results if result.command_status]
+
+
+@contextmanager
+def hanging_up(limit_s: float, hang_up: Callable[[], None]) -> Generator[None]:
+    """Have `hang_up` called once this has taken `limit_s`."""
+    timer = None if limit_s == inf else asyncio.get_running_loop().call_later(limit_s, hang_up)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def hang_up(connection: AsyncConnection) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 
-from events.exchange import hang_up
+from events.exchange import hang_up, hanging_up
 
 #: How long somebody who is waited for himself waits for a word of the database: as long as for one that is gone (`pool._WATCHFUL`).
 ANSWER_S_MAX: Final = 20.0
@@ -26,8 +26,5 @@ class HurriedConnection(psycopg.AsyncConnection):
     answer_s_max: ClassVar[float] = ANSWER_S_MAX
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        timer = asyncio.get_running_loop().call_later(self.answer_s_max, hang_up, self)
-        try:
+        with hanging_up(self.answer_s_max, partial(hang_up, self)):
             return await super().wait(gen, *args, **kwargs)
-        finally:
-            timer.cancel()
