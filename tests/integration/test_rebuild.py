@@ -25,7 +25,6 @@ from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import rebuild
-from projections.registry import projections
 from projections.reservation import ReservationProjection
 from projections.tables import Table
 from projections.usage_daily import UsageDaily
@@ -33,77 +32,6 @@ from tests import lives
 from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import BETWEEN_WRITES_S
-
-SHAPE = """
-SELECT c.relname, coalesce(array_to_string(c.reloptions, ','), ''), pg_get_userbyid(c.relowner),
-       (SELECT array_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull
-                         ORDER BY a.attnum)
-          FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0),
-       (SELECT array_agg(replace(pg_get_indexdef(i.indexrelid), n.nspname || '.', '') ORDER BY i.indexrelid::regclass::text)
-          FROM pg_index i WHERE i.indrelid = c.oid),
-       (SELECT array_agg(k.conname || ' ' || pg_get_constraintdef(k.oid) ORDER BY k.conname)
-          FROM pg_constraint k WHERE k.conrelid = c.oid),
-       (SELECT array_agg(grantee || ' ' || privilege_type ORDER BY grantee, privilege_type)
-          FROM information_schema.role_table_grants g WHERE g.table_schema = n.nspname AND g.table_name = c.relname)
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = 'public' AND c.relname = ANY (%s)
- ORDER BY c.relname
-"""
-
-
-@pytest.mark.parametrize("name", projections())
-async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
-    name: str, database_url: str, owner_conn: psycopg.AsyncConnection
-) -> None:
-    projection = projections()[name]
-    tables = [table.name for table in projection.tables]
-    async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=16)
-        await follow_all(pool)
-        await owner_conn.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor")
-        before = await (await owner_conn.execute(SHAPE, (tables,))).fetchall()
-
-        report = await rebuilt(database_url, projection)
-
-        assert (report.drifted, report.generation) == (0, 2)
-        assert report.rows_compared > 0
-        assert report.stopped_s is not None
-        assert await (await owner_conn.execute(SHAPE, (tables,))).fetchall() == before
-        # Writers, followers and a second rebuild go on as if nothing had happened.
-        await write_lives(store, count=8, start=16)
-        await follow_all(pool)
-        assert (await compared(database_url, projection)).drifted == 0
-
-
-async def test_postgresql_leaves_a_build_alone_until_it_is_live(
-    database_url: str, owner_conn: psycopg.AsyncConnection
-) -> None:
-    async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
-    options = "SELECT reloptions FROM pg_class WHERE relkind = 'r' AND relname = 'instance' ORDER BY relnamespace::regnamespace::text"
-    build = await generations.begin(owner_conn, InstanceProjection())
-
-    # Whoever vacuums or analyzes it would keep the swap from its lock, and only gives way to those who wait for long.
-    during = await (await owner_conn.execute(options)).fetchall()
-    assert during == [(["fillfactor=70", "autovacuum_enabled=off"],), (["fillfactor=70"],)], build.schema
-
-    await rebuilt(database_url, InstanceProjection())
-    after = await (await owner_conn.execute(options)).fetchall()
-    assert after == [(["fillfactor=70"],), (["fillfactor=70"],)]
-
-
-async def test_what_rows_are_looked_for_by_is_analyzed_before_they_are_served(
-    database_url: str, owner_conn: psycopg.AsyncConnection
-) -> None:
-    async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
-    await rebuilt(database_url, InstanceProjection())
-
-    query = "SELECT attname FROM pg_stats WHERE schemaname = 'public' AND tablename = 'instance'"
-    analyzed = {name for (name,) in await (await owner_conn.execute(query)).fetchall()}
-    keys = {"lane", "id", "tenant_id", "customer_id", "idempotency_key", "created_at", "wake_at", "provider"}
-    # Of the last two, the conditions of partial indexes.
-    assert analyzed == keys | {"pending_action_id", "status"}
 
 
 async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hydracore.embedded.errors import HomeInUse, HomeUnusable, PartFailed
+from hydracore.embedded.errors import PartFailed
 from hydracore.embedded.files import tail, write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.leftovers import RecordedProcess, describe, stop_leftovers, write_runtime
@@ -315,37 +315,3 @@ async def test_a_stranger_with_a_recycled_number_is_left_alone(tmp_path: Path) -
     write_runtime(tmp_path / "runtime.json", [older])
 
     assert stop_leftovers(tmp_path / "runtime.json") == []
-
-
-def test_two_supervisors_never_share_a_home(tmp_path: Path) -> None:
-    home, same = Home(tmp_path / "home"), Home(tmp_path / "home")
-
-    with (
-        home.lock(),
-        pytest.raises(HomeInUse, match=rf"in use by another `hydracore up` \(pid {os.getpid()}\)"),
-        same.lock(),
-    ):
-        pass
-    with same.lock():
-        pass
-
-
-def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    secrets = home.secrets()
-
-    home.keep_api_key("hck_key")
-    again = Home(tmp_path / "home").secrets()
-
-    assert again.api_key == "hck_key"
-    assert again.master_key == secrets.master_key
-    assert again.database_password == secrets.database_password
-    assert home.secrets_file.stat().st_mode & 0o777 == 0o600
-    assert secrets.master_key not in repr(secrets)
-
-
-def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-
-    with pytest.raises(HomeUnusable, match="cannot be used as a home: Not a directory"):
-        Home(tmp_path / "file")

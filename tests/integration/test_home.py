@@ -1,0 +1,43 @@
+"""The folder of an embedded stack: one supervisor's at a time, private, and refused with a reason where it cannot be one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hydracore.embedded.errors import HomeInUse, HomeUnusable
+from hydracore.embedded.home import Home
+
+
+def test_two_supervisors_never_share_a_home(tmp_path: Path) -> None:
+    home, same = Home(tmp_path / "home"), Home(tmp_path / "home")
+
+    with (
+        home.lock(),
+        pytest.raises(HomeInUse, match=rf"in use by another `hydracore up` \(pid {os.getpid()}\)"),
+        same.lock(),
+    ):
+        pass
+    with same.lock():
+        pass
+
+
+def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    secrets = home.secrets()
+
+    home.keep_api_key("hck_key")
+    again = Home(tmp_path / "home").secrets()
+
+    assert again.api_key == "hck_key"
+    assert again.master_key == secrets.master_key
+    assert again.database_password == secrets.database_password
+    assert home.secrets_file.stat().st_mode & 0o777 == 0o600
+    assert secrets.master_key not in repr(secrets)
+
+
+def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(HomeUnusable, match="cannot be used as a home: Not a directory"):
+        Home(tmp_path / "file")
