@@ -1,0 +1,137 @@
+"""The log over TLS, where what libpq has read of the socket is not what it has read of the message.
+
+The embedded PostgreSQL speaks no TLS, so a door in front of it does, as hosted ones have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+
+from events.exchange import Statement, exchange
+from tests import lives
+from tests.log_audit import audited
+from tests.requests_to_log import open_store, origin, requested
+from tests.waiting import until
+
+ADDRESS = "127.0.0.1"
+#: More than libpq's buffers, a TLS record and the kernel's buffers take at once.
+LARGE_BYTES = 9_000_000
+
+
+def certificate_in(folder: Path) -> tuple[Path, Path]:
+    """A certificate that vouches for `ADDRESS` and for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "postgresql")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(ADDRESS))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    names = folder / "server.crt", folder / "server.key"
+    names[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    names[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return names
+
+
+@asynccontextmanager
+async def tls_door(database_url: str, certificate: Path, key: Path) -> AsyncGenerator[int]:
+    """The port of a door that speaks TLS with whoever comes and plainly with the server behind it."""
+    there = conninfo_to_dict(database_url)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["postgresql"])
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(str(there["host"]), int(str(there["port"])))
+        await asyncio.gather(carry(reader, there_writer), carry(there_reader, writer))
+
+    async with await asyncio.start_server(serve, ADDRESS, 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+async def encrypted_url(database_url: str, tmp_path: Path) -> AsyncGenerator[str]:
+    certificate, key = await asyncio.to_thread(certificate_in, tmp_path)
+    async with tls_door(database_url, certificate, key) as port:
+        given = conninfo_to_dict(database_url)
+        # Without a question before it whether there is TLS, which the door would have to answer.
+        yield (
+            f"postgresql://{given['user']}:{given['password']}@{ADDRESS}:{port}/{given['dbname']}"
+            f"?sslmode=verify-full&sslrootcert={certificate}&sslnegotiation=direct"
+        )
+
+
+async def recorded(owner_conn: AsyncConnection) -> int:
+    ((count,),) = await (await owner_conn.execute("SELECT count(*) FROM command")).fetchall()
+    return count
+
+
+async def test_nobody_gets_in_without_the_certificate(encrypted_url: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
+        await AsyncConnection.connect(encrypted_url, sslrootcert="system")
+
+
+async def test_large_exchanges_follow_each_other(encrypted_url: str) -> None:
+    words = [letter * LARGE_BYTES for letter in (b"a", b"b", b"c")]
+    async with await AsyncConnection.connect(encrypted_url, autocommit=True) as connection:
+        assert connection.pgconn.ssl_in_use
+
+        answers = await asyncio.gather(
+            *(exchange(connection, [Statement(b"SELECT $1::text, 1", (word,))], follow=True) for word in words)
+        )
+
+    assert answers == [[[(word, b"1")]] for word in words]
+
+
+async def test_a_session_that_is_killed_under_load_loses_and_doubles_nothing(
+    encrypted_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(encrypted_url) as (store, _):
+
+        async def write(customer_id: str) -> None:
+            for number in range(10):
+                stream_id = await requested(store, customer_id, f"k{number}")
+                await store.execute(stream_id, lives.plan(hostname=f"{customer_id}-{number}", vpn_ip=None), origin())
+
+        async def has_grown_to(count: int) -> bool:
+            return await recorded(owner_conn) >= count
+
+        async with asyncio.TaskGroup() as writers:
+            for number in range(6):
+                writers.create_task(write(f"c{number}"))
+            for count in (10, 40, 70, 100):
+                await until(partial(has_grown_to, count))
+                await owner_conn.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'test' AND datname = current_database()"
+                )
+
+    audit = await audited(owner_conn)
+    assert len(audit.versions) == len(audit.commands) / 2 == 60
