@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
@@ -171,17 +171,37 @@ class EventStore:
                 outcome = await self._append(remembered.state, stream_id, command, origin)
                 if outcome is not None:
                     return outcome
-        lost: VersionConflict | None = None
-        for _ in range(RACES_MAX):
-            state = await self.load(stream_id)
-            if lost is not None:
-                _check_is_race(lost, state)
+
+        async def given(_state: Instance | None) -> AnyCommand:
+            return command
+
+        return await self.change(stream_id, given, origin)
+
+    async def change(
+        self, stream_id: UUID, command_at: Callable[[Instance | None], Awaitable[AnyCommand]], origin: Origin
+    ) -> Outcome:
+        """As `execute`, with the command that `command_at` makes of the instance as it is, which is None where no stream is.
+
+        After each lost race it is asked again. Raises what it raises, too.
+        """
+        state = await self.load(stream_id)
+        for _ in range(RACES_MAX - 1):
             try:
-                return await self.execute_at(state, stream_id, command, origin)
-            except VersionConflict as error:
-                lost = error
-        assert lost is not None, "there was a race at least"
-        raise lost
+                return await self.execute_at(state, stream_id, await command_at(state), origin)
+            except VersionConflict as lost:
+                state = await self.load_after(lost)
+        return await self.execute_at(state, stream_id, await command_at(state), origin)
+
+    async def load_after(self, lost: VersionConflict) -> Instance | None:
+        """The instance after a lost race.
+
+        Raises what `load` does, and `LogCorrupted` where nobody has won it: the log conflicts with itself.
+        """
+        state = await self.load(lost.stream_id)
+        if version_of(state) == lost.expected:
+            what = f"stream {lost.stream_id} is said to be at version {lost.actual}, and its events end with {lost.expected}"
+            raise LogCorrupted(lane_of(lost.stream_id), 0, what)
+        return state
 
     async def execute_at(self, state: Instance | None, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
         """Decide at `state` and append there. Raises `VersionConflict` where the stream has moved on since."""
@@ -249,16 +269,6 @@ class EventStore:
 def _may_go_on(rows: list[_Row]) -> bool:
     weight = rows[-1].upto_bytes if rows else 0
     return pages.may_go_on(events=len(rows), events_max=STREAM_PAGE, weight=weight)
-
-
-def _check_is_race(lost: VersionConflict, state: Instance | None) -> None:
-    """Raises `LogCorrupted` where the events that are there now end before the version that the log has reported, or had gone
-    beyond it: no other writer makes that so.
-    """
-    version = version_of(state)
-    if not lost.expected <= lost.actual <= version:
-        what = f"stream {lost.stream_id} is said to be at version {lost.actual}, and its events end with {version}"
-        raise LogCorrupted(lane_of(lost.stream_id), 0, what)
 
 
 async def read_heads(connection: AsyncConnection) -> dict[int, int]:

@@ -25,7 +25,7 @@ from events.patience import run
 from events.record import Origin
 from events.sql import Statements
 from events.state import Attempt, Instance
-from events.store import RACES_MAX, EventStore
+from events.store import EventStore
 from hydracore.tokens import maker_of_enrol_token, maker_of_key
 
 _SQL = Statements("hydracore", "reissuing.sql")
@@ -51,6 +51,17 @@ _OF_USE: Final = [tag_of(kind) for kind in OF_USE]
 #: than the present one has made, has not fetched new ones yet. `passing`: its server is being made or its agent drained, for which
 #: such tokens are needed once more. `unreadable`: the stream does not say.
 Standing = Literal["none", "present", "former", "unknown", "awaited", "passing", "unreadable"]
+
+#: What is to be made anew.
+STALE: Final[tuple[Literal["former"], Literal["unknown"]]] = ("former", "unknown")
+
+
+class _IsSettled(Exception):
+    """Nothing is to be made anew any more."""
+
+    def __init__(self, standing: Standing) -> None:
+        super().__init__(standing)
+        self.standing: Standing = standing
 
 
 class AgentTokens(msgspec.Struct, kw_only=True):
@@ -79,9 +90,9 @@ def standing(state: Instance, master_keys: MasterKeys) -> Standing:
     if state.status == DELETING:
         return "none" if held is None else "present" if held == "present" else "passing"
     in_force = _by(state.id, agent.key_id, agent.key_hash, master_keys)
-    if in_force in {"former", "unknown"}:
+    if in_force in STALE:
         return in_force
-    if held in {"former", "unknown"}:
+    if held in STALE:
         return "awaited"
     return in_force or held or "none"
 
@@ -132,24 +143,26 @@ class Reissuer:
     async def _revoke(self, instance_id: UUID) -> tuple[bool, Standing]:
         """Whether that was needed and done, and how it stands now."""
         which = await self._glance(instance_id)
-        if which not in {"former", "unknown"}:
+        if which not in STALE:
             return False, which
         origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
-        for _ in range(RACES_MAX):
-            state, which = await self._look(instance_id)
-            if state is None or which not in {"former", "unknown"}:
-                return False, which
-            try:
-                # At this version: a key that is issued meanwhile is by the present master key, and stays.
-                command = RotateAgentKey(at_ms=self._now_ms())
-                outcome = await self._store.execute_at(state, instance_id, command, origin)
-            except VersionConflict:
-                continue
-            except LogCorrupted:
-                return False, "unreadable"
-            return True, standing(outcome.state, self._master_keys)
-        _, which = await self._look(instance_id)
-        return False, which
+
+        async def rotation(state: Instance | None) -> RotateAgentKey:
+            # Of this version: a key that is issued meanwhile is by the present master key, and stays.
+            now = "none" if state is None else standing(state, self._master_keys)
+            if now not in STALE:
+                raise _IsSettled(now)
+            return RotateAgentKey(at_ms=self._now_ms())
+
+        try:
+            outcome = await self._store.change(instance_id, rotation, origin)
+        except _IsSettled as settled:
+            return False, settled.standing
+        except VersionConflict:
+            return False, which
+        except (LogCorrupted, EventUnreadable):
+            return False, "unreadable"
+        return True, standing(outcome.state, self._master_keys)
 
     async def _glance(self, instance_id: UUID) -> Standing:
         """How it stands, by those of its events alone that may matter."""
@@ -174,13 +187,6 @@ class Reissuer:
             state = folded(state, page, stream_id=instance_id)
             if len(page) < EVENTS:
                 return state
-
-    async def _look(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
-        try:
-            state = await self._store.load(instance_id)
-        except (LogCorrupted, EventUnreadable):
-            return None, "unreadable"
-        return state, "none" if state is None else standing(state, self._master_keys)
 
 
 def _by(

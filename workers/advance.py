@@ -78,9 +78,10 @@ async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
 
 async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
     try:
-        return await take(deps, state, step)
-    except VersionConflict:
-        return Moved(state=await _reload(deps, state))
+        try:
+            return await take(deps, state, step)
+        except VersionConflict as lost:
+            return Moved(state=await _load_after(deps, lost))
     except (StoreUnavailable, psycopg.OperationalError):
         raise
     except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: tried ever later, and the alarm can sound
@@ -114,8 +115,8 @@ async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
             assert_never(step)
 
 
-async def _reload(deps: Deps, state: Instance) -> Instance:
-    fresh = await deps.store.load(state.id)
+async def _load_after(deps: Deps, lost: VersionConflict) -> Instance:
+    fresh = await deps.store.load_after(lost)
     assert fresh is not None, "streams do not go away"
     return fresh
 

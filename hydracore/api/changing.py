@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
 from events.commands import AnyCommand
-from events.errors import VersionConflict
 from events.record import Origin, Outcome
 from events.state import Instance
-from events.store import RACES_MAX, EventStore
+from events.store import EventStore
 from hydracore.api.access import require_access
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
@@ -40,17 +38,10 @@ class Changes:
     ) -> Outcome:
         """Append what `command_at` asks for at the instance as it is now, under an `origin` of its own unless one is given.
 
-        Raises `NotFound`, `Forbidden`, whatever `command_at` raises, what the write side refuses, and `VersionConflict`
-        after `RACES_MAX` lost races.
+        Raises `NotFound`, `Forbidden`, whatever `command_at` raises, and what `EventStore.change` does.
         """
-        origin = origin or asked.incoming.origin(asked.who.actor)
-        for _ in range(RACES_MAX - 1):
-            with suppress(VersionConflict):
-                return await self._try(asked, command_at, origin)
-        return await self._try(asked, command_at, origin)
 
-    async def _try(
-        self, asked: Asked, command_at: Callable[[Instance], Awaitable[AnyCommand]], origin: Origin
-    ) -> Outcome:
-        state = await self.look(asked.who, asked.instance_id)
-        return await self._store.execute_at(state, asked.instance_id, await command_at(state), origin)
+        async def command(state: Instance | None) -> AnyCommand:
+            return await command_at(require_access(asked.who, state))
+
+        return await self._store.change(asked.instance_id, command, origin or asked.incoming.origin(asked.who.actor))
