@@ -49,8 +49,8 @@ async def patiently(
 ) -> T:
     """The answer of `work` on a borrowed connection. `work` must be safe to repeat.
 
-    Raises `StoreUnavailable` once `patience_s` has passed, and at once where the pool was closed; psycopg's errors where
-    the statement is to blame.
+    Raises `StoreUnavailable` where the connection is the trouble, or none is to be had, once `patience_s` has passed, and at once where
+    the pool was closed; psycopg's errors where the statement is to blame.
     Connections are not checked when they are borrowed (that costs a round trip each time); after a failure all idle
     ones are, so that one restart costs one failure and not one per connection.
     """
@@ -59,7 +59,7 @@ async def patiently(
     while True:
         with cancellation_heard():
             try:
-                async with pool.connection(timeout=patience_s) as connection:
+                async with pool.connection(timeout=max(0.0, give_up_at - clock())) as connection:
                     return await work(connection)
             except PoolClosed as error:
                 raise StoreUnavailable("The database is not used any more; this process is stopping") from error

@@ -35,7 +35,8 @@ _CUSTOMER = _SQL["customer"]
 _WITHOUT_EVENT = _SQL["without_event"]
 _ANY_ERASED = _SQL["any_erased"]
 
-#: How long what was sealed with a key may be on its way into the log after no process seals with it any more.
+#: How long what was sealed with a key is on its way into the log at most after no process seals with it any more, unless the log is in
+#: trouble. What begins a stream later, whoever takes it up tells (`workers.erasure`).
 APPEND_S = PATIENCE_S
 
 _log = structlog.get_logger(__name__)
