@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -19,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.batch import LANDED, Verdict, flush
 from events.errors import StoreUnavailable
 from events.explaining import explain
-from events.patience import patiently
+from events.patience import PATIENCE_S, patiently
 from events.record import Append, InlineProjection
 from events.shared import LATE_S, SharedConnection
 
@@ -67,6 +68,8 @@ class Committer:
         #: The lanes of the batch that each has under way.
         self._air: dict[asyncio.Task[None], set[int]] = {}
         self._late: set[asyncio.Task[None]] = set()
+        #: When a flush landed last, by the loop's clock.
+        self._landed_s = -math.inf
 
     async def commit(self, append: Append) -> Verdict:
         """The log's verdict on `append`.
@@ -144,13 +147,15 @@ class Committer:
         return batch
 
     async def _settle(self, batch: list[_Pending]) -> None:
+        began_s = asyncio.get_running_loop().time()
         try:
             verdicts = await self._flush([append for append, _ in batch])
         except StoreUnavailable as error:
-            # Whoever waits behind them would wait as long again for the same answer.
-            self._refuse_all(batch, str(error))
+            # Whoever waits behind them would wait as long again for the same answer: all, unless others have landed meanwhile.
+            lanes = None if self._landed_s < began_s else {append.lane for append, _ in batch}
+            self._refuse(batch, str(error), lanes=lanes)
         except asyncio.CancelledError:
-            self._refuse_all(batch, "This process is stopping")
+            self._refuse(batch, "This process is stopping")
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one append that caused it
             if len(batch) > 1:
@@ -164,11 +169,14 @@ class Committer:
                 if not future.done():
                     future.set_result(verdict)
 
-    def _refuse_all(self, batch: list[_Pending], reason: str) -> None:
-        """Refuse `batch` and everything that waits."""
-        waiting = [*batch, *self._alone, *self._queue]
-        self._alone, self._queue = [], []
-        for _, future in waiting:
+    def _refuse(self, batch: list[_Pending], reason: str, *, lanes: set[int] | None = None) -> None:
+        """Refuse `batch` and everything that waits, or only what waits for these `lanes`."""
+        refused, queue, alone = batch, self._queue, self._alone
+        self._queue, self._alone = [], []
+        for waiting, left in ((queue, self._queue), (alone, self._alone)):
+            for pending in waiting:
+                (refused if lanes is None or pending[0].lane in lanes else left).append(pending)
+        for _, future in refused:
             if not future.done():
                 future.set_exception(StoreUnavailable(reason))
 
@@ -181,10 +189,15 @@ class Committer:
             except QueryCanceled as error:
                 raise _InTheWay from error
 
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
         try:
-            verdicts = await patiently(self._connection, together)
+            verdicts = await patiently(self._connection, together, patience_s=PATIENCE_S)
         except _InTheWay:
-            verdicts = await patiently(self._pool, lambda connection: flush(connection, appends, self._inline))
+            left_s = began_s + PATIENCE_S - clock()
+            alone = partial(flush, appends=appends, inline=self._inline)
+            verdicts = await patiently(self._pool, alone, patience_s=left_s)
+        self._landed_s = clock()
         self._publish(appends, verdicts)
         return verdicts
 
