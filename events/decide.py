@@ -257,6 +257,7 @@ def _teardown_step(state: Instance, command: c.RecordTeardownStep) -> Events:
         raise Rejected(state.id, f"Teardown step {command.step} before {state.teardown_step}")
     done = e.TeardownStepDone(at_ms=command.at_ms, step=command.step)
     agent = state.agent
-    if command.step == "key_revoked" and agent is not None and agent.key_id is not None:
+    # A key that was issued for the drain goes with it.
+    if command.step in {"key_revoked", "drained"} and agent is not None and agent.key_id is not None:
         return (e.AgentKeyRevoked(at_ms=command.at_ms, key_id=agent.key_id, reason="deletion"), done)
     return (done,)

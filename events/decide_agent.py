@@ -7,6 +7,7 @@ from uuid import UUID
 from events import commands as c
 from events import types as e
 from events.errors import (
+    AgentDraining,
     AttemptSuperseded,
     BootSuperseded,
     KeyNotPending,
@@ -21,7 +22,11 @@ def decide_agent(
     state: Instance, command: c.EnrolAgent | c.IssueAgentKey | c.AcknowledgeAgentKey | c.ReportBootstrap
 ) -> tuple[e.AnyEvent, ...]:
     """The events that `command` causes at `state`. Raises a subclass of `Rejected`."""
-    if state.status not in {PROVISIONING, RUNNING}:
+    if state.is_draining:
+        if isinstance(command, c.ReportBootstrap):
+            raise AgentDraining(state.id)
+        # What its last chats cost it can tell only with a key in force, which it may have to get first, in a boot that is known.
+    elif state.status not in {PROVISIONING, RUNNING}:
         raise AttemptSuperseded(state.id)
     match command:
         case c.EnrolAgent():

@@ -6,6 +6,7 @@ EventsError
 |   |-- TransitionRefused   the lifecycle has no such step
 |   |-- RequestMismatch     same idempotency key, other request
 |   |-- AttemptSuperseded   an agent of an older attempt or of a deleted instance
+|   |-- AgentDraining       an agent of an instance that is being deleted, whose last chats may still end
 |   |-- BootSuperseded      an agent process that has been replaced by a later boot
 |   |-- TokenRefused        an enrol token that is wrong or out of time
 |   |-- KeyNotPending       the agent key was acknowledged and cannot be fetched again
@@ -57,6 +58,12 @@ class RequestMismatch(Rejected):
 class AttemptSuperseded(Rejected):
     def __init__(self, instance_id: UUID) -> None:
         super().__init__(instance_id, "This attempt is over; the agent must stop")
+
+
+class AgentDraining(Rejected):
+    def __init__(self, instance_id: UUID) -> None:
+        reason = "This instance is being deleted; until its chats are over nothing is taken but what they cost"
+        super().__init__(instance_id, reason)
 
 
 class BootSuperseded(Rejected):

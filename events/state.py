@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from events.lifecycle import PENDING, Status
+from events.lifecycle import DELETING, PENDING, Status
 from events.types import BootstrapStage, Health, Sealed, TeardownStep
 
 #: How far provisioning is, in order.
@@ -175,6 +175,15 @@ class Instance(msgspec.Struct, kw_only=True):
     deleted_ms: int | None = None
     #: When the customer's key was found destroyed; from then on no sealed field has a value.
     erased_ms: int | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it is being deleted, and its agent may still have chats to end and to tell what they cost.
+
+        One that has never acknowledged a key could not be asked for any.
+        """
+        has_served = self.agent is not None and self.agent.control_key_id is not None
+        return self.status == DELETING and has_served and "drained" not in self.teardown_done
 
     @property
     def teardown_step(self) -> TeardownStep | None:

@@ -6,17 +6,18 @@ import hmac
 from typing import NamedTuple
 from uuid import UUID
 
+from events.errors import AgentDraining
 from events.lifecycle import DELETING, PROVISIONING, RUNNING
 from events.master_keys import MasterKeys
 from events.state import Agent
 from events.store import EventStore
-from hydracore.api.errors import Draining, Gone, Unauthorized
+from hydracore.api.errors import Gone, Unauthorized
 from hydracore.api.validation import RawHeaders
 from hydracore.tokens import AgentKey, agent_key, hash_token, parse_agent_key
 from projections.queries import AgentKeyRow, Queries
 
 GONE = "This instance is over; the agent must stop"
-DRAINING = "This instance is being deleted; until its chats are over nothing is taken but what they cost"
+NOT_IN_FORCE = "The agent key is no longer in force"
 
 
 class CallingAgent(NamedTuple):
@@ -31,7 +32,7 @@ class CallingAgent(NamedTuple):
 
 
 class MeteredAgent(CallingAgent):
-    """An agent that tells what it has spent: it may do so until its instance is drained."""
+    """An agent that tells what it has spent, or says that it has the key to do so: it may until its instance is drained."""
 
 
 class AgentGate:
@@ -44,26 +45,28 @@ class AgentGate:
 
     async def authenticate(self, headers: RawHeaders) -> CallingAgent:
         """Raises `Unauthorized` for a key that is not, or no longer, in force, `Gone` when the instance is over, and
-        `Draining` while it is being deleted and its chats may still end.
+        `AgentDraining` while it is being deleted and its chats may still end.
 
         A key that none of the master keys has made is refused without a look at the database. One that was issued is told when its
         instance is over, although it was revoked with it: that is how an agent learns that it must stop.
         """
         shown, claimed, row = await self._known(headers)
         if await self._draining(shown, claimed, row) is not None:
-            raise Draining(DRAINING)
+            raise AgentDraining(claimed.instance_id)
         _require_in_force(shown, row)
         return CallingAgent(claimed.instance_id, claimed.key_id)
 
     async def authenticate_to_report(self, headers: RawHeaders) -> MeteredAgent:
         """The same, but the key that the deletion revoked is good for this until the drain is over: what its last chats
-        have cost is owed all the same. One that was rotated away before is not."""
+        have cost is owed all the same. So is one that was issued since; one that was rotated away is not, and its agent gets itself
+        another.
+        """
         shown, claimed, row = await self._known(headers)
         agent = await self._draining(shown, claimed, row)
         if agent is None:
             _require_in_force(shown, row)
         elif claimed.key_id not in {agent.key_id, agent.leaving_key_id}:
-            raise Draining(DRAINING)
+            raise Unauthorized(NOT_IN_FORCE)
         return MeteredAgent(claimed.instance_id, claimed.key_id)
 
     async def _known(self, headers: RawHeaders) -> tuple[str, AgentKey, AgentKeyRow]:
@@ -86,7 +89,7 @@ class AgentGate:
         state = await self._store.load(claimed.instance_id)
         assert state is not None, "an agent's key is of an instance"
         agent = state.agent
-        if agent is None or "drained" in state.teardown_done:
+        if agent is None or not state.is_draining:
             return None
         # Agents of earlier attempts have nothing to end, and a key of this id by another master key was never issued.
         issued = {
@@ -101,7 +104,7 @@ def _require_in_force(shown: str, row: AgentKeyRow) -> None:
     if row.status not in {PROVISIONING, RUNNING}:
         raise Gone(GONE)
     if not _is_of_hash(shown, row.key_hash):
-        raise Unauthorized("The agent key is no longer in force")
+        raise Unauthorized(NOT_IN_FORCE)
 
 
 def _is_of_hash(shown: str, key_hash: str | None) -> bool:

@@ -30,7 +30,7 @@ from events.store import EventStore
 from events.types import BootstrapReported
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
-from hydracore.api.agent_gate import CallingAgent
+from hydracore.api.agent_gate import CallingAgent, MeteredAgent
 from hydracore.api.errors import Conflict, Unauthorized
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
@@ -114,7 +114,7 @@ class AgentEndpoints:
         errors=(401, 409, 410),
     )
     async def acknowledge_secrets(
-        self, who: CallingAgent, incoming: Incoming, body: s.AcknowledgeSecrets
+        self, who: MeteredAgent, incoming: Incoming, body: s.AcknowledgeSecrets
     ) -> dict[str, Any]:
         _require_key(who, body.key_id)
         command = c.AcknowledgeAgentKey(at_ms=self._now_ms(), boot_id=body.boot_id, key_id=who.key_id)

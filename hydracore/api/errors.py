@@ -14,7 +14,6 @@
     |-- AgentFailed        502  the agent cannot be reached, or could not do it
     |-- AgentBusy          503  the agent takes nothing new for a moment
     |-- Interrupted        503  this process stops, and cannot wait for the end of it
-    |-- Draining           503  to agents: wait with this, the instance is being deleted and its chats may still end
     `-- AgentTooSlow       504  the agent, or the model behind it, did not answer in time
 
 The write side's errors (`events.errors`) are translated here and nowhere else.
@@ -41,6 +40,7 @@ _log = structlog.get_logger(__name__)
 
 #: What a client is told to wait when the database is away or an agent takes nothing new; a restart takes about that.
 RETRY_AFTER_S = 2
+_RETRY_AFTER: Final = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 
 #: Of a request with more problems, the first ones are told, and of a longer name its beginning: each problem has the whole path of where
 #: it is, so that all of them could be ten thousand times as large as the request.
@@ -116,24 +116,18 @@ class AgentFailed(ApiError):
 
 class AgentBusy(ApiError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+    headers = _RETRY_AFTER
 
 
 class Interrupted(ApiError):
     """What the cancelling of a request's task is turned into, which only its server does."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+    headers = _RETRY_AFTER
     log_event = "request_not_served"
 
     def __init__(self) -> None:
         super().__init__(_UNAVAILABLE)
-
-
-class Draining(ApiError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-    log_event = "agent_must_wait"
 
 
 class AgentTooSlow(ApiError):
@@ -185,6 +179,9 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
             return Failure(HTTPStatus.CONFLICT, detail)
         case e.AttemptSuperseded() | e.BootSuperseded():
             return Failure(HTTPStatus.GONE, detail)
+        case e.AgentDraining():
+            _log.warning("agent_must_wait", status=int(HTTPStatus.SERVICE_UNAVAILABLE), reason=str(error), cause=None)
+            return Failure(HTTPStatus.SERVICE_UNAVAILABLE, detail, _RETRY_AFTER)
         case e.TokenRefused():
             return Failure(HTTPStatus.UNAUTHORIZED, detail, ((b"www-authenticate", b"Bearer"),))
         case e.Rejected():
@@ -206,8 +203,7 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
 def _unavailable(error: Exception) -> Failure:
     """Nothing is known to have happened; commands carry an id, so that asking again is safe."""
     _log.warning("request_not_served", error=type(error).__name__)
-    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-    return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, headers)
+    return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, _RETRY_AFTER)
 
 
 def _cause(error: ApiError) -> str | None:

@@ -2,15 +2,16 @@
 
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from events import commands as c
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api
 from tests.enrolling import NOW_MS, Agent, address_of, agent_fixture, execute, intend, versions_of
-from tests.use_fixtures import shared_api_fixture
+from tests.use_fixtures import shared_api_fixture, shared_owner_conn_fixture
 
-__all__ = ["agent_fixture", "shared_api_fixture"]
+__all__ = ["agent_fixture", "shared_api_fixture", "shared_owner_conn_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -192,6 +193,41 @@ async def test_after_a_deletion_everything_says_stop(api: Api, agent: Agent) -> 
 
     assert [answer.status_code for answer in answers] == [410] * 4
     assert await versions_of(api, agent) == version
+
+
+async def test_an_agent_being_drained_waits_with_all_but_what_it_needs_to_tell_usage(api: Api, agent: Agent) -> None:
+    ledger_id = uuid4()
+    await agent.get_ready()
+    await execute(api, agent.instance_id, c.RotateAgentKey(at_ms=NOW_MS))
+    await api.client.delete(f"/v1/instances/{agent.instance_id}", headers=api.token())
+    await execute(api, agent.instance_id, c.RecordTeardownStep(at_ms=NOW_MS, step="key_revoked"))
+
+    refused = await agent.usage(ledger_id, 1)
+    agent.boot_id = uuid4()
+    enrolled, secrets = await agent.enroll(), await agent.secrets()
+    agent.key = secrets.json()["agent_key"]
+    taken = [enrolled, secrets, await agent.acknowledge(secrets.json()["key_id"]), await agent.usage(ledger_id, 1)]
+    waiting = [await agent.callback(1), await agent.heartbeat(), await agent.config()]
+    await execute(api, agent.instance_id, c.RecordTeardownStep(at_ms=NOW_MS, step="drained"))
+    over = [await agent.secrets(), await agent.usage(ledger_id, 2), await agent.callback(1)]
+
+    assert refused.status_code == 401
+    assert [answer.status_code for answer in taken] == [200] * 4
+    assert [(answer.status_code, answer.headers["retry-after"]) for answer in waiting] == [(503, "2")] * 3
+    assert [answer.status_code for answer in over] == [410] * 3
+
+
+async def test_a_report_that_a_deletion_overtakes_is_to_wait(
+    api: Api, agent: Agent, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await agent.get_ready()
+    await api.client.delete(f"/v1/instances/{agent.instance_id}", headers=api.token())
+    # As it was when the report's key was looked at.
+    await owner_conn.execute("UPDATE instance SET status = 'provisioning' WHERE id = %s", (agent.instance_id,))
+
+    answer = await agent.callback(1)
+
+    assert (answer.status_code, answer.headers.get("retry-after")) == (503, "2")
 
 
 async def test_the_agent_of_an_older_attempt_must_stop(api: Api, agent: Agent) -> None:

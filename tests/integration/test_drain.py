@@ -185,6 +185,26 @@ async def test_an_agent_that_does_not_answer_for_a_moment_still_has_its_chats_en
     assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"])]
 
 
+async def test_an_agent_whose_key_was_rotated_right_before_the_deletion_tells_what_its_last_chat_cost(
+    chatty: Chatty,
+) -> None:
+    stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
+    await models.fault("hold", after_tokens=2, contains="first")
+    chat = asyncio.create_task(chatty.chat("The first"))
+    await models.until_requests(1)
+
+    async with stack.deps() as deps:
+        # At once, so that the agent does not ask anything in between.
+        for command in (c.RotateAgentKey(at_ms=deps.now_ms()), deletion(deps, hours=0)):
+            await deps.store.execute(instance_id, command, deps.origin(instance_id))
+    await until(lambda: stack.has_happened(instance_id, "teardown_step_done", step="key_revoked"))
+    await models.release()
+    answer = await chat
+    await stack.until_status(instance_id, "deleted")
+
+    assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"])]
+
+
 def deletion(deps: Deps, *, hours: int) -> c.RequestDeletion:
     """By a clock that is so many hours ahead of ours."""
     return c.RequestDeletion(at_ms=deps.now_ms() + hours * HOUR_MS, reason="requested")

@@ -9,6 +9,7 @@ import pytest
 from events import commands as c
 from events import types as e
 from events.errors import (
+    AgentDraining,
     AttemptSuperseded,
     BootSuperseded,
     KeyNotPending,
@@ -48,10 +49,57 @@ def agent_of(life: Life) -> Agent:
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-@pytest.mark.parametrize("status", ["pending", "failed", "error", "deleting", "deleted"])
+@pytest.mark.parametrize("status", ["pending", "failed", "error", "deleted"])
 def test_an_agent_of_an_instance_that_is_over_must_stop(status: str, message: c.AnyCommand) -> None:
     with pytest.raises(AttemptSuperseded):
         Life.after(*lives.WAYS[status]).give(message)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize(
+    "way",
+    [
+        (*lives.ENROLLED, lives.issue(), lives.delete()),
+        (*lives.DELETING, lives.teardown("key_revoked"), lives.teardown("drained")),
+    ],
+    ids=["never had a chat", "drained"],
+)
+def test_an_agent_that_has_nothing_to_tell_of_an_instance_being_deleted_must_stop(
+    way: tuple[c.AnyCommand, ...], message: c.AnyCommand
+) -> None:
+    with pytest.raises(AttemptSuperseded):
+        Life.after(*way).give(message)
+
+
+# --- whoever is leaving ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [(), ("key_revoked",)])
+def test_an_agent_being_drained_waits_with_its_reports(steps: tuple[e.TeardownStep, ...]) -> None:
+    with pytest.raises(AgentDraining):
+        Life.after(*lives.DELETING, *map(lives.teardown, steps)).give(lives.report(9, "booted"))
+
+
+def test_an_agent_being_drained_that_has_no_key_in_force_gets_one_until_it_is_drained() -> None:
+    life = Life.after(*lives.RUNNING, lives.rotate_key(), lives.delete(), lives.teardown("key_revoked"))
+
+    life.give(lives.issue(SECOND_KEY))
+    life.give(lives.acknowledge(SECOND_KEY))
+    assert agent_of(life).control_key_id == SECOND_KEY
+
+    assert life.give(lives.teardown("drained")) == (
+        e.AgentKeyRevoked(at_ms=NOW_MS, key_id=SECOND_KEY, reason="deletion"),
+        e.TeardownStepDone(at_ms=NOW_MS, step="drained"),
+    )
+
+
+def test_a_later_boot_of_an_agent_being_drained_is_known() -> None:
+    life = Life.after(*lives.DELETING, lives.teardown("key_revoked"))
+
+    life.give(lives.enrol(SECOND_BOOT))
+
+    assert agent_of(life).boot_id == SECOND_BOOT
+    assert agent_of(life).leaving_key_id == KEY
 
 
 @pytest.mark.parametrize("message", MESSAGES)
