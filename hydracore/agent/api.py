@@ -18,8 +18,8 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from hydracore.agent.chat_messages import AgentProblem
 from hydracore.agent.chats import ChatError
-from hydracore.agent.waiting import work_until
 from hydracore.transport import REQUEST_ID
+from hydracore.waiting import first_of
 
 log = structlog.get_logger()
 
@@ -101,12 +101,10 @@ class AgentApi:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request = Request(dict(parse_qsl(scope["query_string"].decode("latin-1"))), headers, body, last)
-        gone = asyncio.Event()
-        watching = asyncio.create_task(_watch(receive, gone))
-        try:
-            await work_until(gone, self._respond(scope, handler, request, send))
-        finally:
-            watching.cancel()
+        responding = asyncio.create_task(self._respond(scope, handler, request, send))
+        leaving = asyncio.create_task(_left(receive))
+        if leaving not in await first_of(responding, leaving):
+            responding.result()
 
     def _find(self, scope: Scope) -> tuple[Handler, str] | Response:
         """Who answers, and the last part of the path; or the refusal."""
@@ -166,11 +164,10 @@ async def _read_body(receive: Receive) -> bytes:
             return bytes(body)
 
 
-async def _watch(receive: Receive, gone: asyncio.Event) -> None:
+async def _left(receive: Receive) -> None:
     """Once the body is read, the only thing left to receive is that the caller has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    gone.set()
 
 
 async def _send_response(send: Send, response: Response) -> None:

@@ -12,8 +12,8 @@ import structlog
 from hydracore.agent.api import AgentApi
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.messages import Level, Listen
-from hydracore.agent.waiting import work_until
 from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.waiting import work_until
 
 log = structlog.get_logger()
 

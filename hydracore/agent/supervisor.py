@@ -15,7 +15,7 @@ from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Ignored, Level, ReportedError, Versions
 from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeKind
-from hydracore.agent.waiting import work_until
+from hydracore.waiting import work_until
 
 log = structlog.get_logger()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
 from hydracore.api.errors import Interrupted
+from hydracore.waiting import first_of
 
 
 class Attended:
@@ -17,23 +19,18 @@ class Attended:
     `Interrupted` where the server stops before it has ended.
     """
 
-    def __init__(self, work: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, work: Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]) -> None:
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        working = asyncio.ensure_future(self._work(scope, receive, send))
-        leaving = asyncio.ensure_future(_gone(receive))
+        working = asyncio.create_task(self._work(scope, receive, send))
+        leaving = asyncio.create_task(_gone(receive))
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                await working
+            # Also when the server stops: whatever is open to an agent is closed before this returns.
+            if working in await first_of(working, leaving):
+                working.result()
         except asyncio.CancelledError:
             raise Interrupted from None
-        finally:
-            # Also when the server stops: whatever is open to an agent is closed before this returns.
-            working.cancel()
-            leaving.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:

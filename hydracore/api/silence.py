@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from litestar.types import Send
 
 from hydracore.vps import VpsError
+from hydracore.waiting import first_of
 
 T = TypeVar("T")
 
@@ -31,15 +32,10 @@ _HEADERS: Final = [
 
 async def outcome(work: Coroutine[Any, Any, T], *, watch: Coroutine[Any, Any, NoReturn]) -> T:
     """What `work` comes to, unless `watch` raises before that. Neither goes on when this returns."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch)
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return await (working if working.done() else watching)
-    finally:
-        # Also when nobody waits any more: whatever is open to an agent is closed before this returns.
-        working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+    working, watching = asyncio.create_task(work), asyncio.create_task(watch)
+    # Also when nobody waits any more: whatever is open to an agent is closed before this returns.
+    by_themselves = await first_of(working, watching)
+    return (working if working in by_themselves else watching).result()
 
 
 async def keep_looking(look: Look) -> NoReturn:

@@ -142,19 +142,19 @@ async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
     config = configuration(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=GRACEFUL_S)
     ready = asyncio.Event()
     server = EmbeddedServer(config, on_started=ready.set)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    started = asyncio.create_task(ready.wait())
-    await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
-    started.cancel()
-    if task.done():
-        task.result()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # Its end is heard of too, where it never gets ready.
+    serving.add_done_callback(lambda _: ready.set())
     try:
+        await ready.wait()
+        if serving.done():
+            serving.result()
         yield
     finally:
         # Their clients are told by the closing connection; nothing is applied any more.
         sim.held.release(None, apply=False)
         server.should_exit = True
-        await task
+        await serving
 
 
 class _Protocol(BoundedProtocol):

@@ -11,6 +11,7 @@ from hydracore.embedded.account import Switch
 from hydracore.embedded.errors import EmbeddedError
 from hydracore.embedded.leftovers import kill_group
 from hydracore.embedded.part import Part
+from hydracore.waiting import first_of
 
 #: Pauses before a restart, in seconds: doubling from the first to the longest, and back after a steady run.
 BACKOFF_S_FIRST: Final = 0.2
@@ -106,14 +107,8 @@ class Keeper:
 
     async def _prepared(self) -> bool:
         """Prepare a start; False where a stop came first, which breaks the preparation off."""
-        preparing = asyncio.ensure_future(self.part.prepare())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((preparing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            preparing.cancel()
-        await asyncio.wait((preparing,))
+        preparing = asyncio.create_task(self.part.prepare())
+        await first_of(preparing, asyncio.create_task(self._stopping.wait()))
         if not preparing.cancelled():
             preparing.result()
         return not self._stopping.is_set()
@@ -121,15 +116,14 @@ class Keeper:
     async def _until_ended(self, process: asyncio.subprocess.Process) -> int:
         """Wait until the process ends by itself, or end it once told to stop; its exit status."""
         ended = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not ended.done():
+        if ended not in await first_of(ended, asyncio.create_task(self._stopping.wait())):
             with suppress(ProcessLookupError):
                 process.send_signal(self.part.stop_signal)
-            await asyncio.wait((ended,), timeout=self._grace_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._grace_s):
+                    await process.wait()
         kill_group(process.pid)
-        return await ended
+        return await process.wait()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         part = self.part

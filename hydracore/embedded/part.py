@@ -1,8 +1,9 @@
 """What the supervisor keeps running: one command, described."""
 
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydracore.embedded.account import Account
 
@@ -28,7 +29,7 @@ class Part:
     #: Asks it to end in order; sent to its main process alone.
     stop_signal: signal.Signals = signal.SIGTERM
     #: Run before every start, and cancelled where the part is to stop before that.
-    prepare: Callable[[], Awaitable[None]] = nothing_to_prepare
+    prepare: Callable[[], Coroutine[Any, Any, None]] = nothing_to_prepare
     #: Whether it serves; a part that cannot be asked counts as ready once it has run for `settle_s`.
     ready: Ready | None = None
     settle_s: float = 0.0

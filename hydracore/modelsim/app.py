@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Rece
 from hydracore.modelsim.faults import Fault, Faults
 from hydracore.modelsim.script import Rule, count_tokens
 from hydracore.reading import UNREADABLE
+from hydracore.waiting import first_of
 
 #: Requests remembered for /_sim/requests; older ones are forgotten.
 RECORDS_MAX: Final = 2000
@@ -92,15 +94,12 @@ class ModelSim:
         fault = self.faults.take(request.model, request.latest)
         answering = asyncio.create_task(completion.run(fault, self.faults.released))
         leaving = asyncio.create_task(exchange.left())
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
+        if answering not in await first_of(answering, leaving):
             record.ended = "left"
-        answering.cancel()
-        leaving.cancel()
-        # An aborted answer is left unfinished, for which the server cuts the connection.
-        for outcome in await asyncio.gather(answering, leaving, return_exceptions=True):
-            if isinstance(outcome, Exception) and not isinstance(outcome, ConnectionError):
-                raise outcome
+        for task in (answering, leaving):
+            # An aborted answer is left unfinished, for which the server cuts the connection.
+            with suppress(ConnectionError, asyncio.CancelledError):
+                task.result()
 
     def _record(self, exchange: Exchange, request: wire.CompletionRequest) -> Record:
         self._served += 1

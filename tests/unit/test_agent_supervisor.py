@@ -15,7 +15,6 @@ from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Versions
 from hydracore.agent.runtime import RuntimeConfig, RuntimeKind
 from hydracore.agent.supervisor import Supervisor
-from hydracore.agent.waiting import work_until
 
 
 def require_right(config: RuntimeConfig) -> None:
@@ -290,27 +289,3 @@ def test_waits_double_up_to_the_cap_and_start_anew_after_a_success(rand: Callabl
 
     assert waits == pytest.approx([1 * share, 2 * share, 4 * share, 5 * share, 5 * share], rel=1e-5)
     assert backoff.next_s() == pytest.approx(share, rel=1e-5)
-
-
-async def test_work_is_cut_short_by_the_event_and_its_cleanup_awaited() -> None:
-    event, steps = asyncio.Event(), list[str]()
-
-    async def work() -> None:
-        try:
-            event.set()
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0)
-            steps.append("cleaned up")
-
-    assert await work_until(event, work())
-    assert steps == ["cleaned up"]
-
-
-async def test_what_work_raises_is_raised_unless_the_event_came() -> None:
-    async def fail() -> None:
-        raise RuntimeFailed("x", "y")
-
-    with pytest.raises(RuntimeFailed):
-        await work_until(asyncio.Event(), fail())
-    assert not await work_until(asyncio.Event(), asyncio.sleep(0))

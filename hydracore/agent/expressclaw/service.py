@@ -32,7 +32,7 @@ from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.expressclaw.turn import Turn
 from hydracore.agent.expressclaw.turns import LeftOpen, Reply
 from hydracore.agent.messages import UsageEntry
-from hydracore.agent.waiting import work_until
+from hydracore.waiting import work_until
 
 log = structlog.get_logger()
 

@@ -33,8 +33,8 @@ from hydracore.agent.expressclaw.telegram_api import (
 )
 from hydracore.agent.expressclaw.wishes import Bot
 from hydracore.agent.messages import ReportedError
-from hydracore.agent.waiting import work_until
 from hydracore.reading import UNREADABLE
+from hydracore.waiting import work_until
 
 log = structlog.get_logger()
 

@@ -25,8 +25,8 @@ from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.wishes import Webhook, integration_name
 from hydracore.agent.messages import Channel, ReportedError
-from hydracore.agent.waiting import work_until
 from hydracore.transport import AnswerTooLarge, exchange, new_client
+from hydracore.waiting import work_until
 
 log = structlog.get_logger()
 

@@ -1,0 +1,122 @@
+"""Whoever waits for one of two things and is cancelled leaves nothing that goes on without an owner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Generator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hydracore.cloudsim.main import _keeper, _served
+from hydracore.cloudsim.quota import Quota
+from hydracore.cloudsim.sim import Sim
+from hydracore.cloudsim.store import Store
+from hydracore.embedded.keeper import Keeper
+from hydracore.embedded.part import Part
+from hydracore.modelsim.app import ModelSim
+from hydracore.modelsim.faults import Fault
+from tests.waiting import until
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def going_on() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {task for task in [asyncio.current_task()] if task}
+
+
+async def test_a_keeper_that_is_cancelled_leaves_no_process_and_no_task(tmp_path: Path) -> None:
+    program = (sys.executable, "-c", "import time; time.sleep(600)")
+    part = Part(name="one", kind="one", command=program, environ=dict(os.environ))
+    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_trouble=lambda _: None)
+    keeper.begin()
+    await until(lambda: keeper.pid)
+    process = psutil.Process(keeper.pid)
+    assert keeper._task is not None
+    await cancel(keeper._task)
+
+    assert not going_on()
+    await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_a_preparation_is_over_when_its_keeper_is(tmp_path: Path) -> None:
+    begun, cleaned_up = asyncio.Event(), asyncio.Event()
+
+    async def prepare() -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.set()
+
+    part = Part(name="one", kind="one", command=("false",), environ={}, prepare=prepare)
+    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_trouble=lambda _: None)
+    keeper.begin()
+    await begun.wait()
+    assert keeper._task is not None
+    await cancel(keeper._task)
+
+    assert cleaned_up.is_set()
+    assert not going_on()
+
+
+async def test_an_answer_of_modelsim_ends_with_whoever_asked_for_it() -> None:
+    sim = ModelSim()
+    sim.faults.add(Fault(kind="hang"))
+    asked = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}]}).encode()
+    messages = [{"type": "http.request", "body": asked, "more_body": False}]
+    listening = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        listening.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(_: Any) -> None:
+        raise AssertionError("nothing is answered")
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    serving = asyncio.create_task(sim(scope, receive, send))
+    await listening.wait()
+    await cancel(serving)
+
+    assert not going_on()
+
+
+@contextlib.contextmanager
+def an_unserved_cloudsim(home: Path) -> Generator[Sim]:
+    store = Store(home / "cloudsim.sqlite", now=lambda: datetime.now(UTC), pick=secrets.randbelow)
+    keeper = _keeper(home, store, boot="inline", action_delay_s=0, stop_grace_s=1)
+    with contextlib.closing(store):
+        yield Sim(store=store, keeper=keeper, quota=Quota(monotonic=time.monotonic, wall=time.time), token="t")
+
+
+# Its handlers declare parameters as this release of Litestar no longer likes it.
+@pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
+async def test_a_cloudsim_that_is_cancelled_as_it_starts_serves_no_longer(tmp_path: Path) -> None:
+    with an_unserved_cloudsim(tmp_path) as sim, socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = _served(sim, listener)
+        starting = asyncio.create_task(serving.__aenter__())
+        # The server is begun within its first step, and needs more of them until it answers.
+        await asyncio.sleep(0)
+        assert len(going_on()) > 1
+        await cancel(starting)
+
+        assert not going_on()

@@ -1,0 +1,158 @@
+"""Waiting for the first of several things: who wins, what is raised, and that nothing goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn
+
+import pytest
+
+from hydracore.waiting import first_of, work_until
+
+
+class Steps:
+    """Works that note how they end."""
+
+    def __init__(self) -> None:
+        self.cleaned_up: list[str] = []
+        self.begun = asyncio.Event()
+
+    async def endless(self, name: str) -> NoReturn:
+        try:
+            self.begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self.cleaned_up.append(name)
+
+
+@pytest.fixture
+def steps() -> Steps:
+    return Steps()
+
+
+async def fail() -> NoReturn:
+    raise LookupError("x")
+
+
+async def seven() -> int:
+    return 7
+
+
+def nothing_goes_on() -> bool:
+    return asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# --- the first of several --------------------------------------------------------------------------------------------
+
+
+async def test_the_others_are_cancelled_and_their_cleanup_awaited(steps: Steps) -> None:
+    winner, loser = asyncio.create_task(seven()), asyncio.create_task(steps.endless("loser"))
+
+    assert await first_of(winner, loser) == {winner}
+
+    assert (winner.result(), loser.cancelled(), steps.cleaned_up) == (7, True, ["loser"])
+    assert nothing_goes_on()
+
+
+async def test_what_ends_at_once_is_over_by_itself() -> None:
+    one, other = asyncio.create_task(seven()), asyncio.create_task(fail())
+
+    assert await first_of(one, other) == {one, other}
+
+    assert one.result() == 7
+    with pytest.raises(LookupError):
+        other.result()
+
+
+async def test_what_a_loser_makes_of_its_end_does_not_make_it_a_winner() -> None:
+    async def stubborn() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "all the same"
+        raise AssertionError
+
+    winner, loser = asyncio.create_task(asyncio.sleep(0)), asyncio.create_task(stubborn())
+
+    assert await first_of(winner, loser) == {winner}
+    assert loser.result() == "all the same"
+
+
+async def test_the_error_of_the_first_ends_the_wait_and_is_its_own_to_tell(steps: Steps) -> None:
+    failing, loser = asyncio.create_task(fail()), asyncio.create_task(steps.endless("loser"))
+
+    assert await first_of(loser, failing) == {failing}
+
+    assert isinstance(failing.exception(), LookupError)
+    assert steps.cleaned_up == ["loser"]
+
+
+async def test_a_wait_that_is_cancelled_leaves_neither(steps: Steps) -> None:
+    async def wait() -> None:
+        await first_of(*(asyncio.create_task(steps.endless(name)) for name in ("one", "other")))
+
+    waiting = asyncio.create_task(wait())
+    await steps.begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert sorted(steps.cleaned_up) == ["one", "other"]
+    assert nothing_goes_on()
+
+
+async def test_a_wait_that_is_cancelled_as_it_cleans_up_leaves_neither_and_is_cancelled() -> None:
+    cleaning_up = asyncio.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning_up.set()
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(first_of(*map(asyncio.create_task, (asyncio.sleep(0), slow_to_end()))))
+    await cleaning_up.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert nothing_goes_on()
+
+
+# --- work until an event ---------------------------------------------------------------------------------------------
+
+
+async def test_work_is_cut_short_by_the_event_and_its_cleanup_awaited(steps: Steps) -> None:
+    assert await work_until(steps.begun, steps.endless("work"))
+
+    assert steps.cleaned_up == ["work"]
+    assert nothing_goes_on()
+
+
+async def test_what_work_raises_is_raised_unless_the_event_came() -> None:
+    came = asyncio.Event()
+
+    async def fail_as_it_comes() -> None:
+        came.set()
+        raise LookupError("x")
+
+    with pytest.raises(LookupError):
+        await work_until(asyncio.Event(), fail())
+    assert await work_until(came, fail_as_it_comes())
+    assert not await work_until(asyncio.Event(), asyncio.sleep(0))
+    assert nothing_goes_on()
+
+
+async def test_work_that_nobody_waits_for_any_more_is_over(steps: Steps) -> None:
+    waiting = asyncio.create_task(work_until(asyncio.Event(), steps.endless("work")))
+    await steps.begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert steps.cleaned_up == ["work"]
+    assert nothing_goes_on()
