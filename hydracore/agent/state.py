@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from hydracore.agent.errors import AlreadyRunning, DiskRefuses
+from hydracore.files import write_atomic
 
 log = structlog.get_logger()
 
@@ -52,17 +53,10 @@ class StateDir:
         `DiskRefuses`.
         """
         with self.writing():
-            target = self.path / name
             draft = self.path / f"{name}.new"
             # A draft that a crash left behind may have a wider mode; a fresh inode cannot.
             draft.unlink(missing_ok=True)
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(target)
-            self._sync_directory()
+            write_atomic(self.path / name, content, draft=draft)
 
     @contextmanager
     def writing(self) -> Generator[None]:
@@ -110,10 +104,3 @@ class StateDir:
 
     def retire(self) -> None:
         self.write(_RETIRED, b"")
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from hydracore.files import sync_folder
 from hydracore.reading import UNREADABLE
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -68,12 +69,3 @@ class LinesFile(Generic[T]):
                 return False
             file.seek(-1, os.SEEK_END)
             return file.read(1) != b"\n"
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk. Raises `OSError`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from hydracore.audit.errors import FileExists
-from hydracore.audit.lines_file import sync_folder
+from hydracore.files import sync_folder
 
 #: Ends the names of drafts, and of nothing else.
 _DRAFT: Final = ".hydracore-draft"

@@ -15,9 +15,10 @@ import msgspec
 from psycopg import AsyncConnection
 
 from hydracore.auth import Role, create_api_key, issue_token
-from hydracore.embedded.files import write_atomic, write_json
+from hydracore.embedded.files import write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.stack import Stack
+from hydracore.files import write_atomic
 
 #: Development tokens are good for a year from every start.
 TOKEN_TTL_S: Final = 365 * 86_400

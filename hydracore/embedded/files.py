@@ -1,4 +1,4 @@
-"""Small files that are either the old one or the new one, never half of it."""
+"""The files of a home: documents that a person can read, the lock that holds it, and the ends of logs."""
 
 import fcntl
 import os
@@ -9,22 +9,7 @@ from pathlib import Path
 import msgspec
 
 from hydracore.embedded.errors import HomeInUse
-
-
-def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replace `path` (readable by its owner alone) as a whole: whoever reads sees the old or the new content.
-
-    With `durable` that holds for a crash of the machine too. A file that only means something while its processes live need not
-    wait for the disk, which can take seconds when it is busy.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    draft.replace(path)
+from hydracore.files import write_atomic
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:

@@ -8,9 +8,9 @@ import redis.asyncio
 import redis.exceptions
 
 from hydracore.embedded.binaries import valkey_server
-from hydracore.embedded.files import write_atomic
 from hydracore.embedded.part import Part
 from hydracore.embedded.ports import LOOPBACK
+from hydracore.files import write_atomic
 
 ANSWER_S_MAX: Final = 2
 
