@@ -1,17 +1,19 @@
-"""Logs are data: one JSON object a line on standard error, from our parts and from the libraries they stand on alike."""
+"""Logs are data: one JSON object a line, from our parts and from the libraries they stand on alike."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import msgspec
 import structlog
 from structlog.typing import Processor
 
 
-def configure(level: str) -> None:
-    """Set up structlog and the standard library's logging. `level`: debug, info, warning or error."""
+def configure(level: str, *, stream: TextIO | None = None) -> None:
+    """Set up structlog and the standard library's logging. `level`: debug, info, warning or error. `stream`: else standard error."""
+    stream = stream or sys.stderr
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -23,10 +25,10 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processor=structlog.processors.JSONRenderer(serializer=_to_json), foreign_pre_chain=shared

@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
-import msgspec
 import structlog
-from structlog.typing import Processor
 
+from hydracore import logs
 from hydracore.agent.agent import Agent
 from hydracore.agent.errors import StartRefused
 from hydracore.garbage import look_less_often
@@ -25,7 +23,7 @@ log = structlog.get_logger()
 
 def run(*, root: Path) -> int:
     """Run the agent of `root` until it is stopped or retired. Returns the exit code."""
-    _configure_logging()
+    logs.configure("info", stream=sys.stdout)
     try:
         look_less_often()
         if not run_until_signal(Agent(root).run()):
@@ -37,32 +35,3 @@ def run(*, root: Path) -> int:
         log.exception("agent_failed")
         return 1
     return 0
-
-
-def _configure_logging() -> None:
-    """One JSON object a line, from the agent and from the libraries it stands on alike."""
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # Plain tracebacks: the kind with local variables would print secrets.
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(serializer=_to_json), foreign_pre_chain=shared
-        )
-    )
-    # Libraries speak up from warnings on; below that, httpx would print every request.
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-
-
-def _to_json(record: object, **_: object) -> str:
-    return msgspec.json.encode(record, enc_hook=repr).decode()
