@@ -71,6 +71,10 @@ class _TooLarge(Exception):
     pass
 
 
+class _CallerGone(Exception):
+    pass
+
+
 def problem(status: int, code: str, detail: str, *headers: tuple[bytes, bytes]) -> Response:
     """An error answer."""
     return Response(status, AgentProblem(detail=detail, code=code), headers)
@@ -98,6 +102,8 @@ class AgentApi:
             body = await _read_body(receive)
         except _TooLarge:
             await _send_response(send, problem(413, "too_large", f"More than {BODY_MAX_BYTES} bytes"))
+            return
+        except _CallerGone:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request = Request(dict(parse_qsl(scope["query_string"].decode("latin-1"))), headers, body, last)
@@ -153,10 +159,13 @@ def _bind_request_id(scope: Scope) -> None:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Raises `_TooLarge`. What a caller sends who leaves meanwhile is of no interest to anybody."""
+    """The whole body. Raises `_TooLarge`, and `_CallerGone` where the caller has left before its end: a part of an order may say
+    something else than the whole of it."""
     body = bytearray()
     while True:
         message = await receive()
+        if message["type"] != "http.request":
+            raise _CallerGone
         body += message.get("body", b"")
         if len(body) > BODY_MAX_BYTES:
             raise _TooLarge

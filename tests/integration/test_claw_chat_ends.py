@@ -127,6 +127,34 @@ async def test_a_drain_that_cuts_waits_for_a_control_plane_that_takes_nothing_bu
     assert (malformed.status_code, malformed.json()["code"]) == (422, "bad_request")
 
 
+@pytest.mark.parametrize(
+    ("body", "framing"),
+    [
+        (b"", b"Content-Length: 14"),
+        (b"", b"Transfer-Encoding: chunked"),
+        (b"2\r\n{}\r\n", b"Transfer-Encoding: chunked"),
+    ],
+)
+async def test_a_drain_whose_body_is_cut_off_drains_nothing(
+    control_plane: FakeControlPlane, claw: Claw, body: bytes, framing: bytes
+) -> None:
+    host, port = control_plane.listen
+    token = control_plane.control_token.encode()
+    head = (
+        b"POST /api/drain HTTP/1.1\r\nHost: agent\r\nAuthorization: Bearer " + token + b"\r\n" + framing + b"\r\n\r\n"
+    )
+
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(head + body)
+    writer.write_eof()
+    # The agent has learned that nothing more comes when it ends the connection, too.
+    heard = await reader.read()
+    writer.close()
+
+    assert heard == b""
+    assert (await claw.chat("Hello"))["message"] == f"{MARK} You said: Hello"
+
+
 async def test_a_drain_that_cuts_does_not_wait_for_ever_for_a_disk_on_which_no_chat_can_end(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
