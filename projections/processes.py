@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import signal
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -46,21 +46,20 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
         claims = 1 if (await progress()).events <= workers * EVENTS_AT_ONCE else 2
         at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (claims * workers)))
         work = partial(fold_lanes, conninfo, projection, build, at_once=at_once, readers=workers, full_speed=full_speed)
-        running = [start_folding(work) for _ in range(workers)]
+        running = list[tuple[BaseProcess, Answer]]()
         try:
+            for _ in range(workers):
+                # One by one: where the machine has no room for one more, those before it are ended.
+                running.append(start_folding(work))
             while alive := [process for process, _ in running if process.is_alive()]:
                 await progress()
                 await ended(alive, within_s=LOOK_S)
         finally:
-            for process, _ in running:
-                # One that is stopped hears nothing else.
-                process.kill()
-                process.join()
-        reasons = [reason_of(process, answer) for process, answer in running if process.exitcode != 0]
+            reasons = [end_folding(process, answer) for process, answer in running]
         now = await progress()
         # A process that was killed leaves its lane to the others; only lanes that nobody folded are a failure.
         if now.lanes_folded < now.lanes:
-            raise FoldFailed(build.name, "; ".join(reasons) or "lanes are left")
+            raise FoldFailed(build.name, "; ".join(filter(None, reasons)) or "lanes are left")
 
     return fold
 
@@ -81,15 +80,29 @@ def interrupts_blocked() -> Generator[None]:
 
 
 def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
-    """Have `work` done by a process that gives way to others, and that goes with this one. Once it has ended, ask `reason_of`."""
+    """Have `work` done by a process that gives way to others, and that goes with this one; `end_folding` is for both in
+    the end. Raises `OSError` where the machine has no room for it."""
     answer, its_answer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
         target=child.do, args=(child.task_of(work, _told), its_answer), name="hydracore-fold", daemon=True
     )
-    with interrupts_blocked():
-        process.start()
-    its_answer.close()
+    with closing(its_answer):
+        try:
+            with interrupts_blocked():
+                process.start()
+        except BaseException:
+            answer.close()
+            raise
     return process, answer
+
+
+def end_folding(process: BaseProcess, answer: Answer) -> str | None:
+    """Have the process end, whatever it is about; why it has not done its work, `None` where it has."""
+    with closing(answer):
+        # One that is stopped hears nothing else.
+        process.kill()
+        process.join()
+        return None if process.exitcode == 0 else _reason_of(process, answer)
 
 
 async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
@@ -116,9 +129,8 @@ def _told(error: Exception) -> str:
     return f"{name} ({error.sqlstate})" if isinstance(error, psycopg.Error) and error.sqlstate else name
 
 
-def reason_of(process: BaseProcess, answer: Answer) -> str:
-    """Why a process has not done its work."""
+def _reason_of(process: BaseProcess, answer: Answer) -> str:
     try:
         return str(answer.recv()) if answer.poll() else f"a process ended with {process.exitcode}"
-    except EOFError:
+    except (EOFError, OSError):  # It was killed before it had said anything, or in the middle of it.
         return f"a process ended with {process.exitcode}"

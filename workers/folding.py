@@ -26,7 +26,7 @@ from projections.definition import Projection
 from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
-from projections.processes import ended, reason_of, start_folding
+from projections.processes import end_folding, ended, start_folding
 from projections.rebuild import Folding
 from projections.registry import all_versions
 from workers.broker import HintSender
@@ -100,12 +100,10 @@ class Folder:
         try:
             await ended([process], within_s=CLAIM_S_MAX)
         finally:
-            # One that is stopped hears nothing else.
-            process.kill()
-            process.join()
+            reason = end_folding(process, answer)
         _log.info("folded", projection=build.name, generation=build.number, exit_code=process.exitcode)
-        if process.exitcode != 0:
-            await self._say(build, reason_of(process, answer), failed=True)
+        if reason is not None:
+            await self._say(build, reason, failed=True)
 
     async def _say(self, build: Generation, reason: str, *, failed: bool) -> None:
         said = _Said(build.follower, reason[:_REASON_LENGTH_MAX], failed)

@@ -1,0 +1,62 @@
+"""Folding in processes where the machine has no room for all of them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import active_children, resource_tracker
+from pathlib import Path
+
+import pytest
+
+from projections.generations import Generation, Progress
+from projections.instance import InstanceProjection
+from projections.processes import fold_in_processes
+
+#: Enough for two or three processes, each of which needs some descriptors as it starts and keeps a few.
+ROOM = 14
+WORKERS = 12
+
+BUILD = Generation(name="instance", number=2, version=1, tables=["instance"], state="folding")
+
+
+def descriptors() -> list[int]:
+    return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+
+
+@contextmanager
+def room_for_descriptors(count: int) -> Generator[None]:
+    """This process may open so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        # The lowest that is free is the next one: whatever is free among those that are open is taken first.
+        highest = max(descriptors())
+        while (last := os.open(os.devnull, os.O_RDONLY)) <= highest:
+            stack.callback(os.close, last)
+        stack.callback(os.close, last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + count, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_where_one_cannot_be_started_those_before_it_are_ended_and_nothing_stays_open() -> None:
+    async def progress() -> Progress:
+        return Progress(lanes=1, lanes_folded=0, events=1, events_folded=0)
+
+    resource_tracker.ensure_running()
+    # Whoever connects to it is never answered: a process that was started has no end of its own.
+    with socket.create_server(("127.0.0.1", 0)) as silent, room_for_descriptors(ROOM):
+        before = descriptors()
+        fold = fold_in_processes(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", workers=WORKERS)
+        with pytest.raises(OSError, match="Too many open files"):
+            await fold(InstanceProjection(), BUILD, progress)
+        gc.collect()
+
+        assert not active_children()
+        assert len(descriptors()) == len(before)
