@@ -10,6 +10,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from events.ids import framed
 from events.master_keys import MasterKeys
 
 NONCE_BYTES = 12
@@ -53,8 +54,8 @@ def derive(master_key: bytes, purpose: bytes) -> bytes:
 
 
 def bind(*parts: str) -> bytes:
-    """No two different lists of parts give the same."""
-    return "".join(f"{len(part)}:{part}" for part in parts).encode()
+    """What ciphertext is bound to: the parts, framed."""
+    return framed(*parts).encode()
 
 
 def _bound_to(tenant_id: str, customer_id: str) -> bytes:

@@ -21,6 +21,7 @@ from base64 import urlsafe_b64encode
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from events.ids import framed
 from events.master_keys import MASTER_KEY_BYTES, MasterKeys
 
 NONCE_LENGTH_MAX: Final = 128
@@ -99,8 +100,7 @@ def parse_agent_key(token: str) -> AgentKey | None:
 
 
 def _derive(master_key: bytes, purpose: str, *parts: str) -> str:
-    """An HMAC of the purpose and the parts. Each is length-prefixed: no two different lists give the same message."""
+    """An HMAC of the purpose and the parts, framed."""
     assert len(master_key) == MASTER_KEY_BYTES
-    message = "".join(f"{len(part)}:{part}" for part in ("hydracore", purpose, *parts))
-    digest = hmac.digest(master_key, message.encode(), "sha256")
+    digest = hmac.digest(master_key, framed("hydracore", purpose, *parts).encode(), "sha256")
     return urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -95,7 +95,10 @@ def rows_of(
 
 
 def idempotency_value(tenant_id: str, customer_id: str, key: str) -> str:
-    """Tenant, customer and key as one text that no other triple gives."""
+    """Tenant, customer and key as one text that no other triple gives.
+
+    The last part has no length (unlike in `events.ids.framed`): it needs none, and the tables hold such values.
+    """
     return f"{len(tenant_id)}:{tenant_id}{len(customer_id)}:{customer_id}{key}"
 
 

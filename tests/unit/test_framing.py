@@ -1,0 +1,34 @@
+"""What ids, secrets, ciphertext and reservations are made of: the bytes that they have always had."""
+
+from uuid import UUID
+
+from events.ids import framed, instance_id_for
+from events.wrapping import bind
+from hydracore import tokens
+from projections.reservation import idempotency_value
+
+MASTER = bytes(range(32))
+INSTANCE = UUID("5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11")
+KEY = UUID("9d2f2a53-7d8f-4a7b-8f6a-1d2c3b4a5f60")
+
+
+def test_what_is_made_of_framed_parts_never_changes() -> None:
+    plain = instance_id_for(tenant_id="acme", customer_id="ada", idempotency_key="first")
+    accented = instance_id_for(tenant_id="acme", customer_id="ada", idempotency_key="zwölf")
+
+    assert plain == UUID("23842209-5596-5f35-ada4-b62d06ab89f2")
+    assert accented == UUID("db7d7753-8308-5ab2-89dd-2d85c8536b12")
+    assert bind("acme", "ada", "zwölf") == b"4:acme3:ada5:zw\xc3\xb6lf"
+    assert tokens.enrol_token(MASTER, INSTANCE, 2, "nonce")[-43:] == "smaQdwtemZNf1hQQwDmzsZjyjXfP9_cdMPAGNymNM1A"
+    assert tokens.agent_key(MASTER, INSTANCE, KEY)[-43:] == "XqsQXUUvOIxGiEXYgGP6T74tRJbR4kiX8otml5yIzIY"
+    assert tokens.control_token(MASTER, INSTANCE, KEY)[-43:] == "7FKMyOYUwsKxuaf3cAtClsKGNeU6-A1Wv43xYtEss64"
+
+
+def test_a_reservation_has_a_form_of_its_own_that_never_changes() -> None:
+    assert idempotency_value("acme", "ada", "zwölf") == "4:acme3:adazwölf"
+
+
+def test_no_other_parts_give_the_same() -> None:
+    assert framed("a", "bc") != framed("ab", "c")
+    assert framed("1:a") != framed("", "a")
+    assert framed() != framed("")
