@@ -9,13 +9,11 @@ whoever stands between might go by another one than we do.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import math
 import re
 import secrets
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Annotated, Final, Literal, NamedTuple
@@ -30,6 +28,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.patience import patiently
 from events.sql import Statements
+from hydracore.tokens import hash_token
 
 Role = Literal["customer", "admin", "platform"]
 
@@ -177,7 +176,7 @@ class Authenticator:
         known = await self._known_key(key_id)
         # The comparison is made even for an unknown id, so that the time taken does not tell which ids exist.
         expected = known.key_hash if known is not None else bytes(32)
-        if not hmac.compare_digest(_hash(api_key), expected) or known is None:
+        if not hmac.compare_digest(hash_token(api_key), expected) or known is None:
             raise AuthError("Invalid API key")
         if acting_as is None:
             return Principal(tenant_id=known.tenant_id, user_id=f"api_key:{key_id}", role="admin", key_id=key_id)
@@ -255,9 +254,8 @@ async def create_api_key(connection: AsyncConnection, *, tenant_id: str, name: s
     """Make a key for a tenant's backend and return it: this is the only time it can be read."""
     assert _ID.fullmatch(tenant_id), tenant_id
     key_id = uuid4()
-    secret = urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
-    api_key = f"hck_{key_id.hex}_{secret}"
-    await connection.execute(_INSERT, (key_id, tenant_id, name, _hash(api_key)))
+    api_key = f"hck_{key_id.hex}_{secrets.token_urlsafe(32)}"
+    await connection.execute(_INSERT, (key_id, tenant_id, name, hash_token(api_key)))
     return api_key
 
 
@@ -271,8 +269,3 @@ async def revoke_api_key(connection: AsyncConnection, key_id: UUID) -> ApiKey | 
     """End a key everywhere within `API_KEY_CACHE_S`; one that is revoked stays so since then. None where there is none."""
     cursor = connection.cursor(row_factory=class_row(ApiKey))
     return await (await cursor.execute(_REVOKE, (key_id,))).fetchone()
-
-
-def _hash(api_key: str) -> bytes:
-    """The secret has 256 random bits, so no slow hash is needed."""
-    return hashlib.sha256(api_key.encode()).digest()

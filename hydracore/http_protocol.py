@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
+import secrets
 from http import HTTPStatus
 from typing import Final
 
@@ -39,7 +39,7 @@ _SECURITY_HEADERS: Final = (
 
 
 def new_request_id() -> str:
-    return os.urandom(16).hex()
+    return secrets.token_hex(16)
 
 
 def headers_of_all(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
