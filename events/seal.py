@@ -8,7 +8,7 @@ is signed (Ed25519) is short; the Merkle root in it stands for all heads and lin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from typing import Annotated, NamedTuple
 
@@ -21,13 +21,13 @@ from events.digest import GENESIS
 from events.errors import LogCorrupted
 from events.ids import LANES, SEQ_MAX
 from events.merkle import root_of
+from events.times import microseconds
 
 #: What the first seal has in place of a predecessor's digest.
 NOTHING_BEFORE = bytes(32)
 
 _PURPOSE = b"hydracore/seal/1"
 _LINK_BYTES = len(GENESIS)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Head(NamedTuple):
@@ -55,8 +55,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def statement(self) -> bytes:
         """The bytes that are signed."""
-        sealed_us = (self.sealed_at - _EPOCH) // timedelta(microseconds=1)
-        return b"".join((_PURPOSE, _int8(self.number), _int8(sealed_us), self.previous, self.root))
+        return b"".join((_PURPOSE, _int8(self.number), _int8(microseconds(self.sealed_at)), self.previous, self.root))
 
     @property
     def is_malformed(self) -> bool:

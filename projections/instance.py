@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -15,6 +14,7 @@ from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
 from events.state import Agent, Attempt, Instance
+from events.times import moment
 from events.types import AnyEvent
 from projections.tables import Row, Table
 from projections.versions import OneVersion
@@ -61,11 +61,6 @@ _OF_ATTEMPT: Callable[[Attempt], Row] = attrgetter(
 _OF_AGENT: Callable[[Agent], Row] = attrgetter("bootstrap_stage", "bootstrap_seq", "key_hash")
 _NO_ATTEMPT: Row = (None, None, None, None, None, 0, None)
 _NO_AGENT: Row = (None, None, None)
-
-
-def moment(at_ms: int | None) -> datetime | None:
-    """Milliseconds since 1970 as a UTC datetime."""
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
 _TABLE = Table(

@@ -10,7 +10,7 @@ from events import types as e
 from events.failures import describe
 from events.record import Append
 from events.sql import Statements
-from projections.instance import moment
+from events.times import moment
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 

@@ -11,7 +11,7 @@ from events import types as e
 from events.record import Append
 from events.sql import Statements
 from events.state import Instance
-from projections.instance import moment
+from events.times import moment
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from typing import Final
 from uuid import UUID
@@ -12,6 +12,7 @@ import msgspec
 
 from events.exchange import Statement
 from events.sql import Statements
+from events.times import day_of
 from events.types import UsageEntry, UsageRecorded
 from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
@@ -65,8 +66,7 @@ class UsageFold:
         for fact in facts:
             assert isinstance(fact.event, UsageRecorded), "the only type that is asked for"
             for entry in fact.event.entries:
-                day = datetime.fromtimestamp(entry.at_ms / 1000, UTC).date()
-                key = (fact.lane, fact.stream_id, day)
+                key = (fact.lane, fact.stream_id, day_of(entry.at_ms))
                 self._days.setdefault(key, Sums()).add(entry)
                 if entry.end_user is not None:
                     self._end_users.add((*key, entry.end_user))

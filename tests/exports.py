@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from events.digest import chain_link, event_digest
 from events.examine import digest_of
 from events.seal import Head, make_seal
+from events.times import microseconds
 from hydracore.audit import export_records as r
 from hydracore.audit.export_check import Report, Request, verify_export
 from hydracore.audit.export_files import reading
@@ -89,7 +90,7 @@ class Forger:
                 case r.LaneRecord():
                     link = each.link
                 case r.CommandRecord():
-                    us = r.microseconds(each.recorded_at)
+                    us = microseconds(each.recorded_at)
                     link = chain_link(previous=link, command=each.digest, first_seq=each.first_seq, recorded_us=us)
                     self.change(at, link=link)
                 case r.StepsRecord():
@@ -105,7 +106,7 @@ class Forger:
         """Have a command of ours look like one of others."""
         at = self.at(r.CommandRecord, seq)
         command = self.records[at]
-        step = b"".join((seq.to_bytes(8), r.microseconds(command.recorded_at).to_bytes(8), command.digest))
+        step = b"".join((seq.to_bytes(8), microseconds(command.recorded_at).to_bytes(8), command.digest))
         hidden = r.StepsRecord(lane=command.lane, count=1, steps=step, link=command.link)
         self.records[at : at + 1 + command.event_count] = [hidden]
 

@@ -20,6 +20,7 @@ from events.ids import NAMESPACE
 from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.state import Instance
+from events.times import day_of
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
 from hydracore.api.agent_link import api_error_of, code_of, require_address, vps_errors_translated
@@ -28,7 +29,7 @@ from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
 from hydracore.api.consent import record_access, recorded_id
 from hydracore.api.errors import AgentBusy, BudgetSpent, Interrupted
-from hydracore.api.model_choice import day_of, model_choice
+from hydracore.api.model_choice import model_choice
 from hydracore.api.operations import Answer, operation
 from hydracore.api.silence import EventStream, keep_looking, outcome
 from hydracore.api.validation import Header, Incoming, RawHeaders

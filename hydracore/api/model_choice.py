@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -63,11 +62,6 @@ def unknown_models(choice: ModelChoice, catalogue: Catalogue) -> list[str]:
     """The models of a choice that have no price: they are used all the same."""
     named: Iterable[str | None] = (choice.primary, *choice.fallbacks, choice.embedding_model)
     return list(dict.fromkeys(name for name in named if name is not None and name not in catalogue.models))
-
-
-def day_of(at_ms: int) -> date:
-    """The day (UTC) that budgets and usage are counted by."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).date()
 
 
 def _dollars(amount: str | None) -> Decimal | None:

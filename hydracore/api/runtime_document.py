@@ -12,7 +12,8 @@ from msgspec import to_builtins
 from psycopg_pool import AsyncConnectionPool
 
 from events.state import Instance
-from hydracore.api.model_choice import ModelChoice, day_of, model_choice
+from events.times import day_of
+from hydracore.api.model_choice import ModelChoice, model_choice
 from hydracore.api.vault import Opened, Vault
 from hydracore.catalogue import Catalogue
 from hydracore.money import plain

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from psycopg_pool import AsyncConnectionPool
 
+from events.times import day_of
 from hydracore.api import use_schemas as s
 from hydracore.api.access import require_access
-from hydracore.api.model_choice import day_of
 from hydracore.api.operations import operation
 from hydracore.auth import Principal
 from hydracore.money import plain

@@ -14,6 +14,7 @@ from uuid import UUID
 from events.digest import chain_link
 from events.examine import digest_of, is_digest_of
 from events.ids import lane_of
+from events.times import microseconds
 from events.verify import Point
 from hydracore.audit.export_records import (
     CommandRecord,
@@ -21,7 +22,6 @@ from hydracore.audit.export_records import (
     LaneEndRecord,
     LaneRecord,
     StepsRecord,
-    microseconds,
 )
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from typing import Annotated, Final, NamedTuple
 from uuid import UUID
@@ -40,7 +40,6 @@ Lane = Annotated[int, Meta(ge=0, lt=LANES)]
 Number = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
 Time = Annotated[datetime, Meta(tz=True)]
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STEP: Final = struct.Struct(">qq32s")
 
 
@@ -201,8 +200,3 @@ class Fingerprint:
     @property
     def digest(self) -> bytes:
         return self._sha256.digest()
-
-
-def microseconds(at: datetime) -> int:
-    """Since 1970, as the links have it."""
-    return (at - _EPOCH) // timedelta(microseconds=1)

@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from events.errors import LogCorrupted
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+from events.times import EPOCH
 
 NOT_A_TIME: Final = "not a time; write it like 2026-11-23T20:47:41Z"
 
@@ -32,7 +31,7 @@ def time_text(time: datetime) -> str:
 def ms_text(at_ms: int) -> str | int:
     """Milliseconds since 1970 as a time in UTC; the number itself where no calendar has it, as in a log that was forged."""
     try:
-        return time_text(_EPOCH + timedelta(milliseconds=at_ms))
+        return time_text(EPOCH + timedelta(milliseconds=at_ms))
     except OverflowError:
         return at_ms
 

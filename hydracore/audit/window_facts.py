@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from uuid import UUID
 
 from events.examine import POSTGRES_EPOCH_US
+from events.times import EPOCH
 from events.upcast import read
 from events.window import Window
 from projections.fact import Fact, WithoutPayload
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class WindowFacts:
@@ -37,7 +36,7 @@ class WindowFacts:
         orders = zip(window.event_counts, window.orders(), strict=True)
         for count, (stream, tenant_id, command, actor, recorded_us) in orders:
             stream_id = UUID(bytes=stream)
-            recorded_at = _EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)
+            recorded_at = EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)
             first = True
             for seq, name, schema_version, payload in islice(events, count):
                 if self._told is None or name in self._told:

@@ -1,0 +1,24 @@
+"""Times as the log keeps them, which are numbers since 1970, and as tables and seals have them. Everything is UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+#: Where they begin.
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(at_ms: int | None) -> datetime | None:
+    """Milliseconds since 1970 as a time."""
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
+def day_of(at_ms: int) -> date:
+    """The day that budgets and usage are counted by."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date()
+
+
+def microseconds(at: datetime) -> int:
+    """Since 1970, as links and seals have it."""
+    return (at - EPOCH) // timedelta(microseconds=1)
