@@ -14,7 +14,8 @@ from hydracore.agent.chats import BudgetSpent
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import ModelPolicy, Price, Spent
 from hydracore.agent.expressclaw.ledger import BATCH_MAX, PRUNE_EVERY, Ledger, add_entries, spend_now
-from hydracore.agent.expressclaw.money import Spend, Tokens, cost_usd, day_of, require_budget
+from hydracore.agent.expressclaw.money import Spend, Tokens, cost_usd, require_budget
+from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.messages import UsageEntry
 from hydracore.money import plain
 

@@ -15,7 +15,8 @@ import msgspec
 
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import Document, Spent
-from hydracore.agent.expressclaw.money import Spend, day_of, require_budget
+from hydracore.agent.expressclaw.money import Spend, require_budget
+from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.messages import UsageEntry
 from hydracore.money import plain
 from hydracore.sql import named_blocks

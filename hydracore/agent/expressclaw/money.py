@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -43,8 +42,3 @@ def require_budget(spend: Spend, policy: ModelPolicy) -> None:
         raise BudgetSpent("The budget for today is spent")
     if policy.budget_monthly_usd is not None and spend.monthly >= policy.budget_monthly_usd:
         raise BudgetSpent("The budget for this month is spent")
-
-
-def day_of(at_ms: int) -> str:
-    """YYYY-MM-DD; its first seven characters are the month."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d")

@@ -25,10 +25,11 @@ from hydracore.agent.chats import (
 from hydracore.agent.expressclaw.ledger import afford
 from hydracore.agent.expressclaw.memory import text_tokens
 from hydracore.agent.expressclaw.model_client import ModelClient
-from hydracore.agent.expressclaw.money import Tokens, day_of
+from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.expressclaw.turn import Turn
 from hydracore.agent.expressclaw.turns import LeftOpen, Reply
 from hydracore.agent.messages import UsageEntry

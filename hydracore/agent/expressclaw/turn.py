@@ -19,10 +19,11 @@ from hydracore.agent.expressclaw.model_client import (
     ModelSlow,
     ModelTrouble,
 )
-from hydracore.agent.expressclaw.money import Tokens, day_of
+from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.expressclaw.turns import OpenTurn, Reply
 from hydracore.agent.expressclaw.webhooks import chat_done
 from hydracore.agent.messages import UsageEntry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -21,6 +20,7 @@ from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.ledger import add_entries
 from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage
 from hydracore.agent.expressclaw.notices import add_notices
+from hydracore.agent.expressclaw.times import moment
 from hydracore.agent.messages import Channel, UsageEntry
 from hydracore.sql import named_blocks
 
@@ -148,7 +148,11 @@ class Turns:
         rows = await self._database.run(lambda db: db.execute(_SQL["newest"], values).fetchall())
         return tuple(
             ConversationSummary(
-                id=one, created_at=_time(created), updated_at=_time(updated), message_count=count, preview=preview or ""
+                id=one,
+                created_at=moment(created),
+                updated_at=moment(updated),
+                message_count=count,
+                preview=preview or "",
             )
             for one, created, updated, count, preview in rows
         )
@@ -163,7 +167,7 @@ class Turns:
             rows = db.execute(_SQL["messages"], {**values, "max_bytes": SHOWN_MAX_BYTES})
             messages = tuple(_message(row) for row in rows)
             one, created, updated = found
-            return Conversation(id=one, created_at=_time(created), updated_at=_time(updated), messages=messages)
+            return Conversation(id=one, created_at=moment(created), updated_at=moment(updated), messages=messages)
 
         return await self._database.run(work)
 
@@ -209,12 +213,8 @@ def _answer(conversation_id: str, row: tuple[Any, ...]) -> ChatAnswer:
 def _message(row: tuple[Any, ...]) -> ConversationMessage:
     role, content, created_ms, model, *figures = row
     usage = _usage(*figures) if model is not None else None
-    return ConversationMessage(role=role, content=content, created_at=_time(created_ms), model=model, usage=usage)
+    return ConversationMessage(role=role, content=content, created_at=moment(created_ms), model=model, usage=usage)
 
 
 def _usage(prompt: int, completion: int, cost: str) -> TokenUsage:
     return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, cost_usd=cost)
-
-
-def _time(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)

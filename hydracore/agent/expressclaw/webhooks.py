@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import NoReturn
 from uuid import UUID
@@ -23,6 +23,7 @@ from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.expressclaw.notices import Notices
+from hydracore.agent.expressclaw.times import moment
 from hydracore.agent.expressclaw.wishes import Webhook, integration_name
 from hydracore.agent.messages import Channel, ReportedError
 from hydracore.transport import AnswerTooLarge, exchange, new_client
@@ -128,7 +129,7 @@ def chat_done(answer: ChatAnswer, *, notice_id: UUID, at_ms: int, channel: Chann
     """What is told of an answered chat, as JSON."""
     told = ChatDone(
         id=notice_id,
-        at=datetime.fromtimestamp(at_ms / 1000, UTC),
+        at=moment(at_ms),
         conversation_id=answer.conversation_id,
         channel=channel,
         model=answer.model,
