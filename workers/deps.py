@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 from events.record import Origin
 from events.store import EventStore
 from hydracore import catalogue as catalogues
+from hydracore import clock
 from hydracore.catalogue import Catalogue
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
@@ -44,8 +44,8 @@ class Deps:
     vps: VpsClient
 
     def now_ms(self) -> int:
-        """This machine's clock, in milliseconds since 1970: the only place where the workers read it."""
-        return time.time_ns() // 1_000_000
+        """Milliseconds since 1970 by this machine's clock, which is where everything that the workers record has its time from."""
+        return clock.now_ms()
 
     def origin(self, instance_id: UUID, *, actor: str = "worker") -> Origin:
         """Who does this: each command of a saga has an id of its own and belongs with its instance."""

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from hydracore import clock
 from hydracore.agent.boot import Boot
 from hydracore.agent.boot_file import BootFile, read_boot_file
 from hydracore.agent.callbacks import deliver_leftovers
@@ -31,11 +32,6 @@ log = structlog.get_logger()
 SUPERSEDED_AGAIN_S = 600.0
 
 
-def wall_ms() -> int:
-    """The wall clock: milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 def built_in_runtimes(store: Store) -> Mapping[str, RuntimeKind]:
     """The runtimes that an agent can run, by the `type` in their configuration."""
     return {DEFAULT_RUNTIME: RuntimeKind(create=partial(ExpressClaw, store=store), check=make_setup)}
@@ -53,7 +49,7 @@ class Agent:
         *,
         runtimes: Callable[[Store], Mapping[str, RuntimeKind]] = built_in_runtimes,
         monotonic: Callable[[], float] = time.monotonic,
-        now_ms: Callable[[], int] = wall_ms,
+        now_ms: Callable[[], int] = clock.now_ms,
         new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self._root = root

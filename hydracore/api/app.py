@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -50,17 +49,13 @@ from hydracore.api.usage import UsageReports
 from hydracore.api.vault import Vault
 from hydracore.auth import Authenticator, Principal
 from hydracore.catalogue import Catalogue
+from hydracore.clock import now_ms
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
 
 #: The types that stand for whoever is asking.
 CALLERS: Final = frozenset({Principal, CallingAgent, MeteredAgent})
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 class Parts(NamedTuple):

@@ -4,7 +4,6 @@ Exit status: 0 nothing is left that can be done; 1 something is; 2 usage, or the
 reached. What no key that is named has made, because it was damaged, is counted and is no reason to go on.
 """
 
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -145,12 +144,13 @@ async def _refuse_another_installations_key(settings: "Settings", pool: "AsyncCo
 @asynccontextmanager
 async def _reissuer(settings: "Settings", pool: "AsyncConnectionPool") -> "AsyncGenerator[Reissuer]":
     from events.store import EventStore
+    from hydracore.clock import now_ms
     from hydracore.reissuing import Reissuer
     from projections.inline import inline_projections
 
     store = EventStore(pool, inline=inline_projections())
     try:
-        yield Reissuer(pool, store, settings.master_keys, actor=operator(), now_ms=lambda: time.time_ns() // 1_000_000)
+        yield Reissuer(pool, store, settings.master_keys, actor=operator(), now_ms=now_ms)
     finally:
         await store.close()
 

@@ -6,12 +6,12 @@ import asyncio
 from pathlib import Path
 from uuid import uuid4
 
-from hydracore.agent.agent import wall_ms
 from hydracore.agent.chats import Ask
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.runtime import RuntimeConfig
+from hydracore.clock import now_ms
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture, texts
 from tests.modelsim_fixtures import ModelSim
 
@@ -79,7 +79,7 @@ async def test_who_leaves_comes_back_with_the_key_and_leaves_again_upsets_nothin
 ) -> None:
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    store = Store(tmp_path / "chats.sqlite", now_ms=wall_ms, new_id=uuid4)
+    store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
     setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
     chats = ChatService(store)
     ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")

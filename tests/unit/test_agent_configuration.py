@@ -11,12 +11,13 @@ from uuid import uuid4
 import pytest
 
 from hydracore.agent import messages as m
-from hydracore.agent.agent import built_in_runtimes, wall_ms
+from hydracore.agent.agent import built_in_runtimes
 from hydracore.agent.configuration import Configuration
 from hydracore.agent.control_plane import ControlPlane
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.state import StateDir
 from hydracore.agent.supervisor import Supervisor
+from hydracore.clock import now_ms
 
 GOOD = {"agent_name": "Ada"}
 WRONG = {"model_policy": {"temperature": "hot"}}
@@ -24,7 +25,7 @@ WRONG = {"model_policy": {"temperature": "hot"}}
 
 @pytest.fixture
 def store(tmp_path: Path) -> Generator[Store]:
-    store = Store(tmp_path / "chats.sqlite", now_ms=wall_ms, new_id=uuid4)
+    store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
     yield store
     store.close()
 

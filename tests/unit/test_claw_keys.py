@@ -10,12 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from hydracore.agent.agent import wall_ms
 from hydracore.agent.chat_api import key_of_caller
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.chats import Ask
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.expressclaw.turns import OpenTurn, Reply
+from hydracore.clock import now_ms
 
 
 def test_no_two_callers_share_a_key() -> None:
@@ -46,7 +46,7 @@ async def test_an_answer_under_a_key_of_old_is_found_again_and_only_by_who_had_i
 
 async def begin(path: Path, end_user: str | None, key: str) -> str | None:
     """Ask in a fresh process: the answer that is on disk; where there is none, one is put there."""
-    store = Store(path, now_ms=wall_ms, new_id=uuid4)
+    store = Store(path, now_ms=now_ms, new_id=uuid4)
     ask = Ask(message="Hello", conversation_id=None, end_user=end_user, channel="api", key=key)
     begun = await store.turns.begin(ask, conversation_id="c-1", digest="d", afford=lambda db: None)
     if isinstance(begun, OpenTurn):
