@@ -17,6 +17,7 @@ from events import types as e
 from events.exchange import Statement, Values, array
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING, Status
 from events.sql import Statements
+from events.upcast import STORED_AS
 from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
 
@@ -105,15 +106,7 @@ class Fleet:
 
     name = "fleet"
     version = 1
-    types = (
-        "instance_requested",
-        "placement_chosen",
-        "instance_ready",
-        "provisioning_failed",
-        "server_vanished",
-        "deletion_requested",
-        "instance_deleted",
-    )
+    types = tuple(STORED_AS[kind.__name__] for kind in (e.InstanceRequested, *_STATUS_AFTER))
     payloads = True
     tables = (_FLEET, _MEMBER)
     ddl = _SQL
