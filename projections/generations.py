@@ -138,11 +138,11 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
     async with connection.transaction():
         build = await _one(connection, _INSERT_GENERATION, new)
         assert build is not None
-        await connection.execute(_composed("CREATE SCHEMA {}", build.schema))
+        await connection.execute(composed("CREATE SCHEMA {}", [build.schema]))
         await use_schema(connection, build)
         await connection.execute(projection.ddl["tables"])
         for table in tables:
-            await connection.execute(_composed("ALTER TABLE {} SET (autovacuum_enabled = off)", table))
+            await connection.execute(composed("ALTER TABLE {} SET (autovacuum_enabled = off)", [table]))
         await _copy_privileges(connection, build)
         await connection.execute(_SET_TARGETS, build.key | {"followed": not isinstance(projection, Inline)})
     return build
@@ -183,7 +183,7 @@ async def drop(connection: AsyncConnection, build: Generation) -> None:
             await connection.execute(_WAIT_BRIEFLY, (int(DROP_S_MAX * 1000),))
             # The lanes first, as whoever folds has them: the other way round each would wait for the other.
             await connection.execute(_FORGET_GENERATION, build.key)
-            await connection.execute(_composed("DROP SCHEMA IF EXISTS {} CASCADE", build.schema))
+            await connection.execute(composed("DROP SCHEMA IF EXISTS {} CASCADE", [build.schema]))
             await connection.execute(_FORGET_FOLLOWER, (build.follower,))
     except LockNotAvailable as error:
         raise GenerationInUse(build.name, build.number) from error
@@ -192,12 +192,12 @@ async def drop(connection: AsyncConnection, build: Generation) -> None:
 async def drop_schema_left_behind(connection: AsyncConnection, live: Generation) -> None:
     """Remove the schema in which what is live now was built. What somebody else has put there stays."""
     with suppress(DependentObjectsStillExist):
-        await connection.execute(_composed("DROP SCHEMA IF EXISTS {} RESTRICT", live.schema))
+        await connection.execute(composed("DROP SCHEMA IF EXISTS {} RESTRICT", [live.schema]))
 
 
 async def use_schema(connection: AsyncConnection, build: Generation) -> None:
     """Until the end of the transaction the names of the projection's tables mean those of `build`."""
-    await connection.execute(_composed("SET LOCAL search_path TO {}, {}", build.schema, LIVE))
+    await connection.execute(composed("SET LOCAL search_path TO {}, {}", [build.schema, LIVE]))
 
 
 async def progress(connection: AsyncConnection, build: Generation) -> Progress:
@@ -215,8 +215,8 @@ async def _copy_privileges(connection: AsyncConnection, build: Generation) -> No
         for privilege in privileges:
             grant = sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(privilege), sql.Identifier(table), to)
             await connection.execute(grant)
-        await connection.execute(_composed("ALTER TABLE {} OWNER TO {}", table, owner))
-    await connection.execute(_composed("GRANT USAGE ON SCHEMA {} TO PUBLIC", build.schema))
+        await connection.execute(composed("ALTER TABLE {} OWNER TO {}", [table, owner]))
+    await connection.execute(composed("GRANT USAGE ON SCHEMA {} TO PUBLIC", [build.schema]))
 
 
 async def _one(connection: AsyncConnection, statement: bytes, parameters: Any) -> Generation | None:
@@ -224,10 +224,6 @@ async def _one(connection: AsyncConnection, statement: bytes, parameters: Any) -
     return None if row is None else Generation(*row)
 
 
-def _composed(statement: LiteralString, *names: str) -> sql.Composed:
-    return sql.SQL(statement).format(*map(sql.Identifier, names))
-
-
 def composed(statement: LiteralString, names: Sequence[str]) -> sql.Composed:
     """A statement with a `{}` for each of `names`, which are quoted as identifiers."""
-    return _composed(statement, *names)
+    return sql.SQL(statement).format(*map(sql.Identifier, names))
