@@ -12,7 +12,6 @@ from psycopg_pool import AsyncConnectionPool
 from events import pages
 from events.folding import version_of
 from events.recent import Recent, weight_of_document
-from events.state import Instance
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.history import Entry, Wanted, of_instance
 from hydracore.audit.past import Past
@@ -65,7 +64,8 @@ async def difference(pool: AsyncConnectionPool, instance_id: UUID, *, start: Pas
             _collect(steps, entry)
             if entry.record.version == end.state.version:
                 break
-    return Difference(start, end, [(change, steps[change.field]) for change in _net(first, end.state)])
+    # What went there and back again in between is no change.
+    return Difference(start, end, [(change, steps[change.field]) for change in changes_between(first, end.state)])
 
 
 def _collect(steps: defaultdict[str, Steps], entry: Entry) -> None:
@@ -74,8 +74,3 @@ def _collect(steps: defaultdict[str, Steps], entry: Entry) -> None:
     place = (record.lane, record.seq, record.version, record.recorded_at)
     for change in changes_between(entry.before, entry.after):
         steps[change.field].add(Step(*place, record.type, record.actor, record.command, change))
-
-
-def _net(first: Instance | None, last: Instance) -> list[Change]:
-    """What went there and back again in between is no change."""
-    return list(changes_between(first, last))
