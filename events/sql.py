@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from typing import LiteralString, cast
 
@@ -30,3 +31,8 @@ class Statements:
 def template(statement: bytes) -> sql.SQL:
     """A statement of such a file, with `{places}` for `format` to fill. It is as fixed as a literal, for which psycopg asks."""
     return sql.SQL(cast("LiteralString", statement.decode()))
+
+
+def identifiers(names: Iterable[str]) -> sql.Composed:
+    """Names of columns or tables as a statement lists them: quoted, with commas between."""
+    return sql.SQL(", ").join(map(sql.Identifier, names))

@@ -9,6 +9,7 @@ import msgspec
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, sql
 from psycopg.types.json import set_json_dumps
 
+from events.sql import identifiers
 from projections.tables import Row, Table
 
 #: Documents are written as appends write them: what is compared is their text.
@@ -43,12 +44,10 @@ def _types(cursor: Cursor[Any] | AsyncCursor[Any]) -> list[int]:
 
 
 def _no_rows(table: Table) -> sql.Composed:
-    return sql.SQL("SELECT {} FROM {} LIMIT 0").format(_columns(table), sql.Identifier(table.name))
+    return sql.SQL("SELECT {} FROM {} LIMIT 0").format(identifiers(table.columns), sql.Identifier(table.name))
 
 
 def _copy(table: Table) -> sql.Composed:
-    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(sql.Identifier(table.name), _columns(table))
-
-
-def _columns(table: Table) -> sql.Composed:
-    return sql.SQL(", ").join(map(sql.Identifier, table.columns))
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        sql.Identifier(table.name), identifiers(table.columns)
+    )

@@ -15,7 +15,7 @@ import msgspec
 from psycopg import AsyncConnection, sql
 from psycopg.errors import DependentObjectsStillExist, LockNotAvailable
 
-from events.sql import Statements
+from events.sql import Statements, identifiers
 from projections.definition import Inline, Projection
 from projections.errors import GenerationInUse
 from projections.tables import LIVE
@@ -171,8 +171,8 @@ async def analyze(connection: AsyncConnection, build: Generation) -> None:
     """
     found = await connection.execute(_INDEXED_COLUMNS, {"schema": build.schema, "tables": build.tables})
     for table, columns in await found.fetchall():
-        names = sql.SQL(", ").join(map(sql.Identifier, columns))
-        await connection.execute(sql.SQL("ANALYZE {} ({})").format(sql.Identifier(build.schema, table), names))
+        analyze_table = sql.SQL("ANALYZE {} ({})")
+        await connection.execute(analyze_table.format(sql.Identifier(build.schema, table), identifiers(columns)))
 
 
 async def drop(connection: AsyncConnection, build: Generation) -> None:

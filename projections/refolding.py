@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, sql
 from events import pages
 from events.errors import LogCorrupted
 from events.recent import Recent
-from events.sql import Statements, template
+from events.sql import Statements, identifiers, template
 from events.upcast import Stored, all_of_today
 from projections import stored
 from projections.copying import copy_in_async
@@ -121,7 +121,7 @@ async def refold(
     names = {
         "table": sql.Identifier(table.name),
         "staged": sql.Identifier(_STAGED),
-        "columns": _list(table.columns),
+        "columns": identifiers(table.columns),
         "same_key": sql.SQL(" AND ").join(
             sql.SQL("t.{0} = s.{0}").format(sql.Identifier(column)) for column in table.key
         ),
@@ -214,7 +214,3 @@ def _batches(grown: Iterable[GrownStream]) -> Iterator[list[_Piece]]:
                 batch, room = [], EVENTS_MAX
     if batch:
         yield batch
-
-
-def _list(names: Iterable[str]) -> sql.Composed:
-    return sql.SQL(", ").join(map(sql.Identifier, names))

@@ -16,7 +16,7 @@ from psycopg import Connection, sql
 
 from events import pages
 from events.finding import FINDINGS_MAX, Finding, Note
-from events.sql import Statements, template
+from events.sql import Statements, identifiers, template
 from events.window import Window
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
@@ -207,8 +207,7 @@ def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
 
 @cache
 def _query(table: Table) -> bytes:
-    columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
-    return _ROWS.format(columns=columns, table=sql.Identifier(LIVE, table.name)).as_bytes(None)
+    return _ROWS.format(columns=identifiers(table.columns), table=sql.Identifier(LIVE, table.name)).as_bytes(None)
 
 
 def _facts(connection: Connection, lane: int, started: Sequence[Started], *, head: int) -> Iterator[list[Fact]]:

@@ -19,7 +19,7 @@ from psycopg import Connection, sql
 from events import pages
 from events.exchange import array
 from events.finding import FINDINGS_MAX, Finding
-from events.sql import Statements, template
+from events.sql import Statements, identifiers, template
 from events.upcast import Stored, all_of_today
 from hydracore.audit.newer import Newer, newer
 from hydracore.audit.rows import as_stored, differences, read
@@ -131,7 +131,7 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
         query = statement.format(
             table=sql.Identifier(LIVE, table.name),
             stream=sql.Identifier(table.stream),
-            place=sql.SQL(", ").join(map(sql.Identifier, (table.stream, *(("lane",) if table.laned else ())))),
+            place=identifiers((table.stream, "lane") if table.laned else (table.stream,)),
             and_lane=sql.SQL(" AND e.lane = t.lane" if table.laned else ""),
         )
         for (stream_id,) in connection.execute(query, {"limit": FINDINGS_MAX}):
