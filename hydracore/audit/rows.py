@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import psycopg
@@ -14,7 +14,8 @@ from psycopg.types.string import ByteaBinaryLoader
 
 from events.finding import Finding
 from projections.copying import encode_document
-from projections.tables import Row, Table
+from projections.definition import Projection
+from projections.tables import LIVE, Row, Table
 
 #: How much of a value a finding shows.
 _SHOWN_MAX: Final = 60
@@ -42,6 +43,12 @@ class _AnyDate(DateBinaryLoader):
 
 
 _NO_TIME: Final = "no time of the calendar"
+
+
+def lock(connection: Connection, projections: Iterable[Projection]) -> None:
+    """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
+    tables = [sql.Identifier(LIVE, table.name) for projection in projections for table in projection.tables]
+    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
 
 
 def read(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:

@@ -19,7 +19,7 @@ from events.finding import FINDINGS_MAX, Finding, Note
 from events.sql import Statements, identifiers, template
 from events.window import Window
 from hydracore.audit.newer import Newer, newer
-from hydracore.audit.rows import as_stored, differences, read
+from hydracore.audit.rows import as_stored, differences, lock, read
 from hydracore.audit.window_facts import WindowFacts
 from hydracore.wording import plural
 from projections import stored
@@ -186,9 +186,7 @@ def orphan_rows(connection: Connection, served: Collection[Followed]) -> Iterato
 def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tuple[int, list[Seen]]:
     """Where the lane ends, and what each projection has made of it, at one moment."""
     followed = {projection.name: projection for projection in served}
-    tables = [sql.Identifier(LIVE, table.name) for projection in served for table in projection.tables]
-    # Against a rebuild's swap: before the first look at anything.
-    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
+    lock(connection, served)
     parameters = {"lane": lane, "names": list(followed)}
     head, seen = 0, list[Seen]()
     for name, version, at, upto, is_parked, skipped in connection.execute(_FOLLOWED, parameters).fetchall():

@@ -22,7 +22,7 @@ from events.finding import FINDINGS_MAX, Finding
 from events.sql import Statements, identifiers, template
 from events.upcast import Stored, all_of_today
 from hydracore.audit.newer import Newer, newer
-from hydracore.audit.rows import as_stored, differences, read
+from hydracore.audit.rows import as_stored, differences, lock, read
 from hydracore.audit.served import served
 from projections import stored
 from projections.definition import Inline, StreamFold
@@ -89,7 +89,7 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
 
     `projections`: those that were served a moment ago.
     """
-    _lock_tables(connection, projections)
+    lock(connection, projections)
     compared = [_compared(projection) for projection in served(connection).inline]
     # Histories come in the order of the streams, and rows in the order in which streams are asked for.
     lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
@@ -115,12 +115,6 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
 def _place(lanes: Mapping[UUID, int], of_stream: int, unfoldable: set[UUID], row: Row) -> dict[str, Any] | None:
     stream_id = row[of_stream]
     return None if stream_id in unfoldable else {"lane": lanes[stream_id], "stream_id": stream_id}
-
-
-def _lock_tables(connection: Connection, projections: Sequence[Inline]) -> None:
-    """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
-    names = [sql.Identifier(LIVE, table.name) for projection in projections for table in projection.tables]
-    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
 
 
 def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterator[Finding]:
