@@ -18,9 +18,9 @@ import msgspec
 from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES
-from events.upcast import Stored, all_of_today
 from projections.definition import StreamFold
 from projections.spilling import Event, Part, Spill
+from projections.stored import events_of
 from projections.tables import Row
 
 #: How much is held in memory. What an event costs there beside its own bytes is counted too.
@@ -33,8 +33,6 @@ CHUNK: Final = 256
 
 #: A length that no stream ever has.
 _UNKNOWN: Final = sys.maxsize
-
-_events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
 
 Begin = Callable[[UUID], StreamFold]
 """The fold of a stream, before its first event."""
@@ -168,7 +166,7 @@ class Streams:
         for payloads in _parts_of(stream.payloads):
             events = b"[" + b",".join(payloads) + b"]"
             try:
-                fold.feed(all_of_today(_events.decode(events)))
+                fold.feed(events_of(events))
             except Exception as error:
                 raise StreamRefused(UUID(bytes=key), error) from error
             self.held_bytes -= len(events) + len(payloads) * _EVENT_BYTES

@@ -18,7 +18,6 @@ from events import pages
 from events.errors import LogCorrupted
 from events.recent import Recent
 from events.sql import Statements, identifiers, template
-from events.upcast import Stored, all_of_today
 from projections import stored
 from projections.copying import copy_in_async
 from projections.definition import Inline, StreamFold
@@ -40,8 +39,6 @@ KEPT_BYTES_MAX = 64 * 2**20
 
 #: Where changed rows wait until all are known.
 _STAGED = "changed_rows"
-
-_events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
 
 Stream = tuple[int, UUID]
 """A lane, and the id of a stream in it."""
@@ -188,7 +185,7 @@ def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
     try:
         if fold is None:
             fold = grown.fold = projection.begin(stream_id, lane=lane)
-        fold.feed(all_of_today(_events.decode(payloads)))
+        fold.feed(stored.events_of(payloads))
         if piece.upto == grown.after:
             return fold.rows()
         if piece.upto <= grown.before:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 from psycopg import sql
 
 from events import pages, upcast
 from events.sql import Statements, template
+from events.types import AnyEvent
+from events.upcast import Stored, all_of_today
 
 _PAYLOAD = template(Statements("projections", "stored.sql")["payload"])
 _FACTS = Statements("projections", "facts.sql")
@@ -13,12 +18,19 @@ _FACT = template(_FACTS["fact"])
 _IS_TOLD = template(_FACTS["is_told"])
 _WEIGHT_OF_TOLD = template(_FACTS["weight_of_told"])
 
+_events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
+
 
 def payload() -> sql.Composed:
-    """The expression that gives the payload of the event `e`, to be decoded to `upcast.Stored`."""
+    """The expression that gives the payload of the event `e`, to be decoded to `upcast.Stored`, as by `events_of`."""
     first = [name for name, version in upcast.CURRENT.items() if version == 1]
     later = [f"{name} {version}" for name, version in upcast.CURRENT.items() if version > 1]
     return _PAYLOAD.format(first=sql.Literal(first), later=sql.Literal(later))
+
+
+def events_of(payloads: str | bytes) -> Sequence[AnyEvent]:
+    """A JSON array of payloads as events, each in its version of today. Raises as `upcast.read` does."""
+    return all_of_today(_events.decode(payloads))
 
 
 def fact(told: sql.Composable) -> sql.Composed:
