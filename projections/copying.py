@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, sql
 from psycopg.types.json import set_json_dumps
 
 from events.sql import identifiers
-from projections.tables import Row, Table
-
-#: Documents are written as appends write them: what is compared is their text.
-encode_document = msgspec.json.Encoder(decimal_format="string").encode
+from projections.tables import Row, Table, encode_document
 
 
 def copy_in(connection: Connection[Any], table: Table, rows: Iterable[Row]) -> None:

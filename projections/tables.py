@@ -10,7 +10,8 @@ import msgspec
 #: The schema in which what is served lives, next to the log.
 LIVE = "public"
 
-_encode = msgspec.json.Encoder(decimal_format="string").encode
+#: Documents are written as appends write them: what is compared is their text.
+encode_document = msgspec.json.Encoder(decimal_format="string").encode
 
 
 class Table(NamedTuple):
@@ -39,4 +40,4 @@ Rows = Mapping[str, Iterable[Row]]
 
 def records(table: Table, rows: Rows) -> bytes:
     """The rows of `table` as a JSON array of objects, for a statement that takes them with `json_to_recordset`."""
-    return _encode([dict(zip(table.columns, row, strict=True)) for row in rows[table.name]])
+    return encode_document([dict(zip(table.columns, row, strict=True)) for row in rows[table.name]])

@@ -13,9 +13,8 @@ from psycopg.types.datetime import DateBinaryLoader, TimestamptzBinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
 
 from events.finding import Finding
-from projections.copying import encode_document
 from projections.definition import Projection
-from projections.tables import LIVE, Row, Table
+from projections.tables import LIVE, Row, Table, encode_document
 
 #: How much of a value a finding shows.
 _SHOWN_MAX: Final = 60
