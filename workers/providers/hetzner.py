@@ -17,10 +17,9 @@ from workers.providers.base import (
 from workers.providers.hetzner_errors import INVALID_INPUT, LOCKED, NOT_FOUND
 from workers.providers.hetzner_http import HetznerHttp, Query
 from workers.providers.hetzner_key import HetznerKey
-from workers.providers.hetzner_wire import ACTION_PAGE, NEW_SERVER, ONE_ACTION, ONE_SERVER, SERVER_PAGE
+from workers.providers.hetzner_wire import ACTION_PAGE, NEW_SERVER, ONE_ACTION, ONE_SERVER, PER_PAGE, SERVER_PAGE
 
-#: What one page and one question for actions may hold.
-PER_PAGE: Final = 50
+#: What one question for actions may hold.
 ACTIONS_PER_CALL: Final = 25
 
 #: A project with more servers than this needs another design; a cut list would look like vanished servers.

@@ -13,11 +13,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from workers.providers.base import ProviderNameTaken, ProviderOutcomeUnknown, ProviderRefused, ProviderRetry
 from workers.providers.hetzner_http import HetznerHttp
-from workers.providers.hetzner_wire import KEY_PAGE, ONE_KEY, WireKey
+from workers.providers.hetzner_wire import KEY_PAGE, ONE_KEY, PER_PAGE, WireKey
 
 #: No project holds more keys than fit on this many pages.
 KEY_PAGES_MAX: Final = 20
-PER_PAGE: Final = 50
 
 
 class HetznerKey:

@@ -8,6 +8,9 @@ import msgspec
 from workers.providers.base import Action, Server
 from workers.providers.hetzner_errors import slug
 
+#: What one page may hold.
+PER_PAGE: Final = 50
+
 
 class Named(msgspec.Struct):
     name: str
