@@ -20,22 +20,17 @@ from workers.providers.base import (
     CreateServer,
     Provider,
     ProviderError,
-    ProviderLater,
     ProviderNameTaken,
     ProviderNoCapacity,
     ProviderRefused,
-    ProviderRetry,
     Server,
 )
 from workers.removal import STILL_THERE, assert_unmoved, may_go, remove_servers
-from workers.steps import Moved, Result, Trouble, Wait
+from workers.steps import Moved, Result, Trouble, Wait, trouble
 from workers.timing import boot_left_s, left_s, settle
 from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
-
-#: However long a provider wants to be left alone, which its driver sees to: deadlines and alarms of an instance are looked at.
-LOOK_AGAIN_S_MAX = 60.0
 
 #: One of a history that the log does not have, as behind a restore: it may be in use, so that only people can tell what is to be done.
 UNACCOUNTED = Trouble(code="server_unaccounted")
@@ -282,10 +277,3 @@ async def fail(
     outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
     _log.warning("attempt_failed", instance_id=str(state.id), attempt=attempt.number, code=code)
     return Moved(state=outcome.state)
-
-
-def trouble(error: ProviderError) -> Trouble:
-    """A provider's failure as a reason to try again."""
-    if isinstance(error, ProviderRetry | ProviderLater):
-        return Trouble(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
-    return Trouble(code=error.code)

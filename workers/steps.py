@@ -5,6 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from events.state import Instance
+from workers.providers.base import ProviderError, ProviderLater, ProviderRetry
+
+#: However long a provider wants to be left alone, which its driver sees to: deadlines and alarms of an instance are looked at.
+LOOK_AGAIN_S_MAX = 60.0
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,3 +33,10 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Result = Moved | Wait | Trouble
+
+
+def trouble(error: ProviderError) -> Trouble:
+    """A provider's failure as a reason to try again."""
+    if isinstance(error, ProviderRetry | ProviderLater):
+        return Trouble(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
+    return Trouble(code=error.code)

@@ -14,9 +14,8 @@ from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError
-from workers.provision import trouble
 from workers.removal import STILL_THERE, remove_servers
-from workers.steps import Moved, Result, Trouble, Wait
+from workers.steps import Moved, Result, Trouble, Wait, trouble
 from workers.timing import settle
 
 _log = structlog.get_logger(__name__)

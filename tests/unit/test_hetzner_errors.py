@@ -21,7 +21,7 @@ from workers.providers.base import (
 )
 from workers.providers.hetzner import HetznerProvider
 from workers.providers.hetzner_errors import CLASS_OF_CODE, CODE_PATTERN, error_of
-from workers.provision import trouble
+from workers.steps import trouble
 
 
 def error(status: int, body: bytes, *, mutation: bool = False, correlation_id: str | None = None) -> ProviderError:
