@@ -7,7 +7,7 @@ from typing import NamedTuple
 from psycopg import AsyncConnection
 
 from events.ids import LANES
-from projections.catching_up import CaughtUp, Positions, catch_up, heads, positions
+from projections.catching_up import CaughtUp, Positions, catch_up, read_heads, read_positions
 from projections.definition import Inline, Projection
 from projections.drift import Scope
 from projections.generations import Generation
@@ -50,8 +50,8 @@ class Candidate(NamedTuple):
     async def goal(self, connection: AsyncConnection) -> dict[int, int]:
         """Where the live tables are: at the heads, or where their follower is."""
         if isinstance(self.projection, Inline):
-            return await heads(connection)
-        return await positions(connection, self.projection.name)
+            return await read_heads(connection)
+        return await read_positions(connection, self.projection.name)
 
     async def step(self, connection: AsyncConnection, upto: Positions, *, read_max: int | None = None) -> CaughtUp:
         """Take the build to `upto`. Raises as `catch_up` does."""

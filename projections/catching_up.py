@@ -46,12 +46,12 @@ class CaughtUp(NamedTuple):
     streams: dict[Stream, int]
 
 
-async def heads(connection: AsyncConnection) -> dict[int, int]:
+async def read_heads(connection: AsyncConnection) -> dict[int, int]:
     """The heads of all lanes in one look. Apart from the store's, because whoever only reads has no need of what the store imports."""
     return dict(await (await connection.execute(_HEADS)).fetchall())
 
 
-async def positions(connection: AsyncConnection, follower: str) -> dict[int, int]:
+async def read_positions(connection: AsyncConnection, follower: str) -> dict[int, int]:
     return dict(await (await connection.execute(_POSITIONS, (follower,))).fetchall())
 
 
@@ -69,7 +69,7 @@ async def catch_up(
     `kept`: the folds of earlier steps of this build, which this one adds to. Raises `TooFar` where more than `read_max` events
     had to be read, `EventRefused`, and `LogCorrupted` where an event is missing.
     """
-    at = await positions(connection, build.follower)
+    at = await read_positions(connection, build.follower)
     ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
     if not ahead:
         return CaughtUp(0, 0, set(), {})

@@ -209,11 +209,11 @@ async def _record_created(
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
     """The agent's reports move the saga on; only the deadline is ours."""
-    left_s = await boot_left_s(deps, step.attempt)
-    if left_s <= 0:
+    rest_s = await boot_left_s(deps, step.attempt)
+    if rest_s <= 0:
         return await fail(deps, state, step.attempt, code="boot_timeout", retryable=True)
     # The deadline wakes us by itself; where it has come and the API was away, somebody must look again.
-    return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=left_s)
+    return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=rest_s)
 
 
 async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result:
