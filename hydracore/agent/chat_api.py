@@ -10,6 +10,7 @@ import msgspec
 
 from hydracore.agent.api import Request, Response, Stream, problem
 from hydracore.agent.chat_messages import (
+    CONVERSATION_ID_PATTERN,
     MESSAGE_MAX_CHARS,
     NAME_MAX_CHARS,
     AgentProblem,
@@ -27,7 +28,7 @@ EVENT_STREAM: Final = "text/event-stream"
 CONVERSATIONS_LISTED: Final = 20
 CONVERSATIONS_LISTED_MAX: Final = 200
 
-_CONVERSATION_ID: Final = re.compile(r"[A-Za-z0-9:_-]{1,128}")
+_CONVERSATION_ID: Final = re.compile(CONVERSATION_ID_PATTERN)
 _KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_MAX_CHARS}}}")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from hydracore.agent.messages import Count, Ignored, ReportedError
 
 #: Ids of conversations, whoever made them up.
-ConversationId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
+CONVERSATION_ID_PATTERN: Final = r"^[A-Za-z0-9:_-]{1,128}\Z"
+ConversationId = Annotated[str, msgspec.Meta(pattern=CONVERSATION_ID_PATTERN)]
 
 #: The conversation of a Telegram chat has the chat's number, mostly a person's, behind this.
 TELEGRAM_CONVERSATION = "telegram:"

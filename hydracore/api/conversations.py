@@ -13,6 +13,7 @@ from events.commands import RecordConversationsAccess
 from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.state import Instance
+from hydracore.agent.chat_messages import CONVERSATION_ID_PATTERN
 from hydracore.api.access import is_owner
 from hydracore.api.agent_link import require_address, vps_errors_translated
 from hydracore.api.changing import Asked, Changes
@@ -27,7 +28,8 @@ from hydracore.vps import VpsBadAnswer, VpsClient
 READ_TIMEOUT_S: Final = 10.0
 
 Limit = Annotated[int, Meta(ge=1, le=100)]
-ConversationId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:_-]{1,128}$", max_length=128)]
+#: Shown in the OpenAPI document, whose patterns know no `\Z`.
+ConversationId = Annotated[str, Meta(pattern=CONVERSATION_ID_PATTERN.replace(r"\Z", "$"), max_length=128)]
 
 
 class Conversations:

@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from hydracore.agent.chat_messages import CONVERSATION_ID_PATTERN
 from hydracore.agent.expressclaw.document import FALLBACKS_MAX
 from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, unserved
 
@@ -20,7 +21,7 @@ ModelName = Annotated[str, unserved(min_length=1, max_length=200, pattern=ON_ONE
 Temperature = Annotated[float, unserved(ge=0, le=2)]
 Dollars = Annotated[float, unserved(ge=0, le=1e9)]
 TokensMax = Annotated[int, unserved(ge=1, le=10_000_000)]
-ConversationId = Annotated[str, unserved(pattern=r"^[A-Za-z0-9:_-]{1,128}\Z")]
+ConversationId = Annotated[str, unserved(pattern=CONVERSATION_ID_PATTERN)]
 #: It goes on to the agent as a header.
 ChatKey = Annotated[str, unserved(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*\Z")]
 FreeList = Annotated[list[Any], unserved(max_length=500)]
