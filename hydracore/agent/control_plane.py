@@ -164,14 +164,14 @@ def _retry_after_s(headers: httpx.Headers) -> float | None:
     return float(value) if value.isascii() and value.isdigit() else None
 
 
-async def insist(call: Callable[[], Awaitable[T]], *, backoff: Backoff | None = None) -> T:
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
     """Make `call` until the control plane gives an answer that means something to the caller.
 
     `Unavailable` and `BadAnswer` are waited out, for ever: nothing the agent could do instead would be better, and each
     of its requests may safely be made twice. So is `DiskRefuses`, where `call` keeps the answer: an agent that lives can say
     what is wrong, and goes on by itself once there is room. The other errors are the caller's.
     """
-    backoff = backoff or Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
+    backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:
         try:
             return await call()
