@@ -45,8 +45,7 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        #: How often there was a rest, and how long all of them were.
-        self.rests = 0
+        #: How long all rests were together.
         self.rested_s = 0.0
         self._full_speed = full_speed
         self._readers = readers
@@ -67,7 +66,6 @@ class Pace:
         assert row is not None, "a sum is a row"
         rest_s = self._due_s(int(row[0]))
         if rest_s > 0:
-            self.rests += 1
             self.rested_s += rest_s
             self._sleep(rest_s)
         self._woke_s = self._clock()
