@@ -1,21 +1,21 @@
 """Everything the write side can refuse or fail with.
 
 EventsError
-|-- Rejected                the command does not fit the instance's state; nothing was written
-|   |-- NotFound            no such instance
-|   |-- TransitionRefused   the lifecycle has no such step
-|   |-- RequestMismatch     same idempotency key, other request
-|   |-- AttemptSuperseded   an agent of an older attempt or of a deleted instance
-|   |-- AgentDraining       an agent of an instance that is being deleted, whose last chats may still end
-|   |-- BootSuperseded      an agent process that has been replaced by a later boot
-|   |-- TokenRefused        an enrol token that is wrong or out of time
-|   |-- KeyNotPending       the agent key was acknowledged and cannot be fetched again
-|   `-- SequenceGap         a callback came before its predecessor
-|-- VersionConflict         another writer was faster: load again and decide again
-|-- ReservationTaken        a unique value is held by another instance
-|-- LogCorrupted            the log contradicts itself: an alarm, never a skip
-|-- EventUnreadable         an event of a version that this code does not know
-`-- StoreUnavailable        the database did not answer in time; the outcome is safe to retry
+├── Rejected                the command does not fit the instance's state; nothing was written
+│   ├── NotFound            no such instance
+│   ├── TransitionRefused   the lifecycle has no such step
+│   ├── RequestMismatch     same idempotency key, other request
+│   ├── AttemptSuperseded   an agent of an older attempt or of a deleted instance
+│   ├── AgentDraining       an agent of an instance that is being deleted, whose last chats may still end
+│   ├── BootSuperseded      an agent process that has been replaced by a later boot
+│   ├── TokenRefused        an enrol token that is wrong or out of time
+│   ├── KeyNotPending       the agent key was acknowledged and cannot be fetched again
+│   └── SequenceGap         a callback came before its predecessor
+├── VersionConflict         another writer was faster: load again and decide again
+├── ReservationTaken        a unique value is held by another instance
+├── LogCorrupted            the log contradicts itself: an alarm, never a skip
+├── EventUnreadable         an event of a version that this code does not know
+└── StoreUnavailable        the database did not answer in time; the outcome is safe to retry
 """
 
 from __future__ import annotations

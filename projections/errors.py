@@ -1,20 +1,20 @@
 """What a rebuild can fail with.
 
 RebuildError
-|-- UnknownProjection     this code has no projection of that name
-|-- RebuildBusy           somebody else is rebuilding it
-|-- GenerationInUse       somebody still folds or reads what was to be dropped
-|-- Outdated              what is live is of a newer version than this code
-|-- LiveIncomplete        something of what is live is missing
-|-- ParityMismatch        the live table is not what the log says; nothing was swapped
-|-- WritersNotStopped     no moment was found in which the swap could be made fast enough
-|-- FoldFailed            a process that folds lanes has failed
-|-- EventRefused          the build cannot take an event
-|-- NothingToRollBackTo   there is no earlier generation that this code can follow
-|-- NotParked             the lane does not wait for anybody
-|-- ParkedElsewhere       it waits at another event than the one that was looked at
-|-- NotToBeSkipped        there is no build that has yet to take the event
-`-- NotSkipped            it was not skipped
+├── UnknownProjection     this code has no projection of that name
+├── RebuildBusy           somebody else is rebuilding it
+├── GenerationInUse       somebody still folds or reads what was to be dropped
+├── Outdated              what is live is of a newer version than this code
+├── LiveIncomplete        something of what is live is missing
+├── ParityMismatch        the live table is not what the log says; nothing was swapped
+├── WritersNotStopped     no moment was found in which the swap could be made fast enough
+├── FoldFailed            a process that folds lanes has failed
+├── EventRefused          the build cannot take an event
+├── NothingToRollBackTo   there is no earlier generation that this code can follow
+├── NotParked             the lane does not wait for anybody
+├── ParkedElsewhere       it waits at another event than the one that was looked at
+├── NotToBeSkipped        there is no build that has yet to take the event
+└── NotSkipped            it was not skipped
 """
 
 from __future__ import annotations

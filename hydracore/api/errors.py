@@ -1,20 +1,20 @@
 """What can go wrong with a request, and how every error looks on the wire: `{"detail": ...}`.
 
     ApiError
-    |-- Unauthorized       401  nobody credible is asking
-    |-- BudgetSpent        402  the instance may spend no more today, or this month
-    |-- Forbidden          403  somebody else's, of the same tenant; or not theirs to do
-    |-- NotFound           404  absent, or another tenant's: both look the same
-    |-- BodyTimeout        408  the body did not come in time
-    |-- Conflict           409  not in this state
-    |-- Gone               410  an agent that is no longer wanted
-    |-- BodyTooLarge       413
-    |-- RequestInvalid     422  every problem of the request
-    |-- TooManyRequests    429  more often than anybody may ask
-    |-- AgentFailed        502  the agent cannot be reached, or could not do it
-    |-- AgentBusy          503  the agent takes nothing new for a moment
-    |-- Interrupted        503  this process stops, and cannot wait for the end of it
-    `-- AgentTooSlow       504  the agent, or the model behind it, did not answer in time
+    ├── Unauthorized       401  nobody credible is asking
+    ├── BudgetSpent        402  the instance may spend no more today, or this month
+    ├── Forbidden          403  somebody else's, of the same tenant; or not theirs to do
+    ├── NotFound           404  absent, or another tenant's: both look the same
+    ├── BodyTimeout        408  the body did not come in time
+    ├── Conflict           409  not in this state
+    ├── Gone               410  an agent that is no longer wanted
+    ├── BodyTooLarge       413
+    ├── RequestInvalid     422  every problem of the request
+    ├── TooManyRequests    429  more often than anybody may ask
+    ├── AgentFailed        502  the agent cannot be reached, or could not do it
+    ├── AgentBusy          503  the agent takes nothing new for a moment
+    ├── Interrupted        503  this process stops, and cannot wait for the end of it
+    └── AgentTooSlow       504  the agent, or the model behind it, did not answer in time
 
 The write side's errors (`events.errors`) are translated here and nowhere else.
 """

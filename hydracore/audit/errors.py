@@ -1,19 +1,19 @@
 """What the audit cannot do because it was asked for something that is not there.
 
 AuditError
-|-- NothingThere      no such instance, or none yet at that version or moment
-|-- NoSeal            there is no seal to begin at
-|-- CustomerUnclear   the customer is nobody's, or several tenants'
-|-- CopyContradicts   the copy of the seals is that of other seals than the database has
-|-- CopyMissing       there are seals, and the file that must have the copy is not there
-|-- CopyEmpty         there are seals, and none in the file that must have the copy
-|-- ErasuresUnknown   the file that says who was erased cannot be read, or was not named
-|-- NotRecorded       the key is destroyed, and some of the streams could not be told
-|-- StillThere        the customer has instances that are not deleted
-|-- FileExists        what is to be written is there already
-|-- ParquetMissing    pyarrow is not installed
-|-- NotAnExport       a file that is no export, or one of a later version
-`-- RecordUnreadable  an export that is damaged from some record on
+├── NothingThere      no such instance, or none yet at that version or moment
+├── NoSeal            there is no seal to begin at
+├── CustomerUnclear   the customer is nobody's, or several tenants'
+├── CopyContradicts   the copy of the seals is that of other seals than the database has
+├── CopyMissing       there are seals, and the file that must have the copy is not there
+├── CopyEmpty         there are seals, and none in the file that must have the copy
+├── ErasuresUnknown   the file that says who was erased cannot be read, or was not named
+├── NotRecorded       the key is destroyed, and some of the streams could not be told
+├── StillThere        the customer has instances that are not deleted
+├── FileExists        what is to be written is there already
+├── ParquetMissing    pyarrow is not installed
+├── NotAnExport       a file that is no export, or one of a later version
+└── RecordUnreadable  an export that is damaged from some record on
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The door to a provider of servers: what can be asked, what comes back, and every way it can fail.
 
-    ProviderError               code and correlation id; never a word of the provider's own text
-    +- ProviderRetry            nothing came of it; the same call may be repeated after `retry_after_s`
-    +- ProviderLater            the server or the provider is busy or broken; try again after `retry_after_s`, which is longer
-    +- ProviderNoCapacity       not this type at this place; another placement may do
-    +- ProviderNameTaken        something of that name exists; look whose it is
-    +- ProviderRefused          repeating cannot help; somebody has to change something
-    +- ProviderOutcomeUnknown   a change was sent and no answer came; read before doing anything else
+    ProviderError                code and correlation id; never a word of the provider's own text
+    ├── ProviderRetry            nothing came of it; the same call may be repeated after `retry_after_s`
+    ├── ProviderLater            the server or the provider is busy or broken; try again after `retry_after_s`, which is longer
+    ├── ProviderNoCapacity       not this type at this place; another placement may do
+    ├── ProviderNameTaken        something of that name exists; look whose it is
+    ├── ProviderRefused          repeating cannot help; somebody has to change something
+    └── ProviderOutcomeUnknown   a change was sent and no answer came; read before doing anything else
 
 Provider texts are never kept because some of them quote the API token.
 """
