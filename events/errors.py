@@ -15,7 +15,10 @@ EventsError
 ├── ReservationTaken        a unique value is held by another instance
 ├── LogCorrupted            the log contradicts itself: an alarm, never a skip
 ├── EventUnreadable         an event of a version that this code does not know
-└── StoreUnavailable        the database did not answer in time; the outcome is safe to retry
+├── StoreUnavailable        the database did not answer in time; the outcome is safe to retry
+├── CustomerErased          the customer's key was destroyed: nothing can be sealed for them any more
+├── KeyUnreadable           the customer's key does not open: nothing can be sealed for them
+└── MasterKeyWrong          the customers' keys were wrapped by a master key that is not known here
 """
 
 from __future__ import annotations
@@ -120,3 +123,15 @@ class EventUnreadable(EventsError):
 
 class StoreUnavailable(EventsError):
     """The database did not answer in time. The command may or may not have landed; its id makes a retry safe."""
+
+
+class CustomerErased(EventsError):
+    """The customer's key was destroyed: nothing can be encrypted for them any more."""
+
+
+class KeyUnreadable(EventsError):
+    """The customer's key was damaged, or wrapped by another master key: nothing can be encrypted for them."""
+
+
+class MasterKeyWrong(EventsError):
+    """The customers' keys were wrapped by one that is not known here."""

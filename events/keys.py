@@ -22,7 +22,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from events.errors import EventsError
+from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
 from events.master_keys import MasterKeys
 from events.patience import patiently, run
 from events.sql import Statements
@@ -54,18 +54,6 @@ _KEPT_CHARS_MAX = 1_024
 TRIED_MAX = 100
 
 _log = structlog.get_logger(__name__)
-
-
-class CustomerErased(EventsError):
-    """The customer's key was destroyed: nothing can be encrypted for them any more."""
-
-
-class KeyUnreadable(EventsError):
-    """The customer's key was damaged, or wrapped by another master key: nothing can be encrypted for them."""
-
-
-class MasterKeyWrong(EventsError):
-    """The customers' keys were wrapped by one that is not known here."""
 
 
 class DoesNotOpen(ValueError):

@@ -15,8 +15,8 @@ from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware, MiddlewareError
 
-from events.errors import StoreUnavailable
-from events.keys import Keyring, MasterKeyWrong
+from events.errors import MasterKeyWrong, StoreUnavailable
+from events.keys import Keyring
 from hydracore.settings import Settings, SettingsError
 from workers import broker as b
 from workers.advance import advance

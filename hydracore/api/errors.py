@@ -31,7 +31,6 @@ from litestar.exceptions import HTTPException
 from psycopg_pool import PoolTimeout
 
 from events import errors as e
-from events.keys import CustomerErased
 from hydracore.auth import AuthError
 from hydracore.problems import Invalid, Problem
 from hydracore.vps import VpsError
@@ -175,7 +174,7 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
             return Failure(HTTPStatus.NOT_FOUND, detail)
         case e.SequenceGap():
             return Failure(HTTPStatus.CONFLICT, {**detail, "expected_seq": error.expected_seq})
-        case e.RequestMismatch() | e.TransitionRefused() | e.KeyNotPending() | CustomerErased():
+        case e.RequestMismatch() | e.TransitionRefused() | e.KeyNotPending() | e.CustomerErased():
             return Failure(HTTPStatus.CONFLICT, detail)
         case e.AttemptSuperseded() | e.BootSuperseded():
             return Failure(HTTPStatus.GONE, detail)

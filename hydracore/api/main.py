@@ -14,7 +14,8 @@ import uvicorn
 import uvloop
 from redis.asyncio import Redis
 
-from events.keys import Keyring, MasterKeyWrong
+from events.errors import MasterKeyWrong
+from events.keys import Keyring
 from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import logs

@@ -9,8 +9,9 @@ from uuid import uuid4
 import msgspec
 
 from events.commands import RequestInstance
+from events.errors import CustomerErased, KeyUnreadable
 from events.ids import command_id_for, instance_id_for
-from events.keys import CustomerErased, Keyring, KeyUnreadable
+from events.keys import Keyring
 from events.record import Origin
 from events.store import EventStore
 from events.types import Sealed

@@ -133,7 +133,8 @@ async def _reissue(
 
 async def _refuse_another_installations_key(settings: "Settings", pool: "AsyncConnectionPool") -> None:
     """What it has made would be nothing that anybody here can read."""
-    from events.keys import Keyring, MasterKeyWrong
+    from events.errors import MasterKeyWrong
+    from events.keys import Keyring
 
     try:
         await Keyring(pool, master_keys=settings.master_keys).check()

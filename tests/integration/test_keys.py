@@ -13,7 +13,8 @@ from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
 from events import keys, wrapping
-from events.keys import CACHE_S, CustomerErased, Keyring, KeyUnreadable, MasterKeyWrong
+from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
+from events.keys import CACHE_S, Keyring
 from events.master_keys import MasterKeys
 from events.types import Sealed
 from hydracore.db.pool import open_pool

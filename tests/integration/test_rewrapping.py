@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg_pool import AsyncConnectionPool
 
-from events.keys import CustomerErased, Keyring, destroy
+from events.errors import CustomerErased
+from events.keys import Keyring, destroy
 from events.master_keys import MasterKeys
 from events.rewrapping import BATCH
 from events.wrapping import Wrapping
