@@ -16,7 +16,8 @@ from events.upcast import read
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Who gave a command and why.
 
-    `actor`: `customer:ID`, `admin:ID`, `platform:ID`, `api_key:ID`, `agent:INSTANCE`, `worker`, `sweeper`.
+    `actor`: `customer:ID`, `admin:ID`, `platform:ID`, `api_key:ID`, `api_key:ID as customer:ID`, `agent:INSTANCE`,
+    `operator:NAME` (of a command line), `worker`, `sweeper`, `migrate`.
     `correlation_id` is the same for everything that one request set off; `causation_id` is the command before this one.
     `request_hash` and `result` (JSON) make an HTTP request idempotent: a repeat is compared with the one and answered
     with the other. `request_hashes_former`: what the same request's hash was by former master keys.

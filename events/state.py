@@ -125,7 +125,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, kw_only=True):
-    """An instance at one version of its stream; version 0 exists only before its first event."""
+    """An instance at one version of its stream: how many events it has been folded from, so that the first is 1."""
 
     id: UUID
     version: int
