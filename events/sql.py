@@ -20,9 +20,10 @@ class Statements:
         text = resources.files(package).joinpath(filename).read_text()
         self._blocks: dict[str, bytes] = {}
         for block in text.split("-- name: ")[1:]:
-            name, _, statement = block.partition("\n")
+            line, _, statement = block.partition("\n")
+            name = line.strip()
             assert name not in self._blocks, f"{filename}: {name} twice"
-            self._blocks[name.strip()] = statement.strip().rstrip(";").encode()
+            self._blocks[name] = statement.strip().rstrip(";").encode()
 
     def __getitem__(self, name: str) -> bytes:
         return self._blocks[name]
