@@ -73,7 +73,11 @@ class AgentKeyRow(msgspec.Struct, frozen=True):
 
 
 class ListedKey(NamedTuple):
-    """One instance of a list. A row is the fold of `version` events: where both are the same, so is the row."""
+    """One instance of a list. A row is the fold of `version` events: where both are the same, so is the row.
+
+    `id` stays the text that it came as, by which most instances of a list are remembered: making UUIDs of them would take three
+    times as long as reading the keys.
+    """
 
     id: str
     version: int
@@ -163,10 +167,10 @@ class Queries:
         rows: list[UUID] = await self._rows(_itself, statement, parameters)
         return rows[0] if rows else None
 
-    async def instances(self, wanted: ListFilter) -> str:
-        """Which instances a list holds at which versions, in its order, as one text (see `listed_keys`).
+    async def list_text(self, wanted: ListFilter) -> str:
+        """Which instances a list holds at which versions, in its order, as one text, which `listed_keys` reads.
 
-        Two lists with the same text hold the same rows.
+        Two lists with the same text hold the same rows: whoever has made an answer of it need not even read it.
         """
         statement = _LIST_CUSTOMER if wanted.customer_id is not None else _LIST_TENANT
         if wanted.tenant_id is None:
@@ -184,7 +188,7 @@ class Queries:
         return text
 
     async def listed(self, ids: list[str]) -> list[ListedRow]:
-        """What a list shows of these instances, in no order."""
+        """What a list shows of these instances, by the ids of their `ListedKey`s, in no order."""
         return await self._rows(ListedRow, _LISTED, ([lane_of(UUID(each)) for each in ids], ids))
 
     async def _fetch_instances(self, ids: list[UUID]) -> dict[UUID, InstanceRow]:
@@ -207,7 +211,7 @@ class Queries:
 
 
 def listed_keys(text: str) -> list[ListedKey]:
-    """What `Queries.instances` says."""
+    """What `Queries.list_text` says."""
     pairs = (pair.split(" ") for pair in text.split(",") if pair)
     return [ListedKey(each, int(version)) for each, version in pairs]
 

@@ -45,7 +45,7 @@ class Cleanup:
         cleaned = errors = 0
         for status in (FAILED, ERROR):
             wanted = ListFilter(tenant_id=who.tenant_id, customer_id=None, status=status, limit=CLEANED_MAX)
-            dead = [UUID(key.id) for key in listed_keys(await self._queries.instances(wanted))]
+            dead = [UUID(key.id) for key in listed_keys(await self._queries.list_text(wanted))]
             for start in range(0, len(dead), BATCH_MAX):
                 batch = dead[start : start + BATCH_MAX]
                 outcomes = await asyncio.gather(*(self._delete(each, who, incoming) for each in batch))

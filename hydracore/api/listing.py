@@ -61,7 +61,7 @@ class Listing:
     async def page(self, wanted: ListFilter) -> Page:
         """At most `wanted.limit` instances."""
         # One more than is shown tells whether others follow.
-        listed = await self._queries.instances(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
+        listed = await self._queries.list_text(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
         if time.monotonic() > self._forget_at or len(self._remembered) > REMEMBERED_MAX:
             self._remembered, self._pages = {}, {}
             self._forget_at = time.monotonic() + FORGET_AFTER_S
