@@ -26,7 +26,7 @@ from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeKind
 from hydracore.agent.spool import CallbackSpool
 from hydracore.agent.state import StateDir
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: A second 410 so soon after the first is meant for this agent, not for a boot id.
 SUPERSEDED_AGAIN_S = 600.0
@@ -66,13 +66,13 @@ class Agent:
         state = StateDir(self._root)
         with state.exclusive():
             if state.retired:
-                log.info("agent_retired_before")
+                _log.info("agent_retired_before")
                 return
             boot_file = read_boot_file(self._root)
             with bound_contextvars(instance_id=str(boot_file.instance_id), attempt=boot_file.attempt):
                 await self._run_wanted(state, boot_file)
                 state.retire()
-                log.info("agent_retired")
+                _log.info("agent_retired")
 
     async def _run_wanted(self, state: StateDir, boot_file: BootFile) -> None:
         """Returns when the control plane wants this agent no more."""
@@ -132,4 +132,4 @@ class Agent:
                 if superseded_s is not None and now_s - superseded_s < SUPERSEDED_AGAIN_S:
                     return
                 superseded_s = now_s
-                log.warning("boot_superseded")
+                _log.warning("boot_superseded")

@@ -28,7 +28,7 @@ from hydracore.agent.errors import DiskRefuses, SpoolFull
 from hydracore.agent.messages import STAGES, Callback, Level, Stage
 from hydracore.agent.spool import CallbackSpool
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: Between two tries to have the disk take what must be told.
 DISK_AGAIN_S = 1.0
@@ -63,12 +63,12 @@ class Callbacks:
             callback = self._spool.append(self._boot_id, self.stage, level, message)
         except SpoolFull:
             # Months of trouble without a control plane. The beginning says more than the latest repetition.
-            log.exception("callback_dropped", stage=self.stage, level=level)
+            _log.exception("callback_dropped", stage=self.stage, level=level)
             return True
         except DiskRefuses as refusal:
-            log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)  # noqa: TRY400 - it is told in a line
+            _log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)
             return False
-        log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
+        _log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
         self._news.set()
         return True
 
@@ -96,7 +96,7 @@ class Callbacks:
             # To be asked for the very callback just sent would mean a tight loop, so it counts as nonsense, too.
             if wanted is None or wanted == callback.seq or not self._spool.resend_from(callback.boot_id, wanted):
                 raise BadAnswer(error.call, f"409 that expects {wanted} instead of {callback.seq}") from error
-            log.warning("callbacks_resent", sent_seq=callback.seq, expected_seq=wanted)
+            _log.warning("callbacks_resent", sent_seq=callback.seq, expected_seq=wanted)
         else:
             self._spool.accepted(callback.boot_id, answer.seq)
 
@@ -115,7 +115,7 @@ async def deliver_leftovers(
     """
     for boot_id in spool.boots_with_pending():
         if not await _deliver_boot(spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key):
-            log.warning("leftover_callbacks_dropped", of_boot_id=str(boot_id))
+            _log.warning("leftover_callbacks_dropped", of_boot_id=str(boot_id))
 
 
 async def _deliver_boot(

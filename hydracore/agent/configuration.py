@@ -20,7 +20,7 @@ from hydracore.agent.state import StateDir
 from hydracore.documents import masked
 from hydracore.reading import UNREADABLE
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 _FILE = "config.json"
 
@@ -97,7 +97,7 @@ class Configuration:
             before = self._current
             self._put_in_force(config)
             if before is not None:
-                log.info("configuration_adopted", config_version=version)
+                _log.info("configuration_adopted", config_version=version)
         if config != self._stored:
             self._store(config)
         return version
@@ -107,7 +107,7 @@ class Configuration:
         if version != self._wanted:
             self._wanted = version
             if version != self.version:
-                log.warning("config_drift", wanted=version, running=self.version)
+                _log.warning("config_drift", wanted=version, running=self.version)
         if (version > self.version and version != self._refused) or self._current != self._stored:
             self._behind.set()
 
@@ -125,7 +125,7 @@ class Configuration:
         except RuntimeFailed as failure:
             # Asked for again when it is another one; this one was told of.
             self._refused = version
-            log.warning("configuration_refused", config_version=version, reason=failure.message)
+            _log.warning("configuration_refused", config_version=version, reason=failure.message)
             self._report("error", f"Configuration {version} is not used: {failure.message}")
 
     def _store(self, config: StoredConfig) -> None:
@@ -133,7 +133,7 @@ class Configuration:
             self._state.write(_FILE, msgspec.json.encode(config))
         except DiskRefuses as refusal:
             # A restart would go on with the one before, until the heartbeats tell that it is not the newest.
-            log.warning("configuration_not_stored", config_version=config.config_version, what=refusal.what)
+            _log.warning("configuration_not_stored", config_version=config.config_version, what=refusal.what)
         else:
             self._stored = config
 
@@ -157,5 +157,5 @@ class Configuration:
             return msgspec.json.decode(content, type=StoredConfig)
         except UNREADABLE:
             # The control plane has it, too, and heartbeats will tell that ours is not the newest.
-            log.warning("configuration_unreadable", file=_FILE)
+            _log.warning("configuration_unreadable", file=_FILE)
             return None

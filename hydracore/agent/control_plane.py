@@ -26,7 +26,7 @@ from hydracore.agent.identity import Identity
 from hydracore.reading import UNREADABLE
 from hydracore.transport import Answer, AnswerTooLarge, exchange, new_client
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 #: A whole exchange, connecting included.
@@ -177,10 +177,10 @@ async def insist(call: Callable[[], Awaitable[T]]) -> T:
             return await call()
         except (Unavailable, BadAnswer) as error:
             wait_s = retry_wait_s(error, backoff)
-            log.warning("control_plane_retry", call=error.call, what=error.what, wait_s=round(wait_s, 2))
+            _log.warning("control_plane_retry", call=error.call, what=error.what, wait_s=round(wait_s, 2))
         except DiskRefuses as error:
             wait_s = backoff.next_s()
-            log.warning("disk_retry", what=error.what, wait_s=round(wait_s, 2))
+            _log.warning("disk_retry", what=error.what, wait_s=round(wait_s, 2))
         await asyncio.sleep(wait_s)
 
 

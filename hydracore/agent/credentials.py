@@ -19,7 +19,7 @@ from hydracore.agent.identity import Identity
 from hydracore.agent.state import StateDir
 from hydracore.reading import UNREADABLE
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _FILE = "secrets.json"
@@ -173,7 +173,7 @@ class Credentials:
         async with self._renewing:
             if self.current is not refused:
                 return
-            log.warning("agent_key_refused", key_id=refused.key_id)
+            _log.warning("agent_key_refused", key_id=refused.key_id)
             # What comes is acknowledged on its own, and first stored over these.
             self._unacknowledged = None
             secrets = await self._fetch()
@@ -214,7 +214,7 @@ class Credentials:
             store_secrets(self._state, secrets, acknowledged=True)
         except DiskRefuses as refusal:
             # They are on disk, and in force. A later boot acknowledges them once more.
-            log.warning("acknowledgement_not_kept", key_id=secrets.key_id, what=refusal.what)
+            _log.warning("acknowledgement_not_kept", key_id=secrets.key_id, what=refusal.what)
         return True
 
     async def _enrol_once(self, request: m.EnrollRequest) -> None:
@@ -228,5 +228,5 @@ class Credentials:
 
     async def _wait_after_refusal(self, error: Unauthorized | Conflict) -> None:
         wait_s = self._refused.next_s()
-        log.warning("control_plane_refuses", call=error.call, what=error.what, wait_s=round(wait_s, 2))
+        _log.warning("control_plane_refuses", call=error.call, what=error.what, wait_s=round(wait_s, 2))
         await asyncio.sleep(wait_s)

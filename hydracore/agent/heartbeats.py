@@ -23,7 +23,7 @@ from hydracore.agent.credentials import Credentials
 from hydracore.agent.errors import DiskRefuses
 from hydracore.agent.messages import Heartbeat
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 async def beat(
@@ -51,7 +51,7 @@ async def beat(
             reply = await credentials.call(lambda key: control_plane.heartbeat(key, content()))
         except (Unavailable, BadAnswer, Conflict, DiskRefuses) as error:
             wait_s = min(interval_s, retry_wait_s(error, backoff))
-            log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
+            _log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
         else:
             backoff.reset()
             on_wanted(reply.config_version)

@@ -15,7 +15,7 @@ from hydracore.agent.messages import Level, Listen
 from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.waiting import work_until
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 BIND_BASE_S = 0.1
 BIND_CAP_S = 5.0
@@ -74,7 +74,7 @@ class AgentServer:
 
     def _note_listening(self, listen: Listen) -> None:
         self._listening.set()
-        log.info("listening", host=listen.host, port=listen.port)
+        _log.info("listening", host=listen.host, port=listen.port)
 
     async def _bind(self, listen: Listen) -> socket.socket:
         """A VPN address appears when its interface does, and a port may be held by an agent that is just dying."""
@@ -85,7 +85,7 @@ class AgentServer:
                 return _listening_socket(listen)
             except OSError as error:
                 wait_s = backoff.next_s()
-                log.warning("cannot_listen", host=listen.host, port=listen.port, reason=error.strerror, wait_s=wait_s)
+                _log.warning("cannot_listen", host=listen.host, port=listen.port, reason=error.strerror, wait_s=wait_s)
                 if not told:
                     told = True
                     self._report("warning", f"Cannot listen on {listen.host} port {listen.port} yet: {error.strerror}")

@@ -21,7 +21,7 @@ from hydracore.agent.messages import Callback, CallbackEntry, Level, Stage
 from hydracore.agent.state import StateDir
 from hydracore.sql import named_blocks
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: Below the agent's state directory.
 SPOOL_FILE = "spool.sqlite"
@@ -53,7 +53,7 @@ class CallbackSpool:
                 self._db = _open(path)
             except StateDamaged:
                 _set_aside(path)
-                log.error("spool_damaged", kept_as=f"{path.name}{_DAMAGED}")  # noqa: TRY400 - the reason is in the name
+                _log.error("spool_damaged", kept_as=f"{path.name}{_DAMAGED}")
                 self._db = _open(path)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import structlog
 from hydracore.agent.errors import AlreadyRunning, DiskRefuses
 from hydracore.files import write_atomic
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: Below the agent's root.
 STATE_DIR = Path("var/lib/hydracore-agent")
@@ -66,7 +66,7 @@ class StateDir:
         except (OSError, sqlite3.OperationalError) as error:
             refusal = DiskRefuses(str(getattr(error, "strerror", None) or error))
             if self._refusal is None:
-                log.error("disk_refuses", what=refusal.what)  # noqa: TRY400 - it is told in a line, whoever had to write
+                _log.error("disk_refuses", what=refusal.what)
             self._refusal = refusal
             raise refusal from error
 
@@ -77,7 +77,7 @@ class StateDir:
                 self.write(_PROBE, bytes(_PROBE_BYTES))
                 (self.path / _PROBE).unlink()
                 self._refusal = None
-                log.info("disk_takes_again")
+                _log.info("disk_takes_again")
         return self._refusal
 
     @contextmanager

@@ -17,7 +17,7 @@ from hydracore.agent.messages import Ignored, Level, ReportedError, Versions
 from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeKind
 from hydracore.waiting import work_until
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 RESTART_BASE_S = 0.5
 RESTART_CAP_S = 60.0
@@ -68,7 +68,7 @@ class Supervisor:
             return
         if self._run is not None and config.type == self._run.config.type and self._run.runtime.apply(config):
             self._run = _Run(self._run.runtime, config)
-            log.info("configuration_applied", config_version=config.version)
+            _log.info("configuration_applied", config_version=config.version)
         else:
             if self._wanted is not None:
                 self._kind(config).check(config)
@@ -206,7 +206,7 @@ class Supervisor:
     def _note_serving(self, runtime: Runtime, config: RuntimeConfig) -> None:
         self._run = _Run(runtime, config)
         self._serving.set()
-        log.info("runtime_serving", type=config.type, config_version=config.version)
+        _log.info("runtime_serving", type=config.type, config_version=config.version)
         self._tried.set()
         if self._failure is not None:
             self._failure = None
@@ -214,7 +214,7 @@ class Supervisor:
 
     def _note_failure(self, failure: RuntimeFailed, wait_s: float) -> None:
         error = ReportedError(code=failure.code, message=failure.message)
-        log.error("runtime_failed", code=error.code, message=error.message, wait_s=round(wait_s, 2))
+        _log.error("runtime_failed", code=error.code, message=error.message, wait_s=round(wait_s, 2))
         self._tried.set()
         if error != self._failure:
             self._failure = error

@@ -15,7 +15,7 @@ from hydracore.agent.expressclaw.ledger import Batch, Ledger
 from hydracore.agent.messages import UsageBatch
 from hydracore.agent.state import StateDir
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: How long entries are gathered, so that many chats at once do not make a request each.
 GATHER_S = 0.25
@@ -59,7 +59,7 @@ class UsageSender:
             with self._state.writing():
                 if wanted is None or wanted == batch.seq or not await self._ledger.resend_from(wanted):
                     raise BadAnswer(error.call, f"409 that expects {wanted} instead of {batch.seq}") from error
-            log.warning("usage_resent", sent_seq=batch.seq, expected_seq=wanted)
+            _log.warning("usage_resent", sent_seq=batch.seq, expected_seq=wanted)
         else:
             with self._state.writing():
                 await self._ledger.accepted(batch.seq)

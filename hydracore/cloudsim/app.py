@@ -16,7 +16,7 @@ from hydracore.cloudsim.door import Door
 from hydracore.cloudsim.problems import ApiError
 from hydracore.cloudsim.sim import AnyRequest, Sim, respond
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 BODY_BYTES_MAX = 256 * 1024
 
@@ -48,5 +48,5 @@ def _not_served(_: AnyRequest, error: HTTPException) -> Response[bytes]:
 
 def _broken(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A bug of ours; the client sees what it would see of a provider's."""
-    log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
+    _log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
     return respond(ApiError(500, "server_error", "unexpected error").reply())

@@ -21,7 +21,7 @@ from hydracore.cloudsim.disk import AGENT_LOG
 from hydracore.cloudsim.processes import POLL_S, AgentProcess, search, seen
 from hydracore.cloudsim.store import Store
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 #: A VPS inherits nothing of the control plane, least of all its secrets.
 ENVIRONMENT_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE")
@@ -157,7 +157,7 @@ class ProcessBooter:
         process.nice(NICENESS)
         self._agents[server_id] = AgentProcess(process, child)
         self._store.set_agent(server_id, pid=child.pid, started=process.create_time())
-        log.info("agent_started", server_id=server_id, pid=child.pid)
+        _log.info("agent_started", server_id=server_id, pid=child.pid)
 
     def _find(self, server_id: int) -> AgentProcess | None:
         """The living agent of a server, adopted if another cloudsim started it."""
@@ -176,7 +176,7 @@ class ProcessBooter:
             return None
         agent = self._agents[server_id] = AgentProcess(process, None)
         self._store.set_agent(server_id, pid=process.pid, started=process.create_time())
-        log.info("agent_adopted", server_id=server_id, pid=process.pid)
+        _log.info("agent_adopted", server_id=server_id, pid=process.pid)
         return agent
 
     async def _reap(self) -> None:
@@ -185,7 +185,7 @@ class ProcessBooter:
             await asyncio.sleep(REAP_INTERVAL_S)
             for server_id, agent in list(self._agents.items()):
                 if not agent.alive():
-                    log.info("agent_ended", server_id=server_id, pid=agent.pid)
+                    _log.info("agent_ended", server_id=server_id, pid=agent.pid)
                     del self._agents[server_id]
 
     def _root(self, server_id: int) -> Path:

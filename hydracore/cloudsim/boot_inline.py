@@ -7,7 +7,7 @@ import structlog
 
 from hydracore.cloudsim.boot import ProcessBooter
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 class InlineBooter:
@@ -61,6 +61,5 @@ class InlineBooter:
 
         try:
             await Agent(self._disks / str(server_id)).run()
-        except Exception:
-            # As a process would, it ends and leaves its reason in the log; cloudsim goes on.
-            log.exception("inline_agent_failed", server_id=server_id)
+        except Exception:  # noqa: BLE001 - as a process would, it ends and leaves its reason in the log; cloudsim goes on
+            _log.exception("inline_agent_failed", server_id=server_id)

@@ -16,7 +16,7 @@ from hydracore.cloudsim.disk import UserDataError, has_agent, remove_disk, write
 from hydracore.cloudsim.records import ServerRecord
 from hydracore.cloudsim.store import Store
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 #: Actions that act without asking the agent, and those that boot it again.
 CUT_POWER: Final = "stop_server"
@@ -153,10 +153,9 @@ class Keeper:
                 await asyncio.wait([previous])
             await work()
         except UserDataError as error:
-            log.warning("user_data_unusable", server_id=server_id, reason=str(error))
-        except Exception:
-            # This server stays as it is until somebody asks something of it; the others go on.
-            log.exception("server_stuck", server_id=server_id)
+            _log.warning("user_data_unusable", server_id=server_id, reason=str(error))
+        except Exception:  # noqa: BLE001 - this server stays as it is until somebody asks something of it; the others go on
+            _log.exception("server_stuck", server_id=server_id)
         finally:
             if self._tasks.get(server_id) is asyncio.current_task():
                 del self._tasks[server_id]

@@ -17,7 +17,7 @@ import structlog
 from hydracore.agent.errors import StateDamaged
 from hydracore.sql import named_blocks
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _SCHEMA = named_blocks(Path(__file__).with_name("schema.sql"))["schema"]
@@ -89,4 +89,4 @@ def _empty() -> sqlite3.Connection:
 def _log_failure(done: Future[None]) -> None:
     failure = done.exception()
     if failure is not None:
-        log.error("database_work_failed", exc_info=failure)
+        _log.error("database_work_failed", exc_info=failure)

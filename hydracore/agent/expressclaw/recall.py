@@ -19,7 +19,7 @@ from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.expressclaw.turns import OpenTurn
 from hydracore.agent.messages import ReportedError, UsageEntry
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: What a chat waits for at most before it goes on without, and how long after a failure nobody is asked.
 EMBED_MAX_S = 5.0
@@ -98,7 +98,7 @@ class Recall:
         try:
             recalled = await self._recall(older, _Asked(ask, setup, model, begun.conversation_id))
         except ModelTrouble as trouble:
-            log.warning("memory_failed", model=model, reason=trouble.reason)
+            _log.warning("memory_failed", model=model, reason=trouble.reason)
             self.state = f"error: {model}: {trouble.reason}"
             self._not_before_s = asyncio.get_running_loop().time() + PAUSE_S
             return past

@@ -22,7 +22,7 @@ from hydracore.agent.runtime import RuntimeConfig
 if TYPE_CHECKING:
     from hydracore.agent.expressclaw.telegram import TelegramChannel
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 class ExpressClaw:
@@ -42,7 +42,7 @@ class ExpressClaw:
         try:
             await self._service.recover(setup)
         except sqlite3.Error as error:
-            log.exception("store_broke")
+            _log.exception("store_broke")
             raise RuntimeFailed("store_broke", "The conversations on disk cannot be read") from error
         self._adopt(setup)
 
@@ -54,7 +54,7 @@ class ExpressClaw:
                 tasks.create_task(self._run_telegram())
                 tasks.create_task(self._webhooks.run())
         except* Exception as failures:
-            log.exception("runtime_broke")
+            _log.exception("runtime_broke")
             raise RuntimeFailed("runtime_broke", "The runtime broke; the agent's log has the reason") from failures
 
     async def stop(self) -> None:

@@ -35,7 +35,7 @@ from hydracore.agent.expressclaw.turns import LeftOpen, Reply
 from hydracore.agent.messages import UsageEntry
 from hydracore.waiting import work_until
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: Chats at once; more are refused.
 CHATS_MAX = 300
@@ -114,7 +114,7 @@ class ChatService:
                 )
                 reply = Reply(left.partial, spent.model, usage)
             await self._store.turns.close(left, "cut" if reply else "failed", reply=reply, spent=spent)
-            log.warning("turn_recovered", conversation_id=left.conversation_id, metered=spent is not None)
+            _log.warning("turn_recovered", conversation_id=left.conversation_id, metered=spent is not None)
             self._store.ledger.news.set()
 
     async def note_partials(self) -> NoReturn:
@@ -150,13 +150,13 @@ class ChatService:
             if self._is_cut:
                 chat.fail(Interrupted("The runtime was stopped before the answer was whole"))
             elif not chat.is_over:
-                log.info("chat_abandoned")
+                _log.info("chat_abandoned")
         except ChatError as error:
             chat.fail(error)
         except TimeoutError:
             chat.fail(ModelTimeout(f"There was no whole answer within {ANSWER_MAX_S:g} s"))
-        except Exception:
-            log.exception("chat_failed")
+        except Exception:  # noqa: BLE001 - whatever it is, whoever waits for the answer is told
+            _log.exception("chat_failed")
             chat.fail(ModelFailed("The agent failed; its log has the reason"))
 
     async def _answer(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:

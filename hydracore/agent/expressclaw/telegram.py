@@ -36,7 +36,7 @@ from hydracore.agent.messages import ReportedError
 from hydracore.reading import UNREADABLE
 from hydracore.waiting import work_until
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 RETRY_BASE_S = 0.5
 RETRY_CAP_S = 60.0
@@ -129,7 +129,7 @@ class TelegramChannel:
     def _note(self, error: TelegramError) -> None:
         state = f"error: {error}"
         if state != self.state:
-            log.warning("telegram_failed", reason=str(error))
+            _log.warning("telegram_failed", reason=str(error))
         self.state = state
 
 
@@ -167,7 +167,7 @@ class _Answering:
         try:
             message = msgspec.json.decode(content, type=Message)
         except UNREADABLE:
-            log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
+            _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
             await self._inbox.done(self._bot, update_id)
             return
         async with self._order(message.chat.id), self._free:
@@ -208,7 +208,7 @@ class _Answering:
         except TooManyChats:
             return SORRY
         except ChatError as error:
-            log.warning("telegram_unanswered", code=error.code)
+            _log.warning("telegram_unanswered", code=error.code)
             return SORRY
 
     async def _send(self, chat_id: int, text: str) -> None:
@@ -227,4 +227,4 @@ class _Answering:
                 break
             else:
                 return
-        log.warning("telegram_answer_lost", bot=self._bot)
+        _log.warning("telegram_answer_lost", bot=self._bot)

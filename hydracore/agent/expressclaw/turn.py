@@ -28,7 +28,7 @@ from hydracore.agent.expressclaw.turns import OpenTurn, Reply
 from hydracore.agent.expressclaw.webhooks import chat_done
 from hydracore.agent.messages import UsageEntry
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 #: How long all models together may take to the first word.
 FIRST_WORD_MAX_S = 90.0
@@ -118,7 +118,7 @@ class Turn:
             try:
                 await self._ask_model(call)
             except ModelTrouble as trouble:
-                log.warning("model_failed", model=name, reason=trouble.reason)
+                _log.warning("model_failed", model=name, reason=trouble.reason)
                 failures.append(_Failure(name, trouble))
                 if not self._chat.retract():
                     raise _as_chat_error(failures[-1:]) from None

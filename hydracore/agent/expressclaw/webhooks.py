@@ -29,7 +29,7 @@ from hydracore.agent.messages import Channel, ReportedError
 from hydracore.transport import AnswerTooLarge, exchange, new_client
 from hydracore.waiting import work_until
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 RETRY_BASE_S = 0.5
 RETRY_CAP_S = 60.0
@@ -121,7 +121,7 @@ class Webhooks:
     def _note(self, webhook: Webhook, trouble: str) -> None:
         state = f"error: {trouble}"
         if state != self._states[webhook.id]:
-            log.warning("webhook_failed", webhook=webhook.id, reason=trouble)
+            _log.warning("webhook_failed", webhook=webhook.id, reason=trouble)
         self._states[webhook.id] = state
 
 
@@ -155,8 +155,7 @@ async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> 
         return f"no answer within {CALL_TIMEOUT_S:g} s"
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, AnswerTooLarge) as error:
         return f"it cannot be reached ({type(error).__name__})"
-    except Exception as error:
-        # What an address does to the libraries below is its own trouble: chats and other webhooks go on.
-        log.exception("webhook_broke", webhook=webhook.id)
+    except Exception as error:  # noqa: BLE001 - what an address does to the libraries below is its own trouble: all else goes on
+        _log.exception("webhook_broke", webhook=webhook.id)
         return f"it cannot be told ({type(error).__name__})"
     return None if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {answer.status}"
