@@ -29,10 +29,11 @@ from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
 from hydracore.api.consent import record_access, recorded_id
 from hydracore.api.errors import AgentBusy, BudgetSpent, Interrupted
+from hydracore.api.given import RawHeaders
 from hydracore.api.model_choice import model_choice
 from hydracore.api.operations import Answer, operation
 from hydracore.api.silence import EventStream, keep_looking, outcome
-from hydracore.api.validation import Header, Incoming, RawHeaders
+from hydracore.api.validation import Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsUnreachable

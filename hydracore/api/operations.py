@@ -20,7 +20,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone, Interrupted
-from hydracore.api.validation import Handler, Incoming, RawHeaders, RequestReader, Signature, Together, read_signature
+from hydracore.api.given import RawHeaders
+from hydracore.api.validation import Handler, Incoming, RequestReader, Signature, Together, read_signature
 from hydracore.problems import Check
 
 F = TypeVar("F", bound=Handler)

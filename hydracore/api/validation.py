@@ -8,10 +8,9 @@ order (path, query, header, body) and form, because that is what the API's clien
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
@@ -20,22 +19,17 @@ from msgspec import inspect as types
 from events.ids import NAMESPACE
 from events.record import Origin
 from hydracore.api.errors import RequestInvalid
-from hydracore.auth import HEADER_BLANKS
-from hydracore.documents import TOO_DEEP
+from hydracore.api.given import UNREAD, RawHeaders, body_given, headers_given, is_doubled, is_json, query_given
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
 from hydracore.reading import UNREADABLE
 
 Source = Literal["path", "query", "header", "body"]
 Handler = Callable[..., Awaitable[Any]]
-RawHeaders = Iterable[tuple[bytes, bytes]]
 
 #: By source and name: texts, names of headers in lower case, and what is in the body's JSON object, which is empty where there is none.
 Given = Mapping[Source, Mapping[str, Any]]
 #: Says what is wrong with parts of a request together that may be right one by one.
 Together = Callable[[Given], Iterable[Problem]]
-
-#: Stands for a body of which there is no value.
-_UNREAD: Final = object()
 
 _ORDER: Final[tuple[Source, ...]] = ("path", "query", "header", "body")
 
@@ -200,7 +194,7 @@ class RequestReader:
         for each in self._path:
             arguments[each.name] = msgspec.convert(scope["path_params"][each.alias], each.declared)
         if self._decoder is not None and self._body_name is not None:
-            if not _is_json(scope["headers"]) or b"\\u0000" in raw_body:
+            if not is_json(scope["headers"]) or b"\\u0000" in raw_body:
                 raise msgspec.ValidationError
             arguments[self._body_name] = self._decoder.decode(raw_body)
         return arguments
@@ -209,21 +203,21 @@ class RequestReader:
         reader = Reader(self._checks)
         given: dict[Source, Mapping[str, Any]] = {
             "path": self._path_given(scope),
-            "query": _query(scope["query_string"]),
-            "header": _headers(scope["headers"]),
+            "query": query_given(scope["query_string"]),
+            "header": headers_given(scope["headers"]),
             "body": {},
         }
         arguments = self._defaults.copy()
         for each in self._inputs:
             if each.source == "body":
-                value = _body_given(reader, raw_body, scope["headers"])
-                if value is not _UNREAD:
+                value = body_given(reader, raw_body, scope["headers"])
+                if value is not UNREAD:
                     arguments[each.name] = reader.read(value, each.info, ("body",))
                 if isinstance(value, dict):
                     given["body"] = cast("dict[str, Any]", value)
                 continue
             loc: Location = (each.source, each.alias)
-            if each.source == "header" and _is_doubled(scope["headers"], each.alias.encode()):
+            if each.source == "header" and is_doubled(scope["headers"], each.alias.encode()):
                 # Whoever stands between may go by the other one.
                 reader.problems.append(Problem(loc, "Value error, it is there twice", "value_error"))
             elif each.alias in given[each.source]:
@@ -251,63 +245,6 @@ class RequestReader:
                     rest = given[each.alias].removeprefix("/")
                 given[each.alias] = rest
         return given
-
-
-def _is_doubled(headers: RawHeaders, wanted: bytes) -> bool:
-    return sum(name == wanted for name, _ in headers) > 1
-
-
-def _body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
-    """What the JSON of a body says; `_UNREAD` where it cannot be read, of which `reader` is told."""
-    if not raw_body:
-        reader.problems.append(Problem(("body",), "Field required", "missing"))
-        return _UNREAD
-    # A body that is not said to be JSON is not read as such; the reader then says that it is no object.
-    value: Any = raw_body
-    if _is_json(headers):
-        try:
-            value = json.loads(raw_body)
-        except json.JSONDecodeError as error:
-            reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
-            return _UNREAD
-        except RecursionError:
-            # Some thousand levels, of which nobody can tell whether they are JSON to the end.
-            reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
-            return _UNREAD
-        except ValueError:
-            # Not UTF-8, or a number of thousands of digits.
-            reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
-            return _UNREAD
-    return value
-
-
-def _query(query_string: bytes) -> dict[str, str]:
-    """The last value of each name, as FastAPI takes it."""
-    if not query_string:
-        return {}
-    return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
-
-
-def _headers(headers: RawHeaders) -> dict[str, str]:
-    return {name.decode("latin-1"): _header_text(value) for name, value in headers}
-
-
-def _header_text(value: bytes) -> str:
-    """UTF-8, as the body has it, so that a key is the same in both; what is no UTF-8 is read as HTTP used to."""
-    value = value.strip(HEADER_BLANKS)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def _is_json(headers: RawHeaders) -> bool:
-    """Whether the body is said to be JSON; a client that says nothing is taken to mean it."""
-    for name, value in headers:
-        if name == b"content-type":
-            media_type = value.split(b";", 1)[0].strip().lower()
-            return not media_type or media_type == b"application/json" or media_type.endswith(b"+json")
-    return True
 
 
 def _is_beyond_msgspec(info: types.Type) -> bool:
