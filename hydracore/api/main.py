@@ -26,7 +26,8 @@ from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.audit import erasing
 from hydracore.audit.erasure_file import ErasureFile
 from hydracore.audit.errors import ErasuresUnknown
-from hydracore.catalogue import Catalogue, CatalogueError
+from hydracore.catalogue import Catalogue
+from hydracore.catalogue_file import CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.http_server import EmbeddedServer, configuration

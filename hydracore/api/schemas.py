@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from events.ids import VERSION_MAX
 from hydracore.audit.showing import HistoryEvent
 from hydracore.auth import ID_PATTERN
-from hydracore.catalogue import DEFAULT_PRESET
+from hydracore.catalogue_file import DEFAULT_PRESET
 
 
 def unserved(**bounds: Any) -> Meta:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 
 import click
 
-from hydracore.catalogue import CatalogueError
+from hydracore.catalogue_file import CatalogueError
 from hydracore.cli.activity import activity
 from hydracore.cli.audit import audit
 from hydracore.cli.audit_erase import erase_customer

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hydracore.agent.expressclaw.skills import load_skills
-from hydracore.catalogue import DEFAULT_PRESET, Access, CatalogueError, Placement, load
+from hydracore.catalogue import Access, Placement, load
+from hydracore.catalogue_file import DEFAULT_PRESET, CatalogueError
 from hydracore.settings import PACKAGED_CATALOGUE
 
 CLOUDSIM = {"HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:9000", "HYDRACORE_CLOUDSIM_TOKEN": "secret-token"}
