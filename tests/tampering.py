@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from events.finding import Finding
 from events.pacing import Pace
-from events.verify import LaneReport
+from events.verified_lane import LaneReport
 from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying_lanes import Job, verify_some
 from tests.audit_log import LANE, Forger

@@ -15,7 +15,7 @@ from events.digest import chain_link
 from events.examine import digest_of, is_digest_of
 from events.ids import lane_of
 from events.times import microseconds
-from events.verify import Point
+from events.verified_lane import Point
 from hydracore.audit.export_records import (
     CommandRecord,
     EventRecord,

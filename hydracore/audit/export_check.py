@@ -22,7 +22,7 @@ from events.digest import GENESIS
 from events.finding import FINDINGS_MAX, Finding
 from events.ids import LANES
 from events.seal import Seal, flaws_of
-from events.verify import Point
+from events.verified_lane import Point
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import RecordUnreadable
 from hydracore.audit.export_chain import LaneChain

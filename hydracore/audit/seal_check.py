@@ -17,7 +17,7 @@ from events.finding import FINDINGS_MAX, Finding
 from events.ids import SEQ_MAX
 from events.seal import Head, Seal, flaws_of
 from events.sql import Statements
-from events.verify import Point
+from events.verified_lane import Point
 from hydracore.audit.kept_seals import KeptSeals
 from hydracore.wording import plural
 

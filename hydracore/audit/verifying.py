@@ -24,7 +24,8 @@ from events.ids import LANES
 from events.pacing import Pace
 from events.seal import Seal
 from events.sql import Statements
-from events.verify import BEGINNING, LANES_AT_ONCE, LaneReport
+from events.verified_lane import BEGINNING, LaneReport
+from events.verify import LANES_AT_ONCE
 from hydracore.audit import sums, tables
 from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals

@@ -14,7 +14,8 @@ from events.finding import FINDINGS_MAX, Finding, Note
 from events.ids import SEQ_MAX
 from events.pacing import Pace
 from events.seal import Head
-from events.verify import BEGINNING, Lane, LaneReport, Point, finish, read
+from events.verified_lane import BEGINNING, Lane, LaneReport, Point
+from events.verify import finish, read
 from events.window import Window
 from hydracore.audit import sums, tables
 from hydracore.audit.newer import Newer

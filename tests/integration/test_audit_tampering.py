@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from events import verify
+from events import verified_lane
 from events.finding import Finding
 from tests.audit_log import LANE, Forger, sealed_log
 from tests.services import Services
@@ -182,7 +182,7 @@ def test_what_lacks_something_is_found(forger: Forger, table: str, row: str, col
 
 
 def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "WINDOW", 1)
+    monkeypatch.setattr(verified_lane, "WINDOW", 1)
     forger.do("ALTER TABLE command ALTER actor DROP NOT NULL", COMMAND.format("actor = ''", 8))
     forger.redo_command(8)
     forger.redo_links()
@@ -212,7 +212,7 @@ def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count
 def test_windows_may_end_anywhere_even_within_a_command(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(verify, "WINDOW", window)
+    monkeypatch.setattr(verified_lane, "WINDOW", window)
     left_alone = find(forger, replay=True)
 
     forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5), DROP_EVENT.format(8), DROP_EVENT.format(9))

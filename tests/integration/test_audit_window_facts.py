@@ -10,7 +10,8 @@ from msgspec.structs import asdict
 
 from events import commands as c
 from events.finding import sentences
-from events.verify import Lane, read
+from events.verified_lane import Lane
+from events.verify import read
 from events.window import Window
 from hydracore.audit import sums, verifying
 from hydracore.audit.served import served
@@ -97,7 +98,7 @@ def test_what_was_verified_is_not_read_again_for_what_adds_up(connection: psycop
 def test_what_came_since_it_was_verified_is_read(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.verify.WINDOW", 4)
+    monkeypatch.setattr("events.verified_lane.WINDOW", 4)
     along = sums.Along(LANE, served(connection).followed, sums.Room())
     along.take(windows(connection)[0])
 
@@ -127,7 +128,7 @@ def test_a_projection_that_is_served_in_another_version_since_is_added_up_anew(c
 
 
 def test_a_window_that_is_missing_ends_it(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("events.verify.WINDOW", 4)
+    monkeypatch.setattr("events.verified_lane.WINDOW", 4)
 
     assert events_read(connection, added(connection, leave_out=1)) == EVENTS
 

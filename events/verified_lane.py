@@ -1,0 +1,228 @@
+"""One lane on its way through a verification: what fits and what does not, window by window, and what must agree with its end.
+
+The quick way looks at windows of some hundred events and only asks whether all is as it must be (`events.window`). What does not
+fit is looked at again, event by event, by `events.examine`, which says what is wrong and where. Each link is computed from
+the one that is stored before it, so an edit shows where it is and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg import Connection
+
+from events import pages
+from events.digest import GENESIS
+from events.examine import examine
+from events.finding import FINDINGS_MAX, Finding, Note
+from events.ids import SEQ_MAX, lane_of_bytes
+from events.seal import Head
+from events.sql import Statements
+from events.window import Window, fits
+
+_SQL = Statements("events", "verify.sql")
+_STREAMS = _SQL["streams"]
+_VERSIONS_AT = _SQL["versions_at"]
+
+#: How many numbers one window has, unless their events are large: enough to share the cost of a row, few enough to stay in the caches.
+WINDOW = 512
+
+#: More than any event has.
+_BYTES_MAX = 2**31 - 1
+
+#: Where a lane begins.
+BEGINNING = Head(0, GENESIS)
+
+
+class Point(NamedTuple):
+    """What a seal says of a lane: up to `seq`, it ended with `link`."""
+
+    seq: int
+    link: bytes
+    seal: int
+
+
+class LaneReport(msgspec.Struct, frozen=True, kw_only=True):
+    lane: int
+    events: int
+    commands: int
+    findings: list[Finding]
+    #: How many events each stream has that moved after the start, by the bytes of its id.
+    versions: dict[bytes, int]
+    #: How many of these had moved before the end was looked at; they are the first ones.
+    settled: int
+    #: What could not be compared.
+    notes: set[Note] = msgspec.field(default_factory=set[Note])
+
+
+class Lane:
+    """One lane on its way through a verification, from `start` on, which is taken as good.
+
+    `upto`: where it ended when that began. Without it, whoever is slower than the writers would never come to an end.
+    `points`: what the seals say of it, in order.
+    """
+
+    def __init__(
+        self, number: int, *, start: Head = BEGINNING, upto: int = SEQ_MAX, points: Sequence[Point] = ()
+    ) -> None:
+        self.number = number
+        self.upto = upto
+        self.events = self.commands = 0
+        #: How many numbers its next window has.
+        self.window = WINDOW
+        #: The number of the last command that was read.
+        self.read_upto = start.seq
+        self._findings: list[Finding] = []
+        #: The version that each stream has reached, by the bytes of its id.
+        self._versions: dict[bytes, int] = {}
+        self._start = start
+        self._at = start
+        self._points = [point for point in points if point.seq > start.seq]
+        self._sealed_seq = start.seq
+        #: Ranges of numbers (after, up to) in which something does not fit.
+        self._doubts: list[tuple[int, int]] = []
+
+    def learn(self, connection: Connection) -> None:
+        """Learn how far the streams that have moved were at the start."""
+        if self._start.seq > 0:
+            parameters = {"lane": self.number, "after": self._start.seq}
+            for stream, version in connection.execute(_VERSIONS_AT, parameters, binary=True):
+                self._versions.setdefault(stream, version)
+
+    @property
+    def payload_bytes_max(self) -> int:
+        """How large each event of the next window may be, so that all of it is no more than a page (`events/pages.py`)."""
+        return pages.PAGE_BYTES // self.window if self.window > 1 else _BYTES_MAX
+
+    def has_room(self, bytes_max: int) -> bool:
+        """Whether the window that was asked for has all payloads, of which the largest is so large. The next one is as large as it
+        may be, if its events are like these.
+        """
+        fits_in = bytes_max <= self.payload_bytes_max
+        self.window = min(WINDOW, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
+        return fits_in
+
+    def take(self, window: Window) -> bool:
+        """Check the next window, and go on behind it whatever it was like; whether it fits (`events.window`)."""
+        good = fits(window, after=self._at)
+        self._check_points(window)
+        if good:
+            self._check_versions(window)
+        else:
+            self._doubt(max([self._at.seq, *window.seqs, *window.first_seqs]))
+            self._versions.update(window.stream_versions())
+        seq = window.seqs[-1] if window.seqs else self._at.seq
+        self._at = Head(max(seq, self._at.seq), window.links[-1])
+        self.read_upto = window.first_seqs[-1]
+        self.commands += len(window.first_seqs)
+        self.events += len(window.seqs)
+        return good
+
+    @property
+    def versions_known(self) -> int:
+        """Of how many streams is known how far they have moved."""
+        return len(self._versions)
+
+    def finish(
+        self, connection: Connection, *, bounds: tuple[int | None, int | None], end: Sequence[Any] | None, settled: int
+    ) -> LaneReport:
+        """All that is wrong with the lane, all of which was read. `bounds`: the lowest and the highest number that it has. `end`: what
+        `lane_head` says of it: number, link, and whether its time is right. `settled`: as of the report.
+        """
+        lowest, highest = bounds
+        if lowest is not None and lowest < 1:
+            self._find("event_extra", "The numbers of a lane begin at 1, of events and of commands", seq=lowest)
+        if highest is not None and highest > self._at.seq:
+            self._doubt(highest)
+            self._at = Head(highest, self._at.link)
+        for after, upto in self._doubts:
+            found = examine(connection, self.number, after=after, upto=upto, start=self._start)
+            self._findings += found
+            if not found:
+                self._find("unexplained", "Something does not fit, and nothing is wrong", seq=after + 1, last_seq=upto)
+        self._check_head(end)
+        self._check_streams(connection)
+        if self._points:
+            last = self._points[-1]
+            what = f"Seal {last.seal} has seen events up to {last.seq}, and the lane ends before"
+            self._find("tail_missing", what, seq=self._at.seq + 1, last_seq=last.seq)
+        return LaneReport(
+            lane=self.number,
+            events=self.events,
+            commands=self.commands,
+            findings=self._findings[:FINDINGS_MAX],
+            versions=self._versions,
+            settled=settled,
+        )
+
+    def _doubt(self, upto: int) -> None:
+        after = self._at.seq
+        if self._doubts and self._doubts[-1][1] >= after:
+            after = self._doubts.pop()[0]
+        self._doubts.append((after, upto))
+
+    def _check_points(self, window: Window) -> None:
+        if not self._points or self._points[0].seq >= window.first_seqs[-1] + window.event_counts[-1]:
+            return
+        ends = map(int.__add__, window.first_seqs, window.event_counts)
+        links = {end - 1: link for end, link in zip(ends, window.links, strict=True)}
+        while self._points and self._points[0].seq <= max(links):
+            point = self._points.pop(0)
+            if links.get(point.seq) != point.link:
+                what = f"Seal {point.seal} was made of other events than these"
+                self._find("rewritten", what, seq=self._sealed_seq + 1, last_seq=point.seq)
+                # Whatever comes later in the lane stands on these.
+                self._points = []
+            self._sealed_seq = point.seq
+
+    def _check_versions(self, window: Window) -> None:
+        versions = self._versions
+        known = versions.get
+        for seq, (stream, version) in zip(window.seqs, window.stream_versions(), strict=True):
+            before = known(stream, 0)
+            if before + 1 != version:
+                what = f"Version {version} of the stream follows {before}"
+                self._find("version_gap", what, seq=seq, stream_id=UUID(bytes=stream))
+            elif version == 1 and lane_of_bytes(stream) != self.number:
+                self._find("wrong_lane", "The stream belongs to another lane", seq=seq, stream_id=UUID(bytes=stream))
+            versions[stream] = version
+
+    def _check_head(self, end: Sequence[Any] | None) -> None:
+        if end is None:
+            self._find("head_wrong", "The lane has no row in lane_head", seq=self._at.seq)
+            return
+        seq, link, is_timely = end
+        if seq is None:
+            self._find("head_wrong", "lane_head does not say where the lane ends", seq=self._at.seq)
+        elif seq != self._at.seq:
+            what = f"lane_head says that the lane ends with {seq}, and its events end with {self._at.seq}"
+            self._find("head_wrong", what, seq=min(seq, self._at.seq) + 1, last_seq=max(seq, self._at.seq))
+        elif link != self._at.link:
+            self._find("head_wrong", "lane_head has another link than the lane's last command", seq=self._at.seq)
+        elif not is_timely:
+            self._find("head_wrong", "lane_head has another time than the lane's last command", seq=self._at.seq)
+
+    def _check_streams(self, connection: Connection) -> None:
+        rows = connection.execute(_STREAMS, (self.number,), binary=True).fetchall()
+        stored: dict[bytes, int] = dict(rows)
+        if len(stored) < len(rows):
+            stream, count = Counter(stream for stream, _ in rows).most_common(1)[0]
+            what = f"The table stream has {count} rows of it"
+            self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
+        if self._start.seq > 0:
+            stored = {stream: version for stream, version in stored.items() if stream in self._versions}
+        if stored == self._versions:
+            return
+        for stream in sorted(stored.keys() | self._versions.keys()):
+            says, has = stored.get(stream), self._versions.get(stream)
+            if says != has:
+                what = f"The table stream says version {says}, and the events say {has}"
+                self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
+
+    def _find(self, kind: str, what: str, **place: Any) -> None:
+        if len(self._findings) < FINDINGS_MAX:
+            self._findings.append(Finding(kind=kind, what=what, lane=self.number, **place))
