@@ -20,6 +20,8 @@ from hydracore.settings import Settings
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
+    from hydracore.audit.seal_file import SealFile
+
 FOUND: Final = 1
 NOT_DONE: Final = 3
 
@@ -88,16 +90,12 @@ def verify(
     if strict and (lanes or since_seal or not replay):
         raise click.UsageError("--strict compares everything: not with --lane, --since-seal or --no-replay.")
     from hydracore.audit import verifying
-    from hydracore.audit.seal_file import SealFile, kept_copy
     from hydracore.cli.audit_view import progress_bar, show_report
 
     settings = load()
     look(settings)
     *former_keys, public_key = public_keys_of(public_keys, settings) or (None,)
-    copy = None if seals is None else SealFile(seals)
-    if copy is None and settings.seal_file is not None:
-        with failures():
-            copy = kept_copy(settings.seal_file, conninfo(settings))
+    copy = _copy_of_seals(seals, settings)
     request = verifying.Request(
         conninfo=conninfo(settings),
         lanes=tuple(sorted(set(lanes))) or tuple(range(64)),
@@ -119,6 +117,18 @@ def verify(
         report.notes += [] if copy is None else copy.notes
         show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
+
+
+def _copy_of_seals(given: Path | None, settings: Settings) -> "SealFile | None":
+    """The file that was named, or the one that this installation keeps; None where it keeps none, or none yet."""
+    from hydracore.audit.seal_file import SealFile, kept_copy
+
+    if given is not None:
+        return SealFile(given)
+    if settings.seal_file is None:
+        return None
+    with failures():
+        return kept_copy(settings.seal_file, conninfo(settings))
 
 
 @audit.command()
