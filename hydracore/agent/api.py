@@ -21,7 +21,7 @@ from hydracore.agent.chats import ChatError
 from hydracore.transport import REQUEST_ID
 from hydracore.waiting import first_of
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -139,8 +139,8 @@ class AgentApi:
             response = await handler(request)
         except ChatError as error:
             response = problem(error.status, error.code, error.detail)
-        except Exception:
-            log.exception("request_failed", method=scope["method"], path=scope["path"])
+        except Exception:  # noqa: BLE001 - a request that breaks is answered, and ends nobody else
+            _log.exception("request_failed", method=scope["method"], path=scope["path"])
             response = problem(500, "failed", "The agent failed; its log has the reason")
         if isinstance(response, Stream):
             await _send_stream(send, response)

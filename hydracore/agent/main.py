@@ -18,7 +18,7 @@ from hydracore.agent.errors import StartRefused
 from hydracore.garbage import look_less_often
 from hydracore.signals import run_until_signal
 
-log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
 
 def run(*, root: Path) -> int:
@@ -27,11 +27,11 @@ def run(*, root: Path) -> int:
     try:
         look_less_often()
         if not run_until_signal(Agent(root).run()):
-            log.info("agent_stopped")
+            _log.info("agent_stopped")
     except StartRefused as refusal:
         sys.stderr.write(f"hydracore agent: {refusal}\n")
         return refusal.exit_code
-    except Exception:
-        log.exception("agent_failed")
+    except Exception:  # noqa: BLE001 - whatever it is belongs into the log, and the exit code says so
+        _log.exception("agent_failed")
         return 1
     return 0

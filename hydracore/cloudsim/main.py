@@ -27,7 +27,7 @@ from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.signals import stop_asked_for
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 BOOTS: Final = ("process", "inline")
 
@@ -54,7 +54,7 @@ def run(serving: contextlib.AbstractAsyncContextManager[str]) -> None:
         ended = stop_asked_for()
         async with serving as url:
             look_less_often()
-            log.info("cloudsim_ready", url=url)
+            _log.info("cloudsim_ready", url=url)
             await ended.wait()
 
     try:
