@@ -58,5 +58,6 @@ async def test_where_one_cannot_be_started_those_before_it_are_ended_and_nothing
             await fold(InstanceProjection(), BUILD, progress)
         gc.collect()
 
-        assert not active_children()
+        # The tests themselves have others.
+        assert not [child for child in active_children() if child.name == "hydracore-fold"]
         assert len(descriptors()) == len(before)
