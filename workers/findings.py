@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
+import structlog
+
+from events.errors import EventUnreadable, LogCorrupted
 from events.lifecycle import Status
 from events.state import Instance
 from workers.deps import Deps
 from workers.labels import is_made_for
 from workers.providers.base import Provider, ProviderError, Server
+
+#: The code of what cannot be done because an instance's history cannot be read.
+HISTORY_UNREADABLE = "history_unreadable"
+
+_log = structlog.get_logger(__name__)
 
 
 class Project(NamedTuple):
@@ -58,7 +67,8 @@ class Finding(NamedTuple):
     """One thing that is not as it should be, in `action` what is done about it, and in `code` why it could not be done.
 
     `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
-    catalogue's than it was found under, or `reappeared`, where its instance was given up because it seemed to have vanished.
+    catalogue's than it was found under, `reappeared`, where its instance was given up because it seemed to have vanished, or
+    `unreadable`, where nobody can say whether an instance accounts for it, because its history cannot be read.
     """
 
     provider: str
@@ -67,6 +77,25 @@ class Finding(NamedTuple):
     instance_id: UUID | None
     action: str
     code: str | None = None
+
+
+class HistoryUnreadable(Exception):
+    """The log contradicts itself about an instance, or a newer HydraCore has written there."""
+
+    def __init__(self, instance_id: UUID) -> None:
+        super().__init__(f"The history of {instance_id} cannot be read")
+        self.instance_id = instance_id
+
+
+@contextmanager
+def reading(instance_id: UUID) -> Generator[None]:
+    """Around what reads the instance's history. Raises `HistoryUnreadable`, with an alarm: the other instances go on."""
+    try:
+        yield
+    except (LogCorrupted, EventUnreadable) as error:
+        # Not what the error says: that may be of what the event says.
+        _log.error("history_unreadable", instance_id=str(instance_id), error=type(error).__name__)
+        raise HistoryUnreadable(instance_id) from error
 
 
 class Unlooked(NamedTuple):

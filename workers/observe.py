@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 
 from events import commands as c
-from events.errors import NotFound
+from events.errors import EventUnreadable, LogCorrupted, NotFound
 from events.patience import run
 from workers.deps import Deps
 from workers.providers.base import Action, Provider, ProviderError
@@ -53,6 +53,9 @@ async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> No
                 await deps.store.execute(one.instance_id, command, deps.origin(one.instance_id))
             except NotFound:
                 _log.error("row_without_stream", instance_id=str(one.instance_id))
+            except (LogCorrupted, EventUnreadable) as error:
+                # It is asked about at each look, and before the others, which have nothing to do with it.
+                _log.error("history_unreadable", instance_id=str(one.instance_id), error=type(error).__name__)
 
 
 async def _command(

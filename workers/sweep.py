@@ -13,8 +13,19 @@ import structlog
 from events import commands as c
 from events.patience import run
 from events.sql import Statements
+from events.state import Instance
 from workers.deps import Deps
-from workers.findings import Account, Finding, Project, Swept, Unlooked, done
+from workers.findings import (
+    HISTORY_UNREADABLE,
+    Account,
+    Finding,
+    HistoryUnreadable,
+    Project,
+    Swept,
+    Unlooked,
+    done,
+    reading,
+)
 from workers.labels import ATTEMPT, INSTALLATION, instance_labels, is_accounted_for, server_labels
 from workers.orphans import Orphan, Orphans, claims, look_at_orphans
 from workers.providers.base import ProviderError, Server
@@ -90,7 +101,13 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
     for server in servers:
         ids = claimed[server.id]
         candidates = [one for one in (by_server.get(server.id), *map(by_id.get, ids)) if one is not None]
-        account, known = await _account_of(deps, server, candidates)
+        try:
+            account, known = await _account_of(deps, server, candidates)
+        except HistoryUnreadable as error:
+            # It may be that instance's, and no removal can be undone.
+            finding = Finding(name, "unreadable", server.id, error.instance_id, "left alone", code=HISTORY_UNREADABLE)
+            swept.findings.append(finding)
+            continue
         if account is None:
             orphans.append(Orphan(server, ids[0] if ids else None, known=known))
         else:
@@ -100,13 +117,17 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
 
 
 async def _account_of(deps: Deps, server: Server, candidates: list[Account]) -> tuple[Account | None, bool]:
-    """The one that `server` is of, if any, and whether the log may have made it at all."""
+    """The one that `server` is of, if any, and whether the log may have made it at all. Raises `HistoryUnreadable`."""
     recorded = next((one for one in candidates if one.owns(server)), None)
     if recorded is not None:
         return recorded, True
     # Read after the list, so that in a log that is whole no server is later than its instance.
-    histories = [(one, await deps.store.load(one.instance_id)) for one in dict.fromkeys(candidates)]
-    states = [(one, state) for one, state in histories if state is not None]
+    states: list[tuple[Account, Instance]] = []
+    for one in dict.fromkeys(candidates):
+        with reading(one.instance_id):
+            state = await deps.store.load(one.instance_id)
+        if state is not None:
+            states.append((one, state))
     awaiting = next((one for one, state in states if one.awaits(server, state)), None)
     return awaiting, any(is_accounted_for(state, server) for _, state in states)
 
@@ -188,7 +209,11 @@ async def _mend_labels(project: Project, server: Server, account: Account) -> li
     finding = Finding(project.name, "wrong_labels", server.id, account.instance_id, "labelled again")
     if project.dry_run:
         return [finding._replace(action="would be labelled again")]
-    state = await deps.store.load(account.instance_id)
+    try:
+        with reading(account.instance_id):
+            state = await deps.store.load(account.instance_id)
+    except HistoryUnreadable:
+        return [finding._replace(action="could not be labelled again", code=HISTORY_UNREADABLE)]
     if state is None or state.attempt is None or state.attempt.server_id != server.id:
         # It has gone on since; the next sweep sees what of.
         return []
@@ -210,5 +235,9 @@ async def _vanished(project: Project, account: Account, *, wait_s: float) -> Fin
     if misses < LOOKS_MIN or missed_s < wait_s:
         return finding
     command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=account.server_id)
-    await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))
+    try:
+        with reading(account.instance_id):
+            await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))
+    except HistoryUnreadable:
+        return finding._replace(action="could not be reported", code=HISTORY_UNREADABLE)
     return finding._replace(action="reported")

@@ -1,0 +1,115 @@
+"""An instance whose history cannot be read keeps no other from being seen to, and loses nothing itself."""
+
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from events import commands as c
+from tests import lives
+from tests.stack import Stack
+from tests.strays import stray, stray_of
+from tests.sweeping import SHORT
+from workers.deps import Deps
+from workers.findings import HISTORY_UNREADABLE
+from workers.observe import observe_actions
+from workers.providers.hetzner import HetznerProvider
+from workers.sweep import sweep
+
+#: What the log cannot contain, and what this code cannot know.
+BROKEN = {
+    "that contradicts itself": b"UPDATE event SET payload = '{}' WHERE version = 2 AND stream_id = ANY (%s)",
+    "of a later release": b"UPDATE event SET schema_version = 99 WHERE version = 2 AND stream_id = ANY (%s)",
+}
+
+MISSED_LONG_AGO = "UPDATE missing_server SET first_missed_at = now() - interval '1 day'"
+
+
+async def recorded(deps: Deps, number: int, *commands: c.AnyCommand) -> UUID:
+    """An instance that has lived so far, as the log says, with an address of its own."""
+    instance_id = uuid4()
+    plan = lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}")
+    for command in (lives.request(customer_id=f"customer-{number}"), plan, *commands):
+        await deps.store.execute(instance_id, command, deps.origin(instance_id))
+    return instance_id
+
+
+async def break_histories(owner_conn: psycopg.AsyncConnection, broken: str, *instance_ids: UUID) -> None:
+    assert (await owner_conn.execute(BROKEN[broken], (list(instance_ids),))).rowcount == len(instance_ids)
+
+
+def installation() -> dict[str, str]:
+    """The label of an installation that the stack, whose servers are all over its project, has nothing to do with."""
+    return {"hc-installation": f"unreadable-{uuid4().hex}"}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_server_is_observed_though_another_s_history_cannot_be_read(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
+) -> None:
+    ours = installation()
+    servers = [await stray(provider, **ours) for _ in range(2)]
+    # Of actions that the provider has forgotten: the servers themselves tell.
+    made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+    async with stack.deps(database_url=database_url) as deps:
+        first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
+    await break_histories(owner_conn, broken, first)
+
+    # In a process that does not remember them.
+    async with stack.deps(database_url=database_url) as deps:
+        with capture_logs() as logs:
+            await observe_actions(deps)
+
+    seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
+    assert await seen.fetchall() == [(second,)]
+    (alarm,) = [line for line in logs if line["event"] == "history_unreadable"]
+    assert (alarm["log_level"], alarm["instance_id"]) == ("error", str(first))
+    for server_id in servers:
+        await provider.delete_server(server_id)
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_sweep_leaves_the_servers_of_unreadable_histories_alone_and_sees_to_all_others(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
+) -> None:
+    ours = installation()
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
+    relabelled = await stray(provider, **ours)
+    rest = lives.RUNNING[len(lives.CREATED) :]
+    async with stack.deps(**settings) as deps:
+        unreadable = [
+            await recorded(deps, 0),
+            await recorded(deps, 1, lives.created(server_id=relabelled), *rest),
+            await recorded(deps, 2, lives.created(server_id="9999999998"), *rest),
+        ]
+        lost = await recorded(deps, 3, lives.created(server_id="9999999999"), *rest)
+        done_with = await recorded(deps, 4, lives.failed(), lives.discarded(), lives.plan(2))
+    await break_histories(owner_conn, broken, *unreadable)
+    doubted = await stray_of(provider, unreadable[0], **ours, **{"hc-attempt": "7"})
+    orphan = await stray_of(provider, done_with, **ours)
+
+    seen = list[dict[str, tuple[str, str, str | None]]]()
+    async with stack.deps(**settings) as deps:
+        for _ in range(2):
+            swept = await sweep(deps, dry_run=False)
+            assert not swept.is_whole
+            seen.append({one.server_id: (one.kind, one.action, one.code) for one in swept.findings})
+            await owner_conn.execute(MISSED_LONG_AGO)
+
+    always = {
+        doubted: ("unreadable", "left alone", HISTORY_UNREADABLE),
+        relabelled: ("wrong_labels", "could not be labelled again", HISTORY_UNREADABLE),
+    }
+    watched = dict.fromkeys(("9999999998", "9999999999"), ("vanished", "watched", None))
+    assert seen[0] == always | watched | {orphan: ("orphan", "watched", None)}
+    assert seen[1] == always | {
+        "9999999998": ("vanished", "could not be reported", HISTORY_UNREADABLE),
+        "9999999999": ("vanished", "reported", None),
+        orphan: ("orphan", "removed", None),
+    }
+    status = await (await owner_conn.execute("SELECT status FROM instance WHERE id = %s", (lost,))).fetchone()
+    assert status == ("error",)
+    assert await provider.get_server(doubted) is not None
+    for server_id in (doubted, relabelled):
+        await provider.delete_server(server_id)
