@@ -173,9 +173,11 @@ class Follower:
             if isinstance(error, psycopg.Error) and may_pass(error):
                 raise
             if len(positions) == 1:
-                _log.exception("event_refused", follower=name)
-                # Not what the error says: that may be of what the event says.
-                parked[positions[0].lane] = f"{type(error).__name__} ({positions[0].type})"
+                (refused,) = positions
+                # Not what the error says, here and in the checkpoint: that may be of what the event says.
+                cause = type(error).__name__
+                _log.error("event_refused", follower=name, lane=refused.lane, seq=refused.seq, error=cause)
+                parked[refused.lane] = f"{cause} ({refused.type})"
                 return []
         middle = len(positions) // 2
         first = await self._take_what_can_be(connection, name, positions[:middle], skipped, parked)

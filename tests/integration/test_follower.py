@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
+from structlog.testing import capture_logs
 
 from events import commands as c
 from events.exchange import Statement, exchange
@@ -227,7 +228,7 @@ class Fussy(UsageDaily):
 
     async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         if any(fact.stream_id == self._refused for fact in facts):
-            raise ValueError("no")
+            raise ValueError(f"no to {facts[0].event}")
         return await super().changes(read, facts)
 
 
@@ -242,10 +243,16 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
         fussy = Follower(pool, Fussy(refused))
         await fussy.enter()
 
-        await fussy.catch_up()
+        with capture_logs() as said:
+            await fussy.catch_up()
 
         parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
         assert parked == {refused.bytes[15] & 63: "ValueError (usage_recorded)"}
+        place = "SELECT lane, seq FROM event WHERE stream_id = %s AND type = 'usage_recorded'"
+        ((lane, seq),) = await (await owner_conn.execute(place, (refused,))).fetchall()
+        facts = {"follower": "usage_daily", "lane": lane, "seq": seq, "error": "ValueError"}
+        alarms = [line for line in said if line["event"] == "event_refused"]
+        assert alarms == [{"event": "event_refused", "log_level": "error", **facts}], "and nothing that the event says"
         healthy = [one for one in ids if one.bytes[15] & 63 != refused.bytes[15] & 63]
         for instance_id in healthy:
             report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
