@@ -8,6 +8,7 @@ RebuildError
 ├── LiveIncomplete        something of what is live is missing
 ├── ParityMismatch        the live table is not what the log says; nothing was swapped
 ├── WritersNotStopped     no moment was found in which the swap could be made fast enough
+├── SwapUnknown           nobody can say whether the swap was made
 ├── FoldFailed            a process that folds lanes has failed
 ├── EventRefused          the build cannot take an event
 ├── NothingToRollBackTo   there is no earlier generation that this code can follow
@@ -93,6 +94,15 @@ class WritersNotStopped(RebuildError):
         )
         self.name = name
         self.tries = tries
+
+
+class SwapUnknown(RebuildError):
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Nobody can say whether {name} was swapped, because the database has gone and does not answer: once it does,"
+            " `hydracore projections list` shows which generation is live; where it is the one before, run this again"
+        )
+        self.name = name
 
 
 class FoldFailed(RebuildError):

@@ -24,7 +24,7 @@ from projections.candidate import Candidate
 from projections.catching_up import TooFar
 from projections.definition import Inline
 from projections.drift import compare
-from projections.errors import ParityMismatch, WritersNotStopped
+from projections.errors import ParityMismatch, SwapUnknown, WritersNotStopped
 from projections.generations import composed
 from projections.tables import LIVE
 
@@ -91,7 +91,7 @@ async def swap(
     """Make the candidate's build the live generation and the live one the previous. Each try is made on a connection of its own.
 
     `near` is awaited right before each try, on its connection. Raises `ParityMismatch` and `WritersNotStopped`; then nothing has
-    changed.
+    changed. Raises `SwapUnknown` where nobody can say whether it has.
     """
     lost: int | None = None
     for tries in range(1, TRIES_MAX + 1):
@@ -104,9 +104,13 @@ async def swap(
             await asyncio.sleep(PAUSE_S_MAX)
             continue
         async with connection:
-            if lost is not None and await _was_made(connection, candidate, session=lost):
-                # It was in time.
-                return Swapped(_limit_s(candidate), tries - 1)
+            try:
+                if lost is not None and await _was_made(connection, candidate, session=lost):
+                    # It was in time.
+                    return Swapped(_limit_s(candidate), tries - 1)
+            except psycopg.OperationalError:
+                await asyncio.sleep(PAUSE_S_MAX)
+                continue
             await near(connection)
             lost = connection.info.backend_pid
             try:
@@ -121,6 +125,9 @@ async def swap(
             else:
                 return Swapped(stopped.total_seconds(), tries)
         await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
+    assert lost is not None, "it was tried"
+    if await _was_the_last_made(connect, candidate, session=lost):
+        return Swapped(_limit_s(candidate), TRIES_MAX)
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
 
 
@@ -136,6 +143,17 @@ async def _was_made(connection: AsyncConnection, candidate: Candidate, *, sessio
         return False
     await connection.execute(_ON_DISK, candidate.build.key)
     return True
+
+
+async def _was_the_last_made(
+    connect: Callable[[], Awaitable[AsyncConnection]], candidate: Candidate, *, session: int
+) -> bool:
+    """The same, for whoever does not try again. Raises `SwapUnknown` where the database does not answer."""
+    try:
+        async with await connect() as connection:
+            return await _was_made(connection, candidate, session=session)
+    except psycopg.OperationalError as error:
+        raise SwapUnknown(candidate.build.name) from error
 
 
 async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:

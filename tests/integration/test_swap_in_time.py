@@ -6,19 +6,22 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from projections import generations, swap
 from projections.candidate import Candidate
-from projections.errors import WritersNotStopped
+from projections.errors import SwapUnknown, WritersNotStopped
 from projections.instance import InstanceProjection
 from projections.swap import STOPPED_S_MAX
-from tests.rebuilding import rebuilt, write_lives
+from tests.rebuilding import compared, rebuilt, write_lives
 from tests.requests_to_log import open_store
 from tests.waiting import until
 
@@ -62,17 +65,28 @@ async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_br
     assert report.stopped_s <= STOPPED_S_MAX
 
 
-async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
-    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+def end_each_behind_its_commit(
+    monkeypatch: pytest.MonkeyPatch, ender: psycopg.AsyncConnection, first: Callable[[], Awaitable[None]] | None = None
 ) -> None:
+    """Have the server end each session that swaps right behind its commit, after `first`."""
     move = swap._move
 
     async def move_and_end(connection: psycopg.AsyncConnection, candidate: Candidate) -> timedelta:
         stopped = await move(connection, candidate)
-        await owner_conn.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        if first is not None:
+            await first()
+        await ender.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
         return stopped
 
     monkeypatch.setattr(swap, "_move", move_and_end)
+
+
+@pytest.mark.parametrize("tries_max", [50, 1], ids=["of several tries", "of the last try"])
+async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch, tries_max: int
+) -> None:
+    monkeypatch.setattr("projections.swap.TRIES_MAX", tries_max)
+    end_each_behind_its_commit(monkeypatch, owner_conn)
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
 
@@ -82,6 +96,35 @@ async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
     live = await generations.served(owner_conn, "instance")
     assert live is not None
     assert live.number == 2
+
+
+async def test_where_nobody_can_be_asked_whether_the_last_try_was_made_that_is_said(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+
+    async def admit(everybody: LiteralString) -> None:
+        """Say whether anybody else gets a connection, as nobody does where the server is down."""
+        statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        elsewhere = make_conninfo(database_url, dbname="postgres")
+        async with await psycopg.AsyncConnection.connect(elsewhere, autocommit=True) as connection:
+            await connection.execute(statement.format(sql.Identifier(owner_conn.info.dbname), sql.SQL(everybody)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("projections.swap.TRIES_MAX", 2)
+        patched.setattr("projections.swap.PAUSE_S_MAX", 0)
+        end_each_behind_its_commit(patched, owner_conn, first=lambda: admit("false"))
+
+        with pytest.raises(SwapUnknown, match="`hydracore projections list` shows which generation is live"):
+            await rebuilt(database_url, InstanceProjection())
+    await admit("true")
+
+    live = await generations.served(owner_conn, "instance")
+    assert live is not None
+    assert live.number == 2
+    assert await generations.newest_in(owner_conn, "instance", *generations.UNFINISHED) is None
+    assert (await compared(database_url, InstanceProjection())).drifted == 0
 
 
 async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_it_can_go_on(
