@@ -6,6 +6,7 @@ RebuildError
 ├── GenerationInUse       somebody still folds or reads what was to be dropped
 ├── Outdated              what is live is of a newer version than this code
 ├── LiveIncomplete        something of what is live is missing
+├── NamesTaken            something else has the names that its tables or their indexes must have
 ├── ParityMismatch        the live table is not what the log says; nothing was swapped
 ├── WritersNotStopped     no moment was found in which the swap could be made fast enough
 ├── SwapUnknown           nobody can say whether the swap was made
@@ -75,6 +76,18 @@ class LiveIncomplete(RebuildError):
         )
         self.name = name
         self.missing = missing
+
+
+class NamesTaken(RebuildError):
+    """`taken`: by what, in words."""
+
+    def __init__(self, name: str, taken: Sequence[str]) -> None:
+        super().__init__(
+            f"{name} cannot be put in place, because the names that it needs are taken by {' and '.join(taken)}:"
+            " rename or drop that, then run this again"
+        )
+        self.name = name
+        self.taken = taken
 
 
 class ParityMismatch(RebuildError):

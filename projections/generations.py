@@ -17,7 +17,7 @@ from psycopg.errors import DependentObjectsStillExist, LockNotAvailable
 
 from events.sql import Statements, identifiers
 from projections.definition import Inline, Projection
-from projections.errors import GenerationInUse
+from projections.errors import GenerationInUse, NamesTaken
 from projections.tables import LIVE
 
 _SQL = Statements("projections", "generations.sql")
@@ -25,6 +25,7 @@ _SERVED = _SQL["served"]
 _NEWEST_IN = _SQL["newest_in"]
 _LAST_REPLACED = _SQL["last_replaced"]
 _TABLES_MISSING = _SQL["tables_missing"]
+_NAMES_TAKEN = _SQL["names_taken"]
 _ALL_IN = _SQL["all_in"]
 _INSERT_GENERATION = _SQL["insert_generation"]
 _SET_TARGETS = _SQL["set_targets"]
@@ -110,6 +111,14 @@ async def tables_missing(connection: AsyncConnection, generation: Generation) ->
     return [table for (table,) in await rows.fetchall()]
 
 
+async def names_taken(connection: AsyncConnection, build: Generation, replaced: Generation | None) -> list[str]:
+    """What is in the way of the build's tables and indexes where tables are live, in words, once `replaced` has gone from there."""
+    tables = [] if replaced is None else replaced.tables
+    rows = await connection.execute(_NAMES_TAKEN, {"live": LIVE, "schema": build.schema, "tables": tables})
+    found = await rows.fetchall()
+    return [f"the table {name}" if of is None else f"the index {name} of {of}" for name, of in found]
+
+
 async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Generation | None:
     return await _one(connection, _NEWEST_IN, {"name": name, "states": list(states)})
 
@@ -130,6 +139,8 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
     That is read in one statement: heads are a cut through the log at one moment. What is followed and live is folded no farther
     than it was followed, however long ago: the two are compared there, and the follower goes on from there.
 
+    Raises `NamesTaken` where it could never be put in place: whoever was told after the fold would have folded for nothing.
+
     PostgreSQL leaves the tables alone until they are live. Its autovacuum holds a lock that the swap needs, and lets go of it only for
     those who wait for a second (`deadlock_timeout`), as the swap never does: where it is at the live ones, the swap is tried again.
     """
@@ -141,6 +152,12 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
         await connection.execute(composed("CREATE SCHEMA {}", [build.schema]))
         await use_schema(connection, build)
         await connection.execute(projection.ddl["tables"])
+        async with connection.transaction(force_rollback=True):
+            # Of the bare tables they take no time, and tell their names.
+            await connection.execute(projection.ddl["indexes"])
+            taken = await names_taken(connection, build, (await live(connection, projection.name)).generation)
+        if taken:
+            raise NamesTaken(projection.name, taken)
         for table in tables:
             await connection.execute(composed("ALTER TABLE {} SET (autovacuum_enabled = off)", [table]))
         await _copy_privileges(connection, build)

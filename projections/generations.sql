@@ -25,6 +25,17 @@ SELECT t.name
  WHERE to_regclass(format('%%I.%%I', %(schema)s::text, t.name)) IS NULL
  ORDER BY t.name
 
+-- name: names_taken
+-- What has, where tables are live, the name of a table of this schema or of an index there, and goes with none of these tables.
+SELECT c.relname, o.relname
+  FROM pg_class b
+  JOIN pg_class c ON c.relname = b.relname AND c.relnamespace = to_regnamespace(%(live)s)
+  LEFT JOIN pg_index i ON i.indexrelid = c.oid
+  LEFT JOIN pg_class o ON o.oid = i.indrelid
+ WHERE b.relnamespace = to_regnamespace(%(schema)s)
+   AND coalesce(o.relname, c.relname) <> ALL (%(tables)s::text[])
+ ORDER BY c.relname
+
 -- name: all_in
 SELECT name, generation, version, tables, state
   FROM projection_generation

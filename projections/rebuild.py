@@ -79,7 +79,7 @@ async def rebuild(
 
     Where live tables drifted from the log, nothing is swapped and the report says where (`stopped_s` is None), unless
     `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`,
-    `LiveIncomplete` unless `accept_drift`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
+    `LiveIncomplete` unless `accept_drift`, `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -111,7 +111,8 @@ async def rebuild(
 
 async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
     """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
-    only gone on with. Nothing that is served changes. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` and what folding raises.
+    only gone on with. Nothing that is served changes. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`, `NamesTaken` and what folding
+    raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -134,7 +135,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
     """Put the previous generation back in its place, caught up with the log; the present one becomes the previous.
 
     `projection` must have the version of the previous generation. Nothing is compared: a rollback is made because what
-    is live is wrong. Raises `RebuildBusy`, `NothingToRollBackTo`, `WritersNotStopped` and `SwapUnknown`.
+    is live is wrong. Raises `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()

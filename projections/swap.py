@@ -24,7 +24,7 @@ from projections.candidate import Candidate
 from projections.catching_up import TooFar
 from projections.definition import Inline
 from projections.drift import compare
-from projections.errors import ParityMismatch, SwapUnknown, WritersNotStopped
+from projections.errors import NamesTaken, ParityMismatch, SwapUnknown, WritersNotStopped
 from projections.generations import composed
 from projections.tables import LIVE
 
@@ -65,6 +65,9 @@ _NOT_NOW = (
     TooFar,
 )
 
+#: What a table cannot be moved for: there is something of its name, or of the name of one of its indexes or of its rows' type.
+_TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)
+
 #: How often it is tried, and the pause between two tries, which grows.
 TRIES_MAX = 50
 PAUSE_S = 0.05
@@ -90,8 +93,8 @@ async def swap(
 ) -> Swapped:
     """Make the candidate's build the live generation and the live one the previous. Each try is made on a connection of its own.
 
-    `near` is awaited right before each try, on its connection. Raises `ParityMismatch` and `WritersNotStopped`; then nothing has
-    changed. Raises `SwapUnknown` where nobody can say whether it has.
+    `near` is awaited right before each try, on its connection. Raises `ParityMismatch`, `NamesTaken` and `WritersNotStopped`;
+    then nothing has changed. Raises `SwapUnknown` where nobody can say whether it has.
     """
     lost: int | None = None
     for tries in range(1, TRIES_MAX + 1):
@@ -117,6 +120,10 @@ async def swap(
                 await _settle(connection, candidate)
                 stopped = await _move(connection, candidate)
                 await connection.execute(_ON_DISK, candidate.build.key)
+            except _TAKEN as error:
+                await connection.rollback()
+                taken = await generations.names_taken(connection, candidate.build, candidate.live)
+                raise NamesTaken(candidate.build.name, taken or [f"another ({error.diag.message_primary})"]) from error
             except (*_NOT_NOW, psycopg.OperationalError) as error:
                 if not isinstance(error, _NOT_NOW) and not connection.closed:
                     raise

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hydracore.cli import main
-from projections.errors import NothingToRollBackTo
+from projections import generations
+from projections.errors import NamesTaken, NothingToRollBackTo
 from projections.rebuild import rollback
 from projections.registry import projections
 from tests.rebuilding import compared, follow_all, rebuilt, write_lives
@@ -74,6 +75,61 @@ async def test_a_table_that_is_gone_can_be_left_behind_by_a_rollback_and_is_not_
     assert (await compared(database_url, projection)).drifted == 0
     with pytest.raises(NothingToRollBackTo, match="the earlier generation lacks provision_log"):
         await rollback(database_url, projection)
+
+
+async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_says_so_before_it_folds(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    repair = ("rebuild", "fleet", "--workers", "1", "--accept-drift")
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+        await owner_conn.execute("ALTER TABLE fleet RENAME TO fleet_old")
+
+        refused = await hydracore(database_url, *repair)
+
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert (
+            "fleet cannot be put in place, because the names that it needs are taken by the index fleet_pkey of"
+            in refused.stderr
+        )
+        assert "fleet_old: rename or drop that, then run this again" in refused.stderr
+        assert await generations.newest_in(owner_conn, "fleet", *generations.UNFINISHED) is None
+        await owner_conn.execute("ALTER INDEX fleet_pkey RENAME TO fleet_old_pkey")
+        assert (await hydracore(database_url, *repair)).exit_code == 0
+        await follow_all(pool)
+        assert (await compared(database_url, projections()["fleet"])).drifted == 0
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "told"),
+    [
+        ("ALTER TABLE fleet RENAME TO fleet_old", "the index fleet_pkey of fleet_old"),
+        (
+            "CREATE SCHEMA IF NOT EXISTS fleet_g2; CREATE TABLE fleet_g2.fleet ()",
+            'another \\(relation "fleet" already exists',
+        ),
+    ],
+    ids=["where it is to go", "where what is live is to go"],
+)
+async def test_what_gets_in_the_way_of_a_swap_is_told_and_can_be_cleared(
+    database_url: str, owner_conn: psycopg.AsyncConnection, obstacle: LiteralString, told: str
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    projection = projections()["fleet"]
+    await rebuilt(database_url, projection)
+    await owner_conn.execute(obstacle)
+
+    with pytest.raises(NamesTaken, match=told):
+        await rollback(database_url, projection)
+
+    live = await generations.served(owner_conn, "fleet")
+    assert live is not None
+    assert live.number == 2
+    await owner_conn.execute("DROP TABLE IF EXISTS fleet_old; DROP TABLE IF EXISTS fleet_g2.fleet")
+    assert (await rollback(database_url, projection)).generation == 1
 
 
 async def hydracore(database_url: str, *words: str) -> Result:
