@@ -11,15 +11,14 @@ import asyncio
 from contextlib import suppress
 from typing import NoReturn
 
-import structlog
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from events.cancellation import cancellation_heard
-from events.errors import StoreUnavailable
 from events.patience import run
 from hydracore.redis_errors import NO_ANSWER
 from hydracore.wake import CHANNEL
+from workers.enduring import enduring
 from workers.sql import OPERATIONS
 
 _ALL_HEADS = OPERATIONS["all_heads"]
@@ -36,8 +35,6 @@ LISTEN_S = 1.0
 
 #: Pause after a failure of Redis or PostgreSQL.
 RECOVER_S = 0.5
-
-_log = structlog.get_logger(__name__)
 
 
 class HeadWatcher:
@@ -62,32 +59,33 @@ class HeadWatcher:
     async def _listen(self) -> NoReturn:
         """Turn messages into wake-ups; while Redis is away, looking does."""
         while True:
-            # In a connection that goes meanwhile, its end takes the place of ours.
-            with cancellation_heard(), suppress(*NO_ANSWER):
-                async with self._redis.pubsub() as subscription:
-                    with cancellation_heard():
-                        await subscription.subscribe(CHANNEL)
-                    while True:
-                        # It may connect anew in here, and forget then that it was told to stop.
-                        with cancellation_heard():
-                            message = await subscription.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
-                        if message is not None:
-                            self._tell()
-            await asyncio.sleep(RECOVER_S)
+            async with enduring("listener", recover_s=RECOVER_S):
+                # In a connection that goes meanwhile, its end takes the place of ours.
+                with cancellation_heard(), suppress(*NO_ANSWER):
+                    await self._hear()
+                await asyncio.sleep(RECOVER_S)
+
+    async def _hear(self) -> NoReturn:
+        """Raises `NO_ANSWER` once Redis has gone."""
+        async with self._redis.pubsub() as subscription:
+            with cancellation_heard():
+                await subscription.subscribe(CHANNEL)
+            while True:
+                # It may connect anew in here, and forget then that it was told to stop.
+                with cancellation_heard():
+                    message = await subscription.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                if message is not None:
+                    self._tell()
 
     async def _look(self) -> NoReturn:
         known = None
         while True:
-            try:
+            async with enduring("head_watcher", recover_s=RECOVER_S):
                 heads = await run(self._pool, _ALL_HEADS)
-            except StoreUnavailable as error:
-                _log.warning("head_watcher_waits", error=type(error).__name__)
-                await asyncio.sleep(RECOVER_S)
-                continue
-            if heads != known:
-                known = heads
-                self._tell()
-            await asyncio.sleep(POLL_S)
+                if heads != known:
+                    known = heads
+                    self._tell()
+                await asyncio.sleep(POLL_S)
 
     def _tell(self) -> None:
         self._moved.set()

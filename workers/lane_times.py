@@ -12,8 +12,8 @@ from typing import NoReturn
 import structlog
 from psycopg_pool import AsyncConnectionPool
 
-from events.errors import StoreUnavailable
 from events.patience import run
+from workers.enduring import enduring
 from workers.sql import OPERATIONS
 
 _LANES_AHEAD = OPERATIONS["lanes_ahead"]
@@ -30,13 +30,10 @@ _log = structlog.get_logger(__name__)
 async def watch_lane_times(pool: AsyncConnectionPool) -> NoReturn:
     """Look for ever."""
     while True:
-        try:
+        async with enduring("lane_times", recover_s=LOOK_S):
             ahead = await run(pool, _LANES_AHEAD, (AHEAD_S_MIN,))
-        except StoreUnavailable as error:
-            _log.warning("lane_times_wait", error=type(error).__name__)
-        else:
             if ahead:
                 lane, ahead_s = ahead[0]
                 hint = "the database's clock was ahead: until it gets there, what is recorded in these lanes bears a wrong time"
                 _log.error("lane_of_the_future", lane=lane, ahead_s=round(ahead_s, 1), lanes=len(ahead), hint=hint)
-        await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)

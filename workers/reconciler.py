@@ -12,13 +12,12 @@ from uuid import UUID
 
 import structlog
 from psycopg_pool import AsyncConnectionPool
-from redis.exceptions import RedisError
 
-from events.errors import StoreUnavailable
 from events.patience import run
 from hydracore.settings import Settings
 from workers.attention import CLAIM_MAX, Attention
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, HintSender
+from workers.enduring import enduring
 from workers.sql import OPERATIONS
 
 _TAKE_DUTY = OPERATIONS["take_duty"]
@@ -57,11 +56,8 @@ class Reconciler:
         """Tick for ever."""
         while True:
             started = time.monotonic()
-            try:
+            async with enduring("reconciler", recover_s=RECOVER_S):
                 await self._tick()
-            except (RedisError, StoreUnavailable) as error:
-                _log.warning("reconciler_waits", error=type(error).__name__)
-                await asyncio.sleep(RECOVER_S)
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - started)))
 
     async def _tick(self) -> None:

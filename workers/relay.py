@@ -20,13 +20,14 @@ from redis.exceptions import RedisError
 
 from events import types as e
 from events.codec import tag_of
-from events.errors import LogCorrupted, StoreUnavailable
+from events.errors import LogCorrupted
 from events.exchange import Rows, Statement, array, exchange, number
 from events.lease import lease
 from events.patience import patiently, run
 from projections import checkpoint
 from projections.checkpoint import Move
 from workers.broker import ADVANCE, HintSender
+from workers.enduring import enduring
 from workers.head_watcher import HeadWatcher, rest
 from workers.sql import OPERATIONS
 
@@ -69,15 +70,15 @@ class Relay:
 
     async def run(self) -> None:
         """Follow for ever."""
-        await run(self._pool, _ENTER_LANES, (FOLLOWER,))
+        entered = False
         while True:
             moved = self._watcher.moved
-            try:
+            async with enduring("relay", recover_s=RECOVER_S):
+                if not entered:
+                    await run(self._pool, _ENTER_LANES, (FOLLOWER,))
+                    entered = True
                 while await patiently(self._pool, self._follow):
                     pass
-            except (RedisError, StoreUnavailable) as error:
-                _log.warning("relay_waits", error=type(error).__name__)
-                await asyncio.sleep(RECOVER_S)
             await rest(moved)
             # A burst of commits wakes us once: what follows within the pause shares a look.
             await asyncio.sleep(BURST_S)

@@ -97,6 +97,23 @@ async def test_a_lane_with_a_hole_is_parked_while_redis_is_away(quiet: Stack) ->
     assert set(quiet.rows(BEHIND, FOLLOWER)) == {(holed,), (whole,)}
 
 
+async def test_a_look_that_the_database_refuses_ends_no_part_of_a_relay(
+    quiet: Stack, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute("ALTER TABLE lane_head RENAME TO heads_away; ALTER TABLE duty RENAME TO duty_away")
+
+    quiet.relay.start()
+    for part in ("relay", "head_watcher", "reconciler", "lane_times"):
+        await until(lambda part=part: quiet.relay.has_said(f"{part}_failed"))
+    assert "UndefinedTable" in quiet.relay.output()
+    await owner_conn.execute("ALTER TABLE heads_away RENAME TO lane_head; ALTER TABLE duty_away RENAME TO duty")
+    await quiet.create()
+
+    await until(lambda: hints(quiet))
+    await until(lambda: not quiet.rows(BEHIND, FOLLOWER))
+    assert quiet.relay.is_alive
+
+
 async def test_a_lane_whose_time_is_ahead_of_the_clock_is_an_alarm(quiet: Stack) -> None:
     far, near, right = await create_apart(quiet, 3)
     ahead = "UPDATE lane_head SET recorded_at = clock_timestamp() + %s * interval '1 s' WHERE lane = %s RETURNING 1"

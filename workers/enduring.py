@@ -1,0 +1,31 @@
+"""The relay's parts live through whatever a turn of theirs fails with: one bad look must not end the process, and the others with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import structlog
+from redis.exceptions import RedisError
+
+from events.errors import StoreUnavailable
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def enduring(part: str, *, recover_s: float) -> AsyncGenerator[None]:
+    """Around one turn of a part that goes on for ever: what the turn fails with is logged, by its class alone, and the part pauses.
+
+    `<part>_waits` passes once PostgreSQL or Redis is back; `<part>_failed` wants somebody. A cancellation goes through.
+    """
+    try:
+        yield
+    except (RedisError, StoreUnavailable) as error:
+        _log.warning(f"{part}_waits", error=type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - a statement that is refused, or a bug
+        _log.error(f"{part}_failed", error=type(error).__name__)
+    else:
+        return
+    await asyncio.sleep(recover_s)
