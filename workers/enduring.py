@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import psycopg
 import structlog
 from redis.exceptions import RedisError
 
@@ -16,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def enduring(part: str, *, recover_s: float) -> AsyncGenerator[None]:
-    """Around one turn of a part that goes on for ever: what the turn fails with is logged, by its class alone, and the part pauses.
+    """Around one turn of a part that goes on for ever: what the turn fails with is logged, and the part pauses.
 
     `<part>_waits` passes once PostgreSQL or Redis is back; `<part>_failed` wants somebody. A cancellation goes through.
     """
@@ -24,8 +25,11 @@ async def enduring(part: str, *, recover_s: float) -> AsyncGenerator[None]:
         yield
     except (RedisError, StoreUnavailable) as error:
         _log.warning(f"{part}_waits", error=type(error).__name__)
-    except Exception as error:  # noqa: BLE001 - a statement that is refused, or a bug
-        _log.error(f"{part}_failed", error=type(error).__name__)
+    except psycopg.Error as error:
+        # Not what it says, which may be of what is in a row.
+        _log.error(f"{part}_failed", error=type(error).__name__, sqlstate=error.sqlstate)
+    except Exception:  # noqa: BLE001 - a bug
+        _log.exception(f"{part}_failed")
     else:
         return
     await asyncio.sleep(recover_s)
