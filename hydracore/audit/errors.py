@@ -11,6 +11,7 @@ AuditError
 ├── NotRecorded       the key is destroyed, and some of the streams could not be told
 ├── StillThere        the customer has instances that are not deleted
 ├── FileExists        what is to be written is there already
+├── NoRegularFile     what is to be written is a device, a pipe or the like
 ├── ParquetMissing    pyarrow is not installed
 ├── NotAnExport       a file that is no export, or one of a later version
 └── RecordUnreadable  an export that is damaged from some record on
@@ -108,6 +109,11 @@ class StillThere(AuditError):
 class FileExists(AuditError):
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is there already: give another name, or --force to replace it")
+
+
+class NoRegularFile(AuditError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is no regular file, and is never replaced: give the name of one, or of none yet")
 
 
 class ParquetMissing(AuditError):

@@ -36,7 +36,7 @@ from hydracore.audit.export_files import Format, Write, writing
 from hydracore.audit.export_seals import SealFinder
 from hydracore.audit.moments import some_time
 from hydracore.audit.verifying import Progress
-from hydracore.audit.whole_file import whole_file
+from hydracore.audit.whole_file import refuse_unfit, whole_file
 
 _SQL = Statements("hydracore.audit", "exporting.sql")
 _SPAN_OF_INSTANCE = _SQL["span_of_instance"]
@@ -118,10 +118,11 @@ class _Stretch(NamedTuple):
 def export(request: Request, progress: Progress) -> Exported:
     """Write the file, whole or not at all.
 
-    Raises `NothingThere`, `NoSeal`, `FileExists`, `ParquetMissing`, `LogCorrupted` where a seal is none or a time no
-    calendar's, `OSError` and psycopg's errors.
+    Raises `NothingThere`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where a seal is none or a
+    time no calendar's, `OSError` and psycopg's errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
+    refuse_unfit(request.output, replace=request.replace)
     began_s = time.monotonic()
     with psycopg.connect(request.conninfo, autocommit=True) as connection:
         connection.execute("SET TIME ZONE 'UTC'")

@@ -5,6 +5,7 @@ A line that a crash left half done is passed over: whoever wrote it was not told
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,8 +45,12 @@ class LinesFile(Generic[T]):
                 is_begun = not line.endswith(b"\n")
 
     def append(self, documents: Iterable[T]) -> None:
-        """Add documents and wait until they are on the disk. Raises `OSError`."""
+        """Add documents and wait until they are on the disk. Raises `OSError`, also where it is no regular file: a pipe or a
+        device keeps nothing.
+        """
         is_new = not self.path.exists()
+        if not is_new and not self.path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file", str(self.path))
         with self.path.open("ab") as file:
             # Ends a line that was left half done; an empty line means nothing.
             file.write(

@@ -2,19 +2,22 @@
 
 Until then it is a hidden draft beside it, which its writer holds a lock on. What a writer that was killed has left is held by
 nobody, and goes when the next one writes into that directory: it may be what nobody may keep for long.
+
+It takes the place of a regular file, or of none. A device or a pipe would be gone for everybody else on the machine.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from hydracore.audit.errors import FileExists
+from hydracore.audit.errors import FileExists, NoRegularFile
 from hydracore.files import sync_folder
 
 #: Ends the names of drafts, and of nothing else.
@@ -25,25 +28,36 @@ _DRAFT: Final = ".hydracore-draft"
 def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     """A new file beside `path`, for its owner alone, that gets its name once the block has ended well, and else is gone.
 
-    It must be written in place, not replaced. Raises `FileExists`, at the beginning, and at the end where somebody else was
-    faster; and `OSError`.
+    It must be written in place, not replaced. Where `path` is a link, it stays one, and what it leads to is written. Raises
+    `FileExists` and `NoRegularFile`, at the beginning, and at the end where somebody else was faster; and `OSError`.
     """
-    if path.exists() and not replace:
-        raise FileExists(path)
-    if not path.parent.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: there is no directory {path.parent}")
-    _remove_left_over(path.parent)
-    descriptor, draft = _begin(path)
+    refuse_unfit(path, replace=replace)
+    target = path.resolve()
+    if not target.parent.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: there is no directory {target.parent}")
+    _remove_left_over(target.parent)
+    descriptor, draft = _begin(target)
     try:
         yield draft
         os.fsync(descriptor)
-        if path.exists() and not replace:
-            raise FileExists(path)
-        draft.rename(path)
+        refuse_unfit(target, replace=replace)
+        draft.rename(target)
     finally:
         draft.unlink(missing_ok=True)
         os.close(descriptor)
-    sync_folder(path.parent)
+    sync_folder(target.parent)
+
+
+def refuse_unfit(path: Path, *, replace: bool) -> None:
+    """For whoever has work to do before anything is written. Raises `FileExists`, `NoRegularFile` and `OSError`."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise NoRegularFile(path)
+    if not replace:
+        raise FileExists(path)
 
 
 def _begin(path: Path) -> tuple[int, Path]:

@@ -59,7 +59,7 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     Keep the keys' backup (--keys) elsewhere and for days only: an erased customer is readable for as long as one with their
     key is kept.
     """
-    from hydracore.audit.errors import FileExists
+    from hydracore.audit.errors import FileExists, NoRegularFile
     from hydracore.audit.whole_file import whole_file
     from hydracore.db.backup import BackupFailed, back_up
     from hydracore.signals import interrupted_by_signals
@@ -68,7 +68,7 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     try:
         with interrupted_by_signals(), whole_file(file, replace=force) as draft:
             back_up(settings.database_url, "keys" if only_keys else "log", draft)
-    except FileExists as error:
+    except (FileExists, NoRegularFile) as error:
         raise click.UsageError(str(error)) from None
     except (BackupFailed, OSError) as error:
         raise click.ClickException(str(error)) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,3 +88,14 @@ async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_
     assert size_bytes == 0, "pg_dump went on"
     assert done.exit_code == 0, done.output
     assert {each.name for each in folder.iterdir()} == {"in the making", "tuesday.dump", planted.name}
+
+
+@pytest.mark.parametrize("words", ["db backup --force", "audit export --tenant acme --force --output"])
+async def test_a_pipe_is_refused_and_stays_whatever_force_says(world: World, tmp_path: Path, words: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    done = await asyncio.to_thread(world.run, *words.split(), str(pipe))
+
+    assert (done.exit_code, stat.S_ISFIFO(pipe.stat().st_mode)) == (2, True)
+    assert f"{pipe} is no regular file" in done.output

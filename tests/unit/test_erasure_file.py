@@ -1,5 +1,6 @@
 """The list of the erased: a line that a crash left half done is nobody's, a damaged one keeps everything closed."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,3 +31,11 @@ def test_a_damaged_line_is_an_alarm(tmp_path: Path) -> None:
 
     with pytest.raises(ErasuresUnknown, match="damaged"):
         file.known()
+
+
+def test_a_pipe_is_no_place_for_what_must_be_kept(tmp_path: Path) -> None:
+    pipe = tmp_path / "erasures.jsonl"
+    os.mkfifo(pipe)
+
+    with pytest.raises(OSError, match="no regular file"):
+        ErasureFile(pipe).append([erasure("ada")])
