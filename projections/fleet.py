@@ -71,7 +71,7 @@ class FleetFold:
         for fact in facts:
             before = self._members.get(fact.stream_id)
             after = _moved(before, fact.event)
-            if after == before:
+            if after is None or after == before:
                 continue
             hour = fact.recorded_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
             self._moves.setdefault((fact.lane, hour, after), [0, 0])[0] += 1
@@ -88,10 +88,12 @@ class FleetFold:
         }
 
 
-def _moved(before: Member | None, event: e.AnyEvent) -> Member:
+def _moved(before: Member | None, event: e.AnyEvent) -> Member | None:
+    """Where it is counted next; None where nobody knows that it was asked for, because that event was passed over by hand."""
     if isinstance(event, e.InstanceRequested):
         return Member(status=PENDING, provider="", region_id=event.region_id, tier_id=event.tier_id)
-    assert before is not None, f"{type(event).__name__} before InstanceRequested"
+    if before is None:
+        return None
     after = before._replace(status=_STATUS_AFTER[type(event)])
     return after._replace(provider=event.provider) if isinstance(event, e.PlacementChosen) else after
 

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from events.exchange import Statement
 from events.ids import lane_of
+from events.types import InstanceRequested
 from hydracore.audit.verifying import Progress, Request, verify
 from projections import care
 from projections.errors import NotParked, NotSkipped, ParkedElsewhere, UnknownProjection
-from projections.fact import Reader, read_facts
+from projections.fact import Fact, Read, Reader, read_facts
+from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.rebuild import rollback
 from projections.usage_daily import UsageDaily
 from tests.parking import Fussy, parked, seq_of
-from tests.rebuilding import compared, rebuilt
+from tests.rebuilding import compared, rebuilt, write_lives
+from tests.requests_to_log import open_store
 
 
 class Mended(UsageDaily):
     """The version behind the one that could not take it."""
 
     version = 2
+
+
+class Forgetful(Fleet):
+    """Cannot take what asks for one instance."""
+
+    def __init__(self, refused: UUID) -> None:
+        self._refused = refused
+
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        if any(fact.stream_id == self._refused and isinstance(fact.event, InstanceRequested) for fact in facts):
+            raise ValueError("no")
+        return await super().changes(read, facts)
 
 
 #: Who looks after projections here.
@@ -86,6 +103,31 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild_an
         verification = Request(conninfo=database_url, lanes=(lane_of(refused),), full_speed=True)
         verified = await asyncio.to_thread(verify, verification, Progress())
         assert verified.findings == []
+
+
+async def test_an_instance_whose_first_event_is_skipped_is_counted_nowhere_and_parks_nothing(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        (refused, *_) = await write_lives(store, count=4, start=3)
+        follower = Follower(pool, Forgetful(refused))
+        await follower.enter()
+        await follower.catch_up()
+        lane = lane_of(refused)
+
+        (one,) = [one for one in await care.status(owner_conn, sample_s=0) if one.name == "fleet"]
+        (place,) = one.parked
+        assert place.event is not None
+        await care.skip(owner_conn, "fleet", lane, place.event, EVE)
+        await Follower(pool, Fleet()).catch_up()
+
+        (one,) = [one for one in await care.status(owner_conn, sample_s=0) if one.name == "fleet"]
+        assert (one.behind, one.parked) == (0, [])
+        members = await (await owner_conn.execute("SELECT instance_id FROM fleet_member")).fetchall()
+        assert (len(members), (refused,) in members) == (3, False)
+        assert (await compared(database_url, Fleet())).drifted == 0
+        verification = Request(conninfo=database_url, lanes=(lane,), full_speed=True)
+        assert (await asyncio.to_thread(verify, verification, Progress())).findings == []
 
 
 async def test_what_one_version_passed_over_the_next_one_takes(
