@@ -41,6 +41,9 @@ def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
             ", ".join(f"{other.number} ({other.state})" for other in one.others) or "-",
         )
     _console().print(table)
+    for one in found:
+        if one.missing:
+            click.echo(f"{one.name}: {_gone(one)}")
 
 
 def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
@@ -52,7 +55,7 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         rate = f"{one.events_per_s:.0f} events/s"
         waits = f"; version {one.code_version} waits for `rebuild`" if one.outdated else ""
         if one.missing:
-            waits = f"; {' and '.join(one.missing)} is missing: `rebuild {one.name} --accept-drift` makes it anew"
+            waits = f"; {_gone(one)}"
         built = f"version {_text(one.version)}, generation {_text(one.generation)}"
         click.echo(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
         for lane in one.lanes:
@@ -135,6 +138,10 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
         return f"{report.name}: {compared}; NOT swapped"
     stopped = f"stopped {1000 * report.stopped_s:.0f} ms in try {report.tries}"
     return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {stopped}"
+
+
+def _gone(one: ProjectionStatus) -> str:
+    return f"{' and '.join(one.missing)} is missing: `rebuild {one.name} --accept-drift` makes it anew"
 
 
 def _summary(one: ProjectionStatus) -> dict[str, Any]:

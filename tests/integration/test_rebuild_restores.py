@@ -42,6 +42,7 @@ async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
 
         told = await hydracore(database_url, "status", name, "--json")
         seen = await hydracore(database_url, "status", name)
+        listed = await hydracore(database_url, "list")
         refused = [
             await hydracore(database_url, "rebuild", name, "--workers", "1", *words) for words in ([], ["--dry-run"])
         ]
@@ -49,6 +50,7 @@ async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
 
         assert json.loads(told.stdout)[0]["missing"] == missing
         assert f"{' and '.join(missing)} is missing: `rebuild {name} --accept-drift`" in seen.stdout
+        assert listed.stdout.splitlines()[-1].startswith(f"{name}: {' and '.join(missing)} is missing: `rebuild")
         for one in refused:
             assert (one.exit_code, one.stdout) == (1, "")
             assert f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild" in one.stderr
