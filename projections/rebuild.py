@@ -43,7 +43,8 @@ class Report(msgspec.Struct, kw_only=True):
     that could not be compared, because other columns tell their rows apart than in the version that is live. `missing`: what was
     gone of what was live, in words.
 
-    `stopped_s`: how long writers (for a followed projection: its followers) stood still; None where nothing was swapped.
+    `swapped`: whether the generation is live now. `stopped_s`: how long writers (for a followed projection: its followers) stood
+    still for that; None where nothing was swapped.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Report(msgspec.Struct, kw_only=True):
     drift: list[Drift] = []
     left_out: list[str] = []
     missing: list[str] = []
+    swapped: bool = False
     stopped_s: float | None = None
     tries: int = 0
     total_s: float = 0.0
@@ -77,7 +79,7 @@ async def rebuild(
 ) -> Report:
     """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
 
-    Where live tables drifted from the log, nothing is swapped and the report says where (`stopped_s` is None), unless
+    Where live tables drifted from the log, nothing is swapped and the report says where, unless
     `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`,
     `LiveIncomplete` unless `accept_drift`, `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
     """
@@ -282,5 +284,5 @@ def _record(report: Report, comparison: Comparison) -> None:
 
 
 def _finish(report: Report, swapped: Swapped, began_s: float) -> None:
-    report.stopped_s, report.tries = swapped.stopped_s, swapped.tries
+    report.swapped, report.stopped_s, report.tries = True, swapped.stopped_s, swapped.tries
     report.total_s = time.perf_counter() - began_s

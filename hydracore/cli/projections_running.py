@@ -109,7 +109,7 @@ def exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> 
     from projections.rebuild import Report
 
     found = {one.status for one in outcomes if isinstance(one, Failure)}
-    if any(isinstance(one, Report) and one.drifted and one.stopped_s is None for one in outcomes):
+    if any(isinstance(one, Report) and one.drifted and not one.swapped for one in outcomes):
         found.add(DRIFTED)
     for status in (FAILED, BUSY, DRIFTED):
         if status in found:

@@ -105,8 +105,9 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
         report: dict[str, Any] = json.loads(dry.stdout)[0]
         assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (3, 1, {"agent_name": "Eve"})
-        mended = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1")
-        assert (mended.exit_code, "generation 2 is live" in mended.stdout) == (0, True), mended
+        mended = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1", "--json")
+        (put,) = json.loads(mended.stdout)
+        assert (mended.exit_code, put["generation"], put["swapped"], report["swapped"]) == (0, 2, True, False), mended
         assert (await hydracore(database_url, "rebuild", "--outdated")).stdout == "nothing is outdated\n"
         assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
         assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
