@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice, takewhile
 from multiprocessing import active_children, get_context
 
@@ -30,6 +31,7 @@ from hydracore.audit import sums, tables
 from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
+from hydracore.audit.seals_lacking import Lacking
 from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
 from hydracore.garbage import look_seldom
@@ -38,9 +40,6 @@ from projections.processes import interrupts_blocked
 _SQL = Statements("events", "verify.sql")
 _ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
 _HEADS = Statements("events", "store.sql")["heads"]
-
-#: How many seals a copy may lack at its end without a word: the one that is being copied, and one that another relay has just made.
-COPY_BEHIND_MAX = 2
 
 #: In lanes of how many events together, of those that are read side by side, what adds up is added up meanwhile.
 ALONG_EVENTS_MAX = 1_000_000
@@ -56,6 +55,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     since_seal: bool = False
     replay: bool = True
     seals: SealFile | None = None
+    #: What was sealed before this must be in the copy; None where the newest few may lack whenever they were made.
+    copied_before: datetime | None = None
     public_key: bytes | None = None
     former_keys: tuple[bytes, ...] = ()
     workers: int = 1
@@ -145,13 +146,15 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
         raise CopyEmpty(request.seals.path)
     copies = () if request.seals is None else takewhile(lambda seal: seal.number <= newest, request.seals.read())
 
+    lacking = Lacking(newest)
+
     def resting(seals: Iterable[Seal]) -> Iterator[Seal]:
         for seal in seals:
             yield seal
             pace.rest(connection)
 
     sealed = check_seals(
-        resting(stored_seals(connection)),
+        lacking.watched(resting(stored_seals(connection))),
         resting(copies),
         public_key=request.public_key,
         former_keys=request.former_keys,
@@ -159,7 +162,7 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
     report.rested_s += pace.rested_s
     report.seals = sealed.count
     report.findings += sealed.findings[:FINDINGS_MAX]
-    if request.seals is not None and newest < sealed.newest - COPY_BEHIND_MAX:
+    if request.seals is not None and lacking.is_told_of(request.copied_before):
         report.notes.append(
             f"The copy ends with seal {newest}, and the database with seal {sealed.newest}: what was sealed in between was not compared"
         )

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -28,6 +29,9 @@ NOT_DONE: Final = 3
 POOL_SIZE: Final = 2
 #: As pg_stat_activity shows it.
 APPLICATION: Final = "hydracore-audit"
+
+#: By when a seal is in the copy, for an auditor who is strict: before the second one after it is made.
+COPIED_WITHIN: Final = timedelta(seconds=2)
 
 #: What an audit without the copy cannot see.
 NO_COPY: Final = (
@@ -102,6 +106,7 @@ def verify(
         since_seal=since_seal,
         replay=replay,
         seals=copy,
+        copied_before=datetime.now(UTC) - COPIED_WITHIN * settings.seal_interval_s if strict else None,
         public_key=public_key,
         former_keys=tuple(former_keys),
         workers=workers,
@@ -113,7 +118,7 @@ def verify(
         report.notes += [NO_COPY] if copy is None else []
         if strict:
             report.take_no_word()
-        # A line that a crash left half done is there for ever, and a seal that is not in its place was found already.
+        # A line that a crash left half done is there for ever, and a seal that is not in its place, or lacks, was found already.
         report.notes += [] if copy is None else copy.notes
         show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)

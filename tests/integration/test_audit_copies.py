@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hydracore.audit.sealing import Sealer, utc_now
-from tests.audit_log import SEAL_KEY, Log, run, sealed_log
+from tests.audit_log import SEAL_KEY, Log, follow, run, sealed_log
 
 
 @pytest.fixture
@@ -146,6 +146,21 @@ async def test_a_copy_that_ends_long_before_the_database_s_last_seal_is_said_to(
     assert (a_moment_old.exit_code, "note:" in a_moment_old.stdout) == (0, False)
     assert old.exit_code == 0
     assert "note: The copy ends with seal 1, and the database with seal 4: what was sealed in between" in old.stdout
+
+
+async def test_a_strict_auditor_wants_every_seal_in_the_copy_but_those_that_are_just_being_copied(log: Log) -> None:
+    copy = log.file.path.with_name("old.jsonl")
+    first, last = log.file.path.read_bytes().splitlines(keepends=True)
+    copy.write_bytes(first + last[: len(last) // 2] + b"\n")
+    await follow(log)
+    words = ("verify", "--strict", "--seals", str(copy))
+
+    young = await asyncio.to_thread(run, log, *words)
+    old = await asyncio.to_thread(lambda: run(log, *words, HYDRACORE_SEAL_INTERVAL_S="0.001"))
+
+    assert (young.exit_code, "1 line could not be read" in young.stdout) == (0, True)
+    assert old.exit_code == 1
+    assert "the log: not_proven: The copy ends with seal 1, and the database with seal 2" in old.stdout
 
 
 async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(log: Log) -> None:
