@@ -8,15 +8,20 @@ results, and no age: an old hint costs a look at what is owed, and machines whos
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from threading import Lock
 from uuid import UUID
 
 import uvloop
-from dramatiq import Broker, Consumer, Message, Worker
+from dramatiq import Broker, Consumer, Message, MessageProxy, Worker
 from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
-from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer  # pyright: ignore[reportPrivateUsage] - it has no other name
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import AsyncIO, Middleware
 from redis import Redis
+from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - as redis calls them
 
 QUEUE = "hydracore"
 
@@ -51,8 +56,53 @@ class _FastAsyncIO(AsyncIO):
         set_event_loop_thread(thread)
 
 
+class _PassingTrouble(logging.Filter):
+    """Redis being away passes by itself, and is nobody's error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Consumer encountered a connection error"):
+            record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+        return True
+
+
+_PASSING_TROUBLE = _PassingTrouble()
+
+
+@contextmanager
+def _silence_as_loss() -> Generator[None]:
+    """Redis that does not answer is as good as gone. Dramatiq takes the one for a bug of its own, and knows how to outwait the other."""
+    try:
+        yield
+    except (ConnectionError, TimeoutError) as error:
+        raise ConnectionClosed(error) from None
+
+
+class _PatientConsumer(_RedisConsumer):
+    def ack(self, message: MessageProxy) -> None:
+        with _silence_as_loss():
+            super().ack(message)
+
+    def nack(self, message: MessageProxy) -> None:
+        with _silence_as_loss():
+            super().nack(message)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        with _silence_as_loss():
+            super().requeue(messages)
+
+    def __next__(self) -> MessageProxy | None:
+        with _silence_as_loss():
+            return super().__next__()
+
+
 class _PromptBroker(RedisBroker):
+    @property
+    def consumer_class(self) -> type[_PatientConsumer]:
+        return _PatientConsumer
+
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        # The thread that consumes has a logger of its own, and has no other place to be told. Twice is as once.
+        logging.getLogger(f"dramatiq.worker.ConsumerThread({queue_name})").addFilter(_PASSING_TROUBLE)
         # The other queue is for delayed messages, which are never sent here.
         return super().consume(queue_name, prefetch, min(timeout, IDLE_POLL_MS) if queue_name == QUEUE else timeout)
 

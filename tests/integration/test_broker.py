@@ -1,0 +1,49 @@
+"""A Redis that stands still holds up hints, and neither breaks a worker nor calls for anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import dramatiq
+import pytest
+
+from tests.services import OwnServices
+from tests.waiting import until
+from workers import broker as b
+
+SILENT_S = 0.3
+
+
+async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_warning(
+    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(b, "REDIS_TIMEOUT_S", SILENT_S)
+    broker = b.redis_broker(own_services.redis_url)
+    taken, working, go_on = list[int](), threading.Event(), threading.Event()
+
+    @dramatiq.actor(broker=broker, queue_name=b.QUEUE)
+    def take(number: int) -> None:
+        taken.append(number)
+        working.set()
+        go_on.wait()
+
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
+    worker.start()
+    try:
+        take.send(1)
+        await asyncio.to_thread(working.wait)
+        with own_services.frozen("valkey"):
+            # Both are made to wait: the thread that looks for hints, and what tells that one was taken.
+            go_on.set()
+            await until(lambda: {"Consumer", "Failed"} <= {record.msg.split()[0] for record in caplog.records})
+            await asyncio.sleep(2 * SILENT_S)
+        take.send(2)
+        await until(lambda: taken[-1] == 2)
+    finally:
+        await asyncio.to_thread(worker.stop)
+        broker.close()
+
+    told = {(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records}
+    assert ("WARNING", "Consumer encountered a connection error") in told
+    assert {level for level, _ in told} <= {"WARNING", "INFO", "DEBUG"}, told
