@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -50,6 +51,13 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     instances: int
     live: list[UUID]
     destroyed_at: datetime | None
+
+
+class Steps(NamedTuple):
+    """Told what is done. `destroyed`: there is no way back. `told`: so many more instances."""
+
+    destroyed: Callable[[], None]
+    told: Callable[[int], None]
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +127,7 @@ class Eraser:
         self._correlation_id = correlation_id
         self._clock = clock
 
-    async def erase(self, customer: Customer, progress: Callable[[int], None]) -> Erased:
+    async def erase(self, customer: Customer, steps: Steps) -> Erased:
         """All of it; once it is done, doing it again does nothing.
 
         Raises `OSError`, `ErasuresUnknown`, `StoreUnavailable`, and `NotRecorded` once all has been done that can be.
@@ -129,7 +137,8 @@ class Eraser:
             order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
             await asyncio.to_thread(self._file.append, [order])
         destroyed = await keys.destroy(self._pool, [who])
-        recorded = await self._record([who], destroyed, progress)
+        steps.destroyed()
+        recorded = await self._record([who], destroyed, steps.told)
         return Erased(
             tenant_id=customer.tenant_id,
             customer_id=customer.customer_id,

@@ -1,9 +1,10 @@
 """`audit erase-customer`: what is personal of a customer becomes unreadable, in the log, in read tables and in backups."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from threading import Event
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import click
@@ -16,11 +17,14 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
-    from hydracore.audit.erasing import Customer, Erased, Eraser
+    from hydracore.audit.erasing import Customer, Erased, Eraser, Steps
     from hydracore.settings import Settings
 
 #: Exit status where the question was not answered with yes.
-NOT_CONFIRMED = 2
+NOT_CONFIRMED: Final = 2
+
+#: What whoever interrupts it too late has done.
+HALF_DONE: Final = "interrupted: the key is destroyed; run the same command again to record it in their instances"
 
 
 @click.command("erase-customer")
@@ -49,9 +53,16 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
             erasing.refuse_live(found)
     if not yes and not _is_wanted(found):
         fail("Nothing was erased", NOT_CONFIRMED)
-    with progress_bar("recording") as progress:
-        progress.begin(found.instances)
-        erased = on_database(settings, lambda pool: _erase(settings, pool, found, progress.advance))
+    destroyed = Event()
+    try:
+        with progress_bar("recording") as progress:
+            progress.begin(found.instances)
+            steps = erasing.Steps(destroyed=destroyed.set, told=progress.advance)
+            erased = on_database(settings, lambda pool: _erase(settings, pool, found, steps))
+    except KeyboardInterrupt:
+        if destroyed.is_set():
+            raise KeyboardInterrupt(HALF_DONE) from None
+        raise
     if as_json:
         print_json(erased)
     else:
@@ -71,11 +82,9 @@ def _is_wanted(customer: "Customer") -> bool:
         return False
 
 
-async def _erase(
-    settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", progress: Callable[[int], None]
-) -> "Erased":
+async def _erase(settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", steps: "Steps") -> "Erased":
     async with eraser(settings, pool, actor=operator()) as opened:
-        return await opened.erase(customer, progress)
+        return await opened.erase(customer, steps)
 
 
 @asynccontextmanager

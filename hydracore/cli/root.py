@@ -69,9 +69,9 @@ def _failures() -> Generator[None]:
         yield
     except (SettingsError, CatalogueError) as error:
         _fail(error.problems, status=2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # Not click's 1, which says of an audit that something is not as it must be.
-        _fail(("interrupted",), status=INTERRUPTED)
+        _fail((str(error) or "interrupted",), status=INTERRUPTED)
     except click.UsageError:
         raise  # click shows the usage beside it.
     except click.ClickException as error:

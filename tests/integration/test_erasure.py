@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
@@ -23,13 +25,18 @@ from hydracore.audit import erasing
 from hydracore.cli import main
 from hydracore.wording import plural
 from tests import lives
+from tests.cloudsim_fixtures import REPOSITORY
 from tests.customers import EMAIL, KEY, MASTER_KEY, PROMPT, WAITS, World, last_event, lived, readable, world_fixture
+from tests.forked import Forked
 from tests.requests_to_log import open_store, origin, request
 from tests.stack import Stack
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from workers.advance import advance
 
 __all__ = ["world_fixture"]
+
+#: Of the time for which what is on its way is waited for.
+WAITED_S = 0.5
 
 
 async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
@@ -52,6 +59,30 @@ async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
     assert await rows.fetchall() == [("ada", 0), ("bob", 1)]
     (order,) = world.file.read()
     assert order.customer == ("acme", "ada")
+
+
+async def test_whoever_interrupts_an_erasure_is_told_that_the_key_is_gone_and_what_is_left_to_do(
+    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    words = ("audit", "erase-customer", "ada", "--also-live", "--yes")
+    env, log = os.environ | world.environ, tmp_path / "log"
+    process = Forked("hydracore", *words, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
+
+    async def destroyed() -> bool:
+        return (await (await owner_conn.execute(KEY)).fetchone()) == (None,)
+
+    try:
+        await until(destroyed)
+        await asyncio.sleep(WAITED_S)
+        process.signal(signal.SIGINT)
+        status = await asyncio.to_thread(process.wait, PATIENCE_S)
+    finally:
+        process.kill()
+    again = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    what = "hydracore: interrupted: the key is destroyed; run the same command again to record it in their instances\n"
+    assert (status, log.read_text()) == (130, what)
+    assert (again.exit_code, "recorded in 3 of 3 instances" in again.stdout) == (0, True)
 
 
 async def test_an_erasure_leaves_another_tenant_s_customer_of_the_same_name_alone(
@@ -134,9 +165,10 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
         thread.start()
         thread.join()
 
+    steps = erasing.Steps(destroyed=lambda: None, told=in_the_middle)
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
     customer = await erasing.find(world.pool, "ada", tenant_id=None)
-    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, in_the_middle)
+    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
 
     assert erased.recorded == len(world.ada) + 1
     assert await last_event(world.url, late) == "customer_erased"
