@@ -93,6 +93,9 @@ SshPublicKey = Annotated[
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 SecondPort = Annotated[Annotated[int, Meta(ge=1, le=65_535)] | None, Meta(description="a port from 1 to 65535")]
+#: How often a statement is executed before it is prepared: what psycopg does unless it is told otherwise.
+PREPARE_AFTER: Final = 5
+
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
 #: A call waits for its place, for its turn and for its answer, so long each; a worker breaks off what takes 100 s (`workers.advance`).
 ProviderTimeout = Annotated[float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")]
@@ -192,6 +195,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seal_interval_s: Seconds = 60
     #: Where it is written down who was erased, a JSON document a line: never restored from a backup.
     erasure_file: WritableFile = None
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """For connections that are no pool's, as psycopg has it: None prepares nothing."""
+        return PREPARE_AFTER if self.database_prepared else None
 
     @property
     def master_keys(self) -> MasterKeys:

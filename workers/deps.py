@@ -59,7 +59,11 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(
-                settings.database_url, role=settings.database_role, application="hydracore-worker", size=POOL_SIZE
+                settings.database_url,
+                role=settings.database_role,
+                application="hydracore-worker",
+                size=POOL_SIZE,
+                prepared=settings.database_prepared,
             )
         )
         redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments

@@ -37,6 +37,7 @@ from hydracore.audit.export_seals import SealFinder
 from hydracore.audit.moments import some_time
 from hydracore.audit.verifying import Progress
 from hydracore.audit.whole_file import refuse_unfit, whole_file
+from hydracore.settings import PREPARE_AFTER
 
 _SQL = Statements("hydracore.audit", "exporting.sql")
 _SPAN_OF_INSTANCE = _SQL["span_of_instance"]
@@ -61,6 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     conninfo: str
+    #: As psycopg has it; None where nothing may stay prepared.
+    prepare_threshold: int | None = PREPARE_AFTER
     output: Path
     exported_at: datetime
     tenant_id: str | None = None
@@ -124,7 +127,7 @@ def export(request: Request, progress: Progress) -> Exported:
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
     refuse_unfit(request.output, replace=request.replace)
     began_s = time.monotonic()
-    with psycopg.connect(request.conninfo, autocommit=True) as connection:
+    with psycopg.connect(request.conninfo, autocommit=True, prepare_threshold=request.prepare_threshold) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
         heads, newest, spans = _look(connection, request)
         seals = SealFinder(connection, newest)

@@ -35,6 +35,7 @@ from hydracore.audit.seals_lacking import Lacking
 from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
 from hydracore.garbage import look_seldom
+from hydracore.settings import PREPARE_AFTER
 from projections.processes import interrupts_blocked
 
 _SQL = Statements("events", "verify.sql")
@@ -51,6 +52,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     conninfo: str
+    #: As psycopg has it; None where nothing may stay prepared.
+    prepare_threshold: int | None = PREPARE_AFTER
     lanes: tuple[int, ...] = tuple(range(LANES))
     since_seal: bool = False
     replay: bool = True
@@ -104,7 +107,7 @@ def verify(request: Request, progress: Progress) -> Report:
     """
     began_s = time.monotonic()
     report = Report(lanes=len(request.lanes))
-    with psycopg.connect(request.conninfo, autocommit=True) as connection:
+    with psycopg.connect(request.conninfo, autocommit=True, prepare_threshold=request.prepare_threshold) as connection:
         sealed = _check_seals(connection, request, report, Pace(full_speed=request.full_speed))
         if request.since_seal and sealed.last is None:
             raise NoSeal
@@ -193,7 +196,7 @@ def _with_room(jobs: list[Job]) -> list[Job]:
 def _reports(parts: list[list[Job]], request: Request, progress: Progress, report: Report) -> Iterator[LaneReport]:
     pace = Pace(full_speed=request.full_speed, readers=request.workers)
     if request.workers == 1:
-        with _connected(request.conninfo) as connection:
+        with _connected(request.conninfo, request.prepare_threshold) as connection:
             for jobs in parts:
                 yield from verify_some(connection, jobs, pace, progress.advance)
         report.rested_s += pace.rested_s
@@ -201,10 +204,11 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
     # Not forked: a child with this one's threads and locks half copied could hang.
     passes = {job.lane: job.passes for jobs in parts for job in jobs}
     others = active_children()
+    how = (request.conninfo, request.prepare_threshold)
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_prepare_process)
     try:
         with interrupts_blocked():
-            verified = [pool.submit(_verify_in_process, request.conninfo, jobs, pace) for jobs in parts]
+            verified = [pool.submit(_verify_in_process, *how, jobs, pace) for jobs in parts]
         for part in verified:
             lanes, rested_s = part.result()
             report.rested_s += rested_s / request.workers
@@ -228,9 +232,11 @@ def _prepare_process() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _verify_in_process(conninfo: str, jobs: list[Job], pace: Pace) -> tuple[list[LaneReport], float]:
+def _verify_in_process(
+    conninfo: str, prepare_threshold: int | None, jobs: list[Job], pace: Pace
+) -> tuple[list[LaneReport], float]:
     """The reports, and how long it rested. `pace` is a copy that has not begun."""
-    with _connected(conninfo) as connection:
+    with _connected(conninfo, prepare_threshold) as connection:
         return verify_some(connection, jobs, pace, _nobody), pace.rested_s
 
 
@@ -239,7 +245,7 @@ def _nobody(_done: int) -> None:
 
 
 def _finish_replay(request: Request, report: Report) -> None:
-    with _connected(request.conninfo) as connection:
+    with _connected(request.conninfo, request.prepare_threshold) as connection:
         now = served(connection)
         report.findings += now.findings
         report.notes += sentences(now.notes)
@@ -254,9 +260,9 @@ def _finish_replay(request: Request, report: Report) -> None:
 
 
 @contextmanager
-def _connected(conninfo: str) -> Generator[Connection]:
+def _connected(conninfo: str, prepare_threshold: int | None) -> Generator[Connection]:
     """A connection whose transactions each see one moment, and change nothing."""
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with psycopg.connect(conninfo, autocommit=True, prepare_threshold=prepare_threshold) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         yield connection

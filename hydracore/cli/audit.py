@@ -102,6 +102,7 @@ def verify(
     copy = _copy_of_seals(seals, settings)
     request = verifying.Request(
         conninfo=conninfo(settings),
+        prepare_threshold=settings.prepare_threshold,
         lanes=tuple(sorted(set(lanes))) or tuple(range(64)),
         since_seal=since_seal,
         replay=replay,
@@ -166,10 +167,16 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
     from hydracore.db import pool as pools
 
     async def connected() -> T:
-        async with pools.open_pool(settings.database_url, role=role, application=APPLICATION, size=POOL_SIZE) as pool:
+        opening = pools.open_pool(
+            settings.database_url,
+            role=settings.database_role,
+            application=APPLICATION,
+            size=POOL_SIZE,
+            prepared=settings.database_prepared,
+        )
+        async with opening as pool:
             return await work(pool)
 
-    role = settings.database_role
     look(settings)
     with failures():
         return asyncio.run(connected())

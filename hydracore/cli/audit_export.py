@@ -70,6 +70,7 @@ def export(
     look(settings)
     request = exporting.Request(
         conninfo=conninfo(settings),
+        prepare_threshold=settings.prepare_threshold,
         output=output,
         exported_at=datetime.now(UTC),
         tenant_id=tenant,

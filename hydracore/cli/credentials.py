@@ -135,7 +135,10 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
 
     async def connected() -> T:
-        async with await psycopg.AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
+        connecting = psycopg.AsyncConnection.connect(
+            settings.database_url, autocommit=True, prepare_threshold=settings.prepare_threshold
+        )
+        async with await connecting as connection:
             await require_migrated(connection)
             return await work(connection)
 

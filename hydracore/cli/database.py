@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,12 @@ def migrate() -> None:
     from hydracore.audit.errors import ErasuresUnknown, NotRecorded
     from hydracore.db import MigrationError
     from hydracore.db import migrate as apply
+    from hydracore.db.direct import require_direct
     from hydracore.db.reaching import DatabaseUnfit
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
+        asyncio.run(require_direct(settings, settings.database_url))
         applied = apply(settings.database_url)
         for name in applied:
             click.echo(f"applied {name}")
@@ -107,13 +110,16 @@ async def _erase_again(settings: "Settings") -> tuple[int, int]:
     from hydracore.cli.audit_erase import eraser
     from hydracore.db.pool import open_pool
 
+    opening = partial(
+        open_pool, settings.database_url, application="hydracore-migrate", prepared=settings.database_prepared
+    )
     if settings.erasure_file is None:
         # As whoever migrates: nothing is written, and the app's role may not be theirs to take.
-        async with open_pool(settings.database_url, role="", application="hydracore-migrate", size=1) as pool:
+        async with opening(role="", size=1) as pool:
             await refuse_unlisted(pool)
         return 0, 0
     async with (
-        open_pool(settings.database_url, role=settings.database_role, application="hydracore-migrate", size=2) as pool,
+        opening(role=settings.database_role, size=2) as pool,
         eraser(settings, pool, actor="migrate") as opened,
     ):
         return await opened.redo()

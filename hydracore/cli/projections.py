@@ -18,7 +18,7 @@ from hydracore.cli.projections_running import (
     as_owner,
     attempt,
     exit_with_the_worst,
-    look,
+    look_directly,
     names,
     on_database,
     run,
@@ -195,7 +195,7 @@ def rebuild(
         click.echo("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = configuration.load(os.environ, require=needs)
-    look()
+    look_directly(settings)
     folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
     reports = list["Report | Failure"]()
     try:
@@ -229,6 +229,7 @@ def rollback(*, name: str, as_json: bool) -> None:
     version = on_database(earlier)
     projection = known.get(-1 if version is None else version, known[max(known)])
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    look_directly(settings)
     report = run(go_back(as_owner(settings), projection))
     if as_json:
         print_json([report])
@@ -251,6 +252,7 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
     if (name is not None) == every:
         raise click.UsageError("Give either NAME or --all.")
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    look_directly(settings)
     known = on_database(names)
     if name is not None and name not in known:
         unknown(name)

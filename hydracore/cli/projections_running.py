@@ -58,7 +58,10 @@ def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
 
     async def connected() -> T:
-        async with await psycopg.AsyncConnection.connect(as_owner(settings), autocommit=True) as connection:
+        connecting = psycopg.AsyncConnection.connect(
+            as_owner(settings), autocommit=True, prepare_threshold=settings.prepare_threshold
+        )
+        async with await connecting as connection:
             await require_migrated(connection)
             return await work(connection)
 
@@ -72,6 +75,14 @@ def look() -> None:
         pass
 
     on_database(nothing_else)
+
+
+def look_directly(settings: "Settings") -> None:
+    """The same for whoever takes turns, which are of a session: there is no pooler in between that gives it to others."""
+    from hydracore.db.direct import require_direct
+
+    look()
+    run(require_direct(settings, as_owner(settings)))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

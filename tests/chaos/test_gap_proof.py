@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,14 +20,13 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from hydracore.embedded.account import current_account
 from hydracore.embedded.binaries import postgres_programs
-from hydracore.embedded.ports import free_port
 from tests.chaos.logs_compared import BROKEN, LOGS, STREAMS, Log, Mark, OurLog
 from tests.chaos.writer import truth, write
 from tests.forked import Forked
+from tests.pooler import KEEPS_PREPARED, needs_pooler, pooled, pooler_version
 from tests.services import OwnServices, Services
 from tests.waiting import PATIENCE_S, until
 
@@ -37,9 +34,6 @@ REPOSITORY = Path(__file__).parents[2]
 
 SECONDS = float(os.environ.get("GAP_PROOF_SECONDS", "1.5"))
 SESSIONS = 60
-
-#: The first PgBouncer that keeps track of prepared statements in transaction mode.
-KEEPS_PREPARED = (1, 21)
 
 #: How long a reader may take to see what was committed before it counts as standing still.
 STALLED_S = 2.0
@@ -281,7 +275,7 @@ def dump_and_restore(source: str, cluster: str) -> str:
     return target
 
 
-@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is a system package, and not installed here")
+@needs_pooler
 @pytest.mark.parametrize("prepared", [False, True], ids=["unprepared", "prepared"])
 async def test_a_pooler_in_transaction_mode(prepared: bool, database_url: str) -> None:  # noqa: FBT001 - a parameter of the test
     if prepared and pooler_version() < KEEPS_PREPARED:
@@ -298,49 +292,3 @@ async def test_a_pooler_in_transaction_mode(prepared: bool, database_url: str) -
     tell(log, f"behind a pooler: {found}")
     assert found.events > STREAMS
     assert found.wrong == (0, 0, 0)
-
-
-def pooler_version() -> tuple[int, ...]:
-    """As the program says it: `PgBouncer 1.18.0`, and more lines."""
-    told = subprocess.run(["pgbouncer", "--version"], check=True, capture_output=True, text=True).stdout
-    return tuple(int(part) for part in told.split()[1].split("."))
-
-
-@asynccontextmanager
-async def pooled(database_url: str, *, prepared: bool) -> AsyncGenerator[str]:
-    """The database behind a PgBouncer in transaction mode."""
-    # Not below pytest's folders: PgBouncer refuses to run as root, and nobody else may look into those.
-    with tempfile.TemporaryDirectory(prefix="hydracore-pooler-") as folder:
-        url, command = configure_pooler(database_url, Path(folder), prepared=prepared)
-        pooler = await asyncio.create_subprocess_exec(*command)
-
-        async def answers() -> bool:
-            assert pooler.returncode is None, "PgBouncer ended"
-            with suppress(psycopg.OperationalError):
-                async with await psycopg.AsyncConnection.connect(url, prepare_threshold=None):
-                    return True
-            return False
-
-        try:
-            await until(answers)
-            yield url
-        finally:
-            with suppress(ProcessLookupError):
-                pooler.terminate()
-            await pooler.wait()
-
-
-def configure_pooler(database_url: str, folder: Path, *, prepared: bool) -> tuple[str, list[str]]:
-    """The URL through the pooler, and the command that starts it."""
-    place, port = conninfo_to_dict(database_url), free_port()
-    (folder / "users.txt").write_text(f'"{place["user"]}" "{place["password"]}"\n')
-    (folder / "pgbouncer.ini").write_text(
-        f"[databases]\n* = host={place['host']} port={place['port']}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {folder / 'users.txt'}\n"
-        f"pool_mode = transaction\n{'max_prepared_statements = 100' if prepared else ''}\n"
-        "ignore_startup_parameters = extra_float_digits,options\n"
-    )
-    folder.chmod(0o755)
-    as_whom = ["-u", "nobody"] if os.getuid() == 0 else []
-    url = f"postgresql://{place['user']}:{place['password']}@127.0.0.1:{port}/{place['dbname']}"
-    return url, ["pgbouncer", "-q", *as_whom, str(folder / "pgbouncer.ini")]
