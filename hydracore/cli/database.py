@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
+from hydracore.wording import plural
 
 if TYPE_CHECKING:
     from hydracore.settings import Settings
@@ -44,7 +45,8 @@ def migrate() -> None:
             click.echo("nothing to apply")
         keys, streams = asyncio.run(_erase_again(settings))
         if keys or streams:
-            click.echo(f"erased again: {keys} customers' keys destroyed, recorded in {streams} instances")
+            whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
+            click.echo(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
     except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(" ".join(str(error).split())) from None

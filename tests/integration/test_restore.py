@@ -70,7 +70,7 @@ async def test_the_backup_of_the_log_has_no_key_so_that_no_restore_of_it_can_be_
     # Not even before anybody has said that she was erased.
     assert await readable(elsewhere, world.ada[0], "ada") == []
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
-    assert "erased again: 1 customers' keys destroyed, recorded in 3 instances" in migrated.stdout
+    assert "erased again: 1 customer's key destroyed, recorded in 3 instances" in migrated.stdout
     await is_whole_and_erased(world, elsewhere)
 
 
