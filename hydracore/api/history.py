@@ -32,7 +32,7 @@ from hydracore.api.validation import Given
 from hydracore.api.vault import Vault
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.history import Wanted, of_instance
-from hydracore.audit.moments import read_time
+from hydracore.audit.moments import read_end, read_time
 from hydracore.audit.past import state_at
 from hydracore.audit.showing import Show, sealed, shown_event, shown_state
 from hydracore.auth import Principal
@@ -87,7 +87,7 @@ class Histories:
         """Oldest first. The cursor is the version of the event that the page before ended with."""
         show = self._show_to(who, await self._changes.look(who, instance_id))
         types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
-        wanted = Wanted(since=_time(since), until=_time(until), types=types, actor=actor)
+        wanted = Wanted(since=_time(since), until=None if until is None else read_end(until), types=types, actor=actor)
         with _nothing_is_not_found():
             after = None if cursor is None else (await state_at(self._pool, instance_id, version=cursor)).state
             shown, last = await self._page(instance_id, wanted, show, after=after, limit=limit)

@@ -1,7 +1,8 @@
-"""Times as people write and read them: RFC 3339, in UTC unless the text says otherwise."""
+"""Times as people write and read them: RFC 3339, in UTC unless the text says otherwise, and as short as a date."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -11,16 +12,34 @@ from events.times import EPOCH
 NOT_A_TIME: Final = "not a time; write it like 2026-11-23T20:47:41Z"
 
 
+#: RFC 3339, of which the offset, the seconds and the whole time may be left out. ISO 8601 has more, such as days of weeks.
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME: Final = re.compile(
+    _DATE.pattern + r"([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?)?"
+)
+
+_DAY: Final = timedelta(days=1)
+_MOMENT: Final = timedelta(microseconds=1)
+
+
 def read_time(text: str) -> datetime:
     """`text` as a time in UTC; a date alone is its first moment, and without an offset it is UTC's.
 
     Raises `ValueError` with what to write instead.
     """
+    if not _TIME.fullmatch(text):
+        raise ValueError(NOT_A_TIME)
     try:
-        time = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text.upper())
         return time.astimezone(UTC) if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise ValueError(NOT_A_TIME) from None
+
+
+def read_end(text: str) -> datetime:
+    """The same of a time that something is to end with: a date alone is its last moment, so that the day belongs to it."""
+    time = read_time(text)
+    return time + (_DAY - _MOMENT) if _DATE.fullmatch(text) else time
 
 
 def time_text(time: datetime) -> str:

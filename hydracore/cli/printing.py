@@ -89,15 +89,19 @@ class Text(click.ParamType[str]):
 
 
 class Time(click.ParamType[datetime]):
-    """In UTC unless it says otherwise."""
+    """In UTC unless it says otherwise. `ends`: a date alone is all of that day."""
 
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from hydracore.audit.moments import read_time
+    def __init__(self, *, ends: bool = False) -> None:
+        self._ends = ends
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from hydracore.audit.moments import read_end, read_time
+
+        read = read_end if self._ends else read_time
         try:
-            return value if isinstance(value, datetime) else read_time(value)
+            return value if isinstance(value, datetime) else read(value)
         except ValueError as error:
             self.fail(f"{value!r} is {error}", param, ctx)
 

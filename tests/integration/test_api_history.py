@@ -165,6 +165,8 @@ async def test_pages_and_filters_give_the_whole_and_its_parts(used: Used) -> Non
     since, until = whole[2]["recorded_at"], whole[5]["recorded_at"]
     between = [event for event in whole if since <= event["recorded_at"] <= until]
     assert await everything(used, f"?limit=2&since={since}&until={until}") == between
+    first, last = whole[0]["recorded_at"][:10], whole[-1]["recorded_at"][:10]
+    assert await everything(used, f"?since={first}&until={last}") == whole
     assert await everything(used, "?since=2999-01-01") == []
 
 

@@ -159,6 +159,8 @@ async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
     since, until = whole[5]["recorded_at"], whole[20]["recorded_at"]
     between = [event for event in whole if since <= event["recorded_at"] <= until]
     assert await shown(log, "--tenant", "acme", "--since", since, "--until", until) == between
+    days = ("--since", whole[0]["recorded_at"][:10], "--until", whole[-1]["recorded_at"][:10])
+    assert await shown(log, "--tenant", "acme", *days) == whole
     for number in (3, 4, 5, len(whole) - 1):
         assert await shown(log, "--tenant", "acme", "--after", place(whole[number])) == whole[number + 1 :]
 

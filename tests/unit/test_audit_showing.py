@@ -18,7 +18,7 @@ from events.state import Config, Instance
 from events.types import Sealed
 from hydracore.audit.changes import changes_between, leaves
 from hydracore.audit.history import Entry, Record
-from hydracore.audit.moments import read_time, time_text
+from hydracore.audit.moments import read_end, read_time, time_text
 from hydracore.audit.past import Past
 from hydracore.audit.showing import SEALED, SEALED_FIELDS, SEALED_WITHIN, sealed, shown_event, shown_state
 from tests import lives
@@ -127,6 +127,7 @@ def test_the_changes_of_all_events_add_up_to_the_state(way: tuple[c.AnyCommand, 
         ("2026-11-23T20:47:41Z", "2026-11-23T20:47:41.000000Z"),
         ("2026-11-23 20:47:41.1234567", "2026-11-23T20:47:41.123456Z"),
         ("2026-11-23T20:47+02:00", "2026-11-23T18:47:00.000000Z"),
+        ("2026-11-23t20:47:41z", "2026-11-23T20:47:41.000000Z"),
         ("2026-11-23", "2026-11-23T00:00:00.000000Z"),
     ],
 )
@@ -134,7 +135,28 @@ def test_times_are_read_as_people_write_them(text: str, time: str) -> None:
     assert time_text(read_time(text)) == time
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026", "1790000000", "2026-13-01", "0001-01-01T00:00+14:00", "٢"])
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [("2026-11-23", "2026-11-23T23:59:59.999999Z"), ("2026-11-23T20:47Z", "2026-11-23T20:47:00.000000Z")],
+)
+def test_a_day_that_something_ends_with_belongs_to_it(text: str, time: str) -> None:
+    assert time_text(read_end(text)) == time
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "yesterday", "2026", "1790000000", "2026-13-01", "0001-01-01T00:00+14:00", "٢"),
+        *(
+            "20261123",
+            "2026-W48-1",
+            "2026-11-23T204741Z",
+            "2026-11-23_20:47:41",
+            "2026-11-23T20:47:41,5Z",
+            "2026-11-23Z",
+        ),
+    ],
+)
 def test_what_is_no_time_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ValueError, match="write it like 2026-11-23T20:47:41Z"):
         read_time(text)
