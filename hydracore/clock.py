@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+
+#: Tells the time of day, in milliseconds since 1970.
+NowMs = Callable[[], int]
 
 
 def now_ms() -> int:

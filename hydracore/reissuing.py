@@ -26,6 +26,7 @@ from events.record import Origin
 from events.sql import Statements
 from events.state import Attempt, Instance
 from events.store import EventStore
+from hydracore.clock import NowMs
 from hydracore.tokens import maker_of_enrol_token, maker_of_key
 
 _SQL = Statements("hydracore", "reissuing.sql")
@@ -104,7 +105,7 @@ async def count(pool: AsyncConnectionPool) -> int:
 
 
 class Reissuer:
-    """Counts agents' tokens, and revokes the keys that the present master key has not made. `now_ms`: milliseconds since 1970."""
+    """Counts agents' tokens, and revokes the keys that the present master key has not made."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Reissuer:
         master_keys: MasterKeys,
         *,
         actor: str,
-        now_ms: Callable[[], int],
+        now_ms: NowMs,
     ) -> None:
         self._pool = pool
         self._store = store

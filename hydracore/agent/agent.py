@@ -40,7 +40,7 @@ def built_in_runtimes(store: Store) -> Mapping[str, RuntimeKind]:
 class Agent:
     """`run` is a task of its own: it needs no signal handler, touches nothing global, and can be cancelled any time.
 
-    `monotonic` gives seconds, `now_ms` the time of day, `new_id` a fresh UUID. `runtimes` makes what can be run.
+    `monotonic` gives seconds, `new_id` a fresh UUID. `runtimes` makes what can be run.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Agent:
         *,
         runtimes: Callable[[Store], Mapping[str, RuntimeKind]] = built_in_runtimes,
         monotonic: Callable[[], float] = time.monotonic,
-        now_ms: Callable[[], int] = clock.now_ms,
+        now_ms: clock.NowMs = clock.now_ms,
         new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self._root = root

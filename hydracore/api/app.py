@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -49,7 +48,7 @@ from hydracore.api.usage import UsageReports
 from hydracore.api.vault import Vault
 from hydracore.auth import Authenticator, Principal
 from hydracore.catalogue import Catalogue
-from hydracore.clock import now_ms
+from hydracore.clock import NowMs, now_ms
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
@@ -59,7 +58,7 @@ CALLERS: Final = frozenset({Principal, CallingAgent, MeteredAgent})
 
 
 class Parts(NamedTuple):
-    """What the API stands on, open and ready. `now_ms`: milliseconds since 1970."""
+    """What the API stands on, open and ready."""
 
     settings: Settings
     catalogue: Catalogue
@@ -71,7 +70,7 @@ class Parts(NamedTuple):
     vps: VpsClient
     #: None where everybody may ask as often as they like.
     limiter: RateLimiter | None = None
-    now_ms: Callable[[], int] = now_ms
+    now_ms: NowMs = now_ms
 
 
 def create_app(parts: Parts) -> ASGIApp:

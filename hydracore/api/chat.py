@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -36,6 +36,7 @@ from hydracore.api.silence import EventStream, keep_looking, outcome
 from hydracore.api.validation import Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
+from hydracore.clock import NowMs
 from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsUnreachable
 from projections.usage_queries import spent
 
@@ -77,8 +78,6 @@ class _Question(NamedTuple):
 
 
 class Chats:
-    """`now_ms`: milliseconds since 1970."""
-
     def __init__(
         self,
         *,
@@ -88,7 +87,7 @@ class Chats:
         keyring: Keyring,
         catalogue: Catalogue,
         master_keys: MasterKeys,
-        now_ms: Callable[[], int],
+        now_ms: NowMs,
     ) -> None:
         self._changes = changes
         self._vps = vps

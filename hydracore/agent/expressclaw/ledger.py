@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ from hydracore.agent.expressclaw.document import Document, Spent
 from hydracore.agent.expressclaw.money import Spend, require_budget
 from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.messages import UsageEntry
+from hydracore.clock import NowMs
 from hydracore.money import plain
 from hydracore.sql import named_blocks
 
@@ -39,9 +40,9 @@ class Batch(NamedTuple):
 
 
 class Ledger:
-    """`news` is set when there may be something to send. `now_ms`: the wall clock, milliseconds since 1970."""
+    """`news` is set when there may be something to send."""
 
-    def __init__(self, database: Database, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, database: Database, *, now_ms: NowMs) -> None:
         self._database = database
         self._now_ms = now_ms
         self.news = asyncio.Event()

@@ -12,15 +12,16 @@ from hydracore.agent.expressclaw.ledger import Ledger
 from hydracore.agent.expressclaw.memories import Memories
 from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.turns import Turns
+from hydracore.clock import NowMs
 
 #: Below the agent's state directory.
 STORE_FILE = "chats.sqlite"
 
 
 class Store:
-    """It outlives every run of the runtime. `now_ms`: the wall clock, milliseconds since 1970; `new_id` draws UUIDs."""
+    """It outlives every run of the runtime. `new_id` draws UUIDs."""
 
-    def __init__(self, path: Path, *, now_ms: Callable[[], int], new_id: Callable[[], UUID]) -> None:
+    def __init__(self, path: Path, *, now_ms: NowMs, new_id: Callable[[], UUID]) -> None:
         self._database = Database(path, new_id=new_id)
         self.now_ms = now_ms
         self.new_id = new_id

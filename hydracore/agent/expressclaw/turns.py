@@ -22,6 +22,7 @@ from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage
 from hydracore.agent.expressclaw.notices import add_notices
 from hydracore.agent.expressclaw.times import moment
 from hydracore.agent.messages import Channel, UsageEntry
+from hydracore.clock import NowMs
 from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("turns.sql"))
@@ -65,9 +66,7 @@ class LeftOpen(NamedTuple):
 
 
 class Turns:
-    """`now_ms`: the wall clock, milliseconds since 1970."""
-
-    def __init__(self, database: Database, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, database: Database, *, now_ms: NowMs) -> None:
         self._database = database
         self._now_ms = now_ms
 
