@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, TypeVar
 from uuid import UUID
@@ -20,6 +20,7 @@ from hydracore.api.agent_gate import CallingAgent, MeteredAgent
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
+from hydracore.clock import NowMs
 from hydracore.money import plain
 
 #: The decimal places that the read tables keep of a dollar.
@@ -35,23 +36,19 @@ _log = structlog.get_logger(__name__)
 N = TypeVar("N", int, Decimal)
 
 
+@dataclass(frozen=True, kw_only=True)
 class AgentUse:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self, *, store: EventStore, documents: RuntimeDocuments, keyring: Keyring, now_ms: Callable[[], int]
-    ) -> None:
-        self._store = store
-        self._documents = documents
-        self._keyring = keyring
-        self._now_ms = now_ms
+    store: EventStore
+    documents: RuntimeDocuments
+    keyring: Keyring
+    now_ms: NowMs
 
     @operation("POST", "/v1/agent/config", "Fetch the newest configuration", answer=m.NewestConfig, errors=(401, 410))
     async def fetch_config(self, who: CallingAgent, body: s.AskConfig) -> m.NewestConfig:
-        state = await self._store.load(who.instance_id)
+        state = await self.store.load(who.instance_id)
         assert state is not None, "an agent's key is of an instance"
         require_boot(state, body.boot_id)
-        return m.NewestConfig(config_version=state.config.version, runtime=await self._documents.build(state))
+        return m.NewestConfig(config_version=state.config.version, runtime=await self.documents.build(state))
 
     @operation(
         "POST",
@@ -67,14 +64,14 @@ class AgentUse:
         Whichever boot tells of it: what was spent is owed, and a boot that was replaced while its chats end has nobody else to
         tell of them once its instance is being deleted and nobody may enrol.
         """
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         command = RecordUsage(
             at_ms=now_ms,
             ledger_id=body.ledger_id,
             seq=body.seq,
             entries=tuple(self._entry(each, instance_id=who.instance_id, now_ms=now_ms) for each in body.entries),
         )
-        outcome = await self._store.execute(who.instance_id, command, incoming.origin(who.actor))
+        outcome = await self.store.execute(who.instance_id, command, incoming.origin(who.actor))
         return m.UsageAccepted(seq=body.seq, duplicate=not outcome.events)
 
     def _entry(self, entry: s.UsageEntry, *, instance_id: UUID, now_ms: int) -> UsageEntry:
@@ -92,7 +89,7 @@ class AgentUse:
 
     def _digest(self, instance_id: UUID, end_user: str) -> str:
         """Per instance: the same person at two instances cannot be recognized."""
-        return self._keyring.fingerprint(f"end user of {instance_id}: {end_user}".encode()).hex()[:END_USER_DIGITS]
+        return self.keyring.fingerprint(f"end user of {instance_id}: {end_user}".encode()).hex()[:END_USER_DIGITS]
 
 
 def _within(figure: N, limit: N, instance_id: UUID) -> N:

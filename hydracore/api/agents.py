@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
@@ -35,43 +35,33 @@ from hydracore.api.errors import Conflict, Unauthorized
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Header, Incoming
+from hydracore.clock import NowMs
 from hydracore.tokens import agent_key, control_token, hash_token, maker_of_key, parse_enrol_token
 from hydracore.vps import AGENT_PORT
 
 _BEAT = Statements("hydracore.api", "agents.sql")["beat"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class AgentEndpoints:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self,
-        *,
-        store: EventStore,
-        pool: AsyncConnectionPool,
-        documents: RuntimeDocuments,
-        master_keys: MasterKeys,
-        heartbeat_interval_s: float,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._store = store
-        self._pool = pool
-        self._documents = documents
-        self._master_keys = master_keys
-        self._heartbeat_interval_s = heartbeat_interval_s
-        self._now_ms = now_ms
+    store: EventStore
+    pool: AsyncConnectionPool
+    documents: RuntimeDocuments
+    master_keys: MasterKeys
+    heartbeat_interval_s: float
+    now_ms: NowMs
 
     @operation("POST", "/v1/agent/enroll", "Enrol an agent", answer=m.Enrolled, errors=(401, 409, 410))
     async def enroll(self, incoming: Incoming, body: s.Enroll) -> m.Enrolled:
         """Binds the enrol token to the first agent that shows it."""
         token_hash, known = hash_token(body.token).hex(), set[str]()
         if parse_enrol_token(body.token) == (body.instance_id, body.attempt):
-            known = _enrol_tokens(await self._store.load(body.instance_id))
+            known = _enrol_tokens(await self.store.load(body.instance_id))
         # First of all: only who has, or had, a token of it learns whether there is such an instance, and whether it is over.
         if token_hash not in known:
             raise e.TokenRefused(body.instance_id)
         command = c.EnrolAgent(
-            at_ms=self._now_ms(),
+            at_ms=self.now_ms(),
             attempt=body.attempt,
             token_hash=token_hash,
             boot_id=body.boot_id,
@@ -92,12 +82,12 @@ class AgentEndpoints:
         signature: Annotated[str, Header("X-Agent-Signature")] = "",
     ) -> m.Secrets:
         """The same secrets until they are acknowledged; never again after that."""
-        state = await self._store.load(body.instance_id)
+        state = await self.store.load(body.instance_id)
         _require_signature(_signing_keys(state, body.attempt), signature, incoming.raw_body)
         key_id = uuid4()
-        key = agent_key(self._master_keys.present, body.instance_id, key_id)
+        key = agent_key(self.master_keys.present, body.instance_id, key_id)
         command = c.IssueAgentKey(
-            at_ms=self._now_ms(),
+            at_ms=self.now_ms(),
             attempt=body.attempt,
             boot_id=body.boot_id,
             key_id=key_id,
@@ -117,7 +107,7 @@ class AgentEndpoints:
         self, who: MeteredAgent, incoming: Incoming, body: s.AcknowledgeSecrets
     ) -> dict[str, Any]:
         _require_key(who, body.key_id)
-        command = c.AcknowledgeAgentKey(at_ms=self._now_ms(), boot_id=body.boot_id, key_id=who.key_id)
+        command = c.AcknowledgeAgentKey(at_ms=self.now_ms(), boot_id=body.boot_id, key_id=who.key_id)
         await self._execute(who.instance_id, command, incoming)
         return {"key_id": who.key_id}
 
@@ -133,7 +123,7 @@ class AgentEndpoints:
         if body.key_id is not None:
             _require_key(who, body.key_id)
         command = c.ReportBootstrap(
-            at_ms=self._now_ms(),
+            at_ms=self.now_ms(),
             boot_id=body.boot_id,
             seq=body.seq,
             reports=tuple(c.BootReport(told.stage, told.level, told.message) for told in (body, *body.following)),
@@ -149,7 +139,7 @@ class AgentEndpoints:
 
         Only the present boot lives: one that was replaced is no sign of life of its successor, and must stop.
         """
-        state = await self._store.load(who.instance_id)
+        state = await self.store.load(who.instance_id)
         assert state is not None, "an agent's key is of an instance"
         require_boot(state, body.boot_id)
         report = msgspec.json.encode(body).decode()
@@ -158,11 +148,11 @@ class AgentEndpoints:
             parameters = (lane_of(who.instance_id), who.instance_id, body.boot_id, report)
             await connection.execute(_BEAT, parameters, prepare=True)
 
-        await patiently(self._pool, beat)
-        return m.HeartbeatReply(config_version=state.config.version, heartbeat_interval_s=self._heartbeat_interval_s)
+        await patiently(self.pool, beat)
+        return m.HeartbeatReply(config_version=state.config.version, heartbeat_interval_s=self.heartbeat_interval_s)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
-        return await self._store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))
+        return await self.store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))
 
     async def _secrets(self, state: Instance) -> m.Secrets:
         assert state.agent is not None, "a key is issued to an enrolled agent only"
@@ -171,15 +161,15 @@ class AgentEndpoints:
         # An earlier issue, if there was one, is the one that stands: its key is made again from its id, by what made it then.
         key_id, key_hash = state.agent.key_id, state.agent.key_hash
         assert key_hash is not None, "a key is issued with its hash"
-        maker = maker_of_key(self._master_keys, state.id, key_id, key_hash=key_hash) or self._master_keys.present
+        maker = maker_of_key(self.master_keys, state.id, key_id, key_hash=key_hash) or self.master_keys.present
         return m.Secrets(
             key_id=str(key_id),
             agent_key=agent_key(maker, state.id, key_id),
             control_token=control_token(maker, state.id, key_id),
             listen=m.Listen(host=state.vpn_ip, port=AGENT_PORT),
-            heartbeat_interval_s=self._heartbeat_interval_s,
+            heartbeat_interval_s=self.heartbeat_interval_s,
             config_version=state.config.version,
-            runtime=await self._documents.build(state),
+            runtime=await self.documents.build(state),
         )
 
 

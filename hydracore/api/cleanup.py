@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from hydracore.api.access import require_staff
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 from projections.queries import ListFilter, Queries, listed_keys
 
 #: How many instances of each status one call takes on; the next call takes the rest.
@@ -30,13 +31,11 @@ BATCH_MAX: Final = 100
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Cleanup:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(self, *, store: EventStore, queries: Queries, now_ms: Callable[[], int]) -> None:
-        self._store = store
-        self._queries = queries
-        self._now_ms = now_ms
+    store: EventStore
+    queries: Queries
+    now_ms: NowMs
 
     @operation("POST", "/v1/instances/cleanup", "Clean up dead instances", answer=s.CleanupResponse, errors=(403,))
     async def clean_up(self, who: Principal, incoming: Incoming) -> s.CleanupResponse:
@@ -45,7 +44,7 @@ class Cleanup:
         cleaned = errors = 0
         for status in (FAILED, ERROR):
             wanted = ListFilter(tenant_id=who.tenant_id, customer_id=None, status=status, limit=CLEANED_MAX)
-            dead = [UUID(key.id) for key in listed_keys(await self._queries.list_text(wanted))]
+            dead = [UUID(key.id) for key in listed_keys(await self.queries.list_text(wanted))]
             for start in range(0, len(dead), BATCH_MAX):
                 batch = dead[start : start + BATCH_MAX]
                 outcomes = await asyncio.gather(*(self._delete(each, who, incoming) for each in batch))
@@ -59,9 +58,9 @@ class Cleanup:
     async def _delete(
         self, instance_id: UUID, who: Principal, incoming: Incoming
     ) -> Literal["started", "already", "error"]:
-        command = RequestDeletion(at_ms=self._now_ms(), reason=f"cleanup by {who.role}")
+        command = RequestDeletion(at_ms=self.now_ms(), reason=f"cleanup by {who.role}")
         try:
-            outcome = await self._store.execute(instance_id, command, incoming.origin(who.actor))
+            outcome = await self.store.execute(instance_id, command, incoming.origin(who.actor))
         except (EventsError, psycopg.Error) as error:
             _log.warning("cleanup_failed", instance_id=str(instance_id), error=type(error).__name__)
             return "error"

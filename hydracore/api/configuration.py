@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -26,6 +26,7 @@ from hydracore.api.validation import Incoming
 from hydracore.api.vault import Field, Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
+from hydracore.clock import NowMs
 from hydracore.documents import OUTDATED, is_mask, mask
 from hydracore.problems import Problem
 from hydracore.vps import VpsClient, VpsError
@@ -41,31 +42,19 @@ _OF_THE_INSTALLATION: Final = frozenset({"model", "prices"})
 _SEALED: Final[tuple[Field, ...]] = ("system_prompt", "customer_facing_prompt", "telegram_bot_token")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self,
-        *,
-        changes: Changes,
-        vault: Vault,
-        pusher: Pusher,
-        vps: VpsClient,
-        catalogue: Catalogue,
-        master_keys: MasterKeys,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._changes = changes
-        self._vault = vault
-        self._pusher = pusher
-        self._vps = vps
-        self._catalogue = catalogue
-        self._master_keys = master_keys
-        self._now_ms = now_ms
+    changes: Changes
+    vault: Vault
+    pusher: Pusher
+    vps: VpsClient
+    catalogue: Catalogue
+    master_keys: MasterKeys
+    now_ms: NowMs
 
     @operation("GET", PATH, "Proxy get config", answer=s.RunningConfig, errors=(403, 404))
     async def get_config(self, who: Principal, instance_id: UUID) -> s.RunningConfig:
-        state = await self._changes.look(who, instance_id)
+        state = await self.changes.look(who, instance_id)
         running = await self._ask(state)
         if running is None:
             pushed = Pushed(applied=False, message="What is wanted; no agent says what it runs with")
@@ -82,18 +71,16 @@ class Configuration:
     async def update_config(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConfig
     ) -> s.Config:
-        outcome = await self._changes.change(
-            Asked(who, incoming, instance_id), lambda state: self._command(state, body)
-        )
+        outcome = await self.changes.change(Asked(who, incoming, instance_id), lambda state: self._command(state, body))
         done = "Configuration updated" if outcome.events else "Nothing was to be changed"
         # Also without a change: who asks again may do so because the agent was away the first time.
-        pushed = await self._pusher.push(outcome.state)
+        pushed = await self.pusher.push(outcome.state)
         message = ". ".join([done, pushed.message, *self._notes(outcome.state, body)])
         return await self._shown(outcome.state, Pushed(pushed.applied, message))
 
     async def _command(self, state: Instance, body: s.UpdateConfig) -> ChangeConfig:
         """What `body` changes at `state`: a sealed field is compared with what is kept, as no two seals are alike."""
-        opened = await self._vault.open(state)
+        opened = await self.vault.open(state)
         changes: dict[str, Any] = {
             name: value
             for name in ("agent_name", "model_temperature", "recipe_id")
@@ -110,17 +97,17 @@ class Configuration:
                     continue
                 if is_mask(value):
                     raise RequestInvalid([Problem(("body", field), OUTDATED, "value_error")])
-            changes[field] = None if value is None else await self._vault.seal(state, field, value)
-        return ChangeConfig(at_ms=self._now_ms(), **changes)
+            changes[field] = None if value is None else await self.vault.seal(state, field, value)
+        return ChangeConfig(at_ms=self.now_ms(), **changes)
 
     def _notes(self, state: Instance, body: s.UpdateConfig) -> list[str]:
         """What a caller might not expect of what they asked for."""
         notes: list[str] = []
-        complaint = self._catalogue.recipe_complaint(body.recipe_id) if isinstance(body.recipe_id, str) else None
+        complaint = self.catalogue.recipe_complaint(body.recipe_id) if isinstance(body.recipe_id, str) else None
         if complaint is not None:
             notes.append(f"Note on recipe_id: {complaint}")
         if isinstance(body.workflow_slugs, list):
-            complaint = self._catalogue.workflow_complaint(body.workflow_slugs)
+            complaint = self.catalogue.workflow_complaint(body.workflow_slugs)
             if complaint is not None:
                 notes.append(f"Note on workflow_slugs: {complaint}")
         of_policy = state.config.model_policy.temperature
@@ -129,17 +116,17 @@ class Configuration:
         return notes
 
     async def _ask(self, state: Instance) -> dict[str, Any] | None:
-        address = address_of(state, master_keys=self._master_keys)
+        address = address_of(state, master_keys=self.master_keys)
         if address is None:
             return None
         try:
-            running = await self._vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
+            running = await self.vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
         except VpsError:
             return None
         return {name: value for name, value in running.items() if name not in _OF_THE_INSTALLATION}
 
     async def _shown(self, state: Instance, pushed: Pushed) -> s.Config:
-        opened: Opened = await self._vault.open(state)
+        opened: Opened = await self.vault.open(state)
         return s.Config(
             instance_id=state.id,
             agent_name=state.agent_name,
@@ -149,7 +136,7 @@ class Configuration:
             system_prompt=opened.system_prompt,
             telegram_bot_token=None if opened.telegram_bot_token is None else mask(opened.telegram_bot_token),
             workflow_slugs=state.workflow_slugs,
-            model_policy=shown(model_choice(state, self._catalogue)),
+            model_policy=shown(model_choice(state, self.catalogue)),
             config_version=state.config.version,
             applied=pushed.applied,
             message=pushed.message,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from hydracore.api.errors import Forbidden
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 
 NO_CONSENT = "The owner has not allowed others to read the conversations"
 
@@ -49,12 +50,10 @@ def require_reader(who: Principal, state: Instance) -> None:
         raise Forbidden(NO_CONSENT)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Consent:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(self, *, changes: Changes, now_ms: Callable[[], int]) -> None:
-        self._changes = changes
-        self._now_ms = now_ms
+    changes: Changes
+    now_ms: NowMs
 
     @operation(
         "PATCH",
@@ -69,9 +68,9 @@ class Consent:
         async def command(state: Instance) -> ChangeConsent:
             if not is_owner(who, state):
                 raise Forbidden("Only the owner decides who may read the conversations")
-            return ChangeConsent(at_ms=self._now_ms(), granted=body.consent_debug_access)
+            return ChangeConsent(at_ms=self.now_ms(), granted=body.consent_debug_access)
 
-        outcome = await self._changes.change(Asked(who, incoming, instance_id), command)
+        outcome = await self.changes.change(Asked(who, incoming, instance_id), command)
         granted = outcome.state.consent_debug_access
         return s.ConsentResponse(
             consent_debug_access=granted,

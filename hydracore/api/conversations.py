@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -22,6 +22,7 @@ from hydracore.api.errors import NotFound
 from hydracore.api.operations import Answer, operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 from hydracore.vps import VpsBadAnswer, VpsClient
 
 #: How long an agent may take to read its conversations.
@@ -32,17 +33,13 @@ Limit = Annotated[int, Meta(ge=1, le=100)]
 ConversationId = Annotated[str, Meta(pattern=CONVERSATION_ID_PATTERN.replace(r"\Z", "$"), max_length=128)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Conversations:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self, *, changes: Changes, vps: VpsClient, keyring: Keyring, master_keys: MasterKeys, now_ms: Callable[[], int]
-    ) -> None:
-        self._changes = changes
-        self._vps = vps
-        self._keyring = keyring
-        self._master_keys = master_keys
-        self._now_ms = now_ms
+    changes: Changes
+    vps: VpsClient
+    keyring: Keyring
+    master_keys: MasterKeys
+    now_ms: NowMs
 
     @operation(
         "GET",
@@ -55,9 +52,9 @@ class Conversations:
         self, who: Principal, incoming: Incoming, instance_id: UUID, limit: Limit = 20
     ) -> Answer:
         state = await self._readable(who, instance_id)
-        address = require_address(state, master_keys=self._master_keys)
+        address = require_address(state, master_keys=self.master_keys)
         with vps_errors_translated():
-            found = await self._vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
+            found = await self.vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
         await self._note(Asked(who, incoming, instance_id), state, None)
         return Answer(HTTPStatus.OK, bytes(found))
 
@@ -72,10 +69,10 @@ class Conversations:
         self, who: Principal, incoming: Incoming, instance_id: UUID, conversation_id: ConversationId
     ) -> Answer:
         state = await self._readable(who, instance_id)
-        address = require_address(state, master_keys=self._master_keys)
+        address = require_address(state, master_keys=self.master_keys)
         with vps_errors_translated():
             try:
-                found = await self._vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
+                found = await self.vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
             except VpsBadAnswer as error:
                 if error.status == HTTPStatus.NOT_FOUND:
                     raise NotFound("Conversation not found") from error
@@ -84,13 +81,13 @@ class Conversations:
         return Answer(HTTPStatus.OK, bytes(found))
 
     async def _readable(self, who: Principal, instance_id: UUID) -> Instance:
-        state = await self._changes.look(who, instance_id)
+        state = await self.changes.look(who, instance_id)
         require_reader(who, state)
         return state
 
     async def _note(self, asked: Asked, state: Instance, conversation_id: str | None) -> None:
         """What others than the owner read is in the log before they get it, and they get it only if consent stands."""
         if not is_owner(asked.who, state):
-            recorded = None if conversation_id is None else recorded_id(self._keyring, state.id, conversation_id)
-            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=recorded)
-            await record_access(self._changes, asked, access)
+            recorded = None if conversation_id is None else recorded_id(self.keyring, state.id, conversation_id)
+            access = RecordConversationsAccess(at_ms=self.now_ms(), conversation_id=recorded)
+            await record_access(self.changes, asked, access)

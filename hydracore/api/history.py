@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Final
@@ -52,21 +53,21 @@ Actor = Annotated[str, Meta(min_length=1, max_length=300)]
 _ENCODER: Final = msgspec.json.Encoder()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Histories:
     """What was, out of the log."""
 
-    def __init__(self, *, pool: AsyncConnectionPool, changes: Changes, vault: Vault) -> None:
-        self._pool = pool
-        self._changes = changes
-        self._vault = vault
+    pool: AsyncConnectionPool
+    changes: Changes
+    vault: Vault
 
     async def detail(
         self, who: Principal, instance_id: UUID, *, at: str | None, version: int | None
     ) -> s.InstanceDetail:
         """The instance at a time or a version, one of the two. Raises `NotFound` and `Forbidden`."""
-        show = self._show_to(who, await self._changes.look(who, instance_id))
+        show = self._show_to(who, await self.changes.look(who, instance_id))
         with _nothing_is_not_found():
-            past = await state_at(self._pool, instance_id, version=version, at=_time(at))
+            past = await state_at(self.pool, instance_id, version=version, at=_time(at))
         then = await shown_state(past, show)
         detail = detail_of(row_at(past.state))
         return replace(detail, version=then.version, recorded_at=then.recorded_at, state=then.state)
@@ -85,11 +86,11 @@ class Histories:
         cursor: s.Version | None = None,
     ) -> Answer:
         """Oldest first. The cursor is the version of the event that the page before ended with."""
-        show = self._show_to(who, await self._changes.look(who, instance_id))
+        show = self._show_to(who, await self.changes.look(who, instance_id))
         types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
         wanted = Wanted(since=_time(since), until=None if until is None else read_end(until), types=types, actor=actor)
         with _nothing_is_not_found():
-            after = None if cursor is None else (await state_at(self._pool, instance_id, version=cursor)).state
+            after = None if cursor is None else (await state_at(self.pool, instance_id, version=cursor)).state
             shown, last = await self._page(instance_id, wanted, show, after=after, limit=limit)
         body = b'{"events":[' + b",".join(shown) + b"]}"
         if last is None:
@@ -105,7 +106,7 @@ class Histories:
         """The events as they are shown, and the version of the last one where others follow."""
         shown: list[bytes] = []
         size_bytes = last = 0
-        async with aclosing(of_instance(self._pool, instance_id, wanted, after=after)) as entries:
+        async with aclosing(of_instance(self.pool, instance_id, wanted, after=after)) as entries:
             async for entry in entries:
                 # One event more than there is room for tells that others follow.
                 if len(shown) == limit or size_bytes >= PAGE_BYTES:
@@ -120,7 +121,7 @@ class Histories:
     def _show_to(self, who: Principal, now: Instance) -> Show:
         """What is opened to them: consent counts as it stands, whatever it was then."""
         if is_owner(who, now) or now.consent_debug_access:
-            return partial(self._vault.show, now)
+            return partial(self.vault.show, now)
         return sealed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from hydracore.api.paging import cursor_after, next_link, read_cursor
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.validation import Incoming, Rest
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 from projections.queries import ListFilter, Queries
 
 LIST_PATH: Final = "/v1/instances"
@@ -47,25 +48,14 @@ Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
 Cursor = Annotated[str, s.unserved(max_length=200, extra={"check": "cursor"})]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Instances:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self,
-        *,
-        store: EventStore,
-        queries: Queries,
-        listing: Listing,
-        runtime: RuntimeReader,
-        histories: Histories,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._store = store
-        self._queries = queries
-        self._listing = listing
-        self._runtime = runtime
-        self._histories = histories
-        self._now_ms = now_ms
+    store: EventStore
+    queries: Queries
+    listing: Listing
+    runtime: RuntimeReader
+    histories: Histories
+    now_ms: NowMs
 
     @operation("GET", LIST_PATH, "List instances", answer=s.InstanceList)
     async def list_instances(
@@ -84,7 +74,7 @@ class Instances:
             before=read_cursor(cursor) if cursor is not None else None,
             limit=limit,
         )
-        page = await self._listing.page(wanted)
+        page = await self.listing.page(wanted)
         if page.last is None:
             return Answer(200, page.json)
         following = {"limit": str(limit), "cursor": cursor_after(*page.last)}
@@ -106,8 +96,8 @@ class Instances:
         self, who: Principal, instance_id: UUID, at: s.Time | None = None, version: s.Version | None = None
     ) -> s.InstanceDetail:
         if at is not None or version is not None:
-            return await self._histories.detail(who, instance_id, at=at, version=version)
-        return detail_of(require_access(who, await self._queries.instance(instance_id)))
+            return await self.histories.detail(who, instance_id, at=at, version=version)
+        return detail_of(require_access(who, await self.queries.instance(instance_id)))
 
     @operation(
         "DELETE",
@@ -117,9 +107,9 @@ class Instances:
         errors=(403, 404),
     )
     async def delete_instance(self, who: Principal, incoming: Incoming, instance_id: UUID) -> s.DeleteInstanceResponse:
-        require_access(who, await self._queries.instance(instance_id))
-        command = RequestDeletion(at_ms=self._now_ms(), reason=f"requested by {who.role}")
-        outcome = await self._store.execute(instance_id, command, incoming.origin(who.actor))
+        require_access(who, await self.queries.instance(instance_id))
+        command = RequestDeletion(at_ms=self.now_ms(), reason=f"requested by {who.role}")
+        outcome = await self.store.execute(instance_id, command, incoming.origin(who.actor))
         gone = outcome.state.status == DELETED
         return s.DeleteInstanceResponse(
             already_deleted=gone,
@@ -136,7 +126,7 @@ class Instances:
     )
     async def poll_by_key(self, who: Principal, idempotency_key: Annotated[str, Rest()]) -> s.PollByKeyResponse:
         instance_id = await self._by_key(who, idempotency_key)
-        report = await self._queries.report(instance_id) if instance_id is not None else None
+        report = await self.queries.report(instance_id) if instance_id is not None else None
         if report is None:
             return _NOT_FOUND
         return s.PollByKeyResponse(
@@ -155,19 +145,19 @@ class Instances:
         "GET", "/v1/instances/{instance_id}/logs", "Get instance logs", answer=s.ProvisionLogs, errors=(403, 404)
     )
     async def get_logs(self, who: Principal, instance_id: UUID) -> s.ProvisionLogs:
-        report = require_access(who, await self._queries.report(instance_id))
+        report = require_access(who, await self.queries.report(instance_id))
         return s.ProvisionLogs(instance_id=instance_id, logs=_LINES.decode(report.lines), total=report.lines_total)
 
     @operation(
         "GET", "/v1/instances/{instance_id}/runtime", "Get runtime status", answer=s.RuntimeStatus, errors=(403, 404)
     )
     async def get_runtime(self, who: Principal, instance_id: UUID) -> s.RuntimeStatus:
-        report = require_access(who, await self._queries.report(instance_id))
-        return await self._runtime.read(report, lines=_LINES.decode(report.lines))
+        report = require_access(who, await self.queries.report(instance_id))
+        return await self.runtime.read(report, lines=_LINES.decode(report.lines))
 
     async def _by_key(self, who: Principal, key: str) -> UUID | None:
         """A customer's own instance, or the newest that anyone whom the caller may see asked for with this key."""
         if who.role == "customer":
             return instance_id_for(tenant_id=who.tenant_id, customer_id=who.user_id, idempotency_key=key)
         tenant_id = None if who.role == "platform" else who.tenant_id
-        return await self._queries.newest_by_key(tenant_id=tenant_id, idempotency_key=key)
+        return await self.queries.newest_by_key(tenant_id=tenant_id, idempotency_key=key)

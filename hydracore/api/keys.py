@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import UUID
 
 from events.commands import RotateAgentKey
@@ -14,14 +14,13 @@ from hydracore.api.errors import Conflict
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 
 
+@dataclass(frozen=True, kw_only=True)
 class Keys:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(self, *, changes: Changes, now_ms: Callable[[], int]) -> None:
-        self._changes = changes
-        self._now_ms = now_ms
+    changes: Changes
+    now_ms: NowMs
 
     @operation(
         "POST",
@@ -34,9 +33,9 @@ class Keys:
         require_staff(who)
 
         async def command(_: Instance) -> RotateAgentKey:
-            return RotateAgentKey(at_ms=self._now_ms())
+            return RotateAgentKey(at_ms=self.now_ms())
 
-        outcome = await self._changes.change(Asked(who, incoming, instance_id), command)
+        outcome = await self.changes.change(Asked(who, incoming, instance_id), command)
         if not outcome.events:
             raise Conflict("There is no key in force: none was issued yet, or one has just been ended")
         return s.RotateKeyResponse(instance_id=instance_id, status="rotated")

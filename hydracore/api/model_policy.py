@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -18,17 +18,16 @@ from hydracore.api.pushing import Pusher
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
+from hydracore.clock import NowMs
 from hydracore.money import of_number
 
 
+@dataclass(frozen=True, kw_only=True)
 class ModelPolicies:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(self, *, changes: Changes, pusher: Pusher, catalogue: Catalogue, now_ms: Callable[[], int]) -> None:
-        self._changes = changes
-        self._pusher = pusher
-        self._catalogue = catalogue
-        self._now_ms = now_ms
+    changes: Changes
+    pusher: Pusher
+    catalogue: Catalogue
+    now_ms: NowMs
 
     @operation(
         "PATCH",
@@ -41,15 +40,15 @@ class ModelPolicies:
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateModelPolicy
     ) -> s.ModelPolicyResponse:
         async def command(_: Instance) -> ChangeModelPolicy:
-            return ChangeModelPolicy(at_ms=self._now_ms(), **_changes(body))
+            return ChangeModelPolicy(at_ms=self.now_ms(), **_changes(body))
 
-        outcome = await self._changes.change(Asked(who, incoming, instance_id), command)
+        outcome = await self.changes.change(Asked(who, incoming, instance_id), command)
         done = "Model policy updated" if outcome.events else "Nothing was to be changed"
-        pushed = await self._pusher.push(outcome.state)
-        choice = model_choice(outcome.state, self._catalogue)
+        pushed = await self.pusher.push(outcome.state)
+        choice = model_choice(outcome.state, self.catalogue)
         warnings = [
             f"Warning: {name} is not in the catalogue: it is metered at the dearest prices in it"
-            for name in unknown_models(choice, self._catalogue)
+            for name in unknown_models(choice, self.catalogue)
         ]
         return s.ModelPolicyResponse(
             instance_id=instance_id, message=". ".join([done, pushed.message, *warnings]), model_policy=shown(choice)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from hydracore.api.room import slugs
 from hydracore.api.validation import Complaints, Given, Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
+from hydracore.clock import NowMs
 from hydracore.problems import Problem
 
 MESSAGE = "Instance requested; it is being provisioned"
@@ -35,14 +37,12 @@ def _two_keys(given: Given) -> Iterator[Problem]:
         yield Problem(("header", "idempotency-key"), msg, "value_error")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(self, *, store: EventStore, keyring: Keyring, catalogue: Catalogue, now_ms: Callable[[], int]) -> None:
-        self._store = store
-        self._keyring = keyring
-        self._catalogue = catalogue
-        self._now_ms = now_ms
+    store: EventStore
+    keyring: Keyring
+    catalogue: Catalogue
+    now_ms: NowMs
 
     @operation(
         "POST",
@@ -75,7 +75,7 @@ class Ordering:
                 idempotency_key=key, instance_id=instance_id, message=MESSAGE, task_id=str(command_id)
             )
         )
-        request_hash, *former = self._keyring.fingerprints(_canonical(body))
+        request_hash, *former = self.keyring.fingerprints(_canonical(body))
         origin = Origin(
             actor=who.actor,
             command_id=command_id,
@@ -89,11 +89,11 @@ class Ordering:
         except (RequestInvalid, CustomerErased, KeyUnreadable):
             # Of now, and perhaps not of when it was asked first. Only here, as a look costs a round trip and an append looks by itself.
             # While nobody can look, nobody knows: it is not refused then.
-            outcome = None if given is None else await self._store.repeated(instance_id, origin)
+            outcome = None if given is None else await self.store.repeated(instance_id, origin)
             if outcome is None:
                 raise
         else:
-            outcome = await self._store.create(instance_id, command, origin)
+            outcome = await self.store.create(instance_id, command, origin)
         return Answer(202, outcome.result if outcome.result is not None else answer)
 
     async def _command(
@@ -101,15 +101,15 @@ class Ordering:
     ) -> RequestInstance:
         """Raises `RequestInvalid`, `CustomerErased` and `KeyUnreadable` where there can be no such order now."""
         complaints.require_none()
-        preset = self._catalogue.presets[body.preset_id]
+        preset = self.catalogue.presets[body.preset_id]
 
         async def sealed(text: str | None, field: str) -> Sealed | None:
             if text is None:
                 return None
-            return await self._keyring.seal(text, tenant_id=who.tenant_id, customer_id=customer_id, field=field)
+            return await self.keyring.seal(text, tenant_id=who.tenant_id, customer_id=customer_id, field=field)
 
         return RequestInstance(
-            at_ms=self._now_ms(),
+            at_ms=self.now_ms(),
             tenant_id=who.tenant_id,
             customer_id=customer_id,
             idempotency_key=key,
@@ -119,7 +119,7 @@ class Ordering:
             runtime_type=preset.runtime_type,
             workload_type="agent" if body.website_template_slug is None else "website",
             capabilities=preset.capabilities,
-            tier_name=self._catalogue.tiers[body.tier_id].name,
+            tier_name=self.catalogue.tiers[body.tier_id].name,
             agent_name=body.agent_name,
             manifest_id=body.manifest_id,
             recipe_id=body.recipe_id,

@@ -7,7 +7,7 @@ at once none is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -26,6 +26,7 @@ from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
+from hydracore.clock import NowMs
 from hydracore.documents import OUTDATED, MasksOutdated, masked, merge_patch, unmasked
 from hydracore.problems import Problem
 
@@ -35,29 +36,18 @@ _DOCUMENTS: Final[tuple[Literal["advanced", "channels"], ...]] = ("advanced", "c
 _LISTS: Final[tuple[Literal["integrations", "skills"], ...]] = ("integrations", "skills")
 
 
+@dataclass(frozen=True, kw_only=True)
 class PlatformConfiguration:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self,
-        *,
-        changes: Changes,
-        vault: Vault,
-        documents: RuntimeDocuments,
-        pusher: Pusher,
-        catalogue: Catalogue,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._changes = changes
-        self._vault = vault
-        self._documents = documents
-        self._pusher = pusher
-        self._catalogue = catalogue
-        self._now_ms = now_ms
+    changes: Changes
+    vault: Vault
+    documents: RuntimeDocuments
+    pusher: Pusher
+    catalogue: Catalogue
+    now_ms: NowMs
 
     @operation("GET", PATH, "Get platform config", answer=s.PlatformConfig, errors=(403, 404))
     async def get_platform_config(self, who: Principal, instance_id: UUID) -> s.PlatformConfig:
-        state = await self._changes.look(who, instance_id)
+        state = await self.changes.look(who, instance_id)
         return await self._shown(state, "What is wanted")
 
     @operation(
@@ -66,14 +56,12 @@ class PlatformConfiguration:
     async def patch_platform_config(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.PatchPlatformConfig
     ) -> s.PlatformConfig:
-        outcome = await self._changes.change(
-            Asked(who, incoming, instance_id), lambda state: self._command(state, body)
-        )
+        outcome = await self.changes.change(Asked(who, incoming, instance_id), lambda state: self._command(state, body))
         done = "Platform configuration updated" if outcome.events else "Nothing was to be changed"
-        pushed = await self._pusher.push(outcome.state)
+        pushed = await self.pusher.push(outcome.state)
         message = f"{done}. {pushed.message}"
         if isinstance(body.workflow_slugs, list):
-            complaint = self._catalogue.workflow_complaint(slugs(body.workflow_slugs))
+            complaint = self.catalogue.workflow_complaint(slugs(body.workflow_slugs))
             message += f". Note on workflow_slugs: {complaint}" if complaint is not None else ""
         return await self._shown(outcome.state, message)
 
@@ -82,7 +70,7 @@ class PlatformConfiguration:
 
         Raises `RequestInvalid`.
         """
-        opened = await self._vault.open(state)
+        opened = await self.vault.open(state)
         given = _unmasked(body, opened)
         changes: dict[str, Any] = {}
         for field in _DOCUMENTS:
@@ -92,29 +80,29 @@ class PlatformConfiguration:
             document: dict[str, Any] = {} if patch is None else merge_patch(kept, patch)
             if document != kept:
                 require_room(field, document)
-                changes[field] = await self._vault.seal_document(state, field, document)
+                changes[field] = await self.vault.seal_document(state, field, document)
         for field in _LISTS:
             if field not in given:
                 continue
             items: list[Any] = given[field] or []
             if items != getattr(opened, field):
                 require_room(field, items)
-                changes[field] = await self._vault.seal_list(state, items)
+                changes[field] = await self.vault.seal_list(state, items)
         if body.recipe_id is not UNSET:
             changes["recipe_id"] = body.recipe_id
         if body.workflow_slugs is not UNSET:
             changes["workflow_slugs"] = slugs(body.workflow_slugs)
-        return PatchPlatformConfig(at_ms=self._now_ms(), **changes)
+        return PatchPlatformConfig(at_ms=self.now_ms(), **changes)
 
     async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
-        opened: Opened = await self._vault.open(state)
+        opened: Opened = await self.vault.open(state)
         return s.PlatformConfig(
             advanced=masked(opened.advanced),
             channels=masked(opened.channels),
             instance_id=state.id,
             integrations=masked(opened.integrations),
             recipe_id=state.recipe_id,
-            skills=masked(self._documents.skills(state, opened)),
+            skills=masked(self.documents.skills(state, opened)),
             workflow_slugs=list(state.workflow_slugs),
             config_version=state.config.version,
             message=message,

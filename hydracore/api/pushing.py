@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -34,23 +35,23 @@ class Pushed(NamedTuple):
     message: str
 
 
+@dataclass(frozen=True, kw_only=True)
 class Pusher:
-    def __init__(self, *, vps: VpsClient, documents: RuntimeDocuments, master_keys: MasterKeys) -> None:
-        self._vps = vps
-        self._documents = documents
-        self._master_keys = master_keys
+    vps: VpsClient
+    documents: RuntimeDocuments
+    master_keys: MasterKeys
 
     async def push(self, state: Instance) -> Pushed:
         """Never fails for the agent's sake."""
-        address = address_of(state, master_keys=self._master_keys)
+        address = address_of(state, master_keys=self.master_keys)
         if address is None:
             if state.status in _OVER:
                 return Pushed(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
             return Pushed(applied=False, message="The agent gets it when it starts")
         version = state.config.version
         try:
-            running = await self._vps.put_config(
-                address, version, await self._documents.build(state), timeout_s=PUSH_TIMEOUT_S
+            running = await self.vps.put_config(
+                address, version, await self.documents.build(state), timeout_s=PUSH_TIMEOUT_S
             )
         except VpsError as error:
             _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))

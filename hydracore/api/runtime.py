@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -26,20 +27,18 @@ _OF_CONFIGURATION: Final = frozenset({"config_invalid", "integration_failed", "m
 _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
 
 
+@dataclass(frozen=True, kw_only=True)
 class RuntimeReader:
     """`vps`: a client whose own timeout is `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
 
-    def __init__(
-        self, *, store: EventStore, vps: VpsClient, master_keys: MasterKeys, heartbeat_interval_s: float
-    ) -> None:
-        self._store = store
-        self._vps = vps
-        self._master_keys = master_keys
-        self._heartbeat_interval_s = heartbeat_interval_s
+    store: EventStore
+    vps: VpsClient
+    master_keys: MasterKeys
+    heartbeat_interval_s: float
 
     async def read(self, report: ReportRow, *, lines: list[s.LogLine]) -> s.RuntimeStatus:
         """Never fails for the agent's sake: whatever is known is told."""
-        state = await self._store.load(report.id)
+        state = await self.store.load(report.id)
         assert state is not None, "what has a row has a stream"
         beat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
         status = await self._ask(state)
@@ -80,14 +79,14 @@ class RuntimeReader:
         if report.status != RUNNING or report.heartbeat_age_s is None:
             return 0
         # One interval is what a heartbeat may always take.
-        return max(0, int(report.heartbeat_age_s / self._heartbeat_interval_s) - 1)
+        return max(0, int(report.heartbeat_age_s / self.heartbeat_interval_s) - 1)
 
     async def _ask(self, state: Instance) -> AgentStatus | None:
-        address = address_of(state, master_keys=self._master_keys)
+        address = address_of(state, master_keys=self.master_keys)
         if address is None:
             return None
         try:
-            return await self._vps.status(address)
+            return await self.vps.status(address)
         except VpsError:
             # It shows in health_failures, and as a change of health once it lasts.
             return None

@@ -5,7 +5,7 @@ It goes over the VPN or TLS to the agent that was enrolled, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import to_builtins
@@ -16,6 +16,7 @@ from events.times import day_of
 from hydracore.api.model_choice import ModelChoice, model_choice
 from hydracore.api.vault import Opened, Vault
 from hydracore.catalogue import Catalogue
+from hydracore.clock import NowMs
 from hydracore.money import plain
 from hydracore.settings import Settings
 from projections.usage_queries import spent
@@ -23,27 +24,17 @@ from projections.usage_queries import spent
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
 class RuntimeDocuments:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self,
-        *,
-        pool: AsyncConnectionPool,
-        vault: Vault,
-        catalogue: Catalogue,
-        settings: Settings,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._pool = pool
-        self._vault = vault
-        self._catalogue = catalogue
-        self._settings = settings
-        self._now_ms = now_ms
+    pool: AsyncConnectionPool
+    vault: Vault
+    catalogue: Catalogue
+    settings: Settings
+    now_ms: NowMs
 
     async def build(self, state: Instance) -> Json:
         """The document of `state.config.version`."""
-        opened = await self._vault.open(state)
+        opened = await self.vault.open(state)
         return {
             "type": state.runtime_type,
             "agent_name": state.agent_name,
@@ -56,21 +47,21 @@ class RuntimeDocuments:
             "workflows": self._workflows(state),
             "capabilities": state.capabilities,
             "model": {
-                "base_url": self._settings.model_base_url or None,
-                "api_key": self._settings.model_api_key or None,
+                "base_url": self.settings.model_base_url or None,
+                "api_key": self.settings.model_api_key or None,
             },
-            "model_policy": _policy(model_choice(state, self._catalogue)),
+            "model_policy": _policy(model_choice(state, self.catalogue)),
             "prices": {
                 name: {
                     "input_usd_per_mtok": plain(model.input_usd_per_mtok),
                     "output_usd_per_mtok": plain(model.output_usd_per_mtok),
                 }
-                for name, model in self._catalogue.models.items()
+                for name, model in self.catalogue.models.items()
             },
             "platform": _platform(opened, self.skills(state, opened)),
             "telegram": {
                 "bot_token": opened.telegram_bot_token,
-                "base_url": self._settings.telegram_base_url,
+                "base_url": self.settings.telegram_base_url,
             },
             "spent": await self._spent(state),
         }
@@ -79,11 +70,11 @@ class RuntimeDocuments:
         """The skills that are enabled: the preset's until the owner chose."""
         if opened.skills is not None:
             return opened.skills
-        preset = self._catalogue.presets.get(state.preset_id)
+        preset = self.catalogue.presets.get(state.preset_id)
         return list(preset.skills) if preset is not None else []
 
     def _preset(self, state: Instance) -> Json:
-        preset = self._catalogue.presets.get(state.preset_id)
+        preset = self.catalogue.presets.get(state.preset_id)
         if preset is None:
             # A catalogue may drop a preset; its instances go on without what it said.
             return {"id": state.preset_id, "name": state.preset_id, "system_prompt": "", "skills": []}
@@ -95,12 +86,12 @@ class RuntimeDocuments:
         }
 
     def _recipe(self, state: Instance) -> Json | None:
-        recipe = self._catalogue.recipes.get(state.recipe_id or "")
+        recipe = self.catalogue.recipes.get(state.recipe_id or "")
         return None if recipe is None else {"id": state.recipe_id, "prompt": recipe.prompt}
 
     def _workflows(self, state: Instance) -> list[Json]:
         """Those that there are; the agent tells of the others."""
-        workflows = self._catalogue.workflows
+        workflows = self.catalogue.workflows
         return [
             {"slug": slug, **to_builtins(workflows[slug])}
             for slug in dict.fromkeys(state.workflow_slugs)
@@ -108,8 +99,8 @@ class RuntimeDocuments:
         ]
 
     async def _spent(self, state: Instance) -> Json:
-        today = day_of(self._now_ms())
-        known = await spent(self._pool, state.id, today=today)
+        today = day_of(self.now_ms())
+        known = await spent(self.pool, state.id, today=today)
         return {
             "day": today.isoformat(),
             "daily_usd": plain(known.daily_usd),

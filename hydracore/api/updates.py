@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 from uuid import UUID
@@ -21,29 +21,20 @@ from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 from hydracore.vps import VpsBadAnswer, VpsClient, VpsError, VpsTimeout
 
 #: How long the agent may take: it waits for open chats, within bounds, and starts its runtime again.
 APPLY_TIMEOUT_S: Final = 30.0
 
 
+@dataclass(frozen=True, kw_only=True)
 class Updates:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(
-        self,
-        *,
-        changes: Changes,
-        vps: VpsClient,
-        documents: RuntimeDocuments,
-        master_keys: MasterKeys,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._changes = changes
-        self._vps = vps
-        self._documents = documents
-        self._master_keys = master_keys
-        self._now_ms = now_ms
+    changes: Changes
+    vps: VpsClient
+    documents: RuntimeDocuments
+    master_keys: MasterKeys
+    now_ms: NowMs
 
     @operation(
         "POST",
@@ -59,35 +50,35 @@ class Updates:
 
         Before the agent is asked the log has that it is, and afterwards what came of it.
         """
-        state = await self._changes.look(who, instance_id)
-        address = require_address(state, master_keys=self._master_keys)
+        state = await self.changes.look(who, instance_id)
+        address = require_address(state, master_keys=self.master_keys)
         version = state.config.version
         with vps_errors_translated():
             if not body.force:
-                status = await self._vps.status(address, timeout_s=ASK_TIMEOUT_S)
+                status = await self.vps.status(address, timeout_s=ASK_TIMEOUT_S)
                 if status.config_version == version:
                     message = f"Nothing is pending: the agent runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
-            runtime = await self._documents.build(state)
+            runtime = await self.documents.build(state)
         asked = Asked(who, incoming, instance_id)
         restart, intent = body.restart_agent, incoming.origin(who.actor)
-        request = RequestUpdates(at_ms=self._now_ms(), config_version=version, restart=restart, forced=body.force)
+        request = RequestUpdates(at_ms=self.now_ms(), config_version=version, restart=restart, forced=body.force)
         await self._record(asked, request, intent)
         outcome = incoming.origin(who.actor, causation_id=intent.command_id)
         with vps_errors_translated():
             try:
-                applied = await self._vps.apply_updates(
+                applied = await self.vps.apply_updates(
                     address, version, runtime, restart=restart, timeout_s=APPLY_TIMEOUT_S
                 )
             except VpsError as error:
-                await self._record(asked, _failure(error, version, at_ms=self._now_ms()), outcome)
+                await self._record(asked, _failure(error, version, at_ms=self.now_ms()), outcome)
                 if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
                     raise AgentFailed(
                         f"The agent cannot run with it: {error.detail or 'it does not say why'}"
                     ) from error
                 raise
         result = RecordUpdatesApplied(
-            at_ms=self._now_ms(),
+            at_ms=self.now_ms(),
             config_version=applied.config_version,
             restarted=applied.restarted,
             forced=body.force,
@@ -101,7 +92,7 @@ class Updates:
         async def at_any(_: Instance) -> AnyCommand:
             return command
 
-        await self._changes.change(asked, at_any, origin=origin)
+        await self.changes.change(asked, at_any, origin=origin)
 
 
 def _failure(error: VpsError, version: int, *, at_ms: int) -> RecordUpdatesFailed:

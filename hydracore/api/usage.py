@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from uuid import UUID
 
@@ -13,24 +13,23 @@ from hydracore.api import use_schemas as s
 from hydracore.api.access import require_access
 from hydracore.api.operations import operation
 from hydracore.auth import Principal
+from hydracore.clock import NowMs
 from hydracore.money import plain
 from projections.queries import Queries
 from projections.usage_queries import Day, usage_report
 
 
+@dataclass(frozen=True, kw_only=True)
 class UsageReports:
-    """`now_ms`: milliseconds since 1970."""
-
-    def __init__(self, *, queries: Queries, pool: AsyncConnectionPool, now_ms: Callable[[], int]) -> None:
-        self._queries = queries
-        self._pool = pool
-        self._now_ms = now_ms
+    queries: Queries
+    pool: AsyncConnectionPool
+    now_ms: NowMs
 
     @operation("GET", "/v1/instances/{instance_id}/usage", "Get instance usage", answer=s.Usage, errors=(403, 404))
     async def get_usage(self, who: Principal, instance_id: UUID, days: s.Days = s.DAYS_DEFAULT) -> s.Usage:
         """The last `days` days (UTC), today included."""
-        instance = require_access(who, await self._queries.instance(instance_id))
-        report = await usage_report(self._pool, instance_id, last=day_of(self._now_ms()), days=days)
+        instance = require_access(who, await self.queries.instance(instance_id))
+        report = await usage_report(self.pool, instance_id, last=day_of(self.now_ms()), days=days)
         return s.Usage(
             daily=[_shown(day) for day in report.days],
             hostname=instance.hostname,
