@@ -20,11 +20,12 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import EventsError
-from events.ids import LANES, instance_id_for
-from events.store import EventStore, read_lane
+from events.ids import instance_id_for
+from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests import lives
+from tests.following import Following, version_of
 from tests.requests_to_log import origin, request
 
 Mark = tuple[str, int]
@@ -59,12 +60,14 @@ class Log(Protocol):
 
 
 class OurLog:
+    """Read as its followers read it."""
+
     name: ClassVar[str] = "HydraCore"
     table: ClassVar[str] = "event"
     truth: ClassVar[LiteralString] = "SELECT stream_id::text, version FROM event"
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
-        self._at = dict.fromkeys(range(LANES), 0)
+        self._following = Following()
         self._use(pool)
 
     def _use(self, pool: AsyncConnectionPool) -> None:
@@ -90,13 +93,8 @@ class OurLog:
             await self._store.execute(stream_id, lives.usage(number - 1), origin())
 
     async def read(self) -> list[Mark]:
-        found = list[Mark]()
         async with self._pool.connection() as connection:
-            for lane, seq in self._at.items():
-                events = await read_lane(connection, lane=lane, after=seq, limit=1_000)
-                found += ((str(recorded.stream_id), recorded.version) for recorded in events)
-                self._at[lane] = seq + len(events)
-        return found
+            return [(str(fact.stream_id), version_of(fact)) for fact in await self._following.news(connection)]
 
     async def move(self, url: str) -> None:
         pool: AsyncConnectionPool = AsyncConnectionPool(url, kwargs={"autocommit": True}, max_size=STREAMS, open=False)

@@ -17,9 +17,9 @@ from events.exchange import Statement, exchange
 from events.ids import lane_of
 from events.record import Append, Origin
 from events.state import Instance
-from events.store import read_heads, read_lane
 from hydracore.db.pool import conninfo
 from tests import lives
+from tests.following import Following, version_of
 from tests.lives import instance_id
 from tests.log_audit import audited
 
@@ -94,7 +94,7 @@ class Writer:
 
 
 class Reader:
-    """Follows every lane as the relay does and keeps what it has seen. `read_lane` raises at the first hole."""
+    """Follows every lane as followers do, who see no hole, and keeps what it has seen."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -103,19 +103,13 @@ class Reader:
 
     async def follow(self, stop: asyncio.Event) -> None:
         async with await AsyncConnection.connect(self._url, autocommit=True) as connection:
-            last = False
+            following, last = Following(), False
             while not last:
                 last = stop.is_set()  # One more round after the last commit.
-                heads = await read_heads(connection)
-                news = [await self._read(connection, lane, at_least=heads[lane]) for lane in range(LANES_USED)]
-                self.rounds_with_news += any(news)
-
-    async def _read(self, connection: AsyncConnection, lane: int, *, at_least: int) -> int:
-        seen = self.seen[lane]
-        events = await read_lane(connection, lane=lane, after=len(seen), limit=10_000)
-        seen += [(recorded.seq, recorded.stream_id, recorded.version) for recorded in events]
-        assert len(seen) >= at_least, "a head never runs ahead of what can be read"
-        return len(events)
+                while facts := await following.news(connection):
+                    self.rounds_with_news += 1
+                    for fact in facts:
+                        self.seen[fact.lane].append((fact.seq, fact.stream_id, version_of(fact)))
 
 
 async def test_lanes_stay_dense_and_ordered_under_sixteen_writers_with_rollbacks(

@@ -1,0 +1,59 @@
+"""What followers see of the log, for tests of what becomes of it: read as they read it, with nothing folded from it."""
+
+from __future__ import annotations
+
+from psycopg import AsyncConnection
+
+from events import types as e
+from events.exchange import Statement, number
+from events.ids import LANES
+from events.lease import lease
+from projections.fact import Fact, Reader, read_facts
+from projections.follower import BATCH_MAX, LANE_BATCH_MIN
+
+_HEADS = Statement(b"SELECT lane, head FROM lane_head ORDER BY lane", ())
+
+#: Wants all events, and what they say.
+EVERYTHING = Reader("everything", 1, None, payloads=True)
+
+
+class Following:
+    """Follows every lane, from its beginning."""
+
+    def __init__(self) -> None:
+        self._at = dict.fromkeys(range(LANES), 0)
+
+    async def news(self, connection: AsyncConnection) -> list[Fact]:
+        """What has come since, in each lane in order; as much of it as a follower takes at a time, and nothing where that is all.
+
+        Whatever a follower would raise an alarm for fails the test. The connection must be in autocommit mode.
+        """
+        async with lease(connection, _HEADS) as rows:
+            heads = {number(lane): number(head) for lane, head in rows}
+            places = [(lane, seq) for lane, seq in self._at.items() if heads[lane] > seq]
+            if not places:
+                return []
+            limit = max(LANE_BATCH_MIN, BATCH_MAX // len(places))
+            found = await read_facts(connection, places, [EVERYTHING], heads=heads, limit=limit)
+        assert not found.holes, found.holes
+        reached = dict(self._at)
+        for (lane, after), positions in found.positions.items():
+            reached[lane] = after + len(positions)
+            assert [one.seq for one in positions] == list(range(after + 1, reached[lane] + 1))
+            assert reached[lane] >= heads[lane] or (lane, after) in found.full, (
+                "a head never runs ahead of what can be read"
+            )
+        self._at = reached
+        return EVERYTHING.decode([one for place in places for one in found.positions[place]], found.skipped)
+
+
+def version_of(fact: Fact) -> int:
+    """The version of the event, as it says itself, in a stream that has nothing but a request and then reports of usage, of which each
+    bears the next number.
+    """
+    return 1 if isinstance(fact.event, e.InstanceRequested) else _reported(fact.event) + 1
+
+
+def _reported(event: e.AnyEvent) -> int:
+    assert isinstance(event, e.UsageRecorded), event
+    return event.seq

@@ -1,0 +1,77 @@
+"""What followers are given of a lane: every event in its order, from any place on, and never past a hole."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg import AsyncConnection
+
+from events.ids import lane_of
+from projections.fact import Position, read_facts
+from tests import lives
+from tests.following import EVERYTHING, Following
+from tests.lives import instance_id
+from tests.requests_to_log import open_store, origin
+
+ADA = instance_id("ada")
+LANE = lane_of(ADA)
+EVENTS = lives.Life.after(*lives.RUNNING).events
+HEAD = len(EVENTS)
+
+
+@pytest.fixture(autouse=True)
+async def running(database_url: str) -> None:
+    """A lane with Ada's instance in it, and nothing else."""
+    async with open_store(database_url) as (store, _):
+        for command in lives.RUNNING:
+            await store.execute(ADA, command, origin())
+
+
+async def read(connection: AsyncConnection, *, after: int, limit: int) -> tuple[list[Position], bool]:
+    """What follows that number, and whether there may be more."""
+    place = (LANE, after)
+    found = await read_facts(connection, [place], [EVERYTHING], heads={LANE: HEAD}, limit=limit)
+    assert not found.holes
+    return found.positions[place], place in found.full
+
+
+async def test_a_lane_is_read_in_order_and_in_pieces(owner_conn: AsyncConnection) -> None:
+    everything, more = await read(owner_conn, after=0, limit=1_000)
+    piece, more_than_piece = await read(owner_conn, after=2, limit=3)
+    rest, more_than_rest = await read(owner_conn, after=5, limit=1_000)
+
+    assert [position.seq for position in everything] == list(range(1, HEAD + 1))
+    assert [fact.event for fact in EVERYTHING.decode(everything, frozenset())] == list(EVENTS)
+    assert (piece, rest) == (everything[2:5], everything[5:])
+    assert (more, more_than_piece, more_than_rest) == (False, True, False)
+
+
+async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> None:
+    await owner_conn.execute("DELETE FROM event WHERE seq = 3")
+
+    places = [(LANE, 0), (LANE, 2), (LANE, 3)]
+    found = await read_facts(owner_conn, places, [EVERYTHING], heads={LANE: HEAD}, limit=1_000)
+
+    assert {place: [one.seq for one in positions] for place, positions in found.positions.items()} == {
+        (LANE, 0): [1, 2],
+        (LANE, 2): [],
+        (LANE, 3): list(range(4, HEAD + 1)),
+    }
+    assert {place: str(hole) for place, hole in found.holes.items()} == dict.fromkeys(
+        places[:2], f"Lane {LANE} at 3: the next event is 4"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM event WHERE seq = 3",
+        "DELETE FROM event WHERE seq = (SELECT max(seq) FROM event)",
+        "DELETE FROM command WHERE first_seq = (SELECT max(first_seq) FROM command)",
+        "UPDATE lane_head SET head = head + 1 WHERE head > 0",
+    ],
+)
+async def test_what_proves_that_there_is_no_hole_fails_at_one(owner_conn: AsyncConnection, damage: str) -> None:
+    await owner_conn.execute(damage.encode())
+
+    with pytest.raises(AssertionError, match=f"Lane {LANE} at "):
+        await Following().news(owner_conn)
