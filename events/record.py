@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -10,7 +9,6 @@ import msgspec
 
 from events.state import Instance
 from events.types import AnyEvent
-from events.upcast import read
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,26 +67,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[AnyEvent, ...]
     duplicate: bool = False
     result: bytes | None = None
-
-
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """One event as the log has it. `payload` is the exact stored text."""
-
-    lane: int
-    seq: int
-    stream_id: UUID
-    version: int
-    tenant_id: str
-    type: str
-    schema_version: int
-    payload: str
-    digest: bytes
-    command_id: UUID
-    recorded_at: datetime
-
-    @property
-    def event(self) -> AnyEvent:
-        return read(self.payload, tag=self.type, schema_version=self.schema_version)
 
 
 class InlineProjection(Protocol):

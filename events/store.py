@@ -1,4 +1,4 @@
-"""The door to the log: load a stream, execute a command, read a lane."""
+"""The door to the log: load a stream, execute a command, see how far each lane has come."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
 from events import pages
@@ -22,7 +21,7 @@ from events.folding import Stored, folded, version_of
 from events.ids import lane_of
 from events.patience import patiently
 from events.recent import Recent, weight_of
-from events.record import Append, InlineProjection, Origin, Outcome, Recorded
+from events.record import Append, InlineProjection, Origin, Outcome
 from events.sql import Statements
 from events.state import Instance
 from events.types import AnyEvent
@@ -31,7 +30,6 @@ _SQL = Statements("events", "store.sql")
 _STREAM_FROM = pages.paged(_SQL["stream_from"])
 _REPEATED = _SQL["repeated"]
 _HEADS = _SQL["heads"]
-_LANE_AFTER = _SQL["lane_after"]
 
 #: How often a command is decided again after a lost race, before the caller learns of it.
 RACES_MAX = 16
@@ -275,18 +273,3 @@ async def read_heads(connection: AsyncConnection) -> dict[int, int]:
     """The number of the last event of every lane, all of them at one moment."""
     cursor = await connection.execute(_HEADS)
     return dict(await cursor.fetchall())
-
-
-async def read_lane(connection: AsyncConnection, *, lane: int, after: int, limit: int) -> list[Recorded]:
-    """Up to `limit` events of a lane with numbers above `after`, in order.
-
-    Raises `LogCorrupted` where a number is missing: dense numbers from a locked head cannot have holes, so a hole is an
-    edit, never a late commit.
-    """
-    async with connection.cursor(row_factory=class_row(Recorded)) as cursor:
-        await cursor.execute(_LANE_AFTER, (lane, after, limit))
-        events = await cursor.fetchall()
-    for expected, recorded in enumerate(events, start=after + 1):
-        if recorded.seq != expected:
-            raise LogCorrupted(lane, expected, f"the next event is {recorded.seq}")
-    return events

@@ -21,13 +21,6 @@ SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.digest, e.
 -- name: heads
 SELECT lane, head FROM lane_head ORDER BY lane
 
--- name: lane_after
-SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::text, digest, command_id, recorded_at
-  FROM event
- WHERE lane = %s AND seq > %s
- ORDER BY seq
- LIMIT %s
-
 -- name: check_projections
 SELECT check_projections($1::text[], $2::integer[])
 

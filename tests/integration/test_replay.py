@@ -6,39 +6,37 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
 from events import keys
 from events.errors import Rejected, ReservationTaken
 from events.evolve import evolve
 from events.ids import lane_of
 from events.lifecycle import TRANSITIONS
-from events.record import Recorded
 from events.saga import Rest, next_step
 from events.state import Instance
 from events.store import EventStore
 from hydracore.audit import erasing
 from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.cli import main
-from projections.replay import Replay
 from tests import lives
-from tests.log_audit import audited
+from tests.log_audit import Row, audited
 from tests.random_lives import FORWARD, Move, Who, command_of, moves
+from tests.replaying import Replay, event_of
 from tests.requests_to_log import open_store, origin
 
 STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
 CUSTOMERS = ("ada", "bob", "eve")
 
 _EVENTS = b"""
-SELECT lane, seq, stream_id, version, tenant_id, type, schema_version, payload::text AS payload, digest, command_id,
-       recorded_at
+SELECT lane, seq, stream_id, version, type, schema_version, payload::text AS payload
   FROM event
  WHERE tenant_id = %s
  ORDER BY lane, seq
@@ -84,28 +82,23 @@ async def live(store: EventStore, who: Who, move: Move) -> None:
 async def check_parity(connection: AsyncConnection, tenant_id: str) -> None:
     """The read tables of one tenant are exactly what a replay of its events gives."""
     replay = Replay()
-    replay.feed(await recorded(connection, tenant_id))
+    replay.feed(await rows(connection, _EVENTS, tenant_id))
 
     assert in_order(await rows(connection, _INSTANCES, tenant_id)) == in_order(replay.instance)
     assert in_order(await rows(connection, _LINES, tenant_id)) == in_order(replay.provision_log)
     assert in_order(await rows(connection, _RESERVATIONS, tenant_id)) == in_order(replay.reservation)
 
 
-async def recorded(connection: AsyncConnection, tenant_id: str) -> list[Recorded]:
-    async with connection.cursor(row_factory=class_row(Recorded)) as cursor:
-        return await (await cursor.execute(_EVENTS, (tenant_id,))).fetchall()
-
-
-async def rows(connection: AsyncConnection, statement: bytes, tenant_id: str) -> list[dict[str, Any]]:
+async def rows(connection: AsyncConnection, statement: bytes, tenant_id: str) -> list[Row]:
     async with connection.cursor(row_factory=dict_row) as cursor:
         return await (await cursor.execute(statement, (tenant_id,))).fetchall()
 
 
-def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["id"], row["version"], str(row.get("kind")), str(row.get("value"))))
 
 
-def check_life(states: list[Instance], row: dict[str, Any]) -> None:
+def check_life(states: list[Instance], row: Row) -> None:
     """One instance's states, one an event, and its row."""
     assert [state.version for state in states] == list(range(1, len(states) + 1))
     for before, after in itertools.pairwise(states):
@@ -168,12 +161,12 @@ async def erase(database_url: str, folder: Path, tenant_id: str) -> None:
     assert result.exit_code == 0 or "There is no customer" in result.stderr, result.output
 
 
-async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: Any) -> list[Instance]:
+async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: UUID) -> list[Instance]:
     life = lives.Life(stream_id)
     states: list[Instance] = []
-    for event in await recorded(connection, tenant_id):
-        if event.stream_id == stream_id:
-            life.now = evolve(life.now, event.event, stream_id=stream_id)
+    for row in await rows(connection, _EVENTS, tenant_id):
+        if row["stream_id"] == stream_id:
+            life.now = evolve(life.now, event_of(row), stream_id=stream_id)
             states.append(life.state)
     return states
 

@@ -15,7 +15,7 @@ from events import types as e
 from events.errors import LogCorrupted, NotFound, RequestMismatch, TransitionRefused, VersionConflict
 from events.ids import command_id_for, lane_of
 from events.record import Origin
-from events.store import EventStore, read_heads, read_lane
+from events.store import EventStore, read_heads
 from tests import lives
 from tests.lives import NOW_MS, SECOND_KEY, instance_id, request
 from tests.log_audit import audited
@@ -258,19 +258,6 @@ async def test_a_refusal_is_given_at_the_state_of_now(store: EventStore, other_s
     assert isinstance(outcome.events[0], e.AgentKeyIssued)
 
 
-async def test_a_lane_without_a_hole_is_read_in_order_and_in_pieces(
-    store: EventStore, owner_conn: AsyncConnection
-) -> None:
-    await live(store, *lives.RUNNING)
-
-    everything = await read_lane(owner_conn, lane=lane_of(ADA), after=0, limit=1_000)
-    piece = await read_lane(owner_conn, lane=lane_of(ADA), after=2, limit=3)
-
-    assert [recorded.seq for recorded in everything] == list(range(1, len(everything) + 1))
-    assert [recorded.event for recorded in everything] == lives.Life.after(*lives.RUNNING).events
-    assert piece == everything[2:5]
-
-
 async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
@@ -279,8 +266,6 @@ async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
 
     with pytest.raises(LogCorrupted):
         await other_store.load(ADA)
-    with pytest.raises(LogCorrupted):
-        await read_lane(owner_conn, lane=lane_of(ADA), after=0, limit=1_000)
 
 
 async def test_an_event_that_makes_no_sense_is_an_alarm_with_its_place(
