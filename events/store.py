@@ -20,11 +20,12 @@ from events.evolve import evolve_all
 from events.folding import Stored, folded, version_of
 from events.ids import lane_of
 from events.patience import patiently
-from events.recent import Recent, weight_of
+from events.recent import Recent
 from events.record import Append, InlineProjection, Origin, Outcome
 from events.sql import Statements
 from events.state import Instance
 from events.types import AnyEvent
+from events.weights import weight_of
 
 _SQL = Statements("events", "store.sql")
 _STREAM_FROM = pages.paged(_SQL["stream_from"])

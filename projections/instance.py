@@ -9,13 +9,13 @@ from uuid import UUID
 
 from events.errors import LogCorrupted
 from events.evolve import evolve_all
-from events.recent import weight_of
 from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
 from events.state import Agent, Attempt, Instance
 from events.times import moment
 from events.types import AnyEvent
+from events.weights import weight_of
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 

@@ -11,7 +11,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import pages
 from events.folding import version_of
-from events.recent import Recent, weight_of_document
+from events.recent import Recent
+from events.weights import weight_of_document
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.history import Entry, Wanted, of_instance
 from hydracore.audit.past import Past

@@ -20,11 +20,12 @@ from events.errors import LogCorrupted
 from events.folding import Stored, folding, version_of
 from events.ids import LANES
 from events.patience import patiently
-from events.recent import Recent, weight_of
+from events.recent import Recent
 from events.sql import Statements
 from events.state import Instance
 from events.store import read_heads
 from events.types import AnyEvent
+from events.weights import weight_of
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.moments import some_time
 from hydracore.audit.past import TURN, fold_on, read_page, rows, why_absent

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from typing import Any
 from uuid import UUID
 
-import msgspec
 import pytest
 
-from events.codec import decode, encode
-from events.evolve import evolve
-from events.recent import Recent, weight_of
-from events.state import Instance
-from events.types import ConsentChanged, PlatformConfigPatched, Sealed
+from events.recent import Recent
+from events.types import PlatformConfigPatched, Sealed
 from projections import refolding
 from projections.instance import InstanceProjection
 from tests import lives
 
 BEGUN = lives.Life.after(*lives.RUNNING).events[0]
-RUNNING = lives.Life.after(*lives.RUNNING).state
 
 
 def filled(*weights: int) -> Recent[int, str]:
@@ -61,35 +54,6 @@ def test_what_is_replaced_or_taken_away_makes_room() -> None:
     assert (recent.weighed(0), recent.weighed(2)) == (("smaller", 10), (None, 0))
 
 
-def test_a_state_weighs_what_its_configuration_does() -> None:
-    patched = PlatformConfigPatched(at_ms=1, advanced=Sealed("v1." + "A" * 100_000), skills=({"name": "a"},) * 1_000)
-    large = _after(RUNNING, patched)
-
-    weight = weight_of(RUNNING, before=None, weight=0)
-    more = weight_of(large, before=RUNNING, weight=weight) - weight
-
-    assert more > 100_000 + 1_000 * len('{"name":"a"},')
-    same = _after(large, ConsentChanged(at_ms=2, granted=True))
-    assert weight_of(same, before=large, weight=weight + more) == weight + more
-
-
-@pytest.mark.parametrize("item", [{}, [], {"a": 1}, {"name": "a"}, [1.5], ["ab"]], ids=msgspec.json.encode)
-def test_a_state_of_many_small_values_takes_no_more_memory_than_it_weighs(item: Any) -> None:
-    items = (item,) * 9_000
-    payload = encode(PlatformConfigPatched(at_ms=1, skills=items, integrations=items))
-
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        state = evolve(RUNNING, decode(payload), stream_id=RUNNING.id)
-        taken = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-
-    # To some hundredths: what the interpreter keeps for later is traced, too.
-    assert taken < 1.05 * weight_of(state, before=None, weight=0)
-
-
 def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refolding, "KEPT_BYTES_MAX", 300_000)
     kept, streams = refolding.KeptFolds(), [(0, UUID(int=number)) for number in range(4)]
@@ -101,7 +65,3 @@ def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monke
 
     assert [kept.version(stream, before=2) for stream in streams] == [0, 0, 2, 2]
     assert [kept.take(stream) is None for stream in streams] == [True, True, False, False]
-
-
-def _after(state: Instance, event: PlatformConfigPatched | ConsentChanged) -> Instance:
-    return evolve(state, event, stream_id=state.id)
