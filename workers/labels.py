@@ -10,7 +10,6 @@ from __future__ import annotations
 from uuid import UUID
 
 from events.state import Attempt, Instance
-from workers.deps import Deps
 from workers.providers.base import Server
 
 INSTALLATION, INSTANCE, ATTEMPT, INTENT = "hc-installation", "hc-instance", "hc-attempt", "hc-intent"
@@ -19,16 +18,16 @@ INSTALLATION, INSTANCE, ATTEMPT, INTENT = "hc-installation", "hc-instance", "hc-
 INTENT_LENGTH = 16
 
 
-def instance_labels(deps: Deps, instance_id: UUID) -> dict[str, str]:
+def instance_labels(installation: str, instance_id: UUID) -> dict[str, str]:
     """The labels by which every server of an instance is found, whatever attempt made it."""
-    return {INSTALLATION: deps.settings.installation, INSTANCE: str(instance_id)}
+    return {INSTALLATION: installation, INSTANCE: str(instance_id)}
 
 
-def server_labels(deps: Deps, instance_id: UUID, attempt: Attempt) -> dict[str, str]:
+def server_labels(installation: str, instance_id: UUID, attempt: Attempt) -> dict[str, str]:
     """The labels of the server that is made for `attempt`."""
     assert attempt.enrol_token_hash is not None, "an intent has a token"
     own = {ATTEMPT: str(attempt.number), INTENT: _intent(attempt.enrol_token_hash)}
-    return instance_labels(deps, instance_id) | own
+    return instance_labels(installation, instance_id) | own
 
 
 def is_made_for(attempt: Attempt, server: Server) -> bool:

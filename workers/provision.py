@@ -92,7 +92,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     if await boot_left_s(deps, attempt) <= 0:
         return await _end_without_a_server(deps, state, attempt, provider)
     try:
-        found = await provider.find_servers(instance_labels(deps, state.id))
+        found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
         ours = sorted((server for server in found if is_made_for(attempt, server)), key=_by_age)
         # An older attempt's, or a twin at a provider where names are not unique.
         extras = [server for server in found if server not in ours[:1] and may_go(state, server)]
@@ -114,7 +114,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
 async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> Result:
     """Its time is over. Another attempt would take no less where a server is in the way that the saga may not remove."""
     try:
-        found = await provider.find_servers(instance_labels(deps, state.id))
+        found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
     except ProviderError:
         found = []
     if all(is_accounted_for(state, server) for server in found):
@@ -146,7 +146,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
             attempt=attempt,
             master_keys=deps.settings.master_keys,
         ),
-        labels=server_labels(deps, state.id, attempt),
+        labels=server_labels(deps.settings.installation, state.id, attempt),
     )
     try:
         created = await provider.create_server(order)
@@ -172,7 +172,7 @@ async def _look_who_has_the_name(
         holder = await provider.get_server_named(attempt.server_name)
     except ProviderError as error:
         return trouble(error)
-    if holder is None or instance_labels(deps, state.id).items() <= holder.labels.items():
+    if holder is None or instance_labels(deps.settings.installation, state.id).items() <= holder.labels.items():
         # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
         return Trouble(code=taken.code, usual=True)
     _log.warning("server_name_taken", instance_id=str(state.id), server_id=holder.id, provider=attempt.provider)

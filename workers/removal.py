@@ -19,7 +19,7 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
 
     Raises `VersionConflict` where the stream has moved meanwhile.
     """
-    found = await provider.find_servers(instance_labels(deps, state.id))
+    found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
     attempt = state.attempt
     if attempt is not None and attempt.server_id is not None and attempt.server_id not in {each.id for each in found}:
         known = await provider.get_server(attempt.server_id)

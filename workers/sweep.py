@@ -203,7 +203,7 @@ async def _forget_found(project: Project, missing: list[str | None]) -> None:
 
 async def _mend_labels(project: Project, server: Server, account: Account) -> list[Finding]:
     deps = project.deps
-    wanted = {**instance_labels(deps, account.instance_id), ATTEMPT: str(account.attempt)}
+    wanted = {**instance_labels(deps.settings.installation, account.instance_id), ATTEMPT: str(account.attempt)}
     if all(server.labels.get(key) == value for key, value in wanted.items()):
         return []
     finding = Finding(project.name, "wrong_labels", server.id, account.instance_id, "labelled again")
@@ -217,7 +217,7 @@ async def _mend_labels(project: Project, server: Server, account: Account) -> li
     if state is None or state.attempt is None or state.attempt.server_id != server.id:
         # It has gone on since; the next sweep sees what of.
         return []
-    ours = server_labels(deps, account.instance_id, state.attempt)
+    ours = server_labels(deps.settings.installation, account.instance_id, state.attempt)
     labelled = project.provider.set_labels(server.id, {**server.labels, **ours})
     return [await done(finding, labelled, refused="could not be labelled again")]
 
