@@ -33,7 +33,7 @@ def task_of(work: Callable[[], object], told: Callable[[Exception], str]) -> byt
 
 
 def do(task: bytes, answer: Answer) -> None:
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    end_with_parent()
     os.nice(NICE)
     # A fold makes millions of objects and no cycles: looking for those would take a third of its time.
     gc.disable()
@@ -47,8 +47,15 @@ def do(task: bytes, answer: Answer) -> None:
     os._exit(0)
 
 
+def end_with_parent() -> None:
+    """Have this process end as soon as the one that has started it does, whatever either is about.
+
+    One that is killed ends nobody: its children would go on with what nobody knows of any more, or wait for it for ever.
+    """
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
 def _end_with_parent() -> None:
-    """One that is killed ends nobody, and its children would go on with a build that nobody knows of any more."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is a child"
     parent.join()

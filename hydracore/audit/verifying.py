@@ -36,6 +36,7 @@ from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
 from hydracore.garbage import look_seldom
 from hydracore.settings import PREPARE_AFTER
+from projections.child import end_with_parent
 from projections.processes import interrupts_blocked
 
 _SQL = Statements("events", "verify.sql")
@@ -226,7 +227,8 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
 
 
 def _prepare_process() -> None:
-    """It dies of an interrupt in silence, and in the middle of a lane: nobody waits for its report any more."""
+    """It dies of an interrupt in silence, and in the middle of a lane: nobody waits for its report any more. So it does with its parent."""
+    end_with_parent()
     look_seldom()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -17,6 +18,7 @@ from tests.waiting import until
 
 #: Bytes that are no characters, as Python passes them on.
 NO_TEXT = b"\xff".decode(errors="surrogateescape")
+WAITING = b"SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 NEVER_MS = 99_999_999_999_999_999
 
 
@@ -124,6 +126,28 @@ async def test_a_worker_that_is_killed_is_one_line_and_no_finding(log: Log) -> N
 
     assert (process.returncode, output) == (3, b"")
     assert complaint == b"hydracore: A worker was killed, perhaps for want of memory: try fewer --workers\n"
+
+
+async def test_whoever_verifies_lanes_ends_with_a_command_that_is_killed(log: Log) -> None:
+    with psycopg.connect(log.url, autocommit=True) as connection, connection.transaction():
+        connection.execute(b"LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hydracore", "audit", "verify", "--workers", "2"),
+            env=os.environ | {"HYDRACORE_DATABASE_URL": log.url},
+        )
+        # One at least is at work.
+        await until(lambda: connection.execute(WAITING).fetchone() == (True,))
+        workers = workers_of(process.pid)
+        process.kill()
+        await process.wait()
+
+        assert workers
+        await until(lambda: not any(map(lives_on, workers)))
+
+
+def lives_on(pid: int) -> bool:
+    # One that nobody has waited for yet is dead all the same.
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def workers_of(parent: int) -> list[int]:
