@@ -22,6 +22,9 @@ from hydracore.agent.identity import load_identity
 from hydracore.agent.messages import EnrollRequest, Listen, PublicKeys, Secrets
 from hydracore.agent.runtime import RuntimeConfig
 from hydracore.agent.state import StateDir
+from tests.disk import steps_fixture
+
+__all__ = ["steps_fixture"]
 
 
 @pytest.fixture
@@ -91,20 +94,7 @@ def test_files_are_for_the_agents_user_alone_whatever_the_umask(tmp_path: Path) 
     assert stat.S_IMODE((state.path / "a").stat().st_mode) == 0o600
 
 
-def test_a_write_is_on_the_disk_before_and_after_its_rename(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noting_fsync(descriptor: int) -> None:
-        steps.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
-        fsync(descriptor)
-
-    def noting_replace(source: Path, target: Path) -> Path:
-        steps.append(f"rename {source.name} {target.name}")
-        return replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    monkeypatch.setattr(Path, "replace", noting_replace)
+def test_a_write_is_on_the_disk_before_and_after_its_rename(state: StateDir, steps: list[str]) -> None:
     state.write("a", b"1")
 
     assert steps == ["fsync a.new", "rename a.new a", f"fsync {state.path.name}"]

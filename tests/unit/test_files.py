@@ -6,29 +6,11 @@ import os
 import stat
 from pathlib import Path
 
-import pytest
-
 from hydracore.embedded.files import write_json
 from hydracore.files import write_atomic
+from tests.disk import steps_fixture
 
-
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done with the disk, in its order."""
-    steps: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noting_fsync(descriptor: int) -> None:
-        steps.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
-        fsync(descriptor)
-
-    def noting_replace(source: Path, target: Path) -> Path:
-        steps.append(f"rename {source.name} {target.name}")
-        return replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    monkeypatch.setattr(Path, "replace", noting_replace)
-    return steps
+__all__ = ["steps_fixture"]
 
 
 def test_a_durable_file_is_on_the_disk_and_so_is_its_name(tmp_path: Path, steps: list[str]) -> None:
