@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import filterfalse
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -171,12 +172,14 @@ class Committer:
 
     def _refuse(self, batch: list[_Pending], reason: str, *, lanes: set[int] | None = None) -> None:
         """Refuse `batch` and everything that waits, or only what waits for these `lanes`."""
-        refused, queue, alone = batch, self._queue, self._alone
-        self._queue, self._alone = [], []
-        for waiting, left in ((queue, self._queue), (alone, self._alone)):
-            for pending in waiting:
-                (refused if lanes is None or pending[0].lane in lanes else left).append(pending)
-        for _, future in refused:
+
+        def may_stay(pending: _Pending) -> bool:
+            return lanes is not None and pending[0].lane not in lanes
+
+        waiting = [*self._alone, *self._queue]
+        self._alone, self._queue = [*filter(may_stay, self._alone)], [*filter(may_stay, self._queue)]
+        for pending in [*batch, *filterfalse(may_stay, waiting)]:
+            future = pending[1]
             if not future.done():
                 future.set_exception(StoreUnavailable(reason))
 
