@@ -30,8 +30,8 @@ POOL_SIZE: Final = 2
 #: As pg_stat_activity shows it.
 APPLICATION: Final = "hydracore-audit"
 
-#: By when a seal is in the copy, for an auditor who is strict: before the second one after it is made.
-COPIED_WITHIN: Final = timedelta(seconds=2)
+#: So many of the intervals between seals after it was made, a strict auditor wants a seal in the copy.
+COPIED_WITHIN: Final = 2
 
 #: What an audit without the copy cannot see.
 NO_COPY: Final = (
@@ -107,7 +107,9 @@ def verify(
         since_seal=since_seal,
         replay=replay,
         seals=copy,
-        copied_before=datetime.now(UTC) - COPIED_WITHIN * settings.seal_interval_s if strict else None,
+        copied_before=datetime.now(UTC) - timedelta(seconds=COPIED_WITHIN * settings.seal_interval_s)
+        if strict
+        else None,
         public_key=public_key,
         former_keys=tuple(former_keys),
         workers=workers,
