@@ -80,9 +80,10 @@ class Keeper:
                         await self._stopping.wait()
                 backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
         finally:
-            # Whatever has ended the keeping: nobody else knows of the process.
-            if self.pid is not None:
-                kill_group(self.pid)
+            # Whatever has ended the keeping: nobody else knows of the process, nor takes note of its end.
+            if self._process is not None and self._process.returncode is None:
+                kill_group(self._process.pid)
+                await self._process.wait()
 
     async def _run_once(self) -> None:
         """Start the part and wait for its end. What keeps it from starting goes to its log; the next try may do better."""

@@ -45,12 +45,13 @@ async def test_a_keeper_that_is_cancelled_leaves_no_process_and_no_task(tmp_path
     keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_trouble=lambda _: None)
     keeper.begin()
     await until(lambda: keeper.pid)
-    process = psutil.Process(keeper.pid)
+    pid = keeper.pid
+    assert pid is not None
     assert keeper._task is not None
     await cancel(keeper._task)
 
     assert not going_on()
-    await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    assert not psutil.pid_exists(pid), "not even as one whose end nobody has taken note of"
 
 
 async def test_a_preparation_is_over_when_its_keeper_is(tmp_path: Path) -> None:
