@@ -5,8 +5,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from events import commands as c
+from tests import lives
 from tests.cloudsim_fixtures import driver_for, user_data
 from tests.stack import Stack
+from workers.deps import Deps
 from workers.providers.base import CreateServer
 from workers.providers.hetzner import HetznerProvider
 
@@ -32,6 +35,20 @@ async def stray_of(provider: HetznerProvider, instance_id: UUID, **labels: str) 
     assert server is not None
     await provider.set_labels(server_id, {**server.labels, "hc-instance": str(instance_id)})
     return server_id
+
+
+def installation() -> dict[str, str]:
+    """The label of an installation that the stack, whose servers are all over its project, has nothing to do with."""
+    return {"hc-installation": f"of-its-own-{uuid4().hex}"}
+
+
+async def recorded(deps: Deps, number: int, *commands: c.AnyCommand) -> UUID:
+    """An instance that has lived so far, as the log says, with an address of its own."""
+    instance_id = uuid4()
+    plan = lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}")
+    for command in (lives.request(customer_id=f"customer-{number}"), plan, *commands):
+        await deps.store.execute(instance_id, command, deps.origin(instance_id))
+    return instance_id
 
 
 @pytest.fixture(name="provider")

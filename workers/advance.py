@@ -16,6 +16,7 @@ from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
 from workers.erasure import tell_of_erasure
+from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
 from workers.locks import Hold
 from workers.steps import Moved, Result, Trouble, Wait
 
@@ -34,6 +35,15 @@ async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_M
 
     Raises `StoreUnavailable` and psycopg's errors; whatever was under way is taken up again by the next call.
     """
+    try:
+        with reading(instance_id):
+            await _advance_within(deps, instance_id, limit_s)
+    except HistoryUnreadable:
+        # The same at each look, until somebody has mended it or a release that can read it runs here.
+        await deps.attention.fail(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
+
+
+async def _advance_within(deps: Deps, instance_id: UUID, limit_s: float) -> None:
     try:
         async with asyncio.timeout(limit_s):
             await _advance(deps, instance_id)

@@ -47,8 +47,9 @@ class Attention:
         pause_s = min(delay_s, BACKOFF_S_MAX)
         await run(self._pool, _POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
-    async def fail(self, instance_id: UUID, *, version: int, code: str, delay_s: float) -> int | None:
+    async def fail(self, instance_id: UUID, *, version: int | None, code: str, delay_s: float) -> int | None:
         """Look again after `delay_s` at least, and ever later while the stream stays at `version` and it fails alike; how often that was.
+        Without a version: that of the read table, for whoever could not read the stream.
 
         None where the stream has left it already: somebody else has gone on, and nothing has failed that still counts.
         """

@@ -15,7 +15,7 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
 INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
 SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version, 1, now(), %(code)s
   FROM instance i
- WHERE i.lane = %(lane)s AND i.id = %(instance_id)s AND i.version = %(version)s AND i.wake_at IS NOT NULL
+ WHERE i.lane = %(lane)s AND i.id = %(instance_id)s AND i.version = coalesce(%(version)s::bigint, i.version) AND i.wake_at IS NOT NULL
 ON CONFLICT (lane, instance_id) DO UPDATE SET
        (not_before, version, failures, failing_since, code) = (
            SELECT now() + greatest(%(delay_s)s, least(%(backoff_s_max)s, %(delay_s)s * power(2, least(n.failures - 1, 10))))

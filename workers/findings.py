@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from typing import NamedTuple
 from uuid import UUID
 
-import structlog
-
-from events.errors import EventUnreadable, LogCorrupted
 from events.lifecycle import Status
 from events.state import Instance
 from workers.deps import Deps
 from workers.labels import is_made_for
 from workers.providers.base import Provider, ProviderError, Server
-
-#: The code of what cannot be done because an instance's history cannot be read.
-HISTORY_UNREADABLE = "history_unreadable"
-
-_log = structlog.get_logger(__name__)
 
 
 class Project(NamedTuple):
@@ -77,25 +68,6 @@ class Finding(NamedTuple):
     instance_id: UUID | None
     action: str
     code: str | None = None
-
-
-class HistoryUnreadable(Exception):
-    """The log contradicts itself about an instance, or a newer HydraCore has written there."""
-
-    def __init__(self, instance_id: UUID) -> None:
-        super().__init__(f"The history of {instance_id} cannot be read")
-        self.instance_id = instance_id
-
-
-@contextmanager
-def reading(instance_id: UUID) -> Generator[None]:
-    """Around what reads the instance's history. Raises `HistoryUnreadable`, with an alarm: the other instances go on."""
-    try:
-        yield
-    except (LogCorrupted, EventUnreadable) as error:
-        # Not what the error says: that may be of what the event says.
-        _log.error("history_unreadable", instance_id=str(instance_id), error=type(error).__name__)
-        raise HistoryUnreadable(instance_id) from error
 
 
 class Unlooked(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import UUID
 
 import msgspec
@@ -13,6 +14,7 @@ from events.patience import run
 from events.types import Health
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps
+from workers.histories import HistoryUnreadable, reading
 from workers.sql import OPERATIONS
 
 _SILENCE = OPERATIONS["silence"]
@@ -33,9 +35,10 @@ async def check_health(deps: Deps, instance_id: UUID) -> None:
         # The silence was counted from what was known then: by now somebody may have recorded better.
         return
     command = c.ChangeHealth(at_ms=deps.now_ms(), health=health)
-    outcome = await deps.store.execute(instance_id, command, deps.origin(instance_id))
-    if outcome.events:
-        _log.info("health_changed", instance_id=str(instance_id), health=health)
+    with suppress(HistoryUnreadable), reading(instance_id):
+        outcome = await deps.store.execute(instance_id, command, deps.origin(instance_id))
+        if outcome.events:
+            _log.info("health_changed", instance_id=str(instance_id), health=health)
 
 
 def judge(silent_s: float, *, late_s: float, lost_s: float) -> Health:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 
 from events import commands as c
-from events.errors import EventUnreadable, LogCorrupted, NotFound
+from events.errors import NotFound
 from events.patience import run
 from workers.deps import Deps
+from workers.histories import HistoryUnreadable, reading
 from workers.providers.base import Action, Provider, ProviderError
 from workers.sql import OPERATIONS
 
@@ -47,15 +49,24 @@ async def observe_actions(deps: Deps) -> None:
 async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> None:
     actions = {action.id: action for action in await provider.get_actions([one.action_id for one in pending])}
     for one in pending:
-        command = await _command(deps, provider, one, actions.get(one.action_id))
+        try:
+            command = await _command(deps, provider, one, actions.get(one.action_id))
+        except ProviderError as error:
+            # Of this one server: what the provider says of the others counts.
+            ids = {"instance_id": str(one.instance_id), "server_id": one.server_id}
+            _log.warning("observation_failed", provider=one.provider, code=error.code, **ids)
+            continue
         if command is not None:
-            try:
-                await deps.store.execute(one.instance_id, command, deps.origin(one.instance_id))
-            except NotFound:
-                _log.error("row_without_stream", instance_id=str(one.instance_id))
-            except (LogCorrupted, EventUnreadable) as error:
-                # It is asked about at each look, and before the others, which have nothing to do with it.
-                _log.error("history_unreadable", instance_id=str(one.instance_id), error=type(error).__name__)
+            # One that cannot be read is asked about at each look, and before the others, which have nothing to do with it.
+            with suppress(HistoryUnreadable), reading(one.instance_id):
+                await _record(deps, one.instance_id, command)
+
+
+async def _record(deps: Deps, instance_id: UUID, command: c.RecordServerRunning | c.FailAttempt) -> None:
+    try:
+        await deps.store.execute(instance_id, command, deps.origin(instance_id))
+    except NotFound:
+        _log.error("row_without_stream", instance_id=str(instance_id))
 
 
 async def _command(

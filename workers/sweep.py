@@ -15,17 +15,8 @@ from events.patience import run
 from events.sql import Statements
 from events.state import Instance
 from workers.deps import Deps
-from workers.findings import (
-    HISTORY_UNREADABLE,
-    Account,
-    Finding,
-    HistoryUnreadable,
-    Project,
-    Swept,
-    Unlooked,
-    done,
-    reading,
-)
+from workers.findings import Account, Finding, Project, Swept, Unlooked, done
+from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
 from workers.labels import ATTEMPT, INSTALLATION, instance_labels, is_accounted_for, server_labels
 from workers.orphans import Orphan, Orphans, claims, look_at_orphans
 from workers.providers.base import ProviderError, Server

@@ -6,13 +6,14 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from events import commands as c
+from events.ids import lane_of
 from tests import lives
 from tests.stack import Stack
-from tests.strays import stray, stray_of
+from tests.strays import installation, recorded, stray, stray_of
 from tests.sweeping import SHORT
-from workers.deps import Deps
-from workers.findings import HISTORY_UNREADABLE
+from workers.advance import advance
+from workers.health import check_health
+from workers.histories import HISTORY_UNREADABLE
 from workers.observe import observe_actions
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
@@ -26,22 +27,8 @@ BROKEN = {
 MISSED_LONG_AGO = "UPDATE missing_server SET first_missed_at = now() - interval '1 day'"
 
 
-async def recorded(deps: Deps, number: int, *commands: c.AnyCommand) -> UUID:
-    """An instance that has lived so far, as the log says, with an address of its own."""
-    instance_id = uuid4()
-    plan = lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}")
-    for command in (lives.request(customer_id=f"customer-{number}"), plan, *commands):
-        await deps.store.execute(instance_id, command, deps.origin(instance_id))
-    return instance_id
-
-
 async def break_histories(owner_conn: psycopg.AsyncConnection, broken: str, *instance_ids: UUID) -> None:
     assert (await owner_conn.execute(BROKEN[broken], (list(instance_ids),))).rowcount == len(instance_ids)
-
-
-def installation() -> dict[str, str]:
-    """The label of an installation that the stack, whose servers are all over its project, has nothing to do with."""
-    return {"hc-installation": f"unreadable-{uuid4().hex}"}
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -67,6 +54,44 @@ async def test_a_server_is_observed_though_another_s_history_cannot_be_read(
     assert (alarm["log_level"], alarm["instance_id"]) == ("error", str(first))
     for server_id in servers:
         await provider.delete_server(server_id)
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_whoever_cannot_read_one_says_so_and_comes_back_ever_later(
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
+) -> None:
+    async with stack.deps(database_url=database_url) as deps:
+        instance_id = await recorded(deps, 0)
+    await break_histories(owner_conn, broken, instance_id)
+
+    async with stack.deps(database_url=database_url) as deps:
+        with capture_logs() as logs:
+            await advance(deps, instance_id)
+            await advance(deps, instance_id)
+
+    assert [(line["event"], line["instance_id"], "exc_info" in line) for line in logs] == [
+        ("history_unreadable", str(instance_id), False)
+    ] * 2
+    left = await owner_conn.execute("SELECT code, failures, not_before > now() FROM attention")
+    assert await left.fetchall() == [(HISTORY_UNREADABLE, 2, True)]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_the_silence_of_one_that_cannot_be_read_is_no_failure_of_the_worker(
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
+) -> None:
+    async with stack.deps(database_url=database_url) as deps:
+        instance_id = await recorded(deps, 0, lives.created(), *lives.RUNNING[len(lives.CREATED) :])
+    beat = "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report) VALUES (%s, %s, now() - interval '1 h', %s, '{}')"
+    await owner_conn.execute(beat, (lane_of(instance_id), instance_id, uuid4()))
+    await break_histories(owner_conn, broken, instance_id)
+
+    limits = {"heartbeat_interval_s": "15", "heartbeat_late_s": "45", "heartbeat_lost_s": "90"}
+    async with stack.deps(database_url=database_url, **limits) as deps:
+        with capture_logs() as logs:
+            await check_health(deps, instance_id)
+
+    assert [(line["event"], line["instance_id"]) for line in logs] == [("history_unreadable", str(instance_id))]
 
 
 @pytest.mark.parametrize("broken", BROKEN)

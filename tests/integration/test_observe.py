@@ -1,0 +1,32 @@
+"""Looks at the servers that are being made."""
+
+import psycopg
+from structlog.testing import capture_logs
+
+from tests import lives
+from tests.stack import Stack
+from tests.strays import installation, recorded, stray
+from workers.observe import observe_actions
+from workers.providers.hetzner import HetznerProvider
+
+
+async def test_a_server_is_observed_though_the_provider_fails_at_another(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    servers = [await stray(provider, **installation()) for _ in range(2)]
+    async with stack.deps(database_url=database_url) as deps:
+        # Of actions that the provider has forgotten: the servers themselves tell.
+        made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+        first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
+        stack.cloudsim.fault("get_server", "error", server_id=int(servers[0]), times=None)
+
+        with capture_logs() as logs:
+            await observe_actions(deps)
+
+    seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
+    assert await seen.fetchall() == [(second,)]
+    assert [(line["event"], line["instance_id"], line["code"]) for line in logs] == [
+        ("observation_failed", str(first), "invalid_input")
+    ]
+    for server_id in servers:
+        await provider.delete_server(server_id)
