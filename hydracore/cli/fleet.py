@@ -20,7 +20,9 @@ _STEPS: Final = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 @click.command()
 @click.option("--at", type=Time(), help="At this time, or the full hour before it; default: now.")
 @click.option("--from", "first", type=Time(), help="At this time, or the full hour before it, and at others after it.")
-@click.option("--to", "last", type=Time(), help="With --from: until this time; default: now.")
+@click.option(
+    "--to", "last", type=Time(ends=True), help="With --from: until this time, or to the end of this day; default: now."
+)
 @click.option(
     "--every",
     type=click.Choice(list(_STEPS)),

@@ -75,9 +75,15 @@ async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datet
         database_url, "--from", text_of(noon), "--to", text_of(noon + timedelta(hours=1)), "--every", "hour"
     )
 
+    day = str((midnight - timedelta(days=1)).date())
+    whole = await counts(database_url, "--from", day, "--to", day, "--every", "hour")
+
     second = text_of(midnight - timedelta(days=1))
     assert days == {second: {"pending": 7}, text_of(midnight): {"pending": 5, "running": 2}}
     assert list(hours.values()) == [{"pending": 7}, {"pending": 5, "running": 2}]
+    assert list(whole) == [f"{day}T{hour:02}:00:00Z" for hour in range(24)], (
+        "a date that something ends with is all of it"
+    )
 
 
 async def test_activity_tells_who_did_what(database_url: str) -> None:
