@@ -24,6 +24,7 @@ from events.recent import Recent
 from events.record import Append, InlineProjection, Origin, Outcome
 from events.sql import Statements
 from events.state import Instance
+from events.turns import Turns
 from events.types import AnyEvent
 from events.weights import weight_of
 
@@ -32,8 +33,8 @@ _STREAM_FROM = pages.paged(_SQL["stream_from"])
 _REPEATED = _SQL["repeated"]
 _HEADS = _SQL["heads"]
 
-#: How often a command is decided again after a lost race, before the caller learns of it.
-RACES_MAX = 16
+#: How often a command is decided again after a race that another process has won, before the caller learns of it.
+RACES_MAX = 64
 
 #: How many events of a stream are read, and folded in one go, at most: the stream of an instance that was used for a year has
 #: hundreds of thousands, and others are to be served meanwhile.
@@ -82,6 +83,7 @@ class EventStore:
     ) -> None:
         self._pool = pool
         self._committer = Committer(pool, inline, published=published)
+        self._turns = Turns()
         self._states = Recent[UUID, _Remembered](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
     async def close(self) -> None:
@@ -156,33 +158,40 @@ class EventStore:
         )
 
     async def execute(self, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
-        """Load, decide and append, again after each lost race.
+        """Load, decide and append, once those that came before are done, and again after each lost race.
 
         A repeat that finds nothing left to do is answered from the state of now, not with a stored result. Raises what
         `decide` refuses, `ReservationTaken`, `StoreUnavailable`, `VersionConflict` after `RACES_MAX` lost races, and `LogCorrupted`
         where what conflicts is the log with itself.
         """
-        remembered = self._states.get(stream_id)
-        if remembered is not None:
-            # A remembered state may be old. An append there is safe, because the log checks the version; an answer that
-            # writes nothing is not, and is given only at a state just loaded.
-            with suppress(Rejected, VersionConflict):
-                outcome = await self._append(remembered.state, stream_id, command, origin)
-                if outcome is not None:
-                    return outcome
 
         async def given(_state: Instance | None) -> AnyCommand:
             return command
 
-        return await self.change(stream_id, given, origin)
+        async with self._turns.turn(stream_id):
+            remembered = self._states.get(stream_id)
+            if remembered is not None:
+                # A remembered state may be old. An append there is safe, because the log checks the version; an answer that
+                # writes nothing is not, and is given only at a state just loaded.
+                with suppress(Rejected, VersionConflict):
+                    outcome = await self._append(remembered.state, stream_id, command, origin)
+                    if outcome is not None:
+                        return outcome
+            return await self._change(stream_id, given, origin)
 
     async def change(
         self, stream_id: UUID, command_at: Callable[[Instance | None], Awaitable[AnyCommand]], origin: Origin
     ) -> Outcome:
         """As `execute`, with the command that `command_at` makes of the instance as it is, which is None where no stream is.
 
-        After each lost race it is asked again. Raises what it raises, too.
+        After each lost race it is asked again. Raises what it raises, too. It must not change the stream itself.
         """
+        async with self._turns.turn(stream_id):
+            return await self._change(stream_id, command_at, origin)
+
+    async def _change(
+        self, stream_id: UUID, command_at: Callable[[Instance | None], Awaitable[AnyCommand]], origin: Origin
+    ) -> Outcome:
         state = await self.load(stream_id)
         for _ in range(RACES_MAX - 1):
             try:

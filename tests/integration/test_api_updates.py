@@ -76,6 +76,19 @@ async def test_nothing_pending_is_nothing_done(used: Used) -> None:
     assert await used.version() == version
 
 
+async def test_of_many_at_once_each_is_carried_out_and_what_came_of_it_is_told(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    answers = await asyncio.gather(*(used.ask("POST", "/updates/apply", {"force": True}) for _ in range(20)))
+
+    assert [answer.status_code for answer in answers] == [200] * 20
+    told_of = await told(owner_conn, used)
+    asked_for = {one.command_id for one in told_of if one.name == "updates_requested"}
+    applied = [one.cause for one in told_of if one.name == "updates_applied"]
+    assert (len(asked_for), len(applied)) == (20, 20)
+    assert set(applied) == asked_for
+
+
 async def test_what_is_pending_is_applied_and_recorded(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
     await used.ask("POST", "/config", {"system_prompt": "New"})
     used.agent.config_version, used.agent.runtime = 1, {}

@@ -12,9 +12,10 @@ from psycopg import AsyncConnection
 
 from events import commands as c
 from events import types as e
-from events.errors import LogCorrupted, NotFound, RequestMismatch, TransitionRefused, VersionConflict
+from events.errors import LogCorrupted, NotFound, RequestMismatch, StoreUnavailable, TransitionRefused, VersionConflict
 from events.ids import command_id_for, lane_of
-from events.record import Origin
+from events.record import Origin, Outcome
+from events.state import Instance
 from events.store import EventStore, read_heads
 from tests import lives
 from tests.lives import NOW_MS, SECOND_KEY, instance_id, request
@@ -234,6 +235,65 @@ async def test_commands_that_race_are_decided_again_until_all_have_landed(
     assert state.usage_seqs == {str(ledger): 1 for ledger in ledgers}
     recorded = [event for event in (await audited(owner_conn)).events if event["type"] == "usage_recorded"]
     assert len(recorded) == len(ledgers)
+
+
+async def test_changes_in_one_process_are_each_decided_once_and_in_the_order_of_asking(store: EventStore) -> None:
+    await store.create(ADA, request(), first())
+    decided = list[int]()
+
+    async def change(number: int) -> Outcome:
+        async def command(state: Instance | None) -> c.AnyCommand:
+            assert state is not None
+            decided.append(state.version)
+            return c.ChangeConfig(at_ms=NOW_MS, agent_name=f"agent {number}")
+
+        return await store.change(ADA, command, origin())
+
+    outcomes = await asyncio.gather(*map(change, range(60)))
+
+    assert decided == list(range(1, 61))
+    assert [outcome.state.version for outcome in outcomes] == list(range(2, 62))
+
+
+async def test_many_changes_at_once_in_several_processes_all_land(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await store.create(ADA, request(), first())
+
+    async def change(each: EventStore, number: int) -> None:
+        async def command(_: Instance | None) -> c.AnyCommand:
+            return c.ChangeConfig(at_ms=NOW_MS, agent_name=f"agent {number}")
+
+        await each.change(ADA, command, origin())
+
+    await asyncio.gather(*(change((store, other_store)[number % 2], number) for number in range(80)))
+
+    changed = [event for event in (await audited(owner_conn)).events if event["type"] == "config_changed"]
+    assert len(changed) == 80
+
+
+async def test_whoever_waits_for_a_turn_that_does_not_come_is_told_and_the_next_ones_go_on(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create(ADA, request(), first())
+    monkeypatch.setattr("events.turns.PATIENCE_S", 0.05)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(_: Instance | None) -> c.AnyCommand:
+        begun.set()
+        await go_on.wait()
+        return c.ChangeConfig(at_ms=NOW_MS, agent_name="held")
+
+    slow = asyncio.create_task(store.change(ADA, held, origin()))
+    await begun.wait()
+
+    with pytest.raises(StoreUnavailable):
+        await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="late"), origin())
+
+    go_on.set()
+    await slow
+    outcome = await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="next"), origin())
+    assert outcome.state.version == 3
 
 
 async def test_an_answer_that_writes_nothing_is_given_at_the_state_of_now(
