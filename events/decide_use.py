@@ -33,15 +33,13 @@ def decide_use(state: Instance, command: Use) -> tuple[e.AnyEvent, ...]:
         return _record_usage(state, command)
     if isinstance(command, c.RecordUpdatesApplied | c.RecordUpdatesFailed):
         return _record_updates(state, command)
+    if isinstance(command, c.ChangeConsent):
+        return _change_consent(state, command)
     if state.status in {DELETING, DELETED}:
         raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
     match command:
         case c.ChangeConfig() | c.PatchPlatformConfig() | c.ChangeModelPolicy():
             return _change_config(state, command)
-        case c.ChangeConsent():
-            if state.consent_debug_access == command.granted:
-                return ()
-            return (e.ConsentChanged(at_ms=command.at_ms, granted=command.granted),)
         case c.RequestUpdates():
             return (e.UpdatesRequested(**asdict(command)),)
         case c.RecordConversationsAccess():
@@ -52,6 +50,13 @@ def decide_use(state: Instance, command: Use) -> tuple[e.AnyEvent, ...]:
             return (e.AgentKeyRevoked(at_ms=command.at_ms, key_id=state.agent.key_id, reason="rotation"),)
         case _:
             assert_never(command)
+
+
+def _change_consent(state: Instance, command: c.ChangeConsent) -> tuple[e.AnyEvent, ...]:
+    """In every status: staff read the history of a deleted instance, too."""
+    if state.consent_debug_access == command.granted:
+        return ()
+    return (e.ConsentChanged(at_ms=command.at_ms, granted=command.granted),)
 
 
 def _change_config(

@@ -128,6 +128,20 @@ async def test_staff_sees_that_there_was_something_and_what_it_was_only_with_con
     assert not [secret for secret in SECRETS if secret in during]
 
 
+async def test_consent_can_be_withdrawn_of_an_instance_that_is_being_deleted(personal: Used) -> None:
+    staff = personal.api.token(None, "boss", "admin")
+    await personal.ask("PATCH", "/consent", {"consent_debug_access": True})
+    await personal.ask("DELETE", "")
+    during = json.dumps(await everything(personal, headers=staff))
+
+    withdrawn = await personal.ask("PATCH", "/consent", {"consent_debug_access": False})
+
+    assert withdrawn.json()["consent_debug_access"] is False
+    after = json.dumps(await everything(personal, headers=staff))
+    assert [text in during for text in PERSONAL] == [True] * len(PERSONAL)
+    assert [text in after for text in PERSONAL] == [False] * len(PERSONAL)
+
+
 async def test_of_an_erased_customer_nothing_personal_is_left_to_see(
     personal: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:

@@ -19,7 +19,6 @@ CHANGES: tuple[c.AnyCommand, ...] = (
     lives.configure(agent_name="Ada's"),
     c.PatchPlatformConfig(at_ms=NOW_MS, skills=("calculator",)),
     c.ChangeModelPolicy(at_ms=NOW_MS, primary="scripted-1"),
-    c.ChangeConsent(at_ms=NOW_MS, granted=True),
     c.RequestUpdates(at_ms=NOW_MS, config_version=2, restart=True, forced=False),
     c.RecordConversationsAccess(at_ms=NOW_MS, conversation_id="c-1"),
     lives.rotate_key(),
@@ -86,6 +85,16 @@ def test_consent_changes_once() -> None:
     assert life.give(c.ChangeConsent(at_ms=NOW_MS, granted=True))
     assert life.give(c.ChangeConsent(at_ms=NOW_MS, granted=True)) == ()
     assert life.state.consent_debug_access
+
+
+@pytest.mark.parametrize("gone", [(*lives.RUNNING, lives.delete()), lives.DELETED], ids=["deleting", "deleted"])
+def test_consent_is_decided_on_also_where_nothing_else_can_be_changed(gone: tuple[c.AnyCommand, ...]) -> None:
+    life = Life.after(*lives.CREATED, c.ChangeConsent(at_ms=NOW_MS, granted=True), *gone[len(lives.CREATED) :])
+
+    (event,) = life.give(c.ChangeConsent(at_ms=NOW_MS, granted=False))
+
+    assert event == e.ConsentChanged(at_ms=NOW_MS, granted=False)
+    assert not life.state.consent_debug_access
 
 
 def test_every_read_of_conversations_is_an_event() -> None:
