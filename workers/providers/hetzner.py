@@ -10,6 +10,7 @@ from workers.providers.base import (
     CreateServer,
     ProviderError,
     ProviderLater,
+    ProviderNoCapacity,
     ProviderRefused,
     ProviderRetry,
     Server,
@@ -66,6 +67,10 @@ class HetznerProvider:
         except ProviderRefused as refusal:
             if refusal.code in {INVALID_INPUT, NOT_FOUND} and await self._key.forget_if_gone(key_id):
                 raise ProviderRetry("ssh_key_gone", refusal.correlation_id) from None
+            if refusal.code == INVALID_INPUT:
+                # A type that is not sold at this place (`unsupported location for server type`), or an order that is wrong everywhere:
+                # the text alone tells which, `details` is empty for both.
+                raise ProviderNoCapacity(refusal.code, refusal.correlation_id) from None
             raise
         server = answer.server.server()
         return CreatedServer(
