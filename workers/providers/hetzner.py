@@ -18,6 +18,7 @@ from workers.providers.base import (
 from workers.providers.hetzner_errors import INVALID_INPUT, LOCKED, NOT_FOUND
 from workers.providers.hetzner_http import HetznerHttp, Query
 from workers.providers.hetzner_key import HetznerKey
+from workers.providers.hetzner_pages import all_pages
 from workers.providers.hetzner_wire import ACTION_PAGE, NEW_SERVER, ONE_ACTION, ONE_SERVER, PER_PAGE, SERVER_PAGE
 
 #: What one question for actions may hold.
@@ -25,9 +26,6 @@ ACTIONS_PER_CALL: Final = 25
 
 #: A project with more servers than this needs another design; a cut list would look like vanished servers.
 SERVER_PAGES_MAX: Final = 400
-
-#: A list that loses entries while it is read is read again this often.
-LISTINGS_MAX: Final = 3
 
 LABEL_PATTERN: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?")
 
@@ -91,12 +89,10 @@ class HetznerProvider:
         return next((wire.server() for wire in answer.servers if wire.name == name), None)
 
     async def find_servers(self, labels: Mapping[str, str], /) -> list[Server]:
-        selector = _selector(labels)
-        for _ in range(LISTINGS_MAX):
-            servers = await self._list_once(selector)
-            if servers is not None:
-                return servers
-        raise ProviderRetry("list_keeps_moving")
+        query: Query = {"label_selector": _selector(labels)}
+        pages = await all_pages(self._http, "servers", SERVER_PAGE, query, pages_max=SERVER_PAGES_MAX)
+        found = {wire.id: wire.server() for page in pages for wire in page.servers}
+        return [found[number] for number in sorted(found)]
 
     async def delete_server(self, server_id: str, /) -> None:
         try:
@@ -126,28 +122,6 @@ class HetznerProvider:
     async def _is_going(self, server_id: str) -> bool:
         server = await self.get_server(server_id)
         return server is None or server.status == "deleting"
-
-    async def _list_once(self, selector: str) -> list[Server] | None:
-        """All pages, oldest server first; None when the list lost an entry in between.
-
-        Pages are cut by number: once an entry of an earlier page is gone, the first entry of the next page moves onto a
-        page that was read before, and would be missed. New servers come last, where they do no harm.
-        """
-        found: dict[str, Server] = {}
-        total_before = 0
-        page: int | None = 1
-        while page is not None:
-            if page > SERVER_PAGES_MAX:
-                raise ProviderRefused("too_many_servers")
-            query: Query = {"label_selector": selector, "sort": "id:asc", "page": page, "per_page": PER_PAGE}
-            answer = await self._http.get("servers", SERVER_PAGE, query)
-            total = answer.meta.pagination.total_entries or 0
-            if total < total_before:
-                return None
-            total_before = total
-            found.update((str(wire.id), wire.server()) for wire in answer.servers)
-            page = answer.meta.pagination.next_page
-        return list(found.values())
 
 
 def _selector(labels: Mapping[str, str]) -> str:

@@ -28,6 +28,9 @@ NOT_FOUND: Final = "not_found"
 LOCKED: Final = "locked"
 INVALID_INPUT: Final = "invalid_input"
 
+#: Ours: an answer that is not what the API describes.
+UNREADABLE_ANSWER: Final = "unreadable_answer"
+
 CLASS_OF_CODE: Final[dict[str, type[ProviderError]]] = {
     "conflict": ProviderRetry,
     RATE_LIMITED: ProviderRetry,

@@ -14,7 +14,7 @@ import httpx
 from hydracore.reading import UNREADABLE
 from hydracore.transport import TRUST_NOBODY
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
-from workers.providers.hetzner_errors import correlation_id_in, error_of
+from workers.providers.hetzner_errors import UNREADABLE_ANSWER, correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer
 
 #: Calls of one driver under way at the same time.
@@ -108,7 +108,7 @@ class HetznerHttp:
         with contextlib.suppress(*UNREADABLE):
             return answer.decode(response.content)
         # Outside of the handler, so that the decoder's error, which may quote the body, is not chained to this one.
-        raise _unanswered("unreadable_answer", mutation=mutation, correlation_id=correlation_id_in(correlation_id))
+        raise _unanswered(UNREADABLE_ANSWER, mutation=mutation, correlation_id=correlation_id_in(correlation_id))
 
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncGenerator[None]:

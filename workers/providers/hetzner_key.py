@@ -11,9 +11,10 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from workers.providers.base import ProviderNameTaken, ProviderOutcomeUnknown, ProviderRefused, ProviderRetry
+from workers.providers.base import ProviderNameTaken, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_http import HetznerHttp
-from workers.providers.hetzner_wire import KEY_PAGE, ONE_KEY, PER_PAGE, WireKey
+from workers.providers.hetzner_pages import all_pages
+from workers.providers.hetzner_wire import KEY_PAGE, ONE_KEY, WireKey
 
 #: No project holds more keys than fit on this many pages.
 KEY_PAGES_MAX: Final = 20
@@ -92,18 +93,9 @@ class HetznerKey:
         return (await self._http.change("POST", "ssh_keys", ONE_KEY, body)).ssh_key.id
 
     async def _list(self, *, name: str | None) -> list[WireKey]:
-        keys: list[WireKey] = []
-        page: int | None = 1
-        while page is not None:
-            if page > KEY_PAGES_MAX:
-                raise ProviderRefused("too_many_ssh_keys")
-            query: dict[str, str | int | list[str]] = {"page": page, "per_page": PER_PAGE}
-            if name is not None:
-                query["name"] = name
-            answer = await self._http.get("ssh_keys", KEY_PAGE, query)
-            keys.extend(answer.ssh_keys)
-            page = answer.meta.pagination.next_page
-        return keys
+        query = {} if name is None else {"name": name}
+        pages = await all_pages(self._http, "ssh_keys", KEY_PAGE, query, pages_max=KEY_PAGES_MAX)
+        return [key for page in pages for key in page.ssh_keys]
 
 
 def _material(public_key: str) -> tuple[str, ...]:

@@ -72,8 +72,9 @@ class WireKey(msgspec.Struct):
 
 
 class Pagination(msgspec.Struct):
+    page: int
     next_page: int | None
-    total_entries: int | None
+    last_page: int | None
 
 
 class Meta(msgspec.Struct):

@@ -1,0 +1,177 @@
+"""Lists of the Hetzner driver: who is there all along is in them, whatever moves meanwhile and whatever the provider says of its pages."""
+
+import asyncio
+import itertools
+import random
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN, CloudsimProcess
+from tests.hetzner_calls import order, running
+from tests.waiting import PATIENCE_S, until
+from workers.providers.base import Provider, ProviderError, ProviderRefused, ProviderRetry
+from workers.providers.hetzner import HetznerProvider
+
+#: Longer than any reading may take here; after that the provider is broken, so that a reading without end has one.
+QUESTIONS_MAX: Final = 50
+
+PAGE_SIZE: Final = 50
+HERE: Final = {"installation": "hydracore"}
+
+#: What a provider answers to the question for a page: the ids on it, and what it says of the pages.
+Pages = Callable[[int], tuple[list[int], dict[str, Any]]]
+
+
+class Listing:
+    """A provider that has nothing but lists; `asked` are the pages that were asked for."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self.asked: list[int] = []
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await self._head(reader):
+            page = int(re.findall(r"[?&]page=(\d+)", head)[0])
+            self.asked.append(page)
+            ids, pagination = self._pages(page)
+            body = {"servers": [server(n) for n in ids], "ssh_keys": [], "meta": {"pagination": pagination}}
+            content = msgspec.json.encode(body)
+            status = "200 OK" if len(self.asked) <= QUESTIONS_MAX else "500 Enough"
+            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+        writer.close()
+        await writer.wait_closed()
+
+    async def _head(self, reader: asyncio.StreamReader) -> str:
+        try:
+            return (await reader.readuntil(b"\r\n\r\n")).decode()
+        except asyncio.IncompleteReadError:
+            return ""
+
+
+@asynccontextmanager
+async def listing(pages: Pages) -> AsyncGenerator[tuple[Listing, HetznerProvider]]:
+    it = Listing(pages)
+    async with (
+        asyncio.TaskGroup() as answers,
+        await asyncio.start_server(lambda *ends: answers.create_task(it.answer(*ends)), "127.0.0.1", 0) as server,
+    ):
+        endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        driver = HetznerProvider(
+            endpoint, TOKEN, timeout_s=PATIENCE_S, ssh_public_key=PUBLIC_KEY, ssh_key_name="hydracore"
+        )
+        try:
+            yield it, driver
+        finally:
+            await driver.aclose()
+
+
+def server(number: int) -> dict[str, Any]:
+    named = {"name": f"hc-{number}"}
+    return {
+        "id": number,
+        "status": "running",
+        "created": "2026-01-01T00:00:00Z",
+        "labels": HERE,
+        **named,
+        "public_net": {"ipv4": None, "ipv6": None},
+        "server_type": named,
+        "location": named,
+    }
+
+
+def about(page: int, *, next_page: int | None, last_page: int, total: int | None = None) -> dict[str, Any]:
+    return {
+        "page": page,
+        "next_page": next_page,
+        "last_page": last_page,
+        "total_entries": total or last_page * PAGE_SIZE,
+    }
+
+
+async def find(driver: Provider) -> object:
+    return await driver.find_servers(HERE)
+
+
+async def look_for_the_key(driver: Provider) -> object:
+    return await driver.create_server(order())
+
+
+READERS: Final = pytest.mark.parametrize("read", [find, look_for_the_key])
+
+
+@READERS
+@pytest.mark.parametrize(
+    "pages",
+    [
+        lambda _: ([1], about(1, next_page=1, last_page=1)),
+        lambda _: ([1], about(1, next_page=2, last_page=2)),
+        lambda page: ([1], about(page, next_page=page, last_page=page)),
+        lambda page: ([1], about(page, next_page=0, last_page=0)),
+    ],
+    ids=["the first again", "the first whichever is asked for", "the same again", "one before the first"],
+)
+async def test_pages_without_end_are_an_answer_that_cannot_be_read(
+    read: Callable[[Provider], Any], pages: Pages
+) -> None:
+    async with listing(pages) as (provider, driver):
+        with pytest.raises(ProviderRetry) as unreadable:
+            await read(driver)
+
+    assert unreadable.value.code == "unreadable_answer"
+    assert len(provider.asked) <= 2
+
+
+@READERS
+async def test_more_pages_than_any_project_has_are_not_asked_for(read: Callable[[Provider], Any]) -> None:
+    async with listing(lambda page: ([1], about(page, next_page=page + 1, last_page=100_000))) as (provider, driver):
+        with pytest.raises(ProviderError) as refused:
+            await read(driver)
+
+    assert type(refused.value) is ProviderRefused
+    assert refused.value.code in {"too_many_servers", "too_many_ssh_keys"}
+    assert provider.asked == [1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_who_lives_all_along_is_listed_whatever_goes_and_comes_between_two_pages(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - a test that can be repeated
+    ids = list(range(1, chance.randint(60, 260)))
+    all_along, new = set(ids), itertools.count(1_000)
+
+    def pages(page: int) -> tuple[list[int], dict[str, Any]]:
+        last = -(-len(ids) // PAGE_SIZE)
+        following = page + 1 if page < last else None
+        found = ids[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+        said = about(page, next_page=following, last_page=last, total=len(ids))
+        for _ in range(chance.randint(0, 3)):
+            all_along.discard(ids.pop(chance.randrange(len(ids))))
+        ids.extend(next(new) for _ in range(chance.randint(0, 3)))
+        return found, said
+
+    async with listing(pages) as (_, driver):
+        found = [int(each.id) for each in await driver.find_servers(HERE)]
+
+    assert all_along - set(found) == set()
+    assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize("page", [2, 3], ids=["the second page is read", "the third page is read"])
+async def test_a_server_that_goes_while_another_comes_hides_none(
+    cloudsim: CloudsimProcess, driver: Provider, page: int
+) -> None:
+    servers = [(await driver.create_server(order(f"hc-{number:02d}"))).server for number in range(52)]
+    await running(driver, servers[-1].id)
+    cloudsim.fault("list_servers", "hold_before", skip=page - 1)
+    finding = asyncio.create_task(driver.find_servers(HERE))
+    await until(lambda: cloudsim.held() or finding.done())
+
+    cloudsim.call("POST", f"/_sim/servers/{servers[0].id}/vanish")
+    await driver.create_server(order("hc-new"))
+    cloudsim.call("POST", "/_sim/release", {"all": True, "apply": True})
+
+    assert {server.id for server in servers[1:]} <= {server.id for server in await finding}
