@@ -40,6 +40,9 @@ from workers.providers.hetzner import HetznerProvider
         ({"fault": "error", "status": 409, "code": "conflict"}, (ProviderRetry, "conflict")),
         ({"fault": "gateway"}, (ProviderRetry, "http_502")),
         ({"fault": "gateway", "status": 504}, (ProviderOutcomeUnknown, "http_504")),
+        ({"fault": "gateway", "status": 408}, (ProviderOutcomeUnknown, "http_408")),
+        ({"fault": "gateway", "status": 421}, (ProviderRetry, "http_421")),
+        ({"fault": "gateway", "status": 425}, (ProviderRetry, "http_425")),
         ({"fault": "server_error", "status": 504, "code": "timeout"}, (ProviderOutcomeUnknown, "timeout")),
         ({"fault": "error", "status": 409, "code": "uniqueness_error"}, (ProviderNameTaken, "uniqueness_error")),
         (

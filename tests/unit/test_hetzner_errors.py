@@ -45,9 +45,12 @@ def test_the_code_decides_whatever_the_status(code: str) -> None:
         (302, ProviderRefused),
         (400, ProviderRefused),
         (404, ProviderRefused),
+        (408, ProviderRetry),
         (409, ProviderRetry),
         (412, ProviderNoCapacity),
+        (421, ProviderRetry),
         (423, ProviderLater),
+        (425, ProviderRetry),
         (429, ProviderRetry),
         (500, ProviderLater),
         (502, ProviderRetry),
@@ -84,7 +87,15 @@ def test_what_may_get_better_is_tried_again_when_it_may_be_better(
 
 
 def test_a_gateway_that_gave_up_waiting_for_a_change_leaves_its_outcome_unknown() -> None:
-    for status, body in ((504, b"<html>"), (504, body_of("timeout")), (500, body_of("timeout"))):
+    for status, body in (
+        (504, b"<html>"),
+        (504, body_of("timeout")),
+        (500, body_of("timeout")),
+        (504, body_of("A code of a gateway's own")),
+        (408, b"<html>"),
+        (408, body_of("timeout")),
+        (408, body_of("brand_new")),
+    ):
         assert type(error(status, body, mutation=True)) is ProviderOutcomeUnknown
         assert type(error(status, body, mutation=False)) is ProviderRetry
 

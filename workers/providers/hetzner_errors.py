@@ -57,13 +57,19 @@ CLASS_OF_CODE: Final[dict[str, type[ProviderError]]] = {
 
 #: Where the code is missing or new to us, the HTTP status decides.
 CLASS_OF_STATUS: Final[dict[int, type[ProviderError]]] = {
+    408: ProviderRetry,
     409: ProviderRetry,
     412: ProviderNoCapacity,
+    421: ProviderRetry,
     423: ProviderLater,
+    425: ProviderRetry,
     429: ProviderRetry,
     502: ProviderRetry,
     504: ProviderRetry,
 }
+
+#: Somebody gave up waiting, the provider or a gateway before it.
+GAVE_UP: Final = frozenset({408, 504})
 
 #: No digits and no capitals: an API token cannot hide in a code.
 CODE_PATTERN: Final = re.compile(r"[a-z][a-z_]{0,47}")
@@ -86,8 +92,8 @@ def error_of(
     code = code_in(body) or f"http_{status}"
     kind = CLASS_OF_CODE.get(code) or CLASS_OF_STATUS.get(status) or _class_of_family(status)
     seen_as = correlation_id_in(correlation_id)
-    if mutation and (code == TIMED_OUT or (code == f"http_{status}" and status == 504)):  # noqa: PLR2004 - gateway timeout
-        # Somebody between us and the provider gave up waiting; the change may still happen.
+    if mutation and (code == TIMED_OUT or (status in GAVE_UP and code not in CLASS_OF_CODE)):
+        # The change may still happen.
         return ProviderOutcomeUnknown(code, seen_as)
     if kind is ProviderRetry or kind is ProviderLater:
         # A lock goes with the action that holds it, which takes seconds.
@@ -116,4 +122,5 @@ def correlation_id_in(text: str | None) -> str | None:
 
 
 def _class_of_family(status: int) -> type[ProviderError]:
+    # A redirect, too, is for people to see to: the API has none, and to follow one would take the token elsewhere.
     return ProviderLater if status >= 500 else ProviderRefused  # noqa: PLR2004 - where server errors begin
