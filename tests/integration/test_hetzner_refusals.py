@@ -53,6 +53,7 @@ from workers.providers.hetzner import HetznerProvider
         ({"fault": "error", "status": 403, "code": "token_readonly"}, (ProviderRefused, "token_readonly")),
         ({"fault": "error", "status": 401, "code": "unauthorized"}, (ProviderRefused, "unauthorized")),
         ({"fault": "error", "status": 423, "code": "protected"}, (ProviderRefused, "protected")),
+        ({"fault": "error", "status": 423, "code": "resource_locked"}, (ProviderRefused, "resource_locked")),
         ({"fault": "error", "status": 400, "code": "json_error"}, (ProviderRefused, "json_error")),
         # What is not sold at a place is told from other wrong orders in a text alone, which nobody reads.
         ({"fault": "error", "code": "invalid_input"}, (ProviderNoCapacity, "invalid_input")),

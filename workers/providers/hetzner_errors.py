@@ -50,6 +50,8 @@ CLASS_OF_CODE: Final[dict[str, type[ProviderError]]] = {
     "unauthorized": ProviderRefused,
     "token_readonly": ProviderRefused,
     "protected": ProviderRefused,
+    # Not one that goes with an action: "the caller should contact support" (hcloud-go, hcloud/error.go).
+    "resource_locked": ProviderRefused,
     INVALID_INPUT: ProviderRefused,
     "json_error": ProviderRefused,
     NOT_FOUND: ProviderRefused,
