@@ -12,13 +12,16 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 
 from hydracore.reading import UNREADABLE
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import TRUST_NOBODY, Answer, AnswerTooLarge, read_answer
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_errors import UNREADABLE_ANSWER, correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer
 
 #: Calls of one driver under way at the same time.
 CONCURRENCY_MAX: Final = 16
+
+#: Far more than a page of servers has, with all that is told of the type, the image and the place of each.
+ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 
 #: Of its time: a call without an answer that has taken less was refused or cut off, which costs nobody anything.
 COSTLY_SHARE: Final = 0.25
@@ -53,7 +56,12 @@ class HetznerHttp:
         self._pacer = Pacer(monotonic=time.monotonic, wall=time.time)
         self._client = httpx.AsyncClient(
             base_url=endpoint.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            # A packed answer could be small on the wire and huge in memory, so none is asked for, and none is unpacked.
+            headers={
+                "Authorization": f"Bearer {token}",
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+            },
             # Half of the time for connecting, so that "not sent" is told apart from "no answer".
             timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2),
             limits=httpx.Limits(max_connections=CONCURRENCY_MAX, keepalive_expiry=KEEPALIVE_S),
@@ -95,11 +103,11 @@ class HetznerHttp:
         async with self._place():
             await self._pacer.turn(patience_s=self._timeout_s)
             response = await self._send(request, mutation=mutation)
-        retry_after_s = self._pacer.learn(status=response.status_code, headers=response.headers)
+        retry_after_s = self._pacer.learn(status=response.status, headers=response.headers)
         correlation_id = response.headers.get("x-correlation-id")
-        if not response.is_success:
+        if not httpx.codes.is_success(response.status):
             raise error_of(
-                status=response.status_code,
+                status=response.status,
                 body=response.content,
                 correlation_id=correlation_id,
                 mutation=mutation,
@@ -123,26 +131,36 @@ class HetznerHttp:
         finally:
             self._places.release()
 
-    async def _send(self, request: httpx.Request, *, mutation: bool) -> httpx.Response:
+    async def _send(self, request: httpx.Request, *, mutation: bool) -> Answer:
         """The answer. `timeout` of httpx bounds each read; the deadline around it bounds a provider that trickles."""
         sent_at = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.send(request)
+                answer = await self._exchange(request)
         except NOT_SENT:
             failure: ProviderError = ProviderRetry("not_connected")
         except (TimeoutError, httpx.TimeoutException):
             failure = _unanswered("no_answer_in_time", mutation=mutation)
         except httpx.HTTPError:
             failure = _unanswered("connection_broke", mutation=mutation)
+        except AnswerTooLarge:
+            self._pacer.heard()
+            failure = _unanswered(UNREADABLE_ANSWER, mutation=mutation)
         else:
             self._pacer.heard()
-            return response
+            return answer
         if time.monotonic() - sent_at < self._timeout_s * COSTLY_SHARE:
             self._pacer.heard()
         else:
             self._pacer.silent(since=sent_at)
         raise failure
+
+    async def _exchange(self, request: httpx.Request) -> Answer:
+        response = await self._client.send(request, stream=True)
+        try:
+            return await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES)
+        finally:
+            await response.aclose()
 
 
 def _unanswered(code: str, *, mutation: bool, correlation_id: str | None = None) -> ProviderError:

@@ -1,0 +1,76 @@
+"""Answers to the Hetzner driver that are larger than any of the provider's: read to a limit, and never unpacked."""
+
+import gzip
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN
+from tests.raw_endpoint import raw_endpoint
+from tests.waiting import PATIENCE_S
+from workers.providers.base import ProviderOutcomeUnknown, ProviderRetry
+from workers.providers.hetzner import HetznerProvider
+from workers.providers.hetzner_http import ANSWER_MAX_BYTES
+
+HERE = {"installation": "hydracore"}
+
+
+#: An answer to either question.
+ANSWER = {
+    "servers": [],
+    "meta": {"pagination": {"page": 1, "next_page": None, "last_page": 1, "total_entries": 0}},
+    "action": {"id": 1, "status": "running"},
+}
+
+
+def answer_of(size: int) -> bytes:
+    """As large as this for what nobody reads in it."""
+    bare = msgspec.json.encode({**ANSWER, "padding": ""})
+    return bare.replace(b'"padding":""', b'"padding":"%s"' % (b" " * (size - len(bare))))
+
+
+@asynccontextmanager
+async def driver_of(body: bytes, *headers: str) -> AsyncGenerator[HetznerProvider]:
+    head = "\r\n".join(["HTTP/1.1 200 OK", "Connection: close", f"Content-Length: {len(body)}", *headers, "", ""])
+    async with raw_endpoint(head.encode(), body) as endpoint:
+        driver = HetznerProvider(
+            endpoint.base_url, TOKEN, timeout_s=PATIENCE_S, ssh_public_key=PUBLIC_KEY, ssh_key_name="hydracore"
+        )
+        try:
+            yield driver
+        finally:
+            await driver.aclose()
+
+
+async def test_an_answer_of_the_largest_size_is_read() -> None:
+    async with driver_of(answer_of(ANSWER_MAX_BYTES)) as driver:
+        assert await driver.find_servers(HERE) == []
+
+
+async def test_a_larger_answer_is_one_that_cannot_be_read() -> None:
+    async with driver_of(answer_of(ANSWER_MAX_BYTES + 1)) as driver:
+        with pytest.raises(ProviderRetry) as unread:
+            await driver.find_servers(HERE)
+
+    assert unread.value.code == "unreadable_answer"
+
+
+async def test_a_larger_answer_to_a_change_says_nothing_of_its_outcome() -> None:
+    async with driver_of(answer_of(ANSWER_MAX_BYTES + 1)) as driver:
+        with pytest.raises(ProviderOutcomeUnknown) as unread:
+            await driver.delete_server("1")
+
+    assert unread.value.code == "unreadable_answer"
+
+
+async def test_a_packed_answer_that_nobody_asked_for_is_not_unpacked() -> None:
+    packed = gzip.compress(answer_of(8 * ANSWER_MAX_BYTES))
+    assert len(packed) < ANSWER_MAX_BYTES / 50
+
+    async with driver_of(packed, "Content-Encoding: gzip") as driver:
+        with pytest.raises(ProviderRetry) as unread:
+            await driver.find_servers(HERE)
+
+    assert unread.value.code == "unreadable_answer"
