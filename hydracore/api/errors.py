@@ -179,7 +179,9 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
         case e.AttemptSuperseded() | e.BootSuperseded():
             return Failure(HTTPStatus.GONE, detail)
         case e.AgentDraining():
-            _log.warning("agent_must_wait", status=int(HTTPStatus.SERVICE_UNAVAILABLE), reason=str(error), cause=None)
+            # Each deletion has some of these.
+            facts = {"instance_id": str(error.instance_id), "status": int(HTTPStatus.SERVICE_UNAVAILABLE)}
+            _log.info("agent_must_wait", reason=str(error), cause=None, **facts)
             return Failure(HTTPStatus.SERVICE_UNAVAILABLE, detail, _RETRY_AFTER)
         case e.TokenRefused():
             return Failure(HTTPStatus.UNAUTHORIZED, detail, ((b"www-authenticate", b"Bearer"),))

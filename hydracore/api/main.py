@@ -74,7 +74,7 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
     async with open_parts(settings, catalogue) as parts:
         config = server_config(parts)
         look_less_often()
-        server = EmbeddedServer(config)
+        server = EmbeddedServer(config, on_started=lambda: _log.info("api_started", host=config.host, port=config.port))
         beside = [
             asyncio.create_task(keep_hearing(parts.pool)),
             asyncio.create_task(_end(server, once=stop_asked_for())),
@@ -85,6 +85,7 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
         finally:
             for task in beside:
                 task.cancel()
+            _log.info("stopped")
 
 
 async def _end(server: EmbeddedServer, *, once: asyncio.Event) -> None:

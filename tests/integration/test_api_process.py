@@ -85,6 +85,7 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_
     assert out == b""
     lines = [msgspec.json.decode(line) for line in err.splitlines()]
     assert {line["region"] for line in lines if line["event"] == "region_unavailable"} >= {"fsn1"}
+    assert [line.get("port") for line in lines if line["event"] in {"api_started", "stopped"}] == [port, None]
     secrets = [JWT_SECRET, "the-cloudsim-token", "ann@example.com", headers["Authorization"].split()[1]]
     assert all(secret.encode() not in err for secret in secrets)
 

@@ -102,6 +102,7 @@ async def test_open_chats_end_whole_and_are_metered_before_the_server_goes(chatt
     ]
     assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"]) for answer in answers]
     assert (refused.status_code, (await chatty.beat()).status_code) == (503, 410)
+    assert [line for line in stack.output().splitlines() if "agent_must_wait" in line and str(instance_id) in line]
     stack.assert_no_server(instance_id)
 
 
