@@ -7,9 +7,10 @@ import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -53,12 +54,27 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     async def run(self, work: Work[T]) -> T:
-        """Do `work` and wait for it. A caller that is cancelled waits no more; the work is done all the same."""
+        """Do `work` and wait for it. It is done whatever becomes of the caller: one that is cancelled learns of that when the work
+        is over, by a `CancelledError` whose cause is the work's failure, if it failed."""
+        doing = asyncio.wrap_future(self._thread.submit(self._transact, work))
+        try:
+            # A future of the thread that is cancelled before its turn came is never done.
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError as cancelled:
+            await _over(doing)
+            failure = doing.exception()
+            if failure is not None:
+                _log_failure(failure)
+            raise cancelled from failure
+
+    async def run_if_awaited(self, work: Work[T]) -> T:
+        """As `run`, for what nobody needs once its caller has left, such as reading: who is cancelled waits for no disk, and
+        the work is not done unless it had begun."""
         return await asyncio.wrap_future(self._thread.submit(self._transact, work))
 
     def submit(self, work: Work[None]) -> None:
         """Have `work` done before whatever is given later. A failure is logged."""
-        self._thread.submit(self._transact, work).add_done_callback(_log_failure)
+        self._thread.submit(self._transact, work).add_done_callback(_log_if_failed)
 
     def close(self) -> None:
         """Finish what was given, and close the file."""
@@ -86,7 +102,18 @@ def _empty() -> sqlite3.Connection:
     return db
 
 
-def _log_failure(done: Future[None]) -> None:
+async def _over(doing: asyncio.Future[Any]) -> None:
+    """Wait until it is, however often that is cancelled: it is the disk's time, and nothing that was given is left behind."""
+    while not doing.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([doing])
+
+
+def _log_if_failed(done: Future[None]) -> None:
     failure = done.exception()
     if failure is not None:
-        _log.error("database_work_failed", exc_info=failure)
+        _log_failure(failure)
+
+
+def _log_failure(failure: BaseException) -> None:
+    _log.error("database_work_failed", exc_info=failure)

@@ -31,7 +31,7 @@ class Inbox:
             row = db.execute(_SQL["next_update"], {"bot_id": bot_id}).fetchone()
             return None if row is None else row[0]
 
-        return await self._database.run(work)
+        return await self._database.run_if_awaited(work)
 
     async def take_over(self, bot_id: str, contents: Mapping[int, str], *, next_update: int | None) -> None:
         """Keep these updates; the next time Telegram is asked from `next_update`."""
@@ -46,12 +46,14 @@ class Inbox:
     async def waiting(self, bot_id: str) -> list[Waiting]:
         """The updates without an answer, in order."""
         values = {"bot_id": bot_id}
-        return await self._database.run(lambda db: [Waiting(*row) for row in db.execute(_SQL["waiting"], values)])
+        return await self._database.run_if_awaited(
+            lambda db: [Waiting(*row) for row in db.execute(_SQL["waiting"], values)]
+        )
 
     async def done(self, bot_id: str, update_id: int) -> None:
-        """The update needs no answer any more."""
+        """The update needs no answer any more. Not said where the caller is cancelled before: then it sends none either."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["done"], {"bot_id": bot_id, "update_id": update_id})
 
-        await self._database.run(work)
+        await self._database.run_if_awaited(work)

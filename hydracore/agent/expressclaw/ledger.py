@@ -56,7 +56,7 @@ class Ledger:
 
     async def unsent(self) -> bool:
         """Whether there are entries that the control plane does not have."""
-        return await self._database.run(lambda db: db.execute(_SQL["unsent"]).fetchone()[0] == 1)
+        return await self._database.run_if_awaited(lambda db: db.execute(_SQL["unsent"]).fetchone()[0] == 1)
 
     async def sent(self) -> None:
         """Wait until the control plane has all entries."""
@@ -93,7 +93,7 @@ class Ledger:
     async def afford(self, document: Document) -> None:
         """Raises `BudgetSpent` where there is no money left for another call."""
         today = day_of(self._now_ms())
-        await self._database.run(lambda db: afford(db, document, today=today))
+        await self._database.run_if_awaited(lambda db: afford(db, document, today=today))
 
     def rebase(self, config: str) -> None:
         """The configuration called `config` is in force. What the control plane knew when it made that is taken to be in its

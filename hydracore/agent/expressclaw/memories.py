@@ -43,7 +43,7 @@ class Memories:
             "limit": OLDER_MAX,
             "model": model,
         }
-        rows = await self._database.run(lambda db: db.execute(_SQL["older"], values).fetchall())
+        rows = await self._database.run_if_awaited(lambda db: db.execute(_SQL["older"], values).fetchall())
         return [
             Older(message_id, ChatMessage(role, content), None if vector is None else array("f", vector))
             for message_id, role, content, vector in rows

@@ -39,7 +39,7 @@ class Notices:
             row = db.execute(_SQL["next"], {"integration": integration}).fetchone()
             return None if row is None else Notice(*row)
 
-        return await self._database.run(work)
+        return await self._database.run_if_awaited(work)
 
     async def done(self, notice: Notice) -> None:
         """It was taken, or will not be."""

@@ -156,10 +156,13 @@ class Turn:
             )
             reply = Reply(self.partial, self._model, usage)
         notices = self._notices(reply) if reply is not None and state == "done" else {}
-        await self._store.turns.close(self._begun, state, reply=reply, spent=spent, notices=notices)
-        self._store.ledger.news.set()
-        if notices:
-            self._store.notices.news.set()
+        try:
+            await self._store.turns.close(self._begun, state, reply=reply, spent=spent, notices=notices)
+        finally:
+            # Also where this is cancelled, since then it is on disk all the same.
+            self._store.ledger.news.set()
+            if notices:
+                self._store.notices.news.set()
         return reply
 
     def _answer(self, reply: Reply) -> ChatAnswer:

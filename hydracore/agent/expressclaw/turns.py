@@ -140,11 +140,11 @@ class Turns:
 
     async def left_open(self) -> list[LeftOpen]:
         """What is open though nobody works on it: ask before the first turn begins."""
-        return await self._database.run(lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"])])
+        return await self._database.run_if_awaited(lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"])])
 
     async def newest(self, limit: int) -> tuple[ConversationSummary, ...]:
         values = {"limit": limit, "preview": PREVIEW_CHARS}
-        rows = await self._database.run(lambda db: db.execute(_SQL["newest"], values).fetchall())
+        rows = await self._database.run_if_awaited(lambda db: db.execute(_SQL["newest"], values).fetchall())
         return tuple(
             ConversationSummary(
                 id=one,
@@ -168,7 +168,7 @@ class Turns:
             one, created, updated = found
             return Conversation(id=one, created_at=moment(created), updated_at=moment(updated), messages=messages)
 
-        return await self._database.run(work)
+        return await self._database.run_if_awaited(work)
 
 
 def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: int) -> OpenTurn:

@@ -1,0 +1,171 @@
+"""What the agent's database was given to do, and what chats cost, where callers are cancelled and leave at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, closing, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from hydracore.agent.chats import Ask
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.service import ChatService
+from hydracore.agent.expressclaw.setup import Setup, make_setup
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.runtime import RuntimeConfig
+from hydracore.clock import now_ms
+from hydracore.modelsim.script import MARK
+from tests.claw_fixtures import document, modelsim_fixture
+from tests.modelsim_fixtures import ModelSim
+
+__all__ = ["modelsim_fixture"]
+
+
+@pytest.fixture(name="complaints")
+async def complaints_fixture() -> AsyncGenerator[list[str]]:
+    """What the event loop had to complain of: nothing, in the end."""
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    yield complaints
+    assert complaints == []
+
+
+@pytest.fixture(name="database")
+def database_fixture(tmp_path: Path, complaints: list[str]) -> Iterator[Database]:
+    database = Database(tmp_path / "chats.sqlite", new_id=uuid4)
+    with closing(database):
+        yield database
+
+
+@contextmanager
+def busy(database: Database) -> Iterator[None]:
+    """All that is given to do waits meanwhile."""
+    done = threading.Event()
+    database.submit(lambda _: _wait(done))
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _wait(done: threading.Event) -> None:
+    done.wait()
+
+
+def note(db: sqlite3.Connection) -> None:
+    db.execute("INSERT INTO spend (day, cost_usd) VALUES ('2026-11-27', '1')")
+
+
+def refuse(_: sqlite3.Connection) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def noted(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT count(*) FROM spend").fetchone()[0]
+
+
+async def turn_of_the_loop() -> None:
+    """Let all that is ready happen."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_what_a_cancelled_caller_has_given_is_done_before_it_learns_of_that(
+    database: Database, times: int
+) -> None:
+    with busy(database):
+        noting = asyncio.create_task(database.run(note))
+        await turn_of_the_loop()
+        for _ in range(times):
+            noting.cancel()
+            await turn_of_the_loop()
+        is_over = noting.done()
+
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await noting
+    assert not is_over
+    assert cancelled.value.__cause__ is None
+    assert await database.run(noted) == 1
+
+
+async def test_the_failure_of_what_a_cancelled_caller_has_given_is_the_cause_and_in_the_log(
+    database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with busy(database):
+        refusing = asyncio.create_task(database.run(refuse))
+        await turn_of_the_loop()
+        refusing.cancel()
+        await turn_of_the_loop()
+
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await refusing
+    assert isinstance(cancelled.value.__cause__, sqlite3.OperationalError)
+    assert "database_work_failed" in "".join(capfd.readouterr())
+
+
+async def test_whoever_only_wants_to_know_waits_for_no_disk_once_cancelled(database: Database) -> None:
+    with busy(database):
+        asking = asyncio.create_task(database.run_if_awaited(note))
+        await turn_of_the_loop()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    assert asking.cancelled()
+    assert await database.run(noted) == 0
+
+
+async def test_a_database_that_is_closed_has_done_what_cancelled_callers_have_given(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    database = Database(path, new_id=uuid4)
+    with busy(database):
+        noting = asyncio.create_task(database.run(note))
+        await turn_of_the_loop()
+        noting.cancel()
+        await turn_of_the_loop()
+
+    database.close()
+
+    await asyncio.gather(noting, return_exceptions=True)
+    assert noting.cancelled()
+    with closing(sqlite3.connect(path)) as db:
+        assert noted(db) == 1
+
+
+@pytest.mark.parametrize("count", [1, 60])
+async def test_callers_that_hang_up_after_the_last_word_are_metered_each_and_that_is_news(
+    modelsim: ModelSim, tmp_path: Path, complaints: list[str], count: int
+) -> None:
+    path = tmp_path / "chats.sqlite"
+    store = Store(path, now_ms=now_ms, new_id=uuid4)
+    setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
+    chats = ChatService(store)
+    store.ledger.news.clear()
+
+    await asyncio.gather(*(hear_the_last_word(chats, setup, f"Hello {number}") for number in range(count)))
+    await chats.idle()
+    is_news = store.ledger.news.is_set()
+
+    await chats.stop()
+    store.close()
+    assert is_news
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM entry").fetchone() == (count,)
+        assert db.execute("SELECT count(*) FROM turn WHERE state = 'open'").fetchone() == (0,)
+
+
+async def hear_the_last_word(chats: ChatService, setup: Setup, message: str) -> None:
+    """And leave, while the answer is being written down."""
+    ask = Ask(message=message, conversation_id=message.replace(" ", "-"), end_user=None, channel="api", key=None)
+    chat, heard = chats.open(ask, setup), ""
+    with chat.listening():
+        async with aclosing(chat.texts()) as texts:
+            async for text in texts:
+                heard += text
+                if heard == f"{MARK} You said: {message}":
+                    return
