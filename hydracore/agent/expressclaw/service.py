@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -62,7 +62,7 @@ class ChatService:
         self._tasks: dict[asyncio.Task[None], OpenChat] = {}
         self._under_way: dict[str, _UnderWay] = {}
         self._turns: dict[int, Turn] = {}
-        self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._orders: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._draining = False
         self._is_cut = False
         self._idle = asyncio.Event()
@@ -161,12 +161,14 @@ class ChatService:
 
     async def _answer(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
         conversation_id = ask.conversation_id or self._store.new_id().hex
-        async with self._order(conversation_id):
+        # A try under the same key that its caller has left is over first, and what it cost is on disk.
+        async with self._order("key", ask.key or conversation_id), self._order("conversation", conversation_id):
             today = day_of(self._store.now_ms())
             begun = await self._store.turns.begin(
                 ask,
                 conversation_id=conversation_id,
                 digest=digest,
+                estimate=lambda left: self._estimate(left, setup),
                 afford=lambda db: afford(db, setup.document, today=today),
             )
             if isinstance(begun, ChatAnswer):
@@ -179,11 +181,11 @@ class ChatService:
                 del self._turns[turn.id]
         return chat.finish(answer)
 
-    def _order(self, conversation_id: str) -> asyncio.Lock:
-        """Turns of one conversation come one after the other, as each builds on the one before."""
-        lock = self._orders.get(conversation_id)
+    def _order(self, kind: Literal["key", "conversation"], name: str) -> asyncio.Lock:
+        """Turns of one conversation come one after the other, as each builds on the one before, and so do tries under one key."""
+        lock = self._orders.get((kind, name))
         if lock is None:
-            lock = self._orders[conversation_id] = asyncio.Lock()
+            lock = self._orders[kind, name] = asyncio.Lock()
         return lock
 
     def _ended(self, task: asyncio.Task[None], ask: Ask, chat: OpenChat) -> None:

@@ -54,7 +54,8 @@ class Reply(NamedTuple):
 
 
 class LeftOpen(NamedTuple):
-    """A turn that a process left open when it died: the model it was asking, if it was, and what had been said."""
+    """A turn on disk whose end is not, as the process died or the disk refused it: the model it was asking, if it was, and what
+    had been said."""
 
     turn_id: int
     conversation_id: str
@@ -71,12 +72,19 @@ class Turns:
         self._now_ms = now_ms
 
     async def begin(
-        self, ask: Ask, *, conversation_id: str, digest: str, afford: Callable[[sqlite3.Connection], None]
+        self,
+        ask: Ask,
+        *,
+        conversation_id: str,
+        digest: str,
+        estimate: Callable[[LeftOpen], UsageEntry | None],
+        afford: Callable[[sqlite3.Connection], None],
     ) -> OpenTurn | ChatAnswer:
         """Write the question down, unless its key has an answer already: then that.
 
         `conversation_id` is for a question that begins a conversation. A try under the same key that came to nothing gives
-        way to this one. `afford` raises where there is no money for it. Raises `KeyMismatch`.
+        way to this one: nobody works on it any more, so where it was left open its cost is what `estimate` says. `afford`
+        raises where there is no money for another. Raises `KeyMismatch`.
         """
         at_ms = self._now_ms()
 
@@ -89,6 +97,9 @@ class Turns:
                     raise KeyMismatch("The idempotency key was used for another request")
                 if state == "done":
                     return _answer(where, tuple(answer))
+                left = db.execute(_SQL["left_open"], {"turn_id": turn_id}).fetchone()
+                spent = estimate(LeftOpen(*left)) if left is not None else None
+                add_entries(db, [] if spent is None else [spent])
                 db.execute(_SQL["forget"], {"turn_id": turn_id})
             afford(db)
             return _open(db, ask, where, digest=digest, at_ms=at_ms)
@@ -127,7 +138,7 @@ class Turns:
         at_ms = self._now_ms()
 
         def work(db: sqlite3.Connection) -> None:
-            # A try that a later one under the same key has replaced is gone; what it cost is not.
+            # It is gone where later ones of its conversation have pushed it out; what it cost is not.
             is_there = db.execute(_SQL["close"], {"turn_id": begun.turn_id, "state": state}).rowcount == 1
             if reply is not None and is_there:
                 _add_message(db, begun, "assistant", reply.text, at_ms=at_ms, reply=reply)
@@ -140,7 +151,10 @@ class Turns:
 
     async def left_open(self) -> list[LeftOpen]:
         """What is open though nobody works on it: ask before the first turn begins."""
-        return await self._database.run_if_awaited(lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"])])
+        values = {"turn_id": None}
+        return await self._database.run_if_awaited(
+            lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"], values)]
+        )
 
     async def newest(self, limit: int) -> tuple[ConversationSummary, ...]:
         values = {"limit": limit, "preview": PREVIEW_CHARS}

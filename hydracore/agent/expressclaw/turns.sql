@@ -48,7 +48,11 @@ WHERE conversation_id = :conversation_id
   );
 
 -- name: left_open
-SELECT id, conversation_id, channel, end_user, model, prompt_tokens, partial FROM turn WHERE state = 'open' ORDER BY id;
+-- All, or this one if it is.
+SELECT id, conversation_id, channel, end_user, model, prompt_tokens, partial
+FROM turn
+WHERE state = 'open' AND (:turn_id IS NULL OR id = :turn_id)
+ORDER BY id;
 
 -- name: newest
 SELECT conversation.id, conversation.created_ms, conversation.updated_ms,

@@ -1,0 +1,110 @@
+"""Chats whose disk refuses something at the worst moment: nobody waits in vain, and what models have cost is metered once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pytest
+
+from hydracore.agent.chats import Ask, BudgetSpent, ModelFailed, OpenChat
+from hydracore.agent.expressclaw.service import ChatService
+from hydracore.agent.expressclaw.setup import Setup, make_setup
+from hydracore.agent.expressclaw.store import Store
+from hydracore.agent.runtime import RuntimeConfig
+from hydracore.clock import now_ms
+from tests.claw_fixtures import document, modelsim_fixture
+from tests.modelsim_fixtures import ModelSim
+from tests.refusing import refusing
+
+__all__ = ["modelsim_fixture"]
+
+ASK = Ask(message="Hello", conversation_id="c-1", end_user="anna", channel="api", key="k")
+
+
+class Chats(NamedTuple):
+    path: Path
+    store: Store
+    service: ChatService
+    setup: Setup
+
+    def open(self, ask: Ask = ASK) -> OpenChat:
+        return self.service.open(ask, self.setup)
+
+    async def answer(self, ask: Ask = ASK) -> str:
+        chat = self.open(ask)
+        with chat.listening():
+            said = (await chat.answer()).message
+        await self.service.idle()
+        return said
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.path)) as db:
+            return db.execute(statement).fetchall()
+
+    def metered(self) -> list[tuple[Any, ...]]:
+        return self.rows("SELECT model, prompt_tokens > 0, end_user, conversation_id FROM entry ORDER BY id")
+
+
+@pytest.fixture(name="chats")
+async def chats_fixture(modelsim: ModelSim, tmp_path: Path) -> AsyncGenerator[Chats]:
+    path = tmp_path / "chats.sqlite"
+    store = Store(path, now_ms=now_ms, new_id=uuid4)
+    service = ChatService(store)
+    setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
+    yield Chats(path, store, service, setup)
+    await service.stop()
+    store.close()
+
+
+async def test_a_try_whose_end_the_disk_refused_is_metered_by_the_next_one_under_its_key(
+    chats: Chats, modelsim: ModelSim
+) -> None:
+    with refusing(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
+        await chats.answer()
+    assert chats.metered() == []
+
+    said = await chats.answer()
+    await chats.service.recover(chats.setup)
+
+    assert said.endswith("Hello")
+    assert len(await modelsim.requests()) == 2
+    assert chats.metered() == [("first", 1, "anna", "c-1")] * 2
+    assert chats.rows("SELECT role FROM message ORDER BY id") == [("user",), ("assistant",)]
+
+
+async def test_a_try_whose_end_the_disk_refused_counts_against_the_budget_of_the_next_one(
+    chats: Chats, modelsim: ModelSim
+) -> None:
+    with refusing(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
+        await chats.answer()
+    poor = document(modelsim)
+    poor["model_policy"]["budget_daily_usd"] = "0.00000001"
+    poor_setup = make_setup(RuntimeConfig(type="expressclaw", version=2, settings=poor))
+
+    with pytest.raises(BudgetSpent):
+        await chats._replace(setup=poor_setup).answer()
+    await chats.answer()
+
+    assert len(await modelsim.requests()) == 2
+    assert chats.metered() == [("first", 1, "anna", "c-1")] * 2
+
+
+async def test_a_try_that_its_caller_has_left_is_metered_once_though_the_next_one_comes_before_it_is_over(
+    chats: Chats, modelsim: ModelSim
+) -> None:
+    ask = ASK._replace(conversation_id=None)
+    await modelsim.fault("hold", after_tokens=2)
+    chat = chats.open(ask)
+    with chat.listening():
+        assert await anext(chat.texts())
+
+    await chats.answer(ask)
+
+    assert [row[:3] for row in chats.metered()] == [("first", 1, "anna")] * 2
+    assert chats.rows("SELECT role FROM message ORDER BY id") == [("user",), ("assistant",)]
+    assert chats.rows("SELECT state FROM turn") == [("done",)]
