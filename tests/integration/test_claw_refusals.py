@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from hydracore.agent.chats import Ask, BudgetSpent, ModelFailed, OpenChat
 from hydracore.agent.expressclaw.service import ChatService
@@ -20,6 +22,7 @@ from hydracore.clock import now_ms
 from tests.claw_fixtures import document, modelsim_fixture
 from tests.modelsim_fixtures import ModelSim
 from tests.refusing import refusing
+from tests.waiting import until
 
 __all__ = ["modelsim_fixture"]
 
@@ -108,3 +111,38 @@ async def test_a_try_that_its_caller_has_left_is_metered_once_though_the_next_on
     assert [row[:3] for row in chats.metered()] == [("first", 1, "anna")] * 2
     assert chats.rows("SELECT role FROM message ORDER BY id") == [("user",), ("assistant",)]
     assert chats.rows("SELECT state FROM turn") == [("done",)]
+
+
+async def test_a_model_that_failed_is_metered_though_the_disk_does_not_take_the_name_of_the_next(
+    chats: Chats, modelsim: ModelSim
+) -> None:
+    await modelsim.fault("empty", model="first")
+
+    with refusing(chats.path, "UPDATE OF model ON turn WHEN NEW.model = 'second'"), pytest.raises(ModelFailed):
+        await chats.answer()
+
+    assert [request["model"] for request in await modelsim.requests()] == ["first"]
+    assert chats.metered() == [("first", 1, "anna", "c-1")]
+    assert chats.rows("SELECT state FROM turn") == [("failed",)]
+
+
+@pytest.mark.parametrize("refused", ["UPDATE OF model ON turn WHEN NEW.model = 'second'", "DELETE ON turn"])
+async def test_a_model_that_failed_is_metered_once_where_the_caller_leaves_before_the_next_is_asked(
+    chats: Chats, modelsim: ModelSim, refused: str
+) -> None:
+    await modelsim.fault("hold", after_tokens=0, then="error", model="first")
+    with refusing(chats.path, refused), capture_logs() as told, closing(sqlite3.connect(chats.path)) as other:
+        with chats.open().listening():
+            await modelsim.until_requests(1)
+            # From here on nobody else writes.
+            other.execute("BEGIN IMMEDIATE")
+            await modelsim.release()
+            await until(lambda: "model_failed" in [line["event"] for line in told])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        other.rollback()
+        await chats.service.idle()
+
+    assert [request["model"] for request in await modelsim.requests()] == ["first"]
+    assert chats.metered() == [("first", 1, "anna", "c-1")]
+    assert chats.rows("SELECT state FROM turn") == [("failed",)]

@@ -129,8 +129,7 @@ class Turn:
     async def _ask_model(self, call: ModelCall) -> None:
         """Raises `ModelTrouble` and `BudgetSpent`."""
         spent = self._spent()
-        self._model, self._call, self._said = call.model, None, []
-        await self._store.turns.asking(self.id, call.model, self._prompt_tokens, spent=spent)
+        await self._note(call.model, spent)
         if spent is not None:
             # The one before it failed, and may have cost what was left.
             await self._store.ledger.afford(self._setup.document)
@@ -146,6 +145,21 @@ class Turn:
             raise
         if not self._said:
             raise ModelRefused("an empty answer")
+
+    async def _note(self, model: str, spent: UsageEntry | None) -> None:
+        """This model is about to be asked. What the one before it has `spent` is ours to tell until that is on disk, and no more
+        from then on."""
+        is_on_disk = False
+        try:
+            await self._store.turns.asking(self.id, model, self._prompt_tokens, spent=spent)
+            is_on_disk = True
+        except asyncio.CancelledError as cancelled:
+            # The disk was waited for all the same.
+            is_on_disk = cancelled.__cause__ is None
+            raise
+        finally:
+            if is_on_disk:
+                self._model, self._call, self._said = model, None, []
 
     async def _close(self, state: Literal["done", "cut", "failed"]) -> Reply | None:
         spent = self._spent()
