@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from hydracore.agent.chats import Ask, BudgetSpent, ModelFailed, OpenChat
@@ -146,3 +148,25 @@ async def test_a_model_that_failed_is_metered_once_where_the_caller_leaves_befor
     assert [request["model"] for request in await modelsim.requests()] == ["first"]
     assert chats.metered() == [("first", 1, "anna", "c-1")]
     assert chats.rows("SELECT state FROM turn") == [("failed",)]
+
+
+@pytest.fixture(name="full_log")
+def full_log_fixture() -> Iterator[None]:
+    """Whatever is logged fails, as on a full disk."""
+    before = structlog.get_config()
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        structlog.configure(logger_factory=structlog.WriteLoggerFactory(TextIOWrapper(full, write_through=True)))
+        yield
+        structlog.configure(**before)
+
+
+async def test_whoever_waits_is_told_that_a_chat_failed_though_the_log_takes_nothing(
+    chats: Chats, full_log: None
+) -> None:
+    with refusing(chats.path, "INSERT ON turn"), chats.open().listening():
+        (running,) = chats.service._tasks
+        chat = chats.open()
+        with pytest.raises(ModelFailed):
+            await chat.answer()
+        with pytest.raises(OSError, match="No space left"):
+            await running

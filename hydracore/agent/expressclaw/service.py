@@ -156,8 +156,9 @@ class ChatService:
         except TimeoutError:
             chat.fail(ModelTimeout(f"There was no whole answer within {ANSWER_MAX_S:g} s"))
         except Exception:  # noqa: BLE001 - whatever it is, whoever waits for the answer is told
-            _log.exception("chat_failed")
+            # Told first: the log may be on the very disk that failed.
             chat.fail(ModelFailed("The agent failed; its log has the reason"))
+            _log.exception("chat_failed")
 
     async def _answer(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
         conversation_id = ask.conversation_id or self._store.new_id().hex
