@@ -5,7 +5,6 @@ Every change is committed and synced before its method returns. That blocks for 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import structlog
 
 from hydracore.agent.errors import SpoolFull, StateDamaged
 from hydracore.agent.messages import Callback, CallbackEntry, Level, Stage
+from hydracore.agent.sqlite_file import open_sqlite
 from hydracore.agent.state import StateDir
 from hydracore.sql import named_blocks
 
@@ -131,26 +131,9 @@ class CallbackSpool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Raises `StateDamaged` when the file is no database, or one with a page that cannot be read."""
-    # SQLite gives its journal files the mode of the database, so this is the one place to set it.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    db = sqlite3.connect(path, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        # In one transaction: each would wait for the disk.
-        db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;")
-        is_whole = db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-    except sqlite3.DatabaseError as error:
-        db.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise  # A full or failing disk, which a restart may find mended.
-        raise StateDamaged(path) from None
-    if not is_whole:
-        db.close()
-        raise StateDamaged(path)
-    return db
+    """Raises `StateDamaged`."""
+    # In one transaction: each would wait for the disk.
+    return open_sqlite(path, lambda db: db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;"))
 
 
 def _set_aside(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from uuid import UUID
 
 import structlog
 
-from hydracore.agent.errors import StateDamaged
+from hydracore.agent.sqlite_file import open_sqlite, telling_damage
 from hydracore.sql import named_blocks
 
 _log = structlog.get_logger(__name__)
@@ -32,25 +31,18 @@ class Database:
     it is reported done."""
 
     def __init__(self, path: Path, *, new_id: Callable[[], UUID]) -> None:
-        """`new_id` names the ledger of a new file. Raises `StateDamaged` when the file is none of SQLite's."""
-        # SQLite gives its journal files the mode of the database, so this is the one place to set it.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            if self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
-                _empty().backup(self._db)
+        """`new_id` names the ledger of a new file. Raises `StateDamaged`."""
+        self._path = path
+
+        def prepare(db: sqlite3.Connection) -> None:
+            if db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
+                _empty().backup(db)
             else:
                 # What a file of an earlier release lacks. In one transaction: each would wait for the disk.
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            self._db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # A full or failing disk, which a restart may find mended.
-            raise StateDamaged(path) from None
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
+
+        self._db = open_sqlite(path, prepare, check_same_thread=False)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     async def run(self, work: Work[T]) -> T:
@@ -82,15 +74,17 @@ class Database:
         self._db.close()
 
     def _transact(self, work: Work[T]) -> T:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            result = work(self._db)
-            self._db.execute("COMMIT")
-        except BaseException:
-            # A disk that is full has ended the transaction already.
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+        """Raises `StateDamaged` where the work meets a page that cannot be read, and whatever else it meets."""
+        with telling_damage(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(self._db)
+                self._db.execute("COMMIT")
+            except BaseException:
+                # A disk that is full has ended the transaction already.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
         return result
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from hydracore.agent import VERSION
 from hydracore.agent.chats import Ask, OpenChat
-from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.errors import RuntimeFailed, StateDamaged
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import Setup, make_setup
 from hydracore.agent.expressclaw.store import Store
@@ -47,12 +47,15 @@ class ExpressClaw:
         self._adopt(setup)
 
     async def wait(self) -> None:
-        """The work beside the chats, for ever."""
+        """The work beside the chats, for ever. Raises `RuntimeFailed`, and a group of `StateDamaged`."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._service.note_partials())
                 tasks.create_task(self._run_telegram())
                 tasks.create_task(self._webhooks.run())
+        except* StateDamaged:
+            # The same page would be met at the next start. It is a person's to mend.
+            raise
         except* Exception as failures:
             _log.exception("runtime_broke")
             raise RuntimeFailed("runtime_broke", "The runtime broke; the agent's log has the reason") from failures
