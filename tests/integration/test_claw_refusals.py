@@ -150,6 +150,26 @@ async def test_a_model_that_failed_is_metered_once_where_the_caller_leaves_befor
     assert chats.rows("SELECT state FROM turn") == [("failed",)]
 
 
+async def test_words_that_the_disk_does_not_take_for_now_end_no_chat_and_are_noted_later(
+    chats: Chats, modelsim: ModelSim
+) -> None:
+    await modelsim.fault("hold", after_tokens=2)
+    noting = asyncio.create_task(chats.service.note_partials())
+    chat = chats.open()
+    with chat.listening():
+        with refusing(chats.path, "UPDATE OF partial ON turn WHEN NEW.partial <> ''"), capture_logs() as told:
+            await until(lambda: told)
+        await until(lambda: chats.rows("SELECT partial <> '' FROM turn") == [(1,)])
+        await modelsim.release()
+        said = (await chat.answer()).message
+
+    assert [line["event"] for line in told] == ["partials_not_noted"]
+    assert said.endswith("Hello")
+    assert not noting.done()
+    noting.cancel()
+    await asyncio.gather(noting, return_exceptions=True)
+
+
 @pytest.fixture(name="full_log")
 def full_log_fixture() -> Iterator[None]:
     """Whatever is logged fails, as on a full disk."""

@@ -35,6 +35,7 @@ from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, running_telegram
 from tests.modelsim_fixtures import ModelSim
 from tests.raw_endpoint import raw_endpoint
+from tests.refusing import refusing
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
@@ -237,6 +238,32 @@ async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_
     assert not running.done()
     assert webhooks.error is not None
     assert webhooks.error.code == "integration_failed"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_webhook_whose_notices_the_disk_refuses_is_in_trouble_and_goes_on_once_it_does_not(
+    database: Database, receiver: Receiver, tmp_path: Path
+) -> None:
+    notices = Notices(database)
+    webhooks = Webhooks(notices)
+    webhooks.use((Webhook(id="crm", url=receiver.url),))
+    await database.run(lambda db: add_notices(db, {"crm": "{}"}))
+
+    with refusing(tmp_path / "chats.sqlite", "DELETE ON notice"):
+        running = asyncio.create_task(webhooks.run())
+        await until(lambda: webhooks.error is not None)
+    await until(lambda: webhooks.states == {"integration:crm": "connected"})
+    assert await notices.next("crm") is None
+
+    # Not to be read, and nothing to tell.
+    await database.run(lambda db: db.execute("ALTER TABLE notice RENAME TO hidden"))
+    notices.news.set()
+    await until(lambda: webhooks.error is not None)
+    await database.run(lambda db: db.execute("ALTER TABLE hidden RENAME TO notice"))
+    await until(lambda: webhooks.states == {"integration:crm": "ready"})
+
+    assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 from typing import Literal, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
@@ -120,13 +121,22 @@ class ChatService:
     async def note_partials(self) -> NoReturn:
         """Write down what has been said so far, now and then, for ever."""
         noted: dict[int, int] = {}
+        is_refused = False
         while True:
             await asyncio.sleep(NOTE_EVERY_S)
             partials = {turn_id: turn.partial for turn_id, turn in self._turns.items()}
             changed = {turn_id: text for turn_id, text in partials.items() if len(text) != noted.get(turn_id, 0)}
-            noted = {turn_id: len(text) for turn_id, text in partials.items()}
-            if changed:
-                await self._store.turns.note_partials(changed)
+            try:
+                if changed:
+                    await self._store.turns.note_partials(changed)
+            except sqlite3.OperationalError as error:
+                # Only a crash before the next time would make a difference. The log may be on the same disk, so it is told once.
+                if not is_refused:
+                    _log.warning("partials_not_noted", what=str(error))
+                is_refused = True
+            else:
+                noted = {turn_id: len(text) for turn_id, text in partials.items()}
+                is_refused = False
 
     async def cut(self) -> None:
         """Take no new chats, and end the open ones; partial answers, and what they cost, are on disk when this returns.

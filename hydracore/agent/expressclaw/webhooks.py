@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import sqlite3
 from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
@@ -105,15 +106,23 @@ class Webhooks:
         try:
             while True:
                 news.clear()
-                while (notice := await self._notices.next(webhook.id)) is not None:
-                    trouble = await _send(client, webhook, notice.content.encode())
-                    if trouble is None:
-                        self._states[webhook.id] = CONNECTED
-                        await self._notices.done(notice)
-                        backoff.reset()
-                    else:
-                        self._note(webhook, trouble)
-                        await asyncio.sleep(backoff.next_s())
+                try:
+                    while (notice := await self._notices.next(webhook.id)) is not None:
+                        trouble = await _send(client, webhook, notice.content.encode())
+                        if trouble is None:
+                            await self._notices.done(notice)
+                            self._states[webhook.id] = CONNECTED
+                            backoff.reset()
+                        else:
+                            self._note(webhook, trouble)
+                            await asyncio.sleep(backoff.next_s())
+                except sqlite3.OperationalError as error:
+                    # What was taken and is still on disk is told again, with the same `id`.
+                    self._note(webhook, f"the agent's disk refuses ({error})")
+                    await asyncio.sleep(backoff.next_s())
+                    continue
+                if self._states[webhook.id] != CONNECTED:
+                    self._states[webhook.id] = READY
                 await news.wait()
         finally:
             await client.aclose()
