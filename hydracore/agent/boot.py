@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import cast
 from uuid import UUID
 
 from hydracore.agent import VERSION
@@ -20,6 +21,7 @@ from hydracore.agent.configuration import Configuration
 from hydracore.agent.control_plane import ControlPlane, Gone, insist
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.endpoints import Endpoints
+from hydracore.agent.errors import StateDamaged
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.heartbeats import beat
 from hydracore.agent.identity import Identity
@@ -35,7 +37,8 @@ START_S = 1.0
 
 
 class Boot:
-    """`enrol` once, then `work` once. Both raise `Gone`; neither ends otherwise, except by cancellation or a bug.
+    """`enrol` once, then `work` once. Both raise `Gone`, and `work` `StateDamaged`; neither ends otherwise, except by
+    cancellation or a bug.
 
     `uptime_s` gives the seconds since the process (or task) of this agent started.
     """
@@ -104,7 +107,11 @@ class Boot:
                 tasks.create_task(self._configuration.follow(self._credentials))
                 tasks.create_task(self._usage.deliver(self._credentials))
         except BaseExceptionGroup as group:
-            # All tasks are over by now. Being gone is an answer; anything beside it is a bug and must show.
+            # All tasks are over by now. A page that cannot be read is met again after any restart.
+            damage = _damage_in(group)
+            if damage is not None:
+                raise damage from group
+            # Being gone is an answer; anything beside it is a bug and must show.
             gone, others = group.split(Gone)
             if gone is None or others is not None:
                 raise
@@ -190,3 +197,10 @@ class Boot:
         if refusal is not None:
             return m.ReportedError(code="disk_refuses", message=f"The server's disk takes nothing: {refusal.what}")
         return self._supervisor.error
+
+
+def _damage_in(group: BaseExceptionGroup[BaseException]) -> StateDamaged | None:
+    found: BaseException | None = group.subgroup(StateDamaged)
+    while isinstance(found, BaseExceptionGroup):
+        found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]
+    return found if isinstance(found, StateDamaged) else None

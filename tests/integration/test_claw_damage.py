@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from hydracore.agent import sqlite_file
+from hydracore.agent.agent import Agent
 from hydracore.agent.errors import RuntimeFailed, StateDamaged
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.runtime import ExpressClaw
@@ -101,6 +102,24 @@ async def test_damage_in_what_the_runtime_reads_ends_it_as_damage_and_not_as_a_f
     store.close()
     damaged = ended.value
     assert isinstance(damaged, StateDamaged) or damaged.subgroup(StateDamaged) is not None
+
+
+@pytest.mark.parametrize("index", ["turn_open", "entry_batch"])
+async def test_damage_that_an_agent_meets_later_ends_it_with_the_same_code(
+    control_plane: FakeControlPlane, tmp_path: Path, unchecked: None, index: str
+) -> None:
+    agent = AgentProcess(tmp_path)
+    agent.state.mkdir(parents=True)
+    path = agent.state / STORE_FILE
+    Database(path, new_id=uuid4).close()
+    damage(path, index)
+    agent.write_boot_file(control_plane.boot_file())
+
+    with pytest.raises(StateDamaged) as damaged:
+        await Agent(agent.root).run()
+
+    assert damaged.value.path == path
+    assert len(control_plane.boots) == 1
 
 
 async def test_a_start_that_the_disk_refuses_is_a_failure_to_try_again(modelsim: ModelSim, tmp_path: Path) -> None:
