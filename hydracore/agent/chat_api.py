@@ -28,6 +28,8 @@ EVENT_STREAM: Final = "text/event-stream"
 CONVERSATIONS_LISTED: Final = 20
 CONVERSATIONS_LISTED_MAX: Final = 200
 
+#: No more digits than that: Python refuses to make a number of thousands.
+_LIMIT: Final = re.compile(r"[0-9]{1,9}")
 _CONVERSATION_ID: Final = re.compile(CONVERSATION_ID_PATTERN)
 _KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_MAX_CHARS}}}")
 
@@ -51,7 +53,7 @@ class ChatApi:
 
     async def conversations(self, request: Request) -> Response:
         limit = request.query.get("limit", str(CONVERSATIONS_LISTED))
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= CONVERSATIONS_LISTED_MAX):
+        if not (_LIMIT.fullmatch(limit) and 1 <= int(limit) <= CONVERSATIONS_LISTED_MAX):
             raise BadRequest(f"limit: must be a whole number from 1 to {CONVERSATIONS_LISTED_MAX}")
         return Response(200, Conversations(await self._turns.newest(int(limit))))
 
