@@ -95,9 +95,13 @@ class AgentServer:
 def _listening_socket(listen: Listen) -> socket.socket:
     """Raises `OSError` (which includes an address that is not one)."""
     flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE  # never a name lookup, which would block
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        listen.host, listen.port, type=socket.SOCK_STREAM, flags=flags
-    )[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=flags
+        )[0]
+    except UnicodeError:
+        # What cannot be a name either (an empty label, one that is too long) is refused before the system is asked.
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
     bound = socket.socket(family, kind, protocol)
     try:
         # After kill -9 the old agent's connections linger in TIME_WAIT and would keep the port from the next one.

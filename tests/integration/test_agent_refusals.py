@@ -49,6 +49,28 @@ async def test_a_fresh_key_may_come_with_another_address(
     assert (await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))).healthy
 
 
+@pytest.mark.parametrize("host", ["no address", "a..b", "x" * 64])
+async def test_an_address_that_is_none_is_told_and_waited_out(
+    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient, host: str
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    address, port = control_plane.listen
+
+    control_plane.listen = (host, port)
+    control_plane.rotate_key()
+    await agent.until_logged("cannot_listen")
+    control_plane.listen = (address, port)
+    control_plane.rotate_key()
+    await agent.until_logged("listening", times=2)
+
+    assert (await vps.status(AgentAddress(address, port, control_plane.control_token))).healthy
+    await control_plane.until(lambda: any(told["level"] == "warning" for told in control_plane.told()))
+    warning = next(told["message"] for told in control_plane.told() if told["level"] == "warning")
+    assert warning == f"Cannot listen on {host} port {port} yet: Name or service not known"
+    assert len(control_plane.boots) == 1
+
+
 async def test_settled_secrets_are_asked_for_slowly_until_the_key_is_rotated(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
