@@ -115,7 +115,7 @@ class TelegramChannel:
                     except TelegramError as error:
                         self._note(error)
                         asked_s = error.retry_after_s if isinstance(error, TelegramBusy) else 0.0
-                        await asyncio.sleep(max(backoff.next_s(), min(asked_s, RETRY_CAP_S)))
+                        await asyncio.sleep(max(backoff.next_s(), asked_s))
         finally:
             await api.aclose()
 
@@ -218,7 +218,7 @@ class _Answering:
             try:
                 await self._api.send(chat_id, text)
             except TelegramBusy as error:
-                await asyncio.sleep(max(backoff.next_s(), min(error.retry_after_s, RETRY_CAP_S)))
+                await asyncio.sleep(max(backoff.next_s(), error.retry_after_s))
             except TelegramAway as error:
                 if not error.again:
                     break

@@ -25,6 +25,9 @@ T = TypeVar("T")
 POLL_S = 25
 CALL_TIMEOUT_S = 15.0
 
+#: The longest that Telegram's wish to be left alone is heeded; then it is asked whether it still has it.
+RETRY_AFTER_MAX_S = 60.0
+
 #: A hundred updates of the longest kind.
 ANSWER_MAX_BYTES = 4 * 1024 * 1024
 UPDATES_MAX = 100
@@ -45,6 +48,8 @@ class TelegramRefused(TelegramError):
 
 
 class TelegramBusy(TelegramError):
+    """Surely not carried out. `retry_after_s` is at most `RETRY_AFTER_MAX_S`."""
+
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -154,6 +159,8 @@ def _refusal(status: int, content: bytes) -> TelegramError:
 
 def _retry_after_s(content: bytes) -> float:
     try:
-        return float(msgspec.json.decode(content, type=_Refusal).parameters.retry_after or 0)
+        asked = msgspec.json.decode(content, type=_Refusal).parameters.retry_after or 0
     except UNREADABLE:
         return 0.0
+    # Before it is made a float, for which it may be too large.
+    return float(min(max(asked, 0), RETRY_AFTER_MAX_S))
