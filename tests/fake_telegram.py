@@ -48,7 +48,8 @@ class FakeTelegram:
         return number
 
     def trouble(self, method: str, *kinds: int | str) -> None:
-        """The next calls of `method` meet these, one each: a status, "reply_lost", or "fine"."""
+        """The next calls of `method` meet these, one each: a status, "reply_lost", "gateway_timeout" (both after it was
+        carried out), or "fine"."""
         self._troubles[method].extend(kinds)
 
     async def until(self, happened: Callable[[], bool]) -> None:
@@ -109,7 +110,7 @@ class FakeTelegram:
                 result = {"message_id": len(self.sent), "date": 0, "chat": {"id": body["chat_id"]}}
             case _:
                 return 404, {"ok": False, "error_code": 404, "description": "Not Found"}
-        return 0 if trouble == "reply_lost" else 200, {"ok": True, "result": result}
+        return {"reply_lost": 0, "gateway_timeout": 504}.get(trouble, 200), {"ok": True, "result": result}
 
     async def _poll(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         self.polls.append(body)

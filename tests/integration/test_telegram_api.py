@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from hydracore.agent.expressclaw.telegram_api import RETRY_AFTER_MAX_S, TelegramApi, TelegramBusy
+from hydracore.agent.expressclaw.telegram_api import RETRY_AFTER_MAX_S, TelegramApi, TelegramAway, TelegramBusy
+from tests.agent_process import free_address
 from tests.fake_telegram import TOKEN
 from tests.raw_endpoint import raw_endpoint
 
@@ -17,6 +19,44 @@ async def api_at(base_url: str) -> AsyncGenerator[TelegramApi]:
     api = TelegramApi(token=TOKEN, base_url=base_url)
     yield api
     await api.aclose()
+
+
+async def away(base_url: str) -> TelegramAway:
+    """What sending there comes to."""
+    async with api_at(base_url) as api:
+        with pytest.raises(TelegramAway) as caught:
+            await api.send(5, "Hello")
+    return caught.value
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_what_a_gateway_says_tells_nothing_of_what_is_behind_it(status: int) -> None:
+    async with raw_endpoint(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n".encode()) as endpoint:
+        error = await away(endpoint.base_url)
+
+    assert not error.again
+
+
+async def test_what_found_no_connection_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydracore.transport.CONNECT_TIMEOUT_S", 0.2)
+    host, port = free_address()
+    refused = await away(f"http://{host}:{port}")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # The system takes the connection, and nobody the greeting.
+        unanswered = await away(f"https://127.0.0.1:{silent.getsockname()[1]}")
+
+    nowhere = await away("http://[")
+
+    assert refused.again
+    assert unanswered.again
+    assert nowhere.again
+
+
+async def test_what_was_sent_and_not_answered_may_have_arrived() -> None:
+    async with raw_endpoint() as endpoint:
+        error = await away(endpoint.base_url)
+
+    assert not error.again
 
 
 @pytest.mark.parametrize(

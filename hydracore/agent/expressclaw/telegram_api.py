@@ -3,7 +3,7 @@
 TelegramError
 ├── TelegramRefused    the token is not one, or not one any more
 ├── TelegramBusy       another program polls with this token, or there were too many calls; `retry_after_s`
-└── TelegramAway       no answer, or none that helps. `again`: it was surely not carried out and may be next time
+└── TelegramAway       no answer, or none that helps. `again`: it surely did not get there and may next time
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ TEXT_MAX_CHARS = 4096
 
 #: The public number of the bot, and its secret. Nothing that could lead out of the path it is put into.
 _TOKEN = re.compile(r"(\d{1,20}):[A-Za-z0-9_-]{1,200}")
+
+#: With these nothing was sent, and with any other trouble something may have been.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL, UnicodeError)
 
 
 class TelegramError(AgentError):
@@ -127,15 +130,16 @@ class TelegramApi:
 
     async def _call(self, method: str, body: dict[str, Any], answer_type: type[T], *, timeout_s: float) -> T:
         content = msgspec.json.encode(body)
-        request = self._client.build_request(
-            "POST", self._url + method, content=content, headers={"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
         try:
+            request = self._client.build_request("POST", self._url + method, content=content, headers=headers)
             answer = await exchange(self._client, request, timeout_s=timeout_s, answer_max_bytes=ANSWER_MAX_BYTES)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise TelegramAway(f"Telegram cannot be reached ({type(error).__name__})", again=True) from None
-        except (httpx.HTTPError, TimeoutError, AnswerTooLarge) as error:
-            raise TelegramAway(f"Telegram does not answer ({type(error).__name__})", again=False) from None
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError, AnswerTooLarge) as error:
+            # A timeout has what timed out as its cause.
+            cause = error.__cause__ if isinstance(error.__cause__, httpx.HTTPError) else error
+            again = isinstance(cause, _NOT_SENT)
+            what = "cannot be reached" if again else "does not answer"
+            raise TelegramAway(f"Telegram {what} ({type(cause).__name__})", again=again) from None
         if answer.status != HTTPStatus.OK:
             raise _refusal(answer.status, answer.content)
         try:
@@ -154,7 +158,8 @@ def _refusal(status: int, content: bytes) -> TelegramError:
         case 429:
             return TelegramBusy("Telegram is called too often", retry_after_s=_retry_after_s(content))
         case _:
-            return TelegramAway(f"Telegram answers HTTP {status}", again=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+            # Also a gateway's 502 or 503 may come of an answer that got lost behind it.
+            return TelegramAway(f"Telegram answers HTTP {status}", again=False)
 
 
 def _retry_after_s(content: bytes) -> float:
