@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hydracore.agent.expressclaw.store import STORE_FILE
 from hydracore.agent.expressclaw.telegram import SORRY, TEXT_ONLY
 from hydracore.modelsim.script import MARK
 from tests.agent_process import AgentProcess
@@ -31,6 +36,13 @@ __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_f
 async def telegram() -> AsyncGenerator[FakeTelegram]:
     async with running_telegram() as fake:
         yield fake
+
+
+@pytest.fixture
+def chats(tmp_path: Path, claw: Claw) -> Path:
+    """The agent's database."""
+    (path,) = tmp_path.rglob(STORE_FILE)
+    return path
 
 
 def with_bot(modelsim: ModelSim, telegram: FakeTelegram, token: str | None = TOKEN, **changes: Any) -> dict[str, Any]:
@@ -143,6 +155,42 @@ async def test_trouble_with_polling_shows_and_passes(
     await until_connection(claw, "error: Another program polls with this bot token")
     await until_connection(claw, "error: Telegram is called too often")
     await until_connection(claw, "error: Telegram answers HTTP 502")
+    await until_connection(claw, "connected")
+
+
+def execute(path: Path, *statements: str) -> None:
+    """Do this to the database of an agent that runs."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
+def refuse(path: Path, what: str) -> None:
+    """Let SQLite fail at each "INSERT" into Telegram's inbox, or each "DELETE", and at nothing else: what is no JSON is an
+    operational error, as a full disk is."""
+    execute(path, f"CREATE TRIGGER refused BEFORE {what} ON telegram_update BEGIN SELECT json('no'); END")
+
+
+REFUSED = "error: the disk takes nothing: malformed JSON"
+
+
+async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "connected")
+    await modelsim.fault("hold", after_tokens=2)
+    held = asyncio.create_task(claw.chat("Count to 20", "c1"))
+    await modelsim.until_requests(1, ended="open")
+
+    refuse(chats, "INSERT")
+    await telegram.write("Hello")
+    await until_connection(claw, REFUSED)
+    await modelsim.release()
+    assert (await held)["message"].startswith(MARK)
+    execute(chats, "DROP TRIGGER refused")
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
     await until_connection(claw, "connected")
 
 

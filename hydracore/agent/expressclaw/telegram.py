@@ -7,6 +7,7 @@ answered if it was not, and an answer that may have gone out is not sent again.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from typing import NoReturn
 from weakref import WeakValueDictionary
@@ -17,6 +18,7 @@ import structlog
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chat_messages import MESSAGE_MAX_CHARS, TELEGRAM_CONVERSATION
 from hydracore.agent.chats import Ask, ChatError, Draining, Interrupted, OpenChat, TooManyChats
+from hydracore.agent.errors import AgentError, DiskRefuses
 from hydracore.agent.expressclaw.document import Telegram
 from hydracore.agent.expressclaw.inbox import Inbox, Waiting
 from hydracore.agent.expressclaw.telegram_api import (
@@ -116,6 +118,10 @@ class TelegramChannel:
                         self._note(error)
                         asked_s = error.retry_after_s if isinstance(error, TelegramBusy) else 0.0
                         await asyncio.sleep(max(backoff.next_s(), asked_s))
+                    except sqlite3.OperationalError as error:
+                        # Telegram keeps what the disk did not take, and the next poll brings it again.
+                        self._note(DiskRefuses(str(error)))
+                        await asyncio.sleep(backoff.next_s())
         finally:
             await api.aclose()
 
@@ -126,7 +132,7 @@ class TelegramChannel:
         next_update = max((update.update_id for update in updates), default=-1) + 1
         await self._inbox.take_over(bot, contents, next_update=next_update or None)
 
-    def _note(self, error: TelegramError) -> None:
+    def _note(self, error: AgentError) -> None:
         state = f"error: {error}"
         if state != self.state:
             _log.warning("telegram_failed", reason=str(error))
