@@ -24,6 +24,10 @@ class FakeTelegram:
         self.url = url
         self.token = TOKEN
         self.sent: list[tuple[int, str]] = []
+        self.held = asyncio.Event()
+        self.released = asyncio.Event()
+        #: Messages that were refused.
+        self.refused = 0
         self.polls: list[dict[str, Any]] = []
         self._updates: dict[int, dict[str, Any]] = {}
         self._next_update = 1000
@@ -49,7 +53,7 @@ class FakeTelegram:
 
     def trouble(self, method: str, *kinds: int | str) -> None:
         """The next calls of `method` meet these, one each: a status, "reply_lost", "gateway_timeout" (both after it was
-        carried out), or "fine"."""
+        carried out), "held" (429 once `released` is set), or "fine"."""
         self._troubles[method].extend(kinds)
 
     async def until(self, happened: Callable[[], bool]) -> None:
@@ -96,7 +100,12 @@ class FakeTelegram:
     async def _answer(self, bot: str, method: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         troubles = self._troubles[method]
         trouble = troubles.popleft() if troubles else "fine"
+        if trouble == "held":
+            self.held.set()
+            await self.released.wait()
+            trouble = 429
         if isinstance(trouble, int):
+            self.refused += method == "sendMessage"
             said = {"ok": False, "error_code": trouble, "description": f"Scripted, of {bot}"}
             return trouble, {**said, "parameters": {"retry_after": 1}} if trouble == 429 else said
         if bot != f"bot{self.token}":

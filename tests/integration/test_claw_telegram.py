@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hydracore.agent.expressclaw.store import STORE_FILE
-from hydracore.agent.expressclaw.telegram import SORRY, TEXT_ONLY
+from hydracore.agent.expressclaw.telegram_answers import SORRY, TEXT_ONLY
 from hydracore.modelsim.script import MARK
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
@@ -27,7 +27,7 @@ from tests.claw_fixtures import (
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, FakeTelegram, running_telegram
 from tests.modelsim_fixtures import ModelSim
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
@@ -209,6 +209,59 @@ async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
     assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in words if "blocked" not in word]
 
 
+async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_too(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    telegram.trouble("sendMessage", "fine", 429)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await telegram.write("x" * 4096)
+    await telegram.until(lambda: telegram.refused == 1)
+
+    platform = document(modelsim)["platform"] | {"channels": {"telegram": {"allowed_user_ids": [77, 78]}}}
+    await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
+    await telegram.write("Next")
+    sent = await telegram.until_sent(3)
+
+    assert "".join(text for _, text in sent[:2]) == f"{MARK} You said: {'x' * 4096}"
+    assert sent[2][1] == f"{MARK} You said: Next"
+
+
+async def test_a_try_that_is_under_way_may_end_when_the_settings_change(
+    control_plane: FakeControlPlane,
+    claw: Claw,
+    modelsim: ModelSim,
+    telegram: FakeTelegram,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hydracore.agent.expressclaw.telegram_delivery.SEND_GRACE_S", PATIENCE_S)
+    telegram.trouble("sendMessage", "held")
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await telegram.write("Hello")
+    await telegram.held.wait()
+
+    platform = document(modelsim)["platform"] | {"channels": {"telegram": {"allowed_user_ids": [77, 78]}}}
+    await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
+    telegram.released.set()
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+
+
+async def test_an_answer_that_is_not_struck_out_is_not_sent(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "connected")
+    refuse(chats, "DELETE")
+
+    await telegram.write("Hello")
+    await until_connection(claw, REFUSED)
+    assert telegram.sent == []
+    execute(chats, "DROP TRIGGER refused")
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    await until_connection(claw, "connected")
+
+
 async def test_who_cannot_be_answered_is_told_so(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
@@ -244,3 +297,31 @@ async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(
     async with connected(control_plane) as claw:
         assert [role for role, _ in await claw.conversation("telegram:5")] == ["user", "assistant"] * 2
     assert TOKEN not in agent.output()
+
+
+async def test_what_telegram_put_off_is_answered_once_over_kill_9(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    control_plane.runtime = with_bot(modelsim, telegram)
+    agent.start()
+    await control_plane.until_healthy()
+    telegram.trouble("sendMessage", 429)
+    await telegram.write("One")
+    await telegram.until(lambda: telegram.refused == 1)
+    await until(lambda: unsent_on_disk(agent) == 1)
+
+    await agent.kill()
+    control_plane.heartbeats.clear()
+    agent.start()
+    await control_plane.until_healthy()
+    await telegram.until_sent(1)
+    await telegram.write("Two")
+    sent = await telegram.until_sent(2)
+
+    assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in ("One", "Two")]
+    await until(lambda: unsent_on_disk(agent) == 0)
+
+
+def unsent_on_disk(agent: AgentProcess) -> int:
+    with closing(sqlite3.connect(f"file:{agent.state / STORE_FILE}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT count(*) FROM telegram_update").fetchone()[0]

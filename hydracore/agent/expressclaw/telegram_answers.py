@@ -1,0 +1,117 @@
+"""The answers of one Telegram bot: whom it answers, what, and in what order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+import msgspec
+import structlog
+
+from hydracore.agent.chat_messages import MESSAGE_MAX_CHARS, TELEGRAM_CONVERSATION
+from hydracore.agent.chats import Ask, ChatError, Draining, Interrupted, OpenChat, TooManyChats
+from hydracore.agent.errors import DiskRefuses
+from hydracore.agent.expressclaw.inbox import Inbox, Waiting
+from hydracore.agent.expressclaw.telegram_api import Message, TelegramApi
+from hydracore.agent.expressclaw.telegram_delivery import Deliveries, Unsent, box_of_unsent
+from hydracore.reading import UNREADABLE
+
+_log = structlog.get_logger(__name__)
+
+#: Answers in the making at once.
+ANSWERS_MAX = 16
+
+SORRY = "Sorry, I cannot answer right now. Please try again later."
+NOT_ALLOWED = "I answer only people whom my owner has named. Your Telegram user id is {}."
+TEXT_ONLY = "I can read text messages only."
+
+
+class Answering:
+    """The answers of one bot. `allowed`: the users who get one; None is everybody."""
+
+    def __init__(
+        self,
+        bot: str,
+        api: TelegramApi,
+        inbox: Inbox,
+        open_chat: Callable[[Ask], OpenChat],
+        *,
+        allowed: tuple[int, ...] | None,
+    ) -> None:
+        self._allowed = allowed
+        self._bot = bot
+        self._deliveries = Deliveries(bot, api, inbox)
+        self._open_chat = open_chat
+        self._begun: set[int] = set()
+        self._free = asyncio.Semaphore(ANSWERS_MAX)
+        self._orders: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def refusal(self) -> DiskRefuses | None:
+        """Why answers do not go out, though Telegram may take them."""
+        return self._deliveries.refusal
+
+    def begin(self, tasks: asyncio.TaskGroup, waiting: list[Waiting]) -> None:
+        """Answer what is not being answered yet; messages of one chat in their order."""
+        begun = self._begun
+        # What no longer waits is answered; to know that it was begun is needed no more.
+        self._begun = {update_id for update_id, _ in waiting}
+        for update_id, content in waiting:
+            if update_id not in begun:
+                tasks.create_task(self._answer(self._bot, update_id, content))
+
+    def resume(self, tasks: asyncio.TaskGroup, unsent: list[Waiting]) -> None:
+        """Send on what an earlier run put back. Once, and first: what this one puts back it has in hand."""
+        for update_id, content in unsent:
+            tasks.create_task(self._answer(box_of_unsent(self._bot), update_id, content))
+
+    async def _answer(self, box: str, update_id: int, content: str) -> None:
+        try:
+            if box == self._bot:
+                unsent = Unsent(msgspec.json.decode(content, type=Message))
+            else:
+                unsent = msgspec.json.decode(content, type=Unsent)
+        except UNREADABLE:
+            _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
+            # Where the disk does not take it, it is as odd to whoever runs next.
+            await self._deliveries.strike_out(box, update_id)
+            return
+        async with self._order(unsent.message.chat.id):
+            async with self._free:
+                text = await self._text_for(update_id, unsent.message)
+            if text is not None:
+                await self._deliveries.deliver(box, update_id, unsent, text)
+
+    def _order(self, chat_id: int) -> asyncio.Lock:
+        lock = self._orders.get(chat_id)
+        if lock is None:
+            lock = self._orders[chat_id] = asyncio.Lock()
+        return lock
+
+    async def _text_for(self, update_id: int, message: Message) -> str | None:
+        """None where it is to stay on disk, for whoever runs next."""
+        if self._allowed is not None and (message.sender is None or message.sender.id not in self._allowed):
+            # Their number is what the owner needs to let them in.
+            return NOT_ALLOWED.format("unknown" if message.sender is None else message.sender.id)
+        if not message.text:
+            return TEXT_ONLY
+        end_user = None if message.sender is None else f"telegram:{message.sender.id}"
+        ask = Ask(
+            message=message.text[:MESSAGE_MAX_CHARS],
+            conversation_id=f"{TELEGRAM_CONVERSATION}{message.chat.id}",
+            end_user=end_user,
+            channel="telegram",
+            key=f"telegram:{self._bot}:{update_id}",
+        )
+        try:
+            chat = self._open_chat(ask)
+            with chat.listening():
+                return (await chat.answer()).message
+        except (Draining, Interrupted):
+            return None
+        except TooManyChats:
+            return SORRY
+        except ChatError as error:
+            _log.warning("telegram_unanswered", code=error.code)
+            return SORRY
