@@ -1,9 +1,15 @@
-"""Logs are data: one JSON object a line, from our parts and from the libraries they stand on alike."""
+"""Logs are data: one JSON object a line, from our parts and from the libraries they stand on alike.
+
+A line that cannot be written is lost, and that is all: no full disk, and no reader who has left, ends a part by way of its log.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 import msgspec
@@ -13,7 +19,7 @@ from structlog.typing import Processor
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:
     """Set up structlog and the standard library's logging. `level`: debug, info, warning or error. `stream`: else standard error."""
-    stream = stream or sys.stderr
+    lines = _Lines(stream or sys.stderr)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -25,10 +31,10 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(lines),  # pyright: ignore[reportArgumentType] - it writes and flushes
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processor=structlog.processors.JSONRenderer(serializer=_to_json), foreign_pre_chain=shared
@@ -36,6 +42,26 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     )
     # Libraries speak up from warnings on: below that, httpx prints every request and psycopg's pool every borrowing.
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+class _Lines(io.TextIOBase):
+    """Takes whole lines for a file's descriptor: buffered ones would come torn, or late, where the file takes some and not others."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Without a stream, which a process that was started without one has not, all is lost."""
+        self._stream = stream
+        self._torn = False
+
+    def write(self, line: str, /) -> int:
+        # What a part of a line was written of is no line, and must not make the next one none.
+        content = (b"\n" if self._torn else b"") + line.encode()
+        written = 0
+        with suppress(OSError):
+            while self._stream and written < len(content):
+                written += os.write(self._stream.fileno(), content[written:])
+        if written:
+            self._torn = written < len(content)
+        return len(line)
 
 
 def _to_json(record: object, **_: object) -> str:

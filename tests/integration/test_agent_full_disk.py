@@ -1,25 +1,15 @@
-"""The agent when its disk takes nothing more: it lives, says so, and catches up once there is room."""
+"""The agent when its disk takes nothing more, its log no less than its state: it lives, says so, and catches up once there is room."""
 
 from __future__ import annotations
 
 import json
 import resource
 
-import pytest
-
 from hydracore.vps import AgentAddress, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import FakeControlPlane
 from tests.waiting import until
-
-
-@pytest.fixture(name="agent")
-def quiet_agent_fixture(agent: AgentProcess) -> AgentProcess:
-    """Its output goes where there is always room, as on a VPS, where the journal takes it."""
-    for path in (agent.stdout, agent.stderr):
-        path.symlink_to("/dev/null")
-    return agent
 
 
 def disk(agent: AgentProcess, *, is_full: bool) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
 from hydracore.transport import TRUST_NOBODY
 from tests.up_program import READY_S_MAX, REPOSITORY, Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
@@ -25,6 +27,10 @@ KEYS = {
     *("url", "tenant_id", "admin", "customer", "other_customer", "other_tenant", "api_key"),
     *("database_url", "redis_url", "cloudsim_url", "cloudsim_token", "modelsim_url", "pids"),
 }
+
+
+#: The names of all parts, and of their logs.
+PARTS = ("api", "relay", "worker-1", "cloudsim", "modelsim", "postgres", "valkey")
 
 
 def stores_of(home: Path) -> list[psutil.Process]:
@@ -188,6 +194,33 @@ async def test_stores_of_ones_own_replace_the_embedded_ones(
     assert (dev["database_url"], dev["redis_url"]) == (database_url, redis_url)
     assert not stores_of(home)
     assert await status_of(f"{dev['url']}/v1/instances", **{"X-Api-Key": dev["api_key"]}) == 200
+    one.stop()
+
+
+async def test_parts_whose_logs_take_nothing_serve_come_back_and_leave_agents_alone(
+    up: Callable[..., Up], home: Path
+) -> None:
+    for name in PARTS:
+        (Home(home).logs / f"{name}.log").symlink_to("/dev/full")
+    one = up(free_port())
+    dev = await one.ready()
+    customer = {"Authorization": f"Bearer {dev['customer']['token']}"}
+    instance = await running_instance(dev["url"], customer)
+    cloudsim = {"Authorization": f"Bearer {dev['cloudsim_token']}"}
+    (server,) = sim_servers(dev["cloudsim_url"], cloudsim)["servers"]
+    _, hard = resource.prlimit(server["pid"], resource.RLIMIT_FSIZE)
+    resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (0, hard))
+
+    # It tries to reach the API meanwhile, and complains in its log.
+    before = datetime.now(UTC)
+    await kill_everything(one, home)
+    resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (hard, hard))
+
+    async def heard_again() -> bool:
+        return await last_heartbeat(instance, customer) > before
+
+    await until(heard_again)
+    assert sim_servers(dev["cloudsim_url"], cloudsim)["servers"] == [server]
     one.stop()
 
 
