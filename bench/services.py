@@ -61,7 +61,7 @@ async def running_services() -> AsyncGenerator[Services]:
     )
     valkey = Valkey(base=home.valkey, password=secrets.redis_password, port=free_port())
     try:
-        async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
+        async with Supervisor.running(home=home.path, logs=home.logs) as supervisor:
             await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
             await _assert_durable(postgres.url())
             yield Services(home, supervisor, postgres, valkey)

@@ -132,7 +132,7 @@ class OwnServices:
             home = Home(folder / "home")
             postgres, valkey = embedded_in(home)
             try:
-                async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
+                async with Supervisor.running(home=home.path, logs=home.logs) as supervisor:
                     await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
                     await asyncio.to_thread(migrate, postgres.url())
                     yield cls(supervisor, postgres, valkey)
@@ -233,7 +233,7 @@ async def _host(base: Path) -> None:
         home = Home(folder / "home")
         postgres, valkey = embedded_in(home)
         try:
-            async with Supervisor.running(runtime_file=home.runtime_file, logs=home.logs) as supervisor:
+            async with Supervisor.running(home=home.path, logs=home.logs) as supervisor:
                 await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
                 await _make_template(postgres)
                 services = Services(postgres.url("{}"), valkey.url().removesuffix("/0") + "/{}")

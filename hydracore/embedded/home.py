@@ -1,4 +1,4 @@
-"""One directory that holds everything of a local installation: data, logs, secrets, and who runs there."""
+"""One directory that holds everything of a local installation: data, logs and secrets."""
 
 import base64
 import secrets
@@ -85,7 +85,6 @@ class Home:
         self.seal_file = self.path / "seals.jsonl"
         self.erasure_file = self.path / "erasures.jsonl"
         self.ports_file = self.path / "ports.json"
-        self.runtime_file = self.path / "runtime.json"
         self.dev_file = self.path / "dev.json"
         self.env_file = self.path / "env"
 

@@ -1,11 +1,12 @@
-"""Processes that outlived the supervisor that started them: written down while it runs, ended by the next one on the same home.
+"""Processes that outlived the supervisor that started them: known by what they have inherited, ended by the next one on the same home.
 
-A number alone could by now be somebody else's process; a number with its start time is one process for ever.
+Nothing is written down about them: that could be prevented by a full disk, come too late for a kill, or be made wrong by a clock that is
+put right. Instead each part is given a mark in its environment, which whatever it starts inherits and which the kernel keeps.
 """
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -13,69 +14,48 @@ from typing import Final
 import msgspec
 import psutil
 
-from hydracore.embedded.files import write_json
-
-#: How far a start time may seem to move: it is computed from the wall clock, which gets corrected.
-CLOCK_S_MAX: Final = 2.0
+#: The variable that a part's mark is in.
+VARIABLE: Final = "HYDRACORE_PART"
 LEFTOVER_S_MAX: Final = 4.0
 
 
-class RecordedProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """One process as the runtime file keeps it."""
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose part a process is, or of which part it comes."""
 
     name: str
-    pid: int
-    created_at_s: float
-    stop_signal: int
-    #: Device and number of the file's directory, which a copy of the home does not have. Earlier releases did not write it down.
-    place: tuple[int, int] | None = None
+    #: Asks the part's main process to end.
+    stop_signal: signal.Signals
+    #: Device and number of the home's directory: the same where it is moved, and another one in a copy.
+    home: tuple[int, int]
+
+    def environ(self) -> dict[str, str]:
+        return {VARIABLE: msgspec.json.encode(self).decode()}
 
 
-def describe(name: str, pid: int, stop_signal: int) -> RecordedProcess | None:
-    """The entry of a process that was just started; `None` when it is gone already."""
-    try:
-        created_at_s = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
-    return RecordedProcess(name=name, pid=pid, created_at_s=created_at_s, stop_signal=stop_signal)
-
-
-def write_runtime(path: Path, started: Iterable[RecordedProcess]) -> None:
-    place = _place_of(path)
-    write_json(path, [msgspec.structs.replace(each, place=place) for each in started], durable=False)
-
-
-def stop_leftovers(
-    path: Path, *, seconds_max: float = LEFTOVER_S_MAX, tell: Callable[[str], None] | None = None
-) -> list[str]:
-    """End what the runtime file at `path` names and is still alive; the names of those, for a message.
-
-    In a copy of a home it names what runs in the original, which is none of ours: that is left alone, and `tell` is told.
-    """
-    try:
-        recorded = msgspec.json.decode(path.read_bytes(), type=list[RecordedProcess])
-    except (FileNotFoundError, msgspec.DecodeError):
-        return []
-    alive = {process: entry for entry in recorded if (process := _same_process(entry))}
-    others = [entry.name for entry in alive.values() if entry.place not in (None, _place_of(path))]
-    if others:
-        if tell is not None:
-            tell(f"{path} is a copy of another home's: what runs there ({', '.join(others)}) is left alone")
-        alive = {}
-    end_processes(
-        {process: signal.Signals(entry.stop_signal) for process, entry in alive.items()}, seconds_max=seconds_max
-    )
-    for entry in alive.values():
-        # Every part leads a group of its own; what it left in there goes with it.
-        kill_group(entry.pid)
-    path.unlink(missing_ok=True)
-    return [entry.name for entry in alive.values()]
-
-
-def _place_of(path: Path) -> tuple[int, int]:
-    """Stays the same where the home is moved, unless that was to another device: nothing of it runs there then."""
-    status = path.parent.stat()
+def place_of(home: Path) -> tuple[int, int]:
+    """As marks have it. A home that is moved to another device gets a new one: nothing of it runs there then."""
+    status = home.stat()
     return status.st_dev, status.st_ino
+
+
+def stop_leftovers(home: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[str]:
+    """End every process that is marked as this home's and may be looked at by us; the names of their parts, for a message.
+
+    Call it with the home held: nobody else's parts run there then. We ourselves and those who started us are spared, whatever is in
+    our environment.
+    """
+    place = place_of(home)
+    spared = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
+    marks = {process: _mark_of(process) for process in psutil.process_iter() if process.pid not in spared}
+    found = {process: mark for process, mark in marks.items() if mark is not None and mark.home == place}
+    # What a main process has started is its own to end; the supervisor has asked none of that either.
+    mains = {process: mark.stop_signal for process, mark in found.items() if _leads(process)}
+    end_processes(mains, seconds_max=seconds_max)
+    for process in mains:
+        kill_group(process.pid)
+    # Those who have left their group, or whose main process was killed before.
+    end_processes(dict.fromkeys(found.keys() - mains.keys(), signal.SIGKILL), seconds_max=seconds_max)
+    return sorted({mark.name for mark in found.values()})
 
 
 def end_processes(processes: Mapping[psutil.Process, signal.Signals], *, seconds_max: float) -> None:
@@ -96,12 +76,17 @@ def kill_group(leader_pid: int) -> None:
         os.killpg(leader_pid, signal.SIGKILL)
 
 
-def _same_process(entry: RecordedProcess) -> psutil.Process | None:
+def _mark_of(process: psutil.Process) -> Mark | None:
+    """`None` where there is none, where it is nothing of ours, and where the process is not ours to look at."""
     try:
-        process = psutil.Process(entry.pid)
-        same = (
-            abs(process.create_time() - entry.created_at_s) < CLOCK_S_MAX and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
+        return msgspec.json.decode(process.environ().get(VARIABLE, ""), type=Mark)
+    except (psutil.Error, ValueError):
         return None
-    return process if same else None
+
+
+def _leads(process: psutil.Process) -> bool:
+    """Every part's main process leads a group of its own."""
+    try:
+        return os.getpgid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False

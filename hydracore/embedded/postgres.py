@@ -102,7 +102,7 @@ class Postgres:
         """Make the data directory if there is none, and make way for a server in the one that there is."""
         if not self.data.exists():
             await self._initialise()
-        await asyncio.to_thread(self._stop_leftovers)
+        await asyncio.to_thread(self._make_way)
 
     async def answers(self) -> bool:
         """Whether the server takes connections and answers."""
@@ -179,15 +179,19 @@ class Postgres:
         if status != 0 or b"ERROR:" in complaint:
             raise EmbeddedError(f"PostgreSQL could not make {self.data}: {complaint.decode(errors='replace').strip()}")
 
-    def _stop_leftovers(self) -> None:
+    def _make_way(self) -> None:
         """End the processes of an earlier server here, and drop a pid file that names a stranger.
 
-        Every process of a server works in its data directory, which also finds the children of a killed one. A pid file whose
-        number now belongs to somebody else would keep PostgreSQL from starting.
+        A pid file whose number now belongs to somebody else would keep PostgreSQL from starting.
         """
-        leftovers = [process for process in psutil.process_iter() if _works_in(process, self.data)]
-        end_processes(dict.fromkeys(leftovers, signal.SIGINT), seconds_max=LEFTOVER_S_MAX)
+        end_servers(self.data)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def end_servers(data: Path) -> None:
+    """End who works in the data directory `data`: every process of a server does, also the children of a killed one."""
+    leftovers = [process for process in psutil.process_iter() if _works_in(process, data)]
+    end_processes(dict.fromkeys(leftovers, signal.SIGINT), seconds_max=LEFTOVER_S_MAX)
 
 
 def _holds_data(base: Path) -> bool:
@@ -199,6 +203,14 @@ def _holds_data(base: Path) -> bool:
 
 def _works_in(process: psutil.Process, directory: Path) -> bool:
     try:
-        return process.name() == "postgres" and process.cwd() == str(directory)
+        return process.name() == "postgres" and _place_of(process, directory) == str(directory)
     except psutil.Error:
         return False
+
+
+def _place_of(process: psutil.Process, directory: Path) -> str:
+    """Where it works, or is told to. In a container not even root may look at what another account's process does."""
+    try:
+        return process.cwd()
+    except psutil.AccessDenied:
+        return str(directory) if str(directory) in process.cmdline() else ""

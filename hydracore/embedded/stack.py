@@ -112,7 +112,7 @@ class Stack:
         Raises `HomeInUse`, `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused`, `SettingsError` and `CatalogueError`.
         """
         async with Supervisor.running(
-            runtime_file=home.runtime_file, logs=home.logs, on_change=on_change, on_trouble=on_trouble
+            home=home.path, logs=home.logs, on_change=on_change, on_trouble=on_trouble
         ) as supervisor:
             if not is_free(port):  # Only now: a leftover of ours may have held it.
                 raise PortTaken(LOOPBACK, port)

@@ -1,15 +1,16 @@
-"""Runs the parts of one home as separate processes and keeps the runtime file, so that no crash of ours leaks one."""
+"""Runs the parts of one home as separate processes, each with a mark of the home, so that no crash of ours leaks one."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
 from hydracore.embedded.errors import PartFailed
 from hydracore.embedded.files import tail
 from hydracore.embedded.keeper import Keeper
-from hydracore.embedded.leftovers import describe, stop_leftovers, write_runtime
+from hydracore.embedded.leftovers import Mark, place_of, stop_leftovers
 from hydracore.embedded.part import Part
 
 READY_S_MAX: Final = 30.0
@@ -27,12 +28,12 @@ class Supervisor:
     def __init__(
         self,
         *,
-        runtime_file: Path,
+        home: Path,
         logs: Path,
         on_change: Callable[[], None] | None = None,
         on_trouble: Callable[[str], None] | None = None,
     ) -> None:
-        self._runtime_file = runtime_file
+        self._place = place_of(home)
         self._logs = logs
         self._listener = on_change
         self._on_trouble = on_trouble
@@ -43,14 +44,14 @@ class Supervisor:
     async def running(
         cls,
         *,
-        runtime_file: Path,
+        home: Path,
         logs: Path,
         on_change: Callable[[], None] | None = None,
         on_trouble: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
-        """A supervisor that first ends the leftovers of its predecessor, and at last stops all that it started."""
-        await asyncio.to_thread(stop_leftovers, runtime_file, tell=on_trouble)
-        supervisor = cls(runtime_file=runtime_file, logs=logs, on_change=on_change, on_trouble=on_trouble)
+        """A supervisor that first ends the leftovers of its predecessors in `home`, and at last stops all that it started."""
+        await asyncio.to_thread(stop_leftovers, home)
+        supervisor = cls(home=home, logs=logs, on_change=on_change, on_trouble=on_trouble)
         try:
             yield supervisor
         finally:
@@ -62,7 +63,7 @@ class Supervisor:
         """
         assert part.name not in self._keepers
         log = self._logs / f"{part.name}.log"
-        keeper = Keeper(part, log=log, on_change=self._changed, on_trouble=self._tell)
+        keeper = Keeper(self._marked(part), log=log, on_change=self._changed, on_trouble=self._tell)
         self._keepers[part.name] = keeper
         keeper.begin()
         try:
@@ -110,6 +111,10 @@ class Supervisor:
     async def _serves(self, keeper: Keeper) -> bool:
         return await keeper.part.ready() if keeper.part.ready else keeper.ran_s() >= keeper.part.settle_s
 
+    def _marked(self, part: Part) -> Part:
+        mark = Mark(name=part.name, stop_signal=part.stop_signal, home=self._place)
+        return replace(part, environ={**part.environ, **mark.environ()})
+
     def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
         return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))
 
@@ -120,19 +125,10 @@ class Supervisor:
                 self._on_trouble(trouble)
 
     def _changed(self) -> None:
-        """Write down who runs. Called from the loop with every change; the file is small."""
+        """Called from the loop with every change."""
         try:
-            self._write_down()
             if self._listener:
                 self._listener()
         except OSError as error:
-            # What is written down outlives us, and the next start; what runs does not depend on it.
+            # What is written down of those who run is for others; they do not depend on it.
             self._tell(f"who runs cannot be written down: {error.strerror}")
-
-    def _write_down(self) -> None:
-        alive = [keeper for keeper in self._keepers.values() if keeper.pid]
-        entries = (describe(keeper.part.name, keeper.pid or 0, keeper.part.stop_signal) for keeper in alive)
-        if alive:
-            write_runtime(self._runtime_file, (entry for entry in entries if entry))
-        else:
-            self._runtime_file.unlink(missing_ok=True)

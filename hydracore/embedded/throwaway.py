@@ -14,7 +14,7 @@ from hydracore.embedded.errors import EmbeddedError, HomeInUse
 from hydracore.embedded.files import held
 from hydracore.embedded.home import HOME_MODE, LOCK, Home
 from hydracore.embedded.leftovers import stop_leftovers
-from hydracore.embedded.postgres import STATE
+from hydracore.embedded.postgres import STATE, end_servers
 
 #: The home's own name, below the directory that is made for it.
 NAME: Final = "home"
@@ -51,7 +51,8 @@ def _left_behind(prefix: str) -> Iterator[Home]:
 def _discard(home: Home) -> None:
     """Delete it for good, unless somebody else is at that, or works there."""
     with suppress(HomeInUse, FileNotFoundError), home.lock():
-        stop_leftovers(home.runtime_file)
+        stop_leftovers(home.path)
+        end_servers(home.postgres / "data")
         agents.end_below(home.cloudsim)
         _discard_apart(STATE / home.secrets().home_id)
         shutil.rmtree(home.path.parent, ignore_errors=True)
@@ -60,4 +61,5 @@ def _discard(home: Home) -> None:
 def _discard_apart(data: Path) -> None:
     """Delete data that lives apart, unless whoever has a copy of the home works on it."""
     with suppress(HomeInUse, FileNotFoundError), held(data / LOCK):
+        end_servers(data / "data")
         shutil.rmtree(data, ignore_errors=True)

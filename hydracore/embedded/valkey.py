@@ -52,6 +52,8 @@ class Valkey:
             'save ""',
             "appendonly no",
             "daemonize no",
+            # A title is written over the environment, and with it the mark by which a supervisor knows its leftovers.
+            "set-proc-title no",
         )
         write_atomic(self._config, "\n".join(lines).encode() + b"\n", durable=False)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import LiteralString
@@ -65,7 +67,7 @@ def postgres_in(base: Path, state: Path) -> Postgres:
 
 
 def supervised(folder: Path):  # noqa: ANN201 - Supervisor.running's own type
-    return Supervisor.running(runtime_file=folder / "runtime.json", logs=folder)
+    return Supervisor.running(home=folder, logs=folder)
 
 
 async def execute(postgres: Postgres, statement: LiteralString) -> list[TupleRow]:
@@ -127,11 +129,25 @@ async def test_the_processes_of_a_killed_predecessor_make_way(postgres: Postgres
     async with supervised(reachable) as first:
         await first.start(postgres.part())
         (old,) = first.pids()["postgres"]
-        (reachable / "runtime.json").unlink()
-
         successor = postgres_in(reachable, reachable)
         await successor.prepare()
 
+        assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
+
+
+@as_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="it takes rights away, as containers do")
+async def test_the_server_of_a_predecessor_makes_way_for_a_root_that_may_not_look_into_it(
+    postgres: Postgres, reachable: Path
+) -> None:
+    look = f"from hydracore.embedded.postgres import *; end_servers(Path({str(postgres.data)!r}))"
+    async with supervised(reachable) as first:
+        await first.start(postgres.part())
+        (old,) = first.pids()["postgres"]
+        command = ("setpriv", "--bounding-set=-sys_ptrace", sys.executable, "-c", look)
+        confined = await asyncio.create_subprocess_exec(*command)
+
+        assert await confined.wait() == 0
         assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
 
 

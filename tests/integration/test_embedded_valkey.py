@@ -22,7 +22,7 @@ def valkey(tmp_path: Path) -> Valkey:
 
 
 async def test_it_serves_those_who_know_the_password(valkey: Valkey, tmp_path: Path) -> None:
-    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path) as supervisor:
+    async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
         await supervisor.start(valkey.part())
         async with redis.asyncio.from_url(valkey.url(3)) as client:
             await client.set("key", "value")
@@ -36,7 +36,7 @@ async def test_it_serves_those_who_know_the_password(valkey: Valkey, tmp_path: P
 
 
 async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: Valkey, tmp_path: Path) -> None:
-    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path) as supervisor:
+    async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
         await supervisor.start(valkey.part())
         (pid,) = supervisor.pids()["valkey"]
         command = psutil.Process(pid).cmdline()
@@ -50,7 +50,7 @@ async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: V
 
 
 async def test_it_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Path) -> None:
-    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path) as supervisor:
+    async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
         await supervisor.start(valkey.part())
         async with redis.asyncio.from_url(valkey.url()) as client:
             await client.set("key", "value")

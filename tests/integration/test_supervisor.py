@@ -1,7 +1,6 @@
 """The supervisor, with tiny real processes: restart with backoff, bounded stops, leftovers, one home one supervisor."""
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import pytest
 from hydracore.embedded.errors import PartFailed
 from hydracore.embedded.files import tail, write_json
 from hydracore.embedded.home import Home
-from hydracore.embedded.leftovers import RecordedProcess, describe, stop_leftovers, write_runtime
+from hydracore.embedded.leftovers import Mark, place_of, stop_leftovers
 from hydracore.embedded.part import Part
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.stack import Stack
@@ -50,7 +49,7 @@ def part(name: str, program: str, *, kind: str | None = None, log: Path | None =
 
 
 def running(folder: Path):  # noqa: ANN201 - Supervisor.running's own type
-    return Supervisor.running(runtime_file=folder / "runtime.json", logs=folder)
+    return Supervisor.running(home=folder, logs=folder)
 
 
 def gone(pid: int) -> bool:
@@ -63,7 +62,7 @@ def gone(pid: int) -> bool:
 async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
     changes: list[dict[str, list[int]]] = []
     async with Supervisor.running(
-        runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_change=lambda: changes.append(supervisor.pids())
+        home=tmp_path, logs=tmp_path, on_change=lambda: changes.append(supervisor.pids())
     ) as supervisor:
         await supervisor.start(part("one", SLEEP))
         (first,) = supervisor.pids()["one"]
@@ -121,7 +120,6 @@ async def test_a_stubborn_part_and_its_children_are_killed_in_time(tmp_path: Pat
 
     assert clock() - began_s < 5
     assert all(gone(pid) for pid in [*pids, child])
-    assert not (tmp_path / "runtime.json").exists()
 
 
 async def test_children_of_a_killed_main_process_go_before_the_restart(tmp_path: Path) -> None:
@@ -145,10 +143,13 @@ async def test_a_stop_during_the_start_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Path) -> None:
     (tmp_path / "one.log").symlink_to("/dev/full")
-    (tmp_path / f".runtime.json.{os.getpid()}.new").symlink_to("/dev/full")
+    (tmp_path / f".dev.json.{os.getpid()}.new").symlink_to("/dev/full")
     told: list[str] = []
     async with Supervisor.running(
-        runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_trouble=told.append
+        home=tmp_path,
+        logs=tmp_path,
+        on_change=lambda: write_json(tmp_path / "dev.json", supervisor.pids(), durable=False),
+        on_trouble=told.append,
     ) as supervisor:
         await supervisor.start(part("one", QUIET))
         (first,) = supervisor.pids()["one"]
@@ -179,7 +180,7 @@ async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_be
         if len(pids) > 1:
             raise RuntimeError("nobody has thought of this")
 
-    async with Supervisor.running(runtime_file=tmp_path / "runtime.json", logs=tmp_path, on_change=see) as supervisor:
+    async with Supervisor.running(home=tmp_path, logs=tmp_path, on_change=see) as supervisor:
         stack = Stack(home, supervisor, port=free_port(), workers=1, environ={})
         for name in ("api", "cloudsim", "store"):
             await supervisor.start(part(name, QUIET))
@@ -232,86 +233,115 @@ async def test_parts_of_one_kind_are_counted_together(tmp_path: Path) -> None:
         assert len(supervisor.pids()["worker"]) == 2
 
 
-async def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(tmp_path: Path) -> None:
-    """A real supervisor in a process of its own is killed -9; its parts live on until somebody starts on the same home."""
-    program = f"""
+#: A supervisor in a process of its own; it never ends by itself.
+SUPERVISE = f"""
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tests.integration.test_supervisor import STUBBORN, part, running
+from tests.integration.test_supervisor import QUIET, STUBBORN, WITH_CHILD, part, running
 
-async def main():
-    folder = Path({str(tmp_path)!r})
+async def main(folder):
     async with running(folder) as supervisor:
-        await supervisor.start(part("left", STUBBORN, log=folder / "left.log"))
-        print(supervisor.pids()["left"][0], flush=True)
+        await supervisor.start(PART)
+        print(*supervisor.pids().popitem()[1], flush=True)
         await asyncio.sleep(600)
 
-asyncio.run(main())
+asyncio.run(main(Path(sys.argv[1])))
 """
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
+
+
+async def left_by_a_killed_supervisor(folder: Path, program: str) -> int:
+    """A process of the part that `program` is, whose supervisor was killed -9."""
+    code = SUPERVISE.replace("PART", f"part('left', {program}, log=folder / 'left.log')")
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(folder), stdout=subprocess.PIPE)
     assert process.stdout is not None
     left = int(await process.stdout.readline())
     process.kill()
     await process.communicate()
     assert not gone(left)
+    return left
 
-    stopped = await asyncio.to_thread(stop_leftovers, tmp_path / "runtime.json", seconds_max=0.5)
+
+async def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(tmp_path: Path) -> None:
+    """A real supervisor is killed -9; its parts live on until somebody starts on the same home."""
+    left = await left_by_a_killed_supervisor(tmp_path, "STUBBORN")
+    # What is to be written down, a full disk prevents.
+    assert os.listdir(tmp_path) == ["left.log"]  # noqa: PTH208 - names are all that is wanted
+
+    stopped = await asyncio.to_thread(stop_leftovers, tmp_path, seconds_max=0.5)
 
     assert stopped == ["left"]
     assert gone(left)
-    assert not (tmp_path / "runtime.json").exists()
+
+
+async def test_what_a_leftover_has_started_is_ended_also_where_the_leftover_itself_has_ended(tmp_path: Path) -> None:
+    left = await left_by_a_killed_supervisor(tmp_path, "WITH_CHILD")
+    child = int((tmp_path / "left.log").read_text().split()[0])
+    os.kill(left, signal.SIGKILL)
+    await until(lambda: gone(left))
+    assert not gone(child)
+
+    assert await asyncio.to_thread(stop_leftovers, tmp_path) == ["left"]
+    assert gone(child)
+
+
+async def test_a_supervisor_that_is_killed_as_a_part_starts_leaves_none_that_is_not_found(tmp_path: Path) -> None:
+    """The part itself kills it, before anybody can have taken note of the part."""
+    command = '("/bin/sh", "-c", "kill -9 $PPID; echo $$; exec sleep 600")'
+    code = SUPERVISE.replace("PART", f"__import__('dataclasses').replace(part('left', ''), command={command})")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    await process.wait()
+    await until(lambda: tail(tmp_path / "left.log"))
+    left = int(tail(tmp_path / "left.log"))
+    assert not gone(left)
+
+    assert await asyncio.to_thread(stop_leftovers, tmp_path) == ["left"]
+    assert gone(left)
 
 
 async def test_a_copy_of_a_home_leaves_alone_what_runs_in_the_original(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
-    told = list[str]()
     async with running(original) as supervisor:
         await supervisor.start(part("runs", STUBBORN, log=original / "runs.log"))
         (pid,) = supervisor.pids()["runs"]
         shutil.copytree(original, copy)
 
-        async with Supervisor.running(runtime_file=copy / "runtime.json", logs=copy, on_trouble=told.append):
+        async with running(copy):
             assert not gone(pid)
 
-        assert told == [f"{copy / 'runtime.json'} is a copy of another home's: what runs there (runs) is left alone"]
-        assert not (copy / "runtime.json").exists()
 
-
-@pytest.mark.parametrize("release", ["this", "earlier"])
-def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path, release: str) -> None:
+async def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     before.mkdir()
-    with subprocess.Popen([sys.executable, "-c", QUIET], start_new_session=True) as process:
-        left = describe("left", process.pid, signal.SIGKILL)
-        assert left is not None
-        if release == "this":
-            write_runtime(before / "runtime.json", [left])
-        else:
-            write_json(before / "runtime.json", [left])
+    left = await left_by_a_killed_supervisor(before, "STUBBORN")
 
-        before.rename(after)
+    before.rename(after)
 
-        assert stop_leftovers(after / "runtime.json") == ["left"]
+    assert await asyncio.to_thread(stop_leftovers, after, seconds_max=0.5) == ["left"]
+    assert gone(left)
 
 
-def test_an_earlier_release_reads_what_this_one_has_written_down(tmp_path: Path) -> None:
-    ours = describe("mine", os.getpid(), signal.SIGKILL)
-    assert ours is not None
-    write_runtime(tmp_path / "runtime.json", [ours])
+def test_what_a_stranger_calls_by_the_mark_s_name_ends_nobody(tmp_path: Path) -> None:
+    ours = Mark(name="left", stop_signal=signal.SIGKILL, home=place_of(tmp_path)).environ()
+    (variable,) = ours
+    command = [sys.executable, "-c", QUIET]
+    for value in ("", "{", "\udcff", ours[variable].replace(":9", ":4711")):
+        with subprocess.Popen(command, env={variable: value}) as stranger:
+            try:
+                assert stop_leftovers(tmp_path) == []
+                assert stranger.poll() is None
+            finally:
+                stranger.kill()
 
-    # A list of these, and what it does not know is passed over.
-    (written,) = json.loads((tmp_path / "runtime.json").read_bytes())
-    assert {"name", "pid", "created_at_s", "stop_signal"} < written.keys()
 
+def test_whoever_starts_with_the_mark_ends_neither_itself_nor_whom_it_was_started_by(tmp_path: Path) -> None:
+    mark = Mark(name="left", stop_signal=signal.SIGKILL, home=place_of(tmp_path)).environ()
+    look = f"from hydracore.embedded.leftovers import *; print(stop_leftovers(Path({str(tmp_path)!r})))"
+    shell = ["/bin/sh", "-c", '"$@"; echo and goes on', "sh", sys.executable, "-c", look]
 
-async def test_a_stranger_with_a_recycled_number_is_left_alone(tmp_path: Path) -> None:
-    ours = describe("mine", os.getpid(), signal.SIGKILL)
-    assert ours is not None
-    older = RecordedProcess(
-        name="mine", pid=ours.pid, created_at_s=ours.created_at_s - 3600, stop_signal=signal.SIGKILL
-    )
-    write_runtime(tmp_path / "runtime.json", [older])
+    done = subprocess.run(shell, env={**os.environ, **mark}, capture_output=True, text=True, check=False)
 
-    assert stop_leftovers(tmp_path / "runtime.json") == []
+    assert done.stdout == "[]\nand goes on\n", done.stderr
