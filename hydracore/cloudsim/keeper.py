@@ -22,6 +22,10 @@ _log = structlog.get_logger(__name__)
 CUT_POWER: Final = "stop_server"
 RESTARTS: Final = frozenset({"reboot_server", "reset_server"})
 
+#: Pauses before what has gone wrong is tried again, in seconds: doubling from the first to the longest.
+RETRY_S_FIRST: Final = 0.2
+RETRY_S_MAX: Final = 10.0
+
 
 class Keeper:
     """`disks` holds the servers' folders.
@@ -151,14 +155,25 @@ class Keeper:
         try:
             if previous is not None:
                 await asyncio.wait([previous])
-            await work()
-        except UserDataError as error:
-            _log.warning("user_data_unusable", server_id=server_id, reason=str(error))
-        except Exception:  # noqa: BLE001 - this server stays as it is until somebody asks something of it; the others go on
-            _log.exception("server_stuck", server_id=server_id)
+            retry_s = RETRY_S_FIRST
+            # A server at which an action is at work is locked: nobody could ask anything of it meanwhile.
+            while not await self._done(server_id, work):
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, RETRY_S_MAX)
         finally:
             if self._tasks.get(server_id) is asyncio.current_task():
                 del self._tasks[server_id]
+
+    async def _done(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> bool:
+        """Work, once; False where that has gone wrong and may go better later. The other servers go on meanwhile."""
+        try:
+            await work()
+        except UserDataError as error:
+            _log.warning("user_data_unusable", server_id=server_id, reason=str(error))
+        except Exception:  # noqa: BLE001 - whatever it is: a full disk, a process that does not end
+            _log.exception("server_stuck", server_id=server_id)
+            return False
+        return True
 
     async def _cancel_tasks(self) -> None:
         tasks = list(self._tasks.values())

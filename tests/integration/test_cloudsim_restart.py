@@ -117,6 +117,21 @@ async def test_a_server_that_was_being_deleted_is_deleted_by_the_next_cloudsim(c
     assert cloudsim.call("GET", f"/v1/actions/{deleting['id']}")["action"]["status"] == "success"
 
 
+async def test_a_server_whose_deletion_goes_wrong_is_deleted_once_it_can_be(cloudsim: CloudsimProcess) -> None:
+    server_id = create(cloudsim, user_data="")
+    await until(lambda: cloudsim.server(server_id)["status"] == "running")
+    lock = cloudsim.home / "locks" / f"{server_id}.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+
+    cloudsim.call("DELETE", f"/v1/servers/{server_id}")
+    await until(lambda: "server_stuck" in cloudsim.log.read_text())
+    assert cloudsim.call("GET", f"/v1/servers/{server_id}")["server"]["status"] == "deleting"
+    lock.rmdir()
+
+    await until(lambda: cloudsim.servers() == [])
+
+
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
 async def test_a_stopped_cloudsim_leaves_its_agents(cloudsim: CloudsimProcess, signal_name: str) -> None:
     server_id = create(cloudsim)
