@@ -102,7 +102,7 @@ class Home:
         """This home's secrets, drawn on the first call. Call it with the lock held."""
         try:
             known = msgspec.json.decode(self.secrets_file.read_bytes(), type=Secrets)
-        except msgspec.DecodeError:
+        except ValueError:  # No JSON, or no UTF-8 in it.
             # Drawing new ones would make everything that the old ones protect unreadable.
             raise EmbeddedError(
                 f"{self.secrets_file} is damaged: put it back from a copy, or use another --home"

@@ -31,7 +31,7 @@ class Ports:
         self._path = path
         try:
             self._ports = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError):  # No JSON, or no UTF-8 in it.
             self._ports = {}
 
     def claim(self, name: str) -> int:

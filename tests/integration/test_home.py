@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hydracore.embedded.errors import HomeInUse, HomeUnusable
+from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable
 from hydracore.embedded.home import Home
+from hydracore.embedded.ports import Ports
 
 
 def test_two_supervisors_never_share_a_home(tmp_path: Path) -> None:
@@ -41,3 +42,16 @@ def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) ->
 
     with pytest.raises(HomeUnusable, match="cannot be used as a home: Not a directory"):
         Home(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"home_id"', b'{"home_id":"\xff"}', b"\0" * 64])
+def test_secrets_that_are_damaged_are_told_of_and_ports_that_are_damaged_are_drawn_anew(
+    tmp_path: Path, content: bytes
+) -> None:
+    home = Home(tmp_path / "home")
+    for file in (home.secrets_file, home.ports_file):
+        file.write_bytes(content)
+
+    with pytest.raises(EmbeddedError, match="is damaged"):
+        home.secrets()
+    assert Ports(home.ports_file).claim("api")
