@@ -1,12 +1,17 @@
 """How long a boot may take: the time in which our API was away does not count."""
 
+from dataclasses import dataclass
+from uuid import UUID
+
 import pytest
 
 from tests.stack import Stack
 from workers.advance import advance
+from workers.deps import Deps
 
 #: Since when, and until when, heartbeats could be heard: for an hour, and not for the last one.
 AWAY = "UPDATE hearing SET since = now() - interval '2 h', until = now() - interval '1 h' RETURNING 1"
+BACK = "UPDATE hearing SET since = now() - interval '2 h' RETURNING 1"
 
 BOOT_TIMEOUT_S = 0.5
 LOOKED_AT_AGAIN = """SELECT 1 FROM attention a JOIN instance i ON i.lane = a.lane AND i.id = a.instance_id AND i.version = a.version
@@ -45,3 +50,58 @@ async def test_nothing_is_given_up_that_could_not_report_and_all_that_could(stac
         await stack.until(is_given_up)
 
     assert stack.rows("SELECT 1 FROM hearing WHERE since <= now() - %s * interval '1 s'", BOOT_TIMEOUT_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnHourAgo(Deps):
+    """What a worker stood on that began an attempt right before everything went away, for an hour."""
+
+    def now_ms(self) -> int:
+        return super().now_ms() - 3_600_000
+
+
+async def begun_an_hour_ago(stack: Stack, *, enrol_ttl_s: int) -> UUID:
+    """An instance whose first attempt began when all of the control plane had an hour to be away; its server boots now."""
+    for part in (stack.relay, stack.worker):
+        part.kill()
+    instance_id = await stack.create()
+    stack.api.kill()
+    assert stack.rows(AWAY)
+
+    async with stack.deps(enrol_ttl_s=str(enrol_ttl_s)) as deps:
+        await advance(AnHourAgo(**vars(deps)), instance_id)
+    assert stack.has_happened(instance_id, "server_created")
+    return instance_id
+
+
+async def test_a_server_that_is_being_made_when_everything_goes_away_runs_once_all_is_back(stack: Stack) -> None:
+    instance_id = await begun_an_hour_ago(stack, enrol_ttl_s=2 * 3600)
+
+    await stack.start(boot="inline")
+    await stack.until_status(instance_id, "running")
+
+    assert not stack.has_happened(instance_id, "attempt_failed")
+    assert len(stack.servers(instance_id)) == 1
+
+
+async def test_an_outage_that_outlasts_the_enrol_token_costs_the_server_and_not_the_instance(stack: Stack) -> None:
+    instance_id = await begun_an_hour_ago(stack, enrol_ttl_s=1800)
+    first = stack.server(instance_id)
+
+    await stack.start(boot="inline")
+    await stack.until(lambda: is_refused(stack, instance_id))
+    # The API has been back for as long as a boot may take, and that look is not waited for.
+    assert stack.rows(BACK)
+    async with stack.deps() as deps:
+        await advance(deps, instance_id)
+    await stack.until_status(instance_id, "running")
+
+    assert stack.has_happened(instance_id, "attempt_failed", attempt=1, code="boot_timeout")
+    assert not stack.has_happened(instance_id, "agent_enrolled", attempt=1)
+    assert stack.server(instance_id)["id"] != first["id"]
+
+
+def is_refused(stack: Stack, instance_id: UUID) -> bool:
+    """Whether the instance's agent says that its token is. It runs in cloudsim."""
+    lines = stack.cloudsim.log.read_text().splitlines()
+    return any("control_plane_refuses" in line and str(instance_id) in line for line in lines)
