@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from transitions.extensions.diagrams import GraphMachine
 
-from events import errors
+from events import errors, pages, store
 from events.failures import TEXTS
 from events.lifecycle import STATUSES, TRANSITIONS
 from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
@@ -19,9 +19,11 @@ from events.types import AnyEvent
 from hydracore import settings
 from hydracore.api import schemas, use_schemas
 from hydracore.api.errors import ApiError, ClientGone
+from hydracore.audit import history
 from hydracore.auth import AuthError
 from hydracore.cli import main
 from hydracore.settings import Settings, variable
+from projections import gathering, refolding
 
 ROOT = Path(__file__).parents[2]
 DOCS = {
@@ -187,6 +189,21 @@ def sections(text: str) -> set[str]:
     """As GitHub names them: in lower case, blanks as hyphens, and without what is neither."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    ("held_bytes", "promise"),
+    [
+        (pages.PAGE_BYTES, "holds {} MiB of events at a time"),
+        (gathering.HELD_BYTES_MAX, "of the streams that a rebuild puts together it holds {} MiB"),
+        (store.STATES_BYTES_MAX, "{} MiB in a store"),
+        (history.STATES_BYTES_MAX, "{} MiB in a history"),
+        (refolding.KEPT_BYTES_MAX, "{} MiB in a build that catches up"),
+    ],
+)
+def test_how_much_is_held_at_a_time_is_as_promised(held_bytes: int, promise: str) -> None:
+    """The tests of these bounds have smaller ones, so that a short log is more than there is room for."""
+    assert promise.format(f"{held_bytes / 2**20:g}") in DOCS["docs/guarantees.md"]
 
 
 def test_every_proof_that_is_named_exists() -> None:
