@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg_pool import AsyncConnectionPool
 
+from events.commands import RecordUsage
+from events.types import UsageEntry
+from hydracore.clock import now_ms
+from projections.followed import followed_projections
+from projections.follower import Follower
 from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.rebuild import rebuild, rollback
@@ -21,6 +29,7 @@ from projections.registry import projections
 from tests.api_server import Api, bearer, running_api
 from tests.rebuilding import QUIET, compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store
+from tests.use_fixtures import Used, give, in_use
 from tests.waiting import until
 
 ORDER = {"region_id": "local", "tier_id": "starter"}
@@ -102,6 +111,86 @@ async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
         f"writers stopped: {', '.join(told)}; the slowest of {customers.requests} requests took"
         f" {1000 * customers.slowest_s:.0f} ms\n"
     )
+
+
+async def test_nobody_notices_a_rebuild_and_a_rollback_of_a_table_that_is_followed(
+    database_url: str, redis_url: str
+) -> None:
+    usage = projections()["usage_daily"]
+    async with (
+        running_api(database_url, redis_url) as api,
+        in_use(api, reachable=False) as used,
+        followed(api.parts.pool),
+        metered(used) as totals,
+    ):
+        folding = fold_in_processes(database_url, workers=1)
+        reports = [
+            await rebuild(database_url, usage, folding=folding, steps=QUIET),
+            await rollback(database_url, usage),
+        ]
+        enough = totals[-1] + 3
+        await until(lambda: totals[-1] >= enough)
+
+    # No look, whatever was live then, has less than the one before it, or more than there is.
+    assert totals == sorted(totals)
+    assert all(report.stopped_s is not None and report.drifted == 0 for report in reports)
+    assert (await compared(database_url, usage)).drifted == 0
+
+
+@asynccontextmanager
+async def followed(pool: AsyncConnectionPool) -> AsyncGenerator[None]:
+    """Meanwhile a follower keeps the followed tables, as in a relay."""
+    follower = Follower(pool, *followed_projections())
+    await follower.enter()
+
+    async def follow() -> None:
+        while True:
+            await follower.catch_up()
+            await asyncio.sleep(0.01)
+
+    async with at_work(follow()):
+        yield
+
+
+@asynccontextmanager
+async def metered(used: Used) -> AsyncGenerator[list[int]]:
+    """Meanwhile the agent reports one call of a model after the other, each once the last is seen; every answer that its owner gets
+    about how many there were.
+    """
+    totals = [0]
+
+    async def is_seen(seq: int) -> bool:
+        answer = await used.ask("GET", "/usage")
+        assert answer.status_code == 200, answer.text
+        totals.append(answer.json()["total_requests"])
+        return totals[-1] >= seq
+
+    async def report() -> None:
+        for seq in itertools.count(1):
+            entry = UsageEntry(
+                at_ms=now_ms(),
+                model="scripted-1",
+                prompt_tokens=7,
+                completion_tokens=2,
+                cost_usd="0.001",
+                channel="api",
+            )
+            usage = RecordUsage(at_ms=now_ms(), ledger_id=used.instance_id, seq=seq, entries=(entry,))
+            await give(used.api, used.instance_id, usage)
+            await until(partial(is_seen, seq))
+            assert totals[-1] == seq
+
+    async with at_work(report()):
+        yield totals
+
+
+@asynccontextmanager
+async def at_work(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Meanwhile this goes on, for ever. What goes wrong with it fails the test."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        yield
+        task.cancel()
 
 
 WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ~ %s"
