@@ -1,6 +1,7 @@
 """What callers and logs are told when something fails, and of a database that goes away and comes back."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from uuid import uuid4
 
@@ -34,7 +35,7 @@ async def test_an_unexpected_failure_is_a_bare_500_and_one_log_line_with_its_rea
         answer = await api.client.get("/v1/instances", headers=api.token())
 
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal server error"})
-    assert "x-request-id" in answer.headers
+    await assert_has_the_headers_of_any(api, answer)
     assert [line["event"] for line in lines] == ["request_failed"]
     assert isinstance(lines[0]["exc_info"], psycopg.errors.UndefinedTable)
 
@@ -110,6 +111,8 @@ async def test_a_database_that_stays_away_is_told_as_such(
         assert (read.status_code, write.status_code, ready.status_code, live.status_code) == (503, 503, 503, 200)
         assert int(read.headers["retry-after"]) >= 1
         assert read.json() == write.json() == {"detail": "Temporarily unavailable; try again"}
+        for answer in (read, write):
+            await assert_has_the_headers_of_any(api, answer)
         assert ready.json()["checks"] == {"database": "down", "redis": "ok"}
 
 
@@ -143,3 +146,12 @@ async def test_a_database_that_hangs_is_told_as_such_too(
 
 async def _is_ready(api: Api) -> bool:
     return (await api.client.get("/health/ready")).status_code == 200
+
+
+async def assert_has_the_headers_of_any(api: Api, answer: httpx.Response) -> None:
+    """It has an id, and the headers that an answer has to which nothing went wrong."""
+    usual = (await api.client.get("/health/live")).headers
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
+    assert usual.keys() >= {"cache-control", "content-type", "x-content-type-options"}
+    for name in usual.keys() - {"date", "content-length", "x-request-id"}:
+        assert answer.headers.get(name) == usual[name], name
