@@ -1,0 +1,195 @@
+"""Answers on Telegram go out once, whatever Telegram, the disk, the settings and kill -9 do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from hydracore.agent.expressclaw.store import STORE_FILE
+from hydracore.modelsim.script import MARK
+from tests.agent_process import AgentProcess
+from tests.claw_fixtures import (
+    Claw,
+    agent_fixture,
+    claw_fixture,
+    connected,
+    control_plane_fixture,
+    document,
+    modelsim_fixture,
+)
+from tests.fake_control_plane import FakeControlPlane
+from tests.fake_telegram import TOKEN, FakeTelegram
+from tests.modelsim_fixtures import ModelSim
+from tests.telegram_fixtures import telegram_fixture, until_connection, use, with_bot
+from tests.waiting import PATIENCE_S, until
+
+__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "telegram_fixture"]
+
+
+@pytest.fixture
+def chats(tmp_path: Path, claw: Claw) -> Path:
+    """The agent's database."""
+    (path,) = tmp_path.rglob(STORE_FILE)
+    return path
+
+
+def execute(path: Path, *statements: str) -> None:
+    """Do this to the database of an agent that runs."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
+def refuse(path: Path, what: str) -> None:
+    """Let SQLite fail at each "INSERT" into Telegram's inbox, or each "DELETE", and at nothing else: what is no JSON is an
+    operational error, as a full disk is."""
+    execute(path, f"CREATE TRIGGER refused BEFORE {what} ON telegram_update BEGIN SELECT json('no'); END")
+
+
+REFUSED = "error: the disk takes nothing: malformed JSON"
+
+
+async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "connected")
+    await modelsim.fault("hold", after_tokens=2)
+    held = asyncio.create_task(claw.chat("Count to 20", "c1"))
+    await modelsim.until_requests(1, ended="open")
+
+    refuse(chats, "INSERT")
+    await telegram.write("Hello")
+    await until_connection(claw, REFUSED)
+    await modelsim.release()
+    assert (await held)["message"].startswith(MARK)
+    execute(chats, "DROP TRIGGER refused")
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    await until_connection(claw, "connected")
+
+
+async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    telegram.trouble("sendMessage", 429, "fine", "reply_lost", "gateway_timeout", 403)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    words = ("One", "Two", "Three", "Four, from one who has blocked the bot", "Five")
+    for word in words:
+        await telegram.write(word)
+    sent = await telegram.until_sent(4)
+
+    # The last one is sent when all that was to be sent before it in its chat was.
+    assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in words if "blocked" not in word]
+
+
+async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_too(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    telegram.trouble("sendMessage", "fine", 429)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await telegram.write("x" * 4096)
+    await telegram.until(lambda: telegram.refused == 1)
+
+    platform = document(modelsim)["platform"] | {"channels": {"telegram": {"allowed_user_ids": [77, 78]}}}
+    await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
+    await telegram.write("Next")
+    sent = await telegram.until_sent(3)
+
+    assert "".join(text for _, text in sent[:2]) == f"{MARK} You said: {'x' * 4096}"
+    assert sent[2][1] == f"{MARK} You said: Next"
+
+
+async def test_a_try_that_is_under_way_may_end_when_the_settings_change(
+    control_plane: FakeControlPlane,
+    claw: Claw,
+    modelsim: ModelSim,
+    telegram: FakeTelegram,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hydracore.agent.expressclaw.telegram_delivery.SEND_GRACE_S", PATIENCE_S)
+    telegram.trouble("sendMessage", "held")
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await telegram.write("Hello")
+    await telegram.held.wait()
+
+    platform = document(modelsim)["platform"] | {"channels": {"telegram": {"allowed_user_ids": [77, 78]}}}
+    await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
+    telegram.released.set()
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+
+
+async def test_an_answer_that_is_not_struck_out_is_not_sent(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
+) -> None:
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "connected")
+    refuse(chats, "DELETE")
+
+    await telegram.write("Hello")
+    await until_connection(claw, REFUSED)
+    assert telegram.sent == []
+    execute(chats, "DROP TRIGGER refused")
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    await until_connection(claw, "connected")
+
+
+async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    control_plane.runtime = with_bot(modelsim, telegram)
+    agent.start()
+    await control_plane.until_healthy()
+    await telegram.write("One")
+    await telegram.until_sent(1)
+    await modelsim.fault("hold", after_tokens=2)
+    await telegram.write("Two")
+    await modelsim.until_requests(1, ended="open")
+    await telegram.until(lambda: telegram.unconfirmed == [])
+
+    await agent.kill()
+    control_plane.heartbeats.clear()
+    agent.start()
+    await control_plane.until_healthy()
+    await telegram.write("Three", chat=6)
+    sent = await telegram.until_sent(3)
+
+    assert sorted(text for _, text in sent) == [f"{MARK} You said: {word}" for word in ("One", "Three", "Two")]
+    async with connected(control_plane) as claw:
+        assert [role for role, _ in await claw.conversation("telegram:5")] == ["user", "assistant"] * 2
+    assert TOKEN not in agent.output()
+
+
+async def test_what_telegram_put_off_is_answered_once_over_kill_9(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    control_plane.runtime = with_bot(modelsim, telegram)
+    agent.start()
+    await control_plane.until_healthy()
+    telegram.trouble("sendMessage", 429)
+    await telegram.write("One")
+    await telegram.until(lambda: telegram.refused == 1)
+    await until(lambda: unsent_on_disk(agent) == 1)
+
+    await agent.kill()
+    control_plane.heartbeats.clear()
+    agent.start()
+    await control_plane.until_healthy()
+    await telegram.until_sent(1)
+    await telegram.write("Two")
+    sent = await telegram.until_sent(2)
+
+    assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in ("One", "Two")]
+    await until(lambda: unsent_on_disk(agent) == 0)
+
+
+def unsent_on_disk(agent: AgentProcess) -> int:
+    with closing(sqlite3.connect(f"file:{agent.state / STORE_FILE}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT count(*) FROM telegram_update").fetchone()[0]

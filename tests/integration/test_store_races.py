@@ -1,0 +1,140 @@
+"""Who changes an instance at the same time as others, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from psycopg import AsyncConnection
+
+from events import commands as c
+from events import types as e
+from events.errors import StoreUnavailable, VersionConflict
+from events.record import Outcome
+from events.state import Instance
+from events.store import EventStore
+from tests import lives
+from tests.lives import NOW_MS, SECOND_KEY, request
+from tests.log_audit import audited
+from tests.requests_to_log import origin
+from tests.store_fixtures import ADA, first, live, other_store_fixture, store_fixture
+
+__all__ = ["other_store_fixture", "store_fixture"]
+
+
+async def test_a_decision_on_a_past_state_is_a_conflict(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, request())
+    past = await other_store.load(ADA)
+    await live(store, lives.delete())
+    before = await audited(owner_conn)
+
+    with pytest.raises(VersionConflict) as conflict:
+        await other_store.execute_at(past, ADA, lives.plan(), origin())
+
+    assert (conflict.value.expected, conflict.value.actual) == (1, 2)
+    assert await audited(owner_conn) == before
+
+
+async def test_commands_that_race_are_decided_again_until_all_have_landed(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, *lives.RUNNING)
+    ledgers = [UUID(int=n) for n in range(1, 9)]
+
+    await asyncio.gather(
+        *(
+            each.execute(ADA, lives.usage(1, ledger_id=ledger), origin())
+            for ledger in ledgers
+            for each in (store, other_store)
+        )
+    )
+
+    state = await store.load(ADA)
+    assert state is not None
+    assert state.usage_seqs == {str(ledger): 1 for ledger in ledgers}
+    recorded = [event for event in (await audited(owner_conn)).events if event["type"] == "usage_recorded"]
+    assert len(recorded) == len(ledgers)
+
+
+async def test_changes_in_one_process_are_each_decided_once_and_in_the_order_of_asking(store: EventStore) -> None:
+    await store.create(ADA, request(), first())
+    decided = list[int]()
+
+    async def change(number: int) -> Outcome:
+        async def command(state: Instance | None) -> c.AnyCommand:
+            assert state is not None
+            decided.append(state.version)
+            return c.ChangeConfig(at_ms=NOW_MS, agent_name=f"agent {number}")
+
+        return await store.change(ADA, command, origin())
+
+    outcomes = await asyncio.gather(*map(change, range(60)))
+
+    assert decided == list(range(1, 61))
+    assert [outcome.state.version for outcome in outcomes] == list(range(2, 62))
+
+
+async def test_many_changes_at_once_in_several_processes_all_land(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await store.create(ADA, request(), first())
+
+    async def change(each: EventStore, number: int) -> None:
+        async def command(_: Instance | None) -> c.AnyCommand:
+            return c.ChangeConfig(at_ms=NOW_MS, agent_name=f"agent {number}")
+
+        await each.change(ADA, command, origin())
+
+    await asyncio.gather(*(change((store, other_store)[number % 2], number) for number in range(80)))
+
+    changed = [event for event in (await audited(owner_conn)).events if event["type"] == "config_changed"]
+    assert len(changed) == 80
+
+
+async def test_whoever_waits_for_a_turn_that_does_not_come_is_told_and_the_next_ones_go_on(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create(ADA, request(), first())
+    monkeypatch.setattr("events.turns.PATIENCE_S", 0.05)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(_: Instance | None) -> c.AnyCommand:
+        begun.set()
+        await go_on.wait()
+        return c.ChangeConfig(at_ms=NOW_MS, agent_name="held")
+
+    slow = asyncio.create_task(store.change(ADA, held, origin()))
+    await begun.wait()
+
+    with pytest.raises(StoreUnavailable):
+        await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="late"), origin())
+
+    go_on.set()
+    await slow
+    outcome = await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="next"), origin())
+    assert outcome.state.version == 3
+
+
+async def test_an_answer_that_writes_nothing_is_given_at_the_state_of_now(
+    store: EventStore, other_store: EventStore
+) -> None:
+    await live(store, *lives.RUNNING)
+    await live(other_store, lives.delete())
+
+    # Where this store last looked the agent was healthy, so there would be nothing to say about "running" either.
+    outcome = await store.execute(ADA, lives.health("healthy"), origin())
+
+    assert (outcome.events, outcome.state.status) == ((), "deleting")
+
+
+async def test_a_refusal_is_given_at_the_state_of_now(store: EventStore, other_store: EventStore) -> None:
+    await live(store, *lives.RUNNING)
+    await live(other_store, lives.rotate_key())
+
+    # Where this store last looked the key was acknowledged, and another one out of the question.
+    outcome = await store.execute(ADA, lives.issue(SECOND_KEY), origin())
+
+    assert isinstance(outcome.events[0], e.AgentKeyIssued)
