@@ -67,6 +67,7 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     from hydracore.audit.errors import FileExists, NoRegularFile
     from hydracore.audit.whole_file import whole_file
     from hydracore.db.backup import BackupFailed, back_up
+    from hydracore.db.reaching import DatabaseUnfit
     from hydracore.signals import interrupted_by_signals
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
@@ -75,7 +76,7 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
             back_up(settings.database_url, "keys" if only_keys else "log", draft)
     except (FileExists, NoRegularFile) as error:
         raise click.UsageError(str(error)) from None
-    except (BackupFailed, OSError) as error:
+    except (BackupFailed, DatabaseUnfit, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
 

@@ -6,12 +6,14 @@ is in it for as long as it is kept.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
+from hydracore.db import pool, reaching
 from hydracore.db.clients import PIECE_BYTES, postgres_client, reached, told
 
 What = Literal["log", "keys"]
@@ -30,10 +32,15 @@ class BackupFailed(Exception):
 
 
 def back_up(database_url: str, what: What, path: Path) -> None:
-    """Write a dump in PostgreSQL's custom format, of one moment, for pg_restore. Raises `BackupFailed` and `OSError`.
+    """Write a dump in PostgreSQL's custom format, of one moment, for pg_restore. In a thread without a loop. Raises `DatabaseUnfit`,
+    `BackupFailed` and `OSError`.
+
+    pg_dump copies whatever is there, so that one of a wrong database would be found out when it is needed: hence the look. One of an
+    older release is right, as before it is migrated it must be copied.
 
     What pg_dump says goes through us, so that it ends when we do: by itself it would go on behind a kill -9, to the last key.
     """
+    asyncio.run(reaching.look_for_ours(pool.conninfo(database_url, role="", application="hydracore-backup")))
     place, environ = reached(database_url)
     command = [postgres_client("pg_dump"), "--format=custom", "--no-owner", *_OPTIONS[what], f"--dbname={place}"]
     with (

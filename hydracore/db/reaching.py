@@ -7,6 +7,8 @@ would look as if it worked. Only for a database that is not there yet they wait 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import psycopg
@@ -55,7 +57,14 @@ class NotReached(DatabaseUnfit):
 
 
 class NotMigrated(DatabaseUnfit):
-    """It lacks migrations that this version has. More than that it may have: a newer version migrates beside older parts."""
+    """It lacks migrations that this version has. More than that it may have: a newer version migrates beside older parts.
+
+    `missing`: which, where it has others.
+    """
+
+    def __init__(self, missing: Sequence[str] = ()) -> None:
+        lacks = f" (it lacks {', '.join(missing)})" if missing else ""
+        super().__init__(f"the database is not migrated{lacks}: run hydracore db migrate")
 
 
 class NotAllowed(DatabaseUnfit):
@@ -81,19 +90,32 @@ async def reach(conninfo: str, *, role: str) -> None:
 
 async def look(conninfo: str, *, role: str) -> None:
     """Connect once, as the login role, and act as `role` unless it is empty. Raises `DatabaseUnfit`."""
+    async with _looking(conninfo) as connection:
+        try:
+            # For the transaction alone: a pooler may give the session to somebody else.
+            async with connection.transaction():
+                if role:
+                    await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
+                await require_migrated(connection)
+        except psycopg.DatabaseError:
+            if not connection.closed:
+                # There is no such role before the first migration of a cluster.
+                await require_migrated(connection)
+            raise
+
+
+async def look_for_ours(conninfo: str) -> None:
+    """Connect once, and see that the database is one of ours, if only of an older release. Raises `DatabaseUnfit`."""
+    async with _looking(conninfo) as connection:
+        if migrations()[0][0] not in await _applied(connection):
+            raise NotMigrated
+
+
+@asynccontextmanager
+async def _looking(conninfo: str) -> AsyncGenerator[_Looking]:
     try:
         async with await _Looking.connect(conninfo, autocommit=True) as connection:
-            try:
-                # For the transaction alone: a pooler may give the session to somebody else.
-                async with connection.transaction():
-                    if role:
-                        await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
-                    await require_migrated(connection)
-            except psycopg.DatabaseError:
-                if not connection.closed:
-                    # There is no such role before the first migration of a cluster.
-                    await require_migrated(connection)
-                raise
+            yield connection
     except psycopg.Error as error:
         # libpq's texts name host, port and user, never the password.
         raise NotReached(" ".join(str(error).split())) from error
@@ -101,19 +123,25 @@ async def look(conninfo: str, *, role: str) -> None:
 
 async def require_migrated(connection: AsyncConnection) -> None:
     """Raises `NotMigrated` and `NotAllowed`."""
+    applied = await _applied(connection)
+    missing = [name for name, _ in migrations() if name not in applied]
+    if missing:
+        raise NotMigrated(missing if applied else ())
+
+
+async def _applied(connection: AsyncConnection) -> frozenset[str]:
+    """The migrations that the database has, as far as we may see them. Raises `NotAllowed`."""
     ledger = await (await connection.execute(_LEDGER)).fetchone()
     if ledger is None:
-        raise NotMigrated("the database is not migrated: run hydracore db migrate")
+        return frozenset()
     role, may_read, others_may_read = ledger
     if not may_read and others_may_read:
         raise NotAllowed(
             f"{role} may not read the table migration: grant it all that it needs of what hydracore_app may"
         )
-    applied = await (await connection.execute(_APPLIED)).fetchall() if may_read else []
-    missing = [name for name, _ in migrations() if (name,) not in applied]
-    if missing:
-        lacks = f" (it lacks {', '.join(missing)})" if applied else ""
-        raise NotMigrated(f"the database is not migrated{lacks}: run hydracore db migrate")
+    if not may_read:
+        return frozenset()
+    return frozenset(name for (name,) in await (await connection.execute(_APPLIED)).fetchall())
 
 
 def _is_hopeless(error: BaseException | None) -> bool:

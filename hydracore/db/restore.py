@@ -24,6 +24,8 @@ _TIMEOUT: Final = b"SET transaction_timeout = 0;\n"
 _TIMEOUT_IF_KNOWN: Final = (
     b"SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout';\n"
 )
+#: What a dump that has a log lists, among much else: its events, and that it is of ours.
+_LOG: Final = (" TABLE DATA public event ", " TABLE DATA public migration ")
 
 
 class RestoreRefused(Exception):
@@ -35,7 +37,7 @@ class RestoreFailed(Exception):
 
 
 def restore(database_url: str, path: Path) -> What:
-    """Restore a backup, or any other dump that pg_restore reads: what it was.
+    """Restore a backup, or any other dump of ours that pg_restore reads: what it was.
 
     The log's goes into an empty database, the keys' into one that has no key. Raises `RestoreRefused`, `RestoreFailed`, `OSError`
     and psycopg's errors.
@@ -66,13 +68,17 @@ def restore(database_url: str, path: Path) -> What:
 
 
 def _what(path: Path) -> What:
-    """What the file is a backup of. Raises `RestoreRefused` where it is none."""
+    """What the file is a backup of. Raises `RestoreRefused` where it is none of ours."""
     command = [postgres_client("pg_restore"), "--list", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
     if done.returncode:
         raise RestoreRefused(f"{path} cannot be read as a backup: {' '.join(done.stderr.split())}")
     entries = [line for line in done.stdout.splitlines() if line and not line.startswith(";")]
-    return "keys" if entries and all(" TABLE DATA public customer_key " in each for each in entries) else "log"
+    if entries and all(" TABLE DATA public customer_key " in each for each in entries):
+        return "keys"
+    if not all(any(rows in each for each in entries) for rows in _LOG):
+        raise RestoreRefused(f"{path} has neither a log of HydraCore nor its keys")
+    return "log"
 
 
 def _require_room(database_url: str, what: What, path: Path) -> None:

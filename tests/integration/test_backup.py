@@ -12,8 +12,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from hydracore.audit.whole_file import whole_file
+from hydracore.cli import main
+from hydracore.db import migrations
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.customers import WAITS, World, world_fixture
 from tests.forked import Forked
@@ -83,7 +86,7 @@ async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_
     planted.mkdir()
     with whole_file(folder / "in the making", replace=False) as draft:
         draft.write_text("whole")
-        done = world.run("db", "backup", "--keys", str(folder / "tuesday.dump"))
+        done = await asyncio.to_thread(world.run, "db", "backup", "--keys", str(folder / "tuesday.dump"))
 
     assert size_bytes == 0, "pg_dump went on"
     assert done.exit_code == 0, done.output
@@ -99,3 +102,28 @@ async def test_a_pipe_is_refused_and_stays_whatever_force_says(world: World, tmp
 
     assert (done.exit_code, stat.S_ISFIFO(pipe.stat().st_mode)) == (2, True)
     assert f"{pipe} is no regular file" in done.output
+
+
+def test_a_database_of_an_older_release_is_copied_before_it_is_migrated(database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("DELETE FROM migration WHERE name = %s", (migrations()[-1][0],))
+    environ = {"HYDRACORE_DATABASE_URL": database_url}
+
+    for words in ([], ["--keys"]):
+        path = tmp_path / f"{len(words)}.dump"
+        done = CliRunner().invoke(main, ["db", "backup", str(path), *words], env=environ)
+
+        assert (done.exit_code, path.exists()) == (0, True), done.output
+
+
+def test_another_programs_database_is_not_taken_for_ours(empty_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as owner:
+        # Other programs have a table of this name, too.
+        owner.execute("CREATE TABLE migration (name text); INSERT INTO migration VALUES ('0001_users')")
+
+    done = CliRunner().invoke(
+        main, ["db", "backup", str(tmp_path / "log.dump")], env={"HYDRACORE_DATABASE_URL": empty_url}
+    )
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "hydracore: the database is not migrated: run hydracore db migrate\n"

@@ -37,10 +37,10 @@ def elsewhere(services: Services, world: World) -> Generator[str]:
     services.drop_database(name)
 
 
-def dump_everything(world: World, path: Path) -> None:
-    subprocess.run(
-        [postgres_client("pg_dump"), "--format=custom", "--no-owner", f"--file={path}", world.url], check=True
-    )
+def dump_all_of(url: str, path: Path, *words: str) -> Path:
+    command = [postgres_client("pg_dump"), "--format=custom", "--no-owner", *words, f"--file={path}", url]
+    subprocess.run(command, check=True)
+    return path
 
 
 def restore(world: World, path: Path, url: str) -> None:
@@ -81,7 +81,7 @@ async def test_a_backup_with_the_key_is_unreadable_again_once_it_is_restored(
     """Somebody has dumped all of it by hand; or the keys' own backup is not old enough to be gone."""
     backups = [tmp_path / "everything.dump"]
     if whole:
-        await asyncio.to_thread(dump_everything, world, backups[0])
+        await asyncio.to_thread(dump_all_of, world.url, backups[0])
     else:
         words = ((), ("--keys",))
         backups = [await asyncio.to_thread(back_up, world, tmp_path / f"{len(each)}.dump", *each) for each in words]
@@ -127,7 +127,8 @@ async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
 ) -> None:
     other = tmp_path / "other"
     other.write_text("something else")
-    log, only_keys = back_up(world, tmp_path / "log.dump"), back_up(world, tmp_path / "keys.dump", "--keys")
+    log = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
+    only_keys = await asyncio.to_thread(back_up, world, tmp_path / "keys.dump", "--keys")
 
     def refusal(path: Path, url: str) -> str:
         result = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=url)
@@ -142,9 +143,27 @@ async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
     assert "The database has keys already" in refusal(only_keys, world.url)
 
 
+@pytest.mark.parametrize("of", ["an empty database", "somebody else's database", "the shape of ours alone"])
+async def test_a_dump_without_a_log_is_not_said_to_be_restored(
+    world: World, elsewhere: str, empty_url: str, tmp_path: Path, of: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        if of == "somebody else's database":
+            connection.execute("CREATE TABLE event (id int); CREATE TABLE invoice (id int)")
+    source, words = (world.url, ["--schema-only"]) if of == "the shape of ours alone" else (empty_url, [])
+    path = dump_all_of(source, tmp_path / "other.dump", *words)
+
+    refused = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=elsewhere)
+
+    assert refused.exit_code == 2, refused.output
+    assert f"{path} has neither a log of HydraCore nor its keys" in refused.stderr
+    with psycopg.connect(elsewhere) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+
+
 @pytest.mark.parametrize("reason", ["the file is cut off", "something is in the way"])
 async def test_a_restore_that_fails_leaves_nothing(world: World, elsewhere: str, tmp_path: Path, reason: str) -> None:
-    path = back_up(world, tmp_path / "log.dump")
+    path = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
     with psycopg.connect(elsewhere, autocommit=True) as connection:
         if reason == "the file is cut off":
             path.write_bytes(path.read_bytes()[:-10])
@@ -161,7 +180,7 @@ async def test_a_restore_that_fails_leaves_nothing(world: World, elsewhere: str,
 
 
 async def test_nothing_is_set_that_older_servers_do_not_know(world: World, tmp_path: Path) -> None:
-    path = back_up(world, tmp_path / "log.dump")
+    path = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
     script = await asyncio.to_thread(script_of, path)
     passed_on = io.BytesIO()
 

@@ -68,13 +68,20 @@ def test_a_part_that_is_started_before_the_migration_ends(part: str, empty_url: 
         ("sweep", 3),
         ("projections list", 1),
         ("api-key list --tenant acme", 1),
+        ("db backup x", 1),
+        ("db backup --keys x", 1),
     ],
 )
-def test_a_command_says_so_too(words: str, status: int, empty_url: str) -> None:
+def test_a_command_says_so_too(
+    words: str, status: int, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
     done = CliRunner().invoke(main, words.split(), env=environ(empty_url))
 
     assert (done.exit_code, done.stdout) == (status, "")
     assert done.stderr.partition(": ")[2] == f"{NOT_MIGRATED}\n"
+    assert list(tmp_path.iterdir()) == [], "what was to be written is not begun"
 
 
 def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) -> None:
