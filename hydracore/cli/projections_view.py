@@ -1,15 +1,13 @@
 """How projections look on a terminal, and as JSON."""
 
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from hydracore.cli.printing import print_json
 from hydracore.wording import plural
@@ -21,26 +19,23 @@ from projections.rebuild import Report, Steps
 #: How many rows that differ are shown to the eye; JSON has them all.
 DRIFT_SHOWN = 20
 
+#: Of the list, which fits into 80 columns. What is in words stands to the left.
+_COLUMNS: Final = ("name", "kind", "version", "generation", "behind", "seconds", "events/s", "parked")
+_WORDS: Final = frozenset({"name", "kind"})
+
 
 def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
     if as_json:
         print_json([_summary(one) for one in found])
         return
-    table = _table("name", "kind", "version", "generation", "behind", "seconds", "events/s", "parked", "also kept")
+    title, *rows = _aligned([_COLUMNS, *map(_row, found)])
+    click.secho(title, bold=True)
+    for row in rows:
+        click.echo(row)
     for one in found:
-        version = f"{_text(one.version)} -> {one.code_version}" if one.outdated else _text(one.version)
-        table.add_row(
-            one.name,
-            one.kind,
-            version,
-            _text(one.generation),
-            str(one.behind),
-            f"{one.behind_s:.1f}",
-            f"{one.events_per_s:.0f}",
-            str(len(one.parked)),
-            ", ".join(f"{other.number} ({other.state})" for other in one.others) or "-",
-        )
-    _console().print(table)
+        if one.others:
+            kept = ", ".join(f"{other.number} ({other.state})" for other in one.others)
+            click.echo(f"{one.name}: also kept: {kept}")
     for one in found:
         if one.missing:
             click.echo(f"{one.name}: {_gone(one)}")
@@ -157,13 +152,26 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("name", "kind", "also kept") else "right")
-    return table
+def _row(one: ProjectionStatus) -> tuple[str, ...]:
+    return (
+        one.name,
+        one.kind,
+        f"{_text(one.version)} -> {one.code_version}" if one.outdated else _text(one.version),
+        _text(one.generation),
+        str(one.behind),
+        f"{one.behind_s:.1f}",
+        f"{one.events_per_s:.0f}",
+        str(len(one.parked)),
+    )
 
 
-def _console() -> Console:
-    # Without a terminal there is no width to fit into.
-    return Console(width=None if sys.stdout.isatty() else 160)
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each, columns beneath each other. What is too long for a terminal goes on in its next line, and is never cut: names
+    are to be copied.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligns = ["<" if column in _WORDS else ">" for column in rows[0]]
+    return [
+        " ".join(f"{cell:{align}{width}}" for cell, align, width in zip(row, aligns, widths, strict=True))
+        for row in rows
+    ]

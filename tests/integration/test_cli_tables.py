@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -13,7 +16,9 @@ from click.testing import CliRunner, Result
 
 from hydracore.cli import main
 from projections.activity_queries import LINES_MAX
-from tests.rebuilding import follow_all, write_lives
+from projections.registry import projections
+from tests.cloudsim_fixtures import REPOSITORY
+from tests.rebuilding import follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store
 
 #: Moves two and one days before today's, as (days ago, status, entries, exits).
@@ -23,6 +28,27 @@ MOVES = [(2, "pending", 7, 0), (1, "pending", 0, 2), (1, "running", 2, 0)]
 async def hydracore(database_url: str, *words: str) -> Result:
     """The command in this process; a command has an event loop of its own, so it runs in a thread."""
     return await asyncio.to_thread(CliRunner().invoke, main, words, env={"HYDRACORE_DATABASE_URL": database_url})
+
+
+def on_terminal(database_url: str, *words: str, columns: int) -> list[str]:
+    """The lines that the command writes on a terminal of so many columns."""
+    ours, its = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hydracore", *words],
+            cwd=REPOSITORY,
+            env={**os.environ, "HYDRACORE_DATABASE_URL": database_url, "COLUMNS": str(columns)},
+            stdout=its,
+        )
+        os.close(its)
+        shown = bytearray()
+        try:
+            while some := terminal.read(65_536):
+                shown += some
+        except OSError:
+            pass  # Linux says EIO where the other side of a terminal is closed.
+        assert process.wait() == 0
+    return shown.decode().splitlines()
 
 
 async def counts(database_url: str, *words: str) -> dict[str, dict[str, int]]:
@@ -119,6 +145,21 @@ async def test_whoever_asks_for_too_much_activity_hears_of_it(
 
     assert (done.exit_code, len(done.stdout.splitlines())) == (0, LINES_MAX)
     assert done.stderr.startswith(f"hydracore: these are the latest {LINES_MAX}; ")
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+async def test_names_of_projections_are_whole_on_any_terminal(database_url: str, columns: int) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    for name in ("instance", "usage_daily"):
+        await rebuilt(database_url, projections()[name])
+
+    lines = await asyncio.to_thread(on_terminal, database_url, "projections", "list", columns=columns)
+
+    assert {line.split()[0] for line in lines} >= projections().keys()
+    assert lines[-2:] == ["instance: also kept: 1 (previous)", "usage_daily: also kept: 1 (previous)"]
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(
