@@ -14,6 +14,8 @@ from hydracore.cli.printing import Text, print_json
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
     from projections.activity_queries import ActivityLine
 
 #: How many days before the last one are shown unless somebody says so.
@@ -41,6 +43,8 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
 
     The latest first, 1000 lines at most, as far as the relay has followed the log.
     """
+    from events.patience import patiently
+    from hydracore.cli.tenants import is_tenant, say_unknown
     from projections.activity_queries import LINES_MAX, tenant_activity
 
     last = last or datetime.now(UTC).date()
@@ -48,11 +52,18 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     first = first or max(last, date.min + timedelta(days=DAYS)) - timedelta(days=DAYS)
     if first > last:
         raise click.UsageError("--from must not be after --to.")
-    found = on_database(load(), lambda pool: tenant_activity(pool, tenant, first=first, last=last, actor=actor))
+
+    async def work(pool: "AsyncConnectionPool") -> "tuple[list[ActivityLine], bool]":
+        found = await tenant_activity(pool, tenant, first=first, last=last, actor=actor)
+        return found, bool(found) or await patiently(pool, lambda connection: is_tenant(connection, tenant))
+
+    found, known = on_database(load(), work)
     if as_json:
         print_json(found)
     else:
         _show(found)
+    if not known:
+        say_unknown(tenant)
     if len(found) == LINES_MAX:
         text = f"these are the latest {LINES_MAX}; the earlier ones show with --to, or fewer with --from or --actor"
         click.echo(f"hydracore: {text}", err=True)

@@ -101,8 +101,16 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
     The keys themselves are not kept.
     """
     from hydracore.auth import list_api_keys
+    from hydracore.cli.tenants import is_tenant, say_unknown
 
-    found = _on_database(lambda connection: list_api_keys(connection, tenant))
+    async def work(connection: "AsyncConnection") -> "tuple[list[ApiKey], bool]":
+        found = await list_api_keys(connection, tenant)
+        # A new tenant's key is often made before anything else.
+        return found, bool(found) or await is_tenant(connection, tenant)
+
+    found, known = _on_database(work)
+    if not known:
+        say_unknown(tenant)
     if as_json:
         print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
         return

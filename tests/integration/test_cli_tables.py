@@ -135,6 +135,32 @@ async def test_activity_tells_who_did_what(database_url: str) -> None:
     assert any("  api  RequestInstance 4 times, 4 events  " in line for line in shown.stdout.splitlines())
 
 
+@pytest.mark.parametrize("words", ["activity", "api-key list --tenant"])
+async def test_a_tenant_of_whom_nothing_is_known_is_told_from_an_idle_one(database_url: str, words: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        await follow_all(pool)
+
+    unknown = await hydracore(database_url, *words.split(), "acmee")
+    as_json = await hydracore(database_url, *words.split(), "acmee", "--json")
+    idle = "--to 2020-01-01" if words == "activity" else ""
+    known = await hydracore(database_url, *words.split(), "acme", *idle.split())
+
+    assert (unknown.exit_code, unknown.stdout) == (0, "")
+    assert unknown.stderr == "hydracore: The log knows no tenant 'acmee'\n"
+    assert (as_json.exit_code, as_json.stdout, as_json.stderr) == (0, "[]\n", unknown.stderr)
+    assert (known.exit_code, known.output) == (0, "")
+
+
+async def test_a_tenant_who_has_a_key_and_has_done_nothing_yet_is_no_mistake(database_url: str) -> None:
+    made = await hydracore(database_url, "api-key", "create", "--tenant", "fresh")
+    assert made.exit_code == 0, made
+
+    listed = await hydracore(database_url, "api-key", "list", "--tenant", "fresh")
+
+    assert (listed.exit_code, len(listed.stdout.splitlines()), listed.stderr) == (0, 1, "")
+
+
 async def test_whoever_asks_for_too_much_activity_hears_of_it(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
