@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 DIR ?= .hydracore
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: demo up check test bench fmt lock clean
 
@@ -30,9 +31,14 @@ fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 # Every package is pinned by hash; the project itself is installed without build isolation, so nothing unpinned is fetched.
+# An environment is kept where it is whole: without Debian's package python3-venv, what a first try leaves has no pip.
 # It is compiled here, because images often forbid Python to keep what it compiles, and each part would do so at each start.
 $(VENV)/.runtime: requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { \
+			echo "HydraCore needs Python 3.11 or newer, and \`$(PYTHON) --version\` says \"$$($(PYTHON) --version 2>&1)\":" \
+				"name another, as in: make demo PYTHON=python3.12" >&2; exit 1; }; \
+		$(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q events projections workers hydracore
