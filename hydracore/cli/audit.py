@@ -201,6 +201,7 @@ def failures() -> Generator[None]:
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
     from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
+    from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
 
     try:
@@ -216,7 +217,7 @@ def failures() -> Generator[None]:
     except BrokenProcessPool:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
     except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable, OSError) as error:
-        fail(" ".join(str(error).split()), NOT_DONE)
+        fail(one_line(error), NOT_DONE)
 
 
 def fail(text: str, status: int) -> NoReturn:

@@ -138,6 +138,7 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     """What `work` gives; what can go wrong becomes one line and exit status 1."""
     import psycopg
 
+    from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit, require_migrated
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
@@ -153,4 +154,4 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     try:
         return asyncio.run(connected())
     except (DatabaseUnfit, psycopg.Error) as error:
-        raise click.ClickException(" ".join(str(error).split())) from None
+        raise click.ClickException(one_line(error)) from None

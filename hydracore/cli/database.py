@@ -32,6 +32,7 @@ def migrate() -> None:
     from hydracore.audit.errors import ErasuresUnknown, NotRecorded
     from hydracore.db import MigrationError
     from hydracore.db import migrate as apply
+    from hydracore.db.complaints import one_line
     from hydracore.db.direct import require_direct
     from hydracore.db.reaching import DatabaseUnfit
 
@@ -49,7 +50,7 @@ def migrate() -> None:
             click.echo(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
     except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
-        raise click.ClickException(" ".join(str(error).split())) from None
+        raise click.ClickException(one_line(error)) from None
 
 
 @db.command()
@@ -92,6 +93,7 @@ def restore(*, file: Path) -> None:
     """
     import psycopg
 
+    from hydracore.db.complaints import one_line
     from hydracore.db.restore import RestoreFailed, RestoreRefused
     from hydracore.db.restore import restore as bring_back
     from hydracore.signals import interrupted_by_signals
@@ -103,7 +105,7 @@ def restore(*, file: Path) -> None:
     except RestoreRefused as error:
         raise click.UsageError(str(error)) from None
     except (RestoreFailed, OSError, psycopg.Error) as error:
-        raise click.ClickException(" ".join(str(error).split())) from None
+        raise click.ClickException(one_line(error)) from None
     click.echo(f"{file}: {'the keys are' if what == 'keys' else 'everything in it is'} restored")
 
 

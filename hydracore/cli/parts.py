@@ -89,6 +89,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     from events.errors import StoreUnavailable
     from hydracore.cli.audit import NOT_DONE, fail
     from hydracore.db import pool
+    from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
     from workers.main import run_sweep
 
@@ -97,7 +98,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
     except (DatabaseUnfit, StoreUnavailable, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
-        fail(" ".join(str(error).split()), NOT_DONE)
+        fail(one_line(error), NOT_DONE)
     for finding in swept.findings:
         facts = finding._asdict().items()
         click.echo(" ".join(f"{name}={value}" for name, value in facts if value is not None))

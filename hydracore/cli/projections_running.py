@@ -101,6 +101,7 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
 
     from events.errors import EventsError
     from hydracore.cli.projections_view import Failure
+    from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
     from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
 
@@ -110,7 +111,7 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
         unknown(error.name)
     except (RebuildError, EventsError, DatabaseUnfit, psycopg.Error) as error:
         status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
-        failure = Failure(name, " ".join(str(error).split()), status)
+        failure = Failure(name, one_line(error), status)
     click.echo(f"hydracore: {failure.error}", err=True)
     return failure
 

@@ -9,6 +9,7 @@ from typing import IO, Final, Literal
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from hydracore import wheels
+from hydracore.db.complaints import one_line
 
 #: How much of what a program says is passed on at once.
 PIECE_BYTES: Final = 256 * 1024
@@ -30,4 +31,4 @@ def reached(database_url: str) -> tuple[str, dict[str, str]]:
 def told(complaints: IO[bytes]) -> str:
     """What a program has written there, in one line."""
     complaints.seek(0)
-    return " ".join(complaints.read().decode(errors="replace").split())
+    return one_line(complaints.read().decode(errors="replace"))

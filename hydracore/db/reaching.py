@@ -16,6 +16,7 @@ import structlog
 from psycopg import AsyncConnection, sql
 
 from hydracore.db import migrations
+from hydracore.db.complaints import one_line
 from hydracore.db.hurried import HurriedConnection
 
 #: How long a database that does not answer is waited for.
@@ -118,7 +119,7 @@ async def _looking(conninfo: str) -> AsyncGenerator[_Looking]:
             yield connection
     except psycopg.Error as error:
         # libpq's texts name host, port and user, never the password.
-        raise NotReached(" ".join(str(error).split())) from error
+        raise NotReached(one_line(error)) from error
 
 
 async def require_migrated(connection: AsyncConnection) -> None:

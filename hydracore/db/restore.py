@@ -14,6 +14,7 @@ import psycopg
 from events.sql import Statements
 from hydracore.db.backup import What
 from hydracore.db.clients import PIECE_BYTES, postgres_client, reached, told
+from hydracore.db.complaints import one_line
 
 _SQL = Statements("hydracore.db", "restore.sql")
 _LOOK = _SQL["look"]
@@ -72,7 +73,7 @@ def _what(path: Path) -> What:
     command = [postgres_client("pg_restore"), "--list", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
     if done.returncode:
-        raise RestoreRefused(f"{path} cannot be read as a backup: {' '.join(done.stderr.split())}")
+        raise RestoreRefused(f"{path} cannot be read as a backup: {one_line(done.stderr)}")
     entries = [line for line in done.stdout.splitlines() if line and not line.startswith(";")]
     if entries and all(" TABLE DATA public customer_key " in each for each in entries):
         return "keys"

@@ -12,6 +12,7 @@ from hydracore.cli import main
 from hydracore.cli.development import DevFile, OtherTenant, User
 from hydracore.cli.printing import operator
 from hydracore.cli.up import introduction
+from hydracore.db.complaints import one_line
 
 SECRET = "a-secret-that-is-long-enough-to-sign-with"
 
@@ -122,7 +123,27 @@ def test_a_database_that_is_not_there_is_one_line_without_its_password() -> None
 
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.endswith(
+        "Connection refused; Is the server running on that host and accepting TCP/IP connections?\n"
+    )
     assert "pg-password" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("connection refused\n\tIs it running?\n", "connection refused; Is it running?"),
+        (
+            "All failures were:\n- host: a: refused\n- host: b: refused",
+            "All failures were: - host: a: refused; - host: b: refused",
+        ),
+        ('no table "x"\nLINE 1: SELECT * FROM x\n                      ^', 'no table "x"; LINE 1: SELECT * FROM x'),
+        ("It failed.\n\nHINT:  Try again.", "It failed. HINT: Try again."),
+        ("", ""),
+    ],
+)
+def test_a_complaint_of_several_lines_is_one_that_can_be_read(said: str, line: str) -> None:
+    assert one_line(said) == line
 
 
 def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
