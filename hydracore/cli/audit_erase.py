@@ -72,9 +72,10 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
 def _is_wanted(customer: "Customer") -> bool:
     live = f", {len(customer.live)} of them not deleted" if customer.live else ""
     instances = plural(customer.instances, "instance")
+    whose = "its history" if customer.instances == 1 else "their histories"
     question = (
         f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {instances}{live}. "
-        "Make everything personal in their histories unreadable for good?"
+        f"Make everything personal in {whose} unreadable for good?"
     )
     try:
         return click.confirm(question, err=True)

@@ -157,12 +157,13 @@ def _show_report(report: "Report", *, as_json: bool) -> None:
         click.echo(f"{finding.place}: {finding.kind}: {finding.what}")
     for note in report.notes:
         click.echo(f"note: {note}")
-    whose = (
-        f"tenant {report.tenant_id or 'unknown'}" if report.instance_id is None else f"instance {report.instance_id}"
-    )
+    if report.instance_id is None:
+        whose = f"{plural(report.streams, 'instance')} of tenant {report.tenant_id or 'unknown'}"
+    else:
+        whose = f"instance {report.instance_id}"
     click.echo(
         f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
-        f"{plural(report.commands, 'command')} of {plural(report.streams, 'instance')} of {whose}, {_rest(report)} "
+        f"{plural(report.commands, 'command')} of {whose}, {_rest(report)} "
         f"({report.seconds:.1f} s)"
     )
 

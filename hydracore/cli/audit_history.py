@@ -59,7 +59,7 @@ class _After(NamedTuple):
 
 
 class _Position(click.ParamType[_After]):
-    name = "lane:seq"
+    name = "lane:number[@heads]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _After:
         from hydracore.audit.cut import read_cut

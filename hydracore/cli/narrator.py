@@ -35,9 +35,14 @@ class Narrator:
         self.line(Text("  "), text, indent=SAID_INDENT)
 
     def line(self, head: Text, rest: str, *, indent: int) -> None:
-        """`head` and `rest` in a line. Where a terminal is too narrow for it, `rest` goes on below, `indent` columns from its edge."""
+        """`head` and `rest` in a line. Where a terminal is too narrow for it, `rest` goes on below, `indent` columns from its edge.
+
+        What fills the columns of `head` is not for the end of a line.
+        """
         if self.console.is_terminal:
             rest = fold(rest, begin=head.cell_len, indent=indent, width=self.console.width)
+        if not rest or rest.startswith("\n"):
+            head.rstrip()
         self.console.print(head.append(rest), soft_wrap=True)
 
     async def say_as_it_comes(self, words: AsyncIterator[str]) -> None:

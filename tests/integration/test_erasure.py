@@ -133,6 +133,13 @@ async def test_it_is_asked_first_and_anything_but_yes_is_no(world: World) -> Non
     assert answers["y\n"].stdout.startswith("customer ada of tenant acme: key destroyed, recorded in 3 of 3 instances")
 
 
+@pytest.mark.parametrize(("customer", "whose"), [("ada", "their histories"), ("bob", "its history")])
+async def test_the_question_says_what_is_meant(world: World, customer: str, whose: str) -> None:
+    asked = await asyncio.to_thread(world.run, "audit", "erase-customer", customer, "--also-live")
+
+    assert f"Make everything personal in {whose} unreadable for good?" in asked.stderr
+
+
 async def test_nobody_is_erased_by_mistake(world: World) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     await keyring.seal(EMAIL, tenant_id="other", customer_id="ada", field="customer_email")

@@ -97,6 +97,10 @@ def test_every_command_explains_itself(command: str) -> None:
     assert result.stdout.startswith("Usage: ")
 
 
+def test_what_a_command_says_for_going_on_is_what_its_help_asks_for() -> None:
+    assert "--after LANE:NUMBER[@HEADS] " in run("audit", "show", "--help").stdout
+
+
 def test_a_token_says_who_and_for_how_long() -> None:
     words = ("--tenant", "acme", "--user", "ada", "--role", "customer", "--email", "ada@example.com", "--days", "2")
     result = run("token", "create", *words, JWT_SECRET=SECRET)

@@ -42,6 +42,17 @@ def test_an_event_that_is_too_long_for_a_terminal_goes_on_below_its_type() -> No
     ]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("payload", [{}, {"server_name": "hc-90902d16-2ea3-57d7-839c-2546331bc9cb"}])
+def test_no_line_of_an_event_ends_in_blanks(payload: dict[str, Any], *, terminal: bool) -> None:
+    narrator, file = told(terminal=terminal)
+    narrator.line(head_of(EVENT | {"actor": "api"}), facts_of(payload), indent=TYPE_COLUMN)
+
+    lines = file.getvalue().splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert lines[0].startswith("  05:22:18.756 11/123 agent_key_acknowledged  api")
+
+
 def test_where_nobody_looks_an_event_is_one_line() -> None:
     narrator, file = told(terminal=False)
     narrator.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hydracore.audit import export_records as r
@@ -22,6 +23,7 @@ from hydracore.audit.export_check import Request, verify_export
 from hydracore.audit.export_files import reading, writing
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
+from hydracore.cli import main
 from tests.exports import INSTANCE, KEY, PUBLIC_KEY, TENANT, TENANT_PARQUET, Forger, found, verified
 
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -44,6 +46,19 @@ def test_an_instance_is_proven_though_of_others_nothing_but_steps_is_there() -> 
     assert (report.events, report.commands, report.streams, report.steps, report.seals) == (5, 3, 1, 2, 2)
     (note,) = report.notes
     assert "not signed" in note
+
+
+@pytest.mark.parametrize(
+    ("path", "counted"),
+    [
+        (INSTANCE, "3 commands of instance bd7c9d8d-101f-5494-b440-91d05382de06, "),
+        (TENANT, "15 commands of 4 instances of tenant acme, "),
+    ],
+)
+def test_whose_an_export_is_is_said_in_words(path: Path, counted: str) -> None:
+    done = CliRunner().invoke(main, ["audit", "verify-export", str(path), "--allow-unsigned"])
+
+    assert counted in done.stdout
 
 
 def test_both_formats_hold_the_same_records_to_the_last_bit() -> None:
