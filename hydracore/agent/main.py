@@ -14,7 +14,9 @@ import structlog
 
 from hydracore import logs
 from hydracore.agent.agent import Agent
+from hydracore.agent.boot_file import read_boot_file
 from hydracore.agent.errors import StartRefused
+from hydracore.agent.state import STATE_DIR
 from hydracore.garbage import look_less_often
 from hydracore.signals import run_until_signal
 
@@ -25,6 +27,7 @@ def run(*, root: Path) -> int:
     """Run the agent of `root` until it is stopped or retired. Returns the exit code."""
     logs.configure("info", stream=sys.stdout)
     try:
+        _look_for_boot_file(root)
         look_less_often()
         if not run_until_signal(Agent(root).run()):
             _log.info("agent_stopped")
@@ -35,3 +38,11 @@ def run(*, root: Path) -> int:
         _log.exception("agent_failed")
         return 1
     return 0
+
+
+def _look_for_boot_file(root: Path) -> None:
+    """Before anything is made: where none ever was, somebody tries the command on a machine of their own. An agent that has a
+    directory is looked at first, as it may be retired, or another one's. Raises `BootFileInvalid`.
+    """
+    if not (root / STATE_DIR).exists():
+        read_boot_file(root)

@@ -172,6 +172,7 @@ async def test_without_a_good_boot_file_the_agent_ends_with_one_line(tmp_path: P
     assert await agent.exit_code() == 2
     assert agent.output().count("\n") == 1
     assert "etc/hydracore/agent.json" in agent.output()
+    assert not (tmp_path / "var").exists(), "somebody has tried the command on a machine of their own"
     assert "tell-no-one" not in agent.output()
 
 
