@@ -9,28 +9,17 @@ comes back unchanged stands for the secret itself, so that a client may send bac
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
+
+from hydracore.document_items import Shapes, counterparts
+from hydracore.secret_names import is_secret, is_secret_text
 
 #: Deeper documents are refused: every reader on the way to the agent recurses.
 DEPTH_MAX: Final = 32
 
 #: So are those with more values: each is looked at several times, while others wait.
 VALUES_MAX: Final = 20_000
-
-_SECRET_NAME: Final = re.compile(
-    r"token|secret|pass(w|code|phrase)|pwd|credential|authorization|bearer|cookie|api_?key|private_?key|hook_?url"
-    r"|connection[_-]?string|(database|db)[_-]?(ur[il]|dsn)"
-    r"|(^|[_-])(pass|keys?|o?auth|dsn)$|[a-z](Pass|Keys?|Auth|Dsn)$",
-    re.ASCII,
-)
-
-#: The half of a pair that says what its `value` is, as in `{"name": "Authorization", "value": "Bearer ..."}`.
-_TITLES: Final = frozenset({"name", "key", "header"})
-
-#: A URL with user information (RFC 3986, section 3.2.1): mostly a password, or a token in place of one.
-_URL_WITH_USER: Final = re.compile(r"\s*([a-z][a-z0-9+.-]*:)+//[^/?#\s@]+@\S*\s*", re.ASCII | re.IGNORECASE)
 
 MASK: Final = "****"
 #: Of a secret this long, the last characters are shown, so that people can tell which one it is.
@@ -43,8 +32,11 @@ TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
 #: What is said of one with more values.
 TOO_MANY: Final = f"Value error, documents may have {VALUES_MAX:,} values"
 
-#: What is said of a mask that is of no secret which is stored there.
-OUTDATED: Final = "Value error, the secret has changed since it was shown so; read it again, or give the secret itself"
+#: What is said of a mask that is not known to be of a secret which is stored there.
+OUTDATED: Final = (
+    "Value error, it cannot be told which secret this stands for: the secret has changed or moved since it was shown so, or there"
+    " are several like it; read it again, or give the secret itself"
+)
 
 Path = tuple[str | int, ...]
 
@@ -58,7 +50,7 @@ class Flaw(NamedTuple):
 
 
 class MasksOutdated(Exception):
-    """A document holds masks, at `paths`, that are not of the secrets which are stored there."""
+    """A document holds masks, at `paths`, that are not known to be of the secrets which are stored there."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         super().__init__(f"Masks of other secrets at {paths}")
@@ -148,81 +140,113 @@ def unmasked(value: Any, stored: Any) -> Any:
     """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
 
     `value` is a merge patch of `stored` or, where it is a list, takes its place. Items of lists are told apart by their `id`,
-    and where they have none by their place. Raises `MasksOutdated` where a mask is of another secret, as it is when the secret
-    was changed after it was shown: to keep the mask would lose the secret. So it does where the secret's place would be no
-    secret's any more (a webhook that becomes something else): it would be stored in clear.
+    and where that does not do by their contents and their order (see `document_items`). Raises `MasksOutdated` where a mask is of
+    another secret, as it is when the secret was changed after it was shown, or may be: to keep the mask would lose the secret.
+    So it does where the secret's place would be no secret's any more (a webhook that becomes something else): it would be
+    stored in clear.
     """
-    outdated: list[Path] = []
-    result = _unmasked(value, stored, (), outdated, secret=False, was_secret=False, merging=True)
-    if outdated:
-        raise MasksOutdated(tuple(outdated))
+    restoring = _Restoring(stored)
+    result = restoring.restored(value, _Place((), stored, restoring.shown))
+    if restoring.outdated:
+        raise MasksOutdated(tuple(restoring.outdated))
     return result
 
 
-def _unmasked(
-    value: Any, stored: Any, path: Path, outdated: list[Path], *, secret: bool, was_secret: bool, merging: bool
-) -> Any:
-    if isinstance(value, dict):
-        given = cast("dict[str, Any]", value)
-        known = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
-        # A name that is a secret itself, and was shown masked, says what it said before.
+class _Place(NamedTuple):
+    """Where a value is to stand, and what stands there. `shown`: what was shown of `stored`.
+
+    `secret`, `was_secret`: that it is a place of secrets, and that it was. `merging`: that the value is a merge patch.
+    """
+
+    path: Path
+    stored: Any
+    shown: Any
+    secret: bool = False
+    was_secret: bool = False
+    merging: bool = True
+
+
+class _Restoring:
+    """Puts the secrets of a document back for their masks. `outdated`: the places of masks that cannot be told whose they are."""
+
+    def __init__(self, stored: Any) -> None:
+        self.outdated: list[Path] = []
+        self._masks: set[str] = set()
+        self.shown = _mapped(stored, self._masked)
+        self._shapes = Shapes(is_mask)
+
+    def _masked(self, secret: str) -> str:
+        shown = mask(secret)
+        self._masks.add(shown)
+        return shown
+
+    def restored(self, value: Any, place: _Place) -> Any:
+        if not place.merging and not self._shapes.has_mask(value):
+            return value
+        if isinstance(value, dict):
+            return self._object(cast("dict[str, Any]", value), place)
+        if isinstance(value, list | tuple):
+            return self._list(list(cast("list[Any]", value)), place)
+        return self._text(value, place) if isinstance(value, str) and is_mask(value) else value
+
+    def _object(self, given: dict[str, Any], place: _Place) -> dict[str, Any]:
+        is_known = isinstance(place.stored, dict)
+        known = cast("dict[str, Any]", place.stored) if is_known else {}
+        shown = cast("dict[str, Any]", place.shown) if is_known else {}
+        # What says of the others whether they are secrets may be one itself: shown masked, it says what it said before.
         told = {
-            name: known[name] if _is_secret(name, known) and _is_mask_of(item, known.get(name)) else item
+            name: known[name] if isinstance(item, str) and item == shown.get(name) else item
             for name, item in given.items()
         }
-        shape = known | told if merging else told
-        if not secret:
-            exposed = [name for name in known.keys() - given.keys() if _is_secret(name, known)]
-            outdated += [(*path, name) for name in exposed if merging and not _is_secret(name, shape)]
+        shape = known | told if place.merging else told
+        if place.merging and not place.secret:
+            left = [name for name in known.keys() - given.keys() if place.was_secret or is_secret(name, known)]
+            self.outdated += [(*place.path, name) for name in left if not is_secret(name, shape)]
         return {
-            name: _unmasked(
+            name: self.restored(
                 item,
-                known.get(name),
-                (*path, name),
-                outdated,
-                secret=secret or _is_secret(name, shape),
-                was_secret=was_secret or _is_secret(name, known),
-                merging=merging,
+                _Place(
+                    (*place.path, name),
+                    known.get(name),
+                    shown.get(name),
+                    secret=place.secret or is_secret(name, shape),
+                    was_secret=place.was_secret or is_secret(name, known),
+                    merging=place.merging,
+                ),
             )
             for name, item in given.items()
         }
-    if isinstance(value, list | tuple):
-        items = cast("list[Any]", stored) if isinstance(stored, list | tuple) else []
+
+    def _list(self, given: list[Any], place: _Place) -> list[Any]:
+        if not self._shapes.has_mask(given):
+            return given
+        is_known = isinstance(place.stored, list | tuple)
+        known = list(cast("list[Any]", place.stored)) if is_known else []
+        shown = list(cast("list[Any]", place.shown)) if is_known else []
+        pairs = counterparts(given, known, shown, self._shapes)
         return [
-            _unmasked(
+            self.restored(
                 item,
-                _counterpart(item, index, items),
-                (*path, index),
-                outdated,
-                secret=secret,
-                was_secret=was_secret,
-                merging=False,
+                place._replace(
+                    path=(*place.path, index),
+                    stored=known[pairs[index]] if index in pairs else None,
+                    shown=shown[pairs[index]] if index in pairs else None,
+                    merging=False,
+                ),
             )
-            for index, item in enumerate(cast("list[Any]", value))
+            for index, item in enumerate(given)
         ]
-    stays_secret = secret or _is_secret_text(stored)
-    if not (stays_secret or was_secret) or not isinstance(value, str) or not is_mask(value):
-        return value
-    if stays_secret and _is_mask_of(value, stored):
-        return stored
-    outdated.append(path)
-    return value
 
-
-def _is_mask_of(value: Any, stored: Any) -> bool:
-    return isinstance(value, str) and isinstance(stored, str) and value == mask(stored)
-
-
-def _counterpart(item: Any, index: int, stored: list[Any]) -> Any:
-    """Which of `stored` an item is a new version of: the one with its `id`, so that items may come, go and move."""
-    item_id = _id_of(item)
-    if item_id is not None:
-        return next((each for each in stored if _id_of(each) == item_id), None)
-    return stored[index] if index < len(stored) else None
-
-
-def _id_of(item: Any) -> Any:
-    return cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None
+    def _text(self, text: str, place: _Place) -> Any:
+        """What a text that looks like a mask stands for."""
+        stored = place.stored
+        is_secret = place.secret or is_secret_text(stored)
+        if is_secret and isinstance(stored, str) and text == mask(stored):
+            return stored
+        # A mask that was moved out of its secret's place is not stored instead of it.
+        if is_secret or place.was_secret or (text in self._masks and text != stored):
+            self.outdated.append(place.path)
+        return text
 
 
 async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:
@@ -230,43 +254,18 @@ async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
         return {
-            name: await with_secrets(item, change, secret=secret or _is_secret(name, within))
+            name: await with_secrets(item, change, secret=secret or is_secret(name, within))
             for name, item in within.items()
         }
     if isinstance(value, list | tuple):
         return [await with_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
-    return await change(value) if isinstance(value, str) and (secret or _is_secret_text(value)) else value
+    return await change(value) if isinstance(value, str) and (secret or is_secret_text(value)) else value
 
 
 def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
-        return {name: _mapped(item, change, secret=secret or _is_secret(name, within)) for name, item in within.items()}
+        return {name: _mapped(item, change, secret=secret or is_secret(name, within)) for name, item in within.items()}
     if isinstance(value, list | tuple):
         return [_mapped(item, change, secret=secret) for item in cast("list[Any]", value)]
-    return change(value) if isinstance(value, str) and (secret or _is_secret_text(value)) else value
-
-
-def _is_secret(name: str, within: dict[str, Any]) -> bool:
-    """Whether what has this name in the object `within` is a secret."""
-    match name.lower():
-        case "url":
-            return any("webhook" in re.sub("[^a-z]", "", text.lower()) for text in _texts(within, {"type"}))
-        case "value":
-            return any(map(_names_secret, _texts(within, _TITLES)))
-        case _:
-            return _names_secret(name)
-
-
-def _names_secret(name: str) -> bool:
-    return _SECRET_NAME.search(name) is not None or _SECRET_NAME.search(name.lower()) is not None
-
-
-def _texts(within: dict[str, Any], names: Collection[str]) -> Iterator[str]:
-    """The texts that have one of these names, however it is written."""
-    return (text for name, text in within.items() if name.lower() in names and isinstance(text, str))
-
-
-def _is_secret_text(value: Any) -> bool:
-    """Whether it is a secret whatever its name is."""
-    return isinstance(value, str) and _URL_WITH_USER.fullmatch(value) is not None
+    return change(value) if isinstance(value, str) and (secret or is_secret_text(value)) else value

@@ -54,6 +54,35 @@ async def test_a_mask_that_a_change_has_outdated_does_not_replace_the_secret(use
     assert used.agent.runtime is runtime
 
 
+async def test_what_is_shown_of_items_that_look_alike_may_be_sent_back_and_changes_nothing(used: Used) -> None:
+    url = "https://user:hunter2hunter2@db.example/x"
+    items = [{"id": url, "note": "n"}, {"id": "a", "token": "short1"}, {"id": "a", "token": "short2"}]
+    given = {
+        "integrations": items,
+        "skills": items,
+        "advanced": {"dsns": items},
+        "channels": {"Secret": [{"id": "short1"}, {"id": "short2"}]},
+    }
+    await used.ask("PATCH", "/platform-config", given)
+    runtime = used.agent.runtime
+    shown = (await used.ask("GET", "/platform-config")).json()
+
+    same = await used.ask("PATCH", "/platform-config", {name: shown[name] for name in given})
+    unclear = await used.ask("PATCH", "/platform-config", {"integrations": shown["integrations"][:2]})
+
+    assert (same.status_code, same.json()["message"].split(".")[0]) == (200, "Nothing was to be changed")
+    assert used.agent.runtime["platform"]["integrations"] == runtime["platform"]["integrations"] == items
+    assert shown["integrations"] == [
+        {"id": "****le/x", "note": "n"},
+        {"id": "a", "token": "****"},
+        {"id": "a", "token": "****"},
+    ]
+    (problem,) = unclear.json()["detail"]
+    assert (unclear.status_code, problem["loc"]) == (422, ["body", "integrations", 1, "token"])
+    assert "there are several like it" in problem["msg"]
+    assert "give the secret itself" in problem["msg"]
+
+
 async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
     first = await used.ask(
         "PATCH",

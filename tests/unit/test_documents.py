@@ -230,11 +230,14 @@ def test_a_patch_is_judged_by_what_it_makes_of_the_document() -> None:
         with pytest.raises(MasksOutdated) as caught:
             unmasked({"hook": exposing}, {"hook": hook})
         assert caught.value.paths == (("hook", "url"),)
+    with pytest.raises(MasksOutdated) as caught:
+        unmasked({"hook": {"type": "link", "url": {}}}, {"hook": {"type": "webhook", "url": {"address": hook["url"]}}})
+    assert caught.value.paths == (("hook", "url", "address"),)
 
 
 @pytest.mark.parametrize(
     "patch",
-    [{"telegram": {"name": mask(TOKEN)}}, {"telegram": mask(TOKEN)}, {"telegram": {"bot_token": "****zz"}}],
+    [{"telegram": {"name": "****zzzz"}}, {"telegram": "****"}, {"telegram": {"bot_token": "****zz"}}],
     ids=str,
 )
 def test_where_no_secret_is_a_mask_is_a_text_like_any_other(patch: Any) -> None:

@@ -1,0 +1,135 @@
+"""Which item of a list that is kept each item of a list that is given is a new version of.
+
+The one given was made from what was shown of the one kept, in which secrets that differ may look alike. So that none gets into
+the place of another, an item has a counterpart only where it can be told which.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Final, NamedTuple, cast
+
+_NO_ID: Final = object()
+
+
+class Shapes:
+    """Numbers JSON values, so that those have the same number which are equal: `1` and `1.0` are, `1` and `true` are not.
+
+    Values must stay as they are and be kept while they are asked about.
+    """
+
+    def __init__(self, is_mask: Callable[[str], bool]) -> None:
+        self._is_mask = is_mask
+        self._numbers: dict[Hashable, int] = {}
+        self._of_containers: dict[int, int] = {}
+        self._with_masks: set[int] = set()
+
+    def of(self, value: Any) -> int:
+        """The number of `value`."""
+        if isinstance(value, str):
+            return self._number(value, has_mask=self._is_mask(value))
+        if not isinstance(value, dict | list | tuple):
+            return self._number(("boolean", value) if isinstance(value, bool) else value, has_mask=False)
+        known = self._of_containers.get(id(cast("object", value)))
+        if known is None:
+            known = self._of_containers[id(cast("object", value))] = self._of_container(value)
+        return known
+
+    def has_mask(self, value: Any) -> bool:
+        """Whether a text in `value` looks like a mask."""
+        return self.of(value) in self._with_masks
+
+    def _of_container(self, value: Any) -> int:
+        if isinstance(value, dict):
+            named = {name: self.of(item) for name, item in cast("dict[str, Any]", value).items()}
+            return self._number(frozenset(named.items()), has_mask=not self._with_masks.isdisjoint(named.values()))
+        numbers = tuple(map(self.of, cast("list[Any]", value)))
+        return self._number(("list", numbers), has_mask=not self._with_masks.isdisjoint(numbers))
+
+    def _number(self, key: Hashable, *, has_mask: bool) -> int:
+        number = self._numbers.setdefault(key, len(self._numbers))
+        if has_mask:
+            self._with_masks.add(number)
+        return number
+
+
+class _Looks(NamedTuple):
+    """What the items of three lists are, as numbers. `masks`: which of the given ones have a mask."""
+
+    given: list[int]
+    kept: list[int]
+    shown: list[int]
+    masks: list[bool]
+
+
+def counterparts(given: list[Any], kept: list[Any], shown: list[Any], shapes: Shapes) -> dict[int, int]:
+    """For items of `given`, by their places, the places of what they are versions of in `kept`. `shown`: what was shown of `kept`.
+
+    Items are told apart by their `id`, which may be given as it was shown. Among those with the same one, and among those with
+    none, they are told apart by their contents and their order.
+    """
+    looks = _Looks(
+        given=[shapes.of(item) for item in given],
+        kept=[shapes.of(item) for item in kept],
+        shown=[shapes.of(item) for item in shown],
+        masks=[shapes.has_mask(item) for item in given],
+    )
+    by_shown, by_itself = _by_id(shown, shapes), _by_id(kept, shapes)
+    pairs: dict[int, int] = {}
+    as_shown: dict[Hashable, list[int]] = {}
+    for key, places in _by_id(given, shapes).items():
+        if key in by_shown:
+            as_shown[key] = places
+        elif key in by_itself:
+            # A secret that is given itself.
+            pairs |= _paired(places, by_itself[key], looks)
+    taken = set(pairs.values())
+    for key, places in as_shown.items():
+        pairs |= _paired(places, [place for place in by_shown[key] if place not in taken], looks)
+    return pairs
+
+
+def _by_id(items: list[Any], shapes: Shapes) -> dict[Hashable, list[int]]:
+    """The places of items by what their ids are, in order; those without one come together."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, item in enumerate(items):
+        item_id = cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None
+        places[_NO_ID if item_id is None else shapes.of(item_id)].append(place)
+    return places
+
+
+def _paired(ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]:
+    """Pairs of the places `ours` among the given and `theirs` among the kept, of items that their ids do not tell apart."""
+    if _are_alike(theirs, looks):
+        return dict.fromkeys(ours, theirs[0])
+    in_order = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
+    # First what has not moved: where two look alike now, it may be because one of them was changed.
+    pairs = {our: their for our, their in in_order.items() if looks.given[our] == looks.shown[their]}
+    staying = set(pairs.values())
+    kept_by_look = _by_look((their for their in theirs if their not in staying), looks.shown)
+    changed: list[int] = []
+    for look, places in _by_look((our for our in ours if our not in pairs), looks.given).items():
+        same = kept_by_look.get(look, [])
+        if len(same) == len(places):
+            pairs |= zip(places, same, strict=True)
+        elif _are_alike(same, looks):
+            pairs |= dict.fromkeys(places, same[0])
+        elif not same:
+            changed += [our for our in places if looks.masks[our]]
+    left = set(theirs).difference(pairs.values())
+    if len(changed) == len(left) == 1:
+        return pairs | {changed[0]: left.pop()}
+    return pairs | {our: in_order[our] for our in changed if in_order.get(our) in left}
+
+
+def _are_alike(theirs: list[int], looks: _Looks) -> bool:
+    """Whether it does not matter which of them is meant."""
+    return len({looks.kept[their] for their in theirs}) == 1
+
+
+def _by_look(places: Iterable[int], looks: list[int]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for place in places:
+        found[looks[place]].append(place)
+    return found

@@ -1,0 +1,229 @@
+"""Documents of all kinds, shown with their secrets masked and sent back: unchanged, changed in one place, and made into others."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from hydracore.documents import MasksOutdated, is_mask, masked, merge_patch, unmasked
+
+URL = "https://user:hunter2hunter2@db.example/x"
+
+#: Several are shown alike, some are secrets whatever their names are, and some say of what stands beside them that it is one.
+TEXTS = (
+    *("short1", "short2", "longlonglong-aaaa", "longlonglong-bbbb", "longlonglong-cccc-aaaa"),
+    *(URL, "https://other:hunter2hunter2@db.example/x", "https://a:b@c"),
+    *("webhook", "https://webhook@token.example/x", "API_KEY", "x"),
+)
+#: As people write them where no secret is.
+LIKE_MASKS = ("****", "****le/x", "****aaaa", "********")
+NAMES = ("id", "note", "token", "Secret", "type", "url", "name", "key", "value")
+
+DOCUMENTS = settings(
+    max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def documents(*texts: str) -> st.SearchStrategy[Any]:
+    leaves = st.sampled_from([*texts, 1, True, 1.0, 0, False, None, 2.5])
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=4)
+        ),
+        max_leaves=12,
+    )
+
+
+def lists(*texts: str) -> st.SearchStrategy[list[Any]]:
+    return st.lists(documents(*texts), min_size=1, max_size=5)
+
+
+def stored_of(value: Any) -> Any:
+    """`value` as it is kept where nothing was kept before; without what looks like a mask in the place of a secret."""
+    try:
+        return merge_patch({}, unmasked(value, {}))
+    except MasksOutdated as refusal:
+        value = copy.deepcopy(value)
+        for *way, last in refusal.paths:
+            reduce(getitem, way, value)[last] = "short3"
+        return merge_patch({}, value)
+
+
+def strictly(value: Any) -> str:
+    """Tells `1`, `1.0` and `true` apart."""
+    return json.dumps(value, sort_keys=True)
+
+
+def objects_in(value: Any, *, below_an_id: bool = False) -> Iterator[dict[str, Any]]:
+    """Those that are no part of what an item is known by."""
+    if isinstance(value, dict):
+        if not below_an_id:
+            yield value
+        for name, item in value.items():
+            yield from objects_in(item, below_an_id=below_an_id or name == "id")
+    elif isinstance(value, list):
+        for item in value:
+            yield from objects_in(item, below_an_id=below_an_id)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
+    elif isinstance(value, str):
+        yield value
+
+
+@DOCUMENTS
+@given(documents(*TEXTS, *LIKE_MASKS), lists(*TEXTS, *LIKE_MASKS))
+def test_what_was_shown_may_be_sent_back_and_changes_nothing(value: Any, items: list[Any]) -> None:
+    document, items = stored_of({"document": value}), stored_of(items)
+
+    assert strictly(merge_patch(document, unmasked(masked(document), document))) == strictly(document)
+    assert strictly(unmasked(masked(items), items)) == strictly(items)
+
+
+@DOCUMENTS
+@given(lists(*TEXTS, *LIKE_MASKS), st.data())
+def test_what_was_shown_may_be_sent_back_with_a_change_which_is_all_that_changes(
+    items: list[Any], data: st.DataObject
+) -> None:
+    stored = stored_of(items)
+    shown, changed = masked(stored), copy.deepcopy(stored)
+    count = len(list(objects_in(stored)))
+    assume(count)
+    at = data.draw(st.integers(0, count - 1))
+
+    for each in (shown, changed):
+        list(objects_in(each))[at]["extra"] = "new"
+
+    assert strictly(unmasked(shown, stored)) == strictly(changed)
+
+
+@DOCUMENTS
+@given(lists(*TEXTS), st.data())
+def test_whatever_is_made_of_what_was_shown_no_mask_of_a_secret_is_stored(
+    items: list[Any], data: st.DataObject
+) -> None:
+    stored = stored_of(items)
+    shown = masked(stored)
+    made = data.draw(lists(*TEXTS, *texts_in(shown)))
+
+    for value, kept in ((made, stored), ({"document": made}, {"document": stored})):
+        try:
+            result = unmasked(value, kept)
+        except MasksOutdated:
+            continue
+        assert not [text for text in texts_in(result) if is_mask(text)]
+
+
+@DOCUMENTS
+@given(lists(*TEXTS), st.data())
+def test_items_with_ids_of_their_own_keep_their_secrets_wherever_they_go(items: list[Any], data: st.DataObject) -> None:
+    stored = stored_of([{"id": number, "item": item} for number, item in enumerate(items)])
+    order = data.draw(st.lists(st.sampled_from(range(len(stored))), unique=True))
+    shown = masked(stored)
+
+    assert unmasked([shown[at] for at in order], stored) == [stored[at] for at in order]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [{"id": URL, "note": "n"}],
+        [{"Secret": [{"id": "short1"}, {"id": "short2"}, {"id": "longlonglong-aaaa"}]}],
+        [{"id": {"token": "short1"}, "token": "short2"}, {"id": {"token": "short3"}, "token": "short4"}],
+        [{"id": "x", "token": "short1"}, {"id": "x", "token": "short2"}],
+        [{"id": "x", "token": "longlonglong-aaaa"}, {"id": "x", "token": "longlonglong-bbbb"}],
+        [{"id": 1, "token": "short1"}, {"id": True, "token": "short2"}, {"id": "1", "token": "short3"}],
+        [{"type": "https://webhook@token.example/x", "url": "short1"}],
+    ],
+    ids=json.dumps,
+)
+def test_items_that_are_hard_to_tell_apart_come_back_as_they_were(stored: Any) -> None:
+    assert strictly(unmasked(masked(stored), stored)) == strictly(stored)
+    document = {"list": stored}
+    assert strictly(merge_patch(document, unmasked(masked(document), document))) == strictly(document)
+
+
+def test_a_number_is_the_same_id_whether_or_not_it_is_written_with_a_fraction() -> None:
+    stored = [{"id": True, "token": "short1"}, {"id": 1.0, "token": "short2"}]
+
+    assert unmasked([{"id": 1, "token": "****"}], stored) == [{"id": 1, "token": "short2"}]
+
+
+A = {"id": "x", "note": "a", "token": "short1"}
+B = {"id": "x", "note": "b", "token": "short2"}
+NEW = {"id": "x", "note": "new", "token": "short3"}
+
+
+@pytest.mark.parametrize("without", [(), ("id",)], ids=["of_one_id", "without_ids"])
+def test_items_that_nothing_but_their_contents_tells_apart_may_come_go_move_and_change(
+    without: tuple[str, ...],
+) -> None:
+    a, b, new = [{name: item for name, item in each.items() if name not in without} for each in (A, B, NEW)]
+    stored = [a, b]
+    shown_a, shown_b = masked(stored)
+
+    assert unmasked([shown_b], stored) == [b]
+    assert unmasked([shown_b, shown_a], stored) == [b, a]
+    assert unmasked([new, shown_a, shown_b], stored) == [new, a, b]
+    assert unmasked([shown_b, new], stored) == [b, new]
+    assert unmasked([shown_a | {"note": "b"}, shown_b], stored) == [a | {"note": "b"}, b]
+    assert unmasked([shown_a | {"note": "c"}, shown_b | {"note": "d"}], stored) == [
+        a | {"note": "c"},
+        b | {"note": "d"},
+    ]
+    assert unmasked([shown_a | {"note": "c"}, shown_b, new], stored) == [a | {"note": "c"}, b, new]
+
+
+@pytest.mark.parametrize(
+    ("given_back", "paths"),
+    [
+        ([{"id": "x", "token": "****"}], ((0, "token"),)),
+        ([{"id": "x", "token": "****"}, {"id": "y", "token": "****"}], ((0, "token"), (1, "token"))),
+        ([{"id": "x", "token": "****"}] * 3, ((0, "token"), (1, "token"), (2, "token"))),
+    ],
+    ids=["one_is_left", "one_has_become_another", "there_is_one_more"],
+)
+def test_where_nothing_tells_whose_secret_is_meant_none_is_taken(given_back: list[Any], paths: Any) -> None:
+    stored = [{"id": "x", "token": "short1"}, {"id": "x", "token": "short2"}]
+
+    with pytest.raises(MasksOutdated) as caught:
+        unmasked(given_back, stored)
+
+    assert caught.value.paths == paths
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [{"id": "b", "url": "****le/x"}],
+        [{"url": "****le/x"}],
+        [{"id": "a", "address": "****le/x"}],
+        [{"id": "a", "url": ["****le/x"]}],
+        ["****le/x"],
+    ],
+    ids=json.dumps,
+)
+def test_a_mask_is_not_stored_where_its_secret_was_not(made: list[Any]) -> None:
+    with pytest.raises(MasksOutdated):
+        unmasked(made, [{"id": "a", "url": URL}])
+
+
+def test_an_id_that_is_a_secret_may_be_given_itself() -> None:
+    other = "https://other:hunter2hunter2@db.example/x"
+    stored = [{"id": URL, "token": "short1"}, {"id": other, "token": "short2"}]
+    shown = masked(stored)
+
+    assert unmasked([shown[0], {"id": other, "token": "****"}], stored) == stored
+    assert unmasked([{"id": other, "token": "****"}, {"id": URL, "token": "****"}], stored) == stored[::-1]
