@@ -158,7 +158,7 @@ def route(
             raise Interrupted from None
 
     methods = [HttpMethod(name) for name in _methods_of(declared.method)]
-    return HTTPRouteHandler(_routed_path(op), http_method=methods, status_code=status)(serve)
+    return HTTPRouteHandler(_routed_paths(op), http_method=methods, status_code=status)(serve)
 
 
 def _methods_of(declared: str) -> tuple[str, ...]:
@@ -170,7 +170,8 @@ def options_routes(served: Iterable[Operation]) -> Iterator[HTTPRouteHandler]:
     """What tells which methods a path has. Litestar's own tells the first method of each path only."""
     methods: dict[str, list[str]] = {}
     for op in served:
-        methods.setdefault(_routed_path(op), []).extend(_methods_of(op.declared.method))
+        for path in _routed_paths(op):
+            methods.setdefault(path, []).extend(_methods_of(op.declared.method))
     for path, found in methods.items():
         answer = Answer(HTTPStatus.NO_CONTENT, b"", ((b"allow", ", ".join([*found, "OPTIONS"]).encode()),))
         yield HTTPRouteHandler(path, http_method=HttpMethod.OPTIONS)(_always(answer))
@@ -183,13 +184,17 @@ def _always(answer: Answer) -> Callable[[], Awaitable[ASGIApp]]:
     return answered
 
 
-def _routed_path(op: Operation) -> str:
-    """The path as Litestar's router is told it: what a parameter holds is ours to read."""
+def _routed_paths(op: Operation) -> list[str]:
+    """The paths as Litestar's router is told them: what a parameter holds is ours to read."""
     path = op.declared.path
+    before: list[str] = []
     for each in op.signature.inputs:
         if each.source == "path":
             path = path.replace(f"{{{each.name}}}", f"{{{each.name}:{'path' if each.prefix else 'str'}}}")
-    return path
+        if each.prefix:
+            # The router strips slashes: of a rest that has nothing else it sees nothing.
+            before.append(each.prefix.rstrip("/"))
+    return [path, *before]
 
 
 async def read_body(headers: RawHeaders, receive: Receive, *, limit: int) -> bytes:

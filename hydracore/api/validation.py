@@ -8,7 +8,9 @@ order (path, query, header, body) and form, because that is what the API's clien
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 from urllib.parse import unquote_to_bytes
 from uuid import UUID, uuid4, uuid5
@@ -18,7 +20,7 @@ from msgspec import inspect as types
 
 from events.ids import NAMESPACE
 from events.record import Origin
-from hydracore.api.errors import RequestInvalid
+from hydracore.api.errors import NotFound, RequestInvalid
 from hydracore.api.given import UNREAD, RawHeaders, body_given, headers_given, is_doubled, is_json, query_given
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
 from hydracore.reading import UNREADABLE
@@ -166,6 +168,7 @@ class RequestReader:
         if self._complaints_name:
             self._defaults[self._complaints_name] = Complaints()
         self._path = [each for each in inputs if each.source == "path"]
+        self._ways = [(each.alias, _way(each.prefix)) for each in self._path if each.prefix is not None]
         body = next((each for each in inputs if each.source == "body"), None)
         self._body_name = body.name if body is not None else None
         self._decoder = msgspec.json.Decoder(body.declared) if body is not None else None
@@ -180,7 +183,7 @@ class RequestReader:
         return self._body_name is not None
 
     def read(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
-        """The handler's arguments by name. Raises `RequestInvalid`."""
+        """The handler's arguments by name. Raises `RequestInvalid`, and `NotFound` where all that should follow is missing."""
         if self._may_be_quick and not scope["query_string"]:
             try:
                 return self._read_quickly(scope, raw_body)
@@ -234,17 +237,22 @@ class RequestReader:
         return arguments
 
     def _path_given(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raises `NotFound` where there is no rest."""
         given = dict(scope["path_params"])
-        for each in self._path:
-            if each.prefix is not None:
-                written: str = scope["raw_path"].decode("latin-1")
-                if written.startswith(each.prefix):
-                    rest = unquote_to_bytes(written.removeprefix(each.prefix)).decode(errors="replace")
-                else:
-                    # The way there is written in another way, with two slashes in a row, say.
-                    rest = given[each.alias].removeprefix("/")
-                given[each.alias] = rest
+        for name, way in self._ways:
+            found = way.match(written := scope["raw_path"].decode("latin-1"))
+            rest = written[found.end() :] if found is not None else ""
+            if not rest:
+                raise NotFound(HTTPStatus.NOT_FOUND.phrase)
+            given[name] = unquote_to_bytes(rest).decode(errors="replace")
         return given
+
+
+def _way(prefix: str) -> re.Pattern[str]:
+    """What finds `prefix` at the beginning of a path, whichever of its characters are written as `%2F` and the like, and however
+    many slashes are in a row; but for those at its end, which may belong to what follows."""
+    ways = [f"(?:{re.escape(each)}|%(?i:{ord(each):02x}))" + ("+" if each == "/" else "") for each in prefix]
+    return re.compile("".join(ways).removesuffix("+"))
 
 
 def _is_beyond_msgspec(info: types.Type) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -155,17 +155,29 @@ async def test_customers_order_for_themselves_and_admins_for_anyone(
     assert await new_events() == 2
 
 
-@pytest.mark.parametrize("key", ["plain", "with space", "a/b//c", "ü%2F?#&", "..", "x" * 255])
+@pytest.mark.parametrize("key", ["plain", "with space", "a/b//c", "ü%2F?#&", "..", "x" * 255, "/", "//", "/a/"])
 async def test_an_order_is_found_by_any_key_that_it_may_have(api: Api, key: str) -> None:
-    ann = api.token()
+    ann = api.token(user=uuid4().hex)
+    path = "/v1/instances/by-key/" + "".join(f"%{byte:02X}" for byte in key.encode())
+
+    absent = await api.client.get(path, headers=ann)
     instance_id = await order(api, ann, idempotency_key=key)
+    found = await api.client.get(path, headers=ann)
+    head = await api.client.head(path, headers=ann)
+    options = await api.client.options(path)
 
-    found = await api.client.get(
-        "/v1/instances/by-key/" + "".join(f"%{byte:02X}" for byte in key.encode()), headers=ann
-    )
-
+    assert (absent.status_code, absent.json()["found"]) == (200, False)
+    assert (found.status_code, found.json()["found"]) == (200, True)
     assert found.json()["instance_id"] == instance_id
-    assert found.json()["found"] is True
+    assert head.status_code == 200
+    assert options.headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize("path", ["/v1/instances/by-key", "/v1/instances/by-key/", "/v1//instances/by-key/"])
+async def test_there_is_nothing_to_be_found_without_a_key(api: Api, path: str) -> None:
+    answer = await api.client.get(path, headers=api.token())
+
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
 
 
 async def test_polling_by_key_stays_among_those_whom_the_caller_may_see(api: Api) -> None:

@@ -254,9 +254,19 @@ async def poll(who: Principal, key: Annotated[str, Rest()]) -> None:
         ("%C3%BC%20x+y", "ü x+y"),
         ("%ff", "\ufffd"),
         ("a%3Fb%23", "a?b#"),
+        ("%2F", "/"),
+        ("/a%2F", "/a/"),
     ],
 )
 def test_a_rest_parameter_is_read_as_the_client_wrote_it(written: str, key: str) -> None:
     reader = reader_of(poll, "/v1/by-key/{key}")
 
     assert reader.read(scope_of({"key": "/routed"}, raw_path=f"/v1/by-key/{written}"), b"") == {"key": key}
+
+
+@pytest.mark.parametrize("way", ["//v1/by-key/", "/v1//by-key%2f", "/%76%31%2Fby%2Dkey/"])
+@pytest.mark.parametrize(("written", "key"), [("a//b%2F", "a//b/"), ("//", "//")])
+def test_a_rest_parameter_is_read_so_however_the_way_there_is_written(way: str, written: str, key: str) -> None:
+    reader = reader_of(poll, "/v1/by-key/{key}")
+
+    assert reader.read(scope_of({}, raw_path=f"{way}{written}"), b"") == {"key": key}
