@@ -11,10 +11,10 @@ import json
 import re
 import secrets
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from httptools import HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 #: The request line and all headers of a request, or the trailers behind its body. What is read from a socket at once
 #: (a quarter of a megabyte) may come on top before it is noticed.
@@ -27,6 +27,8 @@ HEAD_TIMEOUT_S: Final = 20.0
 #: offer it goes on as if nothing was said (RFC 9110, section 7.8); our parser would take the body for the other protocol.
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 
+#: What came before HTTP/1.1.
+_WITHOUT_CHUNKS: Final = frozenset({"0.9", "1.0"})
 
 #: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
 _SECURITY_HEADERS: Final = (
@@ -49,6 +51,24 @@ def headers_of_all(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
 
 class _Refused(Exception):
     """Ends the parsing of a request."""
+
+
+class _UnchunkedCycle(RequestResponseCycle):
+    """Answers whoever may not know chunks (RFC 9112, section 6.1): a body of unknown length ends with the connection, which uvicorn
+    ends behind every answer to HTTP/1.0."""
+
+    #: Whether the answer's length was told.
+    _is_measured = True
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding = False
+                self._is_measured = False
+        elif message["type"] == "http.response.body" and not self._is_measured:
+            # As much as comes is right.
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -115,6 +135,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body = True
         self._end_wait()
         super().on_headers_complete()
+        if self.scope["http_version"] in _WITHOUT_CHUNKS:
+            # uvicorn makes its own; the answer begins after this.
+            self.cycle.__class__ = _UnchunkedCycle
 
     def on_body(self, body: bytes) -> None:
         self._pending = 0

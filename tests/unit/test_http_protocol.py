@@ -33,6 +33,14 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
+async def stream(scope: Any, receive: Any, send: Any) -> None:
+    """Answers in two pieces, without saying how long they are together."""
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    for piece, more in ((b"one ", True), (b"", True), (scope["http_version"].encode(), False)):
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     async with asyncio.timeout(PATIENCE_S):
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -41,9 +49,9 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 @asynccontextmanager
-async def connected() -> AsyncGenerator[tuple[BoundedProtocol, asyncio.StreamReader]]:
+async def connected(app: Any = echo) -> AsyncGenerator[tuple[BoundedProtocol, asyncio.StreamReader]]:
     """A connection, to be told what is read from it, and what comes back."""
-    config = configuration(echo)
+    config = configuration(app)
     config.load()
     ours, theirs = socket.socketpair()
     protocol = BoundedProtocol(config, ServerState(), {})
@@ -87,3 +95,33 @@ async def test_such_a_wish_behind_another_request_is_refused() -> None:
             told = await reader.read()
 
     assert b"/first" not in told
+
+
+@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"], ids=["alone", "asking_to_keep_it"])
+async def test_to_http_1_0_an_answer_without_a_length_ends_with_the_connection(headers: bytes) -> None:
+    async with connected(stream) as (protocol, reader), asyncio.timeout(PATIENCE_S):
+        protocol.data_received(b"GET / HTTP/1.0\r\n" + headers + b"\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+
+    assert body == b"one 1.0"
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+
+
+async def test_to_http_1_0_an_answer_with_a_length_has_it_and_one_to_head_has_no_body() -> None:
+    async with connected() as (protocol, reader), asyncio.timeout(PATIENCE_S):
+        protocol.data_received(b"GET /a HTTP/1.0\r\n\r\n")
+        assert await answer(reader) == (200, b"/a ")
+        assert await reader.read() == b""
+    async with connected(stream) as (protocol, reader), asyncio.timeout(PATIENCE_S):
+        protocol.data_received(b"HEAD /a HTTP/1.0\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\n")
+
+
+async def test_to_http_1_1_an_answer_without_a_length_is_chunked_and_others_may_follow() -> None:
+    async with connected(stream) as (protocol, reader), asyncio.timeout(PATIENCE_S):
+        for _ in range(2):
+            protocol.data_received(NEXT)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"transfer-encoding: chunked" in head
+            assert await reader.readuntil(b"0\r\n\r\n") == b"4\r\none \r\n3\r\n1.1\r\n0\r\n\r\n"
