@@ -10,7 +10,7 @@ EventsError
 │   ├── BootSuperseded      an agent process that has been replaced by a later boot
 │   ├── TokenRefused        an enrol token that is wrong or out of time
 │   ├── KeyNotPending       the agent key was acknowledged and cannot be fetched again
-│   └── SequenceGap         a callback came before its predecessor
+│   └── SequenceGap         a callback, or a batch of usage, came before its predecessor
 ├── VersionConflict         another writer was faster: load again and decide again
 ├── ReservationTaken        a unique value is held by another instance
 ├── LogCorrupted            the log contradicts itself: an alarm, never a skip
@@ -86,7 +86,7 @@ class KeyNotPending(Rejected):
 
 class SequenceGap(Rejected):
     def __init__(self, instance_id: UUID, *, expected_seq: int) -> None:
-        super().__init__(instance_id, f"Expected callback {expected_seq} first")
+        super().__init__(instance_id, f"Expected number {expected_seq} first")
         self.expected_seq = expected_seq
 
 

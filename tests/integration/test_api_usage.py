@@ -155,7 +155,7 @@ async def test_a_gap_is_told_with_what_is_expected(used: Used) -> None:
     gap = await used.agent_says("usage", batch(3, entry()))
 
     assert gap.status_code == 409
-    assert gap.json()["expected_seq"] == 2
+    assert gap.json() == {"detail": "Expected number 2 first", "expected_seq": 2}
 
 
 async def test_end_users_are_digests_in_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
