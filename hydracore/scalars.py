@@ -143,10 +143,11 @@ def _read_bool(value: Any) -> bool:
 
 
 def _read_decimal(value: Any) -> Decimal:
-    if not isinstance(value, str | int) or isinstance(value, bool):
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise Refused("Decimal input should be an integer, float, string or Decimal object", "decimal_type")
     try:
-        number = Decimal(value)
+        # Of a number, what its shortest decimals say, as whoever wrote 0.1 meant one tenth.
+        number = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation:
         raise Refused("Input should be a valid decimal", "decimal_parsing") from None
     if not number.is_finite():

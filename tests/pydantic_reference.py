@@ -4,6 +4,7 @@ Imported where it is asked only: it would cost every process of pytest half a se
 """
 
 import uuid
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import fastapi
@@ -42,6 +43,7 @@ class Outer(pydantic.BaseModel):
     short: Annotated[str, pydantic.Field(min_length=1, max_length=5)] = "x"
     lower: Annotated[str, pydantic.Field(pattern="^[a-z]+$")] = "x"
     inner: Inner | None = None
+    amount: Decimal | None = None
 
 
 class Body(pydantic.BaseModel):

@@ -100,6 +100,18 @@ async def test_what_agents_report_becomes_daily_sums(used: Used) -> None:
     }
 
 
+async def test_a_cost_may_be_a_number_and_is_what_its_decimals_say(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    costs = (0.5, 1, 0.1, 1e-9, 0.30000000000000004, -0.0)
+
+    accepted = await used.agent_says("usage", batch(1, *(entry(cost_usd=cost) for cost in costs)))
+
+    assert accepted.json() == {"seq": 1, "duplicate": False}
+    (recorded,) = await events_of(owner_conn, used.instance_id, "usage_recorded")
+    assert [each["cost_usd"] for each in recorded["entries"]] == ["0.5", "1", "0.1", "0.000000001", "0.3", "0"]
+
+
 async def test_a_batch_counts_once_however_often_it_comes(used: Used) -> None:
     answers = [await used.agent_says("usage", batch(1, entry())) for _ in range(3)]
     another_ledger = await used.agent_says("usage", batch(1, entry(), ledger=uuid4()))
@@ -216,7 +228,7 @@ async def test_a_fast_clock_spends_today(used: Used) -> None:
         ({"at_ms": "yesterday"}, "at_ms"),
         ({"prompt_tokens": None}, "prompt_tokens"),
         ({"cost_usd": "NaN"}, "cost_usd"),
-        ({"cost_usd": 0.1}, "cost_usd"),
+        ({"cost_usd": True}, "cost_usd"),
         ({"channel": "a b"}, "channel"),
         ({"model": "x" * 201}, "model"),
         ({"end_user": "x" * 257}, "end_user"),

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -29,6 +30,7 @@ class Outer(msgspec.Struct, kw_only=True):
     short: Annotated[str, Meta(min_length=1, max_length=5)] = "x"
     lower: Annotated[str, Meta(pattern="^[a-z]+$")] = "x"
     inner: Inner | None = None
+    amount: Decimal | None = None
 
 
 A_UUID = "198bc4a4-ca9d-4a27-bbcc-83824e04cd08"
@@ -63,6 +65,10 @@ def judged_fixture() -> Callable[..., Any]:
 
 
 @given(objects)
+@example({"text": "x", "amount": 0.5})
+@example({"text": "x", "amount": 0.1 + 0.2})
+@example({"text": "x", "amount": -1e-9})
+@example({"text": "x", "amount": True})
 @example({"text": "x", "ident": "{" + A_UUID.replace("-", "") + "}"})
 @example({"text": "x", "inner": {"size": "1"}, "switches": {"a": "maybe", "b": 2}})
 def test_any_object_is_judged_as_pydantic_judges_it(judged: Callable[..., Any], raw: dict[str, Any]) -> None:
