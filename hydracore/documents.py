@@ -9,8 +9,10 @@ comes back unchanged stands for the secret itself, so that a client may send bac
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, cast
+
+import msgspec
 
 from hydracore.document_items import Shapes, counterparts
 from hydracore.secret_names import is_secret, is_secret_text
@@ -37,6 +39,8 @@ OUTDATED: Final = (
     "Value error, it cannot be told which secret this stands for: the secret has changed or moved since it was shown so, or there"
     " are several like it; read it again, or give the secret itself"
 )
+
+_CANONICAL: Final = msgspec.json.Encoder(order="deterministic")
 
 Path = tuple[str | int, ...]
 
@@ -136,16 +140,21 @@ def masked(value: Any) -> Any:
     return _mapped(value, mask)
 
 
-def unmasked(value: Any, stored: Any) -> Any:
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two documents are the same JSON, in which `1` is not `true`."""
+    return _CANONICAL.encode(one) == _CANONICAL.encode(other)
+
+
+def unmasked(value: Any, stored: Any, *, beside: Iterable[Any] = ()) -> Any:
     """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
 
     `value` is a merge patch of `stored` or, where it is a list, takes its place. Items of lists are told apart by their `id`,
     and where that does not do by their contents and their order (see `document_items`). Raises `MasksOutdated` where a mask is of
     another secret, as it is when the secret was changed after it was shown, or may be: to keep the mask would lose the secret.
     So it does where the secret's place would be no secret's any more (a webhook that becomes something else): it would be
-    stored in clear.
+    stored in clear. `beside`: what is shown together with `stored`, whose masks are not stored instead of secrets either.
     """
-    restoring = _Restoring(stored)
+    restoring = _Restoring(stored, beside)
     result = restoring.restored(value, _Place((), stored, restoring.shown))
     if restoring.outdated:
         raise MasksOutdated(tuple(restoring.outdated))
@@ -169,9 +178,11 @@ class _Place(NamedTuple):
 class _Restoring:
     """Puts the secrets of a document back for their masks. `outdated`: the places of masks that cannot be told whose they are."""
 
-    def __init__(self, stored: Any) -> None:
+    def __init__(self, stored: Any, beside: Iterable[Any]) -> None:
         self.outdated: list[Path] = []
         self._masks: set[str] = set()
+        for each in beside:
+            _mapped(each, self._masked)
         self.shown = _mapped(stored, self._masked)
         self._shapes = Shapes(is_mask)
 

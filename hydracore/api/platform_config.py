@@ -27,7 +27,7 @@ from hydracore.api.vault import Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
-from hydracore.documents import OUTDATED, MasksOutdated, masked, merge_patch, unmasked
+from hydracore.documents import OUTDATED, MasksOutdated, is_same, masked, merge_patch, unmasked
 from hydracore.problems import Problem
 
 PATH: Final = "/v1/instances/{instance_id}/platform-config"
@@ -78,14 +78,14 @@ class PlatformConfiguration:
                 continue
             patch, kept = given[field], getattr(opened, field)
             document: dict[str, Any] = {} if patch is None else merge_patch(kept, patch)
-            if document != kept:
+            if not is_same(document, kept):
                 require_room(field, document)
                 changes[field] = await self.vault.seal_document(state, field, document)
         for field in _LISTS:
             if field not in given:
                 continue
             items: list[Any] = given[field] or []
-            if items != getattr(opened, field):
+            if not is_same(items, getattr(opened, field)):
                 require_room(field, items)
                 changes[field] = await self.vault.seal_list(state, items)
         if body.recipe_id is not UNSET:
@@ -113,12 +113,13 @@ def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
     """The documents and lists that are given, with their secrets. Raises `RequestInvalid`."""
     given: dict[str, Any] = {}
     problems: list[Problem] = []
+    kept = [getattr(opened, field) for field in (*_DOCUMENTS, *_LISTS)]
     for field in (*_DOCUMENTS, *_LISTS):
         value = getattr(body, field)
         if value is UNSET:
             continue
         try:
-            given[field] = unmasked(value, getattr(opened, field))
+            given[field] = unmasked(value, getattr(opened, field), beside=kept)
         except MasksOutdated as error:
             problems += [Problem(("body", field, *path), OUTDATED, "value_error") for path in error.paths]
     if problems:

@@ -83,6 +83,26 @@ async def test_what_is_shown_of_items_that_look_alike_may_be_sent_back_and_chang
     assert "give the secret itself" in problem["msg"]
 
 
+async def test_a_mask_is_not_stored_in_another_field_than_its_secret_s(used: Used) -> None:
+    url = "https://user:hunter2hunter2@db.example/x"
+    shown = (await used.ask("PATCH", "/platform-config", {"integrations": [url]})).json()["integrations"]
+
+    moved = await used.ask("PATCH", "/platform-config", {"skills": shown})
+    again = await used.ask("PATCH", "/platform-config", {"integrations": shown})
+
+    assert [each["loc"] for each in moved.json()["detail"]] == [["body", "skills", 0]]
+    assert again.json()["message"].startswith("Nothing was to be changed")
+    assert used.agent.runtime["platform"]["integrations"] == [url]
+
+
+async def test_one_is_not_true(used: Used) -> None:
+    for value in (1, True, 1):
+        answer = await used.ask("PATCH", "/platform-config", {"advanced": {"x": value}, "integrations": [value]})
+
+        assert answer.json()["message"].startswith("Platform configuration updated")
+        assert used.agent.runtime["platform"]["advanced"]["x"] is value
+
+
 async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
     first = await used.ask(
         "PATCH",
