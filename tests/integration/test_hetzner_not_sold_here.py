@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from events.failures import describe
 from events.state import ATTEMPTS_MAX
 from tests.stack import Stack
 
@@ -36,7 +37,7 @@ async def test_an_order_that_is_wrong_everywhere_ends_after_as_many_creates_as_t
     await stack.until_status(instance_id, "failed")
     assert told(stack, instance_id, "attempt_failed", "code") == ["invalid_input"] * ATTEMPTS_MAX
     assert stack.cloudsim.requests("create_server") == before + ATTEMPTS_MAX
-    assert "invalid_input" in (await stack.detail(instance_id))["error_message"]
+    assert describe("invalid_input") in (await stack.detail(instance_id))["error_message"]
     await stack.delete(instance_id)
     await stack.until_status(instance_id, "deleted")
     stack.assert_no_server(instance_id)
