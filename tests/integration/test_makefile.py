@@ -13,11 +13,12 @@ import pytest
 
 from tests.cloudsim_fixtures import REPOSITORY
 
-#: Stands for a Python of some version that has pip. It installs nothing: the environment of these tests is not its own.
+#: Stands for a Python of some version, with pip or without. It installs nothing, and the environments that it makes have itself.
 STAND_IN = """#!/bin/sh
 case "$*" in
     --version) echo Python {text} ;;
-    "-m pip --version") ;;
+    "-m pip --version") exit {without_pip} ;;
+    "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
     -c*) exec {python} -c "import sys; sys.version_info = {version}; $2" ;;
     *) exit 1 ;;
 esac
@@ -42,36 +43,25 @@ def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def python_of(version: tuple[int, ...], path: Path) -> Path:
+def python_of(version: tuple[int, ...], path: Path, *, with_pip: bool = True) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(STAND_IN.format(python=sys.executable, version=version, text=".".join(map(str, version))))
+    text, without_pip = ".".join(map(str, version)), int(not with_pip)
+    path.write_text(STAND_IN.format(python=sys.executable, version=version, text=text, without_pip=without_pip))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
 
-def is_whole(clone: Path) -> bool:
-    """Whether there is an environment of this Python, with pip."""
-    python = clone / ".venv/bin/python"
-    check = f"import pip, sys; assert sys.version_info[:3] == {tuple(sys.version_info[:3])}"
-    return subprocess.run([python, "-c", check], capture_output=True, check=False).returncode == 0
+# Without pip is what Debian leaves where its package python3-venv is missing.
+@pytest.mark.parametrize(("version", "with_pip"), [(NEW, False), (OLD, True)], ids=["without pip", "of an old Python"])
+def test_an_environment_that_is_not_whole_is_made_anew(
+    clone: Path, tmp_path: Path, *, version: tuple[int, ...], with_pip: bool
+) -> None:
+    left = python_of(version, clone / ".venv/bin/python", with_pip=with_pip)
+    named = python_of(NEW, tmp_path / "named/python3.99")
 
+    make(clone, f"PYTHON={named}")
 
-def test_an_environment_without_pip_is_made_anew(clone: Path) -> None:
-    # What Debian leaves where its package python3-venv is missing.
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
-    assert not is_whole(clone)
-
-    make(clone, f"PYTHON={sys.executable}")
-
-    assert is_whole(clone)
-
-
-def test_an_environment_of_an_old_python_is_made_anew(clone: Path) -> None:
-    python_of(OLD, clone / ".venv/bin/python")
-
-    make(clone, f"PYTHON={sys.executable}")
-
-    assert is_whole(clone)
+    assert left.read_text() == named.read_text()
 
 
 def test_an_environment_that_is_whole_is_kept(clone: Path) -> None:

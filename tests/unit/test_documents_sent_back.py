@@ -28,7 +28,7 @@ LIKE_MASKS = ("****", "****le/x", "****aaaa", "********")
 NAMES = ("id", "note", "token", "Secret", "type", "url", "name", "key", "value")
 
 DOCUMENTS = settings(
-    max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
