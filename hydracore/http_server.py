@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Final
 
 from uvicorn.config import Config
@@ -31,6 +32,27 @@ def configuration(app: Any, **own: Any) -> Config:
         "timeout_keep_alive": KEEP_ALIVE_S,
     }
     return Config(app, **ours | own)
+
+
+@contextlib.asynccontextmanager
+async def served(config: Config, listener: socket.socket) -> AsyncGenerator[None]:
+    """Meanwhile what `config` says answers on `listener`; at the end in order, with what requests under way get of time.
+
+    Raises what keeps it from starting.
+    """
+    ready = asyncio.Event()
+    server = EmbeddedServer(config, on_started=ready.set)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # Its end is heard of too, where it never gets ready.
+    serving.add_done_callback(lambda _: ready.set())
+    try:
+        await ready.wait()
+        if serving.done():
+            serving.result()
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 class EmbeddedServer(Server):

@@ -1,6 +1,5 @@
 """The API on a real server, in the test's own loop, on real services."""
 
-import asyncio
 import base64
 import contextlib
 import socket
@@ -21,7 +20,7 @@ from hydracore.api.app import Parts, operations
 from hydracore.api.main import open_parts, server_config
 from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
-from hydracore.http_server import EmbeddedServer
+from hydracore.http_server import served
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.transport import TRUST_NOBODY
 from hydracore.vps import VpsClient
@@ -63,15 +62,12 @@ async def running_api(
     settings = Settings(**given | changes)
     async with open_parts(settings, catalogues.load(catalogue, ENVIRON)) as parts:
         door = listen("127.0.0.1")
-        server = EmbeddedServer(server_config(parts))
-        serving = asyncio.create_task(server.serve(sockets=[door]))
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
-        try:
-            async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=TRUST_NOBODY) as client:
-                yield Api(url, parts, client)
-        finally:
-            server.should_exit = True
-            await serving
+        async with (
+            served(server_config(parts), door),
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=TRUST_NOBODY) as client,
+        ):
+            yield Api(url, parts, client)
 
 
 def listen(host: str, port: int = 0) -> socket.socket:

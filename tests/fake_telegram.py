@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.http_server import configuration, served
 from tests.waiting import PATIENCE_S
 
 TOKEN = "4711:fake-telegram_TOKEN-0123456789"
@@ -143,8 +143,5 @@ async def _left(receive: Any) -> None:
 async def running_telegram() -> AsyncGenerator[FakeTelegram]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         telegram = FakeTelegram(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        server = EmbeddedServer(configuration(telegram, timeout_graceful_shutdown=1))
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        yield telegram
-        server.should_exit = True
-        await task
+        async with served(configuration(telegram, timeout_graceful_shutdown=1), listener):
+            yield telegram

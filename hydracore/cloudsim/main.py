@@ -24,7 +24,7 @@ from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
 from hydracore.garbage import look_less_often
 from hydracore.http_protocol import BoundedProtocol
-from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.http_server import configuration, served
 from hydracore.signals import stop_asked_for
 
 _log = structlog.get_logger(__name__)
@@ -140,21 +140,12 @@ def _listener(host: str, port: int) -> socket.socket:
 @contextlib.asynccontextmanager
 async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
     config = configuration(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=GRACEFUL_S)
-    ready = asyncio.Event()
-    server = EmbeddedServer(config, on_started=ready.set)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    # Its end is heard of too, where it never gets ready.
-    serving.add_done_callback(lambda _: ready.set())
-    try:
-        await ready.wait()
-        if serving.done():
-            serving.result()
-        yield
-    finally:
-        # Their clients are told by the closing connection; nothing is applied any more.
-        sim.held.release(None, apply=False)
-        server.should_exit = True
-        await serving
+    async with served(config, listener):
+        try:
+            yield
+        finally:
+            # Their clients are told by the closing connection; nothing is applied any more.
+            sim.held.release(None, apply=False)
 
 
 class _Protocol(BoundedProtocol):

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
-from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.http_server import configuration, served
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
@@ -54,13 +54,8 @@ async def serve(*, host: str, port: int, home: Path, slow_counting: bool = False
         # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, which this one does not: a stream's
         # words would wait for the acknowledgement of those before them.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        ready = asyncio.Event()
-        server = EmbeddedServer(configuration(sim, timeout_graceful_shutdown=GRACE_S), on_started=ready.set)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        await ready.wait()
-        try:
-            yield f"http://{host}:{listener.getsockname()[1]}"
-        finally:
-            sim.faults.clear()
-            server.should_exit = True
-            await task
+        async with served(configuration(sim, timeout_graceful_shutdown=GRACE_S), listener):
+            try:
+                yield f"http://{host}:{listener.getsockname()[1]}"
+            finally:
+                sim.faults.clear()
