@@ -48,7 +48,7 @@ class _Lines(io.TextIOBase):
     """Takes whole lines for a file's descriptor: buffered ones would come torn, or late, where the file takes some and not others."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Without a stream, which a process that was started without one has not, all is lost."""
+        """`stream`: one with a descriptor. Without, as in a process that was started without one, all is lost, as once it is closed."""
         self._stream = stream
         self._torn = False
 
@@ -56,7 +56,7 @@ class _Lines(io.TextIOBase):
         # What a part of a line was written of is no line, and must not make the next one none.
         content = (b"\n" if self._torn else b"") + line.encode()
         written = 0
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             while self._stream and written < len(content):
                 written += os.write(self._stream.fileno(), content[written:])
         if written:

@@ -13,7 +13,7 @@ from events.errors import NotFound
 from events.patience import run
 from workers.deps import Deps
 from workers.histories import HistoryUnreadable, reading
-from workers.providers.base import Action, Provider, ProviderError
+from workers.providers.base import RATE_LIMITED, UNREACHABLE, Action, Provider, ProviderError
 from workers.sql import OPERATIONS
 
 _PENDING_ACTIONS = OPERATIONS["pending_actions"]
@@ -52,6 +52,8 @@ async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> No
         try:
             command = await _command(deps, provider, one, actions.get(one.action_id))
         except ProviderError as error:
+            if error.code in {RATE_LIMITED, UNREACHABLE}:
+                raise
             # Of this one server: what the provider says of the others counts.
             ids = {"instance_id": str(one.instance_id), "server_id": one.server_id}
             _log.warning("observation_failed", provider=one.provider, code=error.code, **ids)

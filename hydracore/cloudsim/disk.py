@@ -4,6 +4,7 @@ Read here: `#cloud-config` with one JSON document, `write_files` of `path`, `con
 be starts nothing, as on a real server that has no agent in it.
 """
 
+import errno
 import os
 import shutil
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,9 @@ AGENT_LOG: Final = "var/log/hydracore-agent.log"
 DISKS: Final = "servers"
 
 FILES_MAX: Final = 100
+
+#: What is wrong with a path, and always will be.
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 class _File(msgspec.Struct):
@@ -74,7 +78,12 @@ def _write_file(path: Path, file: _File) -> None:
         mode = int(file.permissions, 8) & 0o777
     except ValueError:
         raise UserDataError("permissions are not octal") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise  # A full disk, say: there may be room later.
+        raise UserDataError("a path that can be no file's") from None
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(file.content)

@@ -7,6 +7,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
+from hydracore.embedded.leftovers import VARIABLE
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
@@ -47,6 +48,18 @@ async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: V
     assert "valkey-password" not in " ".join(command)
     assert (tmp_path / FOLDER / "valkey.conf").stat().st_mode & 0o077 == 0
     assert listening == {"127.0.0.1"}
+
+
+async def test_it_keeps_the_mark_by_which_it_is_known_when_its_supervisor_was_killed(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
+        await supervisor.start(valkey.part())
+        (pid,) = supervisor.pids()["valkey"]
+        environ = psutil.Process(pid).environ()
+
+    # Whoever sets a title of its own writes it over this.
+    assert VARIABLE in environ
 
 
 async def test_it_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Path) -> None:

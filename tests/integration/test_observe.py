@@ -30,3 +30,19 @@ async def test_a_server_is_observed_though_the_provider_fails_at_another(
     ]
     for server_id in servers:
         await provider.delete_server(server_id)
+
+
+async def test_a_provider_that_wants_to_be_left_alone_is_asked_of_no_other_server(
+    stack: Stack, database_url: str
+) -> None:
+    async with stack.deps(database_url=database_url) as deps:
+        for number in range(3):
+            await recorded(deps, number, lives.created(server_id=f"99999{number}", action_id=f"99999{number}"))
+        stack.cloudsim.fault("get_server", "rate_limit", times=None)
+        before = stack.cloudsim.requests("get_server")
+
+        with capture_logs() as logs:
+            await observe_actions(deps)
+
+    assert stack.cloudsim.requests("get_server") == before + 1
+    assert [(line["event"], line["code"]) for line in logs] == [("observation_failed", "rate_limit_exceeded")]

@@ -45,6 +45,8 @@ def test_other_user_data_makes_an_empty_disk(tmp_path: Path, text: str) -> None:
         {"path": "/a/../../out"},
         {"path": "/nul\0"},
         {"path": "/a", "permissions": "rw"},
+        {"path": "/"},
+        {"path": "/" + "a" * 300},
     ],
 )
 def test_a_file_that_cannot_be_is_refused_and_not_quoted(tmp_path: Path, file: dict[str, str]) -> None:

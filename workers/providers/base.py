@@ -13,7 +13,7 @@ Provider texts are never kept because some of them quote the API token.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -22,6 +22,10 @@ RETRY_AFTER_S_DEFAULT = 1.0
 
 #: The same where it is under maintenance or broken, which lasts.
 LATER_S_DEFAULT = 15.0
+
+#: Codes that are of the provider as a whole: whatever else there is to ask has to wait, too.
+RATE_LIMITED: Final = "rate_limit_exceeded"
+UNREACHABLE: Final = "provider_unreachable"
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import msgspec
 from hydracore.reading import UNREADABLE
 from workers.providers.base import (
     LATER_S_DEFAULT,
+    RATE_LIMITED,
     RETRY_AFTER_S_DEFAULT,
     ProviderError,
     ProviderLater,
@@ -22,7 +23,6 @@ from workers.providers.base import (
     ProviderRetry,
 )
 
-RATE_LIMITED: Final = "rate_limit_exceeded"
 TIMED_OUT: Final = "timeout"
 NOT_FOUND: Final = "not_found"
 LOCKED: Final = "locked"

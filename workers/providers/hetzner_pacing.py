@@ -12,8 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from workers.providers.base import RETRY_AFTER_S_DEFAULT, ProviderRetry
-from workers.providers.hetzner_errors import RATE_LIMITED
+from workers.providers.base import RATE_LIMITED, RETRY_AFTER_S_DEFAULT, UNREACHABLE, ProviderRetry
 
 #: Below this share of the allowance, calls are spaced.
 LOW_WATER_SHARE: Final = 0.1
@@ -32,7 +31,6 @@ RETRY_AFTER_S_MAX: Final = 3600.0
 #: The pauses between two tries of a provider that does not answer: the first one, and what they double to at most.
 SILENCE_S_FIRST: Final = 1.0
 SILENCE_S_MAX: Final = 8.0
-UNREACHABLE: Final = "provider_unreachable"
 
 
 class Pacer:

@@ -51,9 +51,9 @@ class Inbox:
         )
 
     async def done(self, bot_id: str, update_id: int) -> None:
-        """The update needs no answer any more. Not said where the caller is cancelled before: then it sends none either."""
+        """The update needs no answer any more, or its answer is about to be sent."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["done"], {"bot_id": bot_id, "update_id": update_id})
 
-        await self._database.run_if_awaited(work)
+        await self._database.run(work)

@@ -59,29 +59,39 @@ class Answering:
         self._begun = {update_id for update_id, _ in waiting}
         for update_id, content in waiting:
             if update_id not in begun:
-                tasks.create_task(self._answer(self._bot, update_id, content))
+                tasks.create_task(self._answer(update_id, content))
 
     def resume(self, tasks: asyncio.TaskGroup, unsent: list[Waiting]) -> None:
         """Send on what an earlier run put back. Once, and first: what this one puts back it has in hand."""
         for update_id, content in unsent:
-            tasks.create_task(self._answer(box_of_unsent(self._bot), update_id, content))
+            tasks.create_task(self._go_on(update_id, content))
 
-    async def _answer(self, box: str, update_id: int, content: str) -> None:
+    async def _answer(self, update_id: int, content: str) -> None:
         try:
-            if box == self._bot:
-                unsent = Unsent(msgspec.json.decode(content, type=Message))
-            else:
-                unsent = msgspec.json.decode(content, type=Unsent)
+            message = msgspec.json.decode(content, type=Message)
         except UNREADABLE:
-            _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
-            # Where the disk does not take it, it is as odd to whoever runs next.
-            await self._deliveries.strike_out(box, update_id)
+            await self._pass_over(self._bot, update_id)
             return
-        async with self._order(unsent.message.chat.id):
+        async with self._order(message.chat.id):
             async with self._free:
-                text = await self._text_for(update_id, unsent.message)
+                text = await self._text_for(update_id, message)
             if text is not None:
-                await self._deliveries.deliver(box, update_id, unsent, text)
+                await self._deliveries.deliver(self._bot, update_id, Unsent(message.chat.id, text))
+
+    async def _go_on(self, update_id: int, content: str) -> None:
+        box = box_of_unsent(self._bot)
+        try:
+            unsent = msgspec.json.decode(content, type=Unsent)
+        except UNREADABLE:
+            await self._pass_over(box, update_id)
+            return
+        async with self._order(unsent.chat_id):
+            await self._deliveries.deliver(box, update_id, unsent)
+
+    async def _pass_over(self, box: str, update_id: int) -> None:
+        _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
+        # Where the disk does not take it, it is as odd to whoever runs next.
+        await self._deliveries.strike_out(box, update_id)
 
     def _order(self, chat_id: int) -> asyncio.Lock:
         lock = self._orders.get(chat_id)

@@ -20,7 +20,6 @@ from hydracore.agent.errors import DiskRefuses
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.telegram_api import (
     TEXT_MAX_CHARS,
-    Message,
     TelegramApi,
     TelegramAway,
     TelegramBusy,
@@ -33,18 +32,19 @@ _log = structlog.get_logger(__name__)
 RETRY_BASE_S = 0.5
 RETRY_CAP_S = 60.0
 
-#: What a try that is under way gets to end when the bot is to be another one, or nothing any more.
-SEND_GRACE_S = 3.0
+#: What a try that is under way gets to end when the bot is to be another one, or nothing any more. An agent that is stopped gets three
+#: seconds or so in all, and has open chats to end in them.
+SEND_GRACE_S = 1.0
 
 #: Tries at once.
 SENDS_MAX = 16
 
 
 class Unsent(msgspec.Struct, frozen=True):
-    """A message whose answer is not out yet, or not all of it: `sent_chars` are."""
+    """What of an answer is not out yet."""
 
-    message: Message
-    sent_chars: int = 0
+    chat_id: int
+    text: str
 
 
 def box_of_unsent(bot: str) -> str:
@@ -63,9 +63,9 @@ class Deliveries:
         self._inbox = inbox
         self._free = asyncio.Semaphore(SENDS_MAX)
 
-    async def deliver(self, box: str, update_id: int, unsent: Unsent, text: str) -> None:
-        """Until Telegram has all of `text`, may have it, or will not have it. `box`: where it is kept."""
-        delivery = _Delivery(self, box, update_id, unsent, text=text)
+    async def deliver(self, box: str, update_id: int, unsent: Unsent) -> None:
+        """Until Telegram has all of it, may have it, or will not have it. `box`: where it, or the question, is kept."""
+        delivery = _Delivery(self, box, update_id, unsent)
         backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
         while not delivery.is_over:
             async with self._free:
@@ -102,35 +102,44 @@ class Deliveries:
 
 
 class _Delivery:
-    def __init__(self, deliveries: Deliveries, box: str, update_id: int, unsent: Unsent, *, text: str) -> None:
+    def __init__(self, deliveries: Deliveries, box: str, update_id: int, unsent: Unsent) -> None:
         self._deliveries = deliveries
         #: Where it is kept; None while it is not.
         self._box: str | None = box
         self._update_id = update_id
-        self._message = unsent.message
-        self._sent_chars = unsent.sent_chars
-        self._text = text
+        self._unsent = unsent
 
     @property
     def is_over(self) -> bool:
-        return self._box is None and self._sent_chars >= len(self._text)
+        return self._box is None and not self._unsent.text
 
     async def go_on(self) -> float | None:
         """One try at the next piece. The seconds to wait before another one; None where this one is done with."""
-        if self._box is not None and not await self._deliveries.strike_out(self._box, self._update_id):
+        if self._box is not None and not await self._strike_out(self._box):
             return 0.0
         self._box = None
-        wait_s = await self._send() if self._sent_chars < len(self._text) else None
-        if self._sent_chars < len(self._text):
-            unsent = Unsent(self._message, self._sent_chars)
-            if await self._deliveries.put_back(self._update_id, unsent):
-                self._box = box_of_unsent(self._deliveries.bot)
+        wait_s = await self._send() if self._unsent.text else None
+        if self._unsent.text:
+            await self._put_back()
         return wait_s
 
-    async def _send(self) -> float | None:
-        piece = self._text[self._sent_chars : self._sent_chars + TEXT_MAX_CHARS]
+    async def _strike_out(self, box: str) -> bool:
         try:
-            await self._deliveries.api.send(self._message.chat.id, piece)
+            return await self._deliveries.strike_out(box, self._update_id)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.__cause__ is None:
+                # It is struck out all the same, and nothing of it was sent.
+                await self._put_back()
+            raise
+
+    async def _put_back(self) -> None:
+        if self._unsent.text and await self._deliveries.put_back(self._update_id, self._unsent):
+            self._box = box_of_unsent(self._deliveries.bot)
+
+    async def _send(self) -> float | None:
+        piece, rest = self._unsent.text[:TEXT_MAX_CHARS], self._unsent.text[TEXT_MAX_CHARS:]
+        try:
+            await self._deliveries.api.send(self._unsent.chat_id, piece)
         except TelegramBusy as error:
             return error.retry_after_s
         except TelegramRefused:
@@ -140,7 +149,7 @@ class _Delivery:
             if error.again:
                 return 0.0
             _log.warning("telegram_answer_lost", bot=self._deliveries.bot)
-        self._sent_chars += len(piece)
+        self._unsent = msgspec.structs.replace(self._unsent, text=rest)
         return None
 
 

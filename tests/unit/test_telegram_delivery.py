@@ -1,0 +1,58 @@
+"""Answers on their way to Telegram, when whoever sends them has to end."""
+
+import asyncio
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from hydracore.agent.expressclaw import telegram_delivery
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.inbox import Inbox
+from hydracore.agent.expressclaw.telegram_api import TelegramApi
+from hydracore.agent.expressclaw.telegram_delivery import Deliveries, Unsent, box_of_unsent
+from hydracore.cloudsim.main import STOP_GRACE_S
+from tests.fake_telegram import TOKEN, running_telegram
+from tests.waiting import until
+
+BOT = "123"
+
+
+def test_a_send_that_hangs_leaves_an_agent_that_is_stopped_time_for_its_chats() -> None:
+    assert telegram_delivery.SEND_GRACE_S <= STOP_GRACE_S / 2
+
+
+async def test_what_is_struck_out_as_its_sender_ends_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telegram_delivery, "SEND_GRACE_S", 0)
+    database = Database(tmp_path / "chats.sqlite", new_id=uuid4)
+    inbox = Inbox(database)
+    unsent = Unsent(5, "Hello")
+    async with running_telegram() as telegram:
+        api = TelegramApi(token=TOKEN, base_url=telegram.url)
+        await inbox.take_over(BOT, {1: "{}"}, next_update=2)
+        # The disk takes its time.
+        begun, disk = threading.Event(), threading.Event()
+
+        def slow(_: object) -> None:
+            begun.set()
+            disk.wait()
+
+        database.submit(slow)
+        await until(begun.is_set)
+        sending = asyncio.create_task(Deliveries(BOT, api, inbox).deliver(BOT, 1, unsent))
+        await until(database._thread._work_queue.qsize)
+        sending.cancel()
+        await until(lambda: any(task.cancelling() for task in asyncio.all_tasks() - {sending}))
+        disk.set()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await api.aclose()
+
+        assert telegram.sent == []
+    assert await inbox.waiting(BOT) == []
+    assert await inbox.waiting(box_of_unsent(BOT)) == [(1, msgspec.json.encode(unsent).decode())]
+    database.close()
