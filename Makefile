@@ -34,7 +34,8 @@ fmt: $(VENV)/.dev
 # An environment is kept where it is whole: without Debian's package python3-venv, what a first try leaves has no pip.
 # It is compiled here, because images often forbid Python to keep what it compiles, and each part would do so at each start.
 $(VENV)/.runtime: requirements.lock pyproject.toml
-	@$(BIN)/python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	@$(BIN)/python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && \
+		{ $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } >/dev/null 2>&1 || { \
 		$(PYTHON) -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { \
 			echo "HydraCore needs Python 3.11 or newer, and \`$(PYTHON) --version\` says \"$$($(PYTHON) --version 2>&1)\":" \
 				"name another, as in: make demo PYTHON=python3.12" >&2; exit 1; }; \

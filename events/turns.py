@@ -25,14 +25,14 @@ class Turns:
     async def turn(self, stream_id: UUID) -> AsyncGenerator[None]:
         """Meanwhile nobody else has a turn at this stream.
 
-        Raises `StoreUnavailable` where those before are not done in `PATIENCE_S` seconds, as the database does not get on with them.
+        Raises `StoreUnavailable` where those before are not done in `PATIENCE_S` seconds.
         """
         lock = self._locks.setdefault(stream_id, asyncio.Lock())
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await lock.acquire()
         except TimeoutError as error:
-            raise StoreUnavailable("Others change this, and the database does not get on; try again later") from error
+            raise StoreUnavailable("Others are changing this; try again later") from error
         try:
             yield
         finally:

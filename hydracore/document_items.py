@@ -12,6 +12,9 @@ from typing import Any, Final, NamedTuple, cast
 
 _NO_ID: Final = object()
 
+#: So many pairs of changed items are compared. Of more, nobody is told which is which.
+COMPARED_MAX: Final = 10_000
+
 
 class Shapes:
     """Numbers JSON values, so that those have the same number which are equal: `1` and `1.0` are, `1` and `true` are not.
@@ -61,6 +64,9 @@ class _Looks(NamedTuple):
     kept: list[int]
     shown: list[int]
     masks: list[bool]
+    #: Of the given ones and of the shown ones, what they say without secrets.
+    traits_given: list[frozenset[Hashable]]
+    traits_shown: list[frozenset[Hashable]]
 
 
 def counterparts(given: list[Any], kept: list[Any], shown: list[Any], shapes: Shapes) -> dict[int, int]:
@@ -74,6 +80,8 @@ def counterparts(given: list[Any], kept: list[Any], shown: list[Any], shapes: Sh
         kept=[shapes.of(item) for item in kept],
         shown=[shapes.of(item) for item in shown],
         masks=[shapes.has_mask(item) for item in given],
+        traits_given=[_traits(item, shapes) for item in given],
+        traits_shown=[_traits(item, shapes) for item in shown],
     )
     by_shown, by_itself = _by_id(shown, shapes), _by_id(kept, shapes)
     pairs: dict[int, int] = {}
@@ -99,6 +107,13 @@ def _by_id(items: list[Any], shapes: Shapes) -> dict[Hashable, list[int]]:
     return places
 
 
+def _traits(item: Any, shapes: Shapes) -> frozenset[Hashable]:
+    if not isinstance(item, dict):
+        return frozenset()
+    named = cast("dict[str, Any]", item).items()
+    return frozenset((name, shapes.of(value)) for name, value in named if not shapes.has_mask(value))
+
+
 def _paired(ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]:
     """Pairs of the places `ours` among the given and `theirs` among the kept, of items that their ids do not tell apart."""
     if _are_alike(theirs, looks):
@@ -120,7 +135,23 @@ def _paired(ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]
     left = set(theirs).difference(pairs.values())
     if len(changed) == len(left) == 1:
         return pairs | {changed[0]: left.pop()}
-    return pairs | {our: in_order[our] for our in changed if in_order.get(our) in left}
+    return pairs | _by_likeness(changed, left, looks)
+
+
+def _by_likeness(changed: list[int], left: set[int], looks: _Looks) -> dict[int, int]:
+    """Pairs of items of which each has more in common with the other than with anything else here."""
+    if len(changed) * len(left) > COMPARED_MAX:
+        return {}
+    common = {
+        (our, their): len(looks.traits_given[our] & looks.traits_shown[their]) for our in changed for their in left
+    }
+    pairs: dict[int, int] = {}
+    for (our, their), count in common.items():
+        rivals = [common[our, other] for other in left if other != their]
+        rivals += [common[other, their] for other in changed if other != our]
+        if count > max(rivals, default=0):
+            pairs[our] = their
+    return pairs
 
 
 def _are_alike(theirs: list[int], looks: _Looks) -> bool:

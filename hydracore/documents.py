@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -180,16 +181,22 @@ class _Restoring:
 
     def __init__(self, stored: Any, beside: Iterable[Any]) -> None:
         self.outdated: list[Path] = []
-        self._masks: set[str] = set()
-        for each in beside:
-            _mapped(each, self._masked)
-        self.shown = _mapped(stored, self._masked)
+        self.shown = masked(stored)
+        self._all_stored = [stored, *beside]
         self._shapes = Shapes(is_mask)
 
-    def _masked(self, secret: str) -> str:
-        shown = mask(secret)
-        self._masks.add(shown)
-        return shown
+    @cached_property
+    def _masks(self) -> set[str]:
+        """Of all that is stored: needed where a mask has come to a place of no secret."""
+        found = set[str]()
+
+        def note(secret: str) -> str:
+            found.add(mask(secret))
+            return secret
+
+        for each in self._all_stored:
+            _mapped(each, note)
+        return found
 
     def restored(self, value: Any, place: _Place) -> Any:
         if not place.merging and not self._shapes.has_mask(value):

@@ -57,6 +57,13 @@ class NotReached(DatabaseUnfit):
     """It is not there, or does not let us in."""
 
 
+class NotOurs(DatabaseUnfit):
+    """It has no log: another program's, or none's."""
+
+    def __init__(self) -> None:
+        super().__init__("this database has no log of HydraCore: is it the right one?")
+
+
 class NotMigrated(DatabaseUnfit):
     """It lacks migrations that this version has. More than that it may have: a newer version migrates beside older parts.
 
@@ -108,8 +115,12 @@ async def look(conninfo: str, *, role: str) -> None:
 async def look_for_ours(conninfo: str) -> None:
     """Connect once, and see that the database is one of ours, if only of an older release. Raises `DatabaseUnfit`."""
     async with _looking(conninfo) as connection:
-        if migrations()[0][0] not in await _applied(connection):
-            raise NotMigrated
+        try:
+            applied = await _applied(connection)
+        except psycopg.errors.UndefinedColumn:
+            raise NotOurs from None  # Many a program has a table of migrations.
+        if migrations()[0][0] not in applied:
+            raise NotOurs
 
 
 @asynccontextmanager

@@ -116,14 +116,15 @@ def test_a_database_of_an_older_release_is_copied_before_it_is_migrated(database
         assert (done.exit_code, path.exists()) == (0, True), done.output
 
 
-def test_another_programs_database_is_not_taken_for_ours(empty_url: str, tmp_path: Path) -> None:
+# Other programs have a table of this name, too.
+@pytest.mark.parametrize("columns", [b"name", b"number"])
+def test_another_programs_database_is_not_taken_for_ours(empty_url: str, tmp_path: Path, columns: bytes) -> None:
     with psycopg.connect(empty_url, autocommit=True) as owner:
-        # Other programs have a table of this name, too.
-        owner.execute("CREATE TABLE migration (name text); INSERT INTO migration VALUES ('0001_users')")
+        owner.execute(b"CREATE TABLE migration (" + columns + b" text); INSERT INTO migration VALUES ('0001_users')")
 
     done = CliRunner().invoke(
         main, ["db", "backup", str(tmp_path / "log.dump")], env={"HYDRACORE_DATABASE_URL": empty_url}
     )
 
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr == "hydracore: the database is not migrated: run hydracore db migrate\n"
+    assert done.stderr == "hydracore: this database has no log of HydraCore: is it the right one?\n"

@@ -179,11 +179,24 @@ def test_items_that_nothing_but_their_contents_tells_apart_may_come_go_move_and_
     assert unmasked([new, shown_a, shown_b], stored) == [new, a, b]
     assert unmasked([shown_b, new], stored) == [b, new]
     assert unmasked([shown_a | {"note": "b"}, shown_b], stored) == [a | {"note": "b"}, b]
-    assert unmasked([shown_a | {"note": "c"}, shown_b | {"note": "d"}], stored) == [
-        a | {"note": "c"},
-        b | {"note": "d"},
-    ]
+    with pytest.raises(MasksOutdated):
+        unmasked([shown_a | {"note": "c"}, shown_b | {"note": "d"}], stored)
     assert unmasked([shown_a | {"note": "c"}, shown_b, new], stored) == [a | {"note": "c"}, b, new]
+
+
+def test_of_items_whose_secrets_look_the_same_each_keeps_its_own_by_what_else_it_says() -> None:
+    mail, shop = (
+        {"name": name, "token": secret, "host": f"{name}-1"} for name, secret in (("mail", "aaa"), ("shop", "bbb"))
+    )
+    new = {"name": "new", "token": "ccc"}
+    shown_mail, shown_shop = masked([mail, shop])
+
+    moved = [shown_shop | {"host": "shop-2"}, shown_mail | {"host": "mail-2"}]
+
+    assert unmasked(moved, [mail, shop]) == [shop | {"host": "shop-2"}, mail | {"host": "mail-2"}]
+    assert unmasked([shown_shop | {"host": "shop-2"}, new], [mail, shop]) == [shop | {"host": "shop-2"}, new]
+    with pytest.raises(MasksOutdated):
+        unmasked([{"name": "a", "token": "****"}, {"name": "b", "token": "****"}], [mail, shop])
 
 
 @pytest.mark.parametrize(
