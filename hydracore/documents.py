@@ -204,7 +204,7 @@ class _Restoring:
         if isinstance(value, dict):
             return self._object(cast("dict[str, Any]", value), place)
         if isinstance(value, list | tuple):
-            return self._list(list(cast("list[Any]", value)), place)
+            return self._list(cast("list[Any]", value), place)
         return self._text(value, place) if isinstance(value, str) and is_mask(value) else value
 
     def _object(self, given: dict[str, Any], place: _Place) -> dict[str, Any]:
