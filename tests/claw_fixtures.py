@@ -18,7 +18,7 @@ from hydracore.transport import TRUST_NOBODY
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 #: What a test module of the runtime imports, so that pytest finds the fixtures.
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
@@ -162,3 +162,25 @@ async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | No
         changed["model_policy"]["fallbacks"] = fallbacks
     answer = await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
     assert answer.json() == {"config_version": 4}
+
+
+async def use(claw: Claw, control_plane: FakeControlPlane, runtime: dict[str, Any]) -> dict[str, Any]:
+    """Push it; what the agent answers. No failure shows the body: there may be tokens in it."""
+    control_plane.runtime = runtime
+    control_plane.config_version += 1
+    body = {"config_version": control_plane.config_version, "runtime": runtime}
+    answer = await claw.http.put("/api/config", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def until_connection(claw: Claw, name: str, state: str) -> None:
+    async def is_so() -> bool:
+        return (await claw.status())["connections"].get(name) == state
+
+    await until(is_so)
+
+
+def platform(**parts: Any) -> dict[str, Any]:
+    """The documents of a runtime, with these in place of nothing."""
+    return {"skills": [], "integrations": [], "channels": {}, "advanced": {}, **parts}

@@ -10,11 +10,13 @@ from tests.claw_fixtures import (
     claw_fixture,
     control_plane_fixture,
     modelsim_fixture,
+    until_connection,
+    use,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import FakeTelegram
 from tests.modelsim_fixtures import ModelSim
-from tests.telegram_fixtures import connection, telegram_fixture, until_connection, use, with_bot
+from tests.telegram_fixtures import connection, telegram_fixture, with_bot
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "telegram_fixture"]
 
@@ -24,7 +26,7 @@ async def test_a_message_is_answered_in_a_conversation_of_its_chat(
 ) -> None:
     assert await connection(claw) == "off"
     await use(claw, control_plane, with_bot(modelsim, telegram))
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "connected")
 
     await telegram.write("Hello bot", chat=5, sender=77)
     await telegram.until_sent(1)
@@ -81,19 +83,19 @@ async def test_a_bad_token_shows_and_does_not_stop_the_agent(
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram, "4711:another-token-0123456789"))
 
-    await until_connection(claw, "error: Telegram refuses the bot token (HTTP 401)")
+    await until_connection(claw, "telegram", "error: Telegram refuses the bot token (HTTP 401)")
     status = await claw.status()
     assert status["healthy"]
     assert status["error"] == {"code": "telegram_failed", "message": "Telegram refuses the bot token (HTTP 401)"}
     await control_plane.until(lambda: control_plane.heartbeats[-1]["error"] == status["error"])
     await claw.chat("Hello")
     await use(claw, control_plane, with_bot(modelsim, telegram, "no token/at all"))
-    await until_connection(claw, "error: The bot token is not one")
+    await until_connection(claw, "telegram", "error: The bot token is not one")
     await use(claw, control_plane, with_bot(modelsim, telegram))
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "connected")
     assert (await claw.status())["error"] is None
     await use(claw, control_plane, with_bot(modelsim, telegram, None))
-    await until_connection(claw, "off")
+    await until_connection(claw, "telegram", "off")
 
 
 async def test_trouble_with_polling_shows_and_passes(
@@ -103,10 +105,10 @@ async def test_trouble_with_polling_shows_and_passes(
 
     await use(claw, control_plane, with_bot(modelsim, telegram))
 
-    await until_connection(claw, "error: Another program polls with this bot token")
-    await until_connection(claw, "error: Telegram is called too often")
-    await until_connection(claw, "error: Telegram answers HTTP 502")
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "error: Another program polls with this bot token")
+    await until_connection(claw, "telegram", "error: Telegram is called too often")
+    await until_connection(claw, "telegram", "error: Telegram answers HTTP 502")
+    await until_connection(claw, "telegram", "connected")
 
 
 async def test_who_cannot_be_answered_is_told_so(

@@ -20,11 +20,13 @@ from tests.claw_fixtures import (
     control_plane_fixture,
     document,
     modelsim_fixture,
+    until_connection,
+    use,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, FakeTelegram
 from tests.modelsim_fixtures import ModelSim
-from tests.telegram_fixtures import telegram_fixture, until_connection, use, with_bot
+from tests.telegram_fixtures import telegram_fixture, with_bot
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "telegram_fixture"]
@@ -57,20 +59,20 @@ async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram))
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "connected")
     await modelsim.fault("hold", after_tokens=2)
     held = asyncio.create_task(claw.chat("Count to 20", "c1"))
     await modelsim.until_requests(1, ended="open")
 
     refuse(chats, "INSERT")
     await telegram.write("Hello")
-    await until_connection(claw, REFUSED)
+    await until_connection(claw, "telegram", REFUSED)
     await modelsim.release()
     assert (await held)["message"].startswith(MARK)
     execute(chats, "DROP TRIGGER refused")
 
     assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "connected")
 
 
 async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
@@ -129,16 +131,16 @@ async def test_an_answer_that_is_not_struck_out_is_not_sent(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram))
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "connected")
     refuse(chats, "DELETE")
 
     await telegram.write("Hello")
-    await until_connection(claw, REFUSED)
+    await until_connection(claw, "telegram", REFUSED)
     assert telegram.sent == []
     execute(chats, "DROP TRIGGER refused")
 
     assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
-    await until_connection(claw, "connected")
+    await until_connection(claw, "telegram", "connected")
 
 
 async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(

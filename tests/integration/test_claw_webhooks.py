@@ -1,0 +1,187 @@
+"""Webhooks of a real agent: who is told of what, and what goes wrong there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from structlog.testing import capture_logs
+
+from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.notices import Notices, add_notices
+from hydracore.agent.expressclaw.webhooks import Webhooks, signature
+from hydracore.agent.expressclaw.wishes import Webhook
+from tests.agent_process import AgentProcess
+from tests.claw_fixtures import (
+    Claw,
+    agent_fixture,
+    claw_fixture,
+    connected,
+    control_plane_fixture,
+    document,
+    modelsim_fixture,
+    platform,
+    until_connection,
+    use,
+    vps_fixture,
+)
+from tests.fake_control_plane import FakeControlPlane
+from tests.modelsim_fixtures import ModelSim
+from tests.refusing import refusing
+from tests.waiting import until
+
+__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
+
+
+class Receiver:
+    """A web server that takes what webhooks send, or answers as a test wishes."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.status = 200
+        self.refused = 0
+        self.taken: list[tuple[dict[str, str], bytes]] = []
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncGenerator[None]:
+        async with await asyncio.start_server(self._answer, "127.0.0.1", 0) as server:
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+            yield
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().split("\r\n")[1:-2]
+                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+                content = await reader.readexactly(int(headers["content-length"]))
+                if self.status == 200:
+                    self.taken.append((headers, content))
+                else:
+                    self.refused += 1
+                writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: 0\r\n\r\n".encode())
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    async def until_taken(self, count: int) -> list[dict[str, Any]]:
+        await until(lambda: len(self.taken) >= count)
+        return [json.loads(content) for _, content in self.taken]
+
+
+@pytest.fixture
+async def receiver() -> AsyncGenerator[Receiver]:
+    one = Receiver()
+    async with one.serving():
+        yield one
+
+
+def webhook(receiver: Receiver) -> dict[str, Any]:
+    return {"id": "crm", "type": "webhook", "url": receiver.url, "secret": "of-the-hook"}
+
+
+async def test_a_webhook_is_told_of_each_chat_and_of_no_word_in_it(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, receiver: Receiver
+) -> None:
+    await use(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
+    await until_connection(claw, "integration:crm", "ready")
+
+    answer = await claw.chat("Confidential words", "c-1", end_user="mallory")
+    (told,) = await receiver.until_taken(1)
+
+    await until_connection(claw, "integration:crm", "connected")
+    headers, content = receiver.taken[0]
+    assert headers["x-hydracore-signature"] == signature("of-the-hook", content)
+    assert (told["event"], told["conversation_id"], told["model"]) == ("chat.done", "c-1", "first")
+    assert (told["channel"], told["usage"]) == ("api", answer["usage"])
+    assert b"onfidential" not in content
+    assert b"mallory" not in content
+
+
+async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_next_process(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, receiver: Receiver
+) -> None:
+    receiver.status = 503
+    control_plane.runtime = document(modelsim, platform=platform(integrations=[webhook(receiver)]))
+    agent.start()
+    await control_plane.until_healthy()
+    async with connected(control_plane) as claw:
+        for number in range(3):
+            await claw.chat("Hello", f"c-{number}")
+        await until(lambda: receiver.refused > 0)
+        await until_connection(claw, "integration:crm", "error: it answers HTTP 503")
+        assert (await claw.status())["error"]["code"] == "integration_failed"
+
+    await agent.kill()
+    receiver.status = 200
+    control_plane.heartbeats.clear()
+    agent.start()
+    told = await receiver.until_taken(3)
+
+    assert [each["conversation_id"] for each in told] == ["c-0", "c-1", "c-2"]
+    assert len({each["id"] for each in told}) == 3
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Generator[Database]:
+    database = Database(tmp_path / "chats.sqlite", new_id=uuid4)
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "state"),
+    [
+        ("http://xn--ls8h.test/hook", "error: it cannot be reached (InvalidCodepoint)"),
+        ("http://127.0.0.1:70000/hook", "error: it cannot be told (ExceptionGroup)"),
+    ],
+)
+async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_alone(
+    database: Database, receiver: Receiver, url: str, state: str
+) -> None:
+    notices = Notices(database)
+    webhooks = Webhooks(notices)
+    # Addresses that no configuration gets past `read_wishes`.
+    webhooks.use((Webhook(id="bad", url=url), Webhook(id="good", url=receiver.url)))
+    await database.run(lambda db: add_notices(db, {"bad": "{}", "good": "{}"}))
+
+    with capture_logs():
+        running = asyncio.create_task(webhooks.run())
+        await receiver.until_taken(1)
+        await until(lambda: webhooks.states == {"integration:bad": state, "integration:good": "connected"})
+
+    assert not running.done()
+    assert webhooks.error is not None
+    assert webhooks.error.code == "integration_failed"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_webhook_whose_notices_the_disk_refuses_is_in_trouble_and_goes_on_once_it_does_not(
+    database: Database, receiver: Receiver, tmp_path: Path
+) -> None:
+    notices = Notices(database)
+    webhooks = Webhooks(notices)
+    webhooks.use((Webhook(id="crm", url=receiver.url),))
+    await database.run(lambda db: add_notices(db, {"crm": "{}"}))
+
+    with refusing(tmp_path / "chats.sqlite", "DELETE ON notice"):
+        running = asyncio.create_task(webhooks.run())
+        await until(lambda: webhooks.error is not None)
+    await until(lambda: webhooks.states == {"integration:crm": "connected"})
+    assert await notices.next("crm") is None
+
+    # Not to be read, and nothing to tell.
+    await database.run(lambda db: db.execute("ALTER TABLE notice RENAME TO hidden"))
+    notices.news.set()
+    await until(lambda: webhooks.error is not None)
+    await database.run(lambda db: db.execute("ALTER TABLE hidden RENAME TO notice"))
+    await until(lambda: webhooks.states == {"integration:crm": "ready"})
+
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
