@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import msgspec
 from bench import append, audit, beside, chat, lag, reads, rebuild, running, state
 from bench.result import Comparison, Limit, show
 from bench.services import Services, running_services
+from hydracore.signals import run_to_its_end
 
 Measured = Sequence[Comparison | Limit]
 
@@ -34,20 +33,14 @@ MEASUREMENTS: dict[str, Callable[[Services], Awaitable[Measured]]] = {
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(names: tuple[str, ...], json_file: Path | None) -> None:
     """Measure HydraCore against the usual stack (all of it, or only NAMES)."""
-    try:
-        results = asyncio.run(_measure(names or tuple(MEASUREMENTS)))
-    except asyncio.CancelledError:
-        raise click.Abort from None
+    # Ended in whatever way, nothing that was started stays: `timeout` sends a TERM.
+    results = run_to_its_end(_measure(names or tuple(MEASUREMENTS)))
     show(results)
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
 
 
 async def _measure(names: tuple[str, ...]) -> list[Comparison | Limit]:
-    task = asyncio.current_task()
-    assert task is not None
-    # Ended in whatever way, nothing that was started stays: `timeout` sends this one.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     results: list[Comparison | Limit] = []
     async with running_services() as services:
         for name in names:

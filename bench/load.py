@@ -12,6 +12,8 @@ import sys
 import time
 from typing import NamedTuple
 
+from hydracore.signals import run_to_its_end
+
 #: How many bytes one read takes at most; a list of 100 rows has some 40 KB.
 _READ_BYTES = 262_144
 _OK = b"HTTP/1.1 200 "
@@ -74,4 +76,4 @@ async def _body(reader: asyncio.StreamReader, wanted: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(measure(Load(**json.load(sys.stdin))))))
+    print(json.dumps(run_to_its_end(measure(Load(**json.load(sys.stdin))))))

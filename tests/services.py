@@ -32,6 +32,7 @@ from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
+from hydracore.signals import run_to_its_end
 
 #: Migrated once; every test's database is a copy of it.
 TEMPLATE = "hydracore_template"
@@ -279,4 +280,4 @@ async def _keep_door(base: Path, address: Path, services: Services) -> asyncio.S
 
 
 if __name__ == "__main__":
-    asyncio.run(_host(Path(sys.argv[1])))
+    run_to_its_end(_host(Path(sys.argv[1])))

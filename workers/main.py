@@ -19,7 +19,7 @@ from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.settings import Settings
-from hydracore.signals import heard_signals, run_until_signal
+from hydracore.signals import heard_signals, run_to_its_end, run_until_signal
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
@@ -95,7 +95,7 @@ def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) ->
         async with open_deps(settings, os.environ) as deps:
             return await sweep(deps, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
 
-    return asyncio.run(once())
+    return run_to_its_end(once())
 
 
 async def _relay(settings: Settings) -> None:

@@ -4,7 +4,6 @@ Exit status: 0 all is well; 1 findings: something is not as it must be; 2 usage;
 database or a file cannot be reached.
 """
 
-import asyncio
 import os
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.cli.printing import full_speed_option
 from hydracore.settings import Settings
+from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -181,7 +181,7 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
 
     look(settings)
     with failures():
-        return asyncio.run(connected())
+        return run_to_its_end(connected())
 
 
 def look(settings: Settings) -> None:

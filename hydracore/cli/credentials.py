@@ -1,6 +1,5 @@
 """`token create` and `api-key create`, `list` and `revoke`: let somebody in, and out again."""
 
-import asyncio
 import os
 import re
 import time
@@ -14,6 +13,7 @@ from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
 from hydracore.cli.audit import json_option
 from hydracore.cli.printing import Text, print_json
+from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -152,6 +152,6 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
             return await work(connection)
 
     try:
-        return asyncio.run(connected())
+        return run_to_its_end(connected())
     except (DatabaseUnfit, psycopg.Error) as error:
         raise click.ClickException(one_line(error)) from None

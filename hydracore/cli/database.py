@@ -1,6 +1,5 @@
 """`db migrate`, `db backup` and `db restore`: bring the database to this version's shape, and copy it so that erasures stay true."""
 
-import asyncio
 import os
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
+from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def migrate() -> None:
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
     try:
-        asyncio.run(require_direct(settings, settings.database_url))
+        run_to_its_end(require_direct(settings, settings.database_url))
         applied = apply(settings.database_url)
         for name in applied:
             click.echo(f"applied {name}")
         if not applied:
             click.echo("nothing to apply")
-        keys, streams = asyncio.run(_erase_again(settings))
+        keys, streams = run_to_its_end(_erase_again(settings))
         if keys or streams:
             whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
             click.echo(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")

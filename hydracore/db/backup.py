@@ -6,7 +6,6 @@ is in it for as long as it is kept.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from typing import Final, Literal
 
 from hydracore.db import pool, reaching
 from hydracore.db.clients import PIECE_BYTES, postgres_client, reached, told
+from hydracore.signals import run_to_its_end
 
 What = Literal["log", "keys"]
 
@@ -40,7 +40,7 @@ def back_up(database_url: str, what: What, path: Path) -> None:
 
     What pg_dump says goes through us, so that it ends when we do: by itself it would go on behind a kill -9, to the last key.
     """
-    asyncio.run(reaching.look_for_ours(pool.conninfo(database_url, role="", application="hydracore-backup")))
+    run_to_its_end(reaching.look_for_ours(pool.conninfo(database_url, role="", application="hydracore-backup")))
     place, environ = reached(database_url)
     command = [postgres_client("pg_dump"), "--format=custom", "--no-owner", *_OPTIONS[what], f"--dbname={place}"]
     with (

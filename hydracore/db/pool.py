@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from events.cancellation import cancellation_heard
 from hydracore.db import reaching
 from hydracore.db.hurried import HurriedConnection
+from hydracore.signals import run_to_its_end
 
 #: How long an opening pool waits for its first connections, and a caller for a free one.
 OPEN_TIMEOUT_S = 10.0
@@ -44,7 +44,7 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
 
 def check(database_url: str, *, role: str, application: str) -> None:
     """Look at it once, for those who are no part and wait for nothing. In a thread without a loop. Raises `DatabaseUnfit`."""
-    asyncio.run(reaching.look(conninfo(database_url, role="", application=application), role=role))
+    run_to_its_end(reaching.look(conninfo(database_url, role="", application=application), role=role))
 
 
 @asynccontextmanager

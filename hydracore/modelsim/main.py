@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import sys
@@ -14,7 +13,7 @@ from hydracore.http_server import configuration, served
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
-from hydracore.signals import stop_asked_for
+from hydracore.signals import run_to_its_end, stop_asked_for
 
 #: What open answers get at the end.
 GRACE_S: Final = 1
@@ -34,7 +33,7 @@ def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
             await ended.wait()
 
     try:
-        asyncio.run(until_signalled())
+        run_to_its_end(until_signalled())
     except (ScriptError, OSError) as error:
         sys.stderr.write(f"hydracore modelsim: {error}\n")
         return 2

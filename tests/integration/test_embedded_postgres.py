@@ -22,6 +22,7 @@ from hydracore.embedded.errors import EmbeddedError
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
+from hydracore.signals import run_to_its_end
 from tests.services import open_folder
 from tests.waiting import until
 
@@ -49,7 +50,7 @@ def closed(reachable: Path) -> Path:
 def made() -> Generator[Path]:
     """A base directory whose data directory is made; making one takes a second, copying it a tenth."""
     with open_folder() as folder:
-        asyncio.run(postgres_in(folder, folder).prepare())
+        run_to_its_end(postgres_in(folder, folder).prepare())
         yield folder / "postgres"
 
 

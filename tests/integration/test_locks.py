@@ -7,6 +7,7 @@ from uuid import UUID
 
 import psycopg
 
+from hydracore.signals import run_to_its_end
 from tests import lives
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
@@ -28,7 +29,7 @@ async def test_a_frozen_process_loses_its_locks_and_knows_it_when_it_wakes_up(da
     frozen, thawed = Event(), Event()
     locks = InstanceLocks(database_url, role="")
     assert await is_free(locks)
-    freezing = asyncio.create_task(asyncio.to_thread(asyncio.run, hold_frozen(database_url, frozen, thawed)))
+    freezing = asyncio.create_task(asyncio.to_thread(run_to_its_end, hold_frozen(database_url, frozen, thawed)))
     await asyncio.to_thread(frozen.wait, PATIENCE_S)
     assert not await is_free(locks)
 

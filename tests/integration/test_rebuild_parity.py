@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
+from hydracore.signals import run_to_its_end
 from projections import generations
 from projections.follower import Follower
 from projections.instance import InstanceProjection
@@ -29,7 +29,7 @@ async def rebuilt_while(database_url: str, projection, work: Callable[[], Awaita
     def phase(text: str) -> None:
         if text == "swapping":
             with ThreadPoolExecutor(1) as aside:
-                aside.submit(asyncio.run, do()).result()
+                aside.submit(run_to_its_end, do()).result()
 
     steps = Steps(phase=phase, folded=lambda _: None)
     return await rebuild(database_url, projection, folding=fold_here(database_url), steps=steps)

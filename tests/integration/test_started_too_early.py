@@ -26,7 +26,6 @@ from hydracore.db.pool import open_pool
 from hydracore.db.reaching import NotAllowed, NotMigrated, NotReached
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
-from tests.cloudsim_fixtures import REPOSITORY
 from tests.program import Program
 from tests.services import OwnServices
 from tests.waiting import PATIENCE_S, until
@@ -223,13 +222,13 @@ async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(
     assert "Traceback" not in program.output()
 
 
-@pytest.mark.parametrize("words", ["audit verify", "sweep --dry-run", "fleet", "db migrate"])
-def test_ctrl_c_ends_the_first_look_at_a_server_that_says_nothing(words: str) -> None:
+@pytest.mark.parametrize("words", ["audit verify", "sweep --dry-run", "fleet", "db migrate", "db backup x"])
+def test_ctrl_c_ends_the_first_look_at_a_server_that_says_nothing(words: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         nowhere = f"postgresql://nobody@127.0.0.1:{server.getsockname()[1]}/nothing?connect_timeout=3600"
         with subprocess.Popen(
             [sys.executable, "-m", "hydracore", *words.split()],
-            cwd=REPOSITORY,
+            cwd=tmp_path,
             env=environ(nowhere),
             stderr=subprocess.PIPE,
             text=True,
@@ -240,3 +239,4 @@ def test_ctrl_c_ends_the_first_look_at_a_server_that_says_nothing(words: str) ->
                 _, said = command.communicate(timeout=PATIENCE_S)
 
     assert (command.returncode, said) == (130, "hydracore: interrupted\n")
+    assert list(tmp_path.iterdir()) == []

@@ -75,3 +75,27 @@ print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, "interrupted\nTrue\n")
+
+
+def test_a_signal_lets_a_callback_of_the_loop_come_to_its_end() -> None:
+    program = """
+import asyncio, os, signal
+from hydracore.signals import run_to_its_end
+async def work():
+    waited = asyncio.get_running_loop().create_future()
+    def wake():
+        if not waited.done():
+            os.kill(os.getpid(), signal.SIGINT)
+            waited.set_result(None)
+    asyncio.get_running_loop().call_soon(wake)
+    await waited
+    await asyncio.Event().wait()
+try:
+    run_to_its_end(work())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
