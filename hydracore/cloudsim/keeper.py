@@ -12,9 +12,10 @@ from typing import Final
 import structlog
 
 from hydracore.cloudsim.boot import Booter
-from hydracore.cloudsim.disk import UserDataError, has_agent, remove_disk, write_disk
+from hydracore.cloudsim.disk import AGENT_LOG, UserDataError, has_agent, remove_disk, write_disk
 from hydracore.cloudsim.records import ServerRecord
 from hydracore.cloudsim.store import Store
+from hydracore.log_files import keep_small
 
 _log = structlog.get_logger(__name__)
 
@@ -43,12 +44,14 @@ class Keeper:
         self._action_delay_s = action_delay_s
         self._stop_grace_s = stop_grace_s
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._trimming: asyncio.Task[None] | None = None
         self._stopping = False
 
     async def open(self) -> None:
         """Go on with every server that exists."""
         self._disks.mkdir(mode=0o700, exist_ok=True)
         await self._booter.open()
+        self._trimming = asyncio.create_task(keep_small(self._logs))
         for server in self._store.servers():
             self.tend(server.id)
 
@@ -85,8 +88,13 @@ class Keeper:
         return self._booter.pid(server_id)
 
     async def aclose(self) -> None:
+        if self._trimming:
+            self._trimming.cancel()
         await self._cancel_tasks()
         await self._booter.aclose()
+
+    def _logs(self) -> list[Path]:
+        return [self._disks / str(server.id) / AGENT_LOG for server in self._store.servers()]
 
     # One server
 

@@ -11,15 +11,13 @@ from hydracore.embedded.account import Switch
 from hydracore.embedded.errors import EmbeddedError
 from hydracore.embedded.leftovers import kill_group
 from hydracore.embedded.part import Part
+from hydracore.log_files import keep_small
 from hydracore.waiting import first_of
 
 #: Pauses before a restart, in seconds: doubling from the first to the longest, and back after a steady run.
 BACKOFF_S_FIRST: Final = 0.2
 BACKOFF_S_MAX: Final = 5.0
 STEADY_S: Final = 20.0
-
-#: A log that has grown beyond this is set aside (one old file is kept) when its part starts.
-LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class Keeper:
@@ -70,6 +68,7 @@ class Keeper:
     async def _keep(self) -> None:
         """The only place that starts and ends the process, so that no stop can slip in between and miss one."""
         backoff_s = BACKOFF_S_FIRST
+        trimming = asyncio.create_task(keep_small(lambda: [self.log]))
         try:
             while not self._stopping.is_set():
                 await self._run_once()
@@ -80,6 +79,7 @@ class Keeper:
                         await self._stopping.wait()
                 backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
         finally:
+            trimming.cancel()
             # Whatever has ended the keeping: nobody else knows of the process, nor takes note of its end.
             if self._process is not None and self._process.returncode is None:
                 kill_group(self._process.pid)
@@ -90,7 +90,6 @@ class Keeper:
         self.starts += 1
         self._started_at_s = asyncio.get_running_loop().time()
         try:
-            self._set_aside()
             if not await self._prepared():
                 return
             self._process = await self._spawn()
@@ -149,11 +148,6 @@ class Keeper:
         except OSError as error:
             # A part needs no log to run: a full disk must not be the end of it.
             self._on_trouble(f"{self.log} cannot be written: {error.strerror}")
-
-    def _set_aside(self) -> None:
-        with suppress(FileNotFoundError):
-            if self.log.stat().st_size > LOG_BYTES_MAX:
-                self.log.rename(self.log.with_suffix(".log.old"))
 
 
 def _ending(status: int) -> str:

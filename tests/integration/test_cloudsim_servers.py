@@ -5,6 +5,8 @@ import signal
 
 import psutil
 
+from hydracore.cloudsim.disk import AGENT_LOG
+from hydracore.log_files import LOG_BYTES_MAX
 from tests.cloudsim_fixtures import CloudsimProcess, stop_short
 from tests.cloudsim_servers import booted, create
 from tests.waiting import until
@@ -22,6 +24,18 @@ async def test_a_server_boots_its_agent_from_its_user_data(cloudsim: CloudsimPro
     assert agent.cmdline()[-2:] == ["--root", str(root)]
     assert os.getsid(pid) == pid
     assert not any("HYDRACORE" in name for name in agent.environ())
+
+
+async def test_an_agent_s_log_that_grows_is_set_aside_while_it_runs(cloudsim: CloudsimProcess) -> None:
+    server_id = create(cloudsim)
+    pid = await booted(cloudsim, server_id)
+    log = cloudsim.home / "servers" / str(server_id) / AGENT_LOG
+
+    os.truncate(log, LOG_BYTES_MAX + 1)
+    await until(lambda: log.stat().st_size <= LOG_BYTES_MAX)
+
+    assert log.with_name(f"{log.name}.old").stat().st_size > LOG_BYTES_MAX
+    assert [agent.pid for agent in cloudsim.agents(server_id)] == [pid]
 
 
 async def test_a_delete_ends_the_agent_and_removes_the_disk(cloudsim: CloudsimProcess) -> None:

@@ -21,6 +21,7 @@ from hydracore.embedded.part import Part
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.stack import Stack
 from hydracore.embedded.supervisor import Supervisor
+from hydracore.log_files import LOG_BYTES_MAX
 from tests.services import open_folder
 from tests.waiting import until
 
@@ -73,6 +74,20 @@ async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
     assert changes[:3] == [{"one": [first]}, {"one": []}, {"one": [second]}]
     assert gone(second)
     assert f"one (pid {first}) ended: signal SIGKILL" in (tmp_path / "one.log").read_text()
+
+
+async def test_a_log_that_grows_is_set_aside_while_its_part_runs(tmp_path: Path) -> None:
+    log = tmp_path / "talks.log"
+    program = f"print('x' * {LOG_BYTES_MAX}); {SLEEP}"
+    async with running(tmp_path) as supervisor:
+        await supervisor.start(part("talks", program, log=log))
+        (pid,) = supervisor.pids()["talks"]
+        await until(lambda: log.stat().st_size == 0)
+
+        assert supervisor.pids()["talks"] == [pid]
+
+    assert log.with_name("talks.log.old").stat().st_size > LOG_BYTES_MAX
+    assert log.read_text().startswith(f"talks (pid {pid}) ended")
 
 
 async def test_restarts_come_with_a_growing_pause(tmp_path: Path) -> None:
