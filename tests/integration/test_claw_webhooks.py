@@ -47,14 +47,21 @@ class Receiver:
         self.status = 200
         self.refused = 0
         self.taken: list[tuple[dict[str, str], bytes]] = []
+        self._open: set[asyncio.StreamWriter] = set()
 
     @asynccontextmanager
     async def serving(self) -> AsyncGenerator[None]:
         async with await asyncio.start_server(self._answer, "127.0.0.1", 0) as server:
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
-            yield
+            try:
+                yield
+            finally:
+                # From Python 3.12 on, a server waits for its connections, which an agent keeps for the next time.
+                for writer in self._open:
+                    writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 lines = head.decode().split("\r\n")[1:-2]
@@ -67,6 +74,8 @@ class Receiver:
                 writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: 0\r\n\r\n".encode())
         except asyncio.IncompleteReadError:
             writer.close()
+        finally:
+            self._open.remove(writer)
 
     async def until_taken(self, count: int) -> list[dict[str, Any]]:
         await until(lambda: len(self.taken) >= count)
