@@ -65,14 +65,23 @@ class Vault:
         return await self.seal(state, field, msgspec.json.encode(document).decode())
 
     async def seal_list(self, state: Instance, items: list[Any]) -> tuple[Any, ...]:
-        """`items` with the secrets among them sealed: lists are kept in the clear. Raises `CustomerErased`."""
+        """`items` with the secrets among them sealed: lists are kept in the clear. Raises `CustomerErased`.
+
+        So is whatever has the form of a sealed text: it may be somebody else's, copied out of the log to have it opened.
+        """
+        ours = set[str]()
 
         async def seal(text: str) -> str:
-            return await self._keyring.seal(
+            sealed = await self._keyring.seal(
                 text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=_LISTS
             )
+            ours.add(sealed)
+            return sealed
 
-        return tuple(await with_secrets(items, seal))
+        async def seal_copied(text: str) -> str:
+            return await seal(text) if looks_sealed(text) and text not in ours else text
+
+        return tuple(await with_secrets(await with_secrets(items, seal), seal_copied, secret=True))
 
     async def show(self, state: Instance, field: str, sealed: str) -> Any:
         """A sealed text from the history of `state` as its owner sees it: opened, but for what is a secret in it."""
@@ -112,7 +121,7 @@ class Vault:
             try:
                 return await self._open_listed(state, text)
             except ValueError:
-                # Somebody's own text of that form.
+                # Somebody's own text of that form, stored before such texts were sealed.
                 return text
 
         return await with_secrets(items, opened, secret=True)

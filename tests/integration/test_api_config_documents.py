@@ -95,6 +95,23 @@ async def test_a_mask_is_not_stored_in_another_field_than_its_secret_s(used: Use
     assert used.agent.runtime["platform"]["integrations"] == [url]
 
 
+async def test_a_secret_that_was_copied_out_of_the_log_is_not_opened(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def last_patch() -> dict[str, Any]:
+        return (await events_of(owner_conn, used.instance_id, "platform_config_patched"))[-1]
+
+    await used.ask("PATCH", "/platform-config", {"integrations": [{"id": "crm", "api_key": "hunter2-hunter2"}]})
+    copied = (await last_patch())["integrations"][0]["api_key"]
+
+    given = [copied, {"notes": [copied], "api_key": copied}]
+    answer = await used.ask("PATCH", "/platform-config", {"skills": given})
+
+    assert answer.json()["skills"] == [copied, {"notes": [copied], "api_key": f"****{copied[-4:]}"}]
+    assert used.agent.runtime["platform"]["skills"] == given
+    assert copied not in repr(await last_patch()), "it is sealed like any secret"
+
+
 async def test_one_is_not_true(used: Used) -> None:
     for value in (1, True, 1):
         answer = await used.ask("PATCH", "/platform-config", {"advanced": {"x": value}, "integrations": [value]})
