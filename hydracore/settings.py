@@ -10,12 +10,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from events.master_keys import MasterKeys
 from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX, HeaderToken
+from hydracore.hosts import is_loopback
 
 PREFIX: Final = "HYDRACORE_"
 
@@ -205,6 +207,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def master_keys(self) -> MasterKeys:
         """For those who demand a master key (`require`)."""
         return MasterKeys(self.master_key, self.master_keys_former)
+
+    @property
+    def is_public_url_open(self) -> bool:
+        """Whether what agents are told, secrets among it, crosses a network unencrypted."""
+        parts = urlsplit(self.public_url)
+        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
     def __repr__(self) -> str:
         shown = (f"{name}={_shown(name, getattr(self, name))}" for name in self.__struct_fields__)

@@ -78,6 +78,10 @@ def run_worker(settings: Settings) -> None:
         worker.start()
         look_less_often()
         _log.info("worker_started", threads=settings.worker_threads)
+        if settings.is_public_url_open:
+            _log.warning(
+                "public_url_open", hint="agents get their secrets unencrypted: HYDRACORE_PUBLIC_URL should be https://"
+            )
         stopped.wait()
     except NotBooted as error:
         if error.__cause__ is not None:

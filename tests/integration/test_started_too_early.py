@@ -206,6 +206,18 @@ async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
     assert "hydracore: " not in program.output()
 
 
+async def test_a_worker_whose_agents_would_get_their_secrets_unencrypted_says_so(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    worker = Program("worker", environ=environ(database_url), log=tmp_path / "log")
+    worker.start(log_level="warning", redis_url=redis_url, public_url="http://control.example")
+    await until(lambda: worker.has_said("public_url_open"))
+
+    worker.send(signal.SIGTERM)
+
+    assert await asyncio.to_thread(worker.wait, PATIENCE_S) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("part", ["relay", "worker"])
 async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(

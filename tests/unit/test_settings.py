@@ -209,6 +209,21 @@ def test_all_problems_are_reported_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("url", "is_open"),
+    [
+        ("http://control.example", True),
+        ("http://10.0.0.5:8080", True),
+        ("https://control.example", False),
+        ("http://127.0.0.1:8080", False),
+        ("http://localhost:8080", False),
+        ("http://[::1]:8080", False),
+    ],
+)
+def test_what_agents_are_told_is_not_to_cross_a_network_unencrypted(url: str, is_open: bool) -> None:  # noqa: FBT001 - a parameter
+    assert load({"HYDRACORE_PUBLIC_URL": url}).is_public_url_open is is_open
+
+
 def test_a_catalogue_of_ones_own_must_be_there(tmp_path: Path) -> None:
     catalogue = tmp_path / "mine.toml"
     catalogue.touch()

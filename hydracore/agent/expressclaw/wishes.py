@@ -6,7 +6,6 @@ Nothing is dropped without a word: whatever is not used is `ignored` with its pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import ip_address
 from itertools import islice
 from typing import Annotated, Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from hydracore.agent.expressclaw.document import (
 )
 from hydracore.agent.expressclaw.skills import Skill, load_skills
 from hydracore.agent.messages import Ignored
+from hydracore.hosts import is_loopback
 
 #: More of these, and of connections that cannot be, are not told: whoever sees as many knows what to look for. With names that
 #: take six bytes a character they fit together into the status that the control plane reads.
@@ -226,13 +226,6 @@ def _address_complaint(url: str) -> str | None:
         return "url must be an address"
     if not host or parts.username is not None or not url.isprintable() or " " in url:
         return "url must be an https:// address without a user"
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)):
         return None
     return "url must begin with https:// (http:// is for this machine alone)"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
