@@ -29,7 +29,7 @@ from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.errors import EventRefused
 from projections.fact import decode_list, payload_types, seq_of
 from projections.gathering import CHUNK, StreamRefused, Targets, rows_of
-from projections.generations import Generation
+from projections.generations import UNLIMITED_SESSION, Generation
 from projections.spilling import Part, lengths_of
 from projections.tables import LIVE, Row
 
@@ -91,6 +91,8 @@ def fold_lanes(
         # The other two are in the middle of a copy when it is time to see what others write.
         psycopg.connect(conninfo, autocommit=True) as looker,
     ):
+        for connection in (reader, writer, looker):
+            connection.execute(UNLIMITED_SESSION)
         reader.execute(_FOLD_SESSION)
         writer.execute(_CLAIM_SESSION)
         path = sql.SQL("SET search_path TO {}, {}").format(sql.Identifier(build.schema), sql.Identifier(LIVE))

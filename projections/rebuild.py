@@ -204,7 +204,9 @@ async def _connect(database_url: str) -> AsyncConnection:
     conninfo = make_conninfo(
         database_url, application_name="hydracore-rebuild", options=f"{given} {_NOTICE_LOSS}".strip()
     )
-    return await AsyncConnection.connect(conninfo, autocommit=True)
+    connection = await AsyncConnection.connect(conninfo, autocommit=True)
+    await connection.execute(generations.UNLIMITED_SESSION)
+    return connection
 
 
 async def _build(
@@ -266,7 +268,7 @@ async def _compare(connection: AsyncConnection, candidate: Candidate, report: Re
 @asynccontextmanager
 async def _analyzing(database_url: str, build: Generation) -> AsyncGenerator[None]:
     """Meanwhile the build's tables are analysed, on a connection of its own."""
-    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+    async with await _connect(database_url) as connection:
         analysis = asyncio.create_task(generations.analyze(connection, build))
         try:
             yield

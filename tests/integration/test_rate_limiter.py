@@ -259,6 +259,7 @@ async def test_a_redis_that_takes_connections_and_never_answers_costs_next_to_no
             assert await how_long(asked) < 0.2
 
 
+@pytest.mark.usefixtures("patient")
 async def test_limits_hold_again_once_redis_is_back(own_services: OwnServices) -> None:
     supervisor = own_services.supervisor
     valkey = supervisor._keepers["valkey"].part

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from events import upcast
 from events.types import PlacementChosen
@@ -178,6 +179,37 @@ async def test_a_swap_broken_off_in_the_middle_of_a_copy_lets_go_and_can_be_made
         await owner_conn.execute("DROP TRIGGER slow ON instance_g2.instance")
         report = await rebuilt(database_url, InstanceProjection())
         assert (report.resumed, report.drifted, report.stopped_s is not None) == (True, 0, True)
+
+
+async def test_limits_of_a_role_or_a_database_are_not_for_a_rebuild(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=1)
+    await owner_conn.execute(
+        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM pg_sleep(0.5);
+             IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE 'isolated'; END IF;
+             RETURN NULL;
+           END $$"""
+    )
+    for limit in (
+        "statement_timeout = '200ms'",
+        "transaction_timeout = '200ms'",
+        "default_transaction_isolation = serializable",
+    ):
+        alter = sql.SQL("ALTER DATABASE {} SET " + limit).format(sql.Identifier(owner_conn.info.dbname))
+        await owner_conn.execute(alter)
+
+    async def slow_down_and_fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+        await owner_conn.execute(
+            "CREATE TRIGGER slow AFTER INSERT ON instance_g2.instance FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+        )
+        await fold_here(database_url)(projection, build, progress)
+
+    report = await rebuild(database_url, InstanceProjection(), folding=slow_down_and_fold, steps=QUIET)
+
+    assert (report.drifted, report.stopped_s is not None) == (0, True)
 
 
 async def used(connection: psycopg.AsyncConnection) -> int:
