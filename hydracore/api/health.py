@@ -16,6 +16,10 @@ from hydracore.redis_errors import NO_ANSWER
 #: How long a dependency may take to answer before it counts as down.
 CHECK_TIMEOUT_S: Final = 2.0
 
+#: What the check of Redis writes, and for how many seconds it stays.
+CHECK_KEY: Final = "hydracore:health"
+CHECK_KEY_S: Final = 60
+
 _OK: Final = "ok"
 _DOWN: Final = "down"
 
@@ -43,7 +47,7 @@ class Health:
 
     @operation("GET", "/health/ready", "Readiness", answer=Readiness, also=(503,))
     async def ready(self) -> Answer:
-        """Redis carries wake-ups only: without it everything still happens, at the pace of polling."""
+        """Redis carries wake-ups only: without it everything is answered, and what was ordered is done once it is back."""
         database, redis = await asyncio.gather(self._check_database(), self._check_redis())
         status = "unready" if database == _DOWN else "degraded" if redis == _DOWN else "ready"
         body = Readiness(status, {"database": database, "redis": redis})
@@ -70,7 +74,8 @@ class Health:
     async def _check_redis(self) -> str:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                await self._redis.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - typed for both kinds of client
+                # One that takes nothing, as a replica or one whose memory is full, carries nothing.
+                await self._redis.set(CHECK_KEY, "", ex=CHECK_KEY_S)
         except NO_ANSWER:
             return _DOWN
         return _OK

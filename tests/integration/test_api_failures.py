@@ -9,6 +9,7 @@ import httpx
 import psycopg
 import pytest
 import structlog
+from redis.asyncio import Redis
 
 from events.patience import patiently
 from hydracore.api import health
@@ -71,6 +72,22 @@ async def test_health_tells_what_is_down_and_what_that_means(database_url: str) 
         {"status": "degraded", "checks": {"database": "ok", "redis": "down"}},
     )
     assert order.status_code == 202
+
+
+async def test_a_redis_that_takes_nothing_is_told_as_down(own_services: OwnServices) -> None:
+    async with (
+        running_api(own_services.database_url, own_services.redis_url) as api,
+        Redis.from_url(own_services.redis_url) as redis,
+    ):
+
+        async def status() -> str:
+            return (await api.client.get("/health/ready")).json()["checks"]["redis"]
+
+        assert await status() == "ok"
+        await redis.replicaof("127.0.0.1", "1")
+        assert await status() == "down"
+        await redis.replicaof("NO", "ONE")
+        assert await status() == "ok"
 
 
 async def test_a_database_that_restarts_costs_time_and_no_answer(own_services: OwnServices) -> None:
