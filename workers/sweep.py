@@ -17,13 +17,22 @@ from events.state import Instance
 from workers.deps import Deps
 from workers.findings import Account, Finding, Project, Swept, Unlooked, done
 from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
-from workers.labels import ATTEMPT, INSTALLATION, instance_labels, is_accounted_for, server_labels
+from workers.labels import (
+    ATTEMPT,
+    INSTALLATION,
+    INTENT,
+    INTENT_LENGTH,
+    instance_labels,
+    is_accounted_for,
+    server_labels,
+)
 from workers.orphans import Orphan, Orphans, claims, look_at_orphans
 from workers.providers.base import ProviderError, Server
 from workers.user_data import server_name
 
 _SQL = Statements("workers", "sweep.sql")
 _ACCOUNTED = _SQL["accounted"]
+_INTENTS = _SQL["intents"]
 _ELSEWHERE = _SQL["elsewhere"]
 _MISS = _SQL["miss"]
 _FORGET_FOUND = _SQL["forget_found"]
@@ -88,6 +97,8 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
     accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
     by_id = {account.instance_id: account for account in accounts}
     by_server = {account.server_id: account for account in accounts if account.server_id and account.provider == name}
+    listed = {"provider": name, "server_ids": list(claimed), "length": INTENT_LENGTH}
+    intents: dict[str, str] = dict(await run(deps.pool, _INTENTS, listed))
     orphans: list[Orphan] = []
     for server in servers:
         ids = claimed[server.id]
@@ -102,7 +113,7 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
         if account is None:
             orphans.append(Orphan(server, ids[0] if ids else None, known=known))
         else:
-            swept.findings.extend(await _look_at(project, server, account))
+            swept.findings.extend(await _look_at(project, server, account, intent=intents.get(server.id)))
     await _look_for_missing(project, swept, _missing_of(name, servers, accounts))
     return Orphans(orphans, len(servers))
 
@@ -123,15 +134,15 @@ async def _account_of(deps: Deps, server: Server, candidates: list[Account]) -> 
     return awaiting, any(is_accounted_for(state, server) for _, state in states)
 
 
-async def _look_at(project: Project, server: Server, account: Account) -> list[Finding]:
-    """What is wrong with a server that an instance accounts for. It is never removed here."""
+async def _look_at(project: Project, server: Server, account: Account, *, intent: str | None) -> list[Finding]:
+    """What is wrong with a server that an instance accounts for, with this `intent`. It is never removed here."""
     finding = Finding(project.name, "wrong_provider", server.id, account.instance_id, "left alone")
     if account.provider != project.name:
         return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
     if account.status == "error":
         return [finding._replace(kind="reappeared", action="left alone: it goes when its instance is deleted")]
     if account.server_id == server.id:
-        return await _mend_labels(project, server, account)
+        return await _mend_labels(project, server, account, intent=intent)
     return []
 
 
@@ -192,9 +203,14 @@ async def _forget_found(project: Project, missing: list[str | None]) -> None:
     await run(project.deps.pool, _FORGET_FOUND, {"provider": project.name, "missing": missing})
 
 
-async def _mend_labels(project: Project, server: Server, account: Account) -> list[Finding]:
+async def _mend_labels(
+    project: Project, server: Server, account: Account, *, intent: str | None = None
+) -> list[Finding]:
+    """`intent`: of the account in the log. It is not compared where it is None, though written with the others."""
     deps = project.deps
     wanted = {**instance_labels(deps.settings.installation, account.instance_id), ATTEMPT: str(account.attempt)}
+    if intent is not None:
+        wanted[INTENT] = intent
     if all(server.labels.get(key) == value for key, value in wanted.items()):
         return []
     finding = Finding(project.name, "wrong_labels", server.id, account.instance_id, "labelled again")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from hydracore.settings import PACKAGED_CATALOGUE
+from tests import lives
 from tests.stack import Stack
-from tests.strays import stray, stray_of
+from tests.strays import installation, recorded, stray, stray_of
 from tests.sweeping import LONG, SHORT, found, missed_long_ago, run_command
 from workers.broker import SWEEP
 from workers.findings import Unlooked
@@ -105,21 +106,40 @@ async def test_servers_of_a_provider_that_was_renamed_are_reported_and_left_alon
     await stack.until_status(held_id, "running")
 
 
-@pytest.mark.parametrize("taken", ["hc-instance", "hc-attempt", "hc-installation"])
+@pytest.mark.parametrize("taken", ["hc-instance", "hc-attempt", "hc-installation", "hc-intent"])
 async def test_labels_that_somebody_changed_are_mended(stack: Stack, provider: HetznerProvider, taken: str) -> None:
-    instance_id = await stack.running()
-    server_id = stack.known_server(instance_id)
+    server_id = stack.known_server(await stack.running())
     before = await provider.get_server(server_id)
     assert before is not None
-    left = {key: value for key, value in before.labels.items() if key != taken} | {"mine": "too"}
-    await provider.set_labels(server_id, left)
+    without = {key: value for key, value in before.labels.items() if key != taken} | {"mine": "too"}
 
-    assert await found(stack, server_id) == [("wrong_labels", "labelled again")]
+    for changed in (without, without | {taken: "0123456789abcdef"}):
+        await provider.set_labels(server_id, changed)
+        assert await found(stack, server_id) == [("wrong_labels", "labelled again")]
+        after = await provider.get_server(server_id)
+        assert after is not None
+        assert after.labels == before.labels | {"mine": "too"}
+        assert not await found(stack, server_id)
 
-    after = await provider.get_server(server_id)
-    assert after is not None
-    assert after.labels == before.labels | {"mine": "too"}
-    assert not await found(stack, server_id)
+
+async def test_a_server_gets_the_labels_of_the_attempt_that_it_was_made_for(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    ours = installation()
+    async with stack.deps(database_url=database_url, installation=ours["hc-installation"]) as deps:
+        server_id = await stray(provider, **ours)
+        second = (lives.failed(), lives.discarded(), lives.plan(2), lives.created(2, server_id=server_id))
+        instance_id = await recorded(deps, 0, *second)
+        labels = ours | {"hc-instance": str(instance_id), "hc-attempt": "2"}
+        await provider.set_labels(server_id, labels | {"hc-intent": lives.token_hash(1)[:16]})
+
+        found_first, found_then = [(await sweep(deps, dry_run=False)).findings for _ in range(2)]
+
+    assert ([finding.action for finding in found_first], found_then) == (["labelled again"], [])
+    server = await provider.get_server(server_id)
+    assert server is not None
+    assert server.labels == labels | {"hc-intent": lives.token_hash(2)[:16]}
+    await provider.delete_server(server_id)
 
 
 async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_being_looked_at(
