@@ -24,7 +24,8 @@ INSERT INTO migration (name, digest) VALUES
     ('0013_undoing', '\x3ed5fb8867d72c8a89002287e9002f1bdcad3ef183ca12dd9f49a9be649280be'),
     ('0014_ledger_read', '\xadb9bc2e9b0bbc62ab88edf94c44009cf2e7ef8c69efa331b3d19b0d2498bbbb'),
     ('0015_command_lookup', '\x3b5f9ca17b2e985889a7acf4ad3314ea2397d54d0ce1d35d23dbc882e97c900a'),
-    ('0016_lighter_appends', '\x8f88517ae67b00ffb6ae9ca9bf0803e6f1cb2fc7d8f050e889572ce32026c369');
+    ('0016_lighter_appends', '\x8f88517ae67b00ffb6ae9ca9bf0803e6f1cb2fc7d8f050e889572ce32026c369'),
+    ('0017_looks_uncounted', '\xe4466d3f5ddaca8a43f242dc954db42b473639e86af046b59b045b4bbdc39fb4');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 
@@ -354,8 +355,8 @@ CREATE TABLE orphan (
     provider text NOT NULL,
     server_id text NOT NULL,
     first_seen_at timestamptz NOT NULL,
-    last_seen_at timestamptz NOT NULL,
-    sightings integer NOT NULL,
+    last_seen_at timestamptz NOT NULL DEFAULT now(), -- as the next, for workers of the version before alone
+    sightings integer NOT NULL DEFAULT 1,
     PRIMARY KEY (provider, server_id)
 );
 
@@ -364,7 +365,7 @@ CREATE TABLE missing_server (
     provider text NOT NULL,
     server_id text NOT NULL,
     first_missed_at timestamptz NOT NULL,
-    misses integer NOT NULL,
+    misses integer NOT NULL DEFAULT 1, -- for workers of the version before alone
     PRIMARY KEY (provider, server_id)
 );
 

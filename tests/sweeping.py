@@ -11,7 +11,7 @@ from tests.waiting import PATIENCE_S
 from workers.sweep import sweep
 
 #: Graces that have passed before a second look, and that no test outlives.
-SHORT, LONG = "0.001", "3600"
+SHORT, LONG = "1e-9", "3600"
 
 
 async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings: str) -> list[tuple[str, str]]:

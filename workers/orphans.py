@@ -23,9 +23,6 @@ _SQL = Statements("workers", "sweep.sql")
 _SIGHT = _SQL["sight"]
 _FORGET_OTHERS = _SQL["forget_others"]
 
-#: An orphan is removed at this sighting at the earliest.
-SIGHTINGS_MIN = 2
-
 #: More servers than this of instances that the log has never heard of are left alone, as are most of those that are listed.
 UNACCOUNTED_MAX = 3
 
@@ -95,8 +92,8 @@ async def _look_at(project: Project, orphan: Orphan, *, at_once: bool) -> Findin
         action = "would be removed" if at_once else "would be watched, then removed"
         return removed._replace(action=action if orphan.known else f"{action}: unknown to the log")
     if not at_once:
-        rows = await run(deps.pool, _SIGHT, {"provider": project.name, "server_id": server.id})
-        sightings, seen_s = rows[0]
-        if sightings < SIGHTINGS_MIN or seen_s < deps.settings.orphan_grace_s:
+        # Also a short grace demands a second sighting: at the first, none of it has passed.
+        ((seen_s,),) = await run(deps.pool, _SIGHT, {"provider": project.name, "server_id": server.id})
+        if seen_s < deps.settings.orphan_grace_s:
             return removed._replace(action="watched")
     return await done(removed, project.provider.delete_server(server.id), refused="could not be removed")

@@ -37,10 +37,7 @@ _ELSEWHERE = _SQL["elsewhere"]
 _MISS = _SQL["miss"]
 _FORGET_FOUND = _SQL["forget_found"]
 
-#: A server is called vanished at the second look at the earliest.
-LOOKS_MIN = 2
-
-#: How long a server must have been missing: two sweeps at the same moment are one look.
+#: How long a server must have been missing, so that one look is not enough: two sweeps at the same moment are one look.
 MISSING_S_MIN = 1.0
 
 #: A server being made whose instance changed this recently is not called vanished: providers may show it late.
@@ -237,9 +234,8 @@ async def _vanished(project: Project, account: Account, *, wait_s: float) -> Fin
     finding = Finding(account.provider, "vanished", account.server_id, account.instance_id, "watched")
     if project.dry_run:
         return finding._replace(action="would be watched, then reported")
-    rows = await run(deps.pool, _MISS, {"provider": account.provider, "server_id": account.server_id})
-    misses, missed_s = rows[0]
-    if misses < LOOKS_MIN or missed_s < wait_s:
+    ((missed_s,),) = await run(deps.pool, _MISS, {"provider": account.provider, "server_id": account.server_id})
+    if missed_s < wait_s:
         return finding
     command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=account.server_id)
     try:

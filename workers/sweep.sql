@@ -28,20 +28,21 @@ SELECT DISTINCT provider FROM instance
  ORDER BY provider
 
 -- name: sight
-INSERT INTO orphan (provider, server_id, first_seen_at, last_seen_at, sightings)
-VALUES (%(provider)s, %(server_id)s, now(), now(), 1)
-ON CONFLICT (provider, server_id) DO UPDATE SET
-       last_seen_at = excluded.last_seen_at, sightings = orphan.sightings + 1
-RETURNING sightings, extract(epoch FROM now() - first_seen_at)::float8
+-- The age is exactly 0 at the first look. What is set to itself has a row that is there already returned.
+INSERT INTO orphan (provider, server_id, first_seen_at)
+VALUES (%(provider)s, %(server_id)s, now())
+ON CONFLICT (provider, server_id) DO UPDATE SET first_seen_at = orphan.first_seen_at
+RETURNING extract(epoch FROM now() - first_seen_at)::float8
 
 -- name: forget_others
 DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_ids)s)
 
 -- name: miss
-INSERT INTO missing_server (provider, server_id, first_missed_at, misses)
-VALUES (%(provider)s, %(server_id)s, now(), 1)
-ON CONFLICT (provider, server_id) DO UPDATE SET misses = missing_server.misses + 1
-RETURNING misses, extract(epoch FROM now() - first_missed_at)::float8
+-- As above.
+INSERT INTO missing_server (provider, server_id, first_missed_at)
+VALUES (%(provider)s, %(server_id)s, now())
+ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = missing_server.first_missed_at
+RETURNING extract(epoch FROM now() - first_missed_at)::float8
 
 -- name: forget_found
 DELETE FROM missing_server WHERE provider = %(provider)s AND server_id <> ALL (%(missing)s)

@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from events import commands as c
+from events.sql import Statements
 from tests import lives
 from tests.stack import Stack
 from tests.strays import stray
@@ -17,6 +18,21 @@ from workers.providers.hetzner import HetznerProvider
 from workers.sweep import MISSING_MAX, SETTLED_S, sweep
 
 HIDDEN = {"status": 404, "code": "not_found"}
+
+#: How looks are remembered by the version before, whose workers run on behind the migration: it acts at the second.
+SIGHT_BEFORE = b"""
+INSERT INTO orphan (provider, server_id, first_seen_at, last_seen_at, sightings)
+VALUES (%(provider)s, %(server_id)s, now(), now(), 1)
+ON CONFLICT (provider, server_id) DO UPDATE SET
+       last_seen_at = excluded.last_seen_at, sightings = orphan.sightings + 1
+RETURNING sightings
+"""
+MISS_BEFORE = b"""
+INSERT INTO missing_server (provider, server_id, first_missed_at, misses)
+VALUES (%(provider)s, %(server_id)s, now(), 1)
+ON CONFLICT (provider, server_id) DO UPDATE SET misses = missing_server.misses + 1
+RETURNING misses
+"""
 
 
 async def hide(stack: Stack, provider: HetznerProvider, server_id: str, *, times: int | None) -> None:
@@ -54,6 +70,21 @@ async def test_a_server_that_was_out_of_sight_for_a_moment_is_not_given_up(
         assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", server_id)
 
     assert (await stack.detail(instance_id))["status"] == "running"
+
+
+async def test_looks_of_the_version_before_and_of_this_one_go_on_from_each_other(
+    owner_conn: psycopg.AsyncConnection,
+) -> None:
+    async def look(statement: bytes) -> float:
+        cursor = await owner_conn.execute(statement, {"provider": "cloudsim", "server_id": "42"})
+        ((counted_or_s,),) = await cursor.fetchall()
+        return counted_or_s
+
+    for before, name in ((SIGHT_BEFORE, "sight"), (MISS_BEFORE, "miss")):
+        now = Statements("workers", "sweep.sql")[name]
+        first_s, count, third_s = await look(now), await look(before), await look(now)
+        assert (first_s, count) == (0, 2)
+        assert third_s > 0
 
 
 async def test_a_server_that_was_just_made_may_be_shown_late(
