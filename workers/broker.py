@@ -23,6 +23,8 @@ from dramatiq.middleware import AsyncIO, Middleware
 from redis import Redis
 from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - as redis calls them
 
+from hydracore.opening import REDIS_TIMEOUT_S
+
 QUEUE = "hydracore"
 
 ADVANCE = "advance"
@@ -40,9 +42,6 @@ IDLE_POLL_MS = 40
 
 #: How long the start of the actors' loop may take.
 LOOP_START_S_MAX = 5.0
-
-#: A Redis that does not answer within this counts as away.
-REDIS_TIMEOUT_S = 5
 
 
 class _FastAsyncIO(AsyncIO):

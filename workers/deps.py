@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from psycopg_pool import AsyncConnectionPool
-from redis.asyncio import Redis
 
 from events.record import Origin
 from events.store import EventStore
@@ -16,10 +15,9 @@ from hydracore import catalogue as catalogues
 from hydracore import clock
 from hydracore.catalogue import Catalogue
 from hydracore.db.pool import open_pool
+from hydracore.opening import open_redis, open_store
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
-from hydracore.wake import Publisher
-from projections.inline import inline_projections
 from workers.attention import Attention
 from workers.locks import InstanceLocks
 from workers.providers.base import Provider
@@ -66,12 +64,8 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
                 prepared=settings.database_prepared,
             )
         )
-        redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
-        stack.push_async_callback(redis.aclose)
-        publisher = Publisher(redis)
-        stack.push_async_callback(publisher.close)
-        store = EventStore(pool, inline=inline_projections(), published=publisher.published)
-        stack.push_async_callback(store.close)
+        redis = await stack.enter_async_context(open_redis(settings.redis_url))
+        store = await stack.enter_async_context(open_store(pool, redis))
         locks = InstanceLocks(settings.database_url, role=settings.database_role)
         stack.push_async_callback(locks.close)
         providers = _providers(settings, catalogue)

@@ -12,11 +12,9 @@ from typing import Final
 import structlog
 import uvicorn
 import uvloop
-from redis.asyncio import Redis
 
 from events.errors import MasterKeyWrong
 from events.keys import Keyring
-from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import logs
 from hydracore.api.app import Parts, create_app
@@ -31,11 +29,10 @@ from hydracore.catalogue_file import CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.opening import open_redis, open_store
 from hydracore.settings import Settings, SettingsError
 from hydracore.signals import stop_asked_for
 from hydracore.vps import VpsClient
-from hydracore.wake import Publisher
-from projections.inline import inline_projections
 from projections.queries import Queries
 
 #: Connections to PostgreSQL of one process: reads are coalesced and appends grouped, so few are enough.
@@ -140,12 +137,8 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
             await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))
         keyring = Keyring(pool, master_keys=settings.master_keys)
         await keyring.check()
-        redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
-        stack.push_async_callback(redis.aclose)
-        publisher = Publisher(redis)
-        stack.push_async_callback(publisher.close)
-        store = EventStore(pool, inline=inline_projections(), published=publisher.published)
-        stack.push_async_callback(store.close)
+        redis = await stack.enter_async_context(open_redis(settings.redis_url))
+        store = await stack.enter_async_context(open_store(pool, redis))
         limiter = None
         if settings.rate_limit_per_minute:
             limiter = RateLimiter(redis, per_minute=settings.rate_limit_per_minute)

@@ -1,0 +1,36 @@
+"""How a process opens Redis, and the log whose moves it tells there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from events.store import EventStore
+from hydracore.wake import Publisher
+from projections.inline import inline_projections
+
+#: A Redis that does not answer within this counts as away.
+REDIS_TIMEOUT_S: Final = 5
+
+
+def open_redis(url: str) -> Redis:
+    """A client that connects once it is used, to be closed by `async with`."""
+    return Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
+
+
+@asynccontextmanager
+async def open_store(pool: AsyncConnectionPool, redis: Redis) -> AsyncGenerator[EventStore]:
+    """The log, with its inline projections. At the end it waits for what is under way."""
+    publisher = Publisher(redis)
+    store = EventStore(pool, inline=inline_projections(), published=publisher.published)
+    try:
+        yield store
+    finally:
+        try:
+            await store.close()
+        finally:
+            await publisher.close()
