@@ -21,7 +21,7 @@ from dramatiq.brokers.redis import RedisBroker, _RedisConsumer  # pyright: ignor
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import AsyncIO, Middleware
 from redis import Redis
-from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - as redis calls them
+from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError  # noqa: A004 - as redis calls them
 
 from hydracore.opening import REDIS_TIMEOUT_S
 
@@ -69,10 +69,12 @@ _PASSING_TROUBLE = _PassingTrouble()
 
 @contextmanager
 def _silence_as_loss() -> Generator[None]:
-    """Redis that does not answer is as good as gone. Dramatiq takes the one for a bug of its own, and knows how to outwait the other."""
+    """Redis that does not answer, or takes nothing, is as good as gone. Dramatiq takes that for a bug of its own, and knows how to
+    outwait one that is gone.
+    """
     try:
         yield
-    except (ConnectionError, TimeoutError) as error:
+    except (ConnectionError, TimeoutError, ReadOnlyError, OutOfMemoryError) as error:
         raise ConnectionClosed(error) from None
 
 

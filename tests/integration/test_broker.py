@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import dramatiq
 import pytest
+from dramatiq.brokers.redis import RedisBroker
+from redis import Redis
 
 from tests.services import OwnServices
 from tests.waiting import until
@@ -28,9 +32,7 @@ async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_war
         working.set()
         go_on.wait()
 
-    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
-    worker.start()
-    try:
+    with working_on(broker):
         take.send(1)
         await asyncio.to_thread(working.wait)
         with own_services.frozen("valkey"):
@@ -40,10 +42,42 @@ async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_war
             await asyncio.sleep(2 * SILENT_S)
         take.send(2)
         await until(lambda: taken[-1] == 2)
+
+    assert_nobody_is_called(caplog)
+
+
+async def test_a_worker_outwaits_a_redis_that_takes_nothing(
+    own_services: OwnServices, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = b.redis_broker(own_services.redis_url)
+    taken = list[int]()
+
+    @dramatiq.actor(broker=broker, queue_name=b.QUEUE)
+    def take(number: int) -> None:
+        taken.append(number)
+
+    with working_on(broker), Redis.from_url(own_services.redis_url) as redis:
+        redis.replicaof("127.0.0.1", "1")
+        await until(lambda: "Consumer" in {record.msg.split()[0] for record in caplog.records})
+        redis.replicaof("NO", "ONE")
+        take.send(1)
+        await until(lambda: taken == [1])
+
+    assert_nobody_is_called(caplog)
+
+
+@contextmanager
+def working_on(broker: RedisBroker) -> Generator[None]:
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
+    worker.start()
+    try:
+        yield
     finally:
-        await asyncio.to_thread(worker.stop)
+        worker.stop()
         broker.close()
 
+
+def assert_nobody_is_called(caplog: pytest.LogCaptureFixture) -> None:
     told = {(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records}
     assert ("WARNING", "Consumer encountered a connection error") in told
     assert {level for level, _ in told} <= {"WARNING", "INFO", "DEBUG"}, told
