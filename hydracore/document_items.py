@@ -7,13 +7,16 @@ the place of another, an item has a counterpart only where it can be told which.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 _NO_ID: Final = object()
 
-#: So many pairs of changed items are compared. Of more, nobody is told which is which.
+#: So many pairs of changed items of a document are compared. Of more, nobody is told which is which.
 COMPARED_MAX: Final = 10_000
+
+#: So many items of lists are looked at that had been before. Of the items of further lists, nobody is told either.
+LOOKED_AT_AGAIN_MAX: Final = 5_000
 
 
 class Shapes:
@@ -58,44 +61,98 @@ class Shapes:
 
 
 class _Looks(NamedTuple):
-    """What the items of three lists are, as numbers. `masks`: which of the given ones have a mask."""
+    """Three lists, and what their items are, as numbers."""
 
+    items_given: list[Any]
+    items_shown: list[Any]
     given: list[int]
     kept: list[int]
     shown: list[int]
-    masks: list[bool]
-    #: Of the given ones and of the shown ones, what they say without secrets.
-    traits_given: list[frozenset[Hashable]]
-    traits_shown: list[frozenset[Hashable]]
 
 
-def counterparts(given: list[Any], kept: list[Any], shown: list[Any], shapes: Shapes) -> dict[int, int]:
-    """For items of `given`, by their places, the places of what they are versions of in `kept`. `shown`: what was shown of `kept`.
+class Counterparts:
+    """Tells counterparts in the lists of one document, which is `shapes`'. It does so much and no more, whatever the lists are."""
 
-    Items are told apart by their `id`, which may be given as it was shown. Among those with the same one, and among those with
-    none, they are told apart by their contents and their order.
-    """
-    looks = _Looks(
-        given=[shapes.of(item) for item in given],
-        kept=[shapes.of(item) for item in kept],
-        shown=[shapes.of(item) for item in shown],
-        masks=[shapes.has_mask(item) for item in given],
-        traits_given=[_traits(item, shapes) for item in given],
-        traits_shown=[_traits(item, shapes) for item in shown],
-    )
-    by_shown, by_itself = _by_id(shown, shapes), _by_id(kept, shapes)
-    pairs: dict[int, int] = {}
-    as_shown: dict[Hashable, list[int]] = {}
-    for key, places in _by_id(given, shapes).items():
-        if key in by_shown:
-            as_shown[key] = places
-        elif key in by_itself:
-            # A secret that is given itself.
-            pairs |= _paired(places, by_itself[key], looks)
-    taken = set(pairs.values())
-    for key, places in as_shown.items():
-        pairs |= _paired(places, [place for place in by_shown[key] if place not in taken], looks)
-    return pairs
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+        self._looked_at: set[int] = set()
+        self._again = LOOKED_AT_AGAIN_MAX
+        self._compared = COMPARED_MAX
+
+    def of(self, given: list[Any], kept: list[Any], shown: list[Any]) -> dict[int, int]:
+        """For items of `given`, by their places, the places of what they are versions of in `kept`. `shown`: what was shown of `kept`.
+
+        Items are told apart by their `id`, which may be given as it was shown. Among those with the same one, and among those with
+        none, they are told apart by their contents and their order.
+        """
+        if not self._may_look_at(kept):
+            return {}
+        number = self._shapes.of
+        looks = _Looks(given, shown, [*map(number, given)], [*map(number, kept)], [*map(number, shown)])
+        by_shown, by_itself = _by_id(shown, self._shapes), _by_id(kept, self._shapes)
+        pairs: dict[int, int] = {}
+        as_shown: dict[Hashable, list[int]] = {}
+        for key, places in _by_id(given, self._shapes).items():
+            if key in by_shown:
+                as_shown[key] = places
+            elif key in by_itself:
+                # A secret that is given itself.
+                pairs |= self._paired(places, by_itself[key], looks)
+        taken = set(pairs.values())
+        for key, places in as_shown.items():
+            pairs |= self._paired(places, [place for place in by_shown[key] if place not in taken], looks)
+        return pairs
+
+    def _may_look_at(self, kept: list[Any]) -> bool:
+        """The item that a list is kept in may be the counterpart of any number of others, each with a list to compare."""
+        if id(kept) in self._looked_at:
+            if len(kept) > self._again:
+                return False
+            self._again -= len(kept)
+        self._looked_at.add(id(kept))
+        return True
+
+    def _paired(self, ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]:
+        """Pairs of the places `ours` among the given and `theirs` among the kept, of items that their ids do not tell apart."""
+        if _are_alike(theirs, looks):
+            return dict.fromkeys(ours, theirs[0])
+        in_order = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
+        # First what has not moved: where two look alike now, it may be because one of them was changed.
+        pairs = {our: their for our, their in in_order.items() if looks.given[our] == looks.shown[their]}
+        staying = set(pairs.values())
+        kept_by_look = _by_look((their for their in theirs if their not in staying), looks.shown)
+        changed: list[int] = []
+        for look, places in _by_look((our for our in ours if our not in pairs), looks.given).items():
+            same = kept_by_look.get(look, [])
+            if len(same) == len(places):
+                pairs |= zip(places, same, strict=True)
+            elif _are_alike(same, looks):
+                pairs |= dict.fromkeys(places, same[0])
+            elif not same:
+                changed += [our for our in places if self._shapes.has_mask(looks.items_given[our])]
+        left = set(theirs).difference(pairs.values())
+        if len(changed) == len(left) == 1:
+            return pairs | {changed[0]: left.pop()}
+        return pairs | self._by_likeness(changed, [*left], looks)
+
+    def _by_likeness(self, changed: list[int], left: list[int], looks: _Looks) -> dict[int, int]:
+        """Pairs of items of which each has more in common with the other than with anything else here."""
+        if not changed or not left or len(changed) * len(left) > self._compared:
+            return {}
+        self._compared -= len(changed) * len(left)
+        traits = [_traits(looks.items_shown[their], self._shapes) for their in left]
+        # Of the given ones, a row each; of the shown ones, a column each.
+        rows = [
+            [len(mine & each) for each in traits]
+            for mine in (_traits(looks.items_given[our], self._shapes) for our in changed)
+        ]
+        of_columns = [_greatest(column) for column in zip(*rows, strict=True)]
+        pairs: dict[int, int] = {}
+        for our, row in zip(changed, rows, strict=True):
+            most = _greatest(row)
+            if most and of_columns[at := row.index(most)] == most:
+                pairs[our] = left[at]
+        return pairs
 
 
 def _by_id(items: list[Any], shapes: Shapes) -> dict[Hashable, list[int]]:
@@ -114,44 +171,10 @@ def _traits(item: Any, shapes: Shapes) -> frozenset[Hashable]:
     return frozenset((name, shapes.of(value)) for name, value in named if not shapes.has_mask(value))
 
 
-def _paired(ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]:
-    """Pairs of the places `ours` among the given and `theirs` among the kept, of items that their ids do not tell apart."""
-    if _are_alike(theirs, looks):
-        return dict.fromkeys(ours, theirs[0])
-    in_order = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
-    # First what has not moved: where two look alike now, it may be because one of them was changed.
-    pairs = {our: their for our, their in in_order.items() if looks.given[our] == looks.shown[their]}
-    staying = set(pairs.values())
-    kept_by_look = _by_look((their for their in theirs if their not in staying), looks.shown)
-    changed: list[int] = []
-    for look, places in _by_look((our for our in ours if our not in pairs), looks.given).items():
-        same = kept_by_look.get(look, [])
-        if len(same) == len(places):
-            pairs |= zip(places, same, strict=True)
-        elif _are_alike(same, looks):
-            pairs |= dict.fromkeys(places, same[0])
-        elif not same:
-            changed += [our for our in places if looks.masks[our]]
-    left = set(theirs).difference(pairs.values())
-    if len(changed) == len(left) == 1:
-        return pairs | {changed[0]: left.pop()}
-    return pairs | _by_likeness(changed, left, looks)
-
-
-def _by_likeness(changed: list[int], left: set[int], looks: _Looks) -> dict[int, int]:
-    """Pairs of items of which each has more in common with the other than with anything else here."""
-    if len(changed) * len(left) > COMPARED_MAX:
-        return {}
-    common = {
-        (our, their): len(looks.traits_given[our] & looks.traits_shown[their]) for our in changed for their in left
-    }
-    pairs: dict[int, int] = {}
-    for (our, their), count in common.items():
-        rivals = [common[our, other] for other in left if other != their]
-        rivals += [common[other, their] for other in changed if other != our]
-        if count > max(rivals, default=0):
-            pairs[our] = their
-    return pairs
+def _greatest(counts: Sequence[int]) -> int:
+    """The greatest of them, if it is the only one; otherwise 0."""
+    most = max(counts)
+    return most if counts.count(most) == 1 else 0
 
 
 def _are_alike(theirs: list[int], looks: _Looks) -> bool:

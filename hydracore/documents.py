@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from hydracore.document_items import Shapes, counterparts
+from hydracore.document_items import Counterparts, Shapes
 from hydracore.secret_names import is_secret, is_secret_text
 
 #: Deeper documents are refused: every reader on the way to the agent recurses.
@@ -184,6 +184,7 @@ class _Restoring:
         self.shown = masked(stored)
         self._all_stored = [stored, *beside]
         self._shapes = Shapes(is_mask)
+        self._counterparts = Counterparts(self._shapes)
 
     @cached_property
     def _masks(self) -> set[str]:
@@ -239,9 +240,9 @@ class _Restoring:
         if not self._shapes.has_mask(given):
             return given
         is_known = isinstance(place.stored, list | tuple)
-        known = list(cast("list[Any]", place.stored)) if is_known else []
-        shown = list(cast("list[Any]", place.shown)) if is_known else []
-        pairs = counterparts(given, known, shown, self._shapes)
+        known = cast("list[Any]", place.stored) if is_known else []
+        shown = cast("list[Any]", place.shown) if is_known else []
+        pairs = self._counterparts.of(given, known, shown) if known else {}
         return [
             self.restored(
                 item,
