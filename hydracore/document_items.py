@@ -34,13 +34,16 @@ class Shapes:
     def of(self, value: Any) -> int:
         """The number of `value`."""
         if isinstance(value, str):
-            return self._number(value, has_mask=self._is_mask(value))
-        if not isinstance(value, dict | list | tuple):
-            return self._number(("boolean", value) if isinstance(value, bool) else value, has_mask=False)
-        known = self._of_containers.get(id(cast("object", value)))
-        if known is None:
-            known = self._of_containers[id(cast("object", value))] = self._of_container(value)
-        return known
+            number = self._numbers.get(value)
+            return self._new(value, has_mask=self._is_mask(value)) if number is None else number
+        if isinstance(value, dict | list | tuple):
+            number = self._of_containers.get(id(cast("object", value)))
+            if number is None:
+                number = self._of_containers[id(cast("object", value))] = self._of_container(value)
+            return number
+        key = _key_of_scalar(value)
+        number = self._numbers.get(key)
+        return self._new(key, has_mask=False) if number is None else number
 
     def has_mask(self, value: Any) -> bool:
         """Whether a text in `value` looks like a mask."""
@@ -49,15 +52,29 @@ class Shapes:
     def _of_container(self, value: Any) -> int:
         if isinstance(value, dict):
             named = {name: self.of(item) for name, item in cast("dict[str, Any]", value).items()}
-            return self._number(frozenset(named.items()), has_mask=not self._with_masks.isdisjoint(named.values()))
-        numbers = tuple(map(self.of, cast("list[Any]", value)))
-        return self._number(("list", numbers), has_mask=not self._with_masks.isdisjoint(numbers))
+            key, within = frozenset(named.items()), named.values()
+        else:
+            within = tuple(map(self.of, cast("list[Any]", value)))
+            key = "list", within
+        number = self._numbers.get(key)
+        return self._new(key, has_mask=not self._with_masks.isdisjoint(within)) if number is None else number
 
-    def _number(self, key: Hashable, *, has_mask: bool) -> int:
-        number = self._numbers.setdefault(key, len(self._numbers))
+    def _new(self, key: Hashable, *, has_mask: bool) -> int:
+        number = self._numbers[key] = len(self._numbers)
         if has_mask:
             self._with_masks.add(number)
         return number
+
+
+def _key_of_scalar(value: Any) -> Hashable:
+    """A number's is a text: any number of numbers can be made that hash alike, and no such texts, as their hashes have a seed."""
+    if isinstance(value, bool):
+        return "boolean", value
+    if isinstance(value, float):
+        if not value.is_integer():
+            return "number", value.hex()
+        value = int(value)
+    return ("number", f"{value:x}") if isinstance(value, int) else value
 
 
 class _Looks(NamedTuple):

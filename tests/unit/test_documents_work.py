@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,6 +16,9 @@ from hydracore.documents import MasksOutdated, masked, merge_patch, unmasked
 
 #: The work for twice as much is at most this many times as much; it would be four times where each were compared with each.
 GROWTH_MAX = 2.6
+
+#: Python's hash of a number is its remainder by this, a prime.
+HASH_MODULUS = sys.hash_info.modulus
 
 
 def steps(work: Callable[[], object]) -> int:
@@ -74,3 +77,44 @@ def test_twice_the_document_is_twice_the_work(shape: str) -> None:
         return steps(lambda: merge_patch(masked(stored), unmasked(given, stored)))
 
     assert work(300) < GROWTH_MAX * work(150)
+
+
+class CountedInt(int):
+    """A number that counts how often such are compared."""
+
+    compared: ClassVar[int] = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedInt.compared += 1
+        return int.__eq__(self, other)
+
+    __hash__ = int.__hash__
+
+
+class CountedFloat(float):
+    compared: ClassVar[int] = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedFloat.compared += 1
+        return float.__eq__(self, other)
+
+    __hash__ = float.__hash__
+
+
+@pytest.mark.parametrize(
+    ("counted", "numbers"),
+    [
+        (CountedInt, [CountedInt(1 + n * HASH_MODULUS) for n in range(200)]),
+        (CountedFloat, [CountedFloat(2.0 ** (n * HASH_MODULUS.bit_length())) for n in range(-8, 9)]),
+    ],
+    ids=["integers", "fractions"],
+)
+def test_numbers_that_hash_alike_are_not_compared_with_each_other(
+    counted: type[CountedInt | CountedFloat], numbers: list[Any]
+) -> None:
+    assert len({hash(number) for number in numbers}) == 1
+    counted.compared = 0
+
+    unmasked({"a": ["****", *numbers]}, {"a": ["x", *numbers]})
+
+    assert counted.compared <= len(numbers)
