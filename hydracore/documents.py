@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from hydracore.document_items import Counterparts, Shapes
-from hydracore.secret_names import is_secret, is_secret_text
+from hydracore.secret_names import SecretNames, is_secret_text
 
 #: Deeper documents are refused: every reader on the way to the agent recurses.
 DEPTH_MAX: Final = 32
@@ -40,6 +40,9 @@ OUTDATED: Final = (
     "Value error, it cannot be told which secret this stands for: the secret has changed or moved since it was shown so, or there"
     " are several like it; read it again, or give the secret itself"
 )
+
+#: Stands where no object is stored.
+_NOTHING: Final[dict[str, Any]] = {}
 
 _CANONICAL: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -185,6 +188,7 @@ class _Restoring:
         self._all_stored = [stored, *beside]
         self._shapes = Shapes(is_mask)
         self._counterparts = Counterparts(self._shapes)
+        self._names_known: dict[int, SecretNames] = {}
 
     @cached_property
     def _masks(self) -> set[str]:
@@ -210,17 +214,17 @@ class _Restoring:
 
     def _object(self, given: dict[str, Any], place: _Place) -> dict[str, Any]:
         is_known = isinstance(place.stored, dict)
-        known = cast("dict[str, Any]", place.stored) if is_known else {}
-        shown = cast("dict[str, Any]", place.shown) if is_known else {}
+        known = cast("dict[str, Any]", place.stored) if is_known else _NOTHING
+        shown = cast("dict[str, Any]", place.shown) if is_known else _NOTHING
         # What says of the others whether they are secrets may be one itself: shown masked, it says what it said before.
         told = {
             name: known[name] if isinstance(item, str) and item == shown.get(name) else item
             for name, item in given.items()
         }
-        shape = known | told if place.merging else told
+        names, names_known = SecretNames(known | told if place.merging else told), self._names_of(known)
         if place.merging and not place.secret:
-            left = [name for name in known.keys() - given.keys() if place.was_secret or is_secret(name, known)]
-            self.outdated += [(*place.path, name) for name in left if not is_secret(name, shape)]
+            left = [name for name in known.keys() - given.keys() if place.was_secret or name in names_known]
+            self.outdated += [(*place.path, name) for name in left if name not in names]
         return {
             name: self.restored(
                 item,
@@ -228,20 +232,25 @@ class _Restoring:
                     (*place.path, name),
                     known.get(name),
                     shown.get(name),
-                    secret=place.secret or is_secret(name, shape),
-                    was_secret=place.was_secret or is_secret(name, known),
+                    secret=place.secret or name in names,
+                    was_secret=place.was_secret or name in names_known,
                     merging=place.merging,
                 ),
             )
+            if isinstance(item, dict | list | tuple) or (isinstance(item, str) and is_mask(item))
+            else item
             for name, item in given.items()
         }
+
+    def _names_of(self, known: dict[str, Any]) -> SecretNames:
+        """Of an object that is stored: once, however many items are versions of it."""
+        return self._names_known.setdefault(id(known), SecretNames(known))
 
     def _list(self, given: list[Any], place: _Place) -> list[Any]:
         if not self._shapes.has_mask(given):
             return given
-        is_known = isinstance(place.stored, list | tuple)
-        known = cast("list[Any]", place.stored) if is_known else []
-        shown = cast("list[Any]", place.shown) if is_known else []
+        known = cast("list[Any]", place.stored) if isinstance(place.stored, list | tuple) else []
+        shown = cast("list[Any]", place.shown)
         pairs = self._counterparts.of(given, known, shown) if known else {}
         return [
             self.restored(
@@ -272,10 +281,8 @@ async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]
     """`value` with every secret in it replaced by what `change` makes of it. `secret`: that all texts in it are."""
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
-        return {
-            name: await with_secrets(item, change, secret=secret or is_secret(name, within))
-            for name, item in within.items()
-        }
+        names = SecretNames(within)
+        return {name: await with_secrets(item, change, secret=secret or name in names) for name, item in within.items()}
     if isinstance(value, list | tuple):
         return [await with_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
     return await change(value) if isinstance(value, str) and (secret or is_secret_text(value)) else value
@@ -284,7 +291,8 @@ async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]
 def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
-        return {name: _mapped(item, change, secret=secret or is_secret(name, within)) for name, item in within.items()}
+        names = SecretNames(within)
+        return {name: _mapped(item, change, secret=secret or name in names) for name, item in within.items()}
     if isinstance(value, list | tuple):
         return [_mapped(item, change, secret=secret) for item in cast("list[Any]", value)]
     return change(value) if isinstance(value, str) and (secret or is_secret_text(value)) else value

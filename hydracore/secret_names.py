@@ -4,42 +4,72 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from typing import Any, Final
 
-_SECRET_NAME: Final = re.compile(
+#: What a secret's name has in it somewhere, in lower case.
+_WORD: Final = re.compile(
     r"token|secret|pass(w|code|phrase)|pwd|credential|authorization|bearer|cookie|api_?key|private_?key|hook_?url"
-    r"|connection[_-]?string|(database|db)[_-]?(ur[il]|dsn)"
-    r"|(^|[_-])(pass|keys?|o?auth|dsn)$|[a-z](Pass|Keys?|Auth|Dsn)$",
+    r"|connection[_-]?string|d(atabase|b)[_-]?(ur[il]|dsn)",
     re.ASCII,
 )
+#: What it ends with, in lower case and as it is written: looked for in no more than its last characters.
+_LAST_WORD: Final = re.compile(r"(^|[_-])(pass|keys?|o?auth|dsn)$", re.ASCII)
+_LAST_WORD_AS_WRITTEN: Final = re.compile(r"[a-z](Pass|Keys?|Auth|Dsn)$", re.ASCII)
+_LAST_LENGTH: Final = 8
+
+#: Texts are read as names up to this length. What is longer names a secret for all that is known.
+NAME_LENGTH_MAX: Final = 1_000
 
 #: The half of a pair that says what its `value` is, as in `{"name": "Authorization", "value": "Bearer ..."}`.
 _TITLES: Final = frozenset({"name", "key", "header"})
+
+#: In lower case, with whatever stands between its letters.
+_WEBHOOK: Final = re.compile("[^a-z]*".join("webhook"))
 
 #: A URL with user information (RFC 3986, section 3.2.1): mostly a password, or a token in place of one.
 _URL_WITH_USER: Final = re.compile(r"\s*([a-z][a-z0-9+.-]*:)+//[^/?#\s@]+@\S*\s*", re.ASCII | re.IGNORECASE)
 
 
-def is_secret(name: str, within: dict[str, Any]) -> bool:
-    """Whether what has this name in the object `within` is a secret."""
-    match name.lower():
-        case "url":
-            return any("webhook" in re.sub("[^a-z]", "", text.lower()) for text in _texts(within, {"type"}))
-        case "value":
-            return any(map(_names_secret, _texts(within, _TITLES)))
-        case _:
-            return _names_secret(name)
+class SecretNames:
+    """Which names in one object, which must stay as it is, are those of secrets: `"token" in SecretNames(within)`."""
+
+    def __init__(self, within: dict[str, Any]) -> None:
+        self._within = within
+
+    def __contains__(self, name: str) -> bool:
+        match lowered := name.lower():
+            case "url":
+                return self._is_webhook
+            case "value":
+                return self._is_of_a_secret
+            case _:
+                return _names_secret(name, lowered)
+
+    # Each is asked for once, however many spellings of `value` stand beside the texts.
+
+    @cached_property
+    def _is_webhook(self) -> bool:
+        return any(len(text) > NAME_LENGTH_MAX or _WEBHOOK.search(text.lower()) for text in self._texts({"type"}))
+
+    @cached_property
+    def _is_of_a_secret(self) -> bool:
+        return any(_names_secret(text, text.lower()) for text in self._texts(_TITLES))
+
+    def _texts(self, names: Collection[str]) -> Iterator[str]:
+        """The texts that have one of these names, however it is written."""
+        return (text for name, text in self._within.items() if isinstance(text, str) and name.lower() in names)
 
 
-def _names_secret(name: str) -> bool:
-    return _SECRET_NAME.search(name) is not None or _SECRET_NAME.search(name.lower()) is not None
-
-
-def _texts(within: dict[str, Any], names: Collection[str]) -> Iterator[str]:
-    """The texts that have one of these names, however it is written."""
-    return (text for name, text in within.items() if name.lower() in names and isinstance(text, str))
+def _names_secret(name: str, lowered: str) -> bool:
+    return (
+        len(name) > NAME_LENGTH_MAX
+        or _WORD.search(lowered) is not None
+        or _LAST_WORD.search(lowered[-_LAST_LENGTH:]) is not None
+        or _LAST_WORD_AS_WRITTEN.search(name[-_LAST_LENGTH:]) is not None
+    )
 
 
 def is_secret_text(value: Any) -> bool:
     """Whether it is a secret whatever its name is."""
-    return isinstance(value, str) and _URL_WITH_USER.fullmatch(value) is not None
+    return isinstance(value, str) and "@" in value and _URL_WITH_USER.fullmatch(value) is not None

@@ -132,8 +132,12 @@ URL = "https://ann:hunter2@crm.example/in"
         {"headers": [{"name": "Authorization", "value": "?"}]},
         {"headers": [{"name": "x", "value": "plain"}, {"Header": "Set-Cookie", "Value": "?"}]},
         {"env": [{"name": "SMTP_PASS", "value": ["?"]}]},
+        # Too long to be read.
+        {"x" * 1_001: "?"},
+        {"name": "x" * 1_001, "value": "?"},
+        {"type": "x" * 1_001, "url": "?"},
     ],
-    ids=str,
+    ids=lambda secret: str(secret)[:60],
 )
 def test_what_is_a_secret_is_told_by_many_names(secret: Any) -> None:
     stored = json.loads(json.dumps(secret).replace("?", TOKEN))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import product
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -57,6 +58,10 @@ SHAPES: dict[str, Callable[[int], tuple[Any, Any]]] = {
         [{"id": n % 20, "x": n, "token": f"{n}"} for n in range(size)],
     ),
     "many_versions_of_one_list": lambda size: ([["****", n] for n in range(size)], [[*range(size)]]),
+    "many_versions_of_one_object": lambda size: (
+        [{"value": "****", "n": n} for n in range(size)],
+        [{f"x{n}": n for n in range(size)}],
+    ),
     "equal_items": lambda size: ([{"token": "****"}] * size, [{"token": "x"}] * size),
     "names": lambda size: ({f"name{n}": "****" for n in range(size)}, {f"token{n}": "x" for n in range(size)}),
     "lists_in_lists": lambda size: (
@@ -118,3 +123,25 @@ def test_numbers_that_hash_alike_are_not_compared_with_each_other(
     unmasked({"a": ["****", *numbers]}, {"a": ["x", *numbers]})
 
     assert counted.compared <= len(numbers)
+
+
+class CountedText(str):
+    """A text that counts how often such are read as names."""
+
+    read: ClassVar[int] = 0
+    __slots__ = ()
+
+    def lower(self) -> str:
+        CountedText.read += 1
+        return super().lower()
+
+
+@pytest.mark.parametrize(("half", "other"), [("value", "name"), ("url", "type")])
+def test_what_says_that_its_other_half_is_a_secret_is_read_once(half: str, other: str) -> None:
+    spellings = {"".join(letters) for letters in product(*zip(half, half.upper(), strict=True))}
+    document = {other: CountedText("x" * 500), **dict.fromkeys(spellings, "y")}
+    CountedText.read = 0
+
+    assert masked(document) == document
+
+    assert CountedText.read == 1
