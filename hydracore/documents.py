@@ -61,7 +61,8 @@ class MasksOutdated(Exception):
     """A document holds masks, at `paths`, that are not known to be of the secrets which are stored there."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
-        super().__init__(f"Masks of other secrets at {paths}")
+        # Not where: with long names on the way to each, that could be ten thousand times as long as the document.
+        super().__init__(f"{len(paths)} masks of other secrets")
         self.paths = paths
 
 

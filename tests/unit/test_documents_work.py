@@ -145,3 +145,11 @@ def test_what_says_that_its_other_half_is_a_secret_is_read_once(half: str, other
     assert masked(document) == document
 
     assert CountedText.read == 1
+
+
+def test_a_refusal_does_not_repeat_a_long_name_for_every_mask_below_it() -> None:
+    with pytest.raises(MasksOutdated) as caught:
+        unmasked({"token" * 100: ["****"] * 100}, {})
+
+    assert len(caught.value.paths) == 100
+    assert len(str(caught.value)) < 100
