@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
+import msgspec
 from msgspec import UNSET
 
 from events.commands import PatchPlatformConfig
@@ -20,14 +21,24 @@ from hydracore.api.changing import Asked, Changes
 from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
 from hydracore.api.pushing import Pusher
-from hydracore.api.room import BODY_BYTES, require_room, slugs
+from hydracore.api.room import BODY_BYTES, DOCUMENT_MAX_BYTES, require_room, slugs
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
-from hydracore.documents import OUTDATED, MasksOutdated, is_same, masked, merge_patch, unmasked
+from hydracore.documents import (
+    MASK,
+    OUTDATED,
+    VALUES_MAX,
+    MasksOutdated,
+    is_same,
+    masked,
+    merge_patch,
+    unmasked,
+    values_in,
+)
 from hydracore.problems import Problem
 
 PATH: Final = "/v1/instances/{instance_id}/platform-config"
@@ -71,23 +82,13 @@ class PlatformConfiguration:
         Raises `RequestInvalid`.
         """
         opened = await self.vault.open(state)
-        given = _unmasked(body, opened)
-        changes: dict[str, Any] = {}
-        for field in _DOCUMENTS:
-            if field not in given:
-                continue
-            patch, kept = given[field], getattr(opened, field)
-            document: dict[str, Any] = {} if patch is None else merge_patch(kept, patch)
-            if not is_same(document, kept):
-                require_room(field, document)
-                changes[field] = await self.vault.seal_document(state, field, document)
+        made = _made(body, opened)
+        changes: dict[str, Any] = {
+            field: await self.vault.seal_document(state, field, made[field]) for field in _DOCUMENTS if field in made
+        }
         for field in _LISTS:
-            if field not in given:
-                continue
-            items: list[Any] = given[field] or []
-            if not is_same(items, getattr(opened, field)):
-                require_room(field, items)
-                changes[field] = await self.vault.seal_list(state, items)
+            if field in made:
+                changes[field] = await self.vault.seal_list(state, made[field])
         if body.recipe_id is not UNSET:
             changes["recipe_id"] = body.recipe_id
         if body.workflow_slugs is not UNSET:
@@ -96,17 +97,53 @@ class PlatformConfiguration:
 
     async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
         opened: Opened = await self.vault.open(state)
+        shown = masked(
+            {
+                "advanced": opened.advanced,
+                "channels": opened.channels,
+                "integrations": opened.integrations,
+                "skills": self.documents.skills(state, opened),
+            },
+        )
         return s.PlatformConfig(
-            advanced=masked(opened.advanced),
-            channels=masked(opened.channels),
+            **shown,
             instance_id=state.id,
-            integrations=masked(opened.integrations),
             recipe_id=state.recipe_id,
-            skills=masked(self.documents.skills(state, opened)),
             workflow_slugs=list(state.workflow_slugs),
             config_version=state.config.version,
             message=message,
         )
+
+
+def _made(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
+    """The documents and lists as `body` makes them, but for those that stay as they were. Raises `RequestInvalid`."""
+    for field in (*_DOCUMENTS, *_LISTS):
+        if (value := getattr(body, field)) is not UNSET:
+            _require_room_about(field, _merged(field, value, opened), getattr(opened, field))
+    made: dict[str, Any] = {}
+    for field, value in _unmasked(body, opened).items():
+        document = _merged(field, value, opened)
+        if not is_same(document, getattr(opened, field)):
+            require_room(field, document)
+            made[field] = document
+    return made
+
+
+def _merged(field: str, value: Any, opened: Opened) -> Any:
+    if field in _LISTS:
+        return value or []
+    return {} if value is None else merge_patch(getattr(opened, field), value)
+
+
+def _require_room_about(field: str, document: Any, kept: Any) -> None:
+    """Before its masks are looked at. Raises `RequestInvalid` where `document` is too large whatever they stand for."""
+    if is_same(document, kept):
+        return
+    encoded = msgspec.json.encode(document)
+    # What a mask has beside this is a part of the secret, too.
+    of_masks = len(MASK) * encoded.count(b'"' + MASK.encode())
+    if len(encoded) - of_masks > DOCUMENT_MAX_BYTES or values_in(document) > VALUES_MAX:
+        require_room(field, document)
 
 
 def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Documents of the platform's configuration: merged as RFC 7396 says, whole under races, and within bounds."""
 
 import asyncio
+import json
 from typing import Any
 
 import psycopg
@@ -185,6 +186,32 @@ async def test_a_document_does_not_grow_without_end(used: Used) -> None:
     ]
 
     assert statuses == [200] * 4 + [422]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("advanced", {"token": "****", "x": "x" * 300_000}), ("integrations", [{"token": "****", "x": "x" * 300_000}])],
+    ids=["of_a_document", "of_a_list"],
+)
+async def test_what_is_too_large_is_refused_before_its_masks_are_looked_at(used: Used, field: str, value: Any) -> None:
+    answer = await used.ask("PATCH", "/platform-config", {field: value})
+
+    (problem,) = answer.json()["detail"]
+    assert (answer.status_code, problem["loc"]) == (422, ["body", field])
+    assert problem["msg"] == "Value error, it would have more than 262144 bytes"
+
+
+async def test_what_is_larger_for_its_masks_alone_may_be_sent_back(used: Used) -> None:
+    tokens = {f"token{number}": "" for number in range(9_500)}
+    first = {"advanced": tokens | {"x": "x" * 100_000}}
+    shown = (await used.ask("PATCH", "/platform-config", first)).json()
+    changed = {"advanced": shown["advanced"] | {"x": "y" * 100_000}}
+    assert len(json.dumps(changed["advanced"], separators=(",", ":"))) > 256 * 1024
+
+    answer = await used.ask("PATCH", "/platform-config", changed)
+
+    assert answer.status_code == 200, answer.text[:300]
+    assert used.agent.runtime["platform"]["advanced"] == tokens | {"x": "y" * 100_000}
 
 
 @pytest.mark.parametrize(
