@@ -7,6 +7,7 @@ at once none is lost.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -82,7 +83,8 @@ class PlatformConfiguration:
         Raises `RequestInvalid`.
         """
         opened = await self.vault.open(state)
-        made = _made(body, opened)
+        # In a thread: everybody else would wait while large ones are looked through.
+        made = await asyncio.to_thread(_made, body, opened)
         changes: dict[str, Any] = {
             field: await self.vault.seal_document(state, field, made[field]) for field in _DOCUMENTS if field in made
         }
@@ -97,7 +99,8 @@ class PlatformConfiguration:
 
     async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
         opened: Opened = await self.vault.open(state)
-        shown = masked(
+        shown = await asyncio.to_thread(
+            masked,
             {
                 "advanced": opened.advanced,
                 "channels": opened.channels,
