@@ -40,10 +40,10 @@ GRANT SELECT, INSERT, UPDATE ON instance TO hydracore_app
 
 -- name: indexes
 ALTER TABLE instance ADD PRIMARY KEY (lane, id);
-CREATE INDEX instance_by_customer ON instance (tenant_id, customer_id, created_at DESC, id DESC);
-CREATE INDEX instance_by_tenant ON instance (tenant_id, created_at DESC, id DESC);
-CREATE INDEX instance_by_age ON instance (created_at DESC, id DESC);
-CREATE INDEX instance_by_key ON instance (tenant_id, idempotency_key, created_at DESC);
+CREATE INDEX instance_by_customer ON instance (tenant_id, customer_id, (status <> 'deleted'), created_at DESC, id DESC);
+CREATE INDEX instance_by_tenant ON instance (tenant_id, (status <> 'deleted'), created_at DESC, id DESC);
+CREATE INDEX instance_by_age ON instance ((status <> 'deleted'), created_at DESC, id DESC);
+CREATE INDEX instance_by_key ON instance (idempotency_key, tenant_id, created_at DESC);
 CREATE INDEX instance_due ON instance (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX instance_pending_action ON instance (provider) WHERE pending_action_id IS NOT NULL;
 CREATE INDEX instance_running ON instance (lane, id) WHERE status = 'running'

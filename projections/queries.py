@@ -12,9 +12,9 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
-from events.lifecycle import Status
+from events.lifecycle import DELETED, Status
 from events.patience import patiently
-from events.sql import Statements
+from events.sql import Statements, template
 from events.types import Health
 from projections.coalesce import Coalescer
 
@@ -27,10 +27,17 @@ _AGENT_KEYS = _SQL["agent_keys"]
 _REPORT = _SQL["report"]
 _NEWEST_OF_TENANT = _SQL["newest_of_tenant"]
 _NEWEST_OF_ALL = _SQL["newest_of_all"]
-_LIST_TENANT = _SQL["list_tenant"]
-_LIST_CUSTOMER = _SQL["list_customer"]
-_LIST_ALL = _SQL["list_all"]
 _LISTED = _SQL["listed"]
+
+
+def _list(of: str, rows: str) -> bytes:
+    return template(_SQL["list"]).format(rows=template(_SQL[rows]).format(of=template(_SQL[of]))).as_bytes(None)
+
+
+#: By whose instances, and which of them.
+_LISTS = {
+    (of, rows): _list(of, rows) for of in ("of_customer", "of_tenant", "of_all") for rows in ("live", "live_or_deleted")
+}
 
 #: How many lines of an instance's provision log one answer holds: the latest.
 LINES_MAX = 1_000
@@ -172,18 +179,7 @@ class Queries:
 
         Two lists with the same text hold the same rows: whoever has made an answer of it need not even read it.
         """
-        statement = _LIST_CUSTOMER if wanted.customer_id is not None else _LIST_TENANT
-        if wanted.tenant_id is None:
-            statement = _LIST_ALL
-        parameters = {
-            "tenant_id": wanted.tenant_id,
-            "customer_id": wanted.customer_id,
-            "status": wanted.status,
-            "include_deleted": wanted.include_deleted or wanted.status == "deleted",
-            "before": None if wanted.before is None else wanted.before[0],
-            "before_id": None if wanted.before is None else wanted.before[1],
-            "limit": wanted.limit,
-        }
+        statement, parameters = _list_statement(wanted)
         [text] = await self._rows(str, statement, parameters)
         return text
 
@@ -214,6 +210,24 @@ def listed_keys(text: str) -> list[ListedKey]:
     """What `Queries.list_text` says."""
     pairs = (pair.split(" ") for pair in text.split(",") if pair)
     return [ListedKey(each, int(version)) for each, version in pairs]
+
+
+def _list_statement(wanted: ListFilter) -> tuple[bytes, Mapping[str, Any]]:
+    of = "of_customer" if wanted.customer_id is not None else "of_tenant"
+    if wanted.tenant_id is None:
+        of = "of_all"
+    only_deleted = wanted.status == DELETED
+    # Those of any other status are not deleted, whatever may be listed beside them.
+    rows = "live_or_deleted" if only_deleted or (wanted.include_deleted and wanted.status is None) else "live"
+    return _LISTS[of, rows], {
+        "tenant_id": wanted.tenant_id,
+        "customer_id": wanted.customer_id,
+        "status": wanted.status,
+        "alive": [False] if only_deleted else [True, False],
+        "before": None if wanted.before is None else wanted.before[0],
+        "before_id": None if wanted.before is None else wanted.before[1],
+        "limit": wanted.limit,
+    }
 
 
 def _itself(value: UUID) -> UUID:

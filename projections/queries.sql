@@ -48,38 +48,46 @@ SELECT id
  ORDER BY created_at DESC, id DESC
  LIMIT 1
 
--- name: list_tenant
+-- name: list
 -- A list is one text, put together of rows that come sorted: a hundred rows would cost more than their query.
 SELECT coalesce(string_agg(key, ','), '')
-  FROM (SELECT id::text || ' ' || version AS key
-          FROM instance
-         WHERE tenant_id = %(tenant_id)s
-           AND (%(status)s::text IS NULL OR status = %(status)s)
-           AND (%(include_deleted)s OR status <> 'deleted')
-           AND (%(before)s::timestamptz IS NULL OR (created_at, id) < (%(before)s, %(before_id)s::uuid))
-         ORDER BY created_at DESC, instance.id DESC
+  FROM (SELECT rows.id::text || ' ' || rows.version AS key
+          FROM ({rows}) AS rows
+         ORDER BY rows.created_at DESC, rows.id DESC
          LIMIT %(limit)s) AS listed
 
--- name: list_customer
-SELECT coalesce(string_agg(key, ','), '')
-  FROM (SELECT id::text || ' ' || version AS key
-          FROM instance
-         WHERE tenant_id = %(tenant_id)s AND customer_id = %(customer_id)s
-           AND (%(status)s::text IS NULL OR status = %(status)s)
-           AND (%(include_deleted)s OR status <> 'deleted')
-           AND (%(before)s::timestamptz IS NULL OR (created_at, id) < (%(before)s, %(before_id)s::uuid))
-         ORDER BY created_at DESC, instance.id DESC
-         LIMIT %(limit)s) AS listed
+-- name: live
+-- Deleted instances stay, and are ever more: they are told apart by a column of the indexes, without an OR, which would have every one read.
+SELECT id, version, created_at
+  FROM instance
+ WHERE {of} AND status <> 'deleted'
+   AND (%(status)s::text IS NULL OR status = %(status)s)
+   AND (created_at, id) < (coalesce(%(before)s, 'infinity'::timestamptz),
+                           coalesce(%(before_id)s, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+ ORDER BY created_at DESC, id DESC
+ LIMIT %(limit)s
 
--- name: list_all
-SELECT coalesce(string_agg(key, ','), '')
-  FROM (SELECT id::text || ' ' || version AS key
-          FROM instance
-         WHERE (%(status)s::text IS NULL OR status = %(status)s)
-           AND (%(include_deleted)s OR status <> 'deleted')
-           AND (%(before)s::timestamptz IS NULL OR (created_at, id) < (%(before)s, %(before_id)s::uuid))
-         ORDER BY created_at DESC, instance.id DESC
-         LIMIT %(limit)s) AS listed
+-- name: live_or_deleted
+-- An index has the ones in order, and then the others.
+SELECT i.id, i.version, i.created_at
+  FROM unnest(%(alive)s::boolean[]) AS wanted (alive)
+ CROSS JOIN LATERAL (
+       SELECT id, version, created_at
+         FROM instance
+        WHERE {of} AND (status <> 'deleted') = wanted.alive
+          AND (created_at, id) < (coalesce(%(before)s, 'infinity'::timestamptz),
+                                  coalesce(%(before_id)s, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+        ORDER BY created_at DESC, id DESC
+        LIMIT %(limit)s) AS i
+
+-- name: of_customer
+tenant_id = %(tenant_id)s AND customer_id = %(customer_id)s
+
+-- name: of_tenant
+tenant_id = %(tenant_id)s
+
+-- name: of_all
+true
 
 -- name: listed
 SELECT i.version, i.tenant_id, i.customer_id, i.agent_name,

@@ -1,0 +1,161 @@
+"""What a read of instances costs among thousands of deleted ones, by the rows that PostgreSQL counts as read for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from typing import LiteralString
+from uuid import UUID
+
+import msgspec
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool
+
+from events.lifecycle import Status
+from hydracore.db.pool import open_pool
+from projections.queries import ListedKey, ListFilter, Queries, listed_keys
+
+DELETED_COUNT = 2_000
+#: In two tenants, of two customers each.
+LIVE_COUNT = 100
+
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+FILL = """
+INSERT INTO instance (lane, id, version, tenant_id, customer_id, idempotency_key, status, provisioning_stage, region_id,
+                      tier_id, preset_id, runtime_type, workload_type, capabilities, attempt, created_at, updated_at)
+SELECT get_byte(uuid_send(i.id), 15) & 63, i.id, 1, 'tenant-' || i.n %% 2, 'customer-' || i.n / 2 %% 2, 'key-' || i.n,
+       CASE WHEN i.n >= %(live)s THEN 'deleted' WHEN i.n < %(live)s / 2 THEN 'running' ELSE 'failed' END, 'ready', 'local',
+       'starter', 'p', 'expressclaw', 'agent', '{}', 1, %(beginning)s + i.n * interval '1 minute', now()
+  FROM (SELECT n, md5('instance ' || n)::uuid AS id FROM generate_series(0, %(all)s - 1) n) i
+"""
+
+#: What has been read is told to all as soon as a transaction ends after this.
+TELL = "SELECT pg_stat_force_next_flush()"
+ROWS_READ = """
+SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'instance')
+       + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'instance')
+"""
+PAGES_OF_KEYS = """
+SELECT idx_blks_read + idx_blks_hit FROM pg_statio_user_indexes WHERE indexrelname = 'instance_by_key'
+"""
+#: An index of so few rows has a root, and leaves.
+PAGES_MAX = 4
+
+SCOPES: dict[str, tuple[str | None, str | None]] = {
+    "customer": ("tenant-1", "customer-0"),
+    "tenant": ("tenant-1", None),
+    "everybody": (None, None),
+}
+
+
+@pytest.fixture(name="pool", params=["force_custom_plan", "force_generic_plan"])
+async def pool_fixture(
+    request: pytest.FixtureRequest, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> AsyncGenerator[AsyncConnectionPool]:
+    """One connection to many deleted instances, of which the older are live; with either kind of plans."""
+    await owner_conn.execute(FILL, {"live": LIVE_COUNT, "all": LIVE_COUNT + DELETED_COUNT, "beginning": BEGINNING})
+    await owner_conn.execute("VACUUM ANALYZE instance")
+    url = make_conninfo(database_url, options=f"-c plan_cache_mode={request.param}")
+    async with open_pool(url, role="hydracore_app", application="test", size=1) as pool:
+        yield pool
+
+
+async def counted(
+    pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection, what: LiteralString = ROWS_READ
+) -> int:
+    async with pool.connection() as connection:
+        await connection.execute(TELL)
+        await connection.execute("SELECT")
+    row = await (await owner_conn.execute(what)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def numbers(owner_conn: psycopg.AsyncConnection, page: list[ListedKey]) -> list[int]:
+    """The numbers by which these instances were made."""
+    found = await owner_conn.execute(
+        "SELECT w.n FROM unnest(%s::uuid[]) WITH ORDINALITY k (id, place)"
+        "  JOIN (SELECT n, md5('instance ' || n)::uuid AS id FROM generate_series(0, %s) n) w ON w.id = k.id"
+        " ORDER BY k.place",
+        ([key.id for key in page], LIVE_COUNT + DELETED_COUNT),
+    )
+    return [number for (number,) in await found.fetchall()]
+
+
+def of_scope(scope: str, count: int) -> list[int]:
+    """Which of the first so many are in a scope, newest first."""
+    tenant_id, customer_id = SCOPES[scope]
+    return [
+        n
+        for n in reversed(range(count))
+        if tenant_id in {None, f"tenant-{n % 2}"} and customer_id in {None, f"customer-{n // 2 % 2}"}
+    ]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("status", [None, "failed"])
+@pytest.mark.parametrize("after", [None, 70])
+async def test_a_list_of_live_instances_reads_no_deleted_ones(
+    pool: AsyncConnectionPool,
+    owner_conn: psycopg.AsyncConnection,
+    scope: str,
+    status: Status | None,
+    after: int | None,
+) -> None:
+    tenant_id, customer_id = SCOPES[scope]
+    before = None if after is None else (BEGINNING + timedelta(minutes=after), UUID(int=0))
+    wanted = ListFilter(tenant_id=tenant_id, customer_id=customer_id, status=status, before=before)
+    read_before = await counted(pool, owner_conn)
+
+    text = await Queries(pool).list_text(wanted)
+
+    assert await counted(pool, owner_conn) - read_before <= LIVE_COUNT
+    oldest = LIVE_COUNT // 2 if status else 0
+    assert await numbers(owner_conn, listed_keys(text)) == [
+        n for n in of_scope(scope, after or LIVE_COUNT) if n >= oldest
+    ]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("status", "oldest"), [(None, 0), ("deleted", LIVE_COUNT)])
+async def test_pages_with_deleted_instances_follow_each_other_without_gap_or_repeat(
+    pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection, scope: str, status: Status | None, oldest: int
+) -> None:
+    tenant_id, customer_id = SCOPES[scope]
+    everything = [n for n in of_scope(scope, LIVE_COUNT + DELETED_COUNT) if n >= oldest]
+    wanted = ListFilter(
+        tenant_id=tenant_id,
+        customer_id=customer_id,
+        status=status,
+        include_deleted=True,
+        limit=1 + len(everything) // 4,
+    )
+    seen: list[int] = []
+
+    while page := listed_keys(await Queries(pool).list_text(wanted)):
+        seen += await numbers(owner_conn, page)
+        last = BEGINNING + timedelta(minutes=seen[-1])
+        wanted = msgspec.structs.replace(wanted, before=(last, UUID(page[-1].id)))
+
+    assert seen == everything
+
+
+async def test_a_look_for_a_key_in_all_tenants_reads_no_more_of_the_index_for_their_number(
+    pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute("UPDATE instance SET tenant_id = 'tenant-' || id")
+    await owner_conn.execute("VACUUM (FULL, ANALYZE) instance")
+    queries = Queries(pool)
+
+    async def look() -> int:
+        """How many pages of the index are looked at for a key that nobody has."""
+        before = await counted(pool, owner_conn, PAGES_OF_KEYS)
+        assert await queries.newest_by_key(tenant_id=None, idempotency_key="no-such-key") is None
+        return await counted(pool, owner_conn, PAGES_OF_KEYS) - before
+
+    # The first time it is planned, too.
+    await look()
+    assert await look() <= PAGES_MAX
+    assert await queries.newest_by_key(tenant_id=None, idempotency_key="key-1003") is not None
