@@ -43,10 +43,9 @@ _LISTS = {
 LINES_MAX = 1_000
 
 
-class InstanceRow(msgspec.Struct, frozen=True):
-    """One instance as a caller may see it. Times are RFC 3339 text in UTC."""
+class ShownRow(msgspec.Struct, frozen=True):
+    """What any view of an instance shows of it, and whose it is. Times are RFC 3339 text in UTC."""
 
-    key: UUID
     tenant_id: str
     customer_id: str
     agent_name: str | None
@@ -60,6 +59,12 @@ class InstanceRow(msgspec.Struct, frozen=True):
     runtime_type: str
     status: Status
     workload_type: str
+
+
+class InstanceRow(ShownRow, frozen=True):
+    """One instance as a caller may see it."""
+
+    key: UUID
     bootstrap_seq: int | None
     bootstrap_stage: str | None
     capabilities: dict[str, bool]
@@ -90,23 +95,10 @@ class ListedKey(NamedTuple):
     version: int
 
 
-class ListedRow(msgspec.Struct, frozen=True):
+class ListedRow(ShownRow, frozen=True):
     """What a list shows of an instance; `customer_email` is ciphertext."""
 
     version: int
-    tenant_id: str
-    customer_id: str
-    agent_name: str | None
-    created_at: str
-    hostname: str | None
-    id: str
-    ip_address: str | None
-    preset_id: str
-    provider: str | None
-    region_id: str
-    runtime_type: str
-    status: Status
-    workload_type: str
     customer_email: str | None
     tier_name: str | None
 

@@ -1,9 +1,9 @@
 -- Ids and times come as text where they are only ever shown: making Python objects of them costs more than the query.
 
 -- name: instances
-SELECT i.id, i.tenant_id, i.customer_id, i.agent_name,
+SELECT i.tenant_id, i.customer_id, i.agent_name,
        to_char(i.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), i.hostname, i.id::text, i.ip_address,
-       i.preset_id, i.provider, i.region_id, i.runtime_type, i.status, i.workload_type, i.bootstrap_seq,
+       i.preset_id, i.provider, i.region_id, i.runtime_type, i.status, i.workload_type, i.id, i.bootstrap_seq,
        i.bootstrap_stage, i.capabilities, i.error_code, i.health_status, i.provisioning_stage, i.server_type,
        to_char(i.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), i.vpn_ip
   FROM unnest(%s::smallint[], %s::uuid[]) AS wanted (lane, id)
@@ -90,8 +90,9 @@ tenant_id = %(tenant_id)s
 true
 
 -- name: listed
-SELECT i.version, i.tenant_id, i.customer_id, i.agent_name,
+SELECT i.tenant_id, i.customer_id, i.agent_name,
        to_char(i.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), i.hostname, i.id::text, i.ip_address,
-       i.preset_id, i.provider, i.region_id, i.runtime_type, i.status, i.workload_type, i.customer_email, i.tier_name
+       i.preset_id, i.provider, i.region_id, i.runtime_type, i.status, i.workload_type, i.version,
+       i.customer_email, i.tier_name
   FROM unnest(%s::smallint[], %s::uuid[]) AS wanted (lane, id)
   JOIN instance i ON i.lane = wanted.lane AND i.id = wanted.id
