@@ -106,7 +106,7 @@ def _finding(kind: str, what: str, table: Table, place: Mapping[str, Any] | None
 
 
 def _named(table: Table, identity: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in zip(table.key, identity, strict=True))
+    return ", ".join(f"{name} {_shown(value)}" for name, value in zip(table.key, identity, strict=True))
 
 
 def _shown(value: object) -> str:

@@ -10,7 +10,7 @@ import click
 
 from hydracore.cli.audit import json_option, load, on_database
 from hydracore.cli.credentials import Id
-from hydracore.cli.printing import Text, print_json
+from hydracore.cli.printing import Text, print_json, say
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
         say_unknown(tenant)
     if len(found) == LINES_MAX:
         text = f"these are the latest {LINES_MAX}; the earlier ones show with --to, or fewer with --from or --actor"
-        click.echo(f"hydracore: {text}", err=True)
+        say(f"hydracore: {text}", err=True)
 
 
 def _show(found: "list[ActivityLine]") -> None:
     for one in found:
         did = f"{one.command} {plural(one.commands, 'time')}, {plural(one.events, 'event')}"
-        click.echo(f"{one.day}  {one.actor}  {did}  {one.first_at:%H:%M:%S} to {one.last_at:%H:%M:%S}")
+        say(f"{one.day}  {one.actor}  {did}  {one.first_at:%H:%M:%S} to {one.last_at:%H:%M:%S}")

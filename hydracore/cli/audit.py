@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.printing import full_speed_option
+from hydracore.cli.printing import full_speed_option, say
 from hydracore.settings import Settings
 from hydracore.signals import run_to_its_end
 
@@ -221,7 +221,7 @@ def failures() -> Generator[None]:
 
 
 def fail(text: str, status: int) -> NoReturn:
-    click.echo(f"hydracore: {text}", err=True)
+    say(f"hydracore: {text}", err=True)
     raise SystemExit(status)
 
 

@@ -11,7 +11,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.audit import fail, failures, json_option, load, on_database
-from hydracore.cli.printing import Text, operator
+from hydracore.cli.printing import Text, operator, plain, say
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _is_wanted(customer: "Customer") -> bool:
         f"Make everything personal in {whose} unreadable for good?"
     )
     try:
-        return click.confirm(question, err=True)
+        return click.confirm(plain(question), err=True)
     except click.Abort:  # Nobody is there to answer.
         return False
 
@@ -108,11 +108,11 @@ async def eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: st
 def _show(erased: "Erased") -> None:
     who = f"customer {erased.customer_id} of tenant {erased.tenant_id}"
     if not erased.key_destroyed and not erased.recorded:
-        click.echo(f"{who} was erased before; nothing was left to do")
+        say(f"{who} was erased before; nothing was left to do")
         return
     key = "key destroyed" if erased.key_destroyed else "the key was destroyed before"
-    click.echo(f"{who}: {key}, recorded in {erased.recorded} of {plural(erased.instances, 'instance')}")
+    say(f"{who}: {key}, recorded in {erased.recorded} of {plural(erased.instances, 'instance')}")
     if erased.live:
         are = "is" if erased.live == 1 else "are"
         what = f"{plural(erased.live, 'instance')} {are} not deleted"
-        click.echo(f"note: {what}: the servers keep what they were told until they are")
+        say(f"note: {what}: the servers keep what they were told until they are")

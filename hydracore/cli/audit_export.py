@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from hydracore.cli.audit import FOUND, conninfo, failures, json_option, load, look, public_key_option, public_keys_of
-from hydracore.cli.printing import Text, full_speed_option
+from hydracore.cli.printing import Text, brief, full_speed_option, print_json, quoted, say
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -125,43 +125,38 @@ def verify_export(
 
 
 def _show_export(exported: "Exported", *, as_json: bool) -> None:
-    from hydracore.cli.audit_view import print_json
-
     if as_json:
         print_json(exported)
         return
-    click.echo(
+    say(
         f"{exported.output}: {plural(exported.events, 'event')} in {plural(exported.commands, 'command')} of "
         f"{plural(exported.streams, 'instance')}, {_rest(exported)}, {plural(exported.size_bytes, 'byte')} ({exported.seconds:.1f} s)"
     )
     if exported.unsealed and not exported.signed:
         are = "is" if exported.unsealed == 1 else "are"
-        click.echo(
+        say(
             f"note: {plural(exported.unsealed, 'event')} {are} in no seal yet, and nothing proves them: "
             "export with --sealed, or seal first (hydracore audit seal)"
         )
     if not exported.signed:
-        click.echo(
+        say(
             "note: the file is not signed as a whole, and verify-export wants --allow-unsigned: set HYDRACORE_SEAL_KEY to have it signed"
         )
 
 
 def _show_report(report: "Report", *, as_json: bool) -> None:
-    from hydracore.cli.audit_view import print_json
+    from hydracore.cli.audit_view import say_findings
 
     if as_json:
         shown: dict[str, Any] = msgspec.to_builtins(report)
         print_json({"ok": not report.findings, **shown})
         return
-    for finding in report.findings:
-        click.echo(f"{finding.place}: {finding.kind}: {finding.what}")
-    for note in report.notes:
-        click.echo(f"note: {note}")
+    say_findings(report.findings, report.notes)
     if report.instance_id is None:
-        whose = f"{plural(report.streams, 'instance')} of tenant {report.tenant_id or 'unknown'}"
+        whose = f"{plural(report.streams, 'instance')} of tenant {brief(quoted(report.tenant_id)) if report.tenant_id else 'unknown'}"
     else:
         whose = f"instance {report.instance_id}"
-    click.echo(
+    say(
         f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
         f"{plural(report.commands, 'command')} of {whose}, {_rest(report)} "
         f"({report.seconds:.1f} s)"

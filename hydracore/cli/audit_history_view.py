@@ -1,31 +1,22 @@
 """How histories look on a terminal; as JSON they are what the API gives, too.
 
-Whatever others have written (names, reasons, an agent's messages) is shown without its control characters: an audit must not
-be at the mercy of what it reads.
+Whatever others have written (names, reasons, an agent's messages) is shown without its control characters (`printing.say`), and no
+more of it than a line has room for: an audit must not be at the mercy of what it reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import Any
 
-import click
 import msgspec
 
 from hydracore.audit.changes import Change, leaves
 from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text
 from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
-from hydracore.cli.printing import print_json
+from hydracore.cli.printing import brief, plain, print_json, print_json_line, quoted, say
 from hydracore.wording import plural
-
-#: How much of a value a line shows; JSON has all of it.
-SHOWN_MAX: Final = 160
-
-#: Texts that would be taken for something else without quotes.
-_NO_WORDS: Final = frozenset({"", "null", "true", "false"})
-
-_ENCODER: Final = msgspec.json.Encoder()
 
 
 async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut: str | None, as_json: bool) -> None:
@@ -36,52 +27,52 @@ async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut
     count, last = 0, None
     async for entry in entries:
         if count == limit:
-            click.echo(f"more follows: --after {last}{'' if cut is None else f'@{cut}'}", err=True)
+            say(f"more follows: --after {last}{'' if cut is None else f'@{cut}'}", err=True)
             return
         event = await shown_event(entry, sealed)
         if as_json:
-            click.echo(_ENCODER.encode(event))
+            print_json_line(event)
         else:
-            click.echo("\n".join(_lines(event, of_tenant=cut is not None)))
+            say(*_lines(event, of_tenant=cut is not None), bold=True)
         count, last = count + 1, f"{event.lane}:{event.seq}"
     if not count:
-        click.echo("nothing of the kind happened", err=True)
+        say("nothing of the kind happened", err=True)
 
 
 def print_state(found: HistoryState, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    click.secho(f"{found.instance_id} at version {found.version}, recorded {found.recorded_at}", bold=True)
+    say(f"{found.instance_id} at version {found.version}, recorded {found.recorded_at}", bold=True)
     fields = list(leaves("", found.state))
     width = max(len(field) for field, _ in fields)
     for field, value in fields:
-        click.echo(f"  {field:<{width}}  {_value(field, value, whole=True)}")
+        say(f"  {field:<{width}}  {_value(field, value, whole=True)}")
 
 
 def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    click.secho(f"{found.instance_id}", bold=True)
+    say(str(found.instance_id), bold=True)
     if found.from_recorded_at is None:
-        click.echo("  from  before its first event")
+        say("  from  before its first event")
     else:
-        click.echo(f"  from  version {found.from_version}, recorded {found.from_recorded_at}")
-    click.echo(f"  to    version {found.to_version}, recorded {found.to_recorded_at}")
+        say(f"  from  version {found.from_version}, recorded {found.from_recorded_at}")
+    say(f"  to    version {found.to_version}, recorded {found.to_recorded_at}")
     for change in found.changes:
-        click.echo(f"\n{_change(change, width=0)}")
+        say("", _change(change, width=0))
         if earlier := change.event_count - len(change.events):
-            click.echo(f"    ... {plural(earlier, 'earlier event')}")
+            say(f"    ... {plural(earlier, 'earlier event')}")
         for step in change.events:
-            click.echo(_step(change.field, step, is_one_of_many=change.event_count > 1))
+            say(_step(change.field, step, is_one_of_many=change.event_count > 1))
     if not found.changes:
-        click.echo("nothing is different")
+        say("nothing is different")
 
 
 def _step(field: str, step: HistoryStep, *, is_one_of_many: bool) -> str:
     values = f": {_value(field, step.before)} -> {_value(field, step.after)}" if is_one_of_many else ""
-    return f"    v{step.version}  {step.recorded_at}  {step.type} by {_plain(step.actor)} ({step.command}){values}"
+    return f"    v{step.version}  {step.recorded_at}  {step.type} by {step.actor} ({step.command}){values}"
 
 
 def _lines(event: HistoryEvent, *, of_tenant: bool) -> list[str]:
@@ -91,9 +82,9 @@ def _lines(event: HistoryEvent, *, of_tenant: bool) -> list[str]:
     fields = "".join(f" {name}={_value(name, value)}" for name, value in leaves("", event.fields) if name)
     width = max((len(change.field) for change in event.changes), default=0)
     lines = [
-        click.style(f"{place}  {whose}v{event.version}  {event.recorded_at}  {event.type}", bold=True),
+        f"{place}  {whose}v{event.version}  {event.recorded_at}  {event.type}",
         f"  {event.what}{':' if fields else ''}{fields}",
-        f"  by {_plain(event.actor)}: {event.command} {event.command_id}, correlation {event.correlation_id}{cause}",
+        f"  by {event.actor}: {event.command} {event.command_id}, correlation {event.correlation_id}{cause}",
     ]
     return [*lines, *(f"    {_change(change, width=width)}" for change in event.changes), ""]
 
@@ -107,12 +98,5 @@ def _value(field: str, value: Any, *, whole: bool = False) -> str:
     """`value` in one line, times as such."""
     if field.endswith("_ms") and isinstance(value, int) and value:
         return str(ms_text(value))
-    if isinstance(value, str) and value not in _NO_WORDS and " " not in value:
-        text = _plain(value)
-    else:
-        text = _plain(msgspec.json.encode(value).decode())
-    return text if whole or len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}... ({len(text)} characters)"
-
-
-def _plain(text: str) -> str:
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    text = quoted(value) if isinstance(value, str) else plain(msgspec.json.encode(value).decode())
+    return text if whole else brief(text)

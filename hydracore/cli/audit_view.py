@@ -2,38 +2,46 @@
 
 import base64
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from events.finding import Finding
 from events.seal import Seal
 from hydracore.audit.verifying import Progress, Report
-from hydracore.cli.printing import print_json
+from hydracore.cli.printing import brief, plain, print_json, say
 from hydracore.wording import plural
+
+#: How much of a finding or a note a terminal is shown; a row of ours that differs in every column takes less.
+FINDING_MAX: Final = 4_000
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
     if as_json:
         print_json({"ok": not report.findings, **msgspec.to_builtins(report)})
         return
-    for finding in report.findings:
-        click.echo(f"{finding.place}: {finding.kind}: {finding.what}")
-    for note in report.notes:
-        click.echo(f"note: {note}")
+    say_findings(report.findings, report.notes)
     rate = report.events / report.seconds if report.seconds else 0.0
     rested = f", {report.rested_s:.1f} s of it resting while others wrote" if report.rested_s else ""
-    click.echo(
+    say(
         f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
         f"{plural(report.commands, 'command')} of {plural(report.streams, 'stream')} in {plural(report.lanes, 'lane')}, "
         f"{plural(report.seals, 'seal')}, {plural(len(report.tables), 'read table')} "
         f"({report.seconds:.1f} s{rested}, {rate:.0f} events/s)"
     )
+
+
+def say_findings(findings: Iterable[Finding], notes: Iterable[str]) -> None:
+    """A line each. However much of it was read, the ones before it stay in sight."""
+    for finding in findings:
+        say(brief(f"{finding.place}: {finding.kind}: {plain(finding.what)}", FINDING_MAX))
+    for note in notes:
+        say(brief(f"note: {plain(note)}", FINDING_MAX))
 
 
 def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
@@ -42,11 +50,11 @@ def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
     if as_json:
         print_json({"number": None, "public_key": key} if seal is None else {**_seal(seal), "heads": seal.heads})
     elif seal is None:
-        click.echo(f"nothing is new since the last seal; public key {key}")
+        say(f"nothing is new since the last seal; public key {key}")
     else:
         shown = _seal(seal)
-        click.echo(f"seal {seal.number} over {plural(shown['events'], 'event')} at {shown['sealed_at']}")
-        click.echo(f"root {shown['root']}, public key {key}")
+        say(f"seal {seal.number} over {plural(shown['events'], 'event')} at {shown['sealed_at']}")
+        say(f"root {shown['root']}, public key {key}")
 
 
 def _seal(seal: Seal) -> dict[str, Any]:

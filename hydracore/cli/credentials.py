@@ -12,7 +12,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
 from hydracore.cli.audit import json_option
-from hydracore.cli.printing import Text, print_json
+from hydracore.cli.printing import Text, print_json, say
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def create_token(
         )
     except msgspec.ValidationError as error:
         raise click.UsageError(str(error)) from None
-    click.echo(signed)
+    say(signed)
 
 
 @click.group("api-key")
@@ -89,7 +89,7 @@ def create_key(*, tenant: str, name: str) -> None:
     """Make a key and print it. It cannot be shown again."""
     from hydracore.auth import create_api_key
 
-    click.echo(_on_database(lambda connection: create_api_key(connection, tenant_id=tenant, name=name)))
+    say(_on_database(lambda connection: create_api_key(connection, tenant_id=tenant, name=name)))
 
 
 @api_key.command("list")
@@ -115,7 +115,7 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
         print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
         return
     for key in found:
-        click.echo(f"{key.id}  {key.name!r}  created {time_text(key.created_at)}  {_state(key)}")
+        say(f"{key.id}  {key.name!r}  created {time_text(key.created_at)}  {_state(key)}")
 
 
 @api_key.command("revoke")
@@ -127,7 +127,7 @@ def revoke_key(*, key_id: UUID) -> None:
     key = _on_database(lambda connection: revoke_api_key(connection, key_id))
     if key is None:
         raise click.UsageError(f"There is no API key {key_id}")
-    click.echo(f"{key.id}  {key.name!r}  of tenant {key.tenant_id}  {_state(key)}")
+    say(f"{key.id}  {key.name!r}  of tenant {key.tenant_id}  {_state(key)}")
 
 
 def _state(key: "ApiKey") -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.printing import say
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
 
@@ -41,13 +42,13 @@ def migrate() -> None:
         run_to_its_end(require_direct(settings, settings.database_url))
         applied = apply(settings.database_url)
         for name in applied:
-            click.echo(f"applied {name}")
+            say(f"applied {name}")
         if not applied:
-            click.echo("nothing to apply")
+            say("nothing to apply")
         keys, streams = run_to_its_end(_erase_again(settings))
         if keys or streams:
             whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
-            click.echo(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
+            say(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
     except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(one_line(error)) from None
@@ -79,7 +80,7 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
         raise click.UsageError(str(error)) from None
     except (BackupFailed, DatabaseUnfit, OSError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
+    say(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
 
 
 @db.command()
@@ -106,7 +107,7 @@ def restore(*, file: Path) -> None:
         raise click.UsageError(str(error)) from None
     except (RestoreFailed, OSError, psycopg.Error) as error:
         raise click.ClickException(one_line(error)) from None
-    click.echo(f"{file}: {'the keys are' if what == 'keys' else 'everything in it is'} restored")
+    say(f"{file}: {'the keys are' if what == 'keys' else 'everything in it is'} restored")
 
 
 async def _erase_again(settings: "Settings") -> tuple[int, int]:

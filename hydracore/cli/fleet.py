@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import click
 
 from hydracore.cli.audit import json_option, load, on_database
-from hydracore.cli.printing import Time, print_json
+from hydracore.cli.printing import Time, print_json, say
 
 if TYPE_CHECKING:
     from projections.fleet_queries import FleetCount
@@ -77,7 +77,7 @@ def _show(found: "list[FleetCount]", times: list[datetime]) -> None:
     for one in found:
         by_time[one.at].append(one)
     for time, counts in by_time.items():
-        click.echo(f"{time:%Y-%m-%dT%H:%M:%SZ}  {sum(one.instances for one in counts)} in all")
+        say(f"{time:%Y-%m-%dT%H:%M:%SZ}  {sum(one.instances for one in counts)} in all")
         for one in counts:
             where = f"{one.provider or 'no provider yet'}, {one.region_id}, {one.tier_id}"
-            click.echo(f"{one.instances:>8}  {one.status:<12}  {where}")
+            say(f"{one.instances:>8}  {one.status:<12}  {where}")

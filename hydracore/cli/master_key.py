@@ -12,7 +12,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.audit import FOUND, json_option, load, on_database
-from hydracore.cli.printing import operator, print_json
+from hydracore.cli.printing import operator, print_json, say
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ def status(*, as_json: bool) -> None:
     if as_json:
         print_json({"customer_keys": keys, "agents": agents, "is_former_needed": needed})
     else:
-        click.echo(_told_keys(keys))
-        click.echo(_told_agents(agents))
+        say(_told_keys(keys))
+        say(_told_agents(agents))
         if needed:
-            click.echo("a former master key is still needed")
+            say("a former master key is still needed")
         elif unknown:
-            click.echo(f"nothing depends on a former master key that is named here; of {unknown} nobody can say")
+            say(f"nothing depends on a former master key that is named here; of {unknown} nobody can say")
         else:
-            click.echo("nothing here depends on a former master key")
+            say("nothing here depends on a former master key")
     raise SystemExit(FOUND if needed or agents.unknown else 0)
 
 
@@ -72,8 +72,8 @@ def rewrap(*, as_json: bool) -> None:
     if as_json:
         print_json({"rewrapped": done, "customer_keys": left})
     else:
-        click.echo(f"wrapped anew: {plural(done, 'key')}")
-        click.echo(_told_keys(left))
+        say(f"wrapped anew: {plural(done, 'key')}")
+        say(_told_keys(left))
     raise SystemExit(FOUND if left.former + left.unreadable else 0)
 
 
@@ -92,8 +92,8 @@ def reissue(*, as_json: bool) -> None:
     if as_json:
         print_json({"revoked": done, "agents": agents})
     else:
-        click.echo(f"revoked: {plural(done, 'agent key')}")
-        click.echo(_told_agents(agents))
+        say(f"revoked: {plural(done, 'agent key')}")
+        say(_told_agents(agents))
     raise SystemExit(FOUND if agents.former + agents.unknown + agents.unreadable else 0)
 
 

@@ -9,6 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from hydracore.cli.printing import plain
+
 POLL_S: Final = 0.1
 #: Where what is said goes on when a line is full.
 SAID_INDENT: Final = 4
@@ -43,7 +45,7 @@ class Narrator:
             rest = fold(rest, begin=head.cell_len, indent=indent, width=self.console.width)
         if not rest or rest.startswith("\n"):
             head.rstrip()
-        self.console.print(head.append(rest), soft_wrap=True)
+        self.console.print(head.append(_plain(rest)), soft_wrap=True)
 
     async def say_as_it_comes(self, words: AsyncIterator[str]) -> None:
         """One line, each piece of it shown the moment that it is there."""
@@ -51,9 +53,14 @@ class Narrator:
             self.console.print("  ", end="")
             try:
                 async for word in words:
-                    self.console.print(word, end="", markup=False, highlight=False, soft_wrap=True)
+                    self.console.print(_plain(word), end="", markup=False, highlight=False, soft_wrap=True)
             finally:
                 self.console.print()
+
+
+def _plain(text: str) -> str:
+    """Several lines of it. A model, and whoever else is told of, may say what they like."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def fold(text: str, *, begin: int, indent: int, width: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.printing import Folder, PatientOption, load_with_options
+from hydracore.cli.printing import Folder, PatientOption, load_with_options, say
 
 _option = partial(click.option, cls=PatientOption)
 
@@ -101,11 +101,11 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
         fail(one_line(error), NOT_DONE)
     for finding in swept.findings:
         facts = finding._asdict().items()
-        click.echo(" ".join(f"{name}={value}" for name, value in facts if value is not None))
+        say(" ".join(f"{name}={value}" for name, value in facts if value is not None))
     for one in swept.unlooked:
         held = "" if one.needed else " (the log has nothing there)"
-        click.echo(f"provider={one.provider} could not be looked at: {one.why}{held}")
-    click.echo(f"{len(swept.findings)} found")
+        say(f"provider={one.provider} could not be looked at: {one.why}{held}")
+    say(f"{len(swept.findings)} found")
     if not swept.is_whole:
         sys.exit(1)
 

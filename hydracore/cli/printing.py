@@ -15,10 +15,51 @@ from hydracore.settings import Settings, SettingsError, load
 #: Where a command's context keeps what is wrong with its options.
 _PROBLEMS: Final = "hydracore.problems"
 
+#: Texts that would be taken for something else without quotes.
+_NO_WORDS: Final = frozenset({"", "null", "true", "false"})
+
+#: How much of a value that others chose a line shows; JSON has all of it.
+SHOWN_MAX: Final = 160
+
+
+def plain(text: str) -> str:
+    """`text` in one line, and without what a terminal does something about: control characters are written out, and so is all else
+    that does not show, such as what ends a line or turns the direction of writing.
+
+    Whoever may write a row or make a file would otherwise write on the terminal of whoever looks at it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def brief(text: str, length_max: int = SHOWN_MAX) -> str:
+    """`text`, or its beginning and how long it is."""
+    return text if len(text) <= length_max else f"{text[:length_max]}... ({len(text)} characters)"
+
+
+def quoted(text: str) -> str:
+    """A text that others chose, as a word among ours: in quotes where it is none of itself, so that it cannot go on as we would."""
+    is_word = text not in _NO_WORDS and " " not in text
+    return plain(text if is_word else msgspec.json.encode(text).decode())
+
+
+def say(*lines: str, err: bool = False, bold: bool = False) -> None:
+    """Print lines for people, whatever they tell of; `bold`: the first of them.
+
+    Every line of a command is printed here, so that none can be one that does what somebody else has written.
+    """
+    first, *others = map(plain, lines)
+    click.echo("\n".join([click.style(first, bold=True) if bold else first, *others]), err=err)
+
 
 def print_json(value: Any) -> None:
     # Bytes: JSON is in UTF-8, whatever the terminal speaks.
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def print_json_line(value: Any) -> None:
+    click.echo(msgspec.json.encode(value))
 
 
 full_speed_option = click.option(

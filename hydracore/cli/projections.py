@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.printing import full_speed_option, operator
+from hydracore.cli.printing import full_speed_option, operator, print_json, say
 from hydracore.cli.projections_running import (
     as_owner,
     attempt,
@@ -183,7 +183,6 @@ def rebuild(
 
     Exit status: 0 done; 1 failed; 3 the live table is not what the log says; 4 somebody else is at it; 130 interrupted.
     """
-    from hydracore.cli.printing import print_json
     from hydracore.cli.projections_view import show_report
 
     if sum((name is not None, every, outdated)) != 1:
@@ -192,7 +191,7 @@ def rebuild(
         raise click.UsageError("--full-speed is for folding here: workers of --distributed always give way to writers.")
     wanted = _wanted(name, outdated=outdated)
     if not wanted and not as_json:
-        click.echo("nothing is outdated")
+        say("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = configuration.load(os.environ, require=needs)
     look_directly(settings)
@@ -215,7 +214,6 @@ def rebuild(
 @_json
 def rollback(*, name: str, as_json: bool) -> None:
     """Go back to the previous generation, caught up with the log."""
-    from hydracore.cli.printing import print_json
     from hydracore.cli.projections_view import show_report
     from projections import generations
     from projections.rebuild import rollback as go_back
@@ -278,7 +276,7 @@ def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
 def _distributed(settings: "Settings") -> "Folding":
     from workers.folding import fold_distributed
 
-    return fold_distributed(settings, lambda text: click.echo(f"hydracore: {text}", err=True))
+    return fold_distributed(settings, lambda text: say(f"hydracore: {text}", err=True))
 
 
 def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.printing import say
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
     except (RebuildError, EventsError, DatabaseUnfit, psycopg.Error) as error:
         status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
         failure = Failure(name, one_line(error), status)
-    click.echo(f"hydracore: {failure.error}", err=True)
+    say(f"hydracore: {failure.error}", err=True)
     return failure
 
 

@@ -4,12 +4,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hydracore.cli.printing import print_json
+from hydracore.cli.printing import print_json, say
 from hydracore.wording import plural
 from projections.care import Intervention, ProjectionStatus
 from projections.generations import Generation
@@ -29,16 +28,16 @@ def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         print_json([_summary(one) for one in found])
         return
     title, *rows = _aligned([_COLUMNS, *map(_row, found)])
-    click.secho(title, bold=True)
+    say(title, bold=True)
     for row in rows:
-        click.echo(row)
+        say(row)
     for one in found:
         if one.others:
             kept = ", ".join(f"{other.number} ({other.state})" for other in one.others)
-            click.echo(f"{one.name}: also kept: {kept}")
+            say(f"{one.name}: also kept: {kept}")
     for one in found:
         if one.missing:
-            click.echo(f"{one.name}: {_gone(one)}")
+            say(f"{one.name}: {_gone(one)}")
 
 
 def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
@@ -52,11 +51,11 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         if one.missing:
             waits = f"; {_gone(one)}"
         built = f"version {_text(one.version)}, generation {_text(one.generation)}"
-        click.echo(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
+        say(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
         for lane in one.lanes:
             if lane.behind:
                 parked = "" if lane.error is None else f", parked at event {lane.event}: {lane.error}"
-                click.echo(f"  lane {lane.lane}: {lane.behind} behind, {lane.behind_s:.1f} s{parked}")
+                say(f"  lane {lane.lane}: {lane.behind} behind, {lane.behind_s:.1f} s{parked}")
 
 
 def show_intervention(done: Intervention, *, as_json: bool) -> None:
@@ -67,7 +66,7 @@ def show_intervention(done: Intervention, *, as_json: bool) -> None:
             done.action
         ]
         why = f" ({done.error})" if done.error else ""
-        click.echo(f"event {done.seq} of lane {done.lane} is {past} in version {done.version} of {done.name}{why}")
+        say(f"event {done.seq} of lane {done.lane} is {past} in version {done.version} of {done.name}{why}")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -82,11 +81,11 @@ def show_report(report: Report | Failure, *, dry_run: bool) -> None:
     """What came of one projection. A failure was told of when it came."""
     if isinstance(report, Failure):
         return
-    click.echo(_outcome(report, dry_run=dry_run))
+    say(_outcome(report, dry_run=dry_run))
     for drift in report.drift[:DRIFT_SHOWN]:
-        click.echo(f"  {drift.table} {_json(drift.key)}: live {_json(drift.live)}, the log says {_json(drift.fresh)}")
+        say(f"  {drift.table} {_json(drift.key)}: live {_json(drift.live)}, the log says {_json(drift.fresh)}")
     if report.drifted > DRIFT_SHOWN:
-        click.echo(f"  ... and {report.drifted - DRIFT_SHOWN} more (--json has up to {len(report.drift)})")
+        say(f"  ... and {report.drifted - DRIFT_SHOWN} more (--json has up to {len(report.drift)})")
 
 
 def show_pruned(pruned: Sequence[Generation | Failure], *, as_json: bool) -> None:
@@ -95,9 +94,9 @@ def show_pruned(pruned: Sequence[Generation | Failure], *, as_json: bool) -> Non
         return
     for one in pruned:
         if not isinstance(one, Failure):
-            click.echo(f"dropped generation {one.number} of {one.name} ({one.state})")
+            say(f"dropped generation {one.number} of {one.name} ({one.state})")
     if not pruned:
-        click.echo("nothing to drop")
+        say("nothing to drop")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from hydracore.cli.demo import demo
 from hydracore.cli.fleet import fleet
 from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
+from hydracore.cli.printing import plain, say
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
@@ -72,8 +73,11 @@ def _failures() -> Generator[None]:
     except KeyboardInterrupt as error:
         # Not click's 1, which says of an audit that something is not as it must be.
         _fail((str(error) or "interrupted",), status=INTERRUPTED)
-    except click.UsageError:
-        raise  # click shows the usage beside it.
+    except click.UsageError as error:
+        # click shows the usage beside it. What it says itself, in classes of its own, is of what was typed.
+        if type(error) is not click.UsageError:
+            raise
+        raise click.UsageError(plain(error.message), error.ctx) from None
     except click.ClickException as error:
         _fail((error.message,), status=error.exit_code)
     except PartFailed as error:
@@ -107,7 +111,7 @@ def _output() -> "io.TextIOWrapper[BinaryIO] | None":
 def _fail(lines: tuple[str, ...], *, status: int) -> None:
     with suppress(OSError):  # Nor may anybody read the errors any more.
         for line in lines:
-            click.echo(f"hydracore: {line}", err=True)
+            say(f"hydracore: {line}", err=True)
     sys.exit(status)
 
 

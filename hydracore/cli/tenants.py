@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from events.sql import Statements
+from hydracore.cli.printing import say
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -21,4 +20,4 @@ async def is_tenant(connection: "AsyncConnection", tenant_id: str) -> bool:
 
 def say_unknown(tenant_id: str) -> None:
     """For whoever has nothing to show of them. On standard error, as what a program reads is as empty as before."""
-    click.echo(f"hydracore: The log knows no tenant {tenant_id!r}", err=True)
+    say(f"hydracore: The log knows no tenant {tenant_id!r}", err=True)

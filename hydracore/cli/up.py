@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hydracore.cli.printing import Folder
+from hydracore.cli.printing import Folder, say
 
 if TYPE_CHECKING:
     from hydracore.cli.development import DevFile
@@ -39,20 +39,21 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
     from hydracore.embedded.home import Home
 
     home = Home(path)
-    click.echo(f"starting in {home.path} ...")
+    say(f"starting in {home.path} ...")
     try:
         async with development(
-            home, port=port, workers=workers, environ=os.environ, on_trouble=lambda line: click.echo(line, err=True)
+            home, port=port, workers=workers, environ=os.environ, on_trouble=lambda line: say(line, err=True)
         ) as (stack, file):
             if stack.data is not None and home.path not in stack.data.parents:
-                click.echo(f"the database lives in {stack.data}, because its account cannot enter {home.path}")
+                say(f"the database lives in {stack.data}, because its account cannot enter {home.path}")
+            # As it is: it is to be pasted, and all of it is of whoever has typed the command.
             click.echo(introduction(file, home.path))
             try:
                 await asyncio.Event().wait()
             finally:
-                click.echo("stopping ...")
+                say("stopping ...")
     except asyncio.CancelledError:
-        click.echo("stopped")
+        say("stopped")
         raise
 
 

@@ -144,6 +144,18 @@ def test_an_edited_table_that_adds_up_is_not_what_the_log_gives(
     assert any(what in finding.what for finding in found)
 
 
+def test_a_row_of_any_length_is_told_of_in_a_short_line(forger: Forger) -> None:
+    forger.do(
+        "INSERT INTO usage_end_user SELECT 6, gen_random_uuid(), '2026-11-01',"
+        " string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 60)"
+    )
+
+    (found,) = find(forger, replay=True)
+
+    assert (found.kind, found.table) == ("row_extra", "usage_end_user")
+    assert len(found.what) < 250
+
+
 @pytest.mark.parametrize("table", ["activity", "fleet", "fleet_member", "usage_daily", "usage_end_user"])
 def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: str) -> None:
     """Readers add up whatever lanes there are."""

@@ -1,5 +1,6 @@
 """What the demo tells fits the terminal: lines break between words, and what they go on with stands below, indented."""
 
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
@@ -83,3 +84,15 @@ def test_a_head_alone_is_a_line() -> None:
     narrator.line(Text("head"), "", indent=4)
 
     assert file.getvalue() == "head\n"
+
+
+async def test_what_a_model_says_is_words_and_no_orders_to_the_terminal() -> None:
+    async def words() -> AsyncGenerator[str]:
+        yield "Hello\n"
+        yield "\x1b[2JDone\r"
+
+    narrator, file = told(terminal=False)
+    await narrator.say_as_it_comes(words())
+    narrator.say("It said\x1b[2J\nso")
+
+    assert file.getvalue() == "  Hello\n\\x1b[2JDone\\r\n  It said\\x1b[2J\nso\n"

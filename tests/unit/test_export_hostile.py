@@ -8,13 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from events.ids import SEQ_MAX
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NotAnExport
+from hydracore.cli import main
 from tests.exports import INSTANCE, TENANT_PARQUET, Forger, found, verified
 
 #: A time that says of no zone which moment it is.
@@ -107,3 +110,45 @@ def test_a_parquet_file_of_texts_that_are_none_and_times_that_never_come_is_dama
     pq.write_table(forged, path)
 
     assert found(path)[-1] == "record_unreadable -"
+
+
+LIE = "x\x1b[2J\x1b[H0 findings in 41 events of tenant acme, 63 steps of others in 12 lanes\r\n$ \x1b]0;"
+
+
+def shown(path: Path) -> list[str]:
+    """What a terminal is given by whoever has the file verified, line by line."""
+    words = ["audit", "verify-export", "--allow-unsigned", str(path)]
+    # `color`: what escapes is left in, as it is where the output is a terminal's.
+    return CliRunner().invoke(main, words, color=True).output.removesuffix("\n").split("\n")
+
+
+def test_a_tenant_who_is_called_like_a_good_end_does_not_look_like_one(tmp_path: Path) -> None:
+    forger = Forger(INSTANCE)
+    forger.change(0, tenant_id=LIE, instance_id=None)
+
+    *findings, end = shown(forger.saved(tmp_path))
+
+    assert all(line.isprintable() for line in (*findings, end))
+    assert any("foreign_command" in line for line in findings)
+    assert end.startswith(f"{len([each for each in findings if not each.startswith('note: ')])} findings in ")
+    assert r'of tenant "x\u001b[2J\u001b[H0 findings in 41 events of tenant acme' in end
+
+
+def test_a_tenant_whose_name_has_no_end_is_shown_by_its_beginning(tmp_path: Path) -> None:
+    forger = Forger(INSTANCE)
+    forger.change(0, tenant_id=" " * 100_000, instance_id=None)
+
+    assert len(shown(forger.saved(tmp_path))[-1]) < 500
+
+
+@pytest.mark.parametrize("kind", [LIE, "x" * 100_000], ids=["lie", "long"])
+def test_what_cannot_be_read_is_told_of_in_a_plain_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "forged.jsonl"
+    header, *_ = INSTANCE.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + msgspec.json.encode({"kind": kind}) + b"\n")
+
+    finding, *_, end = lines = shown(path)
+
+    assert "record_unreadable" in finding
+    assert end.startswith("1 finding in 0 events ")
+    assert all(line.isprintable() and len(line) < 5_000 for line in lines)

@@ -1,0 +1,94 @@
+"""Whoever may write rows does not write on the terminal of whoever looks at them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import AsyncConnection
+
+from hydracore.cli import main
+from tests.rebuilding import follow_all, write_lives
+from tests.requests_to_log import open_store
+
+#: Clears the screen, says that all is well, and hides what follows it in the window's title. With what begins such sequences in
+#: one character, what turns the direction of writing, and what ends a line in other ways.
+LIE = "x\x1b[2J\x1b[H0 findings in 41 events\r\n$ \x1b]0;\x9b2J\N{RIGHT-TO-LEFT OVERRIDE}\N{LINE SEPARATOR}\x7f"
+#: The middle of it, which is on the screen where it is told of.
+TOLD = "0 findings in 41 events"
+INSERT_LINE = (
+    "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
+    " SELECT lane, id, 99, 'info', %s, now() FROM instance LIMIT 1"
+)
+
+
+async def hydracore(url: str, folder: Path, *words: str, answer: str = "") -> Result:
+    """The command in this process; a command has an event loop of its own, so it runs in a thread."""
+    env = {
+        "HYDRACORE_DATABASE_URL": url,
+        "HYDRACORE_MASTER_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+        "HYDRACORE_ERASURE_FILE": str(folder / "erasures.jsonl"),
+    }
+    # `color`: what escapes is left in, as it is where the output is a terminal's.
+    return await asyncio.to_thread(CliRunner().invoke, main, words, env=env, input=answer, color=True)
+
+
+def lines_of(done: Result) -> list[str]:
+    """As a terminal begins them."""
+    return done.output.removesuffix("\n").split("\n")
+
+
+@pytest.fixture(name="url")
+async def url_fixture(database_url: str, owner_conn: AsyncConnection) -> str:
+    """Of a database with a lie wherever the app's role may write a text that a command shows."""
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        await follow_all(pool)
+    await owner_conn.execute("SET ROLE hydracore_app")
+    for statement in (
+        "INSERT INTO usage_end_user VALUES (7, gen_random_uuid(), '2026-11-01', %s)",
+        "INSERT INTO fleet VALUES (3, '2026-11-01', 'pending', %s, 'local', 'starter', 5, 0)",
+        "INSERT INTO activity VALUES (3, 'acme', current_date, %s, 'Do', 1, 1, now(), now())",
+        INSERT_LINE,
+        "UPDATE checkpoint SET seq = 0, parked_until = 'infinity', error = %s WHERE follower = 'activity'",
+    ):
+        await owner_conn.execute(statement.encode(), (LIE,))
+    await owner_conn.execute("RESET ROLE")
+    return database_url
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "audit verify",
+        "fleet",
+        "activity acme",
+        "projections status",
+        "projections rebuild --dry-run fleet",
+        "projections rebuild --dry-run provision_log",
+    ],
+)
+async def test_no_command_does_what_a_planted_row_says(url: str, tmp_path: Path, words: str) -> None:
+    done = await hydracore(url, tmp_path, *words.split())
+
+    assert [line for line in lines_of(done) if TOLD in line] != []
+    assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(TOLD)] == []
+
+
+async def test_what_an_error_says_of_a_row_or_a_question_of_a_customer_is_plain(
+    url: str, owner_conn: AsyncConnection, tmp_path: Path
+) -> None:
+    await owner_conn.execute("UPDATE command SET tenant_id = %s", (LIE,))
+    await owner_conn.execute("UPDATE event SET tenant_id = %s, type = %s", (LIE, LIE))
+    await owner_conn.execute("UPDATE instance SET tenant_id = %s, customer_id = %s", (LIE, LIE))
+    (instance_id,) = await (await owner_conn.execute("SELECT id FROM instance LIMIT 1")).fetchone() or ("",)
+
+    refused = await hydracore(url, tmp_path, "audit", "show", str(instance_id))
+    asked = await hydracore(url, tmp_path, "audit", "erase-customer", LIE, answer="n\n")
+
+    assert (refused.exit_code, asked.exit_code) == (3, 2)
+    for done in (refused, asked):
+        assert [line for line in lines_of(done) if TOLD in line] != []
+        assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(TOLD)] == []

@@ -1,0 +1,76 @@
+"""What commands print: lines for people, in which nothing that others have written does anything but show."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from hydracore import cli
+from hydracore.cli import main
+from hydracore.cli.printing import SHOWN_MAX, brief, plain, quoted, say
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Žofie, 3 €, \N{SNOWMAN}", "Žofie, 3 €, \N{SNOWMAN}"),
+        ("a\x1b[2J\r\n\t\x00b", r"a\x1b[2J\r\n\t\x00b"),
+        # What begins an escape sequence, or ends a line, in one character of another block.
+        ("a\x7f\x9b2J\x85", r"a\x7f\x9b2J\x85"),
+        ("a\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}b", r"a\u2028\u2029b"),
+        ("a\N{RIGHT-TO-LEFT OVERRIDE}b\N{POP DIRECTIONAL ISOLATE}", r"a\u202eb\u2069"),
+        ("a\N{ZERO WIDTH SPACE}\N{NO-BREAK SPACE}\N{ZERO WIDTH NO-BREAK SPACE}", r"a\u200b\xa0\ufeff"),
+        ("no \udcff text", r"no \udcff text"),
+    ],
+)
+def test_a_plain_text_shows_what_does_not_show(text: str, shown: str) -> None:
+    assert plain(text) == shown
+    assert plain(shown) == shown
+
+
+@pytest.mark.parametrize("text", ["acme, 63 steps of others", "", "null", 'say "so" now'])
+def test_a_text_that_would_go_on_as_we_do_is_in_quotes(text: str) -> None:
+    assert quoted(text).startswith('"')
+    assert quoted("acme-1") == "acme-1"
+
+
+def test_of_a_long_text_a_line_shows_the_beginning() -> None:
+    assert brief("x" * SHOWN_MAX) == "x" * SHOWN_MAX
+    assert brief("x" * (SHOWN_MAX + 1)) == "x" * SHOWN_MAX + f"... ({SHOWN_MAX + 1} characters)"
+
+
+def test_lines_are_ours_and_within_them_nothing_is() -> None:
+    @click.command()
+    def tell() -> None:
+        say("first\n", "second\x1b[2J", bold=True)
+
+    assert CliRunner().invoke(tell, color=True).output == "\x1b[1mfirst\\n\x1b[0m\nsecond\\x1b[2J\n"
+
+
+@pytest.mark.parametrize("error", [click.UsageError, click.ClickException])
+def test_what_an_error_says_is_plain(error: type[click.ClickException]) -> None:
+    @click.command()
+    def fail() -> None:
+        raise error("There is no\x1b[2J\r\nwell")
+
+    group = type(main)("group", commands={"fail": fail})
+
+    assert r"There is no\x1b[2J\r\nwell" in CliRunner().invoke(group, ["fail"], color=True).stderr
+
+
+def test_no_command_prints_a_line_by_another_way() -> None:
+    """JSON is printed beside it, and what `up` gives to be pasted."""
+    found = set[tuple[str, str]]()
+    for path in Path(*cli.__path__).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="click"), attr="echo" | "secho" as way)):
+                    found.add((path.name, way))
+                case ast.Call(func=ast.Name(id="print" as way)):
+                    found.add((path.name, way))
+
+    assert found == {("printing.py", "echo"), ("up.py", "echo")}
