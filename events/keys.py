@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
+from sys import getsizeof
 from typing import NamedTuple
 
 import structlog
@@ -25,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
 from events.master_keys import MasterKeys
 from events.patience import patiently, run
+from events.recent import Recent
 from events.sql import Statements
 from events.types import Sealed
 from events.wrapping import NONCE_BYTES, Wrapping, bind, derive
@@ -42,9 +44,13 @@ _TAG_BYTES = 16
 #: can still be read by a process that had just read them.
 CACHE_S = 5.0
 
-#: How many customers' keys, and how many opened texts of each, one process keeps.
+#: How many customers' keys, and how many opened texts of each, one process keeps; and how many bytes all these texts take, about.
 _CUSTOMERS_MAX = 10_000
 _TEXTS_MAX = 1_000
+TEXTS_BYTES_MAX = 64 * 2**20
+
+#: What a text that is kept takes beside itself and its ciphertext.
+_TEXT_BYTES = 200
 
 #: Texts whose ciphertext is longer are opened anew each time. Lists need addresses and names; a thousand versions of a
 #: configuration would be half a gigabyte.
@@ -63,7 +69,7 @@ class DoesNotOpen(ValueError):
 class _Customer:
     """One customer's cipher, None where it was erased or does not open, and what was opened with it."""
 
-    __slots__ = ("cipher", "is_erased", "opened", "stale_at")
+    __slots__ = ("cipher", "is_erased", "opened", "opened_bytes", "stale_at")
 
     def __init__(self, cipher: AESGCM | None, *, is_erased: bool, stale_at: float) -> None:
         self.cipher = cipher
@@ -71,6 +77,7 @@ class _Customer:
         self.stale_at = stale_at
         #: Plain texts by field and ciphertext: what was sealed for one field is not readable as another.
         self.opened: dict[tuple[str, str], str] = {}
+        self.opened_bytes = 0
 
 
 class Recalled(NamedTuple):
@@ -87,7 +94,8 @@ class Keyring:
         self._pool = pool
         self._wrapping = Wrapping(master_keys)
         self._fingerprint_keys = [derive(key, b"fingerprint requests") for key in master_keys]
-        self._customers: dict[tuple[str, str], _Customer] = {}
+        #: The ones that were looked for last, as every few seconds those are that are in use. With one go all of their texts.
+        self._customers = Recent[tuple[str, str], _Customer](count_max=_CUSTOMERS_MAX, bytes_max=TEXTS_BYTES_MAX)
         #: Of whom it was said already that there is something which does not open.
         self._reported: set[tuple[str, str]] = set()
 
@@ -136,10 +144,8 @@ class Keyring:
         text = known.opened.get((field, sealed))
         if text is None:
             text = _open(known.cipher, sealed, bind(tenant_id, customer_id, field))
-            if len(known.opened) >= _TEXTS_MAX:
-                known.opened.clear()
             if len(sealed) <= _KEPT_CHARS_MAX:
-                known.opened[field, sealed] = text
+                self._keep((tenant_id, customer_id), known, (field, sealed), text)
         return text
 
     def recall(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> Recalled | None:
@@ -149,6 +155,14 @@ class Keyring:
             return None
         text = known.opened.get((field, sealed))
         return None if text is None else Recalled(text, known.stale_at)
+
+    def _keep(self, whose: tuple[str, str], customer: _Customer, key: tuple[str, str], text: str) -> None:
+        if len(customer.opened) >= _TEXTS_MAX:
+            customer.opened.clear()
+            customer.opened_bytes = 0
+        customer.opened[key] = text
+        customer.opened_bytes += getsizeof(text) + getsizeof(key[1]) + _TEXT_BYTES
+        self._customers.put(whose, customer, weight=customer.opened_bytes)
 
     async def check(self) -> None:
         """To be called before anything is served: what is sealed under a wrong key can be opened by nobody who has the right one.
@@ -197,12 +211,12 @@ class Keyring:
         if row[0] is not None and cipher is None and self._is_news(tenant_id, customer_id):
             hint = "it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
-        if len(self._customers) >= _CUSTOMERS_MAX:
-            self._customers.clear()
         customer = _Customer(cipher, is_erased=row[0] is None, stale_at=looked_at + CACHE_S)
-        if cached is not None and cipher is not None:
-            customer.opened = cached.opened
-        self._customers[tenant_id, customer_id] = customer
+        # Somebody else may have looked, and opened more, meanwhile.
+        latest = self._customers.get((tenant_id, customer_id))
+        if latest is not None and cipher is not None:
+            customer.opened, customer.opened_bytes = latest.opened, latest.opened_bytes
+        self._customers.put((tenant_id, customer_id), customer, weight=customer.opened_bytes)
         return customer
 
     def _cipher(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:

@@ -70,6 +70,23 @@ async def test_short_texts_are_remembered_and_long_ones_are_not(keyring: Keyring
     assert keyring.recall(long, **ADA) is None
 
 
+async def test_what_is_remembered_of_all_customers_together_is_bounded(
+    keyring: Keyring, pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "TEXTS_BYTES_MAX", 100_000)
+    ring = Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
+    customers = [ADA | {"customer_id": f"c{number}"} for number in range(10)]
+    sealed = [(who, await keyring.seal("x" * 700, **who)) for who in customers for _ in range(20)]
+
+    for who, text in sealed:
+        assert await ring.open(text, **who) == "x" * 700
+        assert ring.recall(text, **who) is not None
+
+    remembered = [ring.recall(text, **who) is not None for who, text in sealed]
+    assert remembered == sorted(remembered)
+    assert 20 <= sum(remembered) <= 60
+
+
 async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: Keyring) -> None:
     one, two = await keyring.seal(EMAIL, **ADA), await keyring.seal(EMAIL, **ADA)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from transitions.extensions.diagrams import GraphMachine
 
-from events import errors, pages, store
+from events import errors, keys, pages, store
 from events.failures import TEXTS
 from events.lifecycle import STATUSES, TRANSITIONS
 from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
@@ -199,6 +199,7 @@ def sections(text: str) -> set[str]:
         (store.STATES_BYTES_MAX, "{} MiB in a store"),
         (history.STATES_BYTES_MAX, "{} MiB in a history"),
         (refolding.KEPT_BYTES_MAX, "{} MiB in a build that catches up"),
+        (keys.TEXTS_BYTES_MAX, "bounded by bytes over all customers ({} MiB)"),
     ],
 )
 def test_how_much_is_held_at_a_time_is_as_promised(held_bytes: int, promise: str) -> None:
