@@ -75,7 +75,10 @@ class Followed(Definition, Interest, Protocol):
         ...
 
     async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
-        """What adds `facts` to the tables that are there, which may be read for it. Is run in the same transaction."""
+        """What adds `facts`, those of each lane in order, to the tables that are there, which may be read for it.
+
+        Is run in the same transaction.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import psycopg
 import structlog
@@ -25,7 +25,8 @@ from events.patience import may_pass, patiently
 from events.sql import Statements
 from projections import checkpoint
 from projections.checkpoint import Move
-from projections.fact import Fact, Interest, Place, Position, Read, Reader, Skipped, read_facts, reading
+from projections.definition import Followed
+from projections.fact import Place, Position, Read, Reader, Skipped, read_facts, reading
 
 _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
@@ -38,14 +39,6 @@ BATCH_MAX = 4_000
 LANE_BATCH_MIN = 50
 
 _log = structlog.get_logger(__name__)
-
-
-class FollowedProjection(Interest, Protocol):
-    """A read table that follows the log."""
-
-    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
-        """What folds `facts`, those of each lane in order, into the table. Is run in the checkpoint's transaction."""
-        ...
 
 
 class _Reached(NamedTuple):
@@ -61,7 +54,7 @@ class _Reached(NamedTuple):
 class Follower:
     """Follows with all of `projections` at once."""
 
-    def __init__(self, pool: AsyncConnectionPool, *projections: FollowedProjection) -> None:
+    def __init__(self, pool: AsyncConnectionPool, *projections: Followed) -> None:
         self._pool = pool
         self._projections = {one.name: (one, Reader.of(one)) for one in projections}
         self._names = [one.name for one in projections]

@@ -17,7 +17,7 @@ import msgspec
 
 from events import pages
 from events.errors import LogCorrupted
-from events.ids import LANES
+from events.ids import lane_of_bytes
 from projections.definition import StreamFold
 from projections.spilling import Event, Part, Spill
 from projections.stored import events_of
@@ -150,7 +150,7 @@ class Streams:
                 yield (key,), (version,), payload
 
     def _rows(self, key: bytes, stream: _Stream) -> Iterable[Row]:
-        lane = key[-1] & (LANES - 1)
+        lane = lane_of_bytes(key)
         if stream.early:
             what = f"{len(stream.early)} events of {UUID(bytes=key)} do not follow its version {stream.due - 1}"
             raise LogCorrupted(lane, self._targets[lane], what)
