@@ -9,7 +9,7 @@ VpsError
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -19,9 +19,9 @@ import httpx
 import msgspec
 from structlog.contextvars import get_contextvars
 
-from hydracore.agent.chat_messages import AgentProblem, RunningConfig, UpdatesApplied
+from hydracore.agent.chat_messages import RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
-from hydracore.reading import UNREADABLE
+from hydracore.reading import UNREADABLE, require_object
 from hydracore.transport import (
     CONNECT_TIMEOUT_S,
     CONNECTIONS_KEPT,
@@ -31,24 +31,23 @@ from hydracore.transport import (
     new_client,
     read_answer,
 )
+from hydracore.vps_answers import (
+    ANSWER_MAX_BYTES,
+    CHAT_MAX_BYTES,
+    CONFIG_MAX_BYTES,
+    CONVERSATION_MAX_BYTES,
+    ShownConfig,
+    shown_config,
+    told_problem,
+)
 
 T = TypeVar("T")
 
 #: Where every agent listens, on its VPN address.
 AGENT_PORT: Final = 7400
 
-#: A status with a hundred skills has some 10 KB, a long list of conversations some 50.
-ANSWER_MAX_BYTES: Final = 256 * 1024
-
-#: Configurations and conversations are as long as their owners made them. An agent shows at most 6 MB of a conversation,
-#: which JSON may double.
-DOCUMENT_MAX_BYTES: Final = 16 * 1024 * 1024
-
 #: Connections to all agents together: a chat holds one for as long as its answer takes.
 CONNECTIONS_MAX: Final = 4096
-
-#: How much of an agent's own words an error keeps, in characters.
-DETAIL_MAX_CHARS: Final = 500
 
 EVENT_STREAM: Final = "text/event-stream"
 
@@ -121,10 +120,10 @@ class VpsClient:
         *,
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
-    ) -> msgspec.Raw:
+    ) -> bytes:
         """The whole answer, a JSON object as it came. Cancelling this has the agent stop."""
         request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotent(idempotency_key))
-        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
+        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=CHAT_MAX_BYTES))
 
     @asynccontextmanager
     async def chat_stream(
@@ -156,11 +155,11 @@ class VpsClient:
         finally:
             await response.aclose()
 
-    async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """What the agent runs with, secrets masked."""
+    async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> ShownConfig:
+        """What the agent runs with."""
         request = self._request("GET", "/api/config", agent)
-        answer = await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES)
-        return _decoded(agent, answer, dict[str, Any])
+        answer = await self._call(agent, request, timeout_s, max_bytes=CONFIG_MAX_BYTES)
+        return _read(agent, answer, shown_config)
 
     async def put_config(
         self,
@@ -174,18 +173,15 @@ class VpsClient:
         request = self._request("PUT", "/api/config", agent, body={"config_version": version, "runtime": runtime})
         return _decoded(agent, await self._call(agent, request, timeout_s), RunningConfig)
 
-    async def conversations(self, agent: AgentAddress, limit: int, *, timeout_s: float | None = None) -> msgspec.Raw:
+    async def conversations(self, agent: AgentAddress, limit: int, *, timeout_s: float | None = None) -> bytes:
         """The newest conversations, a JSON object as it came."""
         request = self._request("GET", "/api/conversations", agent, query={"limit": str(limit)})
-        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
+        return _object(agent, await self._call(agent, request, timeout_s))
 
-    async def conversation(
-        self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None
-    ) -> msgspec.Raw:
+    async def conversation(self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None) -> bytes:
         """One conversation with its messages, a JSON object as it came. Without it: `VpsBadAnswer` with status 404."""
-        path = f"/api/conversations/{quote(conversation_id, safe='')}"
-        request = self._request("GET", path, agent)
-        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=DOCUMENT_MAX_BYTES))
+        request = self._request("GET", f"/api/conversations/{quote(conversation_id, safe='')}", agent)
+        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=CONVERSATION_MAX_BYTES))
 
     async def apply_updates(
         self,
@@ -283,28 +279,23 @@ def _idempotent(key: str | None) -> dict[str, str]:
 
 
 def _refusal(agent: AgentAddress, answer: Answer) -> VpsBadAnswer:
-    code = detail = None
-    try:
-        problem = msgspec.json.decode(answer.content, type=AgentProblem)
-    except UNREADABLE:
-        pass
-    else:
-        code, detail = (_printable(text) for text in (problem.code, problem.detail))
+    code, detail = told_problem(answer.content)
     return VpsBadAnswer(f"{agent}: HTTP status {answer.status}", status=answer.status, code=code, detail=detail)
 
 
-def _printable(text: str) -> str:
-    return "".join(character for character in text[:DETAIL_MAX_CHARS] if character.isprintable())
-
-
 def _decoded(agent: AgentAddress, answer: Answer, answer_type: type[T]) -> T:
+    return _read(agent, answer, lambda content: msgspec.json.decode(content, type=answer_type))
+
+
+def _object(agent: AgentAddress, answer: Answer) -> bytes:
+    """The answer as it came, once it is known to be a JSON object."""
+    _read(agent, answer, require_object)
+    return answer.content
+
+
+def _read(agent: AgentAddress, answer: Answer, read: Callable[[bytes], T]) -> T:
+    """`read` raises one of `UNREADABLE` at what was not agreed on."""
     try:
-        return msgspec.json.decode(answer.content, type=answer_type)
+        return read(answer.content)
     except UNREADABLE as error:
         raise VpsBadAnswer(f"{agent}: an unknown body", status=answer.status) from error
-
-
-def _object(agent: AgentAddress, answer: Answer) -> msgspec.Raw:
-    """The answer as it came, once it is known to be a JSON object."""
-    _decoded(agent, answer, dict[str, Any])
-    return msgspec.Raw(answer.content)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Generator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
-import msgspec
 from litestar.types import ASGIApp, Receive, Scope, Send
 from psycopg_pool import AsyncConnectionPool
 
@@ -28,11 +25,12 @@ from hydracore.api.attended import Attended
 from hydracore.api.changing import Asked, Changes
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
 from hydracore.api.consent import record_access, recorded_id
-from hydracore.api.errors import AgentBusy, BudgetSpent, Interrupted
+from hydracore.api.errors import BudgetSpent, Interrupted
 from hydracore.api.given import RawHeaders
 from hydracore.api.model_choice import model_choice
 from hydracore.api.operations import Answer, operation
 from hydracore.api.silence import EventStream, keep_looking, outcome
+from hydracore.api.under_way import UnderWay
 from hydracore.api.validation import Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
@@ -96,7 +94,7 @@ class Chats:
         self._catalogue = catalogue
         self._master_keys = master_keys
         self._now_ms = now_ms
-        self._under_way = Counter[UUID]()
+        self._under_way = UnderWay("chats")
 
     @operation(
         "POST",
@@ -132,12 +130,12 @@ class Chats:
         return Attended(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
-        with vps_errors_translated(), self._counted(question):
+        with vps_errors_translated(), self._one_more(question):
             watch = keep_looking(partial(self._look_after, question))
             answer = await outcome(self._answer_to(question), watch=watch)
-        await Answer(HTTPStatus.OK, bytes(answer))(scope, receive, send)
+        await Answer(HTTPStatus.OK, answer)(scope, receive, send)
 
-    async def _answer_to(self, question: _Question) -> msgspec.Raw:
+    async def _answer_to(self, question: _Question) -> bytes:
         """Raises `VpsError`."""
         try:
             return await self._vps.chat(
@@ -160,7 +158,7 @@ class Chats:
             await stream.close()
 
     async def _fill(self, question: _Question, stream: EventStream, *_: object) -> None:
-        with self._counted(question):
+        with self._one_more(question):
             try:
                 watch = stream.keep_open(partial(self._look_after, question))
                 await outcome(self._pass_on_events(question, stream), watch=watch)
@@ -192,18 +190,8 @@ class Chats:
         with suppress(VpsUnreachable, VpsBadAnswer):
             await self._vps.status(question.address, timeout_s=LOOK_TIMEOUT_S)
 
-    @contextmanager
-    def _counted(self, question: _Question) -> Generator[None]:
-        """Raises `AgentBusy` where the instance has `CHATS_MAX` chats under way."""
-        if self._under_way[question.instance_id] >= CHATS_MAX:
-            raise AgentBusy("The agent has too many chats at once; try again")
-        self._under_way[question.instance_id] += 1
-        try:
-            yield
-        finally:
-            self._under_way[question.instance_id] -= 1
-            if not self._under_way[question.instance_id]:
-                del self._under_way[question.instance_id]
+    def _one_more(self, question: _Question) -> AbstractContextManager[None]:
+        return self._under_way.one_more(question.instance_id, most=CHATS_MAX)
 
     async def _require_budget(self, state: Instance) -> None:
         choice = model_choice(state, self._catalogue)

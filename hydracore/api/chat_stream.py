@@ -10,9 +10,10 @@ import structlog
 
 from hydracore.api.agent_link import TOO_SLOW, UNREACHABLE
 from hydracore.vps import VpsError, VpsTimeout
+from hydracore.vps_answers import CHAT_MAX_BYTES
 
 #: What an event may have in bytes; the largest is the last one, which holds the whole answer.
-EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
+EVENT_BYTES_MAX: Final = CHAT_MAX_BYTES
 
 _log = structlog.get_logger(__name__)
 

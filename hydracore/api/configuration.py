@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,12 +16,13 @@ from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.agent_link import address_of
 from hydracore.api.changing import Asked, Changes
-from hydracore.api.errors import RequestInvalid
+from hydracore.api.errors import AgentBusy, RequestInvalid
 from hydracore.api.model_choice import model_choice, shown
 from hydracore.api.operations import operation
 from hydracore.api.pushing import Pushed, Pusher
 from hydracore.api.room import BODY_BYTES, slugs
 from hydracore.api.runtime import ASK_TIMEOUT_S
+from hydracore.api.under_way import UnderWay
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Field, Opened, Vault
 from hydracore.auth import Principal
@@ -30,8 +31,12 @@ from hydracore.clock import NowMs
 from hydracore.documents import OUTDATED, is_mask, mask
 from hydracore.problems import Problem
 from hydracore.vps import VpsClient, VpsError
+from hydracore.vps_answers import ShownConfig
 
 PATH: Final = "/v1/instances/{instance_id}/config"
+
+#: How often one process asks the agent of one instance at once what it runs with.
+READS_MAX: Final = 8
 
 #: A bot token becomes a part of a URL at the agent: whatever could change its path is kept out.
 _BOT_TOKEN: Final = re.compile(r"[A-Za-z0-9:_-]+")
@@ -51,6 +56,7 @@ class Configuration:
     catalogue: Catalogue
     master_keys: MasterKeys
     now_ms: NowMs
+    under_way: UnderWay = field(default_factory=lambda: UnderWay("questions what it runs with"))
 
     @operation("GET", PATH, "Proxy get config", answer=s.RunningConfig, errors=(403, 404))
     async def get_config(self, who: Principal, instance_id: UUID) -> s.RunningConfig:
@@ -58,14 +64,14 @@ class Configuration:
         running = await self._ask(state)
         if running is None:
             pushed = Pushed(applied=False, message="What is wanted; no agent says what it runs with")
-        elif running.get("config_version") is None:
+        elif running.version is None:
             pushed = Pushed(applied=False, message="The agent's runtime does not run")
-        elif running["config_version"] == state.config.version:
+        elif running.version == state.config.version:
             pushed = Pushed(applied=True, message="The agent runs with it")
         else:
             pushed = Pushed(applied=False, message="The agent runs with another version and will ask for this one")
         config = await self._shown(state, pushed)
-        return s.RunningConfig(**msgspec.structs.asdict(config), running=running)
+        return s.RunningConfig(**msgspec.structs.asdict(config), running=_for_the_owner(running))
 
     @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409), body_bytes=BODY_BYTES)
     async def update_config(
@@ -88,16 +94,16 @@ class Configuration:
         }
         if body.workflow_slugs is not UNSET:
             changes["workflow_slugs"] = slugs(body.workflow_slugs)
-        for field in _SEALED:
-            value, kept = getattr(body, field), getattr(opened, field)
+        for name in _SEALED:
+            value, kept = getattr(body, name), getattr(opened, name)
             if value is UNSET or value == kept:
                 continue
-            if field == "telegram_bot_token" and value is not None:
+            if name == "telegram_bot_token" and value is not None:
                 if kept is not None and value == mask(kept):
                     continue
                 if is_mask(value):
-                    raise RequestInvalid([Problem(("body", field), OUTDATED, "value_error")])
-            changes[field] = None if value is None else await self.vault.seal(state, field, value)
+                    raise RequestInvalid([Problem(("body", name), OUTDATED, "value_error")])
+            changes[name] = None if value is None else await self.vault.seal(state, name, value)
         return ChangeConfig(at_ms=self.now_ms(), **changes)
 
     def _notes(self, state: Instance, body: s.UpdateConfig) -> list[str]:
@@ -115,15 +121,16 @@ class Configuration:
             notes.append(f"Note on model_temperature: the model policy's {of_policy:g} goes before it")
         return notes
 
-    async def _ask(self, state: Instance) -> dict[str, Any] | None:
+    async def _ask(self, state: Instance) -> ShownConfig | None:
+        """None where no agent says it, or where it is asked too often at once."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
             return None
         try:
-            running = await self.vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
-        except VpsError:
+            with self.under_way.one_more(state.id, most=READS_MAX):
+                return await self.vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
+        except (VpsError, AgentBusy):
             return None
-        return {name: value for name, value in running.items() if name not in _OF_THE_INSTALLATION}
 
     async def _shown(self, state: Instance, pushed: Pushed) -> s.Config:
         opened: Opened = await self.vault.open(state)
@@ -141,6 +148,12 @@ class Configuration:
             applied=pushed.applied,
             message=pushed.message,
         )
+
+
+def _for_the_owner(running: ShownConfig | None) -> dict[str, Any] | None:
+    if running is None:
+        return None
+    return {name: value for name, value in running.document.items() if name not in _OF_THE_INSTALLATION}
 
 
 def bot_token_complaint(text: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -20,6 +20,7 @@ from hydracore.api.changing import Asked, Changes
 from hydracore.api.consent import record_access, recorded_id, require_reader
 from hydracore.api.errors import NotFound
 from hydracore.api.operations import Answer, operation
+from hydracore.api.under_way import UnderWay
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
@@ -27,6 +28,9 @@ from hydracore.vps import VpsBadAnswer, VpsClient
 
 #: How long an agent may take to read its conversations.
 READ_TIMEOUT_S: Final = 10.0
+
+#: Reads of one instance's conversations that one process has under way: each may hold as much as the longest conversation.
+READS_MAX: Final = 8
 
 Limit = Annotated[int, Meta(ge=1, le=100)]
 #: Shown in the OpenAPI document, whose patterns know no `\Z`.
@@ -40,6 +44,7 @@ class Conversations:
     keyring: Keyring
     master_keys: MasterKeys
     now_ms: NowMs
+    under_way: UnderWay = field(default_factory=lambda: UnderWay("reads of its conversations"))
 
     @operation(
         "GET",
@@ -53,10 +58,10 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
-        with vps_errors_translated():
+        with vps_errors_translated(), self.under_way.one_more(instance_id, most=READS_MAX):
             found = await self.vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
-        await self._note(Asked(who, incoming, instance_id), state, None)
-        return Answer(HTTPStatus.OK, bytes(found))
+            await self._note(Asked(who, incoming, instance_id), state, None)
+        return Answer(HTTPStatus.OK, found)
 
     @operation(
         "GET",
@@ -70,15 +75,15 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
-        with vps_errors_translated():
+        with vps_errors_translated(), self.under_way.one_more(instance_id, most=READS_MAX):
             try:
                 found = await self.vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
             except VpsBadAnswer as error:
                 if error.status == HTTPStatus.NOT_FOUND:
                     raise NotFound("Conversation not found") from error
                 raise
-        await self._note(Asked(who, incoming, instance_id), state, conversation_id)
-        return Answer(HTTPStatus.OK, bytes(found))
+            await self._note(Asked(who, incoming, instance_id), state, conversation_id)
+        return Answer(HTTPStatus.OK, found)
 
     async def _readable(self, who: Principal, instance_id: UUID) -> Instance:
         state = await self.changes.look(who, instance_id)

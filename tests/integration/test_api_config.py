@@ -1,5 +1,6 @@
 """Configuration over HTTP: an event first, then the agent; sealed in the log, masked on the way back."""
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -17,6 +18,7 @@ from tests.use_fixtures import (
     shared_unreachable_fixture,
     shared_used_fixture,
 )
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
 
@@ -161,6 +163,23 @@ async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> 
     assert (shown.json()["running"], shown.json()["system_prompt"]) == (None, "New")
     assert asked.json()["config_version"] == 2
     assert asked.json()["runtime"]["system_prompt"] == "New"
+
+
+async def test_an_agent_that_is_asked_too_often_at_once_is_not_asked_once_more(
+    used: Used, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydracore.api.configuration.READS_MAX", 1)
+    monkeypatch.setattr("hydracore.api.configuration.ASK_TIMEOUT_S", PATIENCE_S)
+    used.agent.may_answer.clear()
+    asking = asyncio.create_task(used.ask("GET", "/config"))
+    await until(lambda: used.agent.calls_of("/api/config"))
+
+    without = await used.ask("GET", "/config")
+    used.agent.may_answer.set()
+
+    assert (without.status_code, without.json()["running"]) == (200, None)
+    assert (await asking).json()["running"]["config_version"] == 1
+    assert len(used.agent.calls_of("/api/config")) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.api_server import Api
 from tests.use_fixtures import (
     Used,
     events_of,
+    in_use,
     order,
     shared_api_fixture,
     shared_owner_conn_fixture,
@@ -126,6 +127,25 @@ async def test_consent_that_ends_while_the_agent_reads_keeps_the_data_back(used:
     used.agent.may_answer.set()
 
     assert (await reading).status_code == 403
+
+
+async def test_one_agent_is_read_no_more_often_at_once_than_its_share(
+    used: Used, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydracore.api.conversations.READS_MAX", 2)
+    used.agent.may_answer.clear()
+    reading = [asyncio.create_task(used.ask("GET", path)) for path in PATHS]
+    await until(lambda: len(used.agent.calls) == len(reading))
+
+    refused = [await used.ask("GET", path) for path in PATHS]
+    async with in_use(used.api) as other:
+        others = [await other.ask("GET", path) for path in PATHS]
+    used.agent.may_answer.set()
+
+    assert [(answer.status_code, "retry-after" in answer.headers) for answer in refused] == [(503, True)] * 2
+    assert [answer.status_code for answer in others] == [200, 200]
+    assert [(await each).status_code for each in reading] == [200, 200]
+    assert [(await used.ask("GET", path)).status_code for path in PATHS] == [200, 200]
 
 
 async def test_only_the_owner_decides_on_consent(used: Used) -> None:

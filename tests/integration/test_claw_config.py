@@ -287,7 +287,7 @@ async def test_everything_of_an_agent_can_be_reached_through_the_client(
     assert [message["content"] for message in found["messages"]] == ["Hello", answer["message"]]
     assert listed["conversations"][0]["id"] == "telegram:-5_x"
     assert (await vps.put_config(where, 6, document(modelsim))).config_version == 6
-    assert (await vps.get_config(where))["config_version"] == 6
+    assert (await vps.get_config(where)).version == 6
     applied = await vps.apply_updates(where, 7, document(modelsim), restart=True)
     assert (applied.config_version, applied.restarted, applied.drained) == (7, True, True)
     assert (await vps.status(where)).connections == {"telegram": "off"}

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from hydracore.agent.messages import AgentStatus, Versions
-from hydracore.vps import ANSWER_MAX_BYTES, AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsTimeout, VpsUnreachable
+from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsTimeout, VpsUnreachable
+from hydracore.vps_answers import ANSWER_MAX_BYTES
 from tests.agent_process import free_address
 from tests.waiting import PATIENCE_S
 
@@ -155,7 +156,7 @@ async def test_a_chat_is_passed_on_as_it_came(vps: VpsClient) -> None:
     assert bytes(answer) == body
 
 
-@pytest.mark.parametrize("body", [b"[]", b"5", b"", b"{"])
+@pytest.mark.parametrize("body", [b"[]", b"5", b"", b"{", b'{"message": "\xff"}', b"{} {}"])
 async def test_a_chat_that_is_no_object_is_bad(vps: VpsClient, body: bytes) -> None:
     async with peer(http("200 OK", body)) as address:
         with pytest.raises(VpsBadAnswer):

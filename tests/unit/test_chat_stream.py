@@ -70,7 +70,10 @@ async def test_what_never_becomes_an_event_is_not_gathered_for_ever(monkeypatch:
     assert [code(event) for event in await through(*[b"x" * 60] * 5)] == ["agent_failed"]
 
 
-async def test_what_comes_byte_by_byte_is_not_gone_through_again_with_every_byte() -> None:
+async def test_what_comes_byte_by_byte_is_not_gone_through_again_with_every_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat_stream, "EVENT_BYTES_MAX", 8 * 2**20)
     begun = b"event: done\ndata: " + b"x" * (7 * 2**20)
 
     # To copy 7 MiB this often would outlast the test's limit.

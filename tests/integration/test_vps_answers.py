@@ -1,0 +1,120 @@
+"""How long an agent's answers may be, and what is made of what comes: nothing that a hostile one has not paid for itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+from hydracore.agent.chat_api import CONVERSATIONS_LISTED_MAX
+from hydracore.agent.chat_messages import ChatAnswer, Conversations, ConversationSummary, TokenUsage
+from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS, EVENT_MAX_BYTES
+from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX
+from hydracore.api.chat_stream import EVENT_BYTES_MAX
+from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
+from hydracore.vps_answers import (
+    ANSWER_MAX_BYTES,
+    CHAT_MAX_BYTES,
+    CONFIG_MAX_BYTES,
+    CONFIG_NAMES_MAX,
+    CONVERSATION_MAX_BYTES,
+)
+from tests.memory import holding_less_than
+from tests.raw_endpoint import raw_endpoint
+from tests.waiting import PATIENCE_S
+
+Ask = Callable[[VpsClient, AgentAddress], Awaitable[object]]
+
+
+@asynccontextmanager
+async def answered(body: bytes) -> AsyncGenerator[tuple[VpsClient, AgentAddress]]:
+    """A client, and an agent that answers the one request with `body`."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with raw_endpoint(head, body, stays=True) as endpoint, VpsClient(PATIENCE_S) as vps:
+        url = urlsplit(endpoint.base_url)
+        yield vps, AgentAddress(url.hostname or "", url.port or 0, "token")
+
+
+HUGE = b'{"conversations":[' + b"[]," * 5_300_000 + b"[]]}"
+
+
+async def test_to_see_that_a_large_answer_is_an_object_nothing_of_it_is_built() -> None:
+    async with answered(HUGE) as (vps, at):
+        # What comes is held twice while it is made one piece of; its objects would take twenty times as much.
+        with holding_less_than(4 * len(HUGE)):
+            found = await vps.conversation(at, "c-1")
+
+    assert found == HUGE
+
+
+@pytest.mark.parametrize(
+    ("ask", "bytes_max"),
+    [
+        (lambda vps, at: vps.chat(at, {"message": "x"}), CHAT_MAX_BYTES),
+        (lambda vps, at: vps.conversations(at, 20), ANSWER_MAX_BYTES),
+        (lambda vps, at: vps.get_config(at), CONFIG_MAX_BYTES),
+        (lambda vps, at: vps.conversation(at, "c-1"), CONVERSATION_MAX_BYTES),
+    ],
+    ids=["chat", "conversations", "config", "conversation"],
+)
+async def test_no_answer_is_longer_than_an_honest_one_can_be(ask: Ask, bytes_max: int) -> None:
+    longest = b'{"x": "%b"}' % (b"x" * (bytes_max - len(b'{"x": ""}')))
+
+    async with answered(longest) as (vps, at):
+        assert await ask(vps, at)
+    async with answered(longest + b" ") as (vps, at):
+        with pytest.raises(VpsBadAnswer, match="too large"):
+            await ask(vps, at)
+
+
+def test_the_longest_answer_of_an_agent_is_taken() -> None:
+    usage = TokenUsage(prompt_tokens=2**31, completion_tokens=2**31, cost_usd="9" * 40)
+    # No character takes more room in JSON; the last piece that comes of a model goes beyond the bound.
+    message = "\x01" * ANSWER_MAX_CHARS + "x" * EVENT_MAX_BYTES
+    longest = ChatAnswer(conversation_id="c" * 128, message=message, model="m" * 200, usage=usage)
+
+    assert len(msgspec.json.encode(longest)) + len(b"event: done\ndata: \n\n") < CHAT_MAX_BYTES
+    assert CHAT_MAX_BYTES == EVENT_BYTES_MAX
+
+
+def test_the_longest_list_of_conversations_is_taken() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
+    preview = "\x01" * PREVIEW_CHARS
+    longest = ConversationSummary(
+        id="c" * 128, created_at=at, updated_at=at, message_count=2 * TURNS_MAX, preview=preview
+    )
+
+    assert len(msgspec.json.encode(Conversations((longest,) * CONVERSATIONS_LISTED_MAX))) < ANSWER_MAX_BYTES
+
+
+async def test_a_configuration_is_told_as_it_came_and_its_version_beside_it() -> None:
+    async with answered(b'{"config_version": 3, "platform": { "advanced" : [1] }}') as (vps, at):
+        found = await vps.get_config(at)
+
+    assert found.version == 3
+    assert {name: bytes(value) for name, value in found.document.items()} == {
+        "config_version": b"3",
+        "platform": b'{ "advanced" : [1] }',
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b'{"config_version": "three"}',
+        b'{"config_version": 1, "x": [}',
+        b'{"config_version": 1, "x": "\xff"}',
+        json.dumps(dict.fromkeys(map(str, range(CONFIG_NAMES_MAX + 1)))).encode(),
+    ],
+    ids=["no_object", "no_version", "no_json", "no_text", "more_names_than_a_configuration_has"],
+)
+async def test_what_is_no_configuration_is_bad(body: bytes) -> None:
+    async with answered(body) as (vps, at):
+        with pytest.raises(VpsBadAnswer, match="an unknown body"):
+            await vps.get_config(at)
