@@ -1,6 +1,7 @@
-"""HTTP as our servers read it: uvicorn's protocol, with bounds on what a stranger may send before anybody is asked.
+"""HTTP as our servers read it: uvicorn's protocol, with bounds on what a stranger may send before anybody is asked, and on how long
+answers wait for their readers.
 
-uvicorn keeps heads of any length, and waits for their ends for ever. What is no head is bounded elsewhere: bodies by whoever
+uvicorn keeps heads of any length, and waits for their ends for ever, and for readers too. What is no head is bounded elsewhere: bodies by whoever
 reads them, idle connections by the keep-alive.
 """
 
@@ -15,6 +16,8 @@ from typing import Any, Final
 
 from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from hydracore.unread import Unread
 
 #: The request line and all headers of a request, or the trailers behind its body. What is read from a socket at once
 #: (a quarter of a megabyte) may come on top before it is noticed.
@@ -73,7 +76,9 @@ class _UnchunkedCycle(RequestResponseCycle):
 
 class BoundedProtocol(HttpToolsProtocol):
     """Answers heads that are too long with 431 and what is no HTTP with 400, both as `{"detail": ...}`, and ends the
-    connection. One whose head does not come is ended without a word."""
+    connection. One whose head does not come, or whose answer is not read, is ended without a word."""
+
+    unread: Unread
 
     #: How many bytes came since it was last known to be of a body, or the end of a head.
     _pending = 0
@@ -88,11 +93,36 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn's own
         super().connection_made(transport)
+        self.unread = Unread(transport, self.loop)
         self._limit_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
+        self.unread.end()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unread.begin()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self.unread.end()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.flow.write_paused and not self.transport.is_closing():
+            # It is not idle as long as the answer is being read.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self._close()
 
     def data_received(self, data: bytes) -> None:
         self._pending += len(data)
@@ -163,7 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
             # The id is never the caller's own: what cannot be read may have none, or two.
             added = b"".join(b"%b: %b\r\n" % header for header in headers_of_all(new_request_id()))
             self.transport.write(STATUS_LINE[status] + head + added + b"\r\n" + body)
-        self.transport.close()
+        self._close()
 
     def _head_bytes(self) -> int:
         """Of the head that is being read, as far as it is parsed; a line has a colon, a blank and two characters at its end."""
@@ -194,7 +224,12 @@ class BoundedProtocol(HttpToolsProtocol):
             # The next head may wait in a socket that is not read meanwhile.
             self._limit_wait()
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """The transport waits until everything is read, however little that is."""
+        self.transport.close()
+        self.unread.begin()
 
 
 def _without_upgrade(begun: bytes) -> bytes | None:

@@ -1,0 +1,221 @@
+"""Answers that nobody reads, or reads slowly: of whole answers and of streams, on asyncio's loop and on the product's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import uvloop
+from uvicorn.server import ServerState
+
+from hydracore import unread
+from hydracore.http_protocol import BoundedProtocol
+from hydracore.http_server import configuration
+from hydracore.unread import TAKEN_MIN_BYTES, owed_to
+from tests.api_server import listen
+from tests.waiting import PATIENCE_S, until
+
+LARGE = b"x" * (8 * 2**20)
+#: Less than a transport holds without saying that it is full, and more than the kernel takes of it.
+SMALL = b"x" * (32 * 1024)
+
+Scenario = Callable[[], Awaitable[None]]
+
+on_each_loop = pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+
+
+def run(scenario: Scenario, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await scenario()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(bounded())
+
+
+class Connection(NamedTuple):
+    """`peer`: the other end, which reads when it is told to. `left`: set once an application has learnt that the peer is gone."""
+
+    protocol: BoundedProtocol
+    peer: socket.socket
+    left: asyncio.Event
+
+    async def read(self, count: int) -> int:
+        """At least so many bytes, and how many there were; less where there are no more."""
+        loop, taken = asyncio.get_running_loop(), 0
+        while taken < count and (piece := await loop.sock_recv(self.peer, 65536)):
+            taken += len(piece)
+        return taken
+
+    @property
+    def is_over(self) -> bool:
+        return self.protocol not in self.protocol.connections
+
+
+@asynccontextmanager
+async def connected() -> AsyncGenerator[Connection]:
+    """A TCP connection to an application that answers `/large`, `/small` or, piece by piece without end, `/stream`."""
+    left = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = SMALL if scope["path"] == "/small" else LARGE
+        streams = scope["path"] == "/stream"
+        headers = [] if streams else [(b"content-length", b"%d" % len(body))]
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        leaving = asyncio.create_task(receive())
+        while streams and not leaving.done():
+            await send({"type": "http.response.body", "body": body[: 256 * 1024], "more_body": True})
+        if not streams:
+            await send({"type": "http.response.body", "body": body})
+        await leaving
+        left.set()
+
+    config = configuration(app)
+    config.load()
+    loop, shared = asyncio.get_running_loop(), ServerState()
+    made = list[BoundedProtocol]()
+
+    def protocol() -> BoundedProtocol:
+        made.append(BoundedProtocol(config, shared, {}))
+        return made[-1]
+
+    listener = listen("127.0.0.1")
+    # Both buffers are small, so that it is the transport that holds what is not read.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    server = await loop.create_server(protocol, sock=listener)
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.setblocking(False)
+    try:
+        await loop.sock_connect(peer, listener.getsockname())
+        await until(lambda: shared.connections)
+        yield Connection(made[0], peer, left)
+    finally:
+        peer.close()
+        for each in shared.connections:
+            each.transport.abort()
+        await until(lambda: not shared.connections)
+        server.close()
+
+
+def get(path: str, version: str = "1.1", *headers: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: x", *headers, "", ""]).encode()
+
+
+@on_each_loop
+@pytest.mark.parametrize(
+    "request_",
+    [
+        get("/large"),
+        get("/large") + get("/large"),
+        get("/large", "1.0"),
+        get("/small", "1.0"),
+        get("/small", "1.1", "Connection: close"),
+        get("/small"),
+        get("/stream"),
+        get("/stream", "1.0"),
+    ],
+    ids=["whole", "two", "http_1_0", "small_1_0", "small_to_be_closed", "small_and_idle", "stream", "stream_1_0"],
+)
+def test_whoever_reads_nothing_is_not_waited_for(
+    request_: bytes, loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "STALL_S", 0.05)
+
+    async def scenario() -> None:
+        async with connected() as connection:
+            connection.protocol.timeout_keep_alive = 1
+            await asyncio.get_running_loop().sock_sendall(connection.peer, request_)
+
+            await until(lambda: connection.is_over)
+            await connection.left.wait()
+
+    run(scenario, loop)
+
+
+@on_each_loop
+def test_whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "STALL_S", 3600.0)
+
+    async def scenario() -> None:
+        async with connected() as connection:
+            transport, watch = connection.protocol.transport, connection.protocol.unread
+            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
+            await until(lambda: connection.protocol.flow.write_paused)
+
+            for _ in range(20):
+                before = owed_to(transport)
+                while owed_to(transport) > before - TAKEN_MIN_BYTES:
+                    await connection.read(1)
+                watch.look()
+                assert not transport.is_closing()
+            watch.look()
+            await until(lambda: connection.is_over)
+
+    run(scenario, loop)
+
+
+@on_each_loop
+def test_what_the_kernel_passes_on_is_read_also_where_the_transport_holds_as_much_as_before(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def scenario() -> None:
+        async with connected() as connection:
+            transport = connection.protocol.transport
+            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
+            await until(lambda: connection.protocol.flow.write_paused)
+
+            assert owed_to(transport) > transport.get_write_buffer_size()
+
+    run(scenario, loop)
+
+
+@on_each_loop
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connection_is_kept(
+    version: str, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def scenario() -> None:
+        async with connected() as connection:
+            protocol = connection.protocol
+            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large", version))
+            await until(lambda: protocol.flow.write_paused)
+            protocol.timeout_keep_alive_handler()
+
+            assert await connection.read(len(LARGE)) >= len(LARGE)
+            if version == "1.1":
+                await until(lambda: not protocol.flow.write_paused)
+                await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
+                assert await connection.read(len(LARGE)) >= len(LARGE)
+            assert not connection.protocol.unread.is_watched or version == "1.0"
+
+    run(scenario, loop)
+
+
+@on_each_loop
+def test_of_more_than_may_wait_to_be_read_the_largest_is_given_up(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", 3 * len(LARGE) // 2)
+
+    async def scenario() -> None:
+        send = asyncio.get_running_loop().sock_sendall
+        async with connected() as first, connected() as second:
+            await send(first.peer, get("/large"))
+            await until(lambda: first.protocol.flow.write_paused)
+            await send(second.peer, get("/large"))
+            await until(lambda: second.protocol.flow.write_paused)
+
+            await until(lambda: first.is_over)
+            assert await second.read(len(LARGE)) >= len(LARGE)
+
+    run(scenario, loop)
