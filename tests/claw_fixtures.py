@@ -104,17 +104,35 @@ class Claw:
         assert answer.status_code == 200
         return [(message["role"], message["content"]) for message in answer.json()["messages"]]
 
+    async def push(self, version: int, runtime: dict[str, Any]) -> httpx.Response:
+        return await self.http.put("/api/config", json={"config_version": version, "runtime": runtime})
+
     async def status(self) -> dict[str, Any]:
         return (await self.http.get("/api/status")).json()
 
 
 @asynccontextmanager
 async def connected(control_plane: FakeControlPlane) -> AsyncGenerator[Claw]:
-    """The API of the agent that the control plane knows."""
+    """The API of the agent that the control plane knows. What is pushed there is what the control plane wants from then on, unless
+    it wants a newer one."""
     host, port = control_plane.listen
+
+    async def want_what_is_pushed(request: httpx.Request) -> None:
+        if request.url.path not in {"/api/config", "/api/updates/apply"} or not request.content:
+            return
+        body = json.loads(request.content)
+        version = body.get("config_version")
+        if isinstance(version, int) and version > control_plane.config_version:
+            control_plane.config_version, control_plane.runtime = version, body["runtime"]
+
     headers = {"Authorization": f"Bearer {control_plane.control_token}"}
     async with httpx.AsyncClient(
-        base_url=f"http://{host}:{port}", headers=headers, trust_env=False, timeout=PATIENCE_S, verify=TRUST_NOBODY
+        base_url=f"http://{host}:{port}",
+        headers=headers,
+        trust_env=False,
+        timeout=PATIENCE_S,
+        verify=TRUST_NOBODY,
+        event_hooks={"request": [want_what_is_pushed]},
     ) as http:
         yield Claw(http)
 

@@ -1,4 +1,8 @@
-"""The configuration that the agent runs: the newest it was ever given, whichever way that came, also after a restart."""
+"""The configuration that the agent runs: the newest that it was given, whichever way that came, also after a restart.
+
+Where the control plane says that an older one ought to run, as it does behind a restore, the agent fetches that: what is pushed may
+be late, and what is asked for is what counts now.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,7 @@ class Configuration:
         self._wanted: int | None = None
         self._refused: int | None = None
         self._behind = asyncio.Event()
+        self._is_fetching = False
 
     @property
     def version(self) -> int:
@@ -77,29 +82,26 @@ class Configuration:
         self._stored = self._load()
         if self._stored is not None:
             self._put_in_force(self._stored)
-        self._adopt_or_report(secrets.config_version, secrets.runtime)
+        if self._stored is None or secrets.config_version >= self._stored.config_version:
+            self._report_unless(self.adopt, secrets)
 
     def renew(self, secrets: m.Secrets) -> None:
-        """Fresh secrets came, and with them whatever else has changed since the last ones."""
-        self._adopt_or_report(secrets.config_version, secrets.runtime)
+        """Fresh secrets came, and with them whatever else has changed since the last ones: also another configuration of the same
+        version, where the control plane was restored."""
+        self._report_unless(self.adopt, secrets)
 
     def adopt(self, version: int, runtime: dict[str, Any]) -> int:
-        """Run with this from now on, unless a newer one is in force. Returns the version that is; it is on disk then,
-        unless the disk takes nothing: then that is tried again with each heartbeat.
+        """Run with this from now on, unless a newer one is in force: then the control plane is asked which one counts. Returns the
+        version that is in force; it is on disk then, unless the disk takes nothing: then that is tried again with each heartbeat.
 
         The same version may come again with other content: what its maker knows and does not count as a change, such as
         prices. Raises `RuntimeFailed` where it cannot be used; then the one before stays.
         """
         if self._current is not None and version < self._current.config_version:
+            # Two pushes may have overtaken each other, or the newer one is of a history that a restore has lost.
+            self._behind.set()
             return self._current.config_version
-        config = StoredConfig(config_version=version, runtime=runtime)
-        if config != self._current:
-            before = self._current
-            self._put_in_force(config)
-            if before is not None:
-                _log.info("configuration_adopted", config_version=version)
-        if config != self._stored:
-            self._store(config)
+        self._take(version, runtime)
         return version
 
     def note_wanted(self, version: int) -> None:
@@ -108,25 +110,45 @@ class Configuration:
             self._wanted = version
             if version != self.version:
                 _log.warning("config_drift", wanted=version, running=self.version)
-        if (version > self.version and version != self._refused) or self._current != self._stored:
+        is_behind = version not in {self.version, self._refused} or self._current != self._stored
+        if is_behind and not self._is_fetching:
             self._behind.set()
 
     async def follow(self, credentials: Credentials) -> NoReturn:
-        """Fetch the newest configuration whenever there is a newer one. Raises `Gone`."""
+        """Fetch the configuration whenever another one may be wanted, and run with that. Raises `Gone`."""
         while True:
             await self._behind.wait()
-            newest = await insist(lambda: self._fetch(credentials))
+            # Now, so that an older push which comes while it is fetched is a reason to ask again.
             self._behind.clear()
-            self._adopt_or_report(newest.config_version, newest.runtime)
+            self._is_fetching, before = True, self._current
+            fetched = await insist(lambda: self._fetch(credentials))
+            self._is_fetching = False
+            # What was pushed meanwhile may be younger than this answer: then the answer to another question is the younger one.
+            self._report_unless(self._take if self._current is before else self.adopt, fetched)
 
-    def _adopt_or_report(self, version: int, runtime: dict[str, Any]) -> None:
+    def _report_unless(
+        self, taken: Callable[[int, dict[str, Any]], object], config: m.Secrets | m.NewestConfig
+    ) -> None:
+        """Have `config` taken; what makes that impossible is told of, and the one before stays."""
+        version = config.config_version
         try:
-            self.adopt(version, runtime)
+            taken(version, config.runtime)
         except RuntimeFailed as failure:
             # Asked for again when it is another one; this one was told of.
             self._refused = version
             _log.warning("configuration_refused", config_version=version, reason=failure.message)
             self._report("error", f"Configuration {version} is not used: {failure.message}")
+
+    def _take(self, version: int, runtime: dict[str, Any]) -> None:
+        """Run with this, and keep it. Raises `RuntimeFailed`."""
+        config = StoredConfig(config_version=version, runtime=runtime)
+        if config != self._current:
+            before = self._current
+            self._put_in_force(config)
+            if before is not None:
+                _log.info("configuration_adopted", config_version=version)
+        if config != self._stored:
+            self._store(config)
 
     def _store(self, config: StoredConfig) -> None:
         try:

@@ -66,6 +66,12 @@ class Pusher:
             return Pushed(
                 applied=False, message="The agent has not taken it yet; it is applied when the agent next asks"
             )
+        if running.config_version > version:
+            # A later change has overtaken this one, or the agent is of a history that a restore has lost. It asks which it is.
+            return Pushed(
+                applied=False,
+                message=f"The agent runs with another version, {running.config_version}, and asks which one counts",
+            )
         return Pushed(applied=True, message=f"The agent runs with it{_but(running.ignored)}")
 
 

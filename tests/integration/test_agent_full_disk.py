@@ -103,7 +103,8 @@ async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_o
     await control_plane.until(lambda: "configured" in control_plane.stages())
     address = AgentAddress(*control_plane.listen, control_plane.control_token)
     disk(agent, is_full=True)
-    await vps.put_config(address, control_plane.config_version + 1, usable)
+    control_plane.config_version, control_plane.runtime = control_plane.config_version + 1, usable
+    await vps.put_config(address, control_plane.config_version, usable)
     await control_plane.until(lambda: errors(control_plane)[-1:] == ["disk_refuses"])
     assert "healthy" not in control_plane.stages()
 

@@ -184,7 +184,11 @@ async def test_an_agent_that_is_asked_too_often_at_once_is_not_asked_once_more(
 
 @pytest.mark.parametrize(
     ("running", "pushed", "shown"),
-    [(1, "has not taken it yet", "runs with another version"), (None, "once its runtime runs", "runtime does not run")],
+    [
+        (1, "has not taken it yet", "runs with another version"),
+        (9, "runs with another version", "runs with another version"),
+        (None, "once its runtime runs", "runtime does not run"),
+    ],
 )
 async def test_an_agent_that_does_not_run_with_it_yet_is_told_apart(
     used: Used, running: int | None, pushed: str, shown: str

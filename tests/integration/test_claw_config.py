@@ -36,7 +36,7 @@ __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_f
 
 
 async def push(claw: Claw, version: int, runtime: dict[str, Any]) -> httpx.Response:
-    return await claw.http.put("/api/config", json={"config_version": version, "runtime": runtime})
+    return await claw.push(version, runtime)
 
 
 async def first_words(events: AsyncGenerator[tuple[str, dict[str, Any]]]) -> str:
@@ -286,8 +286,10 @@ async def test_everything_of_an_agent_can_be_reached_through_the_client(
     assert json.loads(events.split("event: done\ndata: ")[1]) == answer
     assert [message["content"] for message in found["messages"]] == ["Hello", answer["message"]]
     assert listed["conversations"][0]["id"] == "telegram:-5_x"
-    assert (await vps.put_config(where, 6, document(modelsim))).config_version == 6
-    assert (await vps.get_config(where)).version == 6
+    # No heartbeat is to call it back.
+    control_plane.config_version = 7
+    assert (await vps.put_config(where, 7, document(modelsim))).config_version == 7
+    assert (await vps.get_config(where)).version == 7
     applied = await vps.apply_updates(where, 7, document(modelsim), restart=True)
     assert (applied.config_version, applied.restarted, applied.drained) == (7, True, True)
     assert (await vps.status(where)).connections == {"telegram": "off"}
