@@ -1,4 +1,5 @@
-"""Agents' tokens after a change of the master key: which agents hold what a former one has made, and others in their place.
+"""Agents' tokens after a change of the master key, or a restore: which agents hold what a former one has made, and others in their
+place.
 
 An agent gets itself new tokens once its key is revoked (docs/agent.md), as with `rotate-key`, and is asked with the old control token
 until it has acknowledged them.
@@ -7,7 +8,7 @@ until it has acknowledged them.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 import msgspec
@@ -80,6 +81,14 @@ class AgentTokens(msgspec.Struct, kw_only=True):
             setattr(self, which, getattr(self, which) + 1)
 
 
+class Reissued(NamedTuple):
+    """How many keys were revoked just now, how many others changed too often for that, and how all stand now."""
+
+    revoked: int
+    missed: int
+    agents: AgentTokens
+
+
 def standing(state: Instance, master_keys: MasterKeys) -> Standing:
     """What of `state` depends on which master key."""
     agent, attempt = state.agent, state.attempt
@@ -98,6 +107,16 @@ def standing(state: Instance, master_keys: MasterKeys) -> Standing:
     return in_force or held or "none"
 
 
+def has_key(state: Instance, _: MasterKeys) -> bool:
+    """Whether an agent has a key in force that it would replace by itself, and fetch its configuration with it."""
+    return state.status in {PROVISIONING, RUNNING} and state.agent is not None and state.agent.key_id is not None
+
+
+def is_stale(state: Instance, master_keys: MasterKeys) -> bool:
+    """Whether the key in force is by another master key than the present one."""
+    return standing(state, master_keys) in STALE
+
+
 async def count(pool: AsyncConnectionPool) -> int:
     """How many instances are looked at. Raises `StoreUnavailable`."""
     ((number,),) = await run(pool, _COUNT)
@@ -105,7 +124,7 @@ async def count(pool: AsyncConnectionPool) -> int:
 
 
 class Reissuer:
-    """Counts agents' tokens, and revokes the keys that the present master key has not made."""
+    """Counts agents' tokens, and revokes the keys that the present master key has not made, or all."""
 
     def __init__(
         self,
@@ -127,52 +146,57 @@ class Reissuer:
         """Look at them all. Raises `StoreUnavailable`."""
         found = AgentTokens()
         async for instance_id in _living(self._pool):
-            found.add(await self._glance(instance_id))
+            _, which = await self._glance(instance_id)
+            found.add(which)
             progress(1)
         return found
 
-    async def reissue(self, progress: Callable[[int], None]) -> tuple[int, AgentTokens]:
-        """How many were revoked just now, and what is left. Doing it again does nothing. Raises `StoreUnavailable`."""
-        revoked, left = 0, AgentTokens()
+    async def reissue(
+        self, progress: Callable[[int], None], *, is_due: Callable[[Instance, MasterKeys], bool] = is_stale
+    ) -> Reissued:
+        """Revoke those that are due. Doing it again does nothing while no agent has fetched another that is. Raises `StoreUnavailable`."""
+        revoked, missed, agents = 0, 0, AgentTokens()
         async for instance_id in _living(self._pool):
-            is_revoked, which = await self._revoke(instance_id)
-            revoked += is_revoked
-            left.add(which)
+            outcome, which = await self._revoke(instance_id, is_due)
+            revoked += outcome == "revoked"
+            missed += outcome == "missed"
+            agents.add(which)
             progress(1)
-        return revoked, left
+        return Reissued(revoked, missed, agents)
 
-    async def _revoke(self, instance_id: UUID) -> tuple[bool, Standing]:
-        """Whether that was needed and done, and how it stands now."""
-        which = await self._glance(instance_id)
-        if which not in STALE:
-            return False, which
+    async def _revoke(
+        self, instance_id: UUID, is_due: Callable[[Instance, MasterKeys], bool]
+    ) -> tuple[Literal["revoked", "missed", "left"], Standing]:
+        """What was done, and how it stands now."""
+        glanced, which = await self._glance(instance_id)
+        if glanced is None or not is_due(glanced, self._master_keys):
+            return "left", which
         origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
 
         async def rotation(state: Instance | None) -> RotateAgentKey:
-            # Of this version: a key that is issued meanwhile is by the present master key, and stays.
-            now = "none" if state is None else standing(state, self._master_keys)
-            if now not in STALE:
-                raise _IsSettled(now)
+            # Of this version: one that was issued meanwhile may be none that is due.
+            if state is None or not is_due(state, self._master_keys):
+                raise _IsSettled("none" if state is None else standing(state, self._master_keys))
             return RotateAgentKey(at_ms=self._now_ms())
 
         try:
             outcome = await self._store.change(instance_id, rotation, origin)
         except _IsSettled as settled:
-            return False, settled.standing
+            return "left", settled.standing
         except VersionConflict:
-            return False, which
+            return "missed", which
         except (LogCorrupted, EventUnreadable):
-            return False, "unreadable"
-        return True, standing(outcome.state, self._master_keys)
+            return "left", "unreadable"
+        return "revoked", standing(outcome.state, self._master_keys)
 
-    async def _glance(self, instance_id: UUID) -> Standing:
-        """How it stands, by those of its events alone that may matter."""
+    async def _glance(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
+        """The instance and how it stands, by those of its events alone that may matter."""
         try:
             state = await self._fold_without_use(instance_id)
         except (LogCorrupted, EventUnreadable):
             # One that somebody broke keeps no other from being looked at; an audit says what is wrong with it.
-            return "unreadable"
-        return "none" if state is None else standing(state, self._master_keys)
+            return None, "unreadable"
+        return state, "none" if state is None else standing(state, self._master_keys)
 
     async def _fold_without_use(self, instance_id: UUID) -> Instance | None:
         """The instance but for `OF_USE`; its version is how many events that leaves."""

@@ -56,12 +56,12 @@ def bearer(tenant: str = "acme", user: str = "ann", role: Role = "customer", **e
 
 @contextlib.asynccontextmanager
 async def running_api(
-    database_url: str, redis_url: str, *, catalogue: Path = PACKAGED_CATALOGUE, **changes: Any
+    database_url: str, redis_url: str, *, catalogue: Path = PACKAGED_CATALOGUE, port: int = 0, **changes: Any
 ) -> AsyncGenerator[Api]:
     given = {"database_url": database_url, "redis_url": redis_url, "master_key": MASTER_KEY, "jwt_secret": JWT_SECRET}
     settings = Settings(**given | changes)
     async with open_parts(settings, catalogues.load(catalogue, ENVIRON)) as parts:
-        door = listen("127.0.0.1")
+        door = listen("127.0.0.1", port)
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
         async with (
             served(server_config(parts), door),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from base64 import b64decode
 from binascii import Error as Base64Error
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
+import structlog
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from psycopg import AsyncConnection
@@ -23,6 +24,7 @@ from events.decide_agent import require_boot
 from events.ids import lane_of
 from events.master_keys import MasterKeys
 from events.patience import patiently
+from events.recent import Recent
 from events.record import Outcome
 from events.sql import Statements
 from events.state import Instance
@@ -41,6 +43,11 @@ from hydracore.vps import AGENT_PORT
 
 _BEAT = Statements("hydracore.api", "agents.sql")["beat"]
 
+#: Agents of which it is remembered that they were warned of: of more, each may be warned of again.
+LOCKED_OUT_MAX: Final = 10_000
+
+_log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentEndpoints:
@@ -50,6 +57,10 @@ class AgentEndpoints:
     master_keys: MasterKeys
     heartbeat_interval_s: float
     now_ms: NowMs
+    #: The keys in force of those that were locked out.
+    _locked_out: Recent[UUID, UUID] = field(
+        default_factory=lambda: Recent(count_max=LOCKED_OUT_MAX, bytes_max=LOCKED_OUT_MAX), init=False
+    )
 
     @operation("POST", "/v1/agent/enroll", "Enrol an agent", answer=m.Enrolled, errors=(401, 409, 410))
     async def enroll(self, incoming: Incoming, body: s.Enroll) -> m.Enrolled:
@@ -93,7 +104,11 @@ class AgentEndpoints:
             key_id=key_id,
             key_hash=hash_token(key).hex(),
         )
-        outcome = await self._execute(body.instance_id, command, incoming)
+        try:
+            outcome = await self._execute(body.instance_id, command, incoming)
+        except e.KeyNotPending:
+            self._warn_of_locked_out(state)
+            raise
         return await self._secrets(outcome.state)
 
     @operation(
@@ -153,6 +168,15 @@ class AgentEndpoints:
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
         return await self.store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))
+
+    def _warn_of_locked_out(self, state: Instance | None) -> None:
+        """Once for each key: an agent that asks for secrets has none that is in force, by the log it has, and so it goes on to ask.
+        It is the log that was restored, or the agent's disk."""
+        if state is None or state.agent is None or (key_id := state.agent.key_id) is None:
+            return
+        if self._locked_out.get(state.id) != key_id:
+            self._locked_out.put(state.id, key_id, weight=1)
+            _log.warning("agent_locked_out", instance_id=str(state.id), key_id=str(key_id))
 
     async def _secrets(self, state: Instance) -> m.Secrets:
         assert state.agent is not None, "a key is issued to an enrolled agent only"

@@ -1,4 +1,5 @@
-"""`master-key`: what still depends on a former master key, and the two steps that end that (docs/operations.md).
+"""`master-key`: what still depends on a former master key, and the two steps that end that; and new keys for all agents behind a
+restore (docs/operations.md).
 
 Exit status: 0 nothing is left that can be done; 1 something is; 2 usage, or the key of another installation; 3 the database cannot be
 reached. What no key that is named has made, because it was damaged, is counted and is no reason to go on.
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from events.rewrapping import CustomerKeys
     from hydracore.audit.verifying import Progress
-    from hydracore.reissuing import AgentTokens, Reissuer
+    from hydracore.reissuing import AgentTokens, Reissued, Reissuer
     from hydracore.settings import Settings
 
 
@@ -78,23 +79,29 @@ def rewrap(*, as_json: bool) -> None:
 
 
 @master_key.command()
+@click.option("--all", "everyone", is_flag=True, help="To all agents: behind a restore.")
 @json_option
-def reissue(*, as_json: bool) -> None:
+def reissue(*, everyone: bool, as_json: bool) -> None:
     """Give agents new tokens that have theirs by another key.
 
-    Each gets itself new ones when it next reports.
+    Each gets itself new ones, and its configuration, when it next reports. With --all every agent does: behind a restore those that
+    have a key or a configuration of the lost history are brought back by it. May be stopped, and done again, at any time. Exit status:
+    1 where some are left.
     """
     from hydracore.cli.audit_view import progress_bar
 
     settings = load(require=configuration.MASTER_KEY_NEEDS)
     with progress_bar("reissuing") as progress:
-        done, agents = on_database(settings, lambda pool: _reissue(settings, pool, progress))
+        done = on_database(settings, lambda pool: _reissue(settings, pool, progress, everyone=everyone))
+    agents = done.agents
     if as_json:
-        print_json({"revoked": done, "agents": agents})
+        print_json(done._asdict())
     else:
-        say(f"revoked: {plural(done, 'agent key')}")
+        say(f"revoked: {plural(done.revoked, 'agent key')}")
+        if done.missed:
+            say(f"not revoked: {plural(done.missed, 'key')} of agents that others changed meanwhile")
         say(_told_agents(agents))
-    raise SystemExit(FOUND if agents.former + agents.unknown + agents.unreadable else 0)
+    raise SystemExit(FOUND if done.missed + agents.former + agents.unknown + agents.unreadable else 0)
 
 
 async def _survey(
@@ -121,14 +128,15 @@ async def _rewrap(
 
 
 async def _reissue(
-    settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress"
-) -> "tuple[int, AgentTokens]":
+    settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress", *, everyone: bool
+) -> "Reissued":
     from hydracore import reissuing
 
     await _refuse_another_installations_key(settings, pool)
     progress.begin(await reissuing.count(pool))
     async with _reissuer(settings, pool) as reissuer:
-        return await reissuer.reissue(progress.advance)
+        is_due = reissuing.has_key if everyone else reissuing.is_stale
+        return await reissuer.reissue(progress.advance, is_due=is_due)
 
 
 async def _refuse_another_installations_key(settings: "Settings", pool: "AsyncConnectionPool") -> None:

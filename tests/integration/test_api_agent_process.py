@@ -18,9 +18,10 @@ from projections.follower import Follower
 from projections.usage_daily import UsageDaily
 from tests.agent_process import AgentProcess
 from tests.api_server import MASTER_KEY, Api, running_api
-from tests.lives import created, mark_ready, plan
+from tests.booting import boot
+from tests.lives import mark_ready
 from tests.modelsim_fixtures import ModelSim, running_modelsim
-from tests.use_fixtures import free_host, give, order
+from tests.use_fixtures import give
 from tests.waiting import until
 
 SSE = {"Accept": "text/event-stream"}
@@ -61,24 +62,6 @@ class Whole(NamedTuple):
         await follower.enter()
         await follower.catch_up()
         return (await self.ask("GET", "/usage?days=2")).json()
-
-
-async def boot(api: Api, root: Path) -> tuple[UUID, AgentProcess]:
-    """What a worker does, and then what cloud-init does."""
-    instance_id = await order(api)
-    enrol_token = tokens.enrol_token(MASTER_KEY, instance_id, 1, "nonce")
-    intent = plan(
-        vpn_ip=free_host(),
-        enrol_nonce="nonce",
-        enrol_token_hash=tokens.hash_token(enrol_token).hex(),
-        enrol_expires_ms=api.parts.now_ms() + 3_600_000,
-    )
-    await give(api, instance_id, intent, created())
-    agent = AgentProcess(root)
-    content = {"control_plane_url": api.url, "instance_id": str(instance_id), "attempt": 1, "enrol_token": enrol_token}
-    agent.write_boot_file(json.dumps(content))
-    agent.start()
-    return instance_id, agent
 
 
 @pytest.fixture

@@ -27,13 +27,13 @@ async def revoke(api: Api, *, former: bytes | None) -> tuple[int, Any]:
     return result.exit_code, json.loads(result.output)
 
 
-async def run(api: Api, command: str, *, former: bytes | None) -> Result:
+async def run(api: Api, *words: str, former: bytes | None) -> Result:
     env = {
         "HYDRACORE_DATABASE_URL": api.parts.settings.database_url,
         "HYDRACORE_MASTER_KEY": urlsafe_b64encode(NEW).decode(),
         "HYDRACORE_MASTER_KEYS_FORMER": "" if former is None else urlsafe_b64encode(former).decode(),
     }
-    return await asyncio.to_thread(CliRunner().invoke, main, ["master-key", command, "--json"], env=env)
+    return await asyncio.to_thread(CliRunner().invoke, main, ["master-key", *words, "--json"], env=env)
 
 
 def key_hash(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
@@ -71,10 +71,33 @@ async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_
         first, again = await revoke(api, former=former), await revoke(api, former=former)
 
         left = COUNTS | {"present": 1, "awaited": 1, "unreadable": 2}
-        assert first == (1, {"revoked": 1, "agents": left})
-        assert again == (1, {"revoked": 0, "agents": left})
+        assert first == (1, {"revoked": 1, "missed": 0, "agents": left})
+        assert again == (1, {"revoked": 0, "missed": 0, "agents": left})
         for instance_id in (old.instance_id, new.instance_id):
             assert len(await events_of(owner_conn, instance_id, "agent_key_revoked")) == 1
+
+
+async def test_all_agents_are_brought_to_fetch_new_ones_and_none_twice_that_has_not_yet(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with (
+        running_api(database_url, redis_url) as api,
+        in_use(api, reachable=False) as old,
+        in_use(api, reachable=False) as new,
+        in_use(api, reachable=False) as leaving,
+    ):
+        by_new = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lives.SECOND_KEY))
+        await give(api, new.instance_id, lives.rotate_key(), by_new, lives.acknowledge(lives.SECOND_KEY))
+        await give(api, leaving.instance_id, lives.delete())
+
+        first, again = [await run(api, "reissue", "--all", former=MASTER_KEY) for _ in range(2)]
+
+        left = COUNTS | {"present": 1, "awaited": 1, "passing": 1}
+        assert (first.exit_code, again.exit_code) == (0, 0)
+        assert json.loads(first.output) == {"revoked": 2, "missed": 0, "agents": left}
+        assert json.loads(again.output) == {"revoked": 0, "missed": 0, "agents": left}
+        assert len(await events_of(owner_conn, old.instance_id, "agent_key_revoked")) == 1
+        assert len(await events_of(owner_conn, new.instance_id, "agent_key_revoked")) == 2
 
 
 @pytest.mark.parametrize("command", ["rewrap", "reissue"])

@@ -1,0 +1,234 @@
+"""A restore beneath agents that live on: what they have of the lost history, and how they come back from it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import sql
+from structlog.testing import capture_logs
+
+from events import keys
+from hydracore.audit import erasing
+from hydracore.cli import main
+from tests import lives
+from tests.agent_process import AgentProcess, free_address
+from tests.api_server import MASTER_KEY, Api, running_api
+from tests.booting import boot
+from tests.modelsim_fixtures import ModelSim, modelsim_fixture
+from tests.services import Services
+from tests.use_fixtures import give
+from tests.waiting import until
+
+__all__ = ["modelsim_fixture"]
+
+BEFORE, LOST = "Words from before the backup.", "Words that only the lost history has."
+
+
+class One(NamedTuple):
+    """An instance of somebody's, and its agent."""
+
+    user: str
+    instance_id: UUID
+    agent: AgentProcess
+
+    async def ask(self, api: Api, method: str, path: str, body: Any = None) -> httpx.Response:
+        url, headers = f"/v1/instances/{self.instance_id}{path}", api.token(user=self.user)
+        return await api.client.request(method, url, json=body, headers=headers, timeout=30)
+
+    async def say(self, api: Api) -> str:
+        """What it answers, when asked by whose words it does."""
+        answer = await self.ask(api, "POST", "/chat", {"message": "What are your instructions?"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["message"]
+
+    async def configure(self, api: Api, **changes: Any) -> dict[str, Any]:
+        return (await self.ask(api, "POST", "/config", changes)).json()
+
+    async def is_up(self, api: Api) -> bool:
+        state = await api.parts.store.load(self.instance_id)
+        assert self.agent.is_alive, self.agent.output()
+        return state is not None and state.agent is not None and state.agent.bootstrap_stage == "healthy"
+
+    async def key(self, api: Api) -> UUID | None:
+        """The key that the log knows it to have."""
+        state = await api.parts.store.load(self.instance_id)
+        assert state is not None
+        assert state.agent is not None
+        return state.agent.key_id if state.agent.key_acknowledged else None
+
+    async def runs(self, api: Api, version: int) -> bool:
+        return (await self.ask(api, "GET", "/runtime")).json()["config_version_running"] == version
+
+    def disk(self) -> str:
+        """What it has written down to run with."""
+        return "".join((self.agent.state / name).read_text() for name in ("config.json", "secrets.json"))
+
+
+class Place(NamedTuple):
+    """Where an API is served, from one database after the other, so that agents find it again."""
+
+    redis_url: str
+    modelsim: ModelSim
+    port: int
+    erasures: Path
+
+    @asynccontextmanager
+    async def api(self, database_url: str) -> AsyncGenerator[Api]:
+        async with running_api(
+            database_url,
+            self.redis_url,
+            port=self.port,
+            model_base_url=self.modelsim.base_url,
+            model_api_key="sk-test",
+            heartbeat_interval_s=0.2,
+            erasure_file=self.erasures,
+        ) as api:
+            yield api
+
+    async def run(self, database_url: str, *words: str) -> Result:
+        env = {
+            "HYDRACORE_DATABASE_URL": database_url,
+            "HYDRACORE_MASTER_KEY": urlsafe_b64encode(MASTER_KEY).decode(),
+            "HYDRACORE_ERASURE_FILE": str(self.erasures),
+        }
+        return await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
+
+
+@pytest.fixture
+def place(redis_url: str, modelsim: ModelSim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(keys, "CACHE_S", 0.0)
+    monkeypatch.setattr(erasing, "APPEND_S", 0.0)
+    return Place(redis_url, modelsim, free_address()[1], tmp_path / "erasures.jsonl")
+
+
+class Backup(NamedTuple):
+    services: Services
+    of: str
+    url: str
+
+    def take(self) -> None:
+        """While nobody is connected."""
+        names = {name: sql.Identifier(url.rpartition("/")[2]) for name, url in (("name", self.url), ("of", self.of))}
+        with psycopg.connect(self.services.postgres_url.format("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {of}").format(**names))
+
+
+@pytest.fixture
+def backup(services: Services, database_url: str) -> Generator[Backup]:
+    name = database_url.rpartition("/")[2] + "_backup"
+    yield Backup(services, database_url, services.postgres_url.format(name))
+    services.drop_database(name)
+
+
+@asynccontextmanager
+async def living(place: Place, database_url: str, root: Path, *users: str) -> AsyncGenerator[list[One]]:
+    """An agent of each of `users`, all with version 2 of their configurations."""
+    ones: list[One] = []
+    try:
+        async with place.api(database_url) as api:
+            for user in users:
+                (root / user).mkdir()
+                ones.append(One(user, *await boot(api, root / user, user=user)))
+            for one in ones:
+                await until(lambda one=one: one.is_up(api))
+                await give(api, one.instance_id, lives.mark_ready())
+                assert (await one.configure(api, system_prompt=BEFORE))["applied"]
+        yield ones
+    finally:
+        for one in ones:
+            one.agent.stop_for_good()
+
+
+async def test_all_agents_come_back_from_a_lost_history_by_one_command(
+    place: Place, database_url: str, backup: Backup, tmp_path: Path
+) -> None:
+    async with living(place, database_url, tmp_path, "lower", "equal", "rotated", "erased") as ones:
+        lower, equal, rotated, erased = ones
+        await asyncio.to_thread(backup.take)
+        async with place.api(database_url) as api:
+            for one in ones:
+                assert (await one.configure(api, system_prompt=LOST))["applied"]
+            for one in (lower, erased):
+                await one.configure(api, agent_name="Eva")
+            had = await rotated.key(api)
+            root = api.token(user="root", role="admin")
+            await api.client.post(f"/v1/instances/admin/{rotated.instance_id}/rotate-key", headers=root)
+
+            async def has_another() -> bool:
+                return await rotated.key(api) not in {None, had}
+
+            await until(has_another)
+            assert LOST in await rotated.say(api)
+
+        # Before any agent hears of it there are as many changes as were lost; the erasure is one, too.
+        async with running_api(backup.url, place.redis_url) as api:
+            for one in (equal, erased):
+                await give(api, one.instance_id, lives.configure(agent_name="Bea"))
+        erasure = await place.run(backup.url, "audit", "erase-customer", "erased", "--also-live", "--yes")
+
+        async with place.api(backup.url) as api:
+            await until(lambda: lower.agent.output().count('"wanted":2') >= 1)
+            before = [await one.key(api) for one in ones]
+            kept = [
+                await equal.runs(api, 3),
+                await erased.runs(api, 4),
+                LOST in await equal.say(api),
+                LOST in erased.disk(),
+            ]
+            locked_out = await rotated.ask(api, "POST", "/chat", {"message": "Hello"})
+
+            reissued = await place.run(backup.url, "master-key", "reissue", "--all", "--json")
+
+            async def are_back() -> bool:
+                keys_now = [await one.key(api) for one in ones]
+                return None not in keys_now and not set(keys_now) & set(before)
+
+            await until(are_back)
+            await until(lambda: lower.runs(api, 2))
+            said = [await one.say(api) for one in ones]
+            shown = [(await one.ask(api, "GET", "/config")).json() for one in ones]
+
+    assert erasure.exit_code == 0, erasure.output
+    assert (kept, locked_out.status_code) == ([True] * 4, 502)
+    assert reissued.exit_code == 0, reissued.output
+    assert json.loads(reissued.output)["revoked"] == len(ones)
+    assert [BEFORE in each for each in said] == [True, True, True, False]
+    assert not any(LOST in each for each in said)
+    assert [each["config_version"] for each in shown] == [2, 3, 2, 4]
+    assert [each["running"]["config_version"] for each in shown] == [2, 3, 2, 4]
+    assert [each["running"]["agent_name"] for each in shown] == [None, "Bea", None, "Bea"]
+    assert not any(LOST in one.disk() for one in ones)
+    assert BEFORE not in erased.disk()
+
+
+async def test_an_agent_with_a_key_of_the_lost_history_is_told_of_once(
+    place: Place, database_url: str, backup: Backup, tmp_path: Path
+) -> None:
+    async with living(place, database_url, tmp_path, "ann") as (ann,):
+        await asyncio.to_thread(backup.take)
+        async with place.api(database_url) as api:
+            had = await ann.key(api)
+            await give(api, ann.instance_id, lives.rotate_key())
+
+            async def has_another() -> bool:
+                return await ann.key(api) not in {None, had}
+
+            await until(has_another)
+
+        with capture_logs() as lines:
+            async with place.api(backup.url):
+                await ann.agent.until_logged("control_plane_refuses", times=3)
+
+    told = [line for line in lines if line["event"] == "agent_locked_out"]
+    assert [(line["log_level"], line["instance_id"]) for line in told] == [("warning", str(ann.instance_id))]
