@@ -81,6 +81,7 @@ class Boot:
             configure=self._supervisor.configure,
             report=report,
         )
+        self._ledger = store.ledger
         self._usage = UsageSender(store.ledger, state=state, control_plane=control_plane, boot_id=boot_id)
         self._server = AgentServer(AgentApi(self._routes(store), token=self._control_token), report=report)
 
@@ -96,6 +97,9 @@ class Boot:
         secrets = await insist(self._credentials.open)
         self._callbacks.reach("secrets", "Secrets are stored")
         self._configuration.begin(secrets)
+        if self._credentials.is_new:
+            # Perhaps not to the control plane: the boot before this one may have ended while it replaced its key.
+            self._ledger.doubt()
         self._server.listen_on(secrets.listen)
         self._callbacks.reach("configured", f"Configuration {self._configuration.version} is in place")
         try:
@@ -138,6 +142,8 @@ class Boot:
     def _renewed(self, secrets: m.Secrets) -> None:
         self._callbacks.report("info", "The agent key was replaced")
         self._configuration.renew(secrets)
+        # A key that is refused may be of a history that the control plane has lost, and with it usage that it had.
+        self._ledger.doubt()
         self._server.listen_on(secrets.listen)
 
     def _control_token(self) -> str:

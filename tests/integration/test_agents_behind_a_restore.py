@@ -70,6 +70,14 @@ class One(NamedTuple):
     async def runs(self, api: Api, version: int) -> bool:
         return (await self.ask(api, "GET", "/runtime")).json()["config_version_running"] == version
 
+    async def batches(self, api: Api) -> int:
+        """How often the log has that it told what it spent."""
+        statement = "SELECT count(*) FROM event WHERE stream_id = %s AND type = 'usage_recorded'"
+        async with api.parts.pool.connection() as connection:
+            row = await (await connection.execute(statement, (self.instance_id,))).fetchone()
+        assert row is not None
+        return row[0]
+
     def disk(self) -> str:
         """What it has written down to run with."""
         return "".join((self.agent.state / name).read_text() for name in ("config.json", "secrets.json"))
@@ -170,6 +178,7 @@ async def test_all_agents_come_back_from_a_lost_history_by_one_command(
 
             await until(has_another)
             assert LOST in await rotated.say(api)
+            await until(lambda: rotated.batches(api))
 
         # Before any agent hears of it there are as many changes as were lost; the erasure is one, too.
         async with running_api(backup.url, place.redis_url) as api:
@@ -196,6 +205,7 @@ async def test_all_agents_come_back_from_a_lost_history_by_one_command(
 
             await until(are_back)
             await until(lambda: lower.runs(api, 2))
+            await until(lambda: rotated.batches(api))
             said = [await one.say(api) for one in ones]
             shown = [(await one.ask(api, "GET", "/config")).json() for one in ones]
 

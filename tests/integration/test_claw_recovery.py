@@ -29,7 +29,7 @@ from tests.claw_fixtures import (
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
@@ -170,6 +170,32 @@ async def test_usage_that_the_control_plane_has_lost_is_sent_again(control_plane
     await control_plane.until(lambda: len(control_plane.metered()) == 4)
 
     assert control_plane.metered()[:3] == before
+
+
+async def test_usage_that_a_restore_has_lost_is_sent_again_with_a_fresh_key_and_said_to_be_unsent_until_then(
+    control_plane: FakeControlPlane, claw: Claw
+) -> None:
+    for number in range(3):
+        await claw.chat(f"Message {number}")
+        await control_plane.until(lambda number=number: len(control_plane.metered()) == number + 1)
+    before = control_plane.metered()
+
+    control_plane.lose_usage(2)
+    hold = control_plane.hold("usage", "before")
+    control_plane.rotate_key()
+    async with asyncio.timeout(PATIENCE_S):
+        await hold.reached.wait()
+    drained = (await claw.http.post("/api/drain")).json()
+    hold.released.set()
+    await control_plane.until(lambda: len(control_plane.metered()) == 3)
+
+    assert drained == {"active_connections": 0, "usage_unsent": True}
+    assert control_plane.metered() == before
+
+    async def is_sent() -> bool:
+        return not (await claw.http.post("/api/drain")).json()["usage_unsent"]
+
+    await until(is_sent)
 
 
 async def test_much_usage_goes_in_batches_of_a_hundred(

@@ -192,6 +192,27 @@ async def test_the_control_plane_may_ask_for_earlier_batches_and_for_none_that_n
     assert [await ledger.resend_from(seq) for seq in (0, 5, 4)] == [False, False, True]
 
 
+async def test_where_nobody_knows_what_the_control_plane_has_the_last_batch_is_sent_again(
+    database: Database, ledger: Ledger
+) -> None:
+    ledger.doubt()
+    assert await ledger.next_batch() is None
+    for cost in ("1", "2"):
+        await spend(database, cost)
+        await deliver(ledger)
+
+    ledger.doubt()
+    assert await ledger.unsent()
+    again = await ledger.next_batch()
+    assert await ledger.resend_from(1)
+    ledger.doubt()
+    first = await ledger.next_batch()
+
+    assert again is not None
+    assert first is not None
+    assert (again.seq, first.seq, await deliver(ledger)) == (2, 1, [1, 1])
+
+
 async def test_old_batches_are_dropped_whole_once_they_are_delivered(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:

@@ -90,6 +90,16 @@ class Ledger:
 
         return await self._database.run(work)
 
+    def doubt(self) -> None:
+        """The control plane may have lost what it had. The last batch is unsent until it says of that, which it takes again, or else
+        says which one it wants."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(_SQL["doubt_last"])
+
+        self._database.submit(work)
+        self.news.set()
+
     async def afford(self, document: Document) -> None:
         """Raises `BudgetSpent` where there is no money left for another call."""
         today = day_of(self._now_ms())

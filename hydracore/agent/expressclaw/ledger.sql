@@ -48,6 +48,10 @@ WHERE id IN (SELECT id FROM entry WHERE batch IS NULL ORDER BY id LIMIT :size);
 -- name: send_next
 UPDATE ledger SET next_batch = :batch WHERE only = 1;
 
+-- name: doubt_last
+UPDATE ledger SET next_batch = min(next_batch, (SELECT max(batch) FROM entry))
+WHERE only = 1 AND EXISTS (SELECT 1 FROM entry WHERE batch IS NOT NULL);
+
 -- name: last_batch
 SELECT coalesce(max(batch), 0) FROM entry;
 
