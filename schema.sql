@@ -26,7 +26,8 @@ INSERT INTO migration (name, digest) VALUES
     ('0015_command_lookup', '\x3b5f9ca17b2e985889a7acf4ad3314ea2397d54d0ce1d35d23dbc882e97c900a'),
     ('0016_lighter_appends', '\x8f88517ae67b00ffb6ae9ca9bf0803e6f1cb2fc7d8f050e889572ce32026c369'),
     ('0017_looks_uncounted', '\xe4466d3f5ddaca8a43f242dc954db42b473639e86af046b59b045b4bbdc39fb4'),
-    ('0018_lists_without_deleted', '\x08f9010633b3750a27b8bf57122eee1f14f04fef2bd78b54660b2c252bbd0028');
+    ('0018_lists_without_deleted', '\x08f9010633b3750a27b8bf57122eee1f14f04fef2bd78b54660b2c252bbd0028'),
+    ('0019_acting_owner', '\x69e68f2f5376bd63d4762fb7c50c3c9dd9ba819c7216b80814e6492f0adaf952');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 
@@ -400,6 +401,21 @@ BEGIN
     IF NOT pg_has_role(current_user, 'hydracore_app', 'MEMBER') THEN
         EXECUTE format('GRANT hydracore_app TO %I', current_user);
     END IF;
+END
+$$;
+
+-- Since PostgreSQL 16, whoever makes a role is a member of it who may grant it and not act as it, which counts as membership where
+-- that is asked for. The owner acts as the app where it erases again, behind a restore.
+DO $$
+BEGIN
+    -- Nested: older servers do not know what is asked for.
+    IF current_setting('server_version_num')::integer >= 160000 THEN
+        IF NOT pg_has_role(current_user, 'hydracore_app', 'SET') THEN
+            EXECUTE format('GRANT hydracore_app TO %I WITH SET TRUE', current_user);
+        END IF;
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    NULL; -- Somebody else's to grant. All but that erasing goes on without.
 END
 $$;
 

@@ -1,0 +1,97 @@
+"""Owners who are no superusers, as managed databases have them: what they make they must also be able to act as."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from hydracore import db
+from hydracore.cli import main
+from hydracore.db import migrate, migrations, schema
+from tests.services import OwnServices
+
+#: A user's own database in a cluster that has no role of ours yet.
+ANEW = (
+    "DROP DATABASE hydracore WITH (FORCE)",
+    "DROP ROLE hydracore_app",
+    "CREATE ROLE creator LOGIN PASSWORD 'creator' CREATEROLE",
+    "CREATE DATABASE hydracore OWNER creator",
+)
+#: Whether who asks may act as the role.
+ACTING = "SELECT pg_has_role(current_user, 'hydracore_app', 'SET')"
+
+
+def take_all_steps(url: str) -> None:
+    migrate(url)
+
+
+def take_the_one_file(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(schema().encode())
+
+
+@pytest.mark.parametrize("make", [take_all_steps, take_the_one_file], ids=["all steps", "the one file"])
+async def test_an_owner_who_has_made_the_role_acts_as_it(
+    own_services: OwnServices, tmp_path: Path, make: Callable[[str], None]
+) -> None:
+    place = conninfo_to_dict(own_services.database_url)
+    url = f"postgresql://creator:creator@{place['host']}:{place['port']}/hydracore"
+    with psycopg.connect(own_services.database_url, dbname="postgres", autocommit=True) as superuser:
+        for statement in ANEW:
+            superuser.execute(statement.encode())
+    make(url)
+
+    environ = {"HYDRACORE_DATABASE_URL": url, "HYDRACORE_ERASURE_FILE": str(tmp_path / "erasures.jsonl")}
+    done = await asyncio.to_thread(CliRunner().invoke, main, ["db", "migrate"], env=environ)
+
+    assert (done.exit_code, done.stdout) == (0, "nothing to apply\n"), done.output
+
+
+@contextmanager
+def owned_by_a_member(url: str, *, options: LiteralString) -> Generator[str]:
+    """The URL of an empty database's new owner, who has been given the role with these options."""
+    owner = f"owner_{uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as superuser:
+
+        def do(statement: LiteralString) -> None:
+            superuser.execute(sql.SQL(statement).format(sql.Identifier(owner)))
+
+        do("CREATE ROLE {} LOGIN PASSWORD 'owner'")
+        do("GRANT hydracore_app TO {} WITH " + options)
+        do("ALTER SCHEMA public OWNER TO {}")
+        try:
+            yield make_conninfo(url, user=owner, password="owner")
+        finally:
+            do("REASSIGN OWNED BY {} TO CURRENT_USER")
+            do("DROP OWNED BY {}")
+            do("DROP ROLE {}")
+
+
+@pytest.mark.parametrize(
+    ("options", "may_act"),
+    [("ADMIN TRUE, INHERIT FALSE, SET FALSE", True), ("ADMIN FALSE, INHERIT TRUE, SET FALSE", False)],
+    ids=["who may grant it", "who may not"],
+)
+def test_an_owner_who_took_all_steps_before_may_act_as_the_role_behind_the_next_if_that_is_theirs_to_grant(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, options: LiteralString, *, may_act: bool
+) -> None:
+    everything = migrations()
+    with owned_by_a_member(empty_url, options=options) as url:
+        monkeypatch.setattr(db, "migrations", lambda: everything[:16])
+        migrate(url)
+        monkeypatch.setattr(db, "migrations", lambda: everything)
+
+        assert migrate(url) == [name for name, _ in everything[16:]]
+
+        with psycopg.connect(url) as connection:
+            assert connection.execute(ACTING).fetchone() == (may_act,)
