@@ -17,6 +17,8 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from events.errors import MasterKeyWrong, StoreUnavailable
 from events.keys import Keyring
+from hydracore.db.complaints import one_line
+from hydracore.db.direct import require_direct
 from hydracore.settings import Settings, SettingsError
 from workers import broker as b
 from workers.advance import advance
@@ -84,6 +86,8 @@ class DepsMiddleware(Middleware):
 
     async def _open_all(self) -> None:
         deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
+        # A lock that stays behind in a pooler's session keeps everybody from its instance for as long as that lives.
+        await require_direct(self.settings, self.settings.database_url)
         try:
             # Servers whose tokens were made of another key could never enrol.
             await Keyring(deps.pool, master_keys=self.settings.master_keys).check()
@@ -168,7 +172,7 @@ async def _watched(work: Awaitable[object], **facts: str) -> None:
     try:
         await work
     except (StoreUnavailable, psycopg.OperationalError) as error:
-        _log.warning("database_unavailable", error=type(error).__name__, **facts)
+        _log.warning("database_unavailable", error=one_line(error), **facts)
     except TimeoutError:
         _log.warning("actor_took_too_long", limit_s=CALL_S_MAX, **facts)
     except Exception:  # noqa: BLE001 - whatever it is, it is ours to mend, and the next hint begins afresh

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import psycopg
 
-from hydracore.db.reaching import DatabaseUnfit
+from hydracore.db.complaints import one_line
+from hydracore.db.reaching import DatabaseUnfit, NotReached
 from hydracore.settings import Settings
 
 
@@ -19,11 +20,18 @@ class NotDirect(DatabaseUnfit):
 
 
 async def require_direct(settings: Settings, conninfo: str) -> None:
-    """Raises `NotDirect` and psycopg's errors. Behind a pooler that keeps sessions, or that nothing says so of, all is well."""
+    """Raises `NotDirect` and `NotReached`. Behind a pooler that keeps sessions, or that nothing says so of, all is well."""
     if settings.database_prepared:
         return
-    async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
-        # A pooler says of itself which process it is.
-        row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
-        if row != (connection.info.backend_pid,):
-            raise NotDirect
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            conninfo, autocommit=True, prepare_threshold=None
+        ) as connection:
+            # A pooler says of itself which process it is.
+            row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+            is_direct = row == (connection.info.backend_pid,)
+    except psycopg.Error as error:
+        # libpq's texts name host, port and user, never the password.
+        raise NotReached(one_line(error)) from error
+    if not is_direct:
+        raise NotDirect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from hydracore.db.pool import open_pool
 from hydracore.db.reaching import NotAllowed, NotMigrated, NotReached
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
+from tests.pooler import needs_pooler, pooled
 from tests.program import Program
 from tests.services import OwnServices
 from tests.waiting import PATIENCE_S, until
@@ -204,6 +206,32 @@ async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
 
     assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
     assert "hydracore: " not in program.output()
+
+
+@needs_pooler
+async def test_a_worker_behind_a_pooler_that_keeps_no_session_does_not_start(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    worker = Program("worker", environ=environ(database_url), log=tmp_path / "log")
+    async with pooled(database_url, prepared=False) as url:
+        worker.start(database_url=url, database_role="", database_prepared="false", redis_url=redis_url)
+
+        status = await asyncio.to_thread(worker.wait, PATIENCE_S)
+
+    assert status == 3, worker.output()
+    assert re.fullmatch(r"hydracore: .* leads to a pooler in transaction mode.*\n", worker.output())
+
+
+async def test_a_worker_that_prepares_nothing_starts_on_a_session_of_its_own(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    worker = Program("worker", environ=environ(database_url), log=tmp_path / "log")
+    worker.start(log_level="info", database_prepared="false", redis_url=redis_url)
+    await until(lambda: worker.has_said("worker_started"))
+
+    worker.send(signal.SIGTERM)
+
+    assert await asyncio.to_thread(worker.wait, PATIENCE_S) == 0
 
 
 async def test_a_worker_whose_agents_would_get_their_secrets_unencrypted_says_so(

@@ -1,0 +1,24 @@
+"""What actors say of work that could not be done."""
+
+from __future__ import annotations
+
+import psycopg
+import structlog
+
+from hydracore.embedded.ports import free_port
+from workers.actors import _watched
+
+
+async def test_a_database_that_is_away_is_told_in_its_own_words_and_in_one_line() -> None:
+    port = free_port()
+
+    async def work() -> None:
+        await psycopg.AsyncConnection.connect(f"postgresql://ada:secret@127.0.0.1:{port}/log")
+
+    with structlog.testing.capture_logs() as told:
+        await _watched(work(), instance_id="6")
+
+    (line,) = told
+    assert (line["event"], line["instance_id"]) == ("database_unavailable", "6")
+    assert f"port {port} failed: Connection refused" in line["error"]
+    assert ("\n" in line["error"], "secret" in line["error"]) == (False, False)
