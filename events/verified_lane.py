@@ -82,7 +82,8 @@ class Lane:
         self._start = start
         self._at = start
         self._points = [point for point in points if point.seq > start.seq]
-        self._sealed_seq = start.seq
+        #: The number of the last point that was compared, and of the last one below it: all up to there fit.
+        self._point_seq = self._sealed_seq = start.seq
         #: Ranges of numbers (after, up to) in which something does not fit.
         self._doubts: list[tuple[int, int]] = []
 
@@ -172,12 +173,14 @@ class Lane:
         links = {end - 1: link for end, link in zip(ends, window.links, strict=True)}
         while self._points and self._points[0].seq <= max(links):
             point = self._points.pop(0)
+            if point.seq > self._point_seq:
+                # Several seals may speak of one number, and not all of them of these events.
+                self._sealed_seq, self._point_seq = self._point_seq, point.seq
             if links.get(point.seq) != point.link:
                 what = f"Seal {point.seal} was made of other events than these"
                 self._find("rewritten", what, seq=self._sealed_seq + 1, last_seq=point.seq)
                 # Whatever comes later in the lane stands on these.
                 self._points = []
-            self._sealed_seq = point.seq
 
     def _check_versions(self, window: Window) -> None:
         versions = self._versions

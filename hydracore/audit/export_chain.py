@@ -48,7 +48,8 @@ class LaneChain:
         self._find = find
         self._is_ours = is_ours
         self._points = list(points)
-        self._sealed_seq = begin.after
+        #: The number of the last point that fitted, and of the last one below it.
+        self._fitting_seq = self._sealed_seq = begin.after
         self._link = begin.link
         #: The number that comes next, at least; and at most too, unless a step of others came last.
         self._next = begin.after + 1
@@ -141,11 +142,14 @@ class LaneChain:
             point = self._points.pop(0)
             if (point.seq, point.link) == (seq - 1, self._link):
                 self.is_broken = False
-                self._sealed_seq = point.seq
+                if point.seq > self._fitting_seq:
+                    self._sealed_seq, self._fitting_seq = self._fitting_seq, point.seq
                 self.unsealed = self.unsealed_from = 0
             elif not self.is_broken:
                 what = f"Seal {point.seal} was made of other events than these"
-                self._break("rewritten", what, self._sealed_seq + 1, last_seq=point.seq)
+                # Several seals may speak of one number, and another one of these events.
+                after = self._fitting_seq if self._fitting_seq < point.seq else self._sealed_seq
+                self._break("rewritten", what, after + 1, last_seq=point.seq)
                 # Whatever comes later in the lane stands on these.
                 self._points = []
 

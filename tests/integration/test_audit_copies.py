@@ -12,8 +12,11 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.ids import LANES
+from events.seal import Head, make_seal
+from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer, utc_now
-from tests.audit_log import SEAL_KEY, Log, follow, run, sealed_log
+from tests.audit_log import LANE, SEAL_KEY, Log, follow, run, sealed_log
 
 
 @pytest.fixture
@@ -176,3 +179,22 @@ async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(l
         "the log: seal_missing: Seal 2",
     ]
     assert f"note: Of {log.file.path}, 2 lines could not be read" in result.stdout
+
+
+@pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
+async def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are_named(
+    log: Log, link: bytes
+) -> None:
+    # As behind a restore: what has been written since goes as far as what it has lost.
+    first, second = log.file.read()
+    heads = [Head(12, link) if lane == LANE else second.head(lane) for lane in range(LANES)]
+    lost = make_seal(
+        heads, previous=first, sealed_at=second.sealed_at, key=Ed25519PrivateKey.from_private_bytes(SEAL_KEY)
+    )
+    copy = SealFile(log.file.path.with_name("evidence.jsonl"))
+    copy.append([first, lost])
+
+    verified = await asyncio.to_thread(run, log, "verify", "--no-replay", "--seals", str(copy.path))
+
+    assert verified.exit_code == 1
+    assert "lane 6, 9 to 12: rewritten: Seal 2 was made of other events than these" in verified.stdout

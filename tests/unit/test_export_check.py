@@ -17,6 +17,8 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.ids import LANES
+from events.seal import Head, make_seal
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NotAnExport
 from hydracore.audit.export_check import Request, verify_export
@@ -24,6 +26,7 @@ from hydracore.audit.export_files import reading, writing
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
 from hydracore.cli import main
+from tests.audit_log import LANE
 from tests.exports import INSTANCE, KEY, PUBLIC_KEY, TENANT, TENANT_PARQUET, Forger, found, verified
 
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -203,6 +206,22 @@ CASES: dict[Callable[[Forger], None], list[str]] = {
     no_end_of_the_lane: ["file_truncated 20", "file_truncated -"],
     more_behind_the_end: ["file_edited -"],
 }
+
+
+@pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
+def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are_named(
+    link: bytes, tmp_path: Path
+) -> None:
+    forger = Forger(INSTANCE)
+    at = max(at for at, each in enumerate(forger.records) if isinstance(each, r.SealRecord))
+    last = forger.records[at].seal
+    heads = [Head(19, link) if lane == LANE else last.head(lane) for lane in range(LANES)]
+    other = make_seal(heads, previous=last, sealed_at=last.sealed_at, key=KEY)
+    forger.records.insert(at + 1, r.SealRecord.of(other))
+
+    places = [each.place for each in verified(forger.saved(tmp_path)).findings if each.kind == "rewritten"]
+
+    assert places == ["lane 6, 13 to 19"]
 
 
 @pytest.mark.parametrize("tamper", CASES, ids=lambda tamper: tamper.__name__)
