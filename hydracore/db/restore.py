@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from hydracore.db.complaints import one_line
 _SQL = Statements("hydracore.db", "restore.sql")
 _LOOK = _SQL["look"]
 _ANY_KEY = _SQL["any_key"]
+_ROLES = _SQL["roles"]
 
 #: pg_restore sets this of whatever server there is. PostgreSQL knows it from version 17 on, and would refuse all the rest.
 _TIMEOUT: Final = b"SET transaction_timeout = 0;\n"
@@ -27,6 +29,14 @@ _TIMEOUT_IF_KNOWN: Final = (
 )
 #: What a dump that has a log lists, among much else: its events, and that it is of ours.
 _LOG: Final = (" TABLE DATA public event ", " TABLE DATA public migration ")
+#: A role as pg_dump writes it, and the lines of a dump that name one.
+_ROLE: Final = r'("(?:[^"]|"")+"|[^\s";]+)'
+_RIGHTS: Final = re.compile(rf"(?:GRANT|REVOKE) .* (?:TO|FROM) {_ROLE}(?: WITH GRANT OPTION)?;")
+_DEFAULTS: Final = re.compile(
+    rf"ALTER DEFAULT PRIVILEGES FOR ROLE {_ROLE} .* (?:TO|FROM) {_ROLE}(?: WITH GRANT OPTION)?;"
+)
+#: Who is none, and is written where a role might be.
+_EVERYBODY: Final = "PUBLIC"
 
 
 class RestoreRefused(Exception):
@@ -87,17 +97,31 @@ def _require_room(database_url: str, what: What, path: Path) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         row = connection.execute(_LOOK).fetchone()
         assert row is not None, "a select of values has a row"
-        any_table, any_key_table, any_role = row
+        any_table, any_key_table = row
         if what == "log":
             if any_table:
                 raise RestoreRefused("The database is not empty: make another with createdb")
-            if not any_role:
-                raise RestoreRefused("There is no role hydracore_app yet: CREATE ROLE hydracore_app NOLOGIN")
+            there = {name for (name,) in connection.execute(_ROLES)}
+            if missing := sorted(role for name, role in _roles(path).items() if name not in there):
+                make = "; ".join(f"CREATE ROLE {role}" for role in missing)
+                raise RestoreRefused(f"{path} gives rights to roles that are not there yet: {make}")
             return
         if not any_key_table:
             raise RestoreRefused(f"{path} has keys alone: restore the log's backup first")
         if connection.execute(_ANY_KEY).fetchone() == (True,):
             raise RestoreRefused("The database has keys already")
+
+
+def _roles(path: Path) -> dict[str, str]:
+    """Whom the dump gives rights to, or takes them from: each role as SQL writes it, by its name."""
+    command = [postgres_client("pg_restore"), "--no-owner", "--schema-only", "--file=-", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
+    # What it may fail with, the restore itself will.
+    found = [
+        match for line in done.stdout.splitlines() for match in (_RIGHTS.fullmatch(line), _DEFAULTS.fullmatch(line))
+    ]
+    roles = {role for match in found if match is not None for role in match.groups()} - {_EVERYBODY}
+    return {role[1:-1].replace('""', '"') if role.startswith('"') else role: role for role in roles}
 
 
 def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -> bool:

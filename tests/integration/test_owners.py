@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import LiteralString
@@ -11,14 +11,17 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from hydracore import db
 from hydracore.cli import main
 from hydracore.db import migrate, migrations, schema
+from tests.customers import World, world_fixture
 from tests.services import OwnServices
+
+__all__ = ["world_fixture"]
 
 #: A user's own database in a cluster that has no role of ours yet.
 ANEW = (
@@ -29,6 +32,8 @@ ANEW = (
 )
 #: Whether who asks may act as the role.
 ACTING = "SELECT pg_has_role(current_user, 'hydracore_app', 'SET')"
+#: Which of these roles there are.
+THERE = "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)"
 
 
 def take_all_steps(url: str) -> None:
@@ -95,3 +100,39 @@ def test_an_owner_who_took_all_steps_before_may_act_as_the_role_behind_the_next_
 
         with psycopg.connect(url) as connection:
             assert connection.execute(ACTING).fetchone() == (may_act,)
+
+
+async def test_roles_that_the_cluster_lacks_are_all_named_before_a_backup_is_restored(
+    world: World, owner_conn: psycopg.AsyncConnection, empty_url: str, tmp_path: Path
+) -> None:
+    names = sorted(f"{name}_{uuid4().hex}" for name in ("auditor", 'Eve "the" guest', "heir"))
+    roles = auditor, guest, heir = [sql.Identifier(name) for name in names]
+    for role in roles:
+        await owner_conn.execute(sql.SQL("CREATE ROLE {}").format(role))
+    await owner_conn.execute(sql.SQL("GRANT SELECT ON event TO {} WITH GRANT OPTION").format(auditor))
+    await owner_conn.execute(sql.SQL("GRANT SELECT (name) ON migration TO {}").format(guest))
+    await owner_conn.execute(sql.SQL("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {}").format(heir))
+    path = tmp_path / "log.dump"
+    await asyncio.to_thread(world.run, "db", "backup", str(path))
+    await drop(owner_conn, roles)
+
+    async def restore() -> Result:
+        return await asyncio.to_thread(world.run, "db", "restore", str(path), HYDRACORE_DATABASE_URL=empty_url)
+
+    refused = await restore()
+    line = refused.stderr.splitlines()[-1]
+    _, _, statements = line.partition("gives rights to roles that are not there yet: ")
+    await owner_conn.execute(statements.encode())
+    there = await (await owner_conn.execute(THERE, (names,))).fetchall()
+    done = await restore()
+    async with await psycopg.AsyncConnection.connect(empty_url, autocommit=True) as connection:
+        await drop(connection, roles)
+
+    assert (refused.exit_code, statements.count("CREATE ROLE"), sorted(name for (name,) in there)) == (2, 3, names)
+    assert done.exit_code == 0, done.output
+
+
+async def drop(connection: psycopg.AsyncConnection, roles: Sequence[sql.Identifier]) -> None:
+    for role in roles:
+        await connection.execute(sql.SQL("DROP OWNED BY {}").format(role))
+        await connection.execute(sql.SQL("DROP ROLE {}").format(role))
