@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+#: What a full or broken disk says.
+DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True, draft: Path | None = None) -> None:
@@ -32,3 +39,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Where the disk takes no more in the block, say of which file: a file that is open tells no name. Raises `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def disk_said(error: OSError) -> str:
+    """What a disk says, of which file: without a name (see `naming`) it is what standard output was sent to."""
+    if error.filename is None and error.errno in DISK_TROUBLE:
+        return f"standard output: {error.strerror}"
+    return str(error)

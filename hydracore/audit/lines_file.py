@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from hydracore.files import sync_folder
+from hydracore.files import naming, sync_folder
 from hydracore.reading import UNREADABLE
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -51,7 +51,7 @@ class LinesFile(Generic[T]):
         is_new = not self.path.exists()
         if not is_new and not self.path.is_file():
             raise OSError(errno.EINVAL, "it is no regular file", str(self.path))
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             # Ends a line that was left half done; an empty line means nothing.
             file.write(
                 b"".join([b"\n" if self._is_torn() else b"", *(_encoder.encode(each) + b"\n" for each in documents)])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from hydracore.audit.errors import FileExists, NoRegularFile
-from hydracore.files import sync_folder
+from hydracore.files import naming, sync_folder
 
 #: Ends the names of drafts, and of nothing else.
 _DRAFT: Final = ".hydracore-draft"
@@ -38,8 +38,9 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     _remove_left_over(target.parent)
     descriptor, draft = _begin(target)
     try:
-        yield draft
-        os.fsync(descriptor)
+        with naming(path):
+            yield draft
+            os.fsync(descriptor)
         refuse_unfit(target, replace=replace)
         draft.rename(target)
     finally:

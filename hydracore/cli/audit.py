@@ -203,6 +203,7 @@ def failures() -> Generator[None]:
     from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
+    from hydracore.files import disk_said
 
     try:
         yield
@@ -216,7 +217,9 @@ def failures() -> Generator[None]:
         raise click.UsageError(str(error)) from None
     except BrokenProcessPool:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
-    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable, OSError) as error:
+    except OSError as error:
+        fail(one_line(disk_said(error)), NOT_DONE)
+    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable) as error:
         fail(one_line(error), NOT_DONE)
 
 

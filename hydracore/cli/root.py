@@ -3,7 +3,6 @@
 Exit status of all of them: 130 Ctrl-C; 141 nobody reads the output any more, as of a program that SIGPIPE ended.
 """
 
-import errno
 import io
 import logging
 import os
@@ -30,14 +29,12 @@ from hydracore.cli.printing import plain, say
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
+from hydracore.files import DISK_TROUBLE, disk_said
 from hydracore.settings import SettingsError
 from hydracore.signals import INTERRUPTED
 
 #: Of the caller's making, as a bad option is.
 USAGE_ERRORS: Final = (HomeInUse, HomeUnusable, PortTaken)
-
-#: What a full or broken disk says. Our own files and standard output have that in common.
-DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 #: Exit status of a program that SIGPIPE ended, as shells have it.
 NOBODY_READS: Final = 141
@@ -89,7 +86,7 @@ def _failures() -> Generator[None]:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        _fail((str(error),), status=1)
+        _fail((disk_said(error),), status=1)
     finally:
         _let_go_of_output()
 
