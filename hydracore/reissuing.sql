@@ -1,13 +1,13 @@
 -- name: living
--- The instances whose agents may come back to us, or be asked by us.
+-- The instances whose agents may come back to us, or be asked by us. What is said twice is what indexes have.
 SELECT lane, id
   FROM instance
- WHERE status IN ('provisioning', 'running', 'deleting') AND (lane, id) > (%(lane)s, %(id)s)
+ WHERE status <> 'deleted' AND status IN ('provisioning', 'running', 'deleting') AND (lane, id) > (%(lane)s, %(id)s)
  ORDER BY lane, id
  LIMIT %(limit)s
 
 -- name: count_living
-SELECT count(*) FROM instance WHERE status IN ('provisioning', 'running', 'deleting')
+SELECT count(*) FROM instance WHERE status <> 'deleted' AND status IN ('provisioning', 'running', 'deleting')
 
 -- name: of_agent
 -- A page of a stream without the events of some types, and which event of the stream each is: its version, where none before it is missing.

@@ -24,7 +24,7 @@ SELECT i.server_id, left(n.token_hash, %(length)s)
 
 -- name: elsewhere
 SELECT DISTINCT provider FROM instance
- WHERE provider <> ALL (%(looked_at)s) AND status <> ALL ('{failed,deleted}')
+ WHERE provider <> ALL (%(looked_at)s) AND status <> 'failed' AND status <> 'deleted'
  ORDER BY provider
 
 -- name: sight

@@ -13,7 +13,7 @@ import pytest
 
 from hydracore.agent.chat_api import CONVERSATIONS_LISTED_MAX
 from hydracore.agent.chat_messages import ChatAnswer, Conversations, ConversationSummary, TokenUsage
-from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS, EVENT_MAX_BYTES
+from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS
 from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX
 from hydracore.api.chat_stream import EVENT_BYTES_MAX
 from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
@@ -74,8 +74,8 @@ async def test_no_answer_is_longer_than_an_honest_one_can_be(ask: Ask, bytes_max
 
 def test_the_longest_answer_of_an_agent_is_taken() -> None:
     usage = TokenUsage(prompt_tokens=2**31, completion_tokens=2**31, cost_usd="9" * 40)
-    # No character takes more room in JSON; the last piece that comes of a model goes beyond the bound.
-    message = "\x01" * ANSWER_MAX_CHARS + "x" * EVENT_MAX_BYTES
+    # No character takes more room in JSON.
+    message = "\x01" * ANSWER_MAX_CHARS
     longest = ChatAnswer(conversation_id="c" * 128, message=message, model="m" * 200, usage=usage)
 
     assert len(msgspec.json.encode(longest)) + len(b"event: done\ndata: \n\n") < CHAT_MAX_BYTES

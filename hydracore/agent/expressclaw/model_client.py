@@ -166,8 +166,8 @@ class ModelAnswer:
                 said = 0
                 async for content in contents:
                     text = self._note(content)
+                    yield text[: ANSWER_MAX_CHARS - said]
                     said += len(text)
-                    yield text
                     if said > ANSWER_MAX_CHARS:
                         return
         finally:
