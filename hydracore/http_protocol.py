@@ -113,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
-            self._close()
+            self._watch_the_rest()
 
     def timeout_keep_alive_handler(self) -> None:
         if self.flow.write_paused and not self.transport.is_closing():
@@ -229,7 +229,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         """The transport waits until everything is read, however little that is."""
         self.transport.close()
-        self.unread.begin()
+        self._watch_the_rest()
+
+    def _watch_the_rest(self) -> None:
+        # Timers and answers come to their end also behind that of the connection.
+        if self in self.connections:
+            self.unread.begin()
 
 
 def _without_upgrade(begun: bytes) -> bytes | None:

@@ -59,19 +59,26 @@ class Unread:
 
     def look(self) -> None:
         """Whether it has become less since the last look; to be called while it is watched."""
-        owed = owed_to(self._transport)
-        if self._owed - owed < min(TAKEN_MIN_BYTES, self._owed):
-            self.give_up()
-        else:
-            self._owed = owed
+        if self._is_getting_on():
+            self._owed = owed_to(self._transport)
             self._timer = self._loop.call_later(STALL_S, self.look)
+        else:
+            self.give_up()
 
     def _make_room(self) -> None:
         """Whoever came last is not the one to go: nobody could know yet how it reads."""
-        held = {each: each.held_bytes for each in self._watched}
-        if sum(held.values()) > UNREAD_MAX_BYTES and len(held) > 1:
-            del held[self]
-            max(held, key=held.__getitem__).give_up()
+        beyond = sum(each.held_bytes for each in self._watched) - UNREAD_MAX_BYTES
+        if beyond <= 0:
+            return
+        # Those who read stay before those who do not. Of each kind, whoever has been watched longest goes first.
+        for each in sorted((each for each in self._watched if each is not self), key=Unread._is_getting_on):
+            if beyond <= 0:
+                break
+            beyond -= each.held_bytes
+            each.give_up()
+
+    def _is_getting_on(self) -> bool:
+        return self._owed - owed_to(self._transport) >= min(TAKEN_MIN_BYTES, self._owed)
 
     def give_up(self) -> None:
         """End the connection at once, whatever waits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -60,11 +61,11 @@ class Connection(NamedTuple):
 
 @asynccontextmanager
 async def connected() -> AsyncGenerator[Connection]:
-    """A TCP connection to an application that answers `/large`, `/small` or, piece by piece without end, `/stream`."""
+    """A TCP connection to an application that answers `/large`, `/small`, `/empty` or, piece by piece without end, `/stream`."""
     left = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        body = SMALL if scope["path"] == "/small" else LARGE
+        body = {"/small": SMALL, "/empty": b""}.get(scope["path"], LARGE)
         streams = scope["path"] == "/stream"
         headers = [] if streams else [(b"content-length", b"%d" % len(body))]
         await receive()
@@ -202,20 +203,44 @@ def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connecti
 
 
 @on_each_loop
-def test_of_more_than_may_wait_to_be_read_the_largest_is_given_up(
+def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", 3 * len(LARGE) // 2)
+    monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", 5 * len(LARGE) // 2)
 
     async def scenario() -> None:
-        send = asyncio.get_running_loop().sock_sendall
-        async with connected() as first, connected() as second:
-            await send(first.peer, get("/large"))
-            await until(lambda: first.protocol.flow.write_paused)
-            await send(second.peer, get("/large"))
-            await until(lambda: second.protocol.flow.write_paused)
+        async def ask(connection: Connection) -> None:
+            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
+            await until(lambda: connection.protocol.flow.write_paused)
 
-            await until(lambda: first.is_over)
-            assert await second.read(len(LARGE)) >= len(LARGE)
+        async with connected() as reader, connected() as idle, connected() as last:
+            await ask(reader)
+            taken = await reader.read(len(LARGE) // 8)
+            await ask(idle)
+            await ask(last)
+
+            await until(lambda: idle.is_over)
+            assert taken + await reader.read(len(LARGE) - taken) >= len(LARGE)
+            assert await last.read(len(LARGE)) >= len(LARGE)
+
+    run(scenario, loop)
+
+
+@on_each_loop
+def test_of_a_connection_that_is_gone_nothing_stays(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def scenario() -> None:
+        async with connected() as connection:
+            protocol = connection.protocol
+            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/empty"))
+            await until(lambda: protocol.cycle and protocol.cycle.response_started)
+            # A reset, as of a peer that had something left to read.
+            connection.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.peer.close()
+            await until(lambda: connection.is_over)
+
+            protocol.timeout_keep_alive_handler()
+            await connection.left.wait()
+            assert not protocol.unread.is_watched
+            assert not unread.Unread._watched
 
     run(scenario, loop)
