@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 _NO_ID: Final = object()
 
 #: So many pairs of changed items of a document are compared. Of more, nobody is told which is which.
-COMPARED_MAX: Final = 10_000
+COMPARED_MAX: Final = 50_000
 
 #: So many items of lists are looked at that had been before. Of the items of further lists, nobody is told either.
 LOOKED_AT_AGAIN_MAX: Final = 5_000

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from threading import Lock
+from typing import Final
 from uuid import UUID
 
 import uvloop
@@ -21,7 +22,7 @@ from dramatiq.brokers.redis import RedisBroker, _RedisConsumer  # pyright: ignor
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import AsyncIO, Middleware
 from redis import Redis
-from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError  # noqa: A004 - as redis calls them
+from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, ResponseError, TimeoutError  # noqa: A004 - as redis calls them
 
 from hydracore.opening import REDIS_TIMEOUT_S
 
@@ -66,6 +67,9 @@ class _PassingTrouble(logging.Filter):
 
 _PASSING_TROUBLE = _PassingTrouble()
 
+#: What a Redis says, beside those of which its client makes errors of their own, that cannot write to its disk or has lost its replicas.
+_TAKES_NOTHING: Final = ("MISCONF", "NOREPLICAS")
+
 
 @contextmanager
 def _silence_as_loss() -> Generator[None]:
@@ -76,6 +80,10 @@ def _silence_as_loss() -> Generator[None]:
         yield
     except (ConnectionError, TimeoutError, ReadOnlyError, OutOfMemoryError) as error:
         raise ConnectionClosed(error) from None
+    except ResponseError as error:
+        if str(error).startswith(_TAKES_NOTHING):
+            raise ConnectionClosed(error) from None
+        raise
 
 
 class _PatientConsumer(_RedisConsumer):

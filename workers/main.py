@@ -11,13 +11,13 @@ import time
 import dramatiq
 import structlog
 import uvloop
-from redis.asyncio import Redis
 
 from events.errors import StoreUnavailable
 from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
+from hydracore.opening import open_redis
 from hydracore.settings import Settings
 from hydracore.signals import heard_signals, run_to_its_end, run_until_signal
 from projections.followed import followed_projections
@@ -104,7 +104,7 @@ def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) ->
 
 async def _relay(settings: Settings) -> None:
     hints = HintSender(settings.redis_url)
-    redis: Redis = Redis.from_url(settings.redis_url)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
+    redis = open_redis(settings.redis_url)
     try:
         async with (
             redis,

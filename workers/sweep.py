@@ -7,6 +7,7 @@ after a grace, seen twice), servers that are gone, and labels that somebody chan
 from __future__ import annotations
 
 from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 
@@ -95,7 +96,7 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
     by_id = {account.instance_id: account for account in accounts}
     by_server = {account.server_id: account for account in accounts if account.server_id and account.provider == name}
     listed = {"provider": name, "server_ids": list(claimed), "length": INTENT_LENGTH}
-    intents: dict[str, str] = dict(await run(deps.pool, _INTENTS, listed))
+    intents: dict[UUID, str] = dict(await run(deps.pool, _INTENTS, listed))
     orphans: list[Orphan] = []
     for server in servers:
         ids = claimed[server.id]
@@ -110,7 +111,7 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
         if account is None:
             orphans.append(Orphan(server, ids[0] if ids else None, known=known))
         else:
-            swept.findings.extend(await _look_at(project, server, account, intent=intents.get(server.id)))
+            swept.findings.extend(await _look_at(project, server, account, intent=intents.get(account.instance_id)))
     await _look_for_missing(project, swept, _missing_of(name, servers, accounts))
     return Orphans(orphans, len(servers))
 

@@ -8,7 +8,7 @@ SELECT id, lane, status, attempt, server_id, provider, updated_at < now() - %(se
 -- name: intents
 -- What no read table has. It is among the first events of a stream, however long that is: read by a range and in its order, so that
 -- no more is read than up to it. An equation would have all of the stream read and sorted first.
-SELECT i.server_id, left(n.token_hash, %(length)s)
+SELECT i.id, left(n.token_hash, %(length)s)
   FROM instance i
   JOIN unnest(%(server_ids)s::text[]) AS listed (server_id) ON listed.server_id = i.server_id
  CROSS JOIN LATERAL (SELECT f.payload->>'enrol_token_hash' AS token_hash
@@ -19,8 +19,8 @@ SELECT i.server_id, left(n.token_hash, %(length)s)
                               LIMIT 1000) f
                       WHERE f.stream_id = i.id AND f.type = 'server_intended' AND f.payload->>'attempt' = i.attempt::text
                       LIMIT 1) n
- WHERE i.provider = %(provider)s
- ORDER BY i.server_id
+ WHERE i.provider = %(provider)s AND i.status <> 'failed' AND i.status <> 'deleted'
+ ORDER BY i.id
 
 -- name: elsewhere
 SELECT DISTINCT provider FROM instance
