@@ -28,6 +28,13 @@ _WATCHFUL = {
     "tcp_user_timeout": "20000",  # milliseconds
 }
 
+#: What the server is told by those who act as a role, as behind a pooler nobody may: to end a session whose client is gone, though
+#: it waits for a lock, and to notice within half a minute that a machine is gone without a word. What the URL says counts.
+_NOTICE_LOSS = (
+    "-c client_connection_check_interval=2000"
+    " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+)
+
 
 def conninfo(database_url: str, *, role: str, application: str) -> str:
     """`database_url` with the role to act as (empty: the login role itself) and a name that shows in pg_stat_activity.
@@ -57,8 +64,11 @@ async def open_pool(
     that takes long (see `HurriedConnection`). Raises `DatabaseUnfit` where the database cannot be reached, or is not migrated.
     """
     await reaching.reach(conninfo(database_url, role="", application=application), role=role)
+    acting = conninfo(database_url, role=role, application=application)
+    if role:
+        acting = make_conninfo(acting, options=f"{_NOTICE_LOSS} {conninfo_to_dict(acting)['options']}")
     pool: AsyncConnectionPool = AsyncConnectionPool(
-        conninfo(database_url, role=role, application=application),
+        acting,
         connection_class=HurriedConnection if hurried else psycopg.AsyncConnection,
         min_size=1,
         max_size=size,
