@@ -22,6 +22,9 @@ _CHECK_PROJECTIONS = _SQL["check_projections"]
 _LIVE_VERSIONS = Statement(_SQL["live_versions"], ())
 _encode = msgspec.json.Encoder().encode
 
+#: How long a flush may take on a server that can limit it (PostgreSQL 17 and up), but for its commit: one whose message never comes whole,
+#: because its process is frozen or its machine is gone, would keep its lanes for as long as the network does not notice.
+TRANSACTION_S_MAX = 15.0
 
 #: The outcomes of a decision whose events are in the log: since now, or since an earlier try whose answer was lost.
 LANDED = frozenset({"appended", "landed"})
@@ -42,17 +45,18 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def flush(
-    connection: AsyncConnection, appends: Sequence[Append], inline: Sequence[InlineProjection]
+    connection: AsyncConnection, appends: Sequence[Append], inline: Sequence[InlineProjection], *, lock_s_max: float
 ) -> list[Verdict]:
     """Write the batch in one implicit transaction and return a verdict each, in order.
 
-    The connection must be in autocommit mode; flushes may follow each other on it. Raises psycopg's errors; then nothing of the
+    It waits for no lock longer than `lock_s_max`: then it ends with `LockNotAvailable`. The connection must be in autocommit mode; flushes may follow each other on it. Raises psycopg's errors; then nothing of the
     batch was written, or, when the connection broke, perhaps all of it: the command ids make trying again safe.
     `ObjectNotInPrerequisiteState` means that a read table has been swapped for one of another version; `inline` has learned of it.
     """
     assert connection.autocommit, "the exchange is the transaction"
     parameters, digests = _parameters(appends)
-    statements = [Statement(_APPEND, parameters), Statement(_CHECK_PROJECTIONS, _versions(inline))]
+    limits = (b"%d" % (lock_s_max * 1000), b"%d" % (TRANSACTION_S_MAX * 1000))
+    statements = [Statement(_APPEND, (*parameters, *limits)), Statement(_CHECK_PROJECTIONS, _versions(inline))]
     for projection in inline:
         rows = [row for append in appends for row in projection.rows(append)]
         if rows:
@@ -89,7 +93,7 @@ def _versions(inline: Sequence[InlineProjection]) -> tuple[bytes, bytes]:
 
 
 def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], list[bytes]]:
-    """What `append_commands` takes, and the digest of each append's last event."""
+    """What the statement takes before its limits, and the digest of each append's last event."""
     commands: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     last_digests: list[bytes] = []

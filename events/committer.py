@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from itertools import filterfalse
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.errors import QueryCanceled
+from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg_pool import AsyncConnectionPool
 
 from events.batch import LANDED, Verdict, flush
 from events.errors import StoreUnavailable
 from events.explaining import explain
+from events.held import REFUSAL, HeldLanes
 from events.patience import PATIENCE_S, patiently
 from events.record import Append, InlineProjection
 from events.shared import LATE_S, SharedConnection
@@ -31,8 +33,17 @@ BATCH_MAX = 64
 #: How many flushes one process has under way: while the database works on one, the next is encoded and sent.
 FLIGHTS = 2
 
-#: How many there are at most together with those that are late, which wait for a lock or for a database that is away.
+#: How many there are at most together with those that are late, which wait for a database that is slow or away.
 FLIGHTS_MAX = 4
+
+#: How long a flight waits for a lock: others come behind it, which after `LATE_S` it would be cancelled for. Then its lanes are held.
+LOCK_S_MAX = 0.2
+
+#: How long whoever tries a held lane waits for it. With `TRIES_SHARE` of a pool of eight, all 64 are tried within `PATIENCE_S`.
+TRY_S_MAX = 0.5
+
+#: How many held lanes are tried at a time at most: this share of the pool's connections, so that others find one.
+TRIES_SHARE = 0.5
 
 #: So few appends are not shared out among flights: what a flight costs by itself is more than that.
 SHARE_MIN = 4
@@ -42,10 +53,24 @@ QUEUE_MAX = 10_000
 
 
 class _InTheWay(Exception):
-    """A flush waits, and others behind it. It is to wait on a connection of its own."""
+    """A flush takes long, and others are behind it. It is to be made on a connection of its own."""
 
 
-_Pending = tuple[Append, "asyncio.Future[Verdict]"]
+class _Locked(Exception):
+    """Somebody keeps locked what a flush is to write to."""
+
+
+class _Pending(NamedTuple):
+    """An append that waits. Where its lane is held, `give_up_at_s` is when it has waited long enough, by the loop's clock."""
+
+    append: Append
+    future: asyncio.Future[Verdict]
+    give_up_at_s: float
+
+    def refuse(self, error: Exception) -> None:
+        """Unless whoever waits has left."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class Committer:
@@ -69,30 +94,40 @@ class Committer:
         #: The lanes of the batch that each has under way.
         self._air: dict[asyncio.Task[None], set[int]] = {}
         self._late: set[asyncio.Task[None]] = set()
+        self._held = HeldLanes[_Pending]()
+        self._tries: set[asyncio.Task[None]] = set()
+        self._tries_max = max(1, int(pool.max_size * TRIES_SHARE))
         #: When a flush landed last, by the loop's clock.
         self._landed_s = -math.inf
 
     async def commit(self, append: Append) -> Verdict:
         """The log's verdict on `append`.
 
-        Raises `StoreUnavailable`, and what `explain` does. Whoever is cancelled while waiting does not know: the append may
+        Raises `StoreUnavailable`, also where somebody keeps its lane locked for `PATIENCE_S`, and what `explain` does. Whoever is cancelled while waiting does not know: the append may
         still land.
         """
-        if len(self._queue) + len(self._alone) >= QUEUE_MAX:
+        if len(self._queue) + len(self._alone) + len(self._held) >= QUEUE_MAX:
             raise StoreUnavailable("Too many appends are waiting; try again later")
-        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._queue.append((append, future))
-        self._launch()
+        if self._held.is_full(append.lane):
+            raise StoreUnavailable(REFUSAL)
+        loop = asyncio.get_running_loop()
+        pending = _Pending(append, loop.create_future(), loop.time() + PATIENCE_S)
+        if append.lane in self._held:
+            self._held.queue(pending)
+            self._try_held()
+        else:
+            self._queue.append(pending)
+            self._launch()
         try:
-            return await future
+            return await pending.future
         except Exception as error:
             await explain(self._pool, error, append)
             raise
 
     async def close(self) -> None:
         """Wait for what is under way."""
-        while self._flights:
-            await asyncio.wait(self._flights)
+        while under_way := self._flights | self._tries:
+            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
 
     def _launch(self) -> None:
         if len(self._flights) - len(self._late) < FLIGHTS and len(self._flights) < FLIGHTS_MAX:
@@ -104,7 +139,7 @@ class Committer:
         loop = asyncio.get_running_loop()
         try:
             while len(self._flights) - len(self._late) <= FLIGHTS and (batch := self._take()):
-                self._air[flight] = {append.lane for append, _ in batch}
+                self._air[flight] = _lanes(batch)
                 overdue = loop.call_later(LATE_S, self._let_pass, flight)
                 try:
                     await self._settle(batch)
@@ -138,7 +173,7 @@ class Committer:
         rest: list[_Pending] = []
         streams: set[UUID] = set()
         for pending in self._queue:
-            append = pending[0]
+            append = pending.append
             if len(batch) < min(share, BATCH_MAX) and append.lane not in busy and append.stream_id not in streams:
                 streams.add(append.stream_id)
                 batch.append(pending)
@@ -147,66 +182,108 @@ class Committer:
         self._queue = rest
         return batch
 
-    async def _settle(self, batch: list[_Pending]) -> None:
+    def _try_held(self) -> None:
+        """Have the held lanes tried for which somebody waits."""
+        if len(self._tries) < self._tries_max:
+            self._tries.add(asyncio.create_task(self._try()))
+
+    async def _try(self) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            while batch := self._held.take(count_max=BATCH_MAX):
+                # Whoever is next does not wait for what becomes of this one.
+                self._try_held()
+                try:
+                    await self._settle(batch, apart=True)
+                finally:
+                    self._held.end_try(batch[0].append.lane)
+        finally:
+            self._tries.discard(this)
+
+    async def _settle(self, batch: list[_Pending], *, apart: bool = False) -> None:
+        """Make a flush of it, `apart` from those of others, and tell those who wait for it."""
         began_s = asyncio.get_running_loop().time()
         try:
-            verdicts = await self._flush([append for append, _ in batch])
+            verdicts = await self._flush([pending.append for pending in batch], apart=apart)
+        except _Locked:
+            self._set_aside(batch)
         except StoreUnavailable as error:
             # Whoever waits behind them would wait as long again for the same answer: all, unless others have landed meanwhile.
-            lanes = None if self._landed_s < began_s else {append.lane for append, _ in batch}
-            self._refuse(batch, str(error), lanes=lanes)
+            self._refuse(batch, str(error), lanes=None if self._landed_s < began_s else _lanes(batch))
         except asyncio.CancelledError:
             self._refuse(batch, "This process is stopping")
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one append that caused it
             if len(batch) > 1:
                 self._alone += batch
-                return
-            [(_, future)] = batch
-            if not future.done():
-                future.set_exception(error)
+                self._let_in(batch)
+                self._launch()
+            else:
+                batch[0].refuse(error)
         else:
-            for (_, future), verdict in zip(batch, verdicts, strict=True):
+            for (_, future, _), verdict in zip(batch, verdicts, strict=True):
                 if not future.done():
                     future.set_result(verdict)
+            self._let_in(batch)
+
+    def _set_aside(self, batch: list[_Pending]) -> None:
+        """Have those wait in nobody's way who are to write to the lanes of `batch`, as long as they have patience."""
+        lanes = _lanes(batch)
+        behind = [pending for pending in self._queue if pending.append.lane in lanes]
+        self._queue = [pending for pending in self._queue if pending.append.lane not in lanes]
+        self._held.put([*batch, *behind])
+        now_s = asyncio.get_running_loop().time()
+        for pending in self._held.take_out(lambda pending: pending.give_up_at_s <= now_s):
+            pending.refuse(StoreUnavailable(REFUSAL))
+        self._try_held()
+
+    def _let_in(self, batch: list[_Pending]) -> None:
+        """Have everybody write to the lanes of `batch` again."""
+        if waiting := self._held.let_go(_lanes(batch)):
+            self._queue[:0] = waiting
+            self._launch()
 
     def _refuse(self, batch: list[_Pending], reason: str, *, lanes: set[int] | None = None) -> None:
         """Refuse `batch` and everything that waits, or only what waits for these `lanes`."""
 
         def may_stay(pending: _Pending) -> bool:
-            return lanes is not None and pending[0].lane not in lanes
+            return lanes is not None and pending.append.lane not in lanes
 
         waiting = [*self._alone, *self._queue]
         self._alone, self._queue = [*filter(may_stay, self._alone)], [*filter(may_stay, self._queue)]
-        for pending in [*batch, *filterfalse(may_stay, waiting)]:
-            future = pending[1]
-            if not future.done():
-                future.set_exception(StoreUnavailable(reason))
+        held = self._held.take_out(lambda pending: not may_stay(pending))
+        for pending in [*batch, *filterfalse(may_stay, waiting), *held]:
+            pending.refuse(StoreUnavailable(reason))
 
-    async def _flush(self, appends: list[Append]) -> list[Verdict]:
+    async def _flush(self, appends: list[Append], *, apart: bool) -> list[Verdict]:
         """One flush. Safe to repeat: what a broken connection left in the log is found again by its command ids."""
+
+        async def alone(connection: AsyncConnection, lock_s_max: float = TRY_S_MAX) -> list[Verdict]:
+            try:
+                return await flush(connection, appends, self._inline, lock_s_max=lock_s_max)
+            except LockNotAvailable as error:
+                raise _Locked from error
 
         async def together(connection: AsyncConnection) -> list[Verdict]:
             try:
-                return await flush(connection, appends, self._inline)
+                return await alone(connection, LOCK_S_MAX)
             except QueryCanceled as error:
                 raise _InTheWay from error
 
         clock = asyncio.get_running_loop().time
-        began_s = clock()
-        try:
-            verdicts = await patiently(self._connection, together, patience_s=PATIENCE_S)
-        except _InTheWay:
-            left_s = began_s + PATIENCE_S - clock()
-            alone = partial(flush, appends=appends, inline=self._inline)
-            verdicts = await patiently(self._pool, alone, patience_s=left_s)
-        self._landed_s = clock()
-        self._publish(appends, verdicts)
-        return verdicts
+        left_s = PATIENCE_S
+        if not apart:
+            began_s = clock()
+            with suppress(_InTheWay):
+                return self._landed(appends, await patiently(self._connection, together, patience_s=left_s))
+            left_s -= clock() - began_s
+        return self._landed(appends, await patiently(self._pool, alone, patience_s=left_s))
 
-    def _publish(self, appends: list[Append], verdicts: list[Verdict]) -> None:
+    def _landed(self, appends: list[Append], verdicts: list[Verdict]) -> list[Verdict]:
+        self._landed_s = asyncio.get_running_loop().time()
         if self._published is None:
-            return
+            return verdicts
         heads: dict[int, int] = {}
         for append, verdict in zip(appends, verdicts, strict=True):
             if verdict.outcome in LANDED and verdict.seq_before is not None:
@@ -214,3 +291,8 @@ class Committer:
                 heads[append.lane] = max(head, heads.get(append.lane, 0))
         if heads:
             self._published(heads)
+        return verdicts
+
+
+def _lanes(batch: list[_Pending]) -> set[int]:
+    return {pending.append.lane for pending in batch}

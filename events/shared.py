@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.exchange import Statement, exchange, hang_up, number
 
-#: Whoever has not been answered by then waits for a lock, or for a database that is away.
+#: Whoever has not been answered by then waits for a database that is slow or away. For a lock a flush waits less (`events.committer`).
 LATE_S = 0.25
 
 _CANCEL_S_MAX = 5.0

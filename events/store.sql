@@ -1,6 +1,13 @@
 -- name: append
+-- Its limits are for its transaction alone, and there before it takes a lane. They are no statement of their own, because that would
+-- cost more, and none of the session, which behind a pooler is somebody else's. Before 17 no server limits a transaction.
 SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), known_result
-  FROM append_commands($1::smallint[], $2::json, $3::json)
+  FROM append_commands(
+       CASE WHEN concat(set_config('lock_timeout', $4, true),
+                        CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
+                             THEN set_config('transaction_timeout', $5, true) END) <> ''
+            THEN $1::smallint[] END,
+       $2::json, $3::json)
  ORDER BY ordinal
 
 -- name: repeated

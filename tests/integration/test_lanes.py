@@ -30,6 +30,9 @@ ROLLBACKS = 0.3
 #: Few lanes for many writers, so that they really meet.
 LANES_USED = 4
 
+#: Of waiting for a lock and of a transaction: here somebody holds lanes for as long as a test takes.
+NO_LIMITS = (b"0", b"0")
+
 
 def streams() -> list[UUID]:
     """Instances of `LANES_USED` lanes, four for each writer."""
@@ -88,7 +91,7 @@ class Writer:
     async def _append(connection: AsyncConnection, appends: list[Append]) -> None:
         parameters, digests = batch._parameters(appends)
         await connection.execute("SELECT 1")  # Begins the transaction.
-        [answers] = await exchange(connection, [Statement(batch._APPEND, parameters)])
+        [answers] = await exchange(connection, [Statement(batch._APPEND, (*parameters, *NO_LIMITS))])
         verdicts: list[Verdict] = [batch._verdict(*each) for each in zip(answers, digests, strict=True)]
         assert {verdict.outcome for verdict in verdicts} == {"appended"}
 

@@ -1,0 +1,318 @@
+"""Lanes that somebody keeps locked: those who want them wait for a while, and keep neither others nor the server busy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager, suppress
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool
+
+from events import committer, held
+from events.errors import StoreUnavailable
+from events.exchange import hang_up
+from events.ids import command_id_for, lane_of
+from events.record import Origin, Outcome
+from events.store import EventStore
+from hydracore.db.hurried import HurriedConnection
+from hydracore.db.pool import open_pool
+from projections.inline import inline_projections
+from tests.lives import instance_id, request
+from tests.log_audit import audited
+from tests.requests_to_log import open_store
+from tests.waiting import until
+
+LANES = range(64)
+
+#: No lane of those that tests hold.
+FREE = 50
+
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'test'"
+
+WAITING = f"{SESSIONS} AND wait_event_type = 'Lock'"
+
+
+class Customers:
+    """Who asks for instances: names whose instances are in the lane that is asked for."""
+
+    def __init__(self) -> None:
+        self._in_lane: defaultdict[int, list[str]] = defaultdict(list)
+        for number in range(4_000):
+            self._in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
+
+    async def create(self, store: EventStore, lane: int) -> Outcome:
+        one = self._in_lane[lane].pop()
+        stream_id = instance_id(one)
+        by = Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
+        return await store.create(stream_id, request(customer_id=one), by)
+
+
+@pytest.fixture
+def customers() -> Customers:
+    return Customers()
+
+
+@asynccontextmanager
+async def held_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
+    """Somebody's transaction that has the lanes, and does not end."""
+    async with await AsyncConnection.connect(database_url) as holder:
+        await holder.execute("SELECT FROM lane_head WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
+        yield holder
+
+
+@asynccontextmanager
+async def hurried_store(database_url: str, *, size: int) -> AsyncGenerator[EventStore]:
+    """One as the API has it."""
+    async with open_pool(database_url, role="hydracore_app", application="test", size=size, hurried=True) as pool:
+        store = EventStore(pool, inline=inline_projections())
+        yield store
+        await store.close()
+
+
+async def count(connection: AsyncConnection, statement: str) -> int:
+    return (await connection.execute(statement.encode())).rowcount
+
+
+async def test_those_who_share_a_flush_with_a_held_lane_land_without_it(
+    database_url: str, customers: Customers
+) -> None:
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        stuck, *others = (asyncio.create_task(customers.create(store, lane)) for lane in (1, 40, 0, 41))
+
+        await asyncio.gather(*others)
+
+        assert not stuck.done()
+        await holder.rollback()
+        await stuck
+
+
+@pytest.mark.parametrize("held_count", [5, 12], ids=["five", "more than there are connections"])
+@pytest.mark.parametrize("together", [True, False], ids=["in one flush", "one after the other"])
+async def test_however_many_lanes_are_held_others_land(
+    *,
+    database_url: str,
+    owner_conn: AsyncConnection,
+    customers: Customers,
+    monkeypatch: pytest.MonkeyPatch,
+    held_count: int,
+    together: bool,
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_S", 60.0)
+    async with open_store(database_url) as (store, pool), held_lanes(database_url, range(held_count)) as holder:
+        stuck: list[asyncio.Task[Outcome]] = []
+        for lane in range(held_count):
+            stuck.append(asyncio.create_task(customers.create(store, lane)))
+            if not together:
+                await customers.create(store, FREE)
+        await customers.create(store, FREE)
+
+        # Whoever reads finds a connection, too.
+        assert await store.load(instance_id("nobody")) is None
+        assert not any(task.done() for task in stuck)
+        assert pool.get_stats()["pool_size"] <= pool.max_size
+        await holder.rollback()
+        await asyncio.gather(*stuck)
+    assert len((await audited(owner_conn)).versions) == held_count + (1 if together else held_count + 1)
+
+
+async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_land_later(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.8)
+    size, refused = 2, 0
+    async with hurried_store(database_url, size=size) as store:
+        async with held_lanes(database_url, [1]):
+            for _ in range(2 * size):
+                with pytest.raises(StoreUnavailable):
+                    await customers.create(store, 1)
+                refused += 1
+
+            assert await count(owner_conn, SESSIONS) <= size
+            await until(lambda: nobody(owner_conn, WAITING))
+
+        await customers.create(store, 1)
+    assert len((await audited(owner_conn)).versions) == 1
+
+
+async def nobody(connection: AsyncConnection, statement: str) -> bool:
+    return await count(connection, statement) == 0
+
+
+async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_them(
+    database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_S", 0.5)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]):
+        stuck = [customers.create(store, 1) for _ in range(3)]
+
+        answers = await asyncio.gather(*stuck, customers.create(store, FREE), return_exceptions=True)
+
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 3 + [Outcome]
+        assert {str(answer) for answer in answers[:3]} == {held.REFUSAL}
+
+
+async def test_so_many_wait_for_a_held_lane_and_no_more(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(held, "WAITING_MAX", 3)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        waiting = [asyncio.create_task(customers.create(store, 1))]
+        await until(lambda: sees_held(store, 1))
+        waiting += [asyncio.create_task(customers.create(store, 1)) for _ in range(4)]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+        await customers.create(store, FREE)
+
+        assert {type(task.exception()) for task in done} == {StoreUnavailable}
+        await holder.rollback()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+    landed = [answer for answer in answers if isinstance(answer, Outcome)]
+    assert len(landed) >= 3
+    assert len((await audited(owner_conn)).versions) == len(landed) + 1
+
+
+def sees_held(store: EventStore, lane: int) -> bool:
+    return lane in store._committer._held
+
+
+async def test_a_lane_that_was_held_is_as_any_other_once_somebody_has_landed_in_it(
+    database_url: str, customers: Customers
+) -> None:
+    async with open_store(database_url) as (store, _):
+        async with held_lanes(database_url, [1]) as holder:
+            waiting = [asyncio.create_task(customers.create(store, 1)) for _ in range(8)]
+            await until(lambda: sees_held(store, 1))
+            await holder.rollback()
+            await asyncio.gather(*waiting)
+
+        assert not sees_held(store, 1)
+        await customers.create(store, 1)
+
+
+async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, customers: Customers) -> None:
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        waiting = asyncio.create_task(customers.create(store, 1))
+        await until(lambda: sees_held(store, 1))
+        closing = asyncio.create_task(store.close())
+        await customers.create(store, FREE)
+        assert not closing.done()
+
+        await holder.rollback()
+        await closing
+
+        assert (await waiting).state.version == 1
+
+
+async def test_a_session_whose_client_is_gone_ends_though_it_waits_for_a_lock(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with (
+        open_pool(database_url, role="hydracore_app", application="test", size=1) as pool,
+        await AsyncConnection.connect(database_url) as holder,
+    ):
+        await holder.execute("LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
+        async with pool.connection() as connection:
+            reading = asyncio.create_task(read(connection))
+            await until(lambda: somebody(owner_conn, WAITING))
+
+            hang_up(connection)
+            await reading
+
+        await until(lambda: nobody(owner_conn, WAITING))
+
+
+async def test_the_server_is_told_to_notice_losses_but_for_poolers_which_refuse_what_is_for_a_session(
+    database_url: str,
+) -> None:
+    told = {}
+    for role in ("hydracore_app", ""):
+        url = make_conninfo(database_url, options="-c tcp_keepalives_idle=7" if role else "")
+        async with open_pool(url, role=role, application="test", size=1) as pool, pool.connection() as connection:
+            asked = "SELECT name, setting FROM pg_settings WHERE source = 'client' AND name ~ '^(client_conn|tcp_keep)'"
+            told[role] = dict(await (await connection.execute(asked)).fetchall())
+
+    assert told["hydracore_app"] == {
+        "client_connection_check_interval": "2000",
+        "tcp_keepalives_idle": "7",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+    }
+    assert told[""] == {}
+
+
+async def somebody(connection: AsyncConnection, statement: str) -> bool:
+    return await count(connection, statement) > 0
+
+
+async def read(connection: AsyncConnection) -> None:
+    with suppress(psycopg.OperationalError):
+        await connection.execute("SELECT count(*) FROM instance")
+
+
+# --- a message that does not come whole -------------------------------------------------------------------------------
+
+#: What ends a message of ours: a Sync.
+SYNC_BYTES = 5
+
+
+class FailingNetwork:
+    """A way to PostgreSQL that goes silent in the midst of an append, as where the client's machine loses its power."""
+
+    def __init__(self, database_url: str) -> None:
+        given = conninfo_to_dict(database_url)
+        self._there = (str(given["host"]), int(str(given["port"])))
+        self.is_silent = asyncio.Event()
+        self._ends: list[asyncio.StreamWriter] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[int]:
+        """The port to go through. Until the end, neither side hears of the other's leaving."""
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            yield server.sockets[0].getsockname()[1]
+            for end in self._ends:
+                end.close()
+            await asyncio.gather(*(end.wait_closed() for end in self._ends), return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(*self._there)
+        self._ends += writer, there_writer
+        await asyncio.gather(self._pass(there_reader, writer), self._pass(reader, there_writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if b'"expected_version"' in data:
+                    writer.write(data[:-SYNC_BYTES])
+                    self.is_silent.set()
+                elif not self.is_silent.is_set():
+                    writer.write(data)
+
+
+async def test_an_append_that_comes_in_part_holds_its_lane_for_no_longer_than_a_flush_may_take(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if owner_conn.info.server_version < 17_00_00:
+        pytest.skip("this server cannot limit a transaction")
+    monkeypatch.setattr("events.batch.TRANSACTION_S_MAX", 1.0)
+    network = FailingNetwork(database_url)
+    async with network.open() as port, open_store(database_url) as (store, _):
+        pool: AsyncConnectionPool
+        async with open_pool(
+            make_conninfo(database_url, port=port), role="hydracore_app", application="gone", size=1
+        ) as pool:
+            away = EventStore(pool, inline=inline_projections())
+            lost = asyncio.create_task(customers.create(away, 1))
+            await network.is_silent.wait()
+
+            await customers.create(store, 1)
+
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
+    assert len((await audited(owner_conn)).versions) == 1
