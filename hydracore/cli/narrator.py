@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from hydracore.cli.printing import plain
+from hydracore.cli.printing import plain_lines
 
 POLL_S: Final = 0.1
 #: Where what is said goes on when a line is full.
@@ -41,11 +41,13 @@ class Narrator:
 
         What fills the columns of `head` is not for the end of a line.
         """
+        # First of all, as it takes more columns so. A model, and whoever else is told of, may say what they like.
+        rest = plain_lines(rest)
         if self.console.is_terminal:
             rest = fold(rest, begin=head.cell_len, indent=indent, width=self.console.width)
         if not rest or rest.startswith("\n"):
             head.rstrip()
-        self.console.print(head.append(_plain(rest)), soft_wrap=True)
+        self.console.print(head.append(rest), soft_wrap=True)
 
     async def say_as_it_comes(self, words: AsyncIterator[str]) -> None:
         """One line, each piece of it shown the moment that it is there."""
@@ -53,14 +55,9 @@ class Narrator:
             self.console.print("  ", end="")
             try:
                 async for word in words:
-                    self.console.print(_plain(word), end="", markup=False, highlight=False, soft_wrap=True)
+                    self.console.print(plain_lines(word), end="", markup=False, highlight=False, soft_wrap=True)
             finally:
                 self.console.print()
-
-
-def _plain(text: str) -> str:
-    """Several lines of it. A model, and whoever else is told of, may say what they like."""
-    return "\n".join(map(plain, text.split("\n")))
 
 
 def fold(text: str, *, begin: int, indent: int, width: int) -> str:

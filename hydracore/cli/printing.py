@@ -23,14 +23,19 @@ SHOWN_MAX: Final = 160
 
 
 def plain(text: str) -> str:
-    """`text` in one line, and without what a terminal does something about: control characters are written out, and so is all else
-    that does not show, such as what ends a line or turns the direction of writing.
+    """`text` in one line, and without what a terminal does something about: what Python calls not printable is written out,
+    such as control characters and what ends a line or turns the direction of writing.
 
     Whoever may write a row or make a file would otherwise write on the terminal of whoever looks at it.
     """
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def plain_lines(text: str) -> str:
+    """Several lines of it, their tabs as blanks."""
+    return "\n".join(plain(line.expandtabs()) for line in text.split("\n"))
 
 
 def brief(text: str, length_max: int = SHOWN_MAX) -> str:

@@ -25,7 +25,7 @@ from hydracore.cli.demo import demo
 from hydracore.cli.fleet import fleet
 from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
-from hydracore.cli.printing import plain, say
+from hydracore.cli.printing import plain, plain_lines, say
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
@@ -78,7 +78,7 @@ def _failures() -> Generator[None]:
     except click.ClickException as error:
         _fail((error.message,), status=error.exit_code)
     except PartFailed as error:
-        _fail((str(error), *(f"  | {line}" for line in error.log_tail.splitlines())), status=1)
+        _fail((str(error), *(f"  | {line}" for line in plain_lines(error.log_tail).splitlines())), status=1)
     except EmbeddedError as error:
         _fail((str(error),), status=2 if isinstance(error, USAGE_ERRORS) else 1)
     except BrokenPipeError:

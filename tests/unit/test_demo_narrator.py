@@ -70,6 +70,9 @@ def test_where_nobody_looks_an_event_is_one_line() -> None:
         ("two\nlines", ["  two", "    lines"]),
         ("x" * 100 + " end", [f"  {'x' * 100}", "    end"]),
         (f"{'界' * 38} 界", [f"  {'界' * 38}", "    界"]),
+        # What is written out takes more columns than what it was.
+        (" ".join(["\x1b" * 12] * 2), ["  " + r"\x1b" * 12, "    " + r"\x1b" * 12]),
+        ("a\tb", ["  a       b"]),
     ],
 )
 def test_what_is_said_breaks_between_words(said: str, lines: list[str]) -> None:

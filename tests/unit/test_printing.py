@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hydracore import cli
 from hydracore.cli import main
 from hydracore.cli.printing import SHOWN_MAX, brief, plain, quoted, say
+from hydracore.embedded.errors import PartFailed
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,18 @@ def test_lines_are_ours_and_within_them_nothing_is() -> None:
         say("first\n", "second\x1b[2J", bold=True)
 
     assert CliRunner().invoke(tell, color=True).output == "\x1b[1mfirst\\n\x1b[0m\nsecond\\x1b[2J\n"
+
+
+def test_the_end_of_a_log_that_has_tabs_is_shown_with_blanks() -> None:
+    @click.command()
+    def fail() -> None:
+        raise PartFailed("postgres", "ended", Path("postgres.log"), "HINT:\tlook\n\tat \x1b[2Jit")
+
+    group = type(main)("group", commands={"fail": fail})
+
+    *_, first, second = CliRunner().invoke(group, ["fail"], color=True).stderr.splitlines()
+    assert first == "hydracore:   | HINT:   look"
+    assert second == r"hydracore:   |         at \x1b[2Jit"
 
 
 @pytest.mark.parametrize("error", [click.UsageError, click.ClickException])
