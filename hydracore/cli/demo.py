@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from hydracore.cli.printing import plain, plain_lines
 from hydracore.signals import INTERRUPTED, run_until_signal
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ async def _show(home: "Home", console: "Console") -> None:
         try:
             await Story(file, console, disks=home.cloudsim / DISKS).tell()
         except (StoryError, httpx.HTTPError, psycopg.Error) as error:
-            console.print(f"\n[bold red]The demo failed:[/bold red] {error or type(error).__name__}", soft_wrap=True)
-            _show_logs(stack.supervisor.last_words(), console)
+            tell_failure(error, stack.supervisor.last_words(), console)
             raise SystemExit(1) from None
         console.print("\nstopping ...")
     console.print(
@@ -82,9 +82,17 @@ async def _show(home: "Home", console: "Console") -> None:
     )
 
 
-def _show_logs(last_words: dict[str, str], console: "Console") -> None:
-    """The end of each part's log; the stores' say nothing about a story."""
+def tell_failure(error: Exception, last_words: dict[str, str], console: "Console") -> None:
+    """Why the story breaks off, and the end of each part's log; the stores' say nothing about a story.
+
+    An error has words of whatever answered, and a log those of whoever was asked: they are no markup, and no orders to the terminal.
+    """
+    from rich.text import Text
+
+    console.print()
+    why = plain(str(error)) or type(error).__name__
+    console.print(Text.assemble(("The demo failed:", "bold red"), f" {why}"), soft_wrap=True)
     for name, text in last_words.items():
         if text and name not in {"postgres", "valkey"}:
             console.print(f"\nend of {name}.log", style="bold", highlight=False)
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(plain_lines(text), markup=False, highlight=False, soft_wrap=True)

@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 from rich.text import Text
 
+from hydracore.cli.demo import tell_failure
 from hydracore.cli.follow import TYPE_COLUMN, facts_of, head_of
-from hydracore.cli.narrator import Narrator
+from hydracore.cli.narrator import Narrator, StoryError, expect
 
 EVENT: dict[str, Any] = {
     "recorded_at": datetime(2026, 11, 26, 5, 22, 18, 756_000, UTC),
@@ -80,6 +82,34 @@ def test_what_is_said_breaks_between_words(said: str, lines: list[str]) -> None:
     narrator.say(said)
 
     assert file.getvalue().splitlines() == lines
+
+
+@pytest.mark.parametrize("markup", ["[/x]", "[red]", "[link=http://x]", "\\[", "\\"])
+def test_why_the_demo_failed_and_the_logs_are_shown_whatever_answered(markup: str) -> None:
+    console = Console(file=StringIO(), width=80, force_terminal=True, color_system=None)
+    answer = httpx.Response(500, text=f"\x1b[2J{markup}\r\n  Done", request=httpx.Request("GET", "http://x/chat"))
+
+    with pytest.raises(StoryError) as failed:
+        expect(answer, 200)
+    tell_failure(failed.value, {"api": f"\tone \x1b[2J{markup}\ntwo", "valkey": "", "worker": ""}, console)
+
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "",
+        rf"The demo failed: GET /chat answered 500: \x1b[2J{markup}\r\n  Done",
+        "",
+        "end of api.log",
+        rf"        one \x1b[2J{markup}",
+        "two",
+    ]
+
+
+def test_an_error_without_words_is_told_of_by_its_name() -> None:
+    console = Console(file=StringIO(), width=80)
+    tell_failure(httpx.ReadTimeout(""), {}, console)
+
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue() == "\nThe demo failed: ReadTimeout\n"
 
 
 def test_a_head_alone_is_a_line() -> None:
