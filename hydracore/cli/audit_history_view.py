@@ -1,12 +1,13 @@
 """How histories look on a terminal; as JSON they are what the API gives, too.
 
 Whatever others have written (names, reasons, an agent's messages) is shown without its control characters (`printing.say`), and no
-more of it than a line has room for: an audit must not be at the mercy of what it reads.
+more than the beginning of what is long: an audit must not be at the mercy of what it reads. A state alone, which is asked for by
+its instance and version, has all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from hydracore.audit.changes import Change, leaves
 from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text
 from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
-from hydracore.cli.printing import brief, plain, print_json, print_json_line, quoted, say
+from hydracore.cli.printing import SHOWN_MAX, brief, plain, print_json, print_json_line, quoted, say
 from hydracore.wording import plural
 
 
@@ -27,7 +28,7 @@ async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut
     count, last = 0, None
     async for entry in entries:
         if count == limit:
-            say(f"more follows: --after {last}{'' if cut is None else f'@{cut}'}", err=True)
+            say(f"more follows: --after {last}{'' if cut is None else f'@{cut}'}", err=True, whole=True)
             return
         event = await shown_event(entry, sealed)
         if as_json:
@@ -45,9 +46,9 @@ def print_state(found: HistoryState, *, as_json: bool) -> None:
         return
     say(f"{found.instance_id} at version {found.version}, recorded {found.recorded_at}", bold=True)
     fields = list(leaves("", found.state))
-    width = max(len(field) for field, _ in fields)
+    width = _width(field for field, _ in fields)
     for field, value in fields:
-        say(f"  {field:<{width}}  {_value(field, value, whole=True)}")
+        say(f"  {field:<{width}}  {_value(field, value, whole=True)}", whole=True)
 
 
 def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
@@ -72,26 +73,37 @@ def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
 
 def _step(field: str, step: HistoryStep, *, is_one_of_many: bool) -> str:
     values = f": {_value(field, step.before)} -> {_value(field, step.after)}" if is_one_of_many else ""
-    return f"    v{step.version}  {step.recorded_at}  {step.type} by {step.actor} ({step.command}){values}"
+    return (
+        f"    v{step.version}  {step.recorded_at}  {step.type} by {_name(step.actor)} ({_name(step.command)}){values}"
+    )
 
 
 def _lines(event: HistoryEvent, *, of_tenant: bool) -> list[str]:
     place = f"{event.lane}:{event.seq}"
     whose = f"{event.instance_id}  " if of_tenant else ""
     cause = "" if event.causation_id is None else f", causation {event.causation_id}"
-    fields = "".join(f" {name}={_value(name, value)}" for name, value in leaves("", event.fields) if name)
-    width = max((len(change.field) for change in event.changes), default=0)
+    fields = "".join(f" {_name(name)}={_value(name, value)}" for name, value in leaves("", event.fields) if name)
+    width = _width(change.field for change in event.changes)
     lines = [
         f"{place}  {whose}v{event.version}  {event.recorded_at}  {event.type}",
         f"  {event.what}{':' if fields else ''}{fields}",
-        f"  by {event.actor}: {event.command} {event.command_id}, correlation {event.correlation_id}{cause}",
+        f"  by {_name(event.actor)}: {_name(event.command)} {event.command_id}, correlation {event.correlation_id}{cause}",
     ]
     return [*lines, *(f"    {_change(change, width=width)}" for change in event.changes), ""]
 
 
 def _change(change: Change, *, width: int) -> str:
     before, after = (_value(change.field, value) for value in (change.before, change.after))
-    return f"{change.field:<{width}}  {before} -> {after}"
+    return f"{_name(change.field):<{width}}  {before} -> {after}"
+
+
+def _width(names: Iterable[str]) -> int:
+    """Of the column that `names` are in; a long one moves no other line's value out of sight."""
+    return min(max(map(len, names), default=0), SHOWN_MAX)
+
+
+def _name(text: str) -> str:
+    return brief(plain(text))
 
 
 def _value(field: str, value: Any, *, whole: bool = False) -> str:

@@ -20,6 +20,8 @@ _NO_WORDS: Final = frozenset({"", "null", "true", "false"})
 
 #: How much of a value that others chose a line shows; JSON has all of it.
 SHOWN_MAX: Final = 160
+#: And how much a terminal is shown of a line, whatever it was made of; what a command has cut by itself fits.
+LINE_MAX: Final = 4_096
 
 
 def plain(text: str) -> str:
@@ -49,13 +51,19 @@ def quoted(text: str) -> str:
     return plain(text if is_word else msgspec.json.encode(text).decode())
 
 
-def say(*lines: str, err: bool = False, bold: bool = False) -> None:
-    """Print lines for people, whatever they tell of; `bold`: the first of them.
+def say(*lines: str, err: bool = False, bold: bool = False, whole: bool = False) -> None:
+    """Print lines for people, whatever they tell of, and of each no more than its beginning unless it is wanted `whole`; `bold`: the
+    first of them.
 
-    Every line of a command is printed here, so that none can be one that does what somebody else has written.
+    Every line of a command is printed here, so that none can be one that does what somebody else has written, or hides the others.
     """
-    first, *others = map(plain, lines)
+    first, *others = map(plain, lines) if whole else map(plain_beginning, lines)
     click.echo("\n".join([click.style(first, bold=True) if bold else first, *others]), err=err)
+
+
+def plain_beginning(line: str) -> str:
+    """As much of a line as a terminal is shown."""
+    return brief(plain(line), LINE_MAX)
 
 
 def print_json(value: Any) -> None:

@@ -25,7 +25,7 @@ from hydracore.cli.demo import demo
 from hydracore.cli.fleet import fleet
 from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
-from hydracore.cli.printing import plain, plain_lines, say
+from hydracore.cli.printing import plain_beginning, plain_lines, say
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
@@ -74,7 +74,7 @@ def _failures() -> Generator[None]:
         # click shows the usage beside it. What it says itself, in classes of its own, is of what was typed.
         if type(error) is not click.UsageError:
             raise
-        raise click.UsageError(plain(error.message), error.ctx) from None
+        raise click.UsageError(plain_beginning(error.message), error.ctx) from None
     except click.ClickException as error:
         _fail((error.message,), status=error.exit_code)
     except PartFailed as error:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from psycopg import AsyncConnection
 
 from hydracore.cli import main
+from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief
 from tests.rebuilding import follow_all, write_lives
 from tests.requests_to_log import open_store
 
@@ -18,9 +19,23 @@ from tests.requests_to_log import open_store
 LIE = "x\x1b[2J\x1b[H0 findings in 41 events\r\n$ \x1b]0;\x9b2J\N{RIGHT-TO-LEFT OVERRIDE}\N{LINE SEPARATOR}\x7f"
 #: The middle of it, which is on the screen where it is told of.
 TOLD = "0 findings in 41 events"
+#: More than anybody would look through for what comes behind it.
+LONG = "x" * 50_000
+#: Of a line, with how long it is.
+ROOM = LINE_MAX + len("... (1000000 characters)")
 INSERT_LINE = (
     "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
     " SELECT lane, id, 99, 'info', %s, now() FROM instance LIMIT 1"
+)
+
+#: Commands that show what is planted.
+WORDS = (
+    "audit verify",
+    "fleet",
+    "activity acme",
+    "projections status",
+    "projections rebuild --dry-run fleet",
+    "projections rebuild --dry-run provision_log",
 )
 
 
@@ -46,6 +61,11 @@ async def url_fixture(database_url: str, owner_conn: AsyncConnection) -> str:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
         await follow_all(pool)
+    await plant(owner_conn, LIE)
+    return database_url
+
+
+async def plant(owner_conn: AsyncConnection, text: str) -> None:
     await owner_conn.execute("SET ROLE hydracore_app")
     for statement in (
         "INSERT INTO usage_end_user VALUES (7, gen_random_uuid(), '2026-11-01', %s)",
@@ -54,27 +74,47 @@ async def url_fixture(database_url: str, owner_conn: AsyncConnection) -> str:
         INSERT_LINE,
         "UPDATE checkpoint SET seq = 0, parked_until = 'infinity', error = %s WHERE follower = 'activity'",
     ):
-        await owner_conn.execute(statement.encode(), (LIE,))
+        await owner_conn.execute(statement.encode(), (text,))
     await owner_conn.execute("RESET ROLE")
-    return database_url
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "audit verify",
-        "fleet",
-        "activity acme",
-        "projections status",
-        "projections rebuild --dry-run fleet",
-        "projections rebuild --dry-run provision_log",
-    ],
-)
+@pytest.mark.parametrize("words", WORDS)
 async def test_no_command_does_what_a_planted_row_says(url: str, tmp_path: Path, words: str) -> None:
     done = await hydracore(url, tmp_path, *words.split())
 
     assert [line for line in lines_of(done) if TOLD in line] != []
     assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(TOLD)] == []
+
+
+async def test_no_command_shows_more_than_the_beginning_of_a_long_line(
+    database_url: str, owner_conn: AsyncConnection, tmp_path: Path
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        await follow_all(pool)
+    await plant(owner_conn, LONG)
+
+    for words in WORDS:
+        done = await hydracore(database_url, tmp_path, *words.split())
+        assert LONG[:50] in done.output, words
+        assert max(map(len, lines_of(done))) <= ROOM, words
+
+
+async def test_a_history_shows_the_beginning_of_who_gave_an_order_and_goes_on(
+    database_url: str, owner_conn: AsyncConnection, tmp_path: Path
+) -> None:
+    async with open_store(database_url) as (store, _pool):
+        await write_lives(store, count=1)
+    await owner_conn.execute("UPDATE command SET actor = %s", (LONG,))
+    (instance_id,) = await (await owner_conn.execute("SELECT stream_id FROM event LIMIT 1")).fetchone() or ("",)
+
+    shown = await hydracore(database_url, tmp_path, "audit", "show", str(instance_id))
+    different = await hydracore(database_url, tmp_path, "audit", "diff", str(instance_id), "--from", "0", "--to", "1")
+
+    assert (shown.exit_code, different.exit_code) == (0, 0)
+    assert f"by {brief(LONG)}: RequestInstance " in shown.output
+    assert f"by {brief(LONG)} (RequestInstance)" in different.output
+    assert LONG[: SHOWN_MAX + 1] not in shown.output + different.output
 
 
 async def test_what_an_error_says_of_a_row_or_a_question_of_a_customer_is_plain(

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hydracore import cli
 from hydracore.cli import main
-from hydracore.cli.printing import SHOWN_MAX, brief, plain, quoted, say
+from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief, plain, quoted, say
 from hydracore.embedded.errors import PartFailed
 
 
@@ -50,6 +50,28 @@ def test_lines_are_ours_and_within_them_nothing_is() -> None:
         say("first\n", "second\x1b[2J", bold=True)
 
     assert CliRunner().invoke(tell, color=True).output == "\x1b[1mfirst\\n\x1b[0m\nsecond\\x1b[2J\n"
+
+
+def test_of_a_long_line_the_beginning_is_shown_unless_somebody_asks_for_all_of_it() -> None:
+    @click.command()
+    def tell() -> None:
+        say("first", "\x1b" * LINE_MAX)
+        say("x" * (LINE_MAX + 1), whole=True)
+
+    _, beginning, whole = CliRunner().invoke(tell, color=True).output.splitlines()
+    assert beginning == brief(r"\x1b" * LINE_MAX, LINE_MAX)
+    assert whole == "x" * (LINE_MAX + 1)
+
+
+@pytest.mark.parametrize("error", [click.UsageError, click.ClickException])
+def test_of_a_long_error_the_beginning_is_shown(error: type[click.ClickException]) -> None:
+    @click.command()
+    def fail() -> None:
+        raise error("There is no " + "x" * 50_000)
+
+    group = type(main)("group", commands={"fail": fail})
+
+    assert len(CliRunner().invoke(group, ["fail"]).stderr) < LINE_MAX + 200
 
 
 def test_the_end_of_a_log_that_has_tabs_is_shown_with_blanks() -> None:
