@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,9 @@ _NO_WORDS: Final = frozenset({"", "null", "true", "false"})
 SHOWN_MAX: Final = 160
 #: And how much a terminal is shown of a line, whatever it was made of; what a command has cut by itself fits.
 LINE_MAX: Final = 4_096
+
+#: Where a text in JSON may have what does not show; below a blank there is only what stands between its values.
+_MAY_HIDE: Final = re.compile(r"[^\x00-\x7e]+")
 
 
 def plain(text: str) -> str:
@@ -68,11 +72,30 @@ def plain_beginning(line: str) -> str:
 
 def print_json(value: Any) -> None:
     # Bytes: JSON is in UTF-8, whatever the terminal speaks.
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(msgspec.json.format(_plain_json(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
-    click.echo(msgspec.json.encode(value))
+    click.echo(_plain_json(value))
+
+
+def _plain_json(value: Any) -> bytes:
+    """What does not show is written as JSON can: whoever reads it has the same value, and a terminal nothing to do."""
+    encoded = msgspec.json.encode(value)
+    if encoded.isascii() and b"\x7f" not in encoded:
+        return encoded
+    return _MAY_HIDE.sub(_plain_match, encoded.decode()).encode()
+
+
+def _plain_match(found: re.Match[str]) -> str:
+    text = found[0]
+    return text if text.isprintable() else "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def _escaped(char: str) -> str:
+    """As JSON has it: a pair of surrogates for what sixteen bits do not hold."""
+    pairs = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
 
 
 full_speed_option = click.option(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from hydracore import cli
 from hydracore.cli import main
-from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief, plain, quoted, say
+from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief, plain, print_json, print_json_line, quoted, say
 from hydracore.embedded.errors import PartFailed
 
 
@@ -61,6 +64,22 @@ def test_of_a_long_line_the_beginning_is_shown_unless_somebody_asks_for_all_of_i
     _, beginning, whole = CliRunner().invoke(tell, color=True).output.splitlines()
     assert beginning == brief(r"\x1b" * LINE_MAX, LINE_MAX)
     assert whole == "x" * (LINE_MAX + 1)
+
+
+@pytest.mark.parametrize("show", [print_json, print_json_line])
+def test_json_shows_what_does_not_show_and_says_the_same(show: Callable[[object], None]) -> None:
+    # JSON has no half of a pair alone.
+    texts = ["".join(map(chr, range(0xD800))), "".join(map(chr, range(0xE000, sys.maxunicode + 1))), r"\x7f \u202e"]
+    value = {"a\x9b2J": texts, "Žofie": msgspec.Raw(b'[\n\t"\x7f\\u001b", {}]')}
+
+    @click.command()
+    def tell() -> None:
+        show(value)
+
+    printed = CliRunner().invoke(tell, color=True).stdout_bytes
+    assert printed.replace(b"\n", b"").replace(b"\t", b"").decode().isprintable()
+    assert "Žofie".encode() in printed
+    assert msgspec.json.decode(printed) == {"a\x9b2J": texts, "Žofie": ["\x7f\x1b", {}]}
 
 
 @pytest.mark.parametrize("error", [click.UsageError, click.ClickException])
