@@ -26,8 +26,9 @@ INSERT INTO migration (name, digest) VALUES
     ('0015_command_lookup', '\x3b5f9ca17b2e985889a7acf4ad3314ea2397d54d0ce1d35d23dbc882e97c900a'),
     ('0016_lighter_appends', '\x8f88517ae67b00ffb6ae9ca9bf0803e6f1cb2fc7d8f050e889572ce32026c369'),
     ('0017_looks_uncounted', '\xe4466d3f5ddaca8a43f242dc954db42b473639e86af046b59b045b4bbdc39fb4'),
-    ('0018_lists_without_deleted', '\x08f9010633b3750a27b8bf57122eee1f14f04fef2bd78b54660b2c252bbd0028'),
-    ('0019_acting_owner', '\x69e68f2f5376bd63d4762fb7c50c3c9dd9ba819c7216b80814e6492f0adaf952');
+    ('0018_lists_without_deleted', '\x79f7017e35caff82b1c401a4e234dd147990d6c81c7db81010562317bec27f5b'),
+    ('0019_indexes_in_place', '\x6767e76218e5ae032cf0355785e2d68aabd77a79b32920ad8fb0b9ddfd897e0b'),
+    ('0020_acting_owner', '\x69e68f2f5376bd63d4762fb7c50c3c9dd9ba819c7216b80814e6492f0adaf952');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 

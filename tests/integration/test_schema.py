@@ -18,6 +18,8 @@ from psycopg.conninfo import make_conninfo
 from hydracore import db
 from hydracore.db import MigrationError, migrate, migrations, schema
 from hydracore.db.pool import conninfo
+from projections.instance import InstanceProjection
+from tests.rebuilding import rebuilt
 from tests.services import Services, empty_database
 
 
@@ -178,3 +180,48 @@ def test_a_step_that_needs_a_table_in_use_makes_way_and_says_so(
             migrate(empty_url)
 
     assert migrate(empty_url) == [name for name, _ in everything[15:]]
+
+
+INDEXES = (
+    "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'instance'::regclass"
+)
+STEPS_BEFORE_INDEXES = 17
+
+
+def test_new_indexes_are_made_once_however_often_their_place_is_waited_for(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = migrations()
+    monkeypatch.setattr(db, "migrations", lambda: everything[:STEPS_BEFORE_INDEXES])
+    migrate(empty_url)
+    monkeypatch.setattr(db, "migrations", lambda: everything)
+    monkeypatch.setattr(db, "LOCK_PAUSE_S", 0)
+    monkeypatch.setattr(db, "LOCK_TRIES_MAX", 2)
+    with psycopg.connect(empty_url) as backup, psycopg.connect(empty_url, autocommit=True) as others:
+        before = dict(others.execute(INDEXES).fetchall())
+        backup.execute("LOCK TABLE instance IN ACCESS SHARE MODE")
+
+        with pytest.raises(MigrationError, match="0019_indexes_in_place needs a table"):
+            migrate(empty_url)
+
+        between = dict(others.execute(INDEXES).fetchall())
+        made = sorted(name.removesuffix("_anew") for name in between.keys() - before.keys())
+        others.execute("UPDATE instance SET version = version")
+    assert before.items() <= between.items()
+    assert made == ["instance_by_age", "instance_by_customer", "instance_by_key", "instance_by_tenant"]
+    assert migrate(empty_url) == [name for name, _ in everything[STEPS_BEFORE_INDEXES + 1 :]]
+
+
+async def test_new_indexes_take_no_place_in_a_table_that_was_rebuilt_since_they_were_made(
+    empty_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = migrations()
+    monkeypatch.setattr(db, "migrations", lambda: everything[: STEPS_BEFORE_INDEXES + 1])
+    migrate(empty_url)
+    monkeypatch.setattr(db, "migrations", lambda: everything)
+    assert (await rebuilt(empty_url, InstanceProjection())).stopped_s is not None
+
+    assert migrate(empty_url) == [name for name, _ in everything[STEPS_BEFORE_INDEXES + 1 :]]
+
+    with psycopg.connect(empty_url) as rebuilt_one, psycopg.connect(database_url) as fresh:
+        assert set(rebuilt_one.execute(INDEXES)) == set(fresh.execute(INDEXES))
