@@ -161,6 +161,7 @@ UPDATE projection_lane SET folded_at = clock_timestamp()
 -- name: unlimited_session
 -- Limits that a role or a database has are for the statements of others: this work takes as long as it takes.
 SELECT set_config('statement_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
+       set_config('idle_session_timeout', '0', false),
        -- PostgreSQL 15 and 16 do not know it.
        CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
             THEN set_config('transaction_timeout', '0', false) END,

@@ -190,12 +190,14 @@ async def test_limits_of_a_role_or_a_database_are_not_for_a_rebuild(
         """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              PERFORM pg_sleep(0.5);
              IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE 'isolated'; END IF;
+             IF current_setting('idle_session_timeout') <> '0' THEN RAISE 'ended when idle'; END IF;
              RETURN NULL;
            END $$"""
     )
     for limit in (
         "statement_timeout = '200ms'",
         "transaction_timeout = '200ms'",
+        "idle_session_timeout = '1min'",
         "default_transaction_isolation = serializable",
     ):
         alter = sql.SQL("ALTER DATABASE {} SET " + limit).format(sql.Identifier(owner_conn.info.dbname))
