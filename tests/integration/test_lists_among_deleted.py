@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
+from hashlib import md5
 from typing import LiteralString
 from uuid import UUID
 
@@ -22,12 +23,14 @@ DELETED_COUNT = 2_000
 LIVE_COUNT = 100
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+#: So many are of each time, and pages begin among them.
+TIED_COUNT = 17
 FILL = """
 INSERT INTO instance (lane, id, version, tenant_id, customer_id, idempotency_key, status, provisioning_stage, region_id,
                       tier_id, preset_id, runtime_type, workload_type, capabilities, attempt, created_at, updated_at)
 SELECT get_byte(uuid_send(i.id), 15) & 63, i.id, 1, 'tenant-' || i.n %% 2, 'customer-' || i.n / 2 %% 2, 'key-' || i.n,
        CASE WHEN i.n >= %(live)s THEN 'deleted' WHEN i.n < %(live)s / 2 THEN 'running' ELSE 'failed' END, 'ready', 'local',
-       'starter', 'p', 'expressclaw', 'agent', '{}', 1, %(beginning)s + i.n * interval '1 minute', now()
+       'starter', 'p', 'expressclaw', 'agent', '{}', 1, %(beginning)s + i.n / %(tied)s * interval '1 minute', now()
   FROM (SELECT n, md5('instance ' || n)::uuid AS id FROM generate_series(0, %(all)s - 1) n) i
 """
 
@@ -55,7 +58,9 @@ async def pool_fixture(
     request: pytest.FixtureRequest, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> AsyncGenerator[AsyncConnectionPool]:
     """One connection to many deleted instances, of which the older are live; with either kind of plans."""
-    await owner_conn.execute(FILL, {"live": LIVE_COUNT, "all": LIVE_COUNT + DELETED_COUNT, "beginning": BEGINNING})
+    await owner_conn.execute(
+        FILL, {"live": LIVE_COUNT, "all": LIVE_COUNT + DELETED_COUNT, "beginning": BEGINNING, "tied": TIED_COUNT}
+    )
     await owner_conn.execute("VACUUM ANALYZE instance")
     url = make_conninfo(database_url, options=f"-c plan_cache_mode={request.param}")
     async with open_pool(url, role="hydracore_app", application="test", size=1) as pool:
@@ -84,13 +89,20 @@ async def numbers(owner_conn: psycopg.AsyncConnection, page: list[ListedKey]) ->
     return [number for (number,) in await found.fetchall()]
 
 
-def of_scope(scope: str, count: int) -> list[int]:
-    """Which of the first so many are in a scope, newest first."""
+def place(n: int) -> tuple[datetime, UUID]:
+    """Where in a list the one of this number is: when it was made, and which it is of those of the same time."""
+    made = BEGINNING + timedelta(minutes=n // TIED_COUNT)
+    return made, UUID(md5(f"instance {n}".encode(), usedforsecurity=False).hexdigest())
+
+
+def of_scope(scope: str, count: int, before: tuple[datetime, UUID] | None = None) -> list[int]:
+    """Which of the first so many are in a scope, newest first, behind a place if any."""
     tenant_id, customer_id = SCOPES[scope]
     return [
         n
-        for n in reversed(range(count))
+        for n in sorted(range(count), key=place, reverse=True)
         if tenant_id in {None, f"tenant-{n % 2}"} and customer_id in {None, f"customer-{n // 2 % 2}"}
+        if before is None or place(n) < before
     ]
 
 
@@ -105,7 +117,7 @@ async def test_a_list_of_live_instances_reads_no_deleted_ones(
     after: int | None,
 ) -> None:
     tenant_id, customer_id = SCOPES[scope]
-    before = None if after is None else (BEGINNING + timedelta(minutes=after), UUID(int=0))
+    before = None if after is None else place(after)
     wanted = ListFilter(tenant_id=tenant_id, customer_id=customer_id, status=status, before=before)
     read_before = await counted(pool, owner_conn)
 
@@ -114,7 +126,7 @@ async def test_a_list_of_live_instances_reads_no_deleted_ones(
     assert await counted(pool, owner_conn) - read_before <= LIVE_COUNT
     oldest = LIVE_COUNT // 2 if status else 0
     assert await numbers(owner_conn, listed_keys(text)) == [
-        n for n in of_scope(scope, after or LIVE_COUNT) if n >= oldest
+        n for n in of_scope(scope, LIVE_COUNT, before) if n >= oldest
     ]
 
 
@@ -136,10 +148,38 @@ async def test_pages_with_deleted_instances_follow_each_other_without_gap_or_rep
 
     while page := listed_keys(await Queries(pool).list_text(wanted)):
         seen += await numbers(owner_conn, page)
-        last = BEGINNING + timedelta(minutes=seen[-1])
-        wanted = msgspec.structs.replace(wanted, before=(last, UUID(page[-1].id)))
+        wanted = msgspec.structs.replace(wanted, before=place(seen[-1]))
 
     assert seen == everything
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("status", [None, "deleted"])
+# Where few are behind a place, reading and sorting them all is as good a plan.
+@pytest.mark.parametrize("after", [None, 2_000])
+async def test_a_page_with_deleted_instances_reads_few_more_rows_than_it_has(
+    pool: AsyncConnectionPool,
+    owner_conn: psycopg.AsyncConnection,
+    scope: str,
+    status: Status | None,
+    after: int | None,
+) -> None:
+    tenant_id, customer_id = SCOPES[scope]
+    wanted = ListFilter(
+        tenant_id=tenant_id,
+        customer_id=customer_id,
+        status=status,
+        include_deleted=True,
+        before=None if after is None else place(after),
+        limit=20,
+    )
+    read_before = await counted(pool, owner_conn)
+
+    text = await Queries(pool).list_text(wanted)
+
+    assert await counted(pool, owner_conn) - read_before <= 4 * wanted.limit
+    behind = of_scope(scope, LIVE_COUNT + DELETED_COUNT, wanted.before)
+    assert await numbers(owner_conn, listed_keys(text)) == behind[: wanted.limit]
 
 
 async def test_a_look_for_a_key_in_all_tenants_reads_no_more_of_the_index_for_their_number(
