@@ -122,7 +122,7 @@ class EventUnreadable(EventsError):
 
 
 class StoreUnavailable(EventsError):
-    """The database did not answer in time. The command may or may not have landed; its id makes a retry safe."""
+    """The database did not answer in time, or somebody keeps locked what is to be written to. The command may or may not have landed; its id makes a retry safe."""
 
 
 class CustomerErased(EventsError):
