@@ -49,8 +49,9 @@ async def flush(
 ) -> list[Verdict]:
     """Write the batch in one implicit transaction and return a verdict each, in order.
 
-    It waits for no lock longer than `lock_s_max`: then it ends with `LockNotAvailable`. The connection must be in autocommit mode; flushes may follow each other on it. Raises psycopg's errors; then nothing of the
-    batch was written, or, when the connection broke, perhaps all of it: the command ids make trying again safe.
+    It waits for no lock longer than `lock_s_max`: then it ends with `LockNotAvailable`. The connection must be in autocommit mode;
+    flushes may follow each other on it. Raises psycopg's errors; then nothing of the batch was written, or, when the connection
+    broke, perhaps all of it: the command ids make trying again safe.
     `ObjectNotInPrerequisiteState` means that a read table has been swapped for one of another version; `inline` has learned of it.
     """
     assert connection.autocommit, "the exchange is the transaction"

@@ -36,11 +36,9 @@ FLIGHTS = 2
 #: How many there are at most together with those that are late, which wait for a database that is slow or away.
 FLIGHTS_MAX = 4
 
-#: How long a flight waits for a lock: others come behind it, which after `LATE_S` it would be cancelled for. Then its lanes are held.
-LOCK_S_MAX = 0.2
-
-#: How long whoever tries a held lane waits for it. With `TRIES_SHARE` of a pool of eight, all 64 are tried within `PATIENCE_S`.
-TRY_S_MAX = 0.5
+#: How long a flush waits for a lock, which slow commits of others may take a good part of. Then its lanes are held. With `TRIES_SHARE`
+#: of a pool of eight, forty of them are tried within `PATIENCE_S`.
+LOCK_S_MAX = 1.0
 
 #: How many held lanes are tried at a time at most: this share of the pool's connections, so that others find one.
 TRIES_SHARE = 0.5
@@ -103,8 +101,8 @@ class Committer:
     async def commit(self, append: Append) -> Verdict:
         """The log's verdict on `append`.
 
-        Raises `StoreUnavailable`, also where somebody keeps its lane locked for `PATIENCE_S`, and what `explain` does. Whoever is cancelled while waiting does not know: the append may
-        still land.
+        Raises `StoreUnavailable`, also where somebody keeps its lane locked for `PATIENCE_S`, and what `explain` does. Whoever is
+        cancelled while waiting does not know: the append may still land.
         """
         if len(self._queue) + len(self._alone) + len(self._held) >= QUEUE_MAX:
             raise StoreUnavailable("Too many appends are waiting; try again later")
@@ -230,7 +228,8 @@ class Committer:
     def _set_aside(self, batch: list[_Pending]) -> None:
         """Have those wait in nobody's way who are to write to the lanes of `batch`, as long as they have patience."""
         lanes = _lanes(batch)
-        behind = [pending for pending in self._queue if pending.append.lane in lanes]
+        behind = [pending for pending in [*self._alone, *self._queue] if pending.append.lane in lanes]
+        self._alone = [pending for pending in self._alone if pending.append.lane not in lanes]
         self._queue = [pending for pending in self._queue if pending.append.lane not in lanes]
         self._held.put([*batch, *behind])
         now_s = asyncio.get_running_loop().time()
@@ -259,15 +258,15 @@ class Committer:
     async def _flush(self, appends: list[Append], *, apart: bool) -> list[Verdict]:
         """One flush. Safe to repeat: what a broken connection left in the log is found again by its command ids."""
 
-        async def alone(connection: AsyncConnection, lock_s_max: float = TRY_S_MAX) -> list[Verdict]:
+        async def alone(connection: AsyncConnection) -> list[Verdict]:
             try:
-                return await flush(connection, appends, self._inline, lock_s_max=lock_s_max)
+                return await flush(connection, appends, self._inline, lock_s_max=LOCK_S_MAX)
             except LockNotAvailable as error:
                 raise _Locked from error
 
         async def together(connection: AsyncConnection) -> list[Verdict]:
             try:
-                return await alone(connection, LOCK_S_MAX)
+                return await alone(connection)
             except QueryCanceled as error:
                 raise _InTheWay from error
 

@@ -157,13 +157,17 @@ async def _exchanged(
         # Answers are left that nobody reads, or part of a message was sent.
         way.give_up()
         raise
+    answered, preparations = list[PGresult](), iter(new.items())
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise errors.error_from_result(result)
-    if known is not None:
-        known.update(new)
-    # The answers to a preparation have neither rows nor a command tag.
-    return [result for result in results if result.command_status]
+        if result.command_status:
+            answered.append(result)
+        elif known is not None:
+            # The answer to a preparation, which has neither rows nor a command tag. What was prepared stays, whatever becomes of the rest.
+            sql, name = next(preparations)
+            known[sql] = name
+    return answered
 
 
 @contextmanager

@@ -65,6 +65,15 @@ async def test_what_the_server_was_told_to_forget_is_prepared_again(connection: 
     assert await noted(connection) == ["a", "b"]
 
 
+async def test_what_a_failed_exchange_prepared_is_not_prepared_again(connection: AsyncConnection) -> None:
+    for _ in range(3):
+        with pytest.raises(psycopg.Error):
+            await exchange(connection, [Statement(ADD, (b"bad",))])
+
+    cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'hydracore%'")
+    assert await cursor.fetchone() == (1,)
+
+
 async def test_an_open_transaction_is_joined(connection: AsyncConnection) -> None:
     await connection.execute("BEGIN")
     await exchange(connection, [Statement(ADD, (b"a",))])

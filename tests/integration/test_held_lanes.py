@@ -124,6 +124,7 @@ async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_la
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
     monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.8)
     size, refused = 2, 0
     async with hurried_store(database_url, size=size) as store:
@@ -148,6 +149,7 @@ async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_th
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]):
         stuck = [customers.create(store, 1) for _ in range(3)]
 
