@@ -240,3 +240,20 @@ def test_an_id_that_is_a_secret_may_be_given_itself() -> None:
 
     assert unmasked([shown[0], {"id": other, "token": "****"}], stored) == stored
     assert unmasked([{"id": other, "token": "****"}, {"id": URL, "token": "****"}], stored) == stored[::-1]
+
+
+def test_changed_items_of_several_lists_are_told_apart_by_what_else_they_say() -> None:
+    stored = {
+        f"list_{number}": [{"a": f"a{item}", "b": f"b{item}", "token": f"secret-{number}-{item}"} for item in range(40)]
+        for number in range(10)
+    }
+    given = masked(stored)
+    for items in given.values():
+        for item in items:
+            item["a"] += " changed"
+
+    restored = unmasked(given, stored)
+
+    assert [item["token"] for items in restored.values() for item in items] == [
+        item["token"] for items in stored.values() for item in items
+    ]
