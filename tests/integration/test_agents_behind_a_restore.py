@@ -67,6 +67,12 @@ class One(NamedTuple):
         assert state.agent is not None
         return state.agent.key_id if state.agent.key_acknowledged else None
 
+    async def until_another_key(self, api: Api, had: UUID | None) -> None:
+        async def has_another() -> bool:
+            return await self.key(api) not in {None, had}
+
+        await until(has_another)
+
     async def runs(self, api: Api, version: int) -> bool:
         return (await self.ask(api, "GET", "/runtime")).json()["config_version_running"] == version
 
@@ -158,6 +164,20 @@ async def living(place: Place, database_url: str, root: Path, *users: str) -> As
             one.agent.stop_for_good()
 
 
+async def make_history_to_lose(api: Api, lower: One, equal: One, rotated: One, erased: One) -> None:
+    """Configurations of other words, some of a higher version than others, another key, and usage."""
+    for one in (lower, equal, rotated, erased):
+        assert (await one.configure(api, system_prompt=LOST))["applied"]
+    for one in (lower, erased):
+        await one.configure(api, agent_name="Eva")
+    had = await rotated.key(api)
+    root = api.token(user="root", role="admin")
+    await api.client.post(f"/v1/instances/admin/{rotated.instance_id}/rotate-key", headers=root)
+    await rotated.until_another_key(api, had)
+    assert LOST in await rotated.say(api)
+    await until(lambda: rotated.batches(api))
+
+
 async def test_all_agents_come_back_from_a_lost_history_by_one_command(
     place: Place, database_url: str, backup: Backup, tmp_path: Path
 ) -> None:
@@ -165,20 +185,7 @@ async def test_all_agents_come_back_from_a_lost_history_by_one_command(
         lower, equal, rotated, erased = ones
         await asyncio.to_thread(backup.take)
         async with place.api(database_url) as api:
-            for one in ones:
-                assert (await one.configure(api, system_prompt=LOST))["applied"]
-            for one in (lower, erased):
-                await one.configure(api, agent_name="Eva")
-            had = await rotated.key(api)
-            root = api.token(user="root", role="admin")
-            await api.client.post(f"/v1/instances/admin/{rotated.instance_id}/rotate-key", headers=root)
-
-            async def has_another() -> bool:
-                return await rotated.key(api) not in {None, had}
-
-            await until(has_another)
-            assert LOST in await rotated.say(api)
-            await until(lambda: rotated.batches(api))
+            await make_history_to_lose(api, lower, equal, rotated, erased)
 
         # Before any agent hears of it there are as many changes as were lost; the erasure is one, too.
         async with running_api(backup.url, place.redis_url) as api:
@@ -199,11 +206,8 @@ async def test_all_agents_come_back_from_a_lost_history_by_one_command(
 
             reissued = await place.run(backup.url, "master-key", "reissue", "--all", "--json")
 
-            async def are_back() -> bool:
-                keys_now = [await one.key(api) for one in ones]
-                return None not in keys_now and not set(keys_now) & set(before)
-
-            await until(are_back)
+            for one, had in zip(ones, before, strict=True):
+                await one.until_another_key(api, had)
             await until(lambda: lower.runs(api, 2))
             await until(lambda: rotated.batches(api))
             said = [await one.say(api) for one in ones]
@@ -230,11 +234,7 @@ async def test_an_agent_with_a_key_of_the_lost_history_is_told_of_once(
         async with place.api(database_url) as api:
             had = await ann.key(api)
             await give(api, ann.instance_id, lives.rotate_key())
-
-            async def has_another() -> bool:
-                return await ann.key(api) not in {None, had}
-
-            await until(has_another)
+            await ann.until_another_key(api, had)
 
         with capture_logs() as lines:
             async with place.api(backup.url):
