@@ -13,7 +13,8 @@ from uuid import UUID
 
 from events.record import Append
 
-#: How many appends wait for one lane at most. All lanes together have less than a committer's queue, so that they cannot fill it.
+#: How many appends wait for one lane at most, once it is known to be held: all lanes together are less than a committer's queue. What
+#: came in one burst before that stays, as long as it has patience.
 WAITING_MAX = 150
 
 REFUSAL: Final = "Somebody keeps locked what this is to be written to; try again later"
