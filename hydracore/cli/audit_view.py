@@ -4,7 +4,7 @@ import base64
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -14,11 +14,8 @@ from rich.progress import Progress as Bars
 from events.finding import Finding
 from events.seal import Seal
 from hydracore.audit.verifying import Progress, Report
-from hydracore.cli.printing import brief, plain, print_json, say
+from hydracore.cli.printing import print_json, say
 from hydracore.wording import plural
-
-#: How much of a finding or a note a terminal is shown; a row of ours that differs in every column takes less.
-FINDING_MAX: Final = 4_000
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
@@ -39,9 +36,9 @@ def show_report(report: Report, *, as_json: bool) -> None:
 def say_findings(findings: Iterable[Finding], notes: Iterable[str]) -> None:
     """A line each. However much of it was read, the ones before it stay in sight."""
     for finding in findings:
-        say(brief(f"{finding.place}: {finding.kind}: {plain(finding.what)}", FINDING_MAX))
+        say(f"{finding.place}: {finding.kind}: {finding.what}")
     for note in notes:
-        say(brief(f"note: {plain(note)}", FINDING_MAX))
+        say(f"note: {note}")
 
 
 def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
