@@ -46,8 +46,16 @@ async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_war
     assert_nobody_is_called(caplog)
 
 
+@pytest.mark.parametrize(
+    ("stop", "go_on"),
+    [
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    ],
+    ids=["a replica", "one without its replicas"],
+)
 async def test_a_worker_outwaits_a_redis_that_takes_nothing(
-    own_services: OwnServices, caplog: pytest.LogCaptureFixture
+    own_services: OwnServices, caplog: pytest.LogCaptureFixture, stop: str, go_on: str
 ) -> None:
     broker = b.redis_broker(own_services.redis_url)
     taken = list[int]()
@@ -57,9 +65,9 @@ async def test_a_worker_outwaits_a_redis_that_takes_nothing(
         taken.append(number)
 
     with working_on(broker), Redis.from_url(own_services.redis_url) as redis:
-        redis.replicaof("127.0.0.1", "1")
+        redis.execute_command(stop)
         await until(lambda: "Consumer" in {record.msg.split()[0] for record in caplog.records})
-        redis.replicaof("NO", "ONE")
+        redis.execute_command(go_on)
         take.send(1)
         await until(lambda: taken == [1])
 
