@@ -28,7 +28,8 @@ INSERT INTO migration (name, digest) VALUES
     ('0017_looks_uncounted', '\xe4466d3f5ddaca8a43f242dc954db42b473639e86af046b59b045b4bbdc39fb4'),
     ('0018_lists_without_deleted', '\x79f7017e35caff82b1c401a4e234dd147990d6c81c7db81010562317bec27f5b'),
     ('0019_indexes_in_place', '\x6767e76218e5ae032cf0355785e2d68aabd77a79b32920ad8fb0b9ddfd897e0b'),
-    ('0020_acting_owner', '\x69e68f2f5376bd63d4762fb7c50c3c9dd9ba819c7216b80814e6492f0adaf952');
+    ('0020_acting_owner', '\x69e68f2f5376bd63d4762fb7c50c3c9dd9ba819c7216b80814e6492f0adaf952'),
+    ('0021_snapshots', '\x79b3ac1eafa0ef5a8d746cd4caecef53a0ea220b8e3c16597b5b51393f6de2de');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 
@@ -639,3 +640,19 @@ CREATE FUNCTION silent_s(received_at timestamptz) RETURNS double precision LANGU
       FROM (SELECT) one
       LEFT JOIN hearing h ON true
 $$;
+
+-- States of long streams, so that a process that begins does not read them from their beginnings (`events/snapshots.py`). They are
+-- no part of the log: without them all is the same, and slower.
+
+-- `digest`: of the event at `version`. `fold`: by which rules the state was made.
+CREATE TABLE snapshot (
+    lane smallint NOT NULL CHECK (lane BETWEEN 0 AND 63),
+    stream_id uuid NOT NULL,
+    version integer NOT NULL CHECK (version > 0),
+    fold smallint NOT NULL,
+    digest bytea NOT NULL,
+    state json NOT NULL,
+    PRIMARY KEY (lane, stream_id)
+);
+
+GRANT SELECT, INSERT, UPDATE ON snapshot TO hydracore_app;

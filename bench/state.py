@@ -1,4 +1,6 @@
-"""What an instance with a long history was: how long the log takes to say so, and how long the whole command takes."""
+"""An instance with a long history: how long the log takes to say what it was, how long the whole command takes, and what a process that
+begins has to read of it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 import psutil
+import psycopg
+from psycopg_pool import AsyncConnectionPool
 
 from bench.reads import REPOSITORY
 from bench.rebuild_log import NOW_MS, Life, life_of, write_lives
-from bench.result import Limit
+from bench.result import Comparison, Limit
 from bench.services import Services
 from events import types as e
+from events.store import EventStore
 from events.types import AnyEvent, Sealed, UsageEntry
 from hydracore.audit.past import state_at
 from hydracore.db.pool import open_pool
@@ -32,6 +37,7 @@ SHORT: Final = 6
 
 WORK_MS_MAX: Final = 100.0
 COMMAND_MS_MAX: Final = 1_000.0
+FIRST_LOADS_RATIO_MIN: Final = 5.0
 
 #: `python -m hydracore`, which says at its end what CPU time it has taken, in seconds.
 _COMMAND: Final = """
@@ -42,7 +48,7 @@ main()
 """
 
 
-async def measure(services: Services) -> list[Limit]:
+async def measure(services: Services) -> list[Comparison | Limit]:
     """The function on an open pool; then the command beside the same one for a short history, which is its start."""
     url = await services.fresh_database("state", migrated=True)
     (long_id, life), short = _going_on(*life_of(LONG)), life_of(SHORT)
@@ -59,7 +65,40 @@ async def measure(services: Services) -> list[Limit]:
         Limit(name=f"{name}: time, least disturbed of {ROUNDS}", value=took.best_ms, target=WORK_MS_MAX, unit="ms"),
         Limit(name=f"{name}: CPU of the command, its start aside", value=added, target=WORK_MS_MAX, unit="ms"),
         Limit(name=f"{name}: CPU of the whole command", value=median(whole), target=COMMAND_MS_MAX, unit="ms"),
+        await _first_loads(url, long_id),
     ]
+
+
+async def _first_loads(url: str, instance_id: UUID) -> Comparison:
+    """Loads a second, of stores that have read nothing yet: with the snapshot that the one before has kept, and without any."""
+    ours, theirs = list[float](), list[float]()
+    async with (
+        open_pool(url, role="hydracore_app", application="bench-state", size=1) as pool,
+        await psycopg.AsyncConnection.connect(url, autocommit=True) as owner,
+    ):
+        for _ in range(WARM + ROUNDS):
+            await owner.execute("DELETE FROM snapshot")
+            theirs.append(await _first_load(pool, instance_id))
+            ours.append(await _first_load(pool, instance_id))
+    ours, theirs = ours[WARM:], theirs[WARM:]
+    return Comparison(
+        name=f"first load of an instance with {EVENTS:,} events, loads/s",
+        against="without a snapshot",
+        ours=median(ours),
+        theirs=median(theirs),
+        ratios=[one / other for one, other in zip(ours, theirs, strict=True)],
+        target=FIRST_LOADS_RATIO_MIN,
+    )
+
+
+async def _first_load(pool: AsyncConnectionPool, instance_id: UUID) -> float:
+    store = EventStore(pool, inline=())
+    began = time.perf_counter()
+    state = await store.load(instance_id)
+    took_s = time.perf_counter() - began
+    assert state is not None
+    assert state.version == EVENTS
+    return 1 / took_s
 
 
 class Took(NamedTuple):

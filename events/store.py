@@ -4,67 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events import pages
 from events.batch import LANDED
 from events.commands import AnyCommand, RequestInstance
 from events.committer import Committer
 from events.decide import decide
 from events.errors import LogCorrupted, NotFound, Rejected, RequestMismatch, VersionConflict
 from events.evolve import evolve_all
-from events.folding import Stored, folded, version_of
+from events.folding import version_of
 from events.ids import lane_of
+from events.loading import Loader
 from events.patience import patiently
-from events.recent import Recent
 from events.record import Append, InlineProjection, Origin, Outcome
+from events.snapshots import Remembered
 from events.sql import Statements
 from events.state import Instance
 from events.turns import Turns
 from events.types import AnyEvent
-from events.weights import weight_of
 
 _SQL = Statements("events", "store.sql")
-_STREAM_FROM = pages.paged(_SQL["stream_from"])
 _REPEATED = _SQL["repeated"]
 _HEADS = _SQL["heads"]
 
 #: How often a command is decided again after a race that another process has won, before the caller learns of it.
 RACES_MAX = 64
-
-#: How many events of a stream are read, and folded in one go, at most: the stream of an instance that was used for a year has
-#: hundreds of thousands, and others are to be served meanwhile.
-STREAM_PAGE = 200
-
-#: How many states one process remembers, and how many bytes of them, about. A remembered state is only a shorter way to load:
-#: newer events are read.
-STATES_MAX = 10_000
-STATES_BYTES_MAX = 64 * 2**20
-
-
-class _Row(NamedTuple):
-    seq: int
-    version: int
-    type: str
-    schema_version: int
-    payload: str
-    digest: bytes
-    upto_bytes: int
-
-    @property
-    def stored(self) -> Stored:
-        return self.seq, self.version, self.type, self.schema_version, self.payload
-
-
-class _Remembered(NamedTuple):
-    """A state and the digest of the last event behind it, which tells whether the log still says so."""
-
-    state: Instance
-    digest: bytes
 
 
 class EventStore:
@@ -84,7 +51,7 @@ class EventStore:
         self._pool = pool
         self._committer = Committer(pool, inline, published=published)
         self._turns = Turns()
-        self._states = Recent[UUID, _Remembered](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
+        self._loader = Loader(pool)
 
     async def close(self) -> None:
         """Wait for the appends under way; the pool stays its owner's."""
@@ -95,39 +62,7 @@ class EventStore:
 
         Raises `StoreUnavailable`, `LogCorrupted` where the stream makes no sense, and `EventUnreadable`.
         """
-        remembered = self._states.get(stream_id)
-        if remembered is not None:
-            rows = await self._read(stream_id, since=remembered.state.version)
-            if rows and rows[0].digest == remembered.digest:
-                state = self._fold(stream_id, remembered.state, rows[1:])
-                return await self._fold_on(stream_id, state) if _may_go_on(rows) else state
-            # Not the log that this was read from any more: it was restored from a backup.
-            self._states.pop(stream_id)
-        return await self._fold_on(stream_id, None)
-
-    async def _fold_on(self, stream_id: UUID, state: Instance | None) -> Instance | None:
-        """`state` after all events that follow it."""
-        while True:
-            rows = await self._read(stream_id, since=1 if state is None else state.version + 1)
-            state = self._fold(stream_id, state, rows)
-            if not _may_go_on(rows):
-                return state
-
-    async def _read(self, stream_id: UUID, *, since: int) -> list[_Row]:
-        """The next page of a stream."""
-
-        async def read(connection: AsyncConnection) -> list[_Row]:
-            parameters = (lane_of(stream_id), stream_id, since, STREAM_PAGE, pages.PAGE_BYTES)
-            cursor = await connection.execute(_STREAM_FROM, parameters, prepare=True)
-            return [_Row(*row) for row in await cursor.fetchall()]
-
-        return await patiently(self._pool, read)
-
-    def _fold(self, stream_id: UUID, state: Instance | None, rows: list[_Row]) -> Instance | None:
-        state = folded(state, [row.stored for row in rows], stream_id=stream_id)
-        if rows and state is not None:
-            self._remember(state, digest=rows[-1].digest)
-        return state
+        return await self._loader.load(stream_id)
 
     async def create(self, stream_id: UUID, command: RequestInstance, origin: Origin) -> Outcome:
         """Begin a stream, in one round trip and without looking first.
@@ -169,7 +104,7 @@ class EventStore:
             return command
 
         async with self._turns.turn(stream_id):
-            remembered = self._states.get(stream_id)
+            remembered = self._loader.remembered(stream_id)
             if remembered is not None:
                 # A remembered state may be old. An append there is safe, because the log checks the version; an answer that
                 # writes nothing is not, and is given only at a state just loaded.
@@ -228,7 +163,7 @@ class EventStore:
             return None
         after = evolve_all(state, events, stream_id=stream_id)
         assert after is not None
-        remembered = self._states.get(stream_id)
+        remembered = self._loader.remembered(stream_id)
         append = Append(
             stream_id=stream_id,
             lane=lane_of(stream_id),
@@ -242,9 +177,9 @@ class EventStore:
         verdict = await self._committer.commit(append)
         if verdict.outcome == "appended":
             assert verdict.version == after.version, "the log and the fold count alike"
-            self._remember(after, digest=verdict.digest)
+            await self._loader.go_on(append.expected_version, Remembered(after, verdict.digest))
             return Outcome(state=after, events=events)
-        self._states.pop(stream_id)
+        self._loader.forget(stream_id)
         if verdict.outcome == "conflict":
             raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
         mine = events if verdict.outcome in LANDED else ()
@@ -267,16 +202,6 @@ class EventStore:
         now = await self.load(stream_id)
         assert now is not None, "a recorded command has a stream"
         return Outcome(state=now, events=events, duplicate=True, result=result)
-
-    def _remember(self, state: Instance, *, digest: bytes) -> None:
-        remembered, weight = self._states.weighed(state.id)
-        weight = weight_of(state, before=None if remembered is None else remembered.state, weight=weight)
-        self._states.put(state.id, _Remembered(state, digest), weight=weight)
-
-
-def _may_go_on(rows: list[_Row]) -> bool:
-    weight = rows[-1].upto_bytes if rows else 0
-    return pages.may_go_on(events=len(rows), events_max=STREAM_PAGE, weight=weight)
 
 
 async def read_heads(connection: AsyncConnection) -> dict[int, int]:

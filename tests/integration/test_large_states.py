@@ -10,8 +10,7 @@ import psycopg
 import pytest
 
 from bench.rebuild_log import Life, life_of, write_lives
-from events import examine, pages
-from events import store as stores
+from events import examine, loading, pages
 from events import types as e
 from events.ids import lane_of
 from events.types import Sealed
@@ -36,7 +35,7 @@ assert PEAK_BYTES_MAX < COUNT * STATE_BYTES * 2 / 3
 @pytest.fixture(autouse=True)
 def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_BYTES", ROOM_BYTES)
-    monkeypatch.setattr(stores, "STATES_BYTES_MAX", ROOM_BYTES)
+    monkeypatch.setattr(loading, "STATES_BYTES_MAX", ROOM_BYTES)
     monkeypatch.setattr(history, "STATES_BYTES_MAX", ROOM_BYTES)
     monkeypatch.setattr(examine, "EVENTS_AT_ONCE", 2)
 

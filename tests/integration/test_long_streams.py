@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from events import store as stores
+from events import loading
 from tests import lives
 from tests.requests_to_log import open_store, origin
 
@@ -16,7 +16,7 @@ WHOLE = lives.Life.after(*lives.DELETED).state
 async def test_a_long_life_is_loaded_page_by_page(
     database_url: str, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    monkeypatch.setattr(stores, "STREAM_PAGE", page)
+    monkeypatch.setattr(loading, "STREAM_PAGE", page)
     async with open_store(database_url) as (writer, _), open_store(database_url) as (reader, _):
         asked, *rest = lives.DELETED
         await writer.execute(ADA, asked, origin())

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from transitions.extensions.diagrams import GraphMachine
 
-from events import errors, keys, pages, store
+from events import errors, keys, loading, pages
 from events.failures import TEXTS
 from events.lifecycle import STATUSES, TRANSITIONS
 from events.state import BOOTSTRAP_STAGES, STAGES, TEARDOWN_STEPS
@@ -196,7 +196,7 @@ def sections(text: str) -> set[str]:
     [
         (pages.PAGE_BYTES, "holds {} MiB of events at a time"),
         (gathering.HELD_BYTES_MAX, "of the streams that a rebuild puts together it holds {} MiB"),
-        (store.STATES_BYTES_MAX, "{} MiB in a store"),
+        (loading.STATES_BYTES_MAX, "{} MiB in a store"),
         (history.STATES_BYTES_MAX, "{} MiB in a history"),
         (refolding.KEPT_BYTES_MAX, "{} MiB in a build that catches up"),
         (keys.TEXTS_BYTES_MAX, "bounded by bytes over all customers ({} MiB)"),
