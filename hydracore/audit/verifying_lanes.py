@@ -17,7 +17,7 @@ from events.seal import Head
 from events.verified_lane import BEGINNING, Lane, LaneReport, Point
 from events.verify import finish, read
 from events.window import Window
-from hydracore.audit import sums, tables
+from hydracore.audit import snapshots, sums, tables
 from hydracore.audit.newer import Newer
 from hydracore.audit.served import served
 from projections.definition import Inline
@@ -73,6 +73,10 @@ def verify_some(
         done(0)  # What has come since is more than what was to be done.
     _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
     for job, report in zip(jobs, reports, strict=True):
+        if job.replay:
+            among = None if job.start == BEGINNING else report.versions
+            for found in snapshots.compare(connection, job.lane, among=among, after_each=lambda: done(0)):
+                _add(report, found)
         if job.adds_up:
             _compare_sums(connection, job, report, adding.pop(job.lane, None), done)
     return reports

@@ -1,0 +1,93 @@
+"""Compares snapshots with the log: the stream of each folded from its beginning, and what the fold gives with what is kept.
+
+Nothing of it needs to be seen in one moment: a snapshot says which version it is of, and no event changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from uuid import UUID
+
+import msgspec
+from psycopg import Connection
+
+from events import pages
+from events.errors import EventUnreadable, LogCorrupted
+from events.finding import Finding, Note
+from events.folding import folded, version_of
+from events.snapshots import FOLD, decode, encode
+from events.sql import Statements
+from events.state import Instance
+from hydracore.audit.changes import changes_between
+
+_SNAPSHOT = Statements("events", "snapshots.sql")["snapshot"]
+_STREAM_FROM = pages.paged(Statements("events", "store.sql")["stream_from"])
+_SQL = Statements("hydracore.audit", "snapshots.sql")
+_STREAMS = _SQL["streams"]
+_NEWER = _SQL["newer"]
+
+#: How many events are folded before writers are given way to, at most.
+PAGE = 200
+
+#: How many of the fields that differ a finding names.
+_FIELDS_MAX = 5
+
+_NOT_KNOWN = "Snapshots that a newer HydraCore made by rules of its own were not compared"
+
+
+def compare(
+    connection: Connection, lane: int, *, among: Container[bytes] | None, after_each: Callable[[], None]
+) -> Iterator[Finding | Note]:
+    """What is wrong with the snapshots of a lane. `among`: only of these streams, by the bytes of their ids. `after_each`: called after each page of events.
+
+    An event that cannot be read, or makes no sense, is left to those who compare the rows of its stream.
+    """
+    ((newer,),) = connection.execute(_NEWER, (lane, FOLD)).fetchall()
+    if newer:
+        yield Note(_NOT_KNOWN, lane, str(newer))
+    for (stream_id,) in connection.execute(_STREAMS, (lane, FOLD)).fetchall():
+        if among is not None and stream_id.bytes not in among:
+            continue
+        # Another release may have replaced it in this moment.
+        for version, digest, text in connection.execute(_SNAPSHOT, (lane, stream_id, FOLD)).fetchall():
+            what = _wrong(connection, lane, stream_id, (version, digest, text.encode()), after_each)
+            if what is not None:
+                yield Finding(kind="row_differs", what=what, lane=lane, stream_id=stream_id, table="snapshot")
+
+
+def _wrong(
+    connection: Connection,
+    lane: int,
+    stream_id: UUID,
+    snapshot: tuple[int, bytes, bytes],
+    after_each: Callable[[], None],
+) -> str | None:
+    version, digest, text = snapshot
+    state, last = None, b""
+    while version_of(state) < version:
+        after = version_of(state)
+        asked = (lane, stream_id, after + 1, min(PAGE, version - after), pages.PAGE_BYTES)
+        rows = connection.execute(_STREAM_FROM, asked).fetchall()
+        if not rows:
+            return f"It is of version {version}, and the stream ends with {after}"
+        try:
+            state = folded(state, [row[:5] for row in rows], stream_id=stream_id)
+        except (EventUnreadable, LogCorrupted):
+            return None
+        last = rows[-1][5]
+        after_each()
+    assert state is not None, "a version is not below 1"
+    if last != digest:
+        return f"It stands on another event than the log has at version {version}"
+    return None if encode(state) == text else _difference(text, state)
+
+
+def _difference(text: bytes, wanted: Instance) -> str:
+    try:
+        kept = decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return "It cannot be read"
+    fields = [change.field for change in changes_between(kept, wanted)]
+    if not fields:
+        return "It is not written as the log gives it"
+    return f"It is not what the log gives in {', '.join(fields[:_FIELDS_MAX])}{', ...' if len(fields) > _FIELDS_MAX else ''}"

@@ -1,0 +1,136 @@
+"""Snapshots are compared with the log: whoever writes one by hand would have processes go on from what never was."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from events import snapshots as kept
+from events.finding import Finding, sentences
+from events.pacing import Pace
+from events.seal import Seal
+from hydracore.audit import snapshots
+from hydracore.audit.seal_check import stored_seals
+from hydracore.audit.verifying_lanes import Job, verify_some
+from tests.audit_log import LANE, Forger, follow, sealed_log
+from tests.services import Services
+from tests.tampering import find, forger, look, made_once
+
+__all__ = ["forger"]
+
+
+@pytest.fixture(scope="module")
+def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """A log with a snapshot of each of its instances."""
+
+    async def make(url: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kept, "EVERY", 2)
+            async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
+                await follow(log)
+
+    with made_once(services, "snapshots", make) as url:
+        yield url
+
+
+def first_of(forger: Forger) -> str:
+    """The id of the instance with the most events."""
+    query = "SELECT stream_id::text FROM snapshot WHERE lane = %s ORDER BY version DESC LIMIT 1"
+    ((stream_id,),) = forger.connection.execute(query, (LANE,)).fetchall()
+    return stream_id
+
+
+def found(forger: Forger) -> list[Finding]:
+    return find(forger, replay=True)
+
+
+def test_snapshots_that_were_left_alone_are_as_they_must_be(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((count,),) = forger.connection.execute("SELECT count(*) FROM snapshot").fetchall()
+    assert count == 3
+    report = look(forger, replay=True)
+    assert (report.findings, report.notes) == ([], set())
+
+    monkeypatch.setattr(snapshots, "PAGE", 1)
+
+    assert found(forger) == [], "nor does it depend on how much is read at a time"
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        (
+            "UPDATE snapshot SET state = replace(state::text, '\"second\"', '\"third\"')::json WHERE version = 6",
+            "It is not what the log gives in agent_name",
+        ),
+        (
+            "UPDATE snapshot SET state = replace(replace(state::text, 'starter', 'huge'), 'local', 'far')::json WHERE version = 6",
+            "It is not what the log gives in region_id, tier_id",
+        ),
+        (
+            "UPDATE snapshot SET state = (state::text || ' ')::json WHERE version = 6",
+            "It is not written as the log gives it",
+        ),
+        ("UPDATE snapshot SET state = '{}' WHERE version = 6", "It cannot be read"),
+        (
+            "UPDATE snapshot SET digest = sha256('another event') WHERE version = 6",
+            "It stands on another event than the log has at version 6",
+        ),
+        (
+            "UPDATE snapshot SET version = 3 WHERE version = 6",
+            "It stands on another event than the log has at version 3",
+        ),
+        ("UPDATE snapshot SET version = 99 WHERE version = 6", "It is of version 99, and the stream ends with 6"),
+    ],
+)
+def test_an_edited_snapshot_is_found_with_the_place(forger: Forger, statement: str, what: str) -> None:
+    stream_id = first_of(forger)
+    forger.do(statement)
+
+    (finding,) = found(forger)
+
+    assert (finding.kind, finding.lane, str(finding.stream_id)) == ("row_differs", LANE, stream_id)
+    assert (finding.table, finding.what) == ("snapshot", what)
+
+
+def test_a_snapshot_of_a_stream_that_never_was_is_found(forger: Forger) -> None:
+    forger.do(
+        "INSERT INTO snapshot SELECT lane, gen_random_uuid(), version, fold, digest, state FROM snapshot WHERE version = 6"
+    )
+
+    (finding,) = found(forger)
+
+    assert finding.what.endswith("and the stream ends with 0")
+
+
+def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(forger: Forger) -> None:
+    forger.do("UPDATE snapshot SET fold = fold - 1, state = '{}'")
+    assert found(forger) == []
+
+    forger.do("UPDATE snapshot SET fold = fold + 2")
+
+    report = look(forger, replay=True)
+    assert report.findings == []
+    assert sentences(report.notes) == [
+        f"Snapshots that a newer HydraCore made by rules of its own were not compared: lane {LANE} (3)"
+    ]
+
+
+def test_a_history_that_makes_no_sense_is_told_of_once(forger: Forger) -> None:
+    forger.do("UPDATE event SET type = 'nonsense' WHERE version = 2")
+
+    tables = [finding.table for finding in found(forger) if finding.kind != "event_edited"]
+
+    assert "snapshot" not in tables
+
+
+def test_since_a_seal_the_snapshots_of_what_has_moved_are_compared(forger: Forger) -> None:
+    forger.do("UPDATE snapshot SET state = '{}'")
+    first, last = stored_seals(forger.connection)
+
+    def edited(seal: Seal) -> int:
+        job = Job(lane=LANE, start=seal.head(LANE))
+        (report,) = verify_some(forger.connection, [job], Pace(full_speed=True), lambda _: None)
+        return sum(finding.table == "snapshot" for finding in report.findings)
+
+    assert (edited(first), edited(last)) == (3, 0)
