@@ -58,8 +58,9 @@ class Finding(NamedTuple):
     """One thing that is not as it should be, in `action` what is done about it, and in `code` why it could not be done.
 
     `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
-    catalogue's than it was found under, `reappeared`, where its instance was given up because it seemed to have vanished, or
-    `unreadable`, where nobody can say whether an instance accounts for it, because its history cannot be read.
+    catalogue's than it was found under, `reappeared`, where its instance was given up because it seemed to have vanished, `misread`, where
+    an instance has it in the log and none in the read table, or `unreadable`, where nobody can say whether an instance accounts for it,
+    because its history cannot be read.
     """
 
     provider: str

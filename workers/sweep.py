@@ -102,34 +102,53 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
         ids = claimed[server.id]
         candidates = [one for one in (by_server.get(server.id), *map(by_id.get, ids)) if one is not None]
         try:
-            account, known = await _account_of(deps, server, candidates)
+            whose = await _whose(deps, server, candidates, ids)
         except HistoryUnreadable as error:
             # It may be that instance's, and no removal can be undone.
             finding = Finding(name, "unreadable", server.id, error.instance_id, "left alone", code=HISTORY_UNREADABLE)
             swept.findings.append(finding)
             continue
-        if account is None:
-            orphans.append(Orphan(server, ids[0] if ids else None, known=known))
+        if whose.account is not None:
+            intent = intents.get(whose.account.instance_id)
+            swept.findings.extend(await _look_at(project, server, whose.account, intent=intent))
+        elif whose.holder is not None:
+            action = "left alone: it is the instance's in the log, and not in the read table"
+            swept.findings.append(Finding(name, "misread", server.id, whose.holder, action))
         else:
-            swept.findings.extend(await _look_at(project, server, account, intent=intents.get(account.instance_id)))
+            orphans.append(Orphan(server, ids[0] if ids else None, known=whose.known))
     await _look_for_missing(project, swept, _missing_of(name, servers, accounts))
     return Orphans(orphans, len(servers))
 
 
-async def _account_of(deps: Deps, server: Server, candidates: list[Account]) -> tuple[Account | None, bool]:
-    """The one that `server` is of, if any, and whether the log may have made it at all. Raises `HistoryUnreadable`."""
+class _Whose(NamedTuple):
+    """What there is to know of a server: the account that it is of, the instance that the log has it for, and whether the log may have
+    made it at all.
+    """
+
+    account: Account | None
+    holder: UUID | None
+    known: bool
+
+
+async def _whose(deps: Deps, server: Server, candidates: list[Account], claimed: list[UUID]) -> _Whose:
+    """`claimed`: the instances that it says it is of. Raises `HistoryUnreadable`."""
     recorded = next((one for one in candidates if one.owns(server)), None)
     if recorded is not None:
-        return recorded, True
-    # Read after the list, so that in a log that is whole no server is later than its instance.
-    states: list[tuple[Account, Instance]] = []
-    for one in dict.fromkeys(candidates):
-        with reading(one.instance_id):
-            state = await deps.store.load(one.instance_id)
+        return _Whose(recorded, recorded.instance_id, known=True)
+    # Read after the list, so that in a log that is whole no server is later than its instance. And of the log, whatever the read table
+    # says: no removal can be undone.
+    accounts = {one.instance_id: one for one in candidates}
+    states = list[Instance]()
+    for instance_id in dict.fromkeys((*accounts, *claimed)):
+        with reading(instance_id):
+            state = await deps.store.load(instance_id)
         if state is not None:
-            states.append((one, state))
-    awaiting = next((one for one, state in states if one.awaits(server, state)), None)
-    return awaiting, any(is_accounted_for(state, server) for _, state in states)
+            states.append(state)
+    awaiting = next(
+        (accounts[each.id] for each in states if each.id in accounts and accounts[each.id].awaits(server, each)), None
+    )
+    holder = next((each.id for each in states if each.attempt and each.attempt.holds(server.id)), None)
+    return _Whose(awaiting, holder, any(is_accounted_for(each, server) for each in states))
 
 
 async def _look_at(project: Project, server: Server, account: Account, *, intent: str | None) -> list[Finding]:

@@ -4,8 +4,10 @@ import asyncio
 import re
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from events.ids import lane_of
 from hydracore.settings import PACKAGED_CATALOGUE
 from tests import lives
 from tests.stack import Stack
@@ -139,6 +141,47 @@ async def test_a_server_gets_the_labels_of_the_attempt_that_it_was_made_for(
     server = await provider.get_server(server_id)
     assert server is not None
     assert server.labels == labels | {"hc-intent": lives.token_hash(2)[:16]}
+    await provider.delete_server(server_id)
+
+
+MISREAD = ("misread", "left alone: it is the instance's in the log, and not in the read table")
+
+
+async def test_a_row_that_names_another_instance_s_server_costs_neither_labels_nor_a_server(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    """Of several rows that name a server, the sweep takes the last one's word for whose it is, and asks the log before it does anything."""
+    first, last = sorted([await stack.running(), await stack.running()], key=lambda each: (lane_of(each), each))
+    servers = [stack.known_server(instance_id) for instance_id in (first, last)]
+    before = [await provider.get_server(server_id) for server_id in servers]
+    name = "UPDATE instance SET server_id = %s WHERE id = %s RETURNING 1"
+    assert stack.rows(name, servers[0], last)
+    try:
+        for _ in range(2):
+            assert await found(stack, servers[0], grace_s=SHORT) == []
+            assert await found(stack, servers[1], grace_s=SHORT) == [MISREAD]
+    finally:
+        assert stack.rows(name, servers[1], last)
+    assert [await provider.get_server(server_id) for server_id in servers] == before
+
+
+async def test_a_row_that_is_missing_costs_no_server_that_the_log_has(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    ours = installation()
+    async with stack.deps(
+        database_url=database_url, installation=ours["hc-installation"], orphan_grace_s=SHORT
+    ) as deps:
+        server_id = await stray(provider, **ours)
+        instance_id = await recorded(deps, 0, lives.created(server_id=server_id))
+        await provider.set_labels(server_id, ours | {"hc-instance": str(instance_id), "hc-attempt": "1"})
+        with psycopg.connect(database_url, autocommit=True) as owner:
+            owner.execute("DELETE FROM instance")
+
+        swept = [(await sweep(deps, dry_run=False)).findings for _ in range(2)]
+
+    assert [[(each.kind, each.action) for each in findings] for findings in swept] == [[MISREAD], [MISREAD]]
+    assert not await is_gone(provider, server_id)
     await provider.delete_server(server_id)
 
 
