@@ -8,6 +8,7 @@ event, and not one for everything that stands on it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -108,6 +109,7 @@ class _Seen(NamedTuple):
 
     seq: int
     stream_id: UUID
+    version: int
     tenant_id: str
     digest: bytes
     command_id: UUID
@@ -183,6 +185,7 @@ def _seen(event: _Event) -> _Seen:
     return _Seen(
         seq=event.seq,
         stream_id=event.stream_id,
+        version=event.version,
         tenant_id=event.tenant_id,
         digest=event.digest,
         command_id=event.command_id,
@@ -234,13 +237,24 @@ class _Place:
                 yield self._finding("event_missing", what, seq)
             else:
                 yield from self._event(event, command)
-        present = [event.digest for event in found if event is not None and not event.lacks]
-        if len(present) == command.event_count and digest_of(command, present) != command.digest:
-            what = f"Command {command.command_id} was edited, or an event of it with its digest"
-            yield self._finding("command_edited", what, first, last_seq=last)
+        present = [event for event in found if event is not None and not event.lacks]
+        if len(present) == command.event_count and not _is_of(command, present):
+            yield from self._edited(command, present)
         if _link_of(command, self._link) != command.link:
             yield self._finding("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
         self._link, self.seq = command.link, max(self.seq, last + 1)
+
+    def _edited(self, command: _Command, events: list[_Seen]) -> Iterator[Finding]:
+        """What is wrong where a command has not the digest that its row and all of its events give."""
+        in_order = sorted(events, key=attrgetter("version"))
+        if _is_of(command, in_order):
+            for event, other in zip(events, in_order, strict=True):
+                if event is not other:
+                    what = "It changed places with another event of its command"
+                    yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
+            return
+        what = f"Command {command.command_id} was edited, or an event of it with its digest"
+        yield self._finding("command_edited", what, events[0].seq, last_seq=events[-1].seq)
 
     def _event(self, event: _Seen, command: _Command) -> Iterator[Finding]:
         if event.lacks:
@@ -288,6 +302,11 @@ def digest_of(command: CommandRow, event_digests: list[bytes]) -> bytes:
         result=None if command.result is None else command.result.encode(),
         event_digests=event_digests,
     )
+
+
+def _is_of(command: _Command, events: Iterable[_Seen]) -> bool:
+    """Whether the command has the digest that its row and these events give."""
+    return digest_of(command, [event.digest for event in events]) == command.digest
 
 
 def _link_of(command: _Command, previous: bytes) -> bytes | None:

@@ -13,7 +13,8 @@ from events.folding import Stored, folded
 from events.ids import lane_of
 from events.patience import patiently
 from events.recent import Recent
-from events.snapshots import Remembered, Snapshots, is_due
+from events.remembered import Remembered
+from events.snapshots import Snapshots, is_due
 from events.sql import Statements
 from events.state import Instance
 from events.weights import weight_of

@@ -7,7 +7,7 @@ event. No decision depends on whether there is one, and `audit verify` compares 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -18,16 +18,12 @@ from psycopg_pool import AsyncConnectionPool
 from events.errors import StoreUnavailable
 from events.ids import lane_of
 from events.patience import patiently, run
+from events.remembered import FOLD, Remembered, decode, encode
 from events.sql import Statements
-from events.state import Instance
 
 _SQL = Statements("events", "snapshots.sql")
 _SNAPSHOT = _SQL["snapshot"]
 _KEEP = _SQL["keep"]
-
-#: The rules that states are made by. To be raised with every change of them, or of what a state holds, after which a history that is in
-#: a log gives another state: what was made by others is not looked at, and in time replaced.
-FOLD: Final = 1
 
 #: After how many events of a stream the next snapshot is due.
 EVERY = 500
@@ -35,17 +31,7 @@ EVERY = 500
 #: For how long keeping one is tried while the database is away: somebody waits for an answer that does not depend on it.
 _PATIENCE_S: Final = 1.0
 
-encode: Final = msgspec.json.Encoder().encode
-decode: Final = msgspec.json.Decoder(Instance).decode
-
 _log = structlog.get_logger(__name__)
-
-
-class Remembered(NamedTuple):
-    """A state and the digest of the last event behind it, which tells whether the log still says so."""
-
-    state: Instance
-    digest: bytes
 
 
 def is_due(before: int, after: int) -> bool:

@@ -20,7 +20,7 @@ from events.ids import lane_of
 from events.loading import Loader
 from events.patience import patiently
 from events.record import Append, InlineProjection, Origin, Outcome
-from events.snapshots import Remembered
+from events.remembered import Remembered
 from events.sql import Statements
 from events.state import Instance
 from events.turns import Turns

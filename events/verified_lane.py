@@ -26,6 +26,7 @@ from events.window import Window, fits
 
 _SQL = Statements("events", "verify.sql")
 _STREAMS = _SQL["streams"]
+_LINK_AT = _SQL["link_at"]
 _VERSIONS_AT = _SQL["versions_at"]
 
 #: How many numbers one window has, unless their events are large: enough to share the cost of a row, few enough to stay in the caches.
@@ -145,7 +146,8 @@ class Lane:
             self._findings += found
             if not found:
                 self._find("unexplained", "Something does not fit, and nothing is wrong", seq=after + 1, last_seq=upto)
-        self._check_head(end)
+        if self._start.seq == 0 or self._begins_with(connection, self._start):
+            self._check_head(end)
         self._check_streams(connection)
         if self._points:
             last = self._points[-1]
@@ -159,6 +161,14 @@ class Lane:
             versions=self._versions,
             settled=settled,
         )
+
+    def _begins_with(self, connection: Connection, start: Head) -> bool:
+        row = connection.execute(_LINK_AT, (self.number, start.seq), binary=True).fetchone()
+        if row == (start.link,):
+            return True
+        what = "The last seal, behind which this begins, was made of other events than these: verify all of the lane"
+        self._find("rewritten", what, seq=1, last_seq=start.seq)
+        return False
 
     def _doubt(self, upto: int) -> None:
         after = self._at.seq

@@ -15,7 +15,7 @@ from events import pages
 from events.errors import EventUnreadable, LogCorrupted
 from events.finding import Finding, Note
 from events.folding import folded, version_of
-from events.snapshots import FOLD, decode, encode
+from events.remembered import FOLD, decode, encode
 from events.sql import Statements
 from events.state import Instance
 from hydracore.audit.changes import changes_between

@@ -107,7 +107,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
             [*swapped(EVENT, "seq", 7, 8)],
             {("event_edited", 7), ("event_edited", 8), ("command_edited", 7), ("command_edited", 8)},
         ),
-        ([*swapped(EVENT, "seq", 4, 5)], {("command_edited", 4)}),
+        ([*swapped(EVENT, "seq", 4, 5)], {("event_edited", 4), ("event_edited", 5)}),
         (
             [*swapped(EVENT, "seq", 9, 10), *swapped(COMMAND, "first_seq", 9, 10)],
             {("chain_broken", 9), ("chain_broken", 10), ("chain_broken", 11)},

@@ -183,6 +183,18 @@ async def test_since_the_seal_only_what_came_after_it_is_looked_at(log: Log, for
     assert (status, [(finding["kind"], finding["seq"]) for finding in findings]) == (1, [("event_edited", 14)])
 
 
+async def test_since_the_seal_a_lane_that_was_written_anew_before_it_is_found(log: Log, forger: Forger) -> None:
+    forger.do(FORGE.format(7))
+    forger.redo_event(7)
+    forger.redo_command(7)
+    forger.redo_links()
+
+    status, findings = found(log, "--since-seal", "--no-replay")
+
+    (finding,) = findings
+    assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "rewritten", 1, 12)
+
+
 async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
     public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
     given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from events import loading, snapshots
 from events.ids import lane_of
-from events.snapshots import FOLD
+from events.remembered import FOLD
 from events.state import Instance
 from tests import lives
 from tests.requests_to_log import open_store, origin

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from events import snapshots
+from events import remembered, snapshots
 from events.codec import decode
 from events.evolve import evolve
-from events.snapshots import FOLD
+from events.remembered import FOLD
 from events.state import Instance
 from events.types import AnyEvent
 from tests import lives
@@ -37,13 +37,13 @@ def results() -> Iterator[bytes]:
         state = None
         for payload in history:
             state = evolve(state, decode(payload), stream_id=lives.instance_id())
-            yield snapshots.encode(state)
+            yield remembered.encode(state)
             yield from (result(state, event) for event in others)
 
 
 def result(state: Instance, event: AnyEvent) -> bytes:
     try:
-        return snapshots.encode(evolve(state, event, stream_id=state.id))
+        return remembered.encode(evolve(state, event, stream_id=state.id))
     except Exception as error:  # noqa: BLE001 - that it makes no sense there, and how that is found, is a result
         return type(error).__name__.encode()
 
@@ -51,7 +51,7 @@ def result(state: Instance, event: AnyEvent) -> bytes:
 def test_whoever_changes_what_a_history_gives_changes_the_number_of_the_rules() -> None:
     """Otherwise processes of this release would go on from states that those before have made by other rules.
 
-    Where this fails: raise `FOLD` in `events/snapshots.py`, and add its digest.
+    Where this fails: raise `FOLD` in `events/remembered.py`, and add its digest.
     """
     digest = sha256(b"\n".join(results())).hexdigest()
 
@@ -63,10 +63,10 @@ def test_whoever_changes_what_a_history_gives_changes_the_number_of_the_rules() 
 def test_a_snapshot_is_read_as_the_state_that_it_was_made_of(way: str) -> None:
     state = lives.Life.after(*lives.WAYS[way]).state
 
-    text = snapshots.encode(state)
+    text = remembered.encode(state)
 
-    assert snapshots.decode(text) == state
-    assert snapshots.encode(snapshots.decode(text)) == text
+    assert remembered.decode(text) == state
+    assert remembered.encode(remembered.decode(text)) == text
 
 
 @pytest.mark.parametrize(("before", "after"), [(499, 500), (0, 1_500), (999, 1_001)])
