@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
-from pathlib import Path
 
-import msgspec
 import pytest
 
 from events import remembered, snapshots
-from events.codec import decode
 from events.evolve import evolve
 from events.remembered import FOLD
 from events.state import Instance
 from events.types import AnyEvent
-from tests import lives
-
-CORPUS = Path(__file__).parents[1] / "corpus"
+from tests import frozen, lives
 
 #: By the number of the rules: the digest of all states that they make of the corpus. Lines are added, and only the last one is ever
 #: edited, before it is released.
 FROZEN = {1: "3522843d6f8a74c22f97901ff1e80fae4858019c7fb76703f38bece263c632a4"}
 
 
-def histories() -> Iterator[list[str]]:
-    """Payloads of whole streams as the first version wrote them (`histories-v1.jsonl`)."""
-    for line in (CORPUS / "histories-v1.jsonl").read_bytes().splitlines():
-        yield msgspec.json.decode(line, type=list[str])
-
-
 def results() -> Iterator[bytes]:
-    """What the rules of today make of every prefix of those, and of one more event of each kind behind it."""
-    others = [decode(line) for line in (CORPUS / "events-v1.jsonl").read_bytes().splitlines()]
-    for history in histories():
+    """What the rules of today make of every prefix of the frozen histories, and of one more event of each type behind it."""
+    others = frozen.events()
+    for history in frozen.histories():
         state = None
-        for payload in history:
-            state = evolve(state, decode(payload), stream_id=lives.instance_id())
+        for event in history:
+            state = evolve(state, event, stream_id=lives.instance_id())
             yield remembered.encode(state)
-            yield from (result(state, event) for event in others)
+            yield from (result(state, other) for other in others)
 
 
 def result(state: Instance, event: AnyEvent) -> bytes:
