@@ -22,7 +22,7 @@ from projections.tables import LIVE
 
 _SQL = Statements("projections", "generations.sql")
 #: Run in each session of work that takes long.
-UNLIMITED_SESSION = _SQL["unlimited_session"]
+UNLIMITED_SESSION = Statements("events", "session.sql")["unlimited"]
 _SERVED = _SQL["served"]
 _NEWEST_IN = _SQL["newest_in"]
 _LAST_REPLACED = _SQL["last_replaced"]

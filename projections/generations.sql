@@ -158,15 +158,6 @@ SELECT l.lane
 UPDATE projection_lane SET folded_at = clock_timestamp()
  WHERE name = %(name)s AND generation = %(generation)s AND lane = ANY (%(lanes)s)
 
--- name: unlimited_session
--- Limits that a role or a database has are for the statements of others: this work takes as long as it takes.
-SELECT set_config('statement_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
-       set_config('idle_session_timeout', '0', false),
-       -- PostgreSQL 15 and 16 do not know it.
-       CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
-            THEN set_config('transaction_timeout', '0', false) END,
-       set_config('default_transaction_isolation', 'read committed', false)
-
 -- name: fold_session
 -- What is read is sorted, and there is a process for every processor already.
 SELECT set_config('work_mem', '64MB', false), set_config('max_parallel_workers_per_gather', '0', false)

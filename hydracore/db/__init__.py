@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psycopg
 
+from events.sql import Statements
+
 #: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).
 _LOCK = 0x6879647261
 
@@ -22,12 +24,7 @@ LOCK_WAIT_MS = 500
 LOCK_PAUSE_S = 1.0
 LOCK_TRIES_MAX = 40
 
-#: Limits that a role or a database has are for the statements of others: a step takes as long as it takes.
-_NO_LIMITS = """
-SELECT set_config(name, '0', false)
-  FROM pg_settings
- WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')
-"""
+_NO_LIMITS = Statements("events", "session.sql")["unlimited"]
 
 _CREATE_LEDGER = """
 CREATE TABLE IF NOT EXISTS migration (

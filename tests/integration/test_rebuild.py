@@ -191,6 +191,7 @@ async def test_limits_of_a_role_or_a_database_are_not_for_a_rebuild(
              PERFORM pg_sleep(0.5);
              IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE 'isolated'; END IF;
              IF current_setting('idle_session_timeout') <> '0' THEN RAISE 'ended when idle'; END IF;
+             IF current_setting('lock_timeout') <> '0' THEN RAISE 'ended when it waits'; END IF;
              RETURN NULL;
            END $$"""
     )
@@ -198,6 +199,7 @@ async def test_limits_of_a_role_or_a_database_are_not_for_a_rebuild(
         "statement_timeout = '200ms'",
         "transaction_timeout = '200ms'",
         "idle_session_timeout = '1min'",
+        "lock_timeout = '1min'",
         "default_transaction_isolation = serializable",
     ):
         alter = sql.SQL("ALTER DATABASE {} SET " + limit).format(sql.Identifier(owner_conn.info.dbname))

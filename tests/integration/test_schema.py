@@ -246,3 +246,18 @@ def test_limits_of_a_role_or_a_database_are_not_for_a_migration(
     with psycopg.connect(empty_url) as connection:
         limits = connection.execute("SELECT name, setting FROM limits WHERE name = ANY (%s)", (list(LIMITS),))
         assert dict(limits.fetchall()) == dict.fromkeys(LIMITS, "0")
+
+
+def test_a_migration_waits_for_another_one_whatever_limit_a_role_or_a_database_has(empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as owner, ThreadPoolExecutor(1) as thread:
+        alter = sql.SQL("ALTER DATABASE {} SET lock_timeout = '50ms'")
+        owner.execute(alter.format(sql.Identifier(owner.info.dbname)))
+        owner.execute("SELECT pg_advisory_lock(%s)", (db._LOCK,))
+        migrating = thread.submit(migrate, empty_url)
+        waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        while not owner.execute(waits).fetchall():
+            assert not migrating.done(), migrating.exception()
+        owner.execute("SELECT pg_sleep(0.3)")
+        owner.execute("SELECT pg_advisory_unlock(%s)", (db._LOCK,))
+
+        assert migrating.result() == [name for name, _ in migrations()]
