@@ -105,10 +105,15 @@ async def look(conninfo: str, *, role: str) -> None:
                 if role:
                     await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
                 await require_migrated(connection)
-        except psycopg.DatabaseError:
+        except psycopg.DatabaseError as error:
             if not connection.closed:
                 # There is no such role before the first migration of a cluster.
                 await require_migrated(connection)
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):
+                login = connection.info.user
+                raise NotAllowed(
+                    f"{login} may not act as {role}: GRANT {role} TO {login}, as somebody who may"
+                ) from None
             raise
 
 

@@ -125,6 +125,28 @@ def test_a_role_whose_rights_were_granted_one_by_one_is_told_what_it_lacks(datab
             do("DROP ROLE {0}")
 
 
+def test_a_login_that_may_not_act_as_the_app_is_told_what_makes_it_so(database_url: str) -> None:
+    """Roles belong to the cluster: behind a restore into another one, the owner of the database may be no member of the app's."""
+    login = f"owner_{uuid4().hex}"
+    with psycopg.connect(database_url, autocommit=True) as owner:
+
+        def do(statement: LiteralString) -> None:
+            owner.execute(sql.SQL(statement).format(sql.Identifier(login)))
+
+        do("CREATE ROLE {0} LOGIN PASSWORD 'secret'")
+        do("GRANT SELECT ON migration TO {0}")
+        try:
+            url = make_conninfo(database_url, user=login, password="secret")
+            with pytest.raises(NotAllowed, match=f"GRANT hydracore_app TO {login}, as somebody who may"):
+                pool.check(url, role="hydracore_app", application="test")
+
+            do("GRANT hydracore_app TO {0}")
+            pool.check(url, role="hydracore_app", application="test")
+        finally:
+            do("DROP OWNED BY {0}")
+            do("DROP ROLE {0}")
+
+
 def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_missed(empty_url: str) -> None:
     with pytest.raises(NotMigrated):
         pool.check(empty_url, role="not_there_yet", application="test")
