@@ -33,6 +33,10 @@ def read_boot_file(root: Path) -> BootFile:
     path = root / BOOT_FILE
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise BootFileInvalid(
+            path, "there is no such file; a server writes it at its first boot, of its user_data"
+        ) from None
     except OSError as error:
         raise BootFileInvalid(path, error.strerror or type(error).__name__) from error
     if len(content) > _SIZE_MAX_BYTES:

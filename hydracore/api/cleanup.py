@@ -20,6 +20,7 @@ from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
+from hydracore.wording import plural
 from projections.queries import ListFilter, Queries, listed_keys
 
 #: How many instances of each status one call takes on; the next call takes the rest.
@@ -50,7 +51,7 @@ class Cleanup:
                 outcomes = await asyncio.gather(*(self._delete(each, who, incoming) for each in batch))
                 cleaned += outcomes.count("started")
                 errors += outcomes.count("error")
-        message = f"{cleaned} dead instances are being deleted"
+        message = f"{plural(cleaned, 'dead instance')} {'is' if cleaned == 1 else 'are'} being deleted"
         if errors:
             message += f"; {errors} could not be started and stay as they are"
         return s.CleanupResponse(cleaned=cleaned, errors=errors, message=message)

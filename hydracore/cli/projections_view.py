@@ -56,6 +56,10 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
             if lane.behind:
                 parked = "" if lane.error is None else f", parked at event {lane.event}: {lane.error}"
                 say(f"  lane {lane.lane}: {lane.behind} behind, {lane.behind_s:.1f} s{parked}")
+        if one.parked:
+            say(
+                f"  mend what it fails at, then `hydracore projections retry {one.name}`; `skip` passes over an event for good"
+            )
 
 
 def show_intervention(done: Intervention, *, as_json: bool) -> None:
@@ -129,7 +133,7 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
         kept = f"; generation {report.generation}, which was broken off before, is kept" if report.resumed else ""
         return f"{report.name}: {events} folded{rate}; {compared}; nothing that is served changed{kept}"
     if report.stopped_s is None:
-        return f"{report.name}: {compared}; NOT swapped"
+        return f"{report.name}: {compared}; NOT swapped: see why (`hydracore audit verify`); with --accept-drift the log wins"
     stopped = f"stopped {1000 * report.stopped_s:.0f} ms in try {report.tries}"
     return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {stopped}"
 

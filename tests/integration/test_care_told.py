@@ -94,6 +94,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert names["instance"] == (1, 1, "inline")
         assert (stuck.exit_code, "ValueError" in stuck.stdout) == (5, True)
         assert f"parked at event {seq}: " in stuck.stdout
+        assert "hydracore projections retry" in stuck.stdout
         assert (str(told["event"]), told["seq"]) == (seq, told["event"] - 1)
         assert (blank.exit_code, "Invalid value for '--reason': say why" in blank.stderr) == (2, True)
         assert json.loads(done.stdout)["action"] == "skip"
@@ -134,6 +135,7 @@ async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
     assert "1 event, " in told["provision_log"]
     assert "1 row compared, 0 differ; stopped" in told["provision_log"]
     assert "NOT swapped" in told["fleet"]
+    assert "--accept-drift" in told["fleet"]
     *dropped, failure = sorted(json.loads(pruned.stdout), key=lambda one: "error" in one)
     assert len(dropped) == 5
     assert failure == {"name": "reservation", "error": "Somebody else is rebuilding reservation", "status": 4}
