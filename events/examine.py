@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from events.digest import chain_link, command_digest, event_digest
+from events.digest import chain_link
 from events.finding import FINDINGS_MAX, Finding
+from events.recomputing import digest_of, is_digest_of
 from events.seal import Head
 from events.sql import Statements
 
@@ -30,46 +31,6 @@ EVENTS_AT_ONCE = 10
 
 #: From 1970 to 2000, where PostgreSQL's time begins, in microseconds.
 POSTGRES_EPOCH_US = 946_684_800_000_000
-
-
-class EventRow(Protocol):
-    """What an event's digest is taken over, and the digest that is kept beside it."""
-
-    @property
-    def stream_id(self) -> UUID: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def schema_version(self) -> int: ...
-    @property
-    def payload(self) -> str: ...
-    @property
-    def digest(self) -> bytes: ...
-
-
-class CommandRow(Protocol):
-    """What a command's digest is taken over, but for its events."""
-
-    @property
-    def command_id(self) -> UUID: ...
-    @property
-    def stream_id(self) -> UUID: ...
-    @property
-    def tenant_id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def actor(self) -> str: ...
-    @property
-    def correlation_id(self) -> UUID: ...
-    @property
-    def causation_id(self) -> UUID | None: ...
-    @property
-    def request_hash(self) -> bytes | None: ...
-    @property
-    def result(self) -> str | None: ...
 
 
 class _Command(NamedTuple):
@@ -271,37 +232,6 @@ class _Place:
 
     def _finding(self, kind: str, what: str, seq: int, **more: Any) -> Finding:
         return Finding(kind=kind, what=what, lane=self._lane, seq=seq, **more)
-
-
-def is_digest_of(event: EventRow) -> bool:
-    """Whether the event is what its digest was taken over."""
-    try:
-        digest = event_digest(
-            stream_id=event.stream_id,
-            version=event.version,
-            tag=event.type,
-            schema_version=event.schema_version,
-            payload=event.payload.encode(),
-        )
-    except OverflowError:
-        return False  # The log never writes a negative version.
-    return digest == event.digest
-
-
-def digest_of(command: CommandRow, event_digests: list[bytes]) -> bytes:
-    """The digest of a command, computed anew from its row and from its events' digests."""
-    return command_digest(
-        command_id=command.command_id,
-        stream_id=command.stream_id,
-        tenant_id=command.tenant_id,
-        name=command.name,
-        actor=command.actor,
-        correlation_id=command.correlation_id,
-        causation_id=command.causation_id,
-        request_hash=command.request_hash,
-        result=None if command.result is None else command.result.encode(),
-        event_digests=event_digests,
-    )
 
 
 def _is_of(command: _Command, events: Iterable[_Seen]) -> bool:

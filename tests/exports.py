@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from events.digest import chain_link, event_digest
-from events.examine import digest_of
+from events.recomputing import digest_of
 from events.seal import Head, make_seal
 from events.times import microseconds
 from hydracore.audit import export_records as r

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from events.digest import chain_link
-from events.examine import digest_of, is_digest_of
 from events.ids import lane_of
+from events.recomputing import digest_of, is_digest_of
 from events.times import microseconds
 from events.verified_lane import Point
 from hydracore.audit.export_records import (

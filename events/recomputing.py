@@ -1,0 +1,79 @@
+"""Digests of rows that are stored, computed anew by the functions of `events.digest` that also made them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from uuid import UUID
+
+from events.digest import command_digest, event_digest
+
+
+class EventRow(Protocol):
+    """What an event's digest is taken over, and the digest that is kept beside it."""
+
+    @property
+    def stream_id(self) -> UUID: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def schema_version(self) -> int: ...
+    @property
+    def payload(self) -> str: ...
+    @property
+    def digest(self) -> bytes: ...
+
+
+class CommandRow(Protocol):
+    """What a command's digest is taken over, but for its events."""
+
+    @property
+    def command_id(self) -> UUID: ...
+    @property
+    def stream_id(self) -> UUID: ...
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def actor(self) -> str: ...
+    @property
+    def correlation_id(self) -> UUID: ...
+    @property
+    def causation_id(self) -> UUID | None: ...
+    @property
+    def request_hash(self) -> bytes | None: ...
+    @property
+    def result(self) -> str | None: ...
+
+
+def is_digest_of(event: EventRow) -> bool:
+    """Whether the event is what its digest was taken over."""
+    try:
+        digest = event_digest(
+            stream_id=event.stream_id,
+            version=event.version,
+            tag=event.type,
+            schema_version=event.schema_version,
+            payload=event.payload.encode(),
+        )
+    except OverflowError:
+        return False  # The log never writes a negative version.
+    return digest == event.digest
+
+
+def digest_of(command: CommandRow, event_digests: list[bytes]) -> bytes:
+    """The digest of a command, computed anew from its row and from its events' digests."""
+    return command_digest(
+        command_id=command.command_id,
+        stream_id=command.stream_id,
+        tenant_id=command.tenant_id,
+        name=command.name,
+        actor=command.actor,
+        correlation_id=command.correlation_id,
+        causation_id=command.causation_id,
+        request_hash=command.request_hash,
+        result=None if command.result is None else command.result.encode(),
+        event_digests=event_digests,
+    )
