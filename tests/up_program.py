@@ -1,5 +1,6 @@
 """`hydracore up` as a process for tests, with what belongs to its home: fixtures, to be imported by name."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.forked import Forked
 from tests.services import open_folder
 from tests.waiting import until
 
@@ -31,7 +33,7 @@ class Up:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hydracore", "up", "--home", str(home), "--port", str(port), *options],
             cwd=REPOSITORY,
-            env={name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")} | settings,
+            env=environ_with(settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -83,6 +85,23 @@ def up_fixture(home: Path) -> Generator[Callable[..., Up]]:
             each.stop()
         elif each.process.stdout and not each.process.stdout.closed:
             each.process.communicate()
+
+
+async def refused(home: Path, port: int, **settings: str) -> tuple[int, str]:
+    """The exit code of an `up` that cannot start, and its complaint."""
+    output, complaint = home.with_name("up.out"), home.with_name("up.err")
+    command = ("hydracore", "up", "--home", str(home), "--port", str(port))
+    one = Forked(*command, cwd=REPOSITORY, env=environ_with(settings), stdout=output, stderr=complaint)
+    try:
+        return await asyncio.to_thread(one.wait, READY_S_MAX), complaint.read_text()
+    finally:
+        one.signal(signal.SIGTERM)
+        one.wait(READY_S_MAX)
+
+
+def environ_with(settings: dict[str, str]) -> dict[str, str]:
+    """What a user has, with these settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")} | settings
 
 
 def processes_of(home: Path) -> list[psutil.Process]:

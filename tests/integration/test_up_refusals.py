@@ -1,10 +1,8 @@
 """What `hydracore up` cannot work with: it is named in one line, and nothing stays behind."""
 
-import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,30 +13,28 @@ from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.throwaway import throwaway_home
-from tests.up_program import Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
+from tests.up_program import home_fixture, processes_of, refused  # noqa: F401 - a fixture
 
 
-async def test_a_taken_port_is_refused(up: Callable[..., Up], home: Path) -> None:
+async def test_a_taken_port_is_refused(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = up(port)
-        _, complaint = await asyncio.to_thread(refused.process.communicate)
+        status, complaint = await refused(home, port)
 
-    assert refused.process.returncode == 2
+    assert status == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
 
 
 async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_them_alone(
-    up: Callable[..., Up], home: Path
+    home: Path,
 ) -> None:
     ports = Home(home).ports_file
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write_json(ports, {"agents": port})
-        refused = up(free_port())
-        _, complaint = await asyncio.to_thread(refused.process.communicate)
+        status, complaint = await refused(home, free_port())
 
-    assert refused.process.returncode == 2
+    assert status == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
     assert complaint.endswith("the agents of this home call it\n")
     assert json.loads(ports.read_text()) == {"agents": port}
@@ -46,7 +42,7 @@ async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_the
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's data lives apart")
 async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
-    up: Callable[..., Up], home: Path
+    home: Path,
 ) -> None:
     home.parent.chmod(0o700)
     secrets = Home(home).secrets()
@@ -56,12 +52,11 @@ async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
     )
     try:
         with theirs.held():
-            refused = up(free_port())
-            _, complaint = await asyncio.to_thread(refused.process.communicate)
+            status, complaint = await refused(home, free_port())
     finally:
         theirs.remove()
 
-    assert refused.process.returncode == 2
+    assert status == 2
     assert complaint == f"hydracore: {theirs.base} is in use by another `hydracore up` (pid {os.getpid()})\n"
     assert not list((home / "logs").iterdir())
 
@@ -81,41 +76,31 @@ def test_data_apart_that_somebody_works_on_outlives_a_copy_of_its_home() -> None
             theirs.remove()
 
 
-async def test_stores_of_ones_own_that_do_not_answer_are_named(
-    up: Callable[..., Up], home: Path, database_url: str
-) -> None:
+async def test_stores_of_ones_own_that_do_not_answer_are_named(home: Path, database_url: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}/0"
-    without_redis = up(
-        free_port(), HYDRACORE_DATABASE_URL=database_url, HYDRACORE_REDIS_URL=f"redis://:secret@{nowhere}"
-    )
-    _, complaint = await asyncio.to_thread(without_redis.process.communicate)
+    stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}"}
+    status, complaint = await refused(home, free_port(), **stores)
 
-    assert without_redis.process.returncode == 1
+    assert status == 1
     assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
     assert "secret" not in complaint
     assert not processes_of(home)
 
 
-async def test_a_role_that_the_database_does_not_have_is_named(
-    up: Callable[..., Up], home: Path, database_url: str, redis_url: str
-) -> None:
+async def test_a_role_that_the_database_does_not_have_is_named(home: Path, database_url: str, redis_url: str) -> None:
     stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
-    refused = up(free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
-    _, complaint = await asyncio.to_thread(refused.process.communicate)
+    status, complaint = await refused(home, free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
 
-    assert refused.process.returncode == 1
+    assert status == 1
     assert complaint.startswith("hydracore: the database cannot be used: ")
     assert (len(complaint.splitlines()), "nobody_knows" in complaint) == (1, True)
 
 
-async def test_a_catalogue_that_is_none_is_refused_before_anything_is_started(
-    up: Callable[..., Up], home: Path, tmp_path: Path
-) -> None:
+async def test_a_catalogue_that_is_none_is_refused_before_anything_is_started(home: Path, tmp_path: Path) -> None:
     (tmp_path / "catalogue.toml").write_text("regions")
-    refused = up(free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
-    _, complaint = await asyncio.to_thread(refused.process.communicate)
+    status, complaint = await refused(home, free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
 
-    assert refused.process.returncode == 2
+    assert status == 2
     assert complaint.startswith(f"hydracore: {tmp_path / 'catalogue.toml'}: ")
     assert len(complaint.splitlines()) == 1
     assert not list((home / "logs").iterdir())
