@@ -1,13 +1,7 @@
 """Sweeps of a stack in the test's own process, and what they found."""
 
-import subprocess
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-from tests.cloudsim_fixtures import REPOSITORY
-from tests.forked import Forked
+from tests.command import Ended, run_forked
 from tests.stack import Stack
-from tests.waiting import PATIENCE_S
 from workers.sweep import sweep
 
 #: Graces that have passed before a second look, and that no test outlives.
@@ -39,13 +33,6 @@ async def give_up(stack: Stack, server_id: str) -> None:
     assert await found(stack, server_id) == [("vanished", "reported")]
 
 
-def run_command(environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+def run_command(environ: dict[str, str], *options: str) -> Ended:
     """`hydracore sweep`."""
-    with TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
-        process = Forked("hydracore", "sweep", *options, cwd=REPOSITORY, env=environ, stdout=out, stderr=err)
-        try:
-            code = process.wait(PATIENCE_S)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(options, code, out.read_text(), err.read_text())
+    return run_forked("sweep", *options, env=environ)

@@ -8,7 +8,6 @@ from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
@@ -22,6 +21,7 @@ from hydracore.embedded.ports import free_port
 from hydracore.http_protocol import HEAD_MAX_BYTES
 from hydracore.transport import TRUST_NOBODY
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
+from tests.command import Command, run_forked
 from tests.waiting import PATIENCE_S, until
 
 ORDER = {"region_id": "local", "tier_id": "starter"}
@@ -43,9 +43,9 @@ def environ(database_url: str, redis_url: str, port: int, **extra: str) -> dict[
 
 
 @asynccontextmanager
-async def started(env: dict[str, str], part: str = "api") -> AsyncGenerator[asyncio.subprocess.Process]:
-    """The API, or another part, as a process, which ends with the test, whatever comes of it."""
-    command = [sys.executable, "-m", "hydracore", part]
+async def started(env: dict[str, str]) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """The API as those have it who type its command. It ends with the test, whatever comes of it."""
+    command = [sys.executable, "-m", "hydracore", "api"]
     process = await asyncio.create_subprocess_exec(
         *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -99,44 +99,38 @@ async def test_nobody_starts_with_another_master_key_than_the_customers_keys_wer
         await keyring.seal("ann@example.com", tenant_id="acme", customer_id="ann", field="customer_email")
     env = environ(database_url, redis_url, free_port(), HYDRACORE_PUBLIC_URL="http://127.0.0.1:1")
 
-    async with started(env, part) as process:
-        async with asyncio.timeout(PATIENCE_S):
-            _, err = await process.communicate()
+    refused = await asyncio.to_thread(run_forked, part, env=env)
 
-    assert process.returncode == 2
-    assert b"HYDRACORE_MASTER_KEY is not the one" in err.splitlines()[-1]
-    assert b"Traceback" not in err
+    assert refused.status == 2
+    assert "HYDRACORE_MASTER_KEY is not the one" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
 
 
 async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     env = environ(database_url, "redis://127.0.0.1:1/0", port := free_port())
-    async with started(env) as process, asking(port) as client:
-        await until(lambda: is_ready(client))
-        await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
+    with Command.started("api", env=env) as api:
+        async with asking(port) as client:
+            await until(lambda: is_ready(client))
+            await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
 
-        answers = await asyncio.gather(
-            *(
-                client.get("/v1/instances", headers={**bearer(user=name), "X-Request-Id": f"of-{name}"})
-                for name in ("ann", "bob")
+            answers = await asyncio.gather(
+                *(
+                    client.get("/v1/instances", headers={**bearer(user=name), "X-Request-Id": f"of-{name}"})
+                    for name in ("ann", "bob")
+                )
             )
-        )
-        lines: list[dict[str, Any]] = []
-        assert process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
             # It comes by itself, started by a request or not.
-            while not lines or lines[-1]["event"] != "rate_limits_suspended":
-                lines.append(msgspec.json.decode(await process.stderr.readline()))
-        process.terminate()
-        async with asyncio.timeout(PATIENCE_S):
-            _, err = await process.communicate()
+            await until(lambda: any("rate_limits_suspended" in line for line in api.complaints()))
+            api.signal(signal.SIGTERM)
+            ended = await api.ended()
 
     assert {(answer.status_code, answer.headers["x-request-id"]) for answer in answers} == {
         (500, "of-ann"),
         (500, "of-bob"),
     }
-    lines += [msgspec.json.decode(line) for line in err.splitlines()]
+    lines = [msgspec.json.decode(line) for line in ended.stderr.splitlines()]
     told = [(line["event"], line["request_id"]) for line in lines if "request_id" in line]
     assert sorted(told) == [("request_failed", "of-ann"), ("request_failed", "of-bob")]
 
@@ -146,7 +140,7 @@ async def test_requests_under_way_are_answered_before_it_stops(
     database_url: str, redis_url: str, number: signal.Signals
 ) -> None:
     port = free_port()
-    async with started(environ(database_url, redis_url, port)) as process:
+    with Command.started("api", env=environ(database_url, redis_url, port)) as api:
         async with asking(port) as client:
             await until(lambda: is_ready(client))
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -156,15 +150,14 @@ async def test_requests_under_way_are_answered_before_it_stops(
         # The request is being served once the server asks for its body.
         assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
 
-        process.send_signal(number)
+        api.signal(number)
         writer.write(body)
         answer = await reader.readuntil(b"\r\n\r\n")
         writer.close()
-        async with asyncio.timeout(PATIENCE_S):
-            await process.communicate()
+        ended = await api.ended()
 
     assert answer.startswith(b"HTTP/1.1 202")
-    assert process.returncode == 0
+    assert ended.status == 0
 
 
 async def test_a_wrong_catalogue_is_told_line_by_line(tmp_path: Path) -> None:
@@ -172,9 +165,7 @@ async def test_a_wrong_catalogue_is_told_line_by_line(tmp_path: Path) -> None:
     catalogue.write_text("[providers]\n[regions]\n[tiers]\n")
     env = environ("postgresql://x@127.0.0.1:1/x", "redis://127.0.0.1:1", 0, HYDRACORE_CATALOGUE=str(catalogue))
 
-    async with started(env) as process:
-        async with asyncio.timeout(PATIENCE_S):
-            _, err = await process.communicate()
+    refused = await asyncio.to_thread(run_forked, "api", env=env)
 
-    assert process.returncode == 2
-    assert f"{catalogue}: presets: Field required" in err.decode().splitlines()
+    assert refused.status == 2
+    assert f"{catalogue}: presets: Field required" in refused.stderr.splitlines()

@@ -1,8 +1,6 @@
 """Commands that work on the database."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +8,7 @@ from click.testing import CliRunner
 from hydracore.cli import main
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
-from tests.cloudsim_fixtures import REPOSITORY
+from tests.command import run_forked
 
 
 def test_migrating_twice_applies_nothing_twice(database_url: str) -> None:
@@ -38,15 +36,8 @@ def test_without_its_database_a_command_ends_at_once_in_one_clear_line(words: st
     }
     environ = {**os.environ, **{variable(name): value for name, value in settings.items()}}
 
-    done = subprocess.run(
-        [sys.executable, "-m", "hydracore", *words.split()],
-        cwd=REPOSITORY,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_forked(*words.split(), env=environ)
 
-    assert (done.returncode, done.stdout) == (3, "")
+    assert (done.status, done.stdout) == (3, "")
     assert done.stderr.startswith("hydracore: connection failed: ")
     assert len(done.stderr.splitlines()) == 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pytest
 from hydracore.modelsim.main import serve
 from hydracore.modelsim.script import MARK, ScriptError
 from hydracore.transport import TRUST_NOBODY
-from tests.agent_process import REPOSITORY, free_address
+from tests.agent_process import free_address
+from tests.command import Command
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture, running_modelsim
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import until
 
 __all__ = ["modelsim_fixture"]
 
@@ -203,17 +203,15 @@ async def test_orders_can_be_seen_withdrawn_and_refused(modelsim: ModelSim) -> N
 
 async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> None:
     host, port = free_address()
-    command = ("-m", "hydracore", "modelsim", "--home", str(tmp_path), "--port", str(port))
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=REPOSITORY, stderr=subprocess.PIPE)
+    words = ("modelsim", "--home", str(tmp_path), "--port", str(port))
+    with Command.started(*words, env=dict(os.environ)) as command:
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, verify=TRUST_NOBODY) as http:
+            await until(lambda: answers(http))
+        command.signal(signal.SIGTERM)
+        ended = await command.ended()
 
-    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, verify=TRUST_NOBODY) as http:
-        await until(lambda: answers(http))
-    process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(PATIENCE_S):
-        _, said = await process.communicate()
-
-    assert process.returncode == 0
-    assert f"Scripted models (no real one among them) at http://{host}:{port}/v1" in said.decode()
+    assert ended.status == 0
+    assert f"Scripted models (no real one among them) at http://{host}:{port}/v1" in ended.stderr
 
 
 async def answers(http: httpx.AsyncClient) -> bool:

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -25,6 +24,7 @@ from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.instance import InstanceProjection
 from projections.rebuild import Report, rebuild
+from tests.command import Command, Ended, run_forked
 from tests.next_release import InstanceV2
 from tests.rebuilding import QUIET, rebuilt, write_lives
 from tests.requests_to_log import open_store
@@ -78,28 +78,23 @@ async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
 ) -> None:
     env = os.environ | environ(settings.database_url, redis_url)
 
-    async def hydracore(*words: str) -> tuple[int, bytes, bytes]:
-        pipe = asyncio.subprocess.PIPE
-        program = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hydracore", *words, env=env, stdout=pipe, stderr=pipe
+    async def rebuilt(*options: str) -> Ended:
+        return await asyncio.to_thread(
+            run_forked, "projections", "rebuild", "instance", "--distributed", *options, env=env
         )
-        output, errors = await program.communicate()
-        return program.returncode or 0, output, errors
 
-    worker = await asyncio.create_subprocess_exec(sys.executable, "-m", "hydracore", "worker", env=env)
-    try:
-        status, output, _ = await hydracore("projections", "rebuild", "instance", "--distributed", "--json")
+    with Command.started("worker", env=env) as worker:
+        status, output, _ = await rebuilt("--json")
         (report,) = json.loads(output)
         assert (status, report["drifted"], report["rows_compared"]) == (0, 0, 8)
         assert report["stopped_s"] is not None
 
         await owner_conn.execute("DELETE FROM event WHERE ctid = (SELECT min(ctid) FROM event)")
-        status, _, errors = await hydracore("projections", "rebuild", "instance", "--distributed")
-        assert (status, errors[:40]) == (1, b"hydracore: Folding the lanes of instance")
-        assert b"LogCorrupted: Lane" in errors
-    finally:
-        worker.terminate()
-        await worker.wait()
+        status, _, errors = await rebuilt()
+        assert (status, errors[:40]) == (1, "hydracore: Folding the lanes of instance")
+        assert "LogCorrupted: Lane" in errors
+        worker.signal(signal.SIGTERM)
+        assert (await worker.ended()).status == 0
 
 
 async def test_a_claim_may_take_longer_than_other_calls_of_actors(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator
 
@@ -21,6 +20,7 @@ from events.rewrapping import BATCH
 from events.wrapping import Wrapping
 from hydracore.cli import main
 from hydracore.db.pool import open_pool
+from tests.command import Command, run_forked
 from tests.waiting import until
 
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
@@ -114,15 +114,12 @@ async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_a
     await owner_conn.execute(_STOP_AT.format(names[BATCH + 10]).encode())
     async with await psycopg.AsyncConnection.connect(database_url) as holder:
         await holder.execute("SELECT pg_advisory_lock(1)")
-        command = [sys.executable, "-m", "hydracore", "master-key", "rewrap"]
-        victim = await asyncio.create_subprocess_exec(*command, env=os.environ | environ(database_url))
 
         async def stopped() -> bool:
             return (await (await owner_conn.execute(_STOPPED)).fetchone()) == (True,)
 
-        await until(stopped)
-        victim.kill()
-        await victim.wait()
+        with Command.started("master-key", "rewrap", env=os.environ | environ(database_url)):
+            await until(stopped)
 
     async def is_rolled_back() -> bool:
         return (await (await owner_conn.execute(_AT_WORK)).fetchone()) == (0,)
@@ -133,15 +130,12 @@ async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_a
         "HYDRACORE_REDIS_URL": "redis://127.0.0.1:1",
         "HYDRACORE_JWT_SECRET": "x" * 32,
     }
-    refused = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "hydracore", "api"), env=os.environ | env, stderr=asyncio.subprocess.PIPE
-    )
-    _, err = await refused.communicate()
+    refused = await asyncio.to_thread(run_forked, "api", env=os.environ | env)
     next_one = await run("rewrap", env=environ(database_url))
 
     assert json.loads(left.output)["customer_keys"] == {"present": BATCH, "former": BATCH + 100, "unreadable": 0}
-    assert (refused.returncode, left.exit_code, next_one.exit_code) == (2, 1, 0)
-    assert b"0 of 100 that were tried open with it; where it was replaced" in err.splitlines()[-1]
+    assert (refused.status, left.exit_code, next_one.exit_code) == (2, 1, 0)
+    assert "0 of 100 that were tried open with it; where it was replaced" in refused.stderr.splitlines()[-1]
     assert next_one.output.startswith(f"wrapped anew: {BATCH + 100} keys\n")
     await Keyring(pool, master_keys=MasterKeys(NEW)).check()
 

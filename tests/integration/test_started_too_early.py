@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import LiteralString
@@ -27,6 +25,7 @@ from hydracore.db.pool import open_pool
 from hydracore.db.reaching import NotAllowed, NotMigrated, NotReached
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
+from tests.command import Command
 from tests.pooler import needs_pooler, pooled
 from tests.program import Program
 from tests.services import OwnServices
@@ -288,17 +287,11 @@ async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(
 def test_ctrl_c_ends_the_first_look_at_a_server_that_says_nothing(words: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         nowhere = f"postgresql://nobody@127.0.0.1:{server.getsockname()[1]}/nothing?connect_timeout=3600"
-        with subprocess.Popen(
-            [sys.executable, "-m", "hydracore", *words.split()],
-            cwd=tmp_path,
-            env=environ(nowhere),
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as command:
+        with Command.started(*words.split(), env=environ(nowhere), cwd=tmp_path) as command:
             connection, _ = server.accept()
             with connection:
-                command.send_signal(signal.SIGINT)
-                _, said = command.communicate(timeout=PATIENCE_S)
+                command.signal(signal.SIGINT)
+                ended = command.wait()
 
-    assert (command.returncode, said) == (130, "hydracore: interrupted\n")
+    assert (ended.status, ended.stderr) == (130, "hydracore: interrupted\n")
     assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import LiteralString
 
@@ -21,6 +18,7 @@ from projections.candidate import Candidate
 from projections.errors import SwapUnknown, WritersNotStopped
 from projections.instance import InstanceProjection
 from projections.swap import STOPPED_S_MAX
+from tests.command import Command
 from tests.rebuilding import compared, rebuilt, write_lives
 from tests.requests_to_log import open_store
 from tests.waiting import until
@@ -132,25 +130,27 @@ async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_
 ) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
-    async with rebuilding(database_url) as process, await psycopg.AsyncConnection.connect(database_url) as sitter:
-        frozen = False
-        while not frozen:
-            await sitter.execute("SELECT head FROM lane_head WHERE lane = 63 FOR UPDATE")
-            process.send_signal(signal.SIGCONT)
-            await until(lambda: in_state(owner_conn, "Lock", "active"))
-            process.send_signal(signal.SIGSTOP)
-            await sitter.rollback()
-            await until(lambda: in_no_state(owner_conn, "active"))
-            # Now it has all heads, unless it had given up a moment before.
-            frozen = await in_state(owner_conn, "Client", "idle in transaction")
+    env = os.environ | {"HYDRACORE_DATABASE_URL": database_url}
+    with Command.started("projections", "rebuild", "instance", "--workers", "1", env=env) as command:
+        async with await psycopg.AsyncConnection.connect(database_url) as sitter:
+            frozen = False
+            while not frozen:
+                await sitter.execute("SELECT head FROM lane_head WHERE lane = 63 FOR UPDATE")
+                command.signal(signal.SIGCONT)
+                await until(lambda: in_state(owner_conn, "Lock", "active"))
+                command.signal(signal.SIGSTOP)
+                await sitter.rollback()
+                await until(lambda: in_no_state(owner_conn, "active"))
+                # Now it has all heads, unless it had given up a moment before.
+                frozen = await in_state(owner_conn, "Client", "idle in transaction")
 
-        await owner_conn.execute("SET statement_timeout = '10s'")
-        await owner_conn.execute("UPDATE lane_head SET head = head")
-        process.send_signal(signal.SIGCONT)
-        output, errors = await process.communicate()
+            await owner_conn.execute("SET statement_timeout = '10s'")
+            await owner_conn.execute("UPDATE lane_head SET head = head")
+            command.signal(signal.SIGCONT)
+            ended = await command.ended()
 
-    assert (process.returncode, errors) == (0, b"")
-    assert b"generation 2 is live" in output
+    assert (ended.status, ended.stderr) == (0, "")
+    assert "generation 2 is live" in ended.stdout
 
 
 async def in_state(connection: psycopg.AsyncConnection, *expected: str) -> bool:
@@ -159,16 +159,3 @@ async def in_state(connection: psycopg.AsyncConnection, *expected: str) -> bool:
 
 async def in_no_state(connection: psycopg.AsyncConnection, unwanted: str) -> bool:
     return all(state != unwanted for _, state in await (await connection.execute(STATE)).fetchall())
-
-
-@asynccontextmanager
-async def rebuilding(database_url: str) -> AsyncGenerator[asyncio.subprocess.Process]:
-    command = (sys.executable, "-m", "hydracore", "projections", "rebuild", "instance", "--workers", "1")
-    env, pipe = os.environ | {"HYDRACORE_DATABASE_URL": database_url}, asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=pipe)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()

@@ -214,7 +214,7 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
 
     done = await asyncio.to_thread(run_command, stack.environ(orphan_grace_s=SHORT), "--dry-run")
 
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     lines = done.stdout.splitlines()
     for kind, server_id in (
         ("orphan", orphan),
@@ -243,7 +243,7 @@ async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(s
 
     hetzner = Unlooked("hetzner", "HYDRACORE_HETZNER_TOKEN not set", needed=False)
     assert (refused.unlooked, refused.is_whole) == ([hetzner, Unlooked("cloudsim", "unauthorized")], False)
-    assert (done.returncode, done.stdout.splitlines()) == (
+    assert (done.status, done.stdout.splitlines()) == (
         1,
         [
             "provider=hetzner could not be looked at: HYDRACORE_HETZNER_TOKEN not set (the log has nothing there)",

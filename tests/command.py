@@ -1,0 +1,62 @@
+"""`hydracore WORDS` as a process that is waited for. It is forked, as in `tests.forked`: how it starts is not the subject."""
+
+import asyncio
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, Self
+
+from tests.cloudsim_fixtures import REPOSITORY
+from tests.forked import Forked
+from tests.waiting import PATIENCE_S
+
+
+class Ended(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Command:
+    """A command at work."""
+
+    def __init__(self, process: Forked, stdout: Path, stderr: Path) -> None:
+        self._process = process
+        self._stdout = stdout
+        self._stderr = stderr
+
+    @classmethod
+    @contextmanager
+    def started(cls, *words: str, env: dict[str, str], cwd: Path = REPOSITORY) -> Generator[Self]:
+        """It ends with the block, whatever comes of it."""
+        with TemporaryDirectory() as folder:
+            stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+            process = Forked("hydracore", *words, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+            try:
+                yield cls(process, stdout, stderr)
+            finally:
+                process.kill()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.signal(number)
+
+    def complaints(self) -> list[str]:
+        """The whole lines that it has complained in so far."""
+        said = self._stderr.read_text() if self._stderr.exists() else ""
+        return said.splitlines()[: said.count("\n")]
+
+    def wait(self) -> Ended:
+        """Its end."""
+        return Ended(self._process.wait(PATIENCE_S), self._stdout.read_text(), self._stderr.read_text())
+
+    async def ended(self) -> Ended:
+        """The same, with the loop going on."""
+        return await asyncio.to_thread(self.wait)
+
+
+def run_forked(*words: str, env: dict[str, str], cwd: Path = REPOSITORY) -> Ended:
+    """From its start to its end."""
+    with Command.started(*words, env=env, cwd=cwd) as command:
+        return command.wait()
