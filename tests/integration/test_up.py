@@ -87,10 +87,15 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
     again.process.kill()
     await asyncio.to_thread(again.process.communicate)
     assert alive(second["pids"]), "what a killed one leaves must not be in the way of the next"
+    for name in PARTS:
+        log = Home(home).logs / f"{name}.log"
+        log.unlink(missing_ok=True)
+        log.symlink_to("/dev/full")
     last = up(port)
     await until(lambda: not alive(second["pids"]))
     assert (await last.ready())["database_url"] == first["database_url"]
     assert await status_of(instance, **customer) == 200
+    await assert_it_lives_without_logs(last, home, instance, customer)
     last.stop(signal.SIGTERM)
 
 
@@ -185,6 +190,27 @@ async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: s
     await until(heard_again)
 
 
+async def assert_it_lives_without_logs(up: Up, home: Path, instance: str, customer: dict[str, str]) -> None:
+    """Parts whose logs take nothing serve and come back, and what becomes of their agents' logs ends no agent."""
+    dev = up.dev()
+    cloudsim = {"Authorization": f"Bearer {dev['cloudsim_token']}"}
+    await until(lambda: sim_servers(dev["cloudsim_url"], cloudsim)["servers"][0]["alive"])
+    (server,) = sim_servers(dev["cloudsim_url"], cloudsim)["servers"]
+    _, hard = resource.prlimit(server["pid"], resource.RLIMIT_FSIZE)
+    resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (0, hard))
+
+    # It tries to reach the API meanwhile, and complains in its log.
+    before = datetime.now(UTC)
+    await kill_everything(up, home)
+    resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (hard, hard))
+
+    async def heard_again() -> bool:
+        return await last_heartbeat(instance, customer) > before
+
+    await until(heard_again)
+    assert sim_servers(dev["cloudsim_url"], cloudsim)["servers"] == [server]
+
+
 async def test_stores_of_ones_own_replace_the_embedded_ones(
     up: Callable[..., Up], home: Path, database_url: str, redis_url: str
 ) -> None:
@@ -194,33 +220,6 @@ async def test_stores_of_ones_own_replace_the_embedded_ones(
     assert (dev["database_url"], dev["redis_url"]) == (database_url, redis_url)
     assert not stores_of(home)
     assert await status_of(f"{dev['url']}/v1/instances", **{"X-Api-Key": dev["api_key"]}) == 200
-    one.stop()
-
-
-async def test_parts_whose_logs_take_nothing_serve_come_back_and_leave_agents_alone(
-    up: Callable[..., Up], home: Path
-) -> None:
-    for name in PARTS:
-        (Home(home).logs / f"{name}.log").symlink_to("/dev/full")
-    one = up(free_port())
-    dev = await one.ready()
-    customer = {"Authorization": f"Bearer {dev['customer']['token']}"}
-    instance = await running_instance(dev["url"], customer)
-    cloudsim = {"Authorization": f"Bearer {dev['cloudsim_token']}"}
-    (server,) = sim_servers(dev["cloudsim_url"], cloudsim)["servers"]
-    _, hard = resource.prlimit(server["pid"], resource.RLIMIT_FSIZE)
-    resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (0, hard))
-
-    # It tries to reach the API meanwhile, and complains in its log.
-    before = datetime.now(UTC)
-    await kill_everything(one, home)
-    resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (hard, hard))
-
-    async def heard_again() -> bool:
-        return await last_heartbeat(instance, customer) > before
-
-    await until(heard_again)
-    assert sim_servers(dev["cloudsim_url"], cloudsim)["servers"] == [server]
     one.stop()
 
 
