@@ -64,6 +64,8 @@ async def test_every_answer_is_as_the_document_says(services: Services, tmp_path
             "PYTHONPATH": str(REPOSITORY),
             "SCHEMATHESIS_HOOKS": HOOKS,
             "HYDRACORE_TEST_INSTANCES": json.dumps(instances, default=str),
+            # Where the tables of all characters are that were computed for other tests, or by an earlier run.
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(REPOSITORY / ".hypothesis"),
         }
         # A program of its own: made-up requests are made where they are needed, and not by every pytest that collects this.
         process = await asyncio.create_subprocess_exec(
