@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import itertools
+import os
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from typing import LiteralString
@@ -17,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.lifecycle import Status
 from hydracore.db.pool import open_pool
 from projections.queries import ListedKey, ListFilter, Queries, listed_keys
+from tests.services import Services
 
 DELETED_COUNT = 2_000
 #: In two tenants, of two customers each.
@@ -53,26 +57,57 @@ SCOPES: dict[str, tuple[str | None, str | None]] = {
 }
 
 
-@pytest.fixture(name="pool", params=["force_custom_plan", "force_generic_plan"])
-async def pool_fixture(
-    request: pytest.FixtureRequest, database_url: str, owner_conn: psycopg.AsyncConnection
-) -> AsyncGenerator[AsyncConnectionPool]:
-    """One connection to many deleted instances, of which the older are live; with either kind of plans."""
-    await owner_conn.execute(
-        FILL, {"live": LIVE_COUNT, "all": LIVE_COUNT + DELETED_COUNT, "beginning": BEGINNING, "tied": TIED_COUNT}
-    )
-    await owner_conn.execute("VACUUM ANALYZE instance")
-    url = make_conninfo(database_url, options=f"-c plan_cache_mode={request.param}")
+PLANS = ("force_custom_plan", "force_generic_plan")
+
+_serial = itertools.count(1)
+
+
+@contextmanager
+def filled_database(services: Services) -> Generator[str]:
+    """One with many deleted instances, of which the older are live; its URL."""
+    name = f"filled_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
+    url = services.create_database(name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        given = {"live": LIVE_COUNT, "all": LIVE_COUNT + DELETED_COUNT, "beginning": BEGINNING, "tied": TIED_COUNT}
+        connection.execute(FILL, given)
+        connection.execute("VACUUM ANALYZE instance")
+    yield url
+    services.drop_database(name)
+
+
+@pytest.fixture(name="database_url", scope="module")
+def database_url_fixture(services: Services) -> Generator[str]:
+    """Filled once, for all who only read it."""
+    with filled_database(services) as url:
+        yield url
+
+
+@asynccontextmanager
+async def planning(url: str, plans: str) -> AsyncGenerator[AsyncConnectionPool]:
+    """One connection with this kind of plans."""
+    url = make_conninfo(url, options=f"-c plan_cache_mode={plans}")
     async with open_pool(url, role="hydracore_app", application="test", size=1) as pool:
         yield pool
+        # What it has read is not to be told while others count.
+        await tell(pool)
+
+
+@pytest.fixture(name="pool", params=PLANS)
+async def pool_fixture(request: pytest.FixtureRequest, database_url: str) -> AsyncGenerator[AsyncConnectionPool]:
+    async with planning(database_url, request.param) as pool:
+        yield pool
+
+
+async def tell(pool: AsyncConnectionPool) -> None:
+    async with pool.connection() as connection:
+        await connection.execute(TELL)
+        await connection.execute("SELECT")
 
 
 async def counted(
     pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection, what: LiteralString = ROWS_READ
 ) -> int:
-    async with pool.connection() as connection:
-        await connection.execute(TELL)
-        await connection.execute("SELECT")
+    await tell(pool)
     row = await (await owner_conn.execute(what)).fetchone()
     assert row is not None
     return int(row[0])
@@ -182,20 +217,26 @@ async def test_a_page_with_deleted_instances_reads_few_more_rows_than_it_has(
     assert await numbers(owner_conn, listed_keys(text)) == behind[: wanted.limit]
 
 
+@pytest.mark.parametrize("plans", PLANS)
 async def test_a_look_for_a_key_in_all_tenants_reads_no_more_of_the_index_for_their_number(
-    pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection
+    services: Services, plans: str
 ) -> None:
-    await owner_conn.execute("UPDATE instance SET tenant_id = 'tenant-' || id")
-    await owner_conn.execute("VACUUM (FULL, ANALYZE) instance")
-    queries = Queries(pool)
+    with filled_database(services) as url:
+        async with (
+            await psycopg.AsyncConnection.connect(url, autocommit=True) as owner_conn,
+            planning(url, plans) as pool,
+        ):
+            await owner_conn.execute("UPDATE instance SET tenant_id = 'tenant-' || id")
+            await owner_conn.execute("VACUUM (FULL, ANALYZE) instance")
+            queries = Queries(pool)
 
-    async def look() -> int:
-        """How many pages of the index are looked at for a key that nobody has."""
-        before = await counted(pool, owner_conn, PAGES_OF_KEYS)
-        assert await queries.newest_by_key(tenant_id=None, idempotency_key="no-such-key") is None
-        return await counted(pool, owner_conn, PAGES_OF_KEYS) - before
+            async def look() -> int:
+                """How many pages of the index are looked at for a key that nobody has."""
+                before = await counted(pool, owner_conn, PAGES_OF_KEYS)
+                assert await queries.newest_by_key(tenant_id=None, idempotency_key="no-such-key") is None
+                return await counted(pool, owner_conn, PAGES_OF_KEYS) - before
 
-    # The first time it is planned, too.
-    await look()
-    assert await look() <= PAGES_MAX
-    assert await queries.newest_by_key(tenant_id=None, idempotency_key="key-1003") is not None
+            # The first time it is planned, too.
+            await look()
+            assert await look() <= PAGES_MAX
+            assert await queries.newest_by_key(tenant_id=None, idempotency_key="key-1003") is not None
