@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import itertools
+import os
+import shutil
+from collections.abc import AsyncGenerator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+import pytest
 from click.testing import CliRunner, Result
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
@@ -20,10 +24,12 @@ from events.store import EventStore
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer
 from hydracore.cli import main
+from hydracore.signals import run_to_its_end
 from projections.followed import followed_projections
 from projections.follower import Follower
 from tests import lives
 from tests.requests_to_log import NOW_MS, open_store, origin, requested
+from tests.services import Services
 
 SEAL_KEY = bytes(range(32))
 SEAL_KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -51,6 +57,41 @@ class Log(NamedTuple):
     async def name(self, number: int, name: str) -> None:
         """Give the instance another name, which is one event."""
         await self.store.execute(self.ids[number], c.ChangeConfig(at_ms=NOW_MS, agent_name=name), origin())
+
+
+class SealedLogs:
+    """Copies of one sealed log, each for a test that does to it what it likes."""
+
+    def __init__(self, services: Services, name: str, seals: Path, ids: Sequence[UUID]) -> None:
+        """`name`: of the database to copy."""
+        self._services = services
+        self._name = name
+        self._seals = seals
+        self._ids = ids
+        self._serial = itertools.count(1)
+
+    @asynccontextmanager
+    async def copy(self, folder: Path) -> AsyncGenerator[Log]:
+        name = f"{self._name}_{next(self._serial)}"
+        url = self._services.create_database(name, template=self._name)
+        file = SealFile(Path(shutil.copy(self._seals, folder)))
+        async with open_store(url) as (store, pool):
+            yield Log(url, store, pool, Sealer(pool, key=SEAL_KEY, file=file), file, [*self._ids])
+        self._services.drop_database(name)
+
+
+@pytest.fixture(scope="session", name="sealed_logs")
+def sealed_logs_fixture(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[SealedLogs]:
+    """The log of `sealed_log`, which takes longer to make than to copy."""
+    name, folder = f"sealed_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}", tmp_path_factory.mktemp("seals")
+    url = services.create_database(name)
+
+    async def make() -> SealedLogs:
+        async with sealed_log(url, folder) as log:
+            return SealedLogs(services, name, log.file.path, log.ids)
+
+    yield run_to_its_end(make())
+    services.drop_database(name)
 
 
 @asynccontextmanager

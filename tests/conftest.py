@@ -13,6 +13,7 @@ import redis
 import structlog
 
 from hydracore.garbage import look_less_often
+from tests.audit_log import sealed_logs_fixture
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
 from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services, empty_database
 from tests.stack import session_stack_fixture, stack_fixture
@@ -24,6 +25,7 @@ __all__ = [
     "driver_fixture",
     "module_cloudsim_fixture",
     "provider_fixture",
+    "sealed_logs_fixture",
     "session_stack_fixture",
     "stack_fixture",
 ]

@@ -54,9 +54,9 @@ class Services(msgspec.Struct, frozen=True):
     postgres_url: str
     redis_url: str
 
-    def create_database(self, name: str) -> str:
-        """A fresh, migrated database; its URL."""
-        names = {"name": sql.Identifier(name), "template": sql.Identifier(TEMPLATE)}
+    def create_database(self, name: str, *, template: str = TEMPLATE) -> str:
+        """A fresh, migrated database; its URL. `template`: another one to copy, which nobody is connected to."""
+        names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
         statement = sql.SQL("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy").format(**names)
         _administer(self.postgres_url).execute(statement)
         return self.postgres_url.format(name)

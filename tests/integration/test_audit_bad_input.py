@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.audit_log import Log, run, sealed_log
+from tests.audit_log import Log, SealedLogs, run
 from tests.waiting import until
 
 #: Bytes that are no characters, as Python passes them on.
@@ -23,8 +23,8 @@ NEVER_MS = 99_999_999_999_999_999
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
         yield made
 
 

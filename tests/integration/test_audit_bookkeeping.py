@@ -11,14 +11,14 @@ import psycopg
 import pytest
 
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.audit_log import Forger, Log, follow, run, sealed_log
+from tests.audit_log import Forger, Log, SealedLogs, follow, run
 from tests.next_release import ActivityV2
 from tests.rebuilding import rebuilt
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
         await follow(made)
         yield made
 

@@ -16,12 +16,12 @@ from events.ids import LANES
 from events.seal import Head, make_seal
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer, utc_now
-from tests.audit_log import LANE, SEAL_KEY, Log, follow, run, sealed_log
+from tests.audit_log import LANE, SEAL_KEY, Log, SealedLogs, follow, run
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
         yield made
 
 

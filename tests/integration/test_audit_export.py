@@ -17,15 +17,15 @@ from events.ids import instance_id_for, lane_of
 from hydracore.audit import export_parquet, exporting
 from hydracore.audit import export_records as r
 from hydracore.audit.export_files import reading
-from tests.audit_log import LANE, Log, run, sealed_log
+from tests.audit_log import LANE, Log, SealedLogs, run
 from tests.requests_to_log import origin, request, requested
 
 ELSEWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
         yield made
 
 
@@ -108,9 +108,7 @@ async def test_an_export_of_a_lane_whose_head_nothing_leads_to_ends(log: Log, tm
     assert not path.exists()
 
 
-async def test_others_leave_nothing_in_an_export_but_steps(
-    log: Log, tmp_path: Path, owner_conn: psycopg.AsyncConnection
-) -> None:
+async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: Path) -> None:
     await grow(log)
     path = tmp_path / "one.jsonl"
 
@@ -120,8 +118,9 @@ async def test_others_leave_nothing_in_an_export_but_steps(
     assert str(log.ids[3]) in text
     assert not [each for each in log.ids[:3] if str(each) in text]
     assert "other 1" not in text
-    rows = await owner_conn.execute("SELECT DISTINCT stream_id::text FROM event WHERE tenant_id = 'other'")
-    of_another_tenant = [stream_id for (stream_id,) in await rows.fetchall()]
+    with psycopg.connect(log.url) as connection:
+        rows = connection.execute("SELECT DISTINCT stream_id::text FROM event WHERE tenant_id = 'other'")
+        of_another_tenant = [stream_id for (stream_id,) in rows.fetchall()]
     assert len(of_another_tenant) == 2
     assert not [words for words in (*of_another_tenant, '"other"', r"\"bob\"") if words in text]
 
@@ -184,8 +183,8 @@ async def test_a_file_is_whole_or_not_there_and_none_is_replaced_unasked(log: Lo
     assert verified(log, path)[0] == 0
 
 
-async def test_an_edited_log_gives_an_export_that_says_so(log: Log, tmp_path: Path, database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
+async def test_an_edited_log_gives_an_export_that_says_so(log: Log, tmp_path: Path) -> None:
+    with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute(
             "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = 7"
         )

@@ -23,7 +23,7 @@ from hydracore.audit.history import Wanted, of_instance, of_tenant
 from hydracore.audit.past import state_at
 from hydracore.audit.showing import sealed, shown_event
 from tests import lives
-from tests.audit_log import Log, run, sealed_log
+from tests.audit_log import Log, SealedLogs, run
 from tests.requests_to_log import origin, requested
 
 Json = dict[str, Any]
@@ -31,9 +31,9 @@ SECRET = Sealed("v1." + "QUJD" * 12)
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    """The three instances of `sealed_log`; the first has a prompt, and another tenant has an instance."""
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    """The three instances of a sealed log; the first has a prompt, and another tenant has an instance."""
+    async with sealed_logs.copy(tmp_path) as made:
         prompt = lives.configure(system_prompt=SECRET)
         await made.store.execute(made.ids[0], prompt, origin("admin:boss"))
         stranger = lives.request(tenant_id="other", customer_id="eve")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from events import upcast
 from hydracore.audit.sealing import Sealer
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.audit_log import SEAL_KEY, Forger, Log, follow, run, sealed_log
+from tests.audit_log import SEAL_KEY, Forger, Log, SealedLogs, follow, run, sealed_log
 from tests.requests_to_log import requested
 from tests.waiting import BETWEEN_WRITES_S, until
 
@@ -33,8 +33,8 @@ FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::j
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
         yield made
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit_log import Log, sealed_log
+from tests.audit_log import Log, SealedLogs
 from tests.cloudsim_fixtures import REPOSITORY
 
 #: A command that Ctrl-C ends while a statement of its is under way, so that psycopg cannot roll back.
@@ -40,8 +40,8 @@ SETTINGS = {
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_log(database_url, tmp_path) as made:
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
         await made.name(0, "Žofie")
         yield made
 
