@@ -53,6 +53,24 @@ structlog.configure(
 look_less_often()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long tests first: whoever began one last would keep all others waiting.
+
+    Each of xdist's workers is given a stretch of the list, and later takes from what others have not begun.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = iter([item for item in items if not item.get_closest_marker("long")])
+    bounds = [len(items) * number // workers for number in range(workers + 1)]
+    dealt = [long[number::workers] for number in range(workers)]
+    stretches = zip(dealt, itertools.pairwise(bounds), strict=True)
+    items[:] = [
+        item
+        for first, (begin, end) in stretches
+        for item in (*first, *itertools.islice(others, max(0, end - begin - len(first))))
+    ] + [*others]
+
+
 def pytest_collection_finish() -> None:
     look_less_often()
 

@@ -35,6 +35,7 @@ async def fragile(own_services: OwnServices, tmp_path: Path) -> AsyncGenerator[S
         stack.close()
 
 
+@pytest.mark.long
 async def test_nothing_is_lost_doubled_or_left_over_whatever_dies_when(
     fragile: Stack, own_services: OwnServices
 ) -> None:

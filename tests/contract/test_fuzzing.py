@@ -54,6 +54,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_every_answer_is_as_the_document_says(services: Services, tmp_path: Path) -> None:
     async with open_scene(services) as scene, AsyncExitStack() as stack:

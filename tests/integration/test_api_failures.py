@@ -107,6 +107,7 @@ async def test_a_database_that_restarts_costs_time_and_no_answer(own_services: O
     assert len(after) == 9
 
 
+@pytest.mark.long
 async def test_a_database_that_stays_away_is_told_as_such(
     own_services: OwnServices,
 ) -> None:
@@ -133,6 +134,7 @@ async def test_a_database_that_stays_away_is_told_as_such(
         assert ready.json()["checks"] == {"database": "down", "redis": "ok"}
 
 
+@pytest.mark.long
 async def test_a_database_that_hangs_is_told_as_such_too(
     own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from tests.modelsim_fixtures import running_modelsim
 from tests.services import open_folder
 from tests.waiting import until
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 DEMO_S_MAX = 90
 

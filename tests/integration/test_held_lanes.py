@@ -91,6 +91,7 @@ async def test_those_who_share_a_flush_with_a_held_lane_land_without_it(
         await stuck
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("held_count", [5, 12], ids=["five", "more than there are connections"])
 @pytest.mark.parametrize("together", [True, False], ids=["in one flush", "one after the other"])
 async def test_however_many_lanes_are_held_others_land(

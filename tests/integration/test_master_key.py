@@ -84,6 +84,7 @@ async def rotated(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGen
             stack.close()
 
 
+@pytest.mark.long
 async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_old_one_is_dropped(
     rotated: Rotated,
 ) -> None:

@@ -73,6 +73,7 @@ async def distributed(settings: Settings, projection: Projection, told: list[str
     return await rebuild(settings.database_url, projection, folding=folding, steps=QUIET)
 
 
+@pytest.mark.long
 async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
     settings: Settings, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:

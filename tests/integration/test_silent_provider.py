@@ -37,6 +37,7 @@ async def silent(tmp_path: Path) -> AsyncGenerator[CloudsimProcess]:
     process.close()
 
 
+@pytest.mark.long
 async def test_it_keeps_nobody_else_waiting(stack: Stack, silent: CloudsimProcess, tmp_path: Path) -> None:
     catalogue = tmp_path / "catalogue.toml"
     elsewhere = PACKAGED_CATALOGUE.read_text().replace("https://api.hetzner.cloud/v1", silent.endpoint)

@@ -47,6 +47,7 @@ async def status_of(url: str, **headers: str) -> int:
         return (await client.get(url, headers=headers)).status_code
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_same_data(
     up: Callable[..., Up], home: Path
