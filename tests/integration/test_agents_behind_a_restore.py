@@ -216,7 +216,7 @@ async def test_all_agents_come_back_from_a_lost_history_by_one_command(
     assert erasure.exit_code == 0, erasure.output
     assert (kept, locked_out.status_code) == ([True] * 4, 502)
     assert reissued.exit_code == 0, reissued.output
-    assert json.loads(reissued.output)["revoked"] == len(ones)
+    assert json.loads(reissued.stdout)["revoked"] == len(ones)
     assert [BEFORE in each for each in said] == [True, True, True, False]
     assert not any(LOST in each for each in said)
     assert [each["config_version"] for each in shown] == [2, 3, 2, 4]

@@ -45,7 +45,7 @@ class Rotated(NamedTuple):
         return await asyncio.to_thread(CliRunner().invoke, main, ["master-key", *words], env=env)
 
     async def counted(self) -> dict[str, Any]:
-        return json.loads((await self.run("status", "--json", **BOTH)).output)
+        return json.loads((await self.run("status", "--json", **BOTH)).stdout)
 
     async def assert_all_goes_on(self) -> None:
         """Chat, which the agent is asked and tells the cost of; a sealed field; and what the agent says by itself."""
@@ -123,7 +123,7 @@ async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_
     assert (before["agents"]["present"], before["agents"]["former"], before["is_former_needed"]) == (1, 1, True)
     (line,) = refused.output().splitlines()[-1:]
     assert line.startswith("hydracore: HYDRACORE_MASTER_KEY is not the one")
-    assert (rewrapped.exit_code, reissued.exit_code, json.loads(reissued.output)["revoked"]) == (0, 0, 1)
+    assert (rewrapped.exit_code, reissued.exit_code, json.loads(reissued.stdout)["revoked"]) == (0, 0, 1)
     assert (after["customer_keys"]["present"], after["agents"]["present"]) == (1, 2)
     assert told.exit_code == 0
     assert told.output.splitlines()[-1] == "nothing here depends on a former master key"

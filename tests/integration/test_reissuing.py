@@ -24,7 +24,7 @@ COUNTS = {"present": 0, "former": 0, "unknown": 0, "awaited": 0, "passing": 0, "
 
 async def revoke(api: Api, *, former: bytes | None) -> tuple[int, Any]:
     result = await run(api, "reissue", former=former)
-    return result.exit_code, json.loads(result.output)
+    return result.exit_code, json.loads(result.stdout)
 
 
 async def run(api: Api, *words: str, former: bytes | None) -> Result:
@@ -94,8 +94,8 @@ async def test_all_agents_are_brought_to_fetch_new_ones_and_none_twice_that_has_
 
         left = COUNTS | {"present": 1, "awaited": 1, "passing": 1}
         assert (first.exit_code, again.exit_code) == (0, 0)
-        assert json.loads(first.output) == {"revoked": 2, "missed": 0, "agents": left}
-        assert json.loads(again.output) == {"revoked": 0, "missed": 0, "agents": left}
+        assert json.loads(first.stdout) == {"revoked": 2, "missed": 0, "agents": left}
+        assert json.loads(again.stdout) == {"revoked": 0, "missed": 0, "agents": left}
         assert len(await events_of(owner_conn, old.instance_id, "agent_key_revoked")) == 1
         assert len(await events_of(owner_conn, new.instance_id, "agent_key_revoked")) == 2
 
@@ -125,5 +125,5 @@ async def test_a_key_that_nobody_can_read_does_not_make_a_former_one_needed(
 
         result = await run(api, "status", former=MASTER_KEY)
 
-    told = json.loads(result.output)
+    told = json.loads(result.stdout)
     assert (result.exit_code, told["is_former_needed"], told["customer_keys"]["unreadable"]) == (0, False, 1)

@@ -100,7 +100,7 @@ async def test_keys_that_no_master_key_opens_are_told_and_left_as_they_are(
     result = await run("rewrap", "--json", env=environ(database_url))
 
     assert result.exit_code == 1
-    assert json.loads(result.output) == {
+    assert json.loads(result.stdout) == {
         "rewrapped": 1,
         "customer_keys": {"present": 1, "former": 0, "unreadable": 1},
     }
@@ -133,7 +133,7 @@ async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_a
     refused = await asyncio.to_thread(run_forked, "api", env=os.environ | env)
     next_one = await run("rewrap", env=environ(database_url))
 
-    assert json.loads(left.output)["customer_keys"] == {"present": BATCH, "former": BATCH + 100, "unreadable": 0}
+    assert json.loads(left.stdout)["customer_keys"] == {"present": BATCH, "former": BATCH + 100, "unreadable": 0}
     assert (refused.status, left.exit_code, next_one.exit_code) == (2, 1, 0)
     assert "0 of 100 that were tried open with it; where it was replaced" in refused.stderr.splitlines()[-1]
     assert next_one.output.startswith(f"wrapped anew: {BATCH + 100} keys\n")
