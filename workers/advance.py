@@ -16,7 +16,7 @@ from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
 from workers.erasure import tell_of_erasure
-from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
+from workers.histories import HISTORY_UNREADABLE, UNREADABLE, HistoryUnreadable, reading
 from workers.locks import Hold
 from workers.steps import Moved, Result, Trouble, Wait
 
@@ -92,7 +92,8 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
             return await take(deps, state, step)
         except VersionConflict as lost:
             return Moved(state=await _load_after(deps, lost))
-    except (StoreUnavailable, psycopg.OperationalError):
+    except (StoreUnavailable, psycopg.OperationalError, *UNREADABLE):
+        # For whoever called us: none of them is of this step, and what is said of a history may be what an event says.
         raise
     except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: tried ever later, and the alarm can sound
         _log.exception("step_broke", instance_id=str(state.id), step=type(step).__name__)

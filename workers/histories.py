@@ -14,6 +14,9 @@ from events.errors import EventUnreadable, LogCorrupted
 #: The code of what cannot be done because an instance's history cannot be read.
 HISTORY_UNREADABLE: Final = "history_unreadable"
 
+#: What the store raises of one.
+UNREADABLE: Final = (LogCorrupted, EventUnreadable)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -30,7 +33,7 @@ def reading(instance_id: UUID) -> Generator[None]:
     """Around what reads the instance's history. Raises `HistoryUnreadable`, with an alarm: the other instances go on."""
     try:
         yield
-    except (LogCorrupted, EventUnreadable) as error:
+    except UNREADABLE as error:
         # Not what the error says: that may be of what the event says.
         _log.error("history_unreadable", instance_id=str(instance_id), error=type(error).__name__)
         raise HistoryUnreadable(instance_id) from error

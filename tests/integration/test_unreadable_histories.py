@@ -1,5 +1,6 @@
 """An instance whose history cannot be read keeps no other from being seen to, and loses nothing itself."""
 
+import asyncio
 from uuid import UUID, uuid4
 
 import psycopg
@@ -20,15 +21,17 @@ from workers.sweep import sweep
 
 #: What the log cannot contain, and what this code cannot know.
 BROKEN = {
-    "that contradicts itself": b"UPDATE event SET payload = '{}' WHERE version = 2 AND stream_id = ANY (%s)",
-    "of a later release": b"UPDATE event SET schema_version = 99 WHERE version = 2 AND stream_id = ANY (%s)",
+    "that contradicts itself": b"UPDATE event SET payload = '{}' WHERE version = %s AND stream_id = ANY (%s)",
+    "of a later release": b"UPDATE event SET schema_version = 99 WHERE version = %s AND stream_id = ANY (%s)",
 }
 
 MISSED_LONG_AGO = "UPDATE missing_server SET first_missed_at = now() - interval '1 day'"
 
 
-async def break_histories(owner_conn: psycopg.AsyncConnection, broken: str, *instance_ids: UUID) -> None:
-    assert (await owner_conn.execute(BROKEN[broken], (list(instance_ids),))).rowcount == len(instance_ids)
+async def break_histories(
+    owner_conn: psycopg.AsyncConnection, broken: str, *instance_ids: UUID, version: int = 2
+) -> None:
+    assert (await owner_conn.execute(BROKEN[broken], (version, list(instance_ids)))).rowcount == len(instance_ids)
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -74,6 +77,28 @@ async def test_whoever_cannot_read_one_says_so_and_comes_back_ever_later(
     ] * 2
     left = await owner_conn.execute("SELECT code, failures, not_before > now() FROM attention")
     assert await left.fetchall() == [(HISTORY_UNREADABLE, 2, True)]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_one_that_cannot_be_read_any_more_in_the_middle_of_a_step_is_no_failure_of_the_step(
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
+) -> None:
+    async with stack.deps(database_url=database_url) as deps, stack.deps(database_url=database_url) as others:
+        instance_id = await recorded(deps, 0)
+        stack.cloudsim.fault("list_servers", "hold_before")
+        with capture_logs() as logs:
+            looking = asyncio.create_task(advance(deps, instance_id))
+            await stack.until(stack.cloudsim.held)
+            outcome = await others.store.execute(instance_id, lives.delete(), others.origin(instance_id))
+            await break_histories(owner_conn, broken, instance_id, version=outcome.state.version)
+            stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+            await looking
+
+    assert [(line["event"], line["instance_id"], "exc_info" in line) for line in logs] == [
+        ("history_unreadable", str(instance_id), False)
+    ]
+    left = await owner_conn.execute("SELECT code FROM attention")
+    assert await left.fetchall() == [(HISTORY_UNREADABLE,)]
 
 
 @pytest.mark.parametrize("broken", BROKEN)
