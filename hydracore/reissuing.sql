@@ -1,5 +1,6 @@
 -- name: living
--- The instances whose agents may come back to us, or be asked by us. What is said twice is what indexes have.
+-- The instances whose agents may come back to us, or be asked by us. None of the statuses is 'deleted', but an index is used
+-- only where that is said in its words.
 SELECT lane, id
   FROM instance
  WHERE status <> 'deleted' AND status IN ('provisioning', 'running', 'deleting') AND (lane, id) > (%(lane)s, %(id)s)

@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 
 from events import commands as c
+from events.ids import lane_of
 from events.patience import run
 from events.sql import Statements
 from events.state import Instance
@@ -87,11 +88,8 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
     """Look at all that is accounted for; what is not."""
     deps, name = project.deps, project.name
     claimed = {server.id: claims(server) for server in servers}
-    parameters = {
-        "provider": name,
-        "ids": [instance_id for ids in claimed.values() for instance_id in ids],
-        "settled_s": SETTLED_S,
-    }
+    named = [instance_id for ids in claimed.values() for instance_id in ids]
+    parameters = {"provider": name, "settled_s": SETTLED_S, "ids": named, "lanes": list(map(lane_of, named))}
     accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
     by_id = {account.instance_id: account for account in accounts}
     by_server = {account.server_id: account for account in accounts if account.server_id and account.provider == name}
