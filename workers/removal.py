@@ -26,6 +26,7 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
         if known is not None and known.name == attempt.server_name:
             # Somebody took our labels off it; its id and name still say whose it is.
             found.append(known)
+    # Where somebody took its labels off, a later attempt's server looks like one of an older release's.
     await assert_unmoved(deps, state)
     leaving = [server for server in found if may_go(state, server)]
     for server in leaving:

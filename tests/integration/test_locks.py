@@ -70,6 +70,30 @@ async def test_whoever_is_stopped_as_it_asks_for_a_lock_leaves_it_to_others(data
     await other.close()
 
 
+async def test_whoever_comes_as_another_of_its_process_leaves_is_not_turned_away(database_url: str) -> None:
+    """The one that leaves may have looked already whether anybody was."""
+    locks, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
+    has_it, is_done = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        async with locks.hold(ADA) as hold:
+            assert hold is not None
+            has_it.set()
+            await is_done.wait()
+
+    working = asyncio.create_task(work())
+    await has_it.wait()
+    is_done.set()
+    # Behind the one that leaves, which has to ask the database before it is gone.
+    coming = asyncio.create_task(is_free(locks))
+
+    assert await coming
+    await working
+    assert await is_free(other)
+    await locks.close()
+    await other.close()
+
+
 async def stop_one_as_another_begins_to_listen(database_url: str) -> None:
     locks = InstanceLocks(database_url, role="")
     assert await is_free(locks)

@@ -89,6 +89,22 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
         assert await (await owner_conn.execute("SELECT code FROM attention")).fetchall() == []
 
 
+@pytest.mark.parametrize("pause", ["fail", "postpone"])
+async def test_a_worker_that_comes_late_holds_up_nobody_who_has_gone_on(database_url: str, pause: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        await store.execute(ADA, lives.plan(), origin("worker"))
+
+        # One that was frozen when there was a request alone.
+        if pause == "fail":
+            assert await attention.fail(ADA, version=1, code="no_address", delay_s=60) is None
+        else:
+            await attention.postpone(ADA, version=1, delay_s=60)
+
+        assert await attention.claim_due() == [ADA]
+
+
 async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(database_url: str) -> None:
     async with open_store(database_url) as (store, pool), pool.connection() as looking, looking.transaction():
         began_ms = await _in_ms(looking, "SELECT now()")

@@ -193,3 +193,21 @@ async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_eve
 
     assert ("drained" not in state.teardown_done) == waits
     assert [call.body for call in agent.calls_of("/api/drain")] == [None, {"cut": True}][: 1 + is_cut]
+
+
+async def test_chats_have_their_time_though_nobody_can_tell_when_it_began(
+    deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    host, agent = free_host(), TinyAgent(ADA)
+    for _ in range(2):
+        agent.script("/api/drain", 200, {"active_connections": 1})
+    await give(deps, *at_home(host, *lives.RUNNING))
+    # By a worker whose clock is an hour ahead of ours.
+    await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=-3600)
+
+    async with serving(agent, host):
+        await advance(deps, ADA, limit_s=DRAIN_S_MAX / 10)
+    why, _ = await pause(owner_conn)
+
+    # It waits, and was cut off at that.
+    assert (why, [call.body for call in agent.calls_of("/api/drain")]) == ("took_too_long", [None])

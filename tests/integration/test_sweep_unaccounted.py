@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from tests import lives
 from tests.stack import Stack
-from tests.strays import stray, stray_of
+from tests.strays import installation, stray, stray_of
 from tests.sweeping import SHORT, run_command
 from workers.deps import Deps
 from workers.orphans import UNACCOUNTED_MAX
@@ -54,6 +54,30 @@ async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_
     assert f"provider=cloudsim could not be looked at: the log has never heard of {unknown} of {unknown}" in seen.stdout
     assert told.stdout.count("kind=orphan") == told.stdout.count("action=removed") == unknown
     await stack.until(lambda: are_left(provider, ours, []))
+
+
+async def test_of_servers_that_were_left_alone_the_grace_begins_once_they_are_few(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    ours = installation()
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
+
+    async with stack.deps(**settings) as deps:
+        first = await stray(provider, **ours)
+        assert await actions(deps) == {first: "watched"}
+        second = await stray(provider, **ours)
+        assert await swept_and_alarmed(deps, 2, 2) == dict.fromkeys((first, second), "left alone: unknown to the log")
+        await provider.delete_server(second)
+        await stack.until(lambda: are_left(provider, ours, [first]))
+
+        # It was seen before, and the grace from then is long over.
+        assert await actions(deps) == {first: "watched"}
+        assert await actions(deps) == {first: "removed"}
+
+
+async def actions(deps: Deps) -> dict[str, str]:
+    """Sweep; what is done about each server."""
+    return {finding.server_id: finding.action for finding in (await sweep(deps, dry_run=False)).findings}
 
 
 async def swept_and_alarmed(deps: Deps, unaccounted: int, listed: int) -> dict[str, str]:

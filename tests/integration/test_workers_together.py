@@ -14,11 +14,14 @@ from msgspec.structs import replace
 from events import commands as c
 from tests import lives
 from tests.stack import Stack
+from tests.strays import recorded
 from workers.actors import SWEEPS_MAX
 from workers.advance import advance
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
 from workers.deps import Deps
+from workers.labels import instance_labels
 from workers.observe import observe_actions
+from workers.providers.hetzner import HetznerProvider
 
 #: Redis keys of the queue.
 IDS, MESSAGES = f"hydracore:{QUEUE}", f"hydracore:{QUEUE}.msgs"
@@ -167,9 +170,13 @@ async def test_a_relay_whose_clock_is_far_behind_is_heard(stack: Stack) -> None:
     await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
 
 
-@pytest.mark.parametrize("step", ["discard", "ensure"])
+@pytest.mark.parametrize(
+    ("step", "labelled"),
+    [("discard", True), ("discard", False), ("ensure", True)],
+    ids=["discard", "discard, without labels", "ensure"],
+)
 async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attempts_alone(
-    stack: Stack, step: str
+    stack: Stack, provider: HetznerProvider, step: str, *, labelled: bool
 ) -> None:
     stack.worker.kill()
     key, instance_id = stack.new_key()
@@ -189,13 +196,40 @@ async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attem
         assert stack.rows(END_LOCK_SESSIONS), "the lock goes with its session"
         stack.worker.start()
         await stack.until_status(instance_id, "running")
+        server_id = stack.known_server(instance_id)
+        assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+        if not labelled:
+            # Only the log tells it from one of an earlier attempt any more.
+            await provider.set_labels(server_id, instance_labels("hydracore", instance_id))
         deletions = stack.cloudsim.requests("delete_server")
         stack.cloudsim.call("POST", "/_sim/release", {"all": True})
         await late
 
     assert stack.cloudsim.requests("delete_server") == deletions
-    assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
+    assert stack.server(instance_id)["id"] == int(server_id)
     assert (await stack.detail(instance_id))["status"] == "running"
+
+
+async def test_a_worker_that_knows_that_it_has_lost_its_lock_takes_no_further_step(
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    # In a database of which the workers do not know. The provider has never heard of the server.
+    async with stack.deps(database_url=database_url) as slow, stack.deps(database_url=database_url) as other:
+        instance_id = await recorded(slow, 0, lives.created(server_id="9999999999"), lives.failed())
+        stack.cloudsim.fault("list_servers", "hold_before")
+        late = asyncio.create_task(advance(slow, instance_id))
+        await stack.until(stack.cloudsim.held)
+
+        await owner_conn.execute(END_LOCK_SESSIONS)
+        async with other.locks.hold(instance_id) as hold, slow.locks.hold(uuid4()):
+            # Whoever asked for the lock of another instance has found out that the session is gone.
+            assert hold is not None
+            stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+            await late
+
+    told = await owner_conn.execute("SELECT type FROM event WHERE stream_id = %s ORDER BY version", (instance_id,))
+    # What it was at is told; the next attempt is for whoever has the lock.
+    assert [name for (name,) in await told.fetchall()][-2:] == ["attempt_failed", "server_discarded"]
 
 
 async def test_a_server_that_comes_when_its_instance_is_long_deleted_goes_at_once(
