@@ -76,11 +76,11 @@ async def _command(
 ) -> c.RecordServerRunning | c.FailAttempt | None:
     now_ms = deps.now_ms()
     if action is None:
-        # The provider has forgotten the action: the server itself tells.
+        # The provider has forgotten the action: the server itself tells. That there is none is for the sweep to say, which looks twice,
+        # and knows when the token is another project's.
         server = await provider.get_server(one.server_id)
-        if server is None:
-            return c.FailAttempt(at_ms=now_ms, attempt=one.attempt, code="server_vanished", retryable=True)
-        return c.RecordServerRunning(at_ms=now_ms, attempt=one.attempt) if server.status == "running" else None
+        is_running = server is not None and server.status == "running"
+        return c.RecordServerRunning(at_ms=now_ms, attempt=one.attempt) if is_running else None
     if action.status == "success":
         return c.RecordServerRunning(at_ms=now_ms, attempt=one.attempt)
     if action.status == "error":

@@ -32,6 +32,24 @@ async def test_a_server_is_observed_though_the_provider_fails_at_another(
         await provider.delete_server(server_id)
 
 
+async def test_a_server_that_one_look_misses_is_not_given_up(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    server_id = await stray(provider, **installation())
+    newest = "SELECT type FROM event ORDER BY version DESC LIMIT 1"
+    told = list[object]()
+    async with stack.deps(database_url=database_url) as deps:
+        # Of an action that the provider has forgotten, too.
+        await recorded(deps, 0, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
+        stack.cloudsim.fault("get_server", "error", server_id=int(server_id), status=404, code="not_found")
+        for _ in range(2):
+            await observe_actions(deps)
+            told += await (await owner_conn.execute(newest)).fetchall()
+
+    assert told == [("server_created",), ("server_observed",)]
+    await provider.delete_server(server_id)
+
+
 async def test_a_provider_that_wants_to_be_left_alone_is_asked_of_no_other_server(
     stack: Stack, database_url: str
 ) -> None:
