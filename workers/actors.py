@@ -174,6 +174,6 @@ async def _watched(work: Awaitable[object], **facts: str) -> None:
     except (StoreUnavailable, psycopg.OperationalError) as error:
         _log.warning("database_unavailable", error=one_line(error), **facts)
     except TimeoutError:
-        _log.warning("actor_took_too_long", limit_s=CALL_S_MAX, **facts)
+        _log.warning("actor_took_too_long", **facts)
     except Exception:  # noqa: BLE001 - whatever it is, it is ours to mend, and the next hint begins afresh
         _log.exception("actor_failed", **facts)
