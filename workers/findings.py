@@ -48,10 +48,10 @@ class Account(NamedTuple):
         return state.attempt is not None and is_made_for(state.attempt, server)
 
     @property
-    def may_vanish(self) -> bool:
-        """Whether its server must exist, and long enough to be shown."""
-        standing = self.status == "running" or (self.status == "provisioning" and self.settled)
-        return standing and self.server_id is not None
+    def shown_id(self) -> str | None:
+        """The id of its server, where that must exist, and has existed for long enough to be shown."""
+        is_there = self.status == "running" or (self.status == "provisioning" and self.settled)
+        return self.server_id if is_there else None
 
 
 class Finding(NamedTuple):

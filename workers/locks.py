@@ -19,16 +19,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Rows, Statement, break_off, exchange, number
 from events.ids import lane_of
-from hydracore.db.pool import conninfo
+from hydracore.db.pool import NOTICE_LOSS, conninfo
 from workers.sql import OPERATIONS
 
 _TRY_LOCK = OPERATIONS["try_lock"]
 _UNLOCK = OPERATIONS["unlock"]
 _VERSION = OPERATIONS["version"]
-
-#: A machine that lost its power or its network says no farewell: the server finds out by asking, within half a minute
-#: instead of the two hours that are usual, and lets go of its locks.
-_NOTICE_SILENCE = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
 CONNECT_S_MAX = 5
 
@@ -62,8 +58,9 @@ class InstanceLocks:
         """A process that is frozen for `silence_s_max` loses its locks."""
         acting = conninfo(database_url, role=role, application="hydracore-locks")
         given = str(conninfo_to_dict(acting).get("options") or "")
+        # A machine that lost its power or its network lets go of its locks within half a minute instead of the two hours that are usual.
         silence = f"-c idle_session_timeout={int(silence_s_max * 1000)}"
-        self._conninfo = make_conninfo(acting, options=f"{given} {_NOTICE_SILENCE} {silence}".strip())
+        self._conninfo = make_conninfo(acting, options=f"{given} {NOTICE_LOSS} {silence}".strip())
         self._beat_s = silence_s_max / BEATS
         self._beating: asyncio.Task[None] | None = None
         self._connection: AsyncConnection | None = None

@@ -5,9 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from uuid import UUID
 
-from psycopg import AsyncConnection
-
-from events.patience import patiently
+from events.patience import run
 from events.sql import Statements
 from events.state import Instance
 from hydracore.catalogue import Catalogue, Placement
@@ -61,9 +59,4 @@ async def free_address(deps: Deps, state: Instance) -> str | None:
 
 async def _taken(deps: Deps, addresses: list[str]) -> set[str]:
     parameters = {"addresses": addresses, "quarantine_s": deps.settings.address_quarantine_s}
-
-    async def read(connection: AsyncConnection) -> set[str]:
-        cursor = await connection.execute(_TAKEN, parameters, prepare=True)
-        return {row[0] for row in await cursor.fetchall()}
-
-    return await patiently(deps.pool, read)
+    return {row[0] for row in await run(deps.pool, _TAKEN, parameters)}

@@ -162,22 +162,23 @@ async def _look_at(project: Project, server: Server, account: Account, *, intent
 
 
 class Missing(NamedTuple):
-    """Accounts whose servers are not listed, of how many that should be."""
+    """Servers that are not listed, by id and with whose they are, of how many that should be."""
 
-    accounts: list[Account]
+    servers: list[tuple[str, Account]]
     expected: int
 
     @property
     def are_most(self) -> bool:
         """Whether the listing may well be of another project."""
-        return len(self.accounts) > 1 and len(self.accounts) > self.expected / 2
+        return len(self.servers) > 1 and len(self.servers) > self.expected / 2
 
 
 def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Missing:
     """What the listing `servers` of provider `name` lacks."""
     listed = {server.id for server in servers}
-    expected = [account for account in accounts if account.provider == name and account.may_vanish]
-    return Missing([account for account in expected if account.server_id not in listed], len(expected))
+    shown = [(account.shown_id, account) for account in accounts if account.provider == name]
+    expected = [(server_id, account) for server_id, account in shown if server_id is not None]
+    return Missing([each for each in expected if each[0] not in listed], len(expected))
 
 
 async def _look_for_missing(project: Project, swept: Swept, missing: Missing) -> None:
@@ -185,35 +186,32 @@ async def _look_for_missing(project: Project, swept: Swept, missing: Missing) ->
     name = project.name
     wait_s = MISSING_S_MIN
     if missing.are_most:
-        count = len(missing.accounts)
+        count = len(missing.servers)
         _log.error("most_servers_missing", provider=name, missing=count, expected=missing.expected)
         if count > MISSING_MAX:
             if not project.dry_run:
-                await _forget_found(project, [account.server_id for account in missing.accounts])
+                await _forget_found(project, [server_id for server_id, _ in missing.servers])
             swept.unlooked.append(Unlooked(name, f"{count} of {missing.expected} servers are missing"))
             return
         wait_s = max(wait_s, project.deps.settings.orphan_grace_s)
     found: list[str] = []
-    for account in missing.accounts:
-        assert account.server_id is not None
+    for server_id, account in missing.servers:
+        finding = Finding(name, "vanished", server_id, account.instance_id, "watched")
         try:
-            server = await project.provider.get_server(account.server_id)
+            server = await project.provider.get_server(server_id)
         except ProviderError as error:
-            action = "could not be looked at"
-            swept.findings.append(
-                Finding(name, "vanished", account.server_id, account.instance_id, action, code=error.code)
-            )
+            swept.findings.append(finding._replace(action="could not be looked at", code=error.code))
             continue
         if server is not None and server.name == server_name(account.instance_id):
             found.append(server.id)
             swept.findings.extend(await _mend_labels(project, server, account))
         else:
-            swept.findings.append(await _vanished(project, account, wait_s=wait_s))
+            swept.findings.append(await _vanished(project, finding, account, wait_s=wait_s))
     if not project.dry_run:
-        await _forget_found(project, [one.server_id for one in missing.accounts if one.server_id not in found])
+        await _forget_found(project, [server_id for server_id, _ in missing.servers if server_id not in found])
 
 
-async def _forget_found(project: Project, missing: list[str | None]) -> None:
+async def _forget_found(project: Project, missing: list[str]) -> None:
     """A server that is there again has to be missed anew, however many others are `missing`."""
     await run(project.deps.pool, _FORGET_FOUND, {"provider": project.name, "missing": missing})
 
@@ -244,18 +242,15 @@ async def _mend_labels(
     return [await done(finding, labelled, refused="could not be labelled again")]
 
 
-async def _vanished(project: Project, account: Account, *, wait_s: float) -> Finding:
+async def _vanished(project: Project, finding: Finding, account: Account, *, wait_s: float) -> Finding:
     """What follows from a look that missed a server. That it has vanished cannot be taken back, so one look is not enough."""
-    assert account.provider is not None
-    assert account.server_id is not None
     deps = project.deps
-    finding = Finding(account.provider, "vanished", account.server_id, account.instance_id, "watched")
     if project.dry_run:
         return finding._replace(action="would be watched, then reported")
-    ((missed_s,),) = await run(deps.pool, _MISS, {"provider": account.provider, "server_id": account.server_id})
+    ((missed_s,),) = await run(deps.pool, _MISS, {"provider": finding.provider, "server_id": finding.server_id})
     if missed_s < wait_s:
         return finding
-    command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=account.server_id)
+    command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=finding.server_id)
     try:
         with reading(account.instance_id):
             await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))

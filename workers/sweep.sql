@@ -35,7 +35,8 @@ SELECT DISTINCT provider FROM instance
  ORDER BY provider
 
 -- name: sight
--- The age is exactly 0 at the first look. What is set to itself has a row that is there already returned.
+-- How long ago a server was first seen, which is exactly 0 at the first look. A row that is there already is returned only where it is
+-- written: so its time is set to what it was.
 INSERT INTO orphan (provider, server_id, first_seen_at)
 VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_seen_at = orphan.first_seen_at
@@ -45,7 +46,7 @@ RETURNING extract(epoch FROM now() - first_seen_at)::float8
 DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_ids)s)
 
 -- name: miss
--- As above.
+-- How long ago a server was first missed: in the same way as `sight`.
 INSERT INTO missing_server (provider, server_id, first_missed_at)
 VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = missing_server.first_missed_at

@@ -30,7 +30,7 @@ _WATCHFUL = {
 
 #: What the server is told by those who act as a role, as behind a pooler nobody may: to end a session whose client is gone, though
 #: it waits for a lock, and to notice within half a minute that a machine is gone without a word. What the URL says counts.
-_NOTICE_LOSS = (
+NOTICE_LOSS = (
     "-c client_connection_check_interval=2000"
     " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
@@ -66,7 +66,7 @@ async def open_pool(
     await reaching.reach(conninfo(database_url, role="", application=application), role=role)
     acting = conninfo(database_url, role=role, application=application)
     if role:
-        acting = make_conninfo(acting, options=f"{_NOTICE_LOSS} {conninfo_to_dict(acting)['options']}")
+        acting = make_conninfo(acting, options=f"{NOTICE_LOSS} {conninfo_to_dict(acting)['options']}")
     pool: AsyncConnectionPool = AsyncConnectionPool(
         acting,
         connection_class=HurriedConnection if hurried else psycopg.AsyncConnection,
