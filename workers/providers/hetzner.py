@@ -117,6 +117,7 @@ class HetznerProvider:
         return actions
 
     async def aclose(self) -> None:
+        await self._key.aclose()
         await self._http.aclose()
 
     async def _is_going(self, server_id: str) -> bool:

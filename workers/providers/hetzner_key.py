@@ -40,6 +40,8 @@ class HetznerKey:
             return self._id
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._ensure())
+            # Once all who waited for it have been cut off, nobody else takes note of how it failed.
+            self._look.add_done_callback(_note)
         else:
             self._http.refuse_if_silent()
         # Whoever is cut off leaves the look to the others.
@@ -58,6 +60,12 @@ class HetznerKey:
                 return False
             self._id = None
             return True
+
+    async def aclose(self) -> None:
+        """End a look that nobody waits for any more."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait([self._look])
 
     async def _ensure(self) -> int:
         named = await self._list(name=self._name)
@@ -96,6 +104,11 @@ class HetznerKey:
         query = {} if name is None else {"name": name}
         pages = await all_pages(self._http, "ssh_keys", KEY_PAGE, query, pages_max=KEY_PAGES_MAX)
         return [key for page in pages for key in page.ssh_keys]
+
+
+def _note(look: asyncio.Task[int]) -> None:
+    if not look.cancelled():
+        look.exception()
 
 
 def _material(public_key: str) -> tuple[str, ...]:
