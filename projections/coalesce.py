@@ -35,24 +35,32 @@ class Coalescer(Generic[K, V]):
         self._waiting.setdefault(key, []).append(future)
         if len(self._flights) < FLIGHTS_MAX:
             # The task starts in the next turn of the loop: what else is asked for in this one goes with it.
-            flight = asyncio.create_task(self._fly())
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
+            self._flights.add(asyncio.create_task(self._fly()))
         return await future
 
     async def _fly(self) -> None:
-        while self._waiting:
-            keys = [key for key, _ in zip(self._waiting, range(BATCH_MAX), strict=False)]
-            askers = [(key, self._waiting.pop(key)) for key in keys]
-            try:
-                found = await self._fetch(keys)
-            except Exception as error:  # noqa: BLE001 - it belongs to those who asked
-                for _, futures in askers:
-                    _settle(futures, lambda future, error=error: future.set_exception(error))
-            else:
-                for key, futures in askers:
-                    value = found.get(key)
-                    _settle(futures, lambda future, value=value: future.set_result(value))
+        flight = asyncio.current_task()
+        assert flight is not None
+        try:
+            while self._waiting:
+                await self._fetch_some()
+        finally:
+            # In the same step as the look that finds nobody waiting: whoever asks after it starts a flight of their own. Left for the next
+            # turn of the loop, they would take this one for under way, and wait until somebody else asks.
+            self._flights.discard(flight)
+
+    async def _fetch_some(self) -> None:
+        keys = [key for key, _ in zip(self._waiting, range(BATCH_MAX), strict=False)]
+        askers = [(key, self._waiting.pop(key)) for key in keys]
+        try:
+            found = await self._fetch(keys)
+        except Exception as error:  # noqa: BLE001 - it belongs to those who asked
+            for _, futures in askers:
+                _settle(futures, lambda future, error=error: future.set_exception(error))
+        else:
+            for key, futures in askers:
+                value = found.get(key)
+                _settle(futures, lambda future, value=value: future.set_result(value))
 
 
 def _settle(futures: list[asyncio.Future[V | None]], outcome: Callable[[asyncio.Future[V | None]], None]) -> None:

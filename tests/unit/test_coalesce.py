@@ -68,6 +68,28 @@ async def test_batches_and_flights_are_bounded() -> None:
     assert answers == [f"row {key}" for key in range(len(asked))]
 
 
+async def test_whoever_asks_in_the_turn_in_which_all_flights_end_gets_one_of_their_own() -> None:
+    table = Table()
+    reads: Coalescer[int, str] = Coalescer(table.fetch)
+    table.go.clear()
+    early: list[asyncio.Task[str | None]] = []
+    for key in range(FLIGHTS_MAX):
+        early.append(asyncio.create_task(reads.get(key)))
+        await until(lambda: len(table.batches) == len(early))
+
+    async def ask_once_they_end() -> str | None:
+        await table.go.wait()
+        return await reads.get(FLIGHTS_MAX)
+
+    late = asyncio.create_task(ask_once_they_end())
+    # It waits behind them, and so has its turn right behind theirs.
+    await asyncio.sleep(0)
+    table.go.set()
+
+    assert await asyncio.gather(*early, late) == [f"row {key}" for key in range(FLIGHTS_MAX + 1)]
+    assert len(table.batches) == FLIGHTS_MAX + 1
+
+
 async def test_an_error_is_everybodys_who_shared_the_flight_and_nobody_elses() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
