@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
@@ -16,53 +15,21 @@ from psycopg_pool import AsyncConnectionPool
 from events import committer, held
 from events.errors import StoreUnavailable
 from events.exchange import hang_up
-from events.ids import command_id_for, lane_of
-from events.record import Origin, Outcome
+from events.record import Outcome
 from events.store import EventStore
 from hydracore.db.hurried import HurriedConnection
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests.lives import instance_id, request
+from tests.holding import FREE, SESSIONS, WAITING, Customers, count, held_lanes, nobody, sees_held, somebody
+from tests.lives import instance_id
 from tests.log_audit import audited
 from tests.requests_to_log import open_store
 from tests.waiting import until
-
-LANES = range(64)
-
-#: No lane of those that tests hold.
-FREE = 50
-
-SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'test'"
-
-WAITING = f"{SESSIONS} AND wait_event_type = 'Lock'"
-
-
-class Customers:
-    """Who asks for instances: names whose instances are in the lane that is asked for."""
-
-    def __init__(self) -> None:
-        self._in_lane: defaultdict[int, list[str]] = defaultdict(list)
-        for number in range(4_000):
-            self._in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
-
-    async def create(self, store: EventStore, lane: int) -> Outcome:
-        one = self._in_lane[lane].pop()
-        stream_id = instance_id(one)
-        by = Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
-        return await store.create(stream_id, request(customer_id=one), by)
 
 
 @pytest.fixture
 def customers() -> Customers:
     return Customers()
-
-
-@asynccontextmanager
-async def held_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
-    """Somebody's transaction that has the lanes, and does not end."""
-    async with await AsyncConnection.connect(database_url) as holder:
-        await holder.execute("SELECT FROM lane_head WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
-        yield holder
 
 
 @asynccontextmanager
@@ -74,15 +41,11 @@ async def hurried_store(database_url: str, *, size: int) -> AsyncGenerator[Event
         await store.close()
 
 
-async def count(connection: AsyncConnection, statement: str) -> int:
-    return (await connection.execute(statement.encode())).rowcount
-
-
 async def test_those_who_share_a_flush_with_a_held_lane_land_without_it(
     database_url: str, customers: Customers
 ) -> None:
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
-        stuck, *others = (asyncio.create_task(customers.create(store, lane)) for lane in (1, 40, 0, 41))
+        stuck, *others = (customers.creating(store, lane) for lane in (1, 40, 0, 41))
 
         await asyncio.gather(*others)
 
@@ -107,7 +70,7 @@ async def test_however_many_lanes_are_held_others_land(
     async with open_store(database_url) as (store, pool), held_lanes(database_url, range(held_count)) as holder:
         stuck: list[asyncio.Task[Outcome]] = []
         for lane in range(held_count):
-            stuck.append(asyncio.create_task(customers.create(store, lane)))
+            stuck.append(customers.creating(store, lane))
             if not together:
                 await customers.create(store, FREE)
         await customers.create(store, FREE)
@@ -142,10 +105,6 @@ async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_la
     assert len((await audited(owner_conn)).versions) == 1
 
 
-async def nobody(connection: AsyncConnection, statement: str) -> bool:
-    return await count(connection, statement) == 0
-
-
 async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_them(
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,9 +125,9 @@ async def test_so_many_wait_for_a_held_lane_and_no_more(
     monkeypatch.setattr(committer, "PATIENCE_S", 60.0)
     monkeypatch.setattr(held, "WAITING_MAX", 3)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
-        waiting = [asyncio.create_task(customers.create(store, 1))]
+        waiting = [customers.creating(store, 1)]
         await until(lambda: sees_held(store, 1))
-        waiting += [asyncio.create_task(customers.create(store, 1)) for _ in range(4)]
+        waiting += [customers.creating(store, 1) for _ in range(4)]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
         await customers.create(store, FREE)
@@ -181,16 +140,12 @@ async def test_so_many_wait_for_a_held_lane_and_no_more(
     assert len((await audited(owner_conn)).versions) == len(landed) + 1
 
 
-def sees_held(store: EventStore, lane: int) -> bool:
-    return lane in store._committer._held
-
-
 async def test_a_lane_that_was_held_is_as_any_other_once_somebody_has_landed_in_it(
     database_url: str, customers: Customers
 ) -> None:
     async with open_store(database_url) as (store, _):
         async with held_lanes(database_url, [1]) as holder:
-            waiting = [asyncio.create_task(customers.create(store, 1)) for _ in range(8)]
+            waiting = [customers.creating(store, 1) for _ in range(8)]
             await until(lambda: sees_held(store, 1))
             await holder.rollback()
             await asyncio.gather(*waiting)
@@ -201,7 +156,7 @@ async def test_a_lane_that_was_held_is_as_any_other_once_somebody_has_landed_in_
 
 async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, customers: Customers) -> None:
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
-        waiting = asyncio.create_task(customers.create(store, 1))
+        waiting = customers.creating(store, 1)
         await until(lambda: sees_held(store, 1))
         closing = asyncio.create_task(store.close())
         await customers.create(store, FREE)
@@ -248,10 +203,6 @@ async def test_the_server_is_told_to_notice_losses_but_for_poolers_which_refuse_
         "tcp_keepalives_count": "3",
     }
     assert told[""] == {}
-
-
-async def somebody(connection: AsyncConnection, statement: str) -> bool:
-    return await count(connection, statement) > 0
 
 
 async def read(connection: AsyncConnection) -> None:
@@ -311,7 +262,7 @@ async def test_an_append_that_comes_in_part_holds_its_lane_for_no_longer_than_a_
             make_conninfo(database_url, port=port), role="hydracore_app", application="gone", size=1
         ) as pool:
             away = EventStore(pool, inline=inline_projections())
-            lost = asyncio.create_task(customers.create(away, 1))
+            lost = customers.creating(away, 1)
             await network.is_silent.wait()
 
             await customers.create(store, 1)

@@ -1,0 +1,64 @@
+"""Lanes that somebody keeps locked, and those who want to write to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+
+from psycopg import AsyncConnection
+
+from events.ids import command_id_for, lane_of
+from events.record import Origin, Outcome
+from events.store import EventStore
+from tests.lives import instance_id, request
+
+#: No lane of those that tests hold.
+FREE = 50
+
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'test'"
+
+WAITING = f"{SESSIONS} AND wait_event_type = 'Lock'"
+
+
+class Customers:
+    """Who asks for instances: names whose instances are in the lane that is asked for."""
+
+    def __init__(self) -> None:
+        self._in_lane: defaultdict[int, list[str]] = defaultdict(list)
+        for number in range(4_000):
+            self._in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
+
+    async def create(self, store: EventStore, lane: int) -> Outcome:
+        one = self._in_lane[lane].pop()
+        stream_id = instance_id(one)
+        by = Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
+        return await store.create(stream_id, request(customer_id=one), by)
+
+    def creating(self, store: EventStore, lane: int) -> asyncio.Task[Outcome]:
+        return asyncio.create_task(self.create(store, lane))
+
+
+@asynccontextmanager
+async def held_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
+    """Somebody's transaction that has the lanes, and does not end."""
+    async with await AsyncConnection.connect(database_url) as holder:
+        await holder.execute("SELECT FROM lane_head WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
+        yield holder
+
+
+def sees_held(store: EventStore, lane: int) -> bool:
+    return lane in store._committer._held
+
+
+async def count(connection: AsyncConnection, statement: str) -> int:
+    return (await connection.execute(statement.encode())).rowcount
+
+
+async def somebody(connection: AsyncConnection, statement: str) -> bool:
+    return await count(connection, statement) > 0
+
+
+async def nobody(connection: AsyncConnection, statement: str) -> bool:
+    return await count(connection, statement) == 0

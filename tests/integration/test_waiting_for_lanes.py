@@ -1,0 +1,130 @@
+"""Those who wait for lanes that somebody keeps locked: how they are tried, and what becomes of them when something else happens."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from psycopg import AsyncConnection, sql
+from psycopg.conninfo import conninfo_to_dict
+
+from events import committer, held
+from events.errors import StoreUnavailable
+from tests.holding import WAITING, Customers, count, held_lanes, sees_held, somebody
+from tests.log_audit import audited
+from tests.requests_to_log import open_store
+from tests.services import Services
+from tests.waiting import until
+
+#: Longer than any test.
+LONG_S = 600.0
+
+#: Who waits for longer than the limit that tests begin with, and so came after they have set another.
+WAITING_LONG = f"{WAITING} AND query_start < clock_timestamp() - interval '0.5 s'"
+
+
+@pytest.fixture
+def customers() -> Customers:
+    return Customers()
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a flush waits for locks is up to a test: until it says otherwise, not for long."""
+    monkeypatch.setattr(committer, "LOCK_S_MAX", 0.3)
+    monkeypatch.setattr(committer, "PATIENCE_S", LONG_S)
+    monkeypatch.setattr("events.batch.TRANSACTION_S_MAX", LONG_S)
+
+
+async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_held_lanes(
+    *,
+    services: Services,
+    database_url: str,
+    owner_conn: AsyncConnection,
+    customers: Customers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    lanes = range(6)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, lanes):
+        waiting = [customers.creating(store, lane) for lane in lanes]
+        await until(lambda: all(sees_held(store, lane) for lane in lanes))
+
+        await take_away(services, database_url)
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+
+        assert {type(answer) for answer in answers} == {StoreUnavailable}
+    assert (await audited(owner_conn)).versions == {}
+
+
+async def take_away(services: Services, database_url: str) -> None:
+    """Nobody gets into the database any more, and stores are thrown out of it."""
+    name = str(conninfo_to_dict(database_url)["dbname"])
+    async with await AsyncConnection.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
+        await connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = 'test'",
+            (name,),
+        )
+
+
+async def test_however_many_lanes_are_tried_half_of_the_connections_are_for_others(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = range(8)
+    async with open_store(database_url) as (store, pool), held_lanes(database_url, lanes) as holder:
+        stuck = [customers.creating(store, lane) for lane in lanes]
+        await until(lambda: all(sees_held(store, lane) for lane in lanes))
+        # From now on nobody who is tried gives a connection back.
+        monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+        await until(lambda: as_many_as(owner_conn, WAITING_LONG, pool.max_size // 2))
+
+        async with pool.connection(), pool.connection():
+            assert await count(owner_conn, WAITING) == pool.max_size // 2
+
+        await holder.rollback()
+        await asyncio.gather(*stuck)
+
+
+async def as_many_as(connection: AsyncConnection, statement: str, least: int) -> bool:
+    return await count(connection, statement) >= least
+
+
+async def test_whoever_comes_behind_one_that_is_not_let_in_waits_apart_with_it(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        stuck = [customers.creating(store, 1)]
+        await until(lambda: somebody(owner_conn, WAITING))
+        monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+        stuck.append(customers.creating(store, 1))
+
+        await until(lambda: sees_held(store, 1))
+
+        # Nothing flies for that lane any more.
+        await until(lambda: not store._committer._flights)
+        assert not any(task.done() for task in stuck)
+        await holder.rollback()
+        await asyncio.gather(*stuck)
+
+
+async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_lane_that_was_tried(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1, 2]) as holder:
+        stuck = customers.creating(store, 1)
+        await until(lambda: somebody(owner_conn, WAITING))
+        with monkeypatch.context() as for_long:
+            for_long.setattr(committer, "LOCK_S_MAX", LONG_S)
+            await until(lambda: sees_held(store, 1))
+            for_long.setattr(committer, "PATIENCE_S", 0.0)
+            impatient = customers.creating(store, 1)
+            await until(lambda: len(store._committer._held))
+
+        also_stuck = customers.creating(store, 2)
+        await until(impatient.done)
+
+        assert str(impatient.exception()) == held.REFUSAL
+        assert not stuck.done()
+        await holder.rollback()
+        await asyncio.gather(stuck, also_stuck)
