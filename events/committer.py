@@ -215,10 +215,11 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one append that caused it
             if len(batch) > 1:
                 self._alone += batch
-                self._let_in(batch)
                 self._launch()
             else:
+                # Not for a lock: for all we know, nobody holds its lane. Of a larger batch, each says so for itself.
                 batch[0].refuse(error)
+                self._let_in(batch)
         else:
             for (_, future, _), verdict in zip(batch, verdicts, strict=True):
                 if not future.done():

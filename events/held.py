@@ -1,7 +1,8 @@
 """Appends to lanes that somebody keeps locked: they wait here, in nobody's way, and their lanes are tried in turn.
 
-A lane is held from when a flush that was to write to it waited too long for a lock until one has been let in. Of a flush with several
-lanes nobody knows which one it was: each is tried by itself, the new ones first, and most are let in at once.
+A lane is held from when a flush that was to write to it waited too long for a lock until one waits no more, whatever the log says to
+its append. Of a flush with several lanes nobody knows which one it was: each is tried by itself, the new ones first, and most are let
+in at once.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from events import committer, held
-from events.errors import StoreUnavailable
+from events.errors import ReservationTaken, StoreUnavailable
+from tests import lives
 from tests.holding import WAITING, Customers, count, held_lanes, sees_held, somebody
 from tests.log_audit import audited
-from tests.requests_to_log import open_store
+from tests.requests_to_log import open_store, origin
 from tests.services import Services
 from tests.waiting import until
 
@@ -128,3 +129,20 @@ async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_la
         assert not stuck.done()
         await holder.rollback()
         await asyncio.gather(stuck, also_stuck)
+
+
+@pytest.mark.parametrize("refused_count", [1, 2], ids=["one", "two of one flush"])
+async def test_a_lane_is_held_no_more_once_the_log_has_refused_what_waited_for_it(
+    *, database_url: str, customers: Customers, refused_count: int
+) -> None:
+    async with open_store(database_url) as (store, _):
+        first, *others = [(await customers.create(store, 1)).state.id for _ in range(1 + refused_count)]
+        await store.execute(first, lives.plan(), origin())
+        async with held_lanes(database_url, [1]) as holder:
+            planning = [asyncio.create_task(store.execute(one, lives.plan(), origin())) for one in others]
+            await until(lambda: sees_held(store, 1))
+            await holder.rollback()
+            answers = await asyncio.gather(*planning, return_exceptions=True)
+
+        assert [type(answer) for answer in answers] == [ReservationTaken] * refused_count
+        assert not sees_held(store, 1)
