@@ -36,8 +36,9 @@ FLIGHTS = 2
 #: How many there are at most together with those that are late, which wait for a database that is slow or away.
 FLIGHTS_MAX = 4
 
-#: How long a flush waits for a lock, which slow commits of others may take a good part of. Then its lanes are held. With `TRIES_SHARE`
-#: of a pool of eight, forty of them are tried within `PATIENCE_S`.
+#: How long a flush waits for a lock before its lanes are taken for held. Not less, because commits of others that are merely slow may keep
+#: a lane locked for a good part of it. Not more, because held lanes are tried a few at a time: four at a time (`TRIES_SHARE` of a pool of
+#: eight), forty held lanes have had a try each within `PATIENCE_S`.
 LOCK_S_MAX = 1.0
 
 #: How many held lanes are tried at a time at most: this share of the pool's connections, so that others find one.
