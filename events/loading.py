@@ -60,56 +60,60 @@ class Loader:
     def forget(self, stream_id: UUID) -> None:
         self._states.pop(stream_id)
 
-    async def go_on(self, before: int, remembered: Remembered) -> None:
+    async def go_on(self, before: int, now: Remembered) -> None:
         """Remember what an append has made of the stream, which was at version `before`."""
-        self._remember(*remembered)
-        if is_due(before, remembered.state.version):
-            await self._snapshots.keep(remembered)
+        self._remember(now)
+        await self._keep_if_due(before, now)
 
     async def load(self, stream_id: UUID) -> Instance | None:
         """As `EventStore.load`."""
-        remembered = self._states.get(stream_id)
-        if remembered is not None:
-            state = await self._gone_on(remembered)
-            if state is not None:
-                return state
+        now = await self._load(stream_id)
+        if now is None:
+            return None
+        self._remember(now)
+        return now.state
+
+    async def _load(self, stream_id: UUID) -> Remembered | None:
+        known = self._states.get(stream_id)
+        if known is not None:
+            now = await self._gone_on(known)
+            if now is not None:
+                return now
             self._states.pop(stream_id)
         rows = await self._read(stream_id, since=1)
-        state = self._fold(stream_id, None, rows)
-        return await self._load_long(stream_id, state) if _may_go_on(rows) else state
+        begun = _folded(stream_id, None, rows)
+        return await self._load_long(begun) if begun is not None and _may_go_on(rows) else begun
 
-    async def _load_long(self, stream_id: UUID, begun: Instance | None) -> Instance | None:
+    async def _load_long(self, begun: Remembered) -> Remembered:
         """A stream of more than a page, which gives `begun`."""
-        snapshot = await self._snapshots.of(stream_id)
-        state, known = None, 0
-        if snapshot is not None:
-            self._remember(*snapshot)
-            state, known = await self._gone_on(snapshot), snapshot.state.version
-        if state is None:
-            state, known = await self._fold_on(stream_id, begun), 0
-        remembered = self._states.get(stream_id)
-        if remembered is not None and is_due(known, remembered.state.version):
-            await self._snapshots.keep(remembered)
-        return state
+        snapshot = await self._snapshots.of(begun.state.id)
+        now = None if snapshot is None else await self._gone_on(snapshot)
+        if snapshot is None or now is None:
+            before, now = 0, await self._to_the_end(begun)
+        else:
+            before = snapshot.state.version
+        await self._keep_if_due(before, now)
+        return now
 
-    async def _gone_on(self, remembered: Remembered) -> Instance | None:
-        """The instance after all events behind what is remembered; None where that is not of this log any more: it was restored from
-        a backup.
-        """
-        stream_id = remembered.state.id
-        rows = await self._read(stream_id, since=remembered.state.version)
-        if not rows or rows[0].digest != remembered.digest:
+    async def _gone_on(self, known: Remembered) -> Remembered | None:
+        """What is known after all events behind it; None where that is not of this log any more: it was restored from a backup."""
+        rows = await self._read(known.state.id, since=known.state.version)
+        if not rows or rows[0].digest != known.digest:
             return None
-        state = self._fold(stream_id, remembered.state, rows[1:])
-        return await self._fold_on(stream_id, state) if _may_go_on(rows) else state
+        now = _folded(known.state.id, known, rows[1:])
+        assert now is not None, "no less than was known"
+        return await self._to_the_end(now) if _may_go_on(rows) else now
 
-    async def _fold_on(self, stream_id: UUID, state: Instance | None) -> Instance | None:
-        """`state` after all events that follow it."""
+    async def _to_the_end(self, known: Remembered) -> Remembered:
         while True:
-            rows = await self._read(stream_id, since=1 if state is None else state.version + 1)
-            state = self._fold(stream_id, state, rows)
+            rows = await self._read(known.state.id, since=known.state.version + 1)
+            known = _folded(known.state.id, known, rows) or known
             if not _may_go_on(rows):
-                return state
+                return known
+
+    async def _keep_if_due(self, before: int, now: Remembered) -> None:
+        if is_due(before, now.state.version):
+            await self._snapshots.keep(now)
 
     async def _read(self, stream_id: UUID, *, since: int) -> list[_Row]:
         """The next page of a stream."""
@@ -121,16 +125,19 @@ class Loader:
 
         return await patiently(self._pool, read)
 
-    def _fold(self, stream_id: UUID, state: Instance | None, rows: list[_Row]) -> Instance | None:
-        state = folded(state, [row.stored for row in rows], stream_id=stream_id)
-        if rows and state is not None:
-            self._remember(state, rows[-1].digest)
-        return state
+    def _remember(self, now: Remembered) -> None:
+        known, weight = self._states.weighed(now.state.id)
+        weight = weight_of(now.state, before=None if known is None else known.state, weight=weight)
+        self._states.put(now.state.id, now, weight=weight)
 
-    def _remember(self, state: Instance, digest: bytes) -> None:
-        remembered, weight = self._states.weighed(state.id)
-        weight = weight_of(state, before=None if remembered is None else remembered.state, weight=weight)
-        self._states.put(state.id, Remembered(state, digest), weight=weight)
+
+def _folded(stream_id: UUID, known: Remembered | None, rows: list[_Row]) -> Remembered | None:
+    """`known` after the events of `rows`."""
+    if not rows:
+        return known
+    state = folded(None if known is None else known.state, [row.stored for row in rows], stream_id=stream_id)
+    assert state is not None, "there is an event"
+    return Remembered(state, rows[-1].digest)
 
 
 def _may_go_on(rows: list[_Row]) -> bool:

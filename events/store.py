@@ -177,7 +177,11 @@ class EventStore:
         verdict = await self._committer.commit(append)
         if verdict.outcome == "appended":
             assert verdict.version == after.version, "the log and the fold count alike"
-            await self._loader.go_on(append.expected_version, Remembered(after, verdict.digest))
+            if append.before is None or append.before_digest is not None:
+                await self._loader.go_on(append.expected_version, Remembered(after, verdict.digest))
+            else:
+                # Nobody knows whether the log was still the one that this was decided on: the next load reads it.
+                self._loader.forget(stream_id)
             return Outcome(state=after, events=events)
         self._loader.forget(stream_id)
         if verdict.outcome == "conflict":

@@ -8,11 +8,12 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from events import loading, snapshots
 from events.ids import lane_of
-from events.remembered import FOLD
+from events.remembered import FOLD, encode
 from events.state import Instance
 from tests import lives
 from tests.requests_to_log import open_store, origin
@@ -51,6 +52,13 @@ def kept(database_url: str, stream_id: UUID = ADA) -> list[tuple[int, int]]:
         return connection.execute(query, (lane_of(stream_id), stream_id)).fetchall()
 
 
+def text(database_url: str) -> list[tuple[str, bytes]]:
+    """What is kept for Ada, and on which event it stands."""
+    with psycopg.connect(database_url) as connection:
+        query = "SELECT state::text, digest FROM snapshot WHERE stream_id = %s"
+        return connection.execute(query, (ADA,)).fetchall()
+
+
 async def loaded(database_url: str) -> Instance | None:
     """By a process that has read nothing yet."""
     async with open_store(database_url) as (store, _):
@@ -84,23 +92,103 @@ async def test_a_process_that_goes_on_from_a_snapshot_keeps_the_next_ones(lived:
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE snapshot SET digest = sha256('an event of a lost history')",
+        "UPDATE snapshot SET state = replace(state::text, 'acme', 'evil')::json, digest = sha256('an event of a lost history')",
+        "UPDATE snapshot SET state = replace(state::text, 'acme', 'evil')::json, fold = fold + 1",
+        "UPDATE snapshot SET state = replace(state::text, 'acme', 'evil')::json, fold = fold - 1",
+        "UPDATE snapshot SET state = replace(state::text, 'acme', 'evil')::json, version = version - 1",
+        "UPDATE snapshot SET state = replace(state::text, stream_id::text, gen_random_uuid()::text)::json",
         "UPDATE snapshot SET state = '{\"id\": 1}'",
-        "UPDATE snapshot SET state = ('{\"config\": ' || repeat('[', 5000) || repeat(']', 5000) || '}')::json",
-        "UPDATE snapshot SET version = version + 1",
-        "UPDATE snapshot SET fold = fold + 1, state = replace(state::text, 'ada', 'eve')::json",
-        "UPDATE snapshot SET fold = fold - 1, state = replace(state::text, 'ada', 'eve')::json",
+        "UPDATE snapshot SET state = ('{\"config\": {\"integrations\": ' || repeat('[', 5000) || repeat(']', 5000) || '}}')::json",
     ],
-    ids=["of a lost history", "no state", "of any depth", "of another version", "of newer rules", "of older rules"],
+    ids=["lost history", "newer rules", "older rules", "other version", "other instance", "no state", "any depth"],
 )
 async def test_one_that_is_not_of_this_log_or_of_these_rules_is_not_believed_and_replaced(
     lived: str, statement: LiteralString
 ) -> None:
+    good = text(lived)
     do(lived, statement)
+    assert text(lived) != good
 
     assert await loaded(lived) == WHOLE
-    assert kept(lived) == [(WHOLE.version, FOLD)]
-    assert await loaded(lived) == WHOLE, "from the new one"
+    assert (kept(lived), text(lived)) == ([(WHOLE.version, FOLD)], good)
+
+
+async def test_the_snapshot_of_another_instance_is_not_believed(lived: str) -> None:
+    bob = lives.instance_id("bob")
+    async with open_store(lived) as (store, _):
+        await store.execute(bob, lives.request(customer_id="bob"), origin())
+        for number in range(EVERY):
+            await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
+    do(
+        lived,
+        "UPDATE snapshot SET (version, digest, state) = (SELECT version, digest, state FROM snapshot WHERE stream_id = %s)"
+        " WHERE stream_id = %s",
+        *(bob, ADA),
+    )
+
+    assert await loaded(lived) == WHOLE
+
+
+async def test_one_that_is_good_is_not_written_again(lived: str) -> None:
+    written = "SELECT xmin::text FROM snapshot"
+    with psycopg.connect(lived, autocommit=True) as connection:
+        before = connection.execute(written).fetchall()
+        assert await loaded(lived) == WHOLE
+        assert connection.execute(written).fetchall() == before
+
+
+async def test_one_of_a_lost_history_is_not_remembered(database_url: str) -> None:
+    """The log ends with its first page, behind which there is nothing to learn better from."""
+    async with open_store(database_url) as (store, _):
+        await store.execute(ADA, lives.request(), origin())
+        await store.execute(ADA, lives.configure(agent_name="Ada"), origin())
+        state = await store.load(ADA)
+    assert state is not None
+    assert state.version == PAGE
+    lost = encode(replace(state, version=EVERY, agent_name="lost")).decode()
+    row = (lane_of(ADA), ADA, EVERY, FOLD, lost)
+    do(database_url, "INSERT INTO snapshot VALUES (%s, %s, %s, %s, sha256('lost'), %s)", *row)
+
+    async with open_store(database_url) as (store, _):
+        assert await store.load(ADA) == state
+        outcome = await store.execute(ADA, lives.configure(agent_name="lost"), origin())
+
+    assert (outcome.state.version, len(outcome.events)) == (PAGE + 1, 1)
+
+
+async def test_no_snapshot_is_kept_of_a_state_of_which_nobody_knows_whether_the_log_still_has_it(
+    database_url: str,
+) -> None:
+    """A standby without the last event takes over, and another process writes another event in its place."""
+    async with open_store(database_url) as (store, _):
+        await store.execute(ADA, lives.request(), origin())
+        for number in range(EVERY - 2):
+            await store.execute(ADA, lives.configure(agent_name=f"Ada {number}"), origin())
+        before = await store.load(ADA)
+        await rewind(database_url)
+        async with open_store(database_url) as (other, _):
+            await other.execute(ADA, lives.configure(agent_name="of the new history"), origin())
+        store._loader.forget(ADA)  # as where others have taken its place in memory
+        await store.execute_at(before, ADA, lives.configure(recipe_id="written"), origin())
+
+        state = await store.load(ADA)
+
+    assert state is not None
+    assert (state.version, state.agent_name, state.recipe_id) == (EVERY, "of the new history", "written")
+    assert await loaded(database_url) == state
+
+
+async def rewind(database_url: str) -> None:
+    """Have the log as it was before its last event."""
+    with psycopg.connect(database_url) as owner:
+        ((seq,),) = owner.execute("SELECT head FROM lane_head WHERE lane = %s", (lane_of(ADA),)).fetchall()
+        owner.execute("DELETE FROM event WHERE seq = %s", (seq,))
+        owner.execute("DELETE FROM command WHERE first_seq = %s", (seq,))
+        owner.execute("UPDATE stream SET version = version - 1")
+        owner.execute(
+            "UPDATE lane_head SET head = head - 1, link = (SELECT link FROM command ORDER BY first_seq DESC LIMIT 1) WHERE lane = %s",
+            (lane_of(ADA),),
+        )
 
 
 async def test_a_stream_that_fits_a_page_is_read_without(lived: str) -> None:
@@ -116,17 +204,42 @@ async def test_a_stream_that_fits_a_page_is_read_without(lived: str) -> None:
     assert state.version == 1
 
 
-async def test_an_append_stands_where_its_snapshot_cannot_be_kept(database_url: str) -> None:
-    do(database_url, "REVOKE INSERT, UPDATE ON snapshot FROM hydracore_app")
-    async with open_store(database_url) as (store, _):
-        with capture_logs() as logs:
+async def test_all_goes_on_where_snapshots_can_be_neither_kept_nor_read(database_url: str) -> None:
+    do(database_url, "REVOKE ALL ON snapshot FROM hydracore_app")
+    with capture_logs() as logs:
+        async with open_store(database_url) as (store, _):
             for command in lives.DELETED:
                 await store.execute(ADA, command, origin())
-        assert await store.load(ADA) == WHOLE
+            assert await store.load(ADA) == WHOLE
+        assert await loaded(database_url) == WHOLE
 
     assert kept(database_url) == []
-    assert {(log["event"], log["error"]) for log in logs} == {("snapshot_not_kept", "InsufficientPrivilege")}
-    assert await loaded(database_url) == WHOLE
+    assert {(log["event"], log["error"]) for log in logs} == {
+        ("snapshot_not_kept", "InsufficientPrivilege"),
+        ("snapshot_not_read", "InsufficientPrivilege"),
+    }
+
+
+async def test_nobody_waits_for_a_snapshot_that_somebody_has_locked(
+    lived: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "PATIENCE_S", 0.1)
+    with psycopg.connect(lived) as owner:
+        owner.execute("TRUNCATE snapshot")  # and not committed
+
+        async with open_store(lived) as (store, _):
+            assert await store.load(ADA) == WHOLE
+            bob = lives.instance_id("bob")
+            await store.execute(bob, lives.request(customer_id="bob"), origin())
+            for number in range(EVERY):
+                await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
+            state = await store.load(bob)
+        owner.rollback()
+
+    assert state is not None
+    assert state.version == EVERY + 1
+    assert kept(lived) == [(WHOLE.version, FOLD)], "what was truncated is back, and nothing came late"
+    assert kept(lived, bob) == []
 
 
 async def test_processes_that_keep_the_same_one_at_once_do_no_harm(lived: str) -> None:
