@@ -7,16 +7,25 @@ from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Any, Final
 
+#: What people write between words: a blank, a dot, a hyphen, a slash, a colon, several of them, or nothing.
+_BETWEEN: Final = r"[\W_]*"
+
 #: What a secret's name has in it somewhere, in lower case.
 _WORD: Final = re.compile(
-    r"token|secret|pass(w|code|phrase)|pwd|credential|authorization|bearer|cookie|api_?key|private_?key|hook_?url"
-    r"|connection[_-]?string|d(atabase|b)[_-]?(ur[il]|dsn)",
-    re.ASCII,
+    r"token|secret|passw|pass~(word|wd|code|phrase)|pwd|credential|authorization|bearer|cookie|api~key|private~key"
+    r"|hook~ur[il]|connection~string|d(atabase|b)~(ur[il]|dsn)".replace("~", _BETWEEN)
 )
-#: What it ends with, in lower case and as it is written: looked for in no more than its last characters.
-_LAST_WORD: Final = re.compile(r"(^|[_-])(pass|keys?|o?auth|dsn)$", re.ASCII)
-_LAST_WORD_AS_WRITTEN: Final = re.compile(r"[a-z](Pass|Keys?|Auth|Dsn)$", re.ASCII)
-_LAST_LENGTH: Final = 8
+
+#: What it ends with, as it is written: behind whatever is no letter, as a word of `camelCase`, or together with a word that mostly
+#: stands before it there, as `monkey` and `compass` are no such names. Two of a kind may be numbered (`key-1`, `keyV2`).
+_LAST_WORD: Final = re.compile(
+    r"((^|[\W\d_]|(?<=[a-z])(?=[A-Z]))(?i:pass|keys?|auth|dsn)"
+    r"|(?i:oauth|(db|mail|proxy|redis|smtp|user)(pass|auth|dsn)"
+    r"|(access|account|auth|client|encryption|license|master|openai|pass|shared|signing|ssh|storage)keys?))"
+    r"[\W\d_]*([vV][\d.]+)?[\W_]*\Z"
+)
+#: It is looked for in no more than so many last characters.
+_LAST_LENGTH: Final = 32
 
 #: Texts are read as names up to this length. What is longer names a secret for all that is known.
 NAME_LENGTH_MAX: Final = 1_000
@@ -65,8 +74,8 @@ def _names_secret(name: str, lowered: str) -> bool:
     return (
         len(name) > NAME_LENGTH_MAX
         or _WORD.search(lowered) is not None
-        or _LAST_WORD.search(lowered[-_LAST_LENGTH:]) is not None
-        or _LAST_WORD_AS_WRITTEN.search(name[-_LAST_LENGTH:]) is not None
+        # Not in a part of it: what is before these characters may go on in them.
+        or _LAST_WORD.search(name, max(0, len(name) - _LAST_LENGTH)) is not None
     )
 
 

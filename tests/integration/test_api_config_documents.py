@@ -7,8 +7,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from events.commands import PatchPlatformConfig
+from hydracore.clock import now_ms
 from hydracore.documents import VALUES_MAX
-from tests.use_fixtures import Used, events_of, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
+from tests.use_fixtures import (
+    Used,
+    events_of,
+    give,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_used_fixture,
+)
 
 __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
 
@@ -111,6 +120,24 @@ async def test_a_secret_that_was_copied_out_of_the_log_is_not_opened(
     assert answer.json()["skills"] == [copied, {"notes": [copied], "api_key": f"****{copied[-4:]}"}]
     assert used.agent.runtime["platform"]["skills"] == given
     assert copied not in repr(await last_patch()), "it is sealed like any secret"
+
+
+async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked_and_may_be_sent_back(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    old = {"id": "crm", "headers": [{"name": "API Key", "value": "hunter2-hunter2"}], "smtp.pass": "hunter2-hunter2"}
+    await give(used.api, used.instance_id, PatchPlatformConfig(at_ms=now_ms(), integrations=(old,)))
+
+    shown = (await used.ask("GET", "/platform-config")).json()["integrations"]
+    told = (await used.ask("GET", "/events", params={"type": "platform_config_patched"})).text
+    back = await used.ask("PATCH", "/platform-config", {"integrations": [shown[0] | {"note": "new"}]})
+
+    assert shown == [{"id": "crm", "headers": [{"name": "API Key", "value": "****ter2"}], "smtp.pass": "****ter2"}]
+    assert "****ter2" in told
+    assert "hunter2-hunter2" not in told
+    assert back.status_code == 200
+    assert used.agent.runtime["platform"]["integrations"] == [old | {"note": "new"}]
+    assert "hunter2" not in repr((await events_of(owner_conn, used.instance_id, "platform_config_patched"))[-1])
 
 
 async def test_one_is_not_true(used: Used) -> None:
