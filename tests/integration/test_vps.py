@@ -121,8 +121,9 @@ async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -
         (http("200 OK", b"\xff"), 200),
         (http("200 OK", msgspec.json.encode({**msgspec.to_builtins(STATUS), "uptime_seconds": 2**60})), 200),
         (http("200 OK", b"x" * (ANSWER_MAX_BYTES + 1)), 200),
+        (http("500 Oops", b"x" * (ANSWER_MAX_BYTES + 1)), 500),
     ],
-    ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "out_of_reason", "too_large"],
+    ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "out_of_reason", "large", "failed_large"],
 )
 async def test_any_other_answer_is_bad_and_is_not_quoted(vps: VpsClient, answer: bytes, status: int) -> None:
     async with peer(answer) as address:
@@ -191,6 +192,7 @@ async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient) -> None:
     [
         (http("503 No", b'{"code": "draining", "detail": "no"}'), 503, "draining"),
         (http("503 No", b"Service Unavailable"), 503, None),
+        (http("503 No", b"x" * (ANSWER_MAX_BYTES + 1)), 503, None),
         (http("200 OK", b"{}", "Content-Type: application/json"), 200, None),
     ],
 )
