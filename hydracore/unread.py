@@ -32,7 +32,8 @@ class Unread:
         self._transport = transport
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
-        self._owed = 0
+        #: What was owed when the watch began, and at the last look.
+        self._owed_at_first = self._owed = 0
 
     @property
     def is_watched(self) -> bool:
@@ -46,7 +47,7 @@ class Unread:
         """Again and again as you like."""
         if self._timer is not None:
             return
-        self._owed = owed_to(self._transport)
+        self._owed_at_first = self._owed = owed_to(self._transport)
         self._timer = self._loop.call_later(STALL_S, self.look)
         self._watched[self] = None
         self._make_room()
@@ -59,7 +60,7 @@ class Unread:
 
     def look(self) -> None:
         """Whether it has become less since the last look; to be called while it is watched."""
-        if self._is_getting_on():
+        if self._has_taken_of(self._owed):
             self._owed = owed_to(self._transport)
             self._timer = self._loop.call_later(STALL_S, self.look)
         else:
@@ -71,14 +72,18 @@ class Unread:
         if beyond <= 0:
             return
         # Those who read stay before those who do not. Of each kind, whoever has been watched longest goes first.
-        for each in sorted((each for each in self._watched if each is not self), key=Unread._is_getting_on):
+        for each in sorted((each for each in self._watched if each is not self), key=Unread._is_reading):
             if beyond <= 0:
                 break
             beyond -= each.held_bytes
             each.give_up()
 
-    def _is_getting_on(self) -> bool:
-        return self._owed - owed_to(self._transport) >= min(TAKEN_MIN_BYTES, self._owed)
+    def _is_reading(self) -> bool:
+        """Since the watch began: in the moment since the last look nobody takes much. Whoever has stopped goes with the next one."""
+        return self._has_taken_of(self._owed_at_first)
+
+    def _has_taken_of(self, owed: int) -> bool:
+        return owed - owed_to(self._transport) >= TAKEN_MIN_BYTES
 
     def give_up(self) -> None:
         """End the connection at once, whatever waits."""

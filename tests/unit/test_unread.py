@@ -203,24 +203,71 @@ def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connecti
 
 
 @on_each_loop
-def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
+def test_what_is_left_of_an_answer_that_ends_the_connection_is_not_waited_for_either(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "STALL_S", 3600.0)
+
+    async def scenario() -> None:
+        async with connected() as connection:
+            transport, watch = connection.protocol.transport, connection.protocol.unread
+            # So that it goes on where much is left.
+            transport.set_write_buffer_limits(high=3 * len(LARGE) // 4, low=3 * len(LARGE) // 4)
+            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large", "1.0"))
+            await until(lambda: connection.protocol.flow.write_paused)
+            while connection.protocol.flow.write_paused:
+                await connection.read(1)
+                await asyncio.sleep(0)
+
+            assert watch.is_watched
+            watch.look()
+            assert not connection.is_over
+            watch.look()
+            await until(lambda: connection.is_over)
+
+    run(scenario, loop)
+
+
+async def ask_for_much(connection: Connection) -> None:
+    await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
+    await until(lambda: connection.protocol.flow.write_paused)
+
+
+@on_each_loop
+@pytest.mark.parametrize("looked_at", [False, True], ids=["since_it_began", "a_moment_ago"])
+def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, *, looked_at: bool
 ) -> None:
     monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", 5 * len(LARGE) // 2)
 
     async def scenario() -> None:
-        async def ask(connection: Connection) -> None:
-            await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
-            await until(lambda: connection.protocol.flow.write_paused)
-
         async with connected() as reader, connected() as idle, connected() as last:
-            await ask(reader)
+            await ask_for_much(reader)
             taken = await reader.read(len(LARGE) // 8)
-            await ask(idle)
-            await ask(last)
+            if looked_at:
+                reader.protocol.unread.look()
+            await ask_for_much(idle)
+            await ask_for_much(last)
 
             await until(lambda: idle.is_over)
             assert taken + await reader.read(len(LARGE) - taken) >= len(LARGE)
+            assert await last.read(len(LARGE)) >= len(LARGE)
+
+    run(scenario, loop)
+
+
+@on_each_loop
+def test_whoever_has_only_just_asked_for_more_than_may_wait_gets_it(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", len(LARGE) // 2)
+
+    async def scenario() -> None:
+        async with connected() as idle, connected() as last:
+            await ask_for_much(idle)
+            await ask_for_much(last)
+
+            await until(lambda: idle.is_over)
             assert await last.read(len(LARGE)) >= len(LARGE)
 
     run(scenario, loop)
