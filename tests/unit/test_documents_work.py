@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from itertools import product
+from math import isqrt
 from types import FrameType
 from typing import Any, ClassVar
 
 import pytest
 
+from hydracore.document_items import COMPARED_MAX
 from hydracore.documents import MasksOutdated, masked, merge_patch, unmasked
 
 #: The work for twice as much is at most this many times as much; it would be four times where each were compared with each.
@@ -145,6 +147,23 @@ def test_what_says_that_its_other_half_is_a_secret_is_read_once(half: str, other
     assert masked(document) == document
 
     assert CountedText.read == 1
+
+
+def test_no_more_changed_items_of_a_document_are_compared_for_being_in_several_lists() -> None:
+    size = isqrt(COMPARED_MAX)
+    stored = {
+        name: [{"a": f"a{n}", "b": f"b{n}", "token": f"{name}-{n}"} for n in range(size)]
+        for name in ("first", "second")
+    }
+    given = masked(stored)
+    for item in [*given["first"], *given["second"]]:
+        item["a"] += " changed"
+
+    with pytest.raises(MasksOutdated) as caught:
+        unmasked(given, stored)
+
+    assert caught.value.paths == tuple(("second", n, "token") for n in range(size))
+    assert unmasked({"first": given["first"]}, stored)["first"][-1]["token"] == f"first-{size - 1}"
 
 
 def test_a_refusal_does_not_repeat_a_long_name_for_every_mask_below_it() -> None:
