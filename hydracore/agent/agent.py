@@ -84,6 +84,8 @@ class Agent:
         started_s = self._monotonic()
 
         async def replace_key(refused: str, boot_id: UUID) -> str:
+            # As a boot does that replaces its key. The next one will find a key that the control plane knows to be here.
+            store.ledger.doubt()
             asked = SecretsRequest(instance_id=boot_file.instance_id, attempt=boot_file.attempt, boot_id=boot_id)
             return await replace_refused_key(
                 refused, asked, state=state, control_plane=control_plane, identity=identity

@@ -191,11 +191,42 @@ async def test_usage_that_a_restore_has_lost_is_sent_again_with_a_fresh_key_and_
 
     assert drained == {"active_connections": 0, "usage_unsent": True}
     assert control_plane.metered() == before
+    await until(lambda: is_all_sent(claw))
 
-    async def is_sent() -> bool:
-        return not (await claw.http.post("/api/drain")).json()["usage_unsent"]
 
-    await until(is_sent)
+async def is_all_sent(claw: Claw) -> bool:
+    return not (await claw.http.post("/api/drain")).json()["usage_unsent"]
+
+
+@pytest.mark.parametrize("with_callbacks_left", [False, True], ids=["while_it_replaces_its_key", "with_callbacks_left"])
+async def test_usage_that_a_restore_has_lost_is_sent_again_by_an_agent_that_was_killed_meanwhile(
+    control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, *, with_callbacks_left: bool
+) -> None:
+    control_plane.runtime = document(modelsim)
+    if with_callbacks_left:
+        control_plane.trouble("callback", *[503] * 1000)
+    agent.start()
+    await control_plane.until(lambda: bool(control_plane.heartbeats))
+    async with connected(control_plane) as claw:
+        await claw.chat("Hello")
+        await until(lambda: is_all_sent(claw))
+    before = control_plane.metered()
+
+    hold = control_plane.hold("secrets/ack", "before")
+    if with_callbacks_left:
+        await agent.kill()
+    control_plane.lose_usage(1)
+    control_plane.rotate_key()
+    if not with_callbacks_left:
+        async with asyncio.timeout(PATIENCE_S):
+            await hold.reached.wait()
+        await agent.kill()
+    control_plane._troubles.clear()
+    hold.released.set()
+    agent.start()
+    await control_plane.until(lambda: len(control_plane.metered()) == len(before) == 1)
+
+    assert control_plane.metered() == before
 
 
 async def test_much_usage_goes_in_batches_of_a_hundred(

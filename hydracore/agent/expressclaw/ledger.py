@@ -91,8 +91,8 @@ class Ledger:
         return await self._database.run(work)
 
     def doubt(self) -> None:
-        """The control plane may have lost what it had. The last batch is unsent until it says of that, which it takes again, or else
-        says which one it wants."""
+        """The control plane may have lost what it had. The last batch is unsent again: sent once more, it is answered with a duplicate,
+        or with the number of an earlier one that is wanted first."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["doubt_last"])
