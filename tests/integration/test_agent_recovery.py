@@ -177,11 +177,13 @@ async def test_a_killed_boot_whose_key_is_refused_without_another_one_keeps_no_a
     assert ('"event":"leftover_callbacks_dropped"' in agent.output()) == (not told)
 
 
-async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
+async def test_a_restart_asks_for_no_secrets_and_no_configuration_again_and_takes_its_address_back(
     control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
+    control_plane.configure(agent_name="Ada")
+    await control_plane.until(lambda: control_plane.heartbeats[-1]["config_version"] == control_plane.config_version)
     # A connection that the kernel still remembers when the next agent wants the port.
     await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     await agent.kill()
@@ -189,9 +191,10 @@ async def test_a_restart_asks_for_no_secrets_again_and_takes_its_address_back(
 
     agent.start()
     await control_plane.until_healthy()
+    await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)
 
     assert {callback["level"] for callback in control_plane.told()} == {"info"}
-    assert control_plane.order() == ["enroll", "secrets", "enroll"]
+    assert control_plane.order() == ["enroll", "secrets", "config", "enroll"]
 
 
 async def test_an_answer_that_comes_late_brings_no_replaced_key_back(
