@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple
@@ -130,7 +130,7 @@ class Chats:
         return Attended(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
-        with vps_errors_translated(), self._one_more(question):
+        with vps_errors_translated(), self._under_way.one_more(question.instance_id, most=CHATS_MAX):
             watch = keep_looking(partial(self._look_after, question))
             answer = await outcome(self._answer_to(question), watch=watch)
         await Answer(HTTPStatus.OK, answer)(scope, receive, send)
@@ -158,7 +158,7 @@ class Chats:
             await stream.close()
 
     async def _fill(self, question: _Question, stream: EventStream, *_: object) -> None:
-        with self._one_more(question):
+        with self._under_way.one_more(question.instance_id, most=CHATS_MAX):
             try:
                 watch = stream.keep_open(partial(self._look_after, question))
                 await outcome(self._pass_on_events(question, stream), watch=watch)
@@ -189,9 +189,6 @@ class Chats:
         """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""
         with suppress(VpsUnreachable, VpsBadAnswer):
             await self._vps.status(question.address, timeout_s=LOOK_TIMEOUT_S)
-
-    def _one_more(self, question: _Question) -> AbstractContextManager[None]:
-        return self._under_way.one_more(question.instance_id, most=CHATS_MAX)
 
     async def _require_budget(self, state: Instance) -> None:
         choice = model_choice(state, self._catalogue)
