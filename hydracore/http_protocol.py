@@ -76,7 +76,8 @@ class _UnchunkedCycle(RequestResponseCycle):
 
 class BoundedProtocol(HttpToolsProtocol):
     """Answers heads that are too long with 431 and what is no HTTP with 400, both as `{"detail": ...}`, and ends the
-    connection. One whose head does not come, or whose answer is not read, is ended without a word."""
+    connection: without that answer, but behind those that are owed, where other requests came before. One whose head does not come,
+    or whose answer is not read, is ended without a word."""
 
     unread: Unread
 
@@ -89,6 +90,9 @@ class BoundedProtocol(HttpToolsProtocol):
     #: What is to be read anew, by another parser.
     _anew: bytes | None = None
     _refusal = HTTPStatus.BAD_REQUEST
+    #: The last request that came as a whole, and whether whatever came behind it was refused.
+    _whole: RequestResponseCycle | None = None
+    _is_last = False
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn's own
@@ -125,6 +129,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._close()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_last:
+            # Not even kept, however long the answer takes.
+            return
         self._pending += len(data)
         if not (self._in_head or self._in_body):
             self._begun = b""
@@ -176,6 +183,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._anew is None:
             self._in_body = False
+            self._whole = self.cycle
             super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -186,8 +194,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(self._refusal)
 
     def _refuse(self, status: HTTPStatus) -> None:
-        # Where an answer is owed to the request before, this one would be taken for that, or for a part of it.
-        if not self._is_answering() or (self.cycle.more_body and not self.cycle.response_started):
+        if self._whole is not None and not self._whole.response_complete:
+            # Answers come in the order of their requests: this one would be taken for that. The connection ends behind it.
+            self._whole.keep_alive = False
+            self._is_last = True
+            return
+        # What has begun of an answer cannot become another one.
+        if not (self._is_answering() and self.cycle.response_started):
             body = json.dumps({"detail": status.phrase}).encode()
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
             # The id is never the caller's own: what cannot be read may have none, or two.

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
-from hydracore.http_protocol import BoundedProtocol
+from hydracore.http_protocol import HEAD_MAX_BYTES, BoundedProtocol
 from hydracore.http_server import configuration
+from tests.memory import holding_less_than
 from tests.waiting import PATIENCE_S
 
 #: A body that looks like a head.
@@ -88,13 +89,37 @@ async def test_a_wish_for_another_protocol_changes_nothing_wherever_a_request_is
             assert [first, await answer(reader)] == [(200, b"/first " + BODY), (200, b"/next ")], at
 
 
-async def test_such_a_wish_behind_another_request_is_refused() -> None:
-    async with connected() as (protocol, reader):
-        protocol.data_received(NEXT + request(b"Connection: upgrade", b"Upgrade: h2c"))
-        async with asyncio.timeout(PATIENCE_S):
-            told = await reader.read()
+@pytest.mark.parametrize("first", [NEXT, NEXT + NEXT], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        request(b"Connection: upgrade", b"Upgrade: h2c"),
+        b"no HTTP\r\n\r\n",
+        b"POST /first HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        b"GET /first HTTP/1.1\r\nA: x",
+    ],
+    ids=["a wish with a body", "no head", "no body", "too long"],
+)
+async def test_a_request_is_answered_whatever_comes_behind_it(first: bytes, behind: bytes) -> None:
+    more = b"x" * (HEAD_MAX_BYTES + 1)
+    for pieces in ([first + behind, more], [first + behind[:20], behind[20:], more]):
+        async with connected() as (protocol, reader), asyncio.timeout(PATIENCE_S):
+            for piece in pieces:
+                protocol.data_received(piece)
 
-    assert b"/first" not in told
+            for _ in range(len(first) // len(NEXT)):
+                assert await answer(reader) == (200, b"/next ")
+            assert await reader.read() == b""
+
+
+async def test_nothing_is_kept_of_what_comes_behind_a_request_and_is_refused() -> None:
+    async with connected() as (protocol, reader):
+        with holding_less_than(8 * HEAD_MAX_BYTES):
+            protocol.data_received(NEXT + b"GET /first HTTP/1.1\r\nA: x")
+            for _ in range(100):
+                protocol.data_received(b"x" * HEAD_MAX_BYTES)
+
+        assert await answer(reader) == (200, b"/next ")
 
 
 @pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"], ids=["alone", "asking_to_keep_it"])
