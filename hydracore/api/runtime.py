@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from events.failures import describe
-from events.lifecycle import RUNNING
+from events.lifecycle import ERROR, RUNNING
 from events.master_keys import MasterKeys
 from events.state import Instance
 from events.store import EventStore
@@ -76,7 +76,8 @@ class RuntimeReader:
 
     def _missed(self, report: ReportRow) -> int:
         """How many heartbeats in a row have not come, by the database's clock."""
-        if report.status != RUNNING or report.heartbeat_age_s is None:
+        # Of an instance in `error` they ought to come, too; one that is being deleted need not report.
+        if report.status not in {RUNNING, ERROR} or report.heartbeat_age_s is None:
             return 0
         # One interval is what a heartbeat may always take.
         return max(0, int(report.heartbeat_age_s / self.heartbeat_interval_s) - 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -11,7 +12,7 @@ import pytest_asyncio
 from events.state import TEARDOWN_STEPS
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api
-from tests.lives import BOOT, acknowledge, delete, finish, issue, mark_ready, teardown
+from tests.lives import BOOT, acknowledge, delete, finish, issue, mark_ready, teardown, vanished
 from tests.services import Services
 from tests.use_fixtures import (
     KEY_ID,
@@ -34,6 +35,16 @@ __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachabl
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OTHER_KEY = UUID(int=0xC9)
+
+BEAT: dict[str, Any] = {
+    "boot_id": str(BOOT),
+    "uptime_seconds": 5,
+    "active_connections": 0,
+    "versions": {"agent": "1"},
+    "skills_loaded": [],
+    "config_version": 1,
+    "error": None,
+}
 
 
 def admin(api: Api) -> dict[str, str]:
@@ -170,16 +181,7 @@ async def test_drift_and_connections_show_in_the_runtime_status(used: Used) -> N
 async def test_a_heartbeat_is_answered_with_the_version_that_is_wanted(unreachable: Used) -> None:
     await unreachable.ask("POST", "/config", {"agent_name": "Ada"})
 
-    beat = {
-        "boot_id": str(BOOT),
-        "uptime_seconds": 5,
-        "active_connections": 0,
-        "versions": {"agent": "1"},
-        "skills_loaded": ["notes"],
-        "config_version": 1,
-        "error": None,
-    }
-    answer = await unreachable.agent_says("heartbeat", beat)
+    answer = await unreachable.agent_says("heartbeat", BEAT | {"skills_loaded": ["notes"]})
     runtime = (await unreachable.ask("GET", "/runtime")).json()
 
     assert answer.json()["config_version"] == 2
@@ -193,16 +195,7 @@ async def test_a_heartbeat_is_answered_with_the_version_that_is_wanted(unreachab
 async def test_what_an_agent_that_is_away_said_of_a_former_configuration_is_not_told_of_the_present_one(
     unreachable: Used, code: str, told: list[str | None]
 ) -> None:
-    beat = {
-        "boot_id": str(BOOT),
-        "uptime_seconds": 5,
-        "active_connections": 0,
-        "versions": {"agent": "1"},
-        "skills_loaded": [],
-        "config_version": 1,
-        "error": {"code": code, "message": "Trouble"},
-    }
-    await unreachable.agent_says("heartbeat", beat)
+    await unreachable.agent_says("heartbeat", BEAT | {"error": {"code": code, "message": "Trouble"}})
 
     before = (await unreachable.ask("GET", "/runtime")).json()
     await unreachable.ask("POST", "/config", {"agent_name": "Ada"})
@@ -249,3 +242,25 @@ async def test_of_a_dead_instance_the_runtime_status_says_what_is_known(api: Api
     assert answer.status_code == 200
     assert answer.json()["error_code"]
     assert answer.json()["config_version"] == 1
+
+
+async def test_the_heartbeats_of_a_lost_agent_are_counted_as_missing_until_its_instance_is_deleted(
+    unreachable: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    api, instance_id = unreachable.api, unreachable.instance_id
+    await unreachable.agent_says("heartbeat", BEAT)
+    await owner_conn.execute(
+        "UPDATE heartbeat SET received_at = now() - 10 * interval '1 s' * %s WHERE instance_id = %s",
+        (api.parts.settings.heartbeat_interval_s, instance_id),
+    )
+
+    async def told() -> tuple[str, bool]:
+        runtime = (await unreachable.ask("GET", "/runtime")).json()
+        return runtime["status"], runtime["health_failures"] >= 9
+
+    running = await told()
+    await give(api, instance_id, vanished(server_id=f"{instance_id.int % 10**9}"))
+    lost = await told()
+    await give(api, instance_id, delete())
+
+    assert [running, lost, await told()] == [("running", True), ("error", True), ("deleting", False)]
