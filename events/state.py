@@ -67,10 +67,6 @@ class Attempt(msgspec.Struct, kw_only=True):
         """True from the intent on, until the absence of the server has been seen."""
         return self.intended_ms is not None and not self.discarded
 
-    def holds(self, server_id: str) -> bool:
-        """Whether that is its server, as far as is known."""
-        return self.server_id == server_id and self.may_have_server
-
 
 class Agent(msgspec.Struct, kw_only=True):
     """The agent that holds the current attempt's enrol token, once one does."""

@@ -7,9 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from events.lifecycle import Status
-from events.state import Instance
 from workers.deps import Deps
-from workers.labels import is_made_for
 from workers.providers.base import Provider, ProviderError, Server
 
 
@@ -41,11 +39,10 @@ class Account(NamedTuple):
         """Whether `server` is recorded as this instance's, whatever its provider is called now."""
         return not self.has_ended and self.server_id == server.id
 
-    def awaits(self, server: Server, state: Instance) -> bool:
-        """Whether `server` may be about to be recorded as this instance's. `state`: as the log has it."""
-        if self.has_ended or self.server_id is not None:
-            return False
-        return state.attempt is not None and is_made_for(state.attempt, server)
+    @property
+    def awaits_one(self) -> bool:
+        """Whether a server may be about to be recorded as this instance's."""
+        return not self.has_ended and self.server_id is None
 
     @property
     def shown_id(self) -> str | None:

@@ -38,6 +38,12 @@ def is_made_for(attempt: Attempt, server: Server) -> bool:
     return attempt.enrol_token_hash is not None and intent == _intent(attempt.enrol_token_hash)
 
 
+def holds(attempt: Attempt, server: Server) -> bool:
+    """Whether `server`, of this instance, is what the attempt has, or what it waits for."""
+    is_its = is_made_for(attempt, server) if attempt.server_id is None else attempt.server_id == server.id
+    return attempt.may_have_server and is_its
+
+
 def is_accounted_for(state: Instance, server: Server) -> bool:
     """Whether `server`, of this instance, may have been made for anything that is in its history up to `state`."""
     attempt = state.attempt

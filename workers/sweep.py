@@ -15,7 +15,6 @@ from events import commands as c
 from events.ids import lane_of
 from events.patience import run
 from events.sql import Statements
-from events.state import Instance
 from workers.deps import Deps
 from workers.findings import Account, Finding, Project, Swept, Unlooked, done
 from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
@@ -24,6 +23,7 @@ from workers.labels import (
     INSTALLATION,
     INTENT,
     INTENT_LENGTH,
+    holds,
     instance_labels,
     is_accounted_for,
     server_labels,
@@ -119,34 +119,34 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
 
 
 class _Whose(NamedTuple):
-    """What there is to know of a server: the account that it is of, the instance that the log has it for, and whether the log may have
-    made it at all.
+    """What there is to know of a server: the account that it is of, else the instance that the log has it for, else whether the log may
+    have made it at all.
     """
 
-    account: Account | None
-    holder: UUID | None
-    known: bool
+    account: Account | None = None
+    holder: UUID | None = None
+    known: bool = False
 
 
 async def _whose(deps: Deps, server: Server, candidates: list[Account], claimed: list[UUID]) -> _Whose:
     """`claimed`: the instances that it says it is of. Raises `HistoryUnreadable`."""
     recorded = next((one for one in candidates if one.owns(server)), None)
     if recorded is not None:
-        return _Whose(recorded, recorded.instance_id, known=True)
+        return _Whose(account=recorded)
     # Read after the list, so that in a log that is whole no server is later than its instance. And of the log, whatever the read table
     # says: no removal can be undone.
     accounts = {one.instance_id: one for one in candidates}
-    states = list[Instance]()
+    known = False
     for instance_id in dict.fromkeys((*accounts, *claimed)):
         with reading(instance_id):
             state = await deps.store.load(instance_id)
-        if state is not None:
-            states.append(state)
-    awaiting = next(
-        (accounts[each.id] for each in states if each.id in accounts and accounts[each.id].awaits(server, each)), None
-    )
-    holder = next((each.id for each in states if each.attempt and each.attempt.holds(server.id)), None)
-    return _Whose(awaiting, holder, any(is_accounted_for(each, server) for each in states))
+        if state is None:
+            continue
+        if state.attempt is not None and holds(state.attempt, server):
+            account = accounts.get(instance_id)
+            return _Whose(account) if account is not None and account.awaits_one else _Whose(holder=instance_id)
+        known = known or is_accounted_for(state, server)
+    return _Whose(known=known)
 
 
 async def _look_at(project: Project, server: Server, account: Account, *, intent: str | None) -> list[Finding]:

@@ -2,11 +2,14 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 
+from events.commands import AnyCommand
 from events.ids import lane_of
 from hydracore.settings import PACKAGED_CATALOGUE
 from tests import lives
@@ -165,24 +168,69 @@ async def test_a_row_that_names_another_instance_s_server_costs_neither_labels_n
     assert [await provider.get_server(server_id) for server_id in servers] == before
 
 
-async def test_a_row_that_is_missing_costs_no_server_that_the_log_has(
-    stack: Stack, provider: HetznerProvider, database_url: str
+@pytest.mark.parametrize("of", ["the log has it", "the log waits for it"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "DELETE FROM instance",
+        "UPDATE instance SET status = 'deleted'",
+        "UPDATE instance SET server_id = '999'",
+        "UPDATE instance SET server_id = NULL, status = 'failed'",
+    ],
+)
+async def test_no_row_costs_a_server_that_the_log_has_or_waits_for(
+    stack: Stack, provider: HetznerProvider, database_url: str, wrong: LiteralString, of: str
 ) -> None:
+    server_id, swept = await swept_twice(
+        stack,
+        provider,
+        database_url,
+        lambda server_id: (lives.created(server_id=server_id),) if of == "the log has it" else (),
+        wrong,
+    )
+
+    assert swept == [[MISREAD], [MISREAD]]
+    assert not await is_gone(provider, server_id)
+    await provider.delete_server(server_id)
+
+
+@pytest.mark.parametrize("then", [lives.gave_up(), lives.plan(2)], ids=["given up", "tried again"])
+async def test_what_is_left_of_an_attempt_that_is_over_is_removed(
+    stack: Stack, provider: HetznerProvider, database_url: str, then: AnyCommand
+) -> None:
+    server_id, swept = await swept_twice(
+        stack,
+        provider,
+        database_url,
+        lambda server_id: (lives.created(server_id=server_id), lives.failed(), lives.discarded(), then),
+        "SELECT",
+    )
+
+    assert swept == [[("orphan", "watched")], [("orphan", "removed")]]
+    await stack.until(lambda: is_gone(provider, server_id))
+
+
+async def swept_twice(
+    stack: Stack,
+    provider: HetznerProvider,
+    database_url: str,
+    life: Callable[[str], tuple[AnyCommand, ...]],
+    wrong: LiteralString,
+) -> tuple[str, list[list[tuple[str, str]]]]:
+    """Two sweeps of a server that says it is of an instance with such a `life`, of which something `wrong` is done to the row; its id."""
     ours = installation()
     async with stack.deps(
         database_url=database_url, installation=ours["hc-installation"], orphan_grace_s=SHORT
     ) as deps:
         server_id = await stray(provider, **ours)
-        instance_id = await recorded(deps, 0, lives.created(server_id=server_id))
+        instance_id = await recorded(deps, 0, *life(server_id))
         await provider.set_labels(server_id, ours | {"hc-instance": str(instance_id), "hc-attempt": "1"})
         with psycopg.connect(database_url, autocommit=True) as owner:
-            owner.execute("DELETE FROM instance")
-
+            owner.execute(wrong)
         swept = [(await sweep(deps, dry_run=False)).findings for _ in range(2)]
-
-    assert [[(each.kind, each.action) for each in findings] for findings in swept] == [[MISREAD], [MISREAD]]
-    assert not await is_gone(provider, server_id)
-    await provider.delete_server(server_id)
+    return server_id, [
+        [(each.kind, each.action) for each in findings if each.server_id == server_id] for findings in swept
+    ]
 
 
 async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_being_looked_at(
