@@ -146,8 +146,8 @@ class Lane:
             self._findings += found
             if not found:
                 self._find("unexplained", "Something does not fit, and nothing is wrong", seq=after + 1, last_seq=upto)
-        if self._start.seq == 0 or self._begins_with(connection, self._start):
-            self._check_head(end)
+        as_sealed = self._start.seq == 0 or self._begins_as_sealed(connection, highest or 0)
+        self._check_head(end, as_sealed=as_sealed)
         self._check_streams(connection)
         if self._points:
             last = self._points[-1]
@@ -162,7 +162,14 @@ class Lane:
             settled=settled,
         )
 
-    def _begins_with(self, connection: Connection, start: Head) -> bool:
+    def _begins_as_sealed(self, connection: Connection, highest: int) -> bool:
+        """Whether the lane is up to the start what the seal says that it begins behind."""
+        start = self._start
+        if highest < start.seq:
+            what = f"The last seal has seen events up to {start.seq}, and the lane ends before"
+            self._find("tail_missing", what, seq=highest + 1, last_seq=start.seq)
+            self._at = Head(highest, start.link)
+            return False
         row = connection.execute(_LINK_AT, (self.number, start.seq), binary=True).fetchone()
         if row == (start.link,):
             return True
@@ -204,7 +211,7 @@ class Lane:
                 self._find("wrong_lane", "The stream belongs to another lane", seq=seq, stream_id=UUID(bytes=stream))
             versions[stream] = version
 
-    def _check_head(self, end: Sequence[Any] | None) -> None:
+    def _check_head(self, end: Sequence[Any] | None, *, as_sealed: bool) -> None:
         if end is None:
             self._find("head_wrong", "The lane has no row in lane_head", seq=self._at.seq)
             return
@@ -214,7 +221,7 @@ class Lane:
         elif seq != self._at.seq:
             what = f"lane_head says that the lane ends with {seq}, and its events end with {self._at.seq}"
             self._find("head_wrong", what, seq=min(seq, self._at.seq) + 1, last_seq=max(seq, self._at.seq))
-        elif link != self._at.link:
+        elif as_sealed and link != self._at.link:
             self._find("head_wrong", "lane_head has another link than the lane's last command", seq=self._at.seq)
         elif not is_timely:
             self._find("head_wrong", "lane_head has another time than the lane's last command", seq=self._at.seq)

@@ -75,9 +75,11 @@ class SealedLogs:
         name = f"{self._name}_{next(self._serial)}"
         url = self._services.create_database(name, template=self._name)
         file = SealFile(Path(shutil.copy(self._seals, folder)))
-        async with open_store(url) as (store, pool):
-            yield Log(url, store, pool, Sealer(pool, key=SEAL_KEY, file=file), file, [*self._ids])
-        self._services.drop_database(name)
+        try:
+            async with open_store(url) as (store, pool):
+                yield Log(url, store, pool, Sealer(pool, key=SEAL_KEY, file=file), file, [*self._ids])
+        finally:
+            self._services.drop_database(name)
 
 
 @pytest.fixture(scope="session", name="sealed_logs")

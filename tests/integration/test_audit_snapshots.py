@@ -93,6 +93,24 @@ def test_an_edited_snapshot_is_found_with_the_place(forger: Forger, statement: s
     assert (finding.table, finding.what) == ("snapshot", what)
 
 
+@pytest.mark.parametrize("column", ["version", "digest", "state"])
+def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: str) -> None:
+    forger.do(
+        f"ALTER TABLE snapshot ALTER {column} DROP NOT NULL",
+        f"UPDATE snapshot SET {column} = NULL WHERE version = 6",  # noqa: S608 - of the list above
+    )
+
+    (finding,) = found(forger)
+
+    assert finding.what == "It lacks what every snapshot has"
+
+
+def test_without_a_replay_no_snapshot_is_looked_at(forger: Forger) -> None:
+    forger.do("UPDATE snapshot SET state = '{}'")
+
+    assert find(forger, replay=False) == []
+
+
 def test_a_snapshot_of_a_stream_that_never_was_is_found(forger: Forger) -> None:
     forger.do(
         "INSERT INTO snapshot SELECT lane, gen_random_uuid(), version, fold, digest, state FROM snapshot WHERE version = 6"

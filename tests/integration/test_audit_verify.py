@@ -195,6 +195,21 @@ async def test_since_the_seal_a_lane_that_was_written_anew_before_it_is_found(lo
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "rewritten", 1, 12)
 
 
+async def test_since_the_seal_a_tail_that_was_cut_off_before_it_is_missed(log: Log, forger: Forger) -> None:
+    forger.do(
+        "DELETE FROM event WHERE lane = 6 AND seq > 10",
+        "DELETE FROM command WHERE lane = 6 AND first_seq > 10",
+        "UPDATE lane_head SET head = 10 WHERE lane = 6",
+    )
+    forger.redo_links()
+
+    status, findings = found(log, "--since-seal", "--no-replay")
+
+    (finding, *others) = findings
+    assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 11, 12)
+    assert {other["kind"] for other in others} <= {"head_wrong", "stream_wrong"}
+
+
 async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
     public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
     given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
