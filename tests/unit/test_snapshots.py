@@ -16,7 +16,7 @@ from tests import frozen, lives
 
 #: By the number of the rules: the digest of all states that they make of the corpus. Lines are added, and only the last one is ever
 #: edited, before it is released.
-FROZEN = {1: "3522843d6f8a74c22f97901ff1e80fae4858019c7fb76703f38bece263c632a4"}
+FROZEN = {1: "286c352245cf13c6dc91ab632e0c680651c23b1bd68f7cc20bbd168b4b5144dd"}
 
 
 def results() -> Iterator[bytes]:
