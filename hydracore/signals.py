@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
@@ -87,6 +88,36 @@ def interrupted_by_signals() -> Generator[None]:
         for number in heard:
             signal.signal(number, interrupt)
         yield
+
+
+@contextmanager
+def signals_heard(told: Callable[[], None]) -> Generator[Callable[[], None]]:
+    """For work of other threads, while the main one waits: each signal calls `told`, and what this gives returns once one has come.
+
+    What wakes it is a byte from the system's own handler. A lock would not do: a signal that comes right before it is waited for, or
+    that another thread takes, does not wake who waits, and Python calls no handler until they are awake.
+    """
+    has_come = False
+
+    def hear(_number: int, _frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
+        told()
+
+    def wait() -> None:
+        while not has_come:
+            reader.recv(1)
+
+    reader, writer = socket.socketpair()
+    with reader, writer, _handlers_kept() as heard:
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            for number in heard:
+                signal.signal(number, hear)
+            yield wait
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import threading
 import time
 
 import dramatiq
@@ -19,7 +17,7 @@ from hydracore.db.pool import open_pool
 from hydracore.garbage import look_less_often
 from hydracore.opening import open_redis
 from hydracore.settings import Settings
-from hydracore.signals import heard_signals, run_to_its_end, run_until_signal
+from hydracore.signals import run_to_its_end, run_until_signal, signals_heard
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
@@ -65,30 +63,22 @@ def run_worker(settings: Settings) -> None:
     middleware = DepsMiddleware(settings, os.environ)
     broker = redis_broker(settings.redis_url, middleware)
     declare_actors(broker, middleware)
-    stopped = threading.Event()
-
-    def stop(_number: int, _frame: object) -> None:
-        stopped.set()
-        middleware.give_up()
-
-    for number in heard_signals():
-        signal.signal(number, stop)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=WORKER_TIMEOUT_MS)
-    try:
-        worker.start()
-        look_less_often()
-        _log.info("worker_started", threads=settings.worker_threads)
-        if settings.is_public_url_open:
-            _log.warning(
-                "public_url_open", hint="agents get their secrets unencrypted: HYDRACORE_PUBLIC_URL should be https://"
-            )
-        stopped.wait()
-    except NotBooted as error:
-        if error.__cause__ is not None:
-            raise error.__cause__ from None
-    finally:
-        worker.stop(timeout=STOP_MS_MAX)
-        broker.close()
+    with signals_heard(middleware.give_up) as wait_for_signal:
+        try:
+            worker.start()
+            look_less_often()
+            _log.info("worker_started", threads=settings.worker_threads)
+            if settings.is_public_url_open:
+                hint = "agents get their secrets unencrypted: HYDRACORE_PUBLIC_URL should be https://"
+                _log.warning("public_url_open", hint=hint)
+            wait_for_signal()
+        except NotBooted as error:
+            if error.__cause__ is not None:
+                raise error.__cause__ from None
+        finally:
+            worker.stop(timeout=STOP_MS_MAX)
+            broker.close()
 
 
 def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> Swept:

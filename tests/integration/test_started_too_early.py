@@ -277,9 +277,12 @@ async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(
     # The relay is making its connection to Redis in this moment.
     await until(lambda: program.has_said(f"{part}_started"), poll_s=0.002)
 
-    program.send(number)
+    try:
+        program.send(number)
 
-    assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
+        assert await asyncio.to_thread(program.wait, PATIENCE_S) == 0
+    finally:
+        program.kill()
     assert "Traceback" not in program.output()
 
 

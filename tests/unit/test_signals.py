@@ -1,10 +1,14 @@
 """Whoever runs in nobody's foreground can be stopped too, and outlives the terminal where it was asked to."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from hydracore.signals import signals_heard
 
 #: Ignores one signal from the start; echoes lines until a signal ends it.
 PROGRAM = """
@@ -99,3 +103,35 @@ except KeyboardInterrupt:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
 
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+def test_a_signal_that_another_thread_takes_is_heard_by_who_waits_for_it() -> None:
+    """As one is that comes in the moment before the main thread waits: nothing interrupts it, and no handler of Python's is called."""
+    taker_ends = threading.Event()
+    taker = threading.Thread(target=taker_ends.wait)
+    taker.start()
+    told = list[str]()
+    try:
+        with signals_heard(lambda: told.append("told")) as wait:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            sender = threading.Timer(0.05, lambda: signal.pthread_kill(taker.ident or 0, signal.SIGTERM))
+            sender.start()
+
+            wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        taker_ends.set()
+        taker.join()
+
+    assert told == ["told"]
+
+
+def test_a_signal_that_came_before_it_is_waited_for_is_heard_too() -> None:
+    told = list[str]()
+    before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+    with signals_heard(lambda: told.append("told")) as wait:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait()
+
+    assert told == ["told"]
+    assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
