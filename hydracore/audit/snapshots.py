@@ -38,7 +38,8 @@ _NOT_KNOWN = "Snapshots that a newer HydraCore made by rules of its own were not
 def compare(
     connection: Connection, lane: int, *, among: Container[bytes] | None, after_each: Callable[[], None]
 ) -> Iterator[Finding | Note]:
-    """What is wrong with the snapshots of a lane. `among`: only of these streams, by the bytes of their ids. `after_each`: called after each page of events.
+    """What is wrong with the snapshots of a lane. `among`: only of these streams, by the bytes of their ids. `after_each`: called after
+    each page of events.
 
     An event that cannot be read, or makes no sense, is left to those who compare the rows of its stream.
     """
