@@ -25,7 +25,11 @@ CONNECTIONS_KEPT = 20
 
 
 class AnswerTooLarge(Exception):
-    """The peer sent more than the caller is ready to hold."""
+    """The peer sent more than the caller is ready to hold, behind this `status`."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class Answer(NamedTuple):
@@ -77,5 +81,5 @@ async def read_answer(response: httpx.Response, *, answer_max_bytes: int) -> Ans
     async for chunk in response.aiter_raw():
         content += chunk
         if len(content) > answer_max_bytes:
-            raise AnswerTooLarge
+            raise AnswerTooLarge(response.status_code)
     return Answer(response.status_code, response.headers, bytes(content))

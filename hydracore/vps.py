@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from urllib.parse import quote
@@ -22,7 +22,15 @@ from structlog.contextvars import get_contextvars
 from hydracore.agent.chat_messages import RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
 from hydracore.reading import UNREADABLE, require_object
-from hydracore.transport import CONNECT_TIMEOUT_S, CONNECTIONS_KEPT, Answer, AnswerTooLarge, new_client, read_answer
+from hydracore.transport import (
+    CONNECT_TIMEOUT_S,
+    CONNECTIONS_KEPT,
+    Answer,
+    AnswerTooLarge,
+    exchange,
+    new_client,
+    read_answer,
+)
 from hydracore.vps_answers import (
     ANSWER_MAX_BYTES,
     CHAT_MAX_BYTES,
@@ -140,7 +148,7 @@ class VpsClient:
             if response.status_code != HTTPStatus.OK:
                 with _told(agent, idle_timeout_s):
                     async with asyncio.timeout(idle_timeout_s):
-                        raise _refusal(agent, await _whole(agent, response, ANSWER_MAX_BYTES))
+                        raise _refusal(agent, await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES))
             if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
                 raise VpsBadAnswer(f"{agent}: no event stream", status=response.status_code)
             yield _chunks(agent, response, idle_timeout_s)
@@ -229,8 +237,7 @@ class VpsClient:
         """The agent's 200."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         with _told(agent, limit_s):
-            async with asyncio.timeout(limit_s), aclosing(await self._client.send(request, stream=True)) as response:
-                answer = await _whole(agent, response, max_bytes)
+            answer = await exchange(self._client, request, timeout_s=limit_s, answer_max_bytes=max_bytes)
         if answer.status != HTTPStatus.OK:
             raise _refusal(agent, answer)
         return answer
@@ -243,15 +250,10 @@ def _told(agent: AgentAddress, timeout_s: float) -> Generator[None]:
         yield
     except (TimeoutError, httpx.TimeoutException) as error:
         raise VpsTimeout(f"{agent}: no answer within {timeout_s:g} s") from error
+    except AnswerTooLarge as error:
+        raise VpsBadAnswer(f"{agent}: an answer that is too large", status=error.status) from error
     except httpx.HTTPError as error:
         raise VpsUnreachable(f"{agent}: {type(error).__name__}") from error
-
-
-async def _whole(agent: AgentAddress, response: httpx.Response, max_bytes: int) -> Answer:
-    try:
-        return await read_answer(response, answer_max_bytes=max_bytes)
-    except AnswerTooLarge as error:
-        raise VpsBadAnswer(f"{agent}: an answer that is too large", status=response.status_code) from error
 
 
 async def _chunks(agent: AgentAddress, response: httpx.Response, idle_timeout_s: float) -> AsyncGenerator[bytes]:
