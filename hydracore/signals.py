@@ -92,7 +92,8 @@ def interrupted_by_signals() -> Generator[None]:
 
 @contextmanager
 def signals_heard(told: Callable[[], None]) -> Generator[Callable[[], None]]:
-    """For work of other threads, while the main one waits: each signal calls `told`, and what this gives returns once one has come.
+    """For work of other threads, while the main one, which calls this, waits: each signal calls `told`, and what this gives returns
+    once one has come.
 
     What wakes it is a byte from the system's own handler. A lock would not do: a signal that comes right before it is waited for, or
     that another thread takes, does not wake who waits, and Python calls no handler until they are awake.
