@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID
 
 import msgspec
@@ -130,6 +130,11 @@ def place(n: int) -> tuple[datetime, UUID]:
     return made, UUID(md5(f"instance {n}".encode(), usedforsecurity=False).hexdigest())
 
 
+def wanted_of(scope: str, **more: Any) -> ListFilter:
+    tenant_id, customer_id = SCOPES[scope]
+    return ListFilter(tenant_id=tenant_id, customer_id=customer_id, **more)
+
+
 def of_scope(scope: str, count: int, before: tuple[datetime, UUID] | None = None) -> list[int]:
     """Which of the first so many are in a scope, newest first, behind a place if any."""
     tenant_id, customer_id = SCOPES[scope]
@@ -151,9 +156,8 @@ async def test_a_list_of_live_instances_reads_no_deleted_ones(
     status: Status | None,
     after: int | None,
 ) -> None:
-    tenant_id, customer_id = SCOPES[scope]
     before = None if after is None else place(after)
-    wanted = ListFilter(tenant_id=tenant_id, customer_id=customer_id, status=status, before=before)
+    wanted = wanted_of(scope, status=status, before=before)
     read_before = await counted(pool, owner_conn)
 
     text = await Queries(pool).list_text(wanted)
@@ -170,15 +174,8 @@ async def test_a_list_of_live_instances_reads_no_deleted_ones(
 async def test_pages_with_deleted_instances_follow_each_other_without_gap_or_repeat(
     pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection, scope: str, status: Status | None, oldest: int
 ) -> None:
-    tenant_id, customer_id = SCOPES[scope]
     everything = [n for n in of_scope(scope, LIVE_COUNT + DELETED_COUNT) if n >= oldest]
-    wanted = ListFilter(
-        tenant_id=tenant_id,
-        customer_id=customer_id,
-        status=status,
-        include_deleted=True,
-        limit=1 + len(everything) // 4,
-    )
+    wanted = wanted_of(scope, status=status, include_deleted=True, limit=1 + len(everything) // 4)
     seen: list[int] = []
 
     while page := listed_keys(await Queries(pool).list_text(wanted)):
@@ -199,15 +196,8 @@ async def test_a_page_with_deleted_instances_reads_few_more_rows_than_it_has(
     status: Status | None,
     after: int | None,
 ) -> None:
-    tenant_id, customer_id = SCOPES[scope]
-    wanted = ListFilter(
-        tenant_id=tenant_id,
-        customer_id=customer_id,
-        status=status,
-        include_deleted=True,
-        before=None if after is None else place(after),
-        limit=20,
-    )
+    before = None if after is None else place(after)
+    wanted = wanted_of(scope, status=status, include_deleted=True, before=before, limit=20)
     read_before = await counted(pool, owner_conn)
 
     text = await Queries(pool).list_text(wanted)
