@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Generator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import psycopg
@@ -51,6 +53,18 @@ structlog.configure(
 
 # Collecting makes millions of objects that stay.
 look_less_often()
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Begin with a share of the modules: in a fresh checkout each is rewritten by one of xdist's workers, and not by all at once."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    paths = sorted(Path(__file__).parent.rglob("test_*.py"))
+    for path in paths[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        name = ".".join(path.relative_to(session.config.rootpath).with_suffix("").parts)
+        with suppress(Exception):  # Collected in a moment, it tells why.
+            import_module(name)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
