@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import redis
 import structlog
+from hypothesis import settings
 
 from hydracore.garbage import look_less_often
 from tests.audit_log import sealed_logs_fixture
@@ -50,6 +51,9 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+# The same examples each time, and nothing that depends on the clock: eight workers share the processors.
+settings.load_profile("ci")
 
 # Collecting makes millions of objects that stay.
 look_less_often()

@@ -109,10 +109,7 @@ def check_life(states: list[Instance], row: Row) -> None:
 
 @settings(
     max_examples=20,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     rounds=st.lists(

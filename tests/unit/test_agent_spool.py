@@ -191,10 +191,7 @@ def test_its_files_are_the_agents_alone(path: Path, spool: CallbackSpool, boot_i
 
 @settings(
     max_examples=30,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(actions=st.lists(st.sampled_from(["append", "accept", "reply_lost", "crash", "restore"]), max_size=30))
 def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(

@@ -240,7 +240,7 @@ def structs_of(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{name: values_of(hints[name]) for name in kind.__struct_fields__})
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(*map(structs_of, TYPES)))
 def test_any_event_comes_back_as_it_went_and_as_the_same_bytes(event: e.AnyEvent) -> None:
     payload = encode(event)

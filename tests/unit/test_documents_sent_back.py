@@ -10,7 +10,7 @@ from operator import getitem
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hydracore.documents import MasksOutdated, is_mask, masked, merge_patch, unmasked
@@ -27,9 +27,7 @@ TEXTS = (
 LIKE_MASKS = ("****", "****le/x", "****aaaa", "********")
 NAMES = ("id", "note", "token", "Secret", "type", "url", "name", "key", "value")
 
-DOCUMENTS = settings(
-    max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+DOCUMENTS = settings(max_examples=60)
 
 
 def documents(*texts: str) -> st.SearchStrategy[Any]:

@@ -52,7 +52,7 @@ def gathered(events: Sequence[Event], *, lengths: dict[UUID, int], size: int = 3
 histories = st.fixed_dictionaries({stream_id: st.integers(1, 12) for stream_id in (A, B, C)})
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), histories)
 def test_a_stream_is_whole_and_in_order_however_its_events_come(data: st.DataObject, history: dict[UUID, int]) -> None:
     events = [event(stream_id, version) for stream_id, last in history.items() for version in range(1, last + 1)]

@@ -78,7 +78,7 @@ def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:
     return appends
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(histories)
 def test_inline_tables_are_the_fold_of_their_streams_after_every_append(history: list[tuple[str, Move]]) -> None:
     folds = {(kind, who.id): kind().begin(who.id, lane=lane_of(who.id)) for kind in INLINE for who in PEOPLE}
@@ -171,7 +171,7 @@ def rows_of(fold: Accumulator, facts: Sequence[Fact]) -> dict[str, list[Row]]:
     return {table: list(rows) for table, rows in fold.rows().items()}
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(histories, st.data())
 def test_followed_tables_add_up_to_one_fold_however_the_log_was_cut(
     history: list[tuple[str, Move]], data: st.DataObject
@@ -208,7 +208,7 @@ def fleet(parts: Sequence[dict[str, list[Row]]]) -> dict[Any, tuple[int, int]]:
     return {key: value for key, value in added_up(parts).items() if key[0] == "fleet"}
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(histories, st.data())
 def test_a_run_of_events_folds_to_what_they_fold_to_one_by_one(
     history: list[tuple[str, Move]], data: st.DataObject

@@ -97,7 +97,7 @@ def check(state: Instance) -> None:
     assert agent is None or agent.key_id is not None or not agent.key_acknowledged
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(moves, min_size=15, max_size=50))
 def test_any_sequence_of_commands_keeps_the_lifecycle_and_owes_what_it_says(sequence: list[Move]) -> None:
     witness = Witness()
@@ -110,7 +110,7 @@ def test_any_sequence_of_commands_keeps_the_lifecycle_and_owes_what_it_says(sequ
     assert witness.loaded() == witness.now, "a state is what its stored events add up to"
 
 
-@settings(max_examples=100, derandomize=True, database=None, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(moves, min_size=1, max_size=30), st.lists(moves, max_size=20))
 def test_an_erasure_at_any_point_leaves_nothing_sealed_from_then_on_and_stops_nothing(
     before: list[Move], after: list[Move]
@@ -135,7 +135,7 @@ def test_an_erasure_at_any_point_leaves_nothing_sealed_from_then_on_and_stops_no
     assert witness.loaded() == witness.now
 
 
-@settings(max_examples=40, derandomize=True, database=None, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(moves, min_size=15, max_size=50))
 def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(sequence: list[Move]) -> None:
     witness, whole, without_use = Witness(), None, None
@@ -153,7 +153,7 @@ def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(se
 
 
 @given(st.integers(0, 40))
-@settings(max_examples=41, derandomize=True, database=None, deadline=None)
+@settings(max_examples=41)
 def test_a_life_by_the_book_comes_to_its_end_from_wherever_it_was_cut_short(count: int) -> None:
     witness = Witness()
     for _ in range(count):
