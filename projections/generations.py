@@ -35,6 +35,7 @@ _AHEAD = _SQL["ahead"]
 _INDEX_SESSION = _SQL["index_session"]
 _SET_STATE = _SQL["set_state"]
 _ENTER_AT_TARGETS = _SQL["enter_at_targets"]
+_ENTER_AT_BEGINNING = _SQL["enter_at_beginning"]
 _FORGET_FOLLOWER = _SQL["forget_follower"]
 _FORGET_GENERATION = _SQL["forget_generation"]
 _INDEXED_COLUMNS = _SQL["indexed_columns"]
@@ -176,6 +177,11 @@ async def index(connection: AsyncConnection, projection: Projection, build: Gene
         await connection.execute(_ENTER_AT_TARGETS, build.key | {"follower": build.follower})
         await connection.execute(_SET_STATE, build.key | {"state": "indexed"})
     return msgspec.structs.replace(build, state="indexed")
+
+
+async def enter(connection: AsyncConnection, earlier: Generation) -> None:
+    """Give a generation that was replaced before anybody had followed it its place in the log, which is the beginning."""
+    await connection.execute(_ENTER_AT_BEGINNING, (earlier.follower,))
 
 
 async def is_ahead(connection: AsyncConnection, build: Generation) -> bool:

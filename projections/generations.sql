@@ -78,6 +78,12 @@ SELECT %(follower)s, l.lane, l.target
   FROM projection_lane l
  WHERE l.name = %(name)s AND l.generation = %(generation)s
 
+-- name: enter_at_beginning
+-- Of lanes in which nobody had been when the generation was replaced.
+INSERT INTO checkpoint (follower, lane)
+SELECT %s, h.lane FROM lane_head h
+ON CONFLICT (follower, lane) DO NOTHING
+
 -- name: enter_at_heads
 INSERT INTO checkpoint (follower, lane, seq)
 SELECT %s, h.lane, h.head FROM lane_head h

@@ -150,6 +150,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             raise NothingToRollBackTo(projection.name, reason)
         if gone := await generations.tables_missing(connection, earlier):
             raise NothingToRollBackTo(projection.name, f"the earlier generation lacks {', '.join(gone)}")
+        await generations.enter(connection, earlier)
         report = Report(
             name=projection.name,
             version=earlier.version,

@@ -6,7 +6,9 @@ import psycopg
 import pytest
 
 from projections import generations
+from projections.care import status
 from projections.errors import NothingToRollBackTo
+from projections.follower import Follower
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rollback
 from projections.reservation import ReservationProjection
@@ -46,6 +48,28 @@ async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came
             assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
             with pytest.raises(NothingToRollBackTo):
                 await rollback(database_url, projection)
+
+
+async def test_a_rollback_goes_back_to_what_nobody_had_followed_yet_when_it_was_replaced(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        # Before any relay has run.
+        await rebuilt(database_url, UsageDaily())
+        await follow_all(pool)
+        follower = Follower(pool, UsageDaily())
+        await follower.enter()
+
+        assert (await rollback(database_url, UsageDaily())).generation == 1
+
+        assert (await compared(database_url, UsageDaily())).drifted == 0
+        # Whoever follows all the while goes on, in lanes too in which there was nothing.
+        await write_lives(store, count=32, start=4)
+        assert await follower.catch_up() > 0
+        assert (await compared(database_url, UsageDaily())).drifted == 0
+        (usage,) = [one for one in await status(owner_conn, sample_s=0) if one.name == "usage_daily"]
+        assert usage.behind == 0
 
 
 async def test_what_somebody_has_put_into_a_generation_s_schema_is_not_dropped_once_that_is_live(
