@@ -40,6 +40,7 @@ _FORGET_FOLLOWER = _SQL["forget_follower"]
 _FORGET_GENERATION = _SQL["forget_generation"]
 _INDEXED_COLUMNS = _SQL["indexed_columns"]
 _WAIT_BRIEFLY = _SQL["wait_briefly"]
+_OWNERS = _SQL["owners"]
 _PRIVILEGES = _SQL["privileges"]
 _PROGRESS = _SQL["progress"]
 
@@ -137,7 +138,7 @@ async def all_in(connection: AsyncConnection, *states: str) -> list[Generation]:
 
 
 async def begin(connection: AsyncConnection, projection: Projection) -> Generation:
-    """A new build: bare tables with the grants of the live ones, and how far each lane is to be folded.
+    """A new build: bare tables of the owner of the live ones, and how far each lane is to be folded.
 
     That is read in one statement: heads are a cut through the log at one moment. What is followed and live is folded no farther
     than it was followed, however long ago: the two are compared there, and the follower goes on from there.
@@ -163,7 +164,9 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
             raise NamesTaken(projection.name, taken)
         for table in tables:
             await connection.execute(composed("ALTER TABLE {} SET (autovacuum_enabled = off)", [table]))
-        await _copy_privileges(connection, build)
+        await _copy_owners(connection, build)
+        # Everybody finds the schema.
+        await connection.execute(composed("GRANT USAGE ON SCHEMA {} TO PUBLIC", [build.schema]))
         await connection.execute(_SET_TARGETS, build.key | {"followed": not isinstance(projection, Inline)})
     return build
 
@@ -231,17 +234,26 @@ async def progress(connection: AsyncConnection, build: Generation) -> Progress:
     return Progress(*row)
 
 
-async def _copy_privileges(connection: AsyncConnection, build: Generation) -> None:
-    """Whoever may do something with a live table may do it with the new one; and everybody finds the schema."""
-    parameters = {"schema": LIVE, "tables": build.tables}
+async def copy_privileges(connection: AsyncConnection, build: Generation) -> None:
+    """Whoever may do something with a live table, or a column of it, may do it with that of `build`. Where somebody was let in or shut
+    out while it was built, it is what holds now that counts: so this comes right before the swap.
+    """
+    parameters = {"schema": LIVE, "tables": build.tables, "build": build.schema}
     rows = await (await connection.execute(_PRIVILEGES, parameters)).fetchall()
-    for table, owner, grantee, privileges in rows:
+    for table, column, grantee, privilege, may_pass_on in rows:
+        what = sql.SQL(privilege)
+        if column is not None:
+            what = sql.SQL("{} ({})").format(what, sql.Identifier(column))
         to = sql.SQL("PUBLIC") if grantee is None else sql.Identifier(grantee)
-        for privilege in privileges:
-            grant = sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(privilege), sql.Identifier(table), to)
-            await connection.execute(grant)
+        grant = sql.SQL("GRANT {} ON {} TO {}").format(what, sql.Identifier(build.schema, table), to)
+        await connection.execute(grant + sql.SQL(" WITH GRANT OPTION" if may_pass_on else ""))
+
+
+async def _copy_owners(connection: AsyncConnection, build: Generation) -> None:
+    """The tables are those of whoever has the live ones."""
+    rows = await connection.execute(_OWNERS, {"schema": LIVE, "tables": build.tables})
+    for table, owner in await rows.fetchall():
         await connection.execute(composed("ALTER TABLE {} OWNER TO {}", [table, owner]))
-    await connection.execute(composed("GRANT USAGE ON SCHEMA {} TO PUBLIC", [build.schema]))
 
 
 async def _one(connection: AsyncConnection, statement: bytes, parameters: Any) -> Generation | None:

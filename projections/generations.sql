@@ -122,14 +122,29 @@ SELECT c.relname, array_agg(DISTINCT a.attname)
  GROUP BY c.relname
  ORDER BY c.relname
 
--- name: privileges
-SELECT c.relname, pg_get_userbyid(c.relowner), CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END,
-       array_agg(a.privilege_type ORDER BY a.privilege_type)
+-- name: owners
+SELECT c.relname, pg_get_userbyid(c.relowner)
   FROM pg_class c
- CROSS JOIN LATERAL aclexplode(c.relacl) a
- WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s) AND a.grantee <> c.relowner
- GROUP BY c.relname, c.relowner, a.grantee
- ORDER BY c.relname, a.grantee
+ WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s)
+ ORDER BY c.relname
+
+-- name: privileges
+-- On a table, and on one column of it: only where the table of the `build` has that too.
+SELECT p.relname, p.attname, CASE p.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(p.grantee) END, p.privilege_type, p.is_grantable
+  FROM (SELECT c.relname, NULL::name AS attname, c.relowner, a.grantee, a.privilege_type, a.is_grantable
+          FROM pg_class c
+         CROSS JOIN LATERAL aclexplode(c.relacl) a
+         WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s)
+         UNION ALL
+        SELECT c.relname, f.attname, c.relowner, a.grantee, a.privilege_type, a.is_grantable
+          FROM pg_class c
+          JOIN pg_attribute f ON f.attrelid = c.oid AND NOT f.attisdropped
+         CROSS JOIN LATERAL aclexplode(f.attacl) a
+          JOIN pg_attribute n ON n.attname = f.attname AND NOT n.attisdropped
+               AND n.attrelid = to_regclass(format('%%I.%%I', %(build)s::text, c.relname))
+         WHERE c.relnamespace = %(schema)s::regnamespace AND c.relname = ANY (%(tables)s)) p
+ WHERE p.grantee <> p.relowner
+ ORDER BY p.relname, p.attname, p.grantee, p.privilege_type
 
 -- name: progress
 SELECT count(*), count(folded_at), coalesce(sum(target), 0)::bigint,

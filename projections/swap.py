@@ -115,6 +115,7 @@ async def swap(
                 await asyncio.sleep(PAUSE_S_MAX)
                 continue
             await near(connection)
+            await generations.copy_privileges(connection, candidate.build)
             lost = connection.info.backend_pid
             try:
                 await _settle(connection, candidate)

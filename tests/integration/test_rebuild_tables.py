@@ -7,8 +7,9 @@ import pytest
 
 from projections import generations
 from projections.instance import InstanceProjection
+from projections.rebuild import rebuild, rollback
 from projections.registry import projections
-from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store
 
 SHAPE = """
@@ -50,6 +51,33 @@ async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
         await write_lives(store, count=8, start=16)
         await follow_all(pool)
         assert (await compared(database_url, projection)).drifted == 0
+
+
+async def test_whoever_may_read_a_table_or_a_column_when_it_is_swapped_may_go_on_reading_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    may = """
+        SELECT has_table_privilege('pg_monitor', 'instance', 'SELECT WITH GRANT OPTION'),
+               has_table_privilege('pg_signal_backend', 'instance', 'SELECT'),
+               has_column_privilege('pg_checkpoint', 'instance', 'status', 'SELECT'),
+               has_column_privilege('pg_checkpoint', 'instance', 'id', 'SELECT')
+    """
+
+    def regrant(phase: str) -> None:
+        if phase == "swapping":
+            with psycopg.connect(database_url, autocommit=True) as connection:
+                connection.execute("GRANT SELECT ON instance TO pg_monitor WITH GRANT OPTION")
+                connection.execute("REVOKE SELECT ON instance FROM pg_signal_backend")
+
+    await owner_conn.execute("GRANT SELECT ON instance TO pg_signal_backend")
+    await owner_conn.execute("GRANT SELECT (status) ON instance TO pg_checkpoint")
+
+    steps = QUIET._replace(phase=regrant)
+    await rebuild(database_url, InstanceProjection(), folding=fold_here(database_url), steps=steps)
+    assert await (await owner_conn.execute(may)).fetchone() == (True, False, True, False)
+
+    await rollback(database_url, InstanceProjection())
+    assert await (await owner_conn.execute(may)).fetchone() == (True, False, True, False)
 
 
 async def test_postgresql_leaves_a_build_alone_until_it_is_live(
