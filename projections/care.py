@@ -155,8 +155,9 @@ async def skip_in_build(
     """
     async with connection.transaction():
         await _take_turn(connection, name)
-        build = await generations.newest_in(connection, name, *generations.UNFINISHED)
-        if build is None or build.version != version:
+        builds = await generations.unfinished(connection, name)
+        build = next((one for one in builds if one.version == version), None)
+        if build is None:
             raise NotToBeSkipped(name, version, "no build of it is under way")
         where = build.key | {"follower": build.follower, "lane": lane}
         row = await (await connection.execute(_TAKEN_BY_BUILD, where)).fetchone()
@@ -185,9 +186,9 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
         row = await (await connection.execute(_SKIPPED, place)).fetchone()
         if row is None:
             raise NotSkipped(name, lane, seq)
-        build = await generations.newest_in(connection, name, *generations.UNFINISHED)
-        if build is not None and build.version == live.version:
-            await generations.drop(connection, build)
+        for build in await generations.unfinished(connection, name):
+            if build.version == live.version:
+                await generations.drop(connection, build)
         return await _record(connection, "unskip", {**place, "error": row[0]}, by)
 
 

@@ -127,6 +127,11 @@ async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Gen
     return await _one(connection, _NEWEST_IN, {"name": name, "states": list(states)})
 
 
+async def unfinished(connection: AsyncConnection, name: str) -> list[Generation]:
+    """Builds that are under way or were broken off, newest first."""
+    return [build for build in reversed(await all_in(connection, *UNFINISHED)) if build.name == name]
+
+
 async def last_replaced(connection: AsyncConnection, name: str) -> Generation | None:
     """The generation that was live before the one that is; None where none is kept."""
     return await _one(connection, _LAST_REPLACED, (name,))

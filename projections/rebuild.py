@@ -88,7 +88,7 @@ async def rebuild(
         live, missing = await generations.live(connection, projection.name)
         if missing and not accept_drift:
             raise LiveIncomplete(projection.name, missing)
-        build, report = await _build(connection, projection, folding, steps, live=live)
+        build, report = await _build(connection, projection, folding, steps, live=live, drops_others=True)
         report.missing = missing
         steps.phase("comparing")
         candidate = Candidate.of(projection, build, live)
@@ -113,7 +113,7 @@ async def rebuild(
 
 async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
     """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
-    only gone on with. Nothing that is served changes. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`, `NamesTaken` and what folding
+    only gone on with. Nothing that is served changes, and no other build either. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`, `NamesTaken` and what folding
     raises.
     """
     async with _turn(database_url, projection.name) as connection:
@@ -121,7 +121,7 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
         live, missing = await generations.live(connection, projection.name)
         if missing:
             raise LiveIncomplete(projection.name, missing)
-        build, report = await _build(connection, projection, folding, steps, live=live)
+        build, report = await _build(connection, projection, folding, steps, live=live, drops_others=False)
         steps.phase("comparing")
         try:
             await _compare(connection, Candidate.of(projection, build, live), report)
@@ -211,15 +211,23 @@ async def _connect(database_url: str) -> AsyncConnection:
 
 
 async def _build(
-    connection: AsyncConnection, projection: Projection, folding: Folding, steps: Steps, *, live: Generation | None
+    connection: AsyncConnection,
+    projection: Projection,
+    folding: Folding,
+    steps: Steps,
+    *,
+    live: Generation | None,
+    drops_others: bool,
 ) -> tuple[Generation, Report]:
-    """The next generation, folded and indexed: a new one, or what an earlier run has left of it."""
+    """The next generation, folded and indexed: a new one, or what an earlier run has left of it. Other builds are in nobody's way."""
     if live is not None and live.version > projection.version:
         raise Outdated(projection.name, projection.version, live=live.version)
-    build = await generations.newest_in(connection, projection.name, *generations.UNFINISHED)
-    if build is not None and not await _fits(connection, build, projection, live):
-        await generations.drop(connection, build)
-        build = None
+    build = None
+    for one in await generations.unfinished(connection, projection.name):
+        if build is None and await _fits(connection, one, projection, live):
+            build = one
+        elif drops_others:
+            await generations.drop(connection, one)
     resumed = build is not None
     if build is None:
         build = await generations.begin(connection, projection)

@@ -83,8 +83,9 @@ class Folder:
         self._busy = True
         try:
             async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
-                build = await generations.newest_in(connection, name, "folding")
-            if build is None or build.number != number:
+                builds = await generations.unfinished(connection, name)
+            build = next((one for one in builds if one.number == number), None)
+            if build is None or build.state != "folding":
                 return
             projection = all_versions().get(name, {}).get(build.version)
             if projection is None:

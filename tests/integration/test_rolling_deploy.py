@@ -10,14 +10,15 @@ import pytest
 from events.store import EventStore
 from hydracore.cli.projections_view import show_report
 from hydracore.db.pool import open_pool
-from projections import generations
+from projections import care, generations
 from projections.activity import Activity, ActivityFold
-from projections.definition import Followed
+from projections.definition import Followed, Projection
 from projections.errors import FoldFailed, Outdated
 from projections.follower import Follower
+from projections.generations import Generation
 from projections.inline import inline_projections
 from projections.instance import InstanceProjection
-from projections.rebuild import rebuild, rollback
+from projections.rebuild import dry_run, prune, rebuild, rollback
 from projections.tables import Rows
 from projections.versions import Versions
 from tests import lives
@@ -73,6 +74,33 @@ async def test_a_build_that_another_release_has_left_is_begun_anew(
     live = await generations.served(owner_conn, "activity")
     assert live is not None
     assert (live.version, live.number, report.resumed, report.drifted) == (2, report.generation, False, 0)
+
+
+async def test_a_dry_run_of_one_release_leaves_the_build_of_another_to_be_gone_on_with(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def break_off(_projection: Projection, build: Generation, _progress: object) -> None:
+        raise FoldFailed(build.name, "it was killed")
+
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        await follow_all(pool)
+    with pytest.raises(FoldFailed):
+        await rebuild(database_url, ActivityV2(), folding=break_off, steps=QUIET)
+
+    dry = await compared(database_url, Activity())
+    with pytest.raises(FoldFailed):
+        await dry_run(database_url, Activity(), folding=break_off, steps=QUIET)
+    place = await (await owner_conn.execute("SELECT lane, seq FROM event ORDER BY lane, seq LIMIT 1")).fetchone()
+    assert place is not None
+    lane, seq = place
+    await care.skip_in_build(owner_conn, "activity", lane, seq, care.By("operator:eve", "ticket 7"), version=2)
+    report = await rebuilt(database_url, ActivityV2(), accept_drift=True)
+
+    assert (dry.resumed, dry.drifted) == (False, 0)
+    assert (report.resumed, report.generation, report.swapped) == (True, 2, True)
+    # The older release's dry run that was broken off, too.
+    assert [one.state for one in await prune(database_url, "activity")] == ["previous"]
 
 
 async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_version(
