@@ -54,6 +54,8 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
             while alive := [process for process, _ in running if process.is_alive()]:
                 await progress()
                 await ended(alive, within_s=LOOK_S)
+        except OSError as error:
+            raise FoldFailed(build.name, f"a process could not be started: {told(error)}") from error
         finally:
             reasons = [end_folding(process, answer) for process, answer in running]
         now = await progress()
@@ -84,7 +86,7 @@ def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
     the end. Raises `OSError` where the machine has no room for it."""
     answer, its_answer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
-        target=child.do, args=(child.task_of(work, _told), its_answer), name="hydracore-fold", daemon=True
+        target=child.do, args=(child.task_of(work, told), its_answer), name="hydracore-fold", daemon=True
     )
     with closing(its_answer):
         try:
@@ -121,12 +123,19 @@ async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
             loop.remove_reader(sentinel)
 
 
-def _told(error: Exception) -> str:
-    """Other errors than our own may quote what an event or a row says, and are told by their class."""
+def told(error: Exception) -> str:
+    """What it is told as. Errors that may quote what an event or a row says are told by their class: all but our own, those of the
+    machine, and those of a connection, of which the server knows nothing."""
     name = type(error).__name__
     if isinstance(error, EventsError | RebuildError):
         return f"{name}: {error}"
-    return f"{name} ({error.sqlstate})" if isinstance(error, psycopg.Error) and error.sqlstate else name
+    if isinstance(error, OSError) and error.strerror:
+        return f"{name}: {error.strerror}"
+    if not isinstance(error, psycopg.Error):
+        return name
+    if error.sqlstate:
+        return f"{name} ({error.sqlstate})"
+    return f"{name}: {' '.join(str(error).split())}" if isinstance(error, psycopg.OperationalError) else name
 
 
 def _reason_of(process: BaseProcess, answer: Answer) -> str:

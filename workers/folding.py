@@ -26,7 +26,7 @@ from projections.definition import Projection
 from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
-from projections.processes import end_folding, ended, start_folding
+from projections.processes import end_folding, ended, start_folding, told
 from projections.rebuild import Folding
 from projections.registry import all_versions
 from workers.broker import HintSender
@@ -97,7 +97,11 @@ class Folder:
             self._busy = False
 
     async def _fold(self, projection: Projection, build: Generation) -> None:
-        process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
+        try:
+            process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
+        except OSError as error:
+            await self._say(build, told(error), failed=True)
+            raise
         try:
             await ended([process], within_s=CLAIM_S_MAX)
         finally:

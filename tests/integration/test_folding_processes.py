@@ -1,4 +1,4 @@
-"""Folding in processes where the machine has no room for all of them."""
+"""Folding in processes where the machine has no room for all of them, or for what they need."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import resource
 import socket
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 
 import pytest
 
+from projections.errors import FoldFailed
 from projections.generations import Generation, Progress
 from projections.instance import InstanceProjection
-from projections.processes import fold_in_processes
+from projections.processes import end_folding, ended, fold_in_processes, start_folding
+from tests.waiting import PATIENCE_S
 
 #: Enough for two or three processes, each of which needs some descriptors as it starts and keeps a few.
 ROOM = 14
@@ -56,10 +59,24 @@ async def test_where_one_cannot_be_started_those_before_it_are_ended_and_nothing
     with socket.create_server(("127.0.0.1", 0)) as silent, room_for_descriptors(ROOM):
         before = descriptors()
         fold = fold_in_processes(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", workers=WORKERS)
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises(FoldFailed, match="a process could not be started: OSError: Too many open files"):
             await fold(InstanceProjection(), BUILD, progress)
         gc.collect()
 
         # The tests themselves have others.
         assert not [child for child in active_children() if child.name == "hydracore-fold"]
         assert len(descriptors()) == len(before)
+
+
+async def test_what_keeps_processes_from_folding_is_told_in_words() -> None:
+    async def progress() -> Progress:
+        return Progress(lanes=1, lanes_folded=0, events=1, events_folded=0)
+
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(FoldFailed, match=r"OperationalError: connection failed: .*Connection refused"):
+        await fold_in_processes(f"postgresql://127.0.0.1:{port}/x", workers=1)(InstanceProjection(), BUILD, progress)
+
+    process, answer = start_folding(partial(Path("/dev/full").write_text, "what is too much to hold"))
+    await ended([process], within_s=PATIENCE_S)
+    assert end_folding(process, answer) == "OSError: No space left on device"
