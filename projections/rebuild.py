@@ -79,9 +79,9 @@ async def rebuild(
 ) -> Report:
     """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
 
-    Where live tables drifted from the log, nothing is swapped and the report says where, unless
-    `accept_drift`: then the log wins. The build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`,
-    `LiveIncomplete` unless `accept_drift`, `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
+    Where live tables drifted from the log, the report says where, and nothing is swapped unless `accept_drift`: then the log wins. The
+    build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` unless `accept_drift`,
+    `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
     """
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -101,12 +101,12 @@ async def rebuild(
             # What has drifted and is accepted would only be found again.
             candidate = candidate._replace(unverified=None)
         try:
-            swapped = await swap(
-                partial(_connect, database_url), candidate, near=partial(approach, candidate=candidate)
-            )
+            swapped = await _swap(database_url, candidate)
         except ParityMismatch as error:
             _record(report, error.comparison)
-            return report
+            if not accept_drift:
+                return report
+            swapped = await _swap(database_url, candidate._replace(unverified=None))
         _finish(report, swapped, began_s)
         return report
 
@@ -239,14 +239,13 @@ async def _build(
         steps.folded(now)
         return now
 
-    found = await progress()
     report = Report(
         name=projection.name,
         version=projection.version,
         version_before=None if live is None else live.version,
         generation=build.number,
         resumed=resumed,
-        events=found.events,
+        events=(await progress()).events,
     )
     if build.state == "folding":
         steps.phase("folding")
@@ -266,6 +265,10 @@ async def _fits(
     if build.version != projection.version:
         return False
     return isinstance(projection, Inline) or live is None or not await generations.is_ahead(connection, build)
+
+
+async def _swap(database_url: str, candidate: Candidate) -> Swapped:
+    return await swap(partial(_connect, database_url), candidate, near=partial(approach, candidate=candidate))
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from hydracore.signals import run_to_its_end
 from projections import generations
+from projections.definition import Projection
 from projections.follower import Follower
 from projections.instance import InstanceProjection
 from projections.rebuild import Report, Steps, rebuild
@@ -20,7 +21,9 @@ from tests.rebuilding import compared, fold_here, follow_all, rebuilt, write_liv
 from tests.requests_to_log import open_store, origin
 
 
-async def rebuilt_while(database_url: str, projection, work: Callable[[], Awaitable[None]]) -> Report:  # noqa: ANN001
+async def rebuilt_while(
+    database_url: str, projection: Projection, work: Callable[[], Awaitable[None]], *, accept_drift: bool = False
+) -> Report:
     """A rebuild with `work` done after the comparison of all rows, before the first step towards the swap."""
 
     async def do() -> None:
@@ -32,12 +35,15 @@ async def rebuilt_while(database_url: str, projection, work: Callable[[], Awaita
                 aside.submit(run_to_its_end, do()).result()
 
     steps = Steps(phase=phase, folded=lambda _: None)
-    return await rebuild(database_url, projection, folding=fold_here(database_url), steps=steps)
+    return await rebuild(
+        database_url, projection, folding=fold_here(database_url), steps=steps, accept_drift=accept_drift
+    )
 
 
+@pytest.mark.parametrize("accept_drift", [False, True])
 @pytest.mark.parametrize("unverified_max", [1, 1_000])
-async def test_rows_that_drift_after_the_comparison_abort_the_swap_however_much_is_written(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, unverified_max: int
+async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_is_accepted_however_much_is_written(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, *, unverified_max: int, accept_drift: bool
 ) -> None:
     monkeypatch.setattr("projections.approach.UNVERIFIED_MAX", unverified_max)
     async with open_store(database_url) as (store, _):
@@ -50,9 +56,10 @@ async def test_rows_that_drift_after_the_comparison_abort_the_swap_however_much_
             async with pool.connection() as connection:
                 await connection.execute("UPDATE instance SET hostname = 'edited' WHERE id = %s", (ids[1],))
 
-    report = await rebuilt_while(database_url, InstanceProjection(), write_and_edit)
+    report = await rebuilt_while(database_url, InstanceProjection(), write_and_edit, accept_drift=accept_drift)
 
-    assert (report.stopped_s, report.drifted) == (None, 1)
+    assert (report.swapped, report.drifted) == (accept_drift, 1)
+    assert (await compared(database_url, InstanceProjection())).drifted == (0 if accept_drift else 1)
     assert (report.drift[0].key["id"], report.drift[0].live) == (str(ids[1]), {"hostname": "edited"})
 
 
