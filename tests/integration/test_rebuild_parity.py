@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import psycopg
 import pytest
 
+from events.ids import LANES, lane_of
 from hydracore.signals import run_to_its_end
 from projections import generations
+from projections.candidate import Unverified
+from projections.catching_up import CaughtUp
 from projections.definition import Projection
 from projections.follower import Follower
 from projections.instance import InstanceProjection
@@ -19,6 +24,12 @@ from tests import lives
 from tests.next_release import ActivityV2
 from tests.rebuilding import compared, fold_here, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin
+from tests.waiting import until
+
+
+def free_lane(ids: Iterable[UUID]) -> int:
+    """One in which none of these instances is."""
+    return min({*range(LANES)} - {lane_of(instance_id) for instance_id in ids})
 
 
 async def rebuilt_while(
@@ -61,6 +72,61 @@ async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_i
     assert (report.swapped, report.drifted) == (accept_drift, 1)
     assert (await compared(database_url, InstanceProjection())).drifted == (0 if accept_drift else 1)
     assert (report.drift[0].key["id"], report.drift[0].live) == (str(ids[1]), {"hostname": "edited"})
+
+
+async def test_many_streams_are_compared_before_anybody_is_stopped_for_them(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.approach.UNVERIFIED_MAX", 1)
+    async with (
+        open_store(database_url) as (store, _),
+        await psycopg.AsyncConnection.connect(database_url) as sitter,
+    ):
+        ids = await write_lives(store, count=4)
+
+        async def write_edit_and_hold_the_swap_up() -> None:
+            async with open_store(database_url) as (other, pool):
+                for instance_id in ids[:3]:
+                    await other.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+                async with pool.connection() as connection:
+                    await connection.execute("UPDATE instance SET hostname = 'edited' WHERE id = %s", (ids[1],))
+
+        await sitter.execute("SELECT FROM lane_head WHERE lane = %s FOR UPDATE", (free_lane(ids),))
+        report = await rebuilt_while(database_url, InstanceProjection(), write_edit_and_hold_the_swap_up)
+
+    assert (report.swapped, report.drifted) == (False, 1)
+
+
+async def test_a_swap_of_what_is_followed_waits_for_whoever_follows(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def waits() -> bool:
+        query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%FROM checkpoint WHERE follower%%'"
+        return (await owner_conn.execute(f"{query} AND datname = current_database()")).rowcount > 0
+
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    async with await psycopg.AsyncConnection.connect(database_url) as follower:
+        await follower.execute("SELECT FROM checkpoint WHERE follower = 'usage_daily' AND lane = 63 FOR UPDATE")
+        rebuilding = asyncio.create_task(rebuilt(database_url, UsageDaily()))
+        await until(waits)
+        await follower.rollback()
+
+        report = await rebuilding
+
+    assert (report.swapped, report.drifted) == (True, 0)
+
+
+def test_what_was_never_compared_stays_so_from_the_first_step_that_took_it_on() -> None:
+    stream = (0, UUID(int=1))
+    unverified = Unverified(set(), {})
+
+    for before in (3, 5):
+        unverified.add(CaughtUp(1, 1, {0}, {stream: before}))
+
+    assert unverified.scope(InstanceProjection()).streams == {stream: 3}
+    assert unverified.scope(UsageDaily()).lanes == {0}
 
 
 async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_compared_again(database_url: str) -> None:
