@@ -26,6 +26,7 @@ from projections.instance import InstanceProjection
 from projections.processes import fold_in_processes
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import rebuild
+from projections.registry import projections
 from projections.reservation import ReservationProjection
 from projections.tables import Table
 from projections.usage_daily import UsageDaily
@@ -83,16 +84,18 @@ async def test_an_edited_row_is_told_of_and_never_swapped_away_unasked(
     assert (await compared(database_url, InstanceProjection())).drifted == 0
 
 
+@pytest.mark.parametrize("name", ["instance", "activity"])
 async def test_a_lane_that_lost_an_event_stops_the_build(
-    database_url: str, owner_conn: psycopg.AsyncConnection
+    name: str, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with open_store(database_url) as (store, _):
+    async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
+        await follow_all(pool)
     await owner_conn.execute("DELETE FROM event WHERE ctid = (SELECT min(ctid) FROM event)")
 
     with pytest.raises(FoldFailed, match="LogCorrupted"):
         await rebuild(
-            database_url, InstanceProjection(), folding=fold_in_processes(database_url, workers=1), steps=QUIET
+            database_url, projections()[name], folding=fold_in_processes(database_url, workers=1), steps=QUIET
         )
 
 

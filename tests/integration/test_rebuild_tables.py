@@ -53,6 +53,19 @@ async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
         assert (await compared(database_url, projection)).drifted == 0
 
 
+async def test_a_rebuild_by_somebody_else_leaves_a_table_whose_it_was(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=1)
+    await owner_conn.execute("ALTER TABLE provision_log OWNER TO pg_database_owner")
+
+    await rebuilt(database_url, projections()["provision_log"])
+
+    owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = 'provision_log'"
+    assert await (await owner_conn.execute(owner)).fetchone() == ("pg_database_owner",)
+
+
 async def test_whoever_may_read_a_table_or_a_column_when_it_is_swapped_may_go_on_reading_it(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
