@@ -22,6 +22,7 @@ from projections import generations
 from projections.definition import Projection
 from projections.errors import FoldFailed
 from projections.folding import fold_lanes
+from projections.generations import Progress
 from projections.instance import InstanceProjection
 from projections.rebuild import Report, rebuild
 from tests.command import Command, Ended, run_forked
@@ -170,6 +171,40 @@ async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_
             await rebuilding
 
     assert len(told) == 1
+
+
+async def test_failures_with_a_lane_folded_in_between_end_nothing(
+    settings: Settings, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.folding.HINT_S", 0.0)
+    build = await generations.begin(owner_conn, InstanceProjection())
+    folded, looks, told = 0, 0, list[str]()
+
+    async def progress() -> Progress:
+        nonlocal looks
+        looks += 1
+        return Progress(lanes=3, lanes_folded=folded, events=3, events_folded=folded)
+
+    async def say(reason: str, *, failed: bool) -> None:
+        said = json.dumps({"follower": build.follower, "reason": reason, "failed": failed})
+        await owner_conn.execute("SELECT pg_notify('hydracore_fold', %s)", (said,))
+
+    folding = asyncio.ensure_future(fold_distributed(settings, told.append)(InstanceProjection(), build, progress))
+    await until(lambda: looks)
+    for lanes in (1, 2):
+        await say("no room", failed=True)
+        await say("no room", failed=True)
+        # What is told of behind them says that they were heard.
+        await say(f"other code {lanes}", failed=False)
+        await until(lambda lanes=lanes: len(told) == lanes or folding.done())
+        folded, before = lanes, looks
+        await until(lambda before=before: looks > before + 1 or folding.done())
+    assert not folding.done()
+
+    for _ in range(3):
+        await say("no room", failed=True)
+    with pytest.raises(FoldFailed, match="no room"):
+        await folding
 
 
 async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
