@@ -176,13 +176,18 @@ async def test_pages_and_filters_give_the_whole_and_its_parts(used: Used) -> Non
     assert await everything(used, "?limit=2") == whole
     reported = [event for event in whole if event["type"] in {"agent_enrolled", "server_created"}]
     assert await everything(used, "?limit=1&type=agent_enrolled,ServerCreated") == reported
-    assert await everything(used, "?limit=3&actor=customer") == [event for event in whole if "ann" in event["actor"]]
+    for kind in ("customer", "worker"):
+        theirs = [event for event in whole if event["actor"].split(":")[0] == kind]
+        assert await everything(used, f"?limit=1&actor={kind}") == theirs != []
     since, until = whole[2]["recorded_at"], whole[5]["recorded_at"]
     between = [event for event in whole if since <= event["recorded_at"] <= until]
     assert await everything(used, f"?limit=2&since={since}&until={until}") == between
+    assert await everything(used, f"?limit=1&since={since}") == [each for each in whole if since <= each["recorded_at"]]
     first, last = whole[0]["recorded_at"][:10], whole[-1]["recorded_at"][:10]
     assert await everything(used, f"?since={first}&until={last}") == whole
     assert await everything(used, "?since=2999-01-01") == []
+    # Nothing follows a page that ends with the last event.
+    assert "next" not in (await used.ask("GET", f"/events?limit={len(whole)}")).links
 
 
 async def test_a_page_that_is_long_enough_ends_before_its_limit(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,33 @@ async def test_pages_follow_each_other_through_links_without_gap_or_repeat(api: 
     assert await listed(api, ann) == seen
 
 
+@pytest.mark.parametrize("query", ["", "status=pending", "status=deleted", "include_deleted=true"])
+async def test_the_pages_behind_the_first_are_of_what_was_asked_for(api: Api, query: str) -> None:
+    ann = api.token()
+    for number in range(6):
+        instance_id = await order(api, ann)
+        if number % 2:
+            await api.client.delete(f"/v1/instances/{instance_id}", headers=ann)
+            await finish_deletion(api, instance_id)
+        await order(api, api.token(user="bob"))
+
+    whole = await listed(api, ann, f"?{query}")
+
+    assert len(whole) == (6 if query == "include_deleted=true" else 3)
+    assert [await paged(api, ann, f"limit={limit}&{query}") for limit in (1, 2)] == [whole, whole]
+
+
+async def paged(api: Api, who: dict[str, str], query: str) -> list[str]:
+    """The ids on all pages, each found by the link of the one before."""
+    seen: list[str] = []
+    page = f"/v1/instances?{query}"
+    while page:
+        answer = await api.client.get(page, headers=who)
+        seen += [item["id"] for item in answer.json()["instances"]]
+        page = answer.links["next"]["url"] if "next" in answer.links else ""
+    return seen
+
+
 @pytest.mark.parametrize(
     ("query", "where", "kind"),
     [
