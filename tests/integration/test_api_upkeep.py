@@ -244,15 +244,27 @@ async def test_of_a_dead_instance_the_runtime_status_says_what_is_known(api: Api
     assert answer.json()["config_version"] == 1
 
 
+async def heard_of(used: Used, owner_conn: psycopg.AsyncConnection, *, intervals_ago: float) -> None:
+    await used.agent_says("heartbeat", BEAT)
+    await owner_conn.execute(
+        "UPDATE heartbeat SET received_at = now() - interval '1 s' * %s WHERE instance_id = %s",
+        (intervals_ago * used.api.parts.settings.heartbeat_interval_s, used.instance_id),
+    )
+
+
+async def test_a_heartbeat_that_may_be_on_its_way_is_not_counted_as_missing(
+    unreachable: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await heard_of(unreachable, owner_conn, intervals_ago=1.01)
+
+    assert (await unreachable.ask("GET", "/runtime")).json()["health_failures"] == 0
+
+
 async def test_the_heartbeats_of_a_lost_agent_are_counted_as_missing_until_its_instance_is_deleted(
     unreachable: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     api, instance_id = unreachable.api, unreachable.instance_id
-    await unreachable.agent_says("heartbeat", BEAT)
-    await owner_conn.execute(
-        "UPDATE heartbeat SET received_at = now() - 10 * interval '1 s' * %s WHERE instance_id = %s",
-        (api.parts.settings.heartbeat_interval_s, instance_id),
-    )
+    await heard_of(unreachable, owner_conn, intervals_ago=10)
 
     async def told() -> tuple[str, bool]:
         runtime = (await unreachable.ask("GET", "/runtime")).json()
