@@ -59,7 +59,10 @@ async def test_an_idempotency_key_goes_on_to_the_agent(used: Used) -> None:
         (402, "budget_spent", 402),
         (409, "idempotency_mismatch", 409),
         (502, "model_failed", 502),
+        (503, "busy", 503),
         (503, "draining", 503),
+        (503, "interrupted", 503),
+        (503, "not_serving", 503),
         (504, "model_timeout", 504),
     ],
 )

@@ -89,9 +89,12 @@ async def test_of_many_at_once_each_is_carried_out_and_what_came_of_it_is_told(
     assert set(applied) == asked_for
 
 
-async def test_what_is_pending_is_applied_and_recorded(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+@pytest.mark.parametrize("running", [1, None, 7], ids=["older", "none", "of a history that a restore has lost"])
+async def test_what_is_pending_is_applied_and_recorded(
+    used: Used, owner_conn: psycopg.AsyncConnection, running: int | None
+) -> None:
     await used.ask("POST", "/config", {"system_prompt": "New"})
-    used.agent.config_version, used.agent.runtime = 1, {}
+    used.agent.config_version, used.agent.runtime = running, {}
 
     answer = await used.ask("POST", "/updates/apply", {"restart_agent": True})
 
