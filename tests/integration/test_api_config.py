@@ -12,6 +12,8 @@ from tests.lives import BOOT, delete
 from tests.use_fixtures import (
     Used,
     give,
+    make_failed,
+    make_lost,
     order,
     shared_api_fixture,
     shared_owner_conn_fixture,
@@ -218,6 +220,27 @@ async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:
     assert "when it starts" in early.json()["message"]
     assert late.status_code == 409
     assert (shown.status_code, shown.json()["agent_name"]) == (200, "Early")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (None, "The agent gets it when it starts"),
+        (make_failed, "It is kept; the instance is failed and runs nothing"),
+        (make_lost, "It is kept; the instance is error and runs nothing"),
+    ],
+)
+async def test_what_no_agent_will_ask_for_is_told_as_that(api: Api, make: Any, told: str) -> None:
+    instance_id = await order(api)
+    if make is not None:
+        await make(api, instance_id)
+
+    answer = await api.client.post(
+        f"/v1/instances/{instance_id}/config", json={"agent_name": "Ada"}, headers=api.token()
+    )
+
+    assert (answer.status_code, answer.json()["applied"]) == (200, False)
+    assert answer.json()["message"] == f"Configuration updated. {told}"
 
 
 async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
