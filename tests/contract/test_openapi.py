@@ -33,6 +33,17 @@ def test_that_chats_are_streamed_is_told(served: dict[str, Any]) -> None:
     assert told == {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}}
 
 
+def test_what_any_request_may_end_in_is_told_of_each_operation(served: dict[str, Any]) -> None:
+    for path, methods in served["paths"].items():
+        for method, told in methods.items():
+            expected = set[str]()
+            if "security" in told:
+                expected |= {"401", "422", "429", "503"}
+            if "requestBody" in told:
+                expected |= {"408", "413", "422", "503"}
+            assert expected <= told["responses"].keys(), f"{method} {path}"
+
+
 def test_no_bound_that_is_kept_and_not_served_is_changed_unseen() -> None:
     assert unserved_bounds(CONTRACT, every_operation()) == UNSERVED_BOUNDS
 
