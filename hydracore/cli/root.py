@@ -28,7 +28,7 @@ from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, wo
 from hydracore.cli.printing import plain_beginning, plain_lines, say
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
-from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken
+from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken, StoresRefused
 from hydracore.files import DISK_TROUBLE, disk_said
 from hydracore.settings import SettingsError
 from hydracore.signals import INTERRUPTED
@@ -79,6 +79,8 @@ def _failures() -> Generator[None]:
         _fail((error.message,), status=error.exit_code)
     except PartFailed as error:
         _fail((str(error), *(f"  | {line}" for line in plain_lines(error.log_tail).splitlines())), status=1)
+    except StoresRefused as error:
+        _fail(tuple(map(str, error.refused)), status=1)
     except EmbeddedError as error:
         _fail((str(error),), status=2 if isinstance(error, USAGE_ERRORS) else 1)
     except BrokenPipeError:

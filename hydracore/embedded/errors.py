@@ -1,5 +1,6 @@
 """What can go wrong with the parts of one machine: one tree, a class per cause."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -76,3 +77,11 @@ class RedisRefused(EmbeddedError):
         super().__init__(
             "no Valkey or Redis answers at HYDRACORE_REDIS_URL, or it does not take the password given there"
         )
+
+
+class StoresRefused(EmbeddedError):
+    """Stores of the user's own with which nothing can be started. `refused`: why, each in one line."""
+
+    def __init__(self, refused: Sequence[DatabaseRefused | RedisRefused]) -> None:
+        super().__init__("; ".join(map(str, refused)))
+        self.refused = tuple(refused)

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Final, Self
 
 import httpx
-import psycopg
 
 from hydracore import catalogue as catalogues
 from hydracore import settings as configuration
-from hydracore.db import MigrationError, migrate, pool
-from hydracore.db.reaching import DatabaseUnfit
-from hydracore.embedded import agents
-from hydracore.embedded.errors import DatabaseRefused, PortTaken, RedisRefused
+from hydracore.embedded import agents, stores
+from hydracore.embedded.errors import PortTaken
 from hydracore.embedded.home import Home
 from hydracore.embedded.part import Part, Ready
 from hydracore.embedded.ports import LOOPBACK, Ports, is_free
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
-from hydracore.embedded.valkey import Valkey, answers
+from hydracore.embedded.valkey import Valkey
 from hydracore.transport import TRUST_NOBODY
 
 #: Where `-m hydracore` is found, installed or not.
@@ -109,7 +106,7 @@ class Stack:
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
 
-        Raises `HomeInUse`, `PortTaken`, `PartFailed`, `DatabaseRefused`, `RedisRefused`, `SettingsError` and `CatalogueError`.
+        Raises `HomeInUse`, `PortTaken`, `PartFailed`, `StoresRefused`, `SettingsError` and `CatalogueError`.
         """
         async with Supervisor.running(
             home=home.path, logs=home.logs, on_change=on_change, on_trouble=on_trouble
@@ -171,18 +168,8 @@ class Stack:
 
     async def _start_control_plane(self) -> None:
         await _together(*(self.supervisor.start(store) for store in self._stores))
-        if not await answers(self.settings.redis_url):
-            raise RedisRefused
-        try:
-            await asyncio.to_thread(self._migrate)
-        except (MigrationError, DatabaseUnfit, psycopg.Error) as error:
-            raise DatabaseRefused(str(error)) from None
+        await stores.make_ready(self.settings)
         await _together(*(self.supervisor.start(part) for part in self._control_plane()))
-
-    def _migrate(self) -> None:
-        """Bring the database to this version, and see that the parts can act as their role there."""
-        migrate(self.settings.database_url)
-        pool.check(self.settings.database_url, role=self.settings.database_role, application="hydracore-up")
 
     async def _stop(self) -> None:
         """Those who order servers first, then the servers, then what everybody stands on; each whatever became of the others."""

@@ -6,6 +6,7 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from hydracore.embedded.files import write_json
@@ -85,6 +86,32 @@ async def test_stores_of_ones_own_that_do_not_answer_are_named(home: Path, datab
     assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
     assert "secret" not in complaint
     assert not processes_of(home)
+
+
+async def test_stores_that_are_both_away_are_named_at_once(home: Path) -> None:
+    nowhere = f"127.0.0.1:{free_port()}/0"
+    stores = {
+        "HYDRACORE_DATABASE_URL": f"postgresql://owner:secret@{nowhere}",
+        "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}",
+    }
+    _, complaint = await refused(home, free_port(), **stores)
+
+    first, second = complaint.splitlines()
+    assert first.startswith("hydracore: the database cannot be used: ")
+    assert second.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
+    assert "secret" not in complaint
+
+
+async def test_a_database_is_not_changed_by_a_start_that_comes_to_nothing(home: Path, empty_url: str) -> None:
+    stores = {
+        "HYDRACORE_DATABASE_URL": empty_url,
+        "HYDRACORE_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+    }
+    _, complaint = await refused(home, free_port(), **stores)
+
+    assert [line.partition(" at ")[0] for line in complaint.splitlines()] == ["hydracore: no Valkey or Redis answers"]
+    with psycopg.connect(empty_url) as connection:
+        assert connection.execute("SELECT to_regclass('migration')").fetchone() == (None,)
 
 
 async def test_a_role_that_the_database_does_not_have_is_named(home: Path, database_url: str, redis_url: str) -> None:

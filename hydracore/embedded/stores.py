@@ -1,0 +1,49 @@
+"""The stores that everything stands on, the user's own or the embedded ones: seen to be there, and made ready."""
+
+import asyncio
+from typing import Final
+
+import psycopg
+
+from hydracore.db import MigrationError, migrate, pool, reaching
+from hydracore.db.reaching import DatabaseUnfit
+from hydracore.embedded.errors import DatabaseRefused, RedisRefused, StoresRefused
+from hydracore.embedded.valkey import answers
+from hydracore.settings import Settings
+
+#: As pg_stat_activity shows it.
+APPLICATION: Final = "hydracore-up"
+
+
+async def make_ready(settings: Settings) -> None:
+    """Bring the database to this version, and see that the parts can act as their role there.
+
+    Nothing is changed in it before both stores are there. Raises `StoresRefused` with all that is wrong with them.
+    """
+    redis_answers, why_not = await asyncio.gather(answers(settings.redis_url), _look(settings))
+    refused = [
+        *([] if why_not is None else [DatabaseRefused(str(why_not))]),
+        *([] if redis_answers else [RedisRefused()]),
+    ]
+    if refused:
+        raise StoresRefused(refused)
+    try:
+        await asyncio.to_thread(_migrate, settings)
+    except (MigrationError, DatabaseUnfit, psycopg.Error) as error:
+        raise StoresRefused([DatabaseRefused(str(error))]) from None
+
+
+async def _look(settings: Settings) -> DatabaseUnfit | None:
+    """Why nothing can be done on the database, migrated or not."""
+    conninfo = pool.conninfo(settings.database_url, role="", application=APPLICATION)
+    try:
+        await reaching.look(conninfo, role=settings.database_role)
+    except reaching.NotMigrated:
+        return None
+    except DatabaseUnfit as error:
+        return error
+
+
+def _migrate(settings: Settings) -> None:
+    migrate(settings.database_url)
+    pool.check(settings.database_url, role=settings.database_role, application=APPLICATION)
