@@ -16,10 +16,23 @@ from events.finding import Finding
 from events.pacing import Pace
 from events.verified_lane import LaneReport
 from hydracore.audit.seal_check import check_seals, stored_seals
+from hydracore.audit.verifying import Progress
 from hydracore.audit.verifying_lanes import Job, verify_some
 from hydracore.signals import run_to_its_end
 from tests.audit_log import LANE, Forger
 from tests.services import Services
+
+
+class CountedProgress(Progress):
+    """How much there was to do, and how much of it was done."""
+
+    total = done = 0
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, done: int) -> None:
+        self.done += done
 
 
 @contextmanager

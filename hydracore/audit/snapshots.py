@@ -5,7 +5,7 @@ Nothing of it needs to be seen in one moment: a snapshot says which version it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from uuid import UUID
 
 import msgspec
@@ -25,6 +25,7 @@ _STREAM_FROM = pages.paged(Statements("events", "store.sql")["stream_from"])
 _SQL = Statements("hydracore.audit", "snapshots.sql")
 _STREAMS = _SQL["streams"]
 _NEWER = _SQL["newer"]
+_TO_FOLD = _SQL["to_fold"]
 
 #: How many events are folded before writers are given way to, at most.
 PAGE = 200
@@ -35,11 +36,17 @@ _FIELDS_MAX = 5
 _NOT_KNOWN = "Snapshots that a newer HydraCore made by rules of its own were not compared"
 
 
+def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int, int]:
+    """How many events are folded to compare the snapshots of each lane, of the streams that have events behind the number `after`."""
+    asked = {"lanes": [*after], "after": [*after.values()], "fold": FOLD}
+    return dict(connection.execute(_TO_FOLD, asked).fetchall())
+
+
 def compare(
-    connection: Connection, lane: int, *, among: Container[bytes] | None, after_each: Callable[[], None]
+    connection: Connection, lane: int, *, among: Container[bytes] | None, after_each: Callable[[int], None]
 ) -> Iterator[Finding | Note]:
     """What is wrong with the snapshots of a lane. `among`: only of these streams, by the bytes of their ids. `after_each`: called after
-    each page of events.
+    each page of events, with their number.
 
     An event that cannot be read, or makes no sense, is left to those who compare the rows of its stream.
     """
@@ -61,7 +68,7 @@ def _wrong(
     lane: int,
     stream_id: UUID,
     snapshot: tuple[int | None, bytes | None, str | None],
-    after_each: Callable[[], None],
+    after_each: Callable[[int], None],
 ) -> str | None:
     version, digest, text = snapshot
     # Whoever takes the table's constraints away can make it so.
@@ -79,7 +86,7 @@ def _wrong(
         except (EventUnreadable, LogCorrupted):
             return None
         last = rows[-1][5]
-        after_each()
+        after_each(len(rows))
     assert state is not None, "a version is not below 1"
     if last != digest:
         return f"It stands on another event than the log has at version {version}"

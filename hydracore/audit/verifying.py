@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -27,7 +27,7 @@ from events.seal import Seal
 from events.sql import Statements
 from events.verified_lane import BEGINNING, LaneReport
 from events.verify import LANES_AT_ONCE
-from hydracore.audit import sums, tables
+from hydracore.audit import snapshots, sums, tables
 from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
@@ -116,19 +116,9 @@ def verify(request: Request, progress: Progress) -> Report:
         for table, lane, seq in connection.execute(_ROWS_OF_NO_LANE):
             what = f"The table {table} has rows of lane {lane} that have no place in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
-    start = sealed.last if request.since_seal else None
-    jobs = [
-        Job(
-            lane=lane,
-            start=BEGINNING if start is None else start.head(lane),
-            upto=heads.get(lane, 0),
-            points=sealed.points(lane),
-            replay=request.replay,
-        )
-        for lane in request.lanes
-    ]
+        jobs = _jobs(connection, request, sealed, heads)
     parts = [_with_room(part) for part in _parts(jobs, request.workers)]
-    progress.begin(sum(max(0, job.upto - job.start.seq) * job.passes for part in parts for job in part))
+    progress.begin(sum(job.work for part in parts for job in part))
     notes = set[Note]()
     for lane_report in _reports(parts, request, progress, report):
         report.events += lane_report.events
@@ -177,6 +167,24 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
     return sealed
 
 
+def _jobs(connection: Connection, request: Request, sealed: SealsChecked, heads: Mapping[int, int]) -> list[Job]:
+    start = sealed.last if request.since_seal else None
+    starts = {lane: BEGINNING if start is None else start.head(lane) for lane in request.lanes}
+    after = {lane: head.seq for lane, head in starts.items()}
+    to_fold = snapshots.events_to_fold(connection, after) if request.replay else {}
+    return [
+        Job(
+            lane=lane,
+            start=starts[lane],
+            upto=heads.get(lane, 0),
+            points=sealed.points(lane),
+            replay=request.replay,
+            to_fold=to_fold.get(lane, 0),
+        )
+        for lane in request.lanes
+    ]
+
+
 def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
     """Lanes that are read side by side, as many parts for each worker as for any other."""
     rounds = -(-len(jobs) // (workers * LANES_AT_ONCE))
@@ -203,7 +211,7 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
         report.rested_s += pace.rested_s
         return
     # Not forked: a child with this one's threads and locks half copied could hang.
-    passes = {job.lane: job.passes for jobs in parts for job in jobs}
+    by_lane = {job.lane: job for jobs in parts for job in jobs}
     others = active_children()
     how = (request.conninfo, request.prepare_threshold)
     pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_prepare_process)
@@ -214,7 +222,8 @@ def _reports(parts: list[list[Job]], request: Request, progress: Progress, repor
             lanes, rested_s = part.result()
             report.rested_s += rested_s / request.workers
             for lane in lanes:
-                progress.advance(lane.events * passes[lane.lane])
+                job = by_lane[lane.lane]
+                progress.advance(lane.events * job.passes + job.to_fold)
                 yield lane
     except BaseException:
         # Where one was killed while another was being started, the pool would wait for that one for ever.

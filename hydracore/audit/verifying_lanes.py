@@ -28,7 +28,8 @@ FINISHED_AT_ONCE = 10_000
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One lane, as it travels to a process. `points`: what seals say of it, in order. `along`: whether what adds up is to be added
-    up while the lane is verified, which takes memory; otherwise it is read once more for that.
+    up while the lane is verified, which takes memory; otherwise it is read once more for that. `to_fold`: how many events the lane's
+    snapshots are of.
     """
 
     lane: int
@@ -37,6 +38,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     points: list[Point] = []
     replay: bool = True
     along: bool = False
+    to_fold: int = 0
 
     @property
     def adds_up(self) -> bool:
@@ -47,6 +49,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def passes(self) -> int:
         """How often each event is read: for the chain, for the rows of its instance, and for what adds up."""
         return 1 + self.replay + (self.adds_up and not self.along)
+
+    @property
+    def work(self) -> int:
+        """How many events are to be looked at, each as often as it is."""
+        return max(0, self.upto - self.start.seq) * self.passes + self.to_fold
 
 
 def verify_some(
@@ -71,12 +78,10 @@ def verify_some(
         with connection.transaction():
             reports += finish(connection, some)
         done(0)  # What has come since is more than what was to be done.
-    _compare_tables(connection, [report for job, report in zip(jobs, reports, strict=True) if job.replay], done)
+    _compare_tables(connection, [both for both in zip(jobs, reports, strict=True) if both[0].replay], done)
     for job, report in zip(jobs, reports, strict=True):
         if job.replay:
-            among = None if job.start == BEGINNING else report.versions
-            for found in snapshots.compare(connection, job.lane, among=among, after_each=lambda: done(0)):
-                _add(report, found)
+            _compare_snapshots(connection, job, report, done)
         if job.adds_up:
             _compare_sums(connection, job, report, adding.pop(job.lane, None), done)
     return reports
@@ -103,17 +108,38 @@ def _in_pieces(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
         yield some
 
 
-def _compare_tables(connection: Connection, reports: list[LaneReport], done: Callable[[int], None]) -> None:
+def _compare_tables(
+    connection: Connection, looked_at: Sequence[tuple[Job, LaneReport]], done: Callable[[int], None]
+) -> None:
     projections = served(connection).inline
     if not projections:
         return
-    by_lane = {report.lane: report for report in reports}
-    settled = {report.lane: islice(report.versions.items(), report.settled) for report in reports}
+    by_lane = {report.lane: report for _, report in looked_at}
+    settled = {report.lane: islice(report.versions.items(), report.settled) for _, report in looked_at}
+    # Since a seal, whole histories are folded of which but the end was to be done.
+    share = _Share(
+        sum(max(0, job.upto - job.start.seq) for job, _ in looked_at),
+        of=sum(sum(islice(report.versions.values(), report.settled)) for _, report in looked_at),
+    )
     for part in tables.parts(settled):
         for found in _differences(connection, part, projections):
             assert found.lane is not None, "whatever is compared is of a lane"
             _add(by_lane[found.lane], found)
-        done(part.events)
+        done(share.next(part.events))
+
+
+class _Share:
+    """Tells what was to be done as much of as was done of something that is larger or smaller."""
+
+    def __init__(self, to_do: int, *, of: int) -> None:
+        self._to_do = to_do
+        self._of = of
+        self._done = self._told = 0
+
+    def next(self, done: int) -> int:
+        self._done += done
+        before, self._told = self._told, self._to_do * self._done // max(1, self._of)
+        return self._told - before
 
 
 def _differences(connection: Connection, part: tables.Part, projections: Sequence[Inline]) -> list[Finding | Newer]:
@@ -127,6 +153,22 @@ def _differences(connection: Connection, part: tables.Part, projections: Sequenc
         ((stream, lane),) = part.lanes.items()
         what = f"History or rows cannot be read: {type(error).__name__}"
         return [Finding(kind="history_broken", what=what, lane=lane, stream_id=UUID(bytes=stream))]
+
+
+def _compare_snapshots(connection: Connection, job: Job, report: LaneReport, done: Callable[[int], None]) -> None:
+    left = job.to_fold
+
+    def after_each(events: int) -> None:
+        # What has come since, or more than a snapshot says, is more than what was to be done.
+        nonlocal left
+        told = min(events, left)
+        left -= told
+        done(told)
+
+    among = None if job.start == BEGINNING else report.versions
+    for found in snapshots.compare(connection, job.lane, among=among, after_each=after_each):
+        _add(report, found)
+    done(left)  # Of snapshots that are of less than they say, or of nothing that can be read.
 
 
 def _compare_sums(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,11 @@ from events.pacing import Pace
 from events.seal import Seal
 from hydracore.audit import snapshots
 from hydracore.audit.seal_check import stored_seals
+from hydracore.audit.verifying import Request, verify
 from hydracore.audit.verifying_lanes import Job, verify_some
 from tests.audit_log import LANE, Forger, follow, sealed_log
 from tests.services import Services
-from tests.tampering import find, forger, look, made_once
+from tests.tampering import CountedProgress, find, forger, look, made_once
 
 __all__ = ["forger"]
 
@@ -152,3 +155,41 @@ def test_since_a_seal_the_snapshots_of_what_has_moved_are_compared(forger: Forge
         return sum(finding.table == "snapshot" for finding in report.findings)
 
     assert (edited(first), edited(last)) == (3, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_how_much_there_is_to_do_includes_the_snapshots(url: str, workers: int) -> None:
+    counted = CountedProgress()
+
+    report = verify(Request(conninfo=url, workers=workers), counted)
+
+    # Twice all events, and once more those that give the snapshots.
+    assert (report.findings, report.events) == ([], 12)
+    assert (counted.total, counted.done) == (2 * 12 + 6 + 2 + 2,) * 2
+
+
+async def test_since_a_seal_what_there_is_to_do_includes_the_snapshots_of_what_has_moved(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "EVERY", 2)
+    counted = CountedProgress()
+
+    async with sealed_log(database_url, tmp_path) as log:
+        await log.name(1, "third")
+        report = await asyncio.to_thread(verify, Request(conninfo=log.url, since_seal=True), counted)
+
+    assert (report.findings, report.events) == ([], 1)
+    assert (counted.total, counted.done) == (2 * 1 + 4,) * 2
+
+
+def test_snapshots_that_are_not_what_they_say_leave_nothing_to_be_done(forger: Forger) -> None:
+    forger.do(
+        "UPDATE snapshot SET version = 99 WHERE version = 6", "UPDATE snapshot SET state = '{}' WHERE version = 2"
+    )
+    lanes = snapshots.events_to_fold(forger.connection, {LANE: 0})
+    told = list[int]()
+    job = Job(lane=LANE, upto=12, to_fold=lanes[LANE])
+
+    verify_some(forger.connection, [job], Pace(full_speed=True), told.append)
+
+    assert sum(told) == job.work

@@ -25,7 +25,7 @@ from tests import lives
 from tests.audit_log import LANE, SEALED_AT, Forger, follow, sealed_log
 from tests.requests_to_log import NOW_MS, origin
 from tests.services import Services
-from tests.tampering import forger, look, made_once
+from tests.tampering import CountedProgress, forger, look, made_once
 
 __all__ = ["forger"]
 
@@ -198,19 +198,9 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
 
 def test_lanes_are_added_up_along_as_far_as_there_is_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifying, "ALONG_EVENTS_MAX", EVENTS - 1)
-    counted = Counted()
+    counted = CountedProgress()
 
     report = verifying.verify(verifying.Request(conninfo=url, lanes=(5, LANE)), counted)
 
     assert (report.findings, report.events) == ([], EVENTS)
     assert (counted.total, counted.done) == (3 * EVENTS, 3 * EVENTS)
-
-
-class Counted(verifying.Progress):
-    total = done = 0
-
-    def begin(self, total: int) -> None:
-        self.total = total
-
-    def advance(self, done: int) -> None:
-        self.done += done
