@@ -41,7 +41,7 @@ Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], 
 class Report(msgspec.Struct, kw_only=True):
     """What a rebuild did. Rows are compared at one place in the log; `drift` holds the first that differ. `left_out` are the tables
     that could not be compared, because other columns tell their rows apart than in the version that is live. `missing`: what was
-    gone of what was live, in words.
+    gone of what was live, in words. `generation_before`: what was live when it began, which a swap keeps for a rollback.
 
     `swapped`: whether the generation is live now. `stopped_s`: how long writers (for a followed projection: its followers) stood
     still for that; None where nothing was swapped.
@@ -51,6 +51,7 @@ class Report(msgspec.Struct, kw_only=True):
     version: int
     version_before: int | None
     generation: int
+    generation_before: int | None
     resumed: bool
     events: int
     fold_s: float = 0.0
@@ -134,7 +135,8 @@ async def dry_run(database_url: str, projection: Projection, *, folding: Folding
 
 
 async def rollback(database_url: str, projection: Projection) -> Report:
-    """Put the previous generation back in its place, caught up with the log; the present one becomes the previous.
+    """Put the previous generation back in its place, caught up with the log; the present one becomes the previous, so
+    that a second rollback undoes the first.
 
     `projection` must have the version of the previous generation. Nothing is compared: a rollback is made because what
     is live is wrong. Raises `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
@@ -156,6 +158,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             version=earlier.version,
             version_before=live.version,
             generation=earlier.number,
+            generation_before=live.number,
             resumed=False,
             events=0,
             missing=missing,
@@ -244,6 +247,7 @@ async def _build(
         version=projection.version,
         version_before=None if live is None else live.version,
         generation=build.number,
+        generation_before=None if live is None else live.number,
         resumed=resumed,
         events=(await progress()).events,
     )

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+from click.testing import CliRunner, Result
 from psycopg_pool import AsyncConnectionPool
 
 from events.store import EventStore
+from hydracore.cli import main
 from projections.definition import Projection
 from projections.folding import fold_lanes
 from projections.followed import followed_projections
@@ -67,3 +69,9 @@ async def follow_all(pool: AsyncConnectionPool) -> None:
     follower = Follower(pool, *followed_projections())
     await follower.enter()
     await follower.catch_up()
+
+
+async def hydracore(database_url: str, *words: str) -> Result:
+    """`hydracore projections ...` in this process; a command has an event loop of its own, so it runs in a thread."""
+    env = {"HYDRACORE_DATABASE_URL": database_url}
+    return await asyncio.to_thread(CliRunner().invoke, main, ["projections", *words], env=env)

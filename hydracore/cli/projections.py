@@ -213,8 +213,11 @@ def rebuild(
 @click.argument("name")
 @_json
 def rollback(*, name: str, as_json: bool) -> None:
-    """Go back to the previous generation, caught up with the log."""
-    from hydracore.cli.projections_view import show_report
+    """Go back to the previous generation, caught up with the log.
+
+    The present one becomes the previous, so a second rollback undoes the first.
+    """
+    from hydracore.cli.projections_view import show_rollback
     from projections import generations
     from projections.rebuild import rollback as go_back
     from projections.registry import all_versions
@@ -232,7 +235,7 @@ def rollback(*, name: str, as_json: bool) -> None:
     if as_json:
         print_json([report])
     else:
-        show_report(report, dry_run=False)
+        show_rollback(report)
 
 
 @projections.command()

@@ -92,6 +92,21 @@ def show_report(report: Report | Failure, *, dry_run: bool) -> None:
         say(f"  ... and {report.drifted - DRIFT_SHOWN} more (--json has up to {len(report.drift)})")
 
 
+def show_rollback(report: Report) -> None:
+    """What it did, and what the same command would do now: undo it, which nobody is to find out by giving it twice."""
+    name, left = report.name, report.generation_before
+    gone = f"; {' and '.join(report.missing)} was missing" if report.missing else ""
+    caught_up = f"{plural(report.events, 'event')} caught up with"
+    say(
+        f"{name}: generation {report.generation} is live again in place of {left}; {caught_up}{gone}; {_stopped(report)}"
+    )
+    if not report.missing:
+        say(
+            f"  another rollback would bring generation {left} back, and none before {report.generation}:"
+            f" once {left} is not wanted any more, `hydracore projections prune {name}` drops it"
+        )
+
+
 def show_pruned(pruned: Sequence[Generation | Failure], *, as_json: bool) -> None:
     if as_json:
         print_json(pruned)
@@ -134,8 +149,12 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
         return f"{report.name}: {events} folded{rate}; {compared}; nothing that is served changed{kept}"
     if report.stopped_s is None:
         return f"{report.name}: {compared}; NOT swapped: see why (`hydracore audit verify`); with --accept-drift the log wins"
-    stopped = f"stopped {1000 * report.stopped_s:.0f} ms in try {report.tries}"
-    return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {stopped}"
+    return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {_stopped(report)}"
+
+
+def _stopped(report: Report) -> str:
+    assert report.stopped_s is not None, "it was swapped"
+    return f"stopped {1000 * report.stopped_s:.0f} ms in try {report.tries}"
 
 
 def _gone(one: ProjectionStatus) -> str:

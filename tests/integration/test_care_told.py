@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 
 from events.ids import lane_of
-from hydracore.cli import main
 from projections import care
 from projections.activity_queries import tenant_activity
 from projections.errors import FoldFailed
@@ -20,7 +17,7 @@ from projections.fleet_queries import fleet_counts
 from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
 from tests.parking import parked, seq_of
-from tests.rebuilding import QUIET, follow_all, write_lives
+from tests.rebuilding import QUIET, follow_all, hydracore, write_lives
 from tests.requests_to_log import open_store, requested
 
 
@@ -43,12 +40,6 @@ async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_ur
         assert by_agent == {"RecordServerCreated": (4, 4), "EnrolAgent": (4, 4), "RecordUsage": (4, 4)}
         planned = [one for one in activity if one.command == "PlanServer"]
         assert [(one.actor, one.commands, one.events) for one in planned] == [("worker", 6, 18)]
-
-
-async def hydracore(database_url: str, *words: str) -> Result:
-    """The command in this process; a command has an event loop of its own, so it runs in a thread."""
-    env = {"HYDRACORE_DATABASE_URL": database_url}
-    return await asyncio.to_thread(CliRunner().invoke, main, ["projections", *words], env=env)
 
 
 async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_waits_for_it(

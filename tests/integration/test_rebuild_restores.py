@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import LiteralString
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 
-from hydracore.cli import main
 from projections import generations
 from projections.errors import NamesTaken, NothingToRollBackTo
 from projections.rebuild import rollback
 from projections.registry import projections
-from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
 from tests.requests_to_log import open_store
 
 #: What is done, to which projection, and what is said to be missing.
@@ -132,9 +129,3 @@ async def test_what_gets_in_the_way_of_a_swap_is_told_and_can_be_cleared(
     assert live.number == 2
     await owner_conn.execute("DROP TABLE IF EXISTS fleet_old; DROP TABLE IF EXISTS fleet_g2.fleet")
     assert (await rollback(database_url, projection)).generation == 1
-
-
-async def hydracore(database_url: str, *words: str) -> Result:
-    """The command in this process; a command has an event loop of its own, so it runs in a thread."""
-    env = {"HYDRACORE_DATABASE_URL": database_url}
-    return await asyncio.to_thread(CliRunner().invoke, main, ["projections", *words], env=env)

@@ -13,7 +13,7 @@ from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rollback
 from projections.reservation import ReservationProjection
 from projections.usage_daily import UsageDaily
-from tests.rebuilding import compared, follow_all, rebuilt, write_lives
+from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
 from tests.requests_to_log import open_store
 
 TURNS = b"""
@@ -93,3 +93,25 @@ async def test_a_rollback_goes_back_to_what_was_live_before_and_not_to_what_was_
     assert (await rebuilt(database_url, projection)).generation == 4
 
     assert [(await rollback(database_url, projection)).generation for _ in range(3)] == [2, 4, 2]
+
+
+async def test_whoever_goes_back_is_told_what_a_second_rollback_would_do(database_url: str) -> None:
+    for _ in range(2):
+        await rebuilt(database_url, ProvisionLogProjection())
+
+    back, forth = [await hydracore(database_url, "rollback", "provision_log") for _ in range(2)]
+
+    assert back.stdout.startswith("provision_log: generation 2 is live again in place of 3; ")
+    assert "another rollback would bring generation 3 back, and none before 2" in back.stdout
+    assert forth.stdout.startswith("provision_log: generation 3 is live again in place of 2; ")
+
+
+async def test_what_lacks_something_is_not_offered_for_a_second_rollback(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await rebuilt(database_url, ProvisionLogProjection())
+    await owner_conn.execute("DROP TABLE provision_log")
+
+    done = await hydracore(database_url, "rollback", "provision_log")
+
+    assert (len(done.stdout.splitlines()), "the table provision_log was missing" in done.stdout) == (1, True)
