@@ -45,7 +45,8 @@ _log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal says to stop; the process's exit code. Wrong catalogue: one line per problem, 2.
+    """Serve until a signal says to stop; the process's exit code. Wrong catalogue: one line per problem, 2. A list of the
+    erased that cannot be read: 3.
 
     Raises `SettingsError` where the master key is not this database's, and `DatabaseUnfit`.
     """
@@ -59,7 +60,7 @@ def run(settings: Settings) -> int:
         uvloop.run(_serve(settings, catalogue))
     except ErasuresUnknown as error:
         _log.error("erasures_unknown", hint=str(error))
-        return 1
+        return 3
     except MasterKeyWrong as error:
         raise SettingsError((str(error),)) from None
     return 0

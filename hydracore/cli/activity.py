@@ -1,7 +1,4 @@
-"""`activity`: who did what in a tenant, by the day.
-
-Exit status: 0 told; 2 usage; 3 the database cannot be reached.
-"""
+"""`activity`: who did what in a tenant, by the day."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final

@@ -1,8 +1,4 @@
-"""`audit`: what happened, who did it, and the proof that nobody has changed it since.
-
-Exit status: 0 all is well; 1 findings: something is not as it must be; 2 usage; 3 the work could not be done, because the
-database or a file cannot be reached.
-"""
+"""`audit`: what happened, who did it, and the proof that nobody has changed it since."""
 
 import os
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.exit_status import FOUND, NOT_DONE
 from hydracore.cli.printing import full_speed_option, say
 from hydracore.settings import Settings
 from hydracore.signals import run_to_its_end
@@ -22,9 +19,6 @@ if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
     from hydracore.audit.seal_file import SealFile
-
-FOUND: Final = 1
-NOT_DONE: Final = 3
 
 POOL_SIZE: Final = 2
 #: As pg_stat_activity shows it.

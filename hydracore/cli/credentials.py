@@ -135,7 +135,7 @@ def _state(key: "ApiKey") -> str:
 
 
 def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    """What `work` gives; what can go wrong becomes one line and exit status 1."""
+    """What `work` gives; what can go wrong becomes one line and an exit status."""
     import psycopg
 
     from hydracore.db.complaints import one_line

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.audit import fail
+from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import say
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
@@ -49,7 +51,9 @@ def migrate() -> None:
         if keys or streams:
             whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
             say(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
-    except (MigrationError, ErasuresUnknown, NotRecorded, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
+    except NotRecorded as error:
+        fail(str(error), FOUND)
+    except (MigrationError, ErasuresUnknown, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
         # libpq's texts name host, port and user, never the password.
         raise click.ClickException(one_line(error)) from None
 

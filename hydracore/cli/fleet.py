@@ -1,7 +1,4 @@
-"""`fleet`: how many instances there are, or were, in each status, at each provider, region and tier.
-
-Exit status: 0 told; 2 usage; 3 the database cannot be reached.
-"""
+"""`fleet`: how many instances there are, or were, in each status, at each provider, region and tier."""
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal

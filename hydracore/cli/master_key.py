@@ -1,8 +1,7 @@
 """`master-key`: what still depends on a former master key, and the two steps that end that; and new keys for all agents behind a
 restore (docs/operations.md).
 
-Exit status: 0 nothing is left that can be done; 1 something is; 2 usage, or the key of another installation; 3 the database cannot be
-reached. What no key that is named has made, because it was damaged, is counted and is no reason to go on.
+Exit status 1: something is left that can be done. What no key that is named has made, because it was damaged, is counted and is no reason to go on.
 """
 
 from collections.abc import AsyncGenerator
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.audit import FOUND, json_option, load, on_database
+from hydracore.cli.audit import json_option, load, on_database
+from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import operator, print_json, say
 from hydracore.wording import plural
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.exit_status import FOUND, NOT_DONE
 from hydracore.cli.printing import Folder, PatientOption, load_with_options, say
 
 _option = partial(click.option, cls=PatientOption)
@@ -29,7 +30,7 @@ def _leave_out_the_unused() -> None:
 @contextmanager
 def _database_told() -> Generator[None]:
     """A database on which nothing can be done becomes one line and an exit status, whoever it is that is started."""
-    from hydracore.cli.audit import NOT_DONE, fail
+    from hydracore.cli.audit import fail
     from hydracore.db.reaching import DatabaseUnfit
 
     try:
@@ -87,7 +88,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     import psycopg
 
     from events.errors import StoreUnavailable
-    from hydracore.cli.audit import NOT_DONE, fail
+    from hydracore.cli.audit import fail
     from hydracore.db import pool
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
@@ -107,7 +108,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
         say(f"provider={one.provider} could not be looked at: {one.why}{held}")
     say(f"{len(swept.findings)} found")
     if not swept.is_whole:
-        sys.exit(1)
+        sys.exit(FOUND)
 
 
 @click.command()

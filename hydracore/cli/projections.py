@@ -1,18 +1,17 @@
 """`projections`: see how far the read tables are, build them anew from the log, and get stuck ones going.
 
-Exit status: 0 done; 1 failed, and what is served has not changed; 2 usage; 3 the live table is not what the log says; 4 somebody
-else is rebuilding it, or uses what was to be dropped; 5 a lane is parked. Of several projections each is done and told of; the status
-is that of the first of 1, 4 and 3 that there was.
+Of several projections each is done and told of; the exit status is that of the first of 3, 4 and 1 that there was.
 """
 
 import os
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.exit_status import PARKED
 from hydracore.cli.printing import full_speed_option, operator, print_json, say
 from hydracore.cli.projections_running import (
     as_owner,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from projections.definition import Projection
     from projections.generations import Generation
     from projections.rebuild import Folding, Report
-
-PARKED: Final = 5
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
@@ -181,7 +178,7 @@ def rebuild(
 
     The present one is served meanwhile. Resumes what a kill broke off.
 
-    Exit status: 0 done; 1 failed; 3 the live table is not what the log says; 4 somebody else is at it; 130 interrupted.
+    Exit status: 0 done; 1 the live table is not what the log says; 3 failed; 4 somebody else is at it; 130 interrupted.
     """
     from hydracore.cli.projections_view import show_report
 

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from hydracore import settings as configuration
+from hydracore.cli.exit_status import BUSY, FOUND, NOT_DONE
 from hydracore.cli.printing import say
 from hydracore.signals import run_to_its_end
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from hydracore.settings import Settings
     from projections.generations import Generation
     from projections.rebuild import Report
-
-FAILED: Final = 1
-DRIFTED: Final = 3
-BUSY: Final = 4
 
 T = TypeVar("T")
 
@@ -111,7 +108,7 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
     except UnknownProjection as error:
         unknown(error.name)
     except (RebuildError, EventsError, DatabaseUnfit, psycopg.Error) as error:
-        status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else FAILED
+        status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else NOT_DONE
         failure = Failure(name, one_line(error), status)
     say(f"hydracore: {failure.error}", err=True)
     return failure
@@ -123,8 +120,8 @@ def exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> 
 
     found = {one.status for one in outcomes if isinstance(one, Failure)}
     if any(isinstance(one, Report) and one.drifted and not one.swapped for one in outcomes):
-        found.add(DRIFTED)
-    for status in (FAILED, BUSY, DRIFTED):
+        found.add(FOUND)
+    for status in (NOT_DONE, BUSY, FOUND):
         if status in found:
             raise SystemExit(status)
 

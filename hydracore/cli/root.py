@@ -1,6 +1,6 @@
 """The group of all commands, and how their errors look: one clear line each, exit 2 for what the caller can put right.
 
-Exit status of all of them: 130 Ctrl-C; 141 nobody reads the output any more, as of a program that SIGPIPE ended.
+What else an exit status says is in `hydracore/cli/exit_status.py`.
 """
 
 import io
@@ -22,6 +22,7 @@ from hydracore.cli.audit_history import diff, show, state
 from hydracore.cli.credentials import api_key, token
 from hydracore.cli.database import db
 from hydracore.cli.demo import demo
+from hydracore.cli.exit_status import NOBODY_READS, NOT_DONE
 from hydracore.cli.fleet import fleet
 from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
@@ -35,9 +36,6 @@ from hydracore.signals import INTERRUPTED
 
 #: Of the caller's making, as a bad option is.
 USAGE_ERRORS: Final = (HomeInUse, HomeUnusable, PortTaken)
-
-#: Exit status of a program that SIGPIPE ended, as shells have it.
-NOBODY_READS: Final = 141
 
 
 class Commands(click.Group):
@@ -76,19 +74,19 @@ def _failures() -> Generator[None]:
             raise
         raise click.UsageError(plain_beginning(error.message), error.ctx) from None
     except click.ClickException as error:
-        _fail((error.message,), status=error.exit_code)
+        _fail((error.message,), status=NOT_DONE)
     except PartFailed as error:
-        _fail((str(error), *(f"  | {line}" for line in plain_lines(error.log_tail).splitlines())), status=1)
+        _fail((str(error), *(f"  | {line}" for line in plain_lines(error.log_tail).splitlines())), status=NOT_DONE)
     except StoresRefused as error:
-        _fail(tuple(map(str, error.refused)), status=1)
+        _fail(tuple(map(str, error.refused)), status=NOT_DONE)
     except EmbeddedError as error:
-        _fail((str(error),), status=2 if isinstance(error, USAGE_ERRORS) else 1)
+        _fail((str(error),), status=2 if isinstance(error, USAGE_ERRORS) else NOT_DONE)
     except BrokenPipeError:
         _fail((), status=NOBODY_READS)
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        _fail((disk_said(error),), status=1)
+        _fail((disk_said(error),), status=NOT_DONE)
     finally:
         _let_go_of_output()
 

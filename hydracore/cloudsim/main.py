@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import secrets
 import socket
+import sys
 import time
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
@@ -48,7 +49,7 @@ class StartRefusedError(Exception):
 
 
 def run(serving: contextlib.AbstractAsyncContextManager[str]) -> None:
-    """Have what `serve` gives serve until a signal comes. Ends with exit code 1 and one line on stderr when it cannot start."""
+    """Have what `serve` gives serve until a signal comes. Ends with exit code 2 and one line on stderr when it cannot start."""
 
     async def until_signalled() -> None:
         ended = stop_asked_for()
@@ -61,7 +62,8 @@ def run(serving: contextlib.AbstractAsyncContextManager[str]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(until_signalled())
     except StartRefusedError as refusal:
-        raise SystemExit(f"cloudsim: {refusal}") from None
+        sys.stderr.write(f"hydracore cloudsim: {refusal}\n")
+        raise SystemExit(2) from None
 
 
 @contextlib.asynccontextmanager

@@ -126,5 +126,5 @@ def test_another_programs_database_is_not_taken_for_ours(empty_url: str, tmp_pat
         main, ["db", "backup", str(tmp_path / "log.dump")], env={"HYDRACORE_DATABASE_URL": empty_url}
     )
 
-    assert (done.exit_code, done.stdout) == (1, "")
+    assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr == "hydracore: this database has no log of HydraCore: is it the right one?\n"

@@ -89,14 +89,14 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert (str(told["event"]), told["seq"]) == (seq, told["event"] - 1)
         assert (blank.exit_code, "Invalid value for '--reason': say why" in blank.stderr) == (2, True)
         assert json.loads(done.stdout)["action"] == "skip"
-        assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (1, True)
+        assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (3, True)
         assert (back.exit_code, "to be taken by the next rebuild in version 1" in back.stdout) == (0, True)
-        assert (elsewhere.exit_code, "no build of it is under way" in elsewhere.stderr) == (1, True)
+        assert (elsewhere.exit_code, "no build of it is under way" in elsewhere.stderr) == (3, True)
 
         await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
         report: dict[str, Any] = json.loads(dry.stdout)[0]
-        assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (3, 1, {"agent_name": "Eve"})
+        assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (1, 1, {"agent_name": "Eve"})
         mended = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1", "--json")
         (put,) = json.loads(mended.stdout)
         assert (mended.exit_code, put["generation"], put["swapped"], report["swapped"]) == (0, 2, True, False), mended

@@ -55,7 +55,7 @@ async def test_commands_that_ask_prepare_nothing_behind_a_pooler_that_keeps_noth
             assert (done.exit_code, done.stderr) == (words == "master-key status", ""), (words, done.output)
         for words in NOT_ASKED:
             done = await ask(words)
-            assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), (words, done.output)
+            assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (3, "", 1), (words, done.output)
             assert "leads to a pooler in transaction mode" in done.stderr
     direct = {"HYDRACORE_DATABASE_PREPARED": "false", "HYDRACORE_ERASURE_FILE": ""}
     assert (await asyncio.to_thread(lambda: world.run(*NOT_ASKED[-1].split(), **direct))).exit_code == 0

@@ -93,7 +93,7 @@ async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
 
         await owner_conn.execute("DELETE FROM event WHERE ctid = (SELECT min(ctid) FROM event)")
         status, _, errors = await rebuilt()
-        assert (status, errors[:40]) == (1, "hydracore: Folding the lanes of instance")
+        assert (status, errors[:40]) == (3, "hydracore: Folding the lanes of instance")
         assert "LogCorrupted: Lane" in errors
         worker.signal(signal.SIGTERM)
         assert (await worker.ended()).status == 0

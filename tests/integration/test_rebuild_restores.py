@@ -49,7 +49,7 @@ async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
         assert f"{' and '.join(missing)} is missing: `rebuild {name} --accept-drift`" in seen.stdout
         assert listed.stdout.splitlines()[-1].startswith(f"{name}: {' and '.join(missing)} is missing: `rebuild")
         for one in refused:
-            assert (one.exit_code, one.stdout) == (1, "")
+            assert (one.exit_code, one.stdout) == (3, "")
             assert f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild" in one.stderr
         assert (mended.exit_code, mended.stderr) == (0, "")
         assert f"{' and '.join(missing)} was missing" in mended.stdout
@@ -87,7 +87,7 @@ async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_say
 
         refused = await hydracore(database_url, *repair)
 
-        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert (refused.exit_code, refused.stdout) == (3, "")
         assert (
             "fleet cannot be put in place, because the names that it needs are taken by the index fleet_pkey of"
             in refused.stderr

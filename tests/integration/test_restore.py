@@ -174,7 +174,7 @@ async def test_a_restore_that_fails_leaves_nothing(world: World, elsewhere: str,
 
         result = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=elsewhere)
 
-        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+        assert (result.exit_code, said in result.stderr) == (3, True), result.output
         left = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
     assert left == (0,)
 
@@ -198,7 +198,7 @@ async def is_not_served(world: World, redis_url: str, file: Path, reason: str) -
         async with running_api(world.url, redis_url, erasure_file=file):
             pass
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=str(file))
-    assert (migrated.exit_code, f"cannot be read: {reason}" in migrated.stderr) == (1, True)
+    assert (migrated.exit_code, f"cannot be read: {reason}" in migrated.stderr) == (3, True)
 
 
 async def test_a_list_of_the_erased_that_cannot_be_read_stops_whoever_would_serve_them(
@@ -238,7 +238,7 @@ async def test_a_database_that_knows_of_erasures_is_not_served_without_being_tol
             pass
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE="")
 
-    assert (migrated.exit_code, migrated.stderr) == (1, f"hydracore: {said}\n")
+    assert (migrated.exit_code, migrated.stderr) == (3, f"hydracore: {said}\n")
 
 
 async def test_no_list_is_needed_as_long_as_nobody_was_erased(world: World, redis_url: str) -> None:

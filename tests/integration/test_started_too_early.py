@@ -60,28 +60,26 @@ def test_a_part_that_is_started_before_the_migration_ends(part: str, empty_url: 
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
+    "words",
     [
-        ("audit verify", 3),
-        ("audit export --tenant acme --output x", 3),
-        ("projections rebuild --all", 1),
-        ("fleet", 3),
-        ("sweep", 3),
-        ("projections list", 1),
-        ("api-key list --tenant acme", 1),
+        "audit verify",
+        "audit export --tenant acme --output x",
+        "projections rebuild --all",
+        "fleet",
+        "sweep",
+        "projections list",
+        "api-key list --tenant acme",
         # Where it would be no use to migrate first: there is nothing to copy.
-        ("db backup x", 1),
-        ("db backup --keys x", 1),
+        "db backup x",
+        "db backup --keys x",
     ],
 )
-def test_a_command_says_so_too(
-    words: str, status: int, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_says_so_too(words: str, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     done = CliRunner().invoke(main, words.split(), env=environ(empty_url))
 
-    assert (done.exit_code, done.stdout) == (status, "")
+    assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr.partition(": ")[2] == f"{NO_LOG if words.startswith('db') else NOT_MIGRATED}\n"
     assert list(tmp_path.iterdir()) == [], "what was to be written is not begun"
 

@@ -82,7 +82,7 @@ async def test_stores_of_ones_own_that_do_not_answer_are_named(home: Path, datab
     stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}"}
     status, complaint = await refused(home, free_port(), **stores)
 
-    assert status == 1
+    assert status == 3
     assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
     assert "secret" not in complaint
     assert not processes_of(home)
@@ -94,9 +94,10 @@ async def test_stores_that_are_both_away_are_named_at_once(home: Path) -> None:
         "HYDRACORE_DATABASE_URL": f"postgresql://owner:secret@{nowhere}",
         "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}",
     }
-    _, complaint = await refused(home, free_port(), **stores)
+    status, complaint = await refused(home, free_port(), **stores)
 
     first, second = complaint.splitlines()
+    assert status == 3
     assert first.startswith("hydracore: the database cannot be used: ")
     assert second.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
     assert "secret" not in complaint
@@ -118,7 +119,7 @@ async def test_a_role_that_the_database_does_not_have_is_named(home: Path, datab
     stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
     status, complaint = await refused(home, free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
 
-    assert status == 1
+    assert status == 3
     assert complaint.startswith("hydracore: the database cannot be used: ")
     assert (len(complaint.splitlines()), "nobody_knows" in complaint) == (1, True)
 

@@ -21,10 +21,13 @@ from hydracore.api import schemas, use_schemas
 from hydracore.api.errors import ApiError, ClientGone
 from hydracore.audit import history
 from hydracore.auth import AuthError
-from hydracore.cli import main
+from hydracore.cli import exit_status, main
 from hydracore.settings import Settings, variable
+from hydracore.signals import INTERRUPTED
 from projections import gathering, refolding
 
+#: click's.
+USAGE = 2
 ROOT = Path(__file__).parents[2]
 DOCS = {
     path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
@@ -100,6 +103,13 @@ def test_every_command_is_described() -> None:
     text = "\n".join(DOCS.values())
 
     assert [name for name in commands(main) if f"`{name}" not in text] == []
+
+
+def test_every_exit_status_is_described() -> None:
+    described = re.findall(r"^\| ([0-9]+) \|", DOCS["docs/operations.md"], re.MULTILINE)
+    ours = [value for name, value in vars(exit_status).items() if name.isupper()]
+
+    assert sorted(map(int, described)) == sorted([0, USAGE, INTERRUPTED, *ours])
 
 
 def kinds_of_findings() -> set[str]:
