@@ -1,27 +1,25 @@
-"""`audit verify` as its users know it: exit status and words, seals and their copy, and a log that is in use."""
+"""`audit verify` as its users know it: exit status and words, a log that is in use, and what other releases wrote."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from events import upcast
-from hydracore.audit.sealing import Sealer
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.audit_log import SEAL_KEY, Forger, Log, SealedLogs, follow, run, sealed_log
+from tests.audit_log import Forger, Log, follow, run, sealed_log
 from tests.requests_to_log import requested
+from tests.verifying import FORGE, forger, found, log
 from tests.waiting import BETWEEN_WRITES_S, until
+
+__all__ = ["forger", "log"]
 
 WAITING = b"""
 SELECT count(*) > 0
@@ -29,34 +27,6 @@ SELECT count(*) > 0
  WHERE NOT granted AND relation = 'event'::regclass
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
-
-
-@pytest.fixture
-async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
-    async with sealed_logs.copy(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def forger(log: Log) -> Generator[Forger]:
-    """Somebody with the owner's rights."""
-    with psycopg.connect(log.url, autocommit=True) as connection:
-        yield Forger(connection)
-
-
-def rewrite(forger: Forger) -> None:
-    """The lane from number 7 on, so that all of it fits again."""
-    forger.do(FORGE.format(7))
-    forger.redo_event(7)
-    forger.redo_command(7)
-    forger.redo_links()
-
-
-def found(log: Log, *words: str) -> tuple[int, list[dict[str, Any]]]:
-    """The exit status and the findings."""
-    result = run(log, "verify", "--json", *words)
-    return result.exit_code, json.loads(result.stdout)["findings"]
 
 
 async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
@@ -119,102 +89,6 @@ async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, fo
     assert edited.startswith(f"lane 6, 7, stream {log.ids[0]}: event_edited: ")
     assert row.startswith(f"lane 6, stream {log.ids[0]}, table instance: row_differs: ")
     assert total.startswith("2 findings in 12 events and 10 commands of 3 streams in 64 lanes, 2 seals, 8 read tables")
-
-
-@pytest.mark.parametrize(
-    ("statement", "flaw"),
-    [
-        ("DELETE FROM seal WHERE number = 1", "Seal 2: seal 1 is missing, and all up to 1"),
-        ("UPDATE seal SET number = 3 WHERE number = 2", "Seal 3: seal 2 is missing before it"),
-        ("UPDATE seal SET sealed_at = now() + interval '1 day' WHERE number = 2", "Seal 2: its signature is not good"),
-        (
-            "UPDATE seal SET heads[7] = 11 WHERE number = 2",
-            "Seal 2: its heads and links are not those that were signed",
-        ),
-    ],
-)
-async def test_seals_cannot_be_edited_or_taken_out(log: Log, forger: Forger, statement: str, flaw: str) -> None:
-    forger.do(statement)
-
-    status, findings = found(log, "--no-replay", "--lane", "0")
-
-    assert status == 1
-    assert flaw in [finding["what"] for finding in findings]
-
-
-async def test_without_seals_a_rewritten_log_passes_with_a_warning_and_the_copy_tells_of_it(
-    log: Log, forger: Forger
-) -> None:
-    rewrite(forger)
-    forger.do("DELETE FROM seal")
-
-    result = run(log, "verify", "--no-replay")
-    status, findings = found(log, "--no-replay", "--seals", str(log.file.path))
-
-    assert result.exit_code == 0
-    assert "note: There are no seals" in result.stdout
-    assert (status, [finding["kind"] for finding in findings]) == (1, ["seal_missing", "seal_missing", "rewritten"])
-
-
-async def test_a_forger_who_seals_anew_needs_the_key_and_the_copy_too(log: Log, forger: Forger) -> None:
-    rewrite(forger)
-    forger.do("DELETE FROM seal")
-    await Sealer(log.pool, key=bytes(32)).seal()
-
-    any_key = run(log, "verify", "--no-replay", HYDRACORE_SEAL_KEY="")
-    status, findings = found(log, "--no-replay")
-    with_copy = run(log, "verify", "--no-replay", "--seals", str(log.file.path), HYDRACORE_SEAL_KEY="")
-
-    assert any_key.exit_code == 0
-    assert "Any key was accepted" in any_key.stdout
-    assert (status, [finding["what"] for finding in findings]) == (1, ["Seal 1: it was signed with another key"])
-    assert with_copy.exit_code == 1
-    assert "the copy outside the database has another one of this number" in with_copy.stdout
-    assert "lane 6, 1 to 8: rewritten" in with_copy.stdout
-
-
-async def test_since_the_seal_only_what_came_after_it_is_looked_at(log: Log, forger: Forger) -> None:
-    await log.name(0, "third")
-    await log.name(1, "third")
-    forger.do(FORGE.format(7), "UPDATE event SET tenant_id = 'other' WHERE lane = 6 AND seq = 14")
-
-    status, findings = found(log, "--since-seal")
-
-    assert (status, [(finding["kind"], finding["seq"]) for finding in findings]) == (1, [("event_edited", 14)])
-
-
-async def test_since_the_seal_a_lane_that_was_written_anew_before_it_is_found(log: Log, forger: Forger) -> None:
-    rewrite(forger)
-
-    status, findings = found(log, "--since-seal", "--no-replay")
-
-    (finding,) = findings
-    assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "rewritten", 1, 12)
-
-
-async def test_since_the_seal_a_tail_that_was_cut_off_before_it_is_missed(log: Log, forger: Forger) -> None:
-    forger.do(
-        "DELETE FROM event WHERE lane = 6 AND seq > 10",
-        "DELETE FROM command WHERE lane = 6 AND first_seq > 10",
-        "UPDATE lane_head SET head = 10 WHERE lane = 6",
-    )
-    forger.redo_links()
-
-    status, findings = found(log, "--since-seal", "--no-replay")
-
-    (finding, *others) = findings
-    assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 11, 12)
-    assert [other["kind"] for other in others] == ["head_wrong"], "its time, which nobody mended"
-
-
-async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
-    public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
-    given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
-
-    for _ in range(2):  # The second has nothing to seal.
-        assert f"public key {next(iter(given))}" in (await asyncio.to_thread(run, log, "seal")).stdout
-    for key, status in given.items():
-        assert run(log, "verify", "--public-key", key, HYDRACORE_SEAL_KEY="").exit_code == status
 
 
 async def test_what_cannot_be_done_is_no_finding(log: Log, forger: Forger) -> None:

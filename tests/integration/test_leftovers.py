@@ -1,0 +1,127 @@
+"""What a killed supervisor leaves is ended by the next on the same home, and what is anybody else's never is."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from hydracore.embedded.files import tail
+from hydracore.embedded.leftovers import Mark, place_of, stop_leftovers
+from tests.supervising import QUIET, STUBBORN, gone, part, running
+from tests.waiting import until
+
+#: A supervisor in a process of its own; it never ends by itself.
+SUPERVISE = f"""
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.supervising import QUIET, STUBBORN, WITH_CHILD, part, running
+
+async def main(folder):
+    async with running(folder) as supervisor:
+        await supervisor.start(PART)
+        print(*supervisor.pids().popitem()[1], flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+async def left_by_a_killed_supervisor(folder: Path, program: str) -> int:
+    """A process of the part that `program` is, whose supervisor was killed -9."""
+    code = SUPERVISE.replace("PART", f"part('left', {program}, log=folder / 'left.log')")
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(folder), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    left = int(await process.stdout.readline())
+    process.kill()
+    await process.communicate()
+    assert not gone(left)
+    return left
+
+
+async def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(tmp_path: Path) -> None:
+    """A real supervisor is killed -9; its parts live on until somebody starts on the same home."""
+    left = await left_by_a_killed_supervisor(tmp_path, "STUBBORN")
+    # What is to be written down, a full disk prevents.
+    assert os.listdir(tmp_path) == ["left.log"]  # noqa: PTH208 - names are all that is wanted
+
+    stopped = await asyncio.to_thread(stop_leftovers, tmp_path, seconds_max=0.5)
+
+    assert stopped == ["left"]
+    assert gone(left)
+
+
+async def test_what_a_leftover_has_started_is_ended_also_where_the_leftover_itself_has_ended(tmp_path: Path) -> None:
+    left = await left_by_a_killed_supervisor(tmp_path, "WITH_CHILD")
+    child = int((tmp_path / "left.log").read_text().split()[0])
+    os.kill(left, signal.SIGKILL)
+    await until(lambda: gone(left))
+    assert not gone(child)
+
+    assert await asyncio.to_thread(stop_leftovers, tmp_path) == ["left"]
+    assert gone(child)
+
+
+async def test_a_supervisor_that_is_killed_as_a_part_starts_leaves_none_that_is_not_found(tmp_path: Path) -> None:
+    """The part itself kills it, before anybody can have taken note of the part."""
+    command = '("/bin/sh", "-c", "kill -9 $PPID; echo $$; exec sleep 600")'
+    code = SUPERVISE.replace("PART", f"__import__('dataclasses').replace(part('left', ''), command={command})")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    await process.wait()
+    await until(lambda: tail(tmp_path / "left.log"))
+    left = int(tail(tmp_path / "left.log"))
+    assert not gone(left)
+
+    assert await asyncio.to_thread(stop_leftovers, tmp_path) == ["left"]
+    assert gone(left)
+
+
+async def test_a_copy_of_a_home_leaves_alone_what_runs_in_the_original(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    async with running(original) as supervisor:
+        await supervisor.start(part("runs", STUBBORN, log=original / "runs.log"))
+        (pid,) = supervisor.pids()["runs"]
+        shutil.copytree(original, copy)
+
+        async with running(copy):
+            assert not gone(pid)
+
+
+async def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    left = await left_by_a_killed_supervisor(before, "STUBBORN")
+
+    before.rename(after)
+
+    assert await asyncio.to_thread(stop_leftovers, after, seconds_max=0.5) == ["left"]
+    assert gone(left)
+
+
+def test_what_a_stranger_calls_by_the_mark_s_name_ends_nobody(tmp_path: Path) -> None:
+    ours = Mark(name="left", stop_signal=signal.SIGKILL, home=place_of(tmp_path)).environ()
+    (variable,) = ours
+    command = [sys.executable, "-c", QUIET]
+    for value in ("", "{", "\udcff", ours[variable].replace(":9", ":4711")):
+        with subprocess.Popen(command, env={variable: value}) as stranger:
+            try:
+                assert stop_leftovers(tmp_path) == []
+                assert stranger.poll() is None
+            finally:
+                stranger.kill()
+
+
+def test_whoever_starts_with_the_mark_ends_neither_itself_nor_whom_it_was_started_by(tmp_path: Path) -> None:
+    mark = Mark(name="left", stop_signal=signal.SIGKILL, home=place_of(tmp_path)).environ()
+    look = f"from hydracore.embedded.leftovers import *; print(stop_leftovers(Path({str(tmp_path)!r})))"
+    shell = ["/bin/sh", "-c", '"$@"; echo and goes on', "sh", sys.executable, "-c", look]
+
+    done = subprocess.run(shell, env={**os.environ, **mark}, capture_output=True, text=True, check=False)
+
+    assert done.stdout == "[]\nand goes on\n", done.stderr

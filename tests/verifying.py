@@ -1,0 +1,42 @@
+"""`audit verify` on a log of one's own, and somebody who forges that: fixtures, to be imported by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.audit_log import Forger, Log, SealedLogs, run
+
+FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
+
+
+@pytest.fixture
+async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
+    async with sealed_logs.copy(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def forger(log: Log) -> Generator[Forger]:
+    """Somebody with the owner's rights."""
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        yield Forger(connection)
+
+
+def rewrite(forger: Forger) -> None:
+    """The lane from number 7 on, so that all of it fits again."""
+    forger.do(FORGE.format(7))
+    forger.redo_event(7)
+    forger.redo_command(7)
+    forger.redo_links()
+
+
+def found(log: Log, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status and the findings."""
+    result = run(log, "verify", "--json", *words)
+    return result.exit_code, json.loads(result.stdout)["findings"]
