@@ -127,4 +127,6 @@ def exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> 
 
 
 def unknown(name: str) -> NoReturn:
-    raise click.UsageError(f"There is no projection {name!r}.")
+    from projections.registry import projections
+
+    raise click.UsageError(f"There is no projection {name!r}; there are {', '.join(sorted(projections()))}.")

@@ -123,6 +123,16 @@ def test_a_token_for_an_impossible_id_is_refused() -> None:
     assert SECRET not in result.output
 
 
+def test_whoever_names_a_projection_that_there_is_not_is_told_which_there_are() -> None:
+    result = run("projections", "rebuild", "usage")
+
+    assert result.exit_code == 2
+    assert (
+        "There is no projection 'usage'; there are activity, fleet, instance, provision_log, reservation, usage_daily."
+        in " ".join(result.stderr.split())
+    )
+
+
 @pytest.mark.parametrize(
     "words",
     [
