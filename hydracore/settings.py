@@ -50,12 +50,20 @@ SECRET_FIELDS: Final = frozenset(
 
 #: Paths are added to these, each with a slash of its own.
 _URLS_OF_A_ROOT: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
+#: Whoever uses one of these takes it apart as we do. Those of a database are libpq's, which may have several hosts.
+_URLS: Final = _URLS_OF_A_ROOT | {"redis_url"}
 
 KEY_BYTES: Final = 32
 KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
 
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
-RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://", description="a redis:// URL")]
+RedisUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^(rediss?|unix)://",
+        description="a redis:// URL, with what is special in a password percent-encoded",
+    ),
+]
 Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
 FormerKeys = Annotated[
     tuple[Key32, ...],
@@ -239,7 +247,7 @@ def load(environ: Mapping[str, str], *, require: Collection[str] = ()) -> Settin
             continue
         try:
             values[field.name] = msgspec.convert(_parsed(field.name, raw), field.type, strict=False)
-        except (msgspec.ValidationError, binascii.Error):
+        except (msgspec.ValidationError, ValueError):
             got = "" if field.name in SECRET_FIELDS else f", not {raw!r}"
             problems.append(f"{PREFIX}{field.name.upper()} must be {_wanted(field.type)}{got}")
     assert set(require) <= {field.name for field in msgspec.structs.fields(Settings)}
@@ -264,7 +272,13 @@ def key_of(text: str) -> bytes:
 
 
 def _parsed(name: str, raw: str) -> object:
-    """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's."""
+    """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's.
+
+    Raises `ValueError` where there is none.
+    """
+    if name in _URLS:
+        # Asked for, it says whether it is one: what stands behind a slash in a password looks like a port that is none.
+        _ = urlsplit(raw).port
     if name in {"master_key", "seal_key"}:
         return key_of(raw)
     if name in {"master_keys_former", "seal_keys_former"}:

@@ -241,3 +241,19 @@ def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
     assert COMPLETE["HYDRACORE_JWT_SECRET"] not in shown
     assert repr(KEY) not in shown
     assert "not-a-good-value" not in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HYDRACORE_REDIS_URL", "redis://:redis/password@127.0.0.1:6379/0"),
+        ("HYDRACORE_REDIS_URL", "redis://127.0.0.1:99999/0"),
+        ("HYDRACORE_PUBLIC_URL", "https://control.example:port"),
+        ("HYDRACORE_MODEL_BASE_URL", "http://[::1/v1"),
+    ],
+)
+def test_an_address_that_nobody_can_take_apart_is_refused_with_all_else(name: str, value: str) -> None:
+    problems = problems_of(COMPLETE | {name: value, "HYDRACORE_API_PORT": "x"})
+
+    assert {problem.partition(" ")[0] for problem in problems} == {name, "HYDRACORE_API_PORT"}
+    assert "redis/password" not in "".join(problems)
