@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import secrets
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -88,7 +89,7 @@ async def serve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(await _own(home))
         listener = stack.enter_context(_listener(host, port))
-        store = Store(home / "cloudsim.sqlite", now=lambda: datetime.now(UTC), pick=secrets.randbelow)
+        store = _store(home / "cloudsim.sqlite")
         stack.callback(store.close)
         keeper = _keeper(home, store, boot=boot, action_delay_s=action_delay_ms / 1000, stop_grace_s=stop_grace_s)
         sim = Sim(store=store, keeper=keeper, quota=Quota(monotonic=time.monotonic, wall=time.time), token=token)
@@ -105,8 +106,18 @@ async def serve(
 def _made(home: Path) -> Path:
     """The folder, absolute, as agents are told apart by it; nobody else may look into it, for it holds tokens."""
     home = home.resolve()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartRefusedError(f"{home} cannot be made: {error.strerror}") from None
     return home
+
+
+def _store(path: Path) -> Store:
+    try:
+        return Store(path, now=lambda: datetime.now(UTC), pick=secrets.randbelow)
+    except sqlite3.Error as error:
+        raise StartRefusedError(f"{path} cannot be used: {error}") from None
 
 
 def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float, stop_grace_s: float) -> Keeper:

@@ -110,6 +110,8 @@ class Home:
         except FileNotFoundError:
             known = Secrets.draw()
             write_json(self.secrets_file, known)
+        except OSError as error:
+            raise HomeUnusable(self.path, f"{self.secrets_file.name}: {error.strerror}") from None
         if not known.seal_key:
             known = msgspec.structs.replace(known, seal_key=_key())
             write_json(self.secrets_file, known)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cloudsim_fixtures import CloudsimProcess
 from tests.cloudsim_servers import booted, create
+from tests.command import run_forked
 from tests.waiting import until
 
 
@@ -227,3 +228,19 @@ async def test_an_address_has_one_cloudsim(cloudsim: CloudsimProcess, tmp_path: 
         await second.start()
 
     second.close()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a store that is none"])
+def test_a_home_that_cannot_be_used_is_one_line(kind: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    if kind == "a file":
+        (tmp_path / "file").touch()
+        home = tmp_path / "file" / "home"
+    else:
+        home.mkdir()
+        (home / "cloudsim.sqlite").write_text("no database" * 100)
+
+    done = run_forked("cloudsim", "--home", str(home), "--port", "0", env={"HYDRACORE_CLOUDSIM_TOKEN": "t" * 32})
+
+    assert (done.status, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"hydracore cloudsim: {home}")

@@ -55,3 +55,11 @@ def test_secrets_that_are_damaged_are_told_of_and_ports_that_are_damaged_are_dra
     with pytest.raises(EmbeddedError, match="is damaged"):
         home.secrets()
     assert Ports(home.ports_file).claim("api")
+
+
+def test_secrets_that_cannot_be_read_are_not_drawn_anew(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.secrets_file.mkdir()
+
+    with pytest.raises(HomeUnusable, match=r"secrets\.json: Is a directory"):
+        home.secrets()
