@@ -79,7 +79,7 @@ class FakeControlPlane:
         self.calls: list[Call] = []
         self.issued_keys: list[str] = []
         self.on_ack: Callable[[], None] = lambda: None
-        self._troubles: dict[str, deque[str | int]] = defaultdict(deque)
+        self._troubles: dict[str, deque[str | int | tuple[int, dict[str, Any]]]] = defaultdict(deque)
         self._holds: dict[str, Hold] = {}
         self._news = asyncio.Condition()
         self._port = 0
@@ -141,8 +141,8 @@ class FakeControlPlane:
 
     # --- for tests: trouble ------------------------------------------------------------------------------------------
 
-    def trouble(self, endpoint: str, *kinds: str | int) -> None:
-        """The next calls of `endpoint` meet these, one each: "request_lost", "reply_lost", "fine", or a status."""
+    def trouble(self, endpoint: str, *kinds: str | int | tuple[int, dict[str, Any]]) -> None:
+        """The next calls of `endpoint` meet these, one each: "request_lost", "reply_lost", "fine", a status, or a whole answer."""
         self._troubles[endpoint].extend(kinds)
 
     def hold(self, endpoint: str, when: str) -> Hold:
@@ -221,6 +221,8 @@ class FakeControlPlane:
             raise Lost
         if isinstance(trouble, int):
             return trouble, {"detail": "scripted"}
+        if isinstance(trouble, tuple):
+            return trouble
         answer = self._answer(call, headers, body)
         if hold is not None:
             hold.reached.set()

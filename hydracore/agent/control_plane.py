@@ -112,7 +112,11 @@ class ControlPlane:
         return await self._post("config", msgspec.json.encode(request), m.NewestConfig, headers=_bearer(agent_key))
 
     async def usage(self, agent_key: str, batch: m.UsageBatch) -> m.UsageAccepted:
-        return await self._post("usage", msgspec.json.encode(batch), m.UsageAccepted, headers=_bearer(agent_key))
+        """The answer's `seq` is the one that was sent."""
+        answer = await self._post("usage", msgspec.json.encode(batch), m.UsageAccepted, headers=_bearer(agent_key))
+        if answer.seq != batch.seq:
+            raise BadAnswer("usage", f"200 for {answer.seq}, which was not sent")
+        return answer
 
     async def _post(self, call: str, body: bytes, answer_type: type[T], headers: dict[str, str] | None = None) -> T:
         request = self._client.build_request(

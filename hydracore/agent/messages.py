@@ -132,7 +132,7 @@ class CallbackAccepted(msgspec.Struct, frozen=True, kw_only=True):
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """The body of an error answer, as far as an agent reads it."""
 
-    expected_seq: int | None = None
+    expected_seq: Count | None = None
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True):

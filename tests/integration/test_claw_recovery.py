@@ -172,6 +172,28 @@ async def test_usage_that_the_control_plane_has_lost_is_sent_again(control_plane
     assert control_plane.metered()[:3] == before
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # More than a number of ours can be, and more than SQLite can look for.
+        (409, {"detail": "x", "expected_seq": 2**63}),
+        (409, {"detail": "x", "expected_seq": 10**30}),
+        (409, {"detail": "x", "expected_seq": -1}),
+        # Said of another batch than the one that was sent.
+        (200, {"seq": 2, "duplicate": False}),
+    ],
+)
+async def test_an_answer_that_is_none_to_the_usage_sent_loses_nothing_of_it_and_ends_no_agent(
+    control_plane: FakeControlPlane, claw: Claw, answer: tuple[int, dict[str, Any]]
+) -> None:
+    control_plane.trouble("usage", answer)
+
+    await claw.chat("Hello")
+
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+    assert len(control_plane.boots) == 1
+
+
 async def test_usage_that_a_restore_has_lost_is_sent_again_with_a_fresh_key_and_said_to_be_unsent_until_then(
     control_plane: FakeControlPlane, claw: Claw
 ) -> None:
