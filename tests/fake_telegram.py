@@ -93,7 +93,8 @@ class FakeTelegram:
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
             await send({"type": "http.response.body", "body": b"", "more_body": True})
             return
-        content = json.dumps(result).encode()
+        # What a message says in half characters comes as bytes that are no UTF-8.
+        content = json.dumps(result, ensure_ascii=False).encode(errors="surrogateescape")
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": content})
 

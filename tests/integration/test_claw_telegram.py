@@ -69,13 +69,27 @@ async def test_odd_updates_do_not_stand_in_the_way(
 
     await telegram.update({"edited_message": {"text": "later"}})
     await telegram.update({"message": {"no": "chat"}})
+    await telegram.update({"message": {"chat": {"id": 10**30}, "text": "of nobody"}})
+    await telegram.write("Bo\udcff")
     await telegram.write("Hello")
-    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    assert await telegram.until_sent(2) == [(5, f"{MARK} You said: Bo\ufffd"), (5, f"{MARK} You said: Hello")]
     # After a week of silence Telegram starts from another number, which may be lower.
     await telegram.until(lambda: telegram.unconfirmed == [])
     await telegram.until(lambda: "offset" not in telegram.polls[-1])
     await telegram.update({"message": {"chat": {"id": 5}, "text": "Again"}}, number=3)
-    assert (await telegram.until_sent(2))[1] == (5, f"{MARK} You said: Again")
+    assert (await telegram.until_sent(3))[2] == (5, f"{MARK} You said: Again")
+
+
+async def test_updates_with_numbers_that_are_none_of_telegram_s_stop_no_chat(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    await telegram.update({"message": {"chat": {"id": 5}, "text": "Hello"}}, number=2**63)
+
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+
+    await until_connection(claw, "telegram", "error: Telegram sent an answer that cannot be read")
+    assert (await claw.chat("Hello"))["message"] == f"{MARK} You said: Hello"
+    assert (await claw.status())["error"]["code"] == "telegram_failed"
 
 
 async def test_a_bad_token_shows_and_does_not_stop_the_agent(

@@ -121,7 +121,10 @@ class TelegramChannel:
     async def _take_over(self, bot: str, updates: list[Update]) -> None:
         """Keep these, and have Telegram forget them with the next poll. Then no number is kept: after a week of silence
         Telegram draws a new one, perhaps a lower, and would take the old one as leave to forget what it has not told."""
-        contents = {update.update_id: bytes(update.message).decode() for update in updates if update.message}
+        # Nobody has looked at what is in a message yet, which may be no text at all.
+        contents = {
+            update.update_id: bytes(update.message).decode(errors="replace") for update in updates if update.message
+        }
         next_update = max((update.update_id for update in updates), default=-1) + 1
         await self._inbox.take_over(bot, contents, next_update=next_update or None)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import msgspec
 
 from hydracore.agent.errors import AgentError
+from hydracore.agent.messages import COUNT_MAX
 from hydracore.reading import UNREADABLE
 from hydracore.transport import AnswerTooLarge, exchange, new_client
 
@@ -64,12 +65,16 @@ class TelegramAway(TelegramError):
         self.again = again
 
 
+#: Telegram's numbers have 52 bits at most.
+Number = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
+
+
 class Chat(msgspec.Struct, frozen=True):
-    id: int
+    id: Number
 
 
 class User(msgspec.Struct, frozen=True):
-    id: int
+    id: Number
 
 
 class Message(msgspec.Struct, frozen=True, rename={"sender": "from"}):
@@ -84,7 +89,7 @@ class Update(msgspec.Struct, frozen=True):
     """`message` is empty where there is none. It is read when it is answered, so that an odd one does not stand in the way
     of the others."""
 
-    update_id: int
+    update_id: Number
     message: msgspec.Raw = msgspec.Raw()
 
 
