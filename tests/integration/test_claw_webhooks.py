@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.notices import Notices, add_notices
-from hydracore.agent.expressclaw.webhooks import Webhooks, signature
+from hydracore.agent.expressclaw.webhooks import ANSWER_MAX_BYTES, Webhooks, signature
 from hydracore.agent.expressclaw.wishes import Webhook
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
@@ -45,6 +45,9 @@ class Receiver:
     def __init__(self) -> None:
         self.url = ""
         self.status = 200
+        self.body = b""
+        #: What it says of the body's length, where that is not so.
+        self.promised_bytes = 0
         self.refused = 0
         self.taken: list[tuple[dict[str, str], bytes]] = []
         self._open: set[asyncio.StreamWriter] = set()
@@ -71,7 +74,11 @@ class Receiver:
                     self.taken.append((headers, content))
                 else:
                     self.refused += 1
-                writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: 0\r\n\r\n".encode())
+                promised = max(self.promised_bytes, len(self.body))
+                writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: {promised}\r\n\r\n".encode() + self.body)
+                if promised > len(self.body):
+                    writer.close()
+                    return
         except asyncio.IncompleteReadError:
             writer.close()
         finally:
@@ -133,6 +140,25 @@ async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_ne
 
     assert [each["conversation_id"] for each in told] == ["c-0", "c-1", "c-2"]
     assert len({each["id"] for each in told}) == 3
+
+
+@pytest.mark.parametrize(("body", "promised_bytes"), [(b"x" * (ANSWER_MAX_BYTES + 1), 0), (b"", 9)])
+async def test_a_webhook_that_has_taken_a_notice_is_not_told_again_whatever_comes_behind_its_status(
+    database: Database, receiver: Receiver, body: bytes, promised_bytes: int
+) -> None:
+    receiver.body, receiver.promised_bytes = body, promised_bytes
+    notices = Notices(database)
+    webhooks = Webhooks(notices)
+    webhooks.use((Webhook(id="crm", url=receiver.url),))
+    await database.run(lambda db: [add_notices(db, {"crm": content}) for content in ("1", "2")])
+
+    running = asyncio.create_task(webhooks.run())
+    told = await receiver.until_taken(2)
+
+    await until(lambda: webhooks.states == {"integration:crm": "connected"})
+    assert told == [1, 2]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.fixture

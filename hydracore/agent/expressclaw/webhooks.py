@@ -27,7 +27,7 @@ from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.times import moment
 from hydracore.agent.expressclaw.wishes import Webhook, integration_name
 from hydracore.agent.messages import Channel, ReportedError
-from hydracore.transport import AnswerTooLarge, exchange, new_client
+from hydracore.transport import AnswerTooLarge, new_client, read_answer
 from hydracore.waiting import work_until
 
 _log = structlog.get_logger(__name__)
@@ -159,12 +159,27 @@ async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> 
         headers["X-HydraCore-Signature"] = signature(webhook.secret, content)
     try:
         request = client.build_request("POST", webhook.url, content=content, headers=headers)
-        answer = await exchange(client, request, timeout_s=CALL_TIMEOUT_S, answer_max_bytes=ANSWER_MAX_BYTES)
-    except TimeoutError:
+        status = await _status(client, request)
+    except (TimeoutError, httpx.TimeoutException):
         return f"no answer within {CALL_TIMEOUT_S:g} s"
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, AnswerTooLarge) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         return f"it cannot be reached ({type(error).__name__})"
     except Exception as error:  # noqa: BLE001 - what an address does to the libraries below is its own trouble: all else goes on
         _log.exception("webhook_broke", webhook=webhook.id)
         return f"it cannot be told ({type(error).__name__})"
-    return None if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {answer.status}"
+    return None if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {status}"
+
+
+async def _status(client: httpx.AsyncClient, request: httpx.Request) -> int:
+    """What the receiver answers: it has decided by then, whatever becomes of the rest. Raises `TimeoutError` and `httpx.HTTPError`."""
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        response = await client.send(request, stream=True)
+    try:
+        # To its end, so that the connection can be used for the next one.
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES)
+    except (TimeoutError, httpx.HTTPError, AnswerTooLarge) as error:
+        _log.info("webhook_answer_unread", reason=type(error).__name__)
+    finally:
+        await response.aclose()
+    return response.status_code
