@@ -20,7 +20,7 @@ CHAT_MAX_BYTES: Final = 1024 * 1024
 CONFIG_MAX_BYTES: Final = 3 * 1024 * 1024
 CONFIG_NAMES_MAX: Final = 100
 
-#: An agent shows at most 6 MB of a conversation, which JSON may double.
+#: An agent shows at most 6 MB of a conversation, counted as JSON writes it. Earlier ones counted what JSON may double.
 CONVERSATION_MAX_BYTES: Final = 16 * 1024 * 1024
 
 #: How much of an agent's own words an error keeps, in characters.

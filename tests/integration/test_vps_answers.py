@@ -6,15 +6,25 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import msgspec
 import pytest
 
 from hydracore.agent.chat_api import CONVERSATIONS_LISTED_MAX
-from hydracore.agent.chat_messages import ChatAnswer, Conversations, ConversationSummary, TokenUsage
+from hydracore.agent.chat_messages import (
+    MESSAGE_MAX_CHARS,
+    ChatAnswer,
+    Conversations,
+    ConversationSummary,
+    TokenUsage,
+)
+from hydracore.agent.chats import Ask as Question
 from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS
-from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX
+from hydracore.agent.expressclaw.store import STORE_FILE, Store
+from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX, OpenTurn, Reply
 from hydracore.api.chat_stream import EVENT_BYTES_MAX
 from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
 from hydracore.vps_answers import (
@@ -90,6 +100,26 @@ def test_the_longest_list_of_conversations_is_taken() -> None:
     )
 
     assert len(msgspec.json.encode(Conversations((longest,) * CONVERSATIONS_LISTED_MAX))) < ANSWER_MAX_BYTES
+
+
+async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
+    store = Store(tmp_path / STORE_FILE, now_ms=lambda: 0, new_id=uuid4)
+    question = Question("\x01" * MESSAGE_MAX_CHARS, "c-1", end_user=None, channel="api", key=None)
+    reply = Reply("\x01" * ANSWER_MAX_CHARS, "m", TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="3"))
+    for _ in range(2 + CONVERSATION_MAX_BYTES // len(msgspec.json.encode(reply.text))):
+        begun = await store.turns.begin(
+            question, conversation_id="c-1", digest="d", estimate=lambda _: None, afford=lambda _: None
+        )
+        assert isinstance(begun, OpenTurn)
+        await store.turns.close(begun, "done", reply=reply, spent=None)
+
+    shown = await store.turns.conversation("c-1")
+
+    store.close()
+    assert shown is not None
+    assert len(msgspec.json.encode(shown)) < CONVERSATION_MAX_BYTES
+    assert [said.role for said in shown.messages[-2:]] == ["user", "assistant"]
+    assert len(shown.messages) > 8
 
 
 async def test_a_configuration_is_told_as_it_came_and_its_version_beside_it() -> None:

@@ -30,7 +30,7 @@ _SQL = named_blocks(Path(__file__).with_name("turns.sql"))
 #: Turns kept of one conversation; the oldest go first.
 TURNS_MAX = 1000
 
-#: How much of a conversation is shown at once, in bytes; the newest messages of a longer one.
+#: How much of a conversation is shown at once, in bytes as JSON writes its messages; the newest ones of a longer one.
 SHOWN_MAX_BYTES = 6 * 1024 * 1024
 
 #: How much of the latest message a list shows, in characters.

@@ -69,7 +69,8 @@ SELECT id, created_ms, updated_ms FROM conversation WHERE id = :conversation_id;
 -- name: messages
 SELECT role, content, created_ms, model, prompt_tokens, completion_tokens, cost_usd
 FROM (
-    SELECT *, sum(length(CAST(content AS BLOB))) OVER (ORDER BY id DESC) AS bytes
+    -- Of some characters JSON makes six, and a message may have nothing else.
+    SELECT *, sum(length(CAST(json_quote(content) AS BLOB))) OVER (ORDER BY id DESC) AS bytes
     FROM message
     WHERE conversation_id = :conversation_id
 )
