@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from uuid import uuid4
 
 import pytest
 
@@ -61,6 +62,22 @@ async def test_callbacks_that_the_control_plane_has_lost_are_sent_again(
     await control_plane.until(lambda: len(control_plane.told()) == 7)
 
     assert control_plane.told()[:6] == told
+
+
+async def test_an_answer_to_something_else_than_was_asked_is_none(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    another = {"instance_id": control_plane.instance_id, "attempt": 1, "boot_id": str(uuid4())}
+    control_plane.trouble("enroll", (200, another))
+    wrong = [(200, {"seq": 99, "duplicate": False}), *((409, {"expected_seq": seq}) for seq in (0, 99, 2**63))]
+    control_plane.trouble("callback", *wrong)
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.order()[:3] == ["enroll", "enroll", "secrets"]
+    assert control_plane.stages() == list(STAGES)
+    assert len(control_plane.boots) == 1
 
 
 async def test_a_control_plane_that_is_down_at_first_is_waited_for(
@@ -159,6 +176,25 @@ async def test_what_a_killed_boot_has_left_to_tell_outlasts_a_rotated_key(
     assert len(control_plane.issued_keys) == 2
     asked = [call.body["boot_id"] for call in control_plane.calls if call.endpoint == "secrets"]
     assert asked[1:] == [before] * (len(asked) - 1)
+
+
+async def test_what_a_killed_boot_has_left_to_tell_comes_behind_what_a_restore_has_lost_of_it(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    control_plane.trouble("callback", *[503] * 1000)
+    control_plane.rotate_key()  # makes the agent tell something new
+    await agent.until_logged("callback_spooled", times=len(STAGES) + 1)
+    await agent.kill()
+    control_plane._troubles.clear()
+    control_plane.lose_callbacks(3)
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.stages(control_plane.boots[0]) == [*STAGES, STAGES[-1]]
 
 
 @pytest.mark.parametrize(("refusals", "told"), [(1, list(STAGES)), (2, [])])

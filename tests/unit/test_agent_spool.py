@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hydracore.agent.errors import SpoolFull
 from hydracore.agent.messages import Callback, CallbackEntry
 from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, SPOOL_FILE, TOGETHER_MAX, CallbackSpool
+from hydracore.agent.sqlite_file import open_sqlite
 from hydracore.agent.state import StateDir
 
 
@@ -48,6 +50,12 @@ def deliver_all(spool: CallbackSpool, boot_id: UUID) -> list[int]:
         sent += range(callback.seq, callback.last_seq + 1)
         spool.accepted(boot_id, callback.last_seq)
     return sent
+
+
+def test_what_is_committed_is_on_the_disk(path: Path) -> None:
+    with closing(open_sqlite(path, lambda _: None)) as db:
+        # FULL: with NORMAL a power cut takes the latest commits back.
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 def test_what_waits_goes_out_together_up_to_a_limit(spool: CallbackSpool, boot_id: UUID) -> None:
