@@ -36,13 +36,14 @@ class UsageSender:
     async def deliver(self, credentials: Credentials) -> NoReturn:
         """Send batches as there are entries, for ever. Raises `Gone`."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._ledger.news.wait()
+            # First, as the boot before this one may have heard the news and not come to its end with them.
             await asyncio.sleep(GATHER_S)
             self._ledger.news.clear()
             while (batch := await insist(self._next_batch)) is not None:
                 await insist(lambda batch=batch: self._send(credentials, batch))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._ledger.news.wait()
 
     async def _next_batch(self) -> Batch | None:
         with self._state.writing():

@@ -9,6 +9,7 @@ import stat
 from contextlib import aclosing, closing
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -249,6 +250,23 @@ async def test_usage_that_a_restore_has_lost_is_sent_again_by_an_agent_that_was_
     await control_plane.until(lambda: len(control_plane.metered()) == len(before) == 1)
 
     assert control_plane.metered() == before
+
+
+async def test_usage_that_a_superseded_boot_has_left_is_sent_by_the_next_one_without_any_news(
+    control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydracore.agent.usage.LOOK_EVERY_S", 3600.0)
+    control_plane.trouble("usage", *[503] * 1000)
+    await claw.chat("Hello")
+    await control_plane.until(lambda: any(call.endpoint == "usage" for call in control_plane.calls))
+
+    # An enrolment that an earlier process had sent arrives late.
+    control_plane.boot_id = str(uuid4())
+    control_plane.boots.append(control_plane.boot_id)
+    await control_plane.until(lambda: len(control_plane.boots) == 3)
+    control_plane._troubles.clear()
+
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
 
 
 async def test_much_usage_goes_in_batches_of_a_hundred(
