@@ -90,6 +90,23 @@ async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
     assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in words if "blocked" not in word]
 
 
+async def test_an_answer_that_telegram_puts_off_goes_out_once_though_others_write_meanwhile(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    telegram.trouble("sendMessage", 429)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await telegram.write("Hello", chat=5)
+    await telegram.until(lambda: telegram.refused == 1)
+
+    for count in (1, 2):
+        await telegram.write("Others", chat=6)
+        await telegram.until(lambda count=count: sum(chat == 6 for chat, _ in telegram.sent) == count)
+    await telegram.write("Bye", chat=5)
+    sent = await telegram.until_sent(4)
+
+    assert [text for chat, text in sent if chat == 5] == [f"{MARK} You said: Hello", f"{MARK} You said: Bye"]
+
+
 async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_too(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
