@@ -124,6 +124,31 @@ async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_to
     assert sent[2][1] == f"{MARK} You said: Next"
 
 
+async def test_what_comes_while_the_runtime_restarts_is_answered_afterwards(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
+) -> None:
+    runtime = with_bot(modelsim, telegram)
+    await use(claw, control_plane, runtime)
+    await until_connection(claw, "telegram", "connected")
+    await modelsim.fault("hold", after_tokens=2)
+    held = asyncio.create_task(claw.ask("Count to 20", "c1"))
+    await modelsim.until_requests(1, ended="open")
+
+    body = {"config_version": control_plane.config_version, "runtime": runtime, "restart": True}
+    restarting = asyncio.create_task(claw.http.post("/api/updates/apply", json=body))
+    await until(lambda: refuses(claw))
+    await telegram.write("Hello")
+    await telegram.until(lambda: telegram.unconfirmed == [])
+    await modelsim.release()
+    await asyncio.gather(held, restarting)
+
+    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+
+
+async def refuses(claw: Claw) -> bool:
+    return (await claw.ask("Hello")).status_code == 503
+
+
 async def test_a_try_that_is_under_way_may_end_when_the_settings_change(
     control_plane: FakeControlPlane,
     claw: Claw,

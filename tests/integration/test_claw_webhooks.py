@@ -142,6 +142,21 @@ async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_ne
     assert len({each["id"] for each in told}) == 3
 
 
+async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Database, receiver: Receiver) -> None:
+    receiver.status = 302
+    webhooks = Webhooks(Notices(database))
+    webhooks.use((Webhook(id="crm", url=receiver.url),))
+    await database.run(lambda db: add_notices(db, {"crm": "1"}))
+
+    running = asyncio.create_task(webhooks.run())
+    await until(lambda: webhooks.states == {"integration:crm": "error: it answers HTTP 302"})
+    receiver.status = 200
+
+    assert await receiver.until_taken(1) == [1]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 @pytest.mark.parametrize(("body", "promised_bytes"), [(b"x" * (ANSWER_MAX_BYTES + 1), 0), (b"", 9)])
 async def test_a_webhook_that_has_taken_a_notice_is_not_told_again_whatever_comes_behind_its_status(
     database: Database, receiver: Receiver, body: bytes, promised_bytes: int

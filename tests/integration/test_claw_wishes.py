@@ -79,12 +79,15 @@ async def test_a_channel_answers_those_it_may_and_tells_the_others_their_number(
 
         await telegram.write("Hello", chat=5, sender=77)
         await telegram.write("Let me in", chat=6, sender=78)
-        sent = dict(await telegram.until_sent(2))
+        # As a channel's post: nobody's, and so of nobody who may.
+        await telegram.update({"message": {"chat": {"id": 7}, "text": "Let me in"}})
+        sent = dict(await telegram.until_sent(3))
         runtime["platform"] = platform(channels={"telegram": {**channel, "enabled": False}})
         await use(claw, control_plane, runtime)
 
         assert sent[5] == f"{MARK} You said: Hello"
         assert "78" in sent[6]
+        assert "unknown" in sent[7]
         await until_connection(claw, "telegram", "off")
     assert len(await modelsim.requests()) == 1
 
