@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -140,6 +140,38 @@ async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_ne
 
     assert [each["conversation_id"] for each in told] == ["c-0", "c-1", "c-2"]
     assert len({each["id"] for each in told}) == 3
+
+
+async def test_a_chat_whose_caller_leaves_is_not_told_of(
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, receiver: Receiver
+) -> None:
+    await use(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
+    await modelsim.fault("hold", after_tokens=2)
+    async with aclosing(claw.stream("Hello", "c-0")) as events:
+        await anext(events)
+    await control_plane.until(lambda: len(control_plane.metered()) == 1)
+
+    await modelsim.release()
+    await claw.chat("Hello", "c-1")
+
+    assert [each["conversation_id"] for each in await receiver.until_taken(1)] == ["c-1"]
+    assert len(await claw.conversation("c-0")) == 2
+
+
+async def test_the_latest_notices_are_kept_and_only_of_webhooks_that_are_there(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydracore.agent.expressclaw.notices.NOTICES_MAX", 2)
+    notices = Notices(database)
+    for content in ("1", "2", "3"):
+        await database.run(lambda db, content=content: add_notices(db, {"crm": content, "gone": content}))
+
+    Webhooks(notices).use((Webhook(id="crm", url="https://crm.test/hook"),))
+
+    kept = await notices.next("crm")
+    assert kept is not None
+    assert kept.content == "2"
+    assert await notices.next("gone") is None
 
 
 async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Database, receiver: Receiver) -> None:
