@@ -8,13 +8,16 @@ import sqlite3
 import stat
 from contextlib import aclosing, closing
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from hydracore.agent.expressclaw.store import STORE_FILE
+from hydracore.agent.state import STATE_DIR
 from hydracore.modelsim.script import MARK
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
@@ -30,6 +33,7 @@ from tests.claw_fixtures import (
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
+from tests.refusing import refusing
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
@@ -267,6 +271,19 @@ async def test_usage_that_a_superseded_boot_has_left_is_sent_by_the_next_one_wit
     control_plane._troubles.clear()
 
     await control_plane.until(lambda: len(control_plane.metered()) == 1)
+
+
+@pytest.mark.parametrize("refused", ["UPDATE ON entry", "UPDATE ON ledger"])
+async def test_usage_that_the_disk_does_not_let_go_out_or_be_done_with_ends_no_agent(
+    control_plane: FakeControlPlane, claw: Claw, tmp_path: Path, refused: str
+) -> None:
+    with capture_logs() as lines, refusing(tmp_path / "vps" / STATE_DIR / STORE_FILE, refused):
+        await claw.chat("Hello")
+        await until(lambda: any(line["event"] == "disk_retry" for line in lines))
+    await claw.chat("Hello")
+
+    await control_plane.until(lambda: len(control_plane.metered()) == 2)
+    assert len(control_plane.boots) == 1
 
 
 async def test_much_usage_goes_in_batches_of_a_hundred(

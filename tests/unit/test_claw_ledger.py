@@ -233,6 +233,21 @@ async def test_old_batches_are_dropped_whole_once_they_are_delivered(
     assert [one.cost_usd for one in batch.entries] == ["1", "2"]
 
 
+async def test_old_batches_that_are_wanted_again_stay_until_they_are_delivered(
+    database: Database, ledger: Ledger, clock: Clock
+) -> None:
+    for _ in range(PRUNE_EVERY + 1):
+        await spend(database, "1")
+        await deliver(ledger)
+    clock.now_ms += 100 * DAY_MS
+    await spend(database, "2", at_ms=clock.now_ms)
+    await ledger.next_batch()
+    await ledger.resend_from(PRUNE_EVERY)
+
+    assert await deliver(ledger) == [1, 1, 1]
+    assert [await ledger.resend_from(seq) for seq in (PRUNE_EVERY - 1, PRUNE_EVERY + 1)] == [False, True]
+
+
 # --- the database ----------------------------------------------------------------------------------------------------
 
 
