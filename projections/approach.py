@@ -17,6 +17,9 @@ NEAR_EVENTS = 200
 NEAR_READ = READ_MAX // 2
 STEPS_MAX = 20
 
+#: How many times as long as a step the rest behind it is at most: the log grows meanwhile, and what it grows by is to be folded, too.
+REST_FACTOR_MAX = 1.0
+
 #: More streams than this are not compared while writers stand still: they are compared before.
 UNVERIFIED_MAX = 500
 
@@ -26,12 +29,12 @@ async def approach(connection: AsyncConnection, candidate: Candidate) -> int:
 
     Raises `ParityMismatch` where something is compared on the way and differs.
     """
-    events = await _come_near(connection, candidate)
+    events = await come_near(connection, candidate)
     if candidate.unverified is not None and len(candidate.unverified.streams) > UNVERIFIED_MAX:
         comparison = await verify(connection, candidate, everything=False)
         if comparison.drifted:
             raise ParityMismatch(candidate.build.name, comparison)
-        events += await _come_near(connection, candidate)
+        events += await come_near(connection, candidate)
     return events
 
 
@@ -56,7 +59,8 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
     return comparison
 
 
-async def _come_near(connection: AsyncConnection, candidate: Candidate) -> int:
+async def come_near(connection: AsyncConnection, candidate: Candidate) -> int:
+    """The same, and nothing is compared."""
     events = 0
     for _ in range(STEPS_MAX):
         async with connection.transaction():
@@ -64,4 +68,5 @@ async def _come_near(connection: AsyncConnection, candidate: Candidate) -> int:
         events += step.events
         if step.events <= NEAR_EVENTS and step.read <= NEAR_READ:
             break
+        await candidate.pace.rest_async(connection, factor_max=REST_FACTOR_MAX)
     return events

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from psycopg import AsyncConnection
 
 from events.ids import LANES
+from events.pacing import Pace
 from projections.catching_up import CaughtUp, Positions, catch_up, read_heads, read_positions
 from projections.definition import Inline, Projection
 from projections.drift import Scope
@@ -34,18 +35,19 @@ class Unverified(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """`live` None: a projection that was never built here. `unverified` None: nothing is compared."""
+    """`live` None: a projection that was never built here. `unverified` None: nothing is compared. `pace`: how it gives way to writers."""
 
     projection: Projection
     build: Generation
     live: Generation | None
     kept: KeptFolds
     unverified: Unverified | None
+    pace: Pace
 
     @classmethod
-    def of(cls, projection: Projection, build: Generation, live: Generation | None) -> Candidate:
+    def of(cls, projection: Projection, build: Generation, live: Generation | None, pace: Pace) -> Candidate:
         """One of which nothing was compared yet."""
-        return cls(projection, build, live, KeptFolds(), Unverified(set(range(LANES)), {}))
+        return cls(projection, build, live, KeptFolds(), Unverified(set(range(LANES)), {}), pace)
 
     async def goal(self, connection: AsyncConnection) -> dict[int, int]:
         """Where the live tables are: at the heads, or where their follower is."""

@@ -21,7 +21,7 @@ from psycopg import Connection, sql
 from events import pages
 from events.errors import LogCorrupted
 from events.ids import LANES, lane_of
-from events.pacing import Pace
+from events.pacing import FACTOR_MAX, Pace
 from events.sql import Statements, template
 from projections import stored
 from projections.copying import copy_in
@@ -59,6 +59,10 @@ ALONE_BYTES = pages.PAGE_BYTES // 1024
 
 #: Of how many streams is known beforehand how long they are: a bound on memory, beyond which they are folded at the end.
 LENGTHS_MAX = 500_000
+
+#: How many times as long as the work its rest becomes at most: with two sessions and what they write, a fold takes more from writers than
+#: whoever only reads.
+REST_FACTOR_MAX = 1.5 * FACTOR_MAX
 
 #: How long the rests in one claim are at most: the copy's snapshot is open meanwhile.
 RESTS_S_MAX = 60.0
@@ -99,7 +103,7 @@ def fold_lanes(
         writer.execute(path)
         key = build.key | {"version": projection.version, "limit": at_once}
         while until_s is None or time.monotonic() < until_s:
-            pace = Pace(full_speed=full_speed, readers=readers, total_s_max=RESTS_S_MAX)
+            pace = Pace(full_speed=full_speed, readers=readers, factor_max=REST_FACTOR_MAX, total_s_max=RESTS_S_MAX)
             if count := _fold_some(reader, writer, projection, key, rest=partial(pace.rest, looker)):
                 folded += count
                 continue

@@ -17,9 +17,10 @@ import msgspec
 from psycopg import AsyncConnection, Error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from events.pacing import Pace
 from events.sql import Statements
 from projections import generations
-from projections.approach import approach, verify
+from projections.approach import approach, come_near, verify
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
@@ -76,7 +77,13 @@ class Steps(NamedTuple):
 
 
 async def rebuild(
-    database_url: str, projection: Projection, *, folding: Folding, steps: Steps, accept_drift: bool = False
+    database_url: str,
+    projection: Projection,
+    *,
+    folding: Folding,
+    steps: Steps,
+    accept_drift: bool = False,
+    full_speed: bool = False,
 ) -> Report:
     """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
 
@@ -84,15 +91,16 @@ async def rebuild(
     build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` unless `accept_drift`,
     `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
     """
+    pace = Pace(full_speed=full_speed)
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         if missing and not accept_drift:
             raise LiveIncomplete(projection.name, missing)
-        build, report = await _build(connection, projection, folding, steps, live=live, drops_others=True)
+        build, report = await _build(connection, projection, folding, steps, pace, live=live, drops_others=True)
         report.missing = missing
         steps.phase("comparing")
-        candidate = Candidate.of(projection, build, live)
+        candidate = Candidate.of(projection, build, live, pace)
         async with _analyzing(database_url, build):
             await _compare(connection, candidate, report)
         if report.drifted and not accept_drift:
@@ -112,20 +120,23 @@ async def rebuild(
         return report
 
 
-async def dry_run(database_url: str, projection: Projection, *, folding: Folding, steps: Steps) -> Report:
+async def dry_run(
+    database_url: str, projection: Projection, *, folding: Folding, steps: Steps, full_speed: bool = False
+) -> Report:
     """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
-    only gone on with. Nothing that is served changes, and no other build either. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`, `NamesTaken` and what folding
-    raises.
+    only gone on with. Nothing that is served changes, and no other build either. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`,
+    `NamesTaken` and what folding raises.
     """
+    pace = Pace(full_speed=full_speed)
     async with _turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         if missing:
             raise LiveIncomplete(projection.name, missing)
-        build, report = await _build(connection, projection, folding, steps, live=live, drops_others=False)
+        build, report = await _build(connection, projection, folding, steps, pace, live=live, drops_others=False)
         steps.phase("comparing")
         try:
-            await _compare(connection, Candidate.of(projection, build, live), report)
+            await _compare(connection, Candidate.of(projection, build, live, pace), report)
         finally:
             # What somebody else has begun is theirs to go on with.
             if not report.resumed:
@@ -163,7 +174,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             events=0,
             missing=missing,
         )
-        candidate = Candidate.of(projection, earlier, live)._replace(unverified=None)
+        candidate = Candidate.of(projection, earlier, live, Pace(full_speed=True))._replace(unverified=None)
 
         async def near(swapping: AsyncConnection) -> None:
             report.events += await approach(swapping, candidate)
@@ -218,6 +229,7 @@ async def _build(
     projection: Projection,
     folding: Folding,
     steps: Steps,
+    pace: Pace,
     *,
     live: Generation | None,
     drops_others: bool,
@@ -255,6 +267,8 @@ async def _build(
         steps.phase("folding")
         await folding(projection, build, progress)
         report.fold_s = time.perf_counter() - began_s
+        # A first look, so that it is known behind the indexes how much is being written.
+        await pace.rest_async(connection)
         steps.phase("indexing")
         began_s = time.perf_counter()
         build = await generations.index(connection, projection, build)
@@ -276,8 +290,12 @@ async def _swap(database_url: str, candidate: Candidate) -> Swapped:
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:
+    """Everything, with rests behind what takes long: the indexes, what was appended since, and the comparison."""
     began_s = time.perf_counter()
+    await candidate.pace.rest_async(connection)
+    await come_near(connection, candidate)
     _record(report, await verify(connection, candidate, everything=True))
+    await candidate.pace.rest_async(connection)
     report.compare_s = time.perf_counter() - began_s
 
 

@@ -196,7 +196,8 @@ def rebuild(
     reports = list["Report | Failure"]()
     try:
         for one in wanted:
-            reports.append(_rebuild(one, as_owner(settings), folding, dry_run=dry_run, accept_drift=accept_drift))
+            build = _dry_run if dry_run else partial(_rebuild, accept_drift=accept_drift)
+            reports.append(build(one, as_owner(settings), folding, full_speed=full_speed))
             if not as_json:
                 show_report(reports[-1], dry_run=dry_run)
     finally:
@@ -286,14 +287,26 @@ def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Fo
 
 
 def _rebuild(
-    projection: "Projection", database_url: str, folding: "Folding", *, dry_run: bool, accept_drift: bool
+    projection: "Projection", database_url: str, folding: "Folding", *, accept_drift: bool, full_speed: bool
 ) -> "Report | Failure":
     """One projection's, with progress on a terminal."""
     from hydracore.cli.projections_view import progress
-    from projections import rebuild as building
+    from projections.rebuild import rebuild
 
     with progress(projection.name) as steps:
-        if dry_run:
-            return attempt(projection.name, building.dry_run(database_url, projection, folding=folding, steps=steps))
-        work = building.rebuild(database_url, projection, folding=folding, steps=steps, accept_drift=accept_drift)
+        work = rebuild(
+            database_url, projection, folding=folding, steps=steps, accept_drift=accept_drift, full_speed=full_speed
+        )
+        return attempt(projection.name, work)
+
+
+def _dry_run(
+    projection: "Projection", database_url: str, folding: "Folding", *, full_speed: bool
+) -> "Report | Failure":
+    """The same, of which nothing is put in place."""
+    from hydracore.cli.projections_view import progress
+    from projections.rebuild import dry_run
+
+    with progress(projection.name) as steps:
+        work = dry_run(database_url, projection, folding=folding, steps=steps, full_speed=full_speed)
         return attempt(projection.name, work)

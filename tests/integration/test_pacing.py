@@ -19,7 +19,9 @@ from hydracore.audit.exporting import Request as ExportRequest
 from hydracore.audit.exporting import export
 from hydracore.audit.verifying import Progress, Report, Request, _check_seals, verify
 from projections import generations
-from projections.folding import _fold_some
+from projections.approach import come_near
+from projections.candidate import Candidate
+from projections.folding import _fold_some, fold_lanes
 from projections.instance import InstanceProjection
 from tests.audit_log import Log, sealed_log
 from tests.requests_to_log import requested
@@ -79,6 +81,29 @@ async def test_rests_have_an_end_and_full_speed_knows_none(log: Log) -> None:
             one.rest(connection)
 
     assert [one.rested_s for one in paces] == [REST_S_MAX, 1, 0]
+
+
+async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works_at_most(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.approach.NEAR_EVENTS", 0)
+    projection, ticks = InstanceProjection(), count()
+    pace = Pace(clock=lambda: 0.05 * next(ticks))
+    async with await psycopg.AsyncConnection.connect(log.url, autocommit=True) as connection:
+        build = await generations.begin(connection, projection)
+        fold_lanes(log.url, projection, build)
+        await generations.index(connection, projection, build)
+        candidate = Candidate.of(projection, build, None, pace)
+        # The first look knows of nothing before.
+        await pace.rest_async(connection)
+        rested = [pace.rested_s]
+        for number in range(3):
+            await log.name(number, f"name {number}")
+        took = await come_near(connection, candidate)
+        rested.append(pace.rested_s)
+
+    assert took == 3
+    assert rested[0] == 0 < rested[1] < 0.05 * next(ticks)
 
 
 async def test_a_fold_offers_to_rest_behind_each_piece(log: Log) -> None:
