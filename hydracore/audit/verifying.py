@@ -26,7 +26,7 @@ from events.pacing import Pace
 from events.seal import Seal
 from events.sql import Statements
 from events.verified_lane import BEGINNING, LaneReport
-from events.verify import LANES_AT_ONCE
+from events.verify import LANES_AT_ONCE, LANES_AT_ONCE_MAX
 from hydracore.audit import snapshots, sums, tables
 from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
@@ -43,8 +43,9 @@ _SQL = Statements("events", "verify.sql")
 _ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
 _HEADS = Statements("events", "store.sql")["heads"]
 
-#: In lanes of how many events together, of those that are read side by side, what adds up is added up meanwhile.
-ALONG_EVENTS_MAX = 1_000_000
+#: How many events those lanes may have together of which more than few are read side by side, and those in which what adds up is added
+#: up meanwhile.
+TOGETHER_EVENTS_MAX = 2_000_000
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,14 +188,16 @@ def _jobs(connection: Connection, request: Request, sealed: SealsChecked, heads:
 
 def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
     """Lanes that are read side by side, as many parts for each worker as for any other."""
-    rounds = -(-len(jobs) // (workers * LANES_AT_ONCE))
+    events = sum(max(0, job.upto - job.start.seq) for job in jobs)
+    fitting = len(jobs) * TOGETHER_EVENTS_MAX // max(1, events)
+    rounds = -(-len(jobs) // (workers * min(max(LANES_AT_ONCE, fitting), LANES_AT_ONCE_MAX)))
     size = -(-len(jobs) // (workers * rounds))
     return [jobs[at : at + size] for at in range(0, len(jobs), size)]
 
 
 def _with_room(jobs: list[Job]) -> list[Job]:
     """The same, with what adds up added up while they are verified in as many of them as there is memory for, as a rule."""
-    room, found = ALONG_EVENTS_MAX, list[Job]()
+    room, found = TOGETHER_EVENTS_MAX, list[Job]()
     for job in jobs:
         along = job.adds_up and job.upto <= room
         room -= max(0, job.upto) if along else 0

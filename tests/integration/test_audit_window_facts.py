@@ -176,7 +176,7 @@ def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statem
 
 
 def test_lanes_have_room_together() -> None:
-    jobs = [Job(lane=lane, upto=upto) for lane, upto in enumerate((600_000, 600_000, 400_000, 1))]
+    jobs = [Job(lane=lane, upto=upto) for lane, upto in enumerate((1_200_000, 1_200_000, 800_000, 1))]
 
     assert [job.along for job in verifying._with_room(jobs)] == [True, False, True, False]
 
@@ -197,7 +197,7 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
 
 
 def test_lanes_are_added_up_along_as_far_as_there_is_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifying, "ALONG_EVENTS_MAX", EVENTS - 1)
+    monkeypatch.setattr(verifying, "TOGETHER_EVENTS_MAX", EVENTS - 1)
     counted = CountedProgress()
 
     report = verifying.verify(verifying.Request(conninfo=url, lanes=(5, LANE)), counted)
