@@ -45,7 +45,7 @@ class Report(msgspec.Struct, kw_only=True):
     gone of what was live, in words. `generation_before`: what was live when it began, which a swap keeps for a rollback.
 
     `swapped`: whether the generation is live now. `stopped_s`: how long writers (for a followed projection: its followers) stood
-    still for that; None where nothing was swapped.
+    still for that; None where nothing was swapped. `rested_s`: how long it rested while others wrote, its folding aside.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Report(msgspec.Struct, kw_only=True):
     swapped: bool = False
     stopped_s: float | None = None
     tries: int = 0
+    rested_s: float = 0.0
     total_s: float = 0.0
 
 
@@ -116,6 +117,7 @@ async def rebuild(
             if not accept_drift:
                 return report
             swapped = await _swap(database_url, candidate._replace(unverified=None))
+        report.rested_s = pace.rested_s
         _finish(report, swapped, began_s)
         return report
 
@@ -296,7 +298,7 @@ async def _compare(connection: AsyncConnection, candidate: Candidate, report: Re
     await come_near(connection, candidate)
     _record(report, await verify(connection, candidate, everything=True))
     await candidate.pace.rest_async(connection)
-    report.compare_s = time.perf_counter() - began_s
+    report.compare_s, report.rested_s = time.perf_counter() - began_s, candidate.pace.rested_s
 
 
 @asynccontextmanager

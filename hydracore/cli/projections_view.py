@@ -143,6 +143,8 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
         compared += f"; NOT compared, because of another key: {', '.join(report.left_out)}"
     if report.missing:
         compared += f"; {' and '.join(report.missing)} was missing"
+    if report.rested_s:
+        compared += f"; rested {report.rested_s:.1f} s while others wrote, the folding aside"
     events = plural(report.events, "event")
     if dry_run:
         kept = f"; generation {report.generation}, which was broken off before, is kept" if report.resumed else ""

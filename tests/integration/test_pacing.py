@@ -23,7 +23,9 @@ from projections.approach import come_near
 from projections.candidate import Candidate
 from projections.folding import _fold_some, fold_lanes
 from projections.instance import InstanceProjection
+from projections.rebuild import rebuild
 from tests.audit_log import Log, sealed_log
+from tests.rebuilding import QUIET, fold_here
 from tests.requests_to_log import requested
 from tests.waiting import BETWEEN_WRITES_S
 
@@ -42,6 +44,14 @@ class Time:
 async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
     async with sealed_log(database_url, tmp_path) as made:
         yield made
+
+
+async def write_until(stop: asyncio.Event, log: Log) -> None:
+    number = 0
+    while not stop.is_set():
+        number += 1
+        await requested(log.store, key=f"{number}")
+        await asyncio.sleep(BETWEEN_WRITES_S)
 
 
 async def test_the_rest_follows_what_is_written(log: Log) -> None:
@@ -106,6 +116,36 @@ async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works
     assert rested[0] == 0 < rested[1] < 0.05 * next(ticks)
 
 
+async def test_a_rebuild_rests_behind_its_indexes_and_its_comparison_while_somebody_writes_and_only_then(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.pacing.PIECE_S_MIN", 0)
+    # Of what is behind the steps in between the test before tells.
+    monkeypatch.setattr("projections.approach.REST_FACTOR_MAX", 0)
+
+    async def rested(*, full_speed: bool = False) -> float:
+        report = await rebuild(
+            log.url,
+            InstanceProjection(),
+            folding=fold_here(log.url),
+            steps=QUIET,
+            accept_drift=True,
+            full_speed=full_speed,
+        )
+        return report.rested_s
+
+    alone = await rested()
+    stop = asyncio.Event()
+    writing = asyncio.create_task(write_until(stop, log))
+    while not await rested():
+        pass  # Such a log may be folded and compared before anything is written.
+    hurried = await rested(full_speed=True)
+    stop.set()
+    await writing
+
+    assert (alone, hurried) == (0, 0)
+
+
 async def test_a_fold_offers_to_rest_behind_each_piece(log: Log) -> None:
     projection, offers = InstanceProjection(), list[None]()
     async with await psycopg.AsyncConnection.connect(log.url, autocommit=True) as connection:
@@ -144,15 +184,7 @@ async def test_verification_and_export_rest_while_somebody_writes_and_only_then(
 
     alone = (verified(), exported())
     stop = asyncio.Event()
-
-    async def write() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            await requested(log.store, key=f"{number}")
-            await asyncio.sleep(BETWEEN_WRITES_S)
-
-    writing = asyncio.create_task(write())
+    writing = asyncio.create_task(write_until(stop, log))
     await asyncio.to_thread(until_it_rests, verified)
     await asyncio.to_thread(until_it_rests, exported)
     hurried = await asyncio.to_thread(verified, full_speed=True)
