@@ -3,7 +3,7 @@
 `nice` holds back a process, and not its session in PostgreSQL, which does as much of the work. So long commands work in pieces of
 less than a tenth of a second and rest behind each, for as long as it took times a factor. The factor follows the lanes' heads:
 nothing written, no rest; a busy log, four times as long as the work. Two processors that writers would use up alone are then
-shared in a way that leaves these more than four fifths of their pace.
+shared in a way that leaves these some four fifths of their pace.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ PIECE_S_MIN: Final = 0.02
 
 
 class Pace:
-    """One reader's. `readers`: how many there are of it, which rest so much longer that it makes no difference. `factor_max`: how many
-    times as long as the work the rest becomes at most.
+    """One reader's. `readers`: how many there are of it, which rest so much longer that it makes no difference.
 
     `total_s_max`: how long all rests are together. It is for those who cannot but rest with a snapshot open.
     """
@@ -43,7 +42,6 @@ class Pace:
         *,
         full_speed: bool = False,
         readers: int = 1,
-        factor_max: float = FACTOR_MAX,
         total_s_max: float = inf,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -52,7 +50,6 @@ class Pace:
         self.rested_s = 0.0
         self._full_speed = full_speed
         self._readers = readers
-        self._factor_max = factor_max
         self._total_s_max = total_s_max
         self._clock = clock
         self._sleep = sleep
@@ -60,24 +57,25 @@ class Pace:
         #: When the last look was, and how many events there were.
         self._looked: tuple[float, int] | None = None
 
-    def rest(self, connection: Connection) -> None:
+    def rest(self, connection: Connection, *, factor_max: float = FACTOR_MAX) -> None:
         """Rest, if somebody writes. To be called behind each piece of work, where no snapshot is held if that can be: what is
-        written meanwhile could not be cleaned up before its end. `connection` itself must hold none, to see what is new.
+        written meanwhile could not be cleaned up before its end. `connection` itself must hold none, to see what is new. `factor_max`: how
+        many times as long as the work the rest is at most.
         """
         if not self._has_worked():
             return
         row = connection.execute(_WRITTEN).fetchone()
-        rest_s = self._due_s(row, self._factor_max)
+        rest_s = self._due_s(row, factor_max)
         if rest_s > 0:
             self._sleep(rest_s)
         self._woke_s = self._clock()
 
-    async def rest_async(self, connection: AsyncConnection, *, factor_max: float | None = None) -> None:
-        """The same, for whoever must not block. `factor_max`: behind this piece; None as behind each."""
+    async def rest_async(self, connection: AsyncConnection, *, factor_max: float = FACTOR_MAX) -> None:
+        """The same, for whoever must not block."""
         if not self._has_worked():
             return
         row = await (await connection.execute(_WRITTEN)).fetchone()
-        rest_s = self._due_s(row, self._factor_max if factor_max is None else factor_max)
+        rest_s = self._due_s(row, factor_max)
         if rest_s > 0:
             await asyncio.sleep(rest_s)
         self._woke_s = self._clock()

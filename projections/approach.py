@@ -60,7 +60,7 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
 
 
 async def come_near(connection: AsyncConnection, candidate: Candidate) -> int:
-    """The same, and nothing is compared."""
+    """The same, with rests between the steps and without a comparison."""
     events = 0
     for _ in range(STEPS_MAX):
         async with connection.transaction():

@@ -103,8 +103,10 @@ def fold_lanes(
         writer.execute(path)
         key = build.key | {"version": projection.version, "limit": at_once}
         while until_s is None or time.monotonic() < until_s:
-            pace = Pace(full_speed=full_speed, readers=readers, factor_max=REST_FACTOR_MAX, total_s_max=RESTS_S_MAX)
-            if count := _fold_some(reader, writer, projection, key, rest=partial(pace.rest, looker)):
+            pace = Pace(full_speed=full_speed, readers=readers, total_s_max=RESTS_S_MAX)
+            if count := _fold_some(
+                reader, writer, projection, key, rest=partial(pace.rest, looker, factor_max=REST_FACTOR_MAX)
+            ):
                 folded += count
                 continue
             left = writer.execute(_LANES_LEFT, key).fetchone()
