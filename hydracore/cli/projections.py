@@ -181,6 +181,7 @@ def rebuild(
     Exit status: 0 done; 1 the live table is not what the log says; 3 failed; 4 somebody else is at it; 130 interrupted.
     """
     from hydracore.cli.projections_view import show_report
+    from projections import rebuild as building
 
     if sum((name is not None, every, outdated)) != 1:
         raise click.UsageError("Give one of NAME, --all and --outdated.")
@@ -193,11 +194,12 @@ def rebuild(
     settings = configuration.load(os.environ, require=needs)
     look_directly(settings)
     folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
+    build = building.dry_run if dry_run else partial(building.rebuild, accept_drift=accept_drift)
+    build = partial(build, folding=folding, full_speed=full_speed)
     reports = list["Report | Failure"]()
     try:
         for one in wanted:
-            build = _dry_run if dry_run else partial(_rebuild, accept_drift=accept_drift)
-            reports.append(build(one, as_owner(settings), folding, full_speed=full_speed))
+            reports.append(_built(one, as_owner(settings), build))
             if not as_json:
                 show_report(reports[-1], dry_run=dry_run)
     finally:
@@ -286,27 +288,11 @@ def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Fo
     return fold_in_processes(as_owner(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
 
 
-def _rebuild(
-    projection: "Projection", database_url: str, folding: "Folding", *, accept_drift: bool, full_speed: bool
+def _built(
+    projection: "Projection", database_url: str, build: "Callable[..., Coroutine[Any, Any, Report]]"
 ) -> "Report | Failure":
     """One projection's, with progress on a terminal."""
     from hydracore.cli.projections_view import progress
-    from projections.rebuild import rebuild
 
     with progress(projection.name) as steps:
-        work = rebuild(
-            database_url, projection, folding=folding, steps=steps, accept_drift=accept_drift, full_speed=full_speed
-        )
-        return attempt(projection.name, work)
-
-
-def _dry_run(
-    projection: "Projection", database_url: str, folding: "Folding", *, full_speed: bool
-) -> "Report | Failure":
-    """The same, of which nothing is put in place."""
-    from hydracore.cli.projections_view import progress
-    from projections.rebuild import dry_run
-
-    with progress(projection.name) as steps:
-        work = dry_run(database_url, projection, folding=folding, steps=steps, full_speed=full_speed)
-        return attempt(projection.name, work)
+        return attempt(projection.name, build(database_url, projection, steps=steps))
