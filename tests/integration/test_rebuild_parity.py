@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -51,6 +52,15 @@ async def rebuilt_while(
     )
 
 
+async def write_and_edit(database_url: str, ids: list[UUID]) -> None:
+    """Three instances change, and of one of them a row besides."""
+    async with open_store(database_url) as (store, pool):
+        for instance_id in ids[:3]:
+            await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+        async with pool.connection() as connection:
+            await connection.execute("UPDATE instance SET hostname = 'edited' WHERE id = %s", (ids[1],))
+
+
 @pytest.mark.parametrize("accept_drift", [False, True])
 @pytest.mark.parametrize("unverified_max", [1, 1_000])
 async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_is_accepted_however_much_is_written(
@@ -60,14 +70,8 @@ async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_i
     async with open_store(database_url) as (store, _):
         ids = await write_lives(store, count=4)
 
-    async def write_and_edit() -> None:
-        async with open_store(database_url) as (other, pool):
-            for instance_id in ids[:3]:
-                await other.execute(instance_id, lives.configure(agent_name="Eve"), origin())
-            async with pool.connection() as connection:
-                await connection.execute("UPDATE instance SET hostname = 'edited' WHERE id = %s", (ids[1],))
-
-    report = await rebuilt_while(database_url, InstanceProjection(), write_and_edit, accept_drift=accept_drift)
+    edit = partial(write_and_edit, database_url, ids)
+    report = await rebuilt_while(database_url, InstanceProjection(), edit, accept_drift=accept_drift)
 
     assert (report.swapped, report.drifted) == (accept_drift, 1)
     assert (await compared(database_url, InstanceProjection())).drifted == (0 if accept_drift else 1)
@@ -83,16 +87,8 @@ async def test_many_streams_are_compared_before_anybody_is_stopped_for_them(
         await psycopg.AsyncConnection.connect(database_url) as sitter,
     ):
         ids = await write_lives(store, count=4)
-
-        async def write_edit_and_hold_the_swap_up() -> None:
-            async with open_store(database_url) as (other, pool):
-                for instance_id in ids[:3]:
-                    await other.execute(instance_id, lives.configure(agent_name="Eve"), origin())
-                async with pool.connection() as connection:
-                    await connection.execute("UPDATE instance SET hostname = 'edited' WHERE id = %s", (ids[1],))
-
         await sitter.execute("SELECT FROM lane_head WHERE lane = %s FOR UPDATE", (free_lane(ids),))
-        report = await rebuilt_while(database_url, InstanceProjection(), write_edit_and_hold_the_swap_up)
+        report = await rebuilt_while(database_url, InstanceProjection(), partial(write_and_edit, database_url, ids))
 
     assert (report.swapped, report.drifted) == (False, 1)
 

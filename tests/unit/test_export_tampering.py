@@ -204,29 +204,27 @@ def other_than(value: Any) -> Any:
 
 
 def test_nothing_of_a_signed_export_can_be_changed(tmp_path: Path) -> None:
-    whole = Forger(TENANT).records
-    unseen = [
-        what
-        for what, records in changes(Forger(TENANT))
-        if records != whole and not refused(records, tmp_path, fit=False)
-    ]
-
-    assert unseen == []
+    assert unseen(TENANT, tmp_path, fit=False) == []
 
 
 def test_what_the_seals_speak_of_cannot_be_changed_by_who_makes_the_rest_fit(tmp_path: Path) -> None:
-    whole = Forger(INSTANCE).records
-    unseen = [
-        what
-        for what, records in changes(Forger(INSTANCE))
-        if records != whole and not refused(records, tmp_path, fit=True)
-    ]
-
     # What the header says of the file's making, and what is computed anew, is not in the log.
-    last = len(whole) - 1
+    last = len(Forger(INSTANCE).records) - 1
     made_up = ("format_version", "made_by", "exported_at")
     computed = ("events", "commands", "streams", "digest", "public_key", "signature")
-    assert set(unseen) <= {*(f"{name} of 0" for name in made_up), *(f"{name} of {last}" for name in computed)}
+    assert set(unseen(INSTANCE, tmp_path, fit=True)) <= {
+        *(f"{name} of 0" for name in made_up),
+        *(f"{name} of {last}" for name in computed),
+    }
+
+
+def unseen(whole: Path, folder: Path, *, fit: bool) -> list[str]:
+    """Which of all changes nobody sees; with `fit` in a file of which the rest was made to fit."""
+    return [
+        what
+        for what, records in changes(Forger(whole))
+        if records != Forger(whole).records and not refused(records, folder, fit=fit)
+    ]
 
 
 def refused(records: list[Any], folder: Path, *, fit: bool) -> bool:
