@@ -19,6 +19,7 @@ from events.state import Instance
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api, b64, running_api
 from tests.lives import (
+    BOOT,
     acknowledge,
     created,
     discarded,
@@ -35,6 +36,16 @@ from tests.tiny_agent import TinyAgent, serving
 
 KEY_ID = UUID(int=0xC1)
 
+#: A heartbeat of its agent.
+BEAT: dict[str, Any] = {
+    "boot_id": str(BOOT),
+    "uptime_seconds": 5,
+    "active_connections": 0,
+    "versions": {"agent": "1"},
+    "skills_loaded": [],
+    "config_version": 1,
+    "error": None,
+}
 
 #: Where the addresses of this process begin, which shares the machine with others.
 _NETWORK, _FIRST = 64 + randbelow(64), randbelow(256 * 254)

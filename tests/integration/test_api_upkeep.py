@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -15,6 +14,7 @@ from tests.api_server import MASTER_KEY, Api
 from tests.lives import BOOT, acknowledge, delete, finish, issue, mark_ready, teardown, vanished
 from tests.services import Services
 from tests.use_fixtures import (
+    BEAT,
     KEY_ID,
     Used,
     give,
@@ -35,16 +35,6 @@ __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachabl
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OTHER_KEY = UUID(int=0xC9)
-
-BEAT: dict[str, Any] = {
-    "boot_id": str(BOOT),
-    "uptime_seconds": 5,
-    "active_connections": 0,
-    "versions": {"agent": "1"},
-    "skills_loaded": [],
-    "config_version": 1,
-    "error": None,
-}
 
 
 def admin(api: Api) -> dict[str, str]:

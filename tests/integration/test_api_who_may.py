@@ -26,7 +26,7 @@ from tests.scene import (
     open_scene,
 )
 from tests.services import Services
-from tests.use_fixtures import KEY_ID, Used, in_use
+from tests.use_fixtures import BEAT, KEY_ID, Used, in_use
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -79,15 +79,6 @@ NOBODYS = each(EVERYBODY, 401)
 
 BOOT_ID, OTHER_KEY_ID = str(BOOT), str(UUID(int=0xC2))
 ORDER = {"region_id": "local", "tier_id": "starter"}
-BEAT = {
-    "boot_id": BOOT_ID,
-    "uptime_seconds": 5,
-    "active_connections": 0,
-    "versions": {"agent": "1"},
-    "skills_loaded": [],
-    "config_version": 1,
-    "error": None,
-}
 ENTRY = {
     "at_ms": 1_790_000_000_000,
     "model": "gpt-4.1-mini",
