@@ -27,8 +27,9 @@ from workers.providers.hetzner import HetznerProvider
 IDS, MESSAGES = f"hydracore:{QUEUE}", f"hydracore:{QUEUE}.msgs"
 
 #: As a restart of the database or a failover does it.
+#: Until they are gone: a session that is only told to end may still have its locks.
 END_LOCK_SESSIONS = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
      WHERE datname = current_database() AND application_name = 'hydracore-locks'
 """
 
