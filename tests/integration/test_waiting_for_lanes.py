@@ -117,7 +117,9 @@ async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_la
         await until(lambda: somebody(owner_conn, WAITING))
         with monkeypatch.context() as for_long:
             for_long.setattr(committer, "LOCK_S_MAX", LONG_S)
-            await until(lambda: sees_held(store, 1))
+            # Its lane is being tried, so that whoever waits for it now is the next one.
+            await until(lambda: somebody(owner_conn, WAITING_LONG))
+            assert not len(store._committer._held)
             for_long.setattr(committer, "PATIENCE_S", 0.0)
             impatient = customers.creating(store, 1)
             await until(lambda: len(store._committer._held))
