@@ -29,20 +29,20 @@ INSERT INTO migration (name, digest) VALUES
     ('0018_lists_without_deleted', '\x79f7017e35caff82b1c401a4e234dd147990d6c81c7db81010562317bec27f5b'),
     ('0019_indexes_in_place', '\x6767e76218e5ae032cf0355785e2d68aabd77a79b32920ad8fb0b9ddfd897e0b'),
     ('0020_acting_owner', '\x69e68f2f5376bd63d4762fb7c50c3c9dd9ba819c7216b80814e6492f0adaf952'),
-    ('0021_snapshots', '\x79b3ac1eafa0ef5a8d746cd4caecef53a0ea220b8e3c16597b5b51393f6de2de');
+    ('0021_snapshots', '\x79b3ac1eafa0ef5a8d746cd4caecef53a0ea220b8e3c16597b5b51393f6de2de'),
+    ('0022_making_way_for_heads', '\xb46a819f9b6515230caebc6774b0bffd3e6b212bb0dd09be48f930271d052446'),
+    ('0023_heads_of_commands', '\xd602863efbfc69a747f9dfe6b87765375482ab39d9422f1da741eea41311a5a6');
 
 -- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
 
--- One row per lane. An append locks its lane's row until commit and takes the next numbers from it. The lock is released
--- by the commit, so the order of numbers is the order of commits and a lane has no holes, ever.
-CREATE TABLE lane_head (
-    lane smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
-    head bigint NOT NULL DEFAULT 0,
-    link bytea NOT NULL DEFAULT decode(repeat('00', 32), 'hex'),
-    recorded_at timestamptz NOT NULL DEFAULT '-infinity'
-) WITH (fillfactor = 10); -- 64 hot rows: room for HOT updates on the page
+-- One row per lane. An append locks its lane's row until commit and takes the numbers behind the lane's last command. The lock is
+-- released by the commit, so the order of numbers is the order of commits and a lane has no holes, ever. The row is never
+-- written: while a transaction is open anywhere, every append would have to pass by all of its versions.
+CREATE TABLE lane (
+    lane smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63)
+);
 
-INSERT INTO lane_head (lane) SELECT generate_series(0, 63);
+INSERT INTO lane (lane) SELECT generate_series(0, 63);
 
 -- One row per instance: how many events its stream has.
 CREATE TABLE stream (
@@ -73,6 +73,20 @@ CREATE TABLE command (
 );
 
 CREATE UNIQUE INDEX command_lane_first_seq ON command (lane, first_seq);
+
+-- Where each lane ends. A command of numbers that only a forger writes is no reason to fail. Nobody can lock lanes by this view (their
+-- heads would be of the moment before the lock): an outer join refuses that.
+CREATE VIEW lane_head AS
+SELECT l.lane,
+       coalesce(least(k.first_seq, 9223372036854775807 - k.event_count) + k.event_count - 1, 0) AS head,
+       coalesce(k.link, decode(repeat('00', 32), 'hex')) AS link,
+       coalesce(k.recorded_at, '-infinity') AS recorded_at
+  FROM lane l
+  LEFT JOIN LATERAL (SELECT k.first_seq, k.event_count, k.link, k.recorded_at
+                       FROM command k
+                      WHERE k.lane = l.lane
+                      ORDER BY k.first_seq DESC
+                      LIMIT 1) k ON true;
 
 -- Everything of a tenant in one order (`hydracore audit show --tenant`). The events of a command share its time and follow each
 -- other, so an order of the commands is one of the events, and an index of the commands is the smaller one.
@@ -150,12 +164,12 @@ DECLARE
     new_commands command[] := array_fill(NULL::command, ARRAY[cardinality(lanes)]);
     new_streams stream[] := array_fill(NULL::stream, ARRAY[cardinality(lanes)]);
 BEGIN
+    PERFORM FROM lane l WHERE l.lane = ANY (lanes) ORDER BY l.lane FOR UPDATE;
+    -- A statement of its own: this one sees what was committed before the locks were had.
     FOR r IN
         SELECT h.lane, h.head, h.link, h.recorded_at
           FROM lane_head h
          WHERE h.lane = ANY (lanes)
-         ORDER BY h.lane
-           FOR UPDATE
     LOOP
         at := r.lane + 1;
         heads[at] := r.head;
@@ -235,16 +249,12 @@ BEGIN
                                                schema_version smallint, payload json, digest text)
           JOIN unnest(new_commands) WITH ORDINALITY AS c ON c.ordinality = e.ordinal
          WHERE c.lane IS NOT NULL
-    ), new_version AS (
-        INSERT INTO stream (lane, stream_id, version)
-        SELECT s.lane, s.stream_id, s.version
-          FROM unnest(new_streams) AS s
-         WHERE s.lane IS NOT NULL
-        ON CONFLICT (lane, stream_id) DO UPDATE SET version = excluded.version
     )
-    UPDATE lane_head h
-       SET head = heads[h.lane + 1], link = links[h.lane + 1], recorded_at = times[h.lane + 1]
-     WHERE h.lane = ANY (lanes) AND h.head < heads[h.lane + 1];
+    INSERT INTO stream (lane, stream_id, version)
+    SELECT s.lane, s.stream_id, s.version
+      FROM unnest(new_streams) AS s
+     WHERE s.lane IS NOT NULL
+    ON CONFLICT (lane, stream_id) DO UPDATE SET version = excluded.version;
 END
 $$;
 
@@ -424,7 +434,8 @@ $$;
 GRANT USAGE ON SCHEMA public TO hydracore_app;
 GRANT SELECT ON migration TO hydracore_app;
 GRANT SELECT, INSERT ON event, command TO hydracore_app;
-GRANT SELECT, UPDATE ON lane_head TO hydracore_app;
+GRANT SELECT, UPDATE ON lane TO hydracore_app; -- whoever locks a row must be allowed to write to it
+GRANT SELECT ON lane_head TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON stream, checkpoint TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON customer_key TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON instance, provision_log, reservation TO hydracore_app;

@@ -37,7 +37,6 @@ _EVENTS = (
     " recorded_at) FROM STDIN"
 )
 _STREAMS = "COPY stream (lane, stream_id, version) FROM STDIN"
-_HEAD = "UPDATE lane_head SET head = %s, link = %s, recorded_at = %s WHERE lane = %s"
 
 #: The log once more behind itself, with other streams in the same lanes: their ids differ in the first byte.
 _EVENTS_AGAIN = """
@@ -53,7 +52,13 @@ SELECT s.lane, s.stream_id, s.version
   FROM (SELECT e.lane, e.stream_id, max(e.version) AS version FROM event e GROUP BY e.lane, e.stream_id) s
 ON CONFLICT DO NOTHING
 """
-_HEADS_AGAIN = "UPDATE lane_head SET head = %(times)s * head"
+_HEADS_AGAIN = """
+INSERT INTO command (lane, command_id, stream_id, tenant_id, name, actor, correlation_id, first_seq, event_count, digest, link, recorded_at)
+SELECT c.lane, gen_random_uuid(), c.stream_id, c.tenant_id, c.name, c.actor, c.correlation_id,
+       c.first_seq + (%(times)s - 1) * h.head, c.event_count, c.digest, c.link, c.recorded_at
+  FROM lane_head h
+  JOIN command c ON c.lane = h.lane AND c.first_seq + c.event_count - 1 = h.head
+"""
 
 #: How COPY's text format writes a backslash, and the beginning of a bytea.
 _ESCAPE, _ESCAPED, _HEX = "\\", "\\\\", "\\\\x"
@@ -71,8 +76,6 @@ def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int
     with psycopg.connect(database_url) as connection:
         for lives in blocks:
             _write_block(connection, lives, heads)
-        for lane, head in heads.items():
-            connection.execute(_HEAD, (head.seq, head.link, RECORDED_AT, lane))
         connection.commit()
         connection.autocommit = True
         connection.execute("VACUUM ANALYZE event, command, stream")
@@ -82,8 +85,8 @@ def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int
 def multiply_log(database_url: str, *, times: int) -> int:
     """Make a log that was just written `times` as long, far faster than writing it; how many events it has then.
 
-    It is long enough to fold and no more: the copies keep digests and commands of the events that they were made from, so that
-    nobody could verify it.
+    It is long enough to fold and no more: the copies keep digests and commands of the events that they were made from, but for a
+    command at the end of each lane, so that nobody could verify it.
     """
     with psycopg.connect(database_url) as connection:
         for turn in range(1, times):

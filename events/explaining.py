@@ -12,6 +12,7 @@ from events.sql import Statements
 
 _SQL = Statements("events", "store.sql")
 _HEAD_NEVER = _SQL["head_never"]
+_OF_NO_COMMAND = _SQL["of_no_command"]
 _EVENT_NEVER = _SQL["event_never"]
 
 #: Half characters; the NUL character and numbers out of range; texts too long for an index. Callers check for all of
@@ -23,10 +24,15 @@ async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -
     """Return where `error` speaks for itself.
 
     Raises `ReservationTaken`, `Rejected` where `append` holds what no log can store, `LogCorrupted` with its place where the log
-    holds a time that nothing can follow, and `StoreUnavailable`.
+    holds a time, or an event of no command, that nothing can follow, and `StoreUnavailable`.
     """
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
         raise ReservationTaken(append.stream_id) from error
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "event_pkey":
+        for (seq,) in await run(pool, _OF_NO_COMMAND, (append.lane, append.lane)):
+            raise LogCorrupted(
+                append.lane, seq, f"its command is missing, and {append.stream_id} is to follow it"
+            ) from error
     if isinstance(error, LogCorrupted):
         for (seq,) in await run(pool, _EVENT_NEVER, (append.lane, append.stream_id)):
             what = f"stream {append.stream_id} has a time that no calendar has"

@@ -38,6 +38,14 @@ SELECT name, version FROM projection ORDER BY name
 -- The head of a lane that is said to have got there at a time that no calendar has; before its first event that is long ago.
 SELECT head FROM lane_head WHERE lane = %s AND recorded_at > '9998-01-01'
 
+-- name: of_no_command
+-- The first event of a lane behind its last command.
+SELECT seq
+  FROM event
+ WHERE lane = %s AND seq > (SELECT head FROM lane_head WHERE lane = %s)
+ ORDER BY seq
+ LIMIT 1
+
 -- name: event_never
 -- The first event of a stream with a time that no calendar has, in milliseconds since 1970.
 SELECT seq

@@ -130,10 +130,10 @@ class Lane:
         return len(self._versions)
 
     def finish(
-        self, connection: Connection, *, bounds: tuple[int | None, int | None], end: Sequence[Any] | None, settled: int
+        self, connection: Connection, *, bounds: tuple[int | None, int | None], is_there: bool, settled: int
     ) -> LaneReport:
-        """All that is wrong with the lane, all of which was read. `bounds`: the lowest and the highest number that it has. `end`: what
-        `lane_head` says of it: number, link, and whether its time is right. `settled`: as of the report.
+        """All that is wrong with the lane, all of which was read. `bounds`: the lowest and the highest number that it has. `is_there`:
+        whether it has its row, without which nothing can be appended to it. `settled`: as of the report.
         """
         lowest, highest = bounds
         if lowest is not None and lowest < 1:
@@ -146,13 +146,20 @@ class Lane:
             self._findings += found
             if not found:
                 self._find("unexplained", "Something does not fit, and nothing is wrong", seq=after + 1, last_seq=upto)
-        as_sealed = self._start.seq == 0 or self._begins_as_sealed(connection, highest or 0)
-        self._check_head(end, as_sealed=as_sealed)
-        self._check_streams(connection)
+        if self._start.seq > 0:
+            self._check_start(connection, highest or 0)
+        if not is_there:
+            self._find(
+                "lane_missing", "The lane has no row in the table lane: nothing can be appended to it", seq=self._at.seq
+            )
+        counted = self._check_streams(connection)
         if self._points:
             last = self._points[-1]
             what = f"Seal {last.seal} has seen events up to {last.seq}, and the lane ends before"
             self._find("tail_missing", what, seq=self._at.seq + 1, last_seq=last.seq)
+        elif counted > self._at.seq >= self._start.seq:
+            what = f"The versions in the table stream add up to {counted}, and the lane ends before"
+            self._find("tail_missing", what, seq=self._at.seq + 1, last_seq=counted)
         return LaneReport(
             lane=self.number,
             events=self.events,
@@ -162,20 +169,20 @@ class Lane:
             settled=settled,
         )
 
-    def _begins_as_sealed(self, connection: Connection, highest: int) -> bool:
+    def _check_start(self, connection: Connection, highest: int) -> None:
         """Whether the lane is up to the start what the seal says that it begins behind."""
         start = self._start
         if highest < start.seq:
             what = f"The last seal has seen events up to {start.seq}, and the lane ends before"
             self._find("tail_missing", what, seq=highest + 1, last_seq=start.seq)
             self._at = Head(highest, start.link)
-            return False
+            return
         row = connection.execute(_LINK_AT, (self.number, start.seq), binary=True).fetchone()
-        if row == (start.link,):
-            return True
-        what = "The last seal, behind which this begins, was made of other events than these: verify all of the lane"
-        self._find("rewritten", what, seq=1, last_seq=start.seq)
-        return False
+        if row != (start.link,):
+            what = (
+                "The last seal, behind which this begins, was made of other events than these: verify all of the lane"
+            )
+            self._find("rewritten", what, seq=1, last_seq=start.seq)
 
     def _doubt(self, upto: int) -> None:
         after = self._at.seq
@@ -211,37 +218,25 @@ class Lane:
                 self._find("wrong_lane", "The stream belongs to another lane", seq=seq, stream_id=UUID(bytes=stream))
             versions[stream] = version
 
-    def _check_head(self, end: Sequence[Any] | None, *, as_sealed: bool) -> None:
-        if end is None:
-            self._find("head_wrong", "The lane has no row in lane_head", seq=self._at.seq)
-            return
-        seq, link, is_timely = end
-        if seq is None:
-            self._find("head_wrong", "lane_head does not say where the lane ends", seq=self._at.seq)
-        elif seq != self._at.seq:
-            what = f"lane_head says that the lane ends with {seq}, and its events end with {self._at.seq}"
-            self._find("head_wrong", what, seq=min(seq, self._at.seq) + 1, last_seq=max(seq, self._at.seq))
-        elif as_sealed and link != self._at.link:
-            self._find("head_wrong", "lane_head has another link than the lane's last command", seq=self._at.seq)
-        elif not is_timely:
-            self._find("head_wrong", "lane_head has another time than the lane's last command", seq=self._at.seq)
-
-    def _check_streams(self, connection: Connection) -> None:
+    def _check_streams(self, connection: Connection) -> int:
+        """How many events the lane has by what the table says of its streams."""
         rows = connection.execute(_STREAMS, (self.number,), binary=True).fetchall()
         stored: dict[bytes, int] = dict(rows)
         if len(stored) < len(rows):
             stream, count = Counter(stream for stream, _ in rows).most_common(1)[0]
             what = f"The table stream has {count} rows of it"
             self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
+        counted = sum(stored.values())
         if self._start.seq > 0:
             stored = {stream: version for stream, version in stored.items() if stream in self._versions}
         if stored == self._versions:
-            return
+            return counted
         for stream in sorted(stored.keys() | self._versions.keys()):
             says, has = stored.get(stream), self._versions.get(stream)
             if says != has:
                 what = f"The table stream says version {says}, and the events say {has}"
                 self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
+        return counted
 
     def _find(self, kind: str, what: str, **place: Any) -> None:
         if len(self._findings) < FINDINGS_MAX:

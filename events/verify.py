@@ -21,7 +21,7 @@ from events.window import TYPES, Window, window_of
 _SQL = Statements("events", "verify.sql")
 _PLANS = _SQL["plans"]
 _WINDOWS = _SQL["windows"]
-_HEADS = _SQL["heads"]
+_LANES = _SQL["lanes"]
 _BOUNDS = _SQL["bounds"]
 
 #: How many lanes are read side by side: the more, the seldomer a page of the table is read, and the seldomer the session and this
@@ -69,9 +69,9 @@ def finish(connection: Connection, lanes: Sequence[Lane]) -> list[LaneReport]:
         left = {number: lane for number, lane in left.items() if number in seen}
     numbers = [lane.number for lane in lanes]
     bounds = {lane: (lowest, highest) for lane, lowest, highest in connection.execute(_BOUNDS, (numbers,))}
-    ends = {lane: end for lane, *end in connection.execute(_HEADS, (numbers,), binary=True)}
+    there = {lane for (lane,) in connection.execute(_LANES, (numbers,))}
     return [
-        lane.finish(connection, bounds=bounds[lane.number], end=ends.get(lane.number), settled=count)
+        lane.finish(connection, bounds=bounds[lane.number], is_there=lane.number in there, settled=count)
         for lane, count in zip(lanes, settled, strict=True)
     ]
 

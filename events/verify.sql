@@ -64,16 +64,8 @@ SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.strea
                 ORDER BY seq) rows) e
 ) TO STDOUT (FORMAT binary)
 
--- name: heads
--- And whether the lane's time is that of its last command: no event is recorded at an earlier one.
-SELECT h.lane, h.head, h.link,
-       h.recorded_at IS NOT DISTINCT FROM coalesce((SELECT recorded_at
-                                                      FROM command
-                                                     WHERE lane = h.lane
-                                                     ORDER BY first_seq DESC
-                                                     LIMIT 1), '-infinity')
-  FROM lane_head h
- WHERE h.lane = ANY (%s::smallint[])
+-- name: lanes
+SELECT lane FROM lane WHERE lane = ANY (%s::smallint[])
 
 -- name: bounds
 SELECT l.lane, least((SELECT min(first_seq) FROM command WHERE lane = l.lane), (SELECT min(seq) FROM event WHERE lane = l.lane)),
@@ -102,7 +94,7 @@ SELECT 'command', lane, min(first_seq) FROM command
 UNION ALL
 SELECT 'stream', lane, NULL FROM stream WHERE lane < 0 OR lane > 63 OR lane IS NULL OR stream_id IS NULL GROUP BY lane
 UNION ALL
-SELECT 'lane_head', lane, NULL FROM lane_head WHERE lane < 0 OR lane > 63 OR lane IS NULL GROUP BY lane
+SELECT 'lane', lane, NULL FROM lane WHERE lane < 0 OR lane > 63 OR lane IS NULL GROUP BY lane
 UNION ALL
 SELECT 'checkpoint', lane, NULL FROM checkpoint WHERE lane < 0 OR lane > 63 OR lane IS NULL GROUP BY lane
 

@@ -1,6 +1,6 @@
 """The swap: writers are stopped for as long as it takes to fold the last few events, look once more, and move names.
 
-Writers are stopped by locking every lane's head, in order, as every append does; readers wait only while the tables change
+Writers are stopped by locking every lane, in order, as every append does; readers wait only while the tables change
 places. Readers hold no lanes and writers hold theirs before they touch a table, so nobody waits in a circle. Whatever
 takes too long is rolled back and tried again: a transaction that sits on a lane or on a table must not make all wait.
 
@@ -30,7 +30,8 @@ from projections.tables import LIVE
 
 _SQL = Statements("projections", "swap.sql")
 _BEGIN = template(_SQL["begin"])
-_LOCK_HEADS = _SQL["lock_heads"]
+_LOCK_LANES = _SQL["lock_lanes"]
+_HEADS = _SQL["heads"]
 _LOCK_CHECKPOINTS = _SQL["lock_checkpoints"]
 _COMMIT_IN_TIME = template(_SQL["commit_in_time"])
 _ON_DISK = _SQL["on_disk"]
@@ -179,10 +180,10 @@ async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, 
     """How far the live tables are, in every lane, and no farther from now on."""
     stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (_limit_s(candidate), WAIT_S_MAX))
     begin: _Query = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
-    lock: _Query = (_LOCK_CHECKPOINTS, (candidate.build.name,))
+    stop: list[_Query] = [(_LOCK_CHECKPOINTS, (candidate.build.name,))]
     if isinstance(candidate.projection, Inline):
-        lock = (_LOCK_HEADS, None)
-    return dict(await (await _at_once(connection, [begin, lock])).fetchall())
+        stop = [(_LOCK_LANES, None), (_HEADS, None)]
+    return dict(await (await _at_once(connection, [begin, *stop])).fetchall())
 
 
 async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:

@@ -180,7 +180,7 @@ class Forger:
         )
 
     def redo_links(self, *, first: int = 1, last: int = 1_000_000) -> None:
-        """The links of the commands that begin in between, and, where that is the end, the head's."""
+        """The links of the commands that begin in between."""
         commands = self._rows("SELECT * FROM command WHERE lane = %s ORDER BY first_seq", LANE)
         link = GENESIS
         for command in commands:
@@ -197,8 +197,6 @@ class Forger:
                     (command["link"], LANE, command["first_seq"]),
                 )
             link = command["link"]
-        if last > commands[-1]["first_seq"]:
-            self.connection.execute("UPDATE lane_head SET link = %s WHERE lane = %s", (link, LANE))
 
     def _rows(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
         with self.connection.cursor(row_factory=dict_row) as cursor:

@@ -44,7 +44,7 @@ class Customers:
 async def held_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
     """Somebody's transaction that has the lanes, and does not end."""
     async with await AsyncConnection.connect(database_url) as holder:
-        await holder.execute("SELECT FROM lane_head WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
+        await holder.execute("SELECT FROM lane WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
         yield holder
 
 

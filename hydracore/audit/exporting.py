@@ -225,11 +225,11 @@ class _Export:
     def lane(self, stretch: _Stretch, progress: Progress) -> None:
         """One lane's part, a window after the other."""
         lane, (after, link) = stretch.span.lane, stretch.start
-        self._check_end(lane, stretch.end.seq)
         self.put(r.LaneRecord(lane=lane, after=after, link=link, number=stretch.seal))
         streams: set[UUID] = set()
         while after < stretch.end.seq:
             upto = min(after + WINDOW, stretch.end.seq)
+            self._check_reached(lane, upto)
             for record in self._window(stretch.span, after, upto):
                 self.put(record)
                 if isinstance(record, r.EventRecord):
@@ -242,12 +242,12 @@ class _Export:
         self.report.streams += len(streams)
         self.report.lanes += 1
 
-    def _check_end(self, lane: int, upto: int) -> None:
-        """A head that nothing leads to would be looked for for ever. Raises `LogCorrupted`."""
+    def _check_reached(self, lane: int, upto: int) -> None:
+        """Behind a hole of all numbers that there are, the next command would be looked for for ever. Raises `LogCorrupted`."""
         row = self._connection.execute(_LAST_COMMAND, {"lane": lane, "upto": upto}, binary=True).fetchone()
         last = 0 if row is None else row[0]
         if last < upto:
-            raise LogCorrupted(lane, last + 1, f"the last command ends before, and the lane with {upto}")
+            raise LogCorrupted(lane, last + 1, f"the command before ends there, and no other begins up to {upto}")
 
     def _window(self, span: _Span, after: int, upto: int) -> Iterator[r.AnyRecord]:
         """The commands that begin in the window: ours with their events, and the steps of others between them."""

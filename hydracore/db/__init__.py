@@ -37,7 +37,8 @@ CREATE TABLE IF NOT EXISTS migration (
 
 class MigrationError(Exception):
     """The database cannot be brought to this version: a migration was edited since it was applied, is unknown to this version
-    of the code, or needs a table that somebody uses all the time, or the database is of another encoding than UTF-8.
+    of the code, needs a table that somebody uses all the time, or refuses what it finds, or the database is of another encoding than
+    UTF-8.
     """
 
 
@@ -95,6 +96,8 @@ def _apply(connection: psycopg.Connection, name: str, script: bytes, digest: byt
                 connection.execute("INSERT INTO migration (name, digest) VALUES (%s, %s)", (name, digest))
         except psycopg.errors.LockNotAvailable:
             time.sleep(LOCK_PAUSE_S)
+        except psycopg.errors.RaiseException as error:
+            raise MigrationError(f"{name}: {error.diag.message_primary}: {error.diag.message_hint}") from error
         else:
             return
     raise MigrationError(

@@ -95,16 +95,16 @@ async def test_an_instance_and_a_tenant_are_exported_and_proven(
     assert (lane.after, lane.number) == (12, 2)
 
 
-async def test_an_export_of_a_lane_whose_head_nothing_leads_to_ends(log: Log, tmp_path: Path) -> None:
+async def test_an_export_of_a_lane_with_a_hole_that_has_no_end_ends(log: Log, tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
     await log.name(0, "unsealed")
     with psycopg.connect(log.url, autocommit=True) as connection:
-        connection.execute(b"UPDATE lane_head SET head = %s WHERE lane = %s", (2**62, LANE))
+        connection.execute(b"UPDATE command SET first_seq = %s WHERE lane = %s AND first_seq = 13", (2**62, LANE))
 
     result = run(log, "export", "--output", str(path), "--tenant", "acme")
 
     assert result.exit_code == 1
-    assert "Lane 6 at 14:" in result.stderr
+    assert "Lane 6 at 13:" in result.stderr
     assert not path.exists()
 
 

@@ -53,10 +53,6 @@ CUT_OFF = [
         "  FROM (SELECT stream_id, max(version) AS version FROM event WHERE lane = 6 GROUP BY stream_id) e"
         " WHERE s.lane = 6 AND s.stream_id = e.stream_id"
     ),
-    (
-        "UPDATE lane_head h SET head = {0}, link = c.link, recorded_at = c.recorded_at"
-        "  FROM command c WHERE h.lane = 6 AND c.lane = 6 AND c.first_seq = {0}"
-    ),
 ]
 
 

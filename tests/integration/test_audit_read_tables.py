@@ -276,8 +276,8 @@ def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.M
     [
         "UPDATE event SET version = -2147483648 WHERE lane = 6 AND seq = 8",
         "UPDATE instance SET wake_at = 'infinity'",
-        "UPDATE lane_head SET head = 9223372036854775807 WHERE lane = 7",
-        "DELETE FROM lane_head WHERE lane <> 6",
+        "UPDATE command SET first_seq = 9223372036854775807 WHERE lane = 6 AND first_seq = 12",
+        "DELETE FROM lane WHERE lane <> 6",
     ],
 )
 def test_one_impossible_value_hides_no_other(forger: Forger, statement: str) -> None:

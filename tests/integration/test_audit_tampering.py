@@ -84,18 +84,19 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         ([COMMAND.format("result = '{}'", 1)], {("command_edited", 1)}),
         (
             [COMMAND.format("recorded_at = '-infinity'", 12)],
-            {("event_edited", 12), ("chain_broken", 12), ("head_wrong", 12)},
+            {("event_edited", 12), ("chain_broken", 12)},
         ),
         ([COMMAND.format("event_count = 1", 4)], {("command_edited", 4), ("event_extra", 5), ("event_extra", 6)}),
         ([COMMAND.format("event_count = 4", 4)], {("command_edited", 4), ("event_edited", 7), ("command_overlaps", 7)}),
         ([COMMAND.format("link = sha256('x')", 10)], {("chain_broken", 10), ("chain_broken", 11)}),
         # Fewer events than there were.
         ([DROP_EVENT.format(5)], {("event_missing", 5)}),
-        ([DROP_EVENT.format(12)], {("event_missing", 12), ("head_wrong", 12), ("stream_wrong", None)}),
+        ([DROP_EVENT.format(12)], {("event_missing", 12), ("tail_missing", 12), ("stream_wrong", None)}),
         ([DROP_EVENT.format(9), DROP_COMMAND.format(9)], {("event_missing", 9), ("chain_broken", 10)}),
         ([DROP_COMMAND.format(7)], {("event_extra", 7), ("chain_broken", 8)}),
         # More than there were.
-        ([INSERT_EVENT.format(13)], {("event_extra", 13), ("head_wrong", 13)}),
+        ([DROP_EVENT.format(12), DROP_COMMAND.format(12)], {("tail_missing", 12), ("stream_wrong", None)}),
+        ([INSERT_EVENT.format(13)], {("event_extra", 13)}),
         ([INSERT_EVENT.format(0)], {("event_extra", 0)}),
         ([*REPEAT_EVENT], {("event_extra", 5)}),
         (
@@ -124,13 +125,10 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         ),
         (
             [EVENT.format("seq = 9223372036854775807", 12)],
-            {("event_missing", 12), ("event_missing", 13), ("head_wrong", 13), ("stream_wrong", None)},
+            {("event_missing", 12), ("event_missing", 13), ("stream_wrong", None)},
         ),
         # What the log keeps about itself.
-        (["UPDATE lane_head SET link = sha256('x') WHERE lane = 6"], {("head_wrong", 12)}),
-        (["UPDATE lane_head SET head = 10 WHERE lane = 6"], {("head_wrong", 11)}),
-        (["UPDATE lane_head SET recorded_at = 'infinity' WHERE lane = 6"], {("head_wrong", 12)}),
-        (["DELETE FROM lane_head WHERE lane = 6"], {("head_wrong", 12)}),
+        (["DELETE FROM lane WHERE lane = 6"], {("lane_missing", 12)}),
         (["UPDATE stream SET version = 1 WHERE lane = 6 AND version = 6"], {("stream_wrong", None)}),
         (
             [
@@ -256,7 +254,6 @@ def renumber(forger: Forger) -> None:
         *(EVENT.format(f"seq = {seq - 1}", seq) for seq in (11, 12)),
         *(COMMAND.format(f"first_seq = {seq - 1}", seq) for seq in (11, 12)),
         "UPDATE stream SET version = version - 1 WHERE lane = 6 AND version = 6",
-        "UPDATE lane_head SET head = 11 WHERE lane = 6",
     )
     forger.redo_links()
 
@@ -269,8 +266,6 @@ def cut_off(forger: Forger) -> None:
         "UPDATE stream s SET version = e.version"
         "  FROM (SELECT stream_id, max(version) AS version FROM event WHERE lane = 6 GROUP BY stream_id) e"
         " WHERE s.lane = 6 AND s.stream_id = e.stream_id",
-        "UPDATE lane_head h SET head = 10, link = c.link, recorded_at = c.recorded_at"
-        "  FROM command c WHERE h.lane = 6 AND c.lane = 6 AND c.first_seq = 10",
     )
 
 
@@ -279,7 +274,6 @@ def empty_the_lane(forger: Forger) -> None:
         "DELETE FROM event WHERE lane = 6",
         "DELETE FROM command WHERE lane = 6",
         "DELETE FROM stream WHERE lane = 6",
-        "UPDATE lane_head SET head = 0, link = decode(repeat('00', 32), 'hex'), recorded_at = '-infinity' WHERE lane = 6",
     )
 
 

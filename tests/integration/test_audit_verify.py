@@ -55,8 +55,11 @@ async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
             "seal_flawed",
         ),
         (
-            ["ALTER TABLE lane_head ALTER head DROP NOT NULL", "UPDATE lane_head SET head = NULL WHERE lane = 6"],
-            "head_wrong",
+            [
+                "ALTER TABLE command DROP CONSTRAINT command_event_count_check, ALTER event_count DROP NOT NULL",
+                "UPDATE command SET event_count = NULL WHERE lane = 6 AND first_seq = 12",
+            ],
+            "command_edited",
         ),
         (
             [

@@ -52,7 +52,7 @@ async def test_a_clock_that_goes_back_takes_no_lane_back_in_time(
         await requested(store)
         before = await one(
             owner_conn,
-            "UPDATE lane_head SET recorded_at = now() + interval '1 h' WHERE head > 0 RETURNING recorded_at, recorded_at",
+            "UPDATE command SET recorded_at = now() + interval '1 h' RETURNING recorded_at, recorded_at",
         )
 
         await store.execute(ADA, lives.delete(), origin())

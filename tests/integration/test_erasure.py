@@ -236,7 +236,7 @@ async def test_a_broken_stream_keeps_no_other_from_being_told(
 
 _LOCKS = {
     "ordered": "SELECT FROM customer_key FOR UPDATE",
-    "destroyed": "SELECT FROM lane_head FOR UPDATE",
+    "destroyed": "SELECT FROM lane FOR UPDATE",
 }
 
 

@@ -66,8 +66,8 @@ async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> No
     [
         "DELETE FROM event WHERE seq = 3",
         "DELETE FROM event WHERE seq = (SELECT max(seq) FROM event)",
-        "DELETE FROM command WHERE first_seq = (SELECT max(first_seq) FROM command)",
-        "UPDATE lane_head SET head = head + 1 WHERE head > 0",
+        "DELETE FROM command WHERE first_seq = 1",
+        "UPDATE command SET event_count = event_count + 1 WHERE first_seq = (SELECT max(first_seq) FROM command)",
     ],
 )
 async def test_what_proves_that_there_is_no_hole_fails_at_one(owner_conn: AsyncConnection, damage: str) -> None:

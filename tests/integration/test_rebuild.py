@@ -141,14 +141,14 @@ async def test_a_transaction_that_sits_on_a_lane_makes_nobody_wait_for_the_swap(
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
         async with await psycopg.AsyncConnection.connect(database_url) as sitter:
-            await sitter.execute("SELECT head FROM lane_head WHERE lane = 63 FOR UPDATE")
+            await sitter.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
 
             with pytest.raises(WritersNotStopped):
                 await rebuilt(database_url, InstanceProjection())
 
             # The other lanes take appends at once, and the read table is the old one.
             await owner_conn.execute("SET statement_timeout = '2s'")
-            await owner_conn.execute("UPDATE lane_head SET head = head WHERE lane < 63")
+            await owner_conn.execute("SELECT FROM lane WHERE lane < 63 FOR UPDATE")
         assert (await rebuilt(database_url, InstanceProjection())).resumed
 
 

@@ -87,7 +87,7 @@ async def test_many_streams_are_compared_before_anybody_is_stopped_for_them(
         await psycopg.AsyncConnection.connect(database_url) as sitter,
     ):
         ids = await write_lives(store, count=4)
-        await sitter.execute("SELECT FROM lane_head WHERE lane = %s FOR UPDATE", (free_lane(ids),))
+        await sitter.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (free_lane(ids),))
         report = await rebuilt_while(database_url, InstanceProjection(), partial(write_and_edit, database_url, ids))
 
     assert (report.swapped, report.drifted) == (False, 1)

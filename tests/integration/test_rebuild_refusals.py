@@ -30,7 +30,7 @@ from tests.requests_to_log import open_store, origin, requested
 DAMAGE = {
     "DELETE FROM event WHERE lane = %s AND seq = 3": "the next event is 4",
     "DELETE FROM event WHERE lane = %s AND seq >= 3": "there is no such event, or not its command, and the head is 4",
-    "DELETE FROM command WHERE lane = %s AND first_seq >= 3": "there is no such event, or not its command, and the head is 4",
+    "DELETE FROM command WHERE lane = %s AND first_seq = 3": "the next event is 4",
 }
 
 

@@ -200,7 +200,7 @@ IS_INDEXED = "SELECT FROM projection_generation WHERE name = 'instance' AND stat
 HOLDS: dict[str, tuple[LiteralString, LiteralString, str]] = {
     "folding": ("LOCK TABLE event IN ACCESS EXCLUSIVE MODE", WAITS, "uuid_send"),
     "indexing": ("LOCK TABLE instance_g2.instance IN ROW EXCLUSIVE MODE", WAITS, "ADD PRIMARY KEY"),
-    "swapping": ("SELECT FROM lane_head WHERE lane = 63 FOR UPDATE", IS_INDEXED, "-"),
+    "swapping": ("SELECT FROM lane WHERE lane = 63 FOR UPDATE", IS_INDEXED, "-"),
 }
 
 

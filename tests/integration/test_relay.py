@@ -13,6 +13,8 @@ from structlog.testing import capture_logs
 from events.ids import lane_of
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
+from tests.holding import Customers
+from tests.requests_to_log import open_store
 from tests.stack import Stack
 from tests.waiting import until
 from workers.broker import QUEUE
@@ -68,7 +70,7 @@ async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_owed(quie
 async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(quiet: Stack) -> None:
     holed, cut, whole = await create_apart(quiet, 3)
     quiet.rows("UPDATE event SET seq = seq + 1 WHERE lane = %s RETURNING 1", holed)
-    quiet.rows("UPDATE lane_head SET head = head + 1 WHERE lane = %s RETURNING 1", holed)
+    quiet.rows("UPDATE command SET first_seq = first_seq + 1 WHERE lane = %s RETURNING 1", holed)
     quiet.rows("DELETE FROM event WHERE lane = %s RETURNING 1", cut)
 
     quiet.relay.start()
@@ -116,7 +118,7 @@ async def test_a_look_that_the_database_refuses_ends_no_part_of_a_relay(
 
 async def test_a_lane_whose_time_is_ahead_of_the_clock_is_an_alarm(quiet: Stack) -> None:
     far, near, right = await create_apart(quiet, 3)
-    ahead = "UPDATE lane_head SET recorded_at = clock_timestamp() + %s * interval '1 s' WHERE lane = %s RETURNING 1"
+    ahead = "UPDATE command SET recorded_at = clock_timestamp() + %s * interval '1 s' WHERE lane = %s RETURNING 1"
     quiet.rows(ahead, 86_400, far)
     quiet.rows(ahead, 3_600, near)
     quiet.rows(ahead, 1, right)
@@ -132,7 +134,9 @@ async def test_a_lane_whose_time_is_ahead_of_the_clock_is_an_alarm(quiet: Stack)
 async def test_a_lane_whose_time_never_comes_is_an_alarm_too(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    await owner_conn.execute("UPDATE lane_head SET recorded_at = 'infinity' WHERE lane = 6")
+    async with open_store(database_url) as (store, _):
+        await Customers().create(store, 6)
+    await owner_conn.execute("UPDATE command SET recorded_at = 'infinity'")
 
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
         with capture_logs() as said:

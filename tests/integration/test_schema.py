@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import subprocess
@@ -15,12 +16,17 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from events.ids import LANES
 from hydracore import db
-from hydracore.db import MigrationError, migrate, migrations, schema
+from hydracore.db import MigrationError, migrate, migrations, reaching, schema
 from hydracore.db.pool import conninfo
 from projections.instance import InstanceProjection
+from tests.holding import WAITING, Customers, somebody
+from tests.log_audit import audited
 from tests.rebuilding import rebuilt
+from tests.requests_to_log import open_store
 from tests.services import Services, empty_database
+from tests.waiting import until
 
 
 def dump(database_url: str) -> list[str]:
@@ -216,15 +222,72 @@ async def test_new_indexes_take_no_place_in_a_table_that_was_rebuilt_since_they_
     empty_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
-    monkeypatch.setattr(db, "migrations", lambda: everything[: STEPS_BEFORE_INDEXES + 1])
+    in_place = everything[STEPS_BEFORE_INDEXES + 1]
+    monkeypatch.setattr(db, "migrations", lambda: tuple(step for step in everything if step != in_place))
     migrate(empty_url)
     monkeypatch.setattr(db, "migrations", lambda: everything)
     assert (await rebuilt(empty_url, InstanceProjection())).stopped_s is not None
 
-    assert migrate(empty_url) == [name for name, _ in everything[STEPS_BEFORE_INDEXES + 1 :]]
+    assert migrate(empty_url) == [in_place[0]]
 
     with psycopg.connect(empty_url) as rebuilt_one, psycopg.connect(database_url) as fresh:
         assert set(rebuilt_one.execute(INDEXES)) == set(fresh.execute(INDEXES))
+
+
+STEPS_BEFORE_HEADS = 21
+
+
+async def test_appends_go_on_while_heads_are_taken_from_commands(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = migrations()
+    for known_by in (db, reaching):
+        monkeypatch.setattr(known_by, "migrations", lambda: everything[:STEPS_BEFORE_HEADS])
+    migrate(empty_url)
+    monkeypatch.setattr(db, "LOCK_PAUSE_S", 0.2)
+    async with (
+        open_store(empty_url) as (store, _),
+        await psycopg.AsyncConnection.connect(empty_url) as backup,
+        await psycopg.AsyncConnection.connect(empty_url, autocommit=True) as looker,
+    ):
+        customers, lanes = Customers(), itertools.cycle(range(LANES))
+
+        async def append() -> int:
+            appended = 0
+            while not migrating.done():
+                await customers.create(store, next(lanes))
+                appended += 1
+            return appended
+
+        monkeypatch.setattr(db, "migrations", lambda: everything)
+        # Somebody reads the heads: it waits, those who append wait behind it, and then it makes way.
+        await backup.execute("SELECT FROM lane_head")
+        migrating = asyncio.create_task(asyncio.to_thread(migrate, empty_url))
+        # One at a time: of several that fail together, each is tried again.
+        appending = asyncio.create_task(append())
+        await until(lambda: somebody(looker, WAITING))
+        await backup.rollback()
+
+        assert await migrating == [name for name, _ in everything[STEPS_BEFORE_HEADS:]]
+        appended = await appending
+        assert len((await audited(looker)).commands) == appended
+
+
+def test_a_lane_that_ends_elsewhere_than_its_commands_is_not_migrated(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = migrations()
+    monkeypatch.setattr(db, "migrations", lambda: everything[:STEPS_BEFORE_HEADS])
+    migrate(empty_url)
+    monkeypatch.setattr(db, "migrations", lambda: everything)
+    with psycopg.connect(empty_url, autocommit=True) as owner:
+        owner.execute("UPDATE lane_head SET head = 7 WHERE lane = 5")
+
+        with pytest.raises(MigrationError, match=r"lane 5 ends with 7, and its commands with 0: .* audit verify"):
+            migrate(empty_url)
+
+        owner.execute("UPDATE lane_head SET head = 0 WHERE lane = 5")
+    assert migrate(empty_url) == [everything[-1][0]]
 
 
 LIMITS = ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")

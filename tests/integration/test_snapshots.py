@@ -185,10 +185,6 @@ async def rewind(database_url: str) -> None:
         owner.execute("DELETE FROM event WHERE seq = %s", (seq,))
         owner.execute("DELETE FROM command WHERE first_seq = %s", (seq,))
         owner.execute("UPDATE stream SET version = version - 1")
-        owner.execute(
-            "UPDATE lane_head SET head = head - 1, link = (SELECT link FROM command ORDER BY first_seq DESC LIMIT 1) WHERE lane = %s",
-            (lane_of(ADA),),
-        )
 
 
 async def test_a_stream_that_fits_a_page_is_read_without(lived: str) -> None:

@@ -196,10 +196,21 @@ async def test_nothing_is_recorded_after_a_time_that_never_comes(
     store: EventStore, owner_conn: AsyncConnection, time: str
 ) -> None:
     await store.create(ADA, request(), first())
-    await owner_conn.execute("UPDATE lane_head SET recorded_at = %s WHERE lane = %s", (time, lane_of(ADA)))
+    await owner_conn.execute("UPDATE command SET recorded_at = %s", (time,))
 
     with pytest.raises(LogCorrupted, match=f"Lane {lane_of(ADA)} at 1: it was recorded at a time that no calendar has"):
         await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="second"), origin())
+
+
+async def test_nothing_is_appended_behind_events_that_lost_their_command(
+    store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await store.create(ADA, request(), first())
+    await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="second"), origin())
+    await owner_conn.execute("DELETE FROM command WHERE first_seq = 2")
+
+    with pytest.raises(LogCorrupted, match=f"Lane {lane_of(ADA)} at 2: its command is missing"):
+        await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="third"), origin())
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ END_WAITING = WAITING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
 async def held_lane(database_url: str, lane: int) -> AsyncGenerator[None]:
     """Somebody else's transaction that has the lane, and does not end."""
     async with await AsyncConnection.connect(database_url) as holder:
-        await holder.execute("SELECT FROM lane_head WHERE lane = %s FOR UPDATE", (lane,))
+        await holder.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane,))
         yield
 
 

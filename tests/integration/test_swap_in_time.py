@@ -135,7 +135,7 @@ async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_
         async with await psycopg.AsyncConnection.connect(database_url) as sitter:
             frozen = False
             while not frozen:
-                await sitter.execute("SELECT head FROM lane_head WHERE lane = 63 FOR UPDATE")
+                await sitter.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
                 command.signal(signal.SIGCONT)
                 await until(lambda: in_state(owner_conn, "Lock", "active"))
                 command.signal(signal.SIGSTOP)
@@ -145,7 +145,7 @@ async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_
                 frozen = await in_state(owner_conn, "Client", "idle in transaction")
 
             await owner_conn.execute("SET statement_timeout = '10s'")
-            await owner_conn.execute("UPDATE lane_head SET head = head")
+            await owner_conn.execute("SELECT FROM lane FOR UPDATE")
             command.signal(signal.SIGCONT)
             ended = await command.ended()
 
