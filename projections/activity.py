@@ -38,15 +38,20 @@ class ActivityFold:
 
     def feed(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
-            at = fact.recorded_at.astimezone(UTC)
+            at = fact.recorded_at
+            if at.tzinfo is not UTC:
+                at = at.astimezone(UTC)
             key = (fact.lane, fact.tenant_id, at.date(), fact.actor, fact.command)
             deeds = self._deeds.get(key)
             if deeds is None:
                 deeds = self._deeds[key] = ActivityCount(commands=0, events=0, first_at=at, last_at=at)
             deeds.commands += fact.first
             deeds.events += 1
-            deeds.first_at = min(deeds.first_at, at)
-            deeds.last_at = max(deeds.last_at, at)
+            # Not by `min` and `max`: this is done for every event that there is.
+            if at < deeds.first_at:
+                deeds.first_at = at
+            elif at > deeds.last_at:
+                deeds.last_at = at
 
     def rows(self) -> Rows:
         return {_ACTIVITY.name: [(*key, *msgspec.structs.astuple(deeds)) for key, deeds in self._deeds.items()]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import timedelta
+from functools import lru_cache
 from itertools import islice
 from uuid import UUID
 
@@ -12,6 +13,14 @@ from events.times import EPOCH
 from events.upcast import read
 from events.window import Window
 from projections.fact import Fact, WithoutPayload
+
+#: Of how many streams the id is kept: a stream's commands are near each other.
+STREAMS_MAX = 16_384
+
+
+@lru_cache(STREAMS_MAX)
+def _id_of(stream: bytes) -> UUID:
+    return UUID(bytes=stream)
 
 
 class WindowFacts:
@@ -35,7 +44,7 @@ class WindowFacts:
         events = zip(window.seqs, window.type_names(), window.schema_versions, window.payloads, strict=True)
         orders = zip(window.event_counts, window.orders(), strict=True)
         for count, (stream, tenant_id, command, actor, recorded_us) in orders:
-            stream_id = UUID(bytes=stream)
+            stream_id = _id_of(stream)
             recorded_at = EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)
             first = True
             for seq, name, schema_version, payload in islice(events, count):
