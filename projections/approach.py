@@ -51,7 +51,7 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
             if candidate.live is None:
                 return Comparison()
             await connection.execute(_WHOLE_TABLES)
-            scope = Scope() if everything else unverified.scope(candidate.projection)
+            scope = Scope() if everything else unverified.scope()
             comparison = await compare(connection, candidate.projection, candidate.build, scope)
     finally:
         await connection.set_isolation_level(None)

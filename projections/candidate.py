@@ -26,8 +26,8 @@ class Unverified(NamedTuple):
         for stream, version in step.streams.items():
             self.streams.setdefault(stream, version)
 
-    def scope(self, projection: Projection) -> Scope:
-        return Scope(streams=self.streams) if isinstance(projection, Inline) else Scope(lanes=self.lanes)
+    def scope(self) -> Scope:
+        return Scope(lanes=self.lanes, streams=self.streams)
 
     def clear(self) -> None:
         self.lanes.clear()

@@ -37,8 +37,8 @@ class TooFar(Exception):
 
 
 class CaughtUp(NamedTuple):
-    """What a step forward took: how many events, how many were read for it, of which lanes and (for an inline projection) of
-    which streams, each after which version."""
+    """What a step forward took: how many events, how many were read for it, of which lanes and of which streams, each after which
+    version."""
 
     events: int
     read: int
@@ -83,6 +83,8 @@ async def catch_up(
         await refold(connection, projection, grown, kept)
     else:
         await _add(connection, projection, at, ahead)
+        # Behind that, which says more of what is missing.
+        grown = await grown_streams(connection, at, ahead, kept)
     moved = {"follower": build.follower, "lanes": list(ahead), "upto": list(ahead.values())}
     await connection.execute(_MOVE, moved)
     return CaughtUp(events, read, set(ahead), {one.stream: one.before for one in grown})

@@ -10,7 +10,7 @@ import msgspec
 from psycopg import AsyncConnection, sql
 
 from events.sql import Statements, template
-from projections.definition import Inline, Projection
+from projections.definition import Projection
 from projections.generations import Generation
 from projections.tables import LIVE, Table
 
@@ -47,7 +47,9 @@ class Comparison(msgspec.Struct):
 
 
 class Scope(NamedTuple):
-    """What is compared: of `streams` the rows that were written after a version, or all rows of `lanes`; None for all."""
+    """What is compared: of tables with a row's stream in it, the rows of `streams` that were written after a version, and of others the
+    rows of `lanes`; None for all.
+    """
 
     lanes: Collection[int] | None = None
     streams: Mapping[tuple[int, UUID], int] | None = None
@@ -64,7 +66,7 @@ async def compare(connection: AsyncConnection, projection: Projection, build: Ge
         if not columns:
             continue  # a table that this version is the first to have
         same = {name: kind for name, kind in columns.items() if name not in table.changed}
-        if not same.keys() >= _told_apart_by(projection, table):
+        if not same.keys() >= _told_apart_by(table):
             result.left_out.append(table.name)
             continue
         parts = _parts(table, build, scope, same)
@@ -100,12 +102,10 @@ async def _columns(connection: AsyncConnection, table: Table, build: Generation)
     return dict(await (await connection.execute(_COLUMNS, parameters)).fetchall())
 
 
-def _told_apart_by(projection: Projection, table: Table) -> set[str]:
+def _told_apart_by(table: Table) -> set[str]:
     """The columns without which it cannot be said which row is to be compared with which, or which are in any scope."""
     columns = {*table.key, "lane"} if table.laned else {*table.key}
-    if isinstance(projection, Inline):
-        columns.update(name for name in (table.stream, table.version) if name is not None)
-    return columns
+    return columns | {name for name in (table.stream, table.version) if name is not None}
 
 
 def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, str]) -> dict[str, sql.Composable]:
@@ -140,7 +140,7 @@ def _within(table: Table, scope: Scope) -> sql.Composable:
         if table.version is not None:
             conditions.append(sql.SQL("t.{} > s.stream_after").format(sql.Identifier(table.version)))
         return sql.SQL(
-            " JOIN unnest(%(lanes)s::smallint[], %(streams)s::uuid[], %(after)s::integer[])"
+            " JOIN unnest(%(stream_lanes)s::smallint[], %(streams)s::uuid[], %(after)s::integer[])"
             " AS s (stream_lane, stream_id, stream_after) ON {}"
         ).format(sql.SQL(" AND ").join(conditions))
     if scope.lanes is not None and table.laned:
@@ -149,14 +149,13 @@ def _within(table: Table, scope: Scope) -> sql.Composable:
 
 
 def _lists(scope: Scope) -> dict[str, Any]:
-    if scope.streams is not None:
-        streams = scope.streams.keys()
-        return {
-            "lanes": [lane for lane, _ in streams],
-            "streams": [stream_id for _, stream_id in streams],
-            "after": list(scope.streams.values()),
-        }
-    return {"lanes": None if scope.lanes is None else sorted(scope.lanes)}
+    streams = scope.streams or {}
+    return {
+        "lanes": sorted(scope.lanes or ()),
+        "stream_lanes": [lane for lane, _ in streams],
+        "streams": [stream_id for _, stream_id in streams],
+        "after": list(streams.values()),
+    }
 
 
 def _query(parts: dict[str, sql.Composable], *, what: bytes, only: bytes) -> sql.Composed:

@@ -46,7 +46,8 @@ _FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
 #: How long writers may stand still before the swap lets them go and tries again later.
 STOPPED_S_MAX = 0.2
 
-#: The same of a followed projection, whose followers alone stand still: lanes are compared with all their rows.
+#: The same of a followed projection, whose followers alone stand still: of a table that adds up over instances, changed lanes are
+#: compared with all their rows.
 FOLLOWERS_STOPPED_S_MAX = 10.0
 
 #: How long it waits for a lane or a table that somebody sits on.
@@ -170,7 +171,7 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
     await candidate.step(connection, await _stop(connection, candidate), read_max=READ_MAX)
     if candidate.unverified is None or candidate.live is None:
         return
-    scope = candidate.unverified.scope(candidate.projection)
+    scope = candidate.unverified.scope()
     comparison = await compare(connection, candidate.projection, candidate.build, scope)
     if comparison.drifted:
         raise ParityMismatch(candidate.build.name, comparison)

@@ -17,6 +17,7 @@ from projections import generations
 from projections.candidate import Unverified
 from projections.catching_up import CaughtUp
 from projections.definition import Projection
+from projections.drift import Scope
 from projections.follower import Follower
 from projections.instance import InstanceProjection
 from projections.rebuild import Report, Steps, rebuild
@@ -121,8 +122,7 @@ def test_what_was_never_compared_stays_so_from_the_first_step_that_took_it_on() 
     for before in (3, 5):
         unverified.add(CaughtUp(1, 1, {0}, {stream: before}))
 
-    assert unverified.scope(InstanceProjection()).streams == {stream: 3}
-    assert unverified.scope(UsageDaily()).lanes == {0}
+    assert unverified.scope() == Scope(lanes={0}, streams={stream: 3})
 
 
 async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_compared_again(database_url: str) -> None:

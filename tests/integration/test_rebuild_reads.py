@@ -1,16 +1,29 @@
-"""What a step towards the live tables reads of the log, by the rows that PostgreSQL counts: what is new, however long the log is."""
+"""What a rebuild reads for what is new, by the rows that PostgreSQL counts: no more than that, however much there is."""
 
 from __future__ import annotations
+
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from bench.rebuild_log import write_log
+from projections import generations
 from projections.catching_up import read_heads
+from projections.drift import Scope, compare
 from projections.refolding import KeptFolds, grown_streams
+from projections.usage_daily import UsageDaily
 
 NEW = 2
-ROWS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'event'"
+ROWS_READ = "SELECT sum(seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_xact_user_tables WHERE relname = %s"
+
+#: So many days of so many instances.
+INSTANCES, DAYS = 200, 20
+USED = """
+INSERT INTO {} (lane, instance_id, day, requests, prompt_tokens, completion_tokens, cost_usd)
+SELECT i & 63, lpad(to_hex(i), 32, '0')::uuid, date '2026-11-01' + d, 1, 1, 1, 0
+  FROM generate_series(1, %s) i, generate_series(0, %s - 1) d
+"""
 
 
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
@@ -24,7 +37,24 @@ async def test_which_streams_have_grown_is_seen_from_what_is_new(
 
     async with owner_conn.transaction():
         grown = await grown_streams(owner_conn, {lane: head - NEW for lane, head in heads.items()}, heads, KeptFolds())
-        row = await (await owner_conn.execute(ROWS_READ)).fetchone()
+        row = await (await owner_conn.execute(ROWS_READ, ("event",))).fetchone()
 
     assert row is not None
     assert len(grown) <= row[0] <= NEW * len(heads) < events / 10
+
+
+async def test_what_is_followed_is_compared_in_the_instances_that_have_moved(
+    owner_conn: psycopg.AsyncConnection,
+) -> None:
+    build = await generations.index(owner_conn, UsageDaily(), await generations.begin(owner_conn, UsageDaily()))
+    for table in ("usage_daily", f"{build.schema}.usage_daily"):
+        await owner_conn.execute(USED.format(table).encode(), (INSTANCES, DAYS))
+        await owner_conn.execute(f"VACUUM ANALYZE {table}".encode())
+    moved = {(number & 63, UUID(int=number)): 0 for number in (3, 67)}
+
+    async with owner_conn.transaction():
+        found = await compare(owner_conn, UsageDaily(), build, Scope(lanes={3}, streams=moved))
+        row = await (await owner_conn.execute(ROWS_READ, ("usage_daily",))).fetchone()
+
+    assert (found.rows, found.drifted) == (len(moved) * DAYS, 0)
+    assert row == (2 * len(moved) * DAYS,), "of either side"
