@@ -65,7 +65,7 @@ LENGTHS_MAX = 500_000
 REST_FACTOR_MAX = 1.5 * FACTOR_MAX
 
 #: How long the rests in one claim are at most: the copy's snapshot is open meanwhile.
-RESTS_S_MAX = 60.0
+RESTS_S_MAX = 600.0
 
 #: Pause before looking again where others hold every lane that is left.
 RECHECK_S = 0.1
