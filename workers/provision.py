@@ -254,7 +254,8 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
         if not (attempt.nothing_made and isinstance(error, ProviderRefused)):
             return trouble(error)
     command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
-    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    # At the version that was looked at: what was recorded since is not gone.
+    outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     return Moved(state=outcome.state)
 
 
@@ -270,10 +271,13 @@ async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Res
 async def fail(
     deps: Deps, state: Instance, attempt: Attempt, *, code: str, retryable: bool, nothing_made: bool = False
 ) -> Result:
-    """End this attempt; the saga goes on to the next placement or gives up."""
+    """End this attempt; the saga goes on to the next placement or gives up.
+
+    Raises `VersionConflict` where the stream has moved since `state`: another worker may have made the server meanwhile.
+    """
     command = c.FailAttempt(
         at_ms=deps.now_ms(), attempt=attempt.number, code=code, retryable=retryable, nothing_made=nothing_made
     )
-    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
+    outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     _log.warning("attempt_failed", instance_id=str(state.id), attempt=attempt.number, code=code)
     return Moved(state=outcome.state)

@@ -9,12 +9,11 @@ import msgspec
 import psycopg
 import pytest
 import redis
-from msgspec.structs import replace
 
-from events import commands as c
 from tests import lives
 from tests.stack import Stack
 from tests.strays import recorded
+from tests.taking_over import END_LOCK_SESSIONS, give
 from workers.actors import SWEEPS_MAX
 from workers.advance import advance
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
@@ -25,13 +24,6 @@ from workers.providers.hetzner import HetznerProvider
 
 #: Redis keys of the queue.
 IDS, MESSAGES = f"hydracore:{QUEUE}", f"hydracore:{QUEUE}.msgs"
-
-#: As a restart of the database or a failover does it.
-#: Until they are gone: a session that is only told to end may still have its locks.
-END_LOCK_SESSIONS = """
-    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-     WHERE datname = current_database() AND application_name = 'hydracore-locks'
-"""
 
 #: What happens once in a life without trouble.
 ONCE = {
@@ -243,23 +235,18 @@ async def test_a_server_that_comes_when_its_instance_is_long_deleted_goes_at_onc
         stack.deps(database_url=database_url, provider_timeout_s="30") as patient,
         stack.deps(database_url=database_url, provider_timeout_s="0.5") as brisk,
     ):
-        await brisk.store.execute(instance_id, at(brisk, lives.request()), brisk.origin(instance_id))
+        await give(brisk, instance_id, lives.request())
         late = asyncio.create_task(advance(patient, instance_id))
         await stack.until(stack.cloudsim.held)
 
         await owner_conn.execute(END_LOCK_SESSIONS)
-        await brisk.store.execute(instance_id, at(brisk, lives.delete()), brisk.origin(instance_id))
+        await give(brisk, instance_id, lives.delete())
         await stack.until(lambda: is_deleted(brisk, instance_id))
         stack.cloudsim.call("POST", "/_sim/release", {"all": True})
         await late
 
     assert len(stack.servers(instance_id)) == 1, "it came"
     await stack.until(lambda: stack.servers(instance_id)[0]["deleted_at"] is not None)
-
-
-def at(deps: Deps, command: c.AnyCommand) -> c.AnyCommand:
-    """The command, given now."""
-    return replace(command, at_ms=deps.now_ms())
 
 
 async def is_deleted(deps: Deps, instance_id: UUID) -> bool:
