@@ -36,10 +36,10 @@ SELECT DISTINCT provider FROM instance
 
 -- name: sight
 -- How long ago a server was first seen, which is exactly 0 at the first look. A row that is there already is returned only where it is
--- written: so its time is set to what it was.
+-- written: so its time is set to what it was, or, where a clock has gone back since, to now.
 INSERT INTO orphan (provider, server_id, first_seen_at)
 VALUES (%(provider)s, %(server_id)s, now())
-ON CONFLICT (provider, server_id) DO UPDATE SET first_seen_at = orphan.first_seen_at
+ON CONFLICT (provider, server_id) DO UPDATE SET first_seen_at = least(orphan.first_seen_at, excluded.first_seen_at)
 RETURNING extract(epoch FROM now() - first_seen_at)::float8
 
 -- name: forget_others
@@ -49,7 +49,7 @@ DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_
 -- How long ago a server was first missed: in the same way as `sight`.
 INSERT INTO missing_server (provider, server_id, first_missed_at)
 VALUES (%(provider)s, %(server_id)s, now())
-ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = missing_server.first_missed_at
+ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = least(missing_server.first_missed_at, excluded.first_missed_at)
 RETURNING extract(epoch FROM now() - first_missed_at)::float8
 
 -- name: forget_found

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from events import commands as c
 from events.patience import patiently, run
+from events.sql import Statements
 from events.state import TEARDOWN_STEPS
 from hydracore.api import hearing
 from tests import lives
@@ -86,6 +87,26 @@ async def test_a_duty_is_done_whatever_the_clock_was_when_it_was_done_last(
         taken = [await run(pool, OPERATIONS["take_duty"], {"name": "sweep", "interval_s": 60}) for _ in range(2)]
 
         assert taken == [[("sweep",)], []]
+
+
+@pytest.mark.parametrize(
+    ("look", "later"),
+    [
+        ("sight", "UPDATE orphan SET first_seen_at = now() + interval '1 h'"),
+        ("miss", "UPDATE missing_server SET first_missed_at = now() + interval '1 h'"),
+    ],
+)
+async def test_a_server_that_was_first_looked_for_in_the_future_is_watched_from_now_on(
+    database_url: str, owner_conn: psycopg.AsyncConnection, look: str, later: LiteralString
+) -> None:
+    statement, server = Statements("workers", "sweep.sql")[look], {"provider": "cloudsim", "server_id": "1"}
+    async with open_store(database_url) as (_, pool):
+        assert await run(pool, statement, server) == [(0.0,)]
+        await owner_conn.execute(later)
+
+        assert await run(pool, statement, server) == [(0.0,)]
+        ((age_s,),) = await run(pool, statement, server)
+        assert age_s > 0
 
 
 async def test_what_is_heard_counts_from_now_where_it_began_in_the_future(
