@@ -33,8 +33,9 @@ _log = structlog.get_logger(__name__)
 #: How long opening and closing everything may take.
 OPEN_S_MAX: Final = 60.0
 
-#: Sweeps of one worker under way at the same time, of which some may be held up.
+#: Sweeps, and looks at the servers being made, of one worker under way at the same time, of which some may be held up.
 SWEEPS_MAX: Final = 4
+OBSERVATIONS_MAX: Final = 4
 
 #: No single call of an actor that sees to instances takes longer; its lock goes with it, and the next hint begins afresh.
 CALL_S_MAX: Final = 120.0
@@ -130,16 +131,20 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     async def check_health_actor(*instance_ids: str) -> None:
         await on_instances(check_health, instance_ids)
 
-    async def observe_actor() -> None:
-        await _guarded(observe_actions(deps()))
+    observing, sweeping = asyncio.Semaphore(OBSERVATIONS_MAX), asyncio.Semaphore(SWEEPS_MAX)
 
-    sweeping = asyncio.Semaphore(SWEEPS_MAX)
+    async def observe_actor() -> None:
+        await at_most(observing, lambda: observe_actions(deps()))
 
     async def sweep_actor() -> None:
-        # Hints have no age: those that waited for a worker come all at once, and more looks would see no more.
-        if not sweeping.locked():
-            async with sweeping:
-                await _guarded(sweep(deps(), dry_run=False))
+        await at_most(sweeping, lambda: sweep(deps(), dry_run=False))
+
+    async def at_most(places: asyncio.Semaphore, look: Callable[[], Awaitable[object]]) -> None:
+        # Hints have no age: those that waited for a worker, or for a provider that is slow, come all at once, and more looks would see
+        # no more. They would take the threads, and the provider's patience, from those who have something to do.
+        if not places.locked():
+            async with places:
+                await _guarded(look())
 
     folder = Folder(middleware.settings)
 

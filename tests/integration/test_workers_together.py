@@ -14,7 +14,7 @@ from tests import lives
 from tests.stack import Stack
 from tests.strays import recorded
 from tests.taking_over import END_LOCK_SESSIONS, give
-from workers.actors import SWEEPS_MAX
+from workers.actors import OBSERVATIONS_MAX, SWEEPS_MAX
 from workers.advance import advance
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
 from workers.deps import Deps
@@ -128,6 +128,32 @@ async def test_of_sweeps_that_waited_for_a_worker_few_are_made(stack: Stack) -> 
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
 
     assert stack.cloudsim.requests("list_servers") == before + SWEEPS_MAX
+
+
+async def test_of_looks_at_servers_being_made_that_waited_for_a_slow_provider_few_are_made(stack: Stack) -> None:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "dead_boot", name=f"hc-{instance_id}")
+    stack.cloudsim.fault("get_actions", "server_error", times=None)
+    await stack.create(key)
+    await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
+    for part in (stack.relay, stack.worker):
+        part.kill()
+    stack.cloudsim.call("DELETE", "/_sim/faults")
+    stack.cloudsim.fault("get_actions", "hold_before", times=None)
+    before = stack.cloudsim.requests("get_actions")
+    for _ in range(40):
+        stack.hint(OBSERVE_ACTIONS)
+
+    stack.worker.start()
+    await stack.until(lambda: len(stack.cloudsim.held()) == OBSERVATIONS_MAX)
+    with redis.Redis.from_url(stack.redis_url) as client:
+        await stack.until(lambda: client.hlen(MESSAGES) <= OBSERVATIONS_MAX)
+
+    assert stack.cloudsim.requests("get_actions") == before + OBSERVATIONS_MAX
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+    stack.relay.start()
+    await stack.delete(instance_id)
+    await stack.until_status(instance_id, "deleted")
 
 
 async def test_lost_messages_are_sent_again(stack: Stack) -> None:
