@@ -61,8 +61,8 @@ def has_agent(root: Path) -> bool:
 
 
 def remove_disk(root: Path) -> None:
-    """Remove a disk, also one that is half gone already."""
-    shutil.rmtree(root, ignore_errors=True)
+    """Remove a disk, also one that is half gone already. Raises `OSError` where something of it stays: it holds secrets."""
+    shutil.rmtree(root)
 
 
 def _below(root: Path, path: str) -> Path:

@@ -133,6 +133,23 @@ async def test_a_server_whose_deletion_goes_wrong_is_deleted_once_it_can_be(clou
     await until(lambda: cloudsim.servers() == [])
 
 
+async def test_a_server_is_there_for_as_long_as_anything_of_its_disk_is(cloudsim: CloudsimProcess) -> None:
+    server_id = create(cloudsim, user_data="")
+    await until(lambda: cloudsim.server(server_id)["status"] == "running")
+    disk = cloudsim.home / "servers" / str(server_id)
+    await until(disk.is_dir)
+    # Something that cannot be removed as a disk is.
+    disk.rmdir()
+    disk.touch()
+
+    cloudsim.call("DELETE", f"/v1/servers/{server_id}")
+    await until(lambda: "server_stuck" in cloudsim.log.read_text() or cloudsim.servers() == [])
+    assert cloudsim.call("GET", f"/v1/servers/{server_id}")["server"]["status"] == "deleting"
+    disk.unlink()
+
+    await until(lambda: cloudsim.servers() == [])
+
+
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
 async def test_a_stopped_cloudsim_leaves_its_agents(cloudsim: CloudsimProcess, signal_name: str) -> None:
     server_id = create(cloudsim)
