@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
 import structlog
@@ -20,13 +21,15 @@ from workers.providers.base import (
     CreateServer,
     Provider,
     ProviderError,
+    ProviderLater,
     ProviderNameTaken,
     ProviderNoCapacity,
     ProviderRefused,
+    ProviderRetry,
     Server,
 )
 from workers.removal import STILL_THERE, assert_unmoved, may_go, remove_servers
-from workers.steps import Moved, Result, Trouble, Wait, trouble
+from workers.steps import LOOK_AGAIN_S_MAX, Moved, Result, Trouble, Wait, trouble
 from workers.timing import boot_left_s, left_s, settle
 from workers.user_data import new_nonce, server_name, user_data
 
@@ -199,12 +202,23 @@ async def _record_created(
         _log.info("server_created", adopted=adopted, **facts)
         return Moved(state=outcome.state)
     # The attempt was over before its server was there, and its absence is on record: nobody will look for it again.
-    _log.warning("late_server_deleted", **facts)
     try:
-        await deps.providers[attempt.provider].delete_server(server.id)
+        await _delete_late(deps.providers[attempt.provider], server)
     except ProviderError as error:
         return trouble(error)
+    _log.warning("late_server_deleted", **facts)
     return Moved(state=outcome.state)
+
+
+async def _delete_late(provider: Provider, server: Server) -> None:
+    """Order its end for as long as an advance may take: a provider that is still making a server keeps it locked. After that, it is a
+    stray for the sweep.
+    """
+    while True:
+        try:
+            return await provider.delete_server(server.id)
+        except (ProviderRetry, ProviderLater) as error:
+            await asyncio.sleep(min(error.retry_after_s, LOOK_AGAIN_S_MAX))
 
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:

@@ -102,6 +102,21 @@ async def test_a_server_that_cannot_be_had_in_the_time_of_a_boot_is_given_up(
     stack.cloudsim.call("DELETE", "/_sim/faults")
 
 
+async def test_a_refused_create_is_looked_after_where_the_provider_can_be_asked(
+    stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    stack.cloudsim.fault("list_servers", "server_error")
+    await give(deps, lives.request(), lives.plan(), lives.failed(nothing_made=True, retryable=False))
+
+    unseen = await advanced(deps)
+    why, _ = await pause(owner_conn)
+    seen = await advanced(deps)
+
+    assert unseen.attempt is not None
+    assert (unseen.attempt.discarded, why) == (False, "server_error")
+    assert seen.status == "failed"
+
+
 async def test_a_server_that_has_the_id_of_ours_and_another_name_is_somebody_else_s(
     deps: Deps, provider: HetznerProvider
 ) -> None:

@@ -251,10 +251,13 @@ async def test_a_worker_that_knows_that_it_has_lost_its_lock_takes_no_further_st
     assert [name for (name,) in await told.fetchall()][-2:] == ["attempt_failed", "server_discarded"]
 
 
+@pytest.mark.parametrize("locked", [False, True], ids=["free", "locked while it is being made"])
 async def test_a_server_that_comes_when_its_instance_is_long_deleted_goes_at_once(
-    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
+    stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, *, locked: bool
 ) -> None:
     instance_id = uuid4()
+    if locked:
+        stack.cloudsim.fault("delete_server", "locked", name=f"hc-{instance_id}")
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
     # In a database of which the workers do not know.
     async with (
