@@ -19,6 +19,7 @@ _POSTPONE = _SQL["postpone"]
 _FAIL = _SQL["fail"]
 _CLEAR = _SQL["clear"]
 _FORGET = _SQL["forget"]
+_FORGET_SETTLED = _SQL["forget_settled"]
 _CLAIM_DUE = _SQL["claim_due"]
 
 #: The longest pause between two tries, and one that is longer than any, with what is added to a pause at random.
@@ -68,6 +69,10 @@ class Attention:
     async def forget(self, instance_id: UUID) -> None:
         """Remove all working data of an instance that is going away."""
         await run(self._pool, _FORGET, _key(instance_id))
+
+    async def forget_settled(self) -> None:
+        """Remove what killed workers have left of instances that need none any more."""
+        await run(self._pool, _FORGET_SETTLED)
 
     async def claim_due(self) -> list[UUID]:
         """Instances that work is owed to and that nobody has been sent to lately, marked as sent to now.

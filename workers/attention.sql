@@ -33,6 +33,12 @@ DELETE FROM attention WHERE lane = %s AND instance_id = %s
 WITH beats AS (DELETE FROM heartbeat WHERE lane = %(lane)s AND instance_id = %(instance_id)s)
 DELETE FROM attention WHERE lane = %(lane)s AND instance_id = %(instance_id)s
 
+-- name: forget_settled
+-- Of instances to which nothing is owed: who brought them there has died before it could remove it, or it was written as they got there.
+DELETE FROM attention a
+ USING instance i
+ WHERE i.lane = a.lane AND i.id = a.instance_id AND i.wake_at IS NULL
+
 -- name: claim_due
 -- A pause holds at the version that it was made at: whoever has moved the stream since may have died before the next step. One that
 -- is longer than any was made before our clock went back. What is owed at once, by a clock that is ahead of ours, is owed.

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from events.ids import lane_of
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
+from tests import lives
 from tests.holding import Customers
 from tests.requests_to_log import open_store
 from tests.stack import Stack
@@ -65,6 +66,19 @@ async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_owed(quie
         with redis.Redis.from_url(quiet.redis_url) as client:
             client.flushdb()
         await until(lambda: hints(quiet))
+
+
+async def test_what_killed_workers_have_left_of_instances_that_need_nothing_is_removed(quiet: Stack) -> None:
+    settled, owed = await quiet.create(), await quiet.create()
+    async with quiet.deps() as deps:
+        for instance_id in (settled, owed):
+            await deps.attention.fail(instance_id, version=1, code="no_placement", delay_s=60)
+        # Whoever took it there was killed before it had removed what it left on the way.
+        await deps.store.execute(settled, lives.gave_up(), deps.origin(settled))
+
+    quiet.relay.start()
+
+    await until(lambda: quiet.rows("SELECT instance_id FROM attention") == [(owed,)])
 
 
 async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(quiet: Stack) -> None:
