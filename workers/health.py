@@ -60,4 +60,5 @@ async def note_first_sign_of_life(deps: Deps, instance_id: UUID, status: AgentSt
         error=status.error,
     )
     report = msgspec.json.encode(seen).decode()
-    await run(deps.pool, _FIRST_SIGN_OF_LIFE, (lane_of(instance_id), instance_id, status.boot_id, report))
+    noted = {"lane": lane_of(instance_id), "id": instance_id, "boot_id": status.boot_id, "report": report}
+    await run(deps.pool, _FIRST_SIGN_OF_LIFE, noted)

@@ -96,9 +96,12 @@ SELECT greatest(silent_s(h.received_at),
 SELECT silent_s(now() - %(passed_s)s * interval '1 s')
 
 -- name: first_sign_of_life
--- What is there may be of the agent of an earlier attempt, whose silence is not this one's.
+-- What is there may be of the agent of an earlier attempt, whose silence is not this one's. Whoever comes when its instance is being
+-- deleted, or long gone, would leave a row that nobody removes.
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
-VALUES (%s, %s, now(), %s, %s)
+SELECT i.lane, i.id, now(), %(boot_id)s, %(report)s::json
+  FROM instance i
+ WHERE i.lane = %(lane)s AND i.id = %(id)s AND i.status = 'provisioning'
 ON CONFLICT (lane, instance_id) DO UPDATE SET
        received_at = excluded.received_at, boot_id = excluded.boot_id, report = excluded.report
  WHERE heartbeat.boot_id <> excluded.boot_id

@@ -6,12 +6,14 @@ from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
 from msgspec.structs import replace
 
 from events import commands as c
-from events.state import Instance
+from events.state import TEARDOWN_STEPS, Instance
+from hydracore.agent.messages import AgentStatus
 from tests import lives
 from tests.stack import Stack
 from tests.strays import stray
@@ -19,6 +21,7 @@ from tests.tiny_agent import TinyAgent, serving
 from tests.use_fixtures import free_host
 from workers.advance import advance
 from workers.deps import Deps
+from workers.health import note_first_sign_of_life
 from workers.placement import free_address
 from workers.providers.hetzner import HetznerProvider
 from workers.teardown import DRAIN_S_MAX
@@ -208,6 +211,26 @@ async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_eve
 
     assert ("drained" not in state.teardown_done) == waits
     assert [call.body for call in agent.calls_of("/api/drain")] == [None, {"cut": True}][: 1 + is_cut]
+
+
+async def test_an_agent_that_has_been_silent_holds_up_no_deletion(deps: Deps) -> None:
+    await give(deps, *at_home(free_host(), *lives.RUNNING), lives.health("unreachable"))
+    await give(deps, lives.delete(), lives.teardown("key_revoked"))
+
+    state = await advanced(deps)
+
+    assert "drained" in state.teardown_done
+
+
+async def test_a_worker_that_comes_late_notes_no_sign_of_life_of_what_is_gone(
+    deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    status = msgspec.convert(TinyAgent(ADA)._status(), AgentStatus)
+    await give(deps, lives.request(), lives.delete(), *map(lives.teardown, TEARDOWN_STEPS), lives.finish())
+
+    await note_first_sign_of_life(deps, ADA, status)
+
+    assert await (await owner_conn.execute("SELECT report FROM heartbeat")).fetchall() == []
 
 
 async def test_chats_have_their_time_though_nobody_can_tell_when_it_began(
