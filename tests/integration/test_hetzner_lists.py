@@ -126,6 +126,16 @@ async def test_pages_without_end_are_an_answer_that_cannot_be_read(
     assert len(provider.asked) <= 2
 
 
+async def test_a_list_of_servers_that_were_not_asked_for_is_an_answer_that_cannot_be_read() -> None:
+    """What is taken for an instance's goes with it: a selector that got lost on the way would cost others all of theirs."""
+    async with listing(lambda page: ([1, 2], about(page, next_page=None, last_page=1))) as (_, driver):
+        assert len(await driver.find_servers(HERE)) == 2
+        with pytest.raises(ProviderRetry) as unreadable:
+            await driver.find_servers({**HERE, "instance": "1"})
+
+    assert unreadable.value.code == "unreadable_answer"
+
+
 @READERS
 async def test_more_pages_than_any_project_has_are_not_asked_for(read: Callable[[Provider], Any]) -> None:
     async with listing(lambda page: ([1], about(page, next_page=page + 1, last_page=100_000))) as (provider, driver):

@@ -15,7 +15,7 @@ from workers.providers.base import (
     ProviderRetry,
     Server,
 )
-from workers.providers.hetzner_errors import INVALID_INPUT, LOCKED, NOT_FOUND
+from workers.providers.hetzner_errors import INVALID_INPUT, LOCKED, NOT_FOUND, UNREADABLE_ANSWER
 from workers.providers.hetzner_http import HetznerHttp, Query
 from workers.providers.hetzner_key import HetznerKey
 from workers.providers.hetzner_pages import all_pages
@@ -92,6 +92,9 @@ class HetznerProvider:
         query: Query = {"label_selector": _selector(labels)}
         pages = await all_pages(self._http, "servers", SERVER_PAGE, query, pages_max=SERVER_PAGES_MAX)
         found = {wire.id: wire.server() for page in pages for wire in page.servers}
+        if not all(labels.items() <= server.labels.items() for server in found.values()):
+            # Whoever asks takes them for its own, and may remove them.
+            raise ProviderRetry(UNREADABLE_ANSWER)
         return [found[number] for number in sorted(found)]
 
     async def delete_server(self, server_id: str, /) -> None:
