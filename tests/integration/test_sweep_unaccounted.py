@@ -75,6 +75,22 @@ async def test_of_servers_that_were_left_alone_the_grace_begins_once_they_are_fe
         assert await actions(deps) == {first: "removed"}
 
 
+async def test_an_operator_hurries_the_end_of_no_server_that_the_log_knows(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    ours = installation()
+    known, unknown = await stray_of(provider, KNOWN, **ours), await stray(provider, **ours)
+    settings = {"database_url": database_url, "installation": ours["hc-installation"]}
+
+    async with stack.deps(**settings) as deps:
+        for command in LIFE:
+            await deps.store.execute(KNOWN, command, deps.origin(KNOWN))
+        swept = await sweep(deps, dry_run=False, remove_unaccounted=True)
+
+    assert {each.server_id: each.action for each in swept.findings} == {known: "watched", unknown: "removed"}
+    await provider.delete_server(known)
+
+
 async def actions(deps: Deps) -> dict[str, str]:
     """Sweep; what is done about each server."""
     return {finding.server_id: finding.action for finding in (await sweep(deps, dry_run=False)).findings}
