@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import LiteralString
 
 import psycopg
@@ -25,6 +26,7 @@ from workers.sql import OPERATIONS
 
 ADA = lives.instance_id()
 HOUR_MS = 3_600_000
+GAP_S = 0.5
 
 FAILED_WITHOUT_A_SERVER = (lives.request(), lives.plan(), lives.failed(retryable=False))
 SEEN_TO_BE_GONE = (
@@ -128,15 +130,18 @@ async def test_what_is_heard_counts_from_now_where_it_began_in_the_future(
 async def test_nobody_waits_for_clocks_to_agree_before_a_server_is_seen_to_be_gone(
     stack: Stack, database_url: str, way: tuple[c.AnyCommand, ...], status: str
 ) -> None:
-    async with stack.deps(database_url=database_url, provider_timeout_s="0.5") as deps:
+    async with stack.deps(database_url=database_url, provider_timeout_s=str(GAP_S)) as deps:
         for command in way:
             await deps.store.execute(ADA, replace(command, at_ms=deps.now_ms() + HOUR_MS), deps.origin(ADA))
 
+        began_s = time.monotonic()
         await advance(deps, ADA)
 
         state = await deps.store.load(ADA)
         assert state is not None
         assert state.status == status
+        # What was on its way has its time all the same.
+        assert time.monotonic() - began_s >= GAP_S
 
 
 async def one(connection: psycopg.AsyncConnection, statement: LiteralString) -> tuple[object, ...]:
