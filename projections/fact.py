@@ -62,7 +62,14 @@ class _Read(Fact, frozen=True, kw_only=True):
     said: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
+class _Unread(Fact, frozen=True, kw_only=True):
+    """A fact as it comes out of the log, for those who do not ask what its event says: others may, and be unable to read it."""
+
+    said: msgspec.Raw = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of no type before anybody else sees it
+
+
 _decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
+_unread_decoder: msgspec.json.Decoder[_Unread] = msgspec.json.Decoder(_Unread)
 _list_decoder: msgspec.json.Decoder[list[_Read]] = msgspec.json.Decoder(list[_Read])
 
 
@@ -129,11 +136,12 @@ class Reader(NamedTuple):
     def decode(self, positions: Sequence[Position], skipped: Skipped) -> list[Fact]:
         """The facts among `positions` that it wants and has not skipped.
 
-        Raises `EventUnreadable` for an event of a version that is not known here, and `msgspec.ValidationError` for one of
-        a type or shape that was never written.
+        Raises, where it wants `payloads`, `EventUnreadable` for an event of a version that is not known here, and
+        `msgspec.ValidationError` for one of a type or shape that was never written.
         """
+        decoded = _told if self.payloads else _untold
         return [
-            _of_today(_decoder.decode(position.json))
+            decoded(position.json, position.type)
             for position in positions
             if position.json is not None
             and (self.types is None or position.type in self.types)
@@ -149,6 +157,14 @@ def decode_list(facts: bytes) -> list[Fact]:
 def seq_of(facts: bytes) -> int:
     """The number of the first of a JSON array of facts, also where its event cannot be read."""
     return msgspec.json.decode(facts, type=list[_Where])[0].seq
+
+
+def _told(fact: bytes, _: str) -> Fact:
+    return _of_today(_decoder.decode(fact))
+
+
+def _untold(fact: bytes, name: str) -> Fact:
+    return msgspec.structs.replace(_unread_decoder.decode(fact), said=WithoutPayload(name))
 
 
 def _of_today(fact: _Read) -> Fact:

@@ -220,6 +220,36 @@ async def test_a_projection_that_is_parked_stops_no_other(database_url: str, sta
         assert (await compared(database_url, projection)).drifted == 0
 
 
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        ("UPDATE event SET schema_version = 99 WHERE type = 'usage_recorded'", "EventUnreadable"),
+        (
+            """UPDATE event SET payload = '{"type": "usage_recorded"}' WHERE type = 'usage_recorded'""",
+            "ValidationError",
+        ),
+    ],
+    ids=["of a newer version", "of no shape that was ever written"],
+)
+async def test_an_event_that_cannot_be_read_parks_only_those_who_want_to_know_what_it_says(
+    database_url: str, owner_conn: psycopg.AsyncConnection, damage: str, error: str
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        instance_id = await requested(store)
+        await record(store, instance_id, uuid4(), 1, entry())
+        await owner_conn.execute(damage.encode())
+        follower = Follower(pool, UsageDaily(), Activity())
+        await follower.enter()
+
+        await follower.catch_up()
+
+        behind = {lane: one for lane, one in (await lanes(pool, "usage_daily")).items() if one != (0, None)}
+        assert behind == {instance_id.bytes[15] & 63: (1, f"{error} (usage_recorded)")}
+        assert set((await lanes(pool, "activity")).values()) == {(0, None)}
+    report = await compared(database_url, Activity())
+    assert (report.drifted, report.rows_compared) == (0, 2)
+
+
 class Fussy(UsageDaily):
     """Cannot take one instance's events."""
 
