@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from events import commands as c
+from events import committer
 from events.committer import BATCH_MAX
 from events.errors import Rejected, ReservationTaken, VersionConflict
 from events.ids import command_id_for, lane_of
@@ -24,6 +25,9 @@ from tests.lives import instance_id, request
 from tests.log_audit import audited
 from tests.requests_to_log import open_store, origin
 from tests.waiting import until
+
+#: Longer than any test.
+LONG_S = 600.0
 
 #: Instances that are asked for beside those that a test is about: innocents, who must not notice anything.
 CROWD = [f"innocent-{number}" for number in range(8)]
@@ -280,8 +284,11 @@ async def test_nobody_waits_for_a_lane_that_is_not_theirs(store: EventStore, own
 
 
 async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
-    store: EventStore, owner_conn: AsyncConnection
+    store: EventStore, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whoever waits for a lock does not make way by giving up.
+    monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+    monkeypatch.setattr("events.batch.TRANSACTION_S_MAX", LONG_S)
     held, same, other = in_one_lane_and_another()
     async with owner_conn.transaction():
         await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(held)),))
@@ -296,7 +303,7 @@ async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
                 create(store, same),
             )
         )
-        await found
+        await until(found.done)
 
         with pytest.raises(Rejected):
             await odd

@@ -122,7 +122,8 @@ async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_th
 async def test_so_many_wait_for_a_held_lane_and_no_more(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 60.0)
+    # So long that whoever is refused is refused for being one too many.
+    monkeypatch.setattr(committer, "PATIENCE_S", 600.0)
     monkeypatch.setattr(held, "WAITING_MAX", 3)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
         waiting = [customers.creating(store, 1)]
@@ -157,8 +158,10 @@ async def test_a_lane_that_was_held_is_as_any_other_once_somebody_has_landed_in_
 async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, customers: Customers) -> None:
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
         waiting = customers.creating(store, 1)
-        await until(lambda: sees_held(store, 1))
+        # Nothing else is under way for which it would wait.
+        await until(lambda: sees_held(store, 1) and not store._committer._flights)
         closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
         await customers.create(store, FREE)
         assert not closing.done()
 

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from events import committer, held
 from events.errors import ReservationTaken, StoreUnavailable
 from tests import lives
-from tests.holding import WAITING, Customers, count, held_lanes, sees_held, somebody
+from tests.holding import FREE, WAITING, Customers, count, held_lanes, sees_held, somebody
 from tests.log_audit import audited
 from tests.requests_to_log import open_store, origin
 from tests.services import Services
@@ -85,6 +85,27 @@ async def test_however_many_lanes_are_tried_half_of_the_connections_are_for_othe
 
         await holder.rollback()
         await asyncio.gather(*stuck)
+
+
+async def test_those_behind_two_who_wait_for_locks_fly_past_them(
+    database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever waits does not make way by giving up.
+    monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1, 2]) as holder:
+        flying = store._committer
+        stuck = [customers.creating(store, 1)]
+        await until(lambda: flying._air)
+        stuck.append(customers.creating(store, 2))
+        await until(lambda: len(flying._air) == len(stuck))
+
+        await until(customers.creating(store, FREE).done)
+
+        assert not any(task.done() for task in stuck)
+        await holder.rollback()
+        await asyncio.gather(*stuck)
+        await until(lambda: not flying._flights)
+        assert not flying._late
 
 
 async def as_many_as(connection: AsyncConnection, statement: str, least: int) -> bool:
