@@ -91,6 +91,19 @@ async def test_appends_that_come_together_share_commits(database_url: str, owner
     assert len({command["recorded_at"] for command in log.commands.values()}) < len(customers)
 
 
+async def test_those_who_wait_for_a_flight_go_in_the_order_in_which_they_came(
+    store: EventStore, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "BATCH_MAX", 1)
+    lane = lane_of(instance_id("c0"))
+    customers = [one for one in (f"c{number}" for number in range(400)) if lane_of(instance_id(one)) == lane]
+
+    await asyncio.gather(*(create(store, one) for one in customers))
+
+    found = await owner_conn.execute("SELECT stream_id FROM command WHERE lane = %s ORDER BY first_seq", (lane,))
+    assert [stream_id for (stream_id,) in await found.fetchall()] == [instance_id(one) for one in customers]
+
+
 async def test_a_lost_race_a_repeat_and_a_taken_address_do_not_disturb_the_others(
     store: EventStore, owner_conn: AsyncConnection
 ) -> None:

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from events import committer, held
-from events.errors import ReservationTaken, StoreUnavailable
+from events.errors import Rejected, ReservationTaken, StoreUnavailable
 from tests import lives
 from tests.holding import FREE, WAITING, Customers, count, held_lanes, sees_held, somebody
 from tests.log_audit import audited
@@ -125,6 +125,29 @@ async def test_whoever_comes_behind_one_that_is_not_let_in_waits_apart_with_it(
 
         # Nothing flies for that lane any more.
         await until(lambda: not store._committer._flights)
+        assert not any(task.done() for task in stuck)
+        await holder.rollback()
+        await asyncio.gather(*stuck)
+
+
+async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_held_waits_apart(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        # One flush, which fails as a whole: each is to fly alone then.
+        odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
+        refused = asyncio.create_task(odd)
+        stuck = [customers.creating(store, 1) for _ in range(3)]
+        await until(lambda: somebody(owner_conn, WAITING))
+        monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+
+        await until(lambda: sees_held(store, 1))
+
+        # Nothing flies for that lane any more.
+        await until(refused.done)
+        assert isinstance(refused.exception(), Rejected)
+        await until(customers.creating(store, FREE).done)
         assert not any(task.done() for task in stuck)
         await holder.rollback()
         await asyncio.gather(*stuck)
