@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
+import psutil
 import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Statement, exchange, hang_up
+from hydracore.db.hurried import HurriedConnection
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
 
@@ -252,6 +254,31 @@ async def test_nobody_is_given_the_answers_of_one_that_is_given_up_as_they_come(
     for word, answer in zip(words, answers, strict=True):
         assert isinstance(answer, BaseException) or answer == [[(word,)]]
     assert connection.closed
+
+
+@pytest.mark.parametrize("follow", [True, False])
+async def test_one_to_which_the_server_says_nothing_for_too_long_breaks_the_connection_off(
+    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, *, follow: bool
+) -> None:
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    async with await HurriedConnection.connect(database_url, autocommit=True) as connection:
+        monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.2)
+        both = [asyncio.create_task(exchange(connection, [WAIT], follow=follow)) for _ in range(2)]
+
+        await until(lambda: all(task.done() for task in both))
+
+        assert [type(task.exception()) for task in both] == [psycopg.OperationalError] * 2
+        assert connection.closed
+
+
+async def test_they_leave_no_file_open(connection: AsyncConnection) -> None:
+    await exchange(connection, [NUMBERS])
+    before = psutil.Process().num_fds()
+
+    for _ in range(3):
+        await asyncio.gather(*(exchange(connection, [NUMBERS], follow=True) for _ in range(2)))
+
+    assert psutil.Process().num_fds() == before
 
 
 async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(

@@ -173,6 +173,22 @@ async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
+async def test_one_look_takes_all_that_is_new_however_many_pages_that_is(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.follower.BATCH_MAX", 2)
+    monkeypatch.setattr("projections.follower.LANE_BATCH_MIN", 2)
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=2)
+        follower = Follower(pool, Fleet(), Activity())
+        await follower.enter()
+
+        await follower.catch_up()
+
+        for name in ("fleet", "activity"):
+            assert set((await lanes(pool, name)).values()) == {(0, None)}
+
+
 class Broken(UsageDaily):
     """Makes the database itself refuse one instance's events."""
 

@@ -58,6 +58,35 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_held_lanes(
     assert (await audited(owner_conn)).versions == {}
 
 
+async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flight(
+    *,
+    services: Services,
+    database_url: str,
+    owner_conn: AsyncConnection,
+    customers: Customers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+    monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]):
+        # One flush, which fails as a whole; the last of it is tried first, and waits.
+        odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
+        waiting = [asyncio.create_task(odd), *(customers.creating(store, lane) for lane in (FREE, 1))]
+        await until(lambda: somebody(owner_conn, WAITING))
+        waiting.append(customers.creating(store, FREE))
+        await until(lambda: store._committer._queue)
+        assert len(store._committer._alone) == 2
+        # Nobody who is tried after that gives up.
+        monkeypatch.setattr(committer, "PATIENCE_S", LONG_S)
+
+        await take_away(services, database_url)
+        await until(lambda: all(task.done() for task in waiting))
+
+        assert {type(task.exception()) for task in waiting} == {StoreUnavailable}
+    assert (await audited(owner_conn)).versions == {}
+
+
 async def take_away(services: Services, database_url: str) -> None:
     """Nobody gets into the database any more, and stores are thrown out of it."""
     name = str(conninfo_to_dict(database_url)["dbname"])
@@ -175,6 +204,31 @@ async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_la
         assert not stuck.done()
         await holder.rollback()
         await asyncio.gather(stuck, also_stuck)
+
+
+async def test_those_who_waited_for_a_lane_take_nobodys_place_once_they_are_let_in(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        asked = [customers.creating(store, 1)]
+        await until(lambda: sees_held(store, 1))
+        monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+        await until(lambda: somebody(owner_conn, WAITING_LONG))
+        asked.append(customers.creating(store, 1))
+        async with held_lanes(database_url, [2]) as other_holder:
+            # The one flight that there may be waits, and somebody for that.
+            asked.append(customers.creating(store, 2))
+            await until(lambda: store._committer._air)
+            asked.append(customers.creating(store, FREE))
+            await until(lambda: store._committer._queue)
+
+            await holder.rollback()
+            await until(asked[0].done)
+
+            await other_holder.rollback()
+            await until(lambda: all(task.done() for task in asked))
+        await asyncio.gather(*asked)
 
 
 @pytest.mark.parametrize("refused_count", [1, 2], ids=["one", "two of one flush"])
