@@ -266,6 +266,39 @@ async def test_an_event_that_cannot_be_read_parks_only_those_who_want_to_know_wh
     assert (report.drifted, report.rows_compared) == (0, 2)
 
 
+class Unlucky(Broken):
+    """Loses two races besides, once it is known that not all of a batch can be taken."""
+
+    def __init__(self, refused: UUID, unlucky: UUID) -> None:
+        super().__init__(refused, "SELECT 1 / 0")
+        self._unlucky = unlucky
+        self.races_lost = 0
+
+    async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
+        if self.races_lost < 2 and {fact.stream_id for fact in facts} == {self._unlucky}:
+            self.races_lost += 1
+            return [Statement(b"DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40001'; END $$", ())]
+        return await super().changes(read, facts)
+
+
+async def test_what_passes_by_itself_parks_no_lane(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        refused, unlucky = [await requested(store, customer_id=f"customer-{n}") for n in range(2)]
+        for instance_id in (refused, unlucky):
+            await record(store, instance_id, instance_id, 1, entry())
+        projection = Unlucky(refused, unlucky)
+        follower = Follower(pool, projection)
+        await follower.enter()
+
+        await follower.catch_up()
+
+        assert projection.races_lost == 2
+        parked = [lane for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None]
+        assert parked == [refused.bytes[15] & 63]
+        report = await usage_report(pool, unlucky, last=LAST_DAY, days=1)
+        assert report.days[0].requests == 1
+
+
 class Fussy(UsageDaily):
     """Cannot take one instance's events."""
 
