@@ -45,6 +45,30 @@ async def test_a_lane_is_read_in_order_and_in_pieces(owner_conn: AsyncConnection
     assert (more, more_than_piece, more_than_rest) == (False, True, False)
 
 
+async def test_a_page_that_is_full_of_bytes_ends_with_what_fills_it_and_nothing_is_said_to_be_missing(
+    owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.pages.PAGE_BYTES", 1)
+
+    piece, more = await read(owner_conn, after=2, limit=1_000)
+
+    assert ([position.seq for position in piece], more) == ([3], True)
+
+
+async def test_places_share_the_bytes_of_a_page(owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    weighed = await (await owner_conn.execute("SELECT sum(pg_column_size(payload)) FROM event")).fetchone()
+    assert weighed is not None
+    monkeypatch.setattr("events.pages.PAGE_BYTES", int(weighed[0]) + 1)
+
+    alone, _ = await read(owner_conn, after=0, limit=1_000)
+    places = [(LANE, after) for after in range(HEAD)]
+    found = await read_facts(owner_conn, places, [EVERYTHING], heads={LANE: HEAD}, limit=1_000)
+
+    assert len(alone) == HEAD
+    assert len(found.positions[LANE, 0]) == 1
+    assert not found.holes
+
+
 async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> None:
     await owner_conn.execute("DELETE FROM event WHERE seq = 3")
 

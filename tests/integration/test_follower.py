@@ -173,11 +173,16 @@ async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
+@pytest.mark.parametrize(
+    "small",
+    [{"projections.follower.BATCH_MAX": 2, "projections.follower.LANE_BATCH_MIN": 2}, {"events.pages.PAGE_BYTES": 1}],
+    ids=["full of events", "full of bytes"],
+)
 async def test_one_look_takes_all_that_is_new_however_many_pages_that_is(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch, small: dict[str, int]
 ) -> None:
-    monkeypatch.setattr("projections.follower.BATCH_MAX", 2)
-    monkeypatch.setattr("projections.follower.LANE_BATCH_MIN", 2)
+    for limit, value in small.items():
+        monkeypatch.setattr(limit, value)
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
         follower = Follower(pool, Fleet(), Activity())
