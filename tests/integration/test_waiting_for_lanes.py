@@ -10,6 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from events import committer, held
 from events.errors import Rejected, ReservationTaken, StoreUnavailable
+from events.record import Outcome
 from tests import lives
 from tests.holding import FREE, WAITING, Customers, count, held_lanes, sees_held, somebody
 from tests.log_audit import audited
@@ -74,8 +75,10 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flight(
         odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
         waiting = [asyncio.create_task(odd), *(customers.creating(store, lane) for lane in (FREE, 1))]
         await until(lambda: somebody(owner_conn, WAITING))
+        gone = customers.creating(store, FREE)
         waiting.append(customers.creating(store, FREE))
-        await until(lambda: store._committer._queue)
+        await until(lambda: len(store._committer._queue) == 2)
+        gone.cancel()
         assert len(store._committer._alone) == 2
         # Nobody who is tried after that gives up.
         monkeypatch.setattr(committer, "PATIENCE_S", LONG_S)
@@ -135,6 +138,26 @@ async def test_those_behind_two_who_wait_for_locks_fly_past_them(
         await asyncio.gather(*stuck)
         await until(lambda: not flying._flights)
         assert not flying._late
+
+
+async def test_however_many_flights_are_late_no_more_are_begun_than_there_may_be(
+    database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+    lanes = range(committer.FLIGHTS_MAX)
+    async with open_store(database_url) as (store, _), held_lanes(database_url, lanes) as holder:
+        flying, asked = store._committer, list[asyncio.Task[Outcome]]()
+        for lane in lanes:
+            asked.append(customers.creating(store, lane))
+            await until(lambda: len(flying._air) == len(asked))
+        await until(lambda: len(flying._late) == len(lanes))
+
+        asked.append(customers.creating(store, FREE))
+        await asyncio.sleep(0)
+
+        assert len(flying._flights) == len(lanes)
+        await holder.rollback()
+        await asyncio.gather(*asked)
 
 
 async def as_many_as(connection: AsyncConnection, statement: str, least: int) -> bool:
