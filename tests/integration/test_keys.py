@@ -75,6 +75,21 @@ async def test_short_texts_are_remembered_and_long_ones_are_not(
     assert keyring.recall(long, **ADA) is None
 
 
+async def test_so_many_texts_of_one_customer_are_remembered_and_no_more(
+    keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", AN_HOUR_S)
+    monkeypatch.setattr(keys, "_TEXTS_MAX", 3)
+    texts = [await keyring.seal(EMAIL, **ADA) for _ in range(10)]
+
+    for sealed in texts:
+        await keyring.open(sealed, **ADA)
+
+    remembered = [sealed for sealed in texts if keyring.recall(sealed, **ADA) is not None]
+    assert 0 < len(remembered) <= 3
+    assert remembered[-1] == texts[-1]
+
+
 async def test_what_is_remembered_of_all_customers_together_is_bounded(
     keyring: Keyring, pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +221,7 @@ async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
 
     assert keyring.recall(sealed, **ADA) is None
     assert await keyring.open(sealed, **ADA) is None
+    assert not any(customer.opened for customer in keyring._customers), "no plain text is kept of whoever was erased"
     with pytest.raises(CustomerErased):
         await keyring.seal(EMAIL, **ADA)
 
