@@ -14,7 +14,7 @@ from events.ids import lane_of
 from events.types import InstanceRequested
 from hydracore.audit.verifying import Progress, Request, verify
 from projections import care
-from projections.errors import NotParked, NotSkipped, ParkedElsewhere, UnknownProjection
+from projections.errors import NotParked, NotSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.fact import Fact, Read, Reader, read_facts
 from projections.fleet import Fleet
 from projections.follower import Follower
@@ -186,6 +186,41 @@ async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
         with pytest.raises(NotSkipped):
             await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         assert (await compared(database_url, UsageDaily())).drifted == 0
+
+
+async def test_what_a_build_takes_is_not_changed_while_somebody_builds(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with (
+        parked(database_url) as (_, _, refused),
+        await psycopg.AsyncConnection.connect(database_url) as builder,
+    ):
+        await skipped(owner_conn, refused)
+        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        turn = "SELECT pg_advisory_lock(hashtextextended('hydracore projection usage_daily', 0))"
+        await builder.execute(turn)
+
+        with pytest.raises(RebuildBusy):
+            await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+        with pytest.raises(RebuildBusy):
+            await care.skip_in_build(owner_conn, "usage_daily", lane, seq, EVE, version=1)
+
+        assert [one.action for one in await care.interventions(owner_conn, "usage_daily")] == ["skip"]
+
+
+async def test_a_lane_is_as_far_behind_as_its_first_event_that_was_not_taken_is_old(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with parked(database_url) as (_, _, refused):
+        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        aged = "UPDATE event SET recorded_at = now() - (%s - seq) * interval '1 hour' WHERE lane = %s"
+        await owner_conn.execute(aged, (seq + 1, lane))
+
+        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+
+        (where,) = found.parked
+        assert 3_600 <= where.behind_s < 7_200
+        assert found.behind_s == where.behind_s
 
 
 async def test_a_retried_event_is_taken_at_once_by_code_that_can(

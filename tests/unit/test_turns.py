@@ -1,0 +1,42 @@
+"""Turns at a stream: whatever becomes of one, the next has its turn."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from events.turns import Turns
+
+STREAM = UUID(int=1)
+
+
+class _Trouble(Exception):
+    pass
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["fails", "is cancelled"])
+async def test_whoever_fails_in_a_turn_leaves_it_to_the_next(*, is_cancelled: bool) -> None:
+    turns, trouble = Turns(), asyncio.Event()
+
+    async def fail() -> None:
+        async with turns.turn(STREAM):
+            await trouble.wait()
+            raise _Trouble
+
+    async def change() -> str:
+        async with turns.turn(STREAM):
+            return "changed"
+
+    first, second = asyncio.create_task(fail()), asyncio.create_task(change())
+    await asyncio.sleep(0)
+    if is_cancelled:
+        first.cancel()
+    else:
+        trouble.set()
+
+    failed, answer = await asyncio.gather(first, second, return_exceptions=True)
+
+    assert isinstance(failed, asyncio.CancelledError if is_cancelled else _Trouble)
+    assert answer == "changed"
