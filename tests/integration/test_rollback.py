@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from projections import generations
+from projections import catching_up, generations
 from projections.care import status
 from projections.errors import NothingToRollBackTo
 from projections.follower import Follower
@@ -13,8 +13,9 @@ from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rollback
 from projections.reservation import ReservationProjection
 from projections.usage_daily import UsageDaily
+from tests import lives
 from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.requests_to_log import open_store, origin, requested
 
 TURNS = b"""
 SELECT count(*)
@@ -48,6 +49,25 @@ async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came
             assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
             with pytest.raises(NothingToRollBackTo):
                 await rollback(database_url, projection)
+
+
+async def test_a_rollback_takes_all_that_came_since_however_many_pages_that_is(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catching_up, "FACTS_MAX", 2)
+    monkeypatch.setattr(catching_up, "LANE_FACTS_MIN", 2)
+    async with open_store(database_url) as (store, pool):
+        instance_id = await requested(store)
+        await follow_all(pool)
+        await rebuilt(database_url, UsageDaily())
+        for seq in range(1, 6):
+            await store.execute(instance_id, lives.usage(seq), origin("agent:x"))
+        await follow_all(pool)
+
+        await rollback(database_url, UsageDaily())
+
+        report = await compared(database_url, UsageDaily())
+        assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
 async def test_a_rollback_goes_back_to_what_nobody_had_followed_yet_when_it_was_replaced(

@@ -1,0 +1,62 @@
+"""Wake-ups: what followers are told of each commit, in as few messages as it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from hydracore import wake
+from hydracore.wake import Publisher
+from tests.waiting import until
+
+
+@pytest.fixture
+def channel(monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of its own: those of a server are for all of its databases."""
+    channel = f"test:{uuid4()}"
+    monkeypatch.setattr(wake, "CHANNEL", channel)
+    return channel
+
+
+async def heard(subscription: Any) -> dict[int, int]:
+    """The next message."""
+    found: list[Any] = []
+
+    async def has_come() -> bool:
+        message = await subscription.get_message(ignore_subscribe_messages=True, timeout=1)
+        if message is not None:
+            found.append(message)
+        return bool(found)
+
+    await until(has_come)
+    return msgspec.json.decode(found[0]["data"], type=dict[int, int])
+
+
+async def test_each_commit_is_told_and_those_that_come_together_at_once(redis_url: str, channel: str) -> None:
+    async with Redis.from_url(redis_url) as redis, redis.pubsub() as subscription:
+        await subscription.subscribe(channel)
+        publisher = Publisher(redis)
+
+        publisher.published({1: 5})
+        assert await heard(subscription) == {1: 5}
+        publisher.published({1: 6})
+        publisher.published({1: 7, 2: 1})
+        assert await heard(subscription) == {1: 7, 2: 1}
+        await publisher.close()
+
+
+async def test_a_redis_that_is_away_is_said_to_be_once_and_is_nobody_s_trouble() -> None:
+    async with Redis.from_url("redis://127.0.0.1:1") as redis:
+        publisher = Publisher(redis)
+
+        with capture_logs() as said:
+            for head in (5, 6):
+                publisher.published({1: head})
+                await publisher.close()
+
+        assert [(line["event"], line["log_level"]) for line in said] == [("wake_ups_not_sent", "warning")]
