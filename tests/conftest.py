@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import suppress
 from importlib import import_module
@@ -91,6 +92,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     look_less_often()
+
+
+#: Whether pytest itself has failed, here or in one of xdist's workers.
+_broken = threading.Event()
+
+
+def pytest_internalerror() -> None:
+    _broken.set()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker in which pytest fails takes its test with it, and xdist ends as if all others were all."""
+    if _broken.is_set() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 @pytest.fixture(scope="session")
