@@ -221,12 +221,12 @@ class Lane:
     def _check_streams(self, connection: Connection) -> int:
         """How many events the lane has by what the table says of its streams."""
         rows = connection.execute(_STREAMS, (self.number,), binary=True).fetchall()
-        stored: dict[bytes, int] = dict(rows)
+        stored: dict[bytes, int | None] = dict(rows)
         if len(stored) < len(rows):
             stream, count = Counter(stream for stream, _ in rows).most_common(1)[0]
             what = f"The table stream has {count} rows of it"
             self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
-        counted = sum(stored.values())
+        counted = sum(version or 0 for version in stored.values())
         if self._start.seq > 0:
             stored = {stream: version for stream, version in stored.items() if stream in self._versions}
         if stored == self._versions:
