@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -20,6 +22,8 @@ from tests.verifying import FORGE, forger, found, log
 from tests.waiting import BETWEEN_WRITES_S, until
 
 __all__ = ["forger", "log"]
+
+UPGRADING = Path(__file__).parents[2] / "docs/upgrading.md"
 
 WAITING = b"""
 SELECT count(*) > 0
@@ -68,6 +72,13 @@ async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
             ],
             "stream_wrong",
         ),
+        (
+            [
+                "ALTER TABLE stream ALTER version DROP NOT NULL",
+                "UPDATE stream SET version = NULL WHERE lane = 6 AND version = 6",
+            ],
+            "stream_wrong",
+        ),
     ],
 )
 async def test_what_lacks_something_is_found_and_hides_nothing_else(
@@ -92,6 +103,25 @@ async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, fo
     assert edited.startswith(f"lane 6, 7, stream {log.ids[0]}: event_edited: ")
     assert row.startswith(f"lane 6, stream {log.ids[0]}, table instance: row_differs: ")
     assert total.startswith("2 findings in 12 events and 10 commands of 3 streams in 64 lanes, 2 seals, 8 read tables")
+
+
+#: What a verification read before there were the tables and views that `docs/upgrading.md` speaks of.
+READ_BEFORE = (
+    "activity, checkpoint, command, event, fleet, fleet_member, instance, projection, projection_generation, projection_lane,"
+    " provision_log, reservation, seal, stream, usage_daily, usage_end_user"
+)
+
+
+def test_an_auditor_with_rights_of_its_own_needs_no_more_than_upgrading_says(log: Log, forger: Forger) -> None:
+    (granted,) = re.findall(r"`(GRANT SELECT ON [a-z_, ]+ TO) \.\.\.`", UPGRADING.read_text())
+    role = f"auditor_{uuid4().hex}"
+    forger.do(f"CREATE ROLE {role}", f"GRANT SELECT ON {READ_BEFORE} TO {role}", f"{granted} {role}")
+    try:
+        result = run(log, "verify", "--seals", str(log.file.path), HYDRACORE_DATABASE_ROLE=role)
+    finally:
+        forger.do(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 async def test_what_cannot_be_done_is_no_finding(log: Log, forger: Forger) -> None:
