@@ -35,6 +35,10 @@ NOTICE_LOSS = (
     " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
 
+#: What a database or a role has in its place would be for the sessions of others. An append looks where its lane ends once it has the
+#: lane's lock, and must not see what was there before: its numbers would be taken, and it be refused.
+_READ_COMMITTED = r"-c default_transaction_isolation=read\ committed"
+
 
 def conninfo(database_url: str, *, role: str, application: str) -> str:
     """`database_url` with the role to act as (empty: the login role itself) and a name that shows in pg_stat_activity.
@@ -44,7 +48,7 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
     given = conninfo_to_dict(database_url)
     options = str(given.get("options") or "")
     if role:
-        options = f"{options} -c role={role}".strip()
+        options = f"{_READ_COMMITTED} {options} -c role={role}"
     ours = {"application_name": application, "options": options, "client_encoding": "UTF8"}
     return make_conninfo(database_url, **{**_WATCHFUL, **given, **ours})
 

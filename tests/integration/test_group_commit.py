@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import dict_row
 
 from events import commands as c
@@ -294,6 +294,25 @@ async def test_nobody_waits_for_a_lane_that_is_not_theirs(store: EventStore, own
         assert not behind.done()
     await asyncio.gather(waiting, behind)
     assert (await audited(owner_conn)).versions == {instance_id(one): 1 for one in (held, same, other)}
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_others_transactions_see(
+    database_url: str, owner_conn: AsyncConnection, isolation: str
+) -> None:
+    alter = "ALTER DATABASE {} SET default_transaction_isolation = {}"
+    names = sql.Identifier(owner_conn.info.dbname), sql.Literal(isolation)
+    await owner_conn.execute(sql.SQL(alter).format(*names))
+    one, other, _ = in_one_lane_and_another()
+    async with open_store(database_url) as (store, _), open_store(database_url) as (other_store, _):
+        async with owner_conn.transaction():
+            await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(one)),))
+            waiting = asyncio.gather(create(store, one), create(other_store, other))
+            await until(lambda: waiting_for_locks(owner_conn, 2))
+
+        await waiting
+
+    assert (await audited(owner_conn)).versions == {instance_id(each): 1 for each in (one, other)}
 
 
 async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
