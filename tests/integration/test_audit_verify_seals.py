@@ -99,6 +99,19 @@ async def test_since_the_seal_a_tail_that_was_cut_off_before_it_is_missed(log: L
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 11, 12)
 
 
+async def test_since_the_seal_a_tail_that_was_cut_off_behind_it_is_missed_with_all_that_its_streams_did(
+    log: Log, forger: Forger
+) -> None:
+    await log.name(0, "third")
+    await log.name(1, "third")
+    forger.do("DELETE FROM event WHERE lane = 6 AND seq > 13", "DELETE FROM command WHERE lane = 6 AND first_seq > 13")
+
+    status, findings = found(log, "--since-seal", "--no-replay")
+
+    (finding,) = findings
+    assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 14, 14)
+
+
 async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
     public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
     given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
