@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import LiteralString
 from uuid import UUID
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 from events.ids import LANES, lane_of
 from hydracore.signals import run_to_its_end
 from projections import generations
+from projections.activity import Activity
 from projections.candidate import Unverified
 from projections.catching_up import CaughtUp
 from projections.definition import Projection
@@ -125,7 +127,17 @@ def test_what_was_never_compared_stays_so_from_the_first_step_that_took_it_on() 
     assert unverified.scope() == Scope(lanes={0}, streams={stream: 3})
 
 
-async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_compared_again(database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("projection", "edit", "live"),
+    [
+        (UsageDaily(), "UPDATE usage_daily SET requests = 99 WHERE lane = %s", {"requests": 99}),
+        (Activity(), "UPDATE activity SET commands = 99 WHERE lane = %s AND actor = 'api'", {"commands": 99}),
+    ],
+    ids=["its instances' rows", "all its rows, where they add up"],
+)
+async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_compared_again(
+    database_url: str, projection: Projection, edit: LiteralString, live: dict[str, int]
+) -> None:
     async with open_store(database_url) as (store, pool):
         ids = await write_lives(store, count=4)
         await follow_all(pool)
@@ -135,13 +147,13 @@ async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_co
         async with open_store(database_url) as (_, pool):
             await follow_all(pool)
             async with pool.connection() as connection:
-                await connection.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id = %s", (ids[2],))
+                await connection.execute(edit, (lane_of(ids[2]),))
 
-    report = await rebuilt_while(database_url, UsageDaily(), follow_and_edit)
+    report = await rebuilt_while(database_url, projection, follow_and_edit)
 
     assert (report.stopped_s, report.drifted) == (None, 1)
-    assert report.drift[0].live == {"requests": 99}
-    assert (await rebuilt(database_url, UsageDaily())).stopped_s is None
+    assert report.drift[0].live == live
+    assert (await rebuilt(database_url, projection)).stopped_s is None
 
 
 async def test_all_rows_are_compared_of_a_projection_that_nobody_follows_any_more(

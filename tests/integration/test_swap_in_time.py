@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -18,9 +19,10 @@ from projections.candidate import Candidate
 from projections.errors import SwapUnknown, WritersNotStopped
 from projections.instance import InstanceProjection
 from projections.swap import STOPPED_S_MAX
+from tests import lives
 from tests.command import Command
 from tests.rebuilding import compared, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.requests_to_log import open_store, origin
 from tests.waiting import until
 
 #: Slows down two of the swap's last statements, none of them by so much that it is broken off, and stops the clock of the whole.
@@ -33,6 +35,20 @@ BEGIN
 END $$;
 CREATE TRIGGER slow AFTER UPDATE ON projection_generation FOR EACH STATEMENT EXECUTE FUNCTION slow()
 """
+
+#: Keeps an append from its commit, with its lane locked, for as long as somebody has this lock.
+HOLD = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1);
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON command DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold()
+"""
+HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+#: Longer than any test.
+LONG_S = 600.0
 
 #: Of the session that swaps.
 STATE = """
@@ -61,6 +77,38 @@ async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_br
     assert (report.resumed, report.generation) == (True, 2)
     assert report.stopped_s is not None
     assert report.stopped_s <= STOPPED_S_MAX
+
+
+async def test_an_append_that_lands_while_the_swap_waits_for_its_lane_is_taken_over(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("projections.swap.WAIT_S_MAX", "projections.swap.STOPPED_S_MAX"):
+        monkeypatch.setattr(limit, LONG_S)
+    for limit in ("events.committer.LOCK_S_MAX", "events.batch.TRANSACTION_S_MAX"):
+        monkeypatch.setattr(limit, LONG_S)
+    async with (
+        open_store(database_url) as (store, _),
+        await psycopg.AsyncConnection.connect(database_url) as holder,
+    ):
+        ids = await write_lives(store, count=4)
+        await owner_conn.execute(HOLD)
+        await holder.execute("SELECT pg_advisory_xact_lock(1)")
+        appending = asyncio.create_task(store.execute(ids[0], lives.configure(agent_name="Eve"), origin()))
+        await until(lambda: one(owner_conn, HELD))
+        rebuilding = asyncio.create_task(rebuilt(database_url, InstanceProjection()))
+        await until(lambda: in_state(owner_conn, "Lock", "active"))
+        await holder.rollback()
+
+        await appending
+        report = await rebuilding
+
+    assert (report.swapped, report.drifted) == (True, 0)
+    assert await one(owner_conn, "SELECT count(*) FROM instance WHERE agent_name = 'Eve'") == 1
+
+
+async def one(connection: psycopg.AsyncConnection, query: LiteralString) -> int:
+    ((count,),) = await (await connection.execute(query)).fetchall()
+    return count
 
 
 def end_each_behind_its_commit(
