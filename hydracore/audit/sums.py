@@ -143,6 +143,26 @@ def compare(
             what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
         yield from _believed(each, lane, head, due=due)
+    for added in _added(connection, lane, seen, head=head, after_each=after_each, along=along):
+        if not isinstance(added, Started):
+            yield added
+            continue
+        fresh = added.fold.rows()
+        for table in added.seen.projection.tables:
+            wanted = as_stored(table, list(fresh[table.name]))
+            yield from differences(table, added.seen.rows[table.name], wanted, place=lambda _row: {"lane": lane})
+
+
+def _added(
+    connection: Connection,
+    lane: int,
+    seen: Sequence[Seen],
+    *,
+    head: int,
+    after_each: Callable[[int], None],
+    along: Along | None,
+) -> Iterator[Started | Finding | Newer]:
+    """The folds, fed with all that they lack, or why one cannot be: together, or each by itself where one of them breaks."""
     started = [_started(each, along) for each in seen]
     try:
         for facts in _facts(connection, lane, started, head=head):
@@ -151,14 +171,15 @@ def compare(
     except (psycopg.OperationalError, psycopg.InterfaceError, MemoryError):
         raise  # A database that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
-        what = f"The history of the lane makes no sense to whoever follows it: {type(error).__name__}"
-        yield newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane)
-        return
-    for each, fold, _ in started:
-        fresh = fold.rows()
-        for table in each.projection.tables:
-            wanted = as_stored(table, list(fresh[table.name]))
-            yield from differences(table, each.rows[table.name], wanted, place=lambda _row: {"lane": lane})
+        if len(seen) == 1:
+            what = f"The history of the lane makes no sense to {seen[0].projection.name}: {type(error).__name__}"
+            yield newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane)
+            return
+        for each in seen:
+            # Anew: a fold may have been fed some of it.
+            yield from _added(connection, lane, [each], head=head, after_each=after_each, along=None)
+    else:
+        yield from started
 
 
 def _believed(seen: Seen, lane: int, head: int, *, due: int) -> Iterator[Note]:

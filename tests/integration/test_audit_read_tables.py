@@ -208,6 +208,50 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
     assert (report.findings, sentences(report.notes)) == ([], [note])
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("schema_version = 99", "Version 99 of usage_recorded is not known here"),
+        ("""payload = '{"type":"usage_recorded"}'""", "makes no sense to usage_daily: ValidationError"),
+    ],
+    ids=["newer", "malformed"],
+)
+def test_an_event_that_cannot_be_read_keeps_nobody_from_being_compared_who_does_not_want_to_know_what_it_says(
+    forger: Forger, damage: str, told: str
+) -> None:
+    forger.do(
+        f"UPDATE event SET {damage} WHERE lane = 6 AND type = 'usage_recorded'",
+        "UPDATE activity SET events = events + 1 WHERE lane = 6 AND command = 'RequestInstance'",
+        "UPDATE fleet SET exits = exits + 1 WHERE lane = 6",
+        "DELETE FROM usage_daily",
+    )
+    forger.redo_event(13)
+    forger.redo_command(13)
+    forger.redo_links()
+
+    report = look(forger, replay=True, sealed=False)
+
+    tables = {finding.table for finding in report.findings if finding.kind == "row_differs"}
+    assert tables == {"activity", "fleet"}
+    said = [*(finding.what for finding in report.findings), *sentences(report.notes)]
+    assert len([what for what in said if told in what]) == 1
+    assert "usage_daily" not in {finding.table for finding in report.findings}
+
+
+def test_a_projection_that_is_parked_at_an_event_that_cannot_be_read_is_compared_up_to_there(forger: Forger) -> None:
+    forger.do(
+        "UPDATE event SET schema_version = 99 WHERE lane = 6 AND type = 'usage_recorded'",
+        "UPDATE checkpoint SET seq = 12, error = 'EventUnreadable' WHERE follower = 'usage_daily' AND lane = 6",
+    )
+    forger.redo_event(13)
+    forger.redo_command(13)
+    forger.redo_links()
+
+    found = find(forger, replay=True, sealed=False)
+
+    assert ("row_extra", "usage_daily") in {(finding.kind, finding.table) for finding in found}
+
+
 def test_a_projection_that_was_never_built_is_a_note_and_no_finding(forger: Forger) -> None:
     forger.do("DROP TABLE activity", "DELETE FROM projection WHERE name = 'activity'")
 

@@ -157,7 +157,7 @@ def test_windows_that_are_too_large_to_be_kept_are_read_again(
         ),
         (
             """UPDATE event SET payload = '{"type":"placement_chosen","at_ms":1}' WHERE lane = 6 AND seq = 4""",
-            "The history of the lane makes no sense to whoever follows it: ValidationError",
+            "The history of the lane makes no sense to fleet: ValidationError",
         ),
     ],
     ids=["newer", "malformed"],
