@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import PoolTimeout
 
 from events.errors import StoreUnavailable
-from events.patience import patiently
+from events.patience import may_pass, patiently
 
 PATIENCE_S = 0.3
 
@@ -51,3 +51,42 @@ async def test_a_connection_is_waited_for_no_longer_than_patience_lasts() -> Non
     assert first <= PATIENCE_S
     assert later
     assert max(later) <= PATIENCE_S / 2
+
+
+@pytest.mark.parametrize(
+    "sqlstate",
+    [
+        pytest.param("08006", id="a connection that broke"),
+        pytest.param("28P01", id="a password that is just being changed"),
+        pytest.param("40P01", id="a deadlock"),
+        pytest.param("53300", id="too many connections"),
+        pytest.param("53100", id="a full disk"),
+        pytest.param("55P03", id="a lock that was waited for too long"),
+        pytest.param("57P01", id="a server that stops"),
+        pytest.param("57P03", id="a server that starts"),
+        pytest.param("58030", id="a disk that fails"),
+        pytest.param("25P03", id="a lease that was held for too long"),
+        pytest.param("25P04", id="a lease that took too long"),
+    ],
+)
+def test_what_the_database_says_of_its_own_trouble_may_pass(sqlstate: str) -> None:
+    assert may_pass(psycopg.errors.lookup(sqlstate)())
+
+
+@pytest.mark.parametrize(
+    "sqlstate",
+    [
+        pytest.param("54000", id="more than an index takes"),
+        pytest.param("22003", id="a number that is too large"),
+        pytest.param("23505", id="a key that is there"),
+        pytest.param("42P01", id="a table that is not there"),
+    ],
+)
+def test_what_the_database_says_of_a_statement_stays_true(sqlstate: str) -> None:
+    assert not may_pass(psycopg.errors.lookup(sqlstate)())
+
+
+@pytest.mark.parametrize("error", [psycopg.OperationalError, psycopg.InterfaceError])
+def test_a_connection_of_which_the_database_says_nothing_may_be_had_again(error: type[psycopg.Error]) -> None:
+    assert may_pass(error())
+    assert not may_pass(psycopg.ProgrammingError())

@@ -1,0 +1,76 @@
+"""What was appended while a build was folded comes after: neither more of it nor less, and little of it while writers stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import psycopg
+import pytest
+
+from events.store import EventStore
+from projections import swap
+from projections.activity import Activity
+from projections.candidate import Candidate
+from projections.definition import Projection
+from projections.generations import Generation, Progress
+from projections.instance import InstanceProjection
+from projections.rebuild import Folding, rebuild
+from tests import lives
+from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
+from tests.requests_to_log import open_store, origin
+
+
+@pytest.mark.parametrize(("come", "tries"), [(1, 1), (3, 2)], ids=["few", "many"])
+async def test_writers_are_let_go_on_where_more_has_come_than_is_read_while_they_stand_still(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, come: int, tries: int
+) -> None:
+    monkeypatch.setattr(swap, "READ_MAX", 2)
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+        write_before_the_first_try(monkeypatch, store, requests=come)
+
+        report = await rebuilt(database_url, InstanceProjection())
+
+        assert (report.generation, report.tries) == (2, tries)
+        assert (await compared(database_url, InstanceProjection())).drifted == 0
+
+
+async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        _, _, running, _ = await write_lives(store, count=4)
+        await follow_all(pool)
+
+        async def go_on() -> None:
+            await store.execute(running, lives.usage(2), origin("agent:x"))
+            await follow_all(pool)
+            await store.execute(running, lives.usage(3), origin("agent:x"))
+
+        report = await rebuild(
+            database_url, Activity(), folding=folded_before(go_on, fold_here(database_url)), steps=QUIET
+        )
+
+        assert report.generation == 2
+        await follow_all(pool)
+        assert (await compared(database_url, Activity())).drifted == 0
+
+
+def write_before_the_first_try(monkeypatch: pytest.MonkeyPatch, store: EventStore, *, requests: int) -> None:
+    """Have so many instances be asked for right before writers are stopped for the first time."""
+    stop, left = swap._stop, [4 * number for number in range(1, requests + 1)]
+
+    async def write_and_stop(connection: psycopg.AsyncConnection, candidate: Candidate) -> dict[int, int]:
+        while left:
+            await write_lives(store, count=1, start=left.pop())
+        return await stop(connection, candidate)
+
+    monkeypatch.setattr(swap, "_stop", write_and_stop)
+
+
+def folded_before(go_on: Callable[[], Awaitable[None]], folding: Folding) -> Folding:
+    """Goes on once all is folded."""
+
+    async def fold(projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
+        await folding(projection, build, progress)
+        await go_on()
+
+    return fold
