@@ -211,8 +211,14 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ("schema_version = 99", "Version 99 of usage_recorded is not known here"),
-        ("""payload = '{"type":"usage_recorded"}'""", "makes no sense to usage_daily: ValidationError"),
+        (
+            "UPDATE event SET schema_version = 99 WHERE lane = 6 AND type = 'usage_recorded'",
+            "Version 99 of usage_recorded is not known here",
+        ),
+        (
+            """UPDATE event SET payload = '{"type":"usage_recorded"}' WHERE lane = 6 AND type = 'usage_recorded'""",
+            "makes no sense to usage_daily: ValidationError",
+        ),
     ],
     ids=["newer", "malformed"],
 )
@@ -220,7 +226,7 @@ def test_an_event_that_cannot_be_read_keeps_nobody_from_being_compared_who_does_
     forger: Forger, damage: str, told: str
 ) -> None:
     forger.do(
-        f"UPDATE event SET {damage} WHERE lane = 6 AND type = 'usage_recorded'",
+        damage,
         "UPDATE activity SET events = events + 1 WHERE lane = 6 AND command = 'RequestInstance'",
         "UPDATE fleet SET exits = exits + 1 WHERE lane = 6",
         "DELETE FROM usage_daily",

@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from events import shared
 from events.exchange import Rows, Statement, exchange
 from events.shared import SharedConnection
 from hydracore.db.pool import open_pool
+from tests.pooler import needs_pooler, pooled
 from tests.services import OwnServices
 from tests.waiting import until
 
@@ -107,3 +109,47 @@ async def test_a_connection_whose_cancel_may_still_come_is_given_to_nobody(own_s
 
         assert [isinstance(error, psycopg.OperationalError) for error in given_up] == [True, True]
         assert await pid_of(connection) != its_pid
+
+
+async def test_a_connection_is_given_back_once_its_cancel_has_come(
+    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_CANCEL_S_MAX", 10)
+    (postmaster,) = own_services.supervisor.pids()["postgres"]
+    async with (
+        await AsyncConnection.connect(own_services.database_url, autocommit=True) as holder,
+        open_pool(own_services.database_url, role="", application="test", size=2) as pool,
+    ):
+        connection = SharedConnection(pool)
+        await pid_of(connection)
+        await holder.execute(LOCK)
+        with frozen(postmaster):
+            waiting = [asyncio.create_task(wait(connection)) for _ in range(2)]
+            await until(lambda: connection._cancelling)
+            await holder.execute(UNLOCK)
+
+            assert await asyncio.gather(*waiting) == [UNLOCKED, UNLOCKED]
+            assert idle(pool) == 0
+        await until(lambda: idle(pool) == 1)
+
+
+def idle(pool: AsyncConnectionPool) -> int:
+    return pool.get_stats()["pool_available"]
+
+
+async def test_whoever_comes_meanwhile_is_on_the_same_connection(database_url: str) -> None:
+    async with sharing(database_url) as shared_one, shared_one.connection() as one, shared_one.connection() as other:
+        assert one is other
+
+
+@needs_pooler
+async def test_behind_a_pooler_everybody_has_a_connection_of_their_own(database_url: str) -> None:
+    async with (
+        pooled(database_url, prepared=False) as url,
+        open_pool(url, role="", application="test", size=2, prepared=False) as pool,
+    ):
+        shared_one = SharedConnection(pool)
+        await pid_of(shared_one)
+
+        async with shared_one.connection() as one, shared_one.connection() as other:
+            assert one is not other
