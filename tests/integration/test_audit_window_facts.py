@@ -145,7 +145,20 @@ def test_windows_that_are_too_large_to_be_kept_are_read_again(
 ) -> None:
     monkeypatch.setattr("events.pages.PAGE_BYTES", 100)
 
-    assert added(connection).upto < EVENTS
+    along = added(connection)
+
+    assert along.upto < EVENTS
+    assert events_read(connection, along) == EVENTS - along.upto
+
+
+def test_rows_of_another_version_are_not_compared(connection: psycopg.Connection) -> None:
+    class Later(Activity):
+        version = 2
+
+        def begin(self) -> ActivityFold:
+            raise AssertionError("it is served no more")
+
+    assert list(sums.compare(connection, LANE, [Later()], due=EVENTS, after_each=lambda _: None)) == []
 
 
 @pytest.mark.parametrize(

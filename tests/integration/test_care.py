@@ -13,16 +13,17 @@ from events.exchange import Statement
 from events.ids import lane_of
 from events.types import InstanceRequested
 from hydracore.audit.verifying import Progress, Request, verify
-from projections import care
+from projections import care, generations
 from projections.errors import NotParked, NotSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.fact import Fact, Read, Reader, read_facts
 from projections.fleet import Fleet
 from projections.follower import Follower
-from projections.rebuild import rollback
+from projections.rebuild import rebuild, rollback
 from projections.usage_daily import UsageDaily
 from tests.parking import Fussy, parked, seq_of
-from tests.rebuilding import compared, rebuilt, write_lives
+from tests.rebuilding import QUIET, compared, rebuilt, write_lives
 from tests.requests_to_log import open_store
+from tests.waiting import until
 
 
 class Mended(UsageDaily):
@@ -186,6 +187,49 @@ async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
         with pytest.raises(NotSkipped):
             await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         assert (await compared(database_url, UsageDaily())).drifted == 0
+
+
+async def test_a_build_of_another_version_stays_where_a_skip_is_taken_back(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def broken_off(*_: object) -> None:
+        raise InterruptedError
+
+    async with parked(database_url) as (_, _, refused):
+        await skipped(owner_conn, refused)
+        with pytest.raises(InterruptedError):
+            await rebuild(database_url, Mended(), folding=broken_off, steps=QUIET)
+
+        await care.unskip(owner_conn, "usage_daily", lane_of(refused), await seq_of(owner_conn, refused, 2), EVE)
+
+        assert [build.version for build in await generations.unfinished(owner_conn, "usage_daily")] == [2]
+
+
+async def test_nobody_skips_what_was_just_taken(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
+    async with (
+        parked(database_url) as (_, _, refused),
+        await psycopg.AsyncConnection.connect(database_url) as follower,
+    ):
+        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        # Whoever follows has the lane, and gets past the event.
+        await follower.execute(
+            "UPDATE checkpoint SET seq = seq + 1, error = NULL, parked_until = NULL"
+            " WHERE follower = 'usage_daily' AND lane = %s",
+            (lane,),
+        )
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as skipping:
+            skip = asyncio.create_task(care.skip(skipping, "usage_daily", lane, seq, EVE))
+            waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+
+            async def is_waiting() -> bool:
+                return await (await owner_conn.execute(waits, (skipping.info.backend_pid,))).fetchone() is not None
+
+            await until(is_waiting)
+            await follower.commit()
+
+            with pytest.raises(NotParked):
+                await skip
+        assert await care.interventions(owner_conn, "usage_daily") == []
 
 
 async def test_what_a_build_takes_is_not_changed_while_somebody_builds(

@@ -17,7 +17,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from events.exchange import Statement, exchange, hang_up
+from events.exchange import Statement, break_off, exchange, hang_up
 from hydracore.db.hurried import HurriedConnection
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
@@ -74,6 +74,30 @@ async def test_what_a_failed_exchange_prepared_is_not_prepared_again(connection:
 
     cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'hydracore%'")
     assert await cursor.fetchone() == (1,)
+
+
+async def test_where_sessions_may_be_others_nothing_stays_prepared(database_url: str) -> None:
+    async with await AsyncConnection.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
+        for _ in range(2):
+            assert await exchange(connection, [NUMBERS]) == [[(b"1", b"1x"), (b"2", b"2x")]]
+
+        prepared = "SELECT count(*) FROM pg_prepared_statements"
+        assert await (await connection.execute(prepared)).fetchone() == (0,)
+
+
+async def test_one_that_is_broken_off_is_closed_by_whoever_listens_there(
+    connection: AsyncConnection, owner_conn: AsyncConnection
+) -> None:
+    await owner_conn.execute("SELECT pg_advisory_lock(1)")
+    waiting = asyncio.create_task(exchange(connection, [WAIT]))
+    await until(connection.lock.locked)
+
+    await break_off(connection)
+
+    assert not connection.closed
+    with pytest.raises(psycopg.OperationalError):
+        await waiting
+    assert connection.closed
 
 
 async def test_an_open_transaction_is_joined(connection: AsyncConnection) -> None:

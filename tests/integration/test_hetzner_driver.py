@@ -12,6 +12,9 @@ from tests.waiting import until
 from workers.providers.base import Provider, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
 
+#: The public key of a person who has nothing to do with us.
+SOMEBODYS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
 
 async def test_a_server_is_created_watched_found_relabelled_and_deleted(driver: Provider) -> None:
     created = await driver.create_server(order())
@@ -104,8 +107,7 @@ async def test_a_key_that_is_there_is_adopted(cloudsim: CloudsimProcess, driver:
 
 
 async def test_a_changed_key_gets_a_name_of_its_own(cloudsim: CloudsimProcess, driver: Provider) -> None:
-    old = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-    cloudsim.call("POST", "/v1/ssh_keys", {"name": "hydracore", "public_key": old})
+    cloudsim.call("POST", "/v1/ssh_keys", {"name": "hydracore", "public_key": SOMEBODYS})
 
     await driver.create_server(order())
 
@@ -144,6 +146,44 @@ async def test_a_key_that_was_removed_meanwhile_is_made_again(cloudsim: Cloudsim
     assert all(isinstance(each, ProviderRetry) for each in under_way)
     assert [each.server.name for each in created] == names
     assert len(keys_of(cloudsim)) == 1
+
+
+async def test_a_key_that_was_removed_is_missed_where_there_are_others(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
+    await driver.create_server(order("hc-1"))
+    (ours,) = keys_of(cloudsim)
+    cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": SOMEBODYS})
+    cloudsim.call("DELETE", f"/v1/ssh_keys/{ours['id']}")
+
+    with pytest.raises(ProviderRetry, match="ssh_key_gone"):
+        await driver.create_server(order("hc-2"))
+
+    assert (await driver.create_server(order("hc-2"))).server.name == "hc-2"
+    assert {key["name"] for key in keys_of(cloudsim)} == {"hydracore", "laptop"}
+
+
+async def test_whoever_comes_second_with_a_throwaway_key_takes_nobody_else_s(cloudsim: CloudsimProcess) -> None:
+    cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": SOMEBODYS})
+    (laptop,) = keys_of(cloudsim)
+    first, second = (
+        HetznerProvider(cloudsim.endpoint, TOKEN, timeout_s=5, ssh_public_key=None, ssh_key_name="hydracore")
+        for _ in range(2)
+    )
+    cloudsim.fault("create_ssh_key", "hold_before")
+    late = asyncio.create_task(second.create_server(order("hc-2")))
+    await until(cloudsim.held)
+    await first.create_server(order("hc-1"))
+    cloudsim.call("POST", "/_sim/release", {"all": True})
+    await late
+
+    # Where it went to servers, the provider would miss it now.
+    cloudsim.call("DELETE", f"/v1/ssh_keys/{laptop['id']}")
+    await second.create_server(order("hc-3"))
+
+    assert [key["name"] for key in keys_of(cloudsim)] == ["throwaway@hydracore"]
+    for driver in (first, second):
+        await driver.aclose()
 
 
 async def test_a_lost_answer_about_the_key_says_nothing_about_a_server(

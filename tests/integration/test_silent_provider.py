@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from tests.cloudsim_fixtures import (  # noqa: F401 - fixtures
     user_data,
 )
 from tests.stack import Stack
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 from workers.advance import advance
-from workers.providers.base import CreateServer, ProviderError
+from workers.providers.base import CreateServer, ProviderError, ProviderOutcomeUnknown
 from workers.providers.hetzner import HetznerProvider
-from workers.providers.hetzner_http import CONCURRENCY_MAX
+from workers.providers.hetzner_http import CONCURRENCY_MAX, HetznerHttp
+from workers.providers.hetzner_wire import ONE_SERVER
 
 #: More than there are threads: each would take all of its time if it were asked, and the last be done after a minute.
 WAITING = 24
@@ -122,6 +124,34 @@ async def test_the_wait_for_calls_that_do_not_end_has_an_end(cloudsim: CloudsimP
 
     assert failed == {"no_answer_in_time": CONCURRENCY_MAX, "too_many_calls": 1}
     await driver.aclose()
+
+
+async def test_an_answer_that_comes_a_byte_at_a_time_is_waited_for_no_longer_than_one_that_does_not_come() -> None:
+    hung_up = asyncio.Event()
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b" ")
+                # Each of them far sooner than a silence would be one.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await reader.read(1_024)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        hung_up.set()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
+        endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        http = HetznerHttp(endpoint, "token", timeout_s=0.5)
+        with pytest.raises(ProviderOutcomeUnknown, match="no_answer_in_time"):
+            await http.change("POST", "servers", ONE_SERVER, {})
+        await http.aclose()
+        async with asyncio.timeout(PATIENCE_S):
+            await hung_up.wait()
 
 
 async def codes(driver: HetznerProvider, count: int) -> Counter[str]:
