@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from events.ids import lane_of
@@ -15,10 +16,12 @@ from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from tests import lives
 from tests.holding import Customers
+from tests.rebuilding import write_lives
 from tests.requests_to_log import open_store
 from tests.stack import Stack
 from tests.waiting import until
-from workers.broker import QUEUE
+from workers import head_watcher, relay
+from workers.broker import QUEUE, HintSender
 from workers.lane_times import watch_lane_times
 from workers.relay import FOLLOWER
 
@@ -111,6 +114,30 @@ async def test_a_lane_with_a_hole_is_parked_while_redis_is_away(quiet: Stack) ->
     alarms = [line for line in quiet.relay.output().splitlines() if "log_corrupted" in line and '"after":0' in line]
     assert len(alarms) == 1, "the followers of projections sound their own"
     assert set(quiet.rows(BEHIND, FOLLOWER)) == {(holed,), (whole,)}
+
+
+async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "LANE_BATCH_MAX", 2)
+    monkeypatch.setattr(relay, "LOOK", relay.LOOK._replace(parameters=(*relay.LOOK.parameters[:-1], b"2")))
+    monkeypatch.setattr(head_watcher, "REST_S_MAX", 3_600)
+
+    async def caught_up() -> bool:
+        return (await owner_conn.execute(BEHIND, (FOLLOWER,))).rowcount == 0
+
+    async with open_store(database_url) as (store, pool), Redis.from_url(redis_url) as listening:
+        await write_lives(store, count=4)
+        await owner_conn.execute("INSERT INTO checkpoint (follower, lane) SELECT %s, lane FROM lane_head", (FOLLOWER,))
+        assert not await caught_up()
+        sender = HintSender(redis_url)
+        following = asyncio.create_task(relay.Relay(pool, sender, head_watcher.HeadWatcher(pool, listening)).run())
+
+        await until(caught_up)
+
+        following.cancel()
+        await asyncio.wait([following])
+        sender.close()
 
 
 async def test_a_look_that_the_database_refuses_ends_no_part_of_a_relay(
