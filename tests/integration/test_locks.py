@@ -6,6 +6,9 @@ from threading import Event
 from uuid import UUID
 
 import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from hydracore.signals import run_to_its_end
 from tests import lives
@@ -68,6 +71,23 @@ async def test_whoever_is_stopped_as_it_asks_for_a_lock_leaves_it_to_others(data
     assert await is_free(other)
     await stopped.close()
     await other.close()
+
+
+async def test_an_instance_for_which_no_lock_was_to_be_had_is_worked_on_once_there_is_one(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    locks = InstanceLocks(database_url, role="")
+    admit = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    name = sql.Identifier(owner_conn.info.dbname)
+    elsewhere = make_conninfo(database_url, dbname="postgres")
+    async with await psycopg.AsyncConnection.connect(elsewhere, autocommit=True) as operator:
+        await operator.execute(admit.format(name, sql.SQL("false")))
+        with pytest.raises(psycopg.OperationalError):
+            await is_free(locks)
+        await operator.execute(admit.format(name, sql.SQL("true")))
+
+    assert await is_free(locks)
+    await locks.close()
 
 
 async def test_whoever_comes_as_another_of_its_process_leaves_is_not_turned_away(database_url: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from typing import LiteralString
+from uuid import uuid4
 
 import pytest
 from msgspec.structs import replace
 from psycopg import AsyncConnection
 
+from events.ids import lane_of
 from events.store import EventStore
 from tests import lives
 from tests.owing import owed
 from tests.requests_to_log import open_store, origin, request, requested
 from tests.waiting import until
-from workers.attention import Attention
+from workers.attention import BACKOFF_S_MAX, Attention
 
 ADA = lives.instance_id()
 
@@ -72,6 +74,58 @@ async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_bef
         assert row == (True, *began), "it has been failing all the while"
 
 
+async def test_pauses_grow_with_each_failure_up_to_the_longest(database_url: str, owner_conn: AsyncConnection) -> None:
+    pauses = list[float]()
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+
+        for _ in range(5):
+            await attention.fail(ADA, version=1, code="no_address", delay_s=10)
+            pauses.append(await _pause_s(owner_conn))
+
+    # Up to a quarter more, at random.
+    wanted = (10, 20, 40, BACKOFF_S_MAX, BACKOFF_S_MAX)
+    assert [least - 1 < pause < least * 1.25 for pause, least in zip(pauses, wanted, strict=True)] == [True] * 5
+
+
+async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    since = "SELECT failing_since FROM attention"
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        await attention.fail(ADA, version=1, code="timeout", delay_s=1)
+        await attention.postpone(ADA, version=1, delay_s=1)
+        assert await attention.fail(ADA, version=1, code="timeout", delay_s=1) == 2
+        before = await (await owner_conn.execute(since)).fetchone()
+
+        await store.execute(ADA, lives.plan(), origin("worker"))
+        await attention.postpone(ADA, version=4, delay_s=1)
+
+        assert await attention.fail(ADA, version=4, code="timeout", delay_s=1) == 1
+        assert await (await owner_conn.execute(since)).fetchone() != before
+
+
+async def test_nothing_is_left_of_whoever_goes_away(database_url: str, owner_conn: AsyncConnection) -> None:
+    other = uuid4()
+    async with open_store(database_url) as (store, pool):
+        attention = Attention(pool)
+        await requested(store)
+        await attention.fail(ADA, version=1, code="timeout", delay_s=1)
+        heard = (
+            "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report) VALUES (%s, %s, now(), %s, '{}')"
+        )
+        for instance_id in (ADA, other):
+            await owner_conn.execute(heard, (lane_of(instance_id), instance_id, lives.BOOT))
+
+        await attention.forget(ADA)
+
+        left = "SELECT instance_id FROM heartbeat UNION ALL SELECT instance_id FROM attention"
+        assert await (await owner_conn.execute(left)).fetchall() == [(other,)]
+
+
 async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
@@ -113,6 +167,14 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         await until(lambda: _is_past(looking, began_ms + 1))
 
         assert await owed(looking) == [ADA]
+
+
+async def _pause_s(connection: AsyncConnection) -> float:
+    row = await (
+        await connection.execute("SELECT extract(epoch FROM not_before - now())::float8 FROM attention")
+    ).fetchone()
+    assert row is not None
+    return row[0]
 
 
 async def _create(store: EventStore, *, at_ms: int) -> None:
