@@ -116,3 +116,25 @@ async def test_an_agent_that_was_heard_once_and_no_more_is_late_before_it_is_unr
     await watched.listening(since_s=1000)
 
     assert await watched.checked() == "late"
+
+
+async def test_an_agent_that_is_new_and_heard_is_well_then_late_and_then_unreachable(watched: Watched) -> None:
+    for command in RUNNING:
+        await watched.deps.store.execute(ADA, command, watched.deps.origin(ADA))
+    await watched.listening(since_s=1000)
+
+    found = list[str | None]()
+    for ago_s in (0, 30, 60, 75, 120):
+        await watched.heard(ago_s=ago_s)
+        found.append(await watched.checked())
+
+    assert found == ["healthy", "healthy", "late", "late", "unreachable"]
+
+
+async def test_nobody_looks_after_the_health_of_what_is_being_deleted(watched: Watched) -> None:
+    await watched.was_found("late")
+    await watched.heard(ago_s=1000)
+    await watched.listening(since_s=1000)
+    await watched.deps.store.execute(ADA, lives.delete(), watched.deps.origin(ADA))
+
+    assert await watched.checked() == "late"
