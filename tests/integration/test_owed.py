@@ -169,6 +169,21 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         assert await owed(looking) == [ADA]
 
 
+async def test_a_parked_lane_is_looked_at_again_once_its_time_has_come(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    park = "UPDATE checkpoint SET parked_until = now() + %s * interval '1 s', error = 'a hole'"
+    async with open_store(database_url) as (store, _):
+        await requested(store)
+        before = await owed(owner_conn)
+
+        await owner_conn.execute(park, (3_600,))
+        meanwhile = await owed(owner_conn)
+        await owner_conn.execute(park, (-1,))
+
+        assert (before, meanwhile, await owed(owner_conn)) == ([ADA], [], [ADA])
+
+
 async def _pause_s(connection: AsyncConnection) -> float:
     row = await (
         await connection.execute("SELECT extract(epoch FROM not_before - now())::float8 FROM attention")
