@@ -188,6 +188,29 @@ async def test_a_lane_whose_time_never_comes_is_an_alarm_too(
     assert [(line["event"], line["lane"]) for line in said] == [("lane_of_the_future", 6)]
 
 
+async def test_lanes_that_are_right_are_looked_at_once_in_a_while(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    looked = (
+        "SELECT query_start FROM pg_stat_activity"
+        " WHERE application_name = 'lane-times' AND query LIKE '%clock_timestamp%' AND state = 'idle'"
+    )
+
+    async def looks() -> list[tuple[object]]:
+        return await (await owner_conn.execute(looked)).fetchall()
+
+    async with open_pool(database_url, role="hydracore_app", application="lane-times", size=1) as pool:
+        watching = asyncio.create_task(watch_lane_times(pool))
+        await until(looks)
+        first = await looks()
+
+        # Each of these leaves it the time for another.
+        later = [await looks() for _ in range(20)]
+
+        watching.cancel()
+    assert later == [first] * 20
+
+
 async def create_apart(stack: Stack, count: int) -> list[int]:
     """Instances in as many lanes; the lanes."""
     lanes: dict[int, str] = {}
