@@ -1,5 +1,6 @@
 """Derived tokens: repeatable, apart from each other, and strict about their form."""
 
+import json
 from collections.abc import Callable
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from events.master_keys import MasterKeys
 from events.state import Attempt
 from hydracore import tokens
-from workers.user_data import user_data
+from workers.user_data import server_name, user_data
 
 MASTER = bytes(range(32))
 INSTANCE = UUID("5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11")
@@ -74,6 +75,19 @@ def test_a_server_is_given_the_token_that_was_intended(maker: bytes) -> None:
     )
 
     assert intended in told
+    (file,) = json.loads(told.removeprefix("#cloud-config"))["write_files"]
+    assert (file["path"], file["permissions"]) == ("/etc/hydracore/agent.json", "0600")
+    assert json.loads(file["content"]) == {
+        "control_plane_url": "http://x",
+        "instance_id": str(INSTANCE),
+        "attempt": 1,
+        "enrol_token": intended,
+    }
+
+
+def test_a_server_is_called_what_it_has_always_been_called() -> None:
+    """By its name it is found again, whichever release has asked for it."""
+    assert server_name(INSTANCE) == "hc-5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11"
 
 
 def test_an_attempt_and_a_nonce_cannot_trade_digits() -> None:
