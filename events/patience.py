@@ -24,8 +24,9 @@ _PAUSE_S = 0.1
 #: psycopg calls operational besides these (a value too long for an index, say) fails the same way every time.
 _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 
-#: What the server says to whoever held a lease for too long (see `lease`), before it hangs up: the client was idle, or slow.
-_OVERDUE = frozenset({"25P03", "25P04"})
+#: What the server says to whoever held a lease for too long (see `lease`), before it hangs up: the client was idle, or slow. And what
+#: one says that takes no writes yet, because it is a standby that is about to take over.
+_PASSING_TOO = frozenset({"25P03", "25P04", "25006"})
 
 
 class Lender(Protocol):
@@ -41,7 +42,7 @@ def may_pass(error: psycopg.Error) -> bool:
     """Whether the connection is the trouble and not the statement: tried again, it may succeed."""
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return error.sqlstate is None or error.sqlstate[:2] in _PASSING
-    return error.sqlstate in _OVERDUE
+    return error.sqlstate in _PASSING_TOO
 
 
 async def patiently(

@@ -67,6 +67,7 @@ async def test_a_connection_is_waited_for_no_longer_than_patience_lasts() -> Non
         pytest.param("58030", id="a disk that fails"),
         pytest.param("25P03", id="a lease that was held for too long"),
         pytest.param("25P04", id="a lease that took too long"),
+        pytest.param("25006", id="a standby that is about to take over"),
     ],
 )
 def test_what_the_database_says_of_its_own_trouble_may_pass(sqlstate: str) -> None:
