@@ -101,6 +101,9 @@ def _require_room(database_url: str, what: What, path: Path) -> None:
         if what == "log":
             if any_table:
                 raise RestoreRefused("The database is not empty: make another with createdb")
+            # First, for in SQL_ASCII names of roles are no texts, and none would be found.
+            if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+                raise RestoreRefused(f"The database is in {encoding}: make one with ENCODING 'UTF8'.")
             there = {name for (name,) in connection.execute(_ROLES)}
             if missing := sorted(role for name, role in _roles(path).items() if name not in there):
                 make = "; ".join(f"CREATE ROLE {role}" for role in missing)

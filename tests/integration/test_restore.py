@@ -19,7 +19,7 @@ from hydracore.db.clients import postgres_client
 from hydracore.db.restore import copy_script
 from tests.api_server import running_api
 from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
-from tests.services import Services
+from tests.services import Services, empty_database
 
 __all__ = ["world_fixture"]
 
@@ -141,6 +141,19 @@ async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
     assert "has keys alone: restore the log's backup first" in refusal(only_keys, elsewhere)
     assert "The database is not empty" in refusal(log, world.url)
     assert "The database has keys already" in refusal(only_keys, world.url)
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused_as_such(
+    world: World, services: Services, tmp_path: Path
+) -> None:
+    backup = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
+
+    # What `createdb` makes in a cluster that was made without a locale: names of roles are no texts there.
+    with empty_database(services, " TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'") as url:
+        result = await asyncio.to_thread(world.run, "db", "restore", str(backup), HYDRACORE_DATABASE_URL=url)
+
+    assert result.exit_code == 2
+    assert "The database is in SQL_ASCII: make one with ENCODING 'UTF8'." in result.stderr
 
 
 @pytest.mark.parametrize("of", ["an empty database", "somebody else's database", "the shape of ours alone"])
