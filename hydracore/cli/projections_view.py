@@ -136,7 +136,8 @@ def progress(name: str) -> Generator[Steps]:
 
 
 def _outcome(report: Report, *, dry_run: bool) -> str:
-    rate = f", {report.events / report.fold_s:.0f} events/s" if report.fold_s else ""
+    # Of a build that was gone on with, an earlier run has folded some or all: our time is not what that took.
+    rate = f", {report.events / report.fold_s:.0f} events/s" if report.fold_s and not report.resumed else ""
     differ = "differs" if report.drifted == 1 else "differ"
     compared = f"{plural(report.rows_compared, 'row')} compared, {report.drifted} {differ}"
     if report.left_out:

@@ -17,7 +17,7 @@ from projections.fleet_queries import fleet_counts
 from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
 from tests.parking import parked, seq_of
-from tests.rebuilding import QUIET, follow_all, hydracore, write_lives
+from tests.rebuilding import QUIET, fold_here, follow_all, hydracore, write_lives
 from tests.requests_to_log import open_store, requested
 
 
@@ -170,3 +170,22 @@ async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) ->
     assert (
         await hydracore(database_url, "prune", "instance")
     ).stdout == "dropped generation 1 of instance (previous)\n"
+
+
+async def test_what_an_earlier_run_has_folded_is_not_told_as_the_speed_of_the_one_that_goes_on(
+    database_url: str,
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+
+    async def break_off_at_its_end(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+        await fold_here(database_url)(projection, build, progress)
+        raise FoldFailed(build.name, "it was killed")
+
+    with pytest.raises(FoldFailed):
+        await rebuild(database_url, InstanceProjection(), folding=break_off_at_its_end, steps=QUIET)
+
+    done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
+
+    assert "generation 2 is live; " in done.stdout
+    assert "events/s" not in done.stdout
