@@ -28,8 +28,9 @@ PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
 PROBE_S_MAX: Final = 2.0
 #: Relay and workers serve nobody who could ask them; what is wrong with their settings shows within this time.
 SETTLE_S: Final = 1.5
-#: A stop in order goes by steps (control plane, agents, simulators, stores); together they stay below 10 s.
-CONTROL_PLANE_GRACE_S: Final = 2.5
+#: A stop in order goes by steps (control plane, agents, simulators, stores); together they stay below 13 s. The API gives requests
+#: under way 5 s, and tells whoever still waits then.
+CONTROL_PLANE_GRACE_S: Final = 6.5
 AGENTS_GRACE_S: Final = 3.0
 SIMULATORS_GRACE_S: Final = 1.0
 STORES_GRACE_S: Final = 2.0

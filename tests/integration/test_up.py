@@ -224,6 +224,29 @@ async def test_stores_of_ones_own_replace_the_embedded_ones(
     one.stop()
 
 
+async def test_a_chat_that_ctrl_c_cuts_ends_with_a_word(up: Callable[..., Up]) -> None:
+    one = up(free_port())
+    dev = await one.ready()
+    customer = {"Authorization": f"Bearer {dev['customer']['token']}"}
+    instance = await running_instance(dev["url"], customer)
+    # As many words as take longer than any stop.
+    chat = {"message": "Count to 5000"}
+    headers = customer | {"Accept": "text/event-stream"}
+
+    async with (
+        httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY, headers=headers) as client,
+        client.stream("POST", f"{instance}/chat", json=chat) as answer,
+    ):
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "event: token"
+        stopping = asyncio.create_task(asyncio.to_thread(one.stop))
+        rest = [line async for line in lines]
+        await stopping
+
+    assert "event: error" in rest
+    assert '"code":"interrupted"' in rest[rest.index("event: error") + 1]
+
+
 async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[..., Up], home: Path) -> None:
     one = up(free_port())
     # PostgreSQL's own data directory is being made, which takes longest.
