@@ -1,4 +1,6 @@
-"""How much of their pace writers keep while the log is verified, exported, and a projection is rebuilt beside them."""
+"""How much of their pace writers keep while the log is verified, exported, and a projection is rebuilt beside them, and while a
+transaction is left open, as a backup's is.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
 from statistics import median
 from typing import Final
 
+import psycopg
 import uvloop
 
 from bench import append_ours
@@ -32,8 +35,11 @@ ROUNDS: Final = 2
 #: How long writers are measured alone, before and after each command.
 ALONE_S: Final = 4.0
 WARM_S: Final = 2.0
-#: How long a command is watched: the log grows all the while, and whoever gives way to its writers is at it for minutes.
-RUN_S_MAX: Final = 12.0
+#: How long a command is watched, unless `BENCH_BESIDE_S` says otherwise: the log grows all the while, and whoever gives way to its
+#: writers is at it for a minute.
+RUN_S_MAX: Final = "12"
+#: How long a transaction is open before the writers beside it are measured.
+OPEN_S: Final = 30.0
 #: What a command ends with that was done, or interrupted.
 ENDED: Final = frozenset({0, 130, -signal.SIGINT})
 #: Writers may lose a fifth.
@@ -48,6 +54,9 @@ COMMANDS: Final = {
 
 _SPAWN: Final = get_context("spawn")
 
+_Rates = tuple[float, float]
+"""Appends a second meanwhile, and otherwise."""
+
 
 async def compare(services: Services) -> list[Comparison]:
     """Appends a second while each command runs, against the mean of the appends a second before and after it."""
@@ -55,28 +64,45 @@ async def compare(services: Services) -> list[Comparison]:
     await asyncio.to_thread(write_log, url, instances=round(MILLIONS * INSTANCES_PER_MILLION))
     for name in ("instance", "provision_log", "reservation"):
         await rebuilt(url, name, first=True)
-    during: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    alone: dict[str, list[float]] = {name: [] for name in COMMANDS}
     folder = services.home.path
     async with _writers(url) as count:
         await asyncio.sleep(WARM_S)
+        beside: dict[str, list[_Rates]] = {name: [] for name in COMMANDS}
         for _ in range(ROUNDS):
             for name, command in COMMANDS.items():
                 before = await _rate(count, asyncio.sleep(ALONE_S))
-                during[name].append(await _rate(count, _run(url, [word.format(folder=folder) for word in command])))
+                during = await _rate(count, _run(url, [word.format(folder=folder) for word in command]))
                 after = await _rate(count, asyncio.sleep(ALONE_S))
-                alone[name].append((before + after) / 2)
+                beside[name].append((during, (before + after) / 2))
+        opened = [await _beside_a_transaction(url, count) for _ in range(ROUNDS)]
     return [
-        Comparison(
-            name=f"appends/s while `{name}` runs over {MILLIONS:g} M events, {TASKS} tasks",
-            against="the same writers alone",
-            ours=median(during[name]),
-            theirs=median(alone[name]),
-            ratios=[a / b for a, b in zip(during[name], alone[name], strict=True)],
-            target=KEPT_MIN,
-        )
-        for name in COMMANDS
+        *(
+            _comparison(f"`{name}` runs over {MILLIONS:g} M events", "the same writers alone", rates)
+            for name, rates in beside.items()
+        ),
+        _comparison(f"a transaction has been open for {OPEN_S:.0f} s", "right behind its end", opened),
     ]
+
+
+def _comparison(meanwhile: str, against: str, rates: Sequence[_Rates]) -> Comparison:
+    return Comparison(
+        name=f"appends/s while {meanwhile}, {TASKS} tasks",
+        against=against,
+        ours=median(ours for ours, _ in rates),
+        theirs=median(theirs for _, theirs in rates),
+        ratios=[ours / theirs for ours, theirs in rates],
+        target=KEPT_MIN,
+    )
+
+
+async def _beside_a_transaction(url: str, count: Synchronized[int]) -> _Rates:
+    """Appends a second while one is open that sees no more than there was, and behind its end."""
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await connection.execute("SELECT FROM instance LIMIT 1")
+        await asyncio.sleep(OPEN_S)
+        ours = await _rate(count, asyncio.sleep(ALONE_S))
+    return ours, await _rate(count, asyncio.sleep(ALONE_S))
 
 
 async def _rate(count: Synchronized[int], meanwhile: Awaitable[None]) -> float:
@@ -93,7 +119,7 @@ async def _run(url: str, command: list[str]) -> None:
         *program, cwd=REPOSITORY, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     telling = asyncio.ensure_future(process.communicate())
-    if not (await asyncio.wait({telling}, timeout=RUN_S_MAX))[0]:
+    if not (await asyncio.wait({telling}, timeout=float(os.environ.get("BENCH_BESIDE_S", RUN_S_MAX))))[0]:
         process.send_signal(signal.SIGINT)
     told, _ = await telling
     if process.returncode not in ENDED:
