@@ -28,8 +28,8 @@ from bench.services import Services
 from events.store import EventStore
 from projections.inline import inline_projections
 
-#: Millions of events, about, in the log that is read.
-MILLIONS: Final = 0.1
+#: Millions of events, about, in the log that is read, unless `BENCH_BESIDE_EVENTS` says otherwise.
+MILLIONS: Final = "0.1"
 TASKS: Final = 16
 ROUNDS: Final = 2
 #: How long writers are measured alone, before and after each command.
@@ -61,7 +61,8 @@ _Rates = tuple[float, float]
 async def compare(services: Services) -> list[Comparison]:
     """Appends a second while each command runs, against the mean of the appends a second before and after it."""
     url = await services.fresh_database("beside", migrated=True)
-    await asyncio.to_thread(write_log, url, instances=round(MILLIONS * INSTANCES_PER_MILLION))
+    millions = float(os.environ.get("BENCH_BESIDE_EVENTS", MILLIONS))
+    await asyncio.to_thread(write_log, url, instances=round(millions * INSTANCES_PER_MILLION))
     for name in ("instance", "provision_log", "reservation"):
         await rebuilt(url, name, first=True)
     folder = services.home.path
@@ -77,7 +78,7 @@ async def compare(services: Services) -> list[Comparison]:
         opened = [await _beside_a_transaction(url, count) for _ in range(ROUNDS)]
     return [
         *(
-            _comparison(f"`{name}` runs over {MILLIONS:g} M events", "the same writers alone", rates)
+            _comparison(f"`{name}` runs over {millions:g} M events", "the same writers alone", rates)
             for name, rates in beside.items()
         ),
         _comparison(f"a transaction has been open for {OPEN_S:.0f} s", "right behind its end", opened),
