@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from events.errors import LogCorrupted, Rejected, ReservationTaken
+from events.errors import LogCorrupted, Rejected, ReservationTaken, StoreUnavailable
 from events.patience import run
 from events.record import Append
 from events.sql import Statements
@@ -19,6 +19,9 @@ _EVENT_NEVER = _SQL["event_never"]
 #: these before (`hydracore.problems`): this is for the one that they forgot.
 _UNSTORABLE = (UnicodeEncodeError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
+#: What says that a number of a lane was given before.
+_NUMBERS = frozenset({"event_pkey", "command_lane_first_seq"})
+
 
 async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -> None:
     """Return where `error` speaks for itself.
@@ -28,11 +31,13 @@ async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -
     """
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
         raise ReservationTaken(append.stream_id) from error
-    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "event_pkey":
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _NUMBERS:
         for (seq,) in await run(pool, _OF_NO_COMMAND, (append.lane, append.lane)):
             raise LogCorrupted(
                 append.lane, seq, f"its command is missing, and {append.stream_id} is to follow it"
             ) from error
+        # A session whose transactions see what was there as they began, because nobody told it otherwise.
+        raise StoreUnavailable("Others have written there meanwhile; try again") from error
     if isinstance(error, LogCorrupted):
         for (seq,) in await run(pool, _EVENT_NEVER, (append.lane, append.stream_id)):
             what = f"stream {append.stream_id} has a time that no calendar has"

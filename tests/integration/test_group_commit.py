@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from events import commands as c
 from events import committer
 from events.committer import BATCH_MAX
-from events.errors import Rejected, ReservationTaken, VersionConflict
+from events.errors import Rejected, ReservationTaken, StoreUnavailable, VersionConflict
 from events.ids import command_id_for, lane_of
 from events.record import Origin, Outcome
 from events.store import EventStore
@@ -317,6 +317,31 @@ async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_other
         await waiting
 
     assert (await audited(owner_conn)).versions == {instance_id(each): 1 for each in (one, other)}
+
+
+async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    alter = "ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'"
+    await owner_conn.execute(sql.SQL(alter).format(sql.Identifier(owner_conn.info.dbname)))
+    one, other, _ = in_one_lane_and_another()
+    # With a role to act as, sessions are told to see what is committed.
+    async with (
+        open_pool(database_url, role="", application="test", size=2) as pool,
+        open_pool(database_url, role="", application="test", size=2) as other_pool,
+    ):
+        stores = [EventStore(each, inline=inline_projections()) for each in (pool, other_pool)]
+        async with owner_conn.transaction():
+            await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(one)),))
+            waiting = asyncio.gather(create(stores[0], one), create(stores[1], other), return_exceptions=True)
+            await until(lambda: waiting_for_locks(owner_conn, 2))
+
+        answers = await waiting
+        for store in stores:
+            await store.close()
+
+    assert {type(answer) for answer in answers} == {Outcome, StoreUnavailable}
+    assert len((await audited(owner_conn)).versions) == 1
 
 
 async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
