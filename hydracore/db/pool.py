@@ -48,7 +48,7 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
     given = conninfo_to_dict(database_url)
     options = str(given.get("options") or "")
     if role:
-        options = f"{_READ_COMMITTED} {options} -c role={role}"
+        options = " ".join(filter(None, (_READ_COMMITTED, options, f"-c role={role}")))
     ours = {"application_name": application, "options": options, "client_encoding": "UTF8"}
     return make_conninfo(database_url, **{**_WATCHFUL, **given, **ours})
 

@@ -202,13 +202,12 @@ async def test_lanes_that_are_right_are_looked_at_once_in_a_while(
     async with open_pool(database_url, role="hydracore_app", application="lane-times", size=1) as pool:
         watching = asyncio.create_task(watch_lane_times(pool))
         await until(looks)
-        first = await looks()
 
         # Each of these leaves it the time for another.
-        later = [await looks() for _ in range(20)]
+        begun = {start for _ in range(20) for start in await looks()}
 
         watching.cancel()
-    assert later == [first] * 20
+    assert len(begun) <= 2, "to prepare the statement, and to ask"
 
 
 async def create_apart(stack: Stack, count: int) -> list[int]:
