@@ -8,13 +8,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from events import commands as c
 from events import committer
 from events.committer import BATCH_MAX
-from events.errors import Rejected, ReservationTaken, StoreUnavailable, VersionConflict
+from events.errors import Rejected, ReservationTaken, VersionConflict
 from events.ids import command_id_for, lane_of
 from events.record import Origin, Outcome
 from events.store import EventStore
@@ -284,66 +284,6 @@ async def fill(database_url: str) -> None:
             await connection.execute("SELECT pg_stat_force_next_flush()")
 
 
-async def test_nobody_waits_for_a_lane_that_is_not_theirs(store: EventStore, owner_conn: AsyncConnection) -> None:
-    held, same, other = in_one_lane_and_another()
-    async with owner_conn.transaction():
-        await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(held)),))
-        waiting = asyncio.create_task(create(store, held))
-        await until_it_waits(owner_conn)
-        behind = asyncio.create_task(create(store, same))
-
-        await create(store, other)
-
-        assert not waiting.done()
-        assert not behind.done()
-    await asyncio.gather(waiting, behind)
-    assert (await audited(owner_conn)).versions == {instance_id(one): 1 for one in (held, same, other)}
-
-
-@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_others_transactions_see(
-    database_url: str, owner_conn: AsyncConnection, isolation: str
-) -> None:
-    alter = "ALTER DATABASE {} SET default_transaction_isolation = {}"
-    names = sql.Identifier(owner_conn.info.dbname), sql.Literal(isolation)
-    await owner_conn.execute(sql.SQL(alter).format(*names))
-    one, other, _ = in_one_lane_and_another()
-    async with open_store(database_url) as (store, _), open_store(database_url) as (other_store, _):
-        async with owner_conn.transaction():
-            await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(one)),))
-            waiting = asyncio.gather(create(store, one), create(other_store, other))
-            await until(lambda: waiting_for_locks(owner_conn, 2))
-
-        await waiting
-
-    assert (await audited(owner_conn)).versions == {instance_id(each): 1 for each in (one, other)}
-
-
-async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
-    database_url: str, owner_conn: AsyncConnection
-) -> None:
-    alter = "ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'"
-    await owner_conn.execute(sql.SQL(alter).format(sql.Identifier(owner_conn.info.dbname)))
-    one, other, _ = in_one_lane_and_another()
-    # With a role to act as, sessions are told to see what is committed.
-    async with (
-        open_pool(database_url, role="", application="test", size=2) as pool,
-        open_pool(database_url, role="", application="test", size=2) as other_pool,
-    ):
-        stores = [EventStore(each, inline=inline_projections()) for each in (pool, other_pool)]
-        async with owner_conn.transaction():
-            await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(one)),))
-            waiting = asyncio.gather(create(stores[0], one), create(stores[1], other), return_exceptions=True)
-            await until(lambda: waiting_for_locks(owner_conn, 2))
-
-        answers = await waiting
-        for store in stores:
-            await store.close()
-
-    assert {type(answer) for answer in answers} == {Outcome, StoreUnavailable}
-    assert len((await audited(owner_conn)).versions) == 1
-
-
 async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
     store: EventStore, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,13 +321,3 @@ def in_one_lane_and_another() -> tuple[str, str, str]:
         if len(customers) == 2:
             return customers[0], customers[1], next(names[0] for names in by_lane.values() if names is not customers)
     raise AssertionError("a thousand instances share no lane")
-
-
-async def until_it_waits(connection: AsyncConnection) -> None:
-    """Until somebody waits for a lock that this connection holds."""
-
-    async def somebody_waits() -> bool:
-        waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        return (await connection.execute(waits)).rowcount > 0
-
-    await until(somebody_waits)

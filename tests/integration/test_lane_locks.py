@@ -1,0 +1,92 @@
+"""Who waits for a lane, and what those see who have waited: the lane as those before them have left it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from psycopg import AsyncConnection, sql
+
+from events.errors import StoreUnavailable
+from events.record import Outcome
+from events.store import EventStore
+from hydracore.db.pool import open_pool
+from projections.inline import inline_projections
+from tests.holding import FREE, WAITING, Customers, count, held_lanes, somebody
+from tests.log_audit import audited
+from tests.requests_to_log import open_store
+from tests.waiting import until
+
+LANE = 1
+
+
+@pytest.fixture
+def customers() -> Customers:
+    return Customers()
+
+
+async def test_nobody_waits_for_a_lane_that_is_not_theirs(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers
+) -> None:
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [LANE]) as holder:
+        waiting = [customers.creating(store, LANE)]
+        await until(lambda: somebody(owner_conn, WAITING))
+        waiting.append(customers.creating(store, LANE))
+
+        await customers.create(store, FREE)
+
+        assert not any(task.done() for task in waiting)
+        await holder.rollback()
+        await asyncio.gather(*waiting)
+    assert len((await audited(owner_conn)).versions) == 3
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_others_transactions_see(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, isolation: str
+) -> None:
+    await isolate(owner_conn, isolation)
+    async with open_store(database_url) as (store, _), open_store(database_url) as (other_store, _):
+        answers = await both_waiting(database_url, owner_conn, customers, (store, other_store))
+
+    assert [type(answer) for answer in answers] == [Outcome, Outcome]
+    assert len((await audited(owner_conn)).versions) == 2
+
+
+async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers
+) -> None:
+    await isolate(owner_conn, "repeatable read")
+    # With a role to act as, sessions are told to see what is committed.
+    async with (
+        open_pool(database_url, role="", application="test", size=2) as pool,
+        open_pool(database_url, role="", application="test", size=2) as other_pool,
+    ):
+        stores = tuple(EventStore(each, inline=inline_projections()) for each in (pool, other_pool))
+        answers = await both_waiting(database_url, owner_conn, customers, stores)
+        for store in stores:
+            await store.close()
+
+    assert {type(answer) for answer in answers} == {Outcome, StoreUnavailable}
+    assert len((await audited(owner_conn)).versions) == 1
+
+
+async def isolate(connection: AsyncConnection, isolation: str) -> None:
+    """What transactions of this database see, unless they are told otherwise."""
+    alter = sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = {}")
+    await connection.execute(alter.format(sql.Identifier(connection.info.dbname), sql.Literal(isolation)))
+
+
+async def both_waiting(
+    database_url: str, looker: AsyncConnection, customers: Customers, stores: tuple[EventStore, ...]
+) -> list[Outcome | BaseException]:
+    """What becomes of two who have waited for one lane at once."""
+
+    async def all_wait() -> bool:
+        return await count(looker, WAITING) == len(stores)
+
+    async with held_lanes(database_url, [LANE]) as holder:
+        waiting = asyncio.gather(*(customers.creating(store, LANE) for store in stores), return_exceptions=True)
+        await until(all_wait)
+        await holder.rollback()
+        return await waiting
