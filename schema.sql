@@ -33,7 +33,7 @@ INSERT INTO migration (name, digest) VALUES
     ('0022_making_way_for_heads', '\xb46a819f9b6515230caebc6774b0bffd3e6b212bb0dd09be48f930271d052446'),
     ('0023_heads_of_commands', '\xd602863efbfc69a747f9dfe6b87765375482ab39d9422f1da741eea41311a5a6');
 
--- The event log: 64 ordered lanes, dense numbers from a locked head, a hash chain per lane.
+-- The event log: 64 ordered lanes, dense numbers that are taken under a lock, a hash chain per lane.
 
 -- One row per lane. An append locks its lane's row until commit and takes the numbers behind the lane's last command. The lock is
 -- released by the commit, so the order of numbers is the order of commits and a lane has no holes, ever. The row is never
