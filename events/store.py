@@ -1,4 +1,4 @@
-"""The door to the log: load a stream, execute a command, see how far each lane has come."""
+"""The door to the log: load a stream, execute a command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from events.types import AnyEvent
 
 _SQL = Statements("events", "store.sql")
 _REPEATED = _SQL["repeated"]
-_HEADS = _SQL["heads"]
 
 #: How often a command is decided again after a race that another process has won, before the caller learns of it.
 RACES_MAX = 64
@@ -206,9 +205,3 @@ class EventStore:
         now = await self.load(stream_id)
         assert now is not None, "a recorded command has a stream"
         return Outcome(state=now, events=events, duplicate=True, result=result)
-
-
-async def read_heads(connection: AsyncConnection) -> dict[int, int]:
-    """The number of the last event of every lane, all of them at one moment."""
-    cursor = await connection.execute(_HEADS)
-    return dict(await cursor.fetchall())

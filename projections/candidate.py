@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from psycopg import AsyncConnection
 
+from events.heads import read_heads
 from events.ids import LANES
 from events.pacing import Pace
-from projections.catching_up import CaughtUp, Positions, catch_up, read_heads, read_positions
+from projections.catching_up import CaughtUp, Positions, catch_up, read_positions
 from projections.definition import Inline, Projection
 from projections.drift import Scope
 from projections.generations import Generation

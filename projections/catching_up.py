@@ -21,7 +21,6 @@ from projections.generations import Generation, use_schema
 from projections.refolding import GrownStream, KeptFolds, Stream, grown_streams, refold
 
 _SQL = Statements("projections", "catching_up.sql")
-_HEADS = _SQL["heads"]
 _POSITIONS = _SQL["positions"]
 _MOVE = _SQL["move"]
 
@@ -44,11 +43,6 @@ class CaughtUp(NamedTuple):
     read: int
     lanes: set[int]
     streams: dict[Stream, int]
-
-
-async def read_heads(connection: AsyncConnection) -> dict[int, int]:
-    """The heads of all lanes in one look. Apart from the store's, because whoever only reads has no need of what the store imports."""
-    return dict(await (await connection.execute(_HEADS)).fetchall())
 
 
 async def read_positions(connection: AsyncConnection, follower: str) -> dict[int, int]:

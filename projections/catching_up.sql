@@ -1,6 +1,3 @@
--- name: heads
-SELECT lane, head FROM lane_head ORDER BY lane
-
 -- name: positions
 SELECT lane, seq FROM checkpoint WHERE follower = %s ORDER BY lane
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import AsyncClientCursor, AsyncConnection, sql
 
+from events.heads import HEADS
 from events.sql import Statements, template
 from projections import generations
 from projections.candidate import Candidate
@@ -31,7 +32,6 @@ from projections.tables import LIVE
 _SQL = Statements("projections", "swap.sql")
 _BEGIN = template(_SQL["begin"])
 _LOCK_LANES = _SQL["lock_lanes"]
-_HEADS = _SQL["heads"]
 _LOCK_CHECKPOINTS = _SQL["lock_checkpoints"]
 _COMMIT_IN_TIME = template(_SQL["commit_in_time"])
 _ON_DISK = _SQL["on_disk"]
@@ -183,7 +183,8 @@ async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, 
     begin: _Query = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
     stop: list[_Query] = [(_LOCK_CHECKPOINTS, (candidate.build.name,))]
     if isinstance(candidate.projection, Inline):
-        stop = [(_LOCK_LANES, None), (_HEADS, None)]
+        # In a statement of its own, behind the lock: what it sees is what there is.
+        stop = [(_LOCK_LANES, None), (HEADS, None)]
     return dict(await (await _at_once(connection, [begin, *stop])).fetchall())
 
 

@@ -12,10 +12,6 @@ SELECT set_config('lock_timeout', {wait_ms}, true), set_config('statement_timeou
 -- name: lock_lanes
 SELECT FROM lane ORDER BY lane FOR UPDATE
 
--- name: heads
--- In a statement of its own, behind the lock: what it sees is what there is.
-SELECT lane, head FROM lane_head ORDER BY lane
-
 -- name: lock_checkpoints
 SELECT lane, seq FROM checkpoint WHERE follower = %s ORDER BY lane FOR UPDATE
 

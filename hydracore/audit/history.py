@@ -18,12 +18,12 @@ from psycopg_pool import AsyncConnectionPool
 from events import pages
 from events.errors import LogCorrupted
 from events.folding import Stored, folding, version_of
+from events.heads import read_heads
 from events.ids import LANES
 from events.patience import patiently
 from events.recent import Recent
 from events.sql import Statements
 from events.state import Instance
-from events.store import read_heads
 from events.types import AnyEvent
 from events.weights import weight_of
 from hydracore.audit.errors import NothingThere

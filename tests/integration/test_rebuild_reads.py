@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from bench.rebuild_log import write_log
+from events.heads import read_heads
 from projections import generations
-from projections.catching_up import read_heads
 from projections.drift import Scope, compare
 from projections.refolding import KeptFolds, grown_streams
 from projections.usage_daily import UsageDaily

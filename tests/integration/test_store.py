@@ -12,8 +12,9 @@ from psycopg import AsyncConnection
 from events import commands as c
 from events import types as e
 from events.errors import LogCorrupted, NotFound, RequestMismatch, TransitionRefused
+from events.heads import read_heads
 from events.ids import command_id_for, lane_of
-from events.store import EventStore, read_heads
+from events.store import EventStore
 from tests import lives
 from tests.lives import NOW_MS, request
 from tests.log_audit import audited
