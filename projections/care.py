@@ -16,13 +16,13 @@ from projections.definition import Inline
 from projections.errors import NotParked, NotSkipped, NotToBeSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.generations import Generation
 from projections.registry import projections
+from projections.turn import take_turn
 
 _SQL = Statements("projections", "care.sql")
 _STATUS = _SQL["status"]
 _KNOWN = _SQL["known"]
 _TAKEN = _SQL["taken"]
 _PARKED = _SQL["parked"]
-_TAKE_TURN = _SQL["take_turn"]
 _TAKEN_BY_BUILD = _SQL["taken_by_build"]
 _RECORD = _SQL["record"]
 _SKIPPED = _SQL["skipped"]
@@ -154,7 +154,7 @@ async def skip_in_build(
     Raises `RebuildBusy` while somebody builds, and `NotToBeSkipped`.
     """
     async with connection.transaction():
-        await _take_turn(connection, name)
+        await take_turn(connection, name)
         builds = await generations.unfinished(connection, name)
         build = next((one for one in builds if one.version == version), None)
         if build is None:
@@ -180,7 +180,7 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
     `UnknownProjection`, `RebuildBusy` while somebody builds, and `NotSkipped`.
     """
     async with connection.transaction():
-        await _take_turn(connection, name)
+        await take_turn(connection, name)
         live = await _served(connection, name)
         place = {"name": name, "version": live.version, "lane": lane, "seq": seq}
         row = await (await connection.execute(_SKIPPED, place)).fetchone()
@@ -224,12 +224,6 @@ async def _parked(connection: AsyncConnection, name: str, lane: int, *, seq: int
     if seq not in (None, row[0]):
         raise ParkedElsewhere(name, lane, at=row[0], asked=seq)
     return {"name": name, "version": live.version, "lane": lane, "seq": row[0], "error": row[1]}
-
-
-async def _take_turn(connection: AsyncConnection, name: str) -> None:
-    """Let nobody rebuild the projection until the transaction ends. Raises `RebuildBusy`."""
-    if await (await connection.execute(_TAKE_TURN, (name,))).fetchone() != (True,):
-        raise RebuildBusy(name)
 
 
 async def _record(connection: AsyncConnection, action: str, place: dict[str, Any], by: By) -> Intervention:

@@ -26,10 +26,6 @@ SELECT seq + 1, error
  WHERE follower = %(name)s AND lane = %(lane)s AND error IS NOT NULL
    FOR UPDATE
 
--- name: take_turn
--- That of a rebuild, until the transaction ends.
-SELECT pg_try_advisory_xact_lock(hashtextextended('hydracore projection ' || %s::text, 0))
-
 -- name: taken_by_build
 -- How far a build has got in a lane, and where that ends; nothing while somebody folds it.
 SELECT CASE WHEN l.folded_at IS NULL THEN 0

@@ -1,7 +1,7 @@
 """A rebuild that nobody notices: fold the log into the next generation, catch up, compare, swap; or compare only.
 
 Everything that is done is in the database: whoever starts the same rebuild again after a kill, at whatever point, goes on
-from there. One rebuild of a projection runs at a time (an advisory lock, gone with its process).
+from there. One rebuild of a projection runs at a time (`projections/turn.py`).
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
 import msgspec
-from psycopg import AsyncConnection, Error
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg import AsyncConnection
 
 from events.pacing import Pace
-from events.sql import Statements
 from projections import generations
 from projections.approach import approach, come_near, verify
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
-from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch, RebuildBusy
+from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch
 from projections.generations import Generation, Progress
 from projections.swap import Swapped, swap
-
-_SQL = Statements("projections", "rebuild.sql")
-_TAKE_TURN = _SQL["take_turn"]
-_GIVE_TURN = _SQL["give_turn"]
-
-#: A session whose client was killed lets go of its locks though it waits for one itself.
-_NOTICE_LOSS = "-c client_connection_check_interval=500"
+from projections.turn import connect, turn
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
 """Has all lanes of the build folded; asks for the progress as often as it likes. Raises `FoldFailed`."""
@@ -93,7 +85,7 @@ async def rebuild(
     `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
-    async with _turn(database_url, projection.name) as connection:
+    async with turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         if missing and not accept_drift:
@@ -130,7 +122,7 @@ async def dry_run(
     `NamesTaken` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
-    async with _turn(database_url, projection.name) as connection:
+    async with turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         if missing:
@@ -154,7 +146,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
     `projection` must have the version of the previous generation. Nothing is compared: a rollback is made because what
     is live is wrong. Raises `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
     """
-    async with _turn(database_url, projection.name) as connection:
+    async with turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         earlier = await generations.last_replaced(connection, projection.name)
@@ -181,7 +173,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         async def near(swapping: AsyncConnection) -> None:
             report.events += await approach(swapping, candidate)
 
-        _finish(report, await swap(partial(_connect, database_url), candidate, near=near), began_s)
+        _finish(report, await swap(partial(connect, database_url), candidate, near=near), began_s)
         return report
 
 
@@ -189,7 +181,7 @@ async def prune(database_url: str, name: str) -> list[Generation]:
     """Drop every generation of the projection that is not live, unfinished builds too. Raises `RebuildBusy` and
     `GenerationInUse`.
     """
-    async with _turn(database_url, name) as connection:
+    async with turn(database_url, name) as connection:
         found = await generations.all_in(connection, "previous", *generations.UNFINISHED)
         dropped = [generation for generation in found if generation.name == name]
         for generation in dropped:
@@ -198,32 +190,6 @@ async def prune(database_url: str, name: str) -> list[Generation]:
         if live is not None:
             await generations.drop_schema_left_behind(connection, live)
         return dropped
-
-
-@asynccontextmanager
-async def _turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
-    """A connection whose session alone rebuilds the projection. Raises `RebuildBusy`."""
-    async with await _connect(database_url) as connection:
-        row = await (await connection.execute(_TAKE_TURN, (name,))).fetchone()
-        if row != (True,):
-            raise RebuildBusy(name)
-        try:
-            yield connection
-        finally:
-            # A session that is closed goes a moment later, and whoever comes at once would be turned away by it. One that cannot
-            # be asked any more takes the lock with it.
-            with suppress(Error):
-                await connection.execute(_GIVE_TURN, (name,))
-
-
-async def _connect(database_url: str) -> AsyncConnection:
-    given = str(conninfo_to_dict(database_url).get("options") or "")
-    conninfo = make_conninfo(
-        database_url, application_name="hydracore-rebuild", options=f"{given} {_NOTICE_LOSS}".strip()
-    )
-    connection = await AsyncConnection.connect(conninfo, autocommit=True)
-    await connection.execute(generations.UNLIMITED_SESSION)
-    return connection
 
 
 async def _build(
@@ -288,7 +254,7 @@ async def _fits(
 
 
 async def _swap(database_url: str, candidate: Candidate) -> Swapped:
-    return await swap(partial(_connect, database_url), candidate, near=partial(approach, candidate=candidate))
+    return await swap(partial(connect, database_url), candidate, near=partial(approach, candidate=candidate))
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:
@@ -304,7 +270,7 @@ async def _compare(connection: AsyncConnection, candidate: Candidate, report: Re
 @asynccontextmanager
 async def _analyzing(database_url: str, build: Generation) -> AsyncGenerator[None]:
     """Meanwhile the build's tables are analysed, on a connection of its own."""
-    async with await _connect(database_url) as connection:
+    async with await connect(database_url) as connection:
         analysis = asyncio.create_task(generations.analyze(connection, build))
         try:
             yield

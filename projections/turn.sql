@@ -1,5 +1,8 @@
--- name: take_turn
+-- name: take
 SELECT pg_try_advisory_lock(hashtextextended('hydracore projection ' || %s::text, 0))
 
--- name: give_turn
+-- name: take_for_transaction
+SELECT pg_try_advisory_xact_lock(hashtextextended('hydracore projection ' || %s::text, 0))
+
+-- name: give
 SELECT pg_advisory_unlock(hashtextextended('hydracore projection ' || %s::text, 0))
