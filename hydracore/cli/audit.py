@@ -11,7 +11,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
-from hydracore.cli.printing import full_speed_option, say
+from hydracore.cli.printing import full_speed_option, json_option, say
 from hydracore.settings import Settings
 from hydracore.signals import run_to_its_end
 
@@ -41,7 +41,6 @@ public_key_option = click.option(
     multiple=True,
     help="The key that seals must be signed with, base64url, as `seal` prints it; where it was replaced, all of them, oldest first.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()

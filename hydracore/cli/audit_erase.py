@@ -10,8 +10,8 @@ from uuid import uuid4
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.audit import fail, failures, json_option, load, on_database
-from hydracore.cli.printing import Text, operator, plain, say
+from hydracore.cli.audit import fail, failures, load, on_database
+from hydracore.cli.printing import Text, json_option, operator, plain, print_json, say
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
     Completes what an earlier one that was cut off has begun; a customer who was erased stays so.
     """
     from hydracore.audit import erasing
-    from hydracore.cli.audit_view import print_json, progress_bar
+    from hydracore.cli.audit_view import progress_bar
 
     settings = load(require=configuration.ERASURE_NEEDS)
     found = on_database(settings, lambda pool: erasing.find(pool, customer, tenant_id=tenant))

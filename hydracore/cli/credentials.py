@@ -11,8 +11,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
-from hydracore.cli.audit import json_option
-from hydracore.cli.printing import Text, print_json, say
+from hydracore.cli.printing import Text, json_option, print_json, say
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:

@@ -98,6 +98,7 @@ def _escaped(char: str) -> str:
     return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 full_speed_option = click.option(
     "--full-speed", is_flag=True, help="Do not rest while others write: be done sooner, at their cost."
 )

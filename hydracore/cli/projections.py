@@ -12,7 +12,7 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import PARKED
-from hydracore.cli.printing import full_speed_option, operator, print_json, say
+from hydracore.cli.printing import full_speed_option, json_option, operator, print_json, say
 from hydracore.cli.projections_running import (
     as_owner,
     attempt,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from projections.generations import Generation
     from projections.rebuild import Folding, Report
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
 _SEQ = click.IntRange(1, 2**63 - 1)
 _event = click.option("--event", "seq", type=_SEQ, required=True, help="The event's number in its lane.")
@@ -60,7 +59,7 @@ def projections(context: click.Context) -> None:
 
 
 @projections.command("list")
-@_json
+@json_option
 def list_projections(*, as_json: bool) -> None:
     """Show every projection, and how far behind the log it is.
 
@@ -74,7 +73,7 @@ def list_projections(*, as_json: bool) -> None:
 
 @projections.command()
 @click.argument("name", required=False)
-@_json
+@json_option
 def status(*, name: str | None, as_json: bool) -> None:
     """Show the lanes that are behind or parked, with the error. Exits with 5 where a lane is parked."""
     from hydracore.cli.projections_view import show_status
@@ -93,7 +92,7 @@ def status(*, name: str | None, as_json: bool) -> None:
 @_event
 @click.option("--version", type=int, help="One that is being built, and whose build cannot take the event.")
 @_reason
-@_json
+@json_option
 def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as_json: bool) -> None:
     """Pass over an event that a projection cannot take.
 
@@ -114,7 +113,7 @@ def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as
 @_lane
 @_event
 @_reason
-@_json
+@json_option
 def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> None:
     """Have the next rebuild take an event that was skipped.
 
@@ -130,7 +129,7 @@ def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> Non
 @_lane
 @click.option("--event", "seq", type=_SEQ, help="Refuse where the lane is parked at another one.")
 @_reason
-@_json
+@json_option
 def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) -> None:
     """Have an event at which a lane is parked tried again now.
 
@@ -161,7 +160,7 @@ def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Interventi
 )
 @click.option("--distributed", is_flag=True, help="Have the Dramatiq workers fold the lanes.")
 @full_speed_option
-@_json
+@json_option
 def rebuild(
     *,
     name: str | None,
@@ -211,7 +210,7 @@ def rebuild(
 
 @projections.command()
 @click.argument("name")
-@_json
+@json_option
 def rollback(*, name: str, as_json: bool) -> None:
     """Go back to the previous generation, caught up with the log.
 
@@ -241,7 +240,7 @@ def rollback(*, name: str, as_json: bool) -> None:
 @projections.command()
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Of every projection.")
-@_json
+@json_option
 def prune(*, name: str | None, every: bool, as_json: bool) -> None:
     """Drop the generations that are not live.
 
