@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hydracore.cli.audit import load, on_database
 from hydracore.cli.credentials import Id
 from hydracore.cli.printing import Text, json_option, print_json, say
+from hydracore.cli.running import load, on_database
 from hydracore.wording import plural
 
 if TYPE_CHECKING:

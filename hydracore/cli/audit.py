@@ -1,28 +1,20 @@
 """`audit`: what happened, who did it, and the proof that nobody has changed it since."""
 
-import os
-from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.exit_status import FOUND, NOT_DONE
-from hydracore.cli.printing import full_speed_option, json_option, say
+from hydracore.cli.exit_status import FOUND
+from hydracore.cli.printing import full_speed_option, json_option
+from hydracore.cli.running import conninfo, failures, load, look, on_database
 from hydracore.settings import Settings
-from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
-    from psycopg_pool import AsyncConnectionPool
-
     from hydracore.audit.seal_file import SealFile
-
-POOL_SIZE: Final = 2
-#: As pg_stat_activity shows it.
-APPLICATION: Final = "hydracore-audit"
 
 #: So many of the intervals between seals after it was made, a strict auditor wants a seal in the copy.
 COPIED_WITHIN: Final = 2
@@ -31,9 +23,6 @@ COPIED_WITHIN: Final = 2
 NO_COPY: Final = (
     "No copy of the seals was compared (--seals): the newest seals may have been taken out with what they sealed"
 )
-
-T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 
 public_key_option = click.option(
     "--public-key",
@@ -144,81 +133,6 @@ def seal(*, as_json: bool) -> None:
     public_key = public_keys_of((), settings)[-1]
     with failures():
         show_seal(made, public_key=public_key, as_json=as_json)
-
-
-def load(*, require: Collection[str] = configuration.DATABASE_NEEDS) -> Settings:
-    return configuration.load(os.environ, require=require)
-
-
-def conninfo(settings: Settings) -> str:
-    """A connection that may do what the app may: look, and add."""
-    from hydracore.db import pool
-
-    return pool.conninfo(settings.database_url, role=settings.database_role, application=APPLICATION)
-
-
-def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Coroutine[Any, Any, T]]") -> T:
-    """What `work` gives on an open pool. A failure becomes one line and an exit status."""
-    from hydracore.db import pool as pools
-
-    async def connected() -> T:
-        opening = pools.open_pool(
-            settings.database_url,
-            role=settings.database_role,
-            application=APPLICATION,
-            size=POOL_SIZE,
-            prepared=settings.database_prepared,
-        )
-        async with opening as pool:
-            return await work(pool)
-
-    look(settings)
-    with failures():
-        return run_to_its_end(connected())
-
-
-def look(settings: Settings) -> None:
-    """See that there is a database to work on. What is wrong with it becomes one line and an exit status."""
-    from hydracore.db import pool
-
-    with failures():
-        pool.check(settings.database_url, role=settings.database_role, application=APPLICATION)
-
-
-@contextmanager
-def failures() -> Generator[None]:
-    """What can go wrong becomes one line and an exit status."""
-    from concurrent.futures.process import BrokenProcessPool
-
-    import psycopg
-
-    from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
-    from hydracore.db.complaints import one_line
-    from hydracore.db.reaching import DatabaseUnfit
-    from hydracore.files import disk_said
-
-    try:
-        yield
-    except (LogCorrupted, CopyContradicts, NotRecorded) as error:
-        fail(str(error), FOUND)
-    except BrokenPipeError:
-        raise  # Whoever read the output has seen enough: every command then ends in silence.
-    except (CopyEmpty, CopyMissing, ErasuresUnknown) as error:
-        fail(str(error), NOT_DONE)
-    except AuditError as error:
-        raise click.UsageError(str(error)) from None
-    except BrokenProcessPool:
-        fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
-    except OSError as error:
-        fail(one_line(disk_said(error)), NOT_DONE)
-    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable) as error:
-        fail(one_line(error), NOT_DONE)
-
-
-def fail(text: str, status: int) -> NoReturn:
-    say(f"hydracore: {text}", err=True)
-    raise SystemExit(status)
 
 
 def public_keys_of(given: Sequence[str], settings: Settings) -> tuple[bytes, ...]:

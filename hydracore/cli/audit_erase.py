@@ -10,8 +10,8 @@ from uuid import uuid4
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.audit import fail, failures, load, on_database
 from hydracore.cli.printing import Text, json_option, operator, plain, print_json, say
+from hydracore.cli.running import fail, failures, load, on_database
 from hydracore.wording import plural
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from uuid import UUID
 import click
 import msgspec
 
-from hydracore.cli.audit import conninfo, failures, load, look, public_key_option, public_keys_of
+from hydracore.cli.audit import public_key_option, public_keys_of
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import Text, brief, full_speed_option, json_option, print_json, quoted, say
+from hydracore.cli.running import conninfo, failures, load, look
 from hydracore.wording import plural
 
 if TYPE_CHECKING:

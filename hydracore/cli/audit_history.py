@@ -12,8 +12,8 @@ from uuid import UUID
 import click
 
 from events.ids import LANES, SEQ_MAX, VERSION_MAX
-from hydracore.cli.audit import load, on_database
 from hydracore.cli.printing import Text, Time, json_option
+from hydracore.cli.running import load, on_database
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool

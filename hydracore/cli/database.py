@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.audit import fail
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import say
+from hydracore.cli.running import fail
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from hydracore.cli.audit import load, on_database
 from hydracore.cli.printing import Time, json_option, print_json, say
+from hydracore.cli.running import load, on_database
 
 if TYPE_CHECKING:
     from projections.fleet_queries import FleetCount

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.audit import load, on_database
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import json_option, operator, print_json, say
+from hydracore.cli.running import load, on_database
 from hydracore.wording import plural
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def _leave_out_the_unused() -> None:
 @contextmanager
 def _database_told() -> Generator[None]:
     """A database on which nothing can be done becomes one line and an exit status, whoever it is that is started."""
-    from hydracore.cli.audit import fail
+    from hydracore.cli.running import fail
     from hydracore.db.reaching import DatabaseUnfit
 
     try:
@@ -88,7 +88,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     import psycopg
 
     from events.errors import StoreUnavailable
-    from hydracore.cli.audit import fail
+    from hydracore.cli.running import fail
     from hydracore.db import pool
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
