@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from events.ids import LANES
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import full_speed_option, json_option
@@ -38,7 +39,9 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option("--lane", "lanes", type=click.IntRange(0, 63), multiple=True, help="Only this lane; may be repeated.")
+@click.option(
+    "--lane", "lanes", type=click.IntRange(0, LANES - 1), multiple=True, help="Only this lane; may be repeated."
+)
 @click.option("--since-seal", is_flag=True, help="Only what came after the last good seal.")
 @click.option(
     "--seals",
@@ -49,7 +52,7 @@ def audit() -> None:
 @click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
 @click.option("--strict", is_flag=True, help="Take nobody's word: what was not compared is a finding, and no note.")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the lanes."
+    "--workers", type=click.IntRange(1, LANES), default=1, show_default=True, help="Processes that share the lanes."
 )
 @full_speed_option
 @json_option
@@ -85,7 +88,7 @@ def verify(
     request = verifying.Request(
         conninfo=conninfo(settings),
         prepare_threshold=settings.prepare_threshold,
-        lanes=tuple(sorted(set(lanes))) or tuple(range(64)),
+        lanes=tuple(sorted(set(lanes))) or tuple(range(LANES)),
         since_seal=since_seal,
         replay=replay,
         seals=copy,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from events.ids import LANES, SEQ_MAX
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import PARKED
 from hydracore.cli.printing import full_speed_option, json_option, operator, print_json, say
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from projections.generations import Generation
     from projections.rebuild import Folding, Report
 
-_lane = click.option("--lane", type=click.IntRange(0, 63), required=True, help="The lane.")
-_SEQ = click.IntRange(1, 2**63 - 1)
+_lane = click.option("--lane", type=click.IntRange(0, LANES - 1), required=True, help="The lane.")
+_SEQ = click.IntRange(1, SEQ_MAX)
 _event = click.option("--event", "seq", type=_SEQ, required=True, help="The event's number in its lane.")
 
 
@@ -151,7 +152,7 @@ def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Interventi
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Every projection, one after the other.")
 @click.option("--outdated", is_flag=True, help="Those whose version in this code is newer than in the database.")
-@click.option("--workers", type=click.IntRange(1, 64), default=None, help="Processes that fold; default: one a core.")
+@click.option("--workers", type=click.IntRange(1, LANES), help="Processes that fold; default: one a core.")
 @click.option("--dry-run", is_flag=True, help="Build, compare with the live table row by row, and change nothing.")
 @click.option(
     "--accept-drift",
