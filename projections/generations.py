@@ -52,7 +52,7 @@ UNFINISHED = ("folding", "indexed")
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """One build. `state`: folding, indexed, live or previous (see migrations/0007_projections.sql)."""
+    """One build. `state`: folding, indexed, live or previous (see `schema.sql`)."""
 
     name: str
     number: int

@@ -1,4 +1,4 @@
-"""Who may do what to whose instance (design, section 7)."""
+"""Who may do what to whose instance (docs/api.md)."""
 
 from __future__ import annotations
 

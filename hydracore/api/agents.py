@@ -1,4 +1,4 @@
-"""`/v1/agent`: what the program on the VPS calls (design, section 6).
+"""`/v1/agent`: what the program on the VPS calls (docs/agent.md).
 
 Thin on purpose: who is calling is checked here, what it means for the instance is decided by the write side.
 """
