@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import NamedTuple
 from uuid import UUID
 
-from events.lifecycle import Status
+from events.lifecycle import DELETED, FAILED, PROVISIONING, RUNNING, Status
 from workers.deps import Deps
 from workers.providers.base import Provider, ProviderError, Server
 
@@ -33,7 +33,7 @@ class Account(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        return self.status in {"deleted", "failed"}
+        return self.status in {DELETED, FAILED}
 
     def owns(self, server: Server) -> bool:
         """Whether `server` is recorded as this instance's, whatever its provider is called now."""
@@ -47,7 +47,7 @@ class Account(NamedTuple):
     @property
     def shown_id(self) -> str | None:
         """The id of its server, where that must exist, and has existed for long enough to be shown."""
-        is_there = self.status == "running" or (self.status == "provisioning" and self.settled)
+        is_there = self.status == RUNNING or (self.status == PROVISIONING and self.settled)
         return self.server_id if is_there else None
 
 

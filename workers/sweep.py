@@ -13,6 +13,7 @@ import structlog
 
 from events import commands as c
 from events.ids import lane_of
+from events.lifecycle import ERROR
 from events.patience import run
 from events.sql import Statements
 from workers.deps import Deps
@@ -154,7 +155,7 @@ async def _look_at(project: Project, server: Server, account: Account, *, intent
     finding = Finding(project.name, "wrong_provider", server.id, account.instance_id, "left alone")
     if account.provider != project.name:
         return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
-    if account.status == "error":
+    if account.status == ERROR:
         return [finding._replace(kind="reappeared", action="left alone: it goes when its instance is deleted")]
     if account.server_id == server.id:
         return await _mend_labels(project, server, account, intent=intent)
