@@ -134,17 +134,10 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     observing, sweeping = asyncio.Semaphore(OBSERVATIONS_MAX), asyncio.Semaphore(SWEEPS_MAX)
 
     async def observe_actor() -> None:
-        await at_most(observing, lambda: observe_actions(deps()))
+        await _look(observing, lambda: observe_actions(deps()))
 
     async def sweep_actor() -> None:
-        await at_most(sweeping, lambda: sweep(deps(), dry_run=False))
-
-    async def at_most(places: asyncio.Semaphore, look: Callable[[], Awaitable[object]]) -> None:
-        # Hints have no age: those that waited for a worker, or for a provider that is slow, come all at once, and more looks would see
-        # no more. They would take the threads, and the provider's patience, from those who have something to do.
-        if not places.locked():
-            async with places:
-                await _guarded(look())
+        await _look(sweeping, lambda: sweep(deps(), dry_run=False))
 
     folder = Folder(middleware.settings)
 
@@ -160,6 +153,15 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     declare(b.OBSERVE_ACTIONS, observe_actor)
     declare(b.SWEEP, sweep_actor)
     declare(b.FOLD_LANES, fold_lanes_actor)
+
+
+async def _look(places: asyncio.Semaphore, look: Callable[[], Awaitable[object]]) -> None:
+    """Have a look, unless as many are under way as there are places."""
+    # Hints have no age: those that waited for a worker, or for a provider that is slow, come all at once, and more looks would see
+    # no more. They would take the threads, and the provider's patience, from those who have something to do.
+    if not places.locked():
+        async with places:
+            await _guarded(look())
 
 
 async def _within(limit_s: float, work: Awaitable[object]) -> None:
