@@ -1,4 +1,16 @@
-"""What can go wrong with the parts of one machine: one tree, a class per cause."""
+"""What can go wrong with the parts of one machine.
+
+EmbeddedError
+├── HomeInUse             another supervisor holds the home
+├── HomeUnusable          the home cannot be made or written to
+├── PortTaken             a stranger has the port that was asked for
+│   └── AgentsPortTaken   or the one that the home's agents call
+├── NoServiceAccount      there is no account that PostgreSQL would run as
+├── PartFailed            a part ended, or did not become ready in time
+├── DatabaseRefused       the database cannot be reached or migrated
+├── RedisRefused          the user's own Redis does not answer
+└── StoresRefused         stores of the user's own with which nothing can be started
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
