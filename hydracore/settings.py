@@ -48,10 +48,16 @@ SECRET_FIELDS: Final = frozenset(
     }
 )
 
+#: Named by paths, which may begin at the directory that the program was started in.
+FILES: Final = frozenset({"catalogue", "seal_file", "erasure_file"})
+
 #: Paths are added to these, each with a slash of its own.
 _URLS_OF_A_ROOT: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
 #: Whoever uses one of these takes it apart as we do. Those of a database are libpq's, which may have several hosts.
 _URLS: Final = _URLS_OF_A_ROOT | {"redis_url"}
+
+#: How often a statement is executed before it is prepared: what psycopg does unless it is told otherwise.
+PREPARE_AFTER: Final = 5
 
 KEY_BYTES: Final = 32
 KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
@@ -103,9 +109,6 @@ SshPublicKey = Annotated[
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 SecondPort = Annotated[Annotated[int, Meta(ge=1, le=65_535)] | None, Meta(description="a port from 1 to 65535")]
-#: How often a statement is executed before it is prepared: what psycopg does unless it is told otherwise.
-PREPARE_AFTER: Final = 5
-
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
 #: A call waits for its place, for its turn and for its answer, so long each; a worker breaks off what takes 100 s (`workers.advance`).
 ProviderTimeout = Annotated[float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")]
@@ -283,7 +286,7 @@ def _parsed(name: str, raw: str) -> object:
         return key_of(raw)
     if name in {"master_keys_former", "seal_keys_former"}:
         return [key_of(key.strip()) for key in raw.split(",") if key.strip()]
-    if name in {"catalogue", "seal_file", "erasure_file"}:
+    if name in FILES:
         return Path(raw)
     if name in _URLS_OF_A_ROOT:
         return raw.rstrip("/")

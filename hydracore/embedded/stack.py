@@ -159,7 +159,7 @@ class Stack:
         if "model_base_url" not in given:
             self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
             chosen["model_base_url"] = f"{self.modelsim_url}/v1"
-        for name in {"catalogue", "seal_file", "erasure_file"} & given.keys():  # Parts work in another directory.
+        for name in configuration.FILES & given.keys():  # Parts work in another directory.
             chosen[name] = str(Path(given[name]).resolve())
         return chosen
 
