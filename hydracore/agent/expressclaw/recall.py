@@ -9,6 +9,7 @@ from typing import NamedTuple
 import structlog
 
 from hydracore.agent.chats import Ask
+from hydracore.agent.expressclaw.connections import CONNECTED, OFF, READY, failing, reason_of
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, Vector, cosine_similarity, embed
 from hydracore.agent.expressclaw.memories import Older
 from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage, message_tokens, remembered, text_tokens
@@ -34,10 +35,6 @@ RECALLED_MAX_MESSAGES = 6
 RECALLED_MAX_TOKENS = 2000
 RECALLED_MAX_CHARS = 1000
 LIKENESS_MIN = 0.25
-
-OFF = "off"
-READY = "ready"
-CONNECTED = "connected"
 
 _HEAD = "(Said earlier in this conversation; it may be of use for what follows.)"
 
@@ -81,9 +78,8 @@ class Recall:
 
     @property
     def error(self) -> ReportedError | None:
-        if self.state in {OFF, READY, CONNECTED}:
-            return None
-        return ReportedError(code="memory_failed", message=self.state.removeprefix("error: "))
+        reason = reason_of(self.state)
+        return None if reason is None else ReportedError(code="memory_failed", message=reason)
 
     async def reminders(self, begun: OpenTurn, ask: Ask, setup: Setup) -> list[ChatMessage]:
         """Without an embedding model, or where that fails, the end of the conversation alone."""
@@ -99,7 +95,7 @@ class Recall:
             recalled = await self._recall(older, _Asked(ask, setup, model, begun.conversation_id))
         except ModelTrouble as trouble:
             _log.warning("memory_failed", model=model, reason=trouble.reason)
-            self.state = f"error: {model}: {trouble.reason}"
+            self.state = failing(f"{model}: {trouble.reason}")
             self._not_before_s = asyncio.get_running_loop().time() + PAUSE_S
             return past
         self.state = CONNECTED

@@ -12,6 +12,7 @@ import structlog
 from hydracore.agent import VERSION
 from hydracore.agent.chats import Ask, OpenChat
 from hydracore.agent.errors import RuntimeFailed, StateDamaged
+from hydracore.agent.expressclaw.connections import OFF
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import Setup, make_setup
 from hydracore.agent.expressclaw.store import Store
@@ -102,7 +103,7 @@ class ExpressClaw:
 
     @property
     def connections(self) -> Mapping[str, str]:
-        states = {"telegram": "off" if self._telegram is None else self._telegram.state}
+        states = {"telegram": OFF if self._telegram is None else self._telegram.state}
         if self._setup is not None:
             states |= self._setup.wishes.states
             if self._setup.document.model_policy.embedding_model is not None:

@@ -16,6 +16,7 @@ import structlog
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chats import Ask, OpenChat
 from hydracore.agent.errors import AgentError, DiskRefuses
+from hydracore.agent.expressclaw.connections import CONNECTED, OFF, failing, reason_of
 from hydracore.agent.expressclaw.document import Telegram
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.telegram_answers import Answering
@@ -34,9 +35,6 @@ from hydracore.agent.messages import ReportedError
 from hydracore.waiting import work_until
 
 _log = structlog.get_logger(__name__)
-
-OFF = "off"
-CONNECTED = "connected"
 
 
 class TelegramChannel:
@@ -60,13 +58,12 @@ class TelegramChannel:
     def state(self) -> str:
         """`off`, `connected` or `error: ...`."""
         refusal = None if self._answering is None else self._answering.refusal
-        return self._state if refusal is None else f"error: {refusal}"
+        return self._state if refusal is None else failing(refusal)
 
     @property
     def error(self) -> ReportedError | None:
-        if self.state in {OFF, CONNECTED}:
-            return None
-        return ReportedError(code="telegram_failed", message=self.state.removeprefix("error: "))
+        reason = reason_of(self.state)
+        return None if reason is None else ReportedError(code="telegram_failed", message=reason)
 
     async def run(self) -> NoReturn:
         while True:
@@ -129,7 +126,7 @@ class TelegramChannel:
         await self._inbox.take_over(bot, contents, next_update=next_update or None)
 
     def _note(self, error: AgentError) -> None:
-        state = f"error: {error}"
+        state = failing(error)
         if state != self._state:
             _log.warning("telegram_failed", reason=str(error))
         self._state = state

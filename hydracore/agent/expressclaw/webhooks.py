@@ -23,6 +23,7 @@ import structlog
 from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.expressclaw.connections import CONNECTED, READY, failing, reason_of
 from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.times import moment
 from hydracore.agent.expressclaw.wishes import Webhook, integration_name
@@ -38,9 +39,6 @@ CALL_TIMEOUT_S = 10.0
 
 #: Nobody reads what they answer.
 ANSWER_MAX_BYTES = 64 * 1024
-
-READY = "ready"
-CONNECTED = "connected"
 
 
 class ChatDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="chat.done"):
@@ -78,9 +76,8 @@ class Webhooks:
     @property
     def error(self) -> ReportedError | None:
         for name, state in self.states.items():
-            if state.startswith("error: "):
-                message = f"{name}: {state.removeprefix('error: ')}"
-                return ReportedError(code="integration_failed", message=message)
+            if (reason := reason_of(state)) is not None:
+                return ReportedError(code="integration_failed", message=f"{name}: {reason}")
         return None
 
     async def run(self) -> NoReturn:
@@ -128,7 +125,7 @@ class Webhooks:
             await client.aclose()
 
     def _note(self, webhook: Webhook, trouble: str) -> None:
-        state = f"error: {trouble}"
+        state = failing(trouble)
         if state != self._states[webhook.id]:
             _log.warning("webhook_failed", webhook=webhook.id, reason=trouble)
         self._states[webhook.id] = state

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
+from hydracore.agent.expressclaw.connections import UNSUPPORTED, failing
 from hydracore.agent.expressclaw.document import (
     MODEL_TIMEOUT_MAX_S,
     Document,
@@ -32,8 +33,6 @@ PATH_MAX_CHARS = 200
 NAME_MAX_CHARS = 64
 
 WEBHOOKS_MAX = 10
-
-UNSUPPORTED = "unsupported"
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +173,7 @@ class _Reader:
             if complaint is None:
                 self._ignore_unknown(path, given, Webhook)
                 return webhook
-        self._states[name] = f"error: {complaint}"
+        self._states[name] = failing(complaint)
         self._ignore(path, complaint)
         return None
 
