@@ -194,10 +194,7 @@ class ChatService:
 
     def _order(self, kind: Literal["key", "conversation"], name: str) -> asyncio.Lock:
         """Turns of one conversation come one after the other, as each builds on the one before, and so do tries under one key."""
-        lock = self._orders.get((kind, name))
-        if lock is None:
-            lock = self._orders[kind, name] = asyncio.Lock()
-        return lock
+        return self._orders.setdefault((kind, name), asyncio.Lock())
 
     def _ended(self, task: asyncio.Task[None], ask: Ask, chat: OpenChat) -> None:
         del self._tasks[task]

@@ -94,10 +94,7 @@ class Answering:
         await self._deliveries.strike_out(box, update_id)
 
     def _order(self, chat_id: int) -> asyncio.Lock:
-        lock = self._orders.get(chat_id)
-        if lock is None:
-            lock = self._orders[chat_id] = asyncio.Lock()
-        return lock
+        return self._orders.setdefault(chat_id, asyncio.Lock())
 
     async def _text_for(self, update_id: int, message: Message) -> str | None:
         """None where it is to stay on disk, for whoever runs next."""
