@@ -8,7 +8,10 @@ AgentError
 ├── RuntimeFailed             the runtime did not start, or stopped by itself
 ├── SpoolFull                 too many callbacks wait for the control plane
 ├── DiskRefuses               the disk is full or broken; what was to be kept is not
-└── ControlPlaneError         see `control_plane`
+├── ControlPlaneError         see `control_plane`
+├── ChatError                 see `chats`
+├── ModelTrouble              see `expressclaw.model_client`
+└── TelegramError             see `expressclaw.telegram_api`
 """
 
 from __future__ import annotations
