@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
-from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.chat_messages import ChatAnswer
 from hydracore.agent.chats import (
     Ask,
     ChatError,
@@ -106,14 +106,7 @@ class ChatService:
         """Close the turns that a process left open when it died; what their calls may have cost is estimated, once."""
         for left in await self._store.turns.left_open():
             spent = self._estimate(left, setup)
-            reply = None
-            if left.partial and spent is not None:
-                usage = TokenUsage(
-                    prompt_tokens=spent.prompt_tokens,
-                    completion_tokens=spent.completion_tokens,
-                    cost_usd=spent.cost_usd,
-                )
-                reply = Reply(left.partial, spent.model, usage)
+            reply = Reply.of(left.partial, spent) if left.partial and spent is not None else None
             await self._store.turns.close(left, "cut" if reply else "failed", reply=reply, spent=spent)
             _log.warning("turn_recovered", conversation_id=left.conversation_id, metered=spent is not None)
             self._store.ledger.news.set()

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
+from hydracore.agent.chat_messages import ChatAnswer
 from hydracore.agent.chats import Ask, ModelFailed, ModelTimeout, OpenChat
 from hydracore.agent.expressclaw.memory import ChatMessage, message_tokens, text_tokens
 from hydracore.agent.expressclaw.model_client import (
@@ -163,12 +163,7 @@ class Turn:
 
     async def _close(self, state: Literal["done", "cut", "failed"]) -> Reply | None:
         spent = self._spent()
-        reply = None
-        if self._said and spent is not None:
-            usage = TokenUsage(
-                prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens, cost_usd=spent.cost_usd
-            )
-            reply = Reply(self.partial, self._model, usage)
+        reply = Reply.of(self.partial, spent) if self._said and spent is not None else None
         notices = self._notices(reply) if reply is not None and state == "done" else {}
         try:
             await self._store.turns.close(self._begun, state, reply=reply, spent=spent, notices=notices)

@@ -52,6 +52,14 @@ class Reply(NamedTuple):
     model: str
     usage: TokenUsage
 
+    @classmethod
+    def of(cls, text: str, spent: UsageEntry) -> Reply:
+        """`spent`: what it has cost."""
+        usage = TokenUsage(
+            prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens, cost_usd=spent.cost_usd
+        )
+        return cls(text, spent.model, usage)
+
 
 class LeftOpen(NamedTuple):
     """A turn on disk whose end is not, as the process died or the disk refused it: the model it was asking, if it was, and what
