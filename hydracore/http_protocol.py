@@ -95,7 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _is_last = False
     _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn's own
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.unread = Unread(transport, self.loop)
         self._limit_wait()

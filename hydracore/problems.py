@@ -167,5 +167,5 @@ class Reader:
 
 def named_check(info: types.Metadata) -> str | None:
     """The name of the check that a field asks for."""
-    extra = cast("dict[str, Any]", info.extra or {})  # pyright: ignore[reportUnknownMemberType] - a bare dict there
+    extra = cast("dict[str, Any]", info.extra or {})
     return extra.get("check")

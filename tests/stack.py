@@ -288,7 +288,7 @@ class Stack(Records):
 def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
     name = f"stack_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     with redis.Redis.from_url(services.redis_url.format(0)) as counter:
-        number = 1 + int(counter.incr("tests")) % (VALKEY_DATABASES - 1)  # type: ignore[arg-type]
+        number = 1 + int(counter.incr("tests")) % (VALKEY_DATABASES - 1)
     stack = Stack(
         tmp_path_factory.mktemp("stack"),
         database_url=services.create_database(name),

@@ -186,7 +186,7 @@ class HintSender:
 
     def _has_room(self) -> bool:
         client: Redis = self._broker.client
-        return int(client.llen(f"hydracore:{QUEUE}")) < self.BACKLOG_MAX  # pyright: ignore[reportArgumentType] - typed for the asynchronous client too
+        return int(client.llen(f"hydracore:{QUEUE}")) < self.BACKLOG_MAX
 
 
 def _message(actor: str, *args: str) -> Message[None]:

@@ -161,7 +161,7 @@ class RateLimiter:
             counter.sending, counter.unsent = counter.unsent, 0
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                told: list[int] = await self._script(  # pyright: ignore[reportGeneralTypeIssues, reportUnknownMemberType] - typed for both kinds of client
+                told: list[int] = await self._script(
                     keys=[KEY_PREFIX + key for key in batch],
                     args=[WINDOW_S * 1000, *(counter.sending for counter in batch.values())],
                 )

@@ -142,7 +142,7 @@ class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         """Raises `struct.error` where the bytes are no whole steps."""
-        return _STEP.iter_unpack(self.steps)  # pyright: ignore[reportReturnType] - two numbers and the bytes
+        return _STEP.iter_unpack(self.steps)
 
 
 class LaneEndRecord(Record, frozen=True, kw_only=True, tag="lane_end"):

@@ -42,7 +42,7 @@ async def quiet(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGener
 def hints(stack: Stack) -> int:
     """How many wait in the queue."""
     with redis.Redis.from_url(stack.redis_url) as client:
-        return int(client.llen(IDS))  # type: ignore[arg-type]
+        return int(client.llen(IDS))
 
 
 async def test_nothing_that_happened_without_a_relay_is_missed(quiet: Stack) -> None:
