@@ -12,6 +12,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
 from hydracore.cli.printing import Text, json_option, print_json, say
+from hydracore.cli.running import on_connection
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
@@ -138,19 +139,11 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     import psycopg
 
     from hydracore.db.complaints import one_line
-    from hydracore.db.reaching import DatabaseUnfit, require_migrated
+    from hydracore.db.reaching import DatabaseUnfit
 
     settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
 
-    async def connected() -> T:
-        connecting = psycopg.AsyncConnection.connect(
-            settings.database_url, autocommit=True, prepare_threshold=settings.prepare_threshold
-        )
-        async with await connecting as connection:
-            await require_migrated(connection)
-            return await work(connection)
-
     try:
-        return run_to_its_end(connected())
+        return run_to_its_end(on_connection(settings.database_url, settings, work))
     except (DatabaseUnfit, psycopg.Error) as error:
         raise click.ClickException(one_line(error)) from None

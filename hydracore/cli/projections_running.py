@@ -1,14 +1,13 @@
 """What the `projections` commands stand on: a connection as the owner, and what can go wrong as one line and an exit status."""
 
-import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from hydracore import settings as configuration
 from hydracore.cli.exit_status import BUSY, FOUND, NOT_DONE
 from hydracore.cli.printing import say
+from hydracore.cli.running import load, on_connection
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
@@ -49,19 +48,11 @@ async def names(connection: "AsyncConnection") -> list[str]:
 
 def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> T:
     """What `work` gives, on a connection as the owner; what can go wrong becomes one line and an exit status."""
-    import psycopg
-
-    from hydracore.db.reaching import require_migrated
-
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
 
     async def connected() -> T:
-        connecting = psycopg.AsyncConnection.connect(
-            as_owner(settings), autocommit=True, prepare_threshold=settings.prepare_threshold
-        )
-        async with await connecting as connection:
-            await require_migrated(connection)
-            return await work(connection)
+        # Where the URL is none, that is said as all else that can go wrong.
+        return await on_connection(as_owner(settings), settings, work)
 
     return run(connected())
 

@@ -1,7 +1,7 @@
-"""What commands stand on that work as the app: their settings, its database, and what can go wrong as one line and an exit status."""
+"""What commands stand on: their settings, the database, and what can go wrong as one line and an exit status."""
 
 import os
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -14,6 +14,7 @@ from hydracore.settings import Settings
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
+    from psycopg import AsyncConnection
     from psycopg_pool import AsyncConnectionPool
 
 POOL_SIZE: Final = 2
@@ -52,6 +53,20 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
     look(settings)
     with failures():
         return run_to_its_end(connected())
+
+
+async def on_connection(conninfo: str, settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
+    """What `work` gives on a connection of its own to a database that has all migrations. Raises `DatabaseUnfit`."""
+    import psycopg
+
+    from hydracore.db.reaching import require_migrated
+
+    connecting = psycopg.AsyncConnection.connect(
+        conninfo, autocommit=True, prepare_threshold=settings.prepare_threshold
+    )
+    async with await connecting as connection:
+        await require_migrated(connection)
+        return await work(connection)
 
 
 def look(settings: Settings) -> None:
