@@ -1,6 +1,5 @@
 """`token create` and `api-key create`, `list` and `revoke`: let somebody in, and out again."""
 
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
 from hydracore.cli.printing import Text, json_option, print_json, say
-from hydracore.cli.running import on_connection
+from hydracore.cli.running import load, on_connection
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def create_token(
 
     from hydracore.auth import issue_token
 
-    settings = configuration.load(os.environ, require=configuration.TOKEN_NEEDS)
+    settings = load(require=configuration.TOKEN_NEEDS)
     expires_at = time.time() + days * SECONDS_A_DAY
     try:
         signed = issue_token(
@@ -141,7 +140,7 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
 
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
 
     try:
         return run_to_its_end(on_connection(settings.database_url, settings, work))

@@ -1,16 +1,14 @@
 """`db migrate`, `db backup` and `db restore`: bring the database to this version's shape, and copy it so that erasures stay true."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import say
-from hydracore.cli.running import fail
+from hydracore.cli.running import fail, load
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
 
@@ -39,7 +37,7 @@ def migrate() -> None:
     from hydracore.db.direct import require_direct
     from hydracore.db.reaching import DatabaseUnfit
 
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
     try:
         run_to_its_end(require_direct(settings, settings.database_url))
         applied = apply(settings.database_url)
@@ -76,7 +74,7 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     from hydracore.db.reaching import DatabaseUnfit
     from hydracore.signals import interrupted_by_signals
 
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
     try:
         with interrupted_by_signals(), whole_file(file, replace=force) as draft:
             back_up(settings.database_url, "keys" if only_keys else "log", draft)
@@ -103,7 +101,7 @@ def restore(*, file: Path) -> None:
     from hydracore.db.restore import restore as bring_back
     from hydracore.signals import interrupted_by_signals
 
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
     try:
         with interrupted_by_signals():
             what = bring_back(settings.database_url, file)

@@ -3,7 +3,6 @@
 Settings come first: what is missing shows before anything is imported or touched.
 """
 
-import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
 from hydracore.cli.printing import Folder, PatientOption, load_with_options, say
+from hydracore.cli.running import fail, load
 
 _option = partial(click.option, cls=PatientOption)
 
@@ -30,7 +30,6 @@ def _leave_out_the_unused() -> None:
 @contextmanager
 def _database_told() -> Generator[None]:
     """A database on which nothing can be done becomes one line and an exit status, whoever it is that is started."""
-    from hydracore.cli.running import fail
     from hydracore.db.reaching import DatabaseUnfit
 
     try:
@@ -42,7 +41,7 @@ def _database_told() -> Generator[None]:
 @click.command()
 def api() -> None:
     """Serve the HTTP API."""
-    settings = configuration.load(os.environ, require=configuration.API_NEEDS)
+    settings = load(require=configuration.API_NEEDS)
     _leave_out_the_unused()
     from hydracore.api.main import run
 
@@ -53,7 +52,7 @@ def api() -> None:
 @click.command()
 def relay() -> None:
     """Follow the log and wake the workers."""
-    settings = configuration.load(os.environ, require=configuration.RELAY_NEEDS)
+    settings = load(require=configuration.RELAY_NEEDS)
     _leave_out_the_unused()
     from workers.main import run_relay
 
@@ -64,7 +63,7 @@ def relay() -> None:
 @click.command()
 def worker() -> None:
     """Do the outside work: make, watch and remove servers."""
-    settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
+    settings = load(require=configuration.WORKER_NEEDS)
     _leave_out_the_unused()
     from workers.main import run_worker
 
@@ -84,11 +83,10 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 
     Exit status: 0 it is done; 1 something could not be looked at, or not be mended; 3 the database cannot be reached.
     """
-    settings = configuration.load(os.environ, require=configuration.WORKER_NEEDS)
+    settings = load(require=configuration.WORKER_NEEDS)
     import psycopg
 
     from events.errors import StoreUnavailable
-    from hydracore.cli.running import fail
     from hydracore.db import pool
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit

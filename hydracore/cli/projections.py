@@ -25,6 +25,7 @@ from hydracore.cli.projections_running import (
     statuses,
     unknown,
 )
+from hydracore.cli.running import load
 from hydracore.signals import interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def rebuild(
     if not wanted and not as_json:
         say("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
-    settings = configuration.load(os.environ, require=needs)
+    settings = load(require=needs)
     look_directly(settings)
     folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
     build = building.dry_run if dry_run else partial(building.rebuild, accept_drift=accept_drift)
@@ -229,7 +230,7 @@ def rollback(*, name: str, as_json: bool) -> None:
     known = all_versions().get(name) or unknown(name)
     version = on_database(earlier)
     projection = known.get(-1 if version is None else version, known[max(known)])
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
     look_directly(settings)
     report = run(go_back(as_owner(settings), projection))
     if as_json:
@@ -252,7 +253,7 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
 
     if (name is not None) == every:
         raise click.UsageError("Give either NAME or --all.")
-    settings = configuration.load(os.environ, require=configuration.DATABASE_NEEDS)
+    settings = load()
     look_directly(settings)
     known = on_database(names)
     if name is not None and name not in known:
