@@ -4,7 +4,6 @@ A setting `HYDRACORE_X_Y` is the field `x_y`. Absent and empty mean the same: th
 A part names what it cannot do without (`require=`); all problems are found before the first is reported.
 """
 
-import base64
 import binascii
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from events.master_keys import MasterKeys
+from hydracore import base64url
 from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX, HeaderToken
 from hydracore.hosts import is_loopback
 
@@ -271,7 +271,7 @@ def key_of(text: str) -> bytes:
     """The bytes of a key in base64url, padded or not. Raises `binascii.Error`."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", text):
         raise binascii.Error
-    return base64.urlsafe_b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4))
+    return base64url.decode(text.rstrip("="))
 
 
 def _parsed(name: str, raw: str) -> object:

@@ -17,12 +17,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from base64 import urlsafe_b64encode
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from events.ids import framed
 from events.master_keys import MASTER_KEY_BYTES, MasterKeys
+from hydracore import base64url
 
 NONCE_LENGTH_MAX: Final = 128
 ATTEMPT_MAX: Final = 9999
@@ -103,4 +103,4 @@ def _derive(master_key: bytes, purpose: str, *parts: str) -> str:
     """An HMAC of the purpose and the parts, framed."""
     assert len(master_key) == MASTER_KEY_BYTES
     digest = hmac.digest(master_key, framed("hydracore", purpose, *parts).encode(), "sha256")
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return base64url.encode(digest)

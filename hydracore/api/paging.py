@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 from uuid import UUID
 
+from hydracore import base64url
+
 
 def cursor_after(created_at: str, instance_id: str) -> str:
     """The cursor of the page that follows the instance made at `created_at`."""
-    return urlsafe_b64encode(f"{created_at}/{instance_id}".encode()).rstrip(b"=").decode()
+    return base64url.encode(f"{created_at}/{instance_id}".encode())
 
 
 def read_cursor(cursor: str) -> tuple[datetime, UUID]:
     """What `cursor_after` was given. Raises `ValueError` and `OverflowError` for what `cursor_complaint` complains of."""
-    created_at, _, instance_id = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("/")
+    created_at, _, instance_id = base64url.decode(cursor).decode().partition("/")
     return datetime.fromisoformat(created_at).astimezone(UTC), UUID(instance_id)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Iterator, Sequence
 
 from events.ids import LANES, SEQ_MAX
+from hydracore import base64url
 
 #: A byte has seven bits of a number, the lowest first, and says whether more follow (LEB128).
 _BITS = 7
@@ -16,13 +16,13 @@ _MORE = 1 << _BITS
 def cut_text(heads: Sequence[int]) -> str:
     """Letters, digits, `-` and `_`: about three for each lane."""
     assert len(heads) == LANES, "a head for each lane"
-    return base64.urlsafe_b64encode(b"".join(map(_bytes_of, heads))).rstrip(b"=").decode()
+    return base64url.encode(b"".join(map(_bytes_of, heads)))
 
 
 def read_cut(text: str) -> list[int]:
     """The heads. Raises `ValueError` where the text says none."""
     try:
-        heads = list(_numbers(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+        heads = list(_numbers(base64url.decode(text)))
     except binascii.Error:
         heads = []
     if len(heads) != LANES or max(heads) > SEQ_MAX:
