@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from psycopg import AsyncConnection, errors, generators, waiting
 from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
@@ -43,6 +44,9 @@ def number(value: bytes | None) -> int:
 #: How often whoever waits for an answer looks up, as psycopg does.
 _LOOK_UP_S: Final = 0.1
 
+#: Where the server waits for its synchronous standbys (`synchronous_standby_names`) before it says that it has committed.
+_WAIT_FOR_STANDBY: Final = "SyncRepWaitForLSN"
+
 T = TypeVar("T")
 
 Values = tuple[bytes | None, ...]
@@ -55,7 +59,7 @@ _numbers = itertools.count(1)
 class _Way:
     """The exchanges that are under way on one connection, one behind the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: AsyncConnection) -> None:
         #: What the server has prepared: names by statement. They are few, because the statements are ours.
         self.prepared: dict[bytes, bytes] = {}
         #: Held by the exchange whose answers come next.
@@ -66,6 +70,14 @@ class _Way:
         #: While exchanges follow each other: the socket by another number than libpq's, which closes its own where it finds it dead as it
         #: is to send. A loop that listens there then would take whoever gets the number next for it; uvloop's ends the process.
         self.ear: int | None = None
+        #: Whether the exchange whose turn it is was committed here, and then cancelled as it waited for a standby to have it, too.
+        self.is_here_alone = False
+        connection.add_notice_handler(self._notice)
+
+    def _notice(self, notice: Diagnostic) -> None:
+        # By the server's own name for the place: what it says is in its language.
+        if notice.source_function == _WAIT_FOR_STANDBY:
+            self.is_here_alone = True
 
     @asynccontextmanager
     async def joined(self, connection: AsyncConnection, *, follow: bool) -> AsyncGenerator[None]:
@@ -128,10 +140,12 @@ async def exchange(
     server parses them anew, as where they are not to be `prepared`. That they must not be in a transaction that psycopg began, or in
     which it rolled back to a savepoint: with each rollback it has the server drop everything that is prepared, which in the midst
     of a transaction nobody can mend. Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
+    `QueryCanceled` is also raised where the commit was cancelled as it waited for a standby: the server calls that done, and would lose
+    it with its disk.
     """
     way = _ways.get(connection)
     if way is None:
-        way = _ways[connection] = _Way()
+        way = _ways[connection] = _Way(connection)
     known = way.prepared if prepared and connection.prepare_threshold is not None else None
     async with way.joined(connection, follow=follow):
         try:
@@ -152,7 +166,9 @@ async def _exchanged(
     try:
         new = _send(connection.pgconn, known, statements)
         async with way.turn:
+            way.is_here_alone = False
             results = await way.heard(connection, _answers(connection.pgconn))
+            is_here_alone = way.is_here_alone
     except BaseException:
         # Answers are left that nobody reads, or part of a message was sent.
         way.give_up()
@@ -167,6 +183,8 @@ async def _exchanged(
             # The answer to a preparation, which has neither rows nor a command tag. What was prepared stays, whatever becomes of the rest.
             sql, name = next(preparations)
             known[sql] = name
+    if is_here_alone:
+        raise errors.QueryCanceled("committed, and no standby is known to have it")
     return answered
 
 

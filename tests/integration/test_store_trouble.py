@@ -22,6 +22,7 @@ from events.record import Origin, Outcome
 from events.store import EventStore
 from projections.inline import inline_projections
 from tests import lives
+from tests.holding import Customers, count
 from tests.lives import instance_id, request
 from tests.log_audit import audited
 from tests.requests_to_log import open_store, origin
@@ -183,6 +184,47 @@ async def test_those_who_write_at_the_same_time_do_it_in_one_session(
         await asyncio.gather(*writing)
 
         assert pool.get_stats()["connections_num"] == 1
+
+
+# --- committed, and waiting for a standby ----------------------------------------------------------------------------
+
+WAITING_FOR_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+async def have_standbys(owner: AsyncConnection, names: str) -> None:
+    """What commits wait for from now on, or a moment later."""
+    await owner.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(sql.Literal(names)))
+    await owner.execute("SELECT pg_reload_conf()")
+
+
+async def test_nobody_is_told_of_an_append_that_a_standby_is_to_have_before_it_has(own_services: OwnServices) -> None:
+    """Whoever is late with others behind it is cancelled, and the server calls done what it had committed by then."""
+    url, customers = own_services.database_url, Customers()
+    async with open_store(url) as (store, _), await AsyncConnection.connect(url, autocommit=True) as owner:
+
+        async def waiting() -> int:
+            return await count(owner, WAITING_FOR_STANDBY)
+
+        async def stuck() -> asyncio.Task[Outcome]:
+            while True:
+                creating = customers.creating(store, 1)
+                while not creating.done():
+                    if await waiting():
+                        return creating
+                    await asyncio.wait([creating], timeout=POLL_S)
+
+        await have_standbys(owner, "away")
+        first = await stuck()
+
+        second = customers.creating(store, 2)
+        while not first.done() and await waiting() < 2:
+            await asyncio.wait([first], timeout=POLL_S)
+
+        assert not first.done(), "it is made again, where nobody is behind it"
+        await have_standbys(owner, "")
+        outcomes = await asyncio.gather(first, second)
+        await audited(owner)
+    assert [len(outcome.events) for outcome in outcomes] == [1, 1]
 
 
 # --- taken away ------------------------------------------------------------------------------------------------------
