@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from psycopg import AsyncConnection
 
 from events.ids import lane_of
+from events.saga import wake_at_ms
 from events.store import EventStore
 from tests import lives
 from tests.owing import owed
@@ -167,6 +168,28 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         await until(lambda: _is_past(looking, began_ms + 1))
 
         assert await owed(looking) == [ADA]
+
+
+async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_does_next_by_itself(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    hinted, left = set[str](), set[str]()
+    ways = {"ada": lives.DELETED, "bob": lives.ATTEMPT_DISCARDED}
+    async with open_store(database_url) as (store, _):
+        for customer_id, commands in ways.items():
+            stream_id = lives.instance_id(customer_id)
+            for command in (lives.request(customer_id=customer_id), *commands[1:]):
+                state = (await store.execute(stream_id, command, origin())).state
+
+                is_seen = await owed(owner_conn) != []
+
+                if wake_at_ms(state) == state.updated_ms:
+                    (hinted if is_seen else left).add(type(command).__name__)
+                await owner_conn.execute("UPDATE checkpoint c SET seq = h.head FROM lane_head h WHERE h.lane = c.lane")
+
+    # Steps of a teardown that revoke a key, or free addresses, are hinted at, as if anybody had.
+    assert hinted - left == {"RequestInstance", "FailAttempt", "ReportBootstrap", "RequestDeletion"}
+    assert left == {"PlanServer", "RecordServerDiscarded", "RecordTeardownStep"}
 
 
 async def test_a_parked_lane_is_looked_at_again_once_its_time_has_come(

@@ -153,6 +153,7 @@ async def test_a_look_that_the_database_refuses_ends_no_part_of_a_relay(
     await quiet.create()
 
     await until(lambda: hints(quiet))
+    await until(lambda: quiet.rows("SELECT 1 FROM checkpoint WHERE follower = %s AND seq > 0", FOLLOWER))
     await until(lambda: not quiet.rows(BEHIND, FOLLOWER))
     assert quiet.relay.is_alive
 
