@@ -16,7 +16,6 @@ from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from tests import lives
 from tests.holding import Customers
-from tests.rebuilding import write_lives
 from tests.requests_to_log import open_store
 from tests.stack import Stack
 from tests.waiting import until
@@ -127,7 +126,8 @@ async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
         return (await owner_conn.execute(BEHIND, (FOLLOWER,))).rowcount == 0
 
     async with open_store(database_url) as (store, pool), Redis.from_url(redis_url) as listening:
-        await write_lives(store, count=4)
+        customers = Customers()
+        asked = [await customers.create(store, 1) for _ in range(5)]
         await owner_conn.execute("INSERT INTO checkpoint (follower, lane) SELECT %s, lane FROM lane_head", (FOLLOWER,))
         assert not await caught_up()
         sender = HintSender(redis_url)
@@ -138,6 +138,9 @@ async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
         following.cancel()
         await asyncio.wait([following])
         sender.close()
+        messages: list[bytes] = await listening.hvals(f"{IDS}.msgs")  # type: ignore[misc]
+    hinted = [instance_id for message in messages for instance_id in json.loads(message)["args"]]
+    assert sorted(hinted) == sorted(str(outcome.state.id) for outcome in asked), "nobody is passed over"
 
 
 async def test_a_look_that_the_database_refuses_ends_no_part_of_a_relay(
