@@ -79,7 +79,9 @@ async def open_pool(
         open=False,
         kwargs={"autocommit": True} if prepared else {"autocommit": True, "prepare_threshold": None},
         timeout=BORROW_TIMEOUT_S,
-        reconnect_timeout=60.0,
+        # It tries ever less often; once that is over, whoever comes next has it begin anew. For longer, a database that was away for half a
+        # minute would stay away for as long again.
+        reconnect_timeout=BORROW_TIMEOUT_S,
         name=application,
     )
     await pool.open()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
+from psycopg.conninfo import make_conninfo
+from psycopg_pool.base import AttemptWithBackoff
 
 from events.errors import StoreUnavailable
-from events.patience import patiently, run
+from events.patience import PATIENCE_S, patiently, run
+from hydracore.db import pool as pool_module
 from hydracore.db.pool import open_pool
 
 SIZE = 4
+
+ENDED = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'patience'"
+
+
+async def look(connection: AsyncConnection) -> None:
+    await connection.execute("SELECT 1")
 
 
 async def test_a_restart_costs_one_try_and_not_one_for_each_connection(
@@ -28,14 +37,36 @@ async def test_a_restart_costs_one_try_and_not_one_for_each_connection(
         async with AsyncExitStack() as borrowed:
             for _ in range(SIZE):
                 await borrowed.enter_async_context(pool.connection())
-        ended = (
-            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'patience'"
-        )
-        assert await (await owner_conn.execute(ended)).fetchone() == (SIZE,)
+        assert await (await owner_conn.execute(ENDED)).fetchone() == (SIZE,)
 
         await patiently(pool, work)
 
     assert tries == 2
+
+
+async def test_a_database_that_was_away_for_long_is_used_again_as_soon_as_it_is_back(
+    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool leaves ever more time between its tries, and would be away for as long again. Here all times are a tenth."""
+    monkeypatch.setattr(pool_module, "BORROW_TIMEOUT_S", PATIENCE_S / 10)
+    monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", AttemptWithBackoff.INITIAL_DELAY / 10)
+    admit = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    name = sql.Identifier(owner_conn.info.dbname)
+    elsewhere = make_conninfo(database_url, dbname="postgres")
+    async with (
+        open_pool(database_url, role="", application="patience", size=1) as pool,
+        await AsyncConnection.connect(elsewhere, autocommit=True) as operator,
+    ):
+        await operator.execute(admit.format(name, sql.SQL("false")))
+        await operator.execute(ENDED)
+        # As often as a pool tries in half a minute that is left alone.
+        while pool.get_stats().get("connections_errors", 0) < 6:
+            with suppress(StoreUnavailable):
+                await patiently(pool, look, patience_s=PATIENCE_S / 10)
+
+        await operator.execute(admit.format(name, sql.SQL("true")))
+
+        await patiently(pool, look, patience_s=PATIENCE_S / 10)
 
 
 async def test_nobody_waits_for_a_pool_that_was_closed(database_url: str) -> None:
