@@ -131,6 +131,32 @@ async def test_an_instance_whose_first_event_is_skipped_is_counted_nowhere_and_p
         assert (await asyncio.to_thread(verify, verification, Progress())).findings == []
 
 
+@pytest.mark.parametrize(
+    ("code", "live", "is_outdated"),
+    [(2, 1, True), (1, None, True), (1, 1, False), (1, 2, False), (None, 1, False)],
+    ids=["older than the code", "never built", "as the code", "newer than the code", "known to no code"],
+)
+def test_outdated_is_what_a_rebuild_by_this_code_brings_forward(
+    code: int | None,
+    live: int | None,
+    is_outdated: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    found = care.ProjectionStatus(
+        name="fleet",
+        kind="followed",
+        code_version=code,
+        version=live,
+        generation=None if live is None else 1,
+        swapped_at=None,
+        events_per_s=0.0,
+        lanes=[],
+        others=[],
+        missing=[],
+    )
+
+    assert found.outdated == is_outdated
+
+
 async def test_what_one_version_passed_over_the_next_one_takes(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
