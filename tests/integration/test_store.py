@@ -67,6 +67,16 @@ async def test_the_log_keeps_who_why_and_the_exact_bytes(store: EventStore, owne
     assert '"agent_name":"literally \\\\u0000 and \N{SNOWMAN}"' in log.events[0]["payload"]
 
 
+async def test_what_several_events_have_made_is_built_upon_without_a_look(store: EventStore) -> None:
+    await live(store, request())
+    planned = await store.execute(ADA, lives.plan(), origin())
+    assert len(planned.events) > 1
+
+    outcome = await store.execute_at(planned.state, ADA, lives.created(), origin())
+
+    assert (outcome.duplicate, outcome.state.version) == (False, planned.state.version + 1)
+
+
 async def test_what_is_so_already_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
     await live(store, request(), lives.delete())
     before = await audited(owner_conn)
