@@ -125,6 +125,7 @@ async def test_a_repeated_request_gets_the_stored_answer(
 
     assert (repeat.duplicate, repeat.events, repeat.result) == (True, (), b'{"answer": 1}')
     assert repeat.state.created_ms == NOW_MS
+    assert await other_store.repeated(ADA, first(b"same", b'{"answer": 2}')) == repeat, "who could not make it any more"
     assert await audited(owner_conn) == before
 
 
