@@ -10,8 +10,11 @@ import msgspec
 import psycopg
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from events import commands as c
+from events import committer
+from events.errors import StoreUnavailable
 from events.state import TEARDOWN_STEPS, Instance
 from hydracore.agent.messages import AgentStatus
 from tests import lives
@@ -72,6 +75,36 @@ async def pause(connection: psycopg.AsyncConnection) -> tuple[str | None, float]
 def at_home(host: str, *commands: c.AnyCommand) -> list[c.AnyCommand]:
     """`commands` for an instance whose agent is there."""
     return [replace(each, vpn_ip=host) if isinstance(each, c.PlanServer) else each for each in commands]
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+async def test_a_step_that_breaks_is_tried_ever_later_and_said_to_be_ours(
+    deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await give(deps, lives.request(), lives.plan(), lives.created(server_id="no number"), lives.delete())
+
+    with capture_logs() as said:
+        state = await advanced(deps)
+
+    assert (state.status, state.teardown_step) == ("deleting", "server_deleted")
+    code, pause_s = await pause(owner_conn)
+    assert (code, pause_s > 0) == ("internal_error", True)
+    assert ("step_broke", "TearDown") in {(line["event"], line.get("step")) for line in said}
+
+
+async def test_a_log_that_takes_nothing_is_no_fault_of_the_step(
+    deps: Deps, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await give(deps, lives.request())
+    monkeypatch.setattr(committer, "QUEUE_MAX", 0)
+
+    with capture_logs() as said, pytest.raises(StoreUnavailable):
+        await advance(deps, ADA)
+
+    assert said == []
+    assert await pause(owner_conn) == (None, 0.0)
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------
