@@ -49,6 +49,13 @@ async def test_each_statement_gives_its_own_rows(connection: AsyncConnection) ->
     assert await noted(connection) == ["a", "a"]
 
 
+async def test_one_statement_may_be_given_twice_with_other_parameters(connection: AsyncConnection) -> None:
+    words = [Statement(b"SELECT $1::text", (word,)) for word in (b"a", b"b")]
+
+    for _ in range(2):
+        assert await exchange(connection, [*words, NUMBERS]) == [[(b"a",)], [(b"b",)], [(b"1", b"1x"), (b"2", b"2x")]]
+
+
 async def test_one_bad_statement_undoes_them_all_and_the_next_exchange_works(connection: AsyncConnection) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         await exchange(connection, [Statement(ADD, (b"good",)), Statement(ADD, (b"bad",)), NUMBERS])

@@ -200,7 +200,7 @@ async def have_standbys(owner: AsyncConnection, names: str) -> None:
 async def test_nobody_is_told_of_an_append_that_a_standby_is_to_have_before_it_has(own_services: OwnServices) -> None:
     """Whoever is late with others behind it is cancelled, and the server calls done what it had committed by then."""
     url, customers = own_services.database_url, Customers()
-    async with open_store(url) as (store, _), await AsyncConnection.connect(url, autocommit=True) as owner:
+    async with open_store(url) as (store, pool), await AsyncConnection.connect(url, autocommit=True) as owner:
 
         async def waiting() -> int:
             return await count(owner, WAITING_FOR_STANDBY)
@@ -223,8 +223,11 @@ async def test_nobody_is_told_of_an_append_that_a_standby_is_to_have_before_it_h
         assert not first.done(), "it is made again, where nobody is behind it"
         await have_standbys(owner, "")
         outcomes = await asyncio.gather(first, second)
+        # Whichever of its connections is used.
+        later = [await customers.create(store, 3) for _ in range(2 * pool.max_size)]
         await audited(owner)
-    assert [len(outcome.events) for outcome in outcomes] == [1, 1]
+    assert [len(outcome.events) for outcome in [*outcomes, *later]] == [1] * (2 + len(later))
+    assert not any(outcome.duplicate for outcome in later), "they are made once"
 
 
 # --- taken away ------------------------------------------------------------------------------------------------------
