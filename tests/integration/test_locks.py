@@ -90,6 +90,21 @@ async def test_an_instance_for_which_no_lock_was_to_be_had_is_worked_on_once_the
     await locks.close()
 
 
+async def test_an_instance_is_worked_on_once_in_a_process_too(database_url: str) -> None:
+    """To PostgreSQL all of a process is one session, which may have a lock as often as it likes."""
+    locks, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
+
+    async with locks.hold(ADA) as hold:
+        assert hold is not None
+        assert not await is_free(locks)
+        assert not await is_free(other)
+
+    assert await is_free(other)
+    assert await is_free(locks)
+    await locks.close()
+    await other.close()
+
+
 async def test_whoever_comes_as_another_of_its_process_leaves_is_not_turned_away(database_url: str) -> None:
     """The one that leaves may have looked already whether anybody was."""
     locks, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
