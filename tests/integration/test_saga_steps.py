@@ -40,7 +40,11 @@ FREED_LONG_AGO = "UPDATE reservation SET released_at = now() - %s * interval '1 
 
 @pytest.fixture(name="deps")
 async def deps_fixture(stack: Stack, database_url: str) -> AsyncGenerator[Deps]:
-    settings = {"provider_timeout_s": str(PROVIDER_TIMEOUT_S), "address_quarantine_s": str(QUARANTINE_S)}
+    settings = {
+        "provider_timeout_s": str(PROVIDER_TIMEOUT_S),
+        "address_quarantine_s": str(QUARANTINE_S),
+        "teardown_alarm_s": "60",
+    }
     async with stack.deps(database_url=database_url, **settings) as opened:
         yield opened
 
@@ -88,7 +92,7 @@ async def test_a_step_that_breaks_is_tried_ever_later_and_said_to_be_ours(
     with capture_logs() as said:
         state = await advanced(deps)
 
-    assert (state.status, state.teardown_step) == ("deleting", "server_deleted")
+    assert (state.status, state.teardown_step, state.teardown_blocked) == ("deleting", "server_deleted", None)
     code, pause_s = await pause(owner_conn)
     assert (code, pause_s > 0) == ("internal_error", True)
     assert ("step_broke", "TearDown") in {(line["event"], line.get("step")) for line in said}
