@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 #: Where they begin.
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+# Kept, because events of one command happen at one time, which several tables have.
+@lru_cache(1024)
 def moment(at_ms: int | None) -> datetime | None:
     """Milliseconds since 1970 as a time."""
     return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)

@@ -17,6 +17,7 @@ from events import types as e
 from events.exchange import Statement, Values, array
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING, Status
 from events.sql import Statements
+from events.times import EPOCH
 from events.upcast import STORED_AS
 from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
@@ -66,6 +67,7 @@ class FleetFold:
         self._members = dict(known)
         self._lanes: dict[UUID, int] = {}
         self._moves: dict[tuple[int, datetime, Member], list[int]] = {}
+        self._hour = self._hour_ends = EPOCH
 
     def feed(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
@@ -73,12 +75,20 @@ class FleetFold:
             after = _moved(before, fact.event)
             if after is None or after == before:
                 continue
-            hour = fact.recorded_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+            hour = self._hour_of(fact.recorded_at)
             self._moves.setdefault((fact.lane, hour, after), [0, 0])[0] += 1
             if before is not None:
                 self._moves.setdefault((fact.lane, hour, before), [0, 0])[1] += 1
             self._members[fact.stream_id] = after
             self._lanes[fact.stream_id] = fact.lane
+
+    def _hour_of(self, at: datetime) -> datetime:
+        # Mostly the one of the fact before.
+        if not self._hour <= at <= self._hour_ends:
+            at = at.astimezone(UTC)
+            self._hour = at.replace(minute=0, second=0, microsecond=0)
+            self._hour_ends = at.replace(minute=59, second=59, microsecond=999_999)
+        return self._hour
 
     def rows(self) -> Rows:
         moved = self._lanes.items()
@@ -94,8 +104,8 @@ def _moved(before: Member | None, event: e.AnyEvent) -> Member | None:
         return Member(status=PENDING, provider="", region_id=event.region_id, tier_id=event.tier_id)
     if before is None:
         return None
-    after = before._replace(status=_STATUS_AFTER[type(event)])
-    return after._replace(provider=event.provider) if isinstance(event, e.PlacementChosen) else after
+    provider = event.provider if isinstance(event, e.PlacementChosen) else before.provider
+    return Member(_STATUS_AFTER[type(event)], provider, before.region_id, before.tier_id)
 
 
 def _known(row: Values) -> tuple[UUID, Member]:

@@ -69,7 +69,10 @@ class Along:
     """
 
     def __init__(self, lane: int, served: Collection[Followed], room: Room) -> None:
-        self._folds = {(each.name, each.version): (each.types, each.begin()) for each in served}
+        self._folds = {
+            (each.name, each.version): (None if each.types is None else frozenset(each.types), each.begin())
+            for each in served
+        }
         self._facts = WindowFacts(lane, payload_types(served))
         self._room = room
         self._held = 0

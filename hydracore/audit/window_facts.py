@@ -28,7 +28,7 @@ class WindowFacts:
 
     def __init__(self, lane: int, told: Collection[str] | None) -> None:
         self._lane = lane
-        self._told = told
+        self._told = None if told is None else frozenset(told)
         self._untold: dict[str, WithoutPayload] = {}
 
     def bytes_told(self, window: Window) -> int:
