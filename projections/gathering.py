@@ -163,7 +163,7 @@ class Streams:
         if fold is None:
             # Four times as fast as the class itself.
             fold = stream.fold = self._begin(msgspec.convert(key, UUID))
-        for payloads in _parts_of(stream.payloads):
+        for payloads in parts_of(stream.payloads):
             events = b"[" + b",".join(payloads) + b"]"
             try:
                 fold.feed(events_of(events))
@@ -174,7 +174,7 @@ class Streams:
         return fold
 
 
-def _parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
+def parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
     """Together, unless they are more than a page holds."""
     if sum(map(len, payloads)) <= pages.PAGE_BYTES:
         yield payloads

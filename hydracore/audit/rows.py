@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection, Cursor, sql
 from psycopg.abc import Buffer
 from psycopg.types.datetime import DateBinaryLoader, TimestamptzBinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
@@ -50,13 +50,19 @@ def lock(connection: Connection, projections: Iterable[Projection]) -> None:
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
 
 
-def read(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:
-    """Rows with their documents as they are written. In a transaction."""
+def ask(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> Cursor[Row]:
+    """Ask for rows with their documents as they are written. In a transaction."""
     cursor = connection.cursor(binary=True)
     # Decoded, 1 and true would be equal.
     cursor.adapters.register_loader("json", ByteaBinaryLoader)
+    return cursor.execute(query, parameters, prepare=True)
+
+
+def read(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:
+    """The rows, also those with times that no calendar has."""
+    cursor = ask(connection, query, parameters)
     try:
-        return cursor.execute(query, parameters, prepare=True).fetchall()
+        return cursor.fetchall()
     except psycopg.DataError:
         # Slower, as each value passes through Python.
         cursor.adapters.register_loader("timestamptz", _AnyTime)

@@ -19,14 +19,17 @@ from psycopg import Connection, sql
 from events import pages
 from events.exchange import array
 from events.finding import FINDINGS_MAX, Finding
+from events.ids import lane_of
 from events.sql import Statements, identifiers, template
+from events.types import AnyEvent
 from events.upcast import Stored, all_of_today
 from hydracore.audit.newer import Newer, newer
-from hydracore.audit.rows import as_stored, differences, lock, read
+from hydracore.audit.rows import as_stored, ask, differences, lock, read
 from hydracore.audit.served import served
 from projections import stored
 from projections.definition import Inline, StreamFold
-from projections.gathering import CHUNK
+from projections.gathering import CHUNK, parts_of
+from projections.stored import events_of
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "tables.sql")
@@ -93,7 +96,7 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
     compared = [_compared(projection) for projection in served(connection).inline]
     # Histories come in the order of the streams, and rows in the order in which streams are asked for.
     lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
-    asked = {"lanes": array(map(str, lanes.values())).decode(), "streams": array(map(str, lanes)).decode()}
+    asked = _asked(lanes)
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     unfoldable: set[UUID] = set()
     for stream_id, rows in _fold(connection, lanes, compared, asked):
@@ -110,6 +113,45 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
             of_stream = each.table.columns.index(each.table.stream or "")
             place = partial(_place, lanes, of_stream, unfoldable)
             yield from differences(each.table, live, wanted, place=place)
+
+
+def matching(
+    connection: Connection, histories: Mapping[bytes, list[bytes]], projections: Sequence[Inline]
+) -> dict[bytes, int]:
+    """Those of whole streams (`hydracore.audit.histories`) whose rows are what their events give, with the number of these; the others
+    are for `compare` to look into. In a transaction, and with `projections`, as there.
+    """
+    lock(connection, projections)
+    compared = [_compared(projection) for projection in served(connection).inline]
+    streams = {msgspec.convert(stream, UUID): stream for stream in sorted(histories)}
+    lanes = {stream_id: lane_of(stream_id) for stream_id in streams}
+    fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
+    doubtful: set[UUID] = set()
+    with connection.pipeline():
+        # The session looks for the rows while streams are folded here.
+        cursors = [ask(connection, each.rows, _asked(lanes)) for each in compared]
+        for stream_id, stream in streams.items():
+            parts = (events_of(b"[" + b",".join(some) + b"]") for some in parts_of(histories[stream]))
+            rows = _rows_of(stream_id, lanes[stream_id], parts, compared)
+            if isinstance(rows, (Finding, Newer)):
+                doubtful.add(stream_id)
+                continue
+            for name, of_stream in rows.items():
+                fresh[name] += of_stream
+    for each, cursor in zip(compared, cursors, strict=True):
+        wanted, live = as_stored(each.table, fresh[each.table.name]), cursor.fetchall()
+        if live != wanted:
+            there = set(live)
+            # Where a row is there twice, nothing is said of any.
+            odd = there ^ set(wanted) if len(there) == len(live) else there | set(wanted)
+            of_stream = each.table.columns.index(each.table.stream or "")
+            doubtful |= {row[of_stream] for row in odd}
+    return {stream: len(histories[stream]) for stream_id, stream in streams.items() if stream_id not in doubtful}
+
+
+def _asked(lanes: Mapping[UUID, int]) -> dict[str, str]:
+    """Streams with their lanes, as parameters."""
+    return {"lanes": array(map(str, lanes.values())).decode(), "streams": array(map(str, lanes)).decode()}
 
 
 def _place(lanes: Mapping[UUID, int], of_stream: int, unfoldable: set[UUID], row: Row) -> dict[str, Any] | None:
@@ -147,23 +189,23 @@ def _fold(
     )
     with connection.cursor().copy(query) as copy:
         for stream_id, chunks in groupby(copy.rows(), key=lambda row: UUID(row[0][_ID].decode())):
-            yield stream_id, _rows_of(stream_id, lanes[stream_id], (chunk for (chunk,) in chunks), compared)
+            parts = (all_of_today(_history.decode(chunk)[1]) for (chunk,) in chunks)
+            yield stream_id, _rows_of(stream_id, lanes[stream_id], parts, compared)
 
 
 def _rows_of(
-    stream_id: UUID, lane: int, chunks: Iterable[bytes], compared: Sequence[Compared]
+    stream_id: UUID, lane: int, parts: Iterable[Sequence[AnyEvent]], compared: Sequence[Compared]
 ) -> Mapping[str, list[Row]] | Finding | Newer:
     try:
         folds: dict[str, StreamFold] = {
             each.table.name: each.projection.begin(stream_id, lane=lane) for each in compared
         }
-        for chunk in chunks:
-            events = all_of_today(_history.decode(chunk)[1])
+        for events in parts:
             for fold in folds.values():
                 fold.feed(events)
         return {name: list(fold.rows()) for name, fold in folds.items()}
-    except psycopg.Error:
-        raise  # Chunks come from the database: one that goes away is no finding.
+    except (psycopg.Error, MemoryError):
+        raise  # Parts come from the database: one that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         what = f"The history of the stream makes no sense: {type(error).__name__}"
         return newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)

@@ -199,7 +199,7 @@ def _with_room(jobs: list[Job]) -> list[Job]:
     """The same, with what adds up added up while they are verified in as many of them as there is memory for, as a rule."""
     room, found = TOGETHER_EVENTS_MAX, list[Job]()
     for job in jobs:
-        along = job.adds_up and job.upto <= room
+        along = job.is_whole and job.upto <= room
         room -= max(0, job.upto) if along else 0
         found.append(msgspec.structs.replace(job, along=along))
     return found

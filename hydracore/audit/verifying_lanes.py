@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from events.verified_lane import BEGINNING, Lane, LaneReport, Point
 from events.verify import finish, read
 from events.window import Window
 from hydracore.audit import snapshots, sums, tables
+from hydracore.audit.matching import Matching
 from hydracore.audit.newer import Newer
 from hydracore.audit.served import served
 from projections.definition import Inline
@@ -41,14 +42,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     to_fold: int = 0
 
     @property
-    def adds_up(self) -> bool:
-        """Whether the tables are compared whose rows add up over events: they do so from the beginning."""
+    def is_whole(self) -> bool:
+        """Whether the lane is compared from its beginning: so are the tables whose rows add up over events."""
         return self.replay and self.start == BEGINNING
 
     @property
     def passes(self) -> int:
         """How often each event is read: for the chain, for the rows of its instance, and for what adds up."""
-        return 1 + self.replay + (self.adds_up and not self.along)
+        return 1 + self.replay + (self.is_whole and not self.along)
 
     @property
     def work(self) -> int:
@@ -66,30 +67,34 @@ def verify_some(
         pace.rest(connection)
 
     adding = _adding(connection, jobs)
+    matching = Matching(connection, [job.lane for job in jobs if job.is_whole])
 
     def take_fitting(lane: int, window: Window) -> None:
         if lane in adding:
             adding[lane].take(window)
+        progress(matching.take(lane, window))
 
     lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
-    read(connection, lanes, after_each=done, take_fitting=take_fitting if adding else None)
+    read(connection, lanes, after_each=done, take_fitting=take_fitting if any(job.is_whole for job in jobs) else None)
+    done(matching.compare())
     reports = list[LaneReport]()
     for some in _in_pieces(lanes):
         with connection.transaction():
             reports += finish(connection, some)
         done(0)  # What has come since is more than what was to be done.
-    _compare_tables(connection, [both for both in zip(jobs, reports, strict=True) if both[0].replay], done)
+    replayed = [both for both in zip(jobs, reports, strict=True) if both[0].replay]
+    _compare_tables(connection, replayed, matching.found, done)
     for job, report in zip(jobs, reports, strict=True):
         if job.replay:
             _compare_snapshots(connection, job, report, done)
-        if job.adds_up:
+        if job.is_whole:
             _compare_sums(connection, job, report, adding.pop(job.lane, None), done)
     return reports
 
 
 def _adding(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Along]:
     """What is added up while lanes are verified, by lane."""
-    lanes = [job.lane for job in jobs if job.adds_up and job.along]
+    lanes = [job.lane for job in jobs if job.is_whole and job.along]
     followed = served(connection).followed if lanes else []
     room = sums.Room()
     return {lane: sums.Along(lane, followed, room) for lane in lanes if followed}
@@ -109,23 +114,33 @@ def _in_pieces(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
 
 
 def _compare_tables(
-    connection: Connection, looked_at: Sequence[tuple[Job, LaneReport]], done: Callable[[int], None]
+    connection: Connection,
+    looked_at: Sequence[tuple[Job, LaneReport]],
+    matching: Mapping[bytes, int],
+    done: Callable[[int], None],
 ) -> None:
+    """Compare the streams that had moved before the ends of their lanes were looked at; those that were seen `matching` only if they
+    have moved on since.
+    """
     projections = served(connection).inline
     if not projections:
         return
     by_lane = {report.lane: report for _, report in looked_at}
-    settled = {report.lane: islice(report.versions.items(), report.settled) for _, report in looked_at}
+    left = {report.lane: _left(report, matching) for _, report in looked_at}
     # Since a seal, whole histories are folded of which but the end was to be done.
     share = _Share(
-        sum(max(0, job.upto - job.start.seq) for job, _ in looked_at),
-        of=sum(sum(islice(report.versions.values(), report.settled)) for _, report in looked_at),
+        sum(max(0, job.upto - job.start.seq) for job, _ in looked_at) - sum(matching.values()),
+        of=sum(version for streams in left.values() for _, version in streams),
     )
-    for part in tables.parts(settled):
+    for part in tables.parts(left):
         for found in _differences(connection, part, projections):
             assert found.lane is not None, "whatever is compared is of a lane"
             _add(by_lane[found.lane], found)
         done(share.next(part.events))
+
+
+def _left(report: LaneReport, matching: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
+    return [each for each in islice(report.versions.items(), report.settled) if matching.get(each[0]) != each[1]]
 
 
 class _Share:

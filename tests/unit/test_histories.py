@@ -1,0 +1,134 @@
+"""Histories are put together as their lanes are read: each is given once, whole and in order, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events.codec import encode
+from events.ids import lane_of_bytes
+from events.types import AddressReserved
+from events.upcast import Outdated, Stored
+from events.window import Window
+from hydracore.audit.histories import HELD_BYTES_MAX, Histories
+
+#: Streams of one lane, on both sides of each half.
+STREAMS = [UUID(int=share << 8).bytes for share in (0, 63, 100, 128, 255)]
+LANE = 0
+
+
+class Read(NamedTuple):
+    """An event as a window has it."""
+
+    stream: bytes
+    version: int
+    schema_version: int = 1
+
+    @property
+    def payload(self) -> bytes:
+        return encode(AddressReserved(at_ms=self.version, hostname="süß", vpn_ip=""))
+
+
+def window(events: Sequence[Read]) -> Window:
+    fields = dict.fromkeys(Window._fields, b"") | {
+        "event_stream_ids": (16).to_bytes(8).join(event.stream for event in events),
+        "versions": [event.version for event in events],
+        "types": b"\0".join(b"address_reserved" for _ in events),
+        "schema_versions": [event.schema_version for event in events],
+        "payloads": [event.payload for event in events],
+    }
+    return Window(**fields)  # pyright: ignore[reportArgumentType] - the others are looked at by nobody
+
+
+def whole(
+    events: Sequence[Read], lengths: dict[bytes, int], *, size: int = 3, bytes_max: int = HELD_BYTES_MAX
+) -> dict[bytes, list[bytes]]:
+    """What is given of `events`, which come in windows of that size."""
+    histories, found = Histories(lengths, bytes_max=bytes_max), dict[bytes, list[bytes]]()
+    for at in range(0, len(events), size):
+        histories.take(LANE, window(events[at : at + size]))
+        count = histories.events_whole
+        given = histories.let_go()
+        assert sum(map(len, given.values())) == count
+        assert not given.keys() & found.keys(), "each is given once"
+        found |= given
+    return found
+
+
+def history(stream: bytes, versions: Iterable[int]) -> list[Read]:
+    return [Read(stream, version) for version in versions]
+
+
+@st.composite
+def interleaved(draw: st.DrawFn) -> list[Read]:
+    """Streams of some length whose events come in order, between those of others."""
+    lengths = {stream: draw(st.integers(0, 9)) for stream in STREAMS}
+    order = draw(st.permutations([stream for stream, length in lengths.items() for _ in range(length)]))
+    return [Read(stream, order[: at + 1].count(stream)) for at, stream in enumerate(order)]
+
+
+@settings(max_examples=150)
+@given(interleaved(), st.integers(1, 7), st.sampled_from([HELD_BYTES_MAX, 4_000, 1_000, 0]), st.integers(0, 3))
+def test_each_is_given_whole_and_in_order_or_not_at_all(
+    events: list[Read], size: int, bytes_max: int, since: int
+) -> None:
+    """`since`: how many events of each stream were appended after it was asked how many there are."""
+    counts = {stream: sum(event.stream == stream for event in events) for stream in STREAMS}
+    lengths = {stream: count - since for stream, count in counts.items() if count > since}
+
+    found = whole(events, lengths, size=size, bytes_max=bytes_max)
+
+    for stream, payloads in found.items():
+        assert payloads == [event.payload for event in history(stream, range(1, lengths[stream] + 1))]
+    if bytes_max == HELD_BYTES_MAX:
+        assert found.keys() == lengths.keys()
+
+
+def test_where_not_all_may_be_held_some_are() -> None:
+    ends = [event for version in (1, 2) for stream in STREAMS for event in history(stream, [version])]
+    one = len(ends[0].payload) + 64
+
+    found = whole(ends, dict.fromkeys(STREAMS, 2), size=1, bytes_max=4 * one)
+
+    assert set(found) == set(STREAMS[:2]), "those in the first quarter"
+
+
+def test_what_was_given_is_held_no_longer() -> None:
+    """However many come one behind the other, none has to go."""
+    events = [event for stream in STREAMS for event in history(stream, range(1, 11))]
+    weight = 10 * (len(events[0].payload) + 64)
+
+    assert set(whole(events, dict.fromkeys(STREAMS, 10), bytes_max=3 * weight)) == set(STREAMS)
+
+
+def test_one_that_lacks_an_event_is_not_given() -> None:
+    a, b, c, d, _ = STREAMS
+    events = [*history(a, (1, 3)), *history(b, (2, 3)), *history(c, (1, 1, 2, 3)), *history(d, (1, 2, 2, 3))]
+
+    found = whole(events, dict.fromkeys(STREAMS, 3))
+
+    assert found == {c: [event.payload for event in history(c, (1, 2, 3))]}
+
+
+def test_one_of_another_lane_is_not_given() -> None:
+    stranger = UUID(int=1).bytes
+    assert lane_of_bytes(stranger) != LANE
+
+    assert whole(history(stranger, (1, 2)), {stranger: 2}) == {}
+
+
+def test_an_event_of_another_version_is_told_as_such() -> None:
+    (stream, *_) = STREAMS
+    events = [Read(stream, 1), Read(stream, 2, schema_version=7)]
+
+    (payloads,) = whole(events, {stream: 2}).values()
+
+    first, second = msgspec.json.decode(b"[" + b",".join(payloads) + b"]", type=list[Stored])
+    assert isinstance(first, AddressReserved)
+    assert isinstance(second, Outdated)
+    assert (second.name, second.schema_version, bytes(second.payload)) == ("address_reserved", 7, events[1].payload)
