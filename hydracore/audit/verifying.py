@@ -7,18 +7,15 @@ gives way to writers. Several processes may share the lanes.
 
 from __future__ import annotations
 
-import signal
+import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice, takewhile
-from multiprocessing import active_children, get_context
 
 import msgspec
 import psycopg
-from psycopg import Connection, IsolationLevel
+from psycopg import Connection
 
 from events.finding import FINDINGS_MAX, Finding, Note, sentences
 from events.ids import LANES
@@ -34,10 +31,8 @@ from hydracore.audit.seal_file import SealFile
 from hydracore.audit.seals_lacking import Lacking
 from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
-from hydracore.garbage import look_seldom
+from hydracore.audit.verifying_processes import connected, verify_in_processes
 from hydracore.settings import PREPARE_AFTER
-from projections.child import end_with_parent
-from projections.processes import interrupts_blocked
 
 _SQL = Statements("events", "verify.sql")
 _ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
@@ -46,6 +41,11 @@ _HEADS = Statements("events", "store.sql")["heads"]
 #: How many events those lanes may have together of which more than few are read side by side, and those in which what adds up is added
 #: up meanwhile.
 TOGETHER_EVENTS_MAX = 2_000_000
+
+#: For so many events another process is started where nobody says how many there are to be: some seconds' work. And how many such
+#: processes there are at most: each holds a few hundred megabytes.
+EVENTS_A_WORKER = 256_000
+WORKERS_MAX = 4
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +64,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     copied_before: datetime | None = None
     public_key: bytes | None = None
     former_keys: tuple[bytes, ...] = ()
-    workers: int = 1
+    #: How many processes share the lanes; None for as many as the log is long enough for: one a core, but `WORKERS_MAX`.
+    workers: int | None = 1
     #: Whether not to give way to writers.
     full_speed: bool = False
 
@@ -118,10 +119,11 @@ def verify(request: Request, progress: Progress) -> Report:
             what = f"The table {table} has rows of lane {lane} that have no place in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
         jobs = _jobs(connection, request, sealed, heads)
-    parts = [_with_room(part) for part in _parts(jobs, request.workers)]
+    workers = request.workers or _workers_for(jobs)
+    parts = [_with_room(part) for part in _parts(jobs, workers)]
     progress.begin(sum(job.work for part in parts for job in part))
     notes = set[Note]()
-    for lane_report in _reports(parts, request, progress, report):
+    for lane_report in _reports(parts, workers, request, progress, report):
         report.events += lane_report.events
         report.commands += lane_report.commands
         report.streams += len(lane_report.versions)
@@ -205,61 +207,29 @@ def _with_room(jobs: list[Job]) -> list[Job]:
     return found
 
 
-def _reports(parts: list[list[Job]], request: Request, progress: Progress, report: Report) -> Iterator[LaneReport]:
-    pace = Pace(full_speed=request.full_speed, readers=request.workers)
-    if request.workers == 1:
-        with _connected(request.conninfo, request.prepare_threshold) as connection:
-            for jobs in parts:
-                yield from verify_some(connection, jobs, pace, progress.advance)
-        report.rested_s += pace.rested_s
-        return
-    # Not forked: a child with this one's threads and locks half copied could hang.
-    by_lane = {job.lane: job for jobs in parts for job in jobs}
-    others = active_children()
+def _workers_for(jobs: list[Job]) -> int:
+    events = sum(max(0, job.upto - job.start.seq) for job in jobs)
+    return max(1, min(os.cpu_count() or 1, WORKERS_MAX, events // EVENTS_A_WORKER))
+
+
+def _reports(
+    parts: list[list[Job]], workers: int, request: Request, progress: Progress, report: Report
+) -> Iterator[LaneReport]:
+    pace = Pace(full_speed=request.full_speed, readers=workers)
     how = (request.conninfo, request.prepare_threshold)
-    pool = ProcessPoolExecutor(request.workers, mp_context=get_context("spawn"), initializer=_prepare_process)
-    try:
-        with interrupts_blocked():
-            verified = [pool.submit(_verify_in_process, *how, jobs, pace) for jobs in parts]
-        for part in verified:
-            lanes, rested_s = part.result()
-            report.rested_s += rested_s / request.workers
-            for lane in lanes:
-                job = by_lane[lane.lane]
-                progress.advance(lane.events * job.passes + job.to_fold)
-                yield lane
-    except BaseException:
-        # Where one was killed while another was being started, the pool would wait for that one for ever.
-        for child in active_children():
-            if child not in others:
-                child.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _prepare_process() -> None:
-    """It dies of an interrupt in silence, and in the middle of a lane: nobody waits for its report any more. So it does with its parent."""
-    end_with_parent()
-    look_seldom()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _verify_in_process(
-    conninfo: str, prepare_threshold: int | None, jobs: list[Job], pace: Pace
-) -> tuple[list[LaneReport], float]:
-    """The reports, and how long it rested. `pace` is a copy that has not begun."""
-    with _connected(conninfo, prepare_threshold) as connection:
-        return verify_some(connection, jobs, pace, _nobody), pace.rested_s
-
-
-def _nobody(_done: int) -> None:
-    """Another process has no screen."""
+    if workers > 1:
+        for lanes, rested_s in verify_in_processes(workers, how, parts, pace, progress.advance):
+            report.rested_s += rested_s / workers
+            yield from lanes
+        return
+    with connected(*how) as connection:
+        for jobs in parts:
+            yield from verify_some(connection, jobs, pace, progress.advance)
+    report.rested_s += pace.rested_s
 
 
 def _finish_replay(request: Request, report: Report) -> None:
-    with _connected(request.conninfo, request.prepare_threshold) as connection:
+    with connected(request.conninfo, request.prepare_threshold) as connection:
         now = served(connection)
         report.findings += now.findings
         report.notes += sentences(now.notes)
@@ -271,12 +241,3 @@ def _finish_replay(request: Request, report: Report) -> None:
     if request.since_seal and now.followed:
         names = ", ".join(projection.name for projection in now.followed)
         report.notes.append(f"What adds up from the beginning was not compared: {names}")
-
-
-@contextmanager
-def _connected(conninfo: str, prepare_threshold: int | None) -> Generator[Connection]:
-    """A connection whose transactions each see one moment, and change nothing."""
-    with psycopg.connect(conninfo, autocommit=True, prepare_threshold=prepare_threshold) as connection:
-        connection.isolation_level = IsolationLevel.REPEATABLE_READ
-        connection.read_only = True
-        yield connection

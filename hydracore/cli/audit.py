@@ -52,7 +52,9 @@ def audit() -> None:
 @click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
 @click.option("--strict", is_flag=True, help="Take nobody's word: what was not compared is a finding, and no note.")
 @click.option(
-    "--workers", type=click.IntRange(1, LANES), default=1, show_default=True, help="Processes that share the lanes."
+    "--workers",
+    type=click.IntRange(1, LANES),
+    help="Processes that share the lanes; default: of a long log one a core, but four at most.",
 )
 @full_speed_option
 @json_option
@@ -64,7 +66,7 @@ def verify(
     public_keys: tuple[str, ...],
     replay: bool,
     strict: bool,
-    workers: int,
+    workers: int | None,
     full_speed: bool,
     as_json: bool,
 ) -> None:

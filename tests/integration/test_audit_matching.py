@@ -17,11 +17,11 @@ from hydracore.audit import tables, verifying
 from hydracore.audit.matching import Matching
 from hydracore.audit.served import served
 from projections.instance import InstanceFold, InstanceProjection
-from tests.audit_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log, sealed_logs_fixture
+from tests.audit_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
 from tests.services import Services
 from tests.tampering import CountedProgress, find, forger, made_once
 
-__all__ = ["forger", "sealed_logs_fixture"]
+__all__ = ["forger"]
 
 #: How many events the lane has, and the streams in it.
 EVENTS = SEALED_AT[-1]

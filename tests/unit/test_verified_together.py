@@ -1,9 +1,13 @@
-"""How many lanes a verification reads side by side: many of a short log, few of a long one, as many for each worker."""
+"""How many lanes a verification reads side by side: many of a short log, few of a long one, as many for each worker. And how many workers
+there are."""
+
+import os
 
 import pytest
 
 from events.ids import LANES
-from hydracore.audit.verifying import TOGETHER_EVENTS_MAX, _parts
+from events.seal import Head
+from hydracore.audit.verifying import EVENTS_A_WORKER, TOGETHER_EVENTS_MAX, WORKERS_MAX, _parts, _workers_for
 from hydracore.audit.verifying_lanes import Job
 
 
@@ -27,3 +31,26 @@ def test_short_logs_are_read_in_more_lanes_at_once(events: int, workers: int, si
 
     assert [len(part) for part in parts] == sizes
     assert [job for part in parts for job in part] == jobs
+
+
+@pytest.mark.parametrize(
+    ("events", "processors", "workers"),
+    [
+        (0, 2, 1),
+        (2 * EVENTS_A_WORKER - LANES, 2, 1),
+        (2 * EVENTS_A_WORKER, 2, 2),
+        (2 * EVENTS_A_WORKER, 8, 2),
+        (100 * EVENTS_A_WORKER, 2, 2),
+        (100 * EVENTS_A_WORKER, None, 1),
+        (100 * EVENTS_A_WORKER, 64, WORKERS_MAX),
+    ],
+)
+def test_a_long_log_is_shared_among_processors(
+    events: int, processors: int | None, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    jobs = [Job(lane=lane, upto=events // LANES) for lane in range(LANES)]
+
+    assert _workers_for(jobs) == workers
+    # What a seal stands for is not read again.
+    assert _workers_for([Job(lane=job.lane, start=Head(job.upto, b""), upto=job.upto) for job in jobs]) == 1
