@@ -18,6 +18,7 @@ import psycopg
 from psycopg import Connection
 
 from events.finding import FINDINGS_MAX, Finding, Note, sentences
+from events.heads import HEADS
 from events.ids import LANES
 from events.pacing import Pace
 from events.seal import Seal
@@ -36,7 +37,6 @@ from hydracore.settings import PREPARE_AFTER
 
 _SQL = Statements("events", "verify.sql")
 _ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
-_HEADS = Statements("events", "store.sql")["heads"]
 
 #: How many events those lanes may have together of which more than few are read side by side, and those in which what adds up is added
 #: up meanwhile.
@@ -114,7 +114,7 @@ def verify(request: Request, progress: Progress) -> Report:
         sealed = _check_seals(connection, request, report, Pace(full_speed=request.full_speed))
         if request.since_seal and sealed.last is None:
             raise NoSeal
-        heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(_HEADS)}
+        heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(HEADS)}
         for table, lane, seq in connection.execute(_ROWS_OF_NO_LANE):
             what = f"The table {table} has rows of lane {lane} that have no place in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
