@@ -1,4 +1,6 @@
-"""`audit verify` over a log whose chain is whole, with and without the comparison of the read tables, in one process."""
+"""`audit verify` over a log whose chain is whole: in one process, with and without the comparison of the read tables, and as the command is
+run without options.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,16 @@ _FOLLOWED: Final = """
 """
 
 
+#: What is compared, and by how many processes; None for as many as the command takes.
+_WAYS: Final[tuple[tuple[str, bool, int | None], ...]] = (
+    ("chain, versions and streams", False, 1),
+    ("the same, and the read tables", True, 1),
+    ("all that, by as many processes as it takes without --workers", True, None),
+)
+
+
 async def measure(services: Services) -> list[Limit]:
-    """Processor time of the command's process and of its session together, and the time on the clock."""
+    """Processor time of the command's processes and of their sessions together, and the time on the clock."""
     url = await services.fresh_database("audit", migrated=True)
     instances = round(float(os.environ.get("BENCH_AUDIT_EVENTS", MILLIONS)) * INSTANCES_PER_MILLION)
     events = await asyncio.to_thread(write_log, url, instances=instances)
@@ -47,12 +57,13 @@ async def measure(services: Services) -> list[Limit]:
     # As the command does.
     look_seldom()
     results: list[Limit] = []
-    for what, replay in (("chain, versions and streams", False), ("the same, and the read tables", True)):
+    for what, replay, workers in _WAYS:
         clock_us, cpu_us = [list[float](), list[float]()]
         for _ in range(ROUNDS):
             await services.checkpoint()
             began_s = used_s(services.postgres.data)
-            report = await asyncio.to_thread(verify, Request(conninfo=url, replay=replay), Progress())
+            request = Request(conninfo=url, replay=replay, workers=workers)
+            report = await asyncio.to_thread(verify, request, Progress())
             assert not report.findings, report.findings[:3]
             assert all("seal" in note for note in report.notes), "everything is compared"
             assert report.events == events
