@@ -40,6 +40,7 @@ class Health:
         self._pool = pool
         self._redis = redis
         self._asking: asyncio.Task[str] | None = None
+        self._asking_redis: asyncio.Task[str] | None = None
 
     @operation("GET", "/health/live", "Liveness", answer=Liveness)
     async def live(self) -> Liveness:
@@ -72,6 +73,12 @@ class Health:
         return _OK
 
     async def _check_redis(self) -> str:
+        """One question for all who ask meanwhile: anybody may, and each question would take a connection, which the client keeps for good."""
+        if self._asking_redis is None or self._asking_redis.done():
+            self._asking_redis = asyncio.create_task(self._ask_redis())
+        return await asyncio.shield(self._asking_redis)
+
+    async def _ask_redis(self) -> str:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 # One that takes nothing, as a replica or one whose memory is full, carries nothing.

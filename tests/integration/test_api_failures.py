@@ -90,6 +90,24 @@ async def test_a_redis_that_takes_nothing_is_told_as_down(own_services: OwnServi
         assert await status() == "ok"
 
 
+async def test_however_many_ask_at_once_whether_it_is_ready_one_connection_to_redis_is_enough(
+    own_services: OwnServices,
+) -> None:
+    async with (
+        running_api(own_services.database_url, own_services.redis_url) as api,
+        Redis.from_url(own_services.redis_url) as redis,
+    ):
+
+        async def connected() -> int:
+            return (await redis.info("clients"))["connected_clients"]
+
+        before = await connected()
+        answers = await asyncio.gather(*(api.client.get("/health/ready") for _ in range(60)))
+
+        assert {answer.status_code for answer in answers} == {200}
+        assert await connected() == before + 1
+
+
 async def test_a_database_that_restarts_costs_time_and_no_answer(own_services: OwnServices) -> None:
     async with running_api(own_services.database_url, own_services.redis_url) as api:
         ann = api.token()
