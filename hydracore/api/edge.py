@@ -13,6 +13,11 @@ from hydracore.auth import HEADER_BLANKS
 from hydracore.http_protocol import headers_of_all, new_request_id
 from hydracore.transport import REQUEST_ID
 
+#: Nothing here has a longer path, in characters. Litestar keeps where the last thousand paths led, whoever asked for them: with heads of
+#: 64 KiB, a stranger would have it keep half a gigabyte.
+PATH_LENGTH_MAX: Final = 1_024
+_TOO_LONG: Final = Answer(HTTPStatus.REQUEST_URI_TOO_LONG, b'{"detail":"URI Too Long"}')
+
 #: Nobody should take for granted that we do what we do not know (RFC 9110, section 10.1.1).
 _UNMET: Final = Answer(HTTPStatus.EXPECTATION_FAILED, b'{"detail":"No expectation but 100-continue is met"}')
 
@@ -39,8 +44,12 @@ class Edge:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        app = self._app if expects in {b"", b"100-continue"} else _UNMET
-        await app(scope, receive, send_with_headers)
+        await self._answering(scope, expects)(scope, receive, send_with_headers)
+
+    def _answering(self, scope: Scope, expects: bytes) -> ASGIApp:
+        if len(scope["path"]) > PATH_LENGTH_MAX:
+            return _TOO_LONG
+        return self._app if expects in {b"", b"100-continue"} else _UNMET
 
 
 def _told(headers: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:

@@ -12,11 +12,13 @@ import psycopg
 import pytest
 
 from hydracore import http_protocol
+from hydracore.api.edge import PATH_LENGTH_MAX
 from hydracore.auth import create_api_key
 from hydracore.http_protocol import HEAD_MAX_BYTES
 from hydracore.tokens import agent_key
 from hydracore.transport import REQUEST_ID
 from tests.api_server import MASTER_KEY, Api
+from tests.memory import holding_less_than
 from tests.use_fixtures import KEY_ID, Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
 from tests.waiting import PATIENCE_S, until
 
@@ -191,6 +193,21 @@ async def test_a_head_of_a_request_has_a_limit(api: Api) -> None:
         assert (answer.status, answer.body) == (431, {"detail": "Request Header Fields Too Large"})
         assert await is_as_any(api, answer)
     assert (long.status, body.status) == (200, 413)
+
+
+async def test_a_path_that_is_longer_than_any_is_refused_and_nothing_of_it_is_kept(api: Api) -> None:
+    by_key = "/v1/instances/by-key/"
+    longest = by_key + "k" * (PATH_LENGTH_MAX - len(by_key))
+
+    asked = [await exchange(api, request(longest + more, bearer(api))) for more in ("", "?limit=1", "k")]
+    with holding_less_than(4_000_000):
+        # One character of the largest kind has each of the others take as much room.
+        strangers = [await exchange(api, request(f"{by_key}{n}{'k' * 60_000}%F0%9F%98%80")) for n in range(20)]
+
+    assert [answer.status for answer in asked] == [200, 200, 414]
+    assert {answer.status for answer in strangers} == {414}
+    assert strangers[0].body == {"detail": "URI Too Long"}
+    assert await is_as_any(api, strangers[0])
 
 
 async def closed(api: Api, *requests: bytes) -> bytes:
