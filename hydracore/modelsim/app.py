@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from hydracore.modelsim.completion import Completion, Record
 from hydracore.modelsim.embedding import Embeddings
 from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Receive, Scope, Send
 from hydracore.modelsim.faults import Fault, Faults
+from hydracore.modelsim.latest import Latest
 from hydracore.modelsim.script import Rule, count_tokens
 from hydracore.reading import UNREADABLE
 from hydracore.waiting import first_of
@@ -32,7 +32,7 @@ class ModelSim:
         self.faults = Faults()
         self._rules = rules
         self._embeddings = Embeddings()
-        self._records: deque[Record] = deque(maxlen=RECORDS_MAX)
+        self._records = Latest[Record](count_max=RECORDS_MAX)
         self._served = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class ModelSim:
         except UNREADABLE as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
             return
-        record = self._record(exchange, request)
+        record = self._record(exchange, request, body)
         completion = Completion(exchange, request, record, rules=self._rules)
         fault = self.faults.take(request.model, request.latest)
         answering = asyncio.create_task(completion.run(fault, self.faults.released))
@@ -101,7 +101,7 @@ class ModelSim:
             with suppress(ConnectionError, asyncio.CancelledError):
                 task.result()
 
-    def _record(self, exchange: Exchange, request: wire.CompletionRequest) -> Record:
+    def _record(self, exchange: Exchange, request: wire.CompletionRequest, body: bytes) -> Record:
         self._served += 1
         key = exchange.header("authorization")
         messages: list[dict[str, Any]] = [msgspec.to_builtins(message) for message in request.messages]
@@ -115,7 +115,7 @@ class ModelSim:
             key_digest=None if key is None else digest(key),
             prompt_tokens=count_tokens(request.messages),
         )
-        self._records.append(record)
+        self._records.add(record, body=body)
         return record
 
 

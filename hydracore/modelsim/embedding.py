@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import deque
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -13,6 +12,7 @@ import msgspec
 
 from hydracore.modelsim import wire
 from hydracore.modelsim.exchange import Exchange
+from hydracore.modelsim.latest import Latest
 from hydracore.modelsim.script import tokens
 from hydracore.reading import UNREADABLE
 
@@ -47,7 +47,7 @@ class Embeddings:
     """`records`: the latest requests as they came."""
 
     def __init__(self) -> None:
-        self.records: deque[dict[str, Any]] = deque(maxlen=RECORDS_MAX)
+        self.records = Latest[dict[str, Any]](count_max=RECORDS_MAX)
 
     async def answer(self, exchange: Exchange, body: bytes) -> None:
         try:
@@ -55,7 +55,7 @@ class Embeddings:
         except UNREADABLE as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
             return
-        self.records.append({"model": request.model, "texts": request.texts})
+        self.records.add({"model": request.model, "texts": request.texts}, body=body)
         if request.model == BROKEN:
             await exchange.answer(HTTPStatus.SERVICE_UNAVAILABLE, wire.problem("Scripted refusal", "scripted_refusal"))
             return

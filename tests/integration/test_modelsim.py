@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hydracore.modelsim import latest
 from hydracore.modelsim.main import serve
 from hydracore.modelsim.script import MARK, ScriptError
 from hydracore.transport import TRUST_NOBODY
@@ -50,6 +51,26 @@ async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: Mode
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"{MARK} You said: Hello there"}
     assert "scripted" in answer["system_fingerprint"]
     assert answer["model"] == "any-name"
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"), [("chat/completions", "requests"), ("embeddings", "embeddings")], ids=["chats", "embeddings"]
+)
+async def test_of_long_requests_it_remembers_fewer(
+    modelsim: ModelSim, monkeypatch: pytest.MonkeyPatch, address: str, seen: str
+) -> None:
+    monkeypatch.setattr(latest, "LATEST_MAX_BYTES", 20_000)
+
+    async def remembered_after(*lengths: int) -> int:
+        for length in lengths:
+            request = ask("x" * length) if seen == "requests" else {"model": "any-name", "input": "x" * length}
+            await modelsim.http.post(f"/v1/{address}", json=request)
+        return len((await modelsim.http.get(f"/_sim/{seen}")).json()["requests"])
+
+    assert await remembered_after(*[9_000] * 5) == 2
+    assert await remembered_after(*[10] * 5) == 7
+    assert await remembered_after(30_000) == 1
+    assert await remembered_after(10) == 1
 
 
 async def test_it_obeys_a_prompt_that_says_how_to_begin(modelsim: ModelSim) -> None:

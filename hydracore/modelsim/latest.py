@@ -1,0 +1,36 @@
+"""The requests that came last: so many, and so many bytes of them, because one may be as long as a thousand others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+#: What the bodies of all that are remembered may have together.
+LATEST_MAX_BYTES: Final = 32 * 1024 * 1024
+
+
+class Latest(Generic[T]):
+    """Records, oldest first. The last one is kept however long its request was."""
+
+    def __init__(self, *, count_max: int) -> None:
+        self._count_max = count_max
+        self._kept: deque[tuple[T, int]] = deque()
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[T]:
+        return (record for record, _ in self._kept)
+
+    def add(self, record: T, *, body: bytes) -> None:
+        """Remember the record of a request that had this body, and forget the oldest ones for which there is no room."""
+        self._kept.append((record, len(body)))
+        self._bytes += len(body)
+        while len(self._kept) > self._count_max or (self._bytes > LATEST_MAX_BYTES and len(self._kept) > 1):
+            _, gone_bytes = self._kept.popleft()
+            self._bytes -= gone_bytes
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes = 0
