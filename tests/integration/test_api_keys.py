@@ -6,8 +6,10 @@ import json
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from click.testing import CliRunner, Result
 
+from hydracore import auth
 from hydracore.auth import Authenticator, AuthError, create_api_key, revoke_api_key
 from hydracore.cli import main
 from hydracore.db.pool import open_pool
@@ -34,6 +36,21 @@ async def test_a_clock_that_is_set_back_keeps_no_revoked_key_alive(
             return False
 
         await until(is_refused, seconds_max=5)
+
+
+async def test_the_memory_of_keys_is_bounded(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "API_KEYS_MAX", 2)
+    tenants = [f"tenant-{number}" for number in range(4)]
+    made = [await create_api_key(owner_conn, tenant_id=tenant, name="backend") for tenant in tenants]
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        door = Authenticator(pool, jwt_secret="s" * 32)
+
+        principals = [await door.principal_of_key(each) for each in made]
+
+    assert [principal.tenant_id for principal in principals] == tenants
+    assert [known.tenant_id for known in door._keys.values()] == tenants[2:]
 
 
 def run(database_url: str, *words: str) -> Result:

@@ -5,6 +5,9 @@ import pytest
 
 from events import keys
 from events.lifecycle import DELETED
+from hydracore.api import listing
+from hydracore.api.listing import Listing
+from projections.queries import ListFilter
 from tests.api_server import Api
 from tests.ordering import finish_deletion, listed, order
 from tests.use_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
@@ -65,6 +68,24 @@ async def test_the_address_of_an_erased_customer_is_no_longer_listed(
 
     assert before == [('"customer_email":null', '"customer_email":null@example.com')] * 3
     await until(is_gone, seconds_max=20)
+
+
+async def test_what_is_remembered_of_lists_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "REMEMBERED_MAX", 3)
+    monkeypatch.setattr(listing, "PAGES_MAX", 2)
+    lists = Listing(api.parts.queries, api.parts.keyring)
+    sizes: list[tuple[int, int]] = []
+
+    for number in range(6):
+        customer = f"customer-{number}"
+        made = await order(api, api.token(user=customer))
+        whose = ListFilter(tenant_id=api.tenant, customer_id=customer, limit=1)
+        assert made.encode() in (await lists.page(whose)).json
+        sizes.append((len(lists._remembered), len(lists._pages)))
+
+    # Of so many instances, and those of the page that was asked for last.
+    assert max(count for count, _ in sizes) == 4
+    assert max(pages for _, pages in sizes) == 2
 
 
 async def test_pages_of_two_sizes_that_read_the_same_rows_are_two_pages(api: Api) -> None:

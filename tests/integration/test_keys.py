@@ -108,6 +108,23 @@ async def test_what_is_remembered_of_all_customers_together_is_bounded(
     assert 20 <= sum(remembered) <= 60
 
 
+async def test_of_whom_it_was_said_that_something_does_not_open_is_bounded(
+    pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_CUSTOMERS_MAX", 2)
+    customers = [f"customer-{number}" for number in range(5)]
+    for customer in customers:
+        await keyring.seal(EMAIL, tenant_id="acme", customer_id=customer, field="customer_email")
+    await owner_conn.execute("UPDATE customer_key SET wrapped_key = 'damaged'")
+    fresh = Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
+
+    for customer in customers:
+        with pytest.raises(KeyUnreadable):
+            await fresh.seal(EMAIL, tenant_id="acme", customer_id=customer, field="customer_email")
+
+    assert 0 < len(fresh._reported) <= 2
+
+
 async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: Keyring) -> None:
     one, two = await keyring.seal(EMAIL, **ADA), await keyring.seal(EMAIL, **ADA)
 
