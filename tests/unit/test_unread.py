@@ -291,3 +291,24 @@ def test_of_a_connection_that_is_gone_nothing_stays(loop: Callable[[], asyncio.A
             assert not unread.Unread._watched
 
     run(scenario, loop)
+
+
+@on_each_loop
+def test_whoever_leaves_an_answer_unread_and_the_next_head_half_sent_is_forgotten_at_once(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def scenario() -> None:
+        async with connected() as connection:
+            protocol = connection.protocol
+            half = get("/stream") + b"GET /next HTTP/1.1\r\nHost:"
+            await asyncio.get_running_loop().sock_sendall(connection.peer, half)
+            await until(lambda: protocol.unread.is_watched and protocol._head_timer is not None)
+            connection.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.peer.close()
+            await until(lambda: connection.is_over)
+
+            assert not protocol.unread.is_watched
+            # It would be set anew for ever, as the answer is never whole.
+            assert protocol._head_timer is None
+
+    run(scenario, loop)
