@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from uuid import uuid4
 
 import dramatiq
 import pytest
@@ -44,6 +45,17 @@ async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_war
         await until(lambda: taken[-1] == 2)
 
     assert_nobody_is_called(caplog)
+
+
+def test_no_more_hints_are_sent_than_may_wait(own_services: OwnServices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(b.HintSender, "BACKLOG_MAX", 2)
+
+    with closing(b.HintSender(own_services.redis_url)) as hints, Redis.from_url(own_services.redis_url) as redis:
+        sent = [hints.send(b.ADVANCE, [uuid4()]) for _ in range(4)]
+        duty = hints.send_duty(b.SWEEP)
+        waiting = redis.llen(f"hydracore:{b.QUEUE}")
+
+    assert (sent, duty, waiting) == ([True, True, False, False], False, 2)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ async def test_an_agent_s_log_that_grows_is_set_aside_while_it_runs(cloudsim: Cl
     assert [agent.pid for agent in cloudsim.agents(server_id)] == [pid]
 
 
-async def test_a_delete_ends_the_agent_and_removes_the_disk(cloudsim: CloudsimProcess) -> None:
+async def test_a_delete_ends_the_agent_and_leaves_nothing(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim)
     await booted(cloudsim, server_id)
 
@@ -47,6 +47,7 @@ async def test_a_delete_ends_the_agent_and_removes_the_disk(cloudsim: CloudsimPr
 
     assert cloudsim.agents(server_id) == []
     assert not (cloudsim.home / "servers" / str(server_id)).exists()
+    assert not list((cloudsim.home / "locks").iterdir())
 
 
 async def test_a_deaf_agent_is_killed(cloudsim: CloudsimProcess) -> None:

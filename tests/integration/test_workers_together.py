@@ -63,6 +63,8 @@ async def test_two_relays_and_two_workers_do_each_thing_once(crowd: Stack) -> No
         await crowd.until_status(instance_id, "running")
         crowd.server(instance_id)
     assert crowd.cloudsim.requests("create_server") - before == len(ids)
+    heard = "SELECT instance_id FROM heartbeat WHERE instance_id = ANY (%s)"
+    assert len(crowd.rows(heard, ids)) == len(ids)
     await asyncio.gather(*(crowd.delete(instance_id) for instance_id in ids))
 
     for instance_id in ids:
@@ -71,6 +73,7 @@ async def test_two_relays_and_two_workers_do_each_thing_once(crowd: Stack) -> No
         counts = Counter(crowd.types(instance_id))
         assert {type_: count for type_, count in counts.items() if type_ in ONCE and count != 1} == {}
         assert counts["teardown_step_done"] == 6
+    assert crowd.rows(heard, ids) == []
 
 
 async def test_doubled_and_late_messages_change_nothing(stack: Stack) -> None:
