@@ -16,7 +16,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.errors import LockNotAvailable, QueryCanceled
+from psycopg.errors import LockNotAvailable
 from psycopg_pool import AsyncConnectionPool
 
 from events.batch import LANDED, Verdict, flush
@@ -52,7 +52,7 @@ QUEUE_MAX = 10_000
 
 
 class _InTheWay(Exception):
-    """A flush takes long, and others are behind it. It is to be made on a connection of its own."""
+    """A flush waits for a lock, and others may be behind it. It is to be made on a connection of its own."""
 
 
 class _Locked(Exception):
@@ -268,8 +268,8 @@ class Committer:
 
         async def together(connection: AsyncConnection) -> list[Verdict]:
             try:
-                return await alone(connection)
-            except QueryCanceled as error:
+                return await flush(connection, appends, self._inline, lock_s_max=LATE_S)
+            except LockNotAvailable as error:
                 raise _InTheWay from error
 
         clock = asyncio.get_running_loop().time

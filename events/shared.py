@@ -7,16 +7,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
-import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.exchange import Statement, exchange, hang_up, number
+from events.exchange import Statement, exchange, number
 
-#: Whoever has not been answered by then waits for a database that is slow or away. For a lock a flush waits less (`events.committer`).
+#: Whoever has not been answered by then waits for a database that is slow or away.
 LATE_S = 0.25
-
-_CANCEL_S_MAX = 5.0
 
 _PID = Statement(b"SELECT pg_backend_pid()", ())
 
@@ -24,18 +21,15 @@ _PID = Statement(b"SELECT pg_backend_pid()", ())
 class _Loan:
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
-        #: In the order in which they came.
-        self.users: list[object] = []
-        #: Cancels that are on their way. Whoever has the connection next is not to be cancelled by one.
-        self.cancels = 0
+        self.users = 0
 
 
 class SharedConnection:
     """Borrows from `pool` for as long as anybody is at work. To be used as a pool is, for exchanges alone.
 
-    Nobody waits for long behind one who is late: whoever comes then gets another connection, and where somebody is behind it
-    already, its statement is cancelled, so that it gets `QueryCanceled`. Behind a pooler everybody has a connection of their own: it may
-    give the session to others after the first of several transactions, and have the statements of others cancelled.
+    Whoever comes while one is late gets another connection. Those who are behind it already wait for it: what is late may be a commit,
+    and a server that is told to cancel one which waits for a standby says that it is made, though no standby has it. Behind a pooler
+    everybody has a connection of their own: it may give the session to others after the first of several transactions.
     """
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
@@ -43,7 +37,6 @@ class SharedConnection:
         self._loan: _Loan | None = None
         #: Whether they lead to PostgreSQL itself.
         self._direct: WeakKeyDictionary[AsyncConnection, bool] = WeakKeyDictionary()
-        self._cancelling: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncGenerator[AsyncConnection]:  # noqa: ASYNC109 - as a pool has it
@@ -51,18 +44,17 @@ class SharedConnection:
         loan = self._loan
         if loan is None or loan.connection.closed:
             loan = _Loan(await self._pool.getconn(timeout))
-        user = object()
-        loan.users.append(user)
+        loan.users += 1
         try:
             if loan is not self._loan and await self._may_be_shared(loan.connection):
                 self._loan = loan
-            overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan, user)
+            overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan)
             try:
                 yield loan.connection
             finally:
                 overdue.cancel()
         finally:
-            loan.users.remove(user)
+            loan.users -= 1
             await self._give_back(loan)
 
     async def check(self) -> None:
@@ -77,27 +69,12 @@ class SharedConnection:
             direct = self._direct[connection] = number(pid) == connection.info.backend_pid
         return direct
 
-    def _let_pass(self, loan: _Loan, user: object) -> None:
+    def _let_pass(self, loan: _Loan) -> None:
         if self._loan is loan:
             self._loan = None
-        if loan.users[-1] is not user:
-            loan.cancels += 1
-            cancelling = asyncio.create_task(self._cancel(loan))
-            self._cancelling.add(cancelling)
-            cancelling.add_done_callback(self._cancelling.discard)
-
-    async def _cancel(self, loan: _Loan) -> None:
-        try:
-            await loan.connection.cancel_safe(timeout=_CANCEL_S_MAX)
-        except psycopg.Error:
-            # Perhaps it is on its way still.
-            hang_up(loan.connection)
-        finally:
-            loan.cancels -= 1
-            await self._give_back(loan)
 
     async def _give_back(self, loan: _Loan) -> None:
-        if loan.users or loan.cancels:
+        if loan.users:
             return
         if self._loan is loan:
             self._loan = None

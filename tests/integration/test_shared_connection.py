@@ -1,24 +1,19 @@
-"""One connection for all who are at work: whoever is late is passed by, and cancelled only for somebody's sake."""
+"""One connection for all who are at work: whoever is late is passed by, and never cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
-import psycopg
 import pytest
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
 
 from events import shared
 from events.exchange import Rows, Statement, exchange
 from events.shared import SharedConnection
 from hydracore.db.pool import open_pool
 from tests.pooler import needs_pooler, pooled
-from tests.services import OwnServices
 from tests.waiting import until
 
 #: Waits for as long as somebody else has the lock.
@@ -31,7 +26,6 @@ UNLOCKED: list[Rows] = [[(b"",)]]
 @pytest.fixture(autouse=True)
 def soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "LATE_S", 0.05)
-    monkeypatch.setattr(shared, "_CANCEL_S_MAX", 0.2)
 
 
 @asynccontextmanager
@@ -53,9 +47,7 @@ async def pid_of(on: SharedConnection) -> int:
         return connection.info.backend_pid
 
 
-async def test_one_that_nobody_is_behind_is_passed_by_and_not_cancelled(
-    database_url: str, owner_conn: AsyncConnection
-) -> None:
+async def test_one_that_is_late_is_passed_by_and_not_cancelled(database_url: str, owner_conn: AsyncConnection) -> None:
     await owner_conn.execute(LOCK)
     async with sharing(database_url) as connection:
         its_pid = await pid_of(connection)
@@ -70,71 +62,6 @@ async def test_one_that_nobody_is_behind_is_passed_by_and_not_cancelled(
         assert not alone.done()
         await owner_conn.execute(UNLOCK)
         assert await alone == UNLOCKED
-
-
-async def test_one_that_others_are_behind_is_cancelled_for_them(database_url: str, owner_conn: AsyncConnection) -> None:
-    await owner_conn.execute(LOCK)
-    async with sharing(database_url) as connection:
-        first, second = (asyncio.create_task(wait(connection)) for _ in range(2))
-
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            await first
-
-        assert not second.done(), "nobody is behind it"
-        await owner_conn.execute(UNLOCK)
-        assert await second == UNLOCKED
-
-
-@contextmanager
-def frozen(pid: int) -> Generator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-async def test_a_connection_whose_cancel_may_still_come_is_given_to_nobody(own_services: OwnServices) -> None:
-    (postmaster,) = own_services.supervisor.pids()["postgres"]
-    async with (
-        await AsyncConnection.connect(own_services.database_url, autocommit=True) as holder,
-        sharing(own_services.database_url) as connection,
-    ):
-        await holder.execute(LOCK)
-        its_pid = await pid_of(connection)
-        # Its sessions go on, and it takes no new connections, on which a cancel comes.
-        with frozen(postmaster):
-            waiting = [asyncio.create_task(wait(connection)) for _ in range(2)]
-            given_up = await asyncio.gather(*waiting, return_exceptions=True)
-
-        assert [isinstance(error, psycopg.OperationalError) for error in given_up] == [True, True]
-        assert await pid_of(connection) != its_pid
-
-
-async def test_a_connection_is_given_back_once_its_cancel_has_come(
-    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared, "_CANCEL_S_MAX", 10)
-    (postmaster,) = own_services.supervisor.pids()["postgres"]
-    async with (
-        await AsyncConnection.connect(own_services.database_url, autocommit=True) as holder,
-        open_pool(own_services.database_url, role="", application="test", size=2) as pool,
-    ):
-        connection = SharedConnection(pool)
-        await pid_of(connection)
-        await holder.execute(LOCK)
-        with frozen(postmaster):
-            waiting = [asyncio.create_task(wait(connection)) for _ in range(2)]
-            await until(lambda: connection._cancelling)
-            await holder.execute(UNLOCK)
-
-            assert await asyncio.gather(*waiting) == [UNLOCKED, UNLOCKED]
-            assert idle(pool) == 0
-        await until(lambda: idle(pool) == 1)
-
-
-def idle(pool: AsyncConnectionPool) -> int:
-    return pool.get_stats()["pool_available"]
 
 
 async def test_whoever_comes_meanwhile_is_on_the_same_connection(database_url: str) -> None:

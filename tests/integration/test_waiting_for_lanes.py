@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool
 
 from events import committer, held
 from events.errors import Rejected, ReservationTaken, StoreUnavailable
@@ -160,6 +161,11 @@ async def test_however_many_flights_are_late_no_more_are_begun_than_there_may_be
         await asyncio.gather(*asked)
 
 
+async def waits_apart(connection: AsyncConnection, pool: AsyncConnectionPool, *, borrowed: int) -> bool:
+    """Whether somebody waits for a lane who has got another connection for it, the last of so many that were borrowed."""
+    return pool.get_stats().get("requests_num", 0) >= borrowed and await somebody(connection, WAITING)
+
+
 async def as_many_as(connection: AsyncConnection, statement: str, least: int) -> bool:
     return await count(connection, statement) >= least
 
@@ -167,9 +173,9 @@ async def as_many_as(connection: AsyncConnection, statement: str, least: int) ->
 async def test_whoever_comes_behind_one_that_is_not_let_in_waits_apart_with_it(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+    async with open_store(database_url) as (store, pool), held_lanes(database_url, [1]) as holder:
         stuck = [customers.creating(store, 1)]
-        await until(lambda: somebody(owner_conn, WAITING))
+        await until(lambda: waits_apart(owner_conn, pool, borrowed=2))
         monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
         stuck.append(customers.creating(store, 1))
 
@@ -186,12 +192,12 @@ async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_held_waits_ap
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+    async with open_store(database_url) as (store, pool), held_lanes(database_url, [1]) as holder:
         # One flush, which fails as a whole: each is to fly alone then.
         odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
         refused = asyncio.create_task(odd)
         stuck = [customers.creating(store, 1) for _ in range(3)]
-        await until(lambda: somebody(owner_conn, WAITING))
+        await until(lambda: waits_apart(owner_conn, pool, borrowed=3))
         monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
 
         await until(lambda: sees_held(store, 1))
@@ -208,9 +214,9 @@ async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_held_waits_ap
 async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_lane_that_was_tried(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1, 2]) as holder:
+    async with open_store(database_url) as (store, pool), held_lanes(database_url, [1, 2]) as holder:
         stuck = customers.creating(store, 1)
-        await until(lambda: somebody(owner_conn, WAITING))
+        await until(lambda: waits_apart(owner_conn, pool, borrowed=2))
         with monkeypatch.context() as for_long:
             for_long.setattr(committer, "LOCK_S_MAX", LONG_S)
             # Its lane is being tried, so that whoever waits for it now is the next one.

@@ -1,0 +1,124 @@
+"""A PostgreSQL with a hot standby, and the Valkey of a test's own: what a failover is tried on."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import psycopg
+
+from hydracore.db import migrate
+from hydracore.embedded.home import Home
+from hydracore.embedded.part import Part
+from hydracore.embedded.ports import free_port
+from hydracore.embedded.postgres import OWNER, Postgres
+from hydracore.embedded.supervisor import Supervisor
+from tests.services import embedded_in, open_folder
+from tests.waiting import until
+
+#: What the first server and the one that takes over are called, as parts.
+FIRST, SECOND = "postgres", "postgres-2"
+
+#: What the standby calls itself, for `synchronous_standby_names`.
+STANDBY: Final = "second"
+
+
+class Replicated:
+    """`database_url` names both servers, and leads to the one that takes writes."""
+
+    def __init__(self, supervisor: Supervisor, first: Postgres, second: Postgres, *, redis_url: str) -> None:
+        self.supervisor = supervisor
+        self.first = first
+        self.second = second
+        self.redis_url = redis_url
+        hosts = f"127.0.0.1:{first.port},127.0.0.1:{second.port}"
+        password = urlsplit(first.url()).password
+        self.database_url = f"postgresql://{OWNER}:{password}@{hosts}/{OWNER}?target_session_attrs=read-write"
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, base: Path) -> AsyncGenerator[Self]:
+        with open_folder(base) as folder:
+            home, other = Home(folder / "home"), folder / "second"
+            first, valkey = embedded_in(home)
+            second = None
+            try:
+                async with Supervisor.running(home=home.path, logs=home.logs) as supervisor:
+                    await asyncio.gather(supervisor.start(first.part()), supervisor.start(valkey.part()))
+                    await asyncio.to_thread(migrate, first.url())
+                    await supervisor.stop([FIRST])
+                    # A server that was stopped in order is its own base backup.
+                    await asyncio.to_thread(subprocess.run, ["cp", "-a", first.base, other], check=True)
+                    second = Postgres(
+                        base=other, data_id="second", password=str(urlsplit(first.url()).password), port=free_port()
+                    )
+                    follow(second, first)
+                    await supervisor.start(first.part())
+                    await supervisor.start(_named(second, SECOND))
+                    yield cls(supervisor, first, second, redis_url=valkey.url())
+            finally:
+                first.remove()
+                if second is not None:
+                    second.remove()
+
+    async def synchronous(self) -> None:
+        """From now on no commit is answered that the standby does not have."""
+        await as_owner(
+            self.first,
+            f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'",
+            "SELECT pg_reload_conf()",
+        )
+        await until(lambda: self._is_streaming("sync"))
+
+    async def cut_off(self) -> None:
+        """From now on the standby hears nothing more of the first."""
+        await as_owner(self.second, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+
+        async def is_cut() -> bool:
+            return not await asked(self.second, "SELECT pid FROM pg_stat_wal_receiver")
+
+        await until(is_cut)
+
+    async def reconnect(self) -> None:
+        """The standby hears the first again."""
+        await as_owner(self.second, "ALTER SYSTEM RESET primary_conninfo", "SELECT pg_reload_conf()")
+
+    async def fail_over(self) -> None:
+        """The first stops, which gives the standby all that it has, unless that was cut off; then the standby takes over."""
+        await self.supervisor.stop([FIRST])
+        await as_owner(self.second, "SELECT pg_promote()")
+
+    async def _is_streaming(self, state: str) -> bool:
+        return await asked(self.first, "SELECT sync_state FROM pg_stat_replication") == [(state,)]
+
+
+def follow(standby: Postgres, primary: Postgres) -> None:
+    """Have it be a standby of the other from its next start on."""
+    url = urlsplit(primary.url())
+    place = (
+        f"host={url.hostname} port={url.port} user={url.username} password={url.password} application_name={STANDBY}"
+    )
+    with (standby.data / "postgresql.conf").open("a") as settings:
+        settings.write(f"primary_conninfo = '{place}'\nwal_retrieve_retry_interval = 100ms\n")
+    subprocess.run(["cp", "-a", standby.data / "PG_VERSION", standby.data / "standby.signal"], check=True)
+
+
+def _named(postgres: Postgres, name: str) -> Part:
+    return replace(postgres.part(name), kind=name)
+
+
+async def as_owner(postgres: Postgres, *statements: str) -> None:
+    async with await psycopg.AsyncConnection.connect(postgres.url(), autocommit=True) as connection:
+        for statement in statements:
+            await connection.execute(statement.encode())
+
+
+async def asked(postgres: Postgres, statement: str) -> list[tuple[Any, ...]]:
+    async with await psycopg.AsyncConnection.connect(postgres.url(), autocommit=True) as connection:
+        return await (await connection.execute(statement.encode())).fetchall()
