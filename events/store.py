@@ -137,10 +137,11 @@ class EventStore:
     async def load_after(self, lost: VersionConflict) -> Instance | None:
         """The instance after a lost race.
 
-        Raises what `load` does, and `LogCorrupted` where nobody has won it: the log conflicts with itself.
+        Raises what `load` does, and `LogCorrupted` where nobody has won it: the log conflicts with itself. A conflict at the very version
+        that was expected is with another event there: a standby without the last ones has taken over.
         """
         state = await self.load(lost.stream_id)
-        if version_of(state) == lost.expected:
+        if version_of(state) == lost.expected != lost.actual:
             what = f"stream {lost.stream_id} is said to be at version {lost.actual}, and its events end with {lost.expected}"
             raise LogCorrupted(lane_of(lost.stream_id), 0, what)
         return state

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 
 from hydracore.db import migrate
 from hydracore.embedded.home import Home
@@ -94,8 +95,23 @@ class Replicated:
         await self.supervisor.stop([FIRST])
         await as_owner(self.second, "SELECT pg_promote()")
 
+    async def caught_up(self) -> None:
+        """Wait until the standby has all events that there are."""
+
+        async def has_all() -> bool:
+            log = "SELECT count(*) FROM event"
+            return await asked(self.second, log) == await asked(self.first, log)
+
+        await until(has_all)
+
     async def _is_streaming(self, state: str) -> bool:
         return await asked(self.first, "SELECT sync_state FROM pg_stat_replication") == [(state,)]
+
+
+@pytest.fixture(name="replicated")
+async def replicated_fixture(tmp_path: Path) -> AsyncGenerator[Replicated]:
+    async with Replicated.running(tmp_path) as pair:
+        yield pair
 
 
 def follow(standby: Postgres, primary: Postgres) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import pytest
 
+from events import commands as c
 from events import shared
-from tests.replicated import Replicated, asked
-from tests.requests_to_log import open_store, requested
+from events.keys import Keyring
+from events.master_keys import MasterKeys
+from events.state import Instance
+from hydracore.db.pool import open_pool
+from tests import lives
+from tests.replicated import Replicated, asked, replicated_fixture
+from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import until
+
+__all__ = ["replicated_fixture"]
 
 #: How many sessions wait for the standby to have what they commit.
 COMMITTING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-
-
-@pytest.fixture
-async def replicated(tmp_path: Path) -> AsyncGenerator[Replicated]:
-    async with Replicated.running(tmp_path) as pair:
-        yield pair
 
 
 async def test_no_append_is_acknowledged_that_the_standby_lacks(
@@ -46,3 +46,41 @@ async def test_no_append_is_acknowledged_that_the_standby_lacks(
 
 async def has(replicated: Replicated, statement: str, count: int) -> bool:
     return await asked(replicated.first, statement) == [(count,)]
+
+
+async def test_a_change_that_was_decided_on_a_lost_history_is_decided_again(replicated: Replicated) -> None:
+    async with open_store(replicated.database_url) as (store, _):
+        ada = await requested(store)
+        await replicated.caught_up()
+        await replicated.cut_off()
+        await store.execute(ada, lives.configure(agent_name="lost"), origin())
+        seen: list[str | None] = []
+
+        async def command_at(state: Instance | None) -> c.AnyCommand:
+            assert state is not None
+            seen.append(state.agent_name)
+            if state.agent_name == "lost":
+                await replicated.fail_over()
+                async with open_store(replicated.database_url) as (other, _):
+                    await other.execute(ada, lives.configure(agent_name="of the new history"), origin())
+            return lives.configure(recipe_id="written")
+
+        state = (await store.change(ada, command_at, origin())).state
+
+    assert seen == ["lost", "of the new history"]
+    assert (state.version, state.agent_name, state.recipe_id) == (3, "of the new history", "written")
+
+
+async def test_the_key_of_what_is_sealed_as_a_standby_takes_over_is_not_lost(replicated: Replicated) -> None:
+    eve = {"tenant_id": "acme", "customer_id": "eve", "field": "system_prompt"}
+    async with open_pool(replicated.database_url, role="hydracore_app", application="test", size=2) as pool:
+        keyring, other = (Keyring(pool, master_keys=MasterKeys(bytes(32))) for _ in range(2))
+        await replicated.cut_off()
+        before = await keyring.seal("before", **eve)
+
+        await replicated.fail_over()
+        after = await keyring.seal("after", **eve)
+        await pool.check()
+        await keyring.keep(tenant_id="acme", customer_id="eve")
+
+        assert [await other.open(sealed, **eve) for sealed in (before, after)] == ["before", "after"]
