@@ -69,12 +69,15 @@ class DoesNotOpen(ValueError):
 class _Customer:
     """One customer's cipher, None where it was erased or does not open, and what was opened with it."""
 
-    __slots__ = ("cipher", "is_erased", "opened", "opened_bytes", "stale_at")
+    __slots__ = ("cipher", "connected", "opened", "opened_bytes", "stale_at", "wrapped")
 
-    def __init__(self, cipher: AESGCM | None, *, is_erased: bool, stale_at: float) -> None:
+    def __init__(self, cipher: AESGCM | None, *, wrapped: bytes | None, stale_at: float, connected: int) -> None:
         self.cipher = cipher
-        self.is_erased = is_erased
+        #: As it is in the table; None where it was destroyed.
+        self.wrapped = wrapped
         self.stale_at = stale_at
+        #: How often the pool had connected when it was looked for.
+        self.connected = connected
         #: Plain texts by field and ciphertext: what was sealed for one field is not readable as another.
         self.opened: dict[tuple[str, str], str] = {}
         self.opened_bytes = 0
@@ -110,7 +113,8 @@ class Keyring:
     async def seal(self, text: str, *, tenant_id: str, customer_id: str, field: str) -> Sealed:
         """`text` as ciphertext. Raises `CustomerErased` where the key was destroyed, and `KeyUnreadable`."""
         customer = await self._customer(tenant_id, customer_id, create=True)
-        if customer is None or customer.is_erased:
+        assert customer is not None, "whoever has no key gets one"
+        if customer.wrapped is None:
             raise CustomerErased(f"The data of customer {customer_id} was erased")
         if customer.cipher is None:
             raise KeyUnreadable(
@@ -119,6 +123,13 @@ class Keyring:
         nonce = os.urandom(NONCE_BYTES)
         sealed = customer.cipher.encrypt(nonce, text.encode(), bind(tenant_id, customer_id, field))
         return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
+
+    async def keep(self, *, tenant_id: str, customer_id: str) -> None:
+        """To be called once what was sealed for them is in the log: a standby may have taken over meanwhile that lacks a new customer's
+        key. It costs a round trip only where the pool has connected since.
+        """
+        if self._customers.get((tenant_id, customer_id)) is not None:
+            await self._customer(tenant_id, customer_id, create=False)
 
     async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
         """The plain text, or None where nobody can read it any more: the customer was erased, or its key was lost or does not open.
@@ -136,9 +147,7 @@ class Keyring:
 
     async def unseal(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
         """As `open`, for whoever does not know that it was sealed. Raises `DoesNotOpen` where the customer's key does not open it."""
-        known = self._customers.get((tenant_id, customer_id))
-        if known is None or known.stale_at < time.monotonic():
-            known = await self._customer(tenant_id, customer_id, create=False)
+        known = await self._customer(tenant_id, customer_id, create=False)
         if known is None or known.cipher is None:
             return None
         text = known.opened.get((field, sealed))
@@ -194,30 +203,43 @@ class Keyring:
 
     async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
         cached = self._customers.get((tenant_id, customer_id))
-        if cached is not None and cached.stale_at >= time.monotonic():
+        connected = self._connected()
+        if cached is not None and cached.stale_at >= time.monotonic() and cached.connected == connected:
             return cached
         # From before the look: the key may be destroyed while its answer is under way.
         looked_at = time.monotonic()
         row = await _fetch(self._pool, tenant_id, customer_id)
-        if row is None and create:
-            wrapped = self._wrapping.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id)
-            await patiently(self._pool, lambda c: c.execute(_CREATE, (tenant_id, customer_id, wrapped)))
-            # Somebody else may have been first: what stands in the table is the key.
+        if row is None and (wrapped := self._missing(cached, tenant_id, customer_id, create=create)) is not None:
             looked_at = time.monotonic()
-            row = await _fetch(self._pool, tenant_id, customer_id)
+            row = await _make(self._pool, tenant_id, customer_id, wrapped)
         if row is None:
             return None
         cipher = None if row[0] is None else self._cipher(row[0], tenant_id, customer_id)
         if row[0] is not None and cipher is None and self._is_news(tenant_id, customer_id):
             hint = "it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
-        customer = _Customer(cipher, is_erased=row[0] is None, stale_at=looked_at + CACHE_S)
+        customer = _Customer(cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connected)
         # Somebody else may have looked, and opened more, meanwhile.
         latest = self._customers.get((tenant_id, customer_id))
         if latest is not None and cipher is not None:
             customer.opened, customer.opened_bytes = latest.opened, latest.opened_bytes
         self._customers.put((tenant_id, customer_id), customer, weight=customer.opened_bytes)
         return customer
+
+    def _missing(self, known: _Customer | None, tenant_id: str, customer_id: str, *, create: bool) -> bytes | None:
+        """The wrapped key of a customer who has none in the database, if they are to have one.
+
+        Keys are destroyed and never taken away. One that was there is missing where a standby has taken over that lacks what was last
+        written: it is put back, because with it was sealed what came later, and may be in the log.
+        """
+        if known is not None and known.cipher is not None:
+            _log.warning("customer_key_put_back", tenant_id=tenant_id, customer_id=customer_id)
+            return known.wrapped
+        return self._wrapping.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id) if create else None
+
+    def _connected(self) -> int:
+        """How often the pool has connected. Whatever is known was learned before the last time, of what may have been another database."""
+        return self._pool.get_stats().get("connections_num", 0)
 
     def _cipher(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:
         unwrapped = self._wrapping.unwrap(wrapped, tenant_id, customer_id)
@@ -243,6 +265,17 @@ async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]
 async def is_destroyed(pool: AsyncConnectionPool, *, tenant_id: str, customer_id: str) -> bool:
     """Whether the customer's key was destroyed. Raises `StoreUnavailable`."""
     return await _fetch(pool, tenant_id, customer_id) == (None,)
+
+
+async def _make(pool: AsyncConnectionPool, tenant_id: str, customer_id: str, wrapped: bytes) -> TupleRow | None:
+    """Have this be the customer's key; what stands in the table then, as somebody else may have been first."""
+
+    async def work(connection: AsyncConnection) -> TupleRow | None:
+        # Both on one connection, so that the look is not at a standby which has taken over without the key.
+        await connection.execute(_CREATE, (tenant_id, customer_id, wrapped))
+        return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
+
+    return await patiently(pool, work)
 
 
 async def _fetch(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -285,6 +286,57 @@ async def test_what_was_sealed_with_a_lost_key_is_unreadable_and_said_once_of_ea
 
     assert texts == [None, None, "ada@example.org", None, None]
     assert said == [{"event": "sealed_field_unreadable", "log_level": "warning", **ADA}]
+
+
+async def test_a_key_that_a_standby_lacks_is_put_back_by_whoever_has_used_it(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", -1.0)
+    sealed = await keyring.seal(EMAIL, **ADA)
+    await owner_conn.execute("DELETE FROM customer_key")
+
+    with capture_logs() as said:
+        assert await keyring.open(sealed, **ADA) == EMAIL
+
+    assert await fresh.open(sealed, **ADA) == EMAIL
+    assert [(one["event"], one["customer_id"]) for one in said] == [("customer_key_put_back", "ada")]
+
+
+async def test_a_new_customer_is_not_taken_for_one_who_was_erased_as_a_standby_takes_over(
+    pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borrow = pool.connection
+
+    @asynccontextmanager
+    async def connection(timeout: float | None = None) -> AsyncGenerator[AsyncConnection]:  # noqa: ASYNC109 - as a pool has it
+        # Whatever was written on the connection before is not there any more.
+        await owner_conn.execute("DELETE FROM customer_key")
+        async with borrow(timeout) as connected:
+            yield connected
+
+    monkeypatch.setattr(pool, "connection", connection)
+
+    sealed = await keyring.seal(EMAIL, **ADA)
+
+    monkeypatch.undo()
+    assert await keyring.open(sealed, **ADA) == EMAIL
+
+
+async def test_no_key_is_put_back_that_was_destroyed_or_made_anew(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", -1.0)
+    sealed = await keyring.seal(EMAIL, **ADA)
+    await owner_conn.execute("DELETE FROM customer_key")
+    new = await fresh.seal("ada@example.org", **ADA)
+    assert [await keyring.open(each, **ADA) for each in (sealed, new)] == [None, "ada@example.org"]
+
+    await erase(owner_conn)
+    await keyring.keep(tenant_id="acme", customer_id="ada")
+    assert await fresh.open(new, **ADA) is None
+    await owner_conn.execute("DELETE FROM customer_key")
+    await keyring.keep(tenant_id="acme", customer_id="ada")
+    assert await (await owner_conn.execute("SELECT FROM customer_key")).fetchall() == []
 
 
 @pytest.mark.parametrize(
