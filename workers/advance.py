@@ -10,7 +10,7 @@ import psycopg
 import structlog
 
 from events import saga
-from events.errors import StoreUnavailable, VersionConflict
+from events.errors import NotFound, StoreUnavailable, VersionConflict
 from events.lifecycle import DELETING
 from events.state import Instance
 from workers import provision, teardown
@@ -41,6 +41,10 @@ async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_M
     except HistoryUnreadable:
         # The same at each look, until somebody has mended it or a release that can read it runs here.
         await deps.attention.fail(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
+    except NotFound:
+        # A server that we made meanwhile is nobody's, and the sweep's.
+        hint = "it was in the log: a standby that lacks it has taken over, or a backup was restored"
+        _log.error("instance_gone", instance_id=str(instance_id), hint=hint)
 
 
 async def _advance_within(deps: Deps, instance_id: UUID, limit_s: float) -> None:
@@ -92,7 +96,7 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
             return await take(deps, state, step)
         except VersionConflict as lost:
             return Moved(state=await _load_after(deps, lost))
-    except (StoreUnavailable, psycopg.OperationalError, *UNREADABLE):
+    except (NotFound, StoreUnavailable, psycopg.OperationalError, *UNREADABLE):
         # For whoever called us: none of them is of this step, and what is said of a history may be what an event says.
         raise
     except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: tried ever later, and the alarm can sound
@@ -128,7 +132,8 @@ async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
 
 async def _load_after(deps: Deps, lost: VersionConflict) -> Instance:
     fresh = await deps.store.load_after(lost)
-    assert fresh is not None, "streams do not go away"
+    if fresh is None:
+        raise NotFound(lost.stream_id)
     return fresh
 
 
