@@ -122,6 +122,9 @@ async def test_what_a_standby_lacks_is_told_and_made_again_and_nothing_is_double
     verified = await asyncio.to_thread(CliRunner().invoke, main, ["audit", "verify"], env=stack.environ())
     assert verified.exit_code == 1
     assert "rewritten" in verified.output or "tail_missing" in verified.output
+    seals = seal_file(stack)
+    seals.rename(seals.with_suffix(".old"))
+    await stack.until(lambda: all_is_sealed(stack))
 
 
 def hold(stack: Stack, fault: str) -> None:
@@ -132,9 +135,13 @@ def release(stack: Stack) -> None:
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
 
 
+def seal_file(stack: Stack) -> Path:
+    return Path(stack.environ()["HYDRACORE_SEAL_FILE"])
+
+
 def all_is_sealed(stack: Stack) -> bool:
     ((events,),) = stack.rows("SELECT sum(head) FROM lane_head")
-    last = SealFile(Path(stack.environ()["HYDRACORE_SEAL_FILE"])).last()
+    last = SealFile(seal_file(stack)).last()
     return last is not None and sum(last.heads) >= events
 
 
