@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -60,8 +61,8 @@ class Replicated:
                         base=other, data_id="second", password=str(urlsplit(first.url()).password), port=free_port()
                     )
                     follow(second, first)
-                    await supervisor.start(first.part())
-                    await supervisor.start(_named(second, SECOND))
+                    await supervisor.start(_breaking_off(first, FIRST))
+                    await supervisor.start(_breaking_off(second, SECOND))
                     yield cls(supervisor, first, second, redis_url=valkey.url())
             finally:
                 first.remove()
@@ -91,7 +92,7 @@ class Replicated:
         await as_owner(self.second, "ALTER SYSTEM RESET primary_conninfo", "SELECT pg_reload_conf()")
 
     async def fail_over(self) -> None:
-        """The first stops, which gives the standby all that it has, unless that was cut off; then the standby takes over."""
+        """The first breaks off, and the standby takes over."""
         await self.supervisor.stop([FIRST])
         await as_owner(self.second, "SELECT pg_promote()")
 
@@ -125,8 +126,9 @@ def follow(standby: Postgres, primary: Postgres) -> None:
     subprocess.run(["cp", "-a", standby.data / "PG_VERSION", standby.data / "standby.signal"], check=True)
 
 
-def _named(postgres: Postgres, name: str) -> Part:
-    return replace(postgres.part(name), kind=name)
+def _breaking_off(postgres: Postgres, name: str) -> Part:
+    """A server that stops as one that crashes does: nobody gets what others had locked."""
+    return replace(postgres.part(name), kind=name, stop_signal=signal.SIGQUIT)
 
 
 async def as_owner(postgres: Postgres, *statements: str) -> None:
