@@ -6,32 +6,33 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from ctypes import Array, c_int64
 from multiprocessing import active_children, get_context
-from multiprocessing.sharedctypes import RawArray
+from multiprocessing.process import BaseProcess
 
 import psycopg
-from psycopg import Connection, IsolationLevel
+from psycopg import IsolationLevel
 
 from events.pacing import Pace
 from events.verified_lane import LaneReport
 from hydracore.audit.verifying_lanes import Job, verify_some
 from hydracore.garbage import look_seldom
-from projections.child import NICE, end_with_parent
+from projections.child import NICE, Answer, end_with_parent
 from projections.processes import LOOK_S, interrupts_blocked
 
 How = tuple[str, int | None]
 """How to connect: see `connected`."""
 
-#: How many events were looked at of each part; each place is written by the one process that has the part.
-_Done = Array[c_int64]
+Verified = tuple[list[LaneReport], float]
+"""The reports of a part, and how long its process rested."""
 
-_done: _Done | None = None
+#: Where a process tells how many events it has looked at since it said so last.
+_told: Answer | None = None
 
 
 @contextmanager
-def connected(conninfo: str, prepare_threshold: int | None) -> Generator[Connection]:
+def connected(conninfo: str, prepare_threshold: int | None) -> Generator[psycopg.Connection]:
     """A connection whose transactions each see one moment, and change nothing."""
     with psycopg.connect(conninfo, autocommit=True, prepare_threshold=prepare_threshold) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
@@ -41,19 +42,20 @@ def connected(conninfo: str, prepare_threshold: int | None) -> Generator[Connect
 
 def verify_in_processes(
     workers: int, how: How, parts: Sequence[list[Job]], pace: Pace, progress: Callable[[int], None]
-) -> Iterator[tuple[list[LaneReport], float]]:
-    """The reports of each part, and how long its process rested; `pace`: one that has not begun, of which each has a copy.
+) -> Iterator[Verified]:
+    """Each part, in order. `pace`: one that has not begun, of which each has a copy.
 
     Raises psycopg's errors, and `BrokenProcessPool` where a process was killed.
     """
-    done: _Done = RawArray(c_int64, len(parts))
     others = active_children()
     # Not forked: a child with this one's threads and locks half copied could hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare, initargs=(done,))
+    spawn = get_context("spawn")
+    heard, told = spawn.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_prepare, initargs=(told,))
     try:
         with interrupts_blocked():
-            verified = [pool.submit(_verify, how, number, jobs, pace) for number, jobs in enumerate(parts)]
-        _watch(verified, done, progress)
+            verified = [pool.submit(_verify, how, jobs, pace) for jobs in parts]
+        _watch(verified, [child for child in active_children() if child not in others], heard, progress)
         for part in verified:
             yield part.result()
     except BaseException:
@@ -64,25 +66,32 @@ def verify_in_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        heard.close()
+        told.close()
 
 
 def _watch(
-    verified: Sequence[Future[tuple[list[LaneReport], float]]], done: _Done, progress: Callable[[int], None]
+    verified: Sequence[Future[Verified]],
+    processes: Sequence[BaseProcess],
+    heard: Answer,
+    progress: Callable[[int], None],
 ) -> None:
     """Tell how far they have come, until all have ended or one has failed."""
-    told, ends = 0, False
+    ends = False
     while not ends:
         ended, left = wait(verified, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
+        while heard.poll():
+            progress(heard.recv())
         ends = not left or any(part.exception() is not None for part in ended)
-        now = sum(done)
-        progress(now - told)
-        told = now
+        # The pool itself may not learn of it until another has an answer: it looks at those that were there when it looked last.
+        if not ends and any(process.exitcode is not None for process in processes):
+            raise BrokenProcessPool("A process that verifies was killed")
 
 
-def _prepare(done: _Done) -> None:
+def _prepare(told: Answer) -> None:
     """It dies of an interrupt in silence, and in the middle of a lane: nobody waits for its report any more. So it does with its parent."""
-    global _done  # noqa: PLW0603 - a process is one worker
-    _done = done
+    global _told  # noqa: PLW0603 - a process is one worker
+    _told = told
     end_with_parent()
     os.nice(NICE)
     look_seldom()
@@ -90,12 +99,8 @@ def _prepare(done: _Done) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _verify(how: How, number: int, jobs: list[Job], pace: Pace) -> tuple[list[LaneReport], float]:
-    done = _done
-    assert done is not None, "it was prepared"
-
-    def progress(events: int) -> None:
-        done[number] += events
-
+def _verify(how: How, jobs: list[Job], pace: Pace) -> Verified:
+    told = _told
+    assert told is not None, "it was prepared"
     with connected(*how) as connection:
-        return verify_some(connection, jobs, pace, progress), pace.rested_s
+        return verify_some(connection, jobs, pace, told.send), pace.rested_s
