@@ -23,11 +23,15 @@ T = TypeVar("T")
 
 def as_owner(settings: "Settings") -> str:
     """How to connect as whoever owns the tables. A server that takes in many rows may not read for a while, and is not gone."""
-    from psycopg.conninfo import make_conninfo
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    from hydracore.db.pool import conninfo
+    from hydracore.db.pool import OURS, conninfo
 
-    patient = make_conninfo(settings.database_url, tcp_user_timeout="0")
+    options = str(conninfo_to_dict(settings.database_url).get("options") or "")
+    if settings.database_role:
+        # There is no pooler, which may refuse them.
+        options = f"{OURS} {options}".strip()
+    patient = make_conninfo(settings.database_url, tcp_user_timeout="0", options=options)
     return conninfo(patient, role="", application="hydracore-projections")
 
 

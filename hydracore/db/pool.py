@@ -35,9 +35,13 @@ NOTICE_LOSS = (
     " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
 
-#: What a database or a role has in its place would be for the sessions of others. An append looks where its lane ends once it has the
-#: lane's lock, and must not see what was there before: its numbers would be taken, and it be refused.
-_READ_COMMITTED = r"-c default_transaction_isolation=read\ committed"
+#: What a database or a role has in their place would be for the sessions of others. An append looks where its lane ends once it has the
+#: lane's lock, and must not see what was there before: its numbers would be taken, and it be refused. The rest is how values are written
+#: in what is sent and in what comes back.
+OURS = (
+    r"-c default_transaction_isolation=read\ committed"
+    " -c datestyle=ISO -c array_nulls=on -c standard_conforming_strings=on"
+)
 
 
 def conninfo(database_url: str, *, role: str, application: str) -> str:
@@ -48,7 +52,7 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
     given = conninfo_to_dict(database_url)
     options = str(given.get("options") or "")
     if role:
-        options = " ".join(filter(None, (_READ_COMMITTED, options, f"-c role={role}")))
+        options = " ".join(filter(None, (OURS, options, f"-c role={role}")))
     ours = {"application_name": application, "options": options, "client_encoding": "UTF8"}
     return make_conninfo(database_url, **{**_WATCHFUL, **given, **ours})
 

@@ -8,14 +8,17 @@ from hydracore.db.pool import conninfo
 
 URL = "postgresql://ada:secret@db.example:5433/hydra"
 
-SEES_WHAT_IS_COMMITTED = r"-c default_transaction_isolation=read\ committed"
+OURS = (
+    r"-c default_transaction_isolation=read\ committed"
+    " -c datestyle=ISO -c array_nulls=on -c standard_conforming_strings=on"
+)
 
 
 def test_a_connection_acts_as_the_role_and_says_whose_it_is() -> None:
     given = conninfo_to_dict(conninfo(URL, role="hydracore_app", application="hydracore-api"))
 
     assert (given["options"], given["application_name"]) == (
-        f"{SEES_WHAT_IS_COMMITTED} -c role=hydracore_app",
+        f"{OURS} -c role=hydracore_app",
         "hydracore-api",
     )
     assert (given["host"], given["port"], given["user"], given["dbname"]) == ("db.example", "5433", "ada", "hydra")
@@ -28,7 +31,7 @@ def test_without_a_role_it_stays_whoever_logged_in() -> None:
 def test_options_of_the_url_are_kept_beside_the_role() -> None:
     given = conninfo_to_dict(conninfo(f"{URL}?options=-c%20jit%3Doff", role="app", application="x"))
 
-    assert given["options"] == f"{SEES_WHAT_IS_COMMITTED} -c jit=off -c role=app"
+    assert given["options"] == f"{OURS} -c jit=off -c role=app"
 
 
 def test_a_server_that_is_gone_without_a_word_is_noticed_within_half_a_minute() -> None:

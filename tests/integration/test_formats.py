@@ -1,0 +1,64 @@
+"""What a database has set for others, of how values are written and read, changes nothing here."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg import AsyncConnection, sql
+
+from projections.fleet import Fleet
+from projections.instance import InstanceProjection
+from tests import lives
+from tests.log_audit import audited
+from tests.rebuilding import compared, follow_all, hydracore, rebuilt
+from tests.requests_to_log import open_store, origin
+from workers.attention import Attention
+from workers.locks import InstanceLocks
+
+ADA = lives.instance_id()
+
+FORMATS = {
+    "DateStyle": "German, DMY",
+    "IntervalStyle": "sql_standard",
+    "TimeZone": "America/St_Johns",
+    "array_nulls": "off",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "quote_all_identifiers": "on",
+    "standard_conforming_strings": "off",
+    "transform_null_equals": "on",
+}
+
+
+@pytest.fixture(params=FORMATS)
+async def database_with_formats(
+    request: pytest.FixtureRequest, database_url: str, owner_conn: AsyncConnection
+) -> str:
+    alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
+    name = sql.Identifier(owner_conn.info.dbname)
+    await owner_conn.execute(alter.format(name, sql.Identifier(request.param), sql.Literal(FORMATS[request.param])))
+    return database_url
+
+
+async def test_an_instance_lives_and_goes_whatever_formats_others_have(
+    database_with_formats: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(database_with_formats) as (store, pool), open_store(database_with_formats) as (other, _):
+        for command in lives.DELETED:
+            await store.execute(ADA, command, origin())
+        state = await other.load(ADA)
+        assert state is not None
+        assert (state, state.status) == (await store.load(ADA), "deleted")
+        await follow_all(pool)
+        assert await Attention(pool).claim_due() == []
+        locks = InstanceLocks(database_with_formats, role="hydracore_app")
+        async with locks.hold(ADA) as hold:
+            assert hold is not None
+        assert hold.version_after == state.version
+        await locks.close()
+
+    for projection in (InstanceProjection(), Fleet()):
+        assert (await rebuilt(database_with_formats, projection)).drifted == 0
+        assert (await compared(database_with_formats, projection)).drifted == 0
+    for look in ("list", "status"):
+        assert (await hydracore(database_with_formats, look)).exit_code == 0
+    assert (await audited(owner_conn)).versions == {ADA: state.version}
