@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from events import commands as c
 from events.exchange import Statement, exchange
+from events.ids import lane_of
 from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.db.pool import open_pool
@@ -347,3 +348,32 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
         await Follower(pool, UsageDaily()).catch_up()
         report = await usage_report(pool, refused, last=LAST_DAY, days=1)
         assert report.days[0].requests == 1
+
+
+async def test_a_lane_that_lacks_an_event_is_parked_right_before_it_with_one_alarm(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        holed, whole = [await requested(store, customer_id=f"customer-{n}") for n in range(2)]
+        for instance_id in (holed, whole):
+            for seq in range(1, 4):
+                await record(store, instance_id, instance_id, seq, entry())
+        lane = lane_of(holed)
+        assert lane != lane_of(whole)
+        await owner_conn.execute("DELETE FROM event WHERE lane = %s AND seq = 3", (lane,))
+        follower = Follower(pool, UsageDaily(), Activity())
+        await follower.enter()
+
+        with capture_logs() as said:
+            await follower.catch_up()
+            assert await follower.catch_up() == 0
+
+        hole = f"Lane {lane} at 3: the next event is 4"
+        alarms = [line for line in said if line["event"] == "log_corrupted"]
+        assert alarms == [{"event": "log_corrupted", "log_level": "critical", "lane": lane, "error": hole}]
+        for name in ("usage_daily", "activity"):
+            behind = {lane: one for lane, one in (await lanes(pool, name)).items() if one != (0, None)}
+            assert behind == {lane: (2, hole)}
+        for instance_id, requests in ((holed, 1), (whole, 3)):
+            report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
+            assert report.days[0].requests == requests
