@@ -12,10 +12,15 @@ import pytest
 import uvloop
 from redis.asyncio import Redis
 
-from tests.requests_to_log import open_store
+from hydracore.embedded.ports import free_port
+from hydracore.wake import CHANNEL
+from tests.requests_to_log import open_store, requested
 from tests.waiting import PATIENCE_S, until
 from workers import head_watcher
-from workers.head_watcher import HeadWatcher
+from workers.head_watcher import HeadWatcher, rest
+
+#: Longer than any test.
+LONG_S = 600.0
 
 #: Enough of them for each way in which a connection can go.
 CONNECTIONS = 200
@@ -48,3 +53,52 @@ def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monk
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=reset, args=(server,), daemon=True).start()
         uvloop.run(look(server.getsockname()[1]))
+
+
+async def test_a_message_tells_once_those_who_follow(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_watcher, "POLL_S", LONG_S)
+    async with open_store(database_url) as (_, pool), Redis.from_url(redis_url) as redis:
+        watcher = HeadWatcher(pool, redis)
+        first = watcher.moved
+        running = asyncio.create_task(watcher.run())
+        # What it finds as it begins. It does not look again.
+        await until(first.is_set)
+        moved = watcher.moved
+        assert not moved.is_set()
+
+        # Until one comes as it listens already.
+        await until(lambda: redis.publish(CHANNEL, b"{}"))
+
+        await until(moved.is_set)
+        assert not watcher.moved.is_set(), "the next who wait wait for the next move"
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_move_of_which_no_message_tells_is_seen_all_the_same(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_watcher, "POLL_S", 0.01)
+    nowhere = f"redis://127.0.0.1:{free_port()}"
+    async with open_store(database_url) as (store, pool), Redis.from_url(nowhere) as redis:
+        watcher = HeadWatcher(pool, redis)
+        first = watcher.moved
+        running = asyncio.create_task(watcher.run())
+        await until(first.is_set)
+        moved = watcher.moved
+
+        await requested(store)
+
+        await until(moved.is_set)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_nobody_rests_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have died that had leased a lane."""
+    monkeypatch.setattr(head_watcher, "REST_S_MAX", 0.01)
+
+    async with asyncio.timeout(PATIENCE_S):
+        await rest(asyncio.Event())
