@@ -211,6 +211,25 @@ async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_held_waits_ap
         await asyncio.gather(*stuck)
 
 
+async def test_those_who_wait_for_held_lanes_are_among_as_many_as_may_wait(
+    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+        stuck = [customers.creating(store, 1)]
+        await until(lambda: sees_held(store, 1))
+        monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
+        await until(lambda: somebody(owner_conn, WAITING_LONG))
+        stuck += [customers.creating(store, 1) for _ in range(3)]
+        await until(lambda: len(store._committer._held) == 3)
+        monkeypatch.setattr(committer, "QUEUE_MAX", 3)
+
+        with pytest.raises(StoreUnavailable, match="Too many appends are waiting"):
+            await customers.create(store, FREE)
+
+        await holder.rollback()
+        await asyncio.gather(*stuck)
+
+
 async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_lane_that_was_tried(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
