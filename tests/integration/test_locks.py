@@ -179,6 +179,17 @@ async def test_a_process_with_nothing_to_say_keeps_its_locks(
     await holder.close()
 
 
+async def test_locks_are_taken_as_the_role_that_everything_else_acts_as(database_url: str) -> None:
+    """The login may have no rights of its own."""
+    locks = InstanceLocks(database_url, role="hydracore_app")
+    assert await is_free(locks)
+    connection = locks._connection
+    assert connection is not None
+
+    assert await (await connection.execute("SELECT current_user")).fetchone() == ("hydracore_app",)
+    await locks.close()
+
+
 async def is_free(locks: InstanceLocks, instance_id: UUID = ADA) -> bool:
     async with locks.hold(instance_id) as hold:
         return hold is not None
