@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from projections.rebuild import rebuild
 from tests.parking import parked, seq_of
 from tests.rebuilding import QUIET, fold_here, follow_all, hydracore, write_lives
 from tests.requests_to_log import open_store, requested
+from tests.waiting import until
 
 
 async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_url: str) -> None:
@@ -62,6 +65,32 @@ async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_w
     assert found["activity"].behind_s > 0
     assert "fleet: version none, generation none, 1 behind, 0 events/s; version 1 waits for `rebuild`" in told
     assert "reservation: version none, generation none, 0 behind, 0 events/s; version 1 waits for `rebuild`" in told
+
+
+async def test_what_is_written_with_the_log_is_as_fast_as_the_log_and_what_nobody_follows_stands_still(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    stop, found = asyncio.Event(), set[str]()
+
+    async def write() -> None:
+        async with open_store(database_url) as (store, _):
+            for number in itertools.count():
+                if stop.is_set():
+                    return
+                await requested(store, customer_id=f"customer-{number}")
+
+    async def are_fast() -> set[str]:
+        found.update(one.name for one in await care.status(owner_conn, sample_s=0.1) if one.events_per_s > 0)
+        return found
+
+    writing = asyncio.create_task(write())
+    try:
+        await until(are_fast)
+    finally:
+        stop.set()
+        await writing
+
+    assert found == {"instance", "provision_log", "reservation"}
 
 
 async def test_the_command_line_tells_and_its_exit_status_means_something(

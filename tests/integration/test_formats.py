@@ -30,9 +30,7 @@ FORMATS = {
 
 
 @pytest.fixture(params=FORMATS)
-async def database_with_formats(
-    request: pytest.FixtureRequest, database_url: str, owner_conn: AsyncConnection
-) -> str:
+async def database_with_formats(request: pytest.FixtureRequest, database_url: str, owner_conn: AsyncConnection) -> str:
     alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
     name = sql.Identifier(owner_conn.info.dbname)
     await owner_conn.execute(alter.format(name, sql.Identifier(request.param), sql.Literal(FORMATS[request.param])))

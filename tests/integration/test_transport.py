@@ -1,0 +1,20 @@
+"""What the agent and the control plane speak to each other by, where nobody answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from hydracore.transport import exchange, new_client
+from tests.raw_endpoint import raw_endpoint
+from tests.waiting import PATIENCE_S
+
+
+@pytest.mark.parametrize(("client_s", "whole_s"), [(0.3, PATIENCE_S), (PATIENCE_S, 0.3)])
+async def test_an_answer_that_does_not_come_is_said_in_one_way_whoever_has_waited_long_enough(
+    client_s: float, whole_s: float
+) -> None:
+    async with new_client(tls=False, timeout_s=client_s) as client, raw_endpoint(stays=True) as endpoint:
+        request = client.build_request("GET", endpoint.base_url)
+
+        with pytest.raises(TimeoutError):
+            await exchange(client, request, timeout_s=whole_s, answer_max_bytes=10)
