@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
 from operator import eq
 
 import msgspec
@@ -23,56 +23,61 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Histories:
-    """`lengths`: how many events streams have, by the bytes of their ids. A stream is whole as soon as it has so many; one that is not
-    among them is not held.
+    """`lengths`: how many events streams have, by the bytes of their ids. A stream is whole as soon as it has so many, and is forgotten
+    then; one that is not among them is not held.
 
     Where there is more than may be held, only every other stream is from then on, then every fourth, and so on.
     """
 
-    def __init__(self, lengths: Mapping[bytes, int], *, bytes_max: int = HELD_BYTES_MAX) -> None:
+    def __init__(self, lengths: dict[bytes, int], *, bytes_max: int = HELD_BYTES_MAX) -> None:
         self._lengths = lengths
         self._bytes_max = bytes_max
-        self._held: dict[bytes, list[bytes]] = {}
+        #: By lane: what another lane has of a stream is no part of it.
+        self._held = defaultdict[int, dict[bytes, list[bytes]]](dict)
         self._whole: dict[bytes, list[bytes]] = {}
         self._below = _ALL
         #: How many bytes were held at the last count, and have been read since.
         self._bytes = 0
-        #: How many events those have that are whole.
-        self.events_whole = 0
+        #: How many events those have that are whole, and how many bytes.
+        self.events_whole = self.bytes_whole = 0
 
     def take(self, lane: int, window: Window) -> None:
         """Take the events of a window that fits (`events.window`); those of each lane in order."""
-        held, lengths, below = self._held, self._lengths, self._below
+        held, lengths, below = self._held[lane], self._lengths, self._below
         payloads = _as_decoded(window)
         for (stream, version), payload in zip(window.stream_versions(), payloads, strict=True):
-            if version == 1 and stream[_SHARE_AT] < below and stream in lengths:
+            if version == 1 and stream[_SHARE_AT] < below and stream in lengths and lane_of_bytes(stream) == lane:
                 history = held[stream] = list[bytes]()
             else:
                 history = held.get(stream)
                 if history is None:
                     continue
             history.append(payload)
-            if version == lengths[stream]:
+            if version != len(history):
+                # Whatever lacks an event, or has one where it does not belong, is not known here.
                 del held[stream]
-                # Whatever lacks an event, or is not where it belongs, is not known here.
-                if len(history) == version and lane_of_bytes(stream) == lane:
-                    self._whole[stream] = history
-                    self.events_whole += version
+            elif version == lengths[stream]:
+                del held[stream], lengths[stream]
+                self._whole[stream] = history
+                self.events_whole += version
+                self.bytes_whole += sum(map(len, history))
         self._bytes += _weight(payloads)
         if self._bytes > self._bytes_max:
             self._make_room()
 
     def let_go(self) -> dict[bytes, list[bytes]]:
         """The events of the streams that are whole, as bulk decoding takes them (`projections.stored.events_of`)."""
-        whole, self._whole, self.events_whole = self._whole, {}, 0
+        whole, self._whole = self._whole, {}
+        self.events_whole = self.bytes_whole = 0
         return whole
 
     def _make_room(self) -> None:
-        self._bytes = sum(map(_weight, self._held.values()))
-        while self._held and self._bytes > self._bytes_max // 2:
+        self._bytes = sum(_weight(history) for held in self._held.values() for history in held.values())
+        while self._below and self._bytes > self._bytes_max // 2:
             self._below //= 2
-            for stream in [stream for stream in self._held if stream[_SHARE_AT] >= self._below]:
-                self._bytes -= _weight(self._held.pop(stream))
+            for held in self._held.values():
+                for stream in [stream for stream in held if stream[_SHARE_AT] >= self._below]:
+                    self._bytes -= _weight(held.pop(stream))
 
 
 def _weight(payloads: list[bytes]) -> int:

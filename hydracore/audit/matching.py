@@ -11,6 +11,7 @@ from collections.abc import Collection
 import psycopg
 from psycopg import Connection
 
+from events import pages
 from events.sql import Statements
 from events.window import Window
 from hydracore.audit import tables
@@ -44,8 +45,10 @@ class Matching:
         """Take a window of a lane that fits; of how many events the streams are that match, of those that were compared for it."""
         if not self._projections or lane not in self._lanes:
             return 0
-        self._histories.take(lane, window)
-        return self.compare() if self._histories.events_whole >= tables.EVENTS_MAX else 0
+        histories = self._histories
+        histories.take(lane, window)
+        is_enough = histories.events_whole >= tables.EVENTS_MAX or histories.bytes_whole >= pages.PAGE_BYTES
+        return self.compare() if is_enough else 0
 
     def compare(self) -> int:
         """Compare what is whole; of how many events the streams are that match."""

@@ -120,7 +120,7 @@ def _compare_tables(
     done: Callable[[int], None],
 ) -> None:
     """Compare the streams that had moved before the ends of their lanes were looked at; those that were seen `matching` only if they
-    have moved on since.
+    have moved on since, or something is wrong with their lane.
     """
     projections = served(connection).inline
     if not projections:
@@ -140,7 +140,9 @@ def _compare_tables(
 
 
 def _left(report: LaneReport, matching: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
-    return [each for each in islice(report.versions.items(), report.settled) if matching.get(each[0]) != each[1]]
+    settled = islice(report.versions.items(), report.settled)
+    # Of a lane in which something is wrong, such as a stream that is there twice, nothing was seen for certain.
+    return list(settled) if report.findings else [each for each in settled if matching.get(each[0]) != each[1]]
 
 
 class _Share:

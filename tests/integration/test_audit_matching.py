@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from types import ModuleType
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from events import pages
+from events.pacing import Pace
 from events.types import AnyEvent
 from events.verified_lane import Lane
 from events.verify import read
+from events.window import Window
 from hydracore.audit import tables, verifying
 from hydracore.audit.matching import Matching
 from hydracore.audit.served import served
+from hydracore.audit.verifying_lanes import Job, verify_some
 from projections.instance import InstanceFold, InstanceProjection
 from tests.audit_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
 from tests.services import Services
@@ -29,6 +34,30 @@ LENGTHS = {0: 6, 1: 3, 2: 3}
 
 #: How often the events of a stream were looked for in this transaction.
 LOOKED_FOR = "SELECT pg_stat_get_xact_numscans('event_lane_stream_version'::regclass)"
+
+#: The events and commands of one stream once more: in another lane, and behind all others of their own.
+IN_LANE_7_TOO = (
+    (
+        "INSERT INTO event SELECT 7, row_number() OVER (ORDER BY seq), stream_id, version, tenant_id, type, schema_version, payload,"
+        " digest, command_id, recorded_at FROM event WHERE stream_id = %(second)s"
+    ),
+    (
+        "INSERT INTO command SELECT (made.row).* FROM (SELECT jsonb_populate_record(c, jsonb_build_object('lane', 7, 'first_seq', e.seq))"
+        " AS row FROM command c JOIN event e ON e.lane = 7 AND e.command_id = c.command_id) made"
+    ),
+)
+TWICE = (
+    "DROP INDEX event_lane_stream_version",
+    (
+        "INSERT INTO event SELECT lane, 12 + row_number() OVER (ORDER BY seq), stream_id, version, tenant_id, type, schema_version,"
+        " payload, digest, command_id, recorded_at FROM event WHERE stream_id = %(second)s"
+    ),
+    (
+        "INSERT INTO command SELECT (made.row).* FROM (SELECT jsonb_populate_record(c, jsonb_build_object("
+        "'command_id', gen_random_uuid(), 'first_seq', e.seq)) AS row"
+        " FROM command c JOIN event e ON e.lane = 6 AND e.seq > 12 AND e.command_id = c.command_id) made"
+    ),
+)
 
 _ids: list[bytes] = []
 
@@ -50,15 +79,23 @@ def connection(url: str) -> Generator[psycopg.Connection]:
         yield connected
 
 
+def taken(connection: psycopg.Connection, limit: tuple[ModuleType, str] | None = None) -> tuple[list[int], Matching]:
+    """What was told behind each window of the lane; `limit`: what is 1 where windows are taken."""
+    matching, told = Matching(connection, [LANE]), list[int]()
+
+    def take(lane: int, window: Window) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if limit is not None:
+                patch.setattr(*limit, 1)
+            told.append(matching.take(lane, window))
+
+    read(connection, [Lane(LANE)], after_each=lambda _: None, take_fitting=take)
+    return told, matching
+
+
 def matched(connection: psycopg.Connection) -> set[int]:
     """Which of the lane's instances match, each with all of its events."""
-    matching, told = Matching(connection, [LANE]), list[int]()
-    read(
-        connection,
-        [Lane(LANE)],
-        after_each=lambda _: None,
-        take_fitting=lambda lane, window: told.append(matching.take(lane, window)),
-    )
+    told, matching = taken(connection)
     assert sum(told) + matching.compare() == sum(matching.found.values())
     assert all(matching.found[_ids[number]] == LENGTHS[number] for number in LENGTHS if _ids[number] in matching.found)
     return {_ids.index(stream) for stream in matching.found}
@@ -95,6 +132,17 @@ def test_what_was_verified_is_not_read_again_for_its_rows(forger: Forger) -> Non
             ),
             set(),
         ),
+        # Types that the tables do not have.
+        ("ALTER TABLE instance ALTER capabilities TYPE jsonb USING capabilities::text::jsonb", set()),
+        ("ALTER TABLE provision_log ALTER message TYPE text[] USING ARRAY[message]", set()),
+        ("ALTER TABLE stream ALTER version TYPE bigint", {0, 1, 2}),
+        (
+            (
+                "ALTER TABLE stream ALTER version TYPE bigint;"
+                "UPDATE stream SET version = 1099511627776 WHERE stream_id = %(second)s"
+            ),
+            {0, 2},
+        ),
         # Where the log is wrong, whoever reads it says so.
         ("UPDATE stream SET version = 2 WHERE stream_id = %(second)s", {0, 2}),
         ("UPDATE stream SET version = 9 WHERE stream_id = %(second)s", {0, 2}),
@@ -108,13 +156,40 @@ def test_what_does_not_agree_does_not_match(forger: Forger, statement: str, matc
     assert matched(connection) == matching
 
 
+@pytest.mark.parametrize("enough", ["so many", "so large"])
 def test_they_are_compared_as_soon_as_there_are_enough(
-    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, enough: str
 ) -> None:
+    """Otherwise as many as may be compared together would be held, however large each of their events is."""
     monkeypatch.setattr("events.verified_lane.WINDOW", 1)
-    monkeypatch.setattr(tables, "EVENTS_MAX", 1)
+    limit = (tables, "EVENTS_MAX") if enough == "so many" else (pages, "PAGE_BYTES")
 
-    assert matched(connection) == {0, 1, 2}
+    told, matching = taken(connection, limit)
+
+    assert [events for events in told if events] == list(LENGTHS.values())
+    assert matching.compare() == 0
+
+
+def test_what_matches_in_its_own_lane_is_looked_at_in_another(forger: Forger) -> None:
+    """There it has no rows, and is as long."""
+    forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in IN_LANE_7_TOO))
+    jobs, pace = [Job(lane=lane) for lane in (LANE, 7)], Pace(full_speed=True)
+
+    reports = verify_some(forger.connection, jobs, pace, lambda _: None)
+
+    found = {(found.kind, found.table) for found in reports[1].findings}
+    assert {("row_missing", "instance"), ("row_missing", "provision_log")} <= found
+    assert reports[0].findings == []
+
+
+def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is there twice matches as far as its window goes, and its history makes no sense."""
+    monkeypatch.setattr("events.verified_lane.WINDOW", EVENTS)
+    forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in TWICE))
+
+    found = {(found.kind, found.stream_id) for found in find(forger, replay=True, sealed=False)}
+
+    assert ("history_broken", UUID(bytes=_ids[1])) in found
 
 
 def test_what_cannot_be_folded_does_not_match(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:

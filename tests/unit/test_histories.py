@@ -7,6 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,12 +50,13 @@ def whole(
     events: Sequence[Read], lengths: dict[bytes, int], *, size: int = 3, bytes_max: int = HELD_BYTES_MAX
 ) -> dict[bytes, list[bytes]]:
     """What is given of `events`, which come in windows of that size."""
-    histories, found = Histories(lengths, bytes_max=bytes_max), dict[bytes, list[bytes]]()
+    histories, found = Histories(dict(lengths), bytes_max=bytes_max), dict[bytes, list[bytes]]()
     for at in range(0, len(events), size):
         histories.take(LANE, window(events[at : at + size]))
-        count = histories.events_whole
+        count, size_whole = histories.events_whole, histories.bytes_whole
         given = histories.let_go()
         assert sum(map(len, given.values())) == count
+        assert sum(len(payload) for payloads in given.values() for payload in payloads) == size_whole
         assert not given.keys() & found.keys(), "each is given once"
         found |= given
     return found
@@ -113,6 +115,32 @@ def test_one_that_lacks_an_event_is_not_given() -> None:
     found = whole(events, dict.fromkeys(STREAMS, 3))
 
     assert found == {c: [event.payload for event in history(c, (1, 2, 3))]}
+
+
+def test_one_whose_events_are_not_in_order_is_not_given() -> None:
+    a, b, *_ = STREAMS
+
+    assert whole([*history(a, (1, 3, 2, 4)), *history(b, (1, 2, 2, 4))], {a: 4, b: 4}) == {}
+
+
+def test_one_that_begins_again_is_given_once() -> None:
+    (stream, *_) = STREAMS
+
+    found = whole(history(stream, (1, 2, 1, 2)), {stream: 2}, size=2)
+
+    assert found == {stream: [event.payload for event in history(stream, (1, 2))]}
+
+
+@pytest.mark.parametrize("elsewhere", [(1,), (2,), (3,), (1, 2), (1, 2, 3)])
+def test_what_another_lane_has_of_a_stream_is_no_part_of_it(elsewhere: tuple[int, ...]) -> None:
+    (stream, *_) = STREAMS
+    histories = Histories({stream: 3})
+
+    histories.take(LANE, window(history(stream, (1, 2))))
+    histories.take(LANE + 1, window([Read(stream, version, schema_version=7) for version in elsewhere]))
+    histories.take(LANE, window(history(stream, (3,))))
+
+    assert histories.let_go() == {stream: [event.payload for event in history(stream, (1, 2, 3))]}
 
 
 def test_one_of_another_lane_is_not_given() -> None:
