@@ -76,15 +76,16 @@ def _watch(
     heard: Answer,
     progress: Callable[[int], None],
 ) -> None:
-    """Tell how far they have come, until all have ended or one has failed."""
-    ends = False
-    while not ends:
-        ended, left = wait(verified, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
+    """Tell how far they have come, until all have ended. Raises what the first that fails does, whatever the others are about."""
+    left = set(verified)
+    while left:
+        ended, left = wait(left, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
         while heard.poll():
             progress(heard.recv())
-        ends = not left or any(part.exception() is not None for part in ended)
+        for part in ended:
+            part.result()
         # The pool itself may not learn of it until another has an answer: it looks at those that were there when it looked last.
-        if not ends and any(process.exitcode is not None for process in processes):
+        if left and any(process.exitcode is not None for process in processes):
             raise BrokenProcessPool("A process that verifies was killed")
 
 

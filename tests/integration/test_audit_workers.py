@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children
 
+import psycopg
 import pytest
 
 from hydracore.audit.verifying import Request, verify
@@ -17,6 +18,9 @@ __all__ = ["forger"]
 
 #: Each event is looked at for the chain and for its rows.
 TO_DO = 2 * SEALED_AT[-1]
+
+#: The sessions that wait for the table.
+WAITING = "SELECT pid FROM pg_locks WHERE relation = 'activity'::regclass AND NOT granted ORDER BY pid"
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,17 @@ def test_one_that_is_killed_is_no_finding_and_leaves_nothing_behind(url: str, fo
     with pytest.raises(BrokenProcessPool):
         verify(Request(conninfo=url, workers=2), Told(kill_the_last))
     assert active_children() == before
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_one_of_them_fails_with_is_told_while_the_others_work(url: str, forger: Forger, number: int) -> None:
+    forger.do("LOCK TABLE activity IN ACCESS EXCLUSIVE MODE")
+
+    def end_one() -> None:
+        waiting = list[int]()
+        while len(waiting) < 2:
+            waiting = [pid for (pid,) in forger.connection.execute(WAITING)]
+        forger.connection.execute("SELECT pg_terminate_backend(%s)", (waiting[number],))
+
+    with pytest.raises(psycopg.OperationalError):
+        verify(Request(conninfo=url, workers=2), Told(end_one))
