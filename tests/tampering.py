@@ -46,6 +46,13 @@ def made_once(services: Services, name: str, make: Callable[[str], Coroutine[Any
 
 
 @pytest.fixture
+def connection(url: str) -> Generator[psycopg.Connection]:
+    """Somebody who only looks."""
+    with psycopg.connect(url, autocommit=True) as connected:
+        yield connected
+
+
+@pytest.fixture
 def forger(url: str) -> Generator[Forger]:
     """Somebody with the owner's rights, whose traces vanish afterwards."""
     with psycopg.connect(url) as connection:

@@ -24,9 +24,9 @@ from hydracore.audit.verifying_lanes import Job, verify_some
 from projections.instance import InstanceFold, InstanceProjection
 from tests.audit_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
 from tests.services import Services
-from tests.tampering import CountedProgress, find, forger, made_once
+from tests.tampering import CountedProgress, connection, find, forger, made_once
 
-__all__ = ["forger"]
+__all__ = ["connection", "forger"]
 
 #: How many events the lane has, and the streams in it.
 EVENTS = SEALED_AT[-1]
@@ -71,12 +71,6 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
     with made_once(services, "matching", make) as url:
         yield url
-
-
-@pytest.fixture
-def connection(url: str) -> Generator[psycopg.Connection]:
-    with psycopg.connect(url, autocommit=True) as connected:
-        yield connected
 
 
 def taken(connection: psycopg.Connection, limit: tuple[ModuleType, str] | None = None) -> tuple[list[int], Matching]:

@@ -25,9 +25,9 @@ from tests import lives
 from tests.audit_log import LANE, SEALED_AT, Forger, follow, sealed_log
 from tests.requests_to_log import NOW_MS, origin
 from tests.services import Services
-from tests.tampering import CountedProgress, forger, look, made_once
+from tests.tampering import CountedProgress, connection, forger, look, made_once
 
-__all__ = ["forger"]
+__all__ = ["connection", "forger"]
 
 #: What the lane of `sealed_log` has, and what is added here.
 EVENTS = SEALED_AT[-1] + 2
@@ -44,12 +44,6 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
     with made_once(services, "window_facts", make) as url:
         yield url
-
-
-@pytest.fixture
-def connection(url: str) -> Generator[psycopg.Connection]:
-    with psycopg.connect(url, autocommit=True) as connected:
-        yield connected
 
 
 def windows(connection: psycopg.Connection) -> list[Window]:
