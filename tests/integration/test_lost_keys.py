@@ -1,0 +1,109 @@
+"""Keys that are gone or damaged: what was sealed with them is null, nobody else notices, and what a standby lacks is put back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from structlog.testing import capture_logs
+
+from events import keys
+from events.errors import KeyUnreadable
+from events.keys import Keyring
+from tests.keyrings import ADA, EMAIL, erase, fresh, keyring, pool
+
+__all__ = ["fresh", "keyring", "pool"]
+
+
+async def test_what_was_sealed_with_a_lost_key_is_unreadable_and_said_once_of_each_customer(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
+) -> None:
+    old = [await keyring.seal(EMAIL, **ADA) for _ in range(2)]
+    # As a restore leaves it whose keys' backup is older than the log's.
+    await owner_conn.execute("DELETE FROM customer_key")
+    new = await fresh.seal("ada@example.org", **ADA)
+
+    with capture_logs() as said:
+        texts = [await fresh.open(each, **ADA) for each in (*old, new, *old)]
+
+    assert texts == [None, None, "ada@example.org", None, None]
+    assert said == [{"event": "sealed_field_unreadable", "log_level": "warning", **ADA}]
+
+
+async def test_a_key_that_a_standby_lacks_is_put_back_by_whoever_has_used_it(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", -1.0)
+    sealed = await keyring.seal(EMAIL, **ADA)
+    await owner_conn.execute("DELETE FROM customer_key")
+
+    with capture_logs() as said:
+        assert await keyring.open(sealed, **ADA) == EMAIL
+
+    assert await fresh.open(sealed, **ADA) == EMAIL
+    assert [(one["event"], one["customer_id"]) for one in said] == [("customer_key_put_back", "ada")]
+
+
+async def test_a_new_customer_is_not_taken_for_one_who_was_erased_as_a_standby_takes_over(
+    pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borrow = pool.connection
+
+    @asynccontextmanager
+    async def connection(timeout: float | None = None) -> AsyncGenerator[AsyncConnection]:  # noqa: ASYNC109 - as a pool has it
+        # Whatever was written on the connection before is not there any more.
+        await owner_conn.execute("DELETE FROM customer_key")
+        async with borrow(timeout) as connected:
+            yield connected
+
+    monkeypatch.setattr(pool, "connection", connection)
+
+    sealed = await keyring.seal(EMAIL, **ADA)
+
+    monkeypatch.undo()
+    assert await keyring.open(sealed, **ADA) == EMAIL
+
+
+async def test_no_key_is_put_back_that_was_destroyed_or_made_anew(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", -1.0)
+    sealed = await keyring.seal(EMAIL, **ADA)
+    await owner_conn.execute("DELETE FROM customer_key")
+    new = await fresh.seal("ada@example.org", **ADA)
+    assert [await keyring.open(each, **ADA) for each in (sealed, new)] == [None, "ada@example.org"]
+
+    await erase(owner_conn)
+    await keyring.keep(tenant_id="acme", customer_id="ada")
+    assert await fresh.open(new, **ADA) is None
+    await owner_conn.execute("DELETE FROM customer_key")
+    await keyring.keep(tenant_id="acme", customer_id="ada")
+    assert await (await owner_conn.execute("SELECT FROM customer_key")).fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "damage"),
+    [
+        ("ada", "UPDATE customer_key SET wrapped_key = ''"),
+        ("ada", "UPDATE customer_key SET wrapped_key = '\\x01'"),
+        ("ada", "UPDATE customer_key SET wrapped_key = substr(wrapped_key, 2)"),
+        ("bob", "UPDATE customer_key SET customer_id = 'ada'"),
+    ],
+    ids=["nothing", "short", "cut", "somebody else's"],
+)
+async def test_a_key_that_does_not_open_makes_texts_null_and_is_said_once(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, owner: str, damage: str
+) -> None:
+    sealed = await keyring.seal(EMAIL, **ADA | {"customer_id": owner})
+    await owner_conn.execute(damage.encode())
+
+    with capture_logs() as said:
+        texts = [await fresh.open(sealed, **ADA) for _ in range(2)]
+    with pytest.raises(KeyUnreadable, match="The key of customer ada does not open"):
+        await fresh.seal(EMAIL, **ADA)
+
+    assert (texts, fresh.recall(sealed, **ADA)) == ([None, None], None)
+    assert [(one["event"], one["customer_id"]) for one in said] == [("customer_key_unreadable", "ada")]
