@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import say
-from hydracore.cli.running import fail, load
+from hydracore.cli.running import failures, load
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
 
@@ -27,18 +26,11 @@ def migrate() -> None:
 
     Applies the migrations that are missing, and, behind a restore, the erasures that it has undone.
     """
-    import psycopg
-
-    from events.errors import StoreUnavailable
-    from hydracore.audit.errors import ErasuresUnknown, NotRecorded
-    from hydracore.db import MigrationError
     from hydracore.db import migrate as apply
-    from hydracore.db.complaints import one_line
     from hydracore.db.direct import require_direct
-    from hydracore.db.reaching import DatabaseUnfit
 
     settings = load()
-    try:
+    with failures():
         run_to_its_end(require_direct(settings, settings.database_url))
         applied = apply(settings.database_url)
         for name in applied:
@@ -46,14 +38,9 @@ def migrate() -> None:
         if not applied:
             say("nothing to apply")
         keys, streams = run_to_its_end(_erase_again(settings))
-        if keys or streams:
-            whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
-            say(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
-    except NotRecorded as error:
-        fail(str(error), FOUND)
-    except (MigrationError, ErasuresUnknown, StoreUnavailable, DatabaseUnfit, psycopg.Error) as error:
-        # libpq's texts name host, port and user, never the password.
-        raise click.ClickException(one_line(error)) from None
+    if keys or streams:
+        whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
+        say(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
 
 
 @db.command()
@@ -68,20 +55,13 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     Keep the keys' backup (--keys) elsewhere and for days only: an erased customer is readable for as long as one with their
     key is kept.
     """
-    from hydracore.audit.errors import FileExists, NoRegularFile
     from hydracore.audit.whole_file import whole_file
-    from hydracore.db.backup import BackupFailed, back_up
-    from hydracore.db.reaching import DatabaseUnfit
+    from hydracore.db.backup import back_up
     from hydracore.signals import interrupted_by_signals
 
     settings = load()
-    try:
-        with interrupted_by_signals(), whole_file(file, replace=force) as draft:
-            back_up(settings.database_url, "keys" if only_keys else "log", draft)
-    except (FileExists, NoRegularFile) as error:
-        raise click.UsageError(str(error)) from None
-    except (BackupFailed, DatabaseUnfit, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    with failures(), interrupted_by_signals(), whole_file(file, replace=force) as draft:
+        back_up(settings.database_url, "keys" if only_keys else "log", draft)
     say(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
 
 
@@ -94,21 +74,12 @@ def restore(*, file: Path) -> None:
 
     All of it or nothing. `db migrate` belongs behind it.
     """
-    import psycopg
-
-    from hydracore.db.complaints import one_line
-    from hydracore.db.restore import RestoreFailed, RestoreRefused
     from hydracore.db.restore import restore as bring_back
     from hydracore.signals import interrupted_by_signals
 
     settings = load()
-    try:
-        with interrupted_by_signals():
-            what = bring_back(settings.database_url, file)
-    except RestoreRefused as error:
-        raise click.UsageError(str(error)) from None
-    except (RestoreFailed, OSError, psycopg.Error) as error:
-        raise click.ClickException(one_line(error)) from None
+    with failures(), interrupted_by_signals():
+        what = bring_back(settings.database_url, file)
     say(f"{file}: {'the keys are' if what == 'keys' else 'everything in it is'} restored")
 
 

@@ -14,7 +14,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
 from hydracore.cli.printing import Folder, PatientOption, load_with_options, say
-from hydracore.cli.running import fail, load
+from hydracore.cli.running import fail, failures, load
 
 _option = partial(click.option, cls=PatientOption)
 
@@ -84,20 +84,12 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     Exit status: 0 it is done; 1 something could not be looked at, or not be mended; 3 the database cannot be reached.
     """
     settings = load(require=configuration.WORKER_NEEDS)
-    import psycopg
-
-    from events.errors import StoreUnavailable
     from hydracore.db import pool
-    from hydracore.db.complaints import one_line
-    from hydracore.db.reaching import DatabaseUnfit
     from workers.main import run_sweep
 
-    try:
+    with failures():
         pool.check(settings.database_url, role=settings.database_role, application="hydracore-sweep")
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
-    except (DatabaseUnfit, StoreUnavailable, psycopg.Error) as error:
-        # libpq's texts name host, port and user, never the password.
-        fail(one_line(error), NOT_DONE)
     for finding in swept.findings:
         facts = finding._asdict().items()
         say(" ".join(f"{name}={value}" for name, value in facts if value is not None))

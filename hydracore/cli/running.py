@@ -86,10 +86,14 @@ def failures() -> Generator[None]:
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
     from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
+    from hydracore.db import MigrationError
+    from hydracore.db.backup import BackupFailed
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
+    from hydracore.db.restore import RestoreFailed, RestoreRefused
     from hydracore.files import disk_said
 
+    of_databases = (MigrationError, BackupFailed, RestoreFailed)
     try:
         yield
     except (LogCorrupted, CopyContradicts, NotRecorded) as error:
@@ -98,13 +102,14 @@ def failures() -> Generator[None]:
         raise  # Whoever read the output has seen enough: every command then ends in silence.
     except (CopyEmpty, CopyMissing, ErasuresUnknown) as error:
         fail(str(error), NOT_DONE)
-    except AuditError as error:
+    except (AuditError, RestoreRefused) as error:
         raise click.UsageError(str(error)) from None
     except BrokenProcessPool:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
     except OSError as error:
         fail(one_line(disk_said(error)), NOT_DONE)
-    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable) as error:
+    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable, *of_databases) as error:
+        # libpq's texts name host, port and user, never the password.
         fail(one_line(error), NOT_DONE)
 
 
