@@ -30,6 +30,10 @@ _SQL = named_blocks(Path(__file__).with_name("turns.sql"))
 #: Turns kept of one conversation; the oldest go first.
 TURNS_MAX = 1000
 
+#: Conversations kept. With one more, so many that were used longest ago go together, since to find them takes the longest part.
+CONVERSATIONS_MAX = 10_000
+GIVEN_UP_AT_ONCE = 10
+
 #: How much of a conversation is shown at once, in bytes as JSON writes its messages; the newest ones of a longer one.
 SHOWN_MAX_BYTES = 6 * 1024 * 1024
 
@@ -206,6 +210,7 @@ def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: i
     turn_id = db.execute(_SQL["open"], values).fetchone()[0]
     begun = OpenTurn(turn_id, where, [ChatMessage(role, content) for role, content in past])
     _add_message(db, begun, "user", ask.message, at_ms=at_ms, reply=None)
+    db.execute(_SQL["give_up_conversations"], {"keep": CONVERSATIONS_MAX, "at_once": GIVEN_UP_AT_ONCE})
     return begun
 
 

@@ -47,6 +47,17 @@ WHERE conversation_id = :conversation_id
       SELECT id FROM turn WHERE conversation_id = :conversation_id ORDER BY id DESC LIMIT 1 OFFSET :keep
   );
 
+-- name: give_up_conversations
+-- Where there are too many, those whose latest turn is the oldest. By its number: a clock may go back. None that is being answered.
+DELETE FROM conversation
+WHERE id IN (
+    SELECT id
+    FROM conversation
+    WHERE id NOT IN (SELECT conversation_id FROM turn WHERE state = 'open')
+    ORDER BY (SELECT max(turn.id) FROM turn WHERE turn.conversation_id = conversation.id)
+    LIMIT CASE WHEN (SELECT count(*) FROM conversation) > :keep THEN :at_once ELSE 0 END
+);
+
 -- name: left_open
 -- All, or this one if it is.
 SELECT id, conversation_id, channel, end_user, model, prompt_tokens, partial
