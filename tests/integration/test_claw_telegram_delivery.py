@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hydracore.agent.expressclaw import telegram as telegram_channel
+from hydracore.agent.expressclaw import telegram_answers, telegram_api, telegram_delivery
 from hydracore.agent.expressclaw.store import STORE_FILE
 from hydracore.modelsim.script import MARK
 from tests.agent_process import AgentProcess
@@ -122,6 +124,38 @@ async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_to
 
     assert "".join(text for _, text in sent[:2]) == f"{MARK} You said: {'x' * 4096}"
     assert sent[2][1] == f"{MARK} You said: Next"
+
+
+async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
+    control_plane: FakeControlPlane,
+    claw: Claw,
+    modelsim: ModelSim,
+    telegram: FakeTelegram,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telegram_answers, "WAITING_MAX", 1)
+    monkeypatch.setattr(telegram_channel, "FULL_S", 0.01)
+    monkeypatch.setattr(telegram_delivery, "RETRY_BASE_S", 0.01)
+    monkeypatch.setattr(telegram_api, "RETRY_AFTER_MAX_S", 0.01)
+    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await until_connection(claw, "telegram", "connected")
+    await modelsim.fault("hold", after_tokens=2)
+    telegram.trouble("sendMessage", "held")
+
+    await telegram.write("One", chat=5)
+    await modelsim.until_requests(1, ended="open")
+    polls = len(telegram.polls)
+    await telegram.write("Two", chat=6)
+    await claw.chat("Hello")
+    while_answering = len(telegram.polls)
+    await modelsim.release()
+    await telegram.held.wait()
+    await claw.chat("Hello")
+    while_sending = len(telegram.polls)
+    telegram.released.set()
+
+    assert await telegram.until_sent(2) == [(5, f"{MARK} You said: One"), (6, f"{MARK} You said: Two")]
+    assert (while_answering, while_sending) == (polls, polls)
 
 
 async def test_what_comes_while_the_runtime_restarts_is_answered_afterwards(

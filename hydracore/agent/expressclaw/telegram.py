@@ -36,6 +36,9 @@ from hydracore.waiting import work_until
 
 _log = structlog.get_logger(__name__)
 
+#: How long Telegram is not asked where no more is taken, before that is looked at again.
+FULL_S = 1.0
+
 
 class TelegramChannel:
     """Tell it which bot to be with `use`, then `run` it beside the rest. `open_chat` raises `ChatError`."""
@@ -94,13 +97,10 @@ class TelegramChannel:
                         if has_unsent:
                             answering.resume(tasks, await self._inbox.waiting(box_of_unsent(bot)))
                             has_unsent = False
-                        offset = await self._inbox.next_update(bot)
-                        # A poll that tries the token, or has Telegram forget something, does not wait.
-                        wait_s = POLL_S if self._state == CONNECTED and offset is None else 0
-                        updates = await api.updates(offset, wait_s=wait_s)
-                        self._state = CONNECTED
-                        if updates or offset is not None:
-                            await self._take_over(bot, updates)
+                        if answering.has_room:
+                            await self._ask(bot, api)
+                        else:
+                            await asyncio.sleep(FULL_S)
                         answering.begin(tasks, await self._inbox.waiting(bot))
                         backoff.reset()
                     except TelegramError as error:
@@ -114,6 +114,16 @@ class TelegramChannel:
         finally:
             self._answering = None
             await api.aclose()
+
+    async def _ask(self, bot: str, api: TelegramApi) -> None:
+        """Whether there is something new; keep it. Raises `TelegramError`."""
+        offset = await self._inbox.next_update(bot)
+        # A poll that tries the token, or has Telegram forget something, does not wait.
+        wait_s = POLL_S if self._state == CONNECTED and offset is None else 0
+        updates = await api.updates(offset, wait_s=wait_s)
+        self._state = CONNECTED
+        if updates or offset is not None:
+            await self._take_over(bot, updates)
 
     async def _take_over(self, bot: str, updates: list[Update]) -> None:
         """Keep these, and have Telegram forget them with the next poll. Then no number is kept: after a week of silence

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -21,6 +22,9 @@ _log = structlog.get_logger(__name__)
 
 #: Answers in the making at once.
 ANSWERS_MAX = 16
+
+#: Messages that wait for an answer, and answers that are yet to be sent, together. More are left with Telegram.
+WAITING_MAX = 1000
 
 SORRY = "Sorry, I cannot answer right now. Please try again later."
 NOT_ALLOWED = "I answer only people whom my owner has named. Your Telegram user id is {}."
@@ -44,6 +48,7 @@ class Answering:
         self._deliveries = Deliveries(bot, api, inbox)
         self._open_chat = open_chat
         self._begun: set[int] = set()
+        self._unsent = 0
         self._free = asyncio.Semaphore(ANSWERS_MAX)
         self._orders: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
@@ -51,6 +56,10 @@ class Answering:
     def refusal(self) -> DiskRefuses | None:
         """Why answers do not go out, though Telegram may take them."""
         return self._deliveries.refusal
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._begun) + self._unsent < WAITING_MAX
 
     def begin(self, tasks: asyncio.TaskGroup, waiting: list[Waiting]) -> None:
         """Answer what is not being answered yet; messages of one chat in their order."""
@@ -76,7 +85,8 @@ class Answering:
             async with self._free:
                 text = await self._text_for(update_id, message)
             if text is not None:
-                await self._deliveries.deliver(self._bot, update_id, Unsent(message.chat.id, text))
+                with self._counted():
+                    await self._deliveries.deliver(self._bot, update_id, Unsent(message.chat.id, text))
 
     async def _go_on(self, update_id: int, content: str) -> None:
         box = box_of_unsent(self._bot)
@@ -85,8 +95,18 @@ class Answering:
         except UNREADABLE:
             await self._pass_over(box, update_id)
             return
-        async with self._order(unsent.chat_id):
-            await self._deliveries.deliver(box, update_id, unsent)
+        with self._counted():
+            async with self._order(unsent.chat_id):
+                await self._deliveries.deliver(box, update_id, unsent)
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        """Around an answer that is yet to be sent."""
+        self._unsent += 1
+        try:
+            yield
+        finally:
+            self._unsent -= 1
 
     async def _pass_over(self, box: str, update_id: int) -> None:
         _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
