@@ -22,9 +22,11 @@ class RawEndpoint(NamedTuple):
 
 
 @asynccontextmanager
-async def raw_endpoint(*parts: bytes, pause_s: float = 0.0, stays: bool = False) -> AsyncGenerator[RawEndpoint]:
+async def raw_endpoint(
+    *parts: bytes, pause_s: float = 0.0, stays: bool = False, goes_on_with: bytes = b""
+) -> AsyncGenerator[RawEndpoint]:
     """Takes one request, and after `pause_s` answers it with these parts. Then the connection ends, unless it `stays` until the
-    caller ends it."""
+    caller ends it, or `goes_on_with` something until then."""
     asked, ended = asyncio.Event(), asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,8 +34,13 @@ async def raw_endpoint(*parts: bytes, pause_s: float = 0.0, stays: bool = False)
         asked.set()
         await asyncio.sleep(pause_s)
         writer.write(b"".join(parts))
+        leaving = asyncio.create_task(reader.read())
+        while goes_on_with and not leaving.done():
+            writer.write(goes_on_with)
+            await asyncio.wait({leaving}, timeout=0.01)
         if stays:
-            await reader.read()
+            await leaving
+        leaving.cancel()
         writer.close()
         await writer.wait_closed()
         ended.set()

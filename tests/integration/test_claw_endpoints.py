@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hydracore.agent.expressclaw import turn
+from hydracore.agent.expressclaw import model_client, turn
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow
 from hydracore.agent.expressclaw.money import Tokens
@@ -128,6 +128,21 @@ async def test_a_connection_that_breaks_behind_a_whole_answer_breaks_nothing() -
     said: list[str] = []
 
     async with raw_endpoint(head, b"%x\r\n%b\r\n" % (len(content), content)) as endpoint:
+        await heard(endpoint.base_url, said)
+
+    assert said == ["Good"]
+
+
+@pytest.mark.parametrize(
+    "end", [piece("Good", "stop"), piece("Good", None) + END], ids=["a reason", "the end of the stream"]
+)
+async def test_what_goes_on_behind_a_whole_answer_keeps_nobody_waiting(
+    end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_client, "LAST_FIGURES_S", 0.1)
+    said: list[str] = []
+
+    async with raw_endpoint(HEAD, end, goes_on_with=piece("", "stop")) as endpoint:
         await heard(endpoint.base_url, said)
 
     assert said == ["Good"]

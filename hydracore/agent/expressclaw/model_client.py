@@ -127,7 +127,7 @@ class ModelAnswer:
 
     async def texts(self) -> AsyncGenerator[str]:
         """The words as they come. Raises `ModelTrouble`; leaving early ends the call."""
-        silence_s = self._call.first_word_s
+        silence_s, was_finished = self._call.first_word_s, False
         limit = asyncio.timeout(silence_s)
         loop = asyncio.get_running_loop()
         try:
@@ -138,7 +138,8 @@ class ModelAnswer:
                         limit.reschedule(None)
                         yield text
                     # Only words and the end count: some endpoints send signs of life while they make us wait.
-                    if text or self._finished:
+                    if text or self._finished is not was_finished:
+                        was_finished = self._finished
                         silence_s = LAST_FIGURES_S if self._finished else self._call.next_word_s
                         limit.reschedule(loop.time() + silence_s)
         except httpx.ConnectTimeout:
