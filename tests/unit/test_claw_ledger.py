@@ -233,6 +233,21 @@ async def test_old_batches_are_dropped_whole_once_they_are_delivered(
     assert [one.cost_usd for one in batch.entries] == ["1", "2"]
 
 
+async def test_an_entry_of_a_clock_that_went_ahead_keeps_no_old_batches(
+    database: Database, ledger: Ledger, clock: Clock
+) -> None:
+    await spend(database, "1", at_ms=NOON_MS + 1000 * DAY_MS)
+    await deliver(ledger)
+    await spend(database, "2")
+    await deliver(ledger)
+    clock.now_ms += 100 * DAY_MS
+    for _ in range(PRUNE_EVERY - 2):
+        await spend(database, "3", at_ms=clock.now_ms)
+        await deliver(ledger)
+
+    assert [await ledger.resend_from(seq) for seq in (1, 2, 3)] == [False, False, True]
+
+
 async def test_old_batches_that_are_wanted_again_stay_until_they_are_delivered(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:

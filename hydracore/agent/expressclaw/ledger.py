@@ -67,12 +67,13 @@ class Ledger:
 
     async def accepted(self, seq: int) -> None:
         """The control plane has this batch and all before it."""
-        first_day = date.fromisoformat(day_of(self._now_ms())) - timedelta(days=KEPT_DAYS)
+        today = day_of(self._now_ms())
+        first_day = date.fromisoformat(today) - timedelta(days=KEPT_DAYS)
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["send_next"], {"batch": seq + 1})
             if seq % PRUNE_EVERY == 0:
-                db.execute(_SQL["prune"], {"first_day": first_day.isoformat()})
+                db.execute(_SQL["prune"], {"first_day": first_day.isoformat(), "today": today})
 
         await self._database.run(work)
         self._accepted.set()

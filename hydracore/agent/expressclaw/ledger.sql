@@ -56,7 +56,7 @@ WHERE only = 1 AND EXISTS (SELECT 1 FROM entry WHERE batch IS NOT NULL);
 SELECT coalesce(max(batch), 0) FROM entry;
 
 -- name: prune
--- Whole batches only, as one that is asked for again must be what it was.
+-- Whole batches only, as one that is asked for again must be what it was. What a clock that went ahead has dated is none of the recent.
 DELETE FROM entry
 WHERE batch < (SELECT next_batch FROM ledger WHERE only = 1)
-  AND batch < (SELECT min(recent.batch) FROM entry AS recent WHERE recent.day >= :first_day);
+  AND batch < (SELECT min(recent.batch) FROM entry AS recent WHERE recent.day BETWEEN :first_day AND :today);
