@@ -30,8 +30,11 @@ _FILE = "config.json"
 
 
 class StoredConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`key_id`: of the latest secrets when it came."""
+
     config_version: int
     runtime: dict[str, Any]
+    key_id: str | None = None
 
     def __repr__(self) -> str:
         return f"StoredConfig(config_version={self.config_version})"
@@ -60,6 +63,7 @@ class Configuration:
         self._current: StoredConfig | None = None
         #: What is on disk; another one than `_current` where the disk did not take that.
         self._stored: StoredConfig | None = None
+        self._key_id: str | None = None
         #: The version that heartbeats tell of, and the one that was no use when it came.
         self._wanted: int | None = None
         self._refused: int | None = None
@@ -79,15 +83,16 @@ class Configuration:
     def begin(self, secrets: m.Secrets) -> None:
         """Start with the newer one of what the secrets brought and what is on disk, or with that on disk where the newer one
         cannot be used."""
-        self._stored = self._load()
+        self._stored, self._key_id = self._load(), secrets.key_id
         if self._stored is not None:
             self._put_in_force(self._stored)
-        if self._stored is None or secrets.config_version >= self._stored.config_version:
+        if self._stored is None or _brings_newer(secrets, self._stored):
             self._report_unless(self.adopt, secrets)
 
     def renew(self, secrets: m.Secrets) -> None:
         """Fresh secrets came, and with them whatever else has changed since the last ones: also another configuration of the same
         version, where the control plane was restored."""
+        self._key_id = secrets.key_id
         self._report_unless(self.adopt, secrets)
 
     def adopt(self, version: int, runtime: dict[str, Any]) -> int:
@@ -141,7 +146,7 @@ class Configuration:
 
     def _take(self, version: int, runtime: dict[str, Any]) -> None:
         """Run with this, and keep it. Raises `RuntimeFailed`."""
-        config = StoredConfig(config_version=version, runtime=runtime)
+        config = StoredConfig(config_version=version, runtime=runtime, key_id=self._key_id)
         if config != self._current:
             before = self._current
             self._put_in_force(config)
@@ -181,3 +186,10 @@ class Configuration:
             # The control plane has it, too, and heartbeats will tell that ours is not the newest.
             _log.warning("configuration_unreadable", file=_FILE)
             return None
+
+
+def _brings_newer(secrets: m.Secrets, stored: StoredConfig) -> bool:
+    """Of one version, what came later is newer: that of secrets that were not there yet when `stored` came."""
+    if secrets.config_version == stored.config_version:
+        return secrets.key_id != stored.key_id
+    return secrets.config_version > stored.config_version

@@ -33,10 +33,12 @@ def store(tmp_path: Path) -> Generator[Store]:
 class Start:
     """One start of an agent, as far as its configuration goes."""
 
-    def __init__(self, root: Path, store: Store, *, version: int, runtime: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path, store: Store, *, version: int, runtime: dict[str, Any], key_id: str = "of-the-key"
+    ) -> None:
         self.told: list[str] = []
         supervisor = Supervisor(runtimes=built_in_runtimes(store), report=self._report, monotonic=time.monotonic)
-        configuration = Configuration(
+        self.configuration = Configuration(
             state=StateDir(root),
             boot_id=uuid4(),
             control_plane=ControlPlane("http://127.0.0.1:1"),
@@ -44,7 +46,7 @@ class Start:
             report=self._report,
         )
         secrets = m.Secrets(
-            key_id="of-the-key",
+            key_id=key_id,
             agent_key="key",
             control_token="token",
             listen=m.Listen("127.0.0.1", 1),
@@ -52,9 +54,10 @@ class Start:
             config_version=version,
             runtime=runtime,
         )
-        configuration.begin(secrets)
+        self.configuration.begin(secrets)
         self.wanted = supervisor.wanted.version
-        assert configuration.version == self.wanted
+        self.settings = supervisor.wanted.settings
+        assert self.configuration.version == self.wanted
 
     def _report(self, _level: str, message: str) -> None:
         self.told.append(message)
@@ -77,3 +80,15 @@ def test_a_first_configuration_is_run_whatever_it_is_so_that_its_trouble_shows(t
     mended = Start(tmp_path, store, version=4, runtime=GOOD)
 
     assert (first.wanted, mended.wanted) == (3, 4)
+
+
+def test_a_restart_goes_on_with_what_came_last_under_the_version_of_the_secrets(tmp_path: Path, store: Store) -> None:
+    other = {"agent_name": "Bea"}
+    Start(tmp_path, store, version=3, runtime=GOOD).configuration.adopt(3, other)
+
+    with_the_same_secrets = Start(tmp_path, store, version=3, runtime=GOOD)
+    with_fresh_ones = Start(tmp_path, store, version=3, runtime=GOOD, key_id="of-another-key")
+    with_those_again = Start(tmp_path, store, version=3, runtime=other, key_id="of-another-key")
+
+    assert with_the_same_secrets.settings == other
+    assert with_fresh_ones.settings == with_those_again.settings == GOOD
