@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, closing, contextmanager
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +22,7 @@ from hydracore.clock import now_ms
 from hydracore.modelsim.script import MARK
 from tests.claw_fixtures import document, modelsim_fixture
 from tests.modelsim_fixtures import ModelSim
+from tests.waiting import until
 
 __all__ = ["modelsim_fixture"]
 
@@ -157,6 +158,34 @@ async def test_callers_that_hang_up_after_the_last_word_are_metered_each_and_tha
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM entry").fetchone() == (count,)
         assert db.execute("SELECT count(*) FROM turn WHERE state = 'open'").fetchone() == (0,)
+
+
+async def test_a_caller_who_hangs_up_as_the_next_model_is_noted_pays_for_the_one_before_it_once(
+    modelsim: ModelSim, tmp_path: Path, complaints: list[str]
+) -> None:
+    store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
+    setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
+    chats = ChatService(store)
+    await modelsim.fault("hold", after_tokens=2, then="cut")
+
+    ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
+    with chats.open(ask, setup).listening():
+        await modelsim.until_requests(1, tokens_sent=2)
+        disk = ExitStack()
+        disk.enter_context(busy(store._database))
+        await until(lambda: not store._database._thread._work_queue.qsize())
+        await modelsim.release()
+        await until(store._database._thread._work_queue.qsize)
+    with disk:
+        await turn_of_the_loop()
+    await chats.idle()
+    batch = await store.ledger.next_batch()
+
+    await chats.stop()
+    store.close()
+    assert batch is not None
+    assert [entry.model for entry in batch.entries] == ["first"]
+    assert len(await modelsim.requests()) == 1
 
 
 async def hear_the_last_word(chats: ChatService, setup: Setup, message: str) -> None:

@@ -158,6 +158,14 @@ async def test_a_whole_answer_may_begin_with_a_mark_of_byte_order() -> None:
     assert said == ["Good"]
 
 
+async def test_a_whole_answer_has_a_limit() -> None:
+    answer = json.dumps({"choices": [{"message": {"content": "x" * model_client.WHOLE_MAX_BYTES}}]}).encode()
+
+    async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
+        with pytest.raises(ModelRefused, match="the answer is too large"):
+            await heard(endpoint.base_url, [])
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion", "tokens"),
     [

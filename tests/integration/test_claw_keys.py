@@ -12,8 +12,10 @@ from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.runtime import RuntimeConfig
 from hydracore.clock import now_ms
+from hydracore.modelsim.script import MARK
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture, texts
 from tests.modelsim_fixtures import ModelSim
+from tests.waiting import PATIENCE_S
 
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
@@ -72,6 +74,30 @@ async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, mod
     answer = await claw.chat("Hello", "r-1", key="k-3")
 
     assert await claw.conversation("r-1") == [("user", "Hello"), ("assistant", answer["message"])]
+
+
+async def test_who_leaves_and_comes_back_with_the_key_at_once_is_answered_and_has_spent_for_both(
+    modelsim: ModelSim, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
+    setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
+    chats = ChatService(store)
+    ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")
+    await modelsim.fault("hang")
+
+    with chats.open(ask, setup).listening():
+        await modelsim.until_requests(1)
+    again = chats.open(ask, setup)
+    async with asyncio.timeout(PATIENCE_S):
+        with again.listening():
+            answer = await again.answer()
+    batch = await store.ledger.next_batch()
+
+    await chats.stop()
+    store.close()
+    assert answer.message == f"{MARK} You said: Hello"
+    assert batch is not None
+    assert len(batch.entries) == 2
 
 
 async def test_who_leaves_comes_back_with_the_key_and_leaves_again_upsets_nothing(
