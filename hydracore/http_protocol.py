@@ -154,6 +154,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What comes behind a body is no header (RFC 9110, section 6.5.1): whoever stands between has not looked at it.
+        if not self._in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         # What came at once may be a body for the greater part.
         if self._pending > HEAD_MAX_BYTES and self._head_bytes() > HEAD_MAX_BYTES:

@@ -148,6 +148,24 @@ async def test_two_keys_of_idempotency_are_none(api: Api, used: Used) -> None:
     assert used.agent.calls_of("/api/chat") == []
 
 
+async def test_what_comes_behind_a_body_says_nothing_of_the_request(
+    api: Api, owner_conn: psycopg.AsyncConnection
+) -> None:
+    key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
+    trailers = f"{bearer(api)}\r\nX-User-Id: bob\r\nIdempotency-Key: {(name := uuid4().hex)}\r\n"
+
+    def chunked(*headers: str) -> bytes:
+        head = request("/v1/instances", *headers, "Transfer-Encoding: chunked", method="POST")
+        body = json.dumps(ORDER | {"customer_id": "ann"})
+        return head + f"{len(body):x}\r\n{body}\r\n0\r\n{trailers}\r\n".encode()
+
+    assert (await exchange(api, chunked())).status == 401
+    for who in (key, bearer(api)):
+        made = await exchange(api, chunked(who))
+        assert made.status == 202, made
+        assert made.body["idempotency_key"] != name
+
+
 @pytest.mark.parametrize("path", ["/v1//instances/by-key/", "/v1/instances/by%2Dkey/", "//v1/instances/by-key%2F"])
 async def test_a_key_is_found_however_the_path_to_it_is_written(api: Api, path: str) -> None:
     ordered = await exchange(
