@@ -72,13 +72,14 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
     async with open_parts(settings, catalogue) as parts:
         config = server_config(parts)
         look_less_often()
+        stop = stop_asked_for()
         server = EmbeddedServer(config, on_started=lambda: _log.info("api_started", host=config.host, port=config.port))
         beside = [
             asyncio.create_task(keep_hearing(parts.pool)),
-            asyncio.create_task(_end(server, once=stop_asked_for())),
+            asyncio.create_task(_end(server, once=stop)),
         ]
         try:
-            async with _served_to_agents(config, settings.api_port_for_agents):
+            async with _served_to_agents(config, settings.api_port_for_agents, until=stop):
                 await server.serve()
         finally:
             for task in beside:
@@ -102,8 +103,9 @@ def server_config(parts: Parts) -> uvicorn.Config:
 
 
 @asynccontextmanager
-async def _served_to_agents(config: uvicorn.Config, port: int | None) -> AsyncGenerator[None]:
-    """The same application on `port` as well, if that is another one than `config` has."""
+async def _served_to_agents(config: uvicorn.Config, port: int | None, *, until: asyncio.Event) -> AsyncGenerator[None]:
+    """The same application on `port` as well, if that is another one than `config` has. Both stop at once: one behind the other, they
+    would take twice as long as whoever told them to may wait."""
     if port in (None, config.port):
         yield
         return
@@ -111,9 +113,11 @@ async def _served_to_agents(config: uvicorn.Config, port: int | None) -> AsyncGe
         configuration(config.app, host=config.host, port=port, timeout_graceful_shutdown=STOP_GRACE_S)
     )
     serving = asyncio.create_task(second.serve())
+    ending = asyncio.create_task(_end(second, once=until))
     try:
         yield
     finally:
+        ending.cancel()
         second.should_exit = True
         await serving
 

@@ -139,10 +139,13 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
 async def test_requests_under_way_are_answered_before_it_stops(
     database_url: str, redis_url: str, number: signal.Signals
 ) -> None:
-    port = free_port()
-    with Command.started("api", env=environ(database_url, redis_url, port)) as api:
-        async with asking(port) as client:
+    port, for_agents = free_port(), free_port()
+    env = environ(database_url, redis_url, port, HYDRACORE_API_PORT_FOR_AGENTS=str(for_agents))
+    with Command.started("api", env=env) as api:
+        async with asking(port) as client, asking(for_agents) as agent:
             await until(lambda: is_ready(client))
+            await until(lambda: is_ready(agent))
+        idle, agents_end = await asyncio.open_connection("127.0.0.1", for_agents)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = msgspec.json.encode(ORDER)
         head = f"POST /v1/instances HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -151,6 +154,9 @@ async def test_requests_under_way_are_answered_before_it_stops(
         assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
 
         api.signal(number)
+        # Neither port waits for the other: whoever told it to stop may not wait as long as both need one by one.
+        assert await idle.read() == b""
+        agents_end.close()
         writer.write(body)
         answer = await reader.readuntil(b"\r\n\r\n")
         writer.close()
