@@ -63,6 +63,8 @@ async def test_every_path_says_which_methods_it_has(api: Api) -> None:
 
         has = {method.upper() for method in methods} | {"OPTIONS"} | ({"HEAD"} if "get" in methods else set())
         assert (asked.status_code, asked.content) == (204, b"")
+        # Of nothing, not even a length (RFC 9110, section 8.6).
+        assert not {"content-length", "content-type"} & asked.headers.keys()
         assert (refused.status_code, refused.json()) == (405, {"detail": "Method Not Allowed"})
         for answer in (asked, refused):
             assert set(answer.headers["allow"].split(", ")) == has, path
@@ -112,8 +114,16 @@ async def test_bodies_above_the_limit_are_refused_announced_or_not(api: Api) -> 
     announced = await api.client.post("/v1/instances", content=b" " * 1025, headers=api.token())
     streamed = await api.client.post("/v1/instances", content=chunks(), headers=api.token())
     at_limit = await api.client.post("/v1/instances", content=b" " * 1024, headers=api.token())
+    address = httpx.URL(api.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    head = f"POST /v1/instances HTTP/1.1\r\nAuthorization: {api.token()['Authorization']}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head.encode() + b"401\r\n" + b" " * 1025 + b"\r\n0\r\n\r\n")
+    async with asyncio.timeout(PATIENCE_S):
+        at_once = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
 
     assert announced.status_code == streamed.status_code == 413
+    assert at_once.startswith(b"HTTP/1.1 413")
     assert announced.json() == {"detail": "The body is larger than 1024 bytes"}
     assert at_limit.status_code == 422
 

@@ -29,11 +29,15 @@ async def test_whoever_still_waits_when_the_api_stops_is_told_to_ask_again(
             async with running_api(database_url, redis_url, cors_origins=(ORIGIN,)) as api:
                 talking = await outside.enter_async_context(in_use(api))
                 talking.agent.stream = (STREAM[0], asyncio.Event())
+                finished = await outside.enter_async_context(in_use(api))
+                finished.agent.stream = (STREAM[-1], asyncio.Event())
                 silent = await outside.enter_async_context(in_use(api))
                 silent.agent.may_chat.clear()
 
                 stream = await asking(chat(talking, "text/event-stream"), api, outside)
                 await stream.readuntil(b"\n\n\r\n")
+                ended = await asking(chat(finished, "text/event-stream"), api, outside)
+                await ended.readuntil(b"\n\n\r\n")
                 waiting = [
                     await asking(chat(silent, "text/event-stream"), api, outside),
                     await asking(chat(silent, "application/json"), api, outside),
@@ -41,12 +45,13 @@ async def test_whoever_still_waits_when_the_api_stops_is_told_to_ask_again(
                 ]
                 await until(lambda: len(silent.agent.calls_of("/api/chat")) == 2)
         async with asyncio.timeout(PATIENCE_S):
-            rest = await stream.read()
+            rest, behind_the_end = await stream.read(), await ended.read()
             answers = [(await each.read()).decode() for each in waiting]
 
     ending = {"code": "interrupted", "detail": DETAIL}
     event = b"event: error\ndata: " + json.dumps(ending, separators=(",", ":")).encode() + b"\n\n"
     assert rest == b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+    assert behind_the_end == b"0\r\n\r\n"
     for answer in answers:
         status, _, content = answer.partition("\r\n")
         headers, _, body = content.partition("\r\n\r\n")

@@ -79,6 +79,7 @@ def test_nobody_is_issued_a_token_for_an_id_that_none_may_have() -> None:
         {"email": "x" * 321},
         {"email": "ann\ud800@example.com"},
         {"aud": "somebody-else"},
+        {"padding": "x" * auth.TOKEN_LENGTH_MAX},
     ],
     ids=str,
 )
