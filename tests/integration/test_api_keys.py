@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from uuid import UUID, uuid4
 
@@ -51,6 +52,38 @@ async def test_the_memory_of_keys_is_bounded(
 
     assert [principal.tenant_id for principal in principals] == tenants
     assert [known.tenant_id for known in door._keys.values()] == tenants[2:]
+
+
+async def test_nobody_gets_in_by_the_id_of_a_key_and_another_secret(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    ours, theirs = [await create_api_key(owner_conn, tenant_id=tenant, name="backend") for tenant in ("acme", "rival")]
+    mixed = ours[:-43] + theirs[-43:]
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        door = Authenticator(pool, jwt_secret="s" * 32)
+
+        # First where it is looked up, and then where it is remembered.
+        for _ in range(2):
+            for acting_as in (None, "ann"):
+                with pytest.raises(AuthError):
+                    await door.principal_of_key(mixed, acting_as=acting_as)
+            assert (await door.principal_of_key(ours)).tenant_id == "acme"
+
+
+async def test_whoever_goes_away_leaves_the_look_at_a_key_to_those_who_wait_with_them(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
+    async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
+        door = Authenticator(pool, jwt_secret="s" * 32)
+        async with pool.connection():
+            first, second = [asyncio.create_task(door.principal_of_key(key)) for _ in range(2)]
+            await until(lambda: pool.get_stats().get("requests_waiting"))
+            first.cancel()
+            await asyncio.wait([first])
+
+        assert (await second).tenant_id == "acme"
+    assert first.cancelled()
 
 
 def run(database_url: str, *words: str) -> Result:

@@ -155,11 +155,16 @@ async def test_customers_order_for_themselves_and_admins_for_anyone(
     ann, bob = api.token(), api.token(user="bob")
     boss = api.token(user="boss", role="admin", email="boss@example.com")
 
-    refused = await api.client.post("/v1/instances", json=ORDER | {"customer_id": "bob"}, headers=ann)
+    refused, wrong = [
+        await api.client.post("/v1/instances", json=ORDER | {"customer_id": "bob"} | more, headers=ann)
+        for more in ({}, {"region_id": "mars"})
+    ]
     for_bob = await order(api, boss, customer_id="bob", idempotency_key="k")
+    by_bob = await order(api, bob, idempotency_key="k")
     for_self = await order(api, ann, customer_id="ann", idempotency_key="k")
 
-    assert refused.status_code == 403
+    assert (refused.status_code, wrong.status_code) == (403, 422)
+    assert by_bob == for_bob, "it is the same request, whoever makes it"
     assert await listed(api, bob) == [for_bob]
     assert await listed(api, ann) == [for_self]
     (of_bob,) = (await api.client.get("/v1/instances", headers=bob)).json()["instances"]
