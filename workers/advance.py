@@ -81,8 +81,7 @@ async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
             return state.version
         result = await _try(deps, state, step)
         if not isinstance(result, Moved):
-            await _pause(deps, state, result)
-            return state.version
+            return await _pause(deps, state, result)
         state = result.state
         if hold.is_lost:
             # Somebody else may have it, and more to go on. The caller looks whether nobody has.
@@ -137,18 +136,19 @@ async def _load_after(deps: Deps, lost: VersionConflict) -> Instance:
     return fresh
 
 
-async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> None:
-    """Leave word when to come back; it stands in the database, so it outlives this process."""
+async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> int:
+    """Leave word when to come back; it stands in the database, so it outlives this process. The version at which it stands."""
     if isinstance(result, Wait):
         if result.delay_s is not None:
             await deps.attention.postpone(state.id, version=state.version, delay_s=result.delay_s)
-        return
+        return state.version
     failures = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
     if failures is None:
-        return
+        return state.version
     if not result.usual:
         provider = None if state.attempt is None else state.attempt.provider
         _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures, provider=provider)
     stuck_s = (deps.now_ms() - state.updated_ms) / 1000
     if state.status == DELETING and stuck_s >= deps.settings.teardown_alarm_s:
-        await teardown.sound_alarm(deps, state, code=result.code)
+        return await teardown.sound_alarm(deps, state, code=result.code)
+    return state.version

@@ -17,6 +17,7 @@ from events.sql import Statements
 _SQL = Statements("workers", "attention.sql")
 _POSTPONE = _SQL["postpone"]
 _FAIL = _SQL["fail"]
+_CARRY = _SQL["carry"]
 _CLEAR = _SQL["clear"]
 _FORGET = _SQL["forget"]
 _FORGET_SETTLED = _SQL["forget_settled"]
@@ -61,6 +62,10 @@ class Attention:
             _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
         )
         return rows[0][0] if rows else None
+
+    async def carry(self, instance_id: UUID, *, version: int) -> None:
+        """What is written down at `version` holds at the next one as well: the event in between says nothing but that."""
+        await run(self._pool, _CARRY, _key(instance_id) | {"version": version})
 
     async def clear(self, instance_id: UUID) -> None:
         """The work has moved on."""

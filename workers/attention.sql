@@ -26,6 +26,10 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
                      FROM (SELECT attention.version = excluded.version AND attention.failures > 0 AS same) s) n)
 RETURNING failures
 
+-- name: carry
+UPDATE attention SET version = version + 1
+ WHERE lane = %(lane)s AND instance_id = %(instance_id)s AND version = %(version)s
+
 -- name: clear
 DELETE FROM attention WHERE lane = %s AND instance_id = %s
 

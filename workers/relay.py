@@ -48,6 +48,8 @@ WORKERS_OWN = [
         e.ServerCreated,
         e.ServerDiscarded,
         e.TeardownStepDone,
+        # It waits before it goes on.
+        e.TeardownBlocked,
         # Or a customer, who rotates it; nothing is owed for that.
         e.AgentKeyRevoked,
     )

@@ -7,6 +7,7 @@ import asyncio
 import structlog
 
 from events import commands as c
+from events.errors import VersionConflict
 from events.saga import FinishDeletion, TearDown
 from events.state import Instance
 from hydracore.agent.messages import Drained
@@ -136,11 +137,19 @@ async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:
     return Moved(state=outcome.state)
 
 
-async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> None:
-    """Say in the log why a deletion does not get on. It is tried on all the same."""
+async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> int:
+    """Say in the log why a deletion does not get on. It is tried on all the same, when it would have been without. The version since."""
     if state.teardown_step is None:
-        return
+        return state.version
     command = c.BlockTeardown(at_ms=deps.now_ms(), step=state.teardown_step, code=code)
-    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
-    if outcome.events:
-        _log.error("teardown_blocked", instance_id=str(state.id), step=command.step, code=code)
+    try:
+        outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
+    except VersionConflict:
+        # Whatever has happened meanwhile is to be looked at first.
+        return state.version
+    if not outcome.events:
+        return state.version
+    _log.error("teardown_blocked", instance_id=str(state.id), step=command.step, code=code)
+    # The alarm changes nothing of what was tried: neither the pause nor the count of failures begins anew.
+    await deps.attention.carry(state.id, version=state.version)
+    return state.version + 1

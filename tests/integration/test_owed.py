@@ -170,11 +170,12 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         assert await owed(looking) == [ADA]
 
 
-async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_does_next_by_itself(
+async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_sees_to_by_itself(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     hinted, left = set[str](), set[str]()
-    ways = {"ada": lives.DELETED, "bob": lives.ATTEMPT_DISCARDED}
+    stuck = (lives.request(), lives.delete(), lives.block("key_revoked"))
+    ways = {"ada": lives.DELETED, "bob": lives.ATTEMPT_DISCARDED, "cleo": stuck}
     async with open_store(database_url) as (store, _):
         for customer_id, commands in ways.items():
             stream_id = lives.instance_id(customer_id)
@@ -188,7 +189,7 @@ async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_does_
                 await owner_conn.execute("UPDATE checkpoint c SET seq = h.head FROM lane_head h WHERE h.lane = c.lane")
 
     assert hinted == {"RequestInstance", "FailAttempt", "ReportBootstrap", "RequestDeletion"}
-    assert left == {"PlanServer", "RecordServerDiscarded", "RecordTeardownStep"}
+    assert left == {"PlanServer", "RecordServerDiscarded", "RecordTeardownStep", "BlockTeardown"}
 
 
 async def test_a_parked_lane_is_looked_at_again_once_its_time_has_come(

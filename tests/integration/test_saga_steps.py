@@ -98,6 +98,19 @@ async def test_a_step_that_breaks_is_tried_ever_later_and_said_to_be_ours(
     assert ("step_broke", "TearDown") in {(line["event"], line.get("step")) for line in said}
 
 
+async def test_an_alarm_has_nothing_tried_at_once_and_no_failure_counted_anew(
+    deps: Deps, owner_conn: psycopg.AsyncConnection
+) -> None:
+    going = (lives.delete(), *map(lives.teardown, ("key_revoked", "drained")))
+    await give(deps, lives.request(), lives.plan(), lives.created(server_id="no number"), *going, ago_s=100)
+    for failures in (1, 2):
+        state = await advanced(deps)
+
+        assert state.teardown_blocked == "server_deleted"
+        counted = await owner_conn.execute("SELECT failures, version FROM attention")
+        assert await counted.fetchall() == [(failures, state.version)]
+
+
 async def test_a_log_that_takes_nothing_is_no_fault_of_the_step(
     deps: Deps, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
