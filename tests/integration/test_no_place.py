@@ -1,5 +1,6 @@
-"""Instances for which there is no place: whoever asked for one learns of it, and it can be deleted."""
+"""Instances for which there is no place: whoever asked for one learns of it, and it can be deleted. And a place that is just taken."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -7,13 +8,16 @@ from typing import LiteralString
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from events.ids import lane_of
 from hydracore.settings import PACKAGED_CATALOGUE
 from tests import lives
+from tests.holding import held_lanes, sees_held
 from tests.stack import Stack
 from workers.advance import advance
 from workers.deps import Deps
+from workers.placement import free_address
 
 ADA = lives.instance_id()
 Catalogue = Callable[[str], str]
@@ -24,6 +28,7 @@ TAKE_ALL_ADDRESSES = """
 INSERT INTO reservation (kind, value, instance_id, version, reserved_at)
 SELECT 'vpn_ip', '10.9.0.' || n, gen_random_uuid(), 1, now() FROM generate_series(0, 255) n
 """
+TAKE_ADDRESS = "INSERT INTO reservation VALUES ('vpn_ip', %s, gen_random_uuid(), 1, now())"
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,24 @@ async def test_what_has_no_place_fails_when_a_boot_would_have_and_can_be_deleted
         await advance(deps, ADA)
 
     assert await row(SEEN) == ("deleted", None)
+
+
+async def test_an_address_that_somebody_takes_meanwhile_is_left_to_them(
+    stack: Stack, owner_conn: psycopg.AsyncConnection, database_url: str
+) -> None:
+    async with stack.deps(database_url=database_url) as deps:
+        state = (await deps.store.execute(ADA, lives.request(at_ms=deps.now_ms()), deps.origin(ADA))).state
+        address = await free_address(deps, state)
+        stack.cloudsim.fault("create_server", "locked", name=f"hc-{ADA}", times=None)
+        async with held_lanes(database_url, [lane_of(ADA)]) as holder:
+            planning = asyncio.create_task(advance(deps, ADA))
+            await stack.until(lambda: sees_held(deps.store, lane_of(ADA)))
+            await owner_conn.execute(TAKE_ADDRESS, (address,))
+            await holder.rollback()
+        with capture_logs() as said:
+            await planning
+        planned = await deps.store.load(ADA)
+
+    assert planned is not None
+    assert (planned.status, planned.vpn_ip == address) == ("provisioning", False)
+    assert [line["code"] for line in said if line["event"] == "step_failed"] == ["locked"]
