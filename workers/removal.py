@@ -21,9 +21,12 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
     """
     found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
     attempt = state.attempt
+    unseen = None
     if attempt is not None and attempt.server_id is not None and attempt.server_id not in {each.id for each in found}:
         known = await provider.get_server(attempt.server_id)
-        if known is not None and known.name == attempt.server_name:
+        if known is None:
+            unseen = attempt.server_id
+        elif known.name == attempt.server_name:
             # Somebody took our labels off it; its id and name still say whose it is.
             found.append(known)
     # Where somebody took its labels off, a later attempt's server looks like one of an older release's.
@@ -32,6 +35,9 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
     for server in leaving:
         if server.status != "deleting":
             await provider.delete_server(server.id)
+    if unseen is not None:
+        # A provider may show late what it has just made. To say that it is gone then takes one that knows it.
+        await provider.delete_server(unseen)
     return bool(leaving)
 
 
