@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from tests import lives
 from tests.stack import Stack
-from tests.strays import stray
+from tests.strays import stray, stray_of
+from tests.taking_over import give
 from workers.advance import advance
 from workers.deps import Deps
 from workers.providers.hetzner import HetznerProvider
@@ -38,6 +40,29 @@ async def test_a_server_of_a_lost_history_is_neither_adopted_nor_removed(
     assert "server_created" not in stack.types(instance_id)
     assert lost in {str(server["id"]) for server in stack.cloudsim.servers()}
     await provider.delete_server(lost)
+
+
+async def test_of_two_servers_that_are_an_instance_s_the_older_one_is_adopted_and_the_other_goes(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    # In a database of which the workers do not know. As where names are not unique, and a create was sent twice.
+    instance_id = uuid4()
+    older, twin = await stray_of(provider, instance_id), await stray_of(provider, instance_id)
+    async with stack.deps(database_url=database_url) as deps:
+        await give(deps, instance_id, lives.request())
+        await give(deps, instance_id, lives.plan(deadline_ms=deps.now_ms() + 900_000))
+
+        await stack.until(
+            lambda: is_reached(
+                deps, instance_id, lambda: twin not in {str(server["id"]) for server in stack.cloudsim.servers()}
+            )
+        )
+
+        state = await deps.store.load(instance_id)
+    assert state is not None
+    assert state.attempt is not None
+    assert state.attempt.server_id == older
+    await provider.delete_server(older)
 
 
 async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provider: HetznerProvider) -> None:
