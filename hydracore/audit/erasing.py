@@ -54,8 +54,11 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Steps(NamedTuple):
-    """Told what is done. `destroyed`: there is no way back. `told`: so many more instances."""
+    """Told what is done. `ordered`: whoever looks at the list next erases. `destroyed`: there is no way back. `told`: so many more
+    instances.
+    """
 
+    ordered: Callable[[], None]
     destroyed: Callable[[], None]
     told: Callable[[int], None]
 
@@ -133,9 +136,12 @@ class Eraser:
         Raises `OSError`, `ErasuresUnknown`, `StoreUnavailable`, and `NotRecorded` once all has been done that can be.
         """
         who = (customer.tenant_id, customer.customer_id)
-        if who not in await _listed(self._pool, self._file):
+        if who in await _listed(self._pool, self._file):
+            await asyncio.to_thread(self._file.sync)
+        else:
             order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
             await asyncio.to_thread(self._file.append, [order])
+        steps.ordered()
         destroyed = await keys.destroy(self._pool, [who])
         steps.destroyed()
         recorded = await self._record([who], destroyed, steps.told)

@@ -8,6 +8,7 @@ AuditError
 ├── CopyMissing       there are seals, and the file that must have the copy is not there
 ├── CopyEmpty         there are seals, and none in the file that must have the copy
 ├── ErasuresUnknown   the file that says who was erased cannot be read, or was not named
+├── CutOff            an erasure was ordered, and is not done
 ├── NotRecorded       the key is destroyed, and some of the streams could not be told
 ├── StillThere        the customer has instances that are not deleted
 ├── FileExists        what is to be written is there already
@@ -100,6 +101,13 @@ class NotRecorded(AuditError):
             f"{plural(len(left), 'instance')}: {named}{more}. Find out why with audit verify, and then order it again"
         )
         self.left = left
+
+
+class CutOff(AuditError):
+    """`left`: what is done for good, and what is to be done."""
+
+    def __init__(self, reason: str, left: str) -> None:
+        super().__init__(f"{reason} ({left})")
 
 
 class StillThere(AuditError):

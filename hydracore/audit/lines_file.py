@@ -61,6 +61,12 @@ class LinesFile(Generic[T]):
         if is_new:
             sync_folder(self.path.parent)
 
+    def sync(self) -> None:
+        """Wait until all that is in the file is on the disk: whoever wrote it may have been killed before. Raises `OSError`."""
+        with naming(self.path), self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(self.path.parent)
+
     def parse(self, line: bytes) -> T | None:
         """What a line says, None where it is half done."""
         try:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from threading import Event
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -23,8 +22,12 @@ if TYPE_CHECKING:
 #: Exit status where the question was not answered with yes.
 NOT_CONFIRMED: Final = 2
 
-#: What whoever interrupts it too late has done.
-HALF_DONE: Final = "interrupted: the key is destroyed; run the same command again to record it in their instances"
+#: What is done, and left, where it is interrupted or fails behind the order, and behind the end of the key.
+ORDERED: Final = (
+    "the order is written down and stands: an API that starts and `db migrate` destroy the key, too; run the same command again "
+    "to complete it"
+)
+HALF_DONE: Final = "the key is destroyed; run the same command again to record it in their instances"
 
 
 @click.command("erase-customer")
@@ -53,15 +56,17 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
             erasing.refuse_live(found)
     if not yes and not _is_wanted(found):
         fail("Nothing was erased", NOT_CONFIRMED)
-    destroyed = Event()
+    left = list[str]()
     try:
         with progress_bar("recording") as progress:
             progress.begin(found.instances)
-            steps = erasing.Steps(destroyed=destroyed.set, told=progress.advance)
-            erased = on_database(settings, lambda pool: _erase(settings, pool, found, steps))
+            steps = erasing.Steps(
+                ordered=lambda: left.append(ORDERED), destroyed=lambda: left.append(HALF_DONE), told=progress.advance
+            )
+            erased = on_database(settings, lambda pool: _erase(settings, pool, found, steps, left))
     except KeyboardInterrupt:
-        if destroyed.is_set():
-            raise KeyboardInterrupt(HALF_DONE) from None
+        if left:
+            raise KeyboardInterrupt(f"interrupted: {left[-1]}") from None
         raise
     if as_json:
         print_json(erased)
@@ -83,9 +88,23 @@ def _is_wanted(customer: "Customer") -> bool:
         return False
 
 
-async def _erase(settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", steps: "Steps") -> "Erased":
+async def _erase(
+    settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", steps: "Steps", left: list[str]
+) -> "Erased":
+    """`left`: what is to be told where it fails, the last of it. Raises `CutOff` where there is something."""
+    import psycopg
+
+    from events.errors import StoreUnavailable
+    from hydracore.audit.errors import CutOff
+    from hydracore.db.complaints import one_line
+
     async with eraser(settings, pool, actor=operator()) as opened:
-        return await opened.erase(customer, steps)
+        try:
+            return await opened.erase(customer, steps)
+        except (psycopg.Error, StoreUnavailable) as error:
+            if not left:
+                raise
+            raise CutOff(one_line(error), left[-1]) from None
 
 
 @asynccontextmanager

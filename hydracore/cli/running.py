@@ -85,7 +85,15 @@ def failures() -> Generator[None]:
     import psycopg
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import AuditError, CopyContradicts, CopyEmpty, CopyMissing, ErasuresUnknown, NotRecorded
+    from hydracore.audit.errors import (
+        AuditError,
+        CopyContradicts,
+        CopyEmpty,
+        CopyMissing,
+        CutOff,
+        ErasuresUnknown,
+        NotRecorded,
+    )
     from hydracore.db import MigrationError
     from hydracore.db.backup import BackupFailed
     from hydracore.db.complaints import one_line
@@ -100,7 +108,7 @@ def failures() -> Generator[None]:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # Whoever read the output has seen enough: every command then ends in silence.
-    except (CopyEmpty, CopyMissing, ErasuresUnknown) as error:
+    except (CopyEmpty, CopyMissing, CutOff, ErasuresUnknown) as error:
         fail(str(error), NOT_DONE)
     except (AuditError, RestoreRefused) as error:
         raise click.UsageError(str(error)) from None

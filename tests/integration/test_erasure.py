@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
@@ -26,12 +22,9 @@ from hydracore.cli import main
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
 from tests import lives
-from tests.cloudsim_fixtures import REPOSITORY
-from tests.customers import EMAIL, KEY, MASTER_KEY, PROMPT, WAITS, World, last_event, lived, readable, world_fixture
-from tests.forked import Forked
+from tests.customers import EMAIL, MASTER_KEY, PROMPT, World, last_event, lived, readable, world_fixture
 from tests.requests_to_log import open_store, origin, request
 from tests.stack import Stack
-from tests.waiting import PATIENCE_S, until
 from workers.advance import advance
 
 __all__ = ["world_fixture"]
@@ -60,30 +53,6 @@ async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
     assert await rows.fetchall() == [("ada", 0), ("bob", 1)]
     (order,) = world.file.read()
     assert order.customer == ("acme", "ada")
-
-
-async def test_whoever_interrupts_an_erasure_is_told_that_the_key_is_gone_and_what_is_left_to_do(
-    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
-) -> None:
-    words = ("audit", "erase-customer", "ada", "--also-live", "--yes")
-    env, log = os.environ | world.environ, tmp_path / "log"
-    process = Forked("hydracore", *words, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
-
-    async def destroyed() -> bool:
-        return (await (await owner_conn.execute(KEY)).fetchone()) == (None,)
-
-    try:
-        await until(destroyed)
-        await asyncio.sleep(WAITED_S)
-        process.signal(signal.SIGINT)
-        status = await asyncio.to_thread(process.wait, PATIENCE_S)
-    finally:
-        process.kill()
-    again = await asyncio.to_thread(world.erase, "--also-live", "--yes")
-
-    what = "hydracore: interrupted: the key is destroyed; run the same command again to record it in their instances\n"
-    assert (status, log.read_text()) == (130, what)
-    assert (again.exit_code, "recorded in 3 of 3 instances" in again.stdout) == (0, True)
 
 
 async def test_an_erasure_leaves_another_tenant_s_customer_of_the_same_name_alone(
@@ -173,7 +142,7 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
         thread.start()
         thread.join()
 
-    steps = erasing.Steps(destroyed=lambda: None, told=in_the_middle)
+    steps = erasing.Steps(ordered=lambda: None, destroyed=lambda: None, told=in_the_middle)
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
     customer = await erasing.find(world.pool, "ada", tenant_id=None)
     erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
@@ -230,50 +199,3 @@ async def test_a_broken_stream_keeps_no_other_from_being_told(
         assert "and its events end with" in line
         assert f"; {edited} (" in line
     assert await readable(world.url, whole, "ada") == []
-
-
-# --- kills -----------------------------------------------------------------------------------------------------------
-
-_LOCKS = {
-    "ordered": "SELECT FROM customer_key FOR UPDATE",
-    "destroyed": "SELECT FROM lane FOR UPDATE",
-}
-
-
-@pytest.mark.parametrize("point", _LOCKS)
-async def test_an_erasure_that_is_killed_is_completed_by_the_next(
-    world: World, owner_conn: psycopg.AsyncConnection, point: str
-) -> None:
-    async with await psycopg.AsyncConnection.connect(world.url) as holder:
-        await holder.execute(_LOCKS[point].encode())
-        command = [sys.executable, "-c", _IMPATIENT, "audit", "erase-customer", "ada", "--also-live", "--yes"]
-        victim = await asyncio.create_subprocess_exec(*command, env=os.environ | world.environ)
-
-        async def stopped() -> bool:
-            return (await (await owner_conn.execute(WAITS)).fetchone()) == (1,)
-
-        await until(stopped)
-        victim.kill()
-        await victim.wait()
-        # What the server was asked for it may still do, once it can.
-        assert ("acme", "ada") in world.file.known()
-        kept = await (await owner_conn.execute(KEY)).fetchone()
-        assert (kept == (None,)) == (point == "destroyed")
-
-    result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
-
-    assert result.exit_code == 0
-    for stream_id in world.ada:
-        assert await readable(world.url, stream_id, "ada") == []
-        assert await last_event(world.url, stream_id) == "customer_erased"
-
-
-#: The command line, which does not wait for other processes' memory: there are none.
-_IMPATIENT = """
-from events import keys
-from hydracore.audit import erasing
-from hydracore.cli import main
-
-keys.CACHE_S = erasing.APPEND_S = 0.0
-main()
-"""

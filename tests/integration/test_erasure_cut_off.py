@@ -1,0 +1,156 @@
+"""An erasure that is cut off anywhere says what is done for good, and is completed by the next."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from hydracore.audit.erasure_file import Erasure
+from tests.cloudsim_fixtures import REPOSITORY
+from tests.customers import EMAIL, KEY, PROMPT, WAITS, World, last_event, readable, world_fixture
+from tests.disk import steps_fixture
+from tests.forked import Forked
+from tests.waiting import PATIENCE_S, until
+
+__all__ = ["steps_fixture", "world_fixture"]
+
+#: Of the time for which what is on its way is waited for.
+WAITED_S = 0.5
+
+ORDERED = (
+    "the order is written down and stands: an API that starts and `db migrate` destroy the key, too; run the same command again "
+    "to complete it"
+)
+DESTROYED = "the key is destroyed; run the same command again to record it in their instances"
+
+_LOCKS = {
+    "ordered": "SELECT FROM customer_key FOR UPDATE",
+    "destroyed": "SELECT FROM lane FOR UPDATE",
+}
+
+
+async def test_whoever_interrupts_an_erasure_is_told_that_the_key_is_gone_and_what_is_left_to_do(
+    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    words = ("audit", "erase-customer", "ada", "--also-live", "--yes")
+    env, log = os.environ | world.environ, tmp_path / "log"
+    process = Forked("hydracore", *words, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
+
+    async def destroyed() -> bool:
+        return (await (await owner_conn.execute(KEY)).fetchone()) == (None,)
+
+    try:
+        await until(destroyed)
+        await asyncio.sleep(WAITED_S)
+        process.signal(signal.SIGINT)
+        status = await asyncio.to_thread(process.wait, PATIENCE_S)
+    finally:
+        process.kill()
+    again = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    assert (status, log.read_text()) == (130, f"hydracore: interrupted: {DESTROYED}\n")
+    assert (again.exit_code, "recorded in 3 of 3 instances" in again.stdout) == (0, True)
+
+
+async def test_whoever_interrupts_it_before_is_told_that_the_order_stands(
+    world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
+) -> None:
+    words = ("audit", "erase-customer", "ada", "--also-live", "--yes")
+    env, log = os.environ | world.environ, tmp_path / "log"
+
+    async def stopped() -> bool:
+        return (await (await owner_conn.execute(WAITS)).fetchone()) == (1,)
+
+    async with await psycopg.AsyncConnection.connect(world.url) as holder:
+        await holder.execute(_LOCKS["ordered"].encode())
+        process = Forked("hydracore", *words, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
+        try:
+            await until(stopped)
+            process.signal(signal.SIGINT)
+            status = await asyncio.to_thread(process.wait, PATIENCE_S)
+        finally:
+            process.kill()
+
+    assert (status, log.read_text()) == (130, f"hydracore: interrupted: {ORDERED}\n")
+    assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+    assert ("acme", "ada") in world.file.known()
+
+
+async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on_from_there(
+    world: World, owner_conn: psycopg.AsyncConnection
+) -> None:
+    failed = list[tuple[int, str]]()
+    for forbidden in ("UPDATE ON customer_key", "SELECT ON event"):
+        await owner_conn.execute(f"REVOKE {forbidden} FROM hydracore_app".encode())
+        result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+        failed.append((result.exit_code, result.stderr))
+        await owner_conn.execute(f"GRANT {forbidden} TO hydracore_app".encode())
+
+    result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    assert failed == [
+        (3, f"hydracore: permission denied for table customer_key ({ORDERED})\n"),
+        (3, f"hydracore: permission denied for table event ({DESTROYED})\n"),
+    ]
+    assert "the key was destroyed before, recorded in 3 of 3 instances" in result.stdout
+    assert len(list(world.file.read())) == 1
+
+
+async def test_an_order_that_is_written_down_is_on_the_disk_before_the_key_goes(
+    world: World, owner_conn: psycopg.AsyncConnection, steps: list[str]
+) -> None:
+    """Whoever wrote it may have been killed before it was."""
+    order = Erasure(tenant_id="acme", customer_id="ada", ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")
+    world.file.append([order])
+    steps.clear()
+    await owner_conn.execute("REVOKE UPDATE ON customer_key FROM hydracore_app")
+
+    await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    assert steps == [f"fsync {world.file.path.name}", f"fsync {world.file.path.parent.name}"]
+
+
+@pytest.mark.parametrize("point", _LOCKS)
+async def test_an_erasure_that_is_killed_is_completed_by_the_next(
+    world: World, owner_conn: psycopg.AsyncConnection, point: str
+) -> None:
+    async with await psycopg.AsyncConnection.connect(world.url) as holder:
+        await holder.execute(_LOCKS[point].encode())
+        command = [sys.executable, "-c", _IMPATIENT, "audit", "erase-customer", "ada", "--also-live", "--yes"]
+        victim = await asyncio.create_subprocess_exec(*command, env=os.environ | world.environ)
+
+        async def stopped() -> bool:
+            return (await (await owner_conn.execute(WAITS)).fetchone()) == (1,)
+
+        await until(stopped)
+        victim.kill()
+        await victim.wait()
+        # What the server was asked for it may still do, once it can.
+        assert ("acme", "ada") in world.file.known()
+        kept = await (await owner_conn.execute(KEY)).fetchone()
+        assert (kept == (None,)) == (point == "destroyed")
+
+    result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    assert result.exit_code == 0
+    for stream_id in world.ada:
+        assert await readable(world.url, stream_id, "ada") == []
+        assert await last_event(world.url, stream_id) == "customer_erased"
+
+
+#: The command line, which does not wait for other processes' memory: there are none.
+_IMPATIENT = """
+from events import keys
+from hydracore.audit import erasing
+from hydracore.cli import main
+
+keys.CACHE_S = erasing.APPEND_S = 0.0
+main()
+"""
