@@ -191,9 +191,9 @@ class Stack:
 
     def _control_plane(self) -> list[Part]:
         """API, relay and workers, as production runs them too."""
+        stores = ("database_url", "redis_url")
         common = (
-            "database_url",
-            "redis_url",
+            *stores,
             "master_key",
             "master_keys_former",
             "public_url",
@@ -216,7 +216,8 @@ class Stack:
         names = [f"worker-{number}" for number in range(1, self._workers + 1)]
         return [
             self._part("api", "api", api, ready=self._api_is_ready),
-            self._part("relay", "relay", (*common, "seal_key", "seal_file")),
+            # It opens and derives nothing, and asks no provider.
+            self._part("relay", "relay", (*stores, "seal_key", "seal_file")),
             *(self._part(name, "worker", common) for name in names),
         ]
 

@@ -106,6 +106,9 @@ async def assert_complete(dev: dict[str, Any]) -> None:
     running = {"api": 1, "relay": 1, "worker": 2, "cloudsim": 1, "modelsim": 1}
     assert {kind: len(pids) for kind, pids in dev["pids"].items()} == running
     assert await status_of(f"{dev['modelsim_url']}/v1/models") == 200
+    (relay,) = dev["pids"]["relay"]
+    given = {name for name in psutil.Process(relay).environ() if name.startswith("HYDRACORE")}
+    assert not given & {"HYDRACORE_MASTER_KEY", "HYDRACORE_CLOUDSIM_TOKEN", "HYDRACORE_JWT_SECRET"}, "it needs none"
 
 
 async def running_instance(url: str, headers: dict[str, str]) -> str:
