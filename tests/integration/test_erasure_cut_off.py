@@ -8,15 +8,19 @@ import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from events.errors import StoreUnavailable
+from hydracore.audit import erasing
 from hydracore.audit.erasure_file import Erasure
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.customers import EMAIL, KEY, PROMPT, WAITS, World, last_event, readable, world_fixture
 from tests.disk import steps_fixture
 from tests.forked import Forked
+from tests.requests_to_log import open_store
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["steps_fixture", "world_fixture"]
@@ -87,7 +91,7 @@ async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     failed = list[tuple[int, str]]()
-    for forbidden in ("UPDATE ON customer_key", "SELECT ON event"):
+    for forbidden in ("SELECT ON event", "UPDATE ON customer_key", "SELECT ON event"):
         await owner_conn.execute(f"REVOKE {forbidden} FROM hydracore_app".encode())
         result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
         failed.append((result.exit_code, result.stderr))
@@ -96,11 +100,34 @@ async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on
     result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
 
     assert failed == [
+        (3, "hydracore: permission denied for table event\n"),
         (3, f"hydracore: permission denied for table customer_key ({ORDERED})\n"),
         (3, f"hydracore: permission denied for table event ({DESTROYED})\n"),
     ]
     assert "the key was destroyed before, recorded in 3 of 3 instances" in result.stdout
     assert len(list(world.file.read())) == 1
+
+
+async def test_what_others_than_we_say_of_a_stream_that_cannot_be_told_is_not_repeated(
+    world: World, owner_conn: psycopg.AsyncConnection
+) -> None:
+    """It may be of what an event says."""
+    await owner_conn.execute("REVOKE UPDATE ON lane FROM hydracore_app")
+
+    result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    assert (result.exit_code, result.stderr.count("(InsufficientPrivilege)")) == (1, len(world.ada))
+
+
+async def test_a_store_that_goes_away_is_not_taken_for_a_broken_history(world: World) -> None:
+    async with open_store(world.url) as (closed, _):
+        pass
+    customer = await erasing.find(world.pool, "ada", tenant_id=None)
+    steps = erasing.Steps(ordered=lambda: None, destroyed=lambda: None, told=lambda _: None)
+    order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
+
+    with pytest.raises(StoreUnavailable):
+        await erasing.Eraser(world.pool, closed, world.file, **order).erase(customer, steps)
 
 
 async def test_an_order_that_is_written_down_is_on_the_disk_before_the_key_goes(

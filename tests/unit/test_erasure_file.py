@@ -8,6 +8,9 @@ import pytest
 
 from hydracore.audit.erasure_file import Erasure, ErasureFile
 from hydracore.audit.errors import ErasuresUnknown
+from tests.disk import steps_fixture
+
+__all__ = ["steps_fixture"]
 
 
 def erasure(customer_id: str) -> Erasure:
@@ -22,6 +25,15 @@ def test_a_line_that_was_left_half_done_is_passed_over_wherever_it_stands(tmp_pa
     file.append([erasure("bob")])
 
     assert list(file.known()) == [("t", "ada"), ("t", "bob")]
+
+
+def test_what_is_added_is_on_the_disk_and_so_is_the_name_of_a_new_file(tmp_path: Path, steps: list[str]) -> None:
+    file = ErasureFile(tmp_path / "erasures.jsonl")
+
+    file.append([erasure("ada")])
+    file.append([erasure("bob")])
+
+    assert steps == ["fsync erasures.jsonl", f"fsync {tmp_path.name}", "fsync erasures.jsonl"]
 
 
 def test_a_damaged_line_is_an_alarm(tmp_path: Path) -> None:
