@@ -62,12 +62,18 @@ PREPARE_AFTER: Final = 5
 KEY_BYTES: Final = 32
 KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
 
-DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?://", description="a postgresql:// URL")]
+DatabaseUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^postgres(ql)?://",
+        description="a postgresql:// URL, with parameters of libpq's, and what is special in a password percent-encoded",
+    ),
+]
 RedisUrl = Annotated[
     str,
     Meta(
         pattern=r"^(rediss?|unix)://",
-        description="a redis:// URL, with what is special in a password percent-encoded",
+        description="a redis:// URL, with parameters of redis-py's, and what is special in a password percent-encoded",
     ),
 ]
 Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
@@ -282,6 +288,12 @@ def _parsed(name: str, raw: str) -> object:
     if name in _URLS:
         # Asked for, it says whether it is one: what stands behind a slash in a password looks like a port that is none.
         _ = urlsplit(raw).port
+    if name in {"database_url", "redis_url"}:
+        from hydracore import store_urls  # noqa: PLC0415 - whoever has neither, as agents, needs no client
+
+        (store_urls.try_database_url if name == "database_url" else store_urls.try_redis_url)(raw)
+    if name == "api_host":
+        _ = raw.encode("idna")  # As whoever looks it up does.
     if name in {"master_key", "seal_key"}:
         return key_of(raw)
     if name in {"master_keys_former", "seal_keys_former"}:
@@ -303,8 +315,16 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             "HYDRACORE_HEARTBEAT_INTERVAL_S, HYDRACORE_HEARTBEAT_LATE_S and HYDRACORE_HEARTBEAT_LOST_S must rise in this "
             f"order, not {settings.heartbeat_interval_s:g}, {settings.heartbeat_late_s:g}, {settings.heartbeat_lost_s:g}"
         )
-    if settings.catalogue != PACKAGED_CATALOGUE and not settings.catalogue.is_file():
-        yield f"HYDRACORE_CATALOGUE must be the path of a TOML file; there is none at {settings.catalogue}"
+    if settings.catalogue != PACKAGED_CATALOGUE and not _is_file(settings.catalogue):
+        yield f"HYDRACORE_CATALOGUE must be the path of a TOML file; we see none at {str(settings.catalogue)!r}"
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is one, as far as we are let look."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _wanted(of: object) -> str:
