@@ -39,7 +39,9 @@ def demo() -> None:
 
     from hydracore.embedded.throwaway import throwaway_home
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    # A standard output that was closed is none at all.
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(width=None if on_terminal else WIDTH_WITHOUT_TERMINAL)
     with throwaway_home(HOMES) as home:
         finished = run_until_signal(_show(home, console))
     if not finished:

@@ -128,6 +128,18 @@ async def test_output_that_cannot_be_written_is_one_line(log: Log, words: str) -
     assert ended == (3, "", "hydracore: standard output: No space left on device\n")
 
 
+def test_a_demo_without_a_standard_output_says_what_is_wrong_all_the_same() -> None:
+    line = f"exec {sys.executable} -m hydracore demo >&-"
+    environ = {**os.environ, "HYDRACORE_MODEL_BASE_URL": "nowhere"}
+
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=REPOSITORY, env=environ, stderr=subprocess.PIPE, text=True, check=False
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("hydracore: HYDRACORE_MODEL_BASE_URL must be ")
+
+
 @pytest.mark.parametrize(
     "words",
     ["audit export --tenant acme --output {}", "db backup {}", "audit erase-customer ada --also-live --yes"],
