@@ -33,7 +33,11 @@ fmt: $(VENV)/.dev
 # Every package is pinned by hash; the project itself is installed without build isolation, so nothing unpinned is fetched.
 # An environment is kept where it is whole: without Debian's package python3-venv, what a first try leaves has no pip.
 # It is compiled here, because images often forbid Python to keep what it compiles, and each part would do so at each start.
+# PostgreSQL's initdb has a shell start what is beside it, with its path in double quotes.
+# Where we are is written relatively: Python before 3.13 does not start in the locale C where it reads a path beyond ASCII.
 $(VENV)/.runtime: requirements.lock pyproject.toml
+	@case "$$PWD" in *[\"\$$\`\\]*) \
+		echo "PostgreSQL cannot be started below a directory that has one of \" \$$ \` \\ in its name: move the clone" >&2; exit 1;; esac
 	@$(BIN)/python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && \
 		{ $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } >/dev/null 2>&1 || { \
 		$(PYTHON) -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { \
@@ -42,6 +46,7 @@ $(VENV)/.runtime: requirements.lock pyproject.toml
 		$(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	for path in $(VENV)/lib/python*/site-packages/_editable_impl_hydracore.pth; do echo ../../../.. >"$$path"; done
 	$(BIN)/python -m compileall -q events projections workers hydracore
 	touch $@
 

@@ -85,3 +85,16 @@ def test_a_python_that_will_not_do_is_told_of_before_anything_is_made(clone: Pat
     assert said in told
     assert told.endswith(": name another, as in: make demo PYTHON=python3.12")
     assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", ['a"b', "a$b", "a`b", "a\\b"])
+def test_a_place_that_no_postgresql_could_be_started_from_is_told_of_before_anything_is_made(
+    clone: Path, name: str
+) -> None:
+    place = clone.rename(clone.with_name(f"{clone.name}-{name}"))
+
+    done = make(place, f"PYTHON={sys.executable}")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("PostgreSQL cannot be started below a directory that has one of ")
+    assert not (place / ".venv").exists()
