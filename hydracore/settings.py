@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from events.master_keys import MasterKeys
-from hydracore import base64url
+from hydracore import base64url, store_urls
 from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX, HeaderToken
 from hydracore.hosts import is_loopback
 
@@ -256,6 +256,8 @@ def load(environ: Mapping[str, str], *, require: Collection[str] = ()) -> Settin
             continue
         try:
             values[field.name] = msgspec.convert(_parsed(field.name, raw), field.type, strict=False)
+            if field.name in require:
+                _try_store(field.name, raw)
         except (msgspec.ValidationError, ValueError):
             got = "" if field.name in SECRET_FIELDS else f", not {raw!r}"
             problems.append(f"{PREFIX}{field.name.upper()} must be {_wanted(field.type)}{got}")
@@ -288,10 +290,6 @@ def _parsed(name: str, raw: str) -> object:
     if name in _URLS:
         # Asked for, it says whether it is one: what stands behind a slash in a password looks like a port that is none.
         _ = urlsplit(raw).port
-    if name in {"database_url", "redis_url"}:
-        from hydracore import store_urls  # noqa: PLC0415 - whoever has neither, as agents, needs no client
-
-        (store_urls.try_database_url if name == "database_url" else store_urls.try_redis_url)(raw)
     if name == "api_host":
         _ = raw.encode("idna")  # As whoever looks it up does.
     if name in {"master_key", "seal_key"}:
@@ -306,6 +304,14 @@ def _parsed(name: str, raw: str) -> object:
         # As browsers write them: in lower case, and without the slash that people add.
         return [origin.strip().rstrip("/").lower() for origin in raw.split(",") if origin.strip()]
     return raw
+
+
+def _try_store(name: str, raw: str) -> None:
+    """Have the client of a store that is needed look at its URL. Raises `ValueError` where it finds none."""
+    if name == "database_url":
+        store_urls.try_database_url(raw)
+    elif name == "redis_url":
+        store_urls.try_redis_url(raw)
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:

@@ -195,7 +195,7 @@ def test_an_empty_role_means_the_login_role() -> None:
     ],
 )
 def test_a_bad_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
-    (problem,) = problems_of({f"HYDRACORE_{name}": value})
+    (problem,) = problems_of(COMPLETE | {f"HYDRACORE_{name}": value}, require=API_NEEDS)
 
     assert problem.startswith(f"HYDRACORE_{name} must be ")
     assert "\n" not in problem
@@ -261,7 +261,7 @@ def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
     ],
 )
 def test_an_address_that_nobody_can_take_apart_is_refused_with_all_else(name: str, value: str) -> None:
-    problems = problems_of(COMPLETE | {name: value, "HYDRACORE_API_PORT": "x"})
+    problems = problems_of(COMPLETE | {name: value, "HYDRACORE_API_PORT": "x"}, require=API_NEEDS)
 
     assert {problem.partition(" ")[0] for problem in problems} == {name, "HYDRACORE_API_PORT"}
     assert "password" not in "".join(problems).replace("in a password percent-encoded", "")
