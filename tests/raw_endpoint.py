@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
 
 from hydracore.agent.expressclaw.memory import ChatMessage
@@ -42,7 +42,9 @@ async def raw_endpoint(
             await leaving
         leaving.cancel()
         writer.close()
-        await writer.wait_closed()
+        # Whoever leaves with something unread resets the connection.
+        with suppress(ConnectionError):
+            await writer.wait_closed()
         ended.set()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
