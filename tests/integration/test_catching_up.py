@@ -25,6 +25,8 @@ async def test_writers_are_let_go_on_where_more_has_come_than_is_read_while_they
     database_url: str, monkeypatch: pytest.MonkeyPatch, come: int, tries: int
 ) -> None:
     monkeypatch.setattr(swap, "READ_MAX", 2)
+    # However busy the machine is, time lets nobody go on.
+    monkeypatch.setattr(swap, "STOPPED_S_MAX", 60.0)
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
         write_before_the_first_try(monkeypatch, store, requests=come)

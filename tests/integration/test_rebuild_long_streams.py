@@ -24,7 +24,7 @@ from projections.reservation import ReservationProjection
 from tests import lives
 from tests.rebuilding import compared, rebuilt, write_lives
 from tests.requests_to_log import NOW_MS, open_store, origin
-from tests.waiting import BETWEEN_WRITES_S, until
+from tests.waiting import BETWEEN_WRITES_S, POLL_S_MAX, until
 
 #: Long enough to be told from what is written during a test, and read in several pieces.
 LENGTH = 10_000
@@ -91,6 +91,9 @@ async def test_what_a_try_folded_that_was_undone_is_folded_again(
     # Streams come in pieces, and not all of their folds can be kept.
     monkeypatch.setattr("projections.refolding.EVENTS_MAX", 10)
     monkeypatch.setattr("projections.refolding.KEPT_MAX", 2)
+    # A try waits for the table for longer than lies between two looks at who waits, and nothing else ends it.
+    monkeypatch.setattr("projections.swap.WAIT_S_MAX", 2 * POLL_S_MAX)
+    monkeypatch.setattr("projections.swap.STOPPED_S_MAX", 60.0)
     projection = kind()
     tries = set[tuple[datetime]]()
 
