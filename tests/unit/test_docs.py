@@ -173,6 +173,16 @@ def test_the_drawn_lifecycle_is_the_real_one() -> None:
     assert all(f"`{name}`" in DOCS["docs/lifecycle.md"] for name in (*STAGES, *BOOTSTRAP_STAGES, *TEARDOWN_STEPS))
 
 
+def test_the_way_in_names_every_package_and_every_decision() -> None:
+    way_in = DOCS["docs/architecture.md"]
+
+    packages = [path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("hydracore/*/__init__.py")]
+    decisions = [path.name for path in ROOT.glob("docs/adr/*.md")]
+
+    assert [name for name in packages if f"`{name}`" not in way_in] == []
+    assert [name for name in decisions if f"](adr/{name}) |" not in way_in] == []
+
+
 @pytest.mark.parametrize("name", sorted(DOCS))
 def test_every_link_leads_somewhere(name: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", DOCS[name])
