@@ -67,7 +67,7 @@ class _Pending(NamedTuple):
     give_up_at_s: float
 
     def refuse(self, error: Exception) -> None:
-        """Unless whoever waits has left."""
+        """Raise `error` where the append is waited for, if it still is."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -90,7 +90,7 @@ class Committer:
         #: Appends of a batch that failed as a whole: each flies alone, so that only the culprit fails.
         self._alone: list[_Pending] = []
         self._flights: set[asyncio.Task[None]] = set()
-        #: The lanes of the batch that each has under way.
+        #: By flight: the lanes of the batch that it has under way.
         self._air: dict[asyncio.Task[None], set[int]] = {}
         self._late: set[asyncio.Task[None]] = set()
         self._held = HeldLanes[_Pending]()
@@ -153,7 +153,7 @@ class Committer:
             self._flights.discard(flight)
 
     def _let_pass(self, flight: asyncio.Task[None]) -> None:
-        """Have another go past `flight`, which is late."""
+        """Count `flight` as late, and start another one if something waits."""
         self._late.add(flight)
         if self._queue or self._alone:
             self._launch()
@@ -161,7 +161,7 @@ class Committer:
     def _take(self) -> list[_Pending]:
         """The next batch: a fair share of what waits, and nothing that would only wait for the locks of another flight.
 
-        At most one append per stream, because a second one was decided on a state now past.
+        At most one append per stream, because the first one makes the second outdated.
         """
         if self._alone:
             return [self._alone.pop()]
@@ -182,7 +182,7 @@ class Committer:
         return batch
 
     def _try_held(self) -> None:
-        """Have the held lanes tried for which somebody waits."""
+        """Start one more task that tries held lanes, unless there are as many as may be."""
         if len(self._tries) < self._tries_max:
             self._tries.add(asyncio.create_task(self._try()))
 
@@ -191,7 +191,7 @@ class Committer:
         assert this is not None
         try:
             while batch := self._held.take(count_max=BATCH_MAX):
-                # Whoever is next does not wait for what becomes of this one.
+                # The next lane is tried beside this one.
                 self._try_held()
                 try:
                     await self._settle(batch, apart=True)
@@ -201,14 +201,15 @@ class Committer:
             self._tries.discard(this)
 
     async def _settle(self, batch: list[_Pending], *, apart: bool = False) -> None:
-        """Make a flush of it, `apart` from those of others, and tell those who wait for it."""
+        """Flush `batch`, and give each of its appends the verdict or the error. `apart`: on a connection of its own."""
         began_s = asyncio.get_running_loop().time()
         try:
             verdicts = await self._flush([pending.append for pending in batch], apart=apart)
         except _Locked:
             self._set_aside(batch)
         except StoreUnavailable as error:
-            # Whoever waits behind them would wait as long again for the same answer: all, unless others have landed meanwhile.
+            # What waits behind them would wait as long for the same answer, so it is refused as well: all of it or, where another
+            # flush has landed meanwhile, what is for the same lanes.
             self._refuse(batch, str(error), lanes=None if self._landed_s < began_s else _lanes(batch))
         except asyncio.CancelledError:
             self._refuse(batch, "This process is stopping")
@@ -218,7 +219,7 @@ class Committer:
                 self._alone += batch
                 self._launch()
             else:
-                # Not for a lock: for all we know, nobody holds its lane. Of a larger batch, each says so for itself.
+                # It did not fail for a lock, so its lane is not held, as far as we know.
                 batch[0].refuse(error)
                 self._let_in(batch)
         else:
@@ -228,7 +229,7 @@ class Committer:
             self._let_in(batch)
 
     def _set_aside(self, batch: list[_Pending]) -> None:
-        """Have those wait in nobody's way who are to write to the lanes of `batch`, as long as they have patience."""
+        """Have all appends to the lanes of `batch` wait apart, and refuse those that have waited long enough."""
         lanes = _lanes(batch)
         behind = [pending for pending in [*self._alone, *self._queue] if pending.append.lane in lanes]
         self._alone = [pending for pending in self._alone if pending.append.lane not in lanes]
@@ -240,7 +241,7 @@ class Committer:
         self._try_held()
 
     def _let_in(self, batch: list[_Pending]) -> None:
-        """Have everybody write to the lanes of `batch` again."""
+        """The lanes of `batch` are held no more: what waited for them goes before all else."""
         if waiting := self._held.let_go(_lanes(batch)):
             self._queue[:0] = waiting
             self._launch()

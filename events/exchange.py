@@ -67,8 +67,9 @@ class _Way:
         self._count = 0
         #: Whether one of them was given up, so that its answers would be taken for those of the one behind it.
         self._is_given_up = False
-        #: While exchanges follow each other: the socket by another number than libpq's, which closes its own where it finds it dead as it
-        #: is to send. A loop that listens there then would take whoever gets the number next for it; uvloop's ends the process.
+        #: While exchanges follow each other: a duplicate of libpq's file descriptor, to listen on. libpq closes its own where it finds
+        #: the connection dead as it sends. A loop that still listens on that number would then take for this connection whatever gets
+        #: the number next; uvloop's ends the process.
         self.ear: int | None = None
         #: Whether the exchange whose turn it is was committed here, and then cancelled as it waited for a standby to have it, too.
         self.is_here_alone = False
@@ -81,7 +82,8 @@ class _Way:
 
     @asynccontextmanager
     async def joined(self, connection: AsyncConnection, *, follow: bool) -> AsyncGenerator[None]:
-        """Others, and psycopg's own commands, wait until nobody is on the way any more."""
+        """Around one exchange. The first one takes psycopg's lock and enters pipeline mode, and the last one undoes both. Those that
+        do not `follow`, and psycopg's own commands, wait for that lock."""
         if not follow or self.ear is None:
             await connection.lock.acquire()
         self._count += 1
@@ -89,7 +91,7 @@ class _Way:
             if self._count == 1:
                 connection.pgconn.enter_pipeline_mode()
                 if follow:
-                    # With no number left, nobody follows.
+                    # With no file descriptor left, nobody follows.
                     with suppress(OSError):
                         self.ear = os.dup(connection.pgconn.socket)
             yield
@@ -104,7 +106,7 @@ class _Way:
                 connection.lock.release()
 
     async def heard(self, connection: AsyncConnection, answers: PQGen[T]) -> T:
-        """What comes of `answers`. Raises psycopg's errors, also where an exchange before this one was given up."""
+        """The result of `answers`. Raises psycopg's errors, also where an exchange before this one was given up."""
         if self._is_given_up:
             raise errors.OperationalError("an exchange before this one was given up")
         if self.ear is None:
@@ -113,12 +115,12 @@ class _Way:
             return await waiting.wait_async(answers, self.ear, interval=_LOOK_UP_S)
 
     def give_up(self) -> None:
-        """Where exchanges follow each other, no other one is answered."""
+        """Have all exchanges behind this one fail: they would take its answers for theirs."""
         self._is_given_up = True
         self.hang_up()
 
     def hang_up(self) -> None:
-        """Where exchanges follow each other, no more comes to be heard."""
+        """Where exchanges follow each other: shut the connection down, so that whoever listens hears that it has ended."""
         if self.ear is not None:
             _shut_down(self.ear)
 
@@ -131,17 +133,18 @@ async def exchange(
 ) -> list[Rows]:
     """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
 
-    While another is under way on the same connection, this waits; or it is to `follow` without waiting for the other's answers: the
-    server goes on at once. Each is still a transaction of its own. Where one that may be followed is given up, the connection is broken
-    off, because nobody would read its answers. So is one with `answer_s_max` on which the server says nothing for so many seconds
-    (`hydracore.db.hurried`).
+    While another exchange is under way on the same connection, this one waits for its end. With `follow` it is sent at once, so that
+    the server goes straight on; each is still a transaction of its own. Where one that may be followed is given up, the connection is
+    broken off, because nobody would read its answers. So is a connection with `answer_s_max` (`hydracore.db.hurried`) on which the
+    server says nothing for so many seconds.
 
-    On a connection that may prepare nothing (`prepare_threshold` None: a pooler may hand out another session every time) the
-    server parses them anew, as where they are not to be `prepared`. That they must not be in a transaction that psycopg began, or in
-    which it rolled back to a savepoint: with each rollback it has the server drop everything that is prepared, which in the midst
-    of a transaction nobody can mend. Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it.
-    `QueryCanceled` is also raised where the commit was cancelled as it waited for a standby: the server calls that done, and would lose
-    it with its disk.
+    The server parses the statements anew each time where they are not to be `prepared`, and on a connection that may prepare nothing
+    (`prepare_threshold` None: a pooler may hand out another session every time). They must not be prepared in a transaction that
+    psycopg began, or in which it rolled back to a savepoint: with each rollback psycopg has the server drop all that is prepared,
+    and a statement that is missing fails the whole transaction.
+
+    Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it. `QueryCanceled` is also raised
+    where the commit was cancelled as it waited for a standby: the server calls that done, and would lose it with its disk.
     """
     way = _ways.get(connection)
     if way is None:
@@ -190,7 +193,7 @@ async def _exchanged(
 
 @contextmanager
 def hanging_up(limit_s: float, hang_up: Callable[[], None]) -> Generator[None]:
-    """Have `hang_up` called once this has taken `limit_s`."""
+    """Have `hang_up` called once the block has taken `limit_s`."""
     timer = None if limit_s == inf else asyncio.get_running_loop().call_later(limit_s, hang_up)
     try:
         yield
@@ -200,13 +203,13 @@ def hanging_up(limit_s: float, hang_up: Callable[[], None]) -> Generator[None]:
 
 
 def hang_up(connection: AsyncConnection) -> None:
-    """Break it off. Not closed: whoever waits for an answer still listens there, and is to hear that nothing more comes."""
+    """Shut the connection down without closing it: whoever still waits for an answer is to hear that none will come."""
     if not connection.closed:
         _shut_down(connection.pgconn.socket)
 
 
 async def break_off(connection: AsyncConnection) -> None:
-    """Have nobody use it any more: closed at once, or by whoever listens there. A loop may not listen to what is closed."""
+    """Make the connection useless. It is closed at once, or by whoever listens on it: a loop must not listen on a closed socket."""
     hang_up(connection)
     if not connection.lock.locked():
         await connection.close()
@@ -222,7 +225,8 @@ def _shut_down(socket_number: int) -> None:
 
 
 def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:
-    """Give libpq the message, and the kernel as much of it as it takes at once; what is to be prepared by it."""
+    """Give libpq the whole message, of which it sends what the kernel takes at once. Returns the statements that the message
+    prepares, with their names."""
     new: dict[bytes, bytes] = {}
     for sql, parameters in statements:
         if known is None:
@@ -252,7 +256,7 @@ def _until_sync(pgconn: PGconn) -> PQGen[list[PGresult]]:
                 pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:
-            # The end of one statement's.
+            # The end of one statement's results.
             if pgconn.status == ConnStatus.BAD:
                 raise errors.OperationalError(pgconn.get_error_message())
         elif result.status == ExecStatus.PIPELINE_SYNC:

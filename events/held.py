@@ -1,8 +1,8 @@
 """Appends to lanes that somebody keeps locked: they wait here, in nobody's way, and their lanes are tried in turn.
 
-A lane is held from when a flush that was to write to it waited too long for a lock until one waits no more, whatever the log says to
-its append. Of a flush with several lanes nobody knows which one it was: each is tried by itself, the new ones first, and most are let
-in at once.
+A lane counts as held once a flush that was to write to it has waited too long for a lock, and until one gets its lock, whatever the log
+then says of the append. A flush with several lanes does not tell which of them was locked, so all of them count as held. Each is then
+tried by itself, those that were not held before first, and most of them get their lock at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ W = TypeVar("W", bound=Waiting)
 
 
 class HeldLanes(Generic[W]):
-    """Who waits for which lane. What is tried is in nobody's list meanwhile, and its lane is tried by nobody else."""
+    """The held lanes, and the appends that wait for each. An append that is being tried is taken out meanwhile, and until `end_try`
+    nothing else of its lane is tried."""
 
     def __init__(self) -> None:
         #: In the order in which they are tried next. A lane stays though nobody waits for it any more: it is held still, for all we know.
@@ -47,15 +48,18 @@ class HeldLanes(Generic[W]):
         return sum(map(len, self._waiting.values()))
 
     def is_full(self, lane: int) -> bool:
-        """Whether nobody more may wait for it."""
+        """Whether as many appends wait for the lane as may."""
         return len(self._waiting.get(lane, ())) >= WAITING_MAX
 
     def queue(self, pending: W) -> None:
-        """Behind all who wait for the lane, which is held."""
+        """Put `pending` behind all others that wait for its lane, which is held."""
         self._waiting[pending.append.lane].append(pending)
 
     def put(self, appends: Iterable[W]) -> None:
-        """Before all who wait for their lanes: these were not let in, and have held lanes if they had none."""
+        """Put `appends`, which met a lock, before all others that wait for their lanes, which are held from now on.
+
+        A lane that was not held before is tried first; one that was, last.
+        """
         by_lane: dict[int, list[W]] = {}
         for pending in appends:
             by_lane.setdefault(pending.append.lane, []).append(pending)
@@ -65,7 +69,7 @@ class HeldLanes(Generic[W]):
             self._waiting.move_to_end(lane, last=is_known)
 
     def take(self, *, count_max: int) -> list[W]:
-        """What is tried next: of one lane, and at most one append per stream, as a second one was decided on a state now past."""
+        """What is tried next: appends to one lane, and at most one per stream, as the first one makes the second outdated."""
         for lane, waiting in self._waiting.items():
             if not waiting or lane in self._tried:
                 continue
@@ -80,15 +84,15 @@ class HeldLanes(Generic[W]):
         return []
 
     def end_try(self, lane: int) -> None:
-        """It may be tried again."""
+        """The lane may be tried again."""
         self._tried.discard(lane)
 
     def let_go(self, lanes: Iterable[int]) -> list[W]:
-        """These are held no more: who waited for them."""
+        """These lanes are held no more. Returns what waited for them."""
         return [pending for lane in lanes for pending in self._waiting.pop(lane, ())]
 
     def take_out(self, which: Callable[[W], bool]) -> list[W]:
-        """Those of whom this is true wait no more."""
+        """Remove and return the appends that `which` is true of. Their lanes stay held."""
         found = [pending for waiting in self._waiting.values() for pending in waiting if which(pending)]
         if found:
             for waiting in self._waiting.values():
