@@ -1,4 +1,4 @@
-"""What a rebuild can fail with.
+"""What building projections, and looking after them, can fail with.
 
 RebuildError
 ├── UnknownProjection     this code has no projection of that name

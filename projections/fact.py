@@ -26,7 +26,7 @@ _SKIPPED = _SQL["skipped"]
 
 
 class WithoutPayload(msgspec.Struct, frozen=True, tag_field="type", tag="untold"):
-    """What an event of the type `name` says, for those who do not ask."""
+    """Stands in for an event of the type `name`, for readers without `payloads`."""
 
     name: str
 
@@ -46,7 +46,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def event(self) -> AnyEvent:
-        """For a projection with `payloads`."""
+        """The event itself. Only for readers with `payloads`."""
         assert not isinstance(self.said, WithoutPayload), "whoever does not ask is not told"
         return self.said
 
@@ -57,13 +57,13 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Read(Fact, frozen=True, kw_only=True):
-    """A fact as it comes out of the log, its event in whatever version."""
+    """A fact as it comes out of the log: its event may be of an old version."""
 
     said: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
 class _Unread(Fact, frozen=True, kw_only=True):
-    """A fact as it comes out of the log, for those who do not ask what its event says: others may, and be unable to read it."""
+    """A fact as it comes out of the log, for readers without `payloads`: its event is not decoded, as it may be one that cannot be."""
 
     said: msgspec.Raw = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of no type before anybody else sees it
 
@@ -90,7 +90,7 @@ class Position(NamedTuple):
 
 
 def stream_of(position: Position) -> UUID:
-    """Whose event it is, also where the event itself cannot be read. For one that somebody wants."""
+    """The stream of the event at `position`, also where the event itself cannot be decoded. Some reader must want the event."""
     assert position.json is not None, "somebody wants it"
     return msgspec.json.decode(position.json, type=_Whose).stream_id
 
@@ -100,8 +100,10 @@ class _Whose(msgspec.Struct):
 
 
 class Interest(Protocol):
-    """Who reads: what it skipped stays skipped for it. `types`: the stored names of the events it wants, None for all.
-    `payloads`: whether it wants to know what these say, and not only who caused them and when.
+    """What a reader wants of the log. What was skipped by hand is kept by its `name` and `version`.
+
+    `types`: the stored names of the events it wants, None for all. `payloads`: whether it wants to know what these say, and not only
+    who caused them and when.
     """
 
     @property
@@ -122,7 +124,7 @@ class _Where(msgspec.Struct):
 
 
 class Reader(NamedTuple):
-    """An `Interest` by itself."""
+    """An `Interest` as plain values."""
 
     name: str
     version: int
@@ -176,7 +178,7 @@ Read = Callable[[Statement], Awaitable[Rows]]
 
 
 def reading(connection: AsyncConnection, *, prepared: bool = True) -> Read:
-    """`prepared`: see `exchange`."""
+    """A `Read` on this connection. `prepared`: see `exchange`."""
 
     async def read(statement: Statement) -> Rows:
         (rows,) = await exchange(connection, [statement], prepared=prepared)
@@ -186,7 +188,7 @@ def reading(connection: AsyncConnection, *, prepared: bool = True) -> Read:
 
 
 def payload_types(readers: Iterable[Interest]) -> list[str] | None:
-    """The types of events of which one of them wants to know what they say; None for all."""
+    """The types of events whose payloads at least one of `readers` wants; None for all."""
     asking = [reader for reader in readers if reader.payloads]
     if any(reader.types is None for reader in asking):
         return None
@@ -194,8 +196,11 @@ def payload_types(readers: Iterable[Interest]) -> list[str] | None:
 
 
 class Found(NamedTuple):
-    """What comes after places of the log, without a gap; where there is one right behind that, or a lane ends too soon; where the
-    page was full; and what its readers passed over in their versions, anywhere.
+    """What `read_facts` has found, by the places that it was asked for.
+
+    `positions`: what follows each place, without a gap. `holes`: the places where the number right behind those is missing, or the lane
+    ends before its head. `full`: the places behind which more may follow, as the page was full. `skipped`: all that was passed over by
+    hand for these readers, anywhere in the log.
     """
 
     positions: dict[Place, list[Position]]
@@ -214,11 +219,11 @@ async def read_facts(
     upto: Mapping[int, int] | None = None,
     prepared: bool = True,
 ) -> Found:
-    """What comes after each of `places`, in order, up to `limit` each and, in a lane, not above `upto`, for all of `readers`. The
-    places share the bytes of a page.
+    """What follows each of `places`, in order and for all of `readers`: up to `limit` positions of each, and none above `upto` in its
+    lane. The places share the bytes of a page.
 
-    All up to the lanes' `heads` must be there, as they were before this is asked, each event with its command. `prepared`: see
-    `exchange`.
+    `heads`: how far the lanes had come before this was called. Everything up to there must be in the log, each event with its command;
+    what is not is a hole. `prepared`: see `exchange`.
     """
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
     page = _page(places, readers, limit=limit, bytes_max=bytes_max, upto=upto)
@@ -268,7 +273,7 @@ def _page(
 
 @cache
 def of_lanes() -> bytes:
-    """The statement that reads a page, for the events that are written today: kept, as it is asked for with every look."""
+    """The statement that reads a page, for today's types of events. It is made once, as every look at the log asks for it."""
     told = sql.SQL("$2")
     return _OF_LANES.format(fact=stored.fact(told), weight=stored.weight(told)).as_bytes()
 
