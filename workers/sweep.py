@@ -86,7 +86,7 @@ async def _out_of_reach(deps: Deps) -> list[Unlooked]:
 
 
 async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orphans:
-    """Look at all that is accounted for; what is not."""
+    """Look at the servers that instances account for, and for those that are missing. Returns the others."""
     deps, name = project.deps, project.name
     claimed = {server.id: claims(server) for server in servers}
     named = [instance_id for ids in claimed.values() for instance_id in ids]
@@ -120,8 +120,8 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
 
 
 class _Whose(NamedTuple):
-    """What there is to know of a server: the account that it is of, else the instance that the log has it for, else whether the log may
-    have made it at all.
+    """Whose a server is: that of an `account`, which the read table has with this server or waiting for one; else that of `holder`, an
+    instance that only the log has it for; else nobody's, and `known` says whether it was made for something in the log.
     """
 
     account: Account | None = None
@@ -130,12 +130,13 @@ class _Whose(NamedTuple):
 
 
 async def _whose(deps: Deps, server: Server, candidates: list[Account], claimed: list[UUID]) -> _Whose:
-    """`claimed`: the instances that it says it is of. Raises `HistoryUnreadable`."""
+    """Whose `server` is. `candidates`: accounts that it may be of; `claimed`: the instances that its label and its name tell. Raises
+    `HistoryUnreadable`."""
     recorded = next((one for one in candidates if one.owns(server)), None)
     if recorded is not None:
         return _Whose(account=recorded)
-    # Read after the list, so that in a log that is whole no server is later than its instance. And of the log, whatever the read table
-    # says: no removal can be undone.
+    # The log is read after the servers were listed: unless it was restored, it has the instance of every server that is there. And it is
+    # the log that counts, whatever the read table says, as no removal can be undone.
     accounts = {one.instance_id: one for one in candidates}
     known = False
     for instance_id in dict.fromkeys((*accounts, *claimed)):
@@ -151,7 +152,7 @@ async def _whose(deps: Deps, server: Server, candidates: list[Account], claimed:
 
 
 async def _look_at(project: Project, server: Server, account: Account, *, intent: str | None) -> list[Finding]:
-    """What is wrong with a server that an instance accounts for, with this `intent`. It is never removed here."""
+    """What is wrong with a server that an instance accounts for. It is never removed here. `intent`: see `_mend_labels`."""
     finding = Finding(project.name, "wrong_provider", server.id, account.instance_id, "left alone")
     if account.provider != project.name:
         return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
@@ -163,14 +164,14 @@ async def _look_at(project: Project, server: Server, account: Account, *, intent
 
 
 class Missing(NamedTuple):
-    """Servers that are not listed, by id and with whose they are, of how many that should be."""
+    """The servers that a listing lacks, each with the account that it is of, and how many servers it should have in all."""
 
     servers: list[tuple[str, Account]]
     expected: int
 
     @property
     def are_most(self) -> bool:
-        """Whether the listing may well be of another project."""
+        """Whether so many are missing that the listing may be another project's."""
         return len(self.servers) > 1 and len(self.servers) > self.expected / 2
 
 
@@ -213,14 +214,15 @@ async def _look_for_missing(project: Project, swept: Swept, missing: Missing) ->
 
 
 async def _forget_found(project: Project, missing: list[str]) -> None:
-    """A server that is there again has to be missed anew, however many others are `missing`."""
+    """Forget that servers were missed, but for those that still are: one that is found again begins anew when it is next missed."""
     await run(project.deps.pool, _FORGET_FOUND, {"provider": project.name, "missing": missing})
 
 
 async def _mend_labels(
     project: Project, server: Server, account: Account, *, intent: str | None = None
 ) -> list[Finding]:
-    """`intent`: of the account in the log. It is not compared where it is None, though written with the others."""
+    """Put right what labels say whose the server is. `intent`: what the log has of the account's attempt. Where it is None it is not
+    compared, but it is written with the other labels."""
     deps = project.deps
     wanted = {**instance_labels(deps.settings.installation, account.instance_id), ATTEMPT: str(account.attempt)}
     if intent is not None:
@@ -236,7 +238,7 @@ async def _mend_labels(
     except HistoryUnreadable:
         return [finding._replace(action="could not be labelled again", code=HISTORY_UNREADABLE)]
     if state is None or state.attempt is None or state.attempt.server_id != server.id:
-        # It has gone on since; the next sweep sees what of.
+        # The instance has moved on meanwhile; the next sweep looks again.
         return []
     ours = server_labels(deps.settings.installation, account.instance_id, state.attempt)
     labelled = project.provider.set_labels(server.id, {**server.labels, **ours})
