@@ -75,17 +75,20 @@ class _UnchunkedCycle(RequestResponseCycle):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers heads that are too long with 431 and what is no HTTP with 400, both as `{"detail": ...}`, and ends the
-    connection: without that answer, but behind those that are owed, where other requests came before. One whose head does not come,
-    or whose answer is not read, is ended without a word."""
+    """Answers heads that are too long with 431 and what is no HTTP with 400, both as `{"detail": ...}`, and ends the connection.
+
+    Where answers to earlier requests are still owed, the connection ends behind those, without a 431 or 400. A connection on which no
+    head comes, or whose answers are not read, is ended without a word.
+    """
 
     unread: Unread
 
-    #: How many bytes came since it was last known to be of a body, or the end of a head.
+    #: How many bytes came since the last end of a head, or the last that were known to be of a body.
     _pending = 0
     _in_head = True
     _in_body = False
-    #: What came since the head under way began, and what came with its end; None where it began in the middle of something.
+    #: All bytes since the head under way began, with whatever came behind it in the same read. None where its first byte came in
+    #: one read with something else.
     _begun: bytes | None = b""
     #: What is to be read anew, by another parser.
     _anew: bytes | None = None
@@ -155,12 +158,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # What comes behind a body is no header (RFC 9110, section 6.5.1): whoever stands between has not looked at it.
+        # What comes behind a body is a trailer and no header (RFC 9110, section 6.5.1): no proxy has looked at it.
         if not self._in_body:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        # What came at once may be a body for the greater part.
+        # Most of what came with the head may be of its body.
         if self._pending > HEAD_MAX_BYTES and self._head_bytes() > HEAD_MAX_BYTES:
             self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise _Refused
@@ -192,7 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing is wrong with wishes."""
+        """Silent: to wish for another protocol is no mistake."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
         """Called for whatever the parser, or a callback, does not take."""
@@ -200,7 +203,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._whole is not None and not self._whole.response_complete:
-            # Answers come in the order of their requests: this one would be taken for that. The connection ends behind it.
+            # Answers come in the order of their requests, so this one would be taken for that request's. The connection ends behind
+            # that answer instead.
             self._whole.keep_alive = False
             self._is_last = True
             return
@@ -214,7 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._close()
 
     def _head_bytes(self) -> int:
-        """Of the head that is being read, as far as it is parsed; a line has a colon, a blank and two characters at its end."""
+        """How long the head that is being read is, as far as it is parsed: of each line also the colon, a blank and the line's end."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _has_body(self) -> bool:
@@ -239,18 +243,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self._is_answering():
-            # The next head may wait in a socket that is not read meanwhile.
+            # Nothing is read during an answer, so the next head may have come already.
             self._limit_wait()
         else:
             self._close()
 
     def _close(self) -> None:
-        """The transport waits until everything is read, however little that is."""
+        """The transport closes once everything is read, however slowly that is: hence the watch."""
         self.transport.close()
         self._watch_the_rest()
 
     def _watch_the_rest(self) -> None:
-        # Timers and answers come to their end also behind that of the connection.
+        # This is also called after the connection has been lost, by a timer or at the end of an answer.
         if self in self.connections:
             self.unread.begin()
 

@@ -1,4 +1,4 @@
-"""HTTP as the agent and the control plane speak it to each other: no proxy, no redirect, no decompression, all bounded."""
+"""HTTP as the agent and the control plane speak it as clients: no proxy, no redirect, no decompression, all bounded."""
 
 from __future__ import annotations
 

@@ -60,7 +60,8 @@ _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
 class _Question(NamedTuple):
-    """What an agent is asked, and with which `Idempotency-Key`. `earlier`: what the same request has asked by former master keys."""
+    """What an agent is asked, and under which `Idempotency-Key`. The ids of staff's conversations are derived from the
+    master key: `earlier` has the bodies that the same request had by former ones."""
 
     instance_id: UUID
     address: AgentAddress
@@ -69,7 +70,8 @@ class _Question(NamedTuple):
     earlier: tuple[Json, ...] = ()
 
     def before(self, refusal: VpsBadAnswer) -> _Question | None:
-        """It as it was by the master key before, where the agent may know that under its key."""
+        """The question as it was by the master key before, where the agent has refused this one because it knows another under the
+        same key; None where there is nothing else to try."""
         if refusal.code != "idempotency_mismatch" or not self.earlier:
             return None
         return self._replace(body=self.earlier[0], earlier=self.earlier[1:])

@@ -119,7 +119,7 @@ class AgentBusy(ApiError):
 
 
 class Interrupted(ApiError):
-    """What the cancelling of a request's task is turned into, which only its server does."""
+    """Raised in place of the cancellation of a request's task, which only the server does, as it stops."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers = _RETRY_AFTER

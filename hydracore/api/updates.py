@@ -87,7 +87,7 @@ class Updates:
         return s.ApplyUpdatesResponse(instance_id=instance_id, message=_message(applied), status="applied")
 
     async def _record(self, asked: Asked, command: AnyCommand, origin: Origin) -> None:
-        """Whatever the instance is by now."""
+        """Append `command`, whatever has become of the instance meanwhile."""
 
         async def at_any(_: Instance) -> AnyCommand:
             return command

@@ -1,4 +1,4 @@
-"""The database's shape: the numbered migrations that lead to schema.sql, and the connection pools.
+"""The database: the numbered migrations that lead to schema.sql, connections and their pools, backup and restore.
 
 The SQL files stand at the top of a checkout and inside this package in a wheel.
 """

@@ -1,4 +1,4 @@
-"""What libpq, the server and its programs complain of goes on for lines; whoever works at a terminal, or reads a log, has one."""
+"""The error texts of libpq, of the server and of its programs in one line each, for terminals and logs: many have several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ENDS: Final = (".", ":", ";", "?", "!", ",")
 
 
 def one_line(complaint: object) -> str:
-    """`str(complaint)` in a line that can be read as such. The mark below a statement's text would point nowhere there."""
+    """`str(complaint)` in one line, without the `^` that marks a place in a statement: it would point nowhere there."""
     said = ""
     for line in str(complaint).splitlines():
         text = " ".join(line.split())

@@ -1,4 +1,6 @@
-"""For whoever holds a lock of the session: a pooler in transaction mode would leave it with somebody else's."""
+"""Whether a connection leads to PostgreSQL itself. A pooler in transaction mode gives each transaction any of its sessions, so that
+a lock of the session would stay in one that others use.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class NotDirect(DatabaseUnfit):
 
 
 async def require_direct(settings: Settings, conninfo: str) -> None:
-    """Raises `NotDirect` and `NotReached`. Behind a pooler that keeps sessions, or that nothing says so of, all is well."""
+    """Raises `NotDirect` behind a pooler in transaction mode, and `NotReached`. Only where `database_prepared` is false, as it must be
+    behind such a pooler, does this look for one."""
     if settings.database_prepared:
         return
     try:

@@ -1,4 +1,4 @@
-"""Connections that end where the server says nothing, for those who are waited for."""
+"""Connections that give up on a server that says nothing, for work that somebody waits for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from psycopg.abc import PQGen
 
 from events.exchange import hang_up, hanging_up
 
-#: How long somebody who is waited for himself waits for a word of the database: as long as for one that is gone (`pool._WATCHFUL`).
+#: How long such work waits for a word of the server: as long as a connection takes to notice that its machine is gone
+#: (`pool._WATCHFUL`).
 ANSWER_S_MAX: Final = 20.0
 
 T = TypeVar("T")
@@ -19,8 +20,8 @@ T = TypeVar("T")
 class HurriedConnection(psycopg.AsyncConnection):
     """Ends where the server says nothing for `answer_s_max`: whoever waits gets the `OperationalError` of a lost connection.
 
-    A server that is frozen keeps its connections, and neither TCP nor a cancelling of the statement, which it would have to answer
-    as well, finds out.
+    Nothing else finds out that a server is frozen: its kernel keeps the connections alive, and it does not answer a request to cancel
+    the statement either.
     """
 
     answer_s_max: ClassVar[float] = ANSWER_S_MAX

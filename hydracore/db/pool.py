@@ -28,16 +28,16 @@ _WATCHFUL = {
     "tcp_user_timeout": "20000",  # milliseconds
 }
 
-#: What the server is told by those who act as a role, as behind a pooler nobody may: to end a session whose client is gone, though
-#: it waits for a lock, and to notice within half a minute that a machine is gone without a word. What the URL says counts.
+#: Options of a session that acts as a role (behind a pooler nobody may): the server ends it when its client is gone, even while it
+#: waits for a lock, and notices within half a minute that the client's machine is gone without a word. The URL may say otherwise.
 NOTICE_LOSS = (
     "-c client_connection_check_interval=2000"
     " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
 
-#: What a database or a role has in their place would be for the sessions of others. An append looks where its lane ends once it has the
-#: lane's lock, and must not see what was there before: its numbers would be taken, and it be refused. The rest is how values are written
-#: in what is sent and in what comes back.
+#: Options that our code relies on, whatever the defaults of the database or the role are. Read committed: an append looks where its lane
+#: ends once it has the lane's lock, and must see what others committed while it waited, or it would take numbers that are given. The
+#: rest is how values are written in what is sent and in what comes back.
 OURS = (
     r"-c default_transaction_isolation=read\ committed"
     " -c datestyle=ISO -c array_nulls=on -c standard_conforming_strings=on"
