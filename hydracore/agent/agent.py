@@ -38,25 +38,10 @@ def built_in_runtimes(store: Store) -> Mapping[str, RuntimeKind]:
 
 
 class Agent:
-    """`run` is a task of its own: it needs no signal handler, touches nothing global, and can be cancelled any time.
+    """`run` is a task of its own: it needs no signal handler, touches nothing global, and can be cancelled any time."""
 
-    `monotonic` gives seconds, `new_id` a fresh UUID. `runtimes` makes what can be run.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        runtimes: Callable[[Store], Mapping[str, RuntimeKind]] = built_in_runtimes,
-        monotonic: Callable[[], float] = time.monotonic,
-        now_ms: clock.NowMs = clock.now_ms,
-        new_id: Callable[[], UUID] = uuid4,
-    ) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._runtimes = runtimes
-        self._monotonic = monotonic
-        self._now_ms = now_ms
-        self._new_id = new_id
 
     async def run(self) -> None:
         """Work until the control plane answers 410; from then on this returns at once, also after a restart.
@@ -79,9 +64,9 @@ class Agent:
         identity = load_identity(state)
         stored = load_secrets(state)
         spool = CallbackSpool(state)
-        store = Store(state.path / STORE_FILE, now_ms=self._now_ms, new_id=self._new_id)
+        store = Store(state.path / STORE_FILE, now_ms=clock.now_ms, new_id=uuid4)
         control_plane = ControlPlane(boot_file.control_plane_url)
-        started_s = self._monotonic()
+        started_s = time.monotonic()
 
         async def replace_key(refused: str, boot_id: UUID) -> str:
             # As a boot does that replaces its key. The next one will find a key that the control plane knows to be here.
@@ -94,14 +79,14 @@ class Agent:
         def new_boot() -> Boot:
             return Boot(
                 boot_file=boot_file,
-                boot_id=self._new_id(),
+                boot_id=uuid4(),
                 identity=identity,
                 state=state,
                 spool=spool,
                 store=store,
                 control_plane=control_plane,
-                runtimes=self._runtimes(store),
-                uptime_s=lambda: self._monotonic() - started_s,
+                runtimes=built_in_runtimes(store),
+                uptime_s=lambda: time.monotonic() - started_s,
             )
 
         try:
@@ -130,7 +115,7 @@ class Agent:
             try:
                 await boot.work()
             except Gone:
-                now_s = self._monotonic()
+                now_s = time.monotonic()
                 if superseded_s is not None and now_s - superseded_s < SUPERSEDED_AGAIN_S:
                     return
                 superseded_s = now_s
