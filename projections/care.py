@@ -28,7 +28,6 @@ _RECORD = _SQL["record"]
 _SKIPPED = _SQL["skipped"]
 _SKIP = _SQL["skip"]
 _RETRY = _SQL["retry"]
-_INTERVENTIONS = _SQL["interventions"]
 
 #: How long a rate is measured.
 SAMPLE_S = 0.5
@@ -201,11 +200,6 @@ async def retry(connection: AsyncConnection, name: str, lane: int, by: By, *, se
         place = await _parked(connection, name, lane, seq=seq)
         await connection.execute(_RETRY, place)
         return await _record(connection, "retry", place, by)
-
-
-async def interventions(connection: AsyncConnection, name: str) -> list[Intervention]:
-    """What was done by hand, oldest first."""
-    return [Intervention(*row) for row in await (await connection.execute(_INTERVENTIONS, (name,))).fetchall()]
 
 
 async def _served(connection: AsyncConnection, name: str) -> Generation:

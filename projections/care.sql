@@ -56,9 +56,3 @@ UPDATE checkpoint
 
 -- name: retry
 UPDATE checkpoint SET parked_until = now() WHERE follower = %(name)s AND lane = %(lane)s
-
--- name: interventions
-SELECT name, version, lane, seq, action, error, actor, reason, made_at
-  FROM projection_intervention
- WHERE name = %s
- ORDER BY id

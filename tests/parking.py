@@ -11,6 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.exchange import Statement
 from events.store import EventStore
+from projections.care import Intervention
 from projections.fact import Fact, Read
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
@@ -36,6 +37,15 @@ async def seq_of(connection: psycopg.AsyncConnection, instance_id: UUID, batch: 
     row = await (await connection.execute(statement, (instance_id, str(batch)))).fetchone()
     assert row is not None
     return row[0]
+
+
+async def interventions(connection: psycopg.AsyncConnection, name: str) -> list[Intervention]:
+    """What was done to the projection by hand, oldest first."""
+    statement = """
+        SELECT name, version, lane, seq, action, error, actor, reason, made_at
+          FROM projection_intervention WHERE name = %s ORDER BY id
+    """
+    return [Intervention(*row) for row in await (await connection.execute(statement, (name,))).fetchall()]
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.rebuild import rebuild, rollback
 from projections.usage_daily import UsageDaily
-from tests.parking import Fussy, parked, seq_of
+from tests.parking import Fussy, interventions, parked, seq_of
 from tests.rebuilding import QUIET, compared, rebuilt, write_lives
 from tests.requests_to_log import open_store
 from tests.waiting import until
@@ -98,7 +98,7 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild_an
             "operator:eve",
             "ticket 7",
         )
-        assert await care.interventions(owner_conn, "usage_daily") == [done]
+        assert await interventions(owner_conn, "usage_daily") == [done]
         report = await compared(database_url, UsageDaily())
         assert (report.drifted, report.rows_compared) == (0, 10)
         verification = Request(conninfo=database_url, lanes=(lane_of(refused),), full_speed=True)
@@ -187,7 +187,7 @@ async def test_only_the_event_that_was_looked_at_is_skipped(
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {earlier}"):
             await care.skip(owner_conn, "usage_daily", lane, earlier, EVE)
 
-        assert await care.interventions(owner_conn, "usage_daily") == []
+        assert await interventions(owner_conn, "usage_daily") == []
         found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
         assert [(one.lane, one.seq) for one in found.parked] == [(lane, seq - 1)]
 
@@ -255,7 +255,7 @@ async def test_nobody_skips_what_was_just_taken(database_url: str, owner_conn: p
 
             with pytest.raises(NotParked):
                 await skip
-        assert await care.interventions(owner_conn, "usage_daily") == []
+        assert await interventions(owner_conn, "usage_daily") == []
 
 
 async def test_what_a_build_takes_is_not_changed_while_somebody_builds(
@@ -275,7 +275,7 @@ async def test_what_a_build_takes_is_not_changed_while_somebody_builds(
         with pytest.raises(RebuildBusy):
             await care.skip_in_build(owner_conn, "usage_daily", lane, seq, EVE, version=1)
 
-        assert [one.action for one in await care.interventions(owner_conn, "usage_daily")] == ["skip"]
+        assert [one.action for one in await interventions(owner_conn, "usage_daily")] == ["skip"]
 
 
 async def test_a_lane_is_as_far_behind_as_its_first_event_that_was_not_taken_is_old(

@@ -23,6 +23,7 @@ from projections.instance import InstanceFold, InstanceProjection
 from projections.rebuild import rollback
 from projections.usage_daily import UsageDaily, UsageFold
 from tests import lives
+from tests.parking import interventions
 from tests.rebuilding import compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 
@@ -218,7 +219,7 @@ async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_onc
     assert (report.resumed, report.version, report.drifted) == (True, 2, 1)
     assert (report.drift[0].live or {})["requests"] == 2
     assert (await compared(database_url, FussyUsageV2())).drifted == 0
-    assert await care.interventions(owner_conn, "usage_daily") == [done]
+    assert await interventions(owner_conn, "usage_daily") == [done]
 
 
 async def test_a_skip_that_was_taken_back_too_soon_can_be_made_again(
