@@ -8,7 +8,7 @@ import binascii
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from events.master_keys import MasterKeys
 from hydracore import base64url, store_urls
-from hydracore.agent.messages import HEARTBEAT_INTERVAL_S_MAX, HeaderToken
+from hydracore import setting_types as t
 from hydracore.hosts import is_loopback
 
 PREFIX: Final = "HYDRACORE_"
@@ -59,161 +59,79 @@ _URLS: Final = _URLS_OF_A_ROOT | {"redis_url"}
 #: How often a statement is executed before it is prepared: what psycopg does unless it is told otherwise.
 PREPARE_AFTER: Final = 5
 
-KEY_BYTES: Final = 32
-KEY_HINT: Final = "32 random bytes in base64url (make one: openssl rand -base64 32 | tr '+/' '-_')"
-
-DatabaseUrl = Annotated[
-    str,
-    Meta(
-        pattern=r"^postgres(ql)?://",
-        description="a postgresql:// URL, with parameters of libpq's, and what is special in a password percent-encoded",
-    ),
-]
-RedisUrl = Annotated[
-    str,
-    Meta(
-        pattern=r"^(rediss?|unix)://",
-        description="a redis:// URL, with parameters of redis-py's, and what is special in a password percent-encoded",
-    ),
-]
-Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
-FormerKeys = Annotated[
-    tuple[Key32, ...],
-    Meta(max_length=100, description="public keys, each 32 bytes in base64url, oldest first, with commas between them"),
-]
-FormerMasterKeys = Annotated[
-    tuple[Key32, ...],
-    Meta(max_length=100, description="keys, each 32 random bytes in base64url, oldest first, with commas between them"),
-]
-WritableFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
-JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
-HttpUrl = Annotated[
-    str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without blanks or line ends")
-]
-#: It goes into a header of each call.
-ApiToken = Annotated[
-    HeaderToken, Meta(description="at most 4096 printable ASCII characters, without blanks or line ends")
-]
-LabelValue = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z",
-        description="1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
-    ),
-]
-RoleName = Annotated[
-    str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?\Z", description="a lower-case PostgreSQL role name, or empty")
-]
-#: Its kind, the key, and whatever its owner notes behind it.
-SshPublicKey = Annotated[
-    str,
-    Meta(
-        pattern=r"^(ssh|ecdsa|sk)-[\x21-\x7e]+ [A-Za-z0-9+/]+={0,2}( [^\x00-\x1f\x7f-\x9f]*)?\Z",
-        description="an OpenSSH public key line, without the line's end",
-    ),
-]
-Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
-Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
-SecondPort = Annotated[Annotated[int, Meta(ge=1, le=65_535)] | None, Meta(description="a port from 1 to 65535")]
-Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
-#: A call waits for its place, for its turn and for its answer, so long each; a worker breaks off what takes 100 s (`workers.advance`).
-ProviderTimeout = Annotated[float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")]
-#: Agents refuse to report less often.
-HeartbeatInterval = Annotated[
-    float,
-    Meta(
-        gt=0,
-        le=HEARTBEAT_INTERVAL_S_MAX,
-        description=f"a number of seconds above 0, at most {HEARTBEAT_INTERVAL_S_MAX}",
-    ),
-]
-Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
-RequestsPerMinute = Annotated[
-    int, Meta(ge=0, le=10_000_000, description="a whole number from 0 (no limit) to 10000000")
-]
-YesOrNo = Annotated[bool, Meta(description="true or false")]
-Origin = Annotated[
-    str, Meta(pattern=r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?)\Z")
-]
-Origins = Annotated[
-    tuple[Origin, ...],
-    Meta(max_length=100, description="origins such as https://app.example, with commas between them, or * for any"),
-]
-BodyBytes = Annotated[int, Meta(ge=1_024, le=16_777_216, description="a whole number of bytes from 1024 to 16777216")]
-
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One installation's settings. Times are seconds. `repr` hides secrets."""
 
     #: Where the log and the read tables live.
-    database_url: DatabaseUrl = ""
+    database_url: t.DatabaseUrl = ""
     #: Where wake-ups travel; never holds truth.
-    redis_url: RedisUrl = ""
+    redis_url: t.RedisUrl = ""
     #: Wraps the per-customer keys; 32 bytes once decoded.
-    master_key: Key32 = b""
+    master_key: t.Key32 = b""
     #: What these have made is read and recognized. Nothing new is made with them.
-    master_keys_former: FormerMasterKeys = ()
+    master_keys_former: t.FormerMasterKeys = ()
     #: Signs and checks bearer tokens.
-    jwt_secret: JwtSecret = ""
+    jwt_secret: t.JwtSecret = ""
     #: The address that agents call, without a slash at its end.
-    public_url: HttpUrl = ""
+    public_url: t.HttpUrl = ""
     #: Regions, tiers and presets, as TOML.
     catalogue: Path = PACKAGED_CATALOGUE
     #: Labels our servers at a provider; two installations in one project must differ.
-    installation: LabelValue = "hydracore"
+    installation: t.LabelValue = "hydracore"
     #: The role that connections switch to; empty keeps the login role.
-    database_role: RoleName = "hydracore_app"
+    database_role: t.RoleName = "hydracore_app"
     #: Whether statements stay prepared in the database; not behind a pooler that knows nothing of them.
-    database_prepared: YesOrNo = True
+    database_prepared: t.YesOrNo = True
     #: Sent with every server that is created, so that the provider makes no root password.
-    ssh_public_key: SshPublicKey = ""
-    api_host: Host = "127.0.0.1"
-    api_port: Port = 8080
+    ssh_public_key: t.SshPublicKey = ""
+    api_host: t.Host = "127.0.0.1"
+    api_port: t.Port = 8080
     #: Where the API listens as well, for agents: what they were told in `public_url` can stay when `api_port` changes.
-    api_port_for_agents: SecondPort = None
+    api_port_for_agents: t.SecondPort = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: A server that is not ready after this long is given up, and the next attempt begins.
-    boot_timeout_s: Seconds = 900
+    boot_timeout_s: t.Seconds = 900
     #: One call to a provider.
-    provider_timeout_s: ProviderTimeout = 10
+    provider_timeout_s: t.ProviderTimeout = 10
     #: How often an agent reports, and when its silence counts as late and as lost.
-    heartbeat_interval_s: HeartbeatInterval = 15
-    heartbeat_late_s: Seconds = 45
-    heartbeat_lost_s: Seconds = 90
+    heartbeat_interval_s: t.HeartbeatInterval = 15
+    heartbeat_late_s: t.Seconds = 45
+    heartbeat_lost_s: t.Seconds = 90
     #: How often providers and log are compared, and how old a stray server must be to be removed.
-    sweep_interval_s: Seconds = 60
-    orphan_grace_s: Seconds = 900
+    sweep_interval_s: t.Seconds = 60
+    orphan_grace_s: t.Seconds = 900
     #: A teardown without progress for this long says so in the log.
-    teardown_alarm_s: Seconds = 900
+    teardown_alarm_s: t.Seconds = 900
     #: A freed address rests this long before somebody else gets it.
-    address_quarantine_s: Seconds = 3600
+    address_quarantine_s: t.Seconds = 3600
     #: How long a one-time enrol token is good for.
-    enrol_ttl_s: Seconds = 3600
-    worker_threads: Threads = 32
-    body_max_bytes: BodyBytes = 65_536
+    enrol_ttl_s: t.Seconds = 3600
+    worker_threads: t.Threads = 32
+    body_max_bytes: t.BodyBytes = 65_536
     #: What one user or API key may ask for in a minute; 0: as much as they like.
-    rate_limit_per_minute: RequestsPerMinute = 6_000
+    rate_limit_per_minute: t.RequestsPerMinute = 6_000
     #: Where pages come from that may use the API from a browser.
-    cors_origins: Origins = ()
+    cors_origins: t.Origins = ()
     #: The embedded provider: its root URL (the Hetzner API is below /v1) and its token.
-    cloudsim_url: HttpUrl = ""
-    cloudsim_token: ApiToken = ""
+    cloudsim_url: t.HttpUrl = ""
+    cloudsim_token: t.ApiToken = ""
     #: The models that agents talk to: where an OpenAI-compatible API is, such as https://api.openai.com/v1, and its key.
     #: Agents are given both with their secrets.
-    model_base_url: HttpUrl = ""
-    model_api_key: ApiToken = ""
+    model_base_url: t.HttpUrl = ""
+    model_api_key: t.ApiToken = ""
     #: Where agents find Telegram's bot API.
-    telegram_base_url: HttpUrl = "https://api.telegram.org"
+    telegram_base_url: t.HttpUrl = "https://api.telegram.org"
 
     #: Signs the seals of the log: the seed of an Ed25519 key, 32 bytes once decoded. Without it there are no seals.
-    seal_key: Key32 = b""
+    seal_key: t.Key32 = b""
     #: The public keys of those that signed before it, oldest first: none of them may have signed after a later one has.
-    seal_keys_former: FormerKeys = ()
+    seal_keys_former: t.FormerKeys = ()
     #: Where the relay keeps a copy of every seal, a JSON document a line: on another machine's disk, at best.
-    seal_file: WritableFile = None
-    seal_interval_s: Seconds = 60
+    seal_file: t.WritableFile = None
+    seal_interval_s: t.Seconds = 60
     #: Where it is written down who was erased, a JSON document a line: never restored from a backup.
-    erasure_file: WritableFile = None
+    erasure_file: t.WritableFile = None
 
     @property
     def prepare_threshold(self) -> int | None:

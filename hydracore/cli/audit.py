@@ -12,6 +12,7 @@ from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import full_speed_option, json_option
 from hydracore.cli.running import conninfo, failures, load, look, on_database
+from hydracore.setting_types import KEY_BYTES
 from hydracore.settings import Settings
 
 if TYPE_CHECKING:
@@ -155,6 +156,6 @@ def public_keys_of(given: Sequence[str], settings: Settings) -> tuple[bytes, ...
         keys = tuple(map(configuration.key_of, given))
     except binascii.Error:  # Not in base64url, or not even in ASCII.
         keys = (b"",)
-    if any(len(key) != configuration.KEY_BYTES for key in keys):
+    if any(len(key) != KEY_BYTES for key in keys):
         raise click.UsageError("--public-key must be 32 bytes in base64url.")
     return keys
