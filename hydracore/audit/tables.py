@@ -61,7 +61,8 @@ class Part(NamedTuple):
 def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
     """The streams of some lanes, given with the number of their events, in parts.
 
-    Streams that began at the same time come together, because their events lie together.
+    Streams that began at the same time come together, because their events lie together. One that somebody put in another lane as well
+    is in a part of its own for each.
     """
     streams, events = dict[bytes, int](), 0
     for of_lanes in zip_longest(*lanes.values()):
@@ -69,7 +70,8 @@ def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
             if each is None:
                 continue
             stream, version = each
-            if streams and (len(streams) == STREAMS_MAX or events + version > EVENTS_MAX):
+            is_full = len(streams) == STREAMS_MAX or events + version > EVENTS_MAX
+            if streams and (is_full or stream in streams):
                 yield Part(streams, events)
                 streams, events = {}, 0
             streams[stream] = lane

@@ -176,6 +176,18 @@ def test_what_matches_in_its_own_lane_is_looked_at_in_another(forger: Forger) ->
     assert reports[0].findings == []
 
 
+def test_a_stream_in_another_lane_as_well_is_looked_at_in_its_own(forger: Forger) -> None:
+    """Otherwise an edited row of it passes until somebody has taken the other one out."""
+    edit = "UPDATE instance SET agent_name = 'forged' WHERE id = %(second)s"
+    forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in (edit, *IN_LANE_7_TOO)))
+    jobs, pace = [Job(lane=lane) for lane in (LANE, 7)], Pace(full_speed=True)
+
+    reports = verify_some(forger.connection, jobs, pace, lambda _: None)
+
+    assert [(found.kind, found.table) for found in reports[0].findings] == [("row_differs", "instance")]
+    assert ("row_missing", "instance") in {(found.kind, found.table) for found in reports[1].findings}
+
+
 def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is there twice matches as far as its window goes, and its history makes no sense."""
     monkeypatch.setattr("events.verified_lane.WINDOW", EVENTS)
