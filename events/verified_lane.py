@@ -115,8 +115,12 @@ class Lane:
         if good:
             self._check_versions(window)
         else:
-            self._doubt(max([self._at.seq, *window.seqs, *window.first_seqs]))
-            self._versions.update(window.stream_versions())
+            # A command that claims what the one before it has is told as such beside that one alone.
+            is_behind = window.first_seqs[0] > self._at.seq
+            after = self._at.seq if is_behind else self.read_upto - 1
+            self._doubt(max([self._at.seq, *window.seqs, *window.first_seqs]), after=after)
+            versions = zip(window.seqs, window.stream_versions(), strict=False)
+            self._versions.update(each for seq, each in versions if seq > self._at.seq)
         seq = window.seqs[-1] if window.seqs else self._at.seq
         self._at = Head(max(seq, self._at.seq), window.links[-1])
         self.read_upto = window.first_seqs[-1]
@@ -139,7 +143,7 @@ class Lane:
         if lowest is not None and lowest < 1:
             self._find("event_extra", "The numbers of a lane begin at 1, of events and of commands", seq=lowest)
         if highest is not None and highest > self._at.seq:
-            self._doubt(highest)
+            self._doubt(highest, after=self._at.seq)
             self._at = Head(highest, self._at.link)
         for after, upto in self._doubts:
             found = examine(connection, self.number, after=after, upto=upto, start=self._start)
@@ -184,10 +188,9 @@ class Lane:
             )
             self._find("rewritten", what, seq=1, last_seq=start.seq)
 
-    def _doubt(self, upto: int) -> None:
-        after = self._at.seq
+    def _doubt(self, upto: int, *, after: int) -> None:
         if self._doubts and self._doubts[-1][1] >= after:
-            after = self._doubts.pop()[0]
+            after = min(after, self._doubts.pop()[0])
         self._doubts.append((after, upto))
 
     def _check_points(self, window: Window) -> None:

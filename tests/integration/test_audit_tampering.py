@@ -221,6 +221,21 @@ def test_windows_may_end_anywhere_even_within_a_command(
     assert places(find(forger)) - {("version_gap", 11), ("version_gap", 12)} == {("event_edited", 7), *missing}
 
 
+@pytest.mark.parametrize("window", [1, 3, 512])
+def test_an_order_that_claims_what_another_has_is_found_wherever_a_window_ends(
+    forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(verified_lane, "WINDOW", window)
+    forger.do(
+        "INSERT INTO command SELECT (made.row).* FROM (SELECT jsonb_populate_record(command, jsonb_build_object("
+        "'command_id', gen_random_uuid(), 'first_seq', 5, 'event_count', 1)) AS row"
+        " FROM command WHERE lane = 6 AND first_seq = 4) made",
+    )
+
+    kinds = ("command_overlaps", "event_edited", "command_edited", "chain_broken")
+    assert places(find(forger)) == {(kind, 5) for kind in kinds}
+
+
 def edit_with_digest(forger: Forger) -> None:
     forger.do(EVENT.format(FORGE, 7))
     forger.redo_event(7)
