@@ -23,6 +23,7 @@ Write = Callable[[AnyRecord, bytes], None]
 _LINE_MAX: Final = 64 * 1024 * 1024
 
 _decoder: Final = msgspec.json.Decoder(AnyRecord)
+_encode: Final = msgspec.json.Encoder().encode
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def reading(path: Path) -> Iterator[Placed]:
     if isinstance(header, Header):
         if header.format != FORMAT:
             raise NotAnExport(path)
-        if header.format_version > FORMAT_VERSION:
+        if _is_later(header):
             raise NotAnExport(path, made_by=header.made_by)
     yield first
     yield from records
@@ -69,10 +70,18 @@ def _lines(path: Path) -> Iterator[Placed]:
             number += 1
             try:
                 # A document without its end is none, and a whole one needs no line behind it.
-                yield Placed(number, _decoder.decode(line))
+                record = _decoder.decode(line)
             except UNREADABLE as error:
                 what = str(error) if line.endswith(b"\n") else "the line is cut off"
                 raise RecordUnreadable(number, what) from None
+            # Of a field that is there twice the last one is decoded here, and proven; others read the first.
+            if not _is_later(record) and _encode(record) != line.removesuffix(b"\n"):
+                raise RecordUnreadable(number, "it is not written as an export writes it")
+            yield Placed(number, record)
+
+
+def _is_later(record: AnyRecord) -> bool:
+    return isinstance(record, Header) and record.format_version > FORMAT_VERSION
 
 
 def _is_parquet(path: Path) -> bool:

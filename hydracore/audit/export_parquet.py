@@ -67,6 +67,9 @@ def reading(path: Path) -> Iterator[Placed]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            names: list[str] = file.schema_arrow.names
+            if repeated := next((name for name in names if names.count(name) > 1), None):
+                raise RecordUnreadable(1, f"{repeated} is there more than once")
             for batch in file.iter_batches(batch_size=_ROWS_READ):
                 for row in batch.to_pylist():
                     number += 1

@@ -18,7 +18,7 @@ from events.ids import SEQ_MAX
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NotAnExport
 from hydracore.cli import main
-from tests.exports import INSTANCE, TENANT_PARQUET, Forger, found, verified
+from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, found, verified
 
 #: A time that says of no zone which moment it is.
 SOME_NOON = datetime(2026, 11, 23, 12)  # noqa: DTZ001
@@ -52,6 +52,26 @@ def test_what_the_log_never_writes_cannot_be_read(kind: type[r.Record], fields: 
     forger.change(first(forger, kind), **fields)
 
     assert found(forger.saved(tmp_path))[-1] == "record_unreadable -"
+
+
+def test_a_field_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
+    """Others may read the first one, of which nothing is proven."""
+    path = tmp_path / "forged.jsonl"
+    path.write_bytes(TENANT.read_bytes().replace(b'"payload":', b'"payload":"{}","payload":', 1))
+
+    (finding,) = verified(path).findings
+
+    assert (finding.kind, "not written as an export writes it" in finding.what) == ("record_unreadable", True)
+
+
+def test_a_column_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
+    table, path = pq.read_table(TENANT_PARQUET), tmp_path / "forged.parquet"
+    payloads = pa.array(["{}"] * table.num_rows)
+    pq.write_table(table.add_column(1, "payload", payloads), path)
+
+    (finding,) = verified(path).findings
+
+    assert (finding.kind, "payload is there more than once" in finding.what) == ("record_unreadable", True)
 
 
 @pytest.mark.parametrize("fields", [{"first_seq": SEQ_MAX}, {"event_count": SEQ_MAX}])
