@@ -188,6 +188,23 @@ def test_a_stream_in_another_lane_as_well_is_looked_at_in_its_own(forger: Forger
     assert ("row_missing", "instance") in {(found.kind, found.table) for found in reports[1].findings}
 
 
+def test_a_copy_in_another_lane_does_not_pass_for_what_was_written_anew(forger: Forger) -> None:
+    """The rows are what the copy gives, and not what the stream does where it belongs."""
+    forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in IN_LANE_7_TOO))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.audit_log.LANE", 7)
+        forger.redo_links()
+    forger.do("UPDATE event SET payload = replace(payload::text, 'second', 'forged')::json WHERE lane = 6 AND seq = 11")
+    forger.redo_event(11)
+    forger.redo_command(11)
+    forger.redo_links()
+    jobs, pace = [Job(lane=lane) for lane in (7, LANE)], Pace(full_speed=True)
+
+    reports = verify_some(forger.connection, jobs, pace, lambda _: None)
+
+    assert [(found.kind, found.table) for found in reports[1].findings] == [("row_differs", "instance")]
+
+
 def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is there twice matches as far as its window goes, and its history makes no sense."""
     monkeypatch.setattr("events.verified_lane.WINDOW", EVENTS)

@@ -123,6 +123,7 @@ def test_a_row_that_is_there_twice_is_found(forger: Forger) -> None:
     ("statement", "kind", "table", "what"),
     [
         ("UPDATE usage_daily SET cost_usd = cost_usd + 99", "row_differs", "usage_daily", "cost_usd is"),
+        ("UPDATE usage_daily SET day = 'infinity'", "row_extra", "usage_daily", "no time of the calendar"),
         ("UPDATE usage_end_user SET end_user = 'x'", "row_missing", "usage_end_user", "is missing"),
         ("UPDATE fleet SET exits = 0 WHERE lane = 6 AND exits > 0", "row_differs", "fleet", "exits is 0"),
         ("DELETE FROM fleet_member WHERE lane = 6", "row_missing", "fleet_member", "is missing"),

@@ -47,6 +47,11 @@ def places(findings: list[Finding]) -> set[Place]:
     return {(finding.kind, finding.seq) for finding in findings if finding.lane == LANE}
 
 
+#: What a version that was left out shows in; and what a command shows in that was made to begin at an event too late.
+GAP: set[Place] = {("version_gap", 12), ("tail_missing", 13)}
+LATER: set[Place] = {("event_extra", 4), ("event_edited", 7), ("command_edited", 5), ("command_overlaps", 7)}
+
+
 def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
     assert find(forger, replay=True) == []
 
@@ -273,6 +278,34 @@ def renumber(forger: Forger) -> None:
     forger.redo_links()
 
 
+def leave_a_gap(forger: Forger) -> None:
+    forger.do(
+        EVENT.format("version = 4", 12),
+        "UPDATE stream s SET version = 4 FROM event e WHERE s.stream_id = e.stream_id AND e.lane = 6 AND e.seq = 12",
+    )
+    forger.redo_event(12)
+    forger.redo_command(12)
+    forger.redo_links()
+
+
+def hand_to_another_stream(forger: Forger) -> None:
+    """The last event, whose command says otherwise."""
+    forger.do(
+        "UPDATE stream s SET version = 2 FROM event e WHERE s.stream_id = e.stream_id AND e.lane = 6 AND e.seq = 12",
+        "UPDATE stream s SET version = 4 FROM event e WHERE s.stream_id = e.stream_id AND e.lane = 6 AND e.seq = 11",
+        EVENT.format("version = 4, stream_id = (SELECT stream_id FROM event WHERE lane = 6 AND seq = 11)", 12),
+    )
+    forger.redo_event(12)
+    forger.redo_command(12)
+    forger.redo_links()
+
+
+def begin_later(forger: Forger) -> None:
+    """A command, of as many events."""
+    forger.do(COMMAND.format("first_seq = 5", 4))
+    forger.redo_links()
+
+
 def cut_off(forger: Forger) -> None:
     """The last two events, without a trace in the log itself."""
     forger.do(
@@ -301,6 +334,9 @@ def empty_the_lane(forger: Forger) -> None:
         (rewrite_all, {("rewritten", 1)}, set[Place]()),
         (rewrite_the_end, {("rewritten", 9)}, set[Place]()),
         (renumber, {("tail_missing", 12)}, set[Place]()),
+        (leave_a_gap, {("rewritten", 9), *GAP}, GAP),
+        (hand_to_another_stream, {("rewritten", 9), ("event_edited", 12)}, {("event_edited", 12)}),
+        (begin_later, {("rewritten", 1), *LATER}, LATER),
         (cut_off, {("tail_missing", 11)}, set[Place]()),
         (empty_the_lane, {("tail_missing", 1)}, set[Place]()),
     ],

@@ -134,6 +134,17 @@ def test_what_there_is_no_room_for_is_let_go_of_and_read_again(connection: psyco
     assert room.left == 1
 
 
+def test_what_was_held_has_room_again_as_soon_as_it_is_let_go_of(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.verified_lane.WINDOW", 4)
+    room = sums.Room()
+
+    added(connection, room=room, leave_out=1)
+
+    assert room.left == sums.HELD_BYTES_MAX
+
+
 def test_windows_that_are_too_large_to_be_kept_are_read_again(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
