@@ -190,7 +190,7 @@ class Lane:
 
     def _doubt(self, upto: int, *, after: int) -> None:
         if self._doubts and self._doubts[-1][1] >= after:
-            after = min(after, self._doubts.pop()[0])
+            after = self._doubts.pop()[0]
         self._doubts.append((after, upto))
 
     def _check_points(self, window: Window) -> None:
