@@ -181,6 +181,17 @@ async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(l
     assert f"note: Of {log.file.path}, 2 lines could not be read" in result.stdout
 
 
+async def test_a_line_of_the_copy_whose_number_was_damaged_hides_none_behind_it(log: Log) -> None:
+    copy = log.file.path
+    copy.write_bytes(copy.read_bytes().replace(b'"number":1,', b'"number":99,'))
+    forge(log, "DELETE FROM seal WHERE number = 2")
+
+    result = run(log, "verify", "--lane", "0", "--seals", str(copy))
+
+    assert result.exit_code == 1
+    assert "the log: seal_missing: Seal 2: it is in the copy" in result.stdout
+
+
 @pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
 async def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are_named(
     log: Log, link: bytes

@@ -96,11 +96,13 @@ def test_an_edited_snapshot_is_found_with_the_place(forger: Forger, statement: s
     assert (finding.table, finding.what) == ("snapshot", what)
 
 
-@pytest.mark.parametrize("column", ["version", "digest", "state"])
-def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value"), [("version", "NULL"), ("version", "0"), ("digest", "NULL"), ("state", "NULL")]
+)
+def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: str, value: str) -> None:
     forger.do(
-        f"ALTER TABLE snapshot ALTER {column} DROP NOT NULL",
-        f"UPDATE snapshot SET {column} = NULL WHERE version = 6",  # noqa: S608 - of the list above
+        f"ALTER TABLE snapshot DROP CONSTRAINT snapshot_version_check, ALTER {column} DROP NOT NULL",
+        f"UPDATE snapshot SET {column} = {value} WHERE version = 6",  # noqa: S608 - of the list above
     )
 
     (finding,) = found(forger)
