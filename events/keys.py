@@ -209,6 +209,11 @@ class Keyring:
         # From before the look: the key may be destroyed while its answer is under way.
         looked_at = time.monotonic()
         row = await _fetch(self._pool, tenant_id, customer_id)
+        if row != (None,) and cached is not None and cached.wrapped is None:
+            # A standby has taken over that lacks the end of it, which is for good.
+            await destroy(self._pool, [(tenant_id, customer_id)])
+            _log.warning("erased_keys_destroyed_again", count=1, hint="run hydracore db migrate")
+            row = (None,)
         if row is None and (wrapped := self._missing(cached, tenant_id, customer_id, create=create)) is not None:
             looked_at = time.monotonic()
             row = await _make(self._pool, tenant_id, customer_id, wrapped)

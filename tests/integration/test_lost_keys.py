@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
 from events import keys
-from events.errors import KeyUnreadable
+from events.errors import CustomerErased, KeyUnreadable
 from events.keys import Keyring
 from tests.keyrings import ADA, EMAIL, erase, fresh, keyring, pool
 
@@ -81,7 +81,31 @@ async def test_no_key_is_put_back_that_was_destroyed_or_made_anew(
     assert await fresh.open(new, **ADA) is None
     await owner_conn.execute("DELETE FROM customer_key")
     await keyring.keep(tenant_id="acme", customer_id="ada")
-    assert await (await owner_conn.execute("SELECT FROM customer_key")).fetchall() == []
+    assert await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall() == [(None,)]
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    ["DELETE FROM customer_key", "UPDATE customer_key SET wrapped_key = kept, destroyed_at = NULL FROM old"],
+    ids=["all of them", "their erasure"],
+)
+async def test_whoever_is_known_to_be_erased_stays_so_where_a_standby_lacks_it(
+    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", -1.0)
+    sealed = await keyring.seal(EMAIL, **ADA)
+    await owner_conn.execute("CREATE TABLE old AS SELECT wrapped_key AS kept FROM customer_key")
+    await erase(owner_conn)
+    assert await keyring.open(sealed, **ADA) is None
+    await owner_conn.execute(lacking.encode())
+
+    with capture_logs() as said, pytest.raises(CustomerErased):
+        await keyring.seal(EMAIL, **ADA)
+
+    assert [(one["event"], one["log_level"]) for one in said] == [("erased_keys_destroyed_again", "warning")]
+    assert await fresh.open(sealed, **ADA) is None
+    with pytest.raises(CustomerErased):
+        await fresh.seal(EMAIL, **ADA)
 
 
 @pytest.mark.parametrize(
