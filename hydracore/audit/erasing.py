@@ -185,6 +185,8 @@ class Eraser:
             could_not = await self._tell_all(streams, progress)
             recorded += len(streams) - len(could_not)
             left |= could_not
+        # A standby that lacks this may have taken over meanwhile.
+        await keys.destroy(self._pool, customers)
         if left:
             raise NotRecorded(left, recorded=recorded)
         return recorded

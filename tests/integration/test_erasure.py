@@ -151,6 +151,23 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
     assert await last_event(world.url, late) == "customer_erased"
 
 
+async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_lacked_it(world: World) -> None:
+    def lacking(_told: int) -> None:
+        with psycopg.connect(world.url) as connection:
+            connection.execute("UPDATE customer_key SET wrapped_key = kept, destroyed_at = NULL FROM old")
+
+    with psycopg.connect(world.url) as connection:
+        connection.execute("CREATE TABLE old AS SELECT wrapped_key AS kept FROM customer_key WHERE customer_id = 'ada'")
+    steps = erasing.Steps(ordered=lambda: None, destroyed=lambda: None, told=lacking)
+    order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
+    customer = await erasing.find(world.pool, "ada", tenant_id=None)
+
+    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
+
+    assert erased.recorded == len(world.ada)
+    assert await readable(world.url, world.ada[0], "ada") == []
+
+
 @pytest.mark.parametrize("meanwhile", [(), (lives.delete(),)], ids=["new", "given up at once"])
 async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it_up(
     stack: Stack, world: World, meanwhile: tuple[c.AnyCommand, ...]
