@@ -6,7 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime
 from threading import Thread
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from events import commands as c
-from events.ids import instance_id_for
+from events.ids import command_id_for, instance_id_for
 from events.keys import Keyring
 from events.master_keys import MasterKeys
 from hydracore.audit import erasing
@@ -29,8 +29,10 @@ from workers.advance import advance
 
 __all__ = ["world_fixture"]
 
-#: Of the time for which what is on its way is waited for.
-WAITED_S = 0.5
+#: What an instance is told with, whoever tells it: of two only one is recorded.
+COMMAND = "erase-customer"
+
+_TOLD = "SELECT command_id FROM event WHERE stream_id = %s AND type = 'customer_erased'"
 
 
 async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
@@ -170,7 +172,7 @@ async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_l
 
 @pytest.mark.parametrize("meanwhile", [(), (lives.delete(),)], ids=["new", "given up at once"])
 async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it_up(
-    stack: Stack, world: World, meanwhile: tuple[c.AnyCommand, ...]
+    stack: Stack, world: World, owner_conn: psycopg.AsyncConnection, meanwhile: tuple[c.AnyCommand, ...]
 ) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     whose = {"tenant_id": "acme", "customer_id": "ada"}
@@ -191,6 +193,7 @@ async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it
     assert state is not None
     assert state.erased_ms is not None
     assert state.customer_email is None
+    assert await told_by(owner_conn, late, world.ada[0]) == [COMMAND, COMMAND]
     erased = await asyncio.to_thread(world.erase, "--also-live", "--yes")
     assert "nothing was left to do" in erased.stdout
 
@@ -216,3 +219,12 @@ async def test_a_broken_stream_keeps_no_other_from_being_told(
         assert "and its events end with" in line
         assert f"; {edited} (" in line
     assert await readable(world.url, whole, "ada") == []
+
+
+async def told_by(connection: psycopg.AsyncConnection, *stream_ids: UUID) -> list[str]:
+    """The purpose of the one command that told each instance, or its id where it is another's."""
+    told = list[str]()
+    for stream_id in stream_ids:
+        ((command_id,),) = await (await connection.execute(_TOLD, (stream_id,))).fetchall()
+        told.append(COMMAND if command_id == command_id_for(stream_id, COMMAND) else str(command_id))
+    return told
