@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Thread
 from uuid import UUID, uuid4
@@ -21,8 +22,11 @@ from hydracore.audit import erasing
 from hydracore.cli import main
 from hydracore.signals import run_to_its_end
 from hydracore.wording import plural
+from projections.rebuild import Steps, rebuild, rollback
+from projections.registry import projections
 from tests import lives
 from tests.customers import EMAIL, MASTER_KEY, PROMPT, World, last_event, lived, readable, world_fixture
+from tests.rebuilding import compared, fold_here
 from tests.requests_to_log import open_store, origin, request
 from tests.stack import Stack
 from workers.advance import advance
@@ -31,6 +35,9 @@ __all__ = ["world_fixture"]
 
 #: What an instance is told with, whoever tells it: of two only one is recorded.
 COMMAND = "erase-customer"
+
+#: Of a rebuild, in their order.
+PHASES = ("folding", "indexing", "comparing", "swapping")
 
 _TOLD = "SELECT command_id FROM event WHERE stream_id = %s AND type = 'customer_erased'"
 
@@ -82,6 +89,31 @@ async def test_the_log_is_whole_and_the_read_tables_can_be_built_anew_after_an_e
 
     assert (verified.exit_code, json.loads(verified.stdout)["findings"]) == (0, [])
     assert rebuilt.exit_code == 0, rebuilt.output
+
+
+async def test_a_rebuild_misses_no_erasure_that_comes_while_it_is_under_way(
+    world: World, owner_conn: psycopg.AsyncConnection
+) -> None:
+    keyring, phases = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY)), list[str]()
+    for customer in PHASES:
+        await lived(world.store, keyring, customer, "key")
+
+    def erase(customer: str) -> None:
+        """Another process, of the customer that is named like the phase."""
+        phases.append(customer)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(world.run, "audit", "erase-customer", customer, "--also-live", "--yes").result()
+
+    steps, projection = Steps(phase=erase, folded=lambda _: None), projections()["instance"]
+    report = await rebuild(world.url, projection, folding=fold_here(world.url), steps=steps, accept_drift=False)
+
+    assert (tuple(phases), report.drifted) == (PHASES, 0)
+    rows = await owner_conn.execute(
+        "SELECT customer_id FROM instance WHERE customer_email IS NOT NULL GROUP BY 1 ORDER BY 1"
+    )
+    assert await rows.fetchall() == [("ada",), ("bob",)]
+    await rollback(world.url, projection)
+    assert (await compared(world.url, projection)).drifted == 0
 
 
 async def test_who_has_an_instance_that_is_not_deleted_is_not_erased_unasked(world: World) -> None:
