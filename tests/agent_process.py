@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 from hydracore.agent.boot_file import BOOT_FILE
 from hydracore.agent.state import STATE_DIR
+from hydracore.embedded.ports import free_port
 from tests.forked import Forked
 from tests.waiting import PATIENCE_S, until
 
@@ -19,10 +19,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def free_address(host: str = "127.0.0.1") -> tuple[str, int]:
-    """`host` and a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return host, probe.getsockname()[1]
+    """`host` and a port that was free a moment ago: none that the kernel gives to clients, as one that keeps trying to connect to it
+    might get it itself."""
+    return host, free_port()
 
 
 class AgentProcess:
