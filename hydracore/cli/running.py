@@ -101,7 +101,6 @@ def failures() -> Generator[None]:
     from hydracore.db.restore import RestoreFailed, RestoreRefused
     from hydracore.files import disk_said
 
-    of_databases = (MigrationError, BackupFailed, RestoreFailed)
     try:
         yield
     except (LogCorrupted, CopyContradicts, NotRecorded) as error:
@@ -116,7 +115,15 @@ def failures() -> Generator[None]:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
     except OSError as error:
         fail(one_line(disk_said(error)), NOT_DONE)
-    except (psycopg.Error, DatabaseUnfit, StoreUnavailable, EventUnreadable, *of_databases) as error:
+    except (
+        psycopg.Error,
+        DatabaseUnfit,
+        StoreUnavailable,
+        EventUnreadable,
+        MigrationError,
+        BackupFailed,
+        RestoreFailed,
+    ) as error:
         # libpq's texts name host, port and user, never the password.
         fail(one_line(error), NOT_DONE)
 
