@@ -1,7 +1,9 @@
-"""Which item of a list that is kept each item of a list that is given is a new version of.
+"""Match the items of a list that a client sends with the items of the stored list.
 
-The one given was made from what was shown of the one kept, in which secrets that differ may look alike. So that none gets into
-the place of another, an item has a counterpart only where it can be told which.
+Lists are stored with secrets, and shown to clients with masks in place of the secrets. A client sends a list back after it has
+changed, moved, added or removed items of it. Each mask in an item that was sent stands for a secret of the stored item that the
+client's item is a new version of: its counterpart. Different secrets may have the same mask, so an item gets a counterpart only
+where the match is unambiguous. Otherwise one item's secret might end up in another item.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from typing import Any, Final, NamedTuple, cast
 
 _NO_ID: Final = object()
 
-#: So many pairs of changed items of a document are compared. Of more, nobody is told which is which.
+#: The most pairs of changed items that are compared per document. Items beyond that get no counterpart by likeness.
 COMPARED_MAX: Final = 50_000
 
-#: So many items of lists are looked at that had been before. Of the items of further lists, nobody is told either.
+#: The most stored items that are looked at a second time per document. The items of further lists get no counterparts.
 LOOKED_AT_AGAIN_MAX: Final = 5_000
 
 
 class Shapes:
-    """Numbers JSON values, so that those have the same number which are equal: `1` and `1.0` are, `1` and `true` are not.
+    """Numbers JSON values: equal values get the same number (`1` and `1.0` are equal, `1` and `true` are not).
 
-    Values must stay as they are and be kept while they are asked about.
+    Containers are remembered by their `id()`. So values must neither be changed nor freed while this object is in use.
     """
 
     def __init__(self, is_mask: Callable[[str], bool]) -> None:
@@ -46,7 +48,7 @@ class Shapes:
         return self._new(key, has_mask=False) if number is None else number
 
     def has_mask(self, value: Any) -> bool:
-        """Whether a text in `value` looks like a mask."""
+        """Whether any text in `value` looks like a mask."""
         return self.of(value) in self._with_masks
 
     def _of_container(self, value: Any) -> int:
@@ -67,7 +69,7 @@ class Shapes:
 
 
 def _key_of_scalar(value: Any) -> Hashable:
-    """A number's is a text: any number of numbers can be made that hash alike, and no such texts, as their hashes have a seed."""
+    """A key for a dict. Numbers become texts: anybody can choose numbers with equal hashes, but hashes of texts are seeded."""
     if isinstance(value, bool):
         return "boolean", value
     if isinstance(value, float):
@@ -78,7 +80,7 @@ def _key_of_scalar(value: Any) -> Hashable:
 
 
 class _Looks(NamedTuple):
-    """Three lists, and what their items are, as numbers."""
+    """The given list and what was shown of the stored one; and the shapes of the items of the given, stored and shown lists."""
 
     items_given: list[Any]
     items_shown: list[Any]
@@ -88,7 +90,10 @@ class _Looks(NamedTuple):
 
 
 class Counterparts:
-    """Tells counterparts in the lists of one document, which is `shapes`'. It does so much and no more, whatever the lists are."""
+    """Finds counterparts in the lists of one document. The work is bounded, whatever the lists hold.
+
+    `shapes`: numbers the values of this document.
+    """
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
@@ -97,10 +102,10 @@ class Counterparts:
         self._compared = COMPARED_MAX
 
     def of(self, given: list[Any], kept: list[Any], shown: list[Any]) -> dict[int, int]:
-        """For items of `given`, by their places, the places of what they are versions of in `kept`. `shown`: what was shown of `kept`.
+        """The counterparts, as a dict from indexes of `given` to indexes of `kept`.
 
-        Items are told apart by their `id`, which may be given as it was shown. Among those with the same one, and among those with
-        none, they are told apart by their contents and their order.
+        `shown` is `kept` as it was shown, with masks. Items are matched by their `id`, which may itself be a secret and be given as
+        a mask. Items with equal ids, and items without an id, are matched by their contents and their order.
         """
         if not self._may_look_at(kept):
             return {}
@@ -113,7 +118,7 @@ class Counterparts:
             if key in by_shown:
                 as_shown[key] = places
             elif key in by_itself:
-                # A secret that is given itself.
+                # The id is a secret, and was given in clear.
                 pairs |= self._paired(places, by_itself[key], looks)
         taken = set(pairs.values())
         for key, places in as_shown.items():
@@ -121,7 +126,7 @@ class Counterparts:
         return pairs
 
     def _may_look_at(self, kept: list[Any]) -> bool:
-        """The item that a list is kept in may be the counterpart of any number of others, each with a list to compare."""
+        """Whether the bound on repeated looks allows to look at `kept`: many given items may have the same stored counterpart."""
         if id(kept) in self._looked_at:
             if len(kept) > self._again:
                 return False
@@ -130,11 +135,11 @@ class Counterparts:
         return True
 
     def _paired(self, ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]:
-        """Pairs of the places `ours` among the given and `theirs` among the kept, of items that their ids do not tell apart."""
+        """Match the given items at the indexes `ours` with the stored items at the indexes `theirs`, which all have the same id."""
         if _are_alike(theirs, looks):
             return dict.fromkeys(ours, theirs[0])
         in_order = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
-        # First what has not moved: where two look alike now, it may be because one of them was changed.
+        # Items that have not moved come first: two items may look alike now because one of them was changed.
         pairs = {our: their for our, their in in_order.items() if looks.given[our] == looks.shown[their]}
         staying = set(pairs.values())
         kept_by_look = _by_look((their for their in theirs if their not in staying), looks.shown)
@@ -153,12 +158,12 @@ class Counterparts:
         return pairs | self._by_likeness(changed, [*left], looks)
 
     def _by_likeness(self, changed: list[int], left: list[int], looks: _Looks) -> dict[int, int]:
-        """Pairs of items of which each has more in common with the other than with anything else here."""
+        """Match items that have more in common with each other than either has with any other item here."""
         if not changed or not left or len(changed) * len(left) > self._compared:
             return {}
         self._compared -= len(changed) * len(left)
         traits = [_traits(looks.items_shown[their], self._shapes) for their in left]
-        # Of the given ones, a row each; of the shown ones, a column each.
+        # How many traits they share: a row for each given item, a column for each shown one.
         rows = [
             [len(mine & each) for each in traits]
             for mine in (_traits(looks.items_given[our], self._shapes) for our in changed)
@@ -173,7 +178,7 @@ class Counterparts:
 
 
 def _by_id(items: list[Any], shapes: Shapes) -> dict[Hashable, list[int]]:
-    """The places of items by what their ids are, in order; those without one come together."""
+    """The indexes of the items by the shape of their id, in order. Items without an id are under `_NO_ID`."""
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, item in enumerate(items):
         item_id = cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None
@@ -182,6 +187,7 @@ def _by_id(items: list[Any], shapes: Shapes) -> dict[Hashable, list[int]]:
 
 
 def _traits(item: Any, shapes: Shapes) -> frozenset[Hashable]:
+    """The fields of an object that hold no mask, with the shapes of their values."""
     if not isinstance(item, dict):
         return frozenset()
     named = cast("dict[str, Any]", item).items()
@@ -189,17 +195,18 @@ def _traits(item: Any, shapes: Shapes) -> frozenset[Hashable]:
 
 
 def _greatest(counts: Sequence[int]) -> int:
-    """The greatest of them, if it is the only one; otherwise 0."""
+    """The greatest count, or 0 where several counts are the greatest."""
     most = max(counts)
     return most if counts.count(most) == 1 else 0
 
 
 def _are_alike(theirs: list[int], looks: _Looks) -> bool:
-    """Whether it does not matter which of them is meant."""
+    """Whether the stored items at `theirs` are all equal, secrets included, so that any of them will do."""
     return len({looks.kept[their] for their in theirs}) == 1
 
 
 def _by_look(places: Iterable[int], looks: list[int]) -> dict[int, list[int]]:
+    """The indexes `places` by the shapes that `looks` has at them, in order."""
     found: dict[int, list[int]] = defaultdict(list)
     for place in places:
         found[looks[place]].append(place)

@@ -1,8 +1,8 @@
-"""Agents' tokens after a change of the master key, or a restore: which agents hold what a former one has made, and others in their
-place.
+"""Give agents new tokens after the master key was replaced, or after a restore.
 
-An agent gets itself new tokens once its key is revoked (docs/agent.md), as with `rotate-key`, and is asked with the old control token
-until it has acknowledged them.
+Agents' tokens are derived from the master key (`hydracore.tokens`). A survey tells how many agents still hold tokens of a former
+master key; reissuing revokes the keys of those agents. An agent whose key is revoked fetches new tokens by itself, as after
+`rotate-key` (docs/agent.md). Until it has acknowledged them, the control plane calls it with the old control token.
 """
 
 from __future__ import annotations
@@ -35,31 +35,38 @@ _LIVING = _SQL["living"]
 _COUNT = _SQL["count_living"]
 _OF_AGENT = _SQL["of_agent"]
 
-#: How many instances are asked for at a time.
+#: Instances per page.
 PAGE = 500
 
-#: How many events of one instance are read at a time.
+#: Events of one instance per page.
 EVENTS = 1_000
 
-#: What happens again and again while an instance is used, and is nothing to `standing`. Most histories are of little else, so that they
-#: are not told and folded for it.
+#: Events that are appended again and again while an instance is used. `standing` does not depend on them, and they make up most of
+#: a long history, so they are neither read nor folded here.
 OF_USE: Final = (
     *(e.BootstrapReported, e.HealthChanged, e.UsageRecorded, e.ConversationsAccessed, e.ConsentChanged),
     *(e.ConfigChanged, e.PlatformConfigPatched, e.ModelPolicyChanged, e.UpdatesApplied),
 )
 _OF_USE: Final = [tag_of(kind) for kind in OF_USE]
 
-#: Which master key an instance's tokens were derived from. `awaited`: its key was revoked, and the agent, which still has what another
-#: than the present one has made, has not fetched new ones yet. `passing`: its server is being made or its agent drained, for which
-#: such tokens are needed once more. `unreadable`: the stream does not say.
+#: Which master key an instance's tokens were derived from.
+#:
+#: - `none`: it has no tokens, or will not use them again.
+#: - `present`: the present master key.
+#: - `former`: one that the configuration still names as a former master key.
+#: - `unknown`: one that the configuration does not name.
+#: - `awaited`: the agent's key was revoked, but the agent has not fetched new tokens yet and holds older ones.
+#: - `passing`: tokens of another master key than the present one are needed once more, because its server is being created or its
+#:   agent is being drained.
+#: - `unreadable`: its stream cannot be read.
 Standing = Literal["none", "present", "former", "unknown", "awaited", "passing", "unreadable"]
 
-#: What is to be made anew.
+#: Tokens that have to be replaced.
 STALE: Final[tuple[Literal["former"], Literal["unknown"]]] = ("former", "unknown")
 
 
 class _IsSettled(Exception):
-    """Nothing is to be made anew any more."""
+    """Meanwhile the instance has no key left that has to be replaced."""
 
     def __init__(self, standing: Standing) -> None:
         super().__init__(standing)
@@ -67,7 +74,7 @@ class _IsSettled(Exception):
 
 
 class AgentTokens(msgspec.Struct, kw_only=True):
-    """How many instances there are of each `Standing` but `none`."""
+    """The number of instances of each `Standing` except `none`."""
 
     present: int = 0
     former: int = 0
@@ -82,7 +89,11 @@ class AgentTokens(msgspec.Struct, kw_only=True):
 
 
 class Reissued(NamedTuple):
-    """How many keys were revoked just now, how many others changed too often for that, and how all stand now."""
+    """What a reissue did.
+
+    `revoked`: keys that it revoked. `missed`: instances that changed too often to revoke theirs; a second run may succeed. `agents`:
+    how all instances stand afterwards.
+    """
 
     revoked: int
     missed: int
@@ -90,7 +101,7 @@ class Reissued(NamedTuple):
 
 
 def standing(state: Instance, master_keys: MasterKeys) -> Standing:
-    """What of `state` depends on which master key."""
+    """Which master key the tokens of the instance were derived from."""
     agent, attempt = state.agent, state.attempt
     if state.status not in {PROVISIONING, RUNNING, DELETING} or "drained" in state.teardown_done:
         return "none"
@@ -108,23 +119,23 @@ def standing(state: Instance, master_keys: MasterKeys) -> Standing:
 
 
 def has_key(state: Instance, _: MasterKeys) -> bool:
-    """Whether an agent has a key in force that it would replace by itself, and fetch its configuration with it."""
+    """Whether the agent has a key in force. If that is revoked, the agent fetches new tokens and its configuration."""
     return state.status in {PROVISIONING, RUNNING} and state.agent is not None and state.agent.key_id is not None
 
 
 def is_stale(state: Instance, master_keys: MasterKeys) -> bool:
-    """Whether the key in force is by another master key than the present one."""
+    """Whether the agent's key was derived from another master key than the present one."""
     return standing(state, master_keys) in STALE
 
 
 async def count(pool: AsyncConnectionPool) -> int:
-    """How many instances are looked at. Raises `StoreUnavailable`."""
+    """The number of instances that a survey or a reissue looks at. Raises `StoreUnavailable`."""
     ((number,),) = await run(pool, _COUNT)
     return number
 
 
 class Reissuer:
-    """Counts agents' tokens, and revokes the keys that the present master key has not made, or all."""
+    """Surveys agents' tokens, and revokes agents' keys."""
 
     def __init__(
         self,
@@ -143,7 +154,7 @@ class Reissuer:
         self._correlation_id = uuid4()
 
     async def survey(self, progress: Callable[[int], None]) -> AgentTokens:
-        """Look at them all. Raises `StoreUnavailable`."""
+        """How all instances stand. Calls `progress` with 1 for each. Raises `StoreUnavailable`."""
         found = AgentTokens()
         async for instance_id in _living(self._pool):
             _, which = await self._glance(instance_id)
@@ -154,7 +165,10 @@ class Reissuer:
     async def reissue(
         self, progress: Callable[[int], None], *, is_due: Callable[[Instance, MasterKeys], bool] = is_stale
     ) -> Reissued:
-        """Revoke those that are due. Doing it again does nothing while no agent has fetched another that is. Raises `StoreUnavailable`."""
+        """Revoke the keys of all instances for which `is_due` holds. Calls `progress` with 1 for each instance.
+
+        Idempotent: an instance whose key was revoked is not due before its agent has fetched another key. Raises `StoreUnavailable`.
+        """
         revoked, missed, agents = 0, 0, AgentTokens()
         async for instance_id in _living(self._pool):
             outcome, which = await self._revoke(instance_id, is_due)
@@ -167,14 +181,14 @@ class Reissuer:
     async def _revoke(
         self, instance_id: UUID, is_due: Callable[[Instance, MasterKeys], bool]
     ) -> tuple[Literal["revoked", "missed", "left"], Standing]:
-        """What was done, and how it stands now."""
+        """What was done with one instance, and how it stands afterwards."""
         glanced, which = await self._glance(instance_id)
         if glanced is None or not is_due(glanced, self._master_keys):
             return "left", which
         origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
 
         async def rotation(state: Instance | None) -> RotateAgentKey:
-            # Of this version: one that was issued meanwhile may be none that is due.
+            # The state may be newer than the glance: a key that was issued meanwhile need not be due.
             if state is None or not is_due(state, self._master_keys):
                 raise _IsSettled("none" if state is None else standing(state, self._master_keys))
             return RotateAgentKey(at_ms=self._now_ms())
@@ -190,16 +204,16 @@ class Reissuer:
         return "revoked", standing(outcome.state, self._master_keys)
 
     async def _glance(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
-        """The instance and how it stands, by those of its events alone that may matter."""
+        """The instance and how it stands, folded without the events that do not matter to it."""
         try:
             state = await self._fold_without_use(instance_id)
         except (LogCorrupted, EventUnreadable):
-            # One that somebody broke keeps no other from being looked at; an audit says what is wrong with it.
+            # A broken stream must not keep the others from being looked at; `audit verify` says what is wrong with it.
             return None, "unreadable"
         return state, "none" if state is None else standing(state, self._master_keys)
 
     async def _fold_without_use(self, instance_id: UUID) -> Instance | None:
-        """The instance but for `OF_USE`; its version is how many events that leaves."""
+        """The instance folded from all of its events except `OF_USE`. Its version counts the folded events only."""
         lane, state, after = lane_of(instance_id), None, 0
         while True:
             page: list[Stored] = []
@@ -217,7 +231,7 @@ class Reissuer:
 def _by(
     instance_id: UUID, key_id: UUID | None, key_hash: str | None, master_keys: MasterKeys
 ) -> Literal["present", "former", "unknown"] | None:
-    """What the agent key of this hash was derived from; None where there is none."""
+    """Which master key the agent key of this hash was derived from. None: there is no key."""
     if key_id is None or key_hash is None:
         return None
     maker = maker_of_key(master_keys, instance_id, key_id, key_hash=key_hash)
@@ -227,7 +241,7 @@ def _by(
 
 
 def _is_to_be_made(instance_id: UUID, attempt: Attempt, master_keys: MasterKeys) -> bool:
-    """Whether a server is intended, perhaps not ordered yet, and will bear a token that is not by the present master key."""
+    """Whether a server may still be created whose enrol token was not derived from the present master key."""
     if not attempt.may_have_server or attempt.server_id is not None or attempt.failure is not None:
         return False
     nonce, token_hash = attempt.enrol_nonce, attempt.enrol_token_hash
