@@ -1,8 +1,7 @@
-"""Looks at a part of a lane event by event and says what is wrong with it, and where.
+"""Examines a range of a lane event by event, and finds what is wrong with it and where.
 
-It computes the digests with the functions of `events.digest` that also made them, from the columns as they are. Where a
-stored digest is right for what it covers, the next one up is computed from it: an edited payload is one finding at that
-event, and not one for everything that stands on it.
+Digests are recomputed from the stored columns by the functions of `events.digest` that made them. A digest of a higher level is
+recomputed from the stored digests below it, so an edited payload is one finding at its event and not one for each digest above it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _COMMANDS_BETWEEN = _SQL["commands_between"]
 _EVENTS_BETWEEN = _SQL["events_between"]
 _LINK_AT = _SQL["link_at"]
 
-#: How many events come at once: each may be large.
+#: Events fetched at a time: each may be large.
 EVENTS_AT_ONCE = 10
 
 #: From 1970 to 2000, where PostgreSQL's time begins, in microseconds.
@@ -47,7 +46,7 @@ class _Command(NamedTuple):
     event_count: int
     digest: bytes
     link: bytes
-    #: Microseconds since 2000, as PostgreSQL sends them.
+    #: Microseconds since 2000, eight bytes, as PostgreSQL sends them.
     recorded_at: bytes
 
 
@@ -65,8 +64,7 @@ class _Event(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What is left to compare of an event that was looked at: not its payload. `lacks`: something that every event has.
-    `fits`: it is what its digest was taken over."""
+    """An event without its payload. `lacks`: a column that every event has is null. `fits`: its digest is right."""
 
     seq: int
     stream_id: UUID
@@ -79,20 +77,20 @@ class _Seen(NamedTuple):
     fits: bool
 
 
-#: What is never null. Whoever takes the tables' constraints away can make it so.
+#: Columns that are never null while the tables' constraints are in place.
 _COMMAND_FIELDS = tuple(name for name in _Command._fields if name not in {"causation_id", "request_hash", "result"})
 
 
 def examine(connection: Connection, lane: int, *, after: int, upto: int, start: Head) -> list[Finding]:
-    """What is wrong in a lane between two numbers; of very much, the beginning. In a transaction.
+    """What is wrong with the lane's events above `after` and up to `upto`, or the first of it. Call it in a transaction.
 
-    `start`: where the verification began, which is taken as good.
+    `start`: where the verification began, which is trusted.
     """
     between = {"lane": lane, "after": after, "upto": upto}
     row = connection.execute(_LINK_AT, (lane, after), binary=True).fetchone() if after > start.seq else None
     place = _Place(lane, after + 1, start.link if row is None else row[0])
     found: list[Finding] = []
-    # Of a lane that was edited as a whole, no more is held than what one command is compared with, and no payload.
+    # Memory stays bounded even if the whole lane was edited: only the events near the current command are kept, without payloads.
     with (
         connection.cursor("commands", binary=True, row_factory=class_row(_Command)) as commands,
         connection.cursor("events", binary=True, row_factory=class_row(_Event)) as events,
@@ -113,17 +111,17 @@ def examine(connection: Connection, lane: int, *, after: int, upto: int, start: 
 
 
 class _Near:
-    """The events near the place that is looked at, by number."""
+    """The events near the command that is being examined, by number."""
 
     def __init__(self, rows: Iterable[_Event]) -> None:
         self._rows = map(_seen, rows)
         self._next = next(self._rows, None)
         self.events: dict[int, _Seen] = {}
-        #: Of the last reach: those whose number another one has.
+        #: Events of the last reach whose number another event has, too.
         self.repeated: list[_Seen] = []
 
     def reach(self, first: int, last: int) -> None:
-        """Have those from `first` to `last`. Neither ever goes back."""
+        """Load the events from `first` to `last`, and drop those before. Neither bound may ever decrease."""
         self.events = {seq: event for seq, event in self.events.items() if seq >= first}
         self.repeated = []
         while self._next is not None and self._next.seq <= last:
@@ -134,7 +132,7 @@ class _Near:
             self._next = next(self._rows, None)
 
     def _repeat(self, event: _Seen) -> None:
-        # Whoever takes the primary key away may have put in anything: the one that is what its digest says stays.
+        # Without the primary key anything may have been inserted. The event whose digest is right is taken for the original.
         if event.fits and not self.events[event.seq].fits:
             event, self.events[event.seq] = self.events[event.seq], event
         if len(self.repeated) < FINDINGS_MAX:
@@ -157,7 +155,7 @@ def _seen(event: _Event) -> _Seen:
 
 
 class _Place:
-    """Where in the lane the examination is: at number `seq`, with the link that is stored before it."""
+    """The current position in the lane: the number `seq`, and the stored link before it."""
 
     def __init__(self, lane: int, seq: int, link: bytes) -> None:
         self._lane = lane
@@ -165,7 +163,7 @@ class _Place:
         self._link = link
 
     def between_commands(self, upto: int, events: dict[int, _Seen]) -> Iterator[Finding]:
-        """Nothing may stand between the command before and the one that begins at `upto`."""
+        """Findings between the previous command and the one that begins at `upto`, where nothing may be."""
         missing = [seq for seq in range(self.seq, min(upto, self.seq + FINDINGS_MAX)) if seq not in events]
         if missing:
             yield self._finding(
@@ -184,7 +182,7 @@ class _Place:
             yield self._finding("event_extra", what, event.seq, stream_id=event.stream_id)
 
     def command(self, command: _Command, events: dict[int, _Seen]) -> Iterator[Finding]:
-        """A command, its events, and its link."""
+        """Findings in a command, its events and its link."""
         if any(getattr(command, name) is None for name in _COMMAND_FIELDS) or command.event_count < 1:
             what = f"Command {command.command_id} lacks what every command has"
             yield self._finding("command_edited", what, command.first_seq)
@@ -206,7 +204,7 @@ class _Place:
         self._link, self.seq = command.link, max(self.seq, last + 1)
 
     def _edited(self, command: _Command, events: list[_Seen]) -> Iterator[Finding]:
-        """What is wrong where a command has not the digest that its row and all of its events give."""
+        """Findings in a command whose digest does not follow from its row and its events."""
         in_order = sorted(events, key=attrgetter("version"))
         if _is_of(command, in_order):
             for event, other in zip(events, in_order, strict=True):
@@ -235,7 +233,7 @@ class _Place:
 
 
 def _is_of(command: _Command, events: Iterable[_Seen]) -> bool:
-    """Whether the command has the digest that its row and these events give."""
+    """Whether the command's digest follows from its row and these events."""
     return digest_of(command, [event.digest for event in events]) == command.digest
 
 

@@ -1,8 +1,8 @@
-"""Personal and secret fields: encrypted with a key per customer, wrapped by a key that is not in the database.
+"""Encrypts personal and secret fields with a key per customer, which is wrapped by a master key outside the database.
 
-The log and the read tables hold ciphertext only (`v1.` and the base64url of nonce and AES-256-GCM output; the
-additional data binds it to tenant, customer and field). Destroying a customer's key makes every copy unreadable,
-backups included (docs/adr/0010), while digests and chains, which cover ciphertext, stay as they are.
+The log and the read tables hold ciphertext only: `v1.` and the base64url of nonce and AES-256-GCM output, with tenant, customer and
+field as additional data. Destroying a customer's key makes every copy of the ciphertext unreadable, backups included
+(docs/adr/0010). Digests and chains cover the ciphertext, so they stay valid.
 """
 
 from __future__ import annotations
@@ -40,80 +40,80 @@ _DESTROY = _SQL["destroy_keys"]
 _PREFIX = "v1."
 _TAG_BYTES = 16
 
-#: How long an unwrapped key may serve before the table is asked again: the longest that an erased customer's fields
-#: can still be read by a process that had just read them.
+#: How long a process uses an unwrapped key before it reads the table again. For so long it can still read the fields of a customer
+#: who was erased meanwhile.
 CACHE_S = 5.0
 
-#: How many customers' keys, and how many opened texts of each, one process keeps; and how many bytes all these texts take, about.
+#: The most customers' keys, decrypted texts per customer, and approximate bytes of all these texts that one process caches.
 _CUSTOMERS_MAX = 10_000
 _TEXTS_MAX = 1_000
 TEXTS_BYTES_MAX = 64 * 2**20
 
-#: What a text that is kept takes beside itself and its ciphertext.
+#: Bytes that a cached text takes beside itself and its ciphertext.
 _TEXT_BYTES = 200
 
-#: Texts whose ciphertext is longer are opened anew each time. Lists need addresses and names; a thousand versions of a
-#: configuration would be half a gigabyte.
+#: Longer ciphertexts are decrypted each time. Lists show addresses and names, which are shorter; a thousand versions of a
+#: configuration would take half a gigabyte.
 _KEPT_CHARS_MAX = 1_024
 
-#: How many customers' keys of a kind are tried before anything is sealed. One alone may be damaged.
+#: How many keys of each sample are tried at the start. A single key might be damaged.
 TRIED_MAX = 100
 
 _log = structlog.get_logger(__name__)
 
 
 class DoesNotOpen(ValueError):
-    """A text of a sealed one's form that the customer's key does not open: it is another's, or of a key that was lost."""
+    """A sealed text that the customer's key does not decrypt: it is another customer's, or its key was lost."""
 
 
 class _Customer:
-    """One customer's cipher, None where it was erased or does not open, and what was opened with it."""
+    """One customer's cipher and the texts decrypted with it. `cipher` is None if the key was destroyed or cannot be unwrapped."""
 
     __slots__ = ("cipher", "connected", "opened", "opened_bytes", "stale_at", "wrapped")
 
     def __init__(self, cipher: AESGCM | None, *, wrapped: bytes | None, stale_at: float, connected: int) -> None:
         self.cipher = cipher
-        #: As it is in the table; None where it was destroyed.
+        #: The wrapped key as stored; None if it was destroyed.
         self.wrapped = wrapped
         self.stale_at = stale_at
-        #: How often the pool had connected when it was looked for.
+        #: How many connections the pool had opened when the key was read.
         self.connected = connected
-        #: Plain texts by field and ciphertext: what was sealed for one field is not readable as another.
+        #: Plain texts by field and ciphertext: a text sealed for one field must not be readable as another field.
         self.opened: dict[tuple[str, str], str] = {}
         self.opened_bytes = 0
 
 
 class Recalled(NamedTuple):
-    """A plain text that may be shown until then, by the monotonic clock in seconds: its key may be destroyed meanwhile."""
+    """A plain text that may be shown until `until_s` (seconds, monotonic clock). After that its key may have been destroyed."""
 
     text: str
     until_s: float
 
 
 class Keyring:
-    """Seals and opens fields. `master_keys`: from settings; without them no field of any customer can be read."""
+    """Seals (encrypts) and opens (decrypts) fields. Without the `master_keys`, which come from the settings, nothing can be opened."""
 
     def __init__(self, pool: AsyncConnectionPool, *, master_keys: MasterKeys) -> None:
         self._pool = pool
         self._wrapping = Wrapping(master_keys)
         self._fingerprint_keys = [derive(key, b"fingerprint requests") for key in master_keys]
-        #: The ones that were looked for last, as every few seconds those are that are in use. With one go all of their texts.
+        #: The most recently used customers. Evicting one drops its texts, too.
         self._customers = Recent[tuple[str, str], _Customer](count_max=_CUSTOMERS_MAX, bytes_max=TEXTS_BYTES_MAX)
-        #: Of whom it was said already that there is something which does not open.
+        #: Customers for whom an unreadable field or key was logged already.
         self._reported: set[tuple[str, str]] = set()
 
     def fingerprint(self, request: bytes) -> bytes:
-        """A keyed digest of a request body: equal bodies compare equal, and it cannot be guessed back from the log."""
+        """A keyed digest of a request body. Equal bodies have equal digests, and the body cannot be guessed from the digest."""
         return hmac.digest(self._fingerprint_keys[0], request, sha256)
 
     def fingerprints(self, request: bytes) -> tuple[bytes, ...]:
-        """What it is now, and what it was by each former master key: the same request was perhaps recorded under one of them."""
+        """The fingerprints by the present and by each former master key: an earlier request may have been recorded with any of them."""
         return tuple(hmac.digest(key, request, sha256) for key in self._fingerprint_keys)
 
     async def seal(self, text: str, *, tenant_id: str, customer_id: str, field: str) -> Sealed:
-        """`text` as ciphertext. Raises `CustomerErased` where the key was destroyed, and `KeyUnreadable`."""
+        """Encrypt `text`. Makes the customer a key if there is none. Raises `CustomerErased` if it was destroyed, and `KeyUnreadable`."""
         customer = await self._customer(tenant_id, customer_id, create=True)
-        assert customer is not None, "whoever has no key gets one"
+        assert customer is not None, "a missing key was created"
         if customer.wrapped is None:
             raise CustomerErased(f"The data of customer {customer_id} was erased")
         if customer.cipher is None:
@@ -125,17 +125,19 @@ class Keyring:
         return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
 
     async def keep(self, *, tenant_id: str, customer_id: str) -> None:
-        """To be called once what was sealed for them is in the log: a standby may have taken over meanwhile that lacks a new customer's
-        key. It costs a round trip only where the pool has connected since.
+        """Make sure that the customer's key is stored. Call it once the log has what was sealed for the customer.
+
+        A standby that lacks a new customer's key may have taken over in between. This takes a round trip only if the pool has opened
+        a connection since the key was read.
         """
         if self._customers.get((tenant_id, customer_id)) is not None:
             await self._customer(tenant_id, customer_id, create=False)
 
     async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """The plain text, or None where nobody can read it any more: the customer was erased, or its key was lost or does not open.
+        """Decrypt a text. None if nobody can: the customer was erased, or the key was lost or cannot be unwrapped.
 
-        A key that is in no backup is lost by a restore, and the customer gets another one with the next text that is sealed for
-        them: what opens with neither must not keep the rest from being read. Raises `ValueError` for what has not the form of a
+        A restore loses keys that are in no backup. Such a customer gets a new key with the next text that is sealed for them; a text
+        that does not open with it must not keep other fields from being read. Raises `ValueError` if `sealed` has not the form of a
         sealed text.
         """
         try:
@@ -146,7 +148,7 @@ class Keyring:
             return None
 
     async def unseal(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """As `open`, for whoever does not know that it was sealed. Raises `DoesNotOpen` where the customer's key does not open it."""
+        """As `open`, for texts that might not have been sealed. Raises `DoesNotOpen` if the customer's key does not decrypt it."""
         known = await self._customer(tenant_id, customer_id, create=False)
         if known is None or known.cipher is None:
             return None
@@ -158,7 +160,7 @@ class Keyring:
         return text
 
     def recall(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> Recalled | None:
-        """The plain text, where it is short and was opened lately, without waiting. None says nothing: `open` it."""
+        """The plain text from the cache, without waiting. None: it is not cached, so call `open`."""
         known = self._customers.get((tenant_id, customer_id))
         if known is None or known.cipher is None or known.stale_at < time.monotonic():
             return None
@@ -174,10 +176,10 @@ class Keyring:
         self._customers.put(whose, customer, weight=customer.opened_bytes)
 
     async def check(self) -> None:
-        """To be called before anything is served: what is sealed under a wrong key can be opened by nobody who has the right one.
+        """Check the master key. Call it before anything is served: what a wrong key seals, the right one cannot open.
 
-        Raises `MasterKeyWrong` where most of the oldest customers' keys, or of those that a change of the master key comes to last, do
-        not open, and `StoreUnavailable`.
+        Tries the oldest customers' keys, and those that a change of the master key rewraps last. Raises `MasterKeyWrong` if most of
+        either sample cannot be unwrapped, and `StoreUnavailable`.
         """
 
         async def samples(connection: AsyncConnection) -> list[list[TupleRow]]:
@@ -193,7 +195,7 @@ class Keyring:
                 )
 
     def _is_news(self, tenant_id: str, customer_id: str) -> bool:
-        """Whether nothing was said yet of what does not open of theirs."""
+        """Whether nothing unreadable of this customer was logged yet. The next call says no."""
         if (tenant_id, customer_id) in self._reported:
             return False
         if len(self._reported) >= _CUSTOMERS_MAX:
@@ -206,11 +208,11 @@ class Keyring:
         connected = self._connected()
         if cached is not None and cached.stale_at >= time.monotonic() and cached.connected == connected:
             return cached
-        # From before the look: the key may be destroyed while its answer is under way.
+        # Taken before the query: the key may be destroyed while the answer is on its way.
         looked_at = time.monotonic()
         row = await _fetch(self._pool, tenant_id, customer_id)
         if row != (None,) and cached is not None and cached.wrapped is None:
-            # A standby has taken over that lacks the end of it, which is for good.
+            # A standby has taken over that lacks the destruction of the key, which must stand.
             await destroy(self._pool, [(tenant_id, customer_id)])
             _log.warning("erased_keys_destroyed_again", count=1, hint="run hydracore db migrate")
             row = (None,)
@@ -224,7 +226,7 @@ class Keyring:
             hint = "it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
         customer = _Customer(cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connected)
-        # Somebody else may have looked, and opened more, meanwhile.
+        # Meanwhile another task may have read the key and decrypted more texts.
         latest = self._customers.get((tenant_id, customer_id))
         if latest is not None and cipher is not None:
             customer.opened, customer.opened_bytes = latest.opened, latest.opened_bytes
@@ -232,10 +234,10 @@ class Keyring:
         return customer
 
     def _missing(self, known: _Customer | None, tenant_id: str, customer_id: str, *, create: bool) -> bytes | None:
-        """The wrapped key of a customer who has none in the database, if they are to have one.
+        """The wrapped key to store for a customer who has no row. None if there is to be none.
 
-        Keys are destroyed and never taken away. One that was there is missing where a standby has taken over that lacks what was last
-        written: it is put back, because with it was sealed what came later, and may be in the log.
+        A destroyed key keeps its row, so a row that was there is missing only if a standby took over that lacks the last writes. The
+        key that this process knows is put back then, because texts that were sealed with it may be in the log.
         """
         if known is not None and known.cipher is not None:
             _log.warning("customer_key_put_back", tenant_id=tenant_id, customer_id=customer_id)
@@ -243,7 +245,7 @@ class Keyring:
         return self._wrapping.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id) if create else None
 
     def _connected(self) -> int:
-        """How often the pool has connected. Whatever is known was learned before the last time, of what may have been another database."""
+        """How many connections the pool has opened. After a new one the database may be another than the cache was read from."""
         return self._pool.get_stats().get("connections_num", 0)
 
     def _cipher(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:
@@ -251,13 +253,13 @@ class Keyring:
         try:
             return None if unwrapped is None else AESGCM(unwrapped.key)
         except ValueError:
-            return None  # It is of another length.
+            return None  # It has not the length of a key.
 
 
 async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Destroy the keys of customers (tenant and id each), and keep any from being made; those for whom that was not so yet.
+    """Destroy the keys of customers (pairs of tenant and id), and prevent that they get new ones.
 
-    `CACHE_S` later no process can open or seal anything of theirs any more.
+    Returns the customers whose keys had not been destroyed before. After `CACHE_S` no process can open or seal anything of theirs.
     """
 
     async def work(connection: AsyncConnection) -> set[tuple[str, str]]:
@@ -273,10 +275,10 @@ async def is_destroyed(pool: AsyncConnectionPool, *, tenant_id: str, customer_id
 
 
 async def _make(pool: AsyncConnectionPool, tenant_id: str, customer_id: str, wrapped: bytes) -> TupleRow | None:
-    """Have this be the customer's key; what stands in the table then, as somebody else may have been first."""
+    """Store the customer's key unless there is one. Returns the row as it is then: another process may have been first."""
 
     async def work(connection: AsyncConnection) -> TupleRow | None:
-        # Both on one connection, so that the look is not at a standby which has taken over without the key.
+        # Both on one connection: on another one, the query might reach a standby that took over without the key.
         await connection.execute(_CREATE, (tenant_id, customer_id, wrapped))
         return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
 

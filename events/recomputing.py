@@ -1,4 +1,4 @@
-"""Digests of rows that are stored, computed anew by the functions of `events.digest` that also made them."""
+"""Recomputes the digests of stored rows with the functions of `events.digest` that made them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from events.digest import command_digest, event_digest
 
 
 class EventRow(Protocol):
-    """What an event's digest is taken over, and the digest that is kept beside it."""
+    """The columns that an event's digest covers, and the stored digest."""
 
     @property
     def stream_id(self) -> UUID: ...
@@ -26,7 +26,7 @@ class EventRow(Protocol):
 
 
 class CommandRow(Protocol):
-    """What a command's digest is taken over, but for its events."""
+    """The columns that a command's digest covers, besides its events' digests."""
 
     @property
     def command_id(self) -> UUID: ...
@@ -49,7 +49,7 @@ class CommandRow(Protocol):
 
 
 def is_digest_of(event: EventRow) -> bool:
-    """Whether the event is what its digest was taken over."""
+    """Whether the event's stored digest is right."""
     try:
         digest = event_digest(
             stream_id=event.stream_id,
@@ -64,7 +64,7 @@ def is_digest_of(event: EventRow) -> bool:
 
 
 def digest_of(command: CommandRow, event_digests: list[bytes]) -> bytes:
-    """The digest of a command, computed anew from its row and from its events' digests."""
+    """The digest of a command, recomputed from its row and its events' digests."""
     return command_digest(
         command_id=command.command_id,
         stream_id=command.stream_id,

@@ -1,8 +1,8 @@
-"""One lane on its way through a verification: what fits and what does not, window by window, and what must agree with its end.
+"""The state of one lane's verification: checks the lane window by window, and finally what must agree with its end.
 
-The quick way looks at windows of some hundred events and only asks whether all is as it must be (`events.window`). What does not
-fit is looked at again, event by event, by `events.examine`, which says what is wrong and where. Each link is computed from
-the one that is stored before it, so an edit shows where it is and nowhere else.
+The fast path takes windows of some hundred events and only decides whether everything fits (`events.window`). Ranges that do not fit
+are read again by `events.examine`, event by event, which finds what is wrong and where. Each link is computed from the stored link
+before it, so an edit is found at its place and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _STREAMS = _SQL["streams"]
 _LINK_AT = _SQL["link_at"]
 _VERSIONS_AT = _SQL["versions_at"]
 
-#: How many numbers one window has, unless their events are large: enough to share the cost of a row, few enough to stay in the caches.
+#: Events per window, fewer if they are large: enough to amortize the cost of a row, few enough for the CPU's caches.
 WINDOW = 512
 
-#: More than any event has.
+#: Larger than any event.
 _BYTES_MAX = 2**31 - 1
 
 #: Where a lane begins.
@@ -40,7 +40,7 @@ BEGINNING = Head(0, GENESIS)
 
 
 class Point(NamedTuple):
-    """What a seal says of a lane: up to `seq`, it ended with `link`."""
+    """What the seal of number `seal` says of a lane: the event at `seq` was its last one, with this link."""
 
     seq: int
     link: bytes
@@ -52,19 +52,19 @@ class LaneReport(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     commands: int
     findings: list[Finding]
-    #: How many events each stream has that moved after the start, by the bytes of its id.
+    #: The version of each stream that has events after the start, by the bytes of its id.
     versions: dict[bytes, int]
-    #: How many of these had moved before the end was looked at; they are the first ones.
+    #: How many of these streams had events before `finish` began. They come first in `versions`.
     settled: int
     #: What could not be compared.
     notes: set[Note] = msgspec.field(default_factory=set[Note])
 
 
 class Lane:
-    """One lane on its way through a verification, from `start` on, which is taken as good.
+    """One lane's verification from `start` on, which is trusted.
 
-    `upto`: where it ended when that began. Without it, whoever is slower than the writers would never come to an end.
-    `points`: what the seals say of it, in order.
+    `upto`: the lane's end when the verification began; without it, a reader slower than the writers would never finish.
+    `points`: what the seals say of this lane, in order.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Lane:
         self.number = number
         self.upto = upto
         self.events = self.commands = 0
-        #: How many numbers its next window has.
+        #: How many events to ask for in the next window.
         self.window = WINDOW
-        #: The number of the last command that was read.
+        #: The first number of the last command that was read.
         self.read_upto = start.seq
         self._findings: list[Finding] = []
         #: The version that each stream has reached, by the bytes of its id.
@@ -83,13 +83,13 @@ class Lane:
         self._start = start
         self._at = start
         self._points = [point for point in points if point.seq > start.seq]
-        #: The number of the last point that was compared, and of the last one below it: all up to there fit.
+        #: The number of the last point that was compared, and of the last one below it; everything up to the latter fits.
         self._point_seq = self._sealed_seq = start.seq
-        #: Ranges of numbers (after, up to) in which something does not fit.
+        #: Ranges of numbers (exclusive, inclusive) in which something does not fit.
         self._doubts: list[tuple[int, int]] = []
 
     def learn(self, connection: Connection) -> None:
-        """Learn how far the streams that have moved were at the start."""
+        """Read which versions the streams with newer events had at the start."""
         if self._start.seq > 0:
             parameters = {"lane": self.number, "after": self._start.seq}
             for stream, version in connection.execute(_VERSIONS_AT, parameters, binary=True):
@@ -97,25 +97,23 @@ class Lane:
 
     @property
     def payload_bytes_max(self) -> int:
-        """How large each event of the next window may be, so that all of it is no more than a page (`events/pages.py`)."""
+        """The largest payload that an event of the next window may have, so that the window is at most a page (`events/pages.py`)."""
         return pages.PAGE_BYTES // self.window if self.window > 1 else _BYTES_MAX
 
     def has_room(self, bytes_max: int) -> bool:
-        """Whether the window that was asked for has all payloads, of which the largest is so large. The next one is as large as it
-        may be, if its events are like these.
-        """
+        """Whether the window came with its payloads, given the largest one's size. Sizes the next window for events as large as that."""
         fits_in = bytes_max <= self.payload_bytes_max
         self.window = min(WINDOW, max(1, pages.PAGE_BYTES // max(1, bytes_max)))
         return fits_in
 
     def take(self, window: Window) -> bool:
-        """Check the next window, and go on behind it whatever it was like; whether it fits (`events.window`)."""
+        """Check the next window, and move on behind it in any case. Returns whether it fits (`events.window`)."""
         good = fits(window, after=self._at)
         self._check_points(window)
         if good:
             self._check_versions(window)
         else:
-            # A command that claims what the one before it has is told as such beside that one alone.
+            # A command that claims numbers of the command before it is recognized only if that one is examined with it.
             is_behind = window.first_seqs[0] > self._at.seq
             after = self._at.seq if is_behind else self.read_upto - 1
             self._doubt(max([self._at.seq, *window.seqs, *window.first_seqs]), after=after)
@@ -130,14 +128,16 @@ class Lane:
 
     @property
     def versions_known(self) -> int:
-        """Of how many streams is known how far they have moved."""
+        """The number of streams whose version is known."""
         return len(self._versions)
 
     def finish(
         self, connection: Connection, *, bounds: tuple[int | None, int | None], is_there: bool, settled: int
     ) -> LaneReport:
-        """All that is wrong with the lane, all of which was read. `bounds`: the lowest and the highest number that it has. `is_there`:
-        whether it has its row, without which nothing can be appended to it. `settled`: as of the report.
+        """The report of a lane that was read to its end.
+
+        `bounds`: its lowest and highest number. `is_there`: whether the table `lane` has its row, without which nothing can be
+        appended to it. `settled`: see `LaneReport`.
         """
         lowest, highest = bounds
         if lowest is not None and lowest < 1:
@@ -174,7 +174,7 @@ class Lane:
         )
 
     def _check_start(self, connection: Connection, highest: int) -> None:
-        """Whether the lane is up to the start what the seal says that it begins behind."""
+        """Compare the lane at the start with the seal behind which the verification began."""
         start = self._start
         if highest < start.seq:
             what = f"The last seal has seen events up to {start.seq}, and the lane ends before"
@@ -201,12 +201,12 @@ class Lane:
         while self._points and self._points[0].seq <= max(links):
             point = self._points.pop(0)
             if point.seq > self._point_seq:
-                # Several seals may speak of one number, and not all of them of these events.
+                # Several seals may name the same number, with different links.
                 self._sealed_seq, self._point_seq = self._point_seq, point.seq
             if links.get(point.seq) != point.link:
                 what = f"Seal {point.seal} was made of other events than these"
                 self._find("rewritten", what, seq=self._sealed_seq + 1, last_seq=point.seq)
-                # Whatever comes later in the lane stands on these.
+                # All later links of the lane build on this one.
                 self._points = []
 
     def _check_versions(self, window: Window) -> None:
@@ -222,7 +222,7 @@ class Lane:
             versions[stream] = version
 
     def _check_streams(self, connection: Connection) -> int:
-        """How many events the lane has by what the table says of its streams."""
+        """Compare the versions of the table `stream` with the events. Returns how many events the lane has according to the table."""
         rows = connection.execute(_STREAMS, (self.number,), binary=True).fetchall()
         stored: dict[bytes, int | None] = dict(rows)
         if len(stored) < len(rows):

@@ -1,8 +1,8 @@
-"""Verifies lanes of the log: every digest, every link, every number, every version, and what the seals say of them.
+"""Verifies lanes of the log: every digest, link, number and version, and what the seals say of them.
 
-Behind a lane's head nothing ever changes, so that most of a lane needs no snapshot: `read` takes it in short transactions, as far as
-it is told to, and whoever calls may take a rest between them. `finish` looks at what came since, and at what must agree with
-the events, in one snapshot.
+Events that were committed never change, so most of a lane can be read without a snapshot: `read` does so in short transactions, up
+to the end that each lane was given, and the caller may pause between them. `finish` reads what was appended since, and compares the
+tables that must agree with the events, in one snapshot.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _WINDOWS = _SQL["windows"]
 _LANES = _SQL["lanes"]
 _BOUNDS = _SQL["bounds"]
 
-#: How many lanes are read side by side: the more, the seldomer a page of the table is read, and the seldomer the session and this
-#: process wait for each other; but what is known of each stream of these lanes is kept in memory. So there are more of a log that is
-#: not long, and of none so many that reading on in each takes a tenth of a second.
+#: How many lanes are read in one query. With more lanes, each page of the table is read less often, and the session and this process
+#: wait less for each other; but the versions of all streams of these lanes are kept in memory. So short logs are read with more lanes,
+#: and never with so many that one query takes a tenth of a second.
 LANES_AT_ONCE = 16
 LANES_AT_ONCE_MAX = 32
 
@@ -38,11 +38,11 @@ def read(
     after_each: Callable[[int], None],
     take_fitting: Callable[[int, Window], None] | None = None,
 ) -> None:
-    """Look at these lanes side by side, each as far as it is told to.
+    """Verify these lanes together, each up to its `upto`.
 
-    `after_each` is called after each short transaction, with the number of events that were looked at in it. `take_fitting` is given
-    windows that fit, behind their transactions and in order, with the numbers of their lanes; not those which are too large to be kept
-    until then.
+    `after_each` is called after each short transaction with the number of events that it read. `take_fitting` is called after the
+    transactions with the windows that fit, in order, and the numbers of their lanes. It does not get all of them: windows beyond the
+    memory for a page are not kept until then.
     """
     for lane in lanes:
         lane.learn(connection)
@@ -59,7 +59,7 @@ def read(
 
 
 def finish(connection: Connection, lanes: Sequence[Lane]) -> list[LaneReport]:
-    """All that is wrong with these lanes, which were read. In one snapshot: the rest of them, and what must agree with their ends."""
+    """The reports of these lanes after `read`. In one snapshot, verifies the rest of them and what must agree with their ends."""
     settled = [lane.versions_known for lane in lanes]
     for lane in lanes:
         lane.learn(connection)
@@ -79,8 +79,10 @@ def finish(connection: Connection, lanes: Sequence[Lane]) -> list[LaneReport]:
 def _turn(
     connection: Connection, lanes: dict[int, Lane], ends: dict[int, int]
 ) -> tuple[set[int], list[tuple[int, Window]]]:
-    """The next window of each lane, not beyond its end, unless it has to be asked for again: which lanes had one, and the windows that
-    fit, as many as a page holds.
+    """Read and check the next window of each lane, up to the lane's end in `ends`.
+
+    Returns the lanes that had a window, and the windows that fit, as many as a page holds. A window that came without its payloads,
+    because they were too large, is asked for again with fewer events.
     """
     parameters = {
         "lanes": list(lanes),
@@ -94,7 +96,7 @@ def _turn(
     with connection.transaction():
         connection.execute(_PLANS)
         cursor = connection.cursor()
-        # Digests are taken over the bytes of a document: nothing is made of them.
+        # Digests cover the bytes of a document, so it is not parsed.
         cursor.adapters.register_loader("json", ByteaBinaryLoader)
         with cursor.copy(_WINDOWS, parameters) as copy:
             copy.set_types(("int2", "int4", *TYPES))

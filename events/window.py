@@ -1,8 +1,8 @@
-"""A stretch of a lane in one piece, and whether all of it is as it must be.
+"""The fast path of verification: recomputes all digests and links of a window of some hundred events at once.
 
-The database sends what the digests are taken over, a column at a time, and the bytes that `events.digest` hashes are put together
-here: in C, by `zip`, `map` and `join`, because a line of Python for each field of each event would take longer than the hashing.
-If the bytes differed from those of `events.digest` by a bit, nothing would verify.
+The database sends a window column by column. The bytes that `events.digest` hashes are put together here by `zip`, `map` and `join`,
+that is in C: a line of Python per field of each event would take longer than the hashing. They must equal those of `events.digest`
+to the bit, or no log would verify.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from events.digest import GENESIS
 from events.examine import POSTGRES_EPOCH_US
 from events.seal import Head
 
-#: What stands between texts, because it can be in none: PostgreSQL has no text, and no JSON, with a zero byte.
+#: Separates texts. PostgreSQL's text and JSON cannot contain a zero byte.
 _BETWEEN = b"\0"
-#: What stands between ids and between digests: the lengths that precede them where they are hashed. The number of bytes alone
-#: would not tell digests of other lengths apart.
+#: Separate ids and digests: the length prefixes that precede them when they are hashed. With the number of bytes alone, digests of
+#: wrong lengths would go unnoticed.
 _ID, _DIGEST = (16).to_bytes(8), (32).to_bytes(8)
 _DIGEST_BYTES = len(_DIGEST) + len(GENESIS)
 _ABSENT = (1).to_bytes(8) + b"\0"
 
-#: How many ways of taking bytes apart are kept: one for each layout and number of pieces.
+#: The most cached `Struct`s, one for each layout and number of pieces.
 _SPLITTERS_MAX = 256
 
 
 class Window(NamedTuple):
-    """The commands of a window, and behind `seqs` their events; as `windows` in verify.sql sends them, to the letter."""
+    """The columns of a window, in the order of `windows` in verify.sql: first those of its commands; from `seqs` on, of its events."""
 
     first_seqs: list[int]
     event_counts: list[int]
@@ -61,7 +61,7 @@ class Window(NamedTuple):
     event_recorded: bytes
 
     def stream_versions(self) -> Iterator[tuple[bytes, int]]:
-        """The stream of each event, by the bytes of its id, and the version that it says."""
+        """Of each event, the bytes of its stream's id, and its version."""
         streams = _pieces("16s8x", self.event_stream_ids + _ID) if self.event_stream_ids else ()
         return zip(streams, self.versions, strict=False)
 
@@ -70,15 +70,15 @@ class Window(NamedTuple):
         return self.types.decode().split(_BETWEEN.decode())
 
     def orders(self) -> Iterator[tuple[bytes, str, str, str, int]]:
-        """Of each command: the stream by the bytes of its id, the tenant, what it is called, who gave it, and when it was recorded, in
-        microseconds since PostgreSQL's epoch.
+        """Of each command: the bytes of its stream's id, its tenant, its name, its actor, and when it was recorded, in microseconds
+        since PostgreSQL's epoch.
         """
         texts = [text.decode().split(_BETWEEN.decode()) for text in (self.tenants, self.names, self.actors)]
         recorded_us = unpack(f">{len(self.first_seqs)}q", self.recorded)
         return zip(_pieces("16s8x", self.stream_ids + _ID), *texts, recorded_us, strict=True)
 
 
-#: The types of the columns, as COPY must be told them, behind the lane's.
+#: PostgreSQL's types of the columns of `Window`. A binary COPY does not send them.
 TYPES = (
     *("int8[]", "int4[]", *("bytea",) * 6, *("bytea[]",) * 4, *("bytea",) * 2, "bool"),
     *("int8[]", "bytea", "int4[]", "bytea", "int2[]", "json[]", *("bytea",) * 4),
@@ -87,16 +87,16 @@ _EMPTY = tuple([] if kind.endswith("[]") else b"" for kind in TYPES)
 
 
 def window_of(columns: Iterable[object]) -> Window:
-    """The window of a row. Where there is no event, its columns are null."""
+    """The window of a row. Columns are null where there are no events."""
     return Window(*(empty if column is None else column for column, empty in zip(columns, _EMPTY, strict=True)))  # pyright: ignore[reportArgumentType] - as `TYPES` says
 
 
 def fits(window: Window, *, after: Head) -> bool:
-    """Whether a window is what must follow `after`, to the last bit."""
+    """Whether the window follows `after`, with all its numbers, digests and links right."""
     count = len(window.seqs)
     if not window.are_whole or window.seqs != list(range(after.seq + 1, after.seq + 1 + count)):
         return False
-    # A command without events would be an order that nobody can be shown the effect of.
+    # The log never has a command without events.
     if min(window.event_counts) < 1:
         return False
     firsts = list(accumulate(window.event_counts, initial=after.seq + 1))
@@ -131,7 +131,7 @@ def _event_frames(window: Window) -> Iterator[bytes]:
 
 
 def _commands_fit(window: Window) -> bool:
-    """Whether commands have their digests, and events say of command, stream, tenant and time what their commands say."""
+    """Whether the commands' digests are right, and their events have the same command, stream, tenant and time as they."""
     command_ids = _pieces("24s", _ID + window.command_ids)
     stream_ids = _pieces("24s", _ID + window.stream_ids)
     tenants, names, actors = [texts.split(_BETWEEN) for texts in (window.tenants, window.names, window.actors)]
@@ -169,14 +169,14 @@ def _optional(parts: list[bytes | None]) -> list[bytes]:
 
 
 def _digests_of_events(window: Window) -> Iterator[bytes]:
-    """The digests of each command's events, each behind its length."""
+    """For each command, the digests of its events, each behind its length."""
     digests = _DIGEST + window.event_digests
     ends = list(accumulate([_DIGEST_BYTES * count for count in window.event_counts], initial=0))
     return map(digests.__getitem__, map(slice, ends[:-1], ends[1:]))
 
 
 def _link_frames(window: Window, after: Head) -> Iterator[bytes]:
-    """Each from the link that is stored before it, so that an edit shows where it is and nowhere else."""
+    """What each link is hashed from. It begins with the stored link before it, so an edit is found at its place and nowhere else."""
     count = len(window.first_seqs)
     recorded_us = [at + POSTGRES_EPOCH_US for at in unpack(f">{count}q", window.recorded)]
     return map(
@@ -197,7 +197,7 @@ def _splitter(layout: str, count: int) -> Callable[[bytes], tuple[bytes, ...]]:
 
 
 def _pieces(layout: str, parts: bytes) -> tuple[bytes, ...]:
-    """`parts` taken apart. Raises `struct.error` where it is no whole number of pieces."""
+    """`parts` split into pieces of this layout. Raises `struct.error` unless it is a whole number of pieces."""
     return _splitter(layout, len(parts) // _size(layout))(parts)
 
 
@@ -207,7 +207,7 @@ def _size(layout: str) -> int:
 
 
 class _Lengths(dict[int, bytes]):
-    """A number as the eight bytes that precede so much; there are not many different ones."""
+    """Lengths as the eight bytes of a length prefix. A log has few different ones."""
 
     def __missing__(self, size: int) -> bytes:
         self[size] = found = size.to_bytes(8)
@@ -215,7 +215,7 @@ class _Lengths(dict[int, bytes]):
 
 
 class _Versions(dict[int, bytes]):
-    """A version as it is hashed, behind its length."""
+    """Versions as they are hashed, with their length prefix."""
 
     def __missing__(self, version: int) -> bytes:
         self[version] = found = _length(8) + version.to_bytes(8)
@@ -223,7 +223,7 @@ class _Versions(dict[int, bytes]):
 
 
 class _Types(dict[tuple[bytes, int], bytes]):
-    """Type and schema version as they are hashed, each behind its length."""
+    """Types and schema versions as they are hashed, each with its length prefix."""
 
     def __missing__(self, kind: tuple[bytes, int]) -> bytes:
         name, schema_version = kind
