@@ -1,4 +1,4 @@
-"""What a verification finds: one thing each that must not be, with its exact place; and what its reader should know besides."""
+"""The results of a verification: findings, each with its exact place, and notes about what was not compared."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from uuid import UUID
 
 import msgspec
 
-#: How many findings of one lane are kept. Whoever sees so many looks at the first one anyway.
+#: The most findings that are kept per lane.
 FINDINGS_MAX = 100
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`kind` is a code for programs, `what` a sentence for people.
+    """Something that is wrong. `kind` is a code for programs, `what` a sentence for people.
 
-    The place is `lane` and `seq`, a range up to `last_seq` where it cannot be told more closely, and the stream where it
-    is one stream's. A finding about a read table has its name in `table`.
+    The place is `lane` and `seq`, or a range up to `last_seq` if it cannot be narrowed down, and `stream_id` if one stream is concerned.
+    A finding about a read table has the table's name in `table`.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def place(self) -> str:
-        """Such as `lane 3, 17 to 19`."""
+        """The place in words, such as `lane 3, 17 to 19`."""
         parts = [] if self.lane is None else [f"lane {self.lane}"]
         if self.seq is not None:
             parts.append(str(self.seq) if self.last_seq in {None, self.seq} else f"{self.seq} to {self.last_seq}")
@@ -42,7 +42,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Note(NamedTuple):
-    """What was not looked at, or was believed. `there`: what there is to say of it in `lane`, where it is of one."""
+    """What was not compared, or was taken on trust. `there`: the details in `lane`; empty if the note is about the whole log."""
 
     what: str
     lane: int = -1
@@ -50,7 +50,7 @@ class Note(NamedTuple):
 
 
 def sentences(notes: Iterable[Note]) -> list[str]:
-    """Each thing once, with all its lanes. What has lanes comes first: of them there are no more than projections."""
+    """One sentence per `what`, with the details of all lanes. Sentences with lanes come first: there are few of them."""
     found: list[tuple[bool, str]] = []
     for what, alike in groupby(sorted(set(notes)), key=lambda note: note.what):
         lanes = [f"lane {note.lane} ({note.there})" for note in alike if note.there]

@@ -1,4 +1,4 @@
-"""Streams as states: read a page at a time, and remembered, so that the next time only what is newer is read."""
+"""Loads streams as states, a page of events at a time. States are cached, so that the next load reads newer events only."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from events.weights import weight_of
 
 _STREAM_FROM = pages.paged(Statements("events", "store.sql")["stream_from"])
 
-#: How many events of a stream are read, and folded in one go, at most: the stream of an instance that was used for a year has
-#: hundreds of thousands, and others are to be served meanwhile.
+#: The most events that are read and folded at a time. The stream of an instance that was used for a year has hundreds of thousands,
+#: and other requests must be served in between.
 STREAM_PAGE = 200
 
-#: How many states one process remembers, and how many bytes of them, about. A remembered state is only a shorter way to load:
-#: newer events are read.
+#: The most states, and approximate bytes of states, that one process caches. A cached state only shortens a load: newer events are
+#: still read.
 STATES_MAX = 10_000
 STATES_BYTES_MAX = 64 * 2**20
 
@@ -46,7 +46,7 @@ class _Row(NamedTuple):
 
 
 class Loader:
-    """Loads what one process needs, on an open pool of autocommit connections."""
+    """Loads and caches the states of one process, on an open pool of autocommit connections."""
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
@@ -54,14 +54,14 @@ class Loader:
         self._states = Recent[UUID, Remembered](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
     def remembered(self, stream_id: UUID) -> Remembered | None:
-        """What was loaded or appended last, as far as it is still kept. It may be old."""
+        """The cached state of a stream, if there is one. It may be outdated."""
         return self._states.get(stream_id)
 
     def forget(self, stream_id: UUID) -> None:
         self._states.pop(stream_id)
 
     async def go_on(self, before: int, now: Remembered) -> None:
-        """Remember what an append has made of the stream, which was at version `before`."""
+        """Cache the state after an append to a stream that was at version `before`. Stores a snapshot if one is due."""
         self._remember(now)
         await self._keep_if_due(before, now)
 
@@ -85,7 +85,7 @@ class Loader:
         return await self._load_long(begun) if begun is not None and _may_go_on(rows) else begun
 
     async def _load_long(self, begun: Remembered) -> Remembered:
-        """A stream of more than a page, which gives `begun`."""
+        """Load a stream of more than a page, of which `begun` is the state after the first one, from its snapshot if it has one."""
         snapshot = await self._snapshots.of(begun.state.id)
         now = None if snapshot is None else await self._gone_on(snapshot)
         if snapshot is None or now is None:
@@ -96,12 +96,12 @@ class Loader:
         return now
 
     async def _gone_on(self, known: Remembered) -> Remembered | None:
-        """What is known after all events behind it; None where that is not of this log any more: it was restored from a backup."""
+        """The state after all events behind `known`; None if the log has another event at its version, as after a restore."""
         rows = await self._read(known.state.id, since=known.state.version)
         if not rows or rows[0].digest != known.digest:
             return None
         now = _folded(known.state.id, known, rows[1:])
-        assert now is not None, "no less than was known"
+        assert now is not None, "a state stays a state"
         return await self._to_the_end(now) if _may_go_on(rows) else now
 
     async def _to_the_end(self, known: Remembered) -> Remembered:
@@ -132,7 +132,7 @@ class Loader:
 
 
 def _folded(stream_id: UUID, known: Remembered | None, rows: list[_Row]) -> Remembered | None:
-    """`known` after the events of `rows`."""
+    """The state after the events of `rows` behind `known`."""
     if not rows:
         return known
     state = folded(None if known is None else known.state, [row.stored for row in rows], stream_id=stream_id)

@@ -1,4 +1,4 @@
-"""Work on a database that may be restarting: borrow, try, and try again while the connection is the trouble."""
+"""Runs work on pooled connections, and repeats it while the database is restarting."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from events.errors import StoreUnavailable
 
 T = TypeVar("T")
 
-#: How long work is tried again while the database is away; a restart takes a second or two.
+#: How long work is repeated while the database is away. A restart takes a second or two.
 PATIENCE_S = 10.0
 _PAUSE_S = 0.1
 
-#: Classes of SQLSTATE that may pass: connections, logins, lost races, resources, locks, operators, the system. What
-#: psycopg calls operational besides these (a value too long for an index, say) fails the same way every time.
+#: SQLSTATE classes of temporary errors: connections, logins, lost races, resources, locks, operators, the system. Other errors that
+#: psycopg calls operational (such as a value too long for an index) would fail the same way every time.
 _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 
-#: What the server says to whoever held a lease for too long (see `lease`), before it hangs up: the client was idle, or slow. And what
-#: one says that takes no writes yet, because it is a standby that is about to take over.
+#: Further temporary errors. 25P03 and 25P04: the server ends a session that held a lease for too long (see `lease`), because it was
+#: idle or slow. 25006: a standby that is about to take over does not accept writes yet.
 _PASSING_TOO = frozenset({"25P03", "25P04", "25006"})
 
 
 class Lender(Protocol):
-    """What a psycopg pool is to those who borrow from it."""
+    """The part of a psycopg pool that borrowers use."""
 
     def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[AsyncConnection]: ...
 
@@ -39,7 +39,7 @@ class Lender(Protocol):
 
 
 def may_pass(error: psycopg.Error) -> bool:
-    """Whether the connection is the trouble and not the statement: tried again, it may succeed."""
+    """Whether the work may succeed if it is repeated: the error is one of the connection or the server, not of the statement."""
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return error.sqlstate is None or error.sqlstate[:2] in _PASSING
     return error.sqlstate in _PASSING_TOO
@@ -48,12 +48,13 @@ def may_pass(error: psycopg.Error) -> bool:
 async def patiently(
     pool: Lender, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = PATIENCE_S
 ) -> T:
-    """The answer of `work` on a borrowed connection. `work` must be safe to repeat.
+    """Run `work` on a borrowed connection and return its result. `work` must be safe to repeat.
 
-    Raises `StoreUnavailable` where the connection is the trouble, or none is to be had, once `patience_s` has passed, and at once where
-    the pool was closed; psycopg's errors where the statement is to blame.
-    Connections are not checked when they are borrowed (that costs a round trip each time); after a failure all idle
-    ones are, so that one restart costs one failure and not one per connection.
+    It is repeated for `patience_s` while connections fail or none is available. Then, and at once if the pool was closed, this raises
+    `StoreUnavailable`. Errors of the statement itself are raised as psycopg's.
+
+    Connections are not checked when they are borrowed, which would take a round trip each time. After a failure all idle ones are
+    checked, so a restart costs one failure and not one per connection.
     """
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + patience_s
@@ -74,7 +75,7 @@ async def patiently(
 
 
 async def run(pool: Lender, statement: bytes, parameters: Any = None) -> list[Any]:
-    """One statement on an autocommit connection, repeated while the database is away; its rows, if it has any."""
+    """Run one statement on an autocommit connection, as `patiently` does. Returns its rows; an empty list if it has none."""
 
     async def work(connection: AsyncConnection) -> list[Any]:
         cursor = await connection.execute(statement, parameters, prepare=True)

@@ -1,4 +1,4 @@
-"""The door to the log: load a stream, execute a command."""
+"""The event store: loads streams and executes commands on them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from events.types import AnyEvent
 _SQL = Statements("events", "store.sql")
 _REPEATED = _SQL["repeated"]
 
-#: How often a command is decided again after a race that another process has won, before the caller learns of it.
+#: How often a command is decided before its caller gets `VersionConflict`: each time, another process appended first.
 RACES_MAX = 64
 
 
 class EventStore:
     """Loads, decides and appends. One per process, on an open pool of autocommit connections.
 
-    `inline`: the projections written in every append's transaction. `published`: told which lanes moved to which head
-    after each commit, to wake followers; it must not block and must not raise.
+    `inline`: the projections that are written in the transaction of each append. `published`: called after each commit with the new
+    head of each lane that moved, to wake followers; it must neither block nor raise.
     """
 
     def __init__(
@@ -53,30 +53,30 @@ class EventStore:
         self._loader = Loader(pool)
 
     async def close(self) -> None:
-        """Wait for the appends under way; the pool stays its owner's."""
+        """Wait for the appends in progress. Does not close the pool."""
         await self._committer.close()
 
     async def load(self, stream_id: UUID) -> Instance | None:
-        """The instance as its stream says now, or None where no stream is.
+        """The present state of the instance; None if there is no such stream.
 
-        Raises `StoreUnavailable`, `LogCorrupted` where the stream makes no sense, and `EventUnreadable`.
+        Raises `StoreUnavailable`, `LogCorrupted` if the stream contradicts itself, and `EventUnreadable`.
         """
         return await self._loader.load(stream_id)
 
     async def create(self, stream_id: UUID, command: RequestInstance, origin: Origin) -> Outcome:
-        """Begin a stream, in one round trip and without looking first.
+        """Begin a stream. Takes one round trip: it does not check first whether the stream exists.
 
-        A repeat with the same `request_hash` is answered from the log (`duplicate`). Raises `RequestMismatch` where the
-        same command was given with another request.
+        A repeated command with the same `request_hash` gets its outcome from the log, with `duplicate` set. Raises `RequestMismatch`
+        if the command id was used with another request.
         """
         outcome = await self._append(None, stream_id, command, origin)
         assert outcome is not None, "a first request always has an event"
         return outcome
 
     async def repeated(self, stream_id: UUID, origin: Origin) -> Outcome | None:
-        """What `create` answers to a repeat, for whoever cannot make the command any more; None where it is no repeat.
+        """The outcome of an earlier `create` with this origin, without the command; None if there was none.
 
-        Raises `RequestMismatch` and `StoreUnavailable`.
+        For callers that can no longer build the command. Raises `RequestMismatch` and `StoreUnavailable`.
         """
 
         async def read(connection: AsyncConnection) -> tuple[bytes | None, str | None] | None:
@@ -92,11 +92,11 @@ class EventStore:
         )
 
     async def execute(self, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
-        """Load, decide and append, once those that came before are done, and again after each lost race.
+        """Load, decide and append; after a lost race, again. Commands of this process on one stream take turns.
 
-        A repeat that finds nothing left to do is answered from the state of now, not with a stored result. Raises what
-        `decide` refuses, `ReservationTaken`, `StoreUnavailable`, `VersionConflict` after `RACES_MAX` lost races, and `LogCorrupted`
-        where what conflicts is the log with itself.
+        A repeated command that has nothing left to do gets the present state, not its stored result. Raises what `decide` raises,
+        `ReservationTaken`, `StoreUnavailable`, `VersionConflict` after `RACES_MAX` lost races, and `LogCorrupted` if the conflict is
+        not with another writer but within the log.
         """
 
         async def given(_state: Instance | None) -> AnyCommand:
@@ -105,8 +105,8 @@ class EventStore:
         async with self._turns.turn(stream_id):
             remembered = self._loader.remembered(stream_id)
             if remembered is not None:
-                # A remembered state may be old. An append there is safe, because the log checks the version; an answer that
-                # writes nothing is not, and is given only at a state just loaded.
+                # The remembered state may be outdated. An append at it is safe, because the log checks the version. An outcome
+                # without events or a rejection is not, so those are decided again at a state that was just loaded.
                 with suppress(Rejected, VersionConflict):
                     outcome = await self._append(remembered.state, stream_id, command, origin)
                     if outcome is not None:
@@ -116,9 +116,9 @@ class EventStore:
     async def change(
         self, stream_id: UUID, command_at: Callable[[Instance | None], Awaitable[AnyCommand]], origin: Origin
     ) -> Outcome:
-        """As `execute`, with the command that `command_at` makes of the instance as it is, which is None where no stream is.
+        """As `execute`, with the command that `command_at` returns for the present state (None if there is no such stream).
 
-        After each lost race it is asked again. Raises what it raises, too. It must not change the stream itself.
+        `command_at` is called again after each lost race, and must not change the stream itself. Raises what it raises, too.
         """
         async with self._turns.turn(stream_id):
             return await self._change(stream_id, command_at, origin)
@@ -135,10 +135,10 @@ class EventStore:
         return await self.execute_at(state, stream_id, await command_at(state), origin)
 
     async def load_after(self, lost: VersionConflict) -> Instance | None:
-        """The instance after a lost race.
+        """The state of the instance after a lost race.
 
-        Raises what `load` does, and `LogCorrupted` where nobody has won it: the log conflicts with itself. A conflict at the very version
-        that was expected is with another event there: a standby without the last ones has taken over.
+        Raises what `load` raises, and `LogCorrupted` if no other writer has won the race, so that the log contradicts itself. A
+        conflict at the expected version itself means that another event is there: a standby that lacks the last events has taken over.
         """
         state = await self.load(lost.stream_id)
         if version_of(state) == lost.expected != lost.actual:
@@ -147,7 +147,7 @@ class EventStore:
         return state
 
     async def execute_at(self, state: Instance | None, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
-        """Decide at `state` and append there. Raises `VersionConflict` where the stream has moved on since."""
+        """Decide at `state`, and append the events behind it. Raises `VersionConflict` if the stream has newer events."""
         outcome = await self._append(state, stream_id, command, origin)
         if outcome is not None:
             return outcome
@@ -180,7 +180,7 @@ class EventStore:
             if append.before is None or append.before_digest is not None:
                 await self._loader.go_on(append.expected_version, Remembered(after, verdict.digest))
             else:
-                # Nobody knows whether the log was still the one that this was decided on: the next load reads it.
+                # Without the digest it is unknown whether the log still has the events behind `state`: the next load reads them.
                 self._loader.forget(stream_id)
             return Outcome(state=after, events=events)
         self._loader.forget(stream_id)
@@ -200,7 +200,7 @@ class EventStore:
         result: bytes | None,
         events: tuple[AnyEvent, ...] = (),
     ) -> Outcome:
-        """The outcome of a command that is in the log, with what is stored there of its request."""
+        """The outcome of a command that is already in the log, with the request hash and the result that are stored there."""
         if not origin.is_same_request(request_hash):
             raise RequestMismatch(stream_id)
         now = await self.load(stream_id)
