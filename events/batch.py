@@ -1,4 +1,4 @@
-"""One flush: a batch of decisions, and the read-table rows that ride with them, in a single round trip."""
+"""One flush: appends a batch of decisions and writes the rows of their inline projections, in a single round trip."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ _CHECK_PROJECTIONS = _SQL["check_projections"]
 _LIVE_VERSIONS = Statement(_SQL["live_versions"], ())
 _encode = msgspec.json.Encoder().encode
 
-#: How long a flush may take on a server that can limit it (PostgreSQL 17 and up), but for its commit: one whose message never comes whole,
-#: because its process is frozen or its machine is gone, would keep its lanes for as long as the network does not notice.
+#: The longest transaction of a flush, without its commit, on servers that can limit it (PostgreSQL 17 and up). A flush whose message
+#: arrives only in part, because its process is frozen or its machine is gone, would otherwise keep its lanes locked until the network
+#: notices.
 TRANSACTION_S_MAX = 15.0
 
-#: The outcomes of a decision whose events are in the log: since now, or since an earlier try whose answer was lost.
+#: The outcomes of decisions whose events are in the log: appended by this flush, or by an earlier try whose answer was lost.
 LANDED = frozenset({"appended", "landed"})
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The log's answer to one decision: `appended`, `landed`, `duplicate` or `conflict`.
-
-    `digest` is that of the decision's last event.
-    """
+    """The log's answer to one decision. `outcome`: `appended`, `landed`, `duplicate` or `conflict`. `digest`: that of its last event."""
 
     outcome: str
     digest: bytes
@@ -47,12 +45,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 async def flush(
     connection: AsyncConnection, appends: Sequence[Append], inline: Sequence[InlineProjection], *, lock_s_max: float
 ) -> list[Verdict]:
-    """Write the batch in one implicit transaction and return a verdict each, in order.
+    """Write the batch in one implicit transaction. Returns one verdict per append, in order.
 
-    It waits for no lock longer than `lock_s_max`: then it ends with `LockNotAvailable`. The connection must be in autocommit mode;
-    flushes may follow each other on it. Raises psycopg's errors; then nothing of the batch was written, or, when the connection
-    broke, perhaps all of it: the command ids make trying again safe.
-    `ObjectNotInPrerequisiteState` means that a read table has been swapped for one of another version; `inline` has learned of it.
+    The connection must be in autocommit mode, and several flushes may be in flight on it. Raises psycopg's errors, after which nothing
+    of the batch was written; only if the connection broke, all of it may have been. The command ids make a retry safe.
+
+    - `LockNotAvailable`: a lock was not released within `lock_s_max`.
+    - `ObjectNotInPrerequisiteState`: a read table was swapped for another version. `inline` was told the live versions, so the batch
+      can be flushed again.
     """
     assert connection.autocommit, "the exchange is the transaction"
     parameters, digests = _parameters(appends)
@@ -94,7 +94,7 @@ def _versions(inline: Sequence[InlineProjection]) -> tuple[bytes, bytes]:
 
 
 def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], list[bytes]]:
-    """What the statement takes before its limits, and the digest of each append's last event."""
+    """The parameters of `append` before its limits, and the digest of each append's last event."""
     commands: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     last_digests: list[bytes] = []
@@ -123,7 +123,7 @@ def _event(append: Append, event: AnyEvent, n: int) -> tuple[dict[str, Any], byt
         "version": version,
         "type": tag,
         "schema_version": event.schema_version,
-        # As it is: PostgreSQL cuts the value out of the array byte for byte, and the digest is over these bytes.
+        # Raw: PostgreSQL takes the value out of the array byte for byte, and the digest covers these bytes.
         "payload": msgspec.Raw(payload),
         "digest": digest.hex(),
     }

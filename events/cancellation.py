@@ -1,4 +1,4 @@
-"""Cancellations that are heard: whoever is told to stop stops, also where a library has taken it for something else."""
+"""Makes sure that a task which is cancelled stops, even if a library swallowed the cancellation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def cancellation_heard() -> Generator[None]:
-    """A block at whose end the task is cancelled if somebody asked for that meanwhile, whatever has become of it.
+    """Raise `CancelledError` at the end of the block if the task was cancelled in it, whatever the block itself did.
 
-    Python 3.11's `asyncio.wait_for`, with which psycopg's pool waits for a connection and redis-py sends a command, forgets a
-    cancellation that comes in the moment in which the wait is over, and the pool takes one for the failure of the connection that it is
-    checking. (psycopg's connections lose none: where the server refuses the statement that is cancelled, `AsyncConnection.wait`
-    raises the cancellation all the same.) A task that goes on in a loop would never hear of it again.
+    Python 3.11's `asyncio.wait_for` loses a cancellation that arrives in the moment in which the wait ends; psycopg's pool waits for
+    connections with it, and redis-py sends commands with it. The pool also takes a cancellation for a failure of the connection that it
+    is checking. (psycopg's connections lose none: if the server refuses the cancelled statement, `AsyncConnection.wait` still raises
+    the cancellation.) A task that works in a loop would go on for ever.
     """
     task = asyncio.current_task()
     assert task is not None, "only a task can be cancelled"
-    # Whoever tidies up has been cancelled before, and may.
+    # A task that cleans up after a cancellation may run: only a new cancellation counts.
     before = task.cancelling()
     try:
         yield

@@ -18,7 +18,7 @@ EventsError
 ├── StoreUnavailable        the database did not answer in time; the outcome is safe to retry
 ├── CustomerErased          the customer's key was destroyed: nothing can be sealed for them any more
 ├── KeyUnreadable           the customer's key does not open: nothing can be sealed for them
-└── MasterKeyWrong          the customers' keys were wrapped by a master key that is not known here
+└── MasterKeyWrong          the customers' keys were wrapped by a master key that the settings do not name
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class EventUnreadable(EventsError):
 
 
 class StoreUnavailable(EventsError):
-    """The database did not answer in time, or somebody keeps locked what is to be written to. The command may or may not have landed; its id makes a retry safe."""
+    """The database did not answer in time, or a lock on the lane was not released. The command may or may not have been appended; its
+    id makes a retry safe.
+    """
 
 
 class CustomerErased(EventsError):
@@ -134,4 +136,4 @@ class KeyUnreadable(EventsError):
 
 
 class MasterKeyWrong(EventsError):
-    """The customers' keys were wrapped by one that is not known here."""
+    """The customers' keys were wrapped by a master key that the settings do not name."""

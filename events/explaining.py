@@ -1,4 +1,4 @@
-"""Why an append failed, in our own errors."""
+"""Turns database errors of a failed append into this package's errors."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ _HEAD_NEVER = _SQL["head_never"]
 _OF_NO_COMMAND = _SQL["of_no_command"]
 _EVENT_NEVER = _SQL["event_never"]
 
-#: Half characters; the NUL character and numbers out of range; texts too long for an index. Callers check for all of
-#: these before (`hydracore.problems`): this is for the one that they forgot.
+#: Lone surrogates; the NUL character and numbers out of range; texts too long for an index. Callers check their input before
+#: (`hydracore.problems`), so this is a second line of defence.
 _UNSTORABLE = (UnicodeEncodeError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
-#: What says that a number of a lane was given before.
+#: Constraints whose violation means that a number of a lane is already taken.
 _NUMBERS = frozenset({"event_pkey", "command_lane_first_seq"})
 
 
 async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -> None:
-    """Return where `error` speaks for itself.
+    """Raise the error that explains `error`. Returns if `error` itself is the explanation.
 
-    Raises `ReservationTaken`, `Rejected` where `append` holds what no log can store, `LogCorrupted` with its place where the log
-    holds a time, or an event of no command, that nothing can follow, and `StoreUnavailable`.
+    - `ReservationTaken`: another instance holds a unique value.
+    - `Rejected`: `append` has something that the log cannot store.
+    - `LogCorrupted`, with its place: the log has a time, or an event without a command, after which nothing can be appended.
+    - `StoreUnavailable`: other sessions have appended in between.
     """
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
         raise ReservationTaken(append.stream_id) from error
@@ -36,13 +38,13 @@ async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -
             raise LogCorrupted(
                 append.lane, seq, f"its command is missing, and {append.stream_id} is to follow it"
             ) from error
-        # A session whose transactions see what was there as they began, because nobody told it otherwise.
+        # The session's isolation level is higher than READ COMMITTED, so its snapshot is older than others' appends.
         raise StoreUnavailable("Others have written there meanwhile; try again") from error
     if isinstance(error, LogCorrupted):
         for (seq,) in await run(pool, _EVENT_NEVER, (append.lane, append.stream_id)):
             what = f"stream {append.stream_id} has a time that no calendar has"
             raise LogCorrupted(append.lane, seq, what) from error
-    # What no event can be recorded after is a number out of range or, where it is infinite, no number at all.
+    # A `recorded_at` that nothing can follow is out of range, or infinite and then not a number at all.
     if isinstance(error, psycopg.DataError | psycopg.NotSupportedError):
         for (head,) in await run(pool, _HEAD_NEVER, (append.lane,)):
             what = f"it was recorded at a time that no calendar has, and {append.stream_id} is to follow it"

@@ -1,8 +1,8 @@
-"""What a failure code means, in words that a customer may read. Codes are ours; a provider's own text never gets here."""
+"""Describes failure codes in words for customers. The codes are HydraCore's own: a provider's texts are never shown."""
 
 from __future__ import annotations
 
-#: By code, as the documentation has them, too.
+#: By code. The documentation has the same list.
 TEXTS = {
     "boot_timeout": "The server did not come up in time",
     "resource_unavailable": "The provider has no capacity for this server type at this location",

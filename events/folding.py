@@ -1,5 +1,6 @@
-"""A stream's stored events folded in pages: what contradicts itself, or makes no sense, is a `LogCorrupted` at its place, never a
-state that looks right.
+"""Folds pages of a stream's stored events into states.
+
+A history that contradicts itself or makes no sense raises `LogCorrupted` with its place. It never gives a state that looks right.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ from events.state import Instance
 from events.types import AnyEvent
 from events.upcast import read
 
-#: What the fold needs of an event: its number, version, type, schema version, and exact payload.
+#: The columns of an event that a fold needs: number, version, type, schema version, and exact payload.
 Stored = tuple[int, int, str, int, str]
 
 
 def folded(state: Instance | None, page: Sequence[Stored], *, stream_id: UUID) -> Instance | None:
-    """`state` after all events of `page`, at half the price of `folding`, which is asked where it is not that simple. Raises as it
-    does.
-    """
+    """The state after all events of `page`. Raises as `folding`, and takes half its time on a page without trouble."""
     if not page:
         return state
     version = version_of(state)
     if all(found == due for due, (_, found, *_) in enumerate(page, version + 1)):
-        # Whatever breaks here breaks there, too, and is told with its place.
+        # If this raises, so does `folding` below, with the exact place.
         with suppress(Exception):
             events = [read(payload, tag=tag, schema_version=number) for _, _, tag, number, payload in page]
             return evolve_all(state, events, stream_id=stream_id)
@@ -37,9 +36,9 @@ def folded(state: Instance | None, page: Sequence[Stored], *, stream_id: UUID) -
 
 
 def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) -> Iterator[tuple[AnyEvent, Instance]]:
-    """Each event of a stream with the state after it, from `state` on.
+    """Each event of `page` with the state after it. `state`: the one before the page.
 
-    Raises `LogCorrupted`, and `EventUnreadable` for what a newer version wrote.
+    Raises `LogCorrupted`, and `EventUnreadable` for an event that a newer release wrote.
     """
     version = version_of(state)
     for seq, found, tag, schema_version, payload in page:
@@ -52,7 +51,7 @@ def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) 
         except EventUnreadable:
             raise
         except Exception as error:
-            # A history that somebody made up may break the fold anywhere.
+            # A forged history may raise anything anywhere in the fold.
             what = f"the history of {stream_id} makes no sense here: {type(error).__name__}"
             raise LogCorrupted(lane_of(stream_id), seq, what) from error
         yield event, state

@@ -1,4 +1,4 @@
-"""How far every lane has come."""
+"""Reads the heads of all lanes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from psycopg import AsyncConnection
 
 from events.sql import Statements
 
-#: The lane and the head of each.
+#: Rows of lane and head.
 HEADS: Final = Statements("events", "store.sql")["heads"]
 
 
 async def read_heads(connection: AsyncConnection) -> dict[int, int]:
-    """The number of the last event of every lane, all of them at one moment."""
+    """The number of the last event of each lane, read in one snapshot."""
     return dict(await (await connection.execute(HEADS)).fetchall())

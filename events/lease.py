@@ -1,7 +1,7 @@
-"""Rows that are locked for as long as their holder works, and no longer.
+"""Leases: row locks with a time limit.
 
-Locks go with the session, and a session stays where its process is frozen, or its machine has lost its power or its network and
-says no farewell: the server would keep both for hours. So it is told to end one whose transaction takes too long.
+Locks last as long as their session. If its process is frozen, or its machine has lost power or network, the server would keep the
+session for hours. So the server is told to end a session whose transaction takes too long.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ _BEGIN = Statement(_SQL["begin"], ())
 _END_IF_TOO_LONG = _SQL["end_if_too_long"]
 _END_IF_IDLE = _SQL["end_if_idle"]
 
-#: How long a lease is kept at most. What is done under one takes a second.
+#: The longest lease. Work under one takes about a second.
 LEASE_S_MAX = 30.0
 
-#: PostgreSQL's first version that knows how long a transaction takes. Older ones know how long its client has been silent.
+#: PostgreSQL's first version with `transaction_timeout`. Older ones can only limit how long the client is idle in a transaction.
 _KNOWS_TRANSACTIONS = 17_00_00
 
 
 @asynccontextmanager
 async def lease(connection: AsyncConnection, locking: Statement) -> AsyncGenerator[Rows]:
-    """A transaction for rows that others wait for or pass over, begun by `locking` in one message: its rows. The connection must be
-    in autocommit mode.
+    """A transaction that begins with the statement `locking`, in one message. Yields the rows of that statement.
 
-    After `LEASE_S_MAX` the session is ended, with all that it holds; whoever has it gets an error that `may_pass`. What is done
-    under a lease can be done again, so a commit need not wait for the disk.
+    The connection must be in autocommit mode. After `LEASE_S_MAX` the server ends the session and frees its locks; the holder gets an
+    error that `may_pass`. Work under a lease must be repeatable: its commit does not wait for the disk.
     """
     bounded = _END_IF_TOO_LONG if connection.info.server_version >= _KNOWS_TRANSACTIONS else _END_IF_IDLE
     limit = Statement(bounded, (b"%d" % (LEASE_S_MAX * 1000),))
@@ -41,7 +40,7 @@ async def lease(connection: AsyncConnection, locking: Statement) -> AsyncGenerat
         *_, rows = await exchange(connection, [_BEGIN, limit, locking])
         yield rows
     except BaseException:
-        # Where the session is gone, so is its transaction.
+        # If the session is gone, so is its transaction.
         with suppress(psycopg.OperationalError):
             await connection.rollback()
         raise

@@ -1,4 +1,4 @@
-"""The master key and those beside it: the present one makes whatever is new, what any of them made is known again."""
+"""The present master key, which everything new is derived from, and former ones, whose derived values are still recognized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MasterKeys:
     def __init__(self, present: bytes, former: Sequence[bytes] = ()) -> None:
         assert all(len(key) == MASTER_KEY_BYTES for key in (present, *former))
         self.present = present
-        # The younger, the likelier.
+        # Newest first: it is the likeliest.
         self._former = tuple(key for key in reversed(former) if key != present)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -27,6 +27,6 @@ class MasterKeys:
         return f"MasterKeys('***', {len(self._former)} former)"
 
     def maker_of(self, made: str, make: Callable[[bytes], str]) -> bytes | None:
-        """The one by which `make` gives what it once made; None where none of them does. `made` and `make` are in ASCII."""
+        """The master key for which `make` returns `made`; None if there is none. Both must be ASCII."""
         found = [key for key in self if hmac.compare_digest(make(key), made)]
         return found[0] if found else None

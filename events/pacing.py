@@ -1,9 +1,9 @@
-"""Giving way to writers: who reads much of the log rests in between, the longer the more is being written.
+"""Lets long readers of the log give way to writers: they rest after each piece of work, and longer if more is being written.
 
-`nice` holds back a process, and not its session in PostgreSQL, which does as much of the work. So long commands work in pieces of
-less than a tenth of a second and rest behind each, for as long as it took times a factor. The factor follows the lanes' heads:
-nothing written, no rest; a busy log, four times as long as the work. Two processors that writers would use up alone are then
-shared in a way that leaves these some four fifths of their pace.
+`nice` slows a process down, but not its session in PostgreSQL, which does as much of the work. So long commands work in pieces of
+less than a tenth of a second, and rest after each for its duration times a factor. The factor depends on how fast the lanes' heads
+move: without writers it is zero, and on a busy log four. On two cores that writers could use up alone, this leaves them about four
+fifths of their throughput.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from events.sql import Statements
 
 _WRITTEN: Final = Statements("events", "pacing.sql")["written"]
 
-#: How many times as long as the work the rest becomes at most, and how many events a second make it half as long.
+#: The longest rest as a multiple of the work before it, and the events per second at which the multiple is half of that.
 FACTOR_MAX: Final = 4.0
 HALF_AT_PER_S: Final = 100.0
 
-#: No rest is longer, whatever a piece of work was held up by.
+#: The longest rest, however long a piece of work was held up.
 REST_S_MAX: Final = 2.0
 
-#: Less work than this is done on with: a look at the heads takes a third of a millisecond.
+#: After less work than this there is no rest: reading the heads alone takes a third of a millisecond.
 PIECE_S_MIN: Final = 0.02
 
 
 class Pace:
-    """One reader's. `readers`: how many there are of it, which rest so much longer that it makes no difference.
+    """The pace of one reader.
 
-    `total_s_max`: how long all rests are together. It is for those who cannot but rest with a snapshot open.
+    `readers`: how many readers work in parallel; each rests that many times longer, so that writers see the load of one.
+    `total_s_max`: the longest sum of all rests, for readers that have to keep a snapshot open while they rest.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        #: How long all rests were together.
+        #: The sum of all rests.
         self.rested_s = 0.0
         self._full_speed = full_speed
         self._readers = readers
@@ -54,13 +55,14 @@ class Pace:
         self._clock = clock
         self._sleep = sleep
         self._woke_s = clock()
-        #: When the last look was, and how many events there were.
+        #: When the heads were read last, and how many events there were then.
         self._looked: tuple[float, int] | None = None
 
     def rest(self, connection: Connection, *, factor_max: float = FACTOR_MAX) -> None:
-        """Rest, if somebody writes. To be called behind each piece of work, where no snapshot is held if that can be: what is
-        written meanwhile could not be cleaned up before its end. `connection` itself must hold none, to see what is new. `factor_max`: how
-        many times as long as the work the rest is at most.
+        """Rest if there are writers. Call it after each piece of work.
+
+        If possible, hold no snapshot meanwhile: it would keep PostgreSQL from cleaning up what writers replace. `connection` itself
+        must hold none, or it would not see new events. `factor_max`: the longest rest as a multiple of the work before it.
         """
         if not self._has_worked():
             return
@@ -71,7 +73,7 @@ class Pace:
         self._woke_s = self._clock()
 
     async def rest_async(self, connection: AsyncConnection, *, factor_max: float = FACTOR_MAX) -> None:
-        """The same, for whoever must not block."""
+        """As `rest`, without blocking the event loop."""
         if not self._has_worked():
             return
         row = await (await connection.execute(_WRITTEN)).fetchone()
@@ -84,8 +86,8 @@ class Pace:
         return not self._full_speed and self._clock() - self._woke_s >= PIECE_S_MIN
 
     def _due_s(self, row: tuple[Any, ...] | None, factor_max: float) -> float:
-        """How long to rest now, which counts as rested. `row`: how many events there are."""
-        assert row is not None, "a sum is a row"
+        """How long to rest now. Adds it to `rested_s`. `row`: how many events the log has."""
+        assert row is not None, "a sum always has a row"
         now_s, written = self._clock(), int(row[0])
         before, self._looked = self._looked, (now_s, written)
         if before is None or now_s <= before[0]:

@@ -1,6 +1,4 @@
-"""What was in use lately, to go on from: so many values, and so many bytes of them, because one can be as large as a thousand
-others.
-"""
+"""A cache of the most recently put values, bounded by count and by bytes: one value can be as large as a thousand others."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _NOTHING: Final = (None, 0)
 
 
 class Recent(Generic[K, V]):
-    """Values by key, the ones that were put last. The last one is kept whatever it weighs."""
+    """Values by key. Those that were put longest ago are evicted; the newest one is kept, however large it is."""
 
     def __init__(self, *, count_max: int, bytes_max: int) -> None:
         self._count_max = count_max
@@ -24,7 +22,7 @@ class Recent(Generic[K, V]):
         self._bytes = 0
 
     def __iter__(self) -> Iterator[V]:
-        """From the one on that was put longest ago."""
+        """The values, oldest first."""
         return (value for value, _ in self._kept.values())
 
     def get(self, key: K) -> V | None:
@@ -32,11 +30,11 @@ class Recent(Generic[K, V]):
         return None if kept is None else kept[0]
 
     def weighed(self, key: K) -> tuple[V | None, int]:
-        """The value, and how many bytes it was said to take."""
+        """The value and its weight in bytes, as given to `put`; None and 0 if there is none."""
         return self._kept.get(key, _NOTHING)
 
     def put(self, key: K, value: V, *, weight: int) -> None:
-        """Keep `value`, which takes so many bytes, about, in place of what was there."""
+        """Set the value of `key`. `weight`: about how many bytes it takes."""
         kept = self._kept
         _, before = kept.pop(key, _NOTHING)
         kept[key] = (value, weight)
@@ -48,7 +46,7 @@ class Recent(Generic[K, V]):
             self._bytes -= let_go
 
     def pop(self, key: K) -> V | None:
-        """The value, which is kept no longer."""
+        """Remove the key. Returns its value; None if there is none."""
         value, weight = self._kept.pop(key, _NOTHING)
         self._bytes -= weight
         return value

@@ -1,4 +1,4 @@
-"""What goes to the log and what comes back from it."""
+"""The types at the log's interface: the origin of a command, an append, its outcome, and inline projections."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     `actor`: `customer:ID`, `admin:ID`, `platform:ID`, `api_key:ID`, `api_key:ID as customer:ID`, `agent:INSTANCE`,
     `operator:NAME` (of a command line), `worker`, `sweeper`, `migrate`.
     `correlation_id` is the same for everything that one request set off; `causation_id` is the command before this one.
-    `request_hash` and `result` (JSON) make an HTTP request idempotent: a repeat is compared with the one and answered
-    with the other. `request_hashes_former`: what the same request's hash was by former master keys.
+    `request_hash` and `result` (JSON) make an HTTP request idempotent: a repeated request must have the same hash, and gets the
+    stored result. `request_hashes_former`: the hashes of the same request with former master keys.
     """
 
     actor: str
@@ -35,10 +35,10 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision on its way to the log: the states before and after it, and the events between.
+    """One decision to be appended: its events, and the states before and after them.
 
-    `before_digest`: the digest of the last event behind `before`, where it is known: the log then takes the decision
-    only on top of that very event.
+    `before_digest`: the digest of the last event of `before`, if it is known. The log then takes the decision only if that event is
+    still the last one.
     """
 
     stream_id: UUID
@@ -58,9 +58,9 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a command.
 
-    `duplicate`: the log already held one with its id. Either it is this very one, and the answer to an earlier try was
-    lost: then `events` are its events, and much may have happened since. Or it is another: then there are no events, and
-    `result` is what that one answered.
+    `duplicate`: the log already had a command with this id. Either it is this command, and the answer to an earlier try was lost:
+    then `events` are its events, and `state` may be much newer. Or it was given by an earlier request: then `events` is empty, and
+    `result` is the stored result of that request.
     """
 
     state: Instance
@@ -87,7 +87,7 @@ class InlineProjection(Protocol):
     def version(self) -> int: ...
 
     def serve(self, version: int) -> None:
-        """Write rows of `version` from now on, where the code has it."""
+        """Write rows of `version` from now on, if this code knows that version."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What is remembered of a stream, in a process or in a snapshot, and by which rules it was made."""
+"""Remembered states of streams, in a process or in a snapshot, and the version of the fold that made them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import msgspec
 
 from events.state import Instance
 
-#: The rules that states are made by. To be raised with every change of them, or of what a state holds, after which a history that is in
-#: a log gives another state: what was made by others is not looked at, and in time replaced.
+#: The version of the fold. Raise it with every change of the fold or of `Instance` after which an existing history gives another
+#: state: snapshots of other versions are ignored, and replaced in time.
 FOLD: Final = 1
 
 encode: Final = msgspec.json.Encoder().encode
@@ -17,7 +17,7 @@ decode: Final = msgspec.json.Decoder(Instance).decode
 
 
 class Remembered(NamedTuple):
-    """A state and the digest of the last event behind it, which tells whether the log still says so."""
+    """A state and the digest of its last event, by which a process can tell whether the log still has that event."""
 
     state: Instance
     digest: bytes

@@ -1,7 +1,7 @@
-"""Customers' keys after a change of the master key: all are wrapped anew with the present one, while the service goes on.
+"""Rewraps all customers' keys with the present master key after it was replaced, while the service runs.
 
-A batch is a transaction: whoever is killed has done all or nothing of it, and whoever begins again passes over what is done. A key
-that was destroyed has nothing to wrap, and stays so.
+Each batch is a transaction, and a repeated run skips keys that are done, so it can be killed at any point. Destroyed keys stay as they
+are.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _HOLD = _SQL["hold_wrapped_keys"]
 _COUNT = _SQL["count_wrapped_keys"]
 _REPLACE = _SQL["replace_keys"]
 
-#: How many keys are held at a time, for milliseconds: an erasure of one of them waits so long.
+#: Keys that are locked at a time, for milliseconds. An erasure of one of them waits that long.
 BATCH = 500
-#: How many are only looked at in one go.
+#: Keys that a survey reads at a time.
 PAGE = 5_000
 
 #: Customers' ids are never empty.
@@ -34,7 +34,7 @@ _BEFORE_ALL = ("", "")
 
 
 class CustomerKeys(msgspec.Struct, kw_only=True):
-    """How many there are that are not destroyed, by what opens them."""
+    """The number of keys that are not destroyed, by the master key that unwraps them."""
 
     present: int = 0
     former: int = 0
@@ -42,7 +42,7 @@ class CustomerKeys(msgspec.Struct, kw_only=True):
 
 
 async def count(pool: AsyncConnectionPool) -> int:
-    """Raises `StoreUnavailable`."""
+    """The number of customers' keys. Raises `StoreUnavailable`."""
     ((number,),) = await run(pool, _COUNT)
     return number
 
@@ -50,7 +50,7 @@ async def count(pool: AsyncConnectionPool) -> int:
 async def survey(
     pool: AsyncConnectionPool, master_keys: MasterKeys, progress: Callable[[int], None] = lambda _: None
 ) -> CustomerKeys:
-    """Try them all. Raises `StoreUnavailable`."""
+    """Try to unwrap all keys. `progress` is called with the number of keys that were tried. Raises `StoreUnavailable`."""
     wrapping, found = Wrapping(master_keys), CustomerKeys()
     async for rows in _pages(pool):
         for tenant, customer, wrapped in rows:
@@ -68,9 +68,10 @@ async def survey(
 async def rewrap(
     pool: AsyncConnectionPool, master_keys: MasterKeys, progress: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Wrap with the present master key whatever a former one opens: how many that were. Raises `StoreUnavailable`.
+    """Wrap all keys that a former master key unwraps with the present one. Returns how many there were.
 
-    Those that somebody else holds at the moment are left as they are, for the next time.
+    Keys that another session has locked are skipped; the next run takes them. `progress` is called with the number of keys that were
+    looked at. Raises `StoreUnavailable`.
     """
     wrapping, replaced, last = Wrapping(master_keys), 0, _BEFORE_ALL
 

@@ -1,8 +1,8 @@
-"""Seals: signed statements of how far each lane had got, and with which link.
+"""Seals: signed statements of the head of each lane, that is its last number and its last link.
 
-A lane's links fix everything before them, and a seal fixes the links: what is cut off, or written anew with links that fit
-each other, no longer fits its seals. Each seal names the one before, so that none of them can be taken out either. What
-is signed (Ed25519) is short; the Merkle root in it stands for all heads and links.
+A lane's links pin everything before them, and a seal pins the links: a lane that was cut off, or rewritten with links that fit each
+other, does not fit its seals. Each seal has the digest of the seal before, so none can be removed either. The signature (Ed25519)
+covers a short statement; the Merkle root in it stands for all heads and links.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from events.ids import LANES, SEQ_MAX
 from events.merkle import root_of
 from events.times import microseconds
 
-#: What the first seal has in place of a predecessor's digest.
+#: `previous` of the first seal.
 NOTHING_BEFORE = bytes(32)
 
 _PURPOSE = b"hydracore/seal/1"
@@ -31,7 +31,7 @@ _LINK_BYTES = len(GENESIS)
 
 
 class Head(NamedTuple):
-    """How far a lane has got: the number of its last event, and its last link."""
+    """The head of a lane: the number of its last event, and its last link."""
 
     seq: int
     link: bytes
@@ -59,9 +59,9 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_malformed(self) -> bool:
-        """Whether it has what no seal can have, such as nulls, a time of no zone, or numbers without end.
+        """Whether a field has a value that no seal can have, such as null, a time without a zone, or a number out of range.
 
-        Whoever takes the table's constraints away, or writes into the file, can make it so.
+        That is possible in a file, and in a table whose constraints were removed.
         """
         try:
             msgspec.convert(msgspec.structs.asdict(self), _Form, builtin_types=(bytes, datetime))
@@ -101,7 +101,7 @@ class _Form(msgspec.Struct):
 
 def make_seal(heads: Sequence[Head], *, previous: Seal | None, sealed_at: datetime, key: Ed25519PrivateKey) -> Seal:
     """The seal after `previous` over the heads of all lanes."""
-    assert len(heads) == LANES, "a seal speaks of every lane"
+    assert len(heads) == LANES, "a seal has every lane"
     unsigned = Seal(
         number=1 if previous is None else previous.number + 1,
         sealed_at=sealed_at,
@@ -118,15 +118,15 @@ def make_seal(heads: Sequence[Head], *, previous: Seal | None, sealed_at: dateti
 def flaws_of(
     seal: Seal, *, previous: Seal | None, public_key: bytes | None, former_keys: tuple[bytes, ...] = ()
 ) -> Iterator[str]:
-    """What is wrong with a seal that stands after `previous` (None: it is the first that is looked at), in words.
+    """What is wrong with a seal that follows `previous`, in words. `previous` is None for the first seal that is looked at.
 
-    `public_key`: the only one that may have signed it, but for `former_keys`, oldest first, none of which signs any more once a
-    later one has. None accepts any key, so that a seal proves no more than that nobody changed it without making it anew.
+    `public_key`: the key that must have signed it. `former_keys`, oldest first, are accepted too, each until the first seal of a later
+    key. With None any key is accepted, so a seal only proves that it was not changed without being signed again.
     """
     if seal.is_malformed:
         yield "it lacks what every seal has, or has what none can have"
         return
-    # Who prepares a replacement may list the key in force as well.
+    # While a replacement is prepared, the settings may list the present key among the former ones.
     keys = () if public_key is None else (*(key for key in former_keys if key != public_key), public_key)
     if keys and seal.public_key not in keys:
         yield "it was signed with another key"
@@ -161,11 +161,11 @@ def _is_signed(seal: Seal) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(seal.public_key).verify(seal.signature, seal.statement)
     except (InvalidSignature, ValueError):
-        # A `ValueError` is a key of another length.
+        # `ValueError`: the key has a wrong length.
         return False
     return True
 
 
 def _int8(value: int) -> bytes:
-    """As PostgreSQL has it: what somebody made negative is still looked at."""
+    """As PostgreSQL's int8: signed, because a forged value may be negative."""
     return value.to_bytes(8, signed=True)

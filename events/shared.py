@@ -1,4 +1,4 @@
-"""One connection for all who are at work at the same time: their exchanges follow each other on it (see `events.exchange`)."""
+"""Shares one pooled connection among concurrent tasks, whose exchanges are pipelined on it (see `events.exchange`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.exchange import Statement, exchange, number
 
-#: Whoever has not been answered by then waits for a database that is slow or away.
+#: A task that waits longer than this has met a database that is slow or away.
 LATE_S = 0.25
 
 _PID = Statement(b"SELECT pg_backend_pid()", ())
@@ -25,22 +25,23 @@ class _Loan:
 
 
 class SharedConnection:
-    """Borrows from `pool` for as long as anybody is at work. To be used as a pool is, for exchanges alone.
+    """Lends one connection of `pool` to all concurrent tasks. Use it like a pool, but for exchanges only.
 
-    Whoever comes while one is late gets another connection. Those who are behind it already wait for it: what is late may be a commit,
-    and a server that is told to cancel one which waits for a standby says that it is made, though no standby has it. Behind a pooler
-    everybody has a connection of their own: it may give the session to others after the first of several transactions.
+    While a task is late (`LATE_S`), newcomers get another connection. The tasks that already share the late one wait for it, because it
+    may be in a commit: a server that is asked to cancel a commit which waits for a standby reports it as committed, although no
+    standby has it. Behind a pooler each task gets a connection of its own: the pooler may give the session to another client between
+    two pipelined transactions.
     """
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
         self._loan: _Loan | None = None
-        #: Whether they lead to PostgreSQL itself.
+        #: Whether a connection leads to PostgreSQL itself and not to a pooler.
         self._direct: WeakKeyDictionary[AsyncConnection, bool] = WeakKeyDictionary()
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncGenerator[AsyncConnection]:  # noqa: ASYNC109 - as a pool has it
-        """That of those who are at work, or a new one. Raises `PoolTimeout` and `PoolClosed`."""
+        """Borrow the shared connection, or a new one. Raises `PoolTimeout` and `PoolClosed`."""
         loan = self._loan
         if loan is None or loan.connection.closed:
             loan = _Loan(await self._pool.getconn(timeout))
@@ -64,7 +65,7 @@ class SharedConnection:
     async def _may_be_shared(self, connection: AsyncConnection) -> bool:
         direct = self._direct.get(connection)
         if direct is None:
-            # A pooler says of itself which process it is.
+            # A pooler reports a process id of its own at the start of a connection.
             [[(pid,)]] = await exchange(connection, [_PID])
             direct = self._direct[connection] = number(pid) == connection.info.backend_pid
         return direct

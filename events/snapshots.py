@@ -1,8 +1,8 @@
-"""Snapshots: the states of long streams, for processes that have not read them yet.
+"""Snapshots: stored states of long streams, so that a process need not fold a whole stream when it loads it first.
 
-An instance that was used for a year has hundreds of thousands of events, and whoever begins with it would fold them for seconds. A
-snapshot is a state with the digest of the last event behind it, as a store remembers states too; it is believed where the log has that
-event. No decision depends on whether there is one, and `audit verify` compares them with the log.
+An instance that was used for a year has hundreds of thousands of events, which take seconds to fold. A snapshot is a state with the
+digest of its last event, and is used only if the log has that event. No decision depends on whether there is a snapshot, and `audit
+verify` compares all of them with the log.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _SQL = Statements("events", "snapshots.sql")
 _SNAPSHOT = _SQL["snapshot"]
 _KEEP = _SQL["keep"]
 
-#: After how many events of a stream the next snapshot is due.
+#: Events between two snapshots of a stream.
 EVERY = 500
 
-#: For how long one is tried to be read or kept, where the database is away or somebody has locked the table.
+#: The longest wait for a snapshot to be read or stored. The caller's answer does not depend on it.
 PATIENCE_S = 1.0
 
 _log = structlog.get_logger(__name__)
 
 
 def is_due(before: int, after: int) -> bool:
-    """Whether there should be a snapshot, of a stream that goes on from one version to another."""
+    """Whether a snapshot is due when a stream has moved from version `before` to version `after`."""
     return after // EVERY > before // EVERY
 
 
 class Snapshots:
-    """Those in the database of an open pool of autocommit connections. Whatever goes wrong with one costs time and nothing else."""
+    """The snapshots in the database, on an open pool of autocommit connections. Failures are logged, and cost only time."""
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
 
     async def of(self, stream_id: UUID) -> Remembered | None:
-        """The stream's last one."""
+        """The stream's snapshot; None if there is none that can be used."""
         asked = (lane_of(stream_id), stream_id, FOLD)
         rows = await self._run(_SNAPSHOT, asked, stream_id, failed="snapshot_not_read")
         if not rows:
@@ -56,19 +56,19 @@ class Snapshots:
         try:
             state = decode(text)
         except (msgspec.DecodeError, RecursionError, TypeError) as error:
-            # Somebody wrote it by hand. The log has all that it should say.
+            # Written by hand. Nothing is lost: the state can be folded from the log.
             _log.warning("snapshot_unreadable", instance_id=str(stream_id), error=type(error).__name__)
             return None
         return Remembered(state, digest) if (state.id, state.version) == (stream_id, version) else None
 
     async def keep(self, remembered: Remembered) -> None:
-        """Make this the stream's."""
+        """Store the state as its stream's snapshot."""
         state, digest = remembered
         row = (lane_of(state.id), state.id, state.version, FOLD, digest, encode(state).decode())
         await self._run(_KEEP, row, state.id, failed="snapshot_not_kept")
 
     async def _run(self, statement: bytes, parameters: Any, stream_id: UUID, *, failed: str) -> list[Any]:
-        """Its rows; none where it fails, or takes long: somebody waits for an answer that does not depend on it."""
+        """The rows of `statement`; none if it fails or takes longer than `PATIENCE_S`."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await run(self._pool, statement, parameters)

@@ -1,4 +1,4 @@
-"""SQL kept as SQL: `-- name: block` files beside the code that owns them."""
+"""Loads SQL from `.sql` files with named statements, which stand beside the modules that use them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Statements:
 
 
 def template(statement: bytes) -> sql.SQL:
-    """A statement of such a file, with `{places}` for `format` to fill. It is as fixed as a literal, for which psycopg asks."""
+    """A statement of such a file whose `{placeholders}` are to be filled by `format`. psycopg accepts literals only, and this is as fixed."""
     return sql.SQL(cast("LiteralString", statement.decode()))
 
 
 def identifiers(names: Iterable[str]) -> sql.Composed:
-    """Names of columns or tables as a statement lists them: quoted, with commas between."""
+    """Names of columns or tables, quoted and separated by commas."""
     return sql.SQL(", ").join(map(sql.Identifier, names))

@@ -1,4 +1,4 @@
-"""Times as the log keeps them, which are numbers since 1970, and as tables and seals have them. Everything is UTC."""
+"""Converts between times as numbers since 1970, which the log keeps, and datetimes, which tables and seals have. All are UTC."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
-#: Where they begin.
+#: Where the numbers begin.
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-# Kept, because events of one command happen at one time, which several tables have.
+# Cached: the events of one command have the same time, and several tables have it.
 @lru_cache(1024)
 def moment(at_ms: int | None) -> datetime | None:
     """Milliseconds since 1970 as a time."""

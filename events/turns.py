@@ -1,7 +1,7 @@
-"""Turns at a stream: within a process its changes come one after the other, in the order in which they were asked for.
+"""Serializes the changes of each stream within a process, in the order in which they were asked for.
 
-Each would have to be decided again for every other one that was faster, and the last of many at once would lose more races than a
-caller can be asked to wait for. Between processes the log itself tells who was first.
+Concurrent changes of a stream would have to be decided again for each one that was faster, and the last of many would lose more races
+than its caller can wait for. Between processes the log's version check decides who was first.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from events.patience import PATIENCE_S
 
 class Turns:
     def __init__(self) -> None:
-        #: Of the streams that somebody changes or waits for.
+        #: The locks of the streams that are being changed or waited for.
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def turn(self, stream_id: UUID) -> AsyncGenerator[None]:
-        """Meanwhile nobody else has a turn at this stream.
-
-        Raises `StoreUnavailable` where those before are not done in `PATIENCE_S` seconds.
-        """
+        """Hold the turn at this stream. Raises `StoreUnavailable` if earlier ones take longer than `PATIENCE_S`."""
         lock = self._locks.setdefault(stream_id, asyncio.Lock())
         try:
             async with asyncio.timeout(PATIENCE_S):

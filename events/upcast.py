@@ -1,9 +1,9 @@
-"""Old versions of events: what was written once is read for ever, as what it means today.
+"""Upcasters: read events of old schema versions as events of the present version.
 
-The log is never rewritten. When a field's meaning changes, the type's `schema_version` rises by one, and a step from the
-version before goes in `STEPS`: a pure function from the old JSON object to the next version's. A reader of version 1 takes all
-steps to the present one after the other, so each step is written once and never touched again. A frozen line of every
-version ever written stands in `tests/corpus/`.
+The log is never rewritten. When a field's meaning changes, the type's `schema_version` rises by one, and an upcaster from the version
+before is added to `STEPS`: a pure function from the old version's JSON object to the next version's. An event of version 1 passes
+through all steps up to the present version, so each step is written once and never changed. `tests/corpus/` has a frozen event of
+every version that was ever written.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 _TYPES: tuple[type[Event], ...] = get_args(AnyEvent)
 
-#: The version of today by stored name.
+#: The present schema version of each type, by stored name.
 CURRENT: dict[str, int] = {str(kind.__struct_config__.tag): kind.schema_version for kind in _TYPES}
 
-#: The stored name by itself, and by that of the class.
+#: Stored names, by the stored name itself and by the name of the class.
 STORED_AS: dict[str, str] = {
     **{tag: tag for tag in CURRENT},
     **{kind.__name__: str(kind.__struct_config__.tag) for kind in _TYPES},
 }
 
-#: By stored name and version: the step to the version after it. The object keeps its `type`.
+#: The upcasters from one version to the next, by stored name and old version. They leave `type` as it is.
 STEPS: dict[tuple[str, int], Step] = {}
 
 assert all((tag, version) in STEPS for tag, current in CURRENT.items() for version in range(1, current)), (
@@ -39,27 +39,27 @@ assert all((tag, version) in STEPS for tag, current in CURRENT.items() for versi
 
 
 class Outdated(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="outdated"):
-    """An event of another version than today's, where it is read among others in bulk (`projections/stored.sql`)."""
+    """An event of another than the present version, as bulk reads return it (`projections/stored.sql`)."""
 
     name: str
     schema_version: int
     payload: msgspec.Raw
 
 
-#: What a payload that was read in bulk is decoded to.
+#: What a bulk read decodes payloads to.
 Stored = AnyEvent | Outdated
 
 
 def all_of_today(events: Sequence[Stored]) -> Sequence[AnyEvent]:
-    """The same events, each in its version of today. Raises as `read` does."""
-    # Most histories hold no old version: a look at the types is all that it costs them.
+    """The events, each in its present version. Raises as `read`."""
+    # Most histories have no old version, and pay only for this look at the types.
     if Outdated in map(type, events):
         return [of_today(event) for event in events]
     return cast("Sequence[AnyEvent]", events)
 
 
 def of_today(event: Stored) -> AnyEvent:
-    """The same event in its version of today. Raises as `read` does."""
+    """The event in its present version. Raises as `read`."""
     if isinstance(event, Outdated):
         return read(bytes(event.payload), tag=event.name, schema_version=event.schema_version)
     return event
@@ -68,8 +68,8 @@ def of_today(event: Stored) -> AnyEvent:
 def read(payload: str | bytes, *, tag: str, schema_version: int) -> AnyEvent:
     """The event that was stored as `payload` under this name and version.
 
-    Raises `EventUnreadable` for a version that this code does not know (a newer one, as a rule), and
-    `msgspec.ValidationError` for a shape that was never written.
+    Raises `EventUnreadable` for a version that this code does not know (usually a newer one), and `msgspec.ValidationError` for a
+    shape that was never written.
     """
     if CURRENT.get(tag) == schema_version:
         return decode(payload)

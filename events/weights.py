@@ -1,4 +1,4 @@
-"""How much memory what is kept takes, about."""
+"""Estimates how much memory cached states and documents take."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 
 from events.state import Instance
 
-#: How many times as much memory a document takes as its JSON, at worst: each of its small parts is an object.
+#: Memory of a decoded document as a multiple of its JSON's length, at worst: each small part is an object.
 _OF_DOCUMENTS: Final = 24
 
-#: What may be large in a state, and how much all else takes, about.
+#: The fields of a state that may be large, and the approximate bytes of all others together.
 _LARGE: Final = attrgetter(
     *("agent_name", "manifest_id", "recipe_id", "website_template_slug", "user_display_name"),
     *("workflow_slugs", "capabilities", "config"),
@@ -23,10 +23,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def weight_of(state: Instance, *, before: Instance | None, weight: int) -> int:
-    """How many bytes the state takes, about. `before`: an earlier state of the stream, if there is one at hand, and its `weight`."""
+    """About how many bytes `state` takes. `before`: an earlier state of the same stream, if there is one, and `weight` its weight."""
     config = state.config
     if before is not None and before.config is config:
-        # What can be large changes with the configuration alone, and looking at it for each append would be felt.
+        # Only a change of the configuration changes a large field. Measuring it for each append would take noticeable time.
         return weight
     weight = _REST_BYTES + len(_encode(_LARGE(state)))
     if config.integrations or config.skills:
@@ -35,5 +35,5 @@ def weight_of(state: Instance, *, before: Instance | None, weight: int) -> int:
 
 
 def weight_of_document(value: Any) -> int:
-    """How many bytes a JSON value takes, about."""
+    """About how many bytes a decoded JSON value takes."""
     return len(value) if isinstance(value, str) else _OF_DOCUMENTS * len(_encode(value))

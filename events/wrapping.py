@@ -1,4 +1,4 @@
-"""A customer's key as the database has it: encrypted by what the master key gives, and bound to tenant and customer."""
+"""Wraps customers' keys for the database: encrypted with a key derived from the master key, and bound to tenant and customer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NONCE_BYTES = 12
 
 
 class Unwrapped(NamedTuple):
-    """A customer's key, and whether the present master key has wrapped it."""
+    """A customer's key, and whether it was wrapped with the present master key."""
 
     key: bytes
     by_present: bool
@@ -27,7 +27,7 @@ class Unwrapped(NamedTuple):
 
 
 class Wrapping:
-    """Wraps with the present master key, and unwraps with whichever has wrapped."""
+    """Wraps with the present master key, and unwraps with the present and the former ones."""
 
     def __init__(self, master_keys: MasterKeys) -> None:
         self._present, *self._former = (AESGCM(derive(key, b"wrap customer keys")) for key in master_keys)
@@ -37,7 +37,7 @@ class Wrapping:
         return nonce + self._present.encrypt(nonce, key, _bound_to(tenant_id, customer_id))
 
     def unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> Unwrapped | None:
-        """None where no master key opens it: it was damaged, is somebody else's, or was wrapped by one that is not known here."""
+        """The key; None if no master key unwraps it: it is damaged, another customer's, or wrapped with an unknown master key."""
         bound_to = _bound_to(tenant_id, customer_id)
         for cipher in (self._present, *self._former):
             try:
@@ -54,7 +54,7 @@ def derive(master_key: bytes, purpose: bytes) -> bytes:
 
 
 def bind(*parts: str) -> bytes:
-    """What ciphertext is bound to: the parts, framed."""
+    """The additional data that binds a ciphertext to these parts."""
     return framed(*parts).encode()
 
 
