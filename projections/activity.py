@@ -1,4 +1,4 @@
-"""`activity`: who did what, per tenant and day. The days are those on which the log learned of it (UTC)."""
+"""`activity`: who did what, per tenant and day (UTC) on which it was recorded in the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ACTIVITY = Table(
 
 
 class ActivityCount(msgspec.Struct):
-    """What one actor did in one way on one day, in the order of the table's columns."""
+    """What one actor did with one kind of command on one day, in the order of the table's columns."""
 
     commands: int
     events: int
@@ -47,7 +47,7 @@ class ActivityFold:
                 deeds = self._deeds[key] = ActivityCount(commands=0, events=0, first_at=at, last_at=at)
             deeds.commands += fact.first
             deeds.events += 1
-            # Not by `min` and `max`: this is done for every event that there is.
+            # Not with `min` and `max`, which are slower: this runs for every event in the log.
             if at < deeds.first_at:
                 deeds.first_at = at
             elif at > deeds.last_at:
@@ -58,7 +58,7 @@ class ActivityFold:
 
 
 class Activity:
-    """Adds up the commands of every actor, and the events that they caused."""
+    """Counts the commands of every actor, and the events that they caused."""
 
     name = "activity"
     version = 1

@@ -13,12 +13,12 @@ from events.sql import Statements
 
 _OF_TENANT = Statements("projections", "activity.sql")["of_tenant"]
 
-#: How many lines one answer holds: the latest.
+#: The most lines per answer: the latest ones.
 LINES_MAX = 1_000
 
 
 class ActivityLine(msgspec.Struct, frozen=True):
-    """What `actor` ordered on `day` (UTC): how often, how many events came of it, and when first and last."""
+    """How often `actor` gave a command on `day` (UTC), how many events that caused, and when first and last."""
 
     day: date
     actor: str
@@ -32,8 +32,9 @@ class ActivityLine(msgspec.Struct, frozen=True):
 async def tenant_activity(
     pool: AsyncConnectionPool, tenant_id: str, *, first: date, last: date, actor: str | None = None
 ) -> list[ActivityLine]:
-    """Who did what in the tenant from the day `first` to the day `last`, the latest first; or what one `actor` did (admin:ops), or
-    all of a kind (admin).
+    """Who did what in the tenant from the day `first` to the day `last`, latest first.
+
+    `actor`: only this actor (admin:ops), or all actors of this kind (admin).
     """
     parameters = {"tenant_id": tenant_id, "first": first, "last": last, "actor": actor, "limit": LINES_MAX}
 

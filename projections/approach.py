@@ -1,4 +1,4 @@
-"""A build on its way to the live tables, and compared with them, while everybody goes on writing."""
+"""Bring a build close to the live tables and compare it with them, while others go on writing."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from projections.swap import READ_MAX
 
 _WHOLE_TABLES = Statements("projections", "drift.sql")["whole_tables"]
 
-#: A swap is tried once a step took no more than this many events and had to read no more for them, or after so many steps.
+#: The swap is tried once a step applied at most this many events and read at most that many, or after this many steps.
 NEAR_EVENTS = 200
 NEAR_READ = READ_MAX // 2
 STEPS_MAX = 20
 
-#: How many times as long as a step the rest behind it is at most: the log grows meanwhile, and what it grows by is to be folded, too.
+#: The longest rest after a step, as a multiple of it. The log grows meanwhile, and has to be folded too.
 REST_FACTOR_MAX = 1.0
 
-#: More streams than this are not compared while writers stand still: they are compared before.
+#: The most streams to compare while writers are stopped. If there are more, they are compared before.
 UNVERIFIED_MAX = 500
 
 
 async def approach(connection: AsyncConnection, candidate: Candidate) -> int:
-    """Take the build so near to the live tables that the rest is folded and compared in no time; how many events that took.
+    """Bring the build so close to the live tables that a swap is quick. Returns how many events were applied.
 
-    Raises `ParityMismatch` where something is compared on the way and differs.
+    Raises `ParityMismatch` where something that is compared on the way differs.
     """
     events = await come_near(connection, candidate)
     if candidate.unverified is not None and len(candidate.unverified.streams) > UNVERIFIED_MAX:
@@ -39,8 +39,9 @@ async def approach(connection: AsyncConnection, candidate: Candidate) -> int:
 
 
 async def verify(connection: AsyncConnection, candidate: Candidate, *, everything: bool) -> Comparison:
-    """Take the build to where the live tables are in one snapshot, and compare the two in it: all rows, or those that were not
-    found equal before. Nobody is stopped.
+    """Bring the build to the position of the live tables in one snapshot, and compare them there. Nobody is stopped.
+
+    `everything`: compare all rows, and not only those that changed since they were last found equal.
     """
     unverified = candidate.unverified
     assert unverified is not None, "somebody wants to know"
@@ -60,7 +61,7 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
 
 
 async def come_near(connection: AsyncConnection, candidate: Candidate) -> int:
-    """The same, with rests between the steps and without a comparison."""
+    """Step until little is left, with rests and without a comparison. Returns how many events were applied."""
     events = 0
     for _ in range(STEPS_MAX):
         async with connection.transaction():

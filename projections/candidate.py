@@ -1,4 +1,4 @@
-"""A build that is to take the place of the live tables, with what has to be remembered from one step towards that to the next."""
+"""A build that is to replace the live tables, and what has to be remembered between the steps towards that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from projections.refolding import KeptFolds, Stream
 
 
 class Unverified(NamedTuple):
-    """What has changed since live and fresh tables were last found equal: lanes, and streams, each after which version."""
+    """What changed since live and new tables were last found equal: lanes, and streams with their version then."""
 
     lanes: set[int]
     streams: dict[Stream, int]
@@ -36,7 +36,11 @@ class Unverified(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """`live` None: a projection that was never built here. `unverified` None: nothing is compared. `pace`: how it gives way to writers."""
+    """A build on its way to be live.
+
+    `live`: None for a projection that was never built in this database. `unverified`: None where nothing is to be
+    compared. `pace`: how it gives way to writers.
+    """
 
     projection: Projection
     build: Generation
@@ -47,19 +51,19 @@ class Candidate(NamedTuple):
 
     @classmethod
     def of(cls, projection: Projection, build: Generation, live: Generation | None, pace: Pace) -> Candidate:
-        """One of which nothing was compared yet."""
+        """A candidate of which nothing was compared yet."""
         return cls(projection, build, live, KeptFolds(), Unverified(set(range(LANES)), {}), pace)
 
     async def goal(self, connection: AsyncConnection) -> dict[int, int]:
-        """Where the live tables are: at the heads, or where their follower is."""
+        """The position of the live tables: the lanes' heads, or the checkpoints of their follower."""
         if isinstance(self.projection, Inline):
             return await read_heads(connection)
         return await read_positions(connection, self.projection.name)
 
     async def step(self, connection: AsyncConnection, upto: Positions, *, read_max: int | None = None) -> CaughtUp:
-        """Take the build to `upto`. Raises as `catch_up` does."""
+        """Bring the build to `upto`. Raises as `catch_up` does."""
         step = await catch_up(connection, self.projection, self.build, upto, self.kept, read_max=read_max)
         if self.unverified is not None:
-            # Should it be undone, what it took is looked at once more than needed; nothing is looked at too little.
+            # If the step is rolled back, its streams are compared once more than needed, but none is left out.
             self.unverified.add(step)
         return step

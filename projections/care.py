@@ -1,4 +1,4 @@
-"""Looking after projections: how far each is, what waits and why, and getting a parked lane going again."""
+"""Operate projections: show how far each is and why a lane is parked, and get a parked lane going again."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ _SKIPPED = _SQL["skipped"]
 _SKIP = _SQL["skip"]
 _RETRY = _SQL["retry"]
 
-#: How long a rate is measured.
+#: How long event rates are measured, in seconds.
 SAMPLE_S = 0.5
 
 
 class LaneStatus(msgspec.Struct, frozen=True):
-    """`behind_s`: the age of the first event that the projection has not taken. `seq`: the last one that it has. `error`: why the
-    lane is parked, at the event of the number `event`; None where it is not."""
+    """How far a projection is in a lane.
+
+    `behind`: how many events it has not applied. `behind_s`: the age of the first of these, in seconds. `seq`: the last
+    one that it has applied. `error` and `event`: why the lane is parked, and at which event; None where it is not.
+    """
 
     lane: int
     behind: int
@@ -46,11 +49,12 @@ class LaneStatus(msgspec.Struct, frozen=True):
 
 
 class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`code_version` None: a projection that this release no longer has. `version` None: one that was never built.
+    """The state of one projection.
 
-    `missing`: what somebody has taken away of what is live, in words.
-    `events_per_s`: how many events it took a second, just now. Inline ones have no lanes of their own: they are written
-    with the log and never behind it.
+    `code_version`: None for a projection that this release no longer has. `version`: None for one that was never built.
+    `missing`: what somebody has removed of the live generation, in words. `events_per_s`: how many events per second it
+    applied during the sample. An inline projection has no `lanes`, because it is written with the log and is never
+    behind it.
     """
 
     name: str
@@ -78,19 +82,19 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outdated(self) -> bool:
-        """Whether the code has a newer version, or a projection that was never built: a rebuild brings it."""
+        """Whether a rebuild would bring a newer version, or the first one of a projection that was never built."""
         return self.code_version is not None and (self.version is None or self.code_version > self.version)
 
 
 class By(NamedTuple):
-    """Who does something by hand, and why."""
+    """Who intervenes, and why."""
 
     actor: str
     reason: str
 
 
 class Intervention(msgspec.Struct, frozen=True):
-    """`error`: what the event was parked with; empty where it was not."""
+    """A recorded intervention. `error`: the error the event was parked with; empty where it was not parked."""
 
     name: str
     version: int
@@ -104,7 +108,7 @@ class Intervention(msgspec.Struct, frozen=True):
 
 
 async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> list[ProjectionStatus]:
-    """Every projection that the code or the database knows, by name. Takes `sample_s`."""
+    """The status of every projection that the code or the database knows, by name. Takes `sample_s`."""
     rates = await _rates(connection, sample_s)
     known = {row[0]: row[1:] for row in await (await connection.execute(_KNOWN)).fetchall()}
     others = await generations.all_in(connection, "folding", "indexed", "previous")
@@ -134,9 +138,9 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
 
 
 async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: By) -> Intervention:
-    """Pass over the event `seq`, at which the lane is parked, in this version and its rebuilds, and write down that it was.
+    """Skip the event at which the lane is parked, in the live version and its rebuilds. Records the intervention.
 
-    Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
+    `seq`: the number of that event. Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
     """
     async with connection.transaction():
         place = await _parked(connection, name, lane, seq=seq)
@@ -147,10 +151,10 @@ async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: 
 async def skip_in_build(
     connection: AsyncConnection, name: str, lane: int, seq: int, by: By, *, version: int
 ) -> Intervention:
-    """Have an unfinished build pass over the event `seq`, which it has not taken yet, and write down that it does. One of the live
-    version too: a skip that was taken back may prove to be needed after all.
+    """Have an unfinished build skip the event `seq`, which it has not applied yet. Records the intervention.
 
-    Raises `RebuildBusy` while somebody builds, and `NotToBeSkipped`.
+    `version` may be the live version too, where a skip that was taken back proves to be needed after all. Raises
+    `RebuildBusy` while a rebuild runs, and `NotToBeSkipped`.
     """
     async with connection.transaction():
         await take_turn(connection, name)
@@ -173,10 +177,10 @@ async def skip_in_build(
 
 
 async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by: By) -> Intervention:
-    """Have the next rebuild of the live version take the event after all, and write down that it will.
+    """Have the next rebuild of the live version apply a skipped event after all. Records the intervention.
 
-    A build of that version that was broken off is dropped: lanes of it may be folded without the event. Raises
-    `UnknownProjection`, `RebuildBusy` while somebody builds, and `NotSkipped`.
+    Drops an interrupted build of that version, because it may have folded lanes without the event. Raises
+    `UnknownProjection`, `RebuildBusy` while a rebuild runs, and `NotSkipped`.
     """
     async with connection.transaction():
         await take_turn(connection, name)
@@ -192,9 +196,10 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
 
 
 async def retry(connection: AsyncConnection, name: str, lane: int, by: By, *, seq: int | None = None) -> Intervention:
-    """Have the event at which the lane is parked tried again now, and write down that it was. `seq`: where it must be.
+    """Have the event at which the lane is parked tried again at once. Records the intervention.
 
-    Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
+    `seq`: the event at which the lane must be parked, if given. Raises `UnknownProjection`, `NotParked` and
+    `ParkedElsewhere`.
     """
     async with connection.transaction():
         place = await _parked(connection, name, lane, seq=seq)
@@ -210,7 +215,10 @@ async def _served(connection: AsyncConnection, name: str) -> Generation:
 
 
 async def _parked(connection: AsyncConnection, name: str, lane: int, *, seq: int | None) -> dict[str, Any]:
-    """The place of the event at which the lane is parked, held until the transaction ends. `seq`: which one it must be, if any."""
+    """The event at which the lane is parked, with its checkpoint locked until the end of the transaction.
+
+    `seq`: the event at which it must be parked, if given.
+    """
     live = await _served(connection, name)
     row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
     if row is None:
@@ -228,7 +236,7 @@ async def _record(connection: AsyncConnection, action: str, place: dict[str, Any
 
 
 async def _rates(connection: AsyncConnection, sample_s: float) -> dict[str, float]:
-    """Events a second by follower, over `sample_s`; the log's own under an empty name."""
+    """Events per second by follower, measured over `sample_s`. The log's own rate has an empty name."""
     before, began_s = dict(await (await connection.execute(_TAKEN)).fetchall()), time.perf_counter()
     await asyncio.sleep(sample_s)
     after, took_s = dict(await (await connection.execute(_TAKEN)).fetchall()), time.perf_counter() - began_s

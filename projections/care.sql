@@ -1,5 +1,6 @@
 -- name: status
--- Where nobody has ever been, everything is still to be taken by what is `followed`. What is followed no more has what it has.
+-- A `followed` projection without a checkpoint in a lane has applied nothing of it. A name that no longer is followed
+-- shows only the checkpoints that it has.
 SELECT h.lane, h.head - s.seq,
        coalesce(extract(epoch FROM now() - (SELECT e.recorded_at
                                               FROM event e
@@ -27,7 +28,7 @@ SELECT seq + 1, error
    FOR UPDATE
 
 -- name: taken_by_build
--- How far a build has got in a lane, and where that ends; nothing while somebody folds it.
+-- How far a build is in a lane, and the lane's head. No row while a process folds the lane.
 SELECT CASE WHEN l.folded_at IS NULL THEN 0
             ELSE coalesce((SELECT c.seq FROM checkpoint c WHERE c.follower = %(follower)s AND c.lane = l.lane), l.target) END,
        h.head

@@ -1,6 +1,6 @@
-"""A build follows the log: what was appended while its lanes were being folded comes after.
+"""Bring a build up to date with what was appended to the log since the targets of its fold.
 
-Everything here runs in the caller's transaction, with the names of the tables pointing at the build's.
+All of this runs in the caller's transaction, and makes the names of the tables mean the build's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SQL = Statements("projections", "catching_up.sql")
 _POSITIONS = _SQL["positions"]
 _MOVE = _SQL["move"]
 
-#: How many facts are read at a time, about, and how many of a lane at least, unless they are large.
+#: About the most events that are read at a time, and the fewest of each lane, unless they are large.
 FACTS_MAX = 4_000
 LANE_FACTS_MIN = 50
 
@@ -32,12 +32,15 @@ Positions = Mapping[int, int]
 
 
 class TooFar(Exception):
-    """More would have to be read than the caller has time for; nothing was done."""
+    """More than `read_max` events would have to be read. Nothing was done."""
 
 
 class CaughtUp(NamedTuple):
-    """What a step forward took: how many events, how many were read for it, of which lanes and of which streams, each after which
-    version."""
+    """What a step applied.
+
+    `events`: how many. `read`: how many had to be read, older events of streams without a kept fold included. `lanes`:
+    their lanes. `streams`: their streams, each with its version before the step.
+    """
 
     events: int
     read: int
@@ -58,10 +61,10 @@ async def catch_up(
     *,
     read_max: int | None = None,
 ) -> CaughtUp:
-    """Take `build` to `upto` in every lane where it is not there yet. `upto` must be a cut through the log.
+    """Apply the log to `build`, up to `upto` in every lane. `upto` must be a consistent cut through the log.
 
-    `kept`: the folds of earlier steps of this build, which this one adds to. Raises `TooFar` where more than `read_max` events
-    had to be read, `EventRefused`, and `LogCorrupted` where an event is missing.
+    `kept`: the folds that earlier steps of this build have kept; this step adds its own. Raises `TooFar` where more
+    than `read_max` events would have to be read, `EventRefused`, and `LogCorrupted` where an event is missing.
     """
     at = await read_positions(connection, build.follower)
     ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
@@ -77,7 +80,7 @@ async def catch_up(
         await refold(connection, projection, grown, kept)
     else:
         await _add(connection, projection, at, ahead)
-        # Behind that, which says more of what is missing.
+        # After `_add`, whose errors say more precisely what is missing.
         grown = await grown_streams(connection, at, ahead, kept)
     moved = {"follower": build.follower, "lanes": list(ahead), "upto": list(ahead.values())}
     await connection.execute(_MOVE, moved)
@@ -85,7 +88,7 @@ async def catch_up(
 
 
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
-    """The facts between, added as a follower adds them. Raises `EventRefused` and `LogCorrupted`."""
+    """Apply the facts from `at` to `ahead` as a follower does. Raises `EventRefused` and `LogCorrupted`."""
     reader, read = Reader.of(projection), reading(connection, prepared=False)
 
     async def add(some: Sequence[Position], skipped: Skipped) -> None:
@@ -117,7 +120,7 @@ async def _add(connection: AsyncConnection, projection: Followed, at: Positions,
 async def _first_refused(
     connection: AsyncConnection, add: Callable[[Sequence[Position]], Awaitable[None]], positions: Sequence[Position]
 ) -> Position:
-    """The one of `positions`, which cannot all be added, up to which they can. Nothing is added."""
+    """The first of `positions` that is refused. They cannot all be added. Nothing is added."""
     fine, refused = 0, len(positions)
     while refused - fine > 1:
         middle = (fine + refused) // 2
@@ -126,7 +129,7 @@ async def _first_refused(
                 await add(positions[:middle])
         except psycopg.Error:
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, it was told of before
+        except Exception:  # noqa: BLE001 - the caller raises the error of the whole batch
             refused = middle
         else:
             fine = middle

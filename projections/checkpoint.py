@@ -1,5 +1,7 @@
-"""Checkpoints: how far each follower of the log is in each lane. They are moved by whoever has leased them, in the transaction of what
-was made of the events."""
+"""Checkpoints: how far each follower of the log is in each lane.
+
+Whoever has leased a checkpoint moves it, in the transaction that applies the events.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ _SQL = Statements("projections", "checkpoint.sql")
 _MOVE = _SQL["move"]
 _PARK = _SQL["park"]
 
-#: How long a parked lane rests before it is looked at, and complained about, again.
+#: How long a parked lane rests until it is tried, and its error logged, again, in seconds.
 PARKED_S = 30.0
 
 
 class Move(NamedTuple):
-    """A leased checkpoint that goes from the number `before` to `after`."""
+    """A leased checkpoint moves from the number `before` to `after`."""
 
     follower: str
     lane: int
@@ -27,7 +29,7 @@ class Move(NamedTuple):
 
 
 def move(moves: Sequence[Move]) -> Statement:
-    """Moves checkpoints, and unparks them; a row for each that was moved."""
+    """The statement that moves checkpoints and unparks their lanes. Returns a row for each that it moved."""
     columns = (
         array(one.follower for one in moves),
         array(str(one.lane) for one in moves),
@@ -38,5 +40,5 @@ def move(moves: Sequence[Move]) -> Statement:
 
 
 def park(follower: str, lane: int, *, error: str) -> Statement:
-    """Has a lane rest for `PARKED_S`, with the reason in its checkpoint."""
+    """The statement that parks a lane for `PARKED_S`, with the error in its checkpoint."""
     return Statement(_PARK, (follower.encode(), b"%d" % lane, b"%g" % PARKED_S, error.encode()))

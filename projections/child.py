@@ -1,7 +1,7 @@
-"""A process that works for another: it gives way to others, ends with the one that has started it, and says why it failed.
+"""A child process for background work: it runs at low priority, ends with its parent, and reports why it failed.
 
-Only what is light is imported here. What the work needs comes with it, once nobody looks for garbage any more: that would take a
-third of the time in which it is imported.
+Only light modules are imported here. Unpickling the task imports the modules that the work needs, once the garbage
+collector is off, which would take a third of the import time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-#: How much it gives way to others: where they want all there is, it gets a tenth of their share (see `nice`).
+#: The process's niceness. Where others want all processors, it gets a tenth of their share.
 NICE = 10
 
 
 class Answer(Protocol):
-    """An end of a pipe."""
+    """One end of a pipe."""
 
     def send(self, obj: Any, /) -> None: ...
     def recv(self) -> Any: ...
@@ -28,29 +28,29 @@ class Answer(Protocol):
 
 
 def task_of(work: Callable[[], object], told: Callable[[Exception], str]) -> bytes:
-    """What `do` takes: `work`, and the words that an error of it is told in."""
+    """The argument of `do`: `work`, and `told`, which puts an exception of it into words, pickled."""
     return pickle.dumps((work, told))
 
 
 def do(task: bytes, answer: Answer) -> None:
     end_with_parent()
     os.nice(NICE)
-    # A fold makes millions of objects and no cycles: looking for those would take a third of its time.
+    # A fold creates millions of objects but no cycles. Searching for cycles would take a third of its time.
     gc.disable()
-    work, told = pickle.loads(task)  # noqa: S301 - from whoever has started this process
+    work, told = pickle.loads(task)  # noqa: S301 - from the process that has started this one
     try:
         work()
-    except Exception as error:  # noqa: BLE001 - the parent tells of it
+    except Exception as error:  # noqa: BLE001 - the parent reports it
         answer.send(told(error))
         raise SystemExit(1) from None
-    # All is where it belongs. Taking apart what was imported and held, piece by piece, would only keep others waiting.
+    # The work is committed. A regular exit would only spend time on freeing modules and objects.
     os._exit(0)
 
 
 def end_with_parent() -> None:
-    """Have this process end as soon as the one that has started it does, whatever either is about.
+    """End this process as soon as its parent ends, whatever either is doing.
 
-    One that is killed ends nobody: its children would go on with what nobody knows of any more, or wait for it for ever.
+    A parent that is killed cannot end its children: they would go on with work that nobody waits for, or wait for ever.
     """
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 

@@ -1,8 +1,8 @@
-"""Reads that come together share one statement.
+"""Reads of the same time share one statement.
 
-A round trip through an asynchronous driver costs far more time here than finding a row does there. Keys that are asked
-for in one turn of the event loop, or while all flights are out, are therefore fetched as one batch. A flight takes off
-after its keys were asked for, so whoever reads sees at least what was committed before they asked.
+A round trip through an asynchronous driver takes far longer than finding a row. So keys that are asked for in one turn
+of the event loop, or while the maximum of fetches is running, are fetched as one batch. A fetch starts after its keys
+were asked for, so a reader sees at least what was committed before it asked.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-#: How many keys one fetch carries at most.
+#: The most keys per fetch.
 BATCH_MAX = 64
 
-#: How many fetches are under way at once, each on a connection of its own.
+#: The most fetches at a time, each on its own connection.
 FLIGHTS_MAX = 4
 
 
 class Coalescer(Generic[K, V]):
-    """`fetch` gives the values of the keys that have one. What it raises, all who shared the flight see."""
+    """Batches reads. `fetch` returns the values of the keys that have one. What it raises, all in the batch get."""
 
     def __init__(self, fetch: Callable[[list[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._fetch = fetch
@@ -34,7 +34,7 @@ class Coalescer(Generic[K, V]):
         future: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(future)
         if len(self._flights) < FLIGHTS_MAX:
-            # The task starts in the next turn of the loop: what else is asked for in this one goes with it.
+            # The task starts in the next turn of the loop, and so takes along what else is asked for in this one.
             self._flights.add(asyncio.create_task(self._fly()))
         return await future
 
@@ -45,8 +45,9 @@ class Coalescer(Generic[K, V]):
             while self._waiting:
                 await self._fetch_some()
         finally:
-            # In the same step as the look that finds nobody waiting: whoever asks after it starts a flight of their own. Left for the next
-            # turn of the loop, they would take this one for under way, and wait until somebody else asks.
+            # Without a pause after the loop has found nobody waiting, so that a later reader starts a new flight. If
+            # this were done in the next turn of the loop, that reader would count on this flight, and wait until
+            # somebody else asks.
             self._flights.discard(flight)
 
     async def _fetch_some(self) -> None:
@@ -54,7 +55,7 @@ class Coalescer(Generic[K, V]):
         askers = [(key, self._waiting.pop(key)) for key in keys]
         try:
             found = await self._fetch(keys)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who asked
+        except Exception as error:  # noqa: BLE001 - it is raised to those who asked
             for _, futures in askers:
                 _settle(futures, lambda future, error=error: future.set_exception(error))
         else:
@@ -65,6 +66,6 @@ class Coalescer(Generic[K, V]):
 
 def _settle(futures: list[asyncio.Future[V | None]], outcome: Callable[[asyncio.Future[V | None]], None]) -> None:
     for future in futures:
-        # Somebody who was cancelled no longer waits.
+        # A reader that was cancelled waits no longer.
         if not future.done():
             outcome(future)

@@ -1,4 +1,4 @@
-"""Rows on their way into a table, by COPY in its binary format: neither side has to write or read text."""
+"""COPY rows into a table, in the binary format, which spares both sides from writing and reading text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def copy_in(connection: Connection[Any], table: Table, rows: Iterable[Row]) -> N
 
 
 async def copy_in_async(connection: AsyncConnection, table: Table, rows: Iterable[Row]) -> None:
-    """As `copy_in` does."""
+    """The same on an asynchronous connection."""
     async with connection.cursor() as cursor:
         types = _types(await cursor.execute(_no_rows(table)))
         async with cursor.copy(_copy(table)) as copy:
@@ -33,7 +33,7 @@ async def copy_in_async(connection: AsyncConnection, table: Table, rows: Iterabl
 
 
 def _types(cursor: Cursor[Any] | AsyncCursor[Any]) -> list[int]:
-    """The types of the columns, which COPY does not tell; and the cursor takes documents from now on."""
+    """The types of the columns, which COPY does not give. Also makes the cursor encode documents."""
     set_json_dumps(encode_document, cursor)
     assert cursor.description is not None, "a query has columns"
     return [column.type_code for column in cursor.description]

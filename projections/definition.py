@@ -1,7 +1,7 @@
-"""What a projection is: a name, a version, tables, and a pure fold from events to their rows.
+"""The definition of a projection: a name, a version, tables, and a pure fold from events to their rows.
 
-An inline one is folded stream by stream and is written in the append's own transaction; a followed one is folded from
-facts, adds up, and comes a moment after the log. A rebuild needs no more of either than what stands here.
+An inline projection is folded stream by stream and written in the append's own transaction. A followed projection is
+folded from facts, adds up, and is updated a moment after the append. A rebuild needs nothing else of either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from projections.tables import Row, Rows, Table
 
 
 class Definition(Protocol):
-    """`ddl`: the block `tables` makes the bare tables with their grants, the block `indexes` their keys and indexes."""
+    """`ddl`: the block `tables` creates the bare tables with grants, the block `indexes` their keys and indexes."""
 
     @property
     def name(self) -> str: ...
@@ -35,24 +35,24 @@ class Definition(Protocol):
 
 
 class StreamFold(Protocol):
-    """One stream on its way to rows."""
+    """Folds one stream to rows."""
 
     def feed(self, events: Sequence[AnyEvent]) -> None:
-        """The stream's next events, in order."""
+        """Take the stream's next events, in order."""
         ...
 
     def rows(self) -> Iterable[Row]:
-        """The rows that are new, or other than they were, since this was asked last; the first time, all. No row ever goes."""
+        """The rows that are new or changed since the last call; the first time, all. Rows are never removed."""
         ...
 
     def weight(self) -> int:
-        """How many bytes it holds, about, of what can be large. For whoever has asked for the rows."""
+        """About how many bytes its large values take. Called after `rows`."""
         ...
 
 
 @runtime_checkable
 class Inline(InlineProjection, Definition, Protocol):
-    """Has one table."""
+    """A projection with one table, which is written by every append."""
 
     def begin(self, stream_id: UUID, *, lane: int) -> StreamFold:
         """The fold of a stream, before its first event."""
@@ -60,7 +60,7 @@ class Inline(InlineProjection, Definition, Protocol):
 
 
 class Accumulator(Protocol):
-    """Facts on their way to rows; those of each stream come in order, streams in any order."""
+    """Folds the facts of a lane to rows. Facts of a stream come in order, streams in any order."""
 
     def feed(self, facts: Sequence[Fact]) -> None: ...
 
@@ -68,16 +68,16 @@ class Accumulator(Protocol):
 
 
 class Followed(Definition, Interest, Protocol):
-    """Wants events of some types, and what they say or not."""
+    """A projection that is updated from the log after the append. `Interest` says which events it wants."""
 
     def begin(self) -> Accumulator:
         """The fold of a lane, before its first event."""
         ...
 
     async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
-        """What adds `facts`, those of each lane in order, to the tables that are there, which may be read for it.
+        """The statements that add `facts` to the live tables, which `read` may read for that.
 
-        Is run in the same transaction.
+        The facts of each lane are in order. The statements run in the same transaction.
         """
         ...
 

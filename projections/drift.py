@@ -17,17 +17,17 @@ from projections.tables import LIVE, Table
 _SQL = Statements("projections", "drift.sql")
 _COLUMNS = _SQL["columns"]
 
-#: How many rows that differ one comparison tells of; it counts them all.
+#: The most differing rows that a comparison lists. It counts all of them.
 DRIFT_MAX = 1_000
 
-#: Types that have no equality: their text is compared.
+#: Types without an equality operator. Their values are compared as text.
 _AS_TEXT = frozenset({"json"})
 
 
 class Drift(msgspec.Struct, frozen=True):
-    """One row that differs: the fields that do, as the live table has them and as the log gives them.
+    """One row that differs: its differing fields, as the live table has them and as the log gives them.
 
-    `live` is None where the live table lacks the row, `fresh` where the log knows of none.
+    `live`: None where the live table lacks the row. `fresh`: None where the log does not give the row.
     """
 
     table: str
@@ -37,8 +37,10 @@ class Drift(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct):
-    """How many rows were looked at, how many differ, and the first `DRIFT_MAX` of those; and the tables of which none was looked
-    at, because other columns tell their rows apart than before."""
+    """How many rows were compared, how many differ, and the first `DRIFT_MAX` of those.
+
+    `left_out`: tables that were not compared, because the two versions identify their rows by other columns.
+    """
 
     rows: int = 0
     drifted: int = 0
@@ -47,8 +49,10 @@ class Comparison(msgspec.Struct):
 
 
 class Scope(NamedTuple):
-    """What is compared: of tables with a row's stream in it, the rows of `streams` that were written after a version, and of others the
-    rows of `lanes`; None for all.
+    """What is compared; None for all.
+
+    `streams`: of tables with a stream column, the rows of these streams that were written after the given version.
+    `lanes`: of other tables, the rows of these lanes.
     """
 
     lanes: Collection[int] | None = None
@@ -56,15 +60,15 @@ class Scope(NamedTuple):
 
 
 async def compare(connection: AsyncConnection, projection: Projection, build: Generation, scope: Scope) -> Comparison:
-    """The live tables against those of `build`, in the columns that both have and that mean the same in both.
+    """Compare the live tables with those of `build`, in the columns that both have and that mean the same in both.
 
-    Both must stand at the same place in the log, in this transaction's eyes.
+    Both must be at the same position in the log, as this transaction sees them.
     """
     result = Comparison()
     for table in projection.tables:
         columns = await _columns(connection, table, build)
         if not columns:
-            continue  # a table that this version is the first to have
+            continue  # The live version does not have the table.
         same = {name: kind for name, kind in columns.items() if name not in table.changed}
         if not same.keys() >= _told_apart_by(table):
             result.left_out.append(table.name)
@@ -97,19 +101,19 @@ def _drift(table: Table, live: dict[str, Any] | None, fresh: dict[str, Any] | No
 
 
 async def _columns(connection: AsyncConnection, table: Table, build: Generation) -> dict[str, str]:
-    """The columns that both sides have, with the live one's types."""
+    """The columns that both sides have, with their types in the live table."""
     parameters = {"live": LIVE, "fresh": build.schema, "table": table.name}
     return dict(await (await connection.execute(_COLUMNS, parameters)).fetchall())
 
 
 def _told_apart_by(table: Table) -> set[str]:
-    """The columns without which it cannot be said which row is to be compared with which, or which are in any scope."""
+    """The columns that a comparison needs: those that identify a row, and those that a scope selects by."""
     columns = {*table.key, "lane"} if table.laned else {*table.key}
     return columns | {name for name in (table.stream, table.version) if name is not None}
 
 
 def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, str]) -> dict[str, sql.Composable]:
-    """What the comparison of one table in `columns` is put together from."""
+    """The parts of the query that compares one table in `columns`."""
 
     def fields(side: str) -> sql.Composed:
         return _list(
@@ -132,7 +136,7 @@ def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, 
 
 
 def _within(table: Table, scope: Scope) -> sql.Composable:
-    """What follows the table `t` in a query, so that no more of it is compared."""
+    """The clause after the table `t` that limits a query to `scope`."""
     if scope.streams is not None and table.stream is not None:
         conditions: list[sql.Composable] = [sql.SQL("t.{} = s.stream_id").format(sql.Identifier(table.stream))]
         if table.laned:

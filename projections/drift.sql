@@ -1,5 +1,5 @@
 -- name: whole_tables
--- One side is held in memory while the other is read; what does not fit goes to the disk and back.
+-- A hash join holds one side in memory while it reads the other. What does not fit goes to disk.
 SELECT set_config('work_mem', '64MB', true)
 
 -- name: columns

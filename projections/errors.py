@@ -1,22 +1,22 @@
-"""What building projections, and looking after them, can fail with.
+"""Errors of building and operating projections.
 
 RebuildError
 ├── UnknownProjection     this code has no projection of that name
-├── RebuildBusy           somebody else is rebuilding it
-├── GenerationInUse       somebody still folds or reads what was to be dropped
-├── Outdated              what is live is of a newer version than this code
-├── LiveIncomplete        something of what is live is missing
-├── NamesTaken            something else has the names that its tables or their indexes must have
-├── ParityMismatch        the live table is not what the log says; nothing was swapped
-├── WritersNotStopped     no moment was found in which the swap could be made fast enough
-├── SwapUnknown           nobody can say whether the swap was made
+├── RebuildBusy           another rebuild of it is running
+├── GenerationInUse       another session still folds or reads the generation that was to be dropped
+├── Outdated              the live version is newer than this code's
+├── LiveIncomplete        something of the live generation is missing
+├── NamesTaken            other relations have the names that its tables or their indexes need
+├── ParityMismatch        the live table differs from the log; nothing was swapped
+├── WritersNotStopped     no try of the swap was fast enough
+├── SwapUnknown           the database does not say whether the swap was made
 ├── FoldFailed            a process that folds lanes has failed
-├── EventRefused          the build cannot take an event
+├── EventRefused          the build refuses an event
 ├── NothingToRollBackTo   there is no earlier generation that this code can follow
-├── NotParked             the lane does not wait for anybody
-├── ParkedElsewhere       it waits at another event than the one that was looked at
-├── NotToBeSkipped        there is no build that has yet to take the event
-└── NotSkipped            it was not skipped
+├── NotParked             the lane is not parked
+├── ParkedElsewhere       the lane is parked at another event
+├── NotToBeSkipped        no unfinished build has yet to apply the event
+└── NotSkipped            the event is not skipped
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class RebuildError(Exception):
-    """Root of the errors of building projections and looking after them."""
+    """Root of the errors of building and operating projections."""
 
 
 class UnknownProjection(RebuildError):
@@ -67,7 +67,7 @@ class Outdated(RebuildError):
 
 
 class LiveIncomplete(RebuildError):
-    """`missing`: what, in words. A rebuild that is to accept whatever is wrong makes it anew."""
+    """`missing`: what is missing, in words. A rebuild that accepts drift creates it anew."""
 
     def __init__(self, name: str, missing: Sequence[str]) -> None:
         super().__init__(
@@ -79,7 +79,7 @@ class LiveIncomplete(RebuildError):
 
 
 class NamesTaken(RebuildError):
-    """`taken`: by what, in words."""
+    """`taken`: which relations have the names, in words."""
 
     def __init__(self, name: str, taken: Sequence[str]) -> None:
         super().__init__(
@@ -91,7 +91,7 @@ class NamesTaken(RebuildError):
 
 
 class ParityMismatch(RebuildError):
-    """`comparison` says where. The build is kept, so that accepting the drift does not fold everything again."""
+    """`comparison`: where they differ. The build is kept, so that accepting the drift need not fold it again."""
 
     def __init__(self, name: str, comparison: Comparison) -> None:
         super().__init__(f"{comparison.drifted} rows of {name} are not what the log says; nothing was swapped")
@@ -126,10 +126,10 @@ class FoldFailed(RebuildError):
 
 
 class EventRefused(RebuildError):
-    """`error`, unless it is one of ours, is told of by its class alone: its text may be of what the event says.
+    """`error` is named by its class alone, unless it is this project's: its text may quote the event's contents.
 
-    `seq` and `tag`: the event's number in its lane and its type, where they are known; they are for a followed projection, which can
-    be told to skip it.
+    `seq` and `tag`: the event's number in its lane and its type, None where they are not known. They are known for a
+    followed projection, which can skip the event.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ParkedElsewhere(RebuildError):
 
 
 class NotToBeSkipped(RebuildError):
-    """No unfinished build of `version` has yet to take the event."""
+    """There is no unfinished build of `version` that has not applied the event yet."""
 
     def __init__(self, name: str, version: int, reason: str) -> None:
         super().__init__(f"Nothing was skipped in version {version} of {name}: {reason}")

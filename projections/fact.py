@@ -1,4 +1,4 @@
-"""A fact: an event as followed projections see it, with its place in the log and who did what it came from."""
+"""A fact: an event as followed projections read it, with its position in the log and the command that caused it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ _SKIPPED = _SQL["skipped"]
 
 
 class WithoutPayload(msgspec.Struct, frozen=True, tag_field="type", tag="untold"):
-    """Stands in for an event of the type `name`, for readers without `payloads`."""
+    """Replaces an event of the type `name` for readers without `payloads`."""
 
     name: str
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
-    """`command`: the name of the order that caused the event; `first`: whether this is the first event that it caused."""
+    """`command`: the name of the command that caused the event. `first`: whether this is the first event that it
+    caused.
+    """
 
     lane: int
     seq: int
@@ -47,7 +49,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def event(self) -> AnyEvent:
         """The event itself. Only for readers with `payloads`."""
-        assert not isinstance(self.said, WithoutPayload), "whoever does not ask is not told"
+        assert not isinstance(self.said, WithoutPayload), "payloads were not asked for"
         return self.said
 
     @property
@@ -57,13 +59,13 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Read(Fact, frozen=True, kw_only=True):
-    """A fact as it comes out of the log: its event may be of an old version."""
+    """A fact as it is read from the log: its event may be of an old version."""
 
     said: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
 class _Unread(Fact, frozen=True, kw_only=True):
-    """A fact as it comes out of the log, for readers without `payloads`: its event is not decoded, as it may be one that cannot be."""
+    """A fact as it is read for readers without `payloads`. Its event may be undecodable, and is not decoded."""
 
     said: msgspec.Raw = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of no type before anybody else sees it
 
@@ -73,15 +75,15 @@ _unread_decoder: msgspec.json.Decoder[_Unread] = msgspec.json.Decoder(_Unread)
 _list_decoder: msgspec.json.Decoder[list[_Read]] = msgspec.json.Decoder(list[_Read])
 
 
-#: A lane, and the number after which it is read.
+#: A lane, and the number of the event after which it is read.
 Place = tuple[int, int]
 
-#: What was passed over by hand: the reader's name, the lane, the number.
+#: Events that were skipped by hand: the reader's name, the lane, the event's number.
 Skipped = frozenset[tuple[str, int, int]]
 
 
 class Position(NamedTuple):
-    """A place in the log, and the fact there as JSON; None where nobody wants events of its type."""
+    """A position in the log, and the fact there as JSON; None where no reader wants events of its type."""
 
     lane: int
     seq: int
@@ -100,10 +102,11 @@ class _Whose(msgspec.Struct):
 
 
 class Interest(Protocol):
-    """What a reader wants of the log. What was skipped by hand is kept by its `name` and `version`.
+    """What a reader wants from the log.
 
-    `types`: the stored names of the events it wants, None for all. `payloads`: whether it wants to know what these say, and not only
-    who caused them and when.
+    `name` and `version`: events that were skipped by hand are recorded under them. `types`: the stored names of the
+    events that it wants, None for all. `payloads`: whether it wants the events' contents too, and not only who caused
+    them and when.
     """
 
     @property
@@ -136,9 +139,9 @@ class Reader(NamedTuple):
         return cls(one.name, one.version, one.types, one.payloads)
 
     def decode(self, positions: Sequence[Position], skipped: Skipped) -> list[Fact]:
-        """The facts among `positions` that it wants and has not skipped.
+        """The facts among `positions` that this reader wants and that are not skipped.
 
-        Raises, where it wants `payloads`, `EventUnreadable` for an event of a version that is not known here, and
+        If it wants `payloads`, raises `EventUnreadable` for an event of a version that this code does not know, and
         `msgspec.ValidationError` for one of a type or shape that was never written.
         """
         decoded = _told if self.payloads else _untold
@@ -157,7 +160,7 @@ def decode_list(facts: bytes) -> list[Fact]:
 
 
 def seq_of(facts: bytes) -> int:
-    """The number of the first of a JSON array of facts, also where its event cannot be read."""
+    """The number of the first fact in a JSON array of facts, even if its event cannot be decoded."""
     return msgspec.json.decode(facts, type=list[_Where])[0].seq
 
 
@@ -174,7 +177,7 @@ def _of_today(fact: _Read) -> Fact:
 
 
 Read = Callable[[Statement], Awaitable[Rows]]
-"""Reads a projection's own tables, in the transaction in which they will be changed."""
+"""Reads a projection's own tables, in the transaction that will change them."""
 
 
 def reading(connection: AsyncConnection, *, prepared: bool = True) -> Read:
@@ -196,11 +199,12 @@ def payload_types(readers: Iterable[Interest]) -> list[str] | None:
 
 
 class Found(NamedTuple):
-    """What `read_facts` has found, by the places that it was asked for.
+    """What `read_facts` has found, by place.
 
-    `positions`: what follows each place, without a gap. `holes`: the places where the number right behind those is missing, or the lane
-    ends before its head. `full`: the places behind which more may follow, as the page was full. `skipped`: all that was passed over by
-    hand for these readers, anywhere in the log.
+    - `positions`: what follows each place, without a gap.
+    - `holes`: the places where the event after those positions is missing, or where the lane ends before its head.
+    - `full`: the places after whose positions more may follow, because the page was full.
+    - `skipped`: all events that were skipped by hand for these readers, anywhere in the log.
     """
 
     positions: dict[Place, list[Position]]
@@ -219,11 +223,13 @@ async def read_facts(
     upto: Mapping[int, int] | None = None,
     prepared: bool = True,
 ) -> Found:
-    """What follows each of `places`, in order and for all of `readers`: up to `limit` positions of each, and none above `upto` in its
-    lane. The places share the bytes of a page.
+    """Read what follows each of `places`, in order, for all `readers`.
 
-    `heads`: how far the lanes had come before this was called. Everything up to there must be in the log, each event with its command;
-    what is not is a hole. `prepared`: see `exchange`.
+    Returns at most `limit` positions per place, and none above `upto` in its lane. The places share the bytes of a
+    page.
+
+    `heads`: the lanes' heads as they were before this call. Every event up to there must be in the log, and its command
+    too; one that is not is a hole. `prepared`: see `exchange`.
     """
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
     page = _page(places, readers, limit=limit, bytes_max=bytes_max, upto=upto)
@@ -273,7 +279,7 @@ def _page(
 
 @cache
 def of_lanes() -> bytes:
-    """The statement that reads a page, for today's types of events. It is made once, as every look at the log asks for it."""
+    """The statement that reads a page, for the event types of this release. Cached, because every read uses it."""
     told = sql.SQL("$2")
     return _OF_LANES.format(fact=stored.fact(told), weight=stored.weight(told)).as_bytes()
 

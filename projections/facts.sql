@@ -1,11 +1,11 @@
--- What followed projections are folded from: an event with its place, time, and who did what it came from.
+-- Facts, the input of followed projections: an event with its position, its time, and the command that caused it.
 
 -- name: is_told
--- Whether somebody wants to know what the event `e` says, and not only who caused it and when.
+-- Whether a reader wants the payload of the event `e`, and not only who caused it and when.
 ({told}::text[] IS NULL OR e.type = ANY ({told}::text[]))
 
 -- name: fact
--- Of the event `e` and its command `k`. Where what it says is not told, its type stands in place of that.
+-- The fact of the event `e` and its command `k`. Where the payload is not wanted, the event's type replaces it.
 json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id, 'recorded_at', e.recorded_at,
                   'actor', k.actor, 'command', k.name, 'first', k.first_seq = e.seq,
                   'event', CASE WHEN {is_told} THEN {payload}
@@ -15,7 +15,8 @@ json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenan
 CASE WHEN {is_told} THEN {weight} ELSE 0 END
 
 -- name: of_lanes
--- A page (`events/pages.py`) from each place on; events of no wanted type without a fact. `$2` is what `is_told` asks for.
+-- A page (`events/pages.py`) after each place. Events of types that no reader wants come without a fact. `$2`: as
+-- `told` in `is_told`.
 SELECT p.place, e.seq, e.type, e.upto_bytes,
        CASE WHEN $1::text[] IS NULL OR e.type = ANY ($1::text[]) THEN {fact} END
   FROM unnest($3::smallint[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS p (lane, after, upto, place)
@@ -31,7 +32,7 @@ SELECT p.place, e.seq, e.type, e.upto_bytes,
  ORDER BY p.place, e.seq
 
 -- name: skipped
--- What was passed over by hand: few, ever.
+-- Events that were skipped by hand. There are never many.
 SELECT DISTINCT s.name, s.lane, s.seq
   FROM projection_skipped s
   JOIN unnest($1::text[], $2::integer[]) AS r (name, version)
@@ -50,7 +51,8 @@ SELECT e.lane, e.seq
  LIMIT 1
 
 -- name: of_lanes_by_stream
--- A row per chunk of a lane, lane after lane: so many events at most, and no more than one that its {bytes} do not hold. An event whose command is missing comes without what it says of that, and is not read.
+-- A row per chunk of a lane, lane after lane. A chunk has at most {chunk} events, and at most {bytes} bytes and one
+-- more event. The fact of an event whose command is missing lacks the command's fields, so that it cannot be decoded.
 COPY (
     SELECT lane, '[' || string_agg(fact, ',' ORDER BY place) || ']'
       FROM (SELECT e.lane, row_number() OVER by_stream - 1 AS place, sum({weight}) OVER by_stream / {bytes} AS part,

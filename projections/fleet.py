@@ -1,7 +1,7 @@
 """`fleet` and `fleet_member`: how many instances were in each status, at each provider, region and tier, over time.
 
-Time is when the log learned of a change and not when it is said to have happened, so that the counts of an hour that is
-over never change again.
+Changes count from when they were recorded in the log, and not from when they are said to have happened, so that the
+counts of a past hour never change.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _STATUS_AFTER: dict[type[e.Event], Status] = {
 
 
 class Member(NamedTuple):
-    """Where an instance is counted; `provider` is empty until a placement was chosen."""
+    """What an instance is counted under. `provider` is empty until a placement was chosen."""
 
     status: Status
     provider: str
@@ -61,7 +61,7 @@ class Member(NamedTuple):
 
 
 class FleetFold:
-    """The moves that facts make, starting from where the `known` instances are counted."""
+    """Counts moves of instances between `Member`s. `known`: what instances are counted under at the start."""
 
     def __init__(self, known: Mapping[UUID, Member]) -> None:
         self._members = dict(known)
@@ -83,7 +83,7 @@ class FleetFold:
             self._lanes[fact.stream_id] = fact.lane
 
     def _hour_of(self, at: datetime) -> datetime:
-        # Mostly the one of the fact before.
+        # Most facts have the same hour as the one before.
         if not self._hour <= at <= self._hour_ends:
             at = at.astimezone(UTC)
             self._hour = at.replace(minute=0, second=0, microsecond=0)
@@ -99,7 +99,7 @@ class FleetFold:
 
 
 def _moved(before: Member | None, event: e.AnyEvent) -> Member | None:
-    """Where it is counted next; None where nobody knows that it was asked for, because that event was passed over by hand."""
+    """What the instance is counted under after `event`. None where its `InstanceRequested` was skipped by hand."""
     if isinstance(event, e.InstanceRequested):
         return Member(status=PENDING, provider="", region_id=event.region_id, tier_id=event.tier_id)
     if before is None:
@@ -114,7 +114,7 @@ def _known(row: Values) -> tuple[UUID, Member]:
 
 
 class Fleet:
-    """Counts every change of status."""
+    """Counts every change of status, by the hour."""
 
     name = "fleet"
     version = 1

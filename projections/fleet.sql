@@ -47,7 +47,7 @@ SELECT r.lane, r.instance_id, r.status, r.provider, r.region_id, r.tier_id
 ON CONFLICT (lane, instance_id) DO UPDATE SET status = excluded.status, provider = excluded.provider
 
 -- name: counts
--- What moved between one time and the next, added up to what there was at each: the table is read once.
+-- The table is read once: moves are summed up between each time and the next, and the sums accumulated.
 WITH moved AS (
     SELECT width_bucket(f.hour, %(times)s::timestamptz[]) AS after, f.status, f.provider, f.region_id, f.tier_id,
            sum(f.entries - f.exits) AS instances

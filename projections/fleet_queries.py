@@ -14,12 +14,12 @@ from events.sql import Statements
 
 _COUNTS = Statements("projections", "fleet.sql")["counts"]
 
-#: For how many times one answer has the counts: those of a year's days.
+#: The most points in time per query: those of a year of days.
 TIMES_MAX = 400
 
 
 class FleetCount(msgspec.Struct, frozen=True):
-    """How many instances there were `at` a time, in one status at one provider (empty: none yet), region and tier."""
+    """How many instances had a status, provider (empty: none yet), region and tier `at` a time."""
 
     at: datetime
     status: str
@@ -30,8 +30,9 @@ class FleetCount(msgspec.Struct, frozen=True):
 
 
 async def fleet_counts(pool: AsyncConnectionPool, times: Sequence[datetime]) -> list[FleetCount]:
-    """The counts at each of `times`, of which there are up to `TIMES_MAX`, in order: at the end of its hour where one is no full
-    hour, because the table counts by the hour.
+    """The counts at each of `times`, which are at most `TIMES_MAX`, in order.
+
+    The table counts by the hour: a time within an hour gets the counts at the end of that hour.
     """
     assert len(times) <= TIMES_MAX, "whoever asks knows the limit"
     assert list(times) == sorted(times), "what moved before the first is counted with all of them"

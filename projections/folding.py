@@ -1,8 +1,9 @@
-"""The work of a rebuild: lanes out of the log (COPY), folded, into the tables of the next generation (COPY).
+"""Fold the log for a rebuild: COPY lanes out of the log, fold them, COPY the rows into the next generation's tables.
 
-`fold_lanes` runs in any number of processes on any number of machines. Lanes are claimed, some at once, by locking their
-rows, and folded in the transaction that says so: whoever dies leaves nothing behind, and another takes the lanes up. Memory
-holds no more than `gathering` allows for streams that are not whole yet, or, for what adds up, the sums of one lane.
+`fold_lanes` may run in any number of processes on any number of machines. It claims several lanes at once by locking
+their rows, and marks them as folded in the same transaction that folds them. So a process that dies leaves nothing
+behind, and another one folds its lanes. Memory is bounded: for inline projections by what `gathering` holds of
+incomplete streams, for followed projections by the sums of one lane.
 """
 
 from __future__ import annotations
@@ -47,27 +48,28 @@ _FACTS_OF_LANES = _FACTS["of_lanes_by_stream"]
 _WITHOUT_COMMAND = _FACTS["without_command"]
 _WHOSE = _FACTS["whose"]
 
-#: How many lanes are claimed at once unless the caller knows better, and at most: a claim is what a kill undoes.
+#: Lanes per claim: the default, and the maximum. A process that is killed loses the work of its whole claim.
 LANES_AT_ONCE = 4
 LANES_AT_ONCE_MAX = 32
 
-#: How many pages of the log come together: some thousand events, or a few hundred of them where few lanes are read.
+#: Table pages that are read as one piece: some thousand events, or a few hundred where few lanes are read.
 PAGES = 64
 
-#: How many bytes an event may have to come together with others: with those, some thousand of them are a few pages.
+#: The most bytes of an event that shares its row of the COPY with others. With that bound, a row of some thousand
+#: events is at most a few pages (`events/pages.py`) large.
 ALONE_BYTES = pages.PAGE_BYTES // 1024
 
-#: Of how many streams is known beforehand how long they are: a bound on memory, beyond which they are folded at the end.
+#: The most streams whose lengths are read in advance, which bounds memory. Any other stream is folded at the end.
 LENGTHS_MAX = 500_000
 
-#: How many times as long as the work its rest becomes at most: with two sessions and what they write, a fold takes more from writers than
-#: whoever only reads.
+#: The longest rest, as a multiple of the work before it. It is longer than for commands that only read, because a fold
+#: uses two sessions and writes, so that it slows down writers more.
 REST_FACTOR_MAX = 1.5 * FACTOR_MAX
 
-#: How long the rests in one claim are at most: the copy's snapshot is open meanwhile.
+#: The most seconds of rest per claim. The snapshot of the COPY stays open meanwhile.
 RESTS_S_MAX = 600.0
 
-#: Pause before looking again where others hold every lane that is left.
+#: The pause before the next try to claim lanes, in seconds, where others have claimed all lanes that are left.
 RECHECK_S = 0.1
 
 
@@ -81,18 +83,19 @@ def fold_lanes(
     readers: int = 1,
     full_speed: bool = False,
 ) -> int:
-    """Fold lanes of `build`, `at_once` of them at a time, until none is left, or until `until_s` (monotonic) has passed; how
-    many that were.
+    """Fold lanes of `build` until none is left, or until `until_s` (monotonic) has passed. Returns how many it folded.
 
-    One of so many `readers` gives way to writers, unless it goes on at `full_speed`.
+    `at_once`: the most lanes per claim. `readers`: how many processes fold at the same time; all of them rest while
+    others write to the log, unless `full_speed`.
 
-    Returns at once where the code has another version than the build. Raises `LogCorrupted`, `EventRefused` and psycopg's errors.
+    Returns at once where the code's version of the projection is not the build's. Raises `LogCorrupted`, `EventRefused`
+    and psycopg's errors.
     """
     folded = 0
     with (
         psycopg.connect(conninfo, autocommit=True) as reader,
         psycopg.connect(conninfo, autocommit=True) as writer,
-        # The other two are in the middle of a copy when it is time to see what others write.
+        # For looking at the lanes' heads: the other two connections are in the middle of a COPY then.
         psycopg.connect(conninfo, autocommit=True) as looker,
     ):
         for connection in (reader, writer, looker):
@@ -124,14 +127,15 @@ def _fold_some(
     *,
     rest: Callable[[], None],
 ) -> int:
-    """A few lanes, whole; 0 where there was none to claim."""
+    """Claim and fold some lanes. Returns how many; 0 where there were none to claim."""
     with writer.transaction():
         targets: Targets = dict(writer.execute(_CLAIM_LANES, key).fetchall())
         if not targets:
             return 0
-        # Two looks at one lane need not see the same end of it, but both see all that is not above the target.
+        # The reading statements may see different ends of a lane. Each of them sees every event up to the lane's
+        # target.
         if isinstance(projection, Inline):
-            # Closed whatever comes of the copy: a read that is left half done would hold its connection for ever.
+            # Closed even if `copy_in` fails: a COPY that is not read to its end would occupy its connection for ever.
             with closing(_rows_of_streams(reader, projection, targets, rest)) as rows:
                 copy_in(writer, projection.tables[0], rows)
         else:
@@ -177,7 +181,7 @@ def _fold_facts(
                     fold.feed(decode_list(chunk))
             except psycopg.Error:
                 raise
-            except Exception as error:  # noqa: BLE001 - it is told of, with its place, once the connection is free
+            except Exception as error:  # noqa: BLE001 - `_refusal` needs the connection, which is in the COPY
                 refused = int.from_bytes(key), error
                 break
             rows = fold.rows()
@@ -189,8 +193,12 @@ def _fold_facts(
 
 
 def _refusal(reader: Connection[Any], projection: Followed, lane: int, target: int, error: Exception) -> Exception:
-    """What `error`, which the fold of this lane tripped over, is told of as: with the place of the event, if it can be found."""
-    # To look for such events before would mean reading the commands twice.
+    """The exception to raise where the fold of `lane` failed with `error`.
+
+    It names the event that is to blame: `LogCorrupted` where its command is missing, otherwise `EventRefused`. Where that
+    event is not found, it is `error` itself.
+    """
+    # Looked for only now: to look before every fold would mean reading the commands twice.
     for _, seq in reader.execute(_WITHOUT_COMMAND, {"lanes": [lane], "targets": [target]}):
         return LogCorrupted(lane, seq, "its command is missing")
     fold = projection.begin()
@@ -221,7 +229,7 @@ def _facts_of(projection: Followed, targets: Targets, *, chunk: int) -> sql.Comp
 
 
 def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], None]) -> Generator[tuple[Any, ...]]:
-    """The rows, as bytes: nothing is made of them here. When the next one is asked for, the work on one is done."""
+    """Yield the rows of a COPY, as bytes. After each, once the caller is done with it, `rest` is called."""
     with reader.cursor() as cursor, cursor.copy(query) as copy:
         for row in copy.rows():
             yield row

@@ -1,4 +1,4 @@
-"""The projections that follow the log, each a moment behind it."""
+"""The followed projections, which are updated a moment after the log."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from projections.usage_daily import UsageDaily
 
 
 def followed_projections() -> tuple[Followed, ...]:
-    """Everything that need not read its own writes."""
+    """The projections whose readers need not see their own writes at once."""
     return (UsageDaily(), Fleet(), Activity())

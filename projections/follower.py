@@ -1,10 +1,14 @@
-"""The follower: brings projections up to the log, a batch of lanes at a time, rows and checkpoints in one transaction.
+"""The follower: applies new events to followed projections, in batches of lanes.
 
-Projections that are equally far share what is read, so that one more costs little more than its own rows. Lanes are leased with
-`FOR UPDATE SKIP LOCKED`, so any number of followers share the work and none repeats it; one that is frozen, or whose machine is
-lost, holds them for half a minute. An event that a projection cannot take parks its lane right before it, with the error in the
-checkpoint; its other lanes go on, and so do the other projections. A lane that lacks an event is parked there too, with an alarm,
-and never passed over. Where the code has another version than the table, nothing is done: the code that fits the table follows.
+- Rows and checkpoints change in one transaction.
+- Projections at the same position of a lane share what is read there, so that one more costs little more than its own
+  rows.
+- Lanes are leased with `FOR UPDATE SKIP LOCKED`: any number of followers share the work, and none repeats it. A
+  follower that freezes, or whose machine is lost, keeps its lanes for half a minute.
+- An event that a projection refuses parks its lane for this projection, right before the event, with the error in the
+  checkpoint. Other lanes and other projections continue.
+- A lane that lacks an event is parked before the gap, with an alarm, and never skipped automatically.
+- Where the code's version is not that of the live tables, nothing is done: processes with the matching code follow.
 """
 
 from __future__ import annotations
@@ -32,17 +36,17 @@ _SQL = Statements("projections", "follower.sql")
 _ENTER_LANES = _SQL["enter_lanes"]
 _LEASE_LANES = _SQL["lease_lanes"]
 
-#: How many events are read in one transaction, about, unless they are large: the lanes share them.
+#: About the most events that are read per transaction, unless they are large. The lanes share them.
 BATCH_MAX = 4_000
 
-#: How many small events of a lane are read in one transaction at least, however many lanes share it.
+#: The fewest small events of a lane that are read per transaction, however many lanes share it.
 LANE_BATCH_MIN = 50
 
 _log = structlog.get_logger(__name__)
 
 
 class _Reached(NamedTuple):
-    """How far a projection got in a lane that it had leased, and why no farther if it is parked there."""
+    """A projection's progress in a leased lane, from `before` to `after`. `error`: why it is parked there, if so."""
 
     name: str
     lane: int
@@ -62,12 +66,11 @@ class Follower:
         self._lease_lanes = Statement(_LEASE_LANES, (array(self._names), versions))
 
     async def enter(self) -> None:
-        """Take part in every lane, from its beginning where nobody has been before and the projection is known."""
+        """Create checkpoints that are missing, at the beginning of their lanes, for projections that are live."""
         await patiently(self._pool, lambda c: c.execute(_ENTER_LANES, (self._names,)))
 
     async def catch_up(self) -> int:
-        """Take everything that is new in the lanes that nobody else holds; how many events that were, in every projection
-        anew.
+        """Apply all new events of the lanes that nobody else has leased. Returns how many, counted per projection.
 
         Raises `StoreUnavailable`.
         """
@@ -77,17 +80,17 @@ class Follower:
                 count, more = await patiently(self._pool, self._step)
             except StoreUnavailable:
                 raise
-            except Exception as error:  # noqa: BLE001 - whose it is shows where each projection has a savepoint
+            except Exception as error:  # noqa: BLE001 - with a savepoint for each projection it shows which one failed
                 _log.warning("projection_failed", error=type(error).__name__)
                 count, more = await patiently(self._pool, partial(self._step, apart=True))
             taken += count
         return taken
 
     async def _step(self, connection: AsyncConnection, *, apart: bool = False) -> tuple[int, bool]:
-        """One batch of the lanes that have something new; how many events were taken, and whether a lane may have more.
+        """Apply a batch of the lanes with new events. Returns how many were applied, and whether a lane may have more.
 
-        What one projection trips over undoes all of it, unless each is taken `apart`, behind a savepoint: then it is that one's
-        own affair, and parks its lane.
+        If a projection fails, the whole step fails, unless `apart`: then each projection has savepoints, and only the
+        lanes of the one that fails are parked.
         """
         async with lease(connection, self._lease_lanes) as leased:
             leases: dict[str, list[Place]] = {}
@@ -126,7 +129,7 @@ class Follower:
     async def _note(
         self, connection: AsyncConnection, reached: list[_Reached], changes: list[Statement], *, prepared: bool
     ) -> None:
-        """Change the tables, move the checkpoints, and park."""
+        """Change the tables, move the checkpoints, and park lanes."""
         moves = [Move(one.name, one.lane, one.before, one.after) for one in reached if one.after > one.before]
         parks: list[Statement] = []
         for one in reached:
@@ -137,7 +140,7 @@ class Follower:
         assert len(moved) == len(moves), "a leased checkpoint is nobody else's"
 
     async def _changes(self, read: Read, name: str, positions: list[Position], skipped: Skipped) -> Sequence[Statement]:
-        """What has one projection take all that was found in its lanes. Raises whatever it trips over."""
+        """The statements that apply what was found to one projection. Raises what the projection raises."""
         projection, reader = self._projections[name]
         facts = reader.decode(positions, skipped)
         return await projection.changes(read, facts) if facts else ()
@@ -150,9 +153,10 @@ class Follower:
         skipped: Skipped,
         parked: dict[int, str],
     ) -> list[Position]:
-        """Apply what can be applied, and say what that was. A batch that fails is halved until the culprit is alone.
+        """Apply what a projection accepts, and return that.
 
-        A lane in which an event failed goes into `parked`, with the error, and nothing after that event is taken.
+        A batch that fails is halved until the refused event is alone. The lane of a refused event is added to `parked`,
+        with the error, and nothing after the event is applied.
         """
         positions = [position for position in positions if position.lane not in parked]
         if not positions:
@@ -167,7 +171,7 @@ class Follower:
                 raise
             if len(positions) == 1:
                 (refused,) = positions
-                # Not what the error says, here and in the checkpoint: that may be of what the event says.
+                # Not the text of the error, neither here nor in the checkpoint: it may quote the event's contents.
                 cause = type(error).__name__
                 _log.error("event_refused", follower=name, lane=refused.lane, seq=refused.seq, error=cause)
                 parked[refused.lane] = f"{cause} ({refused.type})"

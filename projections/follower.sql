@@ -6,7 +6,7 @@ SELECT p.name, h.lane
 ON CONFLICT (follower, lane) DO NOTHING
 
 -- name: lease_lanes
--- For several followers at once, as pairs of name and version. Where a lane ends is looked for once for all of them.
+-- For several followers at once, as pairs of name and version. The heads are read once for all of them.
   WITH heads AS MATERIALIZED (SELECT lane, head FROM lane_head)
 SELECT c.follower, c.lane, c.seq, h.head
   FROM unnest($1::text[], $2::integer[]) AS f (name, version)

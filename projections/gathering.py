@@ -1,7 +1,8 @@
-"""Streams put together from a log that is read as it lies on the disk: hardly in any order.
+"""Assemble streams from a log that is read in the order of the table, in which a stream's events are scattered.
 
-Sorting events by stream costs a database more than everything else that a rebuild asks of it. Here they are held by stream, as
-the bytes that they came in, until the stream is whole. What is too much to hold waits in a temporary file (`spilling`).
+Sorting events by stream would cost the database more than all else that a rebuild asks of it. Here they are collected
+by stream, as the bytes that arrived, until the stream is complete. What exceeds memory goes to a temporary file
+(`spilling`).
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from projections.spilling import Event, Part, Spill
 from projections.stored import events_of
 from projections.tables import Row
 
-#: How much is held in memory. What an event costs there beside its own bytes is counted too.
+#: The most bytes that are held in memory, `_EVENT_BYTES` of overhead per event included.
 HELD_BYTES_MAX: Final = 128 * 2**20
 _EVENT_BYTES: Final = 64
 
-#: How many events of a stream are folded at once where there is more: a stream of any length keeps to it. Of large ones as many as a
-#: page holds (`events/pages.py`).
+#: The most events of a stream that are folded at once where a stream is folded in chunks, which bounds memory. Of large
+#: events, as many as fit a page (`events/pages.py`).
 CHUNK: Final = 256
 
-#: A length that no stream ever has.
+#: Stands for a length that was not read in advance: more than any stream has.
 _UNKNOWN: Final = sys.maxsize
 
 Begin = Callable[[UUID], StreamFold]
-"""The fold of a stream, before its first event."""
+"""Returns the fold of a stream, before its first event."""
 
-#: How far lanes are to be folded.
+#: The number up to which each lane is folded.
 Targets = Mapping[int, int]
 
 
 class StreamRefused(Exception):
-    """The fold of the stream cannot take an event of it: `error`."""
+    """The fold of the stream refused an event, with `error`."""
 
     def __init__(self, stream_id: UUID, error: Exception) -> None:
         super().__init__(stream_id)
@@ -51,10 +52,10 @@ class StreamRefused(Exception):
 
 
 def rows_of(parts: Iterable[Part], begin: Begin, *, targets: Targets, lengths: Mapping[bytes, int]) -> Iterator[Row]:
-    """The rows of all streams whose events are in `parts`: all of the lanes in `targets` up to there, in whatever order.
+    """The rows of all streams in `parts`, which hold all events of the lanes in `targets` up to there, in any order.
 
-    `lengths`: how many events streams have, by id; one of them is folded as soon as it has so many, any other at the end.
-    Raises `LogCorrupted` where an event is missing, and `StreamRefused`.
+    `lengths`: how many events each stream has, by id. A stream is folded as soon as it has that many, a stream without
+    a length at the end. Raises `LogCorrupted` where an event is missing, and `StreamRefused`.
     """
     streams = Streams(begin, targets, lengths)
     waiting = iter(parts)
@@ -69,8 +70,8 @@ def rows_of(parts: Iterable[Part], begin: Begin, *, targets: Targets, lengths: M
 
 
 def _rows_of_more(streams: Streams, parts: Iterator[Part], begin: Begin, targets: Targets) -> Iterator[Row]:
-    """The rows of what `streams` holds with all of `parts`: put away first, then taken up again, one share of it at a time."""
-    # The file has no name: whoever is killed leaves nothing behind.
+    """The rows of what `streams` holds and of `parts`: all is written to a file and read again, share by share."""
+    # The file has no name, so that a process that is killed leaves nothing behind.
     with tempfile.TemporaryFile(prefix="hydracore-fold-") as file:
         spill = Spill(file)
         spill.add(streams.let_go())
@@ -85,7 +86,11 @@ def _rows_of_more(streams: Streams, parts: Iterator[Part], begin: Begin, targets
 
 
 class _Stream:
-    """Has all before the version that is `due`: `payloads` are those that were not folded yet. `early` are later ones."""
+    """A stream that is being assembled.
+
+    `due`: the version that comes next; all before it are here. `payloads`: the events before `due` that were not folded
+    yet. `early`: later ones, by version.
+    """
 
     __slots__ = ("due", "early", "fold", "length", "payloads")
 
@@ -98,7 +103,7 @@ class _Stream:
 
 
 class Streams:
-    """Streams on their way to be whole. `chunk`: how many events of one are held before they are folded."""
+    """Streams that are being assembled. `chunk`: how many events of a stream are held before they are folded."""
 
     def __init__(
         self, begin: Begin, targets: Targets, lengths: Mapping[bytes, int], *, chunk: int = sys.maxsize
@@ -109,18 +114,18 @@ class Streams:
         self._chunk = chunk
         self._held: dict[bytes, _Stream] = {}
         self.held_bytes = 0
-        #: How many events the streams of each lane had whose rows were given.
+        #: By lane, how many events the streams have whose rows were returned.
         self.counts = Counter[int]()
 
     def add(self, part: Part) -> Iterator[Row]:
-        """Take the events of `part`; the rows of the streams that are whole with them."""
+        """Add the events of `part`. Yields the rows of the streams that are complete with them."""
         held, lengths, chunk = self._held, self._lengths, self._chunk
         self.held_bytes += len(part.payloads) + part.size * _EVENT_BYTES
         for (key,), (version,), payload in part.events():
             stream = held.get(key)
             if stream is None:
                 stream = held[key] = _Stream(lengths.get(key, _UNKNOWN))
-            # Nearly all come in order.
+            # The most frequent case.
             if version == stream.due and not stream.early:
                 stream.payloads.append(payload)
                 stream.due = version + 1
@@ -137,12 +142,12 @@ class Streams:
                     self._feed(key, stream)
 
     def rest(self) -> Iterator[Row]:
-        """The rows of all streams that are held."""
+        """The rows of all streams that are still held."""
         while self._held:
             yield from self._rows(*self._held.popitem())
 
     def let_go(self) -> Iterator[Event]:
-        """All that is held, which then is held no longer. For streams of which nothing was folded."""
+        """Yield all held events and drop them. No stream may have a fold."""
         while self._held:
             key, stream = self._held.popitem()
             assert stream.fold is None, "what was folded is known no more"
@@ -158,10 +163,10 @@ class Streams:
         return self._feed(key, stream).rows()
 
     def _feed(self, key: bytes, stream: _Stream) -> StreamFold:
-        """Fold what is held of the stream."""
+        """Fold the events of the stream that are held and due."""
         fold = stream.fold
         if fold is None:
-            # Four times as fast as the class itself.
+            # Four times as fast as `UUID(bytes=key)`.
             fold = stream.fold = self._begin(msgspec.convert(key, UUID))
         for payloads in parts_of(stream.payloads):
             events = b"[" + b",".join(payloads) + b"]"
@@ -175,7 +180,7 @@ class Streams:
 
 
 def parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
-    """Together, unless they are more than a page holds."""
+    """`payloads` in one list, or in several of about a page's bytes where they exceed a page."""
     if sum(map(len, payloads)) <= pages.PAGE_BYTES:
         yield payloads
         return
@@ -191,7 +196,7 @@ def parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def _settle(stream: _Stream) -> None:
-    """Put what came early where it belongs, as far as there is no gap in front of it."""
+    """Move early events to `payloads`, up to the first gap."""
     while (payload := stream.early.pop(stream.due, None)) is not None:
         stream.payloads.append(payload)
         stream.due += 1

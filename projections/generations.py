@@ -1,8 +1,8 @@
-"""Generations: the builds of a projection. Making the tables of one, indexing them, dropping them.
+"""Generations, the builds of a projection: create their tables, index them, drop them.
 
-The live generation's tables are in the schema `public`, where the code finds them; any other's are in a schema of its
-own, under the same names, with the same names of indexes and constraints. So putting one in another's place is moving
-tables between schemas, and everything else about them stays.
+The live generation's tables are in the schema `public`, where the code finds them. Any other generation has a schema of
+its own, with the same names of tables, indexes and constraints. So a swap only moves tables between schemas, and
+changes nothing else about them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from projections.errors import GenerationInUse, NamesTaken
 from projections.tables import LIVE
 
 _SQL = Statements("projections", "generations.sql")
-#: Run in each session of work that takes long.
+#: Lifts the session's time limits, for long work.
 UNLIMITED_SESSION = Statements("events", "session.sql")["unlimited"]
 _SERVED = _SQL["served"]
 _NEWEST_IN = _SQL["newest_in"]
@@ -44,10 +44,10 @@ _OWNERS = _SQL["owners"]
 _PRIVILEGES = _SQL["privileges"]
 _PROGRESS = _SQL["progress"]
 
-#: How long whoever drops a generation waits for those who use it.
+#: The most seconds that a drop waits for those who use the generation.
 DROP_S_MAX = 5.0
 
-#: States of a build that is under way, or was when it was killed.
+#: The states of a build that is in progress, or was interrupted.
 UNFINISHED = ("folding", "indexed")
 
 
@@ -88,15 +88,18 @@ async def served(connection: AsyncConnection, name: str) -> Generation | None:
 
 
 class Live(NamedTuple):
-    """`generation`: the live one with the tables that are there; None for a projection that was never built here. `missing`: what
-    somebody has taken away of it, in words."""
+    """The live generation, and what is missing of it.
+
+    `generation`: with the tables that still exist; None for a projection that was never built in this database.
+    `missing`: what somebody has removed of it, in words.
+    """
 
     generation: Generation | None
     missing: list[str]
 
 
 async def live(connection: AsyncConnection, name: str) -> Live:
-    """What is live, also where nothing says any more that it is."""
+    """The live generation, also where its row in `projection` was removed."""
     found, missing = await served(connection, name), list[str]()
     if found is None:
         found = await newest_in(connection, name, "live")
@@ -109,14 +112,14 @@ async def live(connection: AsyncConnection, name: str) -> Live:
 
 
 async def tables_missing(connection: AsyncConnection, generation: Generation) -> list[str]:
-    """The generation's tables that are not where it has them."""
+    """The generation's tables that do not exist in its schema."""
     schema = LIVE if generation.state == "live" else generation.schema
     rows = await connection.execute(_TABLES_MISSING, {"schema": schema, "tables": generation.tables})
     return [table for (table,) in await rows.fetchall()]
 
 
 async def names_taken(connection: AsyncConnection, build: Generation, replaced: Generation | None) -> list[str]:
-    """What is in the way of the build's tables and indexes where tables are live, in words, once `replaced` has gone from there."""
+    """Live relations with names that the build's tables or indexes need, in words. `replaced`'s do not count."""
     tables = [] if replaced is None else replaced.tables
     rows = await connection.execute(_NAMES_TAKEN, {"live": LIVE, "schema": build.schema, "tables": tables})
     found = await rows.fetchall()
@@ -128,12 +131,12 @@ async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Gen
 
 
 async def unfinished(connection: AsyncConnection, name: str) -> list[Generation]:
-    """Builds that are under way or were broken off, newest first."""
+    """Builds that are in progress or were interrupted, newest first."""
     return [build for build in reversed(await all_in(connection, *UNFINISHED)) if build.name == name]
 
 
 async def last_replaced(connection: AsyncConnection, name: str) -> Generation | None:
-    """The generation that was live before the one that is; None where none is kept."""
+    """The generation that was live before the present one; None where none is kept."""
     return await _one(connection, _LAST_REPLACED, (name,))
 
 
@@ -143,15 +146,17 @@ async def all_in(connection: AsyncConnection, *states: str) -> list[Generation]:
 
 
 async def begin(connection: AsyncConnection, projection: Projection) -> Generation:
-    """A new build: bare tables of the owner of the live ones, and how far each lane is to be folded.
+    """Create a build: tables without indexes, owned by the owner of the live ones, and the target of each lane's fold.
 
-    That is read in one statement: heads are a cut through the log at one moment. What is followed and live is folded no farther
-    than it was followed, however long ago: the two are compared there, and the follower goes on from there.
+    The targets are read in one statement, so that they are a consistent cut through the log. For a followed projection
+    that is live, they are its follower's checkpoints, however old: the build is compared with the live tables there,
+    and the follower goes on from there. For any other, they are the heads.
 
-    Raises `NamesTaken` where it could never be put in place: whoever was told after the fold would have folded for nothing.
+    Raises `NamesTaken` where other relations have the names that the build needs: better now than after the fold.
 
-    PostgreSQL leaves the tables alone until they are live. Its autovacuum holds a lock that the swap needs, and lets go of it only for
-    those who wait for a second (`deadlock_timeout`), as the swap never does: where it is at the live ones, the swap is tried again.
+    Autovacuum is off for the tables until they are live. It holds a lock that the swap needs, and gives it up only to a
+    session that has waited for a second (`deadlock_timeout`), longer than the swap ever waits. If it works on the live
+    tables during a swap, the swap is tried again.
     """
     tables = [table.name for table in projection.tables]
     new = {"name": projection.name, "version": projection.version, "tables": tables}
@@ -162,7 +167,7 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
         await use_schema(connection, build)
         await connection.execute(projection.ddl["tables"])
         async with connection.transaction(force_rollback=True):
-            # Of the bare tables they take no time, and tell their names.
+            # Creating them on empty tables is fast, and gives the names to check.
             await connection.execute(projection.ddl["indexes"])
             taken = await names_taken(connection, build, (await live(connection, projection.name)).generation)
         if taken:
@@ -170,14 +175,14 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
         for table in tables:
             await connection.execute(composed("ALTER TABLE {} SET (autovacuum_enabled = off)", [table]))
         await _copy_owners(connection, build)
-        # Everybody finds the schema.
+        # Everybody may look up names in the schema.
         await connection.execute(composed("GRANT USAGE ON SCHEMA {} TO PUBLIC", [build.schema]))
         await connection.execute(_SET_TARGETS, build.key | {"followed": not isinstance(projection, Inline)})
     return build
 
 
 async def index(connection: AsyncConnection, projection: Projection, build: Generation) -> Generation:
-    """Give the folded tables their keys and indexes, and the build its place in the log."""
+    """Create the folded tables' keys and indexes, and the build's checkpoints at its targets."""
     async with connection.transaction():
         await use_schema(connection, build)
         await connection.execute(_INDEX_SESSION)
@@ -188,19 +193,22 @@ async def index(connection: AsyncConnection, projection: Projection, build: Gene
 
 
 async def enter(connection: AsyncConnection, earlier: Generation) -> None:
-    """Give a generation that was replaced before anybody had followed it its place in the log, which is the beginning."""
+    """Create the checkpoints that a replaced generation lacks, at the beginning of the log.
+
+    A generation has none in lanes that no follower had entered before it was replaced.
+    """
     await connection.execute(_ENTER_AT_BEGINNING, (earlier.follower,))
 
 
 async def is_ahead(connection: AsyncConnection, build: Generation) -> bool:
-    """Whether the build of a followed projection knows more than its live tables, so that the two cannot be compared."""
+    """Whether the build of a followed projection is ahead of the live tables, so that they cannot be compared."""
     return (await connection.execute(_AHEAD, build.key | {"follower": build.follower})).rowcount > 0
 
 
 async def analyze(connection: AsyncConnection, build: Generation) -> None:
-    """Tell the planner about the columns by which rows are looked for; nobody has to wait for it but the swap.
+    """Analyse the columns of the tables' indexes. Only the swap has to wait for that.
 
-    About the others PostgreSQL does by itself once the tables are live, because they do not count as analyzed by this.
+    Autovacuum analyses the other columns once the tables are live: an ANALYZE of some columns does not count for it.
     """
     found = await connection.execute(_INDEXED_COLUMNS, {"schema": build.schema, "tables": build.tables})
     for table, columns in await found.fetchall():
@@ -214,7 +222,7 @@ async def drop(connection: AsyncConnection, build: Generation) -> None:
     try:
         async with connection.transaction():
             await connection.execute(_WAIT_BRIEFLY, (int(DROP_S_MAX * 1000),))
-            # The lanes first, as whoever folds has them: the other way round each would wait for the other.
+            # The lanes first, in the order of a fold: in the other order the two could deadlock.
             await connection.execute(_FORGET_GENERATION, build.key)
             await connection.execute(composed("DROP SCHEMA IF EXISTS {} CASCADE", [build.schema]))
             await connection.execute(_FORGET_FOLLOWER, (build.follower,))
@@ -223,13 +231,13 @@ async def drop(connection: AsyncConnection, build: Generation) -> None:
 
 
 async def drop_schema_left_behind(connection: AsyncConnection, live: Generation) -> None:
-    """Remove the schema in which what is live now was built. What somebody else has put there stays."""
+    """Drop the schema in which the live generation was built, unless somebody else has put something into it."""
     with suppress(DependentObjectsStillExist):
         await connection.execute(composed("DROP SCHEMA IF EXISTS {} RESTRICT", [live.schema]))
 
 
 async def use_schema(connection: AsyncConnection, build: Generation) -> None:
-    """Until the end of the transaction the names of the projection's tables mean those of `build`."""
+    """Make the names of the projection's tables mean those of `build`, until the end of the transaction."""
     await connection.execute(composed("SET LOCAL search_path TO {}, {}", [build.schema, LIVE]))
 
 
@@ -240,8 +248,9 @@ async def progress(connection: AsyncConnection, build: Generation) -> Progress:
 
 
 async def copy_privileges(connection: AsyncConnection, build: Generation) -> None:
-    """Whoever may do something with a live table, or a column of it, may do it with that of `build`. Where somebody was let in or shut
-    out while it was built, it is what holds now that counts: so this comes right before the swap.
+    """Grant every privilege on a live table or column on the same table or column of `build`, if that exists.
+
+    Called right before the swap, so that grants and revocations during the build count.
     """
     parameters = {"schema": LIVE, "tables": build.tables, "build": build.schema}
     rows = await (await connection.execute(_PRIVILEGES, parameters)).fetchall()
@@ -255,7 +264,7 @@ async def copy_privileges(connection: AsyncConnection, build: Generation) -> Non
 
 
 async def _copy_owners(connection: AsyncConnection, build: Generation) -> None:
-    """The tables are those of whoever has the live ones."""
+    """Give each table the owner of the live table of that name."""
     rows = await connection.execute(_OWNERS, {"schema": LIVE, "tables": build.tables})
     for table, owner in await rows.fetchall():
         await connection.execute(composed("ALTER TABLE {} OWNER TO {}", [table, owner]))
@@ -267,5 +276,5 @@ async def _one(connection: AsyncConnection, statement: bytes, parameters: Any) -
 
 
 def composed(statement: LiteralString, names: Sequence[str]) -> sql.Composed:
-    """A statement with a `{}` for each of `names`, which are quoted as identifiers."""
+    """`statement` with each `{}` replaced by one of `names`, quoted as an identifier."""
     return sql.SQL(statement).format(*map(sql.Identifier, names))

@@ -12,7 +12,7 @@ SELECT name, generation, version, tables, state
  LIMIT 1
 
 -- name: last_replaced
--- Those of which nobody noted when that was have not been live since any of which somebody did.
+-- Generations without `replaced_at` were replaced before any that has one: older releases did not record it.
 SELECT name, generation, version, tables, state
   FROM projection_generation
  WHERE name = %s AND state = 'previous'
@@ -26,7 +26,7 @@ SELECT t.name
  ORDER BY t.name
 
 -- name: names_taken
--- What has, where tables are live, the name of a table of this schema or of an index there, and goes with none of these tables.
+-- Live relations with the name of a table or index in this schema, except those that belong to these tables.
 SELECT c.relname, o.relname
   FROM pg_class b
   JOIN pg_class c ON c.relname = b.relname AND c.relnamespace = to_regnamespace(%(live)s)
@@ -50,7 +50,7 @@ SELECT %(name)s, coalesce(max(g.generation), 0) + 1, %(version)s, %(tables)s, 'f
 RETURNING name, generation, version, tables, state
 
 -- name: set_targets
--- The heads, or where the live tables' follower is, behind which there is nothing to compare with.
+-- The lanes' heads, or the checkpoints of the live tables' follower: beyond those there is nothing to compare with.
 INSERT INTO projection_lane (name, generation, lane, target, folded_at)
 SELECT %(name)s, %(generation)s, t.lane, t.target, CASE t.target WHEN 0 THEN now() END
   FROM (SELECT h.lane, CASE WHEN p.name IS NULL THEN h.head ELSE coalesce(c.seq, 0) END AS target
@@ -79,7 +79,7 @@ SELECT %(follower)s, l.lane, l.target
  WHERE l.name = %(name)s AND l.generation = %(generation)s
 
 -- name: enter_at_beginning
--- Of lanes in which nobody had been when the generation was replaced.
+-- For lanes that no follower had entered when the generation was replaced.
 INSERT INTO checkpoint (follower, lane)
 SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
@@ -107,7 +107,7 @@ DELETE FROM projection_generation WHERE name = %(name)s AND generation = %(gener
 SELECT set_config('lock_timeout', %s::text, true)
 
 -- name: indexed_columns
--- What an index is made of, and what the condition of one depends on.
+-- The columns of indexes, and the columns that indexes' conditions depend on.
 SELECT c.relname, array_agg(DISTINCT a.attname)
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -129,7 +129,7 @@ SELECT c.relname, pg_get_userbyid(c.relowner)
  ORDER BY c.relname
 
 -- name: privileges
--- On a table, and on one column of it: only where the table of the `build` has that too.
+-- Privileges on tables, and on those columns that the `build` has too.
 SELECT p.relname, p.attname, CASE p.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(p.grantee) END, p.privilege_type, p.is_grantable
   FROM (SELECT c.relname, NULL::name AS attname, c.relowner, a.grantee, a.privilege_type, a.is_grantable
           FROM pg_class c
@@ -180,11 +180,12 @@ UPDATE projection_lane SET folded_at = clock_timestamp()
  WHERE name = %(name)s AND generation = %(generation)s AND lane = ANY (%(lanes)s)
 
 -- name: fold_session
--- What is read is sorted, and there is a process for every processor already.
+-- Memory for sorting. No parallel workers: every processor has a fold process already.
 SELECT set_config('work_mem', '64MB', false), set_config('max_parallel_workers_per_gather', '0', false)
 
 -- name: claim_session
--- A machine that lost its power or its network says no farewell: the server asks, and lets go of its claim within half a minute.
+-- A machine that loses its power or network does not close its connections. Keepalives end its session, and with that
+-- its claim, within half a minute.
 SELECT set_config('tcp_keepalives_idle', '15', false), set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false)
 
@@ -197,8 +198,8 @@ SELECT l.lane, l.target, (SELECT count(*) FROM event e WHERE e.lane = l.lane AND
  ORDER BY l.lane
 
 -- name: lengths_of_streams
--- Any of the streams, where there are too many. What only somebody leaves who has taken constraints away, or given a column another
--- type, is no reason to fail here.
+-- Any of the streams, where there are more than the limit. Rows that are possible only after somebody has dropped
+-- constraints or changed a column's type are left out, so that they do not fail the statement.
 SELECT coalesce(string_agg(uuid_send(s.stream_id), ''), ''), coalesce(string_agg(int4send(s.version::integer), ''), '')
   FROM (SELECT s.stream_id, s.version
           FROM stream s
@@ -206,10 +207,10 @@ SELECT coalesce(string_agg(uuid_send(s.stream_id), ''), ''), coalesce(string_agg
          LIMIT %(limit)s) s
 
 -- name: parts_of_lanes
--- A row per piece of the table with what stands there, as it stands there: sorting it by stream costs several times as much as
--- reading it. What is large stands behind it in rows of its own, for which the piece is looked at again. The events of a lane lie
--- scattered over the whole table, so many lanes are read at once: looking for each by itself would read every page of it many times.
--- A payload is sent as bytes because what is made text of is copied twice as often.
+-- A row per piece of the table with its events in the order on disk: sorting them by stream costs several times as much
+-- as reading them. Large events follow in a row each, for which the piece is read again. The events of a lane are
+-- scattered over the whole table, so several lanes are read at once: a scan per lane would read every page of the table
+-- many times. Payloads are sent as bytes, because text is copied twice as often.
 COPY (
     SELECT p.ids, p.versions, p.payloads
       FROM generate_series(0, pg_relation_size('event'::regclass) / current_setting('block_size')::bigint, {pages}) AS s (page)

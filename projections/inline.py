@@ -1,4 +1,4 @@
-"""The projections that ride in every append's transaction, in the order in which they are written."""
+"""The inline projections, which are written in every append's transaction, in this order."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from projections.versions import Versions
 
 
 def inline_projections() -> tuple[Inline | Versions, ...]:
-    """Everything that reads its own writes."""
+    """The projections whose readers must see their own writes at once."""
     return (ReservationProjection(), InstanceProjection(), ProvisionLogProjection())

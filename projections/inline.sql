@@ -1,8 +1,8 @@
 -- Each row lands if and only if the event it was folded from is in the log: the same stream, version and command. A
 -- command of the batch that was a duplicate or lost its race therefore leaves no trace here.
 --
--- Each event is looked up by itself (LATERAL, kept apart by OFFSET 0): a plan made while the log is small would otherwise
--- read all of it for every append until the table is analysed.
+-- Each event is looked up separately (LATERAL; OFFSET 0 prevents a join): otherwise a plan made while the log is small
+-- would read the whole log for every append until the table is analysed.
 
 -- name: instance
 INSERT INTO instance (lane, id, version, tenant_id, customer_id, idempotency_key, status, provisioning_stage, region_id, tier_id, tier_name,
@@ -78,7 +78,7 @@ SELECT r.kind, r.value, r.id, r.version, coalesce(r.reserved_at, r.released_at),
                       WHERE e.lane = r.lane AND e.stream_id = r.id AND e.version = r.version
                         AND e.command_id = r.command_id
                      OFFSET 0) landed
- ORDER BY r.kind, r.value -- two batches that want the same values wait for each other in one direction only
+ ORDER BY r.kind, r.value -- in one order, so that two batches with the same values cannot deadlock
 ON CONFLICT (kind, value, instance_id) DO UPDATE SET
        version = excluded.version, released_at = excluded.released_at
  WHERE reservation.version < excluded.version

@@ -21,9 +21,9 @@ from projections.versions import OneVersion
 
 
 def row_of(state: Instance, *, lane: int) -> dict[str, Any]:
-    """The row for `state`; keys are the table's columns. Pure: the same for an append, a replay and a rebuild.
+    """The row for `state`, by column. Pure: an append, a replay and a rebuild give the same row.
 
-    Raises `LogCorrupted` where no calendar has one of its times.
+    Raises `LogCorrupted` where one of its times is outside the calendar.
     """
     try:
         return dict(zip(_TABLE.columns, _values_of(state, lane), strict=True))
@@ -49,7 +49,7 @@ def _values_of(state: Instance, lane: int) -> Row:
     )
 
 
-#: What a row takes as it is, in the order of its columns.
+#: The attributes that a row takes unchanged, in the order of its columns.
 _OF_STATE: Callable[[Instance], Row] = attrgetter(
     *("id", "version", "tenant_id", "customer_id", "idempotency_key", "status", "provisioning_stage"),
     *("region_id", "tier_id", "tier_name", "preset_id", "runtime_type", "workload_type", "capabilities"),
@@ -102,7 +102,7 @@ class InstanceFold:
 
 
 class InstanceProjection(OneVersion):
-    """Writes the newest row; an older one never replaces it."""
+    """Writes the newest row. An older row never replaces a newer one."""
 
     name = "instance"
     version = 1

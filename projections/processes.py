@@ -1,4 +1,4 @@
-"""Folding lanes in processes of this machine."""
+"""Fold lanes in processes on this machine."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from projections.folding import LANES_AT_ONCE_MAX, fold_lanes
 from projections.generations import Generation, Progress
 from projections.rebuild import Folding
 
-#: How many events a worker folds in one claim where that is all it has to fold: some seconds' work.
+#: How many events per process are folded in a single claim: some seconds' work. Beyond that, a process makes two
+#: claims.
 EVENTS_AT_ONCE = 1_000_000
 
-#: Between two looks at the progress.
+#: The time between two looks at the progress, in seconds.
 LOOK_S = 0.1
 
-#: Fresh interpreters: a fork of a process with threads and connections would inherit their locks.
+#: New interpreters: a fork of a process with threads and connections would inherit their locks.
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) -> Folding:
-    """Folds with `workers` processes, which leave the processors to whoever else wants them, and rest while others write
-    unless they are to go on at `full_speed`.
+    """A `Folding` with `workers` processes at low priority, which rest while others write, unless `full_speed`.
 
-    They end with their parent, whatever becomes of it.
+    The processes end with their parent, even if that is killed.
     """
 
     async def fold(projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
-        # Each claim reads the whole log once. One for each worker is soonest done, but a kill undoes claims: of a long log
-        # there are two, which also share it out more evenly.
+        # Each claim reads the whole log once. One claim per process is the fastest, but a process that is killed loses
+        # its whole claim. So a long log has two per process, which also distributes the work more evenly.
         claims = 1 if (await progress()).events <= workers * EVENTS_AT_ONCE else 2
         at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (claims * workers)))
         work = partial(fold_lanes, conninfo, projection, build, at_once=at_once, readers=workers, full_speed=full_speed)
         running = list[tuple[BaseProcess, Answer]]()
         try:
             for _ in range(workers):
-                # One by one: where the machine has no room for one more, those before it are ended.
+                # One by one: if the machine cannot start another, those before it are known, and are ended.
                 running.append(start_folding(work))
             while alive := [process for process, _ in running if process.is_alive()]:
                 await progress()
@@ -59,7 +59,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
         finally:
             reasons = [end_folding(process, answer) for process, answer in running]
         now = await progress()
-        # A process that was killed leaves its lane to the others; only lanes that nobody folded are a failure.
+        # The other processes fold the lanes of one that was killed. It is a failure only if lanes are left.
         if now.lanes_folded < now.lanes:
             raise FoldFailed(build.name, "; ".join(filter(None, reasons)) or "lanes are left")
 
@@ -68,11 +68,11 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
 
 @contextmanager
 def interrupts_blocked() -> Generator[None]:
-    """Processes that are started within never hear a Ctrl-C, which a terminal sends to them too.
+    """Block SIGINT in processes that are started within the context: a terminal sends it to them too.
 
-    It would break them off wherever they are, with a traceback each; whoever started them ends them.
+    They would be interrupted anywhere, each with a traceback. Whoever started them ends them.
     """
-    # What the first process of all brings with it lets interrupts through again, right before that one is started.
+    # The first process starts the resource tracker, which unblocks SIGINT again. So the tracker is started before.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -82,8 +82,10 @@ def interrupts_blocked() -> Generator[None]:
 
 
 def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
-    """Have `work` done by a process that gives way to others, and that goes with this one; `end_folding` is for both in
-    the end. Raises `OSError` where the machine has no room for it."""
+    """Start a process for `work`, at low priority, which ends with this one. Both results are for `end_folding`.
+
+    Raises `OSError` where the machine cannot start another process.
+    """
     answer, its_answer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
         target=child.do, args=(child.task_of(work, told), its_answer), name="hydracore-fold", daemon=True
@@ -99,19 +101,19 @@ def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
 
 
 def end_folding(process: BaseProcess, answer: Answer) -> str | None:
-    """Have the process end, whatever it is about; why it has not done its work, `None` where it has."""
+    """Kill the process if it still runs. Returns why it has not done its work, None where it has."""
     with closing(answer):
-        # One that is stopped hears nothing else.
+        # Not SIGTERM: a stopped process would not handle it.
         process.kill()
         process.join()
         return None if process.exitcode == 0 else _reason_of(process, answer)
 
 
 async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
-    """Wait until the first of `processes` has ended, or so long."""
+    """Wait until the first of `processes` has ended, or until `within_s` has passed."""
     first, loop = asyncio.Event(), asyncio.get_running_loop()
     sentinels = [process.sentinel for process in processes]
-    # Not a thread that waits for them: one would keep whoever is told to stop until they have ended.
+    # Not in a thread: a command that is interrupted could not stop before the thread has ended.
     for sentinel in sentinels:
         loop.add_reader(sentinel, first.set)
     try:
@@ -124,8 +126,11 @@ async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
 
 
 def told(error: Exception) -> str:
-    """What it is told as. Errors that may quote what an event or a row says are told by their class: all but our own, those of the
-    machine, and those of a connection, of which the server knows nothing."""
+    """`error` in words that cannot contain what an event or a row says.
+
+    With its text: this project's errors, those of the operating system, and those of a connection without an answer of
+    the server. Any other error is named by its class, a database error by its SQLSTATE too.
+    """
     name = type(error).__name__
     if isinstance(error, EventsError | RebuildError):
         return f"{name}: {error}"
@@ -141,5 +146,5 @@ def told(error: Exception) -> str:
 def _reason_of(process: BaseProcess, answer: Answer) -> str:
     try:
         return str(answer.recv()) if answer.poll() else f"a process ended with {process.exitcode}"
-    except (EOFError, OSError):  # It was killed before it had said anything, or in the middle of it.
+    except (EOFError, OSError):  # It was killed before it had sent a reason, or while it sent one.
         return f"a process ended with {process.exitcode}"

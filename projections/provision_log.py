@@ -1,4 +1,4 @@
-"""`provision_log`: what a customer is told about the making and unmaking of an instance, line by line."""
+"""`provision_log`: what the customer reads about the creation and deletion of an instance, line by line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
 
 def line_of(event: e.AnyEvent) -> Line | None:
-    """What `event` says to the customer, or None where it says nothing."""
+    """The line that `event` adds to the customer's log, or None."""
     return _SAYINGS[type(event)](event)
 
 
@@ -83,7 +83,8 @@ def _conversations_accessed(event: e.ConversationsAccessed) -> Line:
 
 _CONFIGURED = _always("info", None, "The configuration was changed")
 
-#: A table, because a rebuild asks for millions of events, and trying thirty patterns in turn would cost more than all else.
+#: A table, because a rebuild looks up millions of events, and a `match` of thirty patterns would cost more than all
+#: else.
 _SAYINGS: Final[dict[type[e.Event], Callable[[Any], Line | None]]] = {
     e.InstanceRequested: _always("info", "queued", "Your agent is queued"),
     e.PlacementChosen: _placement_chosen,
@@ -123,13 +124,13 @@ assert set(_SAYINGS) == set(get_args(e.AnyEvent)), "every event of the union has
 
 
 def rows_of(events: Sequence[e.AnyEvent], *, stream_id: UUID, lane: int, version_before: int) -> list[dict[str, Any]]:
-    """The lines that `events`, the stream's next ones after `version_before`, add."""
+    """The rows for `events`, which follow `version_before` in the stream."""
     rows = _rows_of(events, stream_id=stream_id, lane=lane, version_before=version_before)
     return [dict(zip(_NAMES, row, strict=True)) for row in rows]
 
 
 def _rows_of(events: Sequence[e.AnyEvent], *, stream_id: UUID, lane: int, version_before: int) -> Iterator[Row]:
-    """The same as rows of the table."""
+    """The same, with values in the order of the table's columns."""
     for version, event in enumerate(events, start=version_before + 1):
         line = line_of(event)
         if line is not None:
@@ -144,7 +145,7 @@ _TABLE = Table(
     version="seq",
 )
 
-#: The columns as the statement of an append calls them.
+#: The columns as the statement of an append names them.
 _NAMES = ("lane", "id", "version", "level", "stage", "message", "created_at")
 
 
@@ -164,11 +165,11 @@ class ProvisionLogFold:
         return rows
 
     def weight(self) -> int:
-        return 0  # Lines that were given are gone.
+        return 0  # Rows that were returned are not kept.
 
 
 class ProvisionLogProjection(OneVersion):
-    """Adds lines; none is ever changed."""
+    """Adds lines, and never changes one."""
 
     name = "provision_log"
     version = 1

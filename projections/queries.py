@@ -1,4 +1,4 @@
-"""The read tables as values: what the API asks for. Every query is one statement on an autocommit connection."""
+"""Queries of the read tables for the API. Each is one statement on an autocommit connection."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def _list(of: str, rows: str) -> bytes:
     return template(_SQL["list"]).format(rows=template(_SQL[rows]).format(of=template(_SQL[of]))).as_bytes(None)
 
 
-#: By whose instances, and which of them.
+#: The statements of lists, by whose instances and which of them.
 _LISTS = {
     (of, rows): _list(of, rows) for of in ("of_customer", "of_tenant", "of_all") for rows in ("live", "live_or_deleted")
 }
 
-#: How many lines of an instance's provision log one answer holds: the latest.
+#: The most lines of an instance's provision log per answer: the latest ones.
 LINES_MAX = 1_000
 
 
 class ShownRow(msgspec.Struct, frozen=True):
-    """What any view of an instance shows of it, and whose it is. Times are RFC 3339 text in UTC."""
+    """What any view of an instance shows, and its owner. Times are RFC 3339 text in UTC."""
 
     tenant_id: str
     customer_id: str
@@ -62,7 +62,7 @@ class ShownRow(msgspec.Struct, frozen=True):
 
 
 class InstanceRow(ShownRow, frozen=True):
-    """One instance as a caller may see it."""
+    """One instance as its view shows it."""
 
     key: UUID
     bootstrap_seq: int | None
@@ -77,7 +77,7 @@ class InstanceRow(ShownRow, frozen=True):
 
 
 class AgentKeyRow(msgspec.Struct, frozen=True):
-    """`key_hash`: SHA-256 of the agent's key as hex; None when there is none, or no longer."""
+    """`key_hash`: the SHA-256 of the agent's key in hex; None while it has none."""
 
     id: UUID
     status: Status
@@ -85,10 +85,10 @@ class AgentKeyRow(msgspec.Struct, frozen=True):
 
 
 class ListedKey(NamedTuple):
-    """One instance of a list. A row is the fold of `version` events: where both are the same, so is the row.
+    """One instance of a list, and its version. The row of an instance changes only with its version.
 
-    `id` stays the text that it came as, by which most instances of a list are remembered: making UUIDs of them would take three
-    times as long as reading the keys.
+    `id` stays the text that it arrives as, which keys most lookups of list rows: converting all to UUIDs would take
+    three times as long as reading the keys.
     """
 
     id: str
@@ -104,9 +104,12 @@ class ListedRow(ShownRow, frozen=True):
 
 
 class ReportRow(msgspec.Struct, frozen=True):
-    """How an instance is doing. `lines`: JSON, the latest `LINES_MAX` of the `lines_total` lines of its provision log,
-    oldest first; `heartbeat`: the JSON that the agent last sent, at `heartbeat_at`,
-    `heartbeat_age_s` ago by the database's clock."""
+    """How an instance is doing.
+
+    `lines`: JSON, the latest `LINES_MAX` lines of its provision log, oldest first. `lines_total`: how many lines that
+    log has. `heartbeat`: the JSON that the agent sent last, at `heartbeat_at`, which is `heartbeat_age_s` ago by the
+    database's clock.
+    """
 
     tenant_id: str
     customer_id: str
@@ -126,9 +129,9 @@ class ReportRow(msgspec.Struct, frozen=True):
 
 
 class ListFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which instances, newest first. `tenant_id` None: of all tenants; `customer_id` None: of all its customers.
+    """Which instances to list, newest first. `tenant_id`: None for all tenants. `customer_id`: None for all customers.
 
-    `before`: only those older than this (created_at, id), the last one of the page before.
+    `before`: only instances older than this (created_at, id), the last one of the page before.
     """
 
     tenant_id: str | None
@@ -140,7 +143,7 @@ class ListFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Queries:
-    """Reads, on an open pool of autocommit connections. Raises `StoreUnavailable` and psycopg's errors."""
+    """Queries on an open pool of autocommit connections. All raise `StoreUnavailable` and psycopg's errors."""
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
@@ -160,23 +163,23 @@ class Queries:
         return rows[0] if rows else None
 
     async def newest_by_key(self, *, tenant_id: str | None, idempotency_key: str) -> UUID | None:
-        """The newest instance that was asked for with this key, by any customer of the tenant (None: of any tenant)."""
+        """The newest instance that was requested with this key, by any customer of the tenant (None: of any tenant)."""
         statement = _NEWEST_OF_ALL if tenant_id is None else _NEWEST_OF_TENANT
         parameters = {"tenant_id": tenant_id, "idempotency_key": idempotency_key}
         rows: list[UUID] = await self._rows(_itself, statement, parameters)
         return rows[0] if rows else None
 
     async def list_text(self, wanted: ListFilter) -> str:
-        """Which instances a list holds at which versions, in its order, as one text, which `listed_keys` reads.
+        """The ids and versions of a list's instances, in order, as one text for `listed_keys`.
 
-        Two lists with the same text hold the same rows: whoever has made an answer of it need not even read it.
+        Lists with equal texts hold equal rows, so that an answer that was made from the same text can be used again.
         """
         statement, parameters = _list_statement(wanted)
         [text] = await self._rows(str, statement, parameters)
         return text
 
     async def listed(self, ids: list[str]) -> list[ListedRow]:
-        """What a list shows of these instances, by the ids of their `ListedKey`s, in no order."""
+        """The list rows of these instances, by the ids of their `ListedKey`s, in no order."""
         return await self._rows(ListedRow, _LISTED, ([lane_of(UUID(each)) for each in ids], ids))
 
     async def _fetch_instances(self, ids: list[UUID]) -> dict[UUID, InstanceRow]:
@@ -188,7 +191,7 @@ class Queries:
         return {row.id: row for row in rows}
 
     async def _rows(self, make: Callable[..., Row], statement: bytes, parameters: Parameters) -> list[Row]:
-        """The rows of a statement, each made of its columns in their order."""
+        """The rows of a statement, each made by `make` from its columns in order."""
 
         async def read(connection: AsyncConnection) -> list[Row]:
             cursor = connection.cursor()
@@ -199,7 +202,7 @@ class Queries:
 
 
 def listed_keys(text: str) -> list[ListedKey]:
-    """What `Queries.list_text` says."""
+    """The keys in a text of `Queries.list_text`."""
     pairs = (pair.split(" ") for pair in text.split(",") if pair)
     return [ListedKey(each, int(version)) for each, version in pairs]
 
@@ -209,7 +212,7 @@ def _list_statement(wanted: ListFilter) -> tuple[bytes, Mapping[str, Any]]:
     if wanted.tenant_id is None:
         of = "of_all"
     only_deleted = wanted.status == DELETED
-    # Those of any other status are not deleted, whatever may be listed beside them.
+    # With any other status an instance is not deleted, so that `include_deleted` makes no difference.
     rows = "live_or_deleted" if only_deleted or (wanted.include_deleted and wanted.status is None) else "live"
     return _LISTS[of, rows], {
         "tenant_id": wanted.tenant_id,

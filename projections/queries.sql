@@ -1,4 +1,4 @@
--- Ids and times come as text where they are only ever shown: making Python objects of them costs more than the query.
+-- Ids and times that are only shown come as text: creating Python objects of them costs more than the query.
 
 -- name: instances
 SELECT i.tenant_id, i.customer_id, i.agent_name,
@@ -49,7 +49,7 @@ SELECT id
  LIMIT 1
 
 -- name: list
--- A list is one text, put together of rows that come sorted: a hundred rows would cost more than their query.
+-- A list is one text, aggregated from sorted rows: fetching a hundred rows would cost more than their query.
 SELECT coalesce(string_agg(key, ','), '')
   FROM (SELECT rows.id::text || ' ' || rows.version AS key
           FROM ({rows}) AS rows
@@ -57,7 +57,8 @@ SELECT coalesce(string_agg(key, ','), '')
          LIMIT %(limit)s) AS listed
 
 -- name: live
--- Deleted instances stay, and are ever more: they are told apart by a column of the indexes, without an OR, which would have every one read.
+-- Deleted instances stay, so that there are ever more. A column of the indexes excludes them; with an OR, all would be
+-- read.
 SELECT id, version, created_at
   FROM instance
  WHERE {of} AND status <> 'deleted'
@@ -68,7 +69,7 @@ SELECT id, version, created_at
  LIMIT %(limit)s
 
 -- name: live_or_deleted
--- An index has the ones in order, and then the others.
+-- An index has first the one kind in order, and then the other.
 SELECT i.id, i.version, i.created_at
   FROM unnest(%(alive)s::boolean[]) AS wanted (alive)
  CROSS JOIN LATERAL (

@@ -1,7 +1,7 @@
-"""A rebuild that nobody notices: fold the log into the next generation, catch up, compare, swap; or compare only.
+"""Rebuild a projection without downtime: fold the log into a new generation, catch up, compare, swap. Or only compare.
 
-Everything that is done is in the database: whoever starts the same rebuild again after a kill, at whatever point, goes on
-from there. One rebuild of a projection runs at a time (`projections/turn.py`).
+All progress is in the database: whoever starts the same rebuild again after a kill continues where that was. One
+rebuild per projection runs at a time (`projections/turn.py`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,22 @@ from projections.swap import Swapped, swap
 from projections.turn import connect, turn
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
-"""Has all lanes of the build folded; asks for the progress as often as it likes. Raises `FoldFailed`."""
+"""Folds all lanes of the build. It may call the third argument for the progress at any time. Raises `FoldFailed`."""
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a rebuild did. Rows are compared at one place in the log; `drift` holds the first that differ. `left_out` are the tables
-    that could not be compared, because other columns tell their rows apart than in the version that is live. `missing`: what was
-    gone of what was live, in words. `generation_before`: what was live when it began, which a swap keeps for a rollback.
+    """What a rebuild did.
 
-    `swapped`: whether the generation is live now. `stopped_s`: how long writers (for a followed projection: its followers) stood
-    still for that; None where nothing was swapped. `rested_s`: how long it rested while others wrote, its folding aside.
+    - `generation_before`: the generation that was live at the start; after a swap it is kept for a rollback.
+    - `rows_compared`, `drifted`: how many rows were compared at the same position in the log, and how many differ.
+      `drift`: the first of those.
+    - `left_out`: the tables that could not be compared, because this version identifies their rows by other columns
+      than the live one.
+    - `missing`: what the live generation lacked, in words.
+    - `swapped`: whether the generation is live now.
+    - `stopped_s`: how long the swap held up writers (for a followed projection: its followers); None where nothing was
+      swapped.
+    - `rested_s`: how long it rested while others wrote, without the rests of the fold.
     """
 
     name: str
@@ -63,7 +69,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Steps(NamedTuple):
-    """What is to be told while it goes on: `phase(text)` and `folded(progress)`."""
+    """Callbacks for the progress: `phase(text)` when a phase begins, `folded(progress)` during the fold."""
 
     phase: Callable[[str], None]
     folded: Callable[[Progress], None]
@@ -78,11 +84,12 @@ async def rebuild(
     accept_drift: bool = False,
     full_speed: bool = False,
 ) -> Report:
-    """Build the next generation of `projection` and put it in place. Connects as the tables' owner.
+    """Build the next generation of `projection` and make it live. Connects as the tables' owner.
 
-    Where live tables drifted from the log, the report says where, and nothing is swapped unless `accept_drift`: then the log wins. The
-    build is kept, so trying again folds nothing twice. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` unless `accept_drift`,
-    `NamesTaken`, `WritersNotStopped`, `SwapUnknown` and what folding raises.
+    If live tables drifted from the log, the report says where, and nothing is swapped unless `accept_drift`: then the
+    build replaces them all the same. Without a swap the build is kept, so that the next try need not fold it again.
+    Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` unless `accept_drift`, `NamesTaken`, `WritersNotStopped`,
+    `SwapUnknown` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
     async with turn(database_url, projection.name) as connection:
@@ -100,7 +107,7 @@ async def rebuild(
             return report
         steps.phase("swapping")
         if report.drifted:
-            # What has drifted and is accepted would only be found again.
+            # Another comparison would only find the accepted drift again.
             candidate = candidate._replace(unverified=None)
         try:
             swapped = await _swap(database_url, candidate)
@@ -117,8 +124,9 @@ async def rebuild(
 async def dry_run(
     database_url: str, projection: Projection, *, folding: Folding, steps: Steps, full_speed: bool = False
 ) -> Report:
-    """Build as `rebuild` does, compare with what is live, and drop the build, unless it is one that was broken off before and is
-    only gone on with. Nothing that is served changes, and no other build either. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`,
+    """Build as `rebuild` does, compare with the live tables, drop the build. Changes no live table and no other build.
+
+    A build that an earlier run had begun is continued and kept. Raises `RebuildBusy`, `Outdated`, `LiveIncomplete`,
     `NamesTaken` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
@@ -132,7 +140,7 @@ async def dry_run(
         try:
             await _compare(connection, Candidate.of(projection, build, live, pace), report)
         finally:
-            # What somebody else has begun is theirs to go on with.
+            # A build that an earlier run had begun is kept for that run to be continued.
             if not report.resumed:
                 await generations.drop(connection, build)
         report.total_s = time.perf_counter() - began_s
@@ -140,11 +148,11 @@ async def dry_run(
 
 
 async def rollback(database_url: str, projection: Projection) -> Report:
-    """Put the previous generation back in its place, caught up with the log; the present one becomes the previous, so
-    that a second rollback undoes the first.
+    """Make the previous generation live again, caught up with the log.
 
-    `projection` must have the version of the previous generation. Nothing is compared: a rollback is made because what
-    is live is wrong. Raises `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
+    The present one becomes the previous, so that a second rollback undoes the first. `projection` must have the version
+    of the previous generation. Nothing is compared: a rollback is made because the live tables are wrong. Raises
+    `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
     """
     async with turn(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -178,8 +186,9 @@ async def rollback(database_url: str, projection: Projection) -> Report:
 
 
 async def prune(database_url: str, name: str) -> list[Generation]:
-    """Drop every generation of the projection that is not live, unfinished builds too. Raises `RebuildBusy` and
-    `GenerationInUse`.
+    """Drop every generation of the projection that is not live, unfinished builds too. Returns the dropped ones.
+
+    Raises `RebuildBusy` and `GenerationInUse`.
     """
     async with turn(database_url, name) as connection:
         found = await generations.all_in(connection, "previous", *generations.UNFINISHED)
@@ -202,7 +211,10 @@ async def _build(
     live: Generation | None,
     drops_others: bool,
 ) -> tuple[Generation, Report]:
-    """The next generation, folded and indexed: a new one, or what an earlier run has left of it. Other builds are in nobody's way."""
+    """The next generation, folded and indexed: a new build, or one that an earlier run has left.
+
+    `drops_others`: whether to drop all other unfinished builds of the projection. Raises `Outdated`.
+    """
     if live is not None and live.version > projection.version:
         raise Outdated(projection.name, projection.version, live=live.version)
     build = None
@@ -235,7 +247,7 @@ async def _build(
         steps.phase("folding")
         await folding(projection, build, progress)
         report.fold_s = time.perf_counter() - began_s
-        # A first look, so that it is known behind the indexes how much is being written.
+        # A first look at the heads: the rest after indexing can then tell how much is being written.
         await pace.rest_async(connection)
         steps.phase("indexing")
         began_s = time.perf_counter()
@@ -247,7 +259,7 @@ async def _build(
 async def _fits(
     connection: AsyncConnection, build: Generation, projection: Projection, live: Generation | None
 ) -> bool:
-    """Whether what an earlier run has left can be gone on with, and compared with what is live."""
+    """Whether a build that an earlier run has left can be continued, and compared with the live tables."""
     if build.version != projection.version:
         return False
     return isinstance(projection, Inline) or live is None or not await generations.is_ahead(connection, build)
@@ -258,7 +270,7 @@ async def _swap(database_url: str, candidate: Candidate) -> Swapped:
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:
-    """Everything, with rests behind what takes long: the indexes, what was appended since, and the comparison."""
+    """Compare all rows, and rest after each long step: indexing, catching up, and the comparison."""
     began_s = time.perf_counter()
     await candidate.pace.rest_async(connection)
     await come_near(connection, candidate)
@@ -269,13 +281,13 @@ async def _compare(connection: AsyncConnection, candidate: Candidate, report: Re
 
 @asynccontextmanager
 async def _analyzing(database_url: str, build: Generation) -> AsyncGenerator[None]:
-    """Meanwhile the build's tables are analysed, on a connection of its own."""
+    """Analyse the build's tables meanwhile, on a separate connection. If the body fails, the analysis is cancelled."""
     async with await connect(database_url) as connection:
         analysis = asyncio.create_task(generations.analyze(connection, build))
         try:
             yield
         except BaseException:
-            # Whoever is told to stop does not wait for it: cancelled, it is cancelled in the database, too.
+            # Cancelling the task cancels the statement in the database too, so that this does not wait for its end.
             analysis.cancel()
             await asyncio.wait((analysis,))
             raise

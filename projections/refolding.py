@@ -1,7 +1,7 @@
-"""What new events change in the rows of an inline projection.
+"""Update the rows of an inline projection from new events.
 
-A stream is folded on from where it was: its fold is kept between two steps, so that each step reads what is new and no more, however
-long the stream is. The first time, and where a fold had to be let go, it is folded from its beginning.
+The fold of each stream is kept between steps, so that a step reads new events only, however long the stream is. A
+stream without a kept fold is folded from its beginning: the first time, and after its fold was discarded.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _PIECES = template(_SQL["pieces"])
 _STAGE = template(_SQL["stage"])
 _REPLACE = template(_SQL["replace"])
 
-#: How many events are read at once, at most: a bound on memory, whatever the number of streams and their length.
+#: The most events per batch. Bounds memory, whatever the number of streams and their length.
 EVENTS_MAX = 1_000
 
-#: How many folds are kept, and how many bytes of them, about: the ones that were used last.
+#: The most folds that are kept, and about the most bytes that they hold. The least recently used ones are discarded.
 KEPT_MAX = 5_000
 KEPT_BYTES_MAX = 64 * 2**20
 
-#: Where changed rows wait until all are known.
+#: The temporary table for changed rows, until all of them are known.
 _STAGED = "changed_rows"
 
 Stream = tuple[int, UUID]
@@ -45,19 +45,22 @@ Stream = tuple[int, UUID]
 
 
 class KeptFolds:
-    """Folds between two steps, for one build."""
+    """The folds of one build that are kept between its steps."""
 
     def __init__(self) -> None:
         self._folds = Recent[Stream, tuple[int, StreamFold]](count_max=KEPT_MAX, bytes_max=KEPT_BYTES_MAX)
 
     def version(self, stream: Stream, *, before: int) -> int:
-        """How many events of the stream need not be read any more, of those that the build has taken: `before`."""
+        """The version that the kept fold of `stream` has reached; 0 where it has to be folded from its beginning.
+
+        `before`: the version up to which the build has applied the stream.
+        """
         version, _ = self._folds.get(stream) or (0, None)
-        # One that knows more than the build has been in a step that was undone.
+        # A fold beyond `before` comes from a step that was rolled back.
         return version if version <= before else 0
 
     def take(self, stream: Stream) -> StreamFold | None:
-        """The fold, for whoever gives it back."""
+        """Remove the fold of `stream` and return it. The caller puts it back with `give` after use."""
         _, fold = self._folds.pop(stream) or (0, None)
         return fold
 
@@ -66,8 +69,12 @@ class KeptFolds:
 
 
 class GrownStream(msgspec.Struct):
-    """A stream with new events, in a lane that is taken up to `seq`: how many events of it the build has taken, how many there
-    are, and how many its `fold` has had (None until it is under way)."""
+    """A stream with new events, and how far it was applied, folded and written.
+
+    `seq`: up to where its lane is read. `before`: the version up to which the build has applied it. `after`: its
+    version at `seq`. `kept`: the version that its kept fold has reached. `fold`: its fold during a step, None before
+    its first piece where no fold was kept.
+    """
 
     stream: Stream
     seq: int
@@ -82,7 +89,7 @@ class GrownStream(msgspec.Struct):
 
 
 class _Piece(NamedTuple):
-    """Events of one stream, after one version and up to another, that are either all new to the build or all known."""
+    """Events of one stream, from version `after` + 1 to `upto`. The build has applied either all of them or none."""
 
     grown: GrownStream
     after: int
@@ -92,7 +99,7 @@ class _Piece(NamedTuple):
 async def grown_streams(
     connection: AsyncConnection, at: Mapping[int, int], upto: Mapping[int, int], kept: KeptFolds
 ) -> list[GrownStream]:
-    """The streams with events after `at`, up to `upto`, by lane. Raises `LogCorrupted` where one of these is missing."""
+    """The streams with events after `at`, up to `upto`, by lane. Raises `LogCorrupted` where an event is missing."""
     parameters = {"lanes": list(upto), "after": [at[lane] for lane in upto], "upto": list(upto.values())}
     grown, counts = list[GrownStream](), Counter[int]()
     for lane, stream_id, first, last, count in await (await connection.execute(_GROWN, parameters)).fetchall():
@@ -109,10 +116,10 @@ async def grown_streams(
 async def refold(
     connection: AsyncConnection, projection: Inline, grown: Sequence[GrownStream], kept: KeptFolds
 ) -> None:
-    """Bring the rows of `grown` up to date in the tables that the names mean now.
+    """Bring the rows of `grown` up to date, in the tables that the search path finds.
 
-    All rows that change go before the first new one comes: a value that one instance has released and another has taken in the
-    meantime is never held twice, in whatever order the two are looked at. Raises `EventRefused` and `LogCorrupted`.
+    All rows that change are deleted before the first new one is inserted. Otherwise a unique value that one instance
+    has released and another has taken since would exist twice for a moment. Raises `EventRefused` and `LogCorrupted`.
     """
     table = projection.tables[0]
     names = {
@@ -125,7 +132,7 @@ async def refold(
     }
     await connection.execute(_STAGE.format(**names))
     for one in grown:
-        # What is given back in this step may push out what is needed later in it.
+        # All of them now: `give` may discard folds that are needed later in this step.
         fold = kept.take(one.stream)
         one.fold = fold if one.kept else None
     staged = Table(_STAGED, table.key, table.columns, table.stream)
@@ -137,7 +144,7 @@ async def refold(
 async def _changes(
     connection: AsyncConnection, projection: Inline, pieces: Sequence[_Piece], kept: KeptFolds
 ) -> list[Row]:
-    """The rows that change in the streams that end with one of `pieces`. Each goes on from where the last piece of it ended."""
+    """Fold `pieces`. Returns the changed rows of the streams that are complete with them."""
     rows, left = list[Row](), list(pieces)
     while left:
         page, left = await _read(connection, left)
@@ -151,7 +158,10 @@ async def _changes(
 
 
 async def _read(connection: AsyncConnection, pieces: Sequence[_Piece]) -> tuple[list[tuple[_Piece, str]], list[_Piece]]:
-    """A page of what `pieces` say, and what is left of them. Raises `LogCorrupted` where an event is missing."""
+    """Read a page of `pieces`. Returns what was read, as a JSON array per piece, and the pieces that are left to read.
+
+    Raises `LogCorrupted` where an event is missing.
+    """
     parameters = {
         "lanes": [piece.grown.stream[0] for piece in pieces],
         "streams": [piece.grown.stream[1] for piece in pieces],
@@ -179,7 +189,7 @@ async def _read(connection: AsyncConnection, pieces: Sequence[_Piece]) -> tuple[
 
 
 def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
-    """The rows that change with the last piece of a stream. Raises `EventRefused`."""
+    """Feed a piece to the fold of its stream. Returns the changed rows after the last piece. Raises `EventRefused`."""
     grown, (lane, stream_id) = piece.grown, piece.grown.stream
     fold = grown.fold
     try:
@@ -189,7 +199,7 @@ def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
         if piece.upto == grown.after:
             return fold.rows()
         if piece.upto <= grown.before:
-            # What known events give is there.
+            # The table has the rows of these events already.
             fold.rows()
     except Exception as error:
         raise EventRefused(projection.name, error, lane=lane, stream_id=stream_id) from error
@@ -197,7 +207,7 @@ def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
 
 
 def _batches(grown: Iterable[GrownStream]) -> Iterator[list[_Piece]]:
-    """All that is to be read, stream after stream, in batches of `EVENTS_MAX` events at most."""
+    """All that is to be read of `grown`, stream after stream, in batches of at most `EVENTS_MAX` events."""
     batch, room = list[_Piece](), EVENTS_MAX
     for one in grown:
         at = one.kept

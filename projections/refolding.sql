@@ -1,5 +1,5 @@
 -- name: grown
--- Lane by lane: joined with all lanes at once, all of the log would be read, because nobody can guess how little is new.
+-- Lane by lane: the planner cannot know how few events are new, and would read the whole log in a join with all lanes.
 SELECT l.lane, e.stream_id, e.first, e.last, e.count
   FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[], %(upto)s::bigint[]) AS l (lane, after, upto)
  CROSS JOIN LATERAL (
@@ -10,7 +10,7 @@ SELECT l.lane, e.stream_id, e.first, e.last, e.count
  ORDER BY l.lane, e.stream_id
 
 -- name: pieces
--- Of these pieces together a page (`events/pages.py`): of each as much as there is room for.
+-- One page (`events/pages.py`) of these pieces together, in their order.
 SELECT e.place, count(*), max(e.version), max(e.upto_bytes), '[' || string_agg(({payload})::text, ',' ORDER BY e.version) || ']'
   FROM (SELECT p.place, e.version, e.type, e.schema_version, e.payload, {weight} AS bytes,
                sum({weight}) OVER (ORDER BY p.place, e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
@@ -25,6 +25,6 @@ SELECT e.place, count(*), max(e.version), max(e.upto_bytes), '[' || string_agg((
 CREATE TEMP TABLE {staged} ON COMMIT DROP AS SELECT {columns} FROM {table} LIMIT 0
 
 -- name: replace
--- Both in one message: writers may stand still meanwhile.
+-- Both in one message, because writers may be stopped meanwhile.
 DELETE FROM {table} t USING {staged} s WHERE {same_key};
 INSERT INTO {table} ({columns}) SELECT {columns} FROM {staged}

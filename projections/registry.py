@@ -1,4 +1,4 @@
-"""Every projection that this code has, by name."""
+"""Every projection of this code, by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from projections.versions import Versions
 
 
 def projections() -> dict[str, Projection]:
-    """Each in its newest version; inline ones first, then followed ones."""
+    """The newest version of each projection, inline ones first."""
     return {name: versions[max(versions)] for name, versions in all_versions().items()}
 
 
 def all_versions() -> dict[str, dict[int, Projection]]:
-    """Every version of each that this code can write, by number."""
+    """Every version of each projection that this code can write, by number."""
     found: dict[str, dict[int, Projection]] = {}
     for projection in (*inline_projections(), *followed_projections()):
         if isinstance(projection, Versions):

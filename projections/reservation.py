@@ -1,4 +1,4 @@
-"""`reservation`: what must be unique across lanes, and since when it is free again."""
+"""`reservation`: values that must be unique across lanes, and since when each is free again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from projections.versions import OneVersion
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A value that an instance takes or, where `reserved_ms` is None, gives back."""
+    """A value that an instance reserves at `reserved_ms` or, where that is None, releases at `released_ms`."""
 
     version: int
     kind: str
@@ -29,7 +29,7 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Holding:
-    """What an instance has of the things that must be unique, as far as its events have been followed."""
+    """The unique values that an instance holds, as far as its events were followed."""
 
     def __init__(self, state: Instance | None = None) -> None:
         attempt = None if state is None else state.attempt
@@ -38,7 +38,7 @@ class Holding:
         self._addresses = None if state is None else (state.hostname, state.vpn_ip)
 
     def follow(self, events: Iterable[e.AnyEvent]) -> Iterator[Taken]:
-        """What the instance's next events take and give back, in order."""
+        """What the instance's next events reserve and release, in order."""
         for version, event in enumerate(events, self._version + 1):
             self._version = version
             follow = _FOLLOWS[type(event)]
@@ -90,8 +90,8 @@ class Holding:
         )
 
 
-#: A table, because a rebuild asks for millions of events, and trying patterns in turn would cost more than all else. None: such an
-#: event says nothing of what is held.
+#: By type of event; None for events that change no reservation. A table, because a rebuild looks up millions of events,
+#: and a `match` would cost more than all else.
 _FOLLOWS: Final[dict[type[e.Event], Callable[[Holding, int, Any], tuple[Taken, ...]] | None]] = {
     e.InstanceRequested: Holding.requested,
     e.PlacementChosen: Holding.placement_chosen,
@@ -135,7 +135,7 @@ assert set(_FOLLOWS) == set(get_args(e.AnyEvent)), (
 def rows_of(
     events: Sequence[e.AnyEvent], *, before: Instance | None, stream_id: UUID, lane: int
 ) -> list[dict[str, Any]]:
-    """The reservations that `events` take or release, behind the state `before` them."""
+    """The reservations that `events` make or release, after the state `before` them."""
     return [
         {
             "lane": lane,
@@ -153,7 +153,8 @@ def rows_of(
 def idempotency_value(tenant_id: str, customer_id: str, key: str) -> str:
     """Tenant, customer and key as one text that no other triple gives.
 
-    The last part has no length (unlike in `events.ids.framed`): it needs none, and the tables hold such values.
+    The key has no length prefix (unlike parts in `events.ids.framed`): as the last part it needs none, and the tables
+    hold such values.
     """
     return f"{len(tenant_id)}:{tenant_id}{len(customer_id)}:{customer_id}{key}"
 
@@ -172,9 +173,9 @@ class ReservationFold:
     def __init__(self, stream_id: UUID) -> None:
         self._id = stream_id
         self._holding = Holding()
-        #: Version, time of taking and time of release, by kind and value.
+        #: Version, time of reservation and time of release, by kind and value.
         self._held: dict[tuple[str, str], tuple[int, datetime | None, datetime | None]] = {}
-        #: In the order in which they changed.
+        #: The changed values, in the order in which they changed.
         self._changed: dict[tuple[str, str], None] = {}
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
@@ -192,11 +193,11 @@ class ReservationFold:
         return rows
 
     def weight(self) -> int:
-        return 0  # No value that is reserved is large.
+        return 0  # No reserved value is large.
 
 
 class ReservationProjection(OneVersion):
-    """Takes and releases values. A value that another instance holds breaks the append (`ReservationTaken`)."""
+    """Reserves and releases values. A value that another instance holds fails the append (`ReservationTaken`)."""
 
     name = "reservation"
     version = 1

@@ -1,4 +1,4 @@
-"""What a rebuild cannot hold waits in a file, in shares that it can; and the form that events have on their way."""
+"""A temporary file for events that a rebuild cannot hold in memory, in shares that it can; and `Part`, their format."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple, Self
 
-#: What stands between two payloads, and in none of them: PostgreSQL's json has no such character.
+#: The separator of payloads. No payload contains it: PostgreSQL's json allows no such character.
 _BETWEEN: Final = b"\0"
 
 #: Ids and versions as PostgreSQL sends them.
 _ID: Final = struct.Struct("16s")
 _VERSION: Final = struct.Struct(">i")
 
-#: How many shares there are, and which byte of its id says whose a stream is. The last byte tells the lane.
+#: The number of shares, and the byte of a stream's id that is the number of its share. The last byte gives the lane.
 _SHARES: Final = 256
 _SHARE_AT: Final = 14
 
-#: How much is put together before it is written.
+#: How many bytes of payloads are collected before they are written.
 WAITING_BYTES_MAX: Final = 16 * 2**20
 
 Event = tuple[tuple[bytes], tuple[int], bytes]
-"""The id of its stream, its version there, and its payload; the first two as `struct` unpacks them."""
+"""A stream's id, the event's version and its payload. The first two are tuples, as `struct` unpacks them."""
 
 
 class Part(NamedTuple):
-    """Some events, in any order: the ids of their streams, their versions and their payloads, each one after the other."""
+    """Some events, in any order: their streams' ids, their versions and their payloads, each concatenated."""
 
     ids: bytes
     versions: bytes
@@ -52,20 +52,20 @@ class Part(NamedTuple):
 
 
 def lengths_of(ids: bytes, versions: bytes) -> dict[bytes, int]:
-    """The versions by id."""
+    """The versions by stream id, from concatenated ids and concatenated versions."""
     return {
         key: version for (key,), (version,) in zip(_ID.iter_unpack(ids), _VERSION.iter_unpack(versions), strict=True)
     }
 
 
 class Spill:
-    """Events by share, in an empty `file`. First all are added, then each share is read."""
+    """Events by share, in `file`, which must be empty. First all events are added, then each share is read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._waiting: list[list[Event]] = [[] for _ in range(_SHARES)]
         self._waiting_bytes = 0
-        #: Where the pieces of each share begin, and how long their fields are.
+        #: For each share, where its pieces begin in the file, and the lengths of their three fields.
         self._pieces: list[list[tuple[int, list[int]]]] = [[] for _ in range(_SHARES)]
 
     def add(self, events: Iterable[Event]) -> None:
@@ -77,7 +77,7 @@ class Spill:
                 self._write()
 
     def shares(self) -> Iterator[Iterator[Part]]:
-        """Each share, which has all that was added of its streams."""
+        """Each share. A share holds all events of its streams."""
         self._write()
         return map(self._read, self._pieces)
 

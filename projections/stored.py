@@ -1,4 +1,4 @@
-"""Payloads, and facts, on their way out of the log in bulk: parts of the statements that read them."""
+"""Fragments of SQL for reading payloads and facts from the log in bulk."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
 
 
 def payload() -> sql.Composed:
-    """The expression that gives the payload of the event `e`, to be decoded to `upcast.Stored`, as by `events_of`."""
+    """The expression for the payload of the event `e`, for decoding as `upcast.Stored`, as `events_of` does."""
     first = [name for name, version in upcast.CURRENT.items() if version == 1]
     later = [f"{name} {version}" for name, version in upcast.CURRENT.items() if version > 1]
     return _PAYLOAD.format(first=sql.Literal(first), later=sql.Literal(later))
 
 
 def events_of(payloads: str | bytes) -> Sequence[AnyEvent]:
-    """A JSON array of payloads as events, each in its version of today. Raises as `upcast.read` does."""
+    """The events of a JSON array of payloads, each upcast to its current version. Raises as `upcast.read` does."""
     return all_of_today(_events.decode(payloads))
 
 
 def fact(told: sql.Composable) -> sql.Composed:
-    """The expression that gives the event `e` with its command `k` as a fact, as `projections.fact` decodes it.
+    """The expression for the event `e` and its command `k` as a fact, for decoding by `projections.fact`.
 
-    `told`: the names of the types whose events are told with what they say, as an array; null for all.
+    `told`: the stored names of the types whose payloads are included, as an array; null for all.
     """
     return _FACT.format(payload=payload(), is_told=_is_told(told))
 
 
 def weight(told: sql.Composable) -> sql.Composed:
-    """What the payload of the event `e` weighs as a fact (`events.pages`)."""
+    """The expression for the weight (`events.pages`) of the payload of the event `e` in a fact."""
     return _WEIGHT_OF_TOLD.format(weight=pages.weight(), is_told=_is_told(told))
 
 

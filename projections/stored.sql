@@ -1,6 +1,7 @@
 -- name: payload
--- The payload as bulk decoding takes it: as it is, or, where it is not what today's code writes, in an envelope that says which version
--- of which type it is. Most events are of version 1 and of a type that never had another; they are told by what comes first.
+-- The payload for bulk decoding: unchanged if it is of the version that today's code writes, otherwise in an envelope
+-- with its type and version. Most events are of version 1 of a type that has no other version; the first condition is
+-- for those.
 CASE WHEN e.schema_version = 1 AND e.type = ANY ({first}::text[])
        OR e.schema_version > 1 AND e.type || ' ' || e.schema_version = ANY ({later}::text[])
      THEN e.payload

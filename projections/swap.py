@@ -1,11 +1,12 @@
-"""The swap: writers are stopped for as long as it takes to fold the last few events, look once more, and move names.
+"""The swap: stop the writers, apply the last few events, compare once more, exchange the tables, let the writers go on.
 
-Writers are stopped by locking every lane, in order, as every append does; readers wait only while the tables change
-places. Readers hold no lanes and writers hold theirs before they touch a table, so nobody waits in a circle. Whatever
-takes too long is rolled back and tried again: a transaction that sits on a lane or on a table must not make all wait.
+Writers are stopped by locking every lane in order, as every append does. Readers wait only while the tables are
+exchanged. There can be no deadlock: readers lock no lanes, and writers lock theirs before they touch a table. A try
+that takes too long is rolled back and repeated later, so that a transaction that holds a lane or a table cannot make
+all others wait.
 
-How long that is, the server's clock says, and the server sees to it: this process may be frozen, or wait for a processor. It ends
-the session that tries, and looks at the time right before it commits, in the message that says to.
+The time limit is measured and enforced by the server, because this process may be frozen or wait for a processor. The
+server ends a session that exceeds it, and checks the time once more right before the commit, in the same message.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ _RENAME_FOLLOWER = _GENERATIONS["rename_follower"]
 _ENTER_AT_HEADS = _GENERATIONS["enter_at_heads"]
 _FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
 
-#: How long writers may stand still before the swap lets them go and tries again later.
+#: The most seconds that a try may hold up writers. After that it is rolled back and repeated later.
 STOPPED_S_MAX = 0.2
 
-#: The same of a followed projection, whose followers alone stand still: of a table that adds up over instances, changed lanes are
-#: compared with all their rows.
+#: The same for a followed projection, which holds up only its followers. It is longer because for a table that adds up
+#: over instances, all rows of the changed lanes are compared.
 FOLLOWERS_STOPPED_S_MAX = 10.0
 
-#: How long it waits for a lane or a table that somebody sits on.
+#: The most seconds to wait for a lock on a lane or a table.
 WAIT_S_MAX = 0.1
 
-#: How many events may have to be read meanwhile, old ones of streams that are folded from their beginning too: some hundredths of
-#: a second.
+#: The most events to read while writers are stopped, old ones of streams without a kept fold included. That takes some
+#: hundredths of a second.
 READ_MAX = 10_000
 
-#: What a try ends in that has to be made again. So does one whose session was ended before anybody asked it anything.
+#: Errors after which the swap is tried again. It is also tried again after an error that closed the connection.
 _NOT_NOW = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
@@ -67,21 +68,21 @@ _NOT_NOW = (
     TooFar,
 )
 
-#: What a table cannot be moved for: there is something of its name, or of the name of one of its indexes or of its rows' type.
+#: Why a table cannot be moved: a relation or type with its name, or with the name of one of its indexes, exists.
 _TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)
 
-#: How often it is tried, and the pause between two tries, which grows.
+#: The most tries, and the pause between two tries in seconds: the first, which grows with each try, and the longest.
 TRIES_MAX = 50
 PAUSE_S = 0.05
 PAUSE_S_MAX = 1.0
 
 
 _Query = tuple[bytes | sql.Composed, Any]
-"""A statement with its parameters, or None."""
+"""A statement, and its parameters or None."""
 
 
 class Swapped(NamedTuple):
-    """How long writers (for a followed projection: its followers) stood still, by the server's clock, and in which try."""
+    """How long writers (or followers) were stopped, by the server's clock, and how many tries it took."""
 
     stopped_s: float
     tries: int
@@ -93,10 +94,11 @@ async def swap(
     *,
     near: Callable[[AsyncConnection], Awaitable[object]],
 ) -> Swapped:
-    """Make the candidate's build the live generation and the live one the previous. Each try is made on a connection of its own.
+    """Make the candidate's build the live generation, and the live one the previous. Each try has its own connection.
 
-    `near` is awaited right before each try, on its connection. Raises `ParityMismatch`, `NamesTaken` and `WritersNotStopped`;
-    then nothing has changed. Raises `SwapUnknown` where nobody can say whether it has.
+    `near` is awaited right before each try, on its connection. Raises `ParityMismatch`, `NamesTaken` and
+    `WritersNotStopped`; then nothing has changed. Raises `SwapUnknown` where the database does not say whether the swap
+    was made.
     """
     lost: int | None = None
     for tries in range(1, TRIES_MAX + 1):
@@ -105,13 +107,13 @@ async def swap(
         except psycopg.OperationalError:
             if lost is None:
                 raise
-            # Nobody knows yet what became of the try before.
+            # The outcome of the try before is not known yet.
             await asyncio.sleep(PAUSE_S_MAX)
             continue
         async with connection:
             try:
                 if lost is not None and await _was_made(connection, candidate, session=lost):
-                    # It was in time.
+                    # How long it took is not known, but it was within the limit.
                     return Swapped(_limit_s(candidate), tries - 1)
             except psycopg.OperationalError:
                 await asyncio.sleep(PAUSE_S_MAX)
@@ -130,7 +132,7 @@ async def swap(
             except (*_NOT_NOW, psycopg.OperationalError) as error:
                 if not isinstance(error, _NOT_NOW) and not connection.closed:
                     raise
-                # Whatever it still holds goes with its session.
+                # Closing the session releases all that it still holds.
                 await connection.close()
             else:
                 return Swapped(stopped.total_seconds(), tries)
@@ -146,7 +148,7 @@ def _limit_s(candidate: Candidate) -> float:
 
 
 async def _was_made(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
-    """Whether the try of a session that was lost was committed after all. A lost session does not say what became of it."""
+    """Whether the try in the lost `session` was committed. Ends that session, so that it cannot commit later."""
     await connection.execute(_END_SESSION, (session,))
     live = await generations.served(connection, candidate.build.name)
     if live is None or live.number != candidate.build.number:
@@ -158,7 +160,7 @@ async def _was_made(connection: AsyncConnection, candidate: Candidate, *, sessio
 async def _was_the_last_made(
     connect: Callable[[], Awaitable[AsyncConnection]], candidate: Candidate, *, session: int
 ) -> bool:
-    """The same, for whoever does not try again. Raises `SwapUnknown` where the database does not answer."""
+    """The same after the last try, on a new connection. Raises `SwapUnknown` where the database does not answer."""
     try:
         async with await connect() as connection:
             return await _was_made(connection, candidate, session=session)
@@ -167,7 +169,10 @@ async def _was_the_last_made(
 
 
 async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
-    """Stop the writers (or the followers), take the build to where the live tables are, and compare what is new."""
+    """Stop the writers (or followers), bring the build to the same position, and compare what has changed.
+
+    Raises `ParityMismatch`.
+    """
     await candidate.step(connection, await _stop(connection, candidate), read_max=READ_MAX)
     if candidate.unverified is None or candidate.live is None:
         return
@@ -178,20 +183,20 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
 
 
 async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, int]:
-    """How far the live tables are, in every lane, and no farther from now on."""
+    """Stop the writers (or followers). Returns the position of the live tables in every lane, which cannot move now."""
     stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (_limit_s(candidate), WAIT_S_MAX))
     begin: _Query = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
     stop: list[_Query] = [(_LOCK_CHECKPOINTS, (candidate.build.name,))]
     if isinstance(candidate.projection, Inline):
-        # In a statement of its own, behind the lock: what it sees is what there is.
+        # A separate statement after the lock, so that its snapshot has all that was committed before.
         stop = [(_LOCK_LANES, None), (HEADS, None)]
     return dict(await (await _at_once(connection, [begin, *stop])).fetchall())
 
 
 async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
-    """Change names and commit, unless writers have stood still for too long; how long they have.
+    """Exchange the tables and commit, unless writers were stopped for too long. Returns how long they were stopped.
 
-    All in one message: were the time looked at in one and committed in the next, as much as you like might lie between them.
+    The check and the commit are in one message: between two messages any amount of time could pass.
     """
     limit = sql.Literal(timedelta(seconds=_limit_s(candidate)))
     done = await _at_once(connection, [*_moves(candidate), (_COMMIT_IN_TIME.format(limit=limit), None)])
@@ -204,7 +209,10 @@ async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
 
 
 async def _at_once(connection: AsyncConnection, statements: Iterable[_Query]) -> AsyncClientCursor[Any]:
-    """Have the server do one right after the other, whatever becomes of us meanwhile. The cursor is at the last one's rows."""
+    """Send `statements` in one message, so that the server runs them without waiting for this process.
+
+    Returns a cursor at the result of the last one.
+    """
     cursor = AsyncClientCursor(connection)
     await cursor.execute(";\n".join(cursor.mogrify(*one) for one in statements).encode())
     await cursor.set_result(-1)
@@ -212,7 +220,7 @@ async def _at_once(connection: AsyncConnection, statements: Iterable[_Query]) ->
 
 
 def _moves(candidate: Candidate) -> list[_Query]:
-    """All tables are locked before the first is moved, so that nobody sees one without the others."""
+    """The statements of the exchange. All tables are locked first, so that nobody sees one table without the others."""
     projection, build, live, *_ = candidate
     blue = [] if live is None else live.tables
     tables = [sql.Identifier(LIVE, table) for table in blue]

@@ -1,10 +1,10 @@
 -- name: begin
--- The commit waits for no disk while writers do: what they append goes to the disk behind it.
+-- The commit does not wait for the disk, because writers are stopped meanwhile. Their later commits flush it too.
 BEGIN;
 SELECT set_config('lock_timeout', {wait_ms}, true), set_config('statement_timeout', {stopped_ms}, true),
        set_config('idle_in_transaction_session_timeout', {stopped_ms}, true),
        set_config('tcp_user_timeout', {stopped_ms}, true),
-       -- PostgreSQL 15 and 16 do not know it.
+       -- PostgreSQL 15 and 16 lack it.
        CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
             THEN set_config('transaction_timeout', {stopped_ms}, true) END,
        set_config('synchronous_commit', 'off', true)
@@ -28,11 +28,11 @@ COMMIT;
 SELECT clock_timestamp()
 
 -- name: on_disk
--- With this commit, which waits for the disk, the swap is on it, too.
+-- This commit waits for the disk, and makes the swap durable too.
 UPDATE projection SET swapped_at = clock_timestamp() WHERE name = %(name)s AND generation = %(generation)s
 
 -- name: end_session
--- Waits for its end, in milliseconds at most.
+-- Waits until the session has ended, for at most the given milliseconds.
 SELECT pg_terminate_backend(a.pid, 5000)
   FROM pg_stat_activity a
  WHERE a.pid = %s AND a.application_name = current_setting('application_name')

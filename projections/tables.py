@@ -1,4 +1,4 @@
-"""What a projection says about its tables, so that a build can make, fill and compare them without knowing them."""
+"""Descriptions of a projection's tables, from which a build can create, fill and compare them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-#: The schema in which what is served lives, next to the log.
+#: The schema of the live tables, which also holds the log.
 LIVE = "public"
 
-#: Documents are written as appends write them: what is compared is their text.
+#: Encodes documents exactly as appends do, because comparisons compare their text.
 encode_document = msgspec.json.Encoder(decimal_format="string").encode
 
 
 class Table(NamedTuple):
-    """`columns` in the order of the rows that a fold gives; `key` names the primary key's.
+    """One table of a projection.
 
-    `stream`: the column with the id of the instance that a row belongs to; None where rows add up over instances.
-    `version`: the column with the version of that instance's stream at which a row was written last; None where there is none.
-    `laned`: whether there is a column `lane`. `documents`: the columns that hold JSON. `changed`: columns that mean something
-    else than in the version before, which a comparison of the two leaves out. Where the key is another, nothing can be compared.
+    - `key`: the columns of the primary key.
+    - `columns`: in the order of the rows that a fold gives.
+    - `stream`: the column with the id of the instance that a row belongs to; None where rows add up over instances.
+    - `version`: the column with the version of that instance's stream at which the row was written last; None without
+      such a column.
+    - `laned`: whether there is a column `lane`.
+    - `documents`: the columns that hold JSON.
+    - `changed`: columns that mean something else than in the previous version. A comparison with that version leaves
+      them out; if a key column is among them, it leaves out the table.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Whose turn it is: one rebuild of a projection at a time, and no change by hand meanwhile that it would not see.
+"""A projection's turn: an advisory lock, so that one rebuild of a projection runs at a time.
 
-An advisory lock, gone with its process.
+It also keeps out interventions that a running rebuild would not see. The lock ends with the session that holds it.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _TAKE = _SQL["take"]
 _TAKE_FOR_TRANSACTION = _SQL["take_for_transaction"]
 _GIVE = _SQL["give"]
 
-#: A session whose client was killed lets go of its locks though it waits for one itself.
+#: Makes a session notice within half a second that its client was killed, even while it waits for a lock.
 _NOTICE_LOSS = "-c client_connection_check_interval=500"
 
 
 @asynccontextmanager
 async def turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
-    """A connection whose session alone rebuilds the projection. Raises `RebuildBusy`."""
+    """A connection whose session holds the projection's turn. Raises `RebuildBusy`."""
     async with await connect(database_url) as connection:
         await _take(connection, _TAKE, name)
         try:
             yield connection
         finally:
-            # A session that is closed goes a moment later, and whoever comes at once would be turned away by it. One that cannot
-            # be asked any more takes the lock with it.
+            # Unlocked explicitly: the server ends a closed session a moment later, and the next rebuild would be
+            # refused until then. If the connection is broken, the end of its session releases the lock.
             with suppress(Error):
                 await connection.execute(_GIVE, (name,))
 
 
 async def take_turn(connection: AsyncConnection, name: str) -> None:
-    """Let nobody rebuild the projection until the transaction ends. Raises `RebuildBusy`."""
+    """Hold the projection's turn until the end of the transaction. Raises `RebuildBusy`."""
     await _take(connection, _TAKE_FOR_TRANSACTION, name)
 
 
 async def connect(database_url: str) -> AsyncConnection:
-    """A session in which a rebuild may take as long as it does."""
+    """A session for a rebuild, without time limits."""
     given = str(conninfo_to_dict(database_url).get("options") or "")
     conninfo = make_conninfo(
         database_url, application_name="hydracore-rebuild", options=f"{given} {_NOTICE_LOSS}".strip()

@@ -21,8 +21,8 @@ _SQL = Statements("projections", "usage_daily.sql")
 _ADD_USAGE = _SQL["add_usage"]
 _ADD_END_USERS = _SQL["add_end_users"]
 
-#: A day's sums stay at what their columns hold, however much an agent makes of many entries: what cannot be added would park the
-#: lane, and with it the metering of everybody else in it. Reached by nobody who is honest.
+#: A day's sums are capped at what their columns hold, whatever an agent reports. A sum that overflowed would park the
+#: lane, and stop the metering of all other instances in it. No honest agent reaches these limits.
 TOKENS_MAX: Final = 10**18
 COST_USD_MAX: Final = Decimal("999999999999.999999999999")
 
@@ -41,7 +41,7 @@ _END_USER = Table(
 
 
 class Sums(msgspec.Struct):
-    """One instance's day, in the order of the table's columns."""
+    """The sums of one instance on one day, in the order of the table's columns."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -56,7 +56,7 @@ class Sums(msgspec.Struct):
 
 
 class UsageFold:
-    """The sums and the end users that facts add."""
+    """Sums up usage by instance and day, and collects the end users."""
 
     def __init__(self) -> None:
         self._days: dict[tuple[int, UUID, date], Sums] = {}

@@ -22,7 +22,7 @@ ALTER TABLE usage_daily ADD PRIMARY KEY (lane, instance_id, day);
 ALTER TABLE usage_end_user ADD PRIMARY KEY (lane, instance_id, day, end_user)
 
 -- name: add_usage
--- Both addends are within the limits, so that no sum leaves its type before it is brought back.
+-- Both addends are within the limits, so that their sum fits its type until it is capped.
 INSERT INTO usage_daily (lane, instance_id, day, requests, prompt_tokens, completion_tokens, cost_usd)
 SELECT r.lane, r.instance_id, r.day, r.requests, r.prompt_tokens, r.completion_tokens, r.cost_usd
   FROM json_to_recordset($1::json) AS r (
@@ -41,7 +41,7 @@ SELECT r.lane, r.instance_id, r.day, r.end_user
 ON CONFLICT (lane, instance_id, day, end_user) DO NOTHING
 
 -- name: daily
--- Days are counted and no times, of which a time zone leaves some out: nothing here may depend on the session's.
+-- The series is of dates and not of times, so that the session's time zone, with its gaps, does not matter.
 SELECT d.day, coalesce(u.requests, 0), coalesce(u.prompt_tokens, 0), coalesce(u.completion_tokens, 0),
        coalesce(u.cost_usd, 0)
   FROM generate_series(0, %(last)s::date - %(first)s::date) AS n (days)

@@ -32,7 +32,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A series without gaps, oldest day first, and how many people stand behind it."""
+    """One entry per day, oldest first, days without use included; and how many different end users there were."""
 
     days: list[Day]
     unique_end_users: int
@@ -46,7 +46,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def usage_report(pool: AsyncConnectionPool, instance_id: UUID, *, last: date, days: int) -> UsageReport:
-    """The `days` days up to `last`, days without use included."""
+    """The usage on the `days` days up to and including `last`."""
     parameters = _of(instance_id) | {"first": last - timedelta(days=days - 1), "last": last}
 
     async def read(connection: AsyncConnection) -> UsageReport:
@@ -63,7 +63,7 @@ async def usage_report(pool: AsyncConnectionPool, instance_id: UUID, *, last: da
 
 
 async def spent(pool: AsyncConnectionPool, instance_id: UUID, *, today: date) -> Spent:
-    """What the instance has spent on `today` and in its month."""
+    """What the instance has spent on `today`, and in the month of `today`."""
 
     async def read(connection: AsyncConnection) -> Spent:
         row = await (await connection.execute(_SPENT, _of(instance_id) | {"today": today}, prepare=True)).fetchone()

@@ -1,8 +1,8 @@
-"""Which version of an inline projection is written: the one whose tables are live, as the database says.
+"""Which version of an inline projection is written: the one whose tables are live in the database.
 
-A release that brings a new version keeps the old one beside it, as `Versions(new, old)`. It writes the old one's rows until a
-rebuild has put the new one's tables in place, and the new one's from then on; so processes of either release may run side
-by side until the swap. The release after it drops the old one.
+A release with a new version keeps the old one beside it, as `Versions(new, old)`. It writes the old version's rows
+until a rebuild has made the new version's tables live, and the new version's rows from then on. So processes of both
+releases may run side by side until the swap. The next release drops the old version.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from projections.definition import Inline
 
 
 class OneVersion:
-    """What an inline projection does that has one version: nothing but wait until its table is live again."""
+    """Base class of inline projections with a single version."""
 
     def serve(self, version: int) -> None:
-        """The append is tried again for as long as it may take, and fails where this code cannot write what is live."""
+        """Ignore that another `version` is live: the append is retried for as long as it may, and then fails."""
 
 
 class Versions:
-    """One inline projection in several versions, newest first. `newest` is what a rebuild builds."""
+    """An inline projection in several versions, newest first. A rebuild builds `newest`."""
 
     def __init__(self, newest: Inline, *older: Inline) -> None:
         assert all(one.name == newest.name and one.version < newest.version for one in older), "newest first"
@@ -31,7 +31,7 @@ class Versions:
 
     @property
     def known(self) -> dict[int, Inline]:
-        """Every version that this code can write, by its number."""
+        """Every version that this code can write, by number."""
         return self._known
 
     @property
