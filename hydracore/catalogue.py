@@ -1,7 +1,8 @@
-"""What can be ordered and where it runs: providers, regions, tiers, presets, recipes, workflows and models, from one TOML file.
+"""What can be ordered and where it runs: providers, regions, tiers, presets, recipes, workflows and models.
 
-Read once, at start, and checked as a whole: `load` raises `CatalogueError` with every problem of the file. A provider
-whose token is not in the environment is no problem of the file: its regions are unavailable, and say why.
+One TOML file, which is read at start and checked as a whole: `load` raises `CatalogueError` with all problems of single
+values or, if there are none, all contradictions between values. A provider whose token is not in the environment is not
+a problem of the file: its regions are unavailable, with that reason.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from hydracore.agent.messages import HeaderToken
 from hydracore.catalogue_file import CatalogueError, File, read_file
 
-#: Where the API is below the root address that a provider's `endpoint_env` holds.
+#: The path of the API, relative to the address in a provider's `endpoint_env`.
 API_PATH: Final = "/v1"
 
 
@@ -51,11 +52,11 @@ class Catalogue:
         self.workflows: Final = file.workflows
         self.models: Final = file.models
         self.model_policy: Final = file.model_policy
-        #: The providers that can be used, by name.
+        #: The providers that this process can use, by name.
         self.access: Final = dict(access)
-        #: Those that cannot, each with the reason.
+        #: The providers that it cannot use, with the reason.
         self.missing: Final = dict(missing)
-        #: The regions where nothing can be made by this process, each with the reason.
+        #: The regions in which it can create no server, with the reason.
         self.unavailable: Final = {
             region_id: "; ".join(sorted({missing[site.provider] for site in region.placements}))
             for region_id, region in file.regions.items()
@@ -63,9 +64,9 @@ class Catalogue:
         }
 
     def placements(self, region: str, tier: str) -> tuple[Placement, ...]:
-        """Candidates for a server, best first: every server type at a site before the next site.
+        """Candidates for a server, best first: all server types at one site come before the next site.
 
-        Sites of providers that cannot be used are left out, and of a region or a tier that is not in the file there are none.
+        Sites of providers that cannot be used are left out. Returns none if the file has no such region or tier.
         """
         if region not in self.regions or tier not in self.tiers:
             return ()
@@ -82,7 +83,7 @@ class Catalogue:
         if region not in self.regions:
             return f"unknown region; known: {_listed(self.regions)}"
         if region in self.unavailable:
-            # The reason names a setting of ours: it is in the log, not in a customer's answer.
+            # The reason names a setting of the operator, so it goes to the log and not to a customer.
             return f"region is not available; available: {_listed(self.regions.keys() - self.unavailable.keys())}"
         return None
 
@@ -127,7 +128,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Catalogue:
 
 
 def _bad_tokens(access: Iterable[Access]) -> Iterator[str]:
-    """A token goes into a header of each call. One that is mounted from a file mostly ends in a line feed, which none may have."""
+    """Tokens are sent in a header. A token from a mounted file often ends in a line feed, which no header can hold."""
     for one in access:
         try:
             msgspec.convert(one.token, HeaderToken)
@@ -136,7 +137,7 @@ def _bad_tokens(access: Iterable[Access]) -> Iterator[str]:
 
 
 def _doubled_projects(access: Iterable[Access]) -> Iterator[str]:
-    """A project has one name: what is made under one is recorded there, and nobody accounts for it under the other."""
+    """A project must have one name: servers that are recorded under one would be unaccounted for under the other."""
     names: dict[tuple[str, str], str] = {}
     for one in access:
         first = names.setdefault((one.endpoint, one.token), one.name)

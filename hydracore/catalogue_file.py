@@ -1,4 +1,4 @@
-"""The catalogue's file, and what must be so in it whatever this process can reach. The whole of it is checked at once."""
+"""The catalogue's file, and checks that do not depend on what this process can reach."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hydracore.problems import Invalid, Problem, read
 
 DEFAULT_PRESET: Final = "personal_assistant"
 
-#: Below this, a region would run out of addresses while freed ones are in quarantine.
+#: The fewest addresses of a region. With fewer it could run out of them while freed ones are in quarantine.
 VPN_ADDRESSES_MIN: Final = 256
 
 _Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -29,7 +29,7 @@ _Variable = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]*$")]
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where servers are rented. One of `endpoint` (the API's address) and `endpoint_env` (see `catalogue.API_PATH`) is given."""
+    """Where servers are rented. Has `endpoint` (the API's address) or `endpoint_env` (see `catalogue.API_PATH`)."""
 
     kind: Literal["hetzner"]
     token_env: _Variable
@@ -46,7 +46,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Region(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a customer chooses. `vpn_network`: the CIDR that agents' private addresses are taken from."""
+    """A region that customers choose. `vpn_network`: the CIDR from which agents get their private addresses."""
 
     name: _Name
     vpn_network: str
@@ -72,14 +72,14 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A way of working that is added to what a preset says."""
+    """Instructions that are added to a preset's system prompt."""
 
     name: _Name
     prompt: str
 
 
 class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an agent does, step by step, in the case that `when` describes; `skills` are those that it takes."""
+    """What an agent does, step by step, in the case that `when` describes. `skills`: the skills that it needs."""
 
     name: _Name
     when: _Name
@@ -88,14 +88,14 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a language model costs, in US dollars for a million tokens."""
+    """The prices of a language model, in US dollars per million tokens."""
 
     input_usd_per_mtok: Decimal
     output_usd_per_mtok: Decimal
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which models an agent asks, in order, until its owner says otherwise."""
+    """The models that an agent uses, in order of preference, unless its owner chooses others."""
 
     primary: _ModelName
     fallbacks: Annotated[list[_ModelName], Meta(max_length=FALLBACKS_MAX)] = []
@@ -123,7 +123,7 @@ class CatalogueError(Exception):
 
 
 def read_file(path: Path) -> File:
-    """Raises `CatalogueError`."""
+    """Read and check the file. Raises `CatalogueError`."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -143,7 +143,7 @@ def _line(path: Path, problem: Problem) -> str:
 
 
 def _contradictions(file: File) -> Iterator[str]:
-    """What no single value shows."""
+    """Problems of several values together."""
     for name, provider in file.providers.items():
         if (provider.endpoint is None) == (provider.endpoint_env is None):
             yield f"providers.{name}: give one of endpoint and endpoint_env"

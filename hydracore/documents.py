@@ -1,9 +1,9 @@
-"""JSON documents whose shape is their owner's business: what they may not hold, how they are patched, what is hidden.
+"""JSON documents whose schema is up to their owner: what they may not hold, how they are patched, what is masked.
 
-A text under a name that says it is a secret (`bot_token`, `apiKey`, ...), or anywhere below such a name, is one. So are the
-`value` of a pair whose other half is such a name, the address of a webhook (whoever knows that of most services may post
-there), and every URL that names a user before its host. It is sealed before it is stored and shown masked; a masked text that
-comes back unchanged stands for the secret itself, so that a client may send back what it was shown.
+A text is a secret if its name says so (`bot_token`, `apiKey`, ...) or the name of anything around it does. Secrets are
+also the `value` of a pair whose other half is such a name, the address of a webhook (for most services, whoever knows
+it may post there), and every URL with user information before its host. Secrets are sealed before they are stored, and
+shown masked. A mask that comes back unchanged stands for its secret, so that a client may send back what it was shown.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import msgspec
 from hydracore.document_items import Counterparts, Shapes
 from hydracore.secret_names import SecretNames, is_secret_text
 
-#: Deeper documents are refused: every reader on the way to the agent recurses.
+#: The most levels of a document. Deeper ones are refused, because every reader on the way to the agent recurses.
 DEPTH_MAX: Final = 32
 
-#: So are those with more values: each is looked at several times, while others wait.
+#: The most values of a document. Each is looked at several times, while other requests wait.
 VALUES_MAX: Final = 20_000
 
 MASK: Final = "****"
-#: Of a secret this long, the last characters are shown, so that people can tell which one it is.
+#: The last characters of a secret of at least this length are shown, so that people can recognize it.
 _TELLING_LENGTH_MIN: Final = 12
 _TELLING: Final = 4
 
-#: What is said of a document that is deeper.
+#: The message for a document that is deeper than `DEPTH_MAX`.
 TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
 
-#: What is said of one with more values.
+#: The message for a document with more than `VALUES_MAX` values.
 TOO_MANY: Final = f"Value error, documents may have {VALUES_MAX:,} values"
 
-#: What is said of a mask that is not known to be of a secret which is stored there.
+#: The message for a mask whose secret is not known to be stored in its place.
 OUTDATED: Final = (
     "Value error, it cannot be told which secret this stands for: the secret has changed or moved since it was shown so, or there"
     " are several like it; read it again, or give the secret itself"
 )
 
-#: Stands where no object is stored.
+#: Used where no object is stored.
 _NOTHING: Final[dict[str, Any]] = {}
 
 _CANONICAL: Final = msgspec.json.Encoder(order="deterministic")
@@ -50,7 +50,7 @@ Path = tuple[str | int, ...]
 
 
 class Flaw(NamedTuple):
-    """What a document may not hold, and where."""
+    """Something that a document must not hold, and where it is."""
 
     path: Path
     msg: str
@@ -58,16 +58,19 @@ class Flaw(NamedTuple):
 
 
 class MasksOutdated(Exception):
-    """A document holds masks, at `paths`, that are not known to be of the secrets which are stored there."""
+    """A document holds masks, at `paths`, whose secrets are not known to be stored in their places."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
-        # Not where: with long names on the way to each, that could be ten thousand times as long as the document.
+        # Without the paths: where they have long names, they can be ten thousand times as long as the document.
         super().__init__(f"{len(paths)} masks of other secrets")
         self.paths = paths
 
 
 def flaws(value: Any, *, depth_max: int = DEPTH_MAX) -> Iterator[Flaw]:
-    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL; up to where it has too many values."""
+    """Everything in `value` that cannot be stored and shown again, as JSON and in PostgreSQL.
+
+    Stops after `VALUES_MAX` values.
+    """
     values = 1
     left: list[tuple[str, Any, Path]] = [("", value, ())]
     while left:
@@ -90,17 +93,17 @@ def flaws(value: Any, *, depth_max: int = DEPTH_MAX) -> Iterator[Flaw]:
 
 
 def _within(value: dict[str, Any] | list[Any], path: Path) -> Iterator[tuple[str, Any, Path]]:
-    """Names, items and their places; an item of a list has no name."""
+    """The name, value and path of each item. Items of lists have an empty name."""
     if isinstance(value, list):
         yield from (("", item, (*path, index)) for index, item in enumerate(value))
     else:
         for name, item in value.items():
-            # Whatever the name is, where the flaw is must be printable.
+            # A name may be unencodable, but its path must be printable.
             yield name, item, (*path, name.encode(errors="replace").decode())
 
 
 def values_in(value: Any) -> int:
-    """How many values a document has, itself among them."""
+    """The number of values in a document, itself included."""
     if isinstance(value, dict):
         return 1 + sum(map(values_in, cast("dict[str, Any]", value).values()))
     return 1 + sum(map(values_in, cast("list[Any]", value))) if isinstance(value, list | tuple) else 1
@@ -131,12 +134,12 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def mask(secret: str) -> str:
-    """What is shown of a secret."""
+    """What is shown in place of a secret."""
     return MASK + secret[-_TELLING:] if len(secret) >= _TELLING_LENGTH_MIN else MASK
 
 
 def is_mask(text: str) -> bool:
-    """Whether `text` is what `mask` makes of some secret."""
+    """Whether `text` has the form of a mask."""
     return text.startswith(MASK) and len(text) in {len(MASK), len(MASK) + _TELLING}
 
 
@@ -146,18 +149,21 @@ def masked(value: Any) -> Any:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two documents are the same JSON, in which `1` is not `true`."""
+    """Whether two documents are the same JSON. `1` is not the same as `true`."""
     return _CANONICAL.encode(one) == _CANONICAL.encode(other)
 
 
 def unmasked(value: Any, stored: Any, *, beside: Iterable[Any] = ()) -> Any:
-    """`value` with each masked text that stands where `stored` has that very secret replaced by the secret.
+    """`value` with each mask replaced by the stored secret that it stands for.
 
-    `value` is a merge patch of `stored` or, where it is a list, takes its place. Items of lists are told apart by their `id`,
-    and where that does not do by their contents and their order (see `document_items`). Raises `MasksOutdated` where a mask is of
-    another secret, as it is when the secret was changed after it was shown, or may be: to keep the mask would lose the secret.
-    So it does where the secret's place would be no secret's any more (a webhook that becomes something else): it would be
-    stored in clear. `beside`: what is shown together with `stored`, whose masks are not stored instead of secrets either.
+    `value` is a merge patch of `stored` or, if it is a list, replaces it. Items of lists are matched by their `id`, and
+    otherwise by their contents and their order (see `document_items`). `beside`: other documents that are shown
+    together with `stored`; their masks are refused too where they would be stored in place of secrets.
+
+    Raises `MasksOutdated` where a mask belongs, or may belong, to another secret than the stored one, which for example
+    was changed after it was shown: storing the mask would lose the secret. Also raises it where the patch would make
+    the place of a stored secret an ordinary one (a webhook that becomes something else), so that the secret would be
+    stored in clear.
     """
     restoring = _Restoring(stored, beside)
     result = restoring.restored(value, _Place((), stored, restoring.shown))
@@ -167,9 +173,10 @@ def unmasked(value: Any, stored: Any, *, beside: Iterable[Any] = ()) -> Any:
 
 
 class _Place(NamedTuple):
-    """Where a value is to stand, and what stands there. `shown`: what was shown of `stored`.
+    """Where a value is to be stored, and what is stored there. `shown`: `stored` as it was shown, with masks.
 
-    `secret`, `was_secret`: that it is a place of secrets, and that it was. `merging`: that the value is a merge patch.
+    `secret`: whether texts in this place will be secrets. `was_secret`: whether they were. `merging`: whether the value
+    is a merge patch.
     """
 
     path: Path
@@ -181,7 +188,7 @@ class _Place(NamedTuple):
 
 
 class _Restoring:
-    """Puts the secrets of a document back for their masks. `outdated`: the places of masks that cannot be told whose they are."""
+    """Replaces the masks in a document by secrets. `outdated`: the paths of the masks that cannot be matched."""
 
     def __init__(self, stored: Any, beside: Iterable[Any]) -> None:
         self.outdated: list[Path] = []
@@ -193,7 +200,7 @@ class _Restoring:
 
     @cached_property
     def _masks(self) -> set[str]:
-        """Of all that is stored: needed where a mask has come to a place of no secret."""
+        """The masks of all stored secrets. Needed where a mask was moved to a place that is not a secret's."""
         found = set[str]()
 
         def note(secret: str) -> str:
@@ -217,7 +224,8 @@ class _Restoring:
         is_known = isinstance(place.stored, dict)
         known = cast("dict[str, Any]", place.stored) if is_known else _NOTHING
         shown = cast("dict[str, Any]", place.shown) if is_known else _NOTHING
-        # What says of the others whether they are secrets may be one itself: shown masked, it says what it said before.
+        # Names that mark others as secrets may be secrets themselves. One that comes back as its mask is taken as
+        # stored.
         told = {
             name: known[name] if isinstance(item, str) and item == shown.get(name) else item
             for name, item in given.items()
@@ -244,7 +252,7 @@ class _Restoring:
         }
 
     def _names_of(self, known: dict[str, Any]) -> SecretNames:
-        """Of an object that is stored: once, however many items are versions of it."""
+        """The secret names of a stored object, computed once, however many items are versions of it."""
         return self._names_known.setdefault(id(known), SecretNames(known))
 
     def _list(self, given: list[Any], place: _Place) -> list[Any]:
@@ -267,19 +275,19 @@ class _Restoring:
         ]
 
     def _text(self, text: str, place: _Place) -> Any:
-        """What a text that looks like a mask stands for."""
+        """The value that a text in the form of a mask stands for."""
         stored = place.stored
         is_secret = place.secret or is_secret_text(stored)
         if is_secret and isinstance(stored, str) and text == mask(stored):
             return stored
-        # A mask that was moved out of its secret's place is not stored instead of it.
+        # The mask of a secret in another place is not stored as if it were a text.
         if is_secret or place.was_secret or (text in self._masks and text != stored):
             self.outdated.append(place.path)
         return text
 
 
 async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:
-    """`value` with every secret in it replaced by what `change` makes of it. `secret`: that all texts in it are."""
+    """`value` with every secret replaced by the result of `change`. `secret`: whether all texts in it are secrets."""
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
         names = SecretNames(within)

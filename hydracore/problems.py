@@ -1,10 +1,10 @@
-"""Reads untrusted values into declared types and finds every problem on the way, in pydantic's words.
+"""Reads untrusted values into declared types, and reports every problem on the way, in pydantic's words.
 
-msgspec stops at the first problem by design. This walks the same declarations (structs and `msgspec.Meta` bounds)
-over a raw value instead and goes on after each problem. It accepts what pydantic's default mode accepts, which is a
-little more than msgspec's strict mode: `"yes"` for a bool, `"5"` for an int, but no bool for a number. Wording and type names are those of
-pydantic 2 (https://docs.pydantic.dev/latest/errors/validation_errors/), because clients of HTTP APIs know them; a test
-compares both on made-up values.
+msgspec stops at the first problem by design. This module walks the same declarations (structs and `msgspec.Meta`
+bounds) over a raw value, and continues after each problem. It accepts what pydantic's default mode accepts, which is a
+little more than msgspec's strict mode: `"yes"` for a bool, `"5"` for an int, but no bool for a number. Messages and
+types are those of pydantic 2 (https://docs.pydantic.dev/latest/errors/validation_errors/), because clients of HTTP APIs
+know them; a test compares both on generated values.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from hydracore.wording import plural
 
 Location = tuple[str | int, ...]
 
-#: Given a value of the declared type (a list may have None for what is none of its items), says what is wrong with it, or None.
-#: A field names its check with `Meta(extra={"check": name})`.
+#: Returns what is wrong with a value of the declared type, or None. A list may hold None for items that are invalid. A
+#: field names its check with `Meta(extra={"check": name})`.
 Check = Callable[[Any], str | None]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a value: where, in words, and as a code."""
+    """One problem of a value: where it is, a message, and a code."""
 
     loc: Location
     msg: str
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
 
 class Invalid(Exception):
-    """A value does not fit its declared type. `problems`: all of them, in the order of the declaration."""
+    """A value does not fit its declared type. `problems`: all problems, in the order of the declaration."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(f"{'.'.join(map(str, problem.loc))}: {problem.msg}" for problem in problems))
@@ -43,7 +43,7 @@ class Invalid(Exception):
 
 
 def read(value: Any, declared: Any, *, loc: Location = (), checks: Mapping[str, Check] | None = None) -> Any:
-    """`value` as an instance of the `declared` type. Raises `Invalid` with every problem of it."""
+    """`value` as an instance of the `declared` type. Raises `Invalid` with all its problems."""
     reader = Reader(checks or {})
     result = reader.read(value, type_info(declared), loc)
     if reader.problems:
@@ -53,22 +53,22 @@ def read(value: Any, declared: Any, *, loc: Location = (), checks: Mapping[str, 
 
 @cache
 def type_info(declared: Any) -> types.Type:
-    """msgspec's description of a type; made once, because making it costs more than reading a value."""
+    """msgspec's description of a type. Cached, because creating it costs more than reading a value."""
     return types.type_info(declared)
 
 
 class Reader:
-    """Collects problems over any number of values; what `read` returns means nothing once there is one that is no complaint."""
+    """Collects problems of any number of values. What `read` returns is valid only while `flaws` is 0."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self.problems: list[Problem] = []
-        #: How many of them are what a named check said of a value that is as declared.
+        #: How many of the problems were reported by a named check, about values of the declared type.
         self.complaints = 0
         self._checks = checks
 
     @property
     def flaws(self) -> int:
-        """How many problems are of values that are not as declared."""
+        """How many of the problems are about values that are not of the declared type."""
         return len(self.problems) - self.complaints
 
     def read(self, value: Any, info: types.Type, loc: Location) -> Any:
@@ -105,7 +105,7 @@ class Reader:
 
     def _union(self, value: Any, info: types.UnionType, loc: Location) -> Any:
         inner = [member for member in info.types if not isinstance(member, types.NoneType)]
-        # Any other union would need pydantic's "smart mode"; none is declared anywhere.
+        # Any other union would need pydantic's "smart mode". None is declared anywhere.
         assert info.includes_none, info
         assert len(inner) == 1, info
         return None if value is None else self.read(value, inner[0], loc)
@@ -144,7 +144,7 @@ class Reader:
             self._add(loc, f"List should have at least {limit} after validation, not {len(values)}", "too_short")
             return None
         if isinstance(info.item_type, types.AnyType):
-            # Together they are what one document is, and lie one level deeper.
+            # The items together are one document, which is one level deeper here.
             self._anything(values, loc, depth_max=DEPTH_MAX + 1)
             return values if isinstance(info, types.ListType) else tuple(values)
         items = [self.read(item, info.item_type, (*loc, index)) for index, item in enumerate(values)]
@@ -166,6 +166,6 @@ class Reader:
 
 
 def named_check(info: types.Metadata) -> str | None:
-    """The name of the check that a field asks for."""
+    """The name of the check that a field declares."""
     extra = cast("dict[str, Any]", info.extra or {})
     return extra.get("check")

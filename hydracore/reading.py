@@ -1,4 +1,4 @@
-"""JSON that somebody else made: what reading it may raise, and whether it is an object."""
+"""Reading JSON from others: the exceptions to expect, and a check that it is an object."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import Final
 
 import msgspec
 
-#: What `msgspec` raises at JSON that is none, not of the shape agreed on, or nested without end.
+#: What `msgspec` raises for text that is not JSON, is not of the expected shape, or is nested too deeply.
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-#: How much is looked at at once: as text, a character may take four times its bytes.
+#: Bytes per piece. A decoded character may take four times its bytes.
 _PIECE_BYTES: Final = 256 * 1024
 
 
 class _Anything(msgspec.Struct):
-    """An object, with whatever names."""
+    """An object with any fields."""
 
 
 def require_object(content: bytes) -> None:
-    """Raises one of `UNREADABLE` where `content` is no JSON object. Nothing is built of what is in it: objects in memory take twenty
-    times the bytes that a hostile writer needs for them, and a hundred times as long.
+    """Raise one of `UNREADABLE` unless `content` is a JSON object.
+
+    Its contents are not decoded to objects: in memory those take twenty times the bytes that a hostile client has to
+    send, and a hundred times the time.
     """
     msgspec.json.decode(content, type=_Anything)
-    # What nobody asks for is passed over, whatever its strings hold.
+    # msgspec skips unknown fields without a check that their strings are UTF-8.
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(content), _PIECE_BYTES):
         decoder.decode(content[start : start + _PIECE_BYTES])
