@@ -1,4 +1,4 @@
-"""The `hydracore` command. Each sub-command imports what it runs only when it is asked for, so that all start fast."""
+"""The `hydracore` command. Each sub-command imports its implementation only when it runs, so that all start fast."""
 
 from hydracore.cli.root import main
 

@@ -1,4 +1,4 @@
-"""`activity`: who did what in a tenant, by the day."""
+"""`activity`: who did what in a tenant, by day."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from projections.activity_queries import ActivityLine
 
-#: How many days before the last one are shown unless somebody says so.
+#: How many days before the last one are shown by default.
 DAYS: Final = 30
 
 
@@ -45,7 +45,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     from projections.activity_queries import LINES_MAX, tenant_activity
 
     last = last or datetime.now(UTC).date()
-    # There may be no day so long before it.
+    # Without `date` underflowing, where `last` is near the first day that it can hold.
     first = first or max(last, date.min + timedelta(days=DAYS)) - timedelta(days=DAYS)
     if first > last:
         raise click.UsageError("--from must not be after --to.")

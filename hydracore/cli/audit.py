@@ -1,4 +1,4 @@
-"""`audit`: what happened, who did it, and the proof that nobody has changed it since."""
+"""`audit`: what happened, who did it, and proof that nobody has changed it since."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,10 +18,10 @@ from hydracore.settings import Settings
 if TYPE_CHECKING:
     from hydracore.audit.seal_file import SealFile
 
-#: So many of the intervals between seals after it was made, a strict auditor wants a seal in the copy.
+#: `--strict` wants a seal in the copy once this many seal intervals have passed since it was made.
 COPIED_WITHIN: Final = 2
 
-#: What an audit without the copy cannot see.
+#: The note of an audit without a copy of the seals, which cannot see that the newest seals are gone.
 NO_COPY: Final = (
     "No copy of the seals was compared (--seals): the newest seals may have been taken out with what they sealed"
 )
@@ -109,14 +109,15 @@ def verify(
         report.notes += [NO_COPY] if copy is None else []
         if strict:
             report.take_no_word()
-        # A line that a crash left half done is there for ever, and a seal that is not in its place, or lacks, was found already.
+        # Not as findings, even with `--strict`: a line that a crash has cut off stays in the file for ever, and seals
+        # that are missing or out of place are findings already.
         report.notes += [] if copy is None else copy.notes
         show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
 
 
 def _copy_of_seals(given: Path | None, settings: Settings) -> "SealFile | None":
-    """The file that was named, or the one that this installation keeps; None where it keeps none, or none yet."""
+    """The given file, or the file that this installation keeps; None where it keeps none, or none yet."""
     from hydracore.audit.seal_file import SealFile, kept_copy
 
     if given is not None:
@@ -142,7 +143,10 @@ def seal(*, as_json: bool) -> None:
 
 
 def public_keys_of(given: Sequence[str], settings: Settings) -> tuple[bytes, ...]:
-    """The keys that seals must be signed with, oldest first: those given, or those of this installation; none where any will do."""
+    """The keys that seals must be signed with, oldest first: the given ones, or those of this installation.
+
+    Empty where any key will do.
+    """
     import binascii
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -1,4 +1,4 @@
-"""`audit erase-customer`: what is personal of a customer becomes unreadable, in the log, in read tables and in backups."""
+"""`audit erase-customer`: make a customer's personal data unreadable, in the log, in read tables and in backups."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: Exit status where the question was not answered with yes.
 NOT_CONFIRMED: Final = 2
 
-#: What is done, and left, where it is interrupted or fails behind the order, and behind the end of the key.
+#: What was done and what is left, for an interruption or failure after the order was recorded (`ORDERED`), and after
+#: the key was destroyed (`HALF_DONE`).
 ORDERED: Final = (
     "the order is written down and stands: an API that starts and `db migrate` destroy the key, too; run the same command again "
     "to complete it"
@@ -91,7 +92,7 @@ def _is_wanted(customer: "Customer") -> bool:
 async def _erase(
     settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", steps: "Steps", left: list[str]
 ) -> "Erased":
-    """`left`: what is to be told where it fails, the last of it. Raises `CutOff` where there is something."""
+    """Erase the customer. If that fails once `left` holds a message, raises `CutOff` with its last one."""
     import psycopg
 
     from events.errors import StoreUnavailable
@@ -109,7 +110,7 @@ async def _erase(
 
 @asynccontextmanager
 async def eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: str) -> AsyncGenerator["Eraser"]:
-    """Whoever erases, on an open pool."""
+    """An `Eraser` on an open pool."""
     from events.store import EventStore
     from hydracore.audit.erasing import Eraser
     from hydracore.audit.erasure_file import ErasureFile

@@ -1,4 +1,4 @@
-"""`audit export` and `audit verify-export`: the log handed out with its proof, and the proof checked without a database."""
+"""`audit export` and `audit verify-export`: write the log with its proof to a file, and check it without a database."""
 
 from datetime import UTC, datetime
 from pathlib import Path

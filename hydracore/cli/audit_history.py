@@ -1,4 +1,4 @@
-"""`audit show`, `audit state` and `audit diff`: what happened, how it was then, and what made it otherwise."""
+"""`audit show`, `audit state` and `audit diff`: what happened, what the state was then, and which events changed it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Moment = int | datetime
 
 
 class _Version(click.IntRange):
-    """The versions that a stream can have; `least` 0 stands for before its first event."""
+    """The versions that a stream can have, from `least` on. Version 0 is before its first event."""
 
     name = "version"
 
@@ -40,7 +40,7 @@ class _Moment(click.ParamType[Moment]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Moment:
         if isinstance(value, int | datetime):
             return value
-        # Digits alone are a version: a year alone is no time here.
+        # Digits alone are a version. A year alone is not accepted as a time.
         if value.isdecimal():
             return _Version(0).convert(value, param, ctx)
         from hydracore.audit.moments import read_time
@@ -52,7 +52,7 @@ class _Moment(click.ParamType[Moment]):
 
 
 class _After(NamedTuple):
-    """Where to go on; with the `heads` up to which was read, where it is the rest of that."""
+    """The position to continue after. `heads`: up to where to read, where it continues an earlier output."""
 
     position: Position
     heads: list[int] | None
@@ -186,7 +186,7 @@ def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) ->
 
 
 async def _start(pool: AsyncConnectionPool, instance: UUID, moment: Moment) -> Past | None:
-    """The instance at a moment; None before its first event, which there is. Raises `NothingThere`."""
+    """The instance at a moment; None at a moment before its first event. Raises `NothingThere`."""
     from hydracore.audit.errors import NothingThere
 
     if moment == 0:

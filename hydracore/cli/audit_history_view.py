@@ -1,8 +1,8 @@
-"""How histories look on a terminal; as JSON they are what the API gives, too.
+"""How histories are printed on a terminal. As JSON they are what the API returns.
 
-Whatever others have written (names, reasons, an agent's messages) is shown without its control characters (`printing.say`), and no
-more than the beginning of what is long: an audit must not be at the mercy of what it reads. A state alone, which is asked for by
-its instance and version, has all of it.
+Texts from others (names, reasons, an agent's messages) are printed without control characters (`printing.say`), and
+only the beginning of long ones, so that they cannot manipulate the output of an audit. Only a state, which is asked for
+by instance and version, is printed in full.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from hydracore.wording import plural
 
 
 async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut: str | None, as_json: bool) -> None:
-    """Print at most `limit` events, each as soon as it is read; on standard error, how to go on where there are more.
+    """Print at most `limit` events, each as soon as it is read.
 
-    `cut`: those of a tenant, up to there.
+    `cut`: the position up to which a tenant's events are read, as text; None for an instance's events. If there are more
+    events, says on standard error how to continue.
     """
     count, last = 0, None
     async for entry in entries:
@@ -98,7 +99,7 @@ def _change(change: Change, *, width: int) -> str:
 
 
 def _width(names: Iterable[str]) -> int:
-    """Of the column that `names` are in; a long one moves no other line's value out of sight."""
+    """The width of the column of `names`. A long name may exceed it, so that it does not push other values aside."""
     return min(max(map(len, names), default=0), SHOWN_MAX)
 
 
@@ -107,7 +108,7 @@ def _name(text: str) -> str:
 
 
 def _value(field: str, value: Any, *, whole: bool = False) -> str:
-    """`value` in one line, times as such."""
+    """`value` in one line. Values of fields in milliseconds are shown as times."""
     if field.endswith("_ms") and isinstance(value, int) and value:
         return str(ms_text(value))
     text = quoted(value) if isinstance(value, str) else plain(msgspec.json.encode(value).decode())

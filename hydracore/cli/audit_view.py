@@ -1,4 +1,4 @@
-"""How audits look on a terminal, and as JSON."""
+"""How audits are printed on a terminal, and as JSON."""
 
 import base64
 import sys
@@ -34,7 +34,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
 
 
 def say_findings(findings: Iterable[Finding], notes: Iterable[str]) -> None:
-    """A line each. However much of it was read, the ones before it stay in sight."""
+    """Print a line for each. `say` shortens long ones, so that the lines before stay visible."""
     for finding in findings:
         say(f"{finding.place}: {finding.kind}: {finding.what}")
     for note in notes:
@@ -42,7 +42,7 @@ def say_findings(findings: Iterable[Finding], notes: Iterable[str]) -> None:
 
 
 def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
-    """The seal that was made, if there was anything to seal, and in any case the key that auditors need."""
+    """Print the seal, if there was anything to seal, and always the public key, which auditors need."""
     key = base64.urlsafe_b64encode(public_key).decode()
     if as_json:
         print_json({"number": None, "public_key": key} if seal is None else {**_seal(seal), "heads": seal.heads})
@@ -67,7 +67,7 @@ def _seal(seal: Seal) -> dict[str, Any]:
 
 @contextmanager
 def progress_bar(what: str) -> Generator[Progress]:
-    """Shows how far the work is, on a terminal only; whoever reads the output of a pipe is not in its way."""
+    """Show the progress on standard error if that is a terminal, otherwise nothing."""
     if not sys.stderr.isatty():
         yield Progress()
         return

@@ -1,4 +1,4 @@
-"""`db migrate`, `db backup` and `db restore`: bring the database to this version's shape, and copy it so that erasures stay true."""
+"""`db migrate`, `db backup` and `db restore`: update the schema, and back up data so that erasures stay effective."""
 
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,7 @@ def restore(*, file: Path) -> None:
 
 
 async def _erase_again(settings: "Settings") -> tuple[int, int]:
-    """See `Eraser.redo`, and `refuse_unlisted`."""
+    """Repeat erasures that a restore has undone: `Eraser.redo`, or without an erasure file `refuse_unlisted`."""
     from hydracore.audit.erasing import refuse_unlisted
     from hydracore.cli.audit_erase import eraser
     from hydracore.db.pool import open_pool
@@ -93,7 +93,7 @@ async def _erase_again(settings: "Settings") -> tuple[int, int]:
         open_pool, settings.database_url, application="hydracore-migrate", prepared=settings.database_prepared
     )
     if settings.erasure_file is None:
-        # As whoever migrates: nothing is written, and the app's role may not be theirs to take.
+        # With the login's own role: this only reads, and the login may not be allowed to take the app's role.
         async with opening(role="", size=1) as pool:
             await refuse_unlisted(pool)
         return 0, 0

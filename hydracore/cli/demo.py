@@ -1,4 +1,4 @@
-"""`demo`: the whole product in half a minute, on parts that are real and gone afterwards, but for scripted models."""
+"""`demo`: the whole product in half a minute, on real parts that are removed afterwards, with scripted models."""
 
 import sys
 from typing import TYPE_CHECKING, Final
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     from hydracore.embedded.home import Home
 
-#: Agents report every second here instead of every fifteen, so that it can be seen.
+#: Agents report every second instead of every fifteen, so that reports are seen during the demo.
 HEARTBEAT_INTERVAL_S: Final = "1"
-#: The demo is the same everywhere, but for who answers its chats: an endpoint, its key, and a catalogue that names its models.
+#: The settings that the demo takes over: who answers its chats (an endpoint, its key, and a catalogue with its models).
 SETTINGS_KEPT: Final = ("model_base_url", "model_api_key", "catalogue")
-#: What `up` would use, and the demo must not: it makes a customer and an instance, which are nothing for a database that happens to be
-#: set.
+#: Settings that `up` uses and the demo ignores: it creates a customer and an instance, which do not belong in a
+#: database that happens to be configured.
 STORES: Final = ("database_url", "redis_url")
-#: Without a terminal there is no width to fit into.
+#: The width of the output where there is no terminal that limits it.
 WIDTH_WITHOUT_TERMINAL: Final = 160
-#: How the names of the demo's directories begin.
+#: The prefix of the names of the demo's directories.
 HOMES: Final = "hydracore-demo-"
 
 
@@ -39,7 +39,7 @@ def demo() -> None:
 
     from hydracore.embedded.throwaway import throwaway_home
 
-    # A standard output that was closed is none at all.
+    # `sys.stdout` is None where standard output was closed.
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     console = Console(width=None if on_terminal else WIDTH_WITHOUT_TERMINAL)
     with throwaway_home(HOMES) as home:
@@ -49,7 +49,7 @@ def demo() -> None:
 
 
 async def _show(home: "Home", console: "Console") -> None:
-    """Raises `SystemExit` with the reason and the last words of the parts where the story breaks off."""
+    """Run the demo. If the story fails, prints why, with the ends of the parts' logs, and raises `SystemExit`."""
     import os
     import time
 
@@ -85,9 +85,9 @@ async def _show(home: "Home", console: "Console") -> None:
 
 
 def tell_failure(error: Exception, last_words: dict[str, str], console: "Console") -> None:
-    """Why the story breaks off, and the end of each part's log; the stores' say nothing about a story.
+    """Print why the story failed, and the end of each part's log except the stores'.
 
-    An error has words of whatever answered, and a log those of whoever was asked: they are no markup, and no orders to the terminal.
+    Errors and logs hold texts of others: they are printed without markup and without control characters.
     """
     from rich.text import Text
 

@@ -1,6 +1,6 @@
-"""A running stack with somebody to use it: two tenants, their users' tokens, an API key; all of it in `dev.json`.
+"""A running stack with users: two tenants, their users' tokens, an API key. All of these are in `dev.json`.
 
-Beside it is `env`, the settings of its parts, for commands that are to work on the same.
+The file `env` beside it holds the settings of the parts, for commands that are to use the same stack.
 """
 
 import shlex
@@ -23,7 +23,7 @@ from hydracore.files import write_atomic
 #: Development tokens are good for a year from every start.
 TOKEN_TTL_S: Final = 365 * 86_400
 KEY_CHECK_S_MAX: Final = 5.0
-#: The kinds of parts that `pids` tells of.
+#: The kinds of parts that `DevFile.pids` lists.
 PARTS: Final = ("api", "relay", "worker", "cloudsim", "modelsim")
 
 
@@ -38,7 +38,7 @@ class OtherTenant(msgspec.Struct, frozen=True):
 
 
 class DevFile(msgspec.Struct, kw_only=True):
-    """What `dev.json` says. `pids` follows restarts."""
+    """The contents of `dev.json`. `pids` is updated when a part restarts."""
 
     url: str
     tenant_id: str
@@ -65,11 +65,11 @@ async def development(
     environ: Mapping[str, str],
     on_trouble: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[tuple[Stack, DevFile]]:
-    """Everything of `home`, ready, with `dev.json` and `env` for as long as that is true.
+    """Start everything in `home`. While it is ready, `dev.json` and `env` exist.
 
-    Raises as `Stack.running` and `Home.lock`.
+    Raises as `Stack.running` and `Home.lock` do.
 
-    `on_trouble` is told in a line which part has ended by itself.
+    `on_trouble`: called with one line when a part has ended by itself.
     """
     written: list[tuple[Stack, DevFile]] = []
 
@@ -98,7 +98,7 @@ async def development(
 
 
 async def _introduce(stack: Stack) -> DevFile:
-    """Make the users of this home known; their ids never change, and tokens of earlier starts stay valid."""
+    """Issue tokens for the users of this home. Their ids never change, and the tokens of earlier starts stay valid."""
     known = stack.secrets
     expires_at = time.time() + TOKEN_TTL_S
 
@@ -133,7 +133,7 @@ async def _introduce(stack: Stack) -> DevFile:
 
 
 async def _api_key(stack: Stack) -> str:
-    """The home's API key, or a new one where this database does not know it (a fresh one, or another than last time)."""
+    """The home's API key, or a new one where this database does not have it (a new or another database)."""
     known = stack.secrets.api_key
     if known:
         async with httpx.AsyncClient(trust_env=False, timeout=KEY_CHECK_S_MAX) as client:

@@ -1,17 +1,17 @@
-"""What an exit status says, whichever command it is of. docs/operations.md has the same as a table.
+"""The meaning of exit statuses, the same for all commands. docs/operations.md has them as a table.
 
-Beside these: 0 it is done, and all is well; 2 usage, which is click's; 130 `hydracore.signals.INTERRUPTED`.
+Besides these: 0 for done and all well; 2 for wrong usage, from click; 130 for `hydracore.signals.INTERRUPTED`.
 """
 
 from typing import Final
 
-#: Something is not as it must be, or is left to be done: what was looked at, and not the look, is at fault.
+#: The command did its work, and found that something is wrong or is left to be done.
 FOUND: Final = 1
-#: The work could not be done, whatever is wrong or not with what it is about.
+#: The command could not do its work.
 NOT_DONE: Final = 3
-#: Somebody else is at it: later, it could be done.
+#: Somebody else is doing the same work. It can be done later.
 BUSY: Final = 4
-#: A read table waits at an event for somebody to see to it.
+#: A lane of a read table is parked, and waits for an operator.
 PARKED: Final = 5
-#: Of a program that SIGPIPE ended, as shells have it.
+#: What shells report for a program that SIGPIPE has ended.
 NOBODY_READS: Final = 141

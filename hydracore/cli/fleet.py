@@ -46,7 +46,7 @@ def fleet(
 
 
 def _times(at: datetime | None, first: datetime | None, last: datetime | None, step: timedelta) -> list[datetime]:
-    """The times that are asked for. Raises `click.UsageError`."""
+    """The times to count at. Raises `click.UsageError`."""
     from projections.fleet_queries import TIMES_MAX
 
     now = datetime.now(UTC)

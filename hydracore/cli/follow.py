@@ -1,4 +1,4 @@
-"""Shows the events of one instance while they happen: position, type, who, and the facts that a person can read."""
+"""Prints the events of an instance while they happen: position, type, actor, and facts that a person can read."""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ _EVENTS: Final = Statements("hydracore.cli", "story.sql")["events"]
 POLL_S: Final = 0.05
 CAUGHT_UP_S_MAX: Final = 20.0
 
-#: Facts worth a look, in this order; hashes, nonces and sealed fields are not for the eye.
+#: The fields that are shown, in this order. Hashes, nonces and sealed fields mean nothing to a person.
 SHOWN: Final = (
     *("region_id", "tier_id", "attempt", "provider", "server_type", "location", "hostname", "vpn_ip", "server_name"),
     *("server_id", "ipv4", "status", "stage", "step", "health", "code", "reason"),
 )
-#: Facts of which nothing but that they are there can be shown.
+#: The fields of which only the presence is shown.
 SEALED: Final = ("system_prompt",)
-#: With these an ordinary terminal of 80 columns has room for a fact or two, and more go below the type.
+#: With these widths, a terminal of 80 columns has room for a fact or two. More go to the next line, below the type.
 TYPE_WIDTH: Final = 23
 ACTOR_WIDTH: Final = 17
 TYPE_COLUMN: Final = 22
 
 
 class Follower:
-    """Reads the log in a read-only session, from the first event of `instance_id` on. `count`: how many it has shown."""
+    """Reads the log in a read-only session, from the first event of `instance_id` on. `count`: events shown so far."""
 
     def __init__(self, database_url: str, instance_id: UUID, narrator: Narrator) -> None:
         self.count = 0
@@ -53,8 +53,8 @@ class Follower:
                 await asyncio.sleep(POLL_S)
 
     async def caught_up(self) -> None:
-        """Return once everything is shown that had been appended before. Raises `StoryError` where that takes too long."""
-        # The look that is under way may have begun too early.
+        """Wait until all events so far are shown. Raises `StoryError` if that takes too long."""
+        # Two more looks, because the present one may have begun before the last of them was appended.
         enough = self._looks + 2
 
         async def has_looked() -> bool:
@@ -76,7 +76,7 @@ class Follower:
 
 
 def facts_of(payload: Mapping[str, Any]) -> str:
-    """What a person can read of an event's payload."""
+    """The fields of an event's payload that a person can read."""
     facts = [f"{name}={payload[name]}" for name in SHOWN if payload.get(name) is not None]
     facts += [f"{name}=(sealed)" for name in SEALED if payload.get(name) is not None]
     if "entries" in payload:
@@ -85,7 +85,7 @@ def facts_of(payload: Mapping[str, Any]) -> str:
 
 
 def head_of(event: Mapping[str, Any]) -> Text:
-    """When and where an event was appended, what it is, and whose it is, each in its column."""
+    """When an event was appended, its position, its type and its actor, in columns."""
     return Text.assemble(
         (f"  {event['recorded_at']:%H:%M:%S.%f}"[:-3], "dim"),
         (f" {event['lane']:>2}/{event['seq']:<3}", "cyan"),

@@ -1,7 +1,7 @@
-"""`master-key`: what still depends on a former master key, and the two steps that end that; and new keys for all agents behind a
-restore (docs/operations.md).
+"""`master-key`: show what depends on a former master key, and replace that; issue new agent keys after a restore.
 
-Exit status 1: something is left that can be done. What no key that is named has made, because it was damaged, is counted and is no reason to go on.
+See docs/operations.md. Exit status 1: something is left that can be done. Keys that no named master key opens, because
+they were damaged, are counted but do not lead to 1.
 """
 
 from collections.abc import AsyncGenerator
@@ -140,7 +140,7 @@ async def _reissue(
 
 
 async def _refuse_another_installations_key(settings: "Settings", pool: "AsyncConnectionPool") -> None:
-    """What it has made would be nothing that anybody here can read."""
+    """Refuse to work with the master key of another installation: nobody here could read what it wraps or derives."""
     from events.errors import MasterKeyWrong
     from events.keys import Keyring
 
@@ -186,5 +186,5 @@ def _told_agents(agents: "AgentTokens") -> str:
 
 
 def _told(what: str, first: tuple[int, str], *others: tuple[int, str]) -> str:
-    """The first count, and those of the others that there are."""
+    """The first count, and those of the others that are not 0."""
     return f"{what}: " + ", ".join(f"{number} {which}" for number, which in (first, *(o for o in others if o[0])))

@@ -1,4 +1,4 @@
-"""How the demo tells what it does: titles, lines, words as they come, and the patience to wait for what it promised."""
+"""The demo's output: titles, lines, streamed words; and waiting for what the demo has announced."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,16 +12,16 @@ from rich.text import Text
 from hydracore.cli.printing import plain_lines
 
 POLL_S: Final = 0.1
-#: Where what is said goes on when a line is full.
+#: The indentation of further lines, where a text is folded.
 SAID_INDENT: Final = 4
 
 
 class StoryError(Exception):
-    """The story took another turn; `str()` says which."""
+    """The demo did not go as expected; `str()` says how."""
 
 
 class Narrator:
-    """Writes on a console that others write on, too: `line_open` is held while a line is under way."""
+    """Writes to a console that is shared with others. `line_open` is held while a line is incomplete."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -37,11 +37,12 @@ class Narrator:
         self.line(Text("  "), text, indent=SAID_INDENT)
 
     def line(self, head: Text, rest: str, *, indent: int) -> None:
-        """`head` and `rest` in a line. Where a terminal is too narrow for it, `rest` goes on below, `indent` columns from its edge.
+        """Print `head` and `rest` in one line.
 
-        What fills the columns of `head` is not for the end of a line.
+        Where the terminal is too narrow, `rest` is folded, indented by `indent` columns. Padding in `head` is removed where
+        `rest` begins on the next line.
         """
-        # First of all, as it takes more columns so. A model, and whoever else is told of, may say what they like.
+        # Before folding, because it may make the text longer. Models and others may send control characters.
         rest = plain_lines(rest)
         if self.console.is_terminal:
             rest = fold(rest, begin=head.cell_len, indent=indent, width=self.console.width)
@@ -50,7 +51,7 @@ class Narrator:
         self.console.print(head.append(rest), soft_wrap=True)
 
     async def say_as_it_comes(self, words: AsyncIterator[str]) -> None:
-        """One line, each piece of it shown the moment that it is there."""
+        """Print one line, each piece of it as soon as it arrives."""
         async with self.line_open:
             self.console.print("  ", end="")
             try:
@@ -61,9 +62,9 @@ class Narrator:
 
 
 def fold(text: str, *, begin: int, indent: int, width: int) -> str:
-    """`text`, which begins at column `begin`, broken between words so that it fits into `width` columns, each new line indented.
+    """`text`, from column `begin` on, broken between words to fit `width` columns. Further lines are indented.
 
-    A word that is too long for a line of its own is left whole.
+    A word that is longer than a line stays whole.
     """
     folded: list[str] = []
     room = width - begin
@@ -82,7 +83,7 @@ def fold(text: str, *, begin: int, indent: int, width: int) -> str:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds_max: float, complaint: str) -> None:
-    """Wait for `condition`. Raises `StoryError` with the complaint where it does not come in time."""
+    """Wait for `condition`. Raises `StoryError` with the complaint after `seconds_max`."""
     try:
         async with asyncio.timeout(seconds_max):
             while not await condition():  # noqa: ASYNC110 - another process sets no Event
@@ -92,7 +93,7 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds_max: float, co
 
 
 def expect(answer: httpx.Response, *wanted: int) -> dict[str, Any]:
-    """The answer's JSON. Raises `StoryError` for any other status."""
+    """The JSON of the answer. Raises `StoryError` for any status that is not `wanted`."""
     if answer.status_code not in wanted:
         path = answer.request.url.path
         raise StoryError(f"{answer.request.method} {path} answered {answer.status_code}: {answer.text[:500]}")

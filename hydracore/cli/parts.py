@@ -1,6 +1,6 @@
-"""The parts, each alone, as production runs them: `api`, `relay`, `worker`, `sweep`, `agent`, and the two simulators.
+"""The parts, each on its own, as in production: `api`, `relay`, `worker`, `sweep`, `agent`, and the two simulators.
 
-Settings come first: what is missing shows before anything is imported or touched.
+Settings are checked first, so that a missing one shows before anything is imported or changed.
 """
 
 import sys
@@ -20,16 +20,19 @@ _option = partial(click.option, cls=PatientOption)
 
 
 def _leave_out_the_unused() -> None:
-    """Before a part is imported that runs for long: structlog and httpx import the first two for colourful terminals when they
-    are there, and litestar the last for models of whoever has such, which is a fifth of a start. None makes their import
-    fail, which these libraries provide for."""
+    """Prevent optional imports before a long-running part is imported.
+
+    structlog and httpx import `rich` and `pygments` for coloured output if they are installed, and litestar imports
+    `pydantic` for models that are not used here, a fifth of the start. None makes the imports fail, which these
+    libraries handle.
+    """
     for name in ("rich", "pygments", "pydantic"):
         sys.modules.setdefault(name, None)  # pyright: ignore[reportArgumentType] - see above
 
 
 @contextmanager
-def _database_told() -> Generator[None]:
-    """A database on which nothing can be done becomes one line and an exit status, whoever it is that is started."""
+def _database_failures() -> Generator[None]:
+    """Report an unusable database in one line with an exit status."""
     from hydracore.db.reaching import DatabaseUnfit
 
     try:
@@ -45,7 +48,7 @@ def api() -> None:
     _leave_out_the_unused()
     from hydracore.api.main import run
 
-    with _database_told():
+    with _database_failures():
         sys.exit(run(settings))
 
 
@@ -56,7 +59,7 @@ def relay() -> None:
     _leave_out_the_unused()
     from workers.main import run_relay
 
-    with _database_told():
+    with _database_failures():
         run_relay(settings)
 
 
@@ -67,7 +70,7 @@ def worker() -> None:
     _leave_out_the_unused()
     from workers.main import run_worker
 
-    with _database_told():
+    with _database_failures():
         run_worker(settings)
 
 

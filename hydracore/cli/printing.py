@@ -1,4 +1,4 @@
-"""What commands have in common: printing what programs read, kinds of options, and who gives an order."""
+"""Shared by commands: safe output for terminals and programs, types of options, and the operator's name."""
 
 import getpass
 import os
@@ -13,26 +13,25 @@ import msgspec
 
 from hydracore.settings import Settings, SettingsError, load
 
-#: Where a command's context keeps what is wrong with its options.
+#: The key in a command's context of the problems with its options.
 _PROBLEMS: Final = "hydracore.problems"
 
-#: Texts that would be taken for something else without quotes.
+#: Texts that without quotes would be taken for something else.
 _NO_WORDS: Final = frozenset({"", "null", "true", "false"})
 
-#: How much of a value that others chose a line shows; JSON has all of it.
+#: The most characters of somebody else's value in a line of output. JSON has all of it.
 SHOWN_MAX: Final = 160
-#: And how much a terminal is shown of a line, whatever it was made of; what a command has cut by itself fits.
+#: The most characters of a line on a terminal. Lines of values that a command has shortened already fit.
 LINE_MAX: Final = 4_096
 
-#: Where a text in JSON may have what does not show; below a blank there is only what stands between its values.
+#: Where JSON may have unprintable characters. Below a space, it has only whitespace between values.
 _MAY_HIDE: Final = re.compile(r"[^\x00-\x7e]+")
 
 
 def plain(text: str) -> str:
-    """`text` in one line, and without what a terminal does something about: what Python calls not printable is written out,
-    such as control characters and what ends a line or turns the direction of writing.
+    """`text` in one line, with unprintable characters escaped: control characters, line ends, changes of direction.
 
-    Whoever may write a row or make a file would otherwise write on the terminal of whoever looks at it.
+    Otherwise whoever may write a row or create a file could control the terminal of whoever looks at it.
     """
     if text.isprintable():
         return text
@@ -40,38 +39,38 @@ def plain(text: str) -> str:
 
 
 def plain_lines(text: str) -> str:
-    """Several lines of it, their tabs as blanks."""
+    """The same for a text of several lines. Tabs become spaces."""
     return "\n".join(plain(line.expandtabs()) for line in text.split("\n"))
 
 
 def brief(text: str, length_max: int = SHOWN_MAX) -> str:
-    """`text`, or its beginning and how long it is."""
+    """`text`, or its beginning and its length."""
     return text if len(text) <= length_max else f"{text[:length_max]}... ({len(text)} characters)"
 
 
 def quoted(text: str) -> str:
-    """A text that others chose, as a word among ours: in quotes where it is none of itself, so that it cannot go on as we would."""
+    """A text from others as a word: in quotes where it is not a single word, so that it cannot imitate the line."""
     is_word = text not in _NO_WORDS and " " not in text
     return plain(text if is_word else msgspec.json.encode(text).decode())
 
 
 def say(*lines: str, err: bool = False, bold: bool = False, whole: bool = False) -> None:
-    """Print lines for people, whatever they tell of, and of each no more than its beginning unless it is wanted `whole`; `bold`: the
-    first of them.
+    """Print lines for people, without control characters.
 
-    Every line of a command is printed here, so that none can be one that does what somebody else has written, or hides the others.
+    `whole`: do not cut long lines. `bold`: print the first line in bold. All commands print through this function, so
+    that no text from others can control the terminal or hide other lines.
     """
     first, *others = map(plain, lines) if whole else map(plain_beginning, lines)
     click.echo("\n".join([click.style(first, bold=True) if bold else first, *others]), err=err)
 
 
 def plain_beginning(line: str) -> str:
-    """As much of a line as a terminal is shown."""
+    """A line as it is printed: without control characters, and cut if it is long."""
     return brief(plain(line), LINE_MAX)
 
 
 def print_json(value: Any) -> None:
-    # Bytes: JSON is in UTF-8, whatever the terminal speaks.
+    # As bytes, because JSON is in UTF-8, whatever the terminal's encoding is.
     click.echo(msgspec.json.format(_plain_json(value), indent=2))
 
 
@@ -80,7 +79,7 @@ def print_json_line(value: Any) -> None:
 
 
 def _plain_json(value: Any) -> bytes:
-    """What does not show is written as JSON can: whoever reads it has the same value, and a terminal nothing to do."""
+    """`value` as JSON, with unprintable characters escaped: the same value, but safe on a terminal."""
     encoded = msgspec.json.encode(value)
     if encoded.isascii() and b"\x7f" not in encoded:
         return encoded
@@ -93,7 +92,7 @@ def _plain_match(found: re.Match[str]) -> str:
 
 
 def _escaped(char: str) -> str:
-    """As JSON has it: a pair of surrogates for what sixteen bits do not hold."""
+    """The JSON escape of a character: a surrogate pair for those beyond 16 bits."""
     pairs = char.encode("utf-16-be").hex()
     return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
 
@@ -105,7 +104,7 @@ full_speed_option = click.option(
 
 
 def operator() -> str:
-    """Whoever runs this command, as an actor. In a container a user may have a number and no name."""
+    """The user who runs this command, as an actor. In a container a user may have a number but no name."""
     try:
         return f"operator:{getpass.getuser()}"
     except (KeyError, OSError):
@@ -113,7 +112,10 @@ def operator() -> str:
 
 
 class PatientOption(click.Option):
-    """An option that says what is wrong with it together with all others of its command, and its settings (`load_with_options`)."""
+    """An option whose problems are reported together with those of other options and of the settings.
+
+    See `load_with_options`.
+    """
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
@@ -122,12 +124,12 @@ class PatientOption(click.Option):
             return super().handle_parse_result(ctx, opts, args)
         except click.UsageError as error:
             ctx.meta.setdefault(_PROBLEMS, []).append(error.format_message())
-            # The command is still called, and asks for the settings first.
+            # The command is called all the same. It loads the settings first, which reports the problems.
             return ctx.params.setdefault(str(self.name), None), args
 
 
 def load_with_options() -> Settings:
-    """The settings. Raises `SettingsError` with all that is wrong with them and with the command's options."""
+    """The settings. Raises `SettingsError` with all problems of them and of the command's options."""
     problems: list[str] = click.get_current_context().meta.get(_PROBLEMS, [])
     try:
         settings = load(os.environ)
@@ -139,9 +141,10 @@ def load_with_options() -> Settings:
 
 
 class Folder(click.Path):
-    """A directory that may be made. An empty name, which a script's unset variable gives, would be the current one.
+    """A directory, which may not exist yet.
 
-    Files of ours name it in UTF-8, so its path must be a text.
+    Refuses an empty name: an unset variable in a script would mean the current directory. The path must be UTF-8, because
+    it is written to files in UTF-8.
     """
 
     def __init__(self) -> None:
@@ -156,7 +159,7 @@ class Folder(click.Path):
 
 
 class Text(click.ParamType[str]):
-    """What PostgreSQL can be asked for: a terminal passes on bytes that are no characters, too."""
+    """A text that can be sent to PostgreSQL. A terminal may pass bytes that are not characters."""
 
     name = "text"
 
@@ -167,7 +170,7 @@ class Text(click.ParamType[str]):
 
 
 class Time(click.ParamType[datetime]):
-    """In UTC unless it says otherwise. `ends`: a date alone is all of that day."""
+    """A time, in UTC unless it has an offset. `ends`: a date alone means the end of that day."""
 
     name = "time"
 
@@ -185,7 +188,7 @@ class Time(click.ParamType[datetime]):
 
 
 def _is_text(value: str) -> bool:
-    """False where it has bytes that are no characters."""
+    """Whether it has no bytes that are not characters."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,7 @@
-"""`projections`: see how far the read tables are, build them anew from the log, and get stuck ones going.
+"""`projections`: show how far the read tables are, rebuild them from the log, and get parked lanes going.
 
-Of several projections each is done and told of; the exit status is that of the first of 3, 4 and 1 that there was.
+A command on several projections does each of them and reports on each. Its exit status is 3, 4 or 1, the first of these
+that occurred.
 """
 
 import os
@@ -56,7 +57,7 @@ _reason = click.option("--reason", required=True, callback=_not_blank, help="Why
 @click.pass_context
 def projections(context: click.Context) -> None:
     """Look after the read tables."""
-    # Between one loop and the next there is much to import, and one projection after the other.
+    # Also covers the time between two event loops, in which much is imported and the next projection begins.
     context.with_resource(interrupted_by_signals())
 
 
@@ -204,7 +205,7 @@ def rebuild(
             if not as_json:
                 show_report(reports[-1], dry_run=dry_run)
     finally:
-        # Also what was done before a Ctrl-C.
+        # Also after Ctrl-C, for the projections that were done before.
         if as_json:
             print_json(reports)
     exit_with_the_worst(reports)
@@ -292,7 +293,7 @@ def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Fo
 def _built(
     projection: "Projection", database_url: str, build: "Callable[..., Coroutine[Any, Any, Report]]"
 ) -> "Report | Failure":
-    """One projection's, with progress on a terminal."""
+    """Build one projection, with a progress bar on a terminal."""
     from hydracore.cli.projections_view import progress
 
     with progress(projection.name) as steps:

@@ -1,4 +1,4 @@
-"""What the `projections` commands stand on: a connection as the owner, and what can go wrong as one line and an exit status."""
+"""For the `projections` commands: a connection as the tables' owner, and failures as one line with an exit status."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -22,14 +22,17 @@ T = TypeVar("T")
 
 
 def as_owner(settings: "Settings") -> str:
-    """How to connect as whoever owns the tables. A server that takes in many rows may not read for a while, and is not gone."""
+    """The connection string for the tables' owner.
+
+    Without a TCP timeout: a server that takes in many rows may not read for a while.
+    """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     from hydracore.db.pool import OURS, conninfo
 
     options = str(conninfo_to_dict(settings.database_url).get("options") or "")
     if settings.database_role:
-        # There is no pooler, which may refuse them.
+        # With a role there is no pooler, which might refuse the options.
         options = f"{OURS} {options}".strip()
     patient = make_conninfo(settings.database_url, tcp_user_timeout="0", options=options)
     return conninfo(patient, role="", application="hydracore-projections")
@@ -42,7 +45,7 @@ async def statuses(connection: "AsyncConnection") -> Any:
 
 
 async def names(connection: "AsyncConnection") -> list[str]:
-    """Every projection that this code has, and every other of which there is a generation."""
+    """Every projection of this code, and every other one that has a generation."""
     from projections import generations
     from projections.registry import projections as known
 
@@ -51,18 +54,18 @@ async def names(connection: "AsyncConnection") -> list[str]:
 
 
 def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> T:
-    """What `work` gives, on a connection as the owner; what can go wrong becomes one line and an exit status."""
+    """The result of `work` on a connection as the owner. A failure becomes one line and an exit status."""
     settings = load()
 
     async def connected() -> T:
-        # Where the URL is none, that is said as all else that can go wrong.
+        # Within the coroutine, so that an invalid URL is reported as any other failure.
         return await on_connection(as_owner(settings), settings, work)
 
     return run(connected())
 
 
 def look() -> None:
-    """See that there is a database to work on; what is wrong with it becomes one line and an exit status."""
+    """Check that the database can be used. A failure becomes one line and an exit status."""
 
     async def nothing_else(_connection: "AsyncConnection") -> None:
         pass
@@ -71,7 +74,10 @@ def look() -> None:
 
 
 def look_directly(settings: "Settings") -> None:
-    """The same for whoever takes turns, which are of a session: there is no pooler in between that gives it to others."""
+    """The same for commands that hold a projection's turn.
+
+    Refuses a pooler: the turn is a lock of the session, and a pooler shares sessions.
+    """
     from hydracore.db.direct import require_direct
 
     look()
@@ -79,7 +85,7 @@ def look_directly(settings: "Settings") -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; what can go wrong becomes one line and an exit status."""
+    """The result of `work`. A failure becomes one line and an exit status."""
     from hydracore.cli.projections_view import Failure
 
     done = attempt("", work)
@@ -89,7 +95,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
-    """Run it for the projection of this name; what can go wrong becomes one line, said at once, and an exit status."""
+    """The result of `work` for the projection `name`. A failure is printed at once in one line, and returned."""
     import psycopg
 
     from events.errors import EventsError

@@ -1,4 +1,4 @@
-"""How projections look on a terminal, and as JSON."""
+"""How projections are printed on a terminal, and as JSON."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from projections.generations import Generation
 from projections.generations import Progress as Folded
 from projections.rebuild import Report, Steps
 
-#: How many rows that differ are shown to the eye; JSON has them all.
+#: The most differing rows that are printed. JSON has all that were listed.
 DRIFT_SHOWN = 20
 
-#: Of the list, which fits into 80 columns. What is in words stands to the left.
+#: The columns of the list, which fits 80 columns. Columns of words are aligned to the left.
 _COLUMNS: Final = ("name", "kind", "version", "generation", "behind", "seconds", "events/s", "parked")
 _WORDS: Final = frozenset({"name", "kind"})
 
@@ -41,7 +41,7 @@ def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
 
 
 def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
-    """Per projection the lanes that are behind, or, where none is, one line."""
+    """Print a line per projection, and a line for each of its lanes that is behind."""
     if as_json:
         print_json([_summary(one) | {"lanes": one.lanes} for one in found])
         return
@@ -74,7 +74,7 @@ def show_intervention(done: Intervention, *, as_json: bool) -> None:
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What could not be done to the projection of this name, and the exit status that says so."""
+    """A command failed for the projection `name`. `status`: the exit status for that."""
 
     name: str
     error: str
@@ -82,7 +82,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 def show_report(report: Report | Failure, *, dry_run: bool) -> None:
-    """What came of one projection. A failure was told of when it came."""
+    """Print the outcome for one projection. A `Failure` was printed before."""
     if isinstance(report, Failure):
         return
     say(_outcome(report, dry_run=dry_run))
@@ -93,7 +93,7 @@ def show_report(report: Report | Failure, *, dry_run: bool) -> None:
 
 
 def show_rollback(report: Report) -> None:
-    """What it did, and what the same command would do now: undo it, which nobody is to find out by giving it twice."""
+    """Print what the rollback did, and that a second one would undo it, so that nobody finds that out by trying."""
     name, left = report.name, report.generation_before
     gone = f"; {' and '.join(report.missing)} was missing" if report.missing else ""
     caught_up = f"{plural(report.events, 'event')} caught up with"
@@ -120,7 +120,7 @@ def show_pruned(pruned: Sequence[Generation | Failure], *, as_json: bool) -> Non
 
 @contextmanager
 def progress(name: str) -> Generator[Steps]:
-    """A bar on standard error while it is a terminal; otherwise nothing."""
+    """A progress bar on standard error if that is a terminal, otherwise nothing."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("events"))
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
@@ -136,7 +136,7 @@ def progress(name: str) -> Generator[Steps]:
 
 
 def _outcome(report: Report, *, dry_run: bool) -> str:
-    # Of a build that was gone on with, an earlier run has folded some or all: our time is not what that took.
+    # An earlier run has folded some or all of a resumed build, so that this run's time gives no rate.
     rate = f", {report.events / report.fold_s:.0f} events/s" if report.fold_s and not report.resumed else ""
     differ = "differs" if report.drifted == 1 else "differ"
     compared = f"{plural(report.rows_compared, 'row')} compared, {report.drifted} {differ}"
@@ -191,8 +191,9 @@ def _row(one: ProjectionStatus) -> tuple[str, ...]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line for each, columns beneath each other. What is too long for a terminal goes on in its next line, and is never cut: names
-    are to be copied.
+    """The rows as lines with aligned columns.
+
+    A terminal wraps lines that are too long. They are not cut, so that names can be copied.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligns = ["<" if column in _WORDS else ">" for column in rows[0]]

@@ -1,6 +1,6 @@
-"""The group of all commands, and how their errors look: one clear line each, exit 2 for what the caller can put right.
+"""The group of all commands, and how errors are printed: one clear line each.
 
-What else an exit status says is in `hydracore/cli/exit_status.py`.
+The exit status is 2 for what the caller can fix. The others are in `hydracore/cli/exit_status.py`.
 """
 
 import io
@@ -34,15 +34,15 @@ from hydracore.files import DISK_TROUBLE, disk_said
 from hydracore.settings import SettingsError
 from hydracore.signals import INTERRUPTED
 
-#: Of the caller's making, as a bad option is.
+#: Errors that the caller can fix, like a wrong option.
 USAGE_ERRORS: Final = (HomeInUse, HomeUnusable, PortTaken)
 
 
 class Commands(click.Group):
-    """A group that prints the errors which say what to do, and leaves every other its traceback."""
+    """A group that prints errors which say what to do, and lets all others raise with a traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        _speak_plainly()
+        _configure_output()
         with _failures():
             return super().make_context(*args, **extra)
 
@@ -51,11 +51,12 @@ class Commands(click.Group):
             super().invoke(ctx)
 
 
-def _speak_plainly() -> None:
-    """Nothing that the terminal or a library is not up to gets between a command and its words."""
+def _configure_output() -> None:
+    """Keep the terminal's encoding and psycopg's logging from disturbing a command's output."""
     if (output := _output()) is not None:
         output.reconfigure(errors="backslashreplace")
-    # What it says of a connection that is broken off, or is tried again, we say in one line. A part's own logging still hears it.
+    # Commands report broken connections and retries in one line themselves. A part's own logging still gets the
+    # records.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
@@ -66,10 +67,10 @@ def _failures() -> Generator[None]:
     except (SettingsError, CatalogueError) as error:
         _fail(error.problems, status=2)
     except KeyboardInterrupt as error:
-        # Not click's 1, which says of an audit that something is not as it must be.
+        # Not click's 1, which would mean for an audit that it has found something.
         _fail((str(error) or "interrupted",), status=INTERRUPTED)
     except click.UsageError as error:
-        # click shows the usage beside it. What it says itself, in classes of its own, is of what was typed.
+        # click prints the usage with it. Its own subclasses are about what was typed, and are left alone.
         if type(error) is not click.UsageError:
             raise
         raise click.UsageError(plain_beginning(error.message), error.ctx) from None
@@ -92,7 +93,7 @@ def _failures() -> Generator[None]:
 
 
 def _let_go_of_output() -> None:
-    """What standard output did not take, Python would try again at the very end, complain of, and exit with 120."""
+    """Flush standard output. If that fails, redirect it, because Python would try again at exit, and exit with 120."""
     if (output := _output()) is not None:
         try:
             output.flush()
@@ -101,12 +102,12 @@ def _let_go_of_output() -> None:
 
 
 def _output() -> "io.TextIOWrapper[BinaryIO] | None":
-    """Standard output, unless it is closed, or somebody's who has put something else in its place."""
+    """Standard output; None where it is closed, or replaced by something else."""
     return cast("io.TextIOWrapper[BinaryIO]", sys.stdout) if isinstance(sys.stdout, io.TextIOWrapper) else None
 
 
 def _fail(lines: tuple[str, ...], *, status: int) -> None:
-    with suppress(OSError):  # Nor may anybody read the errors any more.
+    with suppress(OSError):  # Standard error may be closed too.
         for line in lines:
             say(f"hydracore: {line}", err=True)
     sys.exit(status)

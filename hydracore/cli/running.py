@@ -1,4 +1,4 @@
-"""What commands stand on: their settings, the database, and what can go wrong as one line and an exit status."""
+"""Shared by commands: loading settings, using the database, and failures as one line with an exit status."""
 
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
 POOL_SIZE: Final = 2
-#: As pg_stat_activity shows it.
+#: The name in pg_stat_activity.
 APPLICATION: Final = "hydracore-audit"
 
 T = TypeVar("T")
@@ -29,14 +29,14 @@ def load(*, require: Collection[str] = configuration.DATABASE_NEEDS) -> Settings
 
 
 def conninfo(settings: Settings) -> str:
-    """A connection that may do what the app may: look, and add."""
+    """The connection string with the app's role, which may read and append."""
     from hydracore.db import pool
 
     return pool.conninfo(settings.database_url, role=settings.database_role, application=APPLICATION)
 
 
 def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Coroutine[Any, Any, T]]") -> T:
-    """What `work` gives on an open pool. A failure becomes one line and an exit status."""
+    """The result of `work` on an open pool. A failure becomes one line and an exit status."""
     from hydracore.db import pool as pools
 
     async def connected() -> T:
@@ -56,7 +56,7 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
 
 
 async def on_connection(conninfo: str, settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    """What `work` gives on a connection of its own to a database that has all migrations. Raises `DatabaseUnfit`."""
+    """The result of `work` on a new connection to a database with all migrations. Raises `DatabaseUnfit`."""
     import psycopg
 
     from hydracore.db.reaching import require_migrated
@@ -70,7 +70,7 @@ async def on_connection(conninfo: str, settings: Settings, work: "Callable[[Asyn
 
 
 def look(settings: Settings) -> None:
-    """See that there is a database to work on. What is wrong with it becomes one line and an exit status."""
+    """Check that the database can be used. A failure becomes one line and an exit status."""
     from hydracore.db import pool
 
     with failures():
@@ -79,7 +79,7 @@ def look(settings: Settings) -> None:
 
 @contextmanager
 def failures() -> Generator[None]:
-    """What can go wrong becomes one line and an exit status."""
+    """Turn failures within the context into one line and an exit status."""
     from concurrent.futures.process import BrokenProcessPool
 
     import psycopg
@@ -106,7 +106,7 @@ def failures() -> Generator[None]:
     except (LogCorrupted, CopyContradicts, NotRecorded) as error:
         fail(str(error), FOUND)
     except BrokenPipeError:
-        raise  # Whoever read the output has seen enough: every command then ends in silence.
+        raise  # The reader of the output has closed it. `root` ends the command without a message.
     except (CopyEmpty, CopyMissing, CutOff, ErasuresUnknown) as error:
         fail(str(error), NOT_DONE)
     except (AuditError, RestoreRefused) as error:
@@ -124,7 +124,7 @@ def failures() -> Generator[None]:
         BackupFailed,
         RestoreFailed,
     ) as error:
-        # libpq's texts name host, port and user, never the password.
+        # libpq's messages name host, port and user, but never the password.
         fail(one_line(error), NOT_DONE)
 
 

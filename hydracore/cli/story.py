@@ -1,4 +1,4 @@
-"""The life of one instance over HTTP, checked step by step: the main promise of the product, told to a stranger."""
+"""The life of one instance over HTTP, checked step by step, for somebody who sees the product for the first time."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -20,18 +20,18 @@ from hydracore.cli.story_use import Use
 
 _HELD: Final = Statements("hydracore.cli", "story.sql")["held"]
 
-#: Limits of the steps; a machine that needs longer has something wrong with it.
+#: The most seconds for each step. On a machine that needs longer, something is wrong.
 RUNNING_S_MAX: Final = 30.0
 HEARTBEAT_S_MAX: Final = 10.0
 DELETED_S_MAX: Final = 20.0
 REQUEST_S_MAX: Final = 10.0
 
-#: An instance in one of these will not become `running` any more.
+#: Statuses from which an instance does not become `running`.
 DEAD_ENDS: Final = frozenset({"failed", "error", "deleting", "deleted"})
 
 
 class Story:
-    """One customer's instance, from the request to nothing left. `disks`: where the simulated servers keep their files."""
+    """One customer's instance, from the request until nothing is left. `disks`: the directory of the servers' files."""
 
     def __init__(self, file: DevFile, console: Console, *, disks: Path) -> None:
         self._file = file
@@ -45,7 +45,7 @@ class Story:
         )
 
     async def tell(self) -> None:
-        """Raises `StoryError` where a step does not go as promised, and httpx's and psycopg's errors as they are."""
+        """Run the story. Raises `StoryError` where a step does not go as expected, and httpx's and psycopg's errors."""
         chapter = self._narrator.chapter
         async with self._api, self._provider:
             chapter("A customer asks for an agent: POST /v1/instances")
@@ -80,7 +80,7 @@ class Story:
         await until(running, RUNNING_S_MAX, "the instance did not become running")
 
     async def _see_agent(self, instance_id: UUID) -> dict[str, Any]:
-        """The agent's process and two of its heartbeats; its server as the provider sees it."""
+        """Show the agent's process and two of its heartbeats. Returns its server as the provider shows it."""
         servers = expect(await self._provider.get("/_sim/servers"), 200)["servers"]
         if len(servers) != 1 or not servers[0]["alive"]:
             raise StoryError(f"the provider shows {len(servers)} servers, not one that is alive")
@@ -116,7 +116,7 @@ class Story:
         await until(deleted, DELETED_S_MAX, "the instance was not deleted")
 
     async def _check_nothing_left(self, instance_id: UUID, *, pid: int, events: int) -> None:
-        """Provider, processes, reservations and log must all say the same."""
+        """Check at the provider, the processes, the reservations and the log that nothing is left."""
         say = self._narrator.say
         servers = expect(await self._provider.get("/v1/servers"), 200)["servers"]
         if servers:

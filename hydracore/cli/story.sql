@@ -1,4 +1,4 @@
--- What `hydracore demo` reads beside the API, as an auditor would: the log itself and what is still held.
+-- What `hydracore demo` reads besides the API, as an auditor would: the log itself, and what is still reserved.
 
 -- name: events
 SELECT event.lane, event.seq, event.version, event.type, event.payload, event.recorded_at, command.actor

@@ -1,4 +1,4 @@
-"""The middle of the demo: somebody uses the agent. Two ways to chat, a changed prompt, what it cost, a rotated key."""
+"""The middle of the demo: somebody uses the agent. Two ways to chat, a changed prompt, the usage, a rotated key."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -18,7 +18,7 @@ from hydracore.agent.state import StateDir
 from hydracore.cli.development import DevFile
 from hydracore.cli.narrator import Narrator, StoryError, expect, until
 
-#: Limits of the steps. A real model may take its time.
+#: The most seconds for each step. A real model may be slow.
 CHAT_S_MAX: Final = 90.0
 USAGE_S_MAX: Final = 20.0
 REFUSED_S_MAX: Final = 1.0
@@ -33,7 +33,7 @@ LAST: Final = "Are you still there?"
 
 
 class Use:
-    """`api` is the customer's; `disk`: the root of the simulated server that the agent runs on."""
+    """Uses the instance. `api`: authenticated as the customer. `disk`: the root of the agent's simulated server."""
 
     def __init__(
         self, file: DevFile, api: httpx.AsyncClient, narrator: Narrator, instance_id: UUID, *, disk: Path
@@ -47,7 +47,7 @@ class Use:
         self._answers: list[ChatAnswer] = []
 
     async def tell(self) -> None:
-        """Raises `StoryError`, and httpx's errors as they are."""
+        """Run this part of the story. Raises `StoryError` and httpx's errors."""
         chapter = self._narrator.chapter
         chapter("The customer chats: POST /v1/instances/{id}/chat")
         self._narrator.say(self._who_answers())
@@ -69,7 +69,7 @@ class Use:
         )
 
     async def _chat(self, message: str, conversation_id: str | None = None) -> str:
-        """One question, one JSON answer; the conversation's id."""
+        """Ask one question, and print the answer. Returns the conversation's id."""
         body = {"message": message, "conversation_id": conversation_id}
         self._narrator.say(f"> {message}")
         content = expect(await self._api.post(f"{self._path}/chat", json=body, timeout=CHAT_S_MAX), 200)
@@ -131,7 +131,7 @@ class Use:
             raise StoryError(f"the answer does not obey: {self._answers[-1].message}")
 
     async def _read_usage(self) -> None:
-        """The agent sends what it metered a moment later, and the read table follows the log."""
+        """Check the usage. It arrives late: the agent reports it a moment later, and the read table follows the log."""
         usage: dict[str, Any] = {}
 
         async def has_arrived() -> bool:
@@ -169,7 +169,7 @@ class Use:
             fresh = self._key_on_disk()
             if fresh == stolen or await self._status_with(fresh, boot_id) != HTTPStatus.OK:
                 return False
-            # Only an agent that answers the control plane says how its channels fare.
+            # `connections` is empty until the agent answers the control plane again.
             return expect(await self._api.get(f"{self._path}/runtime"), 200)["connections"] != {}
 
         await until(has_recovered, RECOVERED_S_MAX, "the agent did not get itself another key")
@@ -183,12 +183,12 @@ class Use:
         return stored.secrets.agent_key
 
     async def _boot_id(self) -> str:
-        """Of the agent's present boot."""
+        """The id of the agent's present boot."""
         enrolled = expect(await self._api.get(f"{self._path}/events", params={"type": "agent_enrolled"}), 200)
         return enrolled["events"][-1]["fields"]["boot_id"]
 
     async def _status_with(self, agent_key: str, boot_id: str) -> int:
-        """What the control plane answers to a question of the agent's that is put with this key."""
+        """The status that the control plane answers to a request of the agent with this key."""
         body = {"boot_id": boot_id}
         answer = await self._api.post("/v1/agent/config", json=body, headers={"Authorization": f"Bearer {agent_key}"})
         return answer.status_code

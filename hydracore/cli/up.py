@@ -46,7 +46,7 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
         ) as (stack, file):
             if stack.data is not None and home.path not in stack.data.parents:
                 say(f"the database lives in {stack.data}, because its account cannot enter {home.path}")
-            # As it is: it is to be pasted, and all of it is of whoever has typed the command.
+            # Unchanged, because it is to be pasted. All of it comes from whoever has typed the command.
             click.echo(introduction(file, home.path))
             try:
                 await asyncio.Event().wait()
@@ -58,7 +58,7 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
 
 
 def introduction(file: "DevFile", home: Path) -> str:
-    """What to do next, ready to paste. The instance's id is known before it is asked for: it derives from the key."""
+    """What to do next, ready to paste. The id of the instance is known in advance, because it derives from the key."""
     import secrets
     import shlex
     import sys
