@@ -1,9 +1,9 @@
-"""Who is asking: bearer tokens (JWT, HS256) and tenants' API keys.
+"""Authentication: bearer tokens (JWT, HS256) and tenants' API keys.
 
 A token's claims are `sub` (the user), `tenant`, `role`, `exp` and optionally `email`. An API key acts as its tenant's
-admin, or as the customer named in `X-User-Id`. Where a request has both, the token counts, also where it is missing in its
-header: a backend that passes its user's token on must not lend that user its own rights. Each header may be there once:
-whoever stands between might go by another one than we do.
+admin, or as the customer named in `X-User-Id`. If a request has both headers, only `Authorization` counts, even without
+a token in it: a backend that passes on its user's token must not lend that user its own rights. A header that is
+repeated is refused, because a proxy might use the other one.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from hydracore.tokens import hash_token
 
 Role = Literal["customer", "admin", "platform"]
 
-#: What tenants and customers may be called: it goes into log lines, headers and labels as it is.
-#: (`\Z` and not `$`, which would let a line feed at the end through.)
+#: Ids of tenants and customers. They are used unescaped in log lines, headers and labels.
+#: (`\Z` and not `$`, which would allow a line feed at the end.)
 ID_PATTERN: Final = r"^[A-Za-z0-9._:@-]{1,128}\Z"
 EMAIL_LENGTH_MAX: Final = 320
 
-#: Tokens above this are refused unread; ours have about 300 characters.
+#: The most characters of a token. Longer ones are refused without decoding; ours have about 300.
 TOKEN_LENGTH_MAX: Final = 4096
 
-#: Beyond this a float no longer counts seconds; not-a-number and infinity are kept out with it.
+#: The largest time. Beyond it, a float cannot represent every second. Also excludes NaN and infinity.
 TIME_MAX: Final = 2**53
 
-#: May stand around a header's value and is no part of it (RFC 9110, section 5.5); the server's parser leaves it at the end.
+#: Blanks around a header's value, which are not part of it (RFC 9110, section 5.5). The server's parser keeps those
+#: at the end.
 HEADER_BLANKS: Final = b" \t"
 
-#: How many verified tokens are remembered. Only valid ones are, so a stranger cannot push others out.
+#: The most verified tokens that are cached. Only valid ones are, so that a stranger cannot displace others.
 TOKENS_MAX: Final = 10_000
 
-#: How long a looked-up API key may serve: the longest that a revoked one still works.
+#: How long an API key is cached, in seconds. A revoked key may work for that long.
 API_KEY_CACHE_S: Final = 0.5
 API_KEYS_MAX: Final = 10_000
 
@@ -59,8 +60,8 @@ _INSERT = _SQL["insert_api_key"]
 _REVOKE = _SQL["revoke_api_key"]
 _LIST = _SQL["list_api_keys"]
 
-#: Headers that say who is asking.
-_SAYING_WHO: Final = frozenset({b"authorization", b"x-api-key", b"x-user-id"})
+#: The headers that authenticate a request.
+_CREDENTIAL_HEADERS: Final = frozenset({b"authorization", b"x-api-key", b"x-user-id"})
 
 _ALGORITHM: Final = "HS256"
 _ID: Final = re.compile(ID_PATTERN, re.ASCII)
@@ -70,11 +71,11 @@ Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 
 
 class AuthError(Exception):
-    """The request does not say who is asking, or not credibly. `str()` may be shown to the caller."""
+    """The caller is not authenticated. `str()` may be shown to the caller."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever is asking. `key_id`: the API key that they asked with, if one."""
+    """An authenticated caller. `key_id`: the API key of the request, if any."""
 
     tenant_id: str
     user_id: str
@@ -84,7 +85,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def actor(self) -> str:
-        """How the log names them."""
+        """The caller's name in the log."""
         if self.key_id is None:
             return f"{self.role}:{self.user_id}"
         suffix = f" as customer:{self.user_id}" if self.role == "customer" else ""
@@ -92,7 +93,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKey(NamedTuple):
-    """What is known of a tenant's key; the key itself is not. `name`: what it is for."""
+    """A tenant's API key, without its secret, which is not stored. `name`: what it is for."""
 
     id: UUID
     tenant_id: str
@@ -111,7 +112,7 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 class _KnownKey(NamedTuple):
-    """`stale_at`: by the monotonic clock, in seconds: the other may be set back, and a revoked key would live on."""
+    """`stale_at`: in monotonic seconds. If the wall clock was used and set back, a revoked key would live on."""
 
     tenant_id: str
     key_hash: bytes
@@ -119,7 +120,7 @@ class _KnownKey(NamedTuple):
 
 
 class Authenticator:
-    """Turns a request's headers into a `Principal`. One per process; `clock` gives seconds since 1970, which is what tokens expire by."""
+    """Turns a request's headers into a `Principal`. One per process. `clock`: seconds since 1970, for expiry."""
 
     def __init__(self, pool: AsyncConnectionPool, *, jwt_secret: str, clock: Callable[[], float] = time.time) -> None:
         self._pool = pool
@@ -130,10 +131,10 @@ class Authenticator:
         self._lookups: dict[UUID, asyncio.Task[_KnownKey | None]] = {}
 
     async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
-        """The principal behind ASGI `headers`. Raises `AuthError`, and `StoreUnavailable` where a key cannot be looked up."""
+        """The principal of ASGI `headers`. Raises `AuthError`, and `StoreUnavailable` if a key cannot be looked up."""
         given: dict[bytes, str] = {}
         for name, value in headers:
-            if name in _SAYING_WHO:
+            if name in _CREDENTIAL_HEADERS:
                 if name in given:
                     raise AuthError(f"{name.decode()} is there twice")
                 given[name] = _text(value)
@@ -166,8 +167,8 @@ class Authenticator:
     async def principal_of_key(self, api_key: str, *, acting_as: str | None = None) -> Principal:
         """The principal of an API key; `acting_as`: the customer it speaks for. Raises `AuthError`.
 
-        An empty `acting_as` is nobody's id, not the absence of one: a backend that has lost track of its user must not
-        become the tenant's admin.
+        An empty `acting_as` is an invalid id and does not mean None: a backend that has lost track of its user must not
+        act as the tenant's admin.
         """
         found = _API_KEY.fullmatch(api_key)
         if found is None:
@@ -192,10 +193,10 @@ class Authenticator:
         try:
             payload = jwt.decode(token, self._secret, algorithms=[_ALGORITHM], options=options)  # pyright: ignore[reportArgumentType] - a TypedDict there
             claims = msgspec.convert(payload, _Claims)
-            # JSON can escape half a character, which nothing can store.
+            # JSON can escape a lone surrogate, which cannot be stored.
             (claims.email or "").encode()
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            # PyJWT decodes the unverified header first; RecursionError is what deeply nested JSON there causes.
+            # PyJWT decodes the unverified header first. Deeply nested JSON in it raises RecursionError.
             raise AuthError("Invalid token") from None
         if not (0 <= claims.exp <= TIME_MAX and 0 <= claims.nbf <= TIME_MAX):
             raise AuthError("Invalid token")
@@ -211,7 +212,7 @@ class Authenticator:
             return known
         lookup = self._lookups.get(key_id)
         if lookup is None:
-            # Requests that come together share one lookup; a caller who goes away must not end it for the others.
+            # Concurrent requests share one lookup. A caller who goes away must not cancel it for the others (`shield`).
             lookup = asyncio.create_task(self._look_up(key_id))
             self._lookups[key_id] = lookup
             lookup.add_done_callback(lambda _: self._lookups.pop(key_id))
@@ -242,7 +243,7 @@ def _text(value: bytes) -> str:
 def issue_token(
     jwt_secret: str, *, tenant_id: str, user_id: str, role: Role, expires_at: float, email: str | None = None
 ) -> str:
-    """A signed token; `expires_at` in seconds since 1970. Raises `msgspec.ValidationError` for ids that none may have."""
+    """A signed token. `expires_at`: seconds since 1970. Raises `msgspec.ValidationError` for invalid ids."""
     claims = {"sub": user_id, "tenant": tenant_id, "role": role, "exp": math.ceil(expires_at)}
     if email is not None:
         claims["email"] = email
@@ -251,7 +252,7 @@ def issue_token(
 
 
 async def create_api_key(connection: AsyncConnection, *, tenant_id: str, name: str) -> str:
-    """Make a key for a tenant's backend and return it: this is the only time it can be read."""
+    """Create a key for a tenant's backend and return it. It cannot be read again."""
     assert _ID.fullmatch(tenant_id), tenant_id
     key_id = uuid4()
     api_key = f"hck_{key_id.hex}_{secrets.token_urlsafe(32)}"
@@ -266,6 +267,6 @@ async def list_api_keys(connection: AsyncConnection, tenant_id: str) -> list[Api
 
 
 async def revoke_api_key(connection: AsyncConnection, key_id: UUID) -> ApiKey | None:
-    """End a key everywhere within `API_KEY_CACHE_S`; one that is revoked stays so since then. None where there is none."""
+    """Revoke a key, everywhere within `API_KEY_CACHE_S`. A revoked key keeps its time. None if there is no such key."""
     cursor = connection.cursor(row_factory=class_row(ApiKey))
     return await (await cursor.execute(_REVOKE, (key_id,))).fetchone()

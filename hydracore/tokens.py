@@ -1,9 +1,9 @@
 """The secrets that agents hold: derived from the master key, never stored, compared by their hash.
 
 Each is an HMAC-SHA256 (RFC 2104) of its purpose. So a worker that crashed between the intent and the effect derives the
-same token again, and no token has to be stored. A token names its owner (instance, and attempt or key) before its secret
-part, so that checking it looks up one row. The prefix tells the kinds apart and lets secret scanners find leaks. Tokens of
-a former master key, and that key, are recognized by the token's hash, which is in the log.
+same token again, and no token has to be stored. A token names its owner (instance, and attempt or key) before its
+secret part, so that checking it looks up one row. The prefix tells the kinds apart and lets secret scanners find leaks.
+Tokens of a former master key, and that key, are recognized by the token's hash, which is in the log.
 
     hce_<instance>_<attempt>_<secret>   enrol token, in user_data; bound to the first agent key that presents it
     hca_<instance>_<key>_<secret>       agent key: the agent calls the control plane with it

@@ -22,7 +22,7 @@ FLIGHTS_MAX = 4
 
 
 class Coalescer(Generic[K, V]):
-    """Batches reads. `fetch` returns the values of the keys that have one. What it raises, all in the batch get."""
+    """Batches reads. `fetch` returns the values of the keys that have one. What it raises is raised to all of them."""
 
     def __init__(self, fetch: Callable[[list[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._fetch = fetch
@@ -45,8 +45,8 @@ class Coalescer(Generic[K, V]):
             while self._waiting:
                 await self._fetch_some()
         finally:
-            # Without a pause after the loop has found nobody waiting, so that a later reader starts a new flight. If
-            # this were done in the next turn of the loop, that reader would count on this flight, and wait until
+            # In the same step in which the loop finds nobody waiting, so that a later reader starts a new flight. If
+            # this was done in the next turn of the event loop, that reader would rely on this flight, and wait until
             # somebody else asks.
             self._flights.discard(flight)
 

@@ -70,7 +70,7 @@ async def compare(connection: AsyncConnection, projection: Projection, build: Ge
         if not columns:
             continue  # The live version does not have the table.
         same = {name: kind for name, kind in columns.items() if name not in table.changed}
-        if not same.keys() >= _told_apart_by(table):
+        if not same.keys() >= _columns_needed(table):
             result.left_out.append(table.name)
             continue
         parts = _parts(table, build, scope, same)
@@ -106,7 +106,7 @@ async def _columns(connection: AsyncConnection, table: Table, build: Generation)
     return dict(await (await connection.execute(_COLUMNS, parameters)).fetchall())
 
 
-def _told_apart_by(table: Table) -> set[str]:
+def _columns_needed(table: Table) -> set[str]:
     """The columns that a comparison needs: those that identify a row, and those that a scope selects by."""
     columns = {*table.key, "lane"} if table.laned else {*table.key}
     return columns | {name for name in (table.stream, table.version) if name is not None}

@@ -92,7 +92,7 @@ class Position(NamedTuple):
 
 
 def stream_of(position: Position) -> UUID:
-    """The stream of the event at `position`, also where the event itself cannot be decoded. Some reader must want the event."""
+    """The stream of the event at `position`, even if the event cannot be decoded. `position` must have JSON."""
     assert position.json is not None, "somebody wants it"
     return msgspec.json.decode(position.json, type=_Whose).stream_id
 
@@ -144,7 +144,7 @@ class Reader(NamedTuple):
         If it wants `payloads`, raises `EventUnreadable` for an event of a version that this code does not know, and
         `msgspec.ValidationError` for one of a type or shape that was never written.
         """
-        decoded = _told if self.payloads else _untold
+        decoded = _with_payload if self.payloads else _without_payload
         return [
             decoded(position.json, position.type)
             for position in positions
@@ -164,11 +164,11 @@ def seq_of(facts: bytes) -> int:
     return msgspec.json.decode(facts, type=list[_Where])[0].seq
 
 
-def _told(fact: bytes, _: str) -> Fact:
+def _with_payload(fact: bytes, _: str) -> Fact:
     return _of_today(_decoder.decode(fact))
 
 
-def _untold(fact: bytes, name: str) -> Fact:
+def _without_payload(fact: bytes, name: str) -> Fact:
     return msgspec.structs.replace(_unread_decoder.decode(fact), said=WithoutPayload(name))
 
 

@@ -195,8 +195,8 @@ def _fold_facts(
 def _refusal(reader: Connection[Any], projection: Followed, lane: int, target: int, error: Exception) -> Exception:
     """The exception to raise where the fold of `lane` failed with `error`.
 
-    It names the event that is to blame: `LogCorrupted` where its command is missing, otherwise `EventRefused`. Where that
-    event is not found, it is `error` itself.
+    It names the event that is to blame: `LogCorrupted` where its command is missing, otherwise `EventRefused`. Where
+    that event is not found, it is `error` itself.
     """
     # Looked for only now: to look before every fold would mean reading the commands twice.
     for _, seq in reader.execute(_WITHOUT_COMMAND, {"lanes": [lane], "targets": [target]}):

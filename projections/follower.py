@@ -113,7 +113,7 @@ class Follower:
                 parked: dict[int, str] = {}
                 positions = [position for place in of_one for position in found.positions[place]]
                 if apart:
-                    taken = await self._take_what_can_be(connection, name, positions, found.skipped, parked)
+                    taken = await self._take_acceptable(connection, name, positions, found.skipped, parked)
                 else:
                     changes += await self._changes(reading(connection), name, positions, found.skipped)
                     taken = positions
@@ -145,7 +145,7 @@ class Follower:
         facts = reader.decode(positions, skipped)
         return await projection.changes(read, facts) if facts else ()
 
-    async def _take_what_can_be(
+    async def _take_acceptable(
         self,
         connection: AsyncConnection,
         name: str,
@@ -177,5 +177,5 @@ class Follower:
                 parked[refused.lane] = f"{cause} ({refused.type})"
                 return []
         middle = len(positions) // 2
-        first = await self._take_what_can_be(connection, name, positions[:middle], skipped, parked)
-        return first + await self._take_what_can_be(connection, name, positions[middle:], skipped, parked)
+        first = await self._take_acceptable(connection, name, positions[:middle], skipped, parked)
+        return first + await self._take_acceptable(connection, name, positions[middle:], skipped, parked)

@@ -23,8 +23,8 @@ from projections.folding import LANES_AT_ONCE_MAX, fold_lanes
 from projections.generations import Generation, Progress
 from projections.rebuild import Folding
 
-#: How many events per process are folded in a single claim: some seconds' work. Beyond that, a process makes two
-#: claims.
+#: The most events per process that are folded in one claim each: some seconds' work. If there are more, each process
+#: makes two claims.
 EVENTS_AT_ONCE = 1_000_000
 
 #: The time between two looks at the progress, in seconds.

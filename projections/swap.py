@@ -1,7 +1,7 @@
 """The swap: stop the writers, apply the last few events, compare once more, exchange the tables, let the writers go on.
 
-Writers are stopped by locking every lane in order, as every append does. Readers wait only while the tables are
-exchanged. There can be no deadlock: readers lock no lanes, and writers lock theirs before they touch a table. A try
+Writers are stopped by locking all lanes in order: every append locks its lane first. Readers wait only while the tables
+are exchanged. There can be no deadlock: readers lock no lanes, and writers lock theirs before they touch a table. A try
 that takes too long is rolled back and repeated later, so that a transaction that holds a lane or a table cannot make
 all others wait.
 

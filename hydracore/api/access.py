@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from hydracore.api.errors import Forbidden, NotFound
 from hydracore.auth import Principal
 
-#: Also what another tenant's instance looks like: the two must not differ by a byte.
+#: Also the answer for another tenant's instance: the two must be identical to the byte.
 ABSENT = "Instance not found"
 
 
@@ -25,9 +25,9 @@ T = TypeVar("T", bound=Owned)
 
 
 def require_access(who: Principal, owned: T | None) -> T:
-    """Passes the platform's staff, the tenant's admins and the owner; gives back what they asked for.
+    """Return `owned` if the caller is of the platform's staff, an admin of its tenant, or its owner.
 
-    Raises `NotFound` where there is nothing or it is another tenant's, `Forbidden` where it is another customer's.
+    Raises `NotFound` where it is None or another tenant's, and `Forbidden` where it is another customer's.
     """
     if owned is None or (who.role != "platform" and who.tenant_id != owned.tenant_id):
         raise NotFound(ABSENT)
@@ -37,11 +37,11 @@ def require_access(who: Principal, owned: T | None) -> T:
 
 
 def is_owner(who: Principal, owned: Owned) -> bool:
-    """Whether it is theirs, whatever else they may be."""
+    """Whether the caller is the owner, whatever their role is."""
     return (who.tenant_id, who.user_id) == (owned.tenant_id, owned.customer_id)
 
 
 def require_staff(who: Principal) -> None:
-    """Passes the tenant's admins and the platform's staff, before anything is looked at. Raises `Forbidden`."""
+    """Let the tenant's admins and the platform's staff pass, before anything is read. Raises `Forbidden` for others."""
     if who.role == "customer":
         raise Forbidden("This is for the tenant's admins")

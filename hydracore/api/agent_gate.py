@@ -1,4 +1,4 @@
-"""Which agent is calling: its key is checked against the master keys first and against what is issued now second."""
+"""Which agent is calling. Its key is checked against the master keys first, and then against the key in force."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_IN_FORCE = "The agent key is no longer in force"
 
 
 class CallingAgent(NamedTuple):
-    """An agent that showed the key in force."""
+    """An agent that has presented the key in force."""
 
     instance_id: UUID
     key_id: UUID
@@ -32,11 +32,11 @@ class CallingAgent(NamedTuple):
 
 
 class MeteredAgent(CallingAgent):
-    """An agent that tells what it has spent, or says that it has the key to do so: it may until its instance is drained."""
+    """An agent that reports usage or acknowledges its key. It may do so until its instance is drained."""
 
 
 class AgentGate:
-    """Lets agents in by their key."""
+    """Authenticates agents by their key."""
 
     def __init__(self, queries: Queries, store: EventStore, *, master_keys: MasterKeys) -> None:
         self._queries = queries
@@ -44,11 +44,14 @@ class AgentGate:
         self._master_keys = master_keys
 
     async def authenticate(self, headers: RawHeaders) -> CallingAgent:
-        """Raises `Unauthorized` for a key that is not, or no longer, in force, `Gone` when the instance is over, and
-        `AgentDraining` while it is being deleted and its chats may still end.
+        """The agent that presents its key.
 
-        A key that none of the master keys has made is refused without a look at the database. One that was issued is told when its
-        instance is over, although it was revoked with it: that is how an agent learns that it must stop.
+        A key that was not derived from any of the master keys is refused without a look at the database. An agent
+        learns that its instance is over even from a key that was revoked with it: that is how it learns that it must
+        stop.
+
+        Raises `Unauthorized` for a key that is not in force, `Gone` where the instance is over, and `AgentDraining`
+        while the instance is being deleted and its chats may still end.
         """
         shown, claimed, row = await self._known(headers)
         if await self._draining(shown, claimed, row) is not None:
@@ -57,9 +60,10 @@ class AgentGate:
         return CallingAgent(claimed.instance_id, claimed.key_id)
 
     async def authenticate_to_report(self, headers: RawHeaders) -> MeteredAgent:
-        """The same, but the key that the deletion revoked is good for this until the drain is over: what its last chats
-        have cost is owed all the same. So is one that was issued since; one that was rotated away is not, and its agent gets itself
-        another.
+        """The same, but during the drain it also accepts keys that the deletion has revoked, or that were issued since.
+
+        What the last chats have cost is owed all the same. A key that was rotated before is refused; the agent then
+        fetches another.
         """
         shown, claimed, row = await self._known(headers)
         agent = await self._draining(shown, claimed, row)
@@ -70,7 +74,7 @@ class AgentGate:
         return MeteredAgent(claimed.instance_id, claimed.key_id)
 
     async def _known(self, headers: RawHeaders) -> tuple[str, AgentKey, AgentKeyRow]:
-        """A key that one of the master keys has made, and what is known of its instance. Raises `Unauthorized`."""
+        """The presented key, its ids, and the instance's row. Raises `Unauthorized` unless a master key derives it."""
         shown = _bearer(headers)
         claimed = parse_agent_key(shown)
         if claimed is None:
@@ -83,7 +87,7 @@ class AgentGate:
         return shown, claimed, row
 
     async def _draining(self, shown: str, claimed: AgentKey, row: AgentKeyRow) -> Agent | None:
-        """The agent whose key was shown, where its instance is being deleted and not drained yet."""
+        """The agent that presented the key, if its instance is being deleted and is not drained yet; otherwise None."""
         if row.status != DELETING:
             return None
         state = await self._store.load(claimed.instance_id)
@@ -91,7 +95,7 @@ class AgentGate:
         agent = state.agent
         if agent is None or not state.is_draining:
             return None
-        # Agents of earlier attempts have nothing to end, and a key of this id by another master key was never issued.
+        # Agents of earlier attempts have no chats. A key with the same id from another master key was never issued.
         issued = {
             agent.key_id: agent.key_hash,
             agent.control_key_id: agent.control_key_hash,
@@ -108,12 +112,12 @@ def _require_in_force(shown: str, row: AgentKeyRow) -> None:
 
 
 def _is_of_hash(shown: str, key_hash: str | None) -> bool:
-    """`key_hash`: in hex."""
+    """Whether `shown` has the hash `key_hash` (hex)."""
     return key_hash is not None and hmac.compare_digest(bytes.fromhex(key_hash), hash_token(shown))
 
 
 def _bearer(headers: RawHeaders) -> str:
-    """The key that is shown; empty where there is none, or more than one."""
+    """The presented key; empty where there is none, or more than one."""
     shown = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
     scheme, _, token = shown[0].partition(" ") if len(shown) == 1 else ("", "", "")
     return token.strip() if scheme.lower() == "bearer" else ""

@@ -1,4 +1,4 @@
-"""The way to an instance's agent: where it is, what opens its door, and what its troubles are called towards a caller."""
+"""The way to an instance's agent: its address, the token that it accepts, and its errors as errors of the API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOO_SLOW: Final = "The agent did not answer in time"
 KEY_CHANGING: Final = "The agent does not know us at the moment: its key is being changed; try again"
 NOT_AGREED: Final = "The agent gave an answer that was not agreed on"
 
-#: The agent's own errors, by their code. What it says of them is meant for people and holds no secret.
+#: The agent's own errors, by their code. Their texts are meant for people, and contain no secrets.
 _BY_CODE: Final[dict[str, type[ApiError]]] = {
     "budget_spent": BudgetSpent,
     "idempotency_mismatch": Conflict,
@@ -44,7 +44,7 @@ _BY_CODE: Final[dict[str, type[ApiError]]] = {
 
 
 def address_of(state: Instance, *, master_keys: MasterKeys) -> AgentAddress | None:
-    """Where the agent of a running instance is; None where none is to be asked."""
+    """Where to call the agent of a running instance; None where there is no agent to call."""
     agent = state.agent
     if state.status != RUNNING or state.vpn_ip is None or agent is None or agent.control_key_id is None:
         return None
@@ -53,19 +53,19 @@ def address_of(state: Instance, *, master_keys: MasterKeys) -> AgentAddress | No
 
 
 def require_address(state: Instance, *, master_keys: MasterKeys) -> AgentAddress:
-    """Raises `Conflict` where the instance does not run, and `AgentFailed` where its agent is known not to be there."""
+    """The agent's address. Raises `Conflict` unless the instance runs, and `AgentFailed` if it is unreachable."""
     address = address_of(state, master_keys=master_keys)
     if address is None:
         raise Conflict(f"The instance is {state.status}: this needs one that is running")
     if state.health == "unreachable":
-        # It may hold a connection for minutes. Its next heartbeat ends this.
+        # A call could occupy a connection for minutes. The agent's next heartbeat makes it reachable again.
         raise AgentFailed(NOT_HEARD)
     return address
 
 
 @contextmanager
 def vps_errors_translated() -> Generator[None]:
-    """Raises what a caller may be told in place of a `VpsError`."""
+    """Raise a `VpsError` as the error that the caller may see."""
     try:
         yield
     except VpsError as error:
@@ -73,7 +73,7 @@ def vps_errors_translated() -> Generator[None]:
 
 
 def code_of(error: VpsError) -> str:
-    """What `error` is called in a stream: by the agent's own code, or by ours."""
+    """The code of `error` in a stream: the agent's own code, or one of ours."""
     if isinstance(error, VpsTimeout):
         return "agent_timeout"
     if isinstance(error, VpsBadAnswer) and error.code in _BY_CODE:
@@ -82,7 +82,7 @@ def code_of(error: VpsError) -> str:
 
 
 def api_error_of(error: VpsError) -> ApiError:
-    """What a caller is told of `error`."""
+    """The error that the caller sees for `error`."""
     if isinstance(error, VpsTimeout):
         return AgentTooSlow(TOO_SLOW)
     if not isinstance(error, VpsBadAnswer):

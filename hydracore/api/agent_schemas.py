@@ -1,4 +1,4 @@
-"""What agents send. Their program is ours, the machine it runs on is not: everything has a bound."""
+"""What agents send. The program is ours, but the machine that it runs on is not: everything has a bound."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from msgspec import Meta
 from hydracore.agent.messages import Count, Level, Stage
 from hydracore.tokens import ATTEMPT_MAX
 
-#: What a column of type integer holds.
+#: The largest value of an integer column.
 SEQ_MAX: Final = 2**31 - 1
-#: How much may follow in one callback: twice what our agents send together.
+#: The most further reports in a callback: twice what our agents send.
 FOLLOWING_MAX: Final = 20
-#: Calls of models in one batch of usage.
+#: The most model calls in a batch of usage.
 ENTRIES_MAX: Final = 100
-#: Bodies that are taken whatever the setting says, because agents send the same one until it is. JSON may write each
-#: character in six bytes: ten messages of 500 characters, and a hundred calls with names of 616.
+#: The largest bodies, whatever the setting for bodies says: an agent repeats the same body until it is accepted. JSON
+#: may write each character in six bytes: ten messages of 500 characters, and a hundred calls with names of 616
+#: characters.
 CALLBACK_BODY_BYTES: Final = 10 * 4 * 1024
 USAGE_BODY_BYTES: Final = ENTRIES_MAX * 4 * 1024
 Attempt = Annotated[int, Meta(ge=1, le=ATTEMPT_MAX)]
@@ -63,7 +64,7 @@ class CallbackEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was told under the number `seq`, and what `following` tells under the numbers after it.
+    """The report with the number `seq`, and further ones in `following` with the numbers after it.
 
     `key_id` acknowledges the key's secrets, as `secrets/ack` does.
     """
@@ -99,17 +100,17 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AskConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`config_version`: what the agent runs; None while it runs nothing."""
+    """`config_version`: the configuration that the agent runs; None while it runs none."""
 
     boot_id: UUID
     config_version: Count | None = None
 
 
 class UsageEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One model call. `cost_usd`: US dollars; `channel`: which way the message came.
+    """One model call. `cost_usd`: US dollars. `channel`: how the message reached the agent.
 
-    Figures have no bounds here: they come from clocks and models' endpoints, and an agent that is refused tries the same
-    batch for ever. What is out of all reason is brought back to it where they are recorded.
+    Figures have no bounds here: they come from clocks and models' endpoints, and an agent that is refused would repeat
+    the same batch for ever. Figures out of range are clamped when they are recorded.
     """
 
     at_ms: int

@@ -1,4 +1,4 @@
-"""`/v1/agent/config` and `/v1/agent/usage`: what a working agent asks and tells."""
+"""`/v1/agent/config` and `/v1/agent/usage`: what a working agent asks and reports."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from hydracore.api.validation import Incoming
 from hydracore.clock import NowMs
 from hydracore.money import plain
 
-#: The decimal places that the read tables keep of a dollar.
+#: The precision of dollars in the read tables.
 COST_STEP: Final = Decimal("1e-12")
-#: More for one call is no price.
+#: The most US dollars of one call. Anything more cannot be a price.
 COST_MAX: Final = Decimal(1_000_000)
 
-#: Hex digits kept of the digest of an end user: enough to tell people apart, and nothing that leads back to them.
+#: Hex digits of an end user's digest that are kept: enough to tell people apart, but not to identify them.
 END_USER_DIGITS: Final = 32
 
 _log = structlog.get_logger(__name__)
@@ -59,10 +59,10 @@ class AgentUse:
         body_bytes=s.USAGE_BODY_BYTES,
     )
     async def record_usage(self, who: MeteredAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
-        """Each batch of a ledger once, in order; a repeat is answered and changes nothing.
+        """Records each batch of a ledger once, in order. A repeat is answered, but changes nothing.
 
-        Whichever boot tells of it: what was spent is owed, and a boot that was replaced while its chats end has nobody else to
-        tell of them once its instance is being deleted and nobody may enrol.
+        Batches of any boot are accepted, because what was spent is owed. A boot that was replaced may end its chats
+        while the instance is being deleted. No other boot can report these, because none may enrol any more.
         """
         now_ms = self.now_ms()
         command = RecordUsage(
@@ -77,7 +77,7 @@ class AgentUse:
     def _entry(self, entry: s.UsageEntry, *, instance_id: UUID, now_ms: int) -> UsageEntry:
         cost = _within(entry.cost_usd, COST_MAX, instance_id)
         return UsageEntry(
-            # A VPS whose clock is fast must not put what it spends on days that no budget looks at yet.
+            # A VPS with a fast clock must not book its spending on a later day, which no budget counts yet.
             at_ms=min(max(entry.at_ms, 0), now_ms),
             model=entry.model,
             prompt_tokens=_within(entry.prompt_tokens, m.TOKENS_MAX, instance_id),
@@ -88,12 +88,12 @@ class AgentUse:
         )
 
     def _digest(self, instance_id: UUID, end_user: str) -> str:
-        """Per instance: the same person at two instances cannot be recognized."""
+        """A digest per instance: the same person at two instances cannot be recognized."""
         return self.keyring.fingerprint(f"end user of {instance_id}: {end_user}".encode()).hex()[:END_USER_DIGITS]
 
 
 def _within(figure: N, limit: N, instance_id: UUID) -> N:
-    """`figure`, brought back between nothing and `limit`: sums of such figures fit the read tables."""
+    """`figure`, clamped to 0 and `limit`, so that sums of figures fit the read tables."""
     kept = min(max(figure, type(figure)(0)), limit)
     if kept != figure:
         _log.warning("usage_out_of_reason", instance_id=str(instance_id), figure=str(figure)[:40], kept=str(kept))

@@ -1,6 +1,6 @@
 """`/v1/agent`: what the program on the VPS calls (docs/agent.md).
 
-Thin on purpose: who is calling is checked here, what it means for the instance is decided by the write side.
+This layer only checks who is calling. The write side decides what a call means for the instance.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from hydracore.vps import AGENT_PORT
 
 _BEAT = Statements("hydracore.api", "agents.sql")["beat"]
 
-#: Agents of which it is remembered that they were warned of: of more, each may be warned of again.
+#: The most agents whose warnings are remembered. Beyond that, an agent may be warned about again.
 LOCKED_OUT_MAX: Final = 10_000
 
 _log = structlog.get_logger(__name__)
@@ -57,18 +57,19 @@ class AgentEndpoints:
     master_keys: MasterKeys
     heartbeat_interval_s: float
     now_ms: NowMs
-    #: The keys in force of those that were locked out.
+    #: By instance, the key in force for which a warning was logged.
     _locked_out: Recent[UUID, UUID] = field(
         default_factory=lambda: Recent(count_max=LOCKED_OUT_MAX, bytes_max=LOCKED_OUT_MAX), init=False
     )
 
     @operation("POST", "/v1/agent/enroll", "Enrol an agent", answer=m.Enrolled, errors=(401, 409, 410))
     async def enroll(self, incoming: Incoming, body: s.Enroll) -> m.Enrolled:
-        """Binds the enrol token to the first agent that shows it."""
+        """Binds the enrol token to the first agent that presents it."""
         token_hash, known = hash_token(body.token).hex(), set[str]()
         if parse_enrol_token(body.token) == (body.instance_id, body.attempt):
             known = _enrol_tokens(await self.store.load(body.instance_id))
-        # First of all: only who has, or had, a token of it learns whether there is such an instance, and whether it is over.
+        # Before anything else: only a caller with a token of the instance, even an old one, may learn that it exists or
+        # is over.
         if token_hash not in known:
             raise e.TokenRefused(body.instance_id)
         command = c.EnrolAgent(
@@ -92,7 +93,7 @@ class AgentEndpoints:
         body: s.AskSecrets,
         signature: Annotated[str, Header("X-Agent-Signature")] = "",
     ) -> m.Secrets:
-        """The same secrets until they are acknowledged; never again after that."""
+        """Returns the same secrets until they are acknowledged, and never again after that."""
         state = await self.store.load(body.instance_id)
         _require_signature(_signing_keys(state, body.attempt), signature, incoming.raw_body)
         key_id = uuid4()
@@ -150,9 +151,9 @@ class AgentEndpoints:
 
     @operation("POST", "/v1/agent/heartbeat", "Report that the agent lives", answer=m.HeartbeatReply, errors=(401, 410))
     async def heartbeat(self, who: CallingAgent, body: s.Heartbeat) -> m.HeartbeatReply:
-        """Telemetry, not history: it replaces the last one. When it came is told by the database's clock.
+        """Replaces the last heartbeat: this is telemetry and not history. Its time is that of the database's clock.
 
-        Only the present boot lives: one that was replaced is no sign of life of its successor, and must stop.
+        Only the present boot may report: an earlier one is no sign of life of its successor, and must stop.
         """
         state = await self.store.load(who.instance_id)
         assert state is not None, "an agent's key is of an instance"
@@ -170,8 +171,10 @@ class AgentEndpoints:
         return await self.store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))
 
     def _warn_of_locked_out(self, state: Instance | None) -> None:
-        """Once for each key: an agent that asks for secrets has none that is in force, by the log it has, and so it goes on to ask.
-        It is the log that was restored, or the agent's disk."""
+        """Warn once per key about an agent that asks for secrets although, by the log, it has acknowledged them.
+
+        Its key is lost, because the log or the agent's disk was restored, and it will go on asking.
+        """
         if state is None or state.agent is None or (key_id := state.agent.key_id) is None:
             return
         if self._locked_out.get(state.id) != key_id:
@@ -182,7 +185,8 @@ class AgentEndpoints:
         assert state.agent is not None, "a key is issued to an enrolled agent only"
         assert state.agent.key_id is not None
         assert state.vpn_ip is not None, "addresses are taken before a server is intended"
-        # An earlier issue, if there was one, is the one that stands: its key is made again from its id, by what made it then.
+        # If a key was issued before, it is valid: derive it again from its id, with the master key that it was derived
+        # from.
         key_id, key_hash = state.agent.key_id, state.agent.key_hash
         assert key_hash is not None, "a key is issued with its hash"
         maker = maker_of_key(self.master_keys, state.id, key_id, key_hash=key_hash) or self.master_keys.present
@@ -198,13 +202,13 @@ class AgentEndpoints:
 
 
 def _require_key(who: CallingAgent, key_id: UUID) -> None:
-    """An agent can acknowledge the key only that it shows."""
+    """Raises `Conflict` unless the agent acknowledges the key that it presents."""
     if key_id != who.key_id:
         raise Conflict("Another key is in force")
 
 
 def _enrol_tokens(state: Instance | None) -> set[str]:
-    """The hashes of all tokens that agents of this instance were ever given."""
+    """The hashes of all enrol tokens that were created for this instance."""
     if state is None:
         return set()
     tokens = {past.enrol_token_hash for past in state.past_attempts}
@@ -214,7 +218,7 @@ def _enrol_tokens(state: Instance | None) -> set[str]:
 
 
 def _signing_keys(state: Instance | None, attempt: int) -> list[str]:
-    """Of the agent of this attempt, or of all earlier ones, who are told that they are over."""
+    """The signing key of this attempt's agent, or those of all earlier attempts' agents, which have to stop."""
     if state is None:
         return []
     if state.attempt is not None and attempt == state.attempt.number:
@@ -223,7 +227,7 @@ def _signing_keys(state: Instance | None, attempt: int) -> list[str]:
 
 
 def _require_signature(signing_keys: list[str], signature: str, body: bytes) -> None:
-    """Raises `Unauthorized` unless `signature` is over exactly this body and by one of these keys."""
+    """Raises `Unauthorized` unless `signature` is one of exactly this body, by one of these keys."""
     for key in signing_keys:
         try:
             public_key = Ed25519PublicKey.from_public_bytes(b64decode(key))

@@ -1,4 +1,4 @@
-"""The application: every operation behind one door, on Litestar."""
+"""The ASGI application: all operations, on Litestar."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from projections.queries import Queries
 
-#: The types that stand for whoever is asking.
+#: The types of parameters that stand for the caller.
 CALLERS: Final = frozenset({Principal, CallingAgent, MeteredAgent})
 
 
 class Parts(NamedTuple):
-    """What the API stands on, open and ready."""
+    """What the API depends on, opened and ready."""
 
     settings: Settings
     catalogue: Catalogue
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
     keyring: Keyring
     redis: Redis
     vps: VpsClient
-    #: None where everybody may ask as often as they like.
+    #: None where there is no rate limit.
     limiter: RateLimiter | None = None
     now_ms: NowMs = now_ms
 
@@ -100,9 +100,9 @@ def create_app(parts: Parts) -> ASGIApp:
     app = Litestar(
         [*options_routes(served), *routes, _openapi_route(served)],
         exception_handlers={Exception: _failure},
-        # Our own document is served: Litestar's cannot say what `operations` declares.
+        # The project serves its own document: Litestar's cannot express what `operations` declares.
         openapi_config=None,
-        # Errors are logged where they are mapped, with the request's id.
+        # Errors are logged where they are mapped to answers, with the request's id.
         logging_config=None,
         debug=False,
     )
@@ -110,7 +110,7 @@ def create_app(parts: Parts) -> ASGIApp:
 
 
 def operations(parts: Parts) -> list[Operation]:
-    """Everything that is served."""
+    """All operations of the API."""
     documents = RuntimeDocuments(
         pool=parts.pool,
         vault=Vault(parts.keyring),
@@ -128,7 +128,7 @@ def operations(parts: Parts) -> list[Operation]:
 
 
 def _lifecycle(parts: Parts) -> tuple[object, ...]:
-    """What makes, shows and ends instances."""
+    """Operations that create, show and delete instances."""
     store, queries, now_ms = parts.store, parts.queries, parts.now_ms
     runtime = RuntimeReader(
         store=store,
@@ -153,7 +153,7 @@ def _lifecycle(parts: Parts) -> tuple[object, ...]:
 
 
 def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
-    """What concerns an instance in use."""
+    """Operations on an instance in use."""
     vps, catalogue, now_ms = parts.vps, parts.catalogue, parts.now_ms
     master_keys = parts.settings.master_keys
     changes, vault = Changes(parts.store), Vault(parts.keyring)
@@ -190,7 +190,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
 
 
 def _agents(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
-    """What the programs on the VPSes call."""
+    """Operations for the agents."""
     store, now_ms = parts.store, parts.now_ms
     return (
         AgentEndpoints(

@@ -1,4 +1,4 @@
-"""Answers that are worth their work only while somebody waits for them."""
+"""Answers whose work is stopped when the client goes away."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hydracore.waiting import first_of
 
 
 class Attended:
-    """An ASGI application that does `work` and stops it when the client goes away.
+    """An ASGI application that does `work` and cancels it when the client goes away.
 
-    `work` sends the answer by itself. What it raises before its first word is answered like any other error. Raises
-    `Interrupted` where the server stops before it has ended.
+    `work` sends the answer itself. What it raises before the first message is answered like any other error. Raises
+    `Interrupted` where the server stops before `work` has ended.
     """
 
     def __init__(self, work: Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]) -> None:
@@ -26,7 +26,8 @@ class Attended:
         working = asyncio.create_task(self._work(scope, receive, send))
         leaving = asyncio.create_task(_gone(receive))
         try:
-            # Also when the server stops: whatever is open to an agent is closed before this returns.
+            # `first_of` also ends both tasks when the server stops, so that connections to an agent are closed before
+            # this returns.
             if working in await first_of(working, leaving):
                 working.result()
         except asyncio.CancelledError:
@@ -34,6 +35,6 @@ class Attended:
 
 
 async def _gone(receive: Receive) -> None:
-    """Returns once the client has left. Its body was read to the end before."""
+    """Wait until the client has left. Its body must have been read to the end."""
     while (await receive())["type"] != "http.disconnect":
         pass

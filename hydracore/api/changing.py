@@ -1,4 +1,4 @@
-"""Changes of an instance that are made from what it is: load, look, decide, and again where somebody else was faster."""
+"""Changes that depend on an instance's state: load, check, decide, append, and repeat after a lost race."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydracore.auth import Principal
 
 
 class Asked(NamedTuple):
-    """Who asks for something of which instance, and with which request."""
+    """Who wants something of an instance, and by which request."""
 
     who: Principal
     incoming: Incoming
@@ -24,19 +24,19 @@ class Asked(NamedTuple):
 
 
 class Changes:
-    """Looks at instances for those who may, and changes them."""
+    """Loads and changes instances, with a check of the caller's access."""
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
 
     async def look(self, who: Principal, instance_id: UUID) -> Instance:
-        """Raises `NotFound` and `Forbidden`."""
+        """The instance's state. Raises `NotFound` and `Forbidden`."""
         return require_access(who, await self._store.load(instance_id))
 
     async def change(
         self, asked: Asked, command_at: Callable[[Instance], Awaitable[AnyCommand]], *, origin: Origin | None = None
     ) -> Outcome:
-        """Append what `command_at` asks for at the instance as it is now, under an `origin` of its own unless one is given.
+        """Execute the command that `command_at` makes for the present state. `origin`: a new one unless given.
 
         Raises `NotFound`, `Forbidden`, whatever `command_at` raises, and what `EventStore.change` does.
         """

@@ -1,4 +1,4 @@
-"""`POST /v1/instances/{id}/chat`: the caller's message to the agent, the agent's answer back, whole or as it comes."""
+"""`POST /v1/instances/{id}/chat`: pass the caller's message to the agent, and its answer back, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -40,28 +40,31 @@ from projections.usage_queries import spent
 
 Json = dict[str, Any]
 
-#: How long an agent may take to answer a chat as a whole, and how long a stream may be silent. The agent has shorter
-#: limits of its own (300 s for an answer): it is to reach those first, as it can say what went wrong.
+#: The most seconds that an agent may take for a whole answer, and that a stream may be silent. The agent's own limits
+#: are shorter (300 s for an answer) and should be reached first, because it can say what went wrong.
 ANSWER_TIMEOUT_S: Final = 315.0
 IDLE_TIMEOUT_S: Final = 315.0
 
-#: How long an agent that is silent in a chat may take to answer how it fares. One that does not is frozen or cut off, and
-#: its chats are given up: its limits are no use then.
+#: The most seconds that an agent which is silent in a chat may take to answer a status request. If it does not answer,
+#: it is frozen or cut off, its own limits do not work, and its chats are ended.
 LOOK_TIMEOUT_S: Final = 15.0
 
-#: Chats of one instance that one process has open. An agent that works refuses more by itself; one that answers nothing would
-#: take the connections of all others.
+#: The most open chats per instance and process. A working agent refuses further ones itself. An agent that does not
+#: answer would otherwise occupy the connections that others need.
 CHATS_MAX: Final = 300
 
-#: The longest message with each character as two escaped halves, which some JSON writers make of every emoji.
+#: The longest message, with each character escaped as two surrogates, as some JSON writers do with every emoji.
 BODY_BYTES: Final = s.MESSAGE_LENGTH_MAX * len(r"\ud83d\ude00") + 1024
 
 _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
 class _Question(NamedTuple):
-    """What an agent is asked, and under which `Idempotency-Key`. The ids of staff's conversations are derived from the
-    master key: `earlier` has the bodies that the same request had by former ones."""
+    """A request to an agent. `key`: its `Idempotency-Key`.
+
+    The ids of staff's conversations are derived from the master key. `earlier`: the bodies of the same request with ids
+    from former master keys.
+    """
 
     instance_id: UUID
     address: AgentAddress
@@ -70,8 +73,11 @@ class _Question(NamedTuple):
     earlier: tuple[Json, ...] = ()
 
     def before(self, refusal: VpsBadAnswer) -> _Question | None:
-        """The question as it was by the master key before, where the agent has refused this one because it knows another under the
-        same key; None where there is nothing else to try."""
+        """The question with the id from the next former master key, or None where there is nothing else to try.
+
+        `refusal`: the agent's answer to this question. Another try helps only if the agent knows another question under
+        the same key.
+        """
         if refusal.code != "idempotency_mismatch" or not self.earlier:
             return None
         return self._replace(body=self.earlier[0], earlier=self.earlier[1:])
@@ -115,12 +121,12 @@ class Chats:
         body: s.ChatRequest,
         idempotency_key: Annotated[s.ChatKey | None, Header("Idempotency-Key")] = None,
     ) -> ASGIApp:
-        """Nothing of the database is held once the agent is asked."""
+        """Holds no database connection while it waits for the agent."""
         asked = Asked(who, incoming, instance_id)
         state = await self._changes.look(who, instance_id)
         address = require_address(state, master_keys=self._master_keys)
         if idempotency_key is None:
-            # A repeat costs nothing: the agent, which checks the budget too, knows one when it sees it.
+            # With a key it may be a repeat, which costs nothing. The agent recognizes it, and checks the budget too.
             await self._require_budget(state)
         names = await self._conversation_ids(asked, state, body.conversation_id, idempotency_key)
         message, *earlier = (
@@ -138,7 +144,7 @@ class Chats:
         await Answer(HTTPStatus.OK, answer)(scope, receive, send)
 
     async def _answer_to(self, question: _Question) -> bytes:
-        """Raises `VpsError`."""
+        """The agent's answer. Raises `VpsError`."""
         try:
             return await self._vps.chat(
                 question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
@@ -165,7 +171,7 @@ class Chats:
                 watch = stream.keep_open(partial(self._look_after, question))
                 await outcome(self._pass_on_events(question, stream), watch=watch)
             except VpsError as error:
-                # A refusal is answered as such as long as it can be.
+                # Before the stream has begun, the error can still be answered with its status.
                 if not stream.is_open:
                     raise api_error_of(error) from error
                 if not has_ending(stream.last):
@@ -174,7 +180,7 @@ class Chats:
         await stream.close()
 
     async def _pass_on_events(self, question: _Question, stream: EventStream) -> None:
-        """Raises `VpsError` where there is no answer; one that has begun gets an ending in any case."""
+        """Raises `VpsError` where the stream does not begin. One that has begun always gets an ending."""
         answer = self._vps.chat_stream(
             question.address, question.body, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
@@ -188,7 +194,7 @@ class Chats:
             await self._pass_on_events(before, stream)
 
     async def _look_after(self, question: _Question) -> None:
-        """Raises `VpsTimeout` where the agent does not say how it fares. Any other trouble shows in the chat itself."""
+        """Raises `VpsTimeout` where the agent does not answer a status request. Other failures show in the chat."""
         with suppress(VpsUnreachable, VpsBadAnswer):
             await self._vps.status(question.address, timeout_s=LOOK_TIMEOUT_S)
 
@@ -202,9 +208,10 @@ class Chats:
     async def _conversation_ids(
         self, asked: Asked, state: Instance, wanted: str | None, key: str | None
     ) -> list[str | None]:
-        """The conversation to go on with, and what former master keys made of it where the same request may have begun it.
+        """The id of the conversation to continue. If the request may be a repeat, also its ids by former master keys.
 
-        Staff have conversations of their own: to join one of the owner's is to read it. Raises `Forbidden` where the owner has not allowed that.
+        Staff have conversations of their own. To join one of the owner's is to read it: raises `Forbidden` where the
+        owner has not allowed that.
         """
         if is_owner(asked.who, state):
             return [wanted]
@@ -222,7 +229,7 @@ class Chats:
 
 
 def wants_stream(headers: RawHeaders) -> bool:
-    """Whether `Accept` asks for an event stream, and for no JSON before it (RFC 9110, section 12.5.1)."""
+    """Whether `Accept` prefers an event stream to JSON (RFC 9110, section 12.5.1)."""
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1").lower()
     weights: dict[str, float] = {}
     for part in accept.split(","):

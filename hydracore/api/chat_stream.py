@@ -1,4 +1,4 @@
-"""A stream of server-sent events from an agent to a caller: passed on as it comes, and never ended without a word."""
+"""A stream of server-sent events from an agent to a caller: passed on at once, and always with an ending."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydracore.api.agent_link import TOO_SLOW, UNREACHABLE
 from hydracore.vps import VpsError, VpsTimeout
 from hydracore.vps_answers import CHAT_MAX_BYTES
 
-#: What an event may have in bytes; the largest is the last one, which holds the whole answer.
+#: The most bytes of an event. The largest is the last one, which holds the whole answer.
 EVENT_BYTES_MAX: Final = CHAT_MAX_BYTES
 
 _log = structlog.get_logger(__name__)
@@ -22,24 +22,24 @@ _ENDINGS: Final = (b"\nevent: done\n", b"\nevent: error\n")
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """What an error event says, in the agent's own shape."""
+    """The data of an error event, in the same format as the agent's."""
 
     code: str
     detail: str
 
 
 async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """The bytes of `chunks`, cut between events only; at the end always an event that is an ending.
+    """The bytes of `chunks`, in pieces of whole events. The last event is always an ending.
 
-    Where the agent breaks off, falls silent or stops without an ending, the caller gets an error event in its place:
-    half an event could not be told from a whole one with the error behind it.
+    Where the agent breaks off, falls silent or stops without an ending, an error event follows. Incomplete events are
+    dropped: with the error event behind it, half an event would look like a whole one.
     """
     rest, cause = bytearray(), None
     has_ended = False
     trouble = Trouble("agent_failed", "The agent broke off its answer")
     try:
         async for chunk in chunks:
-            # An event may come byte by byte: what was gone through is not gone through again with each of them.
+            # Only new bytes are searched, because an event may arrive byte by byte.
             unseen = max(0, len(rest) - 1)
             rest += chunk
             end = rest.rfind(_END_OF_EVENT, unseen) + len(_END_OF_EVENT)
@@ -64,9 +64,9 @@ def has_ending(events: bytes) -> bool:
 
 
 def broken_off(trouble: Trouble, *, cause: str | None) -> bytes:
-    """The event that ends a stream which cannot go on; its request id leads to the line that is logged of it.
+    """The error event that ends a stream which cannot go on. Logs it too, with the request's id.
 
-    `cause`: what a `VpsError` said.
+    `cause`: the text of a `VpsError`.
     """
     _log.warning("chat_broke_off", code=trouble.code, reason=trouble.detail, cause=cause)
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(trouble)

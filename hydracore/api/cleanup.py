@@ -1,4 +1,4 @@
-"""`/v1/instances/cleanup`: has every dead instance of a tenant torn down."""
+"""`/v1/instances/cleanup`: delete all dead instances of a tenant."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hydracore.clock import NowMs
 from hydracore.wording import plural
 from projections.queries import ListFilter, Queries, listed_keys
 
-#: How many instances of each status one call takes on; the next call takes the rest.
+#: The most instances of each status per call. The next call continues.
 CLEANED_MAX: Final = 5_000
 
-#: How many are asked to be deleted at a time: appends of one moment share a flush.
+#: How many deletions are appended at the same time: concurrent appends share a flush.
 BATCH_MAX: Final = 100
 
 _log = structlog.get_logger(__name__)
@@ -40,7 +40,7 @@ class Cleanup:
 
     @operation("POST", "/v1/instances/cleanup", "Clean up dead instances", answer=s.CleanupResponse, errors=(403,))
     async def clean_up(self, who: Principal, incoming: Incoming) -> s.CleanupResponse:
-        """Counts what this call has started: of two at once, each instance is one's alone."""
+        """Counts the deletions that this call has started. Of two concurrent calls, only one counts an instance."""
         require_staff(who)
         cleaned = errors = 0
         for status in (FAILED, ERROR):

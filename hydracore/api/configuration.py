@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}/config`: what the agent is to run with, and what it says that it does."""
+"""`/v1/instances/{id}/config`: the configuration that is wanted, and the one that the agent says it runs with."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from hydracore.vps_answers import ShownConfig
 
 PATH: Final = "/v1/instances/{instance_id}/config"
 
-#: How often one process asks the agent of one instance at once what it runs with.
+#: How many requests for the running configuration one process sends to an instance's agent at a time.
 READS_MAX: Final = 8
 
-#: A bot token becomes a part of a URL at the agent: whatever could change its path is kept out.
+#: A bot token becomes a part of a URL at the agent, so it must not contain characters that could change the path.
 _BOT_TOKEN: Final = re.compile(r"[A-Za-z0-9:_-]+")
 
-#: Parts of what an agent runs with that are none of its owner's business.
+#: Parts of the running configuration that belong to the installation, and are not shown to the owner.
 _OF_THE_INSTALLATION: Final = frozenset({"model", "prices"})
 
 _SEALED: Final[tuple[Field, ...]] = ("system_prompt", "customer_facing_prompt", "telegram_bot_token")
@@ -79,13 +79,13 @@ class Configuration:
     ) -> s.Config:
         outcome = await self.changes.change(Asked(who, incoming, instance_id), lambda state: self._command(state, body))
         done = "Configuration updated" if outcome.events else "Nothing was to be changed"
-        # Also without a change: who asks again may do so because the agent was away the first time.
+        # Even without a change, because the caller may repeat the request after the agent was away.
         pushed = await self.pusher.push(outcome.state)
         message = ". ".join([done, pushed.message, *self._notes(outcome.state, body)])
         return await self._shown(outcome.state, Pushed(pushed.applied, message))
 
     async def _command(self, state: Instance, body: s.UpdateConfig) -> ChangeConfig:
-        """What `body` changes at `state`: a sealed field is compared with what is kept, as no two seals are alike."""
+        """The command for `body` at `state`. Sealed fields are compared in clear, because each seal is different."""
         opened = await self.vault.open(state)
         changes: dict[str, Any] = {
             name: value
@@ -107,7 +107,7 @@ class Configuration:
         return ChangeConfig(at_ms=self.now_ms(), **changes)
 
     def _notes(self, state: Instance, body: s.UpdateConfig) -> list[str]:
-        """What a caller might not expect of what they asked for."""
+        """Notes on parts of the request whose effect the caller may not expect."""
         notes: list[str] = []
         complaint = self.catalogue.recipe_complaint(body.recipe_id) if isinstance(body.recipe_id, str) else None
         if complaint is not None:
@@ -122,7 +122,7 @@ class Configuration:
         return notes
 
     async def _ask(self, state: Instance) -> ShownConfig | None:
-        """None where no agent says it, or where it is asked too often at once."""
+        """What the agent runs with; None where it does not answer, or is asked too often at the same time."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
             return None
@@ -157,7 +157,7 @@ def _for_the_owner(running: ShownConfig | None) -> dict[str, Any] | None:
 
 
 def bot_token_complaint(text: str) -> str | None:
-    """What is wrong with `text` as a bot token, or as what is shown of one, if anything is."""
+    """What is wrong with `text` as a bot token or as the mask of one, or None."""
     if is_mask(text) or _BOT_TOKEN.fullmatch(text):
         return None
     return "a bot token has letters, digits, ':', '_' and '-' only"

@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}/consent`: whether staff may read the owner's conversations. The owner alone decides."""
+"""`/v1/instances/{id}/consent`: whether staff may read the owner's conversations. Only the owner decides."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hydracore.clock import NowMs
 
 NO_CONSENT = "The owner has not allowed others to read the conversations"
 
-#: Hex digits kept of the digest of a Telegram chat: enough to tell chats apart.
+#: Hex digits of a Telegram chat's digest that are kept: enough to tell chats apart.
 CHAT_DIGITS: Final = 32
 
 
 async def record_access(changes: Changes, asked: Asked, access: RecordConversationsAccess) -> None:
-    """Record that somebody other than the owner reads, and only while the owner allows it. Raises `Forbidden`."""
+    """Record that somebody else than the owner reads conversations. Raises `Forbidden` unless the owner allows it."""
 
     async def command(state: Instance) -> RecordConversationsAccess:
         require_reader(asked.who, state)
@@ -36,8 +36,11 @@ async def record_access(changes: Changes, asked: Asked, access: RecordConversati
 
 
 def recorded_id(keyring: Keyring, instance_id: UUID, conversation_id: str) -> str:
-    """What the log calls a conversation: callers choose ids that may stay there for ever, Telegram does not. Of a chat's number it
-    has a keyed digest, one for each instance, as it has of end users."""
+    """The id of a conversation in the log.
+
+    Ids that callers have chosen are kept as they are. A Telegram chat's number is replaced by a keyed digest per
+    instance, like end users' ids, because the log keeps it for ever.
+    """
     if not conversation_id.startswith(TELEGRAM_CONVERSATION):
         return conversation_id
     digest = keyring.fingerprint(f"conversation of {instance_id}: {conversation_id}".encode()).hex()
@@ -45,7 +48,7 @@ def recorded_id(keyring: Keyring, instance_id: UUID, conversation_id: str) -> st
 
 
 def require_reader(who: Principal, state: Instance) -> None:
-    """Raises `Forbidden` where the conversations are not theirs to read."""
+    """Raises `Forbidden` where the caller may not read the conversations."""
     if not is_owner(who, state) and not state.consent_debug_access:
         raise Forbidden(NO_CONSENT)
 

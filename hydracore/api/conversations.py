@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}/conversations`: what was said, read from the agent; nothing of it is kept here."""
+"""`/v1/instances/{id}/conversations`: conversations, read from the agent. The control plane stores none of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from hydracore.auth import Principal
 from hydracore.clock import NowMs
 from hydracore.vps import VpsBadAnswer, VpsClient
 
-#: How long an agent may take to read its conversations.
+#: The most seconds that an agent may take to read its conversations.
 READ_TIMEOUT_S: Final = 10.0
 
-#: Reads of one instance's conversations that one process has under way: each may hold as much as the longest conversation.
+#: The most reads per instance and process at a time. Each may hold as much memory as the longest conversation.
 READS_MAX: Final = 8
 
 Limit = Annotated[int, Meta(ge=1, le=100)]
-#: Shown in the OpenAPI document, whose patterns know no `\Z`.
+#: In the form for the OpenAPI document, whose patterns lack `\Z`.
 ConversationId = Annotated[str, Meta(pattern=CONVERSATION_ID_PATTERN.replace(r"\Z", "$"), max_length=128)]
 
 
@@ -91,7 +91,7 @@ class Conversations:
         return state
 
     async def _note(self, asked: Asked, state: Instance, conversation_id: str | None) -> None:
-        """What others than the owner read is in the log before they get it, and they get it only if consent stands."""
+        """Record an access by others than the owner, before the answer is sent. Raises `Forbidden` without consent."""
         if not is_owner(asked.who, state):
             recorded = None if conversation_id is None else recorded_id(self.keyring, state.id, conversation_id)
             access = RecordConversationsAccess(at_ms=self.now_ms(), conversation_id=recorded)

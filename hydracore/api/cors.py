@@ -1,7 +1,7 @@
-"""Pages of other origins: which of them may use the API from a browser (the CORS protocol of https://fetch.spec.whatwg.org).
+"""Which other origins may use the API from a browser (the CORS protocol of https://fetch.spec.whatwg.org).
 
-Callers show a token in a header of its own, never a cookie, so nothing of a browser's own credentials is at stake, and
-credentials mode is not offered.
+Callers send a token in a header and never a cookie. So no credentials of the browser are involved, and credentials mode
+is not offered.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from hydracore.api.operations import Answer
 
-#: How long a browser may remember what it was told about an origin.
+#: How long a browser may cache a preflight answer.
 MAX_AGE_S: Final = 600
 
 _METHODS: Final = b"GET, POST, PATCH, DELETE"
-#: What the operations read (a test compares); `Accept` and a few more are always allowed.
+#: The headers that operations read (a test compares). `Accept` and a few more are always allowed.
 _REQUEST_HEADERS: Final = b"authorization, content-type, idempotency-key, x-api-key, x-request-id, x-user-id"
-#: What a page may read of an answer, beside its type and length.
+#: The headers of an answer that a page may read, besides its type and length.
 _ANSWER_HEADERS: Final = b"link, retry-after, x-request-id"
-#: Answers differ by origin, and whoever keeps one must know it.
+#: Answers differ by origin, which caches must know.
 _VARY: Final = (b"vary", b"origin")
 
 
 class Cors:
-    """Wraps the application. `origins`: as browsers write them, or `*`."""
+    """Wraps the application. `origins`: in the form that browsers send, or `*`."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         self._app = app
@@ -63,7 +63,7 @@ class Cors:
 
 
 def _preflight(allowed: tuple[tuple[bytes, bytes], ...]) -> Answer:
-    """What a browser asks before it sends what is more than a form could. Nothing of the API is touched."""
+    """The answer to a browser's preflight request. It does not reach the application."""
     if not allowed:
         body = msgspec.json.encode({"detail": "This origin may not use the API"})
         return Answer(HTTPStatus.FORBIDDEN, body, (_VARY,))

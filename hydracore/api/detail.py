@@ -1,4 +1,4 @@
-"""An instance as `GET /v1/instances/{id}` shows it: from its row, or from a state that it once had."""
+"""An instance as `GET /v1/instances/{id}` shows it: from its row, or from an earlier state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def detail_of(row: InstanceRow) -> s.InstanceDetail:
 
 
 def row_at(state: Instance) -> InstanceRow:
-    """The row that the read table had at `state`. Raises `LogCorrupted` where no calendar has one of its times."""
+    """The row of the read table for `state`. Raises `LogCorrupted` where one of its times is outside the calendar."""
     row = row_of(state, lane=lane_of(state.id))
     row |= {"key": state.id, "id": str(state.id)}
     row |= {name: time_text(row[name]) for name in ("created_at", "updated_at")}

@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, and every answer carries it, with headers that browsers heed."""
+"""The outermost layer: gives every request an id, and adds that and security headers to every answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hydracore.auth import HEADER_BLANKS
 from hydracore.http_protocol import headers_of_all, new_request_id
 from hydracore.transport import REQUEST_ID
 
-#: Nothing here has a longer path, in characters. Litestar keeps where the last thousand paths led, whoever asked for them: with heads of
-#: 64 KiB, a stranger would have it keep half a gigabyte.
+#: The most characters of a path. No operation has a longer one. Litestar caches the routes of the last thousand paths,
+#: of unauthenticated requests too: with request heads of 64 KiB these could take half a gigabyte.
 PATH_LENGTH_MAX: Final = 1_024
 _TOO_LONG: Final = Answer(HTTPStatus.REQUEST_URI_TOO_LONG, b'{"detail":"URI Too Long"}')
 
-#: Nobody should take for granted that we do what we do not know (RFC 9110, section 10.1.1).
+#: Refuses expectations that are not supported, so that no client relies on them (RFC 9110, section 10.1.1).
 _UNMET: Final = Answer(HTTPStatus.EXPECTATION_FAILED, b'{"detail":"No expectation but 100-continue is met"}')
 
 
@@ -32,9 +32,9 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, expects = _told(scope["headers"])
+        request_id, expects = _id_and_expectation(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
-        # A request that came in behind another is begun by the end of that, and with what was bound there.
+        # A pipelined request starts in the context of the request before it, with what was bound there.
         clear_contextvars()
         bind_contextvars(request_id=request_id)
         added = headers_of_all(request_id)
@@ -52,8 +52,8 @@ class Edge:
         return self._app if expects in {b"", b"100-continue"} else _UNMET
 
 
-def _told(headers: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:
-    """The id of the request, the caller's own where it has one, and what the caller expects of us before it goes on."""
+def _id_and_expectation(headers: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:
+    """The request's id (the client's, if it sent a valid one) and the value of `Expect`."""
     request_id, expects = "", b""
     for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(text := value.strip(HEADER_BLANKS)):

@@ -1,4 +1,4 @@
-"""What a request gives, before anybody knows whether it is as declared: the texts of query and headers, and what is in its body."""
+"""The raw parts of a request, before they are checked: texts of query and headers, and the value of the body."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hydracore.problems import Problem, Reader
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-#: Stands for a body of which there is no value.
+#: The value of a body that cannot be read.
 UNREAD: Final = object()
 
 
 def body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
-    """What the JSON of a body says; `UNREAD` where it cannot be read, of which `reader` is told."""
+    """The value of a JSON body. If it cannot be read, adds a problem to `reader` and returns `UNREAD`."""
     if not raw_body:
         reader.problems.append(Problem(("body",), "Field required", "missing"))
         return UNREAD
-    # A body that is not said to be JSON is not read as such; the reader then says that it is no object.
+    # A body with another content type stays bytes. `Reader` then reports that it is not an object.
     value: Any = raw_body
     if is_json(headers):
         try:
@@ -31,18 +31,18 @@ def body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
             reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
             return UNREAD
         except RecursionError:
-            # Some thousand levels, of which nobody can tell whether they are JSON to the end.
+            # Some thousand levels. Whether the rest is JSON is unknown.
             reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
             return UNREAD
         except ValueError:
-            # Not UTF-8, or a number of thousands of digits.
+            # Not UTF-8, or a number with thousands of digits.
             reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
             return UNREAD
     return value
 
 
 def query_given(query_string: bytes) -> dict[str, str]:
-    """The last value of each name, as FastAPI takes it."""
+    """The parameters of a query string. Of repeated names the last value counts, as in FastAPI."""
     if not query_string:
         return {}
     return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
@@ -53,7 +53,7 @@ def headers_given(headers: RawHeaders) -> dict[str, str]:
 
 
 def is_json(headers: RawHeaders) -> bool:
-    """Whether the body is said to be JSON; a client that says nothing is taken to mean it."""
+    """Whether the content type of the body is JSON. Without a content type, JSON is assumed."""
     for name, value in headers:
         if name == b"content-type":
             media_type = value.split(b";", 1)[0].strip().lower()
@@ -66,7 +66,7 @@ def is_doubled(headers: RawHeaders, wanted: bytes) -> bool:
 
 
 def _header_text(value: bytes) -> str:
-    """UTF-8, as the body has it, so that a key is the same in both; what is no UTF-8 is read as HTTP used to."""
+    """The text of a header, decoded as UTF-8, so that a key is the same in header and body; otherwise as Latin-1."""
     value = value.strip(HEADER_BLANKS)
     try:
         return value.decode()

@@ -1,4 +1,4 @@
-"""`/health`: does this process live, and can it serve?"""
+"""`/health`: whether this process is alive, and whether it can serve."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from hydracore.api.operations import Answer, operation
 from hydracore.redis_errors import NO_ANSWER
 
-#: How long a dependency may take to answer before it counts as down.
+#: The most seconds for a dependency to answer before it counts as down.
 CHECK_TIMEOUT_S: Final = 2.0
 
-#: What the check of Redis writes, and for how many seconds it stays.
+#: The key that the check of Redis writes, and its time to live in seconds.
 CHECK_KEY: Final = "hydracore:health"
 CHECK_KEY_S: Final = 60
 
@@ -48,14 +48,14 @@ class Health:
 
     @operation("GET", "/health/ready", "Readiness", answer=Readiness, also=(503,))
     async def ready(self) -> Answer:
-        """Redis carries wake-ups only: without it everything is answered, and what was ordered is done once it is back."""
+        """Redis only carries wake-ups: without it the API serves, and orders are executed once it is back."""
         database, redis = await asyncio.gather(self._check_database(), self._check_redis())
         status = "unready" if database == _DOWN else "degraded" if redis == _DOWN else "ready"
         body = Readiness(status, {"database": database, "redis": redis})
         return Answer(503 if database == _DOWN else 200, msgspec.json.encode(body))
 
     async def _check_database(self) -> str:
-        """A question that is not answered in time stays asked, for the next checks: to take it back would wait for the database, too."""
+        """Check the database. A check that times out goes on for the next callers: cancelling it would wait too."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_database())
         try:
@@ -73,7 +73,7 @@ class Health:
         return _OK
 
     async def _check_redis(self) -> str:
-        """One question for all who ask meanwhile: anybody may, and each question would take a connection, which the client keeps for good."""
+        """Check Redis. All callers share one check: anybody may call, and each check would occupy a connection."""
         if self._asking_redis is None or self._asking_redis.done():
             self._asking_redis = asyncio.create_task(self._ask_redis())
         return await asyncio.shield(self._asking_redis)
@@ -81,7 +81,7 @@ class Health:
     async def _ask_redis(self) -> str:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                # One that takes nothing, as a replica or one whose memory is full, carries nothing.
+                # A write: a replica, or a Redis without memory, cannot carry wake-ups.
                 await self._redis.set(CHECK_KEY, "", ex=CHECK_KEY_S)
         except NO_ANSWER:
             return _DOWN

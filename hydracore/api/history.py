@@ -1,7 +1,7 @@
-"""`/v1/instances/{id}/events`, and `/v1/instances/{id}` as it was: the log for those whose instance it is.
+"""`/v1/instances/{id}/events`, and `/v1/instances/{id}` at an earlier moment: an instance's log.
 
-The owner sees what is personal, and secrets masked as elsewhere. Staff see that something was there and changed, and with the
-owner's consent the same as the owner.
+The owner sees personal data, and secrets masked as elsewhere. Staff see only that a value was there or changed; with
+the owner's consent they see what the owner sees.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from hydracore.problems import Problem
 PATH: Final = "/v1/instances/{instance_id}/events"
 LIMIT_MAX: Final = 500
 
-#: A page that has come to this many bytes ends before its limit: one change of a configuration may have a million.
+#: A page that reaches this many bytes ends before its limit. One change of a configuration may have a million bytes.
 PAGE_BYTES: Final = 4 * 1024 * 1024
 
 Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
-#: Names of types of events, between commas.
+#: Names of event types, separated by commas.
 EventTypes = Annotated[str, Meta(extra={"check": "event_types"})]
 Actor = Annotated[str, Meta(min_length=1, max_length=300)]
 
@@ -55,7 +55,7 @@ _ENCODER: Final = msgspec.json.Encoder()
 
 @dataclass(frozen=True, kw_only=True)
 class Histories:
-    """What was, out of the log."""
+    """Reads the past of instances from the log."""
 
     pool: AsyncConnectionPool
     changes: Changes
@@ -64,7 +64,7 @@ class Histories:
     async def detail(
         self, who: Principal, instance_id: UUID, *, at: str | None, version: int | None
     ) -> s.InstanceDetail:
-        """The instance at a time or a version, one of the two. Raises `NotFound` and `Forbidden`."""
+        """The instance at a time or at a version, of which one must be given. Raises `NotFound` and `Forbidden`."""
         show = self._show_to(who, await self.changes.look(who, instance_id))
         with _nothing_is_not_found():
             past = await state_at(self.pool, instance_id, version=version, at=_time(at))
@@ -85,7 +85,7 @@ class Histories:
         limit: Limit = 100,
         cursor: s.Version | None = None,
     ) -> Answer:
-        """Oldest first. The cursor is the version of the event that the page before ended with."""
+        """Oldest first. The cursor is the version of the last event of the page before."""
         show = self._show_to(who, await self.changes.look(who, instance_id))
         types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
         wanted = Wanted(since=_time(since), until=None if until is None else read_end(until), types=types, actor=actor)
@@ -103,23 +103,23 @@ class Histories:
     async def _page(
         self, instance_id: UUID, wanted: Wanted, show: Show, *, after: Instance | None, limit: int
     ) -> tuple[list[bytes], int | None]:
-        """The events as they are shown, and the version of the last one where others follow."""
+        """The events of a page, encoded, and the version of the last one if others follow, otherwise None."""
         shown: list[bytes] = []
         size_bytes = last = 0
         async with aclosing(of_instance(self.pool, instance_id, wanted, after=after)) as entries:
             async for entry in entries:
-                # One event more than there is room for tells that others follow.
+                # An event beyond the limit shows that others follow.
                 if len(shown) == limit or size_bytes >= PAGE_BYTES:
                     return shown, last
                 shown.append(_ENCODER.encode(await shown_event(entry, show)))
                 size_bytes += len(shown[-1])
                 last = entry.record.version
-                # Five hundred events take a while to show: others are answered in between.
+                # Five hundred events take a while, so other requests get a turn in between.
                 await asyncio.sleep(0)
         return shown, None
 
     def _show_to(self, who: Principal, now: Instance) -> Show:
-        """What is opened to them: consent counts as it stands, whatever it was then."""
+        """How sealed values are shown to the caller. The present consent decides, whatever it was at that moment."""
         if is_owner(who, now) or now.consent_debug_access:
             return partial(self.vault.show, now)
         return sealed
@@ -138,13 +138,13 @@ def _time(text: str | None) -> datetime | None:
 
 
 def two_moments(given: Given) -> Iterator[Problem]:
-    """What is wrong where a time is asked for and a version as well."""
+    """The problem of a request that gives both a time and a version."""
     if given["query"].keys() >= {"at", "version"}:
         yield Problem(("query", "version"), "Value error, give either at or version", "value_error")
 
 
 def time_complaint(text: str) -> str | None:
-    """What is wrong with `text` as a time, if anything is."""
+    """What is wrong with `text` as a time, or None."""
     try:
         read_time(text)
     except ValueError as error:
@@ -153,7 +153,7 @@ def time_complaint(text: str) -> str | None:
 
 
 def event_types_complaint(text: str) -> str | None:
-    """What is wrong with `text` as types of events, if anything is."""
+    """What is wrong with `text` as event types, or None."""
     if all(name in STORED_AS for name in text.split(",")):
         return None
     return f"unknown type of event; known: {', '.join(sorted(CURRENT))}"

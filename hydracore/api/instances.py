@@ -156,7 +156,7 @@ class Instances:
         return await self.runtime.read(report, lines=_LINES.decode(report.lines))
 
     async def _by_key(self, who: Principal, key: str) -> UUID | None:
-        """A customer's own instance, or the newest that anyone whom the caller may see asked for with this key."""
+        """The caller's own instance with this key; for staff, the newest one that they may see."""
         if who.role == "customer":
             return instance_id_for(tenant_id=who.tenant_id, customer_id=who.user_id, idempotency_key=key)
         tenant_id = None if who.role == "platform" else who.tenant_id

@@ -1,4 +1,4 @@
-"""`/v1/instances/admin/{id}/rotate-key`: ends an agent's key at once. The agent gets itself another."""
+"""`/v1/instances/admin/{id}/rotate-key`: revoke an agent's key at once. The agent fetches another by itself."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Lists of instances, rendered from what is remembered of each.
+"""Lists of instances, rendered from a cache.
 
-What a list shows of an instance changes with the version of its row and not otherwise. So the database is asked which
-instances a list holds at which versions, and only for the rows that are not remembered at theirs. For a list of a
-hundred that saves most of the time, and what is shown is as fresh as a row read in full. A page of the same instances at
-the same versions is the same page, for as long as the e-mail addresses in it may be shown without a look at their keys.
+What a list shows of an instance changes only with the version of its row. So the database is asked for the ids and
+versions of a list, and only for those rows whose version is not cached. For a list of a hundred that saves most of the
+time, and it is as fresh as rows that are read in full. A page with the same instances at the same versions is taken
+from the cache too, for as long as its e-mail addresses may be shown without a check of their keys.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from events.keys import Keyring
 from hydracore.api import schemas as s
 from projections.queries import ListedKey, ListedRow, ListFilter, Queries, listed_keys
 
-#: How many instances one process remembers, at about half a kilobyte each.
+#: The most instances that one process caches, at about half a kilobyte each.
 REMEMBERED_MAX: Final = 20_000
 
-#: How many pages one process remembers, a hundred instances being some 50 kilobytes.
+#: The most pages that one process caches, at some 50 kilobytes per hundred instances.
 PAGES_MAX: Final = 64
 
-#: When all is forgotten anew: a read table that was rebuilt by other rules has the same versions.
+#: How often the caches are cleared, in seconds: after a rebuild by other rules, rows may differ at the same versions.
 FORGET_AFTER_S: Final = 60.0
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -34,7 +34,7 @@ _FIELD: Final = "customer_email"
 
 
 class _Remembered(NamedTuple):
-    """The item as it is shown, up to the e-mail address and after it: that is opened for each request."""
+    """An instance's JSON before and after its e-mail address, which is opened for each request."""
 
     version: int
     row: ListedRow
@@ -54,13 +54,13 @@ class Listing:
         self._queries = queries
         self._keyring = keyring
         self._remembered: dict[str, _Remembered] = {}
-        #: Pages by limit and by what they hold, each with the time until which it may be shown.
+        #: Pages by limit and list text, each with the time until which it may be shown.
         self._pages: dict[tuple[int, str], tuple[Page, float]] = {}
         self._forget_at = 0.0
 
     async def page(self, wanted: ListFilter) -> Page:
         """At most `wanted.limit` instances."""
-        # One more than is shown tells whether others follow.
+        # One more than is shown, to know whether others follow.
         listed = await self._queries.list_text(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
         if time.monotonic() > self._forget_at or len(self._remembered) > REMEMBERED_MAX:
             self._remembered, self._pages = {}, {}
@@ -75,7 +75,7 @@ class Listing:
         return page
 
     async def _rendered(self, keys: list[ListedKey], limit: int) -> tuple[Page, float]:
-        """The page, and until when it may be shown again."""
+        """The page, and the time until which it may be shown again."""
         found = await self._look_up(keys)
         shown = [found[key.id] for key in keys[:limit] if key.id in found]
         items, until_s = list[bytes](), self._forget_at
@@ -87,20 +87,20 @@ class Listing:
         return Page(b'{"instances":[' + b",".join(items) + b"]}", last), until_s
 
     async def _look_up(self, keys: list[ListedKey]) -> dict[str, _Remembered]:
-        """What is remembered of all these, after what was not, or is out of date, has been read."""
+        """The cache, after the rows of `keys` that it lacked or had in an old version were read."""
         remembered = self._remembered
         missing = [key.id for key in keys if (known := remembered.get(key.id)) is None or known.version < key.version]
         if missing:
             for row in await self._queries.listed(missing):
                 known = remembered.get(row.id)
-                # Another request may have read a later one in the meantime, and may be about to show it.
+                # Another request may have read a later version meanwhile, and may be about to show it.
                 if known is None or known.version < row.version:
                     before, _, after = _ENCODER.encode(_item(row)).rpartition(_NULL_EMAIL)
                     remembered[row.id] = _Remembered(row.version, row, before + _EMAIL, after)
         return remembered
 
     def _recalled(self, each: _Remembered) -> tuple[bytes, float] | None:
-        """The item and until when it may be shown, where its address is null or was opened lately, as nearly all are."""
+        """The item, and the time until which it may be shown; None if its address is not cached, which is rare."""
         row = each.row
         if row.customer_email is None:
             return each.before_email + b"null" + each.after_email, math.inf

@@ -35,20 +35,20 @@ from hydracore.signals import stop_asked_for
 from hydracore.vps import VpsClient
 from projections.queries import Queries
 
-#: Connections to PostgreSQL of one process: reads are coalesced and appends grouped, so few are enough.
+#: Connections to PostgreSQL per process. Reads are coalesced and appends grouped, so few are enough.
 POOL_SIZE: Final = 12
 
-#: How long requests under way may take to end once the process is told to stop.
+#: The most seconds for running requests to end once the process is told to stop.
 STOP_GRACE_S: Final = 5
 
 _log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal says to stop; the process's exit code. Wrong catalogue: one line per problem, 2. A list of the
-    erased that cannot be read: 3.
+    """Serve until a signal says to stop. Returns the exit code of the process.
 
-    Raises `SettingsError` where the master key is not this database's, and `DatabaseUnfit`.
+    2: the catalogue is wrong, with a line for each problem. 3: the list of erased customers cannot be read. Raises
+    `SettingsError` where the master key is not this database's, and `DatabaseUnfit`.
     """
     logs.configure(settings.log_level)
     try:
@@ -93,7 +93,7 @@ async def _end(server: EmbeddedServer, *, once: asyncio.Event) -> None:
 
 
 def server_config(parts: Parts) -> uvicorn.Config:
-    """How the API is served, at the address of the settings."""
+    """The configuration of the server, at the address of the settings."""
     return configuration(
         create_app(parts),
         host=parts.settings.api_host,
@@ -104,8 +104,10 @@ def server_config(parts: Parts) -> uvicorn.Config:
 
 @asynccontextmanager
 async def _served_to_agents(config: uvicorn.Config, port: int | None, *, until: asyncio.Event) -> AsyncGenerator[None]:
-    """The same application on `port` as well, if that is another one than `config` has. Both stop at once: one behind the other, they
-    would take twice as long as whoever told them to may wait."""
+    """Serve the same application on `port` too, unless that is None or the port of `config`.
+
+    Both servers stop at the same time. One after the other, they would take twice the time that a process gets to stop.
+    """
     if port in (None, config.port):
         yield
         return
@@ -124,7 +126,10 @@ async def _served_to_agents(config: uvicorn.Config, port: int | None, *, until: 
 
 @asynccontextmanager
 async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator[Parts]:
-    """Everything that the application stands on, closed in order at the end. Raises `DatabaseUnfit`, `ErasuresUnknown` and `MasterKeyWrong`."""
+    """Open everything that the application needs, and close it in reverse order at the end.
+
+    Raises `DatabaseUnfit`, `ErasuresUnknown` and `MasterKeyWrong`.
+    """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(

@@ -1,4 +1,4 @@
-"""Which models an instance asks, and what it may spend: its owner's choices over the catalogue's defaults."""
+"""The models of an instance and its budget: its owner's choices, or else the catalogue's defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from projections.usage_queries import Spent
 
 
 class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """A model policy without gaps. Budgets are US dollars; None is no limit."""
+    """A complete model policy. Budgets are in US dollars; None for no limit."""
 
     primary: str
     fallbacks: tuple[str, ...]
@@ -39,7 +39,7 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_choice(state: Instance, catalogue: Catalogue) -> ModelChoice:
-    """What applies to `state`. The policy's temperature goes before the configuration's, and that before the default."""
+    """The choice for `state`. The policy's temperature precedes the configuration's, and that precedes the default."""
     policy, defaults = state.config.model_policy, catalogue.model_policy
     temperatures = (policy.temperature, state.config.model_temperature, defaults.temperature)
     return ModelChoice(
@@ -54,12 +54,12 @@ def model_choice(state: Instance, catalogue: Catalogue) -> ModelChoice:
 
 
 def shown(choice: ModelChoice) -> dict[str, Any]:
-    """As callers see it: budgets are numbers, as they were given."""
+    """As callers see it. Budgets are numbers, as they were given."""
     return {name: float(value) if isinstance(value, Decimal) else value for name, value in asdict(choice).items()}
 
 
 def unknown_models(choice: ModelChoice, catalogue: Catalogue) -> list[str]:
-    """The models of a choice that have no price: they are used all the same."""
+    """The models of a choice that the catalogue has no price for. They are used all the same."""
     named: Iterable[str | None] = (choice.primary, *choice.fallbacks, choice.embedding_model)
     return list(dict.fromkeys(name for name in named if name is not None and name not in catalogue.models))
 

@@ -56,7 +56,7 @@ class ModelPolicies:
 
 
 def _changes(body: s.UpdateModelPolicy) -> dict[str, Any]:
-    """The fields that are given, as the write side keeps them: budgets are decimal texts."""
+    """The given fields in the form of the write side: budgets are decimal texts."""
     given = {name: getattr(body, name) for name in body.__struct_fields__}
     changes = {name: value for name, value in given.items() if value is not UNSET}
     for name in ("budget_daily_usd", "budget_monthly_usd"):

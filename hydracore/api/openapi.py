@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the operations' declarations, so that it cannot say other than what is served."""
+"""The OpenAPI 3.1 document, generated from the declared operations, so that it always fits what is served."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOUNDS: Final = frozenset(
     {"x-unserved", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minimum", "maximum"}
 )
 
-#: Where callers are told apart by, and what they may send beside a token.
+#: The security scheme of each type of caller, and the headers that it may send besides a token.
 _SECURITY: Final[dict[type, list[dict[str, list[str]]]]] = {
     Principal: [{"bearer": []}],
     CallingAgent: [{"agent_key": []}],
@@ -62,8 +62,8 @@ def document(operations: Iterable[Operation]) -> Json:
 
 def _operation(op: Operation, inputs: list[tuple[Input, Json]], answer: Json, errors: dict[int, Json]) -> Json:
     declared, who = op.declared, op.signature.who
-    statuses = {status: (_told(status), body) for status, body in errors.items()}
-    statuses |= {status: (_told(status), answer) for status in declared.also}
+    statuses = {status: (_description(status), body) for status, body in errors.items()}
+    statuses |= {status: (_description(status), answer) for status in declared.also}
     statuses[declared.status] = ("OK", answer)
     described: Json = {
         "summary": declared.summary,
@@ -88,7 +88,7 @@ def _operation(op: Operation, inputs: list[tuple[Input, Json]], answer: Json, er
 
 
 def _errors_of(op: Operation) -> set[int]:
-    """The statuses of errors that an operation may give: its own, and those of what it stands behind."""
+    """The error statuses of an operation: its own, and those of authentication, rate limits and reading the body."""
     statuses = set(op.declared.errors)
     takes_body = any(each.source == "body" for each in op.signature.inputs)
     if op.signature.who is not None:
@@ -96,7 +96,7 @@ def _errors_of(op: Operation) -> set[int]:
     if takes_body:
         statuses |= {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
     if op.signature.who is not None or takes_body:
-        # Nobody is known, and nothing is kept, without the database.
+        # Without the database, nobody can be authenticated and nothing can be stored.
         statuses.add(HTTPStatus.SERVICE_UNAVAILABLE)
     return statuses
 
@@ -115,14 +115,14 @@ def _caller_header(name: str) -> Json:
     return {"name": name, "in": "header", "required": False, "schema": schema}
 
 
-def _told(status: int) -> str:
+def _description(status: int) -> str:
     return "Validation error" if status == HTTPStatus.UNPROCESSABLE_ENTITY else HTTPStatus(status).phrase
 
 
 def _served(schema: Any) -> Any:
     """`schema` without the bounds that are marked as unserved.
 
-    A list of anything says so: generators of clients drop what has a list that says nothing of its items.
+    A list of anything gets an explicit `items`: generators of clients drop lists without it.
     """
     if isinstance(schema, list):
         return [_served(item) for item in cast("list[Any]", schema)]

@@ -1,8 +1,8 @@
-"""Operations: what the API offers, each declared once beside its handler and served by Litestar.
+"""Operations: the API's endpoints, each declared once beside its handler, and served by Litestar.
 
-The declaration gives the route, the arguments (see `validation`) and the OpenAPI document. Litestar routes, limits and
-maps errors; its own argument handling is not used, because it stops at the first problem of a body, answers other
-shapes than the contract's, and takes twice as long as everything else that a read does here.
+A declaration determines the route, the arguments (see `validation`) and the OpenAPI document. Litestar routes, limits
+and maps errors. Its own argument handling is not used, because it stops at the first problem of a body, answers in
+other forms than the contract's, and takes twice as long as everything else that a read does here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from hydracore.problems import Check
 
 F = TypeVar("F", bound=Handler)
 
-#: Tells from a request's headers who is calling; raises what `errors` knows where nobody credible is.
+#: Returns the caller, from a request's headers. Raises what `errors` knows where the caller is not authenticated.
 Authenticate = Callable[[RawHeaders], Awaitable[object]]
 
-#: How long a client may take to send its body.
+#: The most seconds that a client may take to send its body.
 BODY_TIMEOUT_S: Final = 20.0
 
 _MARK: Final = "__operation__"
@@ -38,12 +38,14 @@ _CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
 
 class Declaration(NamedTuple):
-    """What `@operation` was given.
+    """The arguments of `@operation`.
 
-    `answer`: the type of the body of a success, and of the statuses in `also`; `errors`: what else it may answer.
-    `body_bytes`: how long a body may be whatever the setting says, where what is promised to be taken can be longer.
-    `streams`: whether a success comes as server-sent events, too, to those who ask for them.
-    `together`: what is refused of a request although each part of it may be right.
+    - `answer`: the type of the body of a success, and of the statuses in `also`.
+    - `errors`: other statuses that it may answer.
+    - `body_bytes`: allows bodies of this length even if the setting is lower, where the contract promises to accept
+      them.
+    - `streams`: whether clients may ask for the answer as server-sent events.
+    - `together`: checks parts of a request that are valid each, but not together.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -67,7 +69,7 @@ class Operation(NamedTuple):
 
 
 class Answer:
-    """An answer that is ready to be sent: an ASGI application."""
+    """An answer that is ready to send: an ASGI application."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -97,9 +99,9 @@ def operation(
     streams: bool = False,
     together: Together | None = None,
 ) -> Callable[[F], F]:
-    """Declares a coroutine (a method, as a rule) as an operation.
+    """Declares a coroutine, usually a method, as an operation.
 
-    It returns a struct or a dict, which becomes JSON, or an ASGI application that answers by itself.
+    It returns a struct or a dict, which is sent as JSON, or an ASGI application, which sends the answer itself.
     """
 
     def declare(handler: F) -> F:
@@ -123,7 +125,7 @@ def operations_of(*owners: object, callers: Collection[type]) -> Iterator[Operat
 def route(
     op: Operation, *, callers: Mapping[type, Authenticate], checks: Mapping[str, Check], body_max_bytes: int
 ) -> HTTPRouteHandler:
-    """The Litestar handler of an operation. `callers`: how each type of caller is told from the headers."""
+    """The Litestar handler of an operation. `callers`: how to authenticate each type of caller."""
     declared, handler, signature = op
     reader = RequestReader(signature, checks, together=declared.together)
     authenticate = callers[signature.who] if signature.who is not None else None
@@ -134,7 +136,7 @@ def route(
     async def answer(request: Request[Any, Any, Any]) -> ASGIApp:
         scope = request.scope
         headers = scope["headers"]
-        # First of all: a stranger learns nothing about what a request should look like.
+        # Before the request is read: an unauthenticated client must not learn how it should look.
         who = await authenticate(headers) if authenticate is not None else None
         raw_body = b""
         if reader.wants_body:
@@ -162,12 +164,12 @@ def route(
 
 
 def _methods_of(declared: str) -> tuple[str, ...]:
-    """The methods that an operation is served by. The server leaves the body out of an answer to HEAD."""
+    """The methods that an operation is served by. The server omits the body of an answer to HEAD."""
     return ("GET", "HEAD") if declared == "GET" else (declared,)
 
 
 def options_routes(served: Iterable[Operation]) -> Iterator[HTTPRouteHandler]:
-    """What tells which methods a path has. Litestar's own tells the first method of each path only."""
+    """Routes that answer OPTIONS with all methods of a path. Litestar's own have only the first method."""
     methods: dict[str, list[str]] = {}
     for op in served:
         for path in _routed_paths(op):
@@ -185,21 +187,21 @@ def _always(answer: Answer) -> Callable[[], Awaitable[ASGIApp]]:
 
 
 def _routed_paths(op: Operation) -> list[str]:
-    """The paths as Litestar's router is told them: what a parameter holds is ours to read."""
+    """The paths for Litestar's router. Parameters are plain strings there, and are converted by `validation`."""
     path = op.declared.path
     before: list[str] = []
     for each in op.signature.inputs:
         if each.source == "path":
             path = path.replace(f"{{{each.name}}}", f"{{{each.name}:{'path' if each.prefix else 'str'}}}")
         if each.prefix:
-            # The router strips slashes: of a rest that has nothing else it sees nothing.
+            # The router strips slashes, so that it would not match a rest of slashes alone.
             before.append(each.prefix.rstrip("/"))
     return [path, *before]
 
 
 async def read_body(headers: RawHeaders, receive: Receive, *, limit: int) -> bytes:
     """The whole body. Raises `BodyTooLarge`, `BodyTimeout` and `ClientGone`."""
-    # The server has checked that what is announced is a number.
+    # The server has checked that the header is a number.
     announced = next((int(value) for name, value in headers if name == b"content-length"), 0)
     body = bytearray()
     try:

@@ -1,4 +1,4 @@
-"""`POST /v1/instances`: ask for an agent. Asking again with the same idempotency key is the same request."""
+"""`POST /v1/instances`: request an agent. A request with the same idempotency key is the same request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MESSAGE = "Instance requested; it is being provisioned"
 
 
 def _two_keys(given: Given) -> Iterator[Problem]:
-    """What is wrong where the header has another key than the body."""
+    """The problem of a request with different keys in header and body."""
     in_header, in_body = given["header"].get("idempotency-key"), given["body"].get("idempotency_key")
     if in_header is not None and isinstance(in_body, str) and in_body != in_header:
         msg = "Value error, differs from the idempotency_key of the body"
@@ -61,7 +61,7 @@ class Ordering:
         body: s.CreateInstance,
         idempotency_key: Annotated[s.IdempotencyKey | None, Header("Idempotency-Key")] = None,
     ) -> Answer:
-        """Answers from the log: the first request's answer, whoever repeats it."""
+        """Answers from the log: every repeat gets the answer of the first request."""
         customer_id = body.customer_id if body.customer_id is not None else who.user_id
         if who.role == "customer" and customer_id != who.user_id:
             complaints.require_none()
@@ -87,8 +87,9 @@ class Ordering:
         try:
             command = await self._command(who, body, complaints, customer_id=customer_id, key=key)
         except (RequestInvalid, CustomerErased, KeyUnreadable):
-            # Of now, and perhaps not of when it was asked first. Only here, as a look costs a round trip and an append looks by itself.
-            # While nobody can look, nobody knows: it is not refused then.
+            # The order is refused now, but may have been accepted at first: then it is answered as before. Looked up
+            # only here, because that costs a round trip, and an append looks by itself. If the log cannot be read, this
+            # raises rather than refuse a repeat.
             outcome = None if given is None else await self.store.repeated(instance_id, origin)
             if outcome is None:
                 raise
@@ -100,7 +101,7 @@ class Ordering:
     async def _command(
         self, who: Principal, body: s.CreateInstance, complaints: Complaints, *, customer_id: str, key: str
     ) -> RequestInstance:
-        """Raises `RequestInvalid`, `CustomerErased` and `KeyUnreadable` where there can be no such order now."""
+        """Raises `RequestInvalid`, `CustomerErased` and `KeyUnreadable` where the order is not possible now."""
         complaints.require_none()
         preset = self.catalogue.presets[body.preset_id]
 
@@ -126,12 +127,12 @@ class Ordering:
             recipe_id=body.recipe_id,
             website_template_slug=body.website_template_slug,
             workflow_slugs=slugs(body.workflow_slugs),
-            # Only the customer's own token knows the address; an admin's is not the customer's.
+            # Only the customer's own token has their address. An admin's token has the admin's.
             customer_email=await sealed(who.email if who.user_id == customer_id else None, "customer_email"),
             user_display_name=await sealed(body.user_display_name, "user_display_name"),
         )
 
 
 def _canonical(body: s.CreateInstance) -> bytes:
-    """What makes two requests the same one: all but the parts that the instance's id stands for already."""
+    """What two equal requests have in common: all fields except those that the instance's id is derived from."""
     return msgspec.json.encode(msgspec.structs.replace(body, idempotency_key=None, customer_id=None))

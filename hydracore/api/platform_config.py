@@ -1,8 +1,8 @@
 """`/v1/instances/{id}/platform-config`: skills, channels and integrations, changed field by field.
 
-`advanced` and `channels` are documents, changed by JSON merge patches (RFC 7396) and kept sealed as a whole; of lists,
-only the secrets in them are sealed. A document is merged at the state that it is then written at, so that of two patches
-at once none is lost.
+`advanced` and `channels` are documents that are changed by JSON merge patches (RFC 7396) and sealed as a whole. In
+lists, only secrets are sealed. A patch is merged with the state that it is appended to, so that concurrent patches are
+not lost.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class PlatformConfiguration:
         return await self._shown(outcome.state, message)
 
     async def _command(self, state: Instance, body: s.PatchPlatformConfig) -> PatchPlatformConfig:
-        """What `body` makes of the documents at `state`. Whatever comes out as it was is left out.
+        """The command for `body` at `state`, without what it does not change.
 
         Raises `RequestInvalid`.
         """
         opened = await self.vault.open(state)
-        # In a thread: everybody else would wait while large ones are looked through.
+        # In a thread, because large documents take a while, and all other requests would wait.
         made = await asyncio.to_thread(_made, body, opened)
         changes: dict[str, Any] = {
             field: await self.vault.seal_document(state, field, made[field]) for field in _DOCUMENTS if field in made
@@ -119,10 +119,10 @@ class PlatformConfiguration:
 
 
 def _made(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
-    """The documents and lists as `body` makes them, but for those that stay as they were. Raises `RequestInvalid`."""
+    """The documents and lists that `body` changes, with their new values. Raises `RequestInvalid`."""
     for field in (*_DOCUMENTS, *_LISTS):
         if (value := getattr(body, field)) is not UNSET:
-            _require_room_about(field, _merged(field, value, opened), getattr(opened, field))
+            _require_room_with_masks(field, _merged(field, value, opened), getattr(opened, field))
     made: dict[str, Any] = {}
     for field, value in _unmasked(body, opened).items():
         document = _merged(field, value, opened)
@@ -138,19 +138,19 @@ def _merged(field: str, value: Any, opened: Opened) -> Any:
     return {} if value is None else merge_patch(getattr(opened, field), value)
 
 
-def _require_room_about(field: str, document: Any, kept: Any) -> None:
-    """Before its masks are looked at. Raises `RequestInvalid` where `document` is too large whatever they stand for."""
+def _require_room_with_masks(field: str, document: Any, kept: Any) -> None:
+    """Raises `RequestInvalid` where `document` is too large whatever its masks stand for. Called before unmasking."""
     if is_same(document, kept):
         return
     encoded = msgspec.json.encode(document)
-    # What a mask has beside this is a part of the secret, too.
+    # The other characters of a mask are part of the secret, so they count.
     of_masks = len(MASK) * encoded.count(b'"' + MASK.encode())
     if len(encoded) - of_masks > DOCUMENT_MAX_BYTES or values_in(document) > VALUES_MAX:
         require_room(field, document)
 
 
 def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
-    """The documents and lists that are given, with their secrets. Raises `RequestInvalid`."""
+    """The given documents and lists, with masks replaced by secrets. Raises `RequestInvalid`."""
     given: dict[str, Any] = {}
     problems: list[Problem] = []
     kept = [getattr(opened, field) for field in (*_DOCUMENTS, *_LISTS)]

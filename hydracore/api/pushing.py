@@ -1,4 +1,4 @@
-"""Hands a new configuration to the agent. It is in the log by then: an agent that is away asks for it by itself."""
+"""Sends a new configuration to the agent. It is in the log already, and an agent that is away asks for it later."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hydracore.api.agent_link import address_of
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.vps import VpsBadAnswer, VpsClient, VpsError
 
-#: How long an agent may take to put a configuration in place before the caller is told that it will come.
+#: The most seconds that an agent may take to apply a configuration. After that, the caller is told that it will come.
 PUSH_TIMEOUT_S: Final = 5.0
 
-#: Parts that an agent does not use, told in one message.
+#: The most unused parts of a configuration that a message names.
 TOLD_MAX: Final = 5
 
-#: No agent will ask in these.
+#: Statuses in which no agent will ask for the configuration.
 _OVER: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
 
 _log = structlog.get_logger(__name__)
 
 
 class Pushed(NamedTuple):
-    """Whether the agent runs with the configuration now, and how to say it."""
+    """Whether the agent runs with the configuration now, and a message about it."""
 
     applied: bool
     message: str
@@ -42,7 +42,7 @@ class Pusher:
     master_keys: MasterKeys
 
     async def push(self, state: Instance) -> Pushed:
-        """Never fails for the agent's sake."""
+        """Send the configuration of `state`. Failures of the agent are reported in the result and never raised."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
             if state.status in _OVER:
@@ -67,7 +67,8 @@ class Pusher:
                 applied=False, message="The agent has not taken it yet; it is applied when the agent next asks"
             )
         if running.config_version > version:
-            # A later change has overtaken this one, or the agent is of a history that a restore has lost. It asks which it is.
+            # A later change was faster, or the agent's configuration is from a history that a restore has lost. The
+            # agent asks for the present one.
             return Pushed(
                 applied=False,
                 message=f"The agent runs with another version, {running.config_version}, and asks which one counts",
@@ -76,7 +77,7 @@ class Pusher:
 
 
 def _but(ignored: tuple[Ignored, ...]) -> str:
-    """What the agent does not do of what it runs with; `/runtime` tells all of it."""
+    """The parts of the configuration that the agent does not use, in words. `/runtime` lists all of them."""
     if not ignored:
         return ""
     told = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:TOLD_MAX])

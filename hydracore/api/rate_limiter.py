@@ -1,9 +1,9 @@
-"""How often somebody may ask: counted here, summed up over all processes in Redis, refused on Redis's word alone.
+"""Rate limits: counted in each process, summed up over all processes in Redis. Only Redis's sums lead to a refusal.
 
-A request is admitted from this process's memory, in two microseconds. What was admitted is told to Redis a moment
-later, everybody's in one round trip, and the answer says what all processes together have counted; so processes agree
-within `SHARE_S` and a round trip. Nobody is refused on what this process alone believes: where its own count says that
-the limit is reached, Redis is asked at once. Without Redis nobody is refused (docs/adr/0008-rate-limits-settle-later.md).
+A request is admitted from this process's memory, in two microseconds. A moment later the process sends the counts of
+all callers to Redis in one round trip, and gets the sums over all processes. So processes agree within `SHARE_S` and a
+round trip. If a process's own count reaches the limit, it asks Redis at once before it refuses. Without Redis, nothing
+is refused (docs/adr/0008-rate-limits-settle-later.md).
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from hydracore.redis_errors import NO_ANSWER
 
 WINDOW_S: Final = 60
 
-#: How long a request that was admitted may stay untold: the longest that processes disagree, but for a round trip.
+#: The most seconds before an admitted request is reported. Processes disagree for that long and a round trip.
 SHARE_S: Final = 0.25
 
-#: How long Redis may take before it counts as down, and how soon it is tried again then.
+#: How long Redis may take before it counts as down, and how soon it is tried again, in seconds.
 TIMEOUT_S: Final = 0.25
 RETRY_S: Final = 1.0
 
-#: Counters in one round trip: while they are added to, Redis serves nobody else.
+#: The most counters per round trip. Redis serves nobody else while it adds to them.
 BATCH_MAX: Final = 1_000
 
-#: An agent sends what it has kept through an outage all at once: it may ask this many times as often as a user.
+#: The limit of an agent, as a multiple of a user's: after an outage it sends all at once what it has kept.
 AGENT_FACTOR: Final = 10
 
-#: How often Redis is asked for one request before it is let through: once for what is on its way, once for all.
+#: The most round trips for one request, after which it is admitted. The first may have begun before, without the latest
+#: counts.
 ASKED_MAX: Final = 3
 
 KEY_PREFIX: Final = "hydracore:rate:"
@@ -53,14 +54,14 @@ _log = structlog.get_logger(__name__)
 
 
 class _Counter:
-    """One principal's requests in the window under way. `ends_at`: by our clock; until Redis has told, it does not end."""
+    """A caller's requests in the current window. `ends_at`: by this process's clock; infinite until Redis answers."""
 
     __slots__ = ("ends_at", "known", "sending", "unsent")
 
     def __init__(self) -> None:
-        #: The total of all processes, as Redis told it last.
+        #: The sum over all processes, as of Redis's last answer.
         self.known = 0
-        #: Admitted here and on the way to Redis; admitted here since.
+        #: Admitted here: in the running round trip (`sending`), and since (`unsent`).
         self.sending = 0
         self.unsent = 0
         self.ends_at = math.inf
@@ -71,7 +72,7 @@ class _Counter:
 
 
 class RateLimiter:
-    """One per process. `clock`: seconds that never go back."""
+    """One per process. `clock`: monotonic seconds."""
 
     def __init__(self, redis: Redis, *, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         assert per_minute > 0, "without a limit there is nothing to count"
@@ -79,14 +80,14 @@ class RateLimiter:
         self._clock = clock
         self._script = redis.register_script(_SCRIPT)
         self._counters: dict[str, _Counter] = {}
-        #: Those of the counters about which Redis is to be asked.
+        #: The counters for the next round trip.
         self._untold: dict[str, _Counter] = {}
         self._is_down = False
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
 
     def behind(self, authenticate: Authenticate) -> Authenticate:
-        """`authenticate`, letting nobody in who asks too often: it then raises `TooManyRequests`."""
+        """`authenticate` with the rate limit behind it. Raises `TooManyRequests` too."""
 
         async def admitted(headers: RawHeaders) -> object:
             who = await authenticate(headers)
@@ -105,13 +106,13 @@ class RateLimiter:
                 self._tell_soon(key, counter)
                 return
             if counter.known >= limit:
-                # Redis is asked again all the same: it may have gone away, or have been emptied.
+                # Asked again all the same: Redis may have gone down, or lost its data.
                 self._tell_soon(key, counter)
                 raise TooManyRequests(max(1, math.ceil(counter.ends_at - self._clock())))
             await asyncio.shield(self._tell_now())
 
     async def aclose(self) -> None:
-        """Forget what was not told yet."""
+        """Stop. Counts that were not sent are lost."""
         self._untold.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -119,13 +120,13 @@ class RateLimiter:
             await self._telling
 
     def _rule(self, who: object) -> tuple[str, int]:
-        """Whose counter it is and what it may come to. An API key's requests are its own, whomever it acts for."""
+        """The key of the caller's counter, and its limit. An API key has one counter, whomever it acts for."""
         if isinstance(who, CallingAgent):
             return f"agent/{who.instance_id}", self._per_minute * AGENT_FACTOR
         assert isinstance(who, Principal), who
         if who.key_id is not None:
             return f"api_key/{who.key_id}", self._per_minute
-        # A slash can be in neither id.
+        # Neither id can contain a slash.
         return f"user/{who.tenant_id}/{who.user_id}", self._per_minute
 
     def _counter(self, key: str) -> _Counter:
@@ -133,7 +134,8 @@ class RateLimiter:
         if counter is None:
             counter = self._counters[key] = _Counter()
         elif self._clock() >= counter.ends_at:
-            # The next window begins with what Redis is told next; those that began first stay in front.
+            # The next window begins with Redis's next answer. The counter moves to the end, to keep the order of
+            # windows.
             counter.known, counter.ends_at = 0, math.inf
             self._counters[key] = self._counters.pop(key)
         return counter
@@ -142,11 +144,11 @@ class RateLimiter:
         self._untold[key] = counter
         if self._timer is None and self._telling is None:
             delay_s = RETRY_S if self._is_down else SHARE_S
-            # A context of its own: what it logs is not about the request that happened to start it.
+            # With a new context, so that its log lines do not have the id of the request that started it.
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._tell_now, context=Context())
 
     def _tell_now(self) -> asyncio.Task[None]:
-        """The round trip under way, or one that begins now."""
+        """The running round trip, or a new one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -175,7 +177,7 @@ class RateLimiter:
                 self._tell_soon(key, counter)
 
     def _went_down(self, error: Exception) -> None:
-        """Nobody knows what was counted: it begins anew, and nobody is refused, until Redis answers again."""
+        """Redis does not answer: forget all counts, and refuse nothing until it answers again."""
         if not self._is_down:
             _log.warning("rate_limits_suspended", error=type(error).__name__)
         self._is_down = True
@@ -193,7 +195,7 @@ class RateLimiter:
         self._forget_old(now_s)
 
     def _forget_old(self, now_s: float) -> None:
-        """The counters are in the order in which their windows began, more or less."""
+        """Remove counters of past windows. They are roughly in the order in which their windows began."""
         while self._counters:
             key, counter = next(iter(self._counters.items()))
             if counter.ends_at > now_s or counter.total > counter.known:

@@ -1,6 +1,6 @@
-"""How large the parts of a configuration may be, however large requests may be: an agent reads 2 MiB as a whole.
+"""Size limits of the parts of a configuration, whatever the limit of requests: an agent accepts 2 MiB in total.
 
-The other parts are bounded in characters (see `schemas`); at their longest, together, they leave that much.
+The other parts are limited in characters (see `schemas`). With all parts at their limits, the total stays below that.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from hydracore.api.errors import RequestInvalid
 from hydracore.documents import TOO_MANY, VALUES_MAX, masked, values_in
 from hydracore.problems import Problem
 
-#: What `advanced`, `channels`, `integrations` and `skills` may grow to, each of them.
+#: The most bytes of each of `advanced`, `channels`, `integrations` and `skills`.
 DOCUMENT_MAX_BYTES: Final = 256 * 1024
 
 SLUGS_MAX_BYTES: Final = 64 * 1024
 
-#: What a request for a configuration may have, whatever the setting says: all parts at their longest, at once, fit as UTF-8. With
-#: every character escaped (`\ud83d\ude00`), as many JSON writers have them, all of `config` fit, and any two documents: room for four
-#: would double how long the reading of a body of many small values (a second) keeps everybody else waiting.
+#: The largest request for a configuration, whatever the setting for bodies says. All parts at their limits fit as
+#: UTF-8. With every character escaped (`\ud83d\ude00`), as many JSON writers do, all of `config` fits, and any two
+#: documents. Room for four would double the second that reading a body of many small values may block other requests.
 BODY_BYTES: Final = 2 * 1024 * 1024
 
 
 def slugs_complaint(given: list[Any]) -> str | None:
-    """What is wrong with the `workflow_slugs` of a request as a whole, if anything is."""
+    """What is wrong with the size of a request's `workflow_slugs`, or None."""
     return _size_complaint(given, SLUGS_MAX_BYTES)
 
 
@@ -34,7 +34,7 @@ def _size_complaint(value: Any, max_bytes: int) -> str | None:
 
 
 def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
-    """Raises `RequestInvalid` where `value` would have more, as JSON, or more values than a document may have."""
+    """Raises `RequestInvalid` where `value` has more than `max_bytes` as JSON, or more than `VALUES_MAX` values."""
     complaint = _size_complaint(value, max_bytes)
     if complaint is not None:
         raise RequestInvalid([Problem(("body", field), f"Value error, {complaint}", "value_error")])
@@ -43,10 +43,10 @@ def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES)
 
 
 def slugs(given: list[Any] | None) -> tuple[str, ...]:
-    """The `workflow_slugs` of a request: what is no text becomes its JSON, so that whoever looks for such a workflow tells of it as of
-    any other that there is not. Nothing here is sealed, so secrets are masked.
+    """The `workflow_slugs` of a request as texts.
 
-    Raises `RequestInvalid` where they are too many to hand on.
+    Values that are not texts become JSON, so that they are reported like any other unknown workflow. Secrets in them
+    are masked, because slugs are not sealed. Raises `RequestInvalid` where they are too large.
     """
     texts = tuple(each if isinstance(each, str) else msgspec.json.encode(masked(each)).decode() for each in given or ())
     require_room("workflow_slugs", texts, max_bytes=SLUGS_MAX_BYTES)

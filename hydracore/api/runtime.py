@@ -1,4 +1,4 @@
-"""How an agent is doing: what it says when asked now, else what it last reported, else what is known of its making."""
+"""How an agent is doing: its answer now, otherwise its last report, otherwise what is known of its provisioning."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hydracore.api.agent_link import address_of
 from hydracore.vps import VpsClient, VpsError
 from projections.queries import ReportRow
 
-#: How long an agent may take to answer before its last heartbeat is shown instead.
+#: The most seconds that an agent may take to answer. After that, its last heartbeat is shown.
 ASK_TIMEOUT_S: Final = 1.5
 
-#: What an agent complains of that another configuration may mend.
+#: Errors of an agent that another configuration may fix.
 _OF_CONFIGURATION: Final = frozenset({"config_invalid", "integration_failed", "memory_failed", "telegram_failed"})
 
 _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
@@ -29,7 +29,7 @@ _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeReader:
-    """`vps`: a client whose own timeout is `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
+    """`vps`: a client with the timeout `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
 
     store: EventStore
     vps: VpsClient
@@ -37,7 +37,7 @@ class RuntimeReader:
     heartbeat_interval_s: float
 
     async def read(self, report: ReportRow, *, lines: list[s.LogLine]) -> s.RuntimeStatus:
-        """Never fails for the agent's sake: whatever is known is told."""
+        """All that is known. Failures of the agent are never raised."""
         state = await self.store.load(report.id)
         assert state is not None, "what has a row has a stream"
         beat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
@@ -75,11 +75,11 @@ class RuntimeReader:
         )
 
     def _missed(self, report: ReportRow) -> int:
-        """How many heartbeats in a row have not come, by the database's clock."""
-        # Of an instance in `error` they ought to come, too; one that is being deleted need not report.
+        """How many heartbeats in a row are missing, by the database's clock."""
+        # An agent in `error` should report too. One that is being deleted need not.
         if report.status not in {RUNNING, ERROR} or report.heartbeat_age_s is None:
             return 0
-        # One interval is what a heartbeat may always take.
+        # A heartbeat may always take one interval.
         return max(0, int(report.heartbeat_age_s / self.heartbeat_interval_s) - 1)
 
     async def _ask(self, state: Instance) -> AgentStatus | None:
@@ -89,12 +89,12 @@ class RuntimeReader:
         try:
             return await self.vps.status(address)
         except VpsError:
-            # It shows in health_failures, and as a change of health once it lasts.
+            # It shows in `health_failures`, and as a change of health if it lasts.
             return None
 
 
 def _still_true(beat: Heartbeat | None, *, config_version: int) -> ReportedError | None:
-    """What the last heartbeat complained of, but for what the configuration may have been mended of since."""
+    """The error of the last heartbeat; None if a newer configuration may have fixed it."""
     if beat is None or beat.error is None:
         return None
     is_outdated = beat.config_version is not None and beat.config_version < config_version

@@ -1,6 +1,6 @@
-"""What an agent is told to run: one JSON document, made from the log, with every secret in the clear.
+"""The runtime document that an agent runs: JSON, made from the log, with secrets in clear.
 
-It goes over the VPN or TLS to the agent that was enrolled, and nowhere else.
+It is sent to the enrolled agent only, over the VPN or TLS.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RuntimeDocuments:
         }
 
     def skills(self, state: Instance, opened: Opened) -> list[Any]:
-        """The skills that are enabled: the preset's until the owner chose."""
+        """The enabled skills: the owner's choice, or else the preset's."""
         if opened.skills is not None:
             return opened.skills
         preset = self.catalogue.presets.get(state.preset_id)
@@ -76,7 +76,7 @@ class RuntimeDocuments:
     def _preset(self, state: Instance) -> Json:
         preset = self.catalogue.presets.get(state.preset_id)
         if preset is None:
-            # A catalogue may drop a preset; its instances go on without what it said.
+            # A catalogue may drop a preset. Its instances continue without its contents.
             return {"id": state.preset_id, "name": state.preset_id, "system_prompt": "", "skills": []}
         return {
             "id": state.preset_id,
@@ -90,7 +90,7 @@ class RuntimeDocuments:
         return None if recipe is None else {"id": state.recipe_id, "prompt": recipe.prompt}
 
     def _workflows(self, state: Instance) -> list[Json]:
-        """Those that there are; the agent tells of the others."""
+        """The workflows that the catalogue has. The agent reports the others as unknown."""
         workflows = self.catalogue.workflows
         return [
             {"slug": slug, **to_builtins(workflows[slug])}

@@ -1,6 +1,6 @@
-"""The bodies of the contract: what clients send and what they get. Field order is the contract's.
+"""The bodies of the contract: requests and answers. Fields are in the contract's order.
 
-Ids and times are text here where they are only ever shown: the database has them as text already.
+Ids and times that are only shown are texts, because the database returns them as texts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from hydracore.catalogue_file import DEFAULT_PRESET
 
 
 def unserved(**bounds: Any) -> Meta:
-    """Bounds that are kept but not shown in the OpenAPI document: the contract has none, these only keep abuse out."""
+    """Bounds that are enforced but not in the OpenAPI document: the contract has none, and these only prevent abuse."""
     return Meta(**bounds, extra_json_schema={"x-unserved": True})
 
 
-#: Names and references: nobody needs more, and the log keeps them for ever.
+#: Names and references. Longer ones are of no use, and the log keeps them for ever.
 Text = Annotated[str, unserved(max_length=10_000)]
 Slugs = Annotated[list[Text], unserved(max_length=1_000, extra={"check": "workflow_slugs"})]
 CustomerId = Annotated[str, unserved(pattern=ID_PATTERN)]
@@ -36,7 +36,7 @@ TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 RuntimeType = Annotated[str, Meta(examples=["expressclaw", "openclaw"])]
 WorkloadType = Annotated[str, Meta(examples=["agent", "website"])]
 
-#: A time that somebody asks about; `checks` tells what is none.
+#: A time in a query. The named check refuses other texts.
 Time = Annotated[str, Meta(extra={"check": "time"}, extra_json_schema={"format": "date-time"})]
 Version = Annotated[int, Meta(ge=1, le=VERSION_MAX)]
 
@@ -97,8 +97,11 @@ class InstanceList(msgspec.Struct, frozen=True):
 
 
 class InstanceDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """The last three fields are there where an earlier moment was asked for: after which event of its own the instance was
-    so, when the log learned of that event, and the whole state."""
+    """One instance.
+
+    The last three fields are present where an earlier moment was asked for: the version of the instance then, when the
+    event of that version was recorded, and the whole state.
+    """
 
     agent_name: str | None
     created_at: TimeText
@@ -168,9 +171,12 @@ class IgnoredPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`config_version`: what is wanted; where `config_version_running` differs, the agent has not got there yet.
-    `connections`: how the agent's channels, integrations and memory fare, by name, `config_ignored`: what of the configuration
-    it does nothing with; both as it says itself when asked now."""
+    """How an agent is doing.
+
+    `config_version`: the configuration that is wanted. Where `config_version_running` differs, the agent does not run
+    it yet. `connections`: the state of the agent's channels, integrations and memory, by name. `config_ignored`: parts
+    of the configuration that it does not use. Both are what the agent answers now.
+    """
 
     active_connections: int | None
     bootstrap_seq: int | None

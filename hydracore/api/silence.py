@@ -1,4 +1,4 @@
-"""Waiting for an agent that says nothing: told from one that is gone, and not left without a sign towards the caller."""
+"""Waiting for an agent that is silent: find out whether it is gone, and keep the caller's connection alive."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from hydracore.waiting import first_of
 
 T = TypeVar("T")
 
-#: Raises `VpsError` where there is nobody to wait for.
+#: Raises `VpsError` where waiting is of no use.
 Look = Callable[[], Awaitable[None]]
 
-#: How long nothing may come before somebody looks what is the matter. Proxies cut what is silent for 30 s or 60 s.
+#: Seconds of silence before the agent is checked. Proxies cut connections that are silent for 30 s or 60 s.
 SILENCE_S: Final = 15.0
 
-#: A comment, which clients of event streams pass over (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+#: A comment, which clients of event streams ignore (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 PING: Final = b": ping\n\n"
 
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    # Proxies that gather an answer before they pass it on are asked not to.
+    # Asks proxies not to buffer the answer.
     (b"x-accel-buffering", b"no"),
 ]
 
 
 async def outcome(work: Coroutine[Any, Any, T], *, watch: Coroutine[Any, Any, NoReturn]) -> T:
-    """What `work` comes to, unless `watch` raises before that. Neither goes on when this returns."""
+    """The result of `work`, unless `watch` raises before. Both have ended when this returns."""
     working, watching = asyncio.create_task(work), asyncio.create_task(watch)
-    # Also when nobody waits any more: whatever is open to an agent is closed before this returns.
+    # Also where this is cancelled, so that connections to an agent are closed before this returns.
     by_themselves = await first_of(working, watching)
     return (working if working in by_themselves else watching).result()
 
 
 async def keep_looking(look: Look) -> NoReturn:
-    """Look every `SILENCE_S` whether there is somebody to wait for."""
+    """Call `look` every `SILENCE_S`."""
     while True:
         await asyncio.sleep(SILENCE_S)
         await look()
 
 
 class EventStream:
-    """An answer of server-sent events that opens with the first of them: until then it may still become another answer."""
+    """An answer of server-sent events. It begins with the first event; until then, another answer is possible."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -54,11 +54,11 @@ class EventStream:
         self._now_s = asyncio.get_running_loop().time
         self._written_s = self._now_s()
         self.is_open = False
-        #: The events that were written last.
+        #: What the last call of `write` has sent.
         self.last = b""
 
     async def write(self, events: bytes) -> None:
-        """Whole events. Cancelling this leaves nothing half written."""
+        """Send whole events. If this is cancelled, nothing is sent in part."""
         await self._write(events)
         self.last = events
 
@@ -71,7 +71,7 @@ class EventStream:
             self._written_s = self._now_s()
 
     async def keep_open(self, look: Look) -> NoReturn:
-        """Ping whenever nothing was written for `SILENCE_S` and a `look` finds somebody to wait for."""
+        """Ping whenever nothing was written for `SILENCE_S`, as long as `look` does not raise."""
         while True:
             left_s = self._written_s + SILENCE_S - self._now_s()
             if left_s > 0:
@@ -81,7 +81,7 @@ class EventStream:
             try:
                 await look()
             except VpsError:
-                # Words that came meanwhile say more.
+                # Events that arrived meanwhile prove that the agent is alive.
                 if self._written_s == written_s:
                     raise
             else:

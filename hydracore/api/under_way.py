@@ -1,4 +1,4 @@
-"""How much of one kind of work this process has under way for each instance: no agent is to take the room of all others."""
+"""Limits work in progress per instance, so that one agent cannot use up what all others need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydracore.api.errors import AgentBusy
 
 
 class UnderWay:
-    """`kind`: what is counted, in the plural, as a caller is told of it."""
+    """`kind`: what is counted, in the plural, for messages to callers."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -19,7 +19,7 @@ class UnderWay:
 
     @contextmanager
     def one_more(self, instance_id: UUID, *, most: int) -> Generator[None]:
-        """Meanwhile there is one more. Raises `AgentBusy` where the instance has `most` of them."""
+        """Count one more within the context. Raises `AgentBusy` where the instance already has `most`."""
         if self._of_each[instance_id] >= most:
             raise AgentBusy(f"The agent has too many {self._kind} at once; try again")
         self._of_each[instance_id] += 1

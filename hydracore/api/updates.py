@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}/updates/apply`: has the agent take up what waits for it now, restarted if so wished."""
+"""`/v1/instances/{id}/updates/apply`: have the agent apply a pending configuration now, with a restart if wanted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hydracore.auth import Principal
 from hydracore.clock import NowMs
 from hydracore.vps import VpsBadAnswer, VpsClient, VpsError, VpsTimeout
 
-#: How long the agent may take: it waits for open chats, within bounds, and starts its runtime again.
+#: The most seconds that the agent may take: it waits for open chats, up to a limit, and restarts its runtime.
 APPLY_TIMEOUT_S: Final = 30.0
 
 
@@ -46,9 +46,9 @@ class Updates:
     async def apply_updates(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.ApplyUpdates
     ) -> s.ApplyUpdatesResponse:
-        """Without `force`, nothing happens where the agent already runs with what is wanted.
+        """Without `force`, nothing happens if the agent already runs with the wanted configuration.
 
-        Before the agent is asked the log has that it is, and afterwards what came of it.
+        The request is recorded in the log before the agent is called, and the outcome after that.
         """
         state = await self.changes.look(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
@@ -87,7 +87,7 @@ class Updates:
         return s.ApplyUpdatesResponse(instance_id=instance_id, message=_message(applied), status="applied")
 
     async def _record(self, asked: Asked, command: AnyCommand, origin: Origin) -> None:
-        """Append `command`, whatever has become of the instance meanwhile."""
+        """Append `command`, whatever the state of the instance is now."""
 
         async def at_any(_: Instance) -> AnyCommand:
             return command
@@ -96,7 +96,7 @@ class Updates:
 
 
 def _failure(error: VpsError, version: int, *, at_ms: int) -> RecordUpdatesFailed:
-    """What is known of a request that the agent did not answer as agreed."""
+    """What is known after the agent did not answer as agreed."""
     if isinstance(error, VpsBadAnswer) and HTTPStatus.BAD_REQUEST <= error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return RecordUpdatesFailed(at_ms=at_ms, config_version=version, code="agent_refused", nothing_done=True)
     code = "agent_timeout" if isinstance(error, VpsTimeout) else "agent_failed"

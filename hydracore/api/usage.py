@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}/usage`: what an instance used, day by day, as far as the follower of the log has come."""
+"""`/v1/instances/{id}/usage`: what an instance used, day by day, as far as the read table has followed the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bodies of the contract that concern an instance in use; see `schemas`. A field that is left out of a change is unset."""
+"""The contract's bodies for an instance in use; see `schemas`. A field that a change omits is `UNSET`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hydracore.agent.chat_messages import CONVERSATION_ID_PATTERN
 from hydracore.agent.expressclaw.document import FALLBACKS_MAX
 from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, unserved
 
-#: Prompts are as long as a request may be; the names of models and tokens are short.
+#: Prompts may be as long as a request. Names of models and tokens are short.
 Prompt = Annotated[str, unserved(max_length=50_000)]
 BotToken = Annotated[str, unserved(min_length=1, max_length=256, extra={"check": "bot_token"})]
-#: It is named in messages and in log lines.
+#: On one line, because messages and log lines name it.
 ModelName = Annotated[str, unserved(min_length=1, max_length=200, pattern=ON_ONE_LINE)]
 Temperature = Annotated[float, unserved(ge=0, le=2)]
 Dollars = Annotated[float, unserved(ge=0, le=1e9)]
 TokensMax = Annotated[int, unserved(ge=1, le=10_000_000)]
 ConversationId = Annotated[str, unserved(pattern=CONVERSATION_ID_PATTERN)]
-#: It goes on to the agent as a header.
+#: Sent to the agent as a header.
 ChatKey = Annotated[str, unserved(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*\Z")]
 FreeList = Annotated[list[Any], unserved(max_length=500)]
-#: The contract leaves open what a slug is here; elsewhere it says text.
+#: The contract does not define the type of slugs here. Elsewhere it says text.
 AnySlugs = Annotated[list[Any], unserved(max_length=1_000)]
 Days = Annotated[int, unserved(ge=1, le=366)]
 
@@ -49,7 +49,7 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent is to run with. Secrets are masked; `applied`: whether it is known to run with it."""
+    """The configuration that is wanted, with masked secrets. `applied`: whether the agent is known to run with it."""
 
     instance_id: UUID
     agent_name: str | None
@@ -66,7 +66,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningConfig(Config, frozen=True, kw_only=True):
-    """With what the agent itself says that it runs with, null where it does not say."""
+    """`running`: the configuration that the agent says it runs with; null where it does not answer."""
 
     running: dict[str, Any] | None
 

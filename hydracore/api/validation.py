@@ -1,8 +1,8 @@
-"""From an HTTP request to a handler's arguments, or to every problem of the request at once.
+"""From an HTTP request to a handler's arguments, or to all problems of the request at once.
 
-A handler's signature says what it takes: parameters named in the path template come from the path, `body` from the JSON
-body, those marked `Header(...)` from headers, and all others from the query string. Problems are reported in FastAPI's
-order (path, query, header, body) and form, because that is what the API's clients were written against.
+A handler's signature says what it takes: parameters that are named in the path template come from the path, `body` from
+the JSON body, those marked `Header(...)` from headers, and all others from the query string. Problems are reported in
+FastAPI's order (path, query, header, body) and format, because the API's clients were written for those.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from hydracore.reading import UNREADABLE
 Source = Literal["path", "query", "header", "body"]
 Handler = Callable[..., Awaitable[Any]]
 
-#: By source and name: texts, names of headers in lower case, and what is in the body's JSON object, which is empty where there is none.
+#: The values of a request by source and name. Header names are in lower case. `body`: the fields of the body's JSON
+#: object; empty where it is none.
 Given = Mapping[Source, Mapping[str, Any]]
-#: Says what is wrong with parts of a request together that may be right one by one.
+#: Returns the problems of parts that are valid each, but not together.
 Together = Callable[[Given], Iterable[Problem]]
 
 _ORDER: Final[tuple[Source, ...]] = ("path", "query", "header", "body")
@@ -43,14 +44,14 @@ class Header(NamedTuple):
 
 
 class Rest:
-    """Marks the last path parameter as all that follows, slashes included: `Annotated[str, Rest()]`.
+    """Marks the last path parameter as the rest of the path, with slashes: `Annotated[str, Rest()]`.
 
-    It is read from the path as the client wrote it, because routing has decoded and normalized the other one.
+    It is read from the raw path, because routing has decoded and normalized the other one.
     """
 
 
 class Incoming(NamedTuple):
-    """The request behind the arguments, for handlers that take it: its id, its exact body and its headers."""
+    """The request behind the arguments, for handlers that need it: its id, its exact body and its headers."""
 
     request_id: str
     raw_body: bytes
@@ -58,30 +59,30 @@ class Incoming(NamedTuple):
 
     @property
     def correlation_id(self) -> UUID:
-        """The request id as the log keeps it; one that is no UUID gives the same UUID each time."""
+        """The request id for the log. An id that is not a UUID always gives the same UUID."""
         try:
             return UUID(self.request_id)
         except ValueError:
             return uuid5(NAMESPACE, self.request_id)
 
     def origin(self, actor: str, *, causation_id: UUID | None = None) -> Origin:
-        """Of one command that this request gives, because of the one with `causation_id` where there is one."""
+        """The origin of a command of this request. `causation_id`: the command that caused it, if any."""
         return Origin(actor=actor, command_id=uuid4(), correlation_id=self.correlation_id, causation_id=causation_id)
 
 
 class Complaints(NamedTuple):
-    """What the named checks say against a request that is as declared otherwise. A handler that takes them refuses it by itself."""
+    """What named checks found in an otherwise valid request. A handler that takes this has to refuse it itself."""
 
     problems: tuple[Problem, ...] = ()
 
     def require_none(self) -> None:
-        """Raises `RequestInvalid` where there is any."""
+        """Raises `RequestInvalid` where there are problems."""
         if self.problems:
             raise RequestInvalid(list(self.problems))
 
 
 class Input(NamedTuple):
-    """One argument of a handler that the client gives. `alias` is its name on the wire.
+    """An argument of a handler that the client gives. `alias`: its name in the request.
 
     `prefix`: for a `Rest` parameter, the path before it.
     """
@@ -94,12 +95,12 @@ class Input(NamedTuple):
     required: bool
     default: Any
     prefix: str | None = None
-    #: `alias` as it is written in documents: header names are lower-case on the way.
+    #: `alias` as it is spelled in documents. Header names are in lower case in requests.
     wire_name: str = ""
 
 
 class Signature(NamedTuple):
-    """What a handler takes. `who`: the type of caller that it is for, if any; all others are names of parameters."""
+    """What a handler takes. `who`: the type of its caller, if any. `*_name`: names of parameters, empty for none."""
 
     inputs: tuple[Input, ...]
     who: type | None
@@ -111,7 +112,7 @@ class Signature(NamedTuple):
 def read_signature(handler: Handler, path: str, *, callers: Collection[type]) -> Signature:
     """The inputs of `handler`, in the order in which their problems are reported.
 
-    `callers`: the types that stand for whoever is asking.
+    `callers`: the types of parameters that stand for the caller.
     """
     inputs: list[Input] = []
     who, who_name, incoming_name, complaints_name = None, "", "", ""
@@ -154,9 +155,9 @@ def _is_annotated(parameter: inspect.Parameter) -> bool:
 
 
 class RequestReader:
-    """Reads what one operation takes from a request. `checks`: see `hydracore.problems`.
+    """Reads the arguments of one operation from a request. `checks`: see `hydracore.problems`.
 
-    `together` is not asked where nothing but path and body is given.
+    `together` is not called where only path and body are given.
     """
 
     def __init__(self, signature: Signature, checks: Mapping[str, Check], *, together: Together | None = None) -> None:
@@ -168,11 +169,13 @@ class RequestReader:
         if self._complaints_name:
             self._defaults[self._complaints_name] = Complaints()
         self._path = [each for each in inputs if each.source == "path"]
-        self._ways = [(each.alias, _way(each.prefix)) for each in self._path if each.prefix is not None]
+        self._prefix_patterns = [
+            (each.alias, _prefix_pattern(each.prefix)) for each in self._path if each.prefix is not None
+        ]
         body = next((each for each in inputs if each.source == "body"), None)
         self._body_name = body.name if body is not None else None
         self._decoder = msgspec.json.Decoder(body.declared) if body is not None else None
-        # msgspec alone can answer where nothing but path and body may be given and there is nothing that it cannot check.
+        # msgspec alone suffices for requests of only path and body, if it can check all their types.
         self._may_be_quick = not any(
             each.source == "header" or each.prefix or (each.source != "query" and _is_beyond_msgspec(each.info))
             for each in inputs
@@ -183,12 +186,12 @@ class RequestReader:
         return self._body_name is not None
 
     def read(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
-        """The handler's arguments by name. Raises `RequestInvalid`, and `NotFound` where all that should follow is missing."""
+        """The handler's arguments by name. Raises `RequestInvalid`, and `NotFound` for an empty `Rest` parameter."""
         if self._may_be_quick and not scope["query_string"]:
             try:
                 return self._read_quickly(scope, raw_body)
             except UNREADABLE:
-                # What is wrong is found below, and it may be nothing: this way is stricter than the rules.
+                # `_read_all` finds the problems, or none: `_read_quickly` is stricter.
                 pass
         return self._read_all(scope, raw_body)
 
@@ -221,7 +224,7 @@ class RequestReader:
                 continue
             loc: Location = (each.source, each.alias)
             if each.source == "header" and is_doubled(scope["headers"], each.alias.encode()):
-                # Whoever stands between may go by the other one.
+                # Something between the client and us may use the other one.
                 reader.problems.append(Problem(loc, "Value error, it is there twice", "value_error"))
             elif each.alias in given[each.source]:
                 arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
@@ -237,9 +240,9 @@ class RequestReader:
         return arguments
 
     def _path_given(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Raises `NotFound` where there is no rest."""
+        """The path's parameters. Raises `NotFound` where a `Rest` parameter is empty."""
         given = dict(scope["path_params"])
-        for name, way in self._ways:
+        for name, way in self._prefix_patterns:
             found = way.match(written := scope["raw_path"].decode("latin-1"))
             rest = written[found.end() :] if found is not None else ""
             if not rest:
@@ -248,16 +251,20 @@ class RequestReader:
         return given
 
 
-def _way(prefix: str) -> re.Pattern[str]:
-    """What finds `prefix` at the beginning of a path, whichever of its characters are written as `%2F` and the like, and however
-    many slashes are in a row; but for those at its end, which may belong to what follows."""
+def _prefix_pattern(prefix: str) -> re.Pattern[str]:
+    """A pattern for `prefix` at the beginning of a raw path: characters may be percent-encoded, slashes repeated.
+
+    Further slashes at its end do not match, because they may belong to the rest.
+    """
     ways = [f"(?:{re.escape(each)}|%(?i:{ord(each):02x}))" + ("+" if each == "/" else "") for each in prefix]
     return re.compile("".join(ways).removesuffix("+"))
 
 
 def _is_beyond_msgspec(info: types.Type) -> bool:
-    """Whether a type asks for a named check, or lets something pass there that the rules refuse: free JSON, decimals
-    that are no numbers, a line feed behind a pattern's `$`."""
+    """Whether msgspec cannot fully check a type: named checks, free JSON, decimals, patterns that end with `$`.
+
+    msgspec would accept what the rules refuse: decimals that are no numbers, a line feed at the end of such a pattern.
+    """
     match info:
         case types.Metadata():
             return named_check(info) is not None or _is_beyond_msgspec(info.type)

@@ -1,4 +1,4 @@
-"""An instance's configuration in the clear, and its secrets sealed: the one place where the API does either."""
+"""Opens an instance's configuration and seals its secrets. Nothing else in the API does either."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Json = dict[str, Any]
 
 _DOCUMENT: Final = msgspec.json.Decoder(Json)
 _DOCUMENTS: Final = frozenset({"advanced", "channels"})
-#: What is sealed here is never shown whole.
+#: Sealed fields that are only shown masked.
 _SECRETS: Final = frozenset({"telegram_bot_token", *SEALED_WITHIN})
-#: What single secrets within lists are bound to.
+#: The field name that secrets within lists are bound to when they are sealed.
 _LISTS: Final = "platform_lists"
 
 
 class Opened(NamedTuple):
-    """The sealed part of a configuration. Of a customer who was erased, and of what no key opens any more, nothing is left."""
+    """The sealed part of a configuration, opened. Values that no key opens (any more) are missing."""
 
     system_prompt: str | None
     customer_facing_prompt: str | None
@@ -37,7 +37,7 @@ class Opened(NamedTuple):
 
 
 class Vault:
-    """Seals with, and opens by, the key of the customer whose instance it is."""
+    """Seals and opens with the key of the instance's customer."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
@@ -65,9 +65,10 @@ class Vault:
         return await self.seal(state, field, msgspec.json.encode(document).decode())
 
     async def seal_list(self, state: Instance, items: list[Any]) -> tuple[Any, ...]:
-        """`items` with the secrets among them sealed: lists are kept in the clear. Raises `CustomerErased`.
+        """`items` with the secrets in them sealed; the rest stays in clear. Raises `CustomerErased`.
 
-        So is whatever has the form of a sealed text: it may be somebody else's, copied out of the log to have it opened.
+        Texts in the form of a sealed text are sealed too: they may be somebody else's, copied from the log to have them
+        opened.
         """
         ours = set[str]()
 
@@ -84,14 +85,14 @@ class Vault:
         return tuple(await with_secrets(await with_secrets(items, seal), seal_copied, secret=True))
 
     async def show(self, state: Instance, field: str, sealed: str) -> Any:
-        """A sealed text from the history of `state` as its owner sees it: opened, but for what is a secret in it."""
+        """A sealed text from the history of `state` as its owner sees it: opened, with secrets in it masked."""
         try:
             if field in SEALED_WITHIN:
                 text = await self._open_listed(state, sealed)
             else:
                 text = await self._open_text(state, field, sealed)
         except ValueError:
-            # Somebody put a text of that form in a list, where most is kept in the clear.
+            # A text in this form that was not sealed by us. Lists are mostly kept in clear.
             return SEALED
         if text is None:
             return ERASED
@@ -105,7 +106,7 @@ class Vault:
         return await self._keyring.open(sealed, tenant_id=state.tenant_id, customer_id=state.customer_id, field=field)
 
     async def _open_listed(self, state: Instance, text: str) -> str | None:
-        """Raises `ValueError`: not every text that looks sealed in a list was."""
+        """Open a sealed text of a list. Raises `ValueError` where it only looks sealed."""
         return await self._keyring.unseal(text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=_LISTS)
 
     async def _open_document(self, state: Instance, field: Field, sealed: Sealed | None) -> Json:
@@ -114,14 +115,14 @@ class Vault:
 
     async def _open_list(self, state: Instance, items: tuple[Any, ...]) -> list[Any]:
         async def opened(text: str) -> str | None:
-            # By its form, as what makes a text a secret may be in the text itself, or be sealed beside it. What was stored
-            # before it was known for a secret is as it was given.
+            # Decided by the text's form: the names that make it a secret may be sealed themselves. A secret that was
+            # stored before its name counted as a secret's is in clear.
             if not looks_sealed(text):
                 return text
             try:
                 return await self._open_listed(state, text)
             except ValueError:
-                # Somebody's own text of that form, stored before such texts were sealed.
+                # A text in this form that was stored before such texts were sealed.
                 return text
 
         return await with_secrets(items, opened, secret=True)

@@ -23,8 +23,8 @@ from hydracore.wording import plural
 async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut: str | None, as_json: bool) -> None:
     """Print at most `limit` events, each as soon as it is read.
 
-    `cut`: the position up to which a tenant's events are read, as text; None for an instance's events. If there are more
-    events, says on standard error how to continue.
+    `cut`: the position up to which a tenant's events are read, as text; None for an instance's events. If there are
+    more events, says on standard error how to continue.
     """
     count, last = 0, None
     async for entry in entries:

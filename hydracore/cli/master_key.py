@@ -47,8 +47,8 @@ def status(*, as_json: bool) -> None:
     if as_json:
         print_json({"customer_keys": keys, "agents": agents, "is_former_needed": needed})
     else:
-        say(_told_keys(keys))
-        say(_told_agents(agents))
+        say(_keys_line(keys))
+        say(_agents_line(agents))
         if needed:
             say("a former master key is still needed")
         elif unknown:
@@ -74,7 +74,7 @@ def rewrap(*, as_json: bool) -> None:
         print_json({"rewrapped": done, "customer_keys": left})
     else:
         say(f"wrapped anew: {plural(done, 'key')}")
-        say(_told_keys(left))
+        say(_keys_line(left))
     raise SystemExit(FOUND if left.former + left.unreadable else 0)
 
 
@@ -100,7 +100,7 @@ def reissue(*, everyone: bool, as_json: bool) -> None:
         say(f"revoked: {plural(done.revoked, 'agent key')}")
         if done.missed:
             say(f"not revoked: {plural(done.missed, 'key')} of agents that others changed meanwhile")
-        say(_told_agents(agents))
+        say(_agents_line(agents))
     raise SystemExit(FOUND if done.missed + agents.former + agents.unknown + agents.unreadable else 0)
 
 
@@ -164,8 +164,8 @@ async def _reissuer(settings: "Settings", pool: "AsyncConnectionPool") -> "Async
         await store.close()
 
 
-def _told_keys(keys: "CustomerKeys") -> str:
-    return _told(
+def _keys_line(keys: "CustomerKeys") -> str:
+    return _line(
         "customers' keys",
         (keys.present, "wrapped with the present master key"),
         (keys.former, "with a former one"),
@@ -173,8 +173,8 @@ def _told_keys(keys: "CustomerKeys") -> str:
     )
 
 
-def _told_agents(agents: "AgentTokens") -> str:
-    return _told(
+def _agents_line(agents: "AgentTokens") -> str:
+    return _line(
         "agents",
         (agents.present, "with tokens by the present master key"),
         (agents.former, "by a former one"),
@@ -185,6 +185,6 @@ def _told_agents(agents: "AgentTokens") -> str:
     )
 
 
-def _told(what: str, first: tuple[int, str], *others: tuple[int, str]) -> str:
+def _line(what: str, first: tuple[int, str], *others: tuple[int, str]) -> str:
     """The first count, and those of the others that are not 0."""
     return f"{what}: " + ", ".join(f"{number} {which}" for number, which in (first, *(o for o in others if o[0])))

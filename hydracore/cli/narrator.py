@@ -39,8 +39,8 @@ class Narrator:
     def line(self, head: Text, rest: str, *, indent: int) -> None:
         """Print `head` and `rest` in one line.
 
-        Where the terminal is too narrow, `rest` is folded, indented by `indent` columns. Padding in `head` is removed where
-        `rest` begins on the next line.
+        Where the terminal is too narrow, `rest` is folded, indented by `indent` columns. Padding in `head` is removed
+        where `rest` begins on the next line.
         """
         # Before folding, because it may make the text longer. Models and others may send control characters.
         rest = plain_lines(rest)

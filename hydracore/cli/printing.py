@@ -143,8 +143,8 @@ def load_with_options() -> Settings:
 class Folder(click.Path):
     """A directory, which may not exist yet.
 
-    Refuses an empty name: an unset variable in a script would mean the current directory. The path must be UTF-8, because
-    it is written to files in UTF-8.
+    Refuses an empty name: an unset variable in a script would mean the current directory. The path must be UTF-8,
+    because it is written to files in UTF-8.
     """
 
     def __init__(self) -> None:
