@@ -51,7 +51,7 @@ def audit() -> None:
 )
 @public_key_option
 @click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
-@click.option("--strict", is_flag=True, help="Take nobody's word: what was not compared is a finding, and no note.")
+@click.option("--strict", is_flag=True, help="Report whatever could not be compared as a finding instead of a note.")
 @click.option(
     "--workers",
     type=click.IntRange(1, LANES),
@@ -75,9 +75,9 @@ def verify(
 
     Every digest and link is recomputed, every seal checked, and the read tables are compared with the log.
 
-    Exit status: 0 all is well; 1 something is not as it must be; 3 it could not be looked at.
+    Exit status: 0 all is well; 1 something is not as it must be; 3 the audit could not be done.
 
-    The log may be in use meanwhile: writers come first.
+    The log may be in use meanwhile: the audit gives way to writers.
     """
     if strict and (lanes or since_seal or not replay):
         raise click.UsageError("--strict compares everything: not with --lane, --since-seal or --no-replay.")

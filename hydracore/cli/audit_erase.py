@@ -42,10 +42,10 @@ HALF_DONE: Final = "the key is destroyed; run the same command again to record i
 def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: bool, as_json: bool) -> None:
     """Make a customer's personal data unreadable for good.
 
-    CUSTOMER's key is destroyed, and the erasure recorded in each of their instances. This cannot be undone. It takes fifteen
-    seconds at least, in which what is on its way into the log is waited for.
+    CUSTOMER's key is destroyed, and the erasure is recorded in each of their instances. This cannot be undone. It takes at least
+    fifteen seconds, to wait for events that are on their way into the log.
 
-    Completes what an earlier one that was cut off has begun; a customer who was erased stays so.
+    If an earlier run was interrupted, this completes it. Erasing a customer again changes nothing.
     """
     from hydracore.audit import erasing
     from hydracore.cli.audit_view import progress_bar

@@ -54,11 +54,11 @@ def export(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Write all of an instance or of a tenant to a file.
+    """Write all events of an instance or of a tenant to a file.
 
-    With what `verify-export` needs to prove it.
+    The file also has what `verify-export` needs to prove them.
 
-    The log may be in use meanwhile: the file is of the moment at which the export began. Personal fields stay ciphertext.
+    The log may be in use meanwhile: the file shows it as of the start of the export. Personal fields stay ciphertext.
     """
     if sum(given is not None for given in (instance, named, tenant)) != 1:
         raise click.UsageError("Give one of INSTANCE, --instance and --tenant.")
@@ -100,7 +100,7 @@ def export(
 @click.option(
     "--allow-unsigned",
     is_flag=True,
-    help="Accept an export that whoever made it had no key to sign: what is missing at its end is not found.",
+    help="Accept an export that is not signed as a whole: events that are missing at its end are not found.",
 )
 @json_option
 def verify_export(

@@ -96,8 +96,8 @@ _instance: Final = click.argument("instance", type=click.UUID)
 @click.option("--until", type=Time(ends=True), help="Only what the log learned of at this time or earlier.")
 @click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type; may be repeated.")
 @click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
-@click.option("--after", type=_Position(), help="Go on behind the event at this position, as --limit has said how.")
-@click.option("--limit", type=click.IntRange(1), help="Stop after this many events, and say how to go on.")
+@click.option("--after", type=_Position(), help="Continue after the event at this position, as printed by --limit.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after this many events, and print how to continue.")
 @json_option
 def show(
     *,

@@ -24,7 +24,7 @@ def db() -> None:
 def migrate() -> None:
     """Bring the database to this version.
 
-    Applies the migrations that are missing, and, behind a restore, the erasures that it has undone.
+    Applies the migrations that are missing and, after a restore, the erasures that it has undone.
     """
     from hydracore.db import migrate as apply
     from hydracore.db.direct import require_direct
@@ -52,8 +52,8 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
 
     `db restore` restores it.
 
-    Keep the keys' backup (--keys) elsewhere and for days only: an erased customer is readable for as long as one with their
-    key is kept.
+    Keep the keys' backup (--keys) elsewhere, and only for days: as long as a backup with an erased customer's key is kept, the
+    customer's data can be read.
     """
     from hydracore.audit.whole_file import whole_file
     from hydracore.db.backup import back_up
@@ -70,9 +70,9 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
 def restore(*, file: Path) -> None:
     """Restore a backup from FILE.
 
-    The log's into an empty database, and then the keys' into that.
+    First restore the log's backup into an empty database, then the keys' backup into the same database.
 
-    All of it or nothing. `db migrate` belongs behind it.
+    A restore is complete or changes nothing. Run `db migrate` after it.
     """
     from hydracore.db.restore import restore as bring_back
     from hydracore.signals import interrupted_by_signals

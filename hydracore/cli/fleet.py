@@ -61,7 +61,9 @@ def _times(at: datetime | None, first: datetime | None, last: datetime | None, s
         raise click.UsageError("--from must not be after --to, or after now.")
     count = (until - _full_hour(first)) // step + 1
     if count > TIMES_MAX:
-        raise click.UsageError(f"These are {count} times, and at most {TIMES_MAX} are told of: choose others.")
+        raise click.UsageError(
+            f"These are {count} times, and at most {TIMES_MAX} can be counted at once: choose fewer."
+        )
     return [_full_hour(first) + number * step for number in range(count)]
 
 

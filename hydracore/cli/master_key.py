@@ -33,9 +33,9 @@ def master_key() -> None:
 @master_key.command()
 @json_option
 def status(*, as_json: bool) -> None:
-    """Count what was made with which master key.
+    """Count what depends on which master key.
 
-    With the present one, with a former one, and with none that is known here. Exit status: 0 once nothing depends on a former one.
+    On the present one, on a former one, or on one that is not configured. Exit status: 0 once nothing depends on a former one.
     """
     from hydracore.cli.audit_view import progress_bar
 
@@ -63,7 +63,7 @@ def status(*, as_json: bool) -> None:
 def rewrap(*, as_json: bool) -> None:
     """Wrap all customers' keys with the present master key.
 
-    May be stopped, and done again, at any time. Exit status: 1 where some are left.
+    May be interrupted and repeated at any time. Exit status: 1 where some are left.
     """
     from hydracore.cli.audit_view import progress_bar
 
@@ -79,14 +79,14 @@ def rewrap(*, as_json: bool) -> None:
 
 
 @master_key.command()
-@click.option("--all", "everyone", is_flag=True, help="To all agents: behind a restore.")
+@click.option("--all", "everyone", is_flag=True, help="Replace the tokens of all agents, after a restore.")
 @json_option
 def reissue(*, everyone: bool, as_json: bool) -> None:
-    """Give agents new tokens that have theirs by another key.
+    """Replace agents' tokens that come from another master key.
 
-    Each gets itself new ones, and its configuration, when it next reports. With --all every agent does: behind a restore those that
-    have a key or a configuration of the lost history are brought back by it. May be stopped, and done again, at any time. Exit status:
-    1 where some are left.
+    Each of these agents fetches new tokens, and its configuration, when it next reports. With --all, every agent does: use that
+    after a restore, where agents may have a key or a configuration of the lost history. May be interrupted and repeated at any
+    time. Exit status: 1 where some are left.
     """
     from hydracore.cli.audit_view import progress_bar
 

@@ -93,13 +93,13 @@ def status(*, name: str | None, as_json: bool) -> None:
 @click.argument("name")
 @_lane
 @_event
-@click.option("--version", type=int, help="One that is being built, and whose build cannot take the event.")
+@click.option("--version", type=int, help="The version of an unfinished build that refuses the event.")
 @_reason
 @json_option
 def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as_json: bool) -> None:
-    """Pass over an event that a projection cannot take.
+    """Skip an event that a projection refuses.
 
-    The one at which a lane is parked, or which a build cannot take (--version); it is written down.
+    The event at which a lane is parked or, with --version, one that a build refuses. The intervention is recorded.
     """
     from projections import care
 
@@ -118,9 +118,9 @@ def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as
 @_reason
 @json_option
 def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> None:
-    """Have the next rebuild take an event that was skipped.
+    """Have the next rebuild apply an event that was skipped.
 
-    It is written down.
+    The intervention is recorded.
     """
     from projections import care
 
@@ -134,9 +134,9 @@ def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> Non
 @_reason
 @json_option
 def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) -> None:
-    """Have an event at which a lane is parked tried again now.
+    """Try the event at which a lane is parked again, now.
 
-    It is written down.
+    The intervention is recorded.
     """
     from projections import care
 
@@ -178,9 +178,9 @@ def rebuild(
 ) -> None:
     """Build a read table anew from the log, and put it in place.
 
-    The present one is served meanwhile. Resumes what a kill broke off.
+    The present one is served meanwhile. Resumes a rebuild that was killed.
 
-    Exit status: 0 done; 1 the live table is not what the log says; 3 failed; 4 somebody else is at it; 130 interrupted.
+    Exit status: 0 done; 1 the live table is not what the log says; 3 failed; 4 another rebuild is running; 130 interrupted.
     """
     from hydracore.cli.projections_view import show_report
     from projections import rebuild as building
@@ -247,7 +247,7 @@ def rollback(*, name: str, as_json: bool) -> None:
 def prune(*, name: str | None, every: bool, as_json: bool) -> None:
     """Drop the generations that are not live.
 
-    What a rollback would go back to, and builds that were broken off.
+    These are the one that a rollback would go back to, and interrupted builds.
     """
     from hydracore.cli.projections_view import show_pruned
     from projections.rebuild import prune as drop
