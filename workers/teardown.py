@@ -9,12 +9,12 @@ import structlog
 from events import commands as c
 from events.errors import VersionConflict
 from events.saga import FinishDeletion, TearDown
-from events.state import Instance
+from events.state import Attempt, Instance
 from hydracore.agent.messages import Drained
 from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
-from workers.providers.base import ProviderError
+from workers.providers.base import ProviderError, ProviderRefused
 from workers.removal import STILL_THERE, remove_servers
 from workers.steps import Moved, Result, Trouble, Wait, trouble
 from workers.timing import settle
@@ -109,8 +109,10 @@ def _is_done(drained: Drained) -> bool:
 async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:
     """Nothing is left at the provider; said only after two looks, the second late enough for a create on its way."""
     attempt = state.attempt
-    if attempt is None or not attempt.may_have_server:
+    if attempt is None:
         return None
+    if not attempt.may_have_server:
+        return None if second_look or not attempt.nothing_made else await _look_after_refusal(deps, state, attempt)
     provider = deps.providers.get(attempt.provider)
     if provider is None:
         return Trouble(code="provider_not_configured")
@@ -126,6 +128,21 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
     except ProviderError as error:
         return trouble(error)
     return None
+
+
+async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> Result | None:
+    """That no server was made is only what the provider said, which may have refused to list any, too. One that still does, or is not
+    set up any more, holds up no deletion: what it may have made is the sweep's.
+    """
+    provider = deps.providers.get(attempt.provider)
+    if provider is None:
+        return None
+    try:
+        return STILL_THERE if await remove_servers(deps, state, provider) else None
+    except ProviderRefused:
+        return None
+    except ProviderError as error:
+        return trouble(error)
 
 
 async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:

@@ -170,6 +170,19 @@ async def test_a_refused_create_is_looked_after_where_the_provider_can_be_asked(
     assert seen.status == "failed"
 
 
+@pytest.mark.parametrize("at", ["cloudsim", "elsewhere"], ids=["still refuses", "is not set up any more"])
+async def test_a_provider_that_has_made_nothing_holds_up_no_deletion_where_it(
+    stack: Stack, deps: Deps, at: str
+) -> None:
+    stack.cloudsim.fault("list_servers", "error", status=401, code="unauthorized", times=None)
+    refused = (lives.failed(nothing_made=True, retryable=False), lives.discarded(), lives.gave_up())
+    await give(deps, lives.request(), lives.plan(provider=at), *refused, lives.delete())
+
+    state = await advanced(deps)
+
+    assert state.status == "deleted"
+
+
 async def test_a_server_that_has_the_id_of_ours_and_another_name_is_somebody_else_s(
     deps: Deps, provider: HetznerProvider
 ) -> None:

@@ -210,6 +210,17 @@ async def test_what_is_left_of_an_attempt_that_is_over_is_removed(
     await stack.until(lambda: is_gone(provider, server_id))
 
 
+async def test_what_was_made_by_a_create_that_was_refused_is_removed(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    # As where whoever refused the create refused to list servers, too.
+    refused = (lives.failed(nothing_made=True, retryable=False), lives.discarded(), lives.gave_up())
+    server_id, swept = await swept_twice(stack, provider, database_url, lambda _: refused, "SELECT")
+
+    assert swept == [[("orphan", "watched")], [("orphan", "removed")]]
+    await stack.until(lambda: is_gone(provider, server_id))
+
+
 async def swept_twice(
     stack: Stack,
     provider: HetznerProvider,

@@ -75,8 +75,13 @@ async def test_provisioning_fails_when_no_placement_is_left_and_can_then_be_dele
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["the create alone", "every call"])
-async def test_a_refusal_ends_provisioning_at_once(stack: Stack, everything: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_refusal_ends_provisioning_at_once_and_what_was_made_all_the_same_goes_with_the_instance(
+    stack: Stack,
+    provider: HetznerProvider,
+    everything: bool,  # noqa: FBT001 - a parameter
+) -> None:
     key, instance_id = stack.new_key()
+    made = await stray(provider, **{"hc-instance": str(instance_id)})
     refusal = {"status": 403, "code": "resource_limit_exceeded", "times": None}
     stack.cloudsim.fault("create_server", "error", name=f"hc-{instance_id}", **refusal)
     if everything:
@@ -86,8 +91,10 @@ async def test_a_refusal_ends_provisioning_at_once(stack: Stack, everything: boo
 
     await stack.until_status(instance_id, "failed")
     assert failures(stack, instance_id) == ["resource_limit_exceeded"]
+    assert (made in {str(server["id"]) for server in stack.cloudsim.servers()}) == everything
     stack.cloudsim.call("DELETE", "/_sim/faults")
     await assert_deletable(stack, instance_id)
+    stack.assert_no_server(instance_id)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["with its answer", "after its caller gave up"])
