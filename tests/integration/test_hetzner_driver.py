@@ -138,23 +138,28 @@ async def test_a_key_that_was_removed_meanwhile_is_made_again(cloudsim: Cloudsim
 
     under_way = await asyncio.gather(*(driver.create_server(order(name)) for name in names[1:]), return_exceptions=True)
     created = [await driver.create_server(order(name)) for name in names[1:]]
+    looks_before = cloudsim.requests("list_ssh_keys")
     cloudsim.call("POST", "/_sim/release", {"all": True})
     under_way += await asyncio.gather(late, return_exceptions=True)
     created.insert(0, await driver.create_server(order("hc-2")))
+    looks_after = cloudsim.requests("list_ssh_keys")
 
     assert [getattr(each, "code", None) for each in under_way] == ["ssh_key_gone"] * 3
     assert all(isinstance(each, ProviderRetry) for each in under_way)
     assert [each.server.name for each in created] == names
     assert len(keys_of(cloudsim)) == 1
+    assert looks_after == looks_before, "whoever comes late does not forget the new one"
 
 
+@pytest.mark.parametrize(("status", "code"), [(422, "invalid_input"), (404, "not_found")])
 async def test_a_key_that_was_removed_is_missed_where_there_are_others(
-    cloudsim: CloudsimProcess, driver: Provider
+    cloudsim: CloudsimProcess, driver: Provider, status: int, code: str
 ) -> None:
     await driver.create_server(order("hc-1"))
     (ours,) = keys_of(cloudsim)
     cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": SOMEBODYS})
     cloudsim.call("DELETE", f"/v1/ssh_keys/{ours['id']}")
+    cloudsim.fault("create_server", "error", name="hc-2", status=status, code=code)
 
     with pytest.raises(ProviderRetry, match="ssh_key_gone"):
         await driver.create_server(order("hc-2"))

@@ -1,5 +1,7 @@
 """The gate before each call, on clocks that the test moves."""
 
+import asyncio
+
 import pytest
 
 from workers.providers.base import ProviderRetry
@@ -104,6 +106,17 @@ async def test_who_is_told_to_come_later_may_not_come_at_once_and_nobody_else_wa
 
     assert waits == [RETRY_AFTER_S_MIN, 7, RETRY_AFTER_S_MAX, None]
     assert await clocks.refused_for_s() == 0
+
+
+async def test_whoever_waits_for_the_end_of_a_429_learns_of_another_that_came_meanwhile(clocks: Clocks) -> None:
+    clocks.pacer.learn(status=429, headers={"retry-after": "7"})
+    clocks.passed_s = 6.99
+    waiting = asyncio.create_task(clocks.refused_for_s(patience_s=5))
+    await asyncio.sleep(0)
+
+    clocks.pacer.learn(status=429, headers={"retry-after": "9"})
+
+    assert await waiting == pytest.approx(9)
 
 
 async def test_near_the_end_calls_are_spaced_at_the_pace_of_the_refill(clocks: Clocks) -> None:
