@@ -131,8 +131,10 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
 
 
 async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> Result | None:
-    """That no server was made is only what the provider said, which may have refused to list any, too. One that still does, or is not
-    set up any more, holds up no deletion: what it may have made is the sweep's.
+    """Look once for a server of an attempt whose create the provider refused: it may have made one all the same.
+
+    A provider that also refuses to list servers, or is no longer set up, does not hold up the deletion. What it may have made is left
+    to the sweep.
     """
     provider = deps.providers.get(attempt.provider)
     if provider is None:

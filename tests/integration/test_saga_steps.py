@@ -164,10 +164,14 @@ async def test_a_refused_create_is_looked_after_where_the_provider_can_be_asked(
     unseen = await advanced(deps)
     why, _ = await pause(owner_conn)
     seen = await advanced(deps)
+    stack.cloudsim.fault("list_servers", "server_error")
+    await give(deps, lives.delete())
+    leaving = await advanced(deps)
 
     assert unseen.attempt is not None
     assert (unseen.attempt.discarded, why) == (False, "server_error")
     assert seen.status == "failed"
+    assert (leaving.status, leaving.teardown_step) == ("deleting", "server_deleted")
 
 
 @pytest.mark.parametrize("at", ["cloudsim", "elsewhere"], ids=["still refuses", "is not set up any more"])

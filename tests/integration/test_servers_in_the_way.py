@@ -1,5 +1,6 @@
 """Servers at the provider that bear an instance's name and were not made for it: left alone, and told."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from uuid import UUID, uuid4
@@ -65,6 +66,30 @@ async def test_of_two_servers_that_are_an_instance_s_the_older_one_is_adopted_an
     await provider.delete_server(older)
 
 
+async def test_of_two_servers_none_goes_that_another_worker_has_recorded_meanwhile(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    # The other one was not shown the older one.
+    instance_id = uuid4()
+    older, twin = await stray_of(provider, instance_id), await stray_of(provider, instance_id)
+    async with stack.deps(database_url=database_url) as deps:
+        await give(deps, instance_id, lives.request())
+        await give(deps, instance_id, lives.plan(deadline_ms=deps.now_ms() + 900_000))
+        stack.cloudsim.fault("list_servers", "hold_after")
+        late = asyncio.create_task(advance(deps, instance_id))
+        await stack.until(stack.cloudsim.held)
+        await give(deps, instance_id, lives.created(server_id=twin))
+
+        stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+        await late
+
+    server = await provider.get_server(twin)
+    assert server is not None
+    assert server.status != "deleting"
+    for each in (older, twin):
+        await provider.delete_server(each)
+
+
 async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provider: HetznerProvider) -> None:
     key, instance_id = stack.new_key()
     others = await stray(provider, **{"hc-instance": str(instance_id), "hc-installation": "staging"})
@@ -76,6 +101,7 @@ async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provi
 
     failures = [event for event in stack.events(instance_id) if event["type"] == "attempt_failed"]
     assert [(event["code"], event["retryable"]) for event in failures] == [("server_name_taken", False)]
+    assert [event["nothing_made"] for event in failures] == [True]
     lines = [json.loads(line) for line in stack.worker.output().splitlines() if str(instance_id) in line]
     # Other tests' providers may have given the same number.
     told = [line["event"] for line in lines if line.get("server_id") == others]

@@ -224,20 +224,32 @@ async def test_a_server_whose_create_was_not_answered_is_adopted(stack: Stack) -
     assert len(stack.servers(instance_id)) == 1
 
 
-async def test_a_refused_create_says_nothing_of_an_earlier_one_that_may_still_arrive(stack: Stack) -> None:
-    key, instance_id = stack.new_key()
-    stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
-    stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{instance_id}")
+async def test_a_create_without_capacity_says_nothing_of_an_earlier_one_that_may_still_arrive(stack: Stack) -> None:
+    instance_id = await refused_before_an_earlier_one_arrives(stack, status=412, code="resource_unavailable")
 
-    await stack.create(key)
-    await stack.until(lambda: stack.has_happened(instance_id, "attempt_failed"))
-    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
-
-    assert failures(stack, instance_id) == ["resource_unavailable"]
-    assert not stack.has_happened(instance_id, "attempt_failed", nothing_made=True)
     await stack.until_status(instance_id, "running")
     assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
     assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
+
+
+async def test_nor_does_one_that_is_refused_for_good(stack: Stack) -> None:
+    instance_id = await refused_before_an_earlier_one_arrives(stack, status=403, code="resource_limit_exceeded")
+
+    await stack.until_status(instance_id, "failed")
+    assert len(stack.servers(instance_id)) == 1
+    stack.assert_no_server(instance_id)
+
+
+async def refused_before_an_earlier_one_arrives(stack: Stack, *, status: int, code: str) -> UUID:
+    key, instance_id = stack.new_key()
+    stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
+    stack.cloudsim.fault("create_server", "error", name=f"hc-{instance_id}", status=status, code=code)
+    await stack.create(key)
+    await stack.until(lambda: stack.has_happened(instance_id, "attempt_failed"))
+    stack.cloudsim.call("POST", "/_sim/release", {"all": True})
+    assert failures(stack, instance_id) == [code]
+    assert not stack.has_happened(instance_id, "attempt_failed", nothing_made=True)
+    return instance_id
 
 
 async def test_a_server_of_a_later_attempt_than_the_log_has_goes_only_with_its_instance(
