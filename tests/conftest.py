@@ -154,7 +154,7 @@ async def owner_conn(database_url: str) -> AsyncGenerator[psycopg.AsyncConnectio
 
 
 @pytest.fixture
-async def own_services(tmp_path: Path) -> AsyncGenerator[OwnServices]:
+async def own_services(services: Services, tmp_path: Path) -> AsyncGenerator[OwnServices]:
     """A PostgreSQL (migrated) and a Valkey for this test alone, to be killed and restarted at will."""
-    async with OwnServices.running(tmp_path) as own:
+    async with OwnServices.running(tmp_path, services) as own:
         yield own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
 from collections.abc import AsyncGenerator
@@ -15,13 +14,11 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from hydracore.db import migrate
 from hydracore.embedded.home import Home
 from hydracore.embedded.part import Part
-from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import OWNER, Postgres
 from hydracore.embedded.supervisor import Supervisor
-from tests.services import embedded_in, open_folder
+from tests.services import Services, open_folder, valkey_in
 from tests.waiting import until
 
 #: What the first server and the one that takes over are called, as parts.
@@ -45,29 +42,22 @@ class Replicated:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, base: Path) -> AsyncGenerator[Self]:
+    async def running(cls, base: Path, services: Services) -> AsyncGenerator[Self]:
         with open_folder(base) as folder:
-            home, other = Home(folder / "home"), folder / "second"
-            first, valkey = embedded_in(home)
-            second = None
+            home = Home(folder / "home")
+            # A server that was stopped in order is its own base backup.
+            first, second = (services.own_postgres(place) for place in (home.postgres, folder / "second"))
+            valkey = valkey_in(home)
+            follow(second, first)
             try:
                 async with Supervisor.running(home=home.path, logs=home.logs) as supervisor:
-                    await asyncio.gather(supervisor.start(first.part()), supervisor.start(valkey.part()))
-                    await asyncio.to_thread(migrate, first.url())
-                    await supervisor.stop([FIRST])
-                    # A server that was stopped in order is its own base backup.
-                    await asyncio.to_thread(subprocess.run, ["cp", "-a", first.base, other], check=True)
-                    second = Postgres(
-                        base=other, data_id="second", password=str(urlsplit(first.url()).password), port=free_port()
-                    )
-                    follow(second, first)
+                    await supervisor.start(valkey.part())
                     await supervisor.start(_breaking_off(first, FIRST))
                     await supervisor.start(_breaking_off(second, SECOND))
                     yield cls(supervisor, first, second, redis_url=valkey.url())
             finally:
                 first.remove()
-                if second is not None:
-                    second.remove()
+                second.remove()
 
     async def synchronous(self) -> None:
         """From now on no commit is answered that the standby does not have."""
@@ -110,8 +100,8 @@ class Replicated:
 
 
 @pytest.fixture(name="replicated")
-async def replicated_fixture(tmp_path: Path) -> AsyncGenerator[Replicated]:
-    async with Replicated.running(tmp_path) as pair:
+async def replicated_fixture(services: Services, tmp_path: Path) -> AsyncGenerator[Replicated]:
+    async with Replicated.running(tmp_path, services) as pair:
         yield pair
 
 
