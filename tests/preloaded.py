@@ -1,6 +1,11 @@
 """What each process of the tests would have to import, imported before it is forked. What starts threads must not be here."""
 
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
+import sys
+
+# As parts do that run for long (`hydracore/cli/parts.py`): none of ours uses it, and Litestar would import it.
+sys.modules["pydantic"] = None  # pyright: ignore[reportArgumentType] - see there
+
 import anyio._backends._asyncio
 import anyio.streams.tls
 import litestar
