@@ -13,8 +13,8 @@ from projections.swap import READ_MAX
 _WHOLE_TABLES = Statements("projections", "drift.sql")["whole_tables"]
 
 #: The swap is tried once a step applied at most this many events and read at most that many, or after this many steps.
-NEAR_EVENTS = 200
-NEAR_READ = READ_MAX // 2
+CLOSE_EVENTS = 200
+CLOSE_READ = READ_MAX // 2
 STEPS_MAX = 20
 
 #: The longest rest after a step, as a multiple of it. The log grows meanwhile, and has to be folded too.
@@ -29,12 +29,12 @@ async def approach(connection: AsyncConnection, candidate: Candidate) -> int:
 
     Raises `ParityMismatch` where something that is compared on the way differs.
     """
-    events = await come_near(connection, candidate)
+    events = await catch_up(connection, candidate)
     if candidate.unverified is not None and len(candidate.unverified.streams) > UNVERIFIED_MAX:
         comparison = await verify(connection, candidate, everything=False)
         if comparison.drifted:
             raise ParityMismatch(candidate.build.name, comparison)
-        events += await come_near(connection, candidate)
+        events += await catch_up(connection, candidate)
     return events
 
 
@@ -60,14 +60,14 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
     return comparison
 
 
-async def come_near(connection: AsyncConnection, candidate: Candidate) -> int:
+async def catch_up(connection: AsyncConnection, candidate: Candidate) -> int:
     """Step until little is left, with rests and without a comparison. Returns how many events were applied."""
     events = 0
     for _ in range(STEPS_MAX):
         async with connection.transaction():
             step = await candidate.step(connection, await candidate.goal(connection))
         events += step.events
-        if step.events <= NEAR_EVENTS and step.read <= NEAR_READ:
+        if step.events <= CLOSE_EVENTS and step.read <= CLOSE_READ:
             break
         await candidate.pace.rest_async(connection, factor_max=REST_FACTOR_MAX)
     return events

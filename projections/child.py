@@ -27,9 +27,9 @@ class Answer(Protocol):
     def close(self) -> None: ...
 
 
-def task_of(work: Callable[[], object], told: Callable[[Exception], str]) -> bytes:
-    """The argument of `do`: `work`, and `told`, which puts an exception of it into words, pickled."""
-    return pickle.dumps((work, told))
+def task_of(work: Callable[[], object], describe: Callable[[Exception], str]) -> bytes:
+    """The argument of `do`: `work`, and `describe`, which puts an exception of it into words, pickled."""
+    return pickle.dumps((work, describe))
 
 
 def do(task: bytes, answer: Answer) -> None:
@@ -37,11 +37,11 @@ def do(task: bytes, answer: Answer) -> None:
     os.nice(NICE)
     # A fold creates millions of objects but no cycles. Searching for cycles would take a third of its time.
     gc.disable()
-    work, told = pickle.loads(task)  # noqa: S301 - from the process that has started this one
+    work, describe = pickle.loads(task)  # noqa: S301 - from the process that has started this one
     try:
         work()
     except Exception as error:  # noqa: BLE001 - the parent reports it
-        answer.send(told(error))
+        answer.send(describe(error))
         raise SystemExit(1) from None
     # The work is committed. A regular exit would only spend time on freeing modules and objects.
     os._exit(0)

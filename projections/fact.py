@@ -25,7 +25,7 @@ _OF_LANES = template(_SQL["of_lanes"])
 _SKIPPED = _SQL["skipped"]
 
 
-class WithoutPayload(msgspec.Struct, frozen=True, tag_field="type", tag="untold"):
+class WithoutPayload(msgspec.Struct, frozen=True, tag_field="type", tag="without_payload"):
     """Replaces an event of the type `name` for readers without `payloads`."""
 
     name: str
@@ -44,30 +44,30 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     command: str
     first: bool
-    said: AnyEvent | WithoutPayload = msgspec.field(name="event")
+    event_or_type: AnyEvent | WithoutPayload = msgspec.field(name="event")
 
     @property
     def event(self) -> AnyEvent:
         """The event itself. Only for readers with `payloads`."""
-        assert not isinstance(self.said, WithoutPayload), "payloads were not asked for"
-        return self.said
+        assert not isinstance(self.event_or_type, WithoutPayload), "payloads were not asked for"
+        return self.event_or_type
 
     @property
     def type(self) -> str:
         """The stored name of the event's type."""
-        return self.said.name if isinstance(self.said, WithoutPayload) else tag_of(self.said)
+        return self.event_or_type.name if isinstance(self.event_or_type, WithoutPayload) else tag_of(self.event_or_type)
 
 
 class _Read(Fact, frozen=True, kw_only=True):
     """A fact as it is read from the log: its event may be of an old version."""
 
-    said: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
+    event_or_type: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
 class _Unread(Fact, frozen=True, kw_only=True):
     """A fact as it is read for readers without `payloads`. Its event may be undecodable, and is not decoded."""
 
-    said: msgspec.Raw = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of no type before anybody else sees it
+    event_or_type: msgspec.Raw = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of no type before anybody else sees it
 
 
 _decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
@@ -169,11 +169,15 @@ def _with_payload(fact: bytes, _: str) -> Fact:
 
 
 def _without_payload(fact: bytes, name: str) -> Fact:
-    return msgspec.structs.replace(_unread_decoder.decode(fact), said=WithoutPayload(name))
+    return msgspec.structs.replace(_unread_decoder.decode(fact), event_or_type=WithoutPayload(name))
 
 
 def _of_today(fact: _Read) -> Fact:
-    return msgspec.structs.replace(fact, said=of_today(fact.said)) if isinstance(fact.said, Outdated) else fact
+    return (
+        msgspec.structs.replace(fact, event_or_type=of_today(fact.event_or_type))
+        if isinstance(fact.event_or_type, Outdated)
+        else fact
+    )
 
 
 Read = Callable[[Statement], Awaitable[Rows]]
@@ -264,10 +268,10 @@ def _page(
     upto: Mapping[int, int] | None,
 ) -> Statement:
     types = {name for reader in readers for name in reader.types or ()}
-    told = payload_types(readers)
+    with_payload = payload_types(readers)
     parameters = (
         None if any(reader.types is None for reader in readers) else array(sorted(types)),
-        None if told is None else array(told),
+        None if with_payload is None else array(with_payload),
         array(str(lane) for lane, _ in places),
         array(str(after) for _, after in places),
         array("null" if upto is None else str(upto[lane]) for lane, _ in places),
@@ -280,8 +284,8 @@ def _page(
 @cache
 def of_lanes() -> bytes:
     """The statement that reads a page, for the event types of this release. Cached, because every read uses it."""
-    told = sql.SQL("$2")
-    return _OF_LANES.format(fact=stored.fact(told), weight=stored.weight(told)).as_bytes()
+    with_payload = sql.SQL("$2")
+    return _OF_LANES.format(fact=stored.fact(with_payload), weight=stored.weight(with_payload)).as_bytes()
 
 
 def _skipped(readers: Sequence[Reader]) -> Statement:

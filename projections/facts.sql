@@ -1,22 +1,22 @@
 -- Facts, the input of followed projections: an event with its position, its time, and the command that caused it.
 
--- name: is_told
+-- name: with_payload
 -- Whether a reader wants the payload of the event `e`, and not only who caused it and when.
-({told}::text[] IS NULL OR e.type = ANY ({told}::text[]))
+({payload_types}::text[] IS NULL OR e.type = ANY ({payload_types}::text[]))
 
 -- name: fact
 -- The fact of the event `e` and its command `k`. Where the payload is not wanted, the event's type replaces it.
 json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenant_id', e.tenant_id, 'recorded_at', e.recorded_at,
                   'actor', k.actor, 'command', k.name, 'first', k.first_seq = e.seq,
-                  'event', CASE WHEN {is_told} THEN {payload}
-                                ELSE json_build_object('type', 'untold', 'name', e.type) END)::text
+                  'event', CASE WHEN {with_payload} THEN {payload}
+                                ELSE json_build_object('type', 'without_payload', 'name', e.type) END)::text
 
--- name: weight_of_told
-CASE WHEN {is_told} THEN {weight} ELSE 0 END
+-- name: weight
+CASE WHEN {with_payload} THEN {weight} ELSE 0 END
 
 -- name: of_lanes
 -- A page (`events/pages.py`) after each place. Events of types that no reader wants come without a fact. `$2`: as
--- `told` in `is_told`.
+-- `payload_types` in `with_payload`.
 SELECT p.place, e.seq, e.type, e.upto_bytes,
        CASE WHEN $1::text[] IS NULL OR e.type = ANY ($1::text[]) THEN {fact} END
   FROM unnest($3::smallint[], $4::bigint[], $5::bigint[]) WITH ORDINALITY AS p (lane, after, upto, place)

@@ -152,7 +152,7 @@ def _rows_of_streams(
 
     known = reader.execute(_LENGTHS_OF_STREAMS, {"lanes": list(targets), "limit": LENGTHS_MAX}, binary=True).fetchone()
     lengths = {} if known is None else lengths_of(*known)
-    query = _query(_PARTS_OF_LANES, targets, pages=PAGES, alone=ALONE_BYTES, told=None)
+    query = _query(_PARTS_OF_LANES, targets, pages=PAGES, alone=ALONE_BYTES, payload_types=None)
     with closing(_copy_out(reader, query, rest)) as found:
         try:
             yield from rows_of(starmap(Part, found), begin, targets=targets, lengths=lengths)
@@ -223,7 +223,7 @@ def _facts_of(projection: Followed, targets: Targets, *, chunk: int) -> sql.Comp
         "name": projection.name,
         "version": projection.version,
         "types": types,
-        "told": payload_types([projection]),
+        "payload_types": payload_types([projection]),
     }
     return _query(_FACTS_OF_LANES, targets, **wanted, chunk=chunk)
 
@@ -245,5 +245,5 @@ def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:
         **values,
     }
     quoted = {name: sql.Literal(value) for name, value in literals.items()}
-    fact, weight = stored.fact(quoted["told"]), stored.weight(quoted["told"])
+    fact, weight = stored.fact(quoted["payload_types"]), stored.weight(quoted["payload_types"])
     return template(statement).format(payload=stored.payload(), fact=fact, weight=weight, **quoted)

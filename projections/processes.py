@@ -55,7 +55,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
                 await progress()
                 await ended(alive, within_s=LOOK_S)
         except OSError as error:
-            raise FoldFailed(build.name, f"a process could not be started: {told(error)}") from error
+            raise FoldFailed(build.name, f"a process could not be started: {describe(error)}") from error
         finally:
             reasons = [end_folding(process, answer) for process, answer in running]
         now = await progress()
@@ -88,7 +88,7 @@ def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
     """
     answer, its_answer = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
-        target=child.do, args=(child.task_of(work, told), its_answer), name="hydracore-fold", daemon=True
+        target=child.do, args=(child.task_of(work, describe), its_answer), name="hydracore-fold", daemon=True
     )
     with closing(its_answer):
         try:
@@ -125,7 +125,7 @@ async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
             loop.remove_reader(sentinel)
 
 
-def told(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """`error` in words that cannot contain what an event or a row says.
 
     With its text: this project's errors, those of the operating system, and those of a connection without an answer of

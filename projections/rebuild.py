@@ -1,7 +1,7 @@
 """Rebuild a projection without downtime: fold the log into a new generation, catch up, compare, swap. Or only compare.
 
 All progress is in the database: whoever starts the same rebuild again after a kill continues where that was. One
-rebuild per projection runs at a time (`projections/turn.py`).
+rebuild per projection runs at a time (`projections/rebuild_lock.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from psycopg import AsyncConnection
 
 from events.pacing import Pace
 from projections import generations
-from projections.approach import approach, come_near, verify
+from projections.approach import approach, catch_up, verify
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
 from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch
 from projections.generations import Generation, Progress
+from projections.rebuild_lock import connect, rebuild_lock
 from projections.swap import Swapped, swap
-from projections.turn import connect, turn
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
 """Folds all lanes of the build. It may call the third argument for the progress at any time. Raises `FoldFailed`."""
@@ -92,7 +92,7 @@ async def rebuild(
     `SwapUnknown` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
-    async with turn(database_url, projection.name) as connection:
+    async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         if missing and not accept_drift:
@@ -130,7 +130,7 @@ async def dry_run(
     `NamesTaken` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
-    async with turn(database_url, projection.name) as connection:
+    async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         if missing:
@@ -154,7 +154,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
     of the previous generation. Nothing is compared: a rollback is made because the live tables are wrong. Raises
     `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
     """
-    async with turn(database_url, projection.name) as connection:
+    async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
         live, missing = await generations.live(connection, projection.name)
         earlier = await generations.last_replaced(connection, projection.name)
@@ -190,7 +190,7 @@ async def prune(database_url: str, name: str) -> list[Generation]:
 
     Raises `RebuildBusy` and `GenerationInUse`.
     """
-    async with turn(database_url, name) as connection:
+    async with rebuild_lock(database_url, name) as connection:
         found = await generations.all_in(connection, "previous", *generations.UNFINISHED)
         dropped = [generation for generation in found if generation.name == name]
         for generation in dropped:
@@ -273,7 +273,7 @@ async def _compare(connection: AsyncConnection, candidate: Candidate, report: Re
     """Compare all rows, and rest after each long step: indexing, catching up, and the comparison."""
     began_s = time.perf_counter()
     await candidate.pace.rest_async(connection)
-    await come_near(connection, candidate)
+    await catch_up(connection, candidate)
     _record(report, await verify(connection, candidate, everything=True))
     await candidate.pace.rest_async(connection)
     report.compare_s, report.rested_s = time.perf_counter() - began_s, candidate.pace.rested_s

@@ -15,8 +15,8 @@ from events.upcast import Stored, all_of_today
 _PAYLOAD = template(Statements("projections", "stored.sql")["payload"])
 _FACTS = Statements("projections", "facts.sql")
 _FACT = template(_FACTS["fact"])
-_IS_TOLD = template(_FACTS["is_told"])
-_WEIGHT_OF_TOLD = template(_FACTS["weight_of_told"])
+_WITH_PAYLOAD = template(_FACTS["with_payload"])
+_WEIGHT = template(_FACTS["weight"])
 
 _events: msgspec.json.Decoder[list[Stored]] = msgspec.json.Decoder(list[Stored])
 
@@ -33,18 +33,18 @@ def events_of(payloads: str | bytes) -> Sequence[AnyEvent]:
     return all_of_today(_events.decode(payloads))
 
 
-def fact(told: sql.Composable) -> sql.Composed:
+def fact(payload_types: sql.Composable) -> sql.Composed:
     """The expression for the event `e` and its command `k` as a fact, for decoding by `projections.fact`.
 
-    `told`: the stored names of the types whose payloads are included, as an array; null for all.
+    `payload_types`: the stored names of the types whose payloads are included, as an array; null for all.
     """
-    return _FACT.format(payload=payload(), is_told=_is_told(told))
+    return _FACT.format(payload=payload(), with_payload=_with_payload(payload_types))
 
 
-def weight(told: sql.Composable) -> sql.Composed:
+def weight(payload_types: sql.Composable) -> sql.Composed:
     """The expression for the weight (`events.pages`) of the payload of the event `e` in a fact."""
-    return _WEIGHT_OF_TOLD.format(weight=pages.weight(), is_told=_is_told(told))
+    return _WEIGHT.format(weight=pages.weight(), with_payload=_with_payload(payload_types))
 
 
-def _is_told(told: sql.Composable) -> sql.Composed:
-    return _IS_TOLD.format(told=told)
+def _with_payload(payload_types: sql.Composable) -> sql.Composed:
+    return _WITH_PAYLOAD.format(payload_types=payload_types)

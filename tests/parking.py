@@ -11,9 +11,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.exchange import Statement
 from events.store import EventStore
-from projections.care import Intervention
 from projections.fact import Fact, Read
 from projections.follower import Follower
+from projections.operations import Intervention
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.requests_to_log import open_store, origin, requested

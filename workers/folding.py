@@ -26,7 +26,7 @@ from projections.definition import Projection
 from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
-from projections.processes import end_folding, ended, start_folding, told
+from projections.processes import describe, end_folding, ended, start_folding
 from projections.rebuild import Folding
 from projections.registry import all_versions
 from workers.broker import HintSender
@@ -100,7 +100,7 @@ class Folder:
         try:
             process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
         except OSError as error:
-            await self._say(build, told(error), failed=True)
+            await self._say(build, describe(error), failed=True)
             raise
         try:
             await ended([process], within_s=CLAIM_S_MAX)

@@ -49,9 +49,9 @@ class WindowFacts:
             first = True
             for seq, name, schema_version, payload in islice(events, count):
                 if self._told is None or name in self._told:
-                    said = read(payload, tag=name, schema_version=schema_version)
+                    event_or_type = read(payload, tag=name, schema_version=schema_version)
                 else:
-                    said = self._untold.get(name) or self._untold.setdefault(name, WithoutPayload(name))
+                    event_or_type = self._untold.get(name) or self._untold.setdefault(name, WithoutPayload(name))
                 fact = Fact(
                     lane=self._lane,
                     seq=seq,
@@ -61,7 +61,7 @@ class WindowFacts:
                     actor=actor,
                     command=command,
                     first=first,
-                    said=said,
+                    event_or_type=event_or_type,
                 )
                 yield name, fact
                 first = False

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from hydracore.cli.projections_view import Failure
     from hydracore.settings import Settings
-    from projections.care import Intervention
     from projections.definition import Projection
     from projections.generations import Generation
+    from projections.operations import Intervention
     from projections.rebuild import Folding, Report
 
 _lane = click.option("--lane", type=click.IntRange(0, LANES - 1), required=True, help="The lane.")
@@ -101,13 +101,13 @@ def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as
 
     The event at which a lane is parked or, with --version, one that a build refuses. The intervention is recorded.
     """
-    from projections import care
+    from projections import operations
 
-    by = care.By(operator(), reason)
+    by = operations.Author(operator(), reason)
     if version is None:
-        work = partial(care.skip, name=name, lane=lane, seq=seq, by=by)
+        work = partial(operations.skip, name=name, lane=lane, seq=seq, by=by)
     else:
-        work = partial(care.skip_in_build, name=name, lane=lane, seq=seq, by=by, version=version)
+        work = partial(operations.skip_in_build, name=name, lane=lane, seq=seq, by=by, version=version)
     _intervene(work, as_json=as_json)
 
 
@@ -122,9 +122,12 @@ def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> Non
 
     The intervention is recorded.
     """
-    from projections import care
+    from projections import operations
 
-    _intervene(partial(care.unskip, name=name, lane=lane, seq=seq, by=care.By(operator(), reason)), as_json=as_json)
+    _intervene(
+        partial(operations.unskip, name=name, lane=lane, seq=seq, by=operations.Author(operator(), reason)),
+        as_json=as_json,
+    )
 
 
 @projections.command()
@@ -138,9 +141,9 @@ def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) 
 
     The intervention is recorded.
     """
-    from projections import care
+    from projections import operations
 
-    work = partial(care.retry, name=name, lane=lane, seq=seq, by=care.By(operator(), reason))
+    work = partial(operations.retry, name=name, lane=lane, seq=seq, by=operations.Author(operator(), reason))
     _intervene(work, as_json=as_json)
 
 

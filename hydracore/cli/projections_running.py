@@ -39,7 +39,7 @@ def as_owner(settings: "Settings") -> str:
 
 
 async def statuses(connection: "AsyncConnection") -> Any:
-    from projections.care import status
+    from projections.operations import status
 
     return await status(connection)
 

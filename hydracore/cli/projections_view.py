@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hydracore.cli.printing import print_json, say
 from hydracore.wording import plural
-from projections.care import Intervention, ProjectionStatus
 from projections.generations import Generation
 from projections.generations import Progress as Folded
+from projections.operations import Intervention, ProjectionStatus
 from projections.rebuild import Report, Steps
 
 #: The most differing rows that are printed. JSON has all that were listed.

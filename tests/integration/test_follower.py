@@ -21,7 +21,7 @@ from events.ids import lane_of
 from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.db.pool import open_pool
-from projections import care, checkpoint
+from projections import checkpoint, operations
 from projections.activity import Activity
 from projections.fact import Fact, Read
 from projections.fleet import Fleet
@@ -150,7 +150,7 @@ async def test_several_followers_share_the_lanes_and_take_each_event_once(databa
 async def lanes(pool: AsyncConnectionPool, name: str) -> dict[int, tuple[int, str | None]]:
     """How many events a follower is behind in each lane, and why it is parked there."""
     async with pool.connection() as connection:
-        found = {one.name: one for one in await care.status(connection, sample_s=0)}[name]
+        found = {one.name: one for one in await operations.status(connection, sample_s=0)}[name]
     return {lane.lane: (lane.behind, lane.error) for lane in found.lanes}
 
 

@@ -19,7 +19,7 @@ from hydracore.audit.exporting import Request as ExportRequest
 from hydracore.audit.exporting import export
 from hydracore.audit.verifying import Progress, Report, Request, _check_seals, verify
 from projections import generations
-from projections.approach import come_near
+from projections.approach import catch_up
 from projections.candidate import Candidate
 from projections.folding import _fold_some, fold_lanes
 from projections.instance import InstanceProjection
@@ -96,7 +96,7 @@ async def test_rests_have_an_end_and_full_speed_knows_none(log: Log) -> None:
 async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works_at_most(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("projections.approach.NEAR_EVENTS", 0)
+    monkeypatch.setattr("projections.approach.CLOSE_EVENTS", 0)
     projection, ticks = InstanceProjection(), count()
     pace = Pace(clock=lambda: 0.05 * next(ticks))
     async with await psycopg.AsyncConnection.connect(log.url, autocommit=True) as connection:
@@ -109,7 +109,7 @@ async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works
         rested = [pace.rested_s]
         for number in range(3):
             await log.name(number, f"name {number}")
-        took = await come_near(connection, candidate)
+        took = await catch_up(connection, candidate)
         rested.append(pace.rested_s)
 
     assert took == 3

@@ -12,7 +12,7 @@ from events import types as e
 from events.errors import LogCorrupted
 from events.exchange import Statement
 from events.ids import lane_of
-from projections import care
+from projections import operations
 from projections.activity import Activity
 from projections.definition import Projection
 from projections.errors import EventRefused, NotToBeSkipped
@@ -51,7 +51,7 @@ async def test_a_lane_that_lacks_something_is_parked_there_and_no_other(
 
         await follow_all(pool)
 
-    found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}
+    found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}
     for name in ("usage_daily", "fleet", "activity"):
         (parked,) = found[name].parked
         assert (parked.lane, parked.seq) == (damaged, 2)
@@ -198,10 +198,10 @@ async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_onc
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     refused = await used_twice(database_url)
-    lane, by = lane_of(refused), care.By("operator:eve", "ticket 7")
+    lane, by = lane_of(refused), operations.Author("operator:eve", "ticket 7")
 
-    async def skip(seq: int, *, version: int = 2) -> care.Intervention:
-        return await care.skip_in_build(owner_conn, "usage_daily", lane, seq, by, version=version)
+    async def skip(seq: int, *, version: int = 2) -> operations.Intervention:
+        return await operations.skip_in_build(owner_conn, "usage_daily", lane, seq, by, version=version)
 
     with pytest.raises(NotToBeSkipped, match="no build of it is under way"):
         await skip(4)
@@ -226,16 +226,16 @@ async def test_a_skip_that_was_taken_back_too_soon_can_be_made_again(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     refused = await used_twice(database_url)
-    lane, by = lane_of(refused), care.By("operator:eve", "ticket 7")
+    lane, by = lane_of(refused), operations.Author("operator:eve", "ticket 7")
     with pytest.raises(EventRefused):
         await rebuilt(database_url, FussyUsageV2())
-    await care.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
+    await operations.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
     await rebuilt(database_url, FussyUsageV2(), accept_drift=True)
-    await care.unskip(owner_conn, "usage_daily", lane, 4, by)
+    await operations.unskip(owner_conn, "usage_daily", lane, 4, by)
     with pytest.raises(EventRefused):
         await rebuilt(database_url, FussyUsageV2())
 
-    await care.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
+    await operations.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
 
     assert (await rebuilt(database_url, FussyUsageV2())).drifted == 0
 
@@ -244,9 +244,9 @@ async def test_an_event_that_a_build_has_is_not_skipped_in_it(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     refused = await used_twice(database_url)
-    by = care.By("operator:eve", "ticket 7")
+    by = operations.Author("operator:eve", "ticket 7")
     await owner_conn.execute("UPDATE usage_daily SET requests = 99")
     assert (await rebuilt(database_url, UsageDailyV2())).stopped_s is None
 
     with pytest.raises(NotToBeSkipped, match=f"the build has event 4 of lane {lane_of(refused)}"):
-        await care.skip_in_build(owner_conn, "usage_daily", lane_of(refused), 4, by, version=2)
+        await operations.skip_in_build(owner_conn, "usage_daily", lane_of(refused), 4, by, version=2)

@@ -6,9 +6,9 @@ import psycopg
 import pytest
 
 from projections import catching_up, generations
-from projections.care import status
 from projections.errors import NothingToRollBackTo
 from projections.follower import Follower
+from projections.operations import status
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rollback
 from projections.reservation import ReservationProjection

@@ -10,7 +10,7 @@ import pytest
 from events.store import EventStore
 from hydracore.cli.projections_view import show_report
 from hydracore.db.pool import open_pool
-from projections import care, generations
+from projections import generations, operations
 from projections.activity import Activity, ActivityFold
 from projections.definition import Followed, Projection
 from projections.errors import FoldFailed, Outdated
@@ -94,7 +94,9 @@ async def test_a_dry_run_of_one_release_leaves_the_build_of_another_to_be_gone_o
     place = await (await owner_conn.execute("SELECT lane, seq FROM event ORDER BY lane, seq LIMIT 1")).fetchone()
     assert place is not None
     lane, seq = place
-    await care.skip_in_build(owner_conn, "activity", lane, seq, care.By("operator:eve", "ticket 7"), version=2)
+    await operations.skip_in_build(
+        owner_conn, "activity", lane, seq, operations.Author("operator:eve", "ticket 7"), version=2
+    )
     report = await rebuilt(database_url, ActivityV2(), accept_drift=True)
 
     assert (dry.resumed, dry.drifted) == (False, 0)

@@ -79,7 +79,7 @@ def fact_of(number: int, event: AnyEvent) -> Fact:
         actor="worker" if number % 3 else "customer:ada",
         command="Some",
         first=number % 2 == 0,
-        said=event,
+        event_or_type=event,
     )
 
 

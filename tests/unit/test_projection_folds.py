@@ -137,7 +137,7 @@ def facts_of(appends: Sequence[Append]) -> list[Fact]:
                     actor=append.origin.actor,
                     command=append.name,
                     first=n == 0,
-                    said=event,
+                    event_or_type=event,
                 )
             )
     return facts

@@ -15,7 +15,7 @@ from events.sql import Statements
 from projections.errors import RebuildBusy
 from projections.generations import UNLIMITED_SESSION
 
-_SQL = Statements("projections", "turn.sql")
+_SQL = Statements("projections", "rebuild_lock.sql")
 _TAKE = _SQL["take"]
 _TAKE_FOR_TRANSACTION = _SQL["take_for_transaction"]
 _GIVE = _SQL["give"]
@@ -25,7 +25,7 @@ _NOTICE_LOSS = "-c client_connection_check_interval=500"
 
 
 @asynccontextmanager
-async def turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
+async def rebuild_lock(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
     """A connection whose session holds the projection's turn. Raises `RebuildBusy`."""
     async with await connect(database_url) as connection:
         await _take(connection, _TAKE, name)
@@ -38,7 +38,7 @@ async def turn(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
                 await connection.execute(_GIVE, (name,))
 
 
-async def take_turn(connection: AsyncConnection, name: str) -> None:
+async def take_rebuild_lock(connection: AsyncConnection, name: str) -> None:
     """Hold the projection's turn until the end of the transaction. Raises `RebuildBusy`."""
     await _take(connection, _TAKE_FOR_TRANSACTION, name)
 

@@ -13,7 +13,7 @@ from events.exchange import Statement
 from events.ids import lane_of
 from events.types import InstanceRequested
 from hydracore.audit.verifying import Progress, Request, verify
-from projections import care, generations
+from projections import generations, operations
 from projections.errors import NotParked, NotSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.fact import Fact, Read, Reader, read_facts
 from projections.fleet import Fleet
@@ -45,12 +45,12 @@ class Forgetful(Fleet):
 
 
 #: Who looks after projections here.
-EVE = care.By("operator:eve", "ticket 7")
+EVE = operations.Author("operator:eve", "ticket 7")
 
 
-async def skipped(connection: psycopg.AsyncConnection, refused: UUID) -> care.Intervention:
+async def skipped(connection: psycopg.AsyncConnection, refused: UUID) -> operations.Intervention:
     """The second batch of the instance, at which its lane is parked."""
-    return await care.skip(connection, "usage_daily", lane_of(refused), await seq_of(connection, refused, 2), EVE)
+    return await operations.skip(connection, "usage_daily", lane_of(refused), await seq_of(connection, refused, 2), EVE)
 
 
 async def requests_counted(connection: psycopg.AsyncConnection, instance_id: UUID) -> int:
@@ -64,7 +64,7 @@ async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, _, refused):
-        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}["usage_daily"]
 
         (lane,) = found.parked
         assert (lane.lane, lane.error) == (lane_of(refused), "ValueError (usage_recorded)")
@@ -116,13 +116,13 @@ async def test_an_instance_whose_first_event_is_skipped_is_counted_nowhere_and_p
         await follower.catch_up()
         lane = lane_of(refused)
 
-        (one,) = [one for one in await care.status(owner_conn, sample_s=0) if one.name == "fleet"]
+        (one,) = [one for one in await operations.status(owner_conn, sample_s=0) if one.name == "fleet"]
         (place,) = one.parked
         assert place.event is not None
-        await care.skip(owner_conn, "fleet", lane, place.event, EVE)
+        await operations.skip(owner_conn, "fleet", lane, place.event, EVE)
         await Follower(pool, Fleet()).catch_up()
 
-        (one,) = [one for one in await care.status(owner_conn, sample_s=0) if one.name == "fleet"]
+        (one,) = [one for one in await operations.status(owner_conn, sample_s=0) if one.name == "fleet"]
         assert (one.behind, one.parked) == (0, [])
         members = await (await owner_conn.execute("SELECT instance_id FROM fleet_member")).fetchall()
         assert (len(members), (refused,) in members) == (3, False)
@@ -141,7 +141,7 @@ def test_outdated_is_what_a_rebuild_by_this_code_brings_forward(
     live: int | None,
     is_outdated: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    found = care.ProjectionStatus(
+    found = operations.ProjectionStatus(
         name="fleet",
         kind="followed",
         code_version=code,
@@ -185,10 +185,10 @@ async def test_only_the_event_that_was_looked_at_is_skipped(
         earlier = await seq_of(owner_conn, refused, 1)
 
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {earlier}"):
-            await care.skip(owner_conn, "usage_daily", lane, earlier, EVE)
+            await operations.skip(owner_conn, "usage_daily", lane, earlier, EVE)
 
         assert await interventions(owner_conn, "usage_daily") == []
-        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}["usage_daily"]
         assert [(one.lane, one.seq) for one in found.parked] == [(lane, seq - 1)]
 
 
@@ -198,20 +198,20 @@ async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
     async with parked(database_url) as (_, pool, refused):
         lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
         with pytest.raises(NotSkipped):
-            await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+            await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         await skipped(owner_conn, refused)
         await Follower(pool, UsageDaily()).catch_up()
         await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id <> %s", (refused,))
         assert (await rebuilt(database_url, UsageDaily())).drifted == 9, "a build is kept that lacks the event"
 
-        done = await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+        done = await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         report = await rebuilt(database_url, UsageDaily(), accept_drift=True)
 
         assert (done.action, done.seq, done.error) == ("unskip", seq, "ValueError (usage_recorded)")
         assert (report.resumed, report.drifted) == (False, 10)
         assert await requests_counted(owner_conn, refused) == 4
         with pytest.raises(NotSkipped):
-            await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+            await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         assert (await compared(database_url, UsageDaily())).drifted == 0
 
 
@@ -226,7 +226,7 @@ async def test_a_build_of_another_version_stays_where_a_skip_is_taken_back(
         with pytest.raises(InterruptedError):
             await rebuild(database_url, Mended(), folding=broken_off, steps=QUIET)
 
-        await care.unskip(owner_conn, "usage_daily", lane_of(refused), await seq_of(owner_conn, refused, 2), EVE)
+        await operations.unskip(owner_conn, "usage_daily", lane_of(refused), await seq_of(owner_conn, refused, 2), EVE)
 
         assert [build.version for build in await generations.unfinished(owner_conn, "usage_daily")] == [2]
 
@@ -244,7 +244,7 @@ async def test_nobody_skips_what_was_just_taken(database_url: str, owner_conn: p
             (lane,),
         )
         async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as skipping:
-            skip = asyncio.create_task(care.skip(skipping, "usage_daily", lane, seq, EVE))
+            skip = asyncio.create_task(operations.skip(skipping, "usage_daily", lane, seq, EVE))
             waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
 
             async def is_waiting() -> bool:
@@ -271,9 +271,9 @@ async def test_what_a_build_takes_is_not_changed_while_somebody_builds(
         await builder.execute(turn)
 
         with pytest.raises(RebuildBusy):
-            await care.unskip(owner_conn, "usage_daily", lane, seq, EVE)
+            await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         with pytest.raises(RebuildBusy):
-            await care.skip_in_build(owner_conn, "usage_daily", lane, seq, EVE, version=1)
+            await operations.skip_in_build(owner_conn, "usage_daily", lane, seq, EVE, version=1)
 
         assert [one.action for one in await interventions(owner_conn, "usage_daily")] == ["skip"]
 
@@ -286,7 +286,7 @@ async def test_a_lane_is_as_far_behind_as_its_first_event_that_was_not_taken_is_
         aged = "UPDATE event SET recorded_at = now() - (%s - seq) * interval '1 hour' WHERE lane = %s"
         await owner_conn.execute(aged, (seq + 1, lane))
 
-        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}["usage_daily"]
 
         (where,) = found.parked
         assert 3_600 <= where.behind_s < 7_200
@@ -303,15 +303,15 @@ async def test_a_retried_event_is_taken_at_once_by_code_that_can(
 
         seq = await seq_of(owner_conn, refused, 2)
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {seq + 1}"):
-            await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq + 1)
-        await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq)
+            await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq + 1)
+        await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq)
         await mended.catch_up()
 
         assert await requests_counted(owner_conn, refused) == 4
         with pytest.raises(NotParked):
-            await care.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
+            await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
         with pytest.raises(UnknownProjection):
-            await care.skip(owner_conn, "nothing", 0, 1, EVE)
+            await operations.skip(owner_conn, "nothing", 0, 1, EVE)
 
 
 async def test_where_a_generation_was_parked_is_nothing_to_whoever_rolls_back_to_it(
@@ -322,6 +322,6 @@ async def test_where_a_generation_was_parked_is_nothing_to_whoever_rolls_back_to
         await Follower(pool, UsageDaily()).catch_up()
         await rollback(database_url, UsageDaily())
 
-        found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}["usage_daily"]
+        found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}["usage_daily"]
         assert (found.generation, found.behind, found.parked) == (1, 0, [])
         assert await requests_counted(owner_conn, refused) == 4

@@ -15,10 +15,10 @@ from projections import generations
 from projections.definition import Inline
 from projections.errors import NotParked, NotSkipped, NotToBeSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
 from projections.generations import Generation
+from projections.rebuild_lock import take_rebuild_lock
 from projections.registry import projections
-from projections.turn import take_turn
 
-_SQL = Statements("projections", "care.sql")
+_SQL = Statements("projections", "operations.sql")
 _STATUS = _SQL["status"]
 _KNOWN = _SQL["known"]
 _TAKEN = _SQL["taken"]
@@ -86,7 +86,7 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.code_version is not None and (self.version is None or self.code_version > self.version)
 
 
-class By(NamedTuple):
+class Author(NamedTuple):
     """Who intervenes, and why."""
 
     actor: str
@@ -137,7 +137,7 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
     return found
 
 
-async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: By) -> Intervention:
+async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: Author) -> Intervention:
     """Skip the event at which the lane is parked, in the live version and its rebuilds. Records the intervention.
 
     `seq`: the number of that event. Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
@@ -149,7 +149,7 @@ async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: 
 
 
 async def skip_in_build(
-    connection: AsyncConnection, name: str, lane: int, seq: int, by: By, *, version: int
+    connection: AsyncConnection, name: str, lane: int, seq: int, by: Author, *, version: int
 ) -> Intervention:
     """Have an unfinished build skip the event `seq`, which it has not applied yet. Records the intervention.
 
@@ -157,7 +157,7 @@ async def skip_in_build(
     `RebuildBusy` while a rebuild runs, and `NotToBeSkipped`.
     """
     async with connection.transaction():
-        await take_turn(connection, name)
+        await take_rebuild_lock(connection, name)
         builds = await generations.unfinished(connection, name)
         build = next((one for one in builds if one.version == version), None)
         if build is None:
@@ -176,14 +176,14 @@ async def skip_in_build(
         return await _record(connection, "skip", place, by)
 
 
-async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by: By) -> Intervention:
+async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by: Author) -> Intervention:
     """Have the next rebuild of the live version apply a skipped event after all. Records the intervention.
 
     Drops an interrupted build of that version, because it may have folded lanes without the event. Raises
     `UnknownProjection`, `RebuildBusy` while a rebuild runs, and `NotSkipped`.
     """
     async with connection.transaction():
-        await take_turn(connection, name)
+        await take_rebuild_lock(connection, name)
         live = await _served(connection, name)
         place = {"name": name, "version": live.version, "lane": lane, "seq": seq}
         row = await (await connection.execute(_SKIPPED, place)).fetchone()
@@ -195,7 +195,9 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
         return await _record(connection, "unskip", {**place, "error": row[0]}, by)
 
 
-async def retry(connection: AsyncConnection, name: str, lane: int, by: By, *, seq: int | None = None) -> Intervention:
+async def retry(
+    connection: AsyncConnection, name: str, lane: int, by: Author, *, seq: int | None = None
+) -> Intervention:
     """Have the event at which the lane is parked tried again at once. Records the intervention.
 
     `seq`: the event at which the lane must be parked, if given. Raises `UnknownProjection`, `NotParked` and
@@ -228,7 +230,7 @@ async def _parked(connection: AsyncConnection, name: str, lane: int, *, seq: int
     return {"name": name, "version": live.version, "lane": lane, "seq": row[0], "error": row[1]}
 
 
-async def _record(connection: AsyncConnection, action: str, place: dict[str, Any], by: By) -> Intervention:
+async def _record(connection: AsyncConnection, action: str, place: dict[str, Any], by: Author) -> Intervention:
     what = {**place, "action": action, "actor": by.actor, "reason": by.reason}
     row = await (await connection.execute(_RECORD, what)).fetchone()
     assert row is not None, "it was inserted"

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from events.ids import lane_of
-from projections import care
+from projections import operations
 from projections.activity_queries import tenant_activity
 from projections.errors import FoldFailed
 from projections.fleet_queries import fleet_counts
@@ -54,7 +54,7 @@ async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_w
         await owner_conn.execute("DELETE FROM projection WHERE name = %s", (name,))
         await owner_conn.execute("DELETE FROM projection_generation WHERE name = %s", (name,))
 
-    found = {one.name: one for one in await care.status(owner_conn, sample_s=0)}
+    found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}
     told = (await hydracore(database_url, "status")).stdout.splitlines()
 
     assert {name: one.behind for name, one in found.items() if one.behind} == {
@@ -80,7 +80,7 @@ async def test_what_is_written_with_the_log_is_as_fast_as_the_log_and_what_nobod
                 await requested(store, customer_id=f"customer-{number}")
 
     async def are_fast() -> set[str]:
-        found.update(one.name for one in await care.status(owner_conn, sample_s=0.1) if one.events_per_s > 0)
+        found.update(one.name for one in await operations.status(owner_conn, sample_s=0.1) if one.events_per_s > 0)
         return found
 
     writing = asyncio.create_task(write())
