@@ -11,7 +11,7 @@ import msgspec
 
 from hydracore.audit import export_parquet
 from hydracore.audit.errors import NotAnExport, RecordUnreadable
-from hydracore.audit.export_records import FORMAT, FORMAT_VERSION, AnyRecord, Header, Placed
+from hydracore.audit.export_records import FORMAT, NOT_AS_WRITTEN, AnyRecord, Header, Placed, is_later
 from hydracore.reading import UNREADABLE
 
 Format = Literal["jsonl", "parquet"]
@@ -57,7 +57,7 @@ def reading(path: Path) -> Iterator[Placed]:
     if isinstance(header, Header):
         if header.format != FORMAT:
             raise NotAnExport(path)
-        if _is_later(header):
+        if is_later(header):
             raise NotAnExport(path, made_by=header.made_by)
     yield first
     yield from records
@@ -75,13 +75,9 @@ def _lines(path: Path) -> Iterator[Placed]:
                 what = str(error) if line.endswith(b"\n") else "the line is cut off"
                 raise RecordUnreadable(number, what) from None
             # Of a field that is there twice the last one is decoded here, and proven; others read the first.
-            if not _is_later(record) and _encode(record) != line.removesuffix(b"\n"):
-                raise RecordUnreadable(number, "it is not written as an export writes it")
+            if not is_later(record) and _encode(record) != line.removesuffix(b"\n"):
+                raise RecordUnreadable(number, NOT_AS_WRITTEN)
             yield Placed(number, record)
-
-
-def _is_later(record: AnyRecord) -> bool:
-    return isinstance(record, Header) and record.format_version > FORMAT_VERSION
 
 
 def _is_parquet(path: Path) -> bool:

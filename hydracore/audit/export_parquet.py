@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from hydracore.audit.errors import ParquetMissing, RecordUnreadable
-from hydracore.audit.export_records import AnyRecord, Placed, Record
+from hydracore.audit.export_records import NOT_AS_WRITTEN, AnyRecord, Placed, Record, is_later
 
 #: How a Parquet file begins.
 MAGIC: Final = b"PAR1"
@@ -48,9 +48,7 @@ class _Buffer:
         self._bytes = 0
 
     def add(self, record: AnyRecord, line: bytes) -> None:
-        row = msgspec.structs.asdict(record)
-        row = {name: str(value) if isinstance(value, UUID) else value for name, value in row.items()}
-        self._rows.append({_KIND: record.__struct_config__.tag, **row})
+        self._rows.append(_row(record))
         self._bytes += len(line)
         if self._bytes >= _GROUP_BYTES_MAX:
             self.flush()
@@ -73,7 +71,7 @@ def reading(path: Path) -> Iterator[Placed]:
             for batch in file.iter_batches(batch_size=_ROWS_READ):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Placed(number, _record(row))
+                    yield Placed(number, _record(number, row))
     except (arrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         # Not only what pyarrow says of a file: also texts that are none, and times that no calendar has.
         if isinstance(error, OSError) and error.errno is not None:
@@ -81,8 +79,19 @@ def reading(path: Path) -> Iterator[Placed]:
         raise RecordUnreadable(number + 1, str(error).partition("\n")[0]) from None
 
 
-def _record(row: dict[str, Any]) -> AnyRecord:
-    return msgspec.convert({name: value for name, value in row.items() if value is not None}, AnyRecord)
+def _record(number: int, row: dict[str, Any]) -> AnyRecord:
+    given = {name: value for name, value in row.items() if value is not None}
+    record = msgspec.convert(given, AnyRecord)
+    # An id in capitals is the same one here, and another to whoever looks for it.
+    if not is_later(record) and given != {name: value for name, value in _row(record).items() if value is not None}:
+        raise RecordUnreadable(number, NOT_AS_WRITTEN)
+    return record
+
+
+def _row(record: AnyRecord) -> dict[str, Any]:
+    row = msgspec.structs.asdict(record)
+    row = {name: str(value) if isinstance(value, UUID) else value for name, value in row.items()}
+    return {_KIND: record.__struct_config__.tag, **row}
 
 
 def _schema(arrow: Any) -> Any:

@@ -177,6 +177,14 @@ _encoder: Final = msgspec.json.Encoder()
 #: What the header says that the file is.
 FORMAT: Final = "hydracore-export"
 
+#: Of a record that says what another reader may not find in it, such as a field that is there twice.
+NOT_AS_WRITTEN: Final = "it is not written as an export writes it"
+
+
+def is_later(record: AnyRecord) -> bool:
+    """Whether it is the header of a file that only a later version can read."""
+    return isinstance(record, Header) and record.format_version > FORMAT_VERSION
+
 
 class Placed(NamedTuple):
     """A record and which one it is: the line of a JSON Lines file, the row of a Parquet file, from 1."""

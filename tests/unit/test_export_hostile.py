@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -72,6 +73,56 @@ def test_a_column_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
     (finding,) = verified(path).findings
 
     assert (finding.kind, "payload is there more than once" in finding.what) == ("record_unreadable", True)
+
+
+def in_capitals(values: list[Any]) -> list[Any]:
+    return [value and value.upper() for value in values]
+
+
+def in_base64(values: list[Any]) -> list[Any]:
+    return [value and b64encode(value).decode() for value in values]
+
+
+def in_words(values: list[Any]) -> list[Any]:
+    return [value and value.isoformat() for value in values]
+
+
+def in_the_header(values: list[Any]) -> list[Any]:
+    return ["{}", *values[1:]]
+
+
+def left_to_be_guessed(values: list[Any]) -> list[Any]:
+    return [value or None for value in values]
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("stream_id", in_capitals),
+        ("digest", in_base64),
+        ("recorded_at", in_words),
+        ("payload", in_the_header),
+        ("number", left_to_be_guessed),
+    ],
+)
+def test_a_row_that_others_would_read_otherwise_cannot_be_read(
+    name: str, edit: Callable[[list[Any]], list[Any]], tmp_path: Path
+) -> None:
+    """What we take for the same value is none that whoever asks for it by its own finds."""
+    table, path = pq.read_table(TENANT_PARQUET), tmp_path / "forged.parquet"
+    at, values = table.schema.names.index(name), edit(table.column(name).to_pylist())
+    pq.write_table(table.set_column(at, name, pa.array(values)), path)
+
+    (finding,) = verified(path).findings
+
+    assert (finding.kind, "not written as an export writes it" in finding.what) == ("record_unreadable", True)
+
+
+def test_a_table_that_another_program_has_stored_otherwise_is_the_same_export(tmp_path: Path) -> None:
+    table, path = pq.read_table(TENANT_PARQUET), tmp_path / "again.parquet"
+    pq.write_table(table, path, compression="gzip", row_group_size=7, use_dictionary=False, data_page_version="2.0")
+
+    assert (verified(path).findings, verified(path).signed) == ([], True)
 
 
 @pytest.mark.parametrize("fields", [{"first_seq": SEQ_MAX}, {"event_count": SEQ_MAX}])
