@@ -60,18 +60,21 @@ class _Buffer:
 
 
 def reading(path: Path) -> Iterator[Placed]:
-    """Raises `ParquetMissing`, `OSError`, and `RecordUnreadable` where the file is damaged."""
+    """Raises `ParquetMissing`, `OSError`, `MemoryError`, and `RecordUnreadable` where the file is damaged."""
     arrow, parquet = _arrow()
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
             names: list[str] = file.schema_arrow.names
             if repeated := next((name for name in names if names.count(name) > 1), None):
                 raise RecordUnreadable(1, f"{repeated} is there more than once")
-            for batch in file.iter_batches(batch_size=_ROWS_READ):
+            # Where no thread can be started any more, the file is none the worse for it.
+            for batch in file.iter_batches(batch_size=_ROWS_READ, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
                     yield Placed(number, _record(number, row))
+    except MemoryError:
+        raise  # Arrow's own is one of its errors, too.
     except (arrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         # Not only what pyarrow says of a file: also texts that are none, and times that no calendar has.
         if isinstance(error, OSError) and error.errno is not None:

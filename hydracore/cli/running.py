@@ -111,6 +111,8 @@ def failures() -> Generator[None]:
         fail(str(error), NOT_DONE)
     except (AuditError, RestoreRefused) as error:
         raise click.UsageError(str(error)) from None
+    except MemoryError:
+        fail("There is not memory enough for this", NOT_DONE)
     except BrokenProcessPool:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
     except OSError as error:

@@ -12,6 +12,7 @@ from hydracore.cli import main
 from hydracore.cli.development import DevFile, OtherTenant, User
 from hydracore.cli.exit_status import NOT_DONE
 from hydracore.cli.printing import operator
+from hydracore.cli.running import failures
 from hydracore.cli.up import introduction
 from hydracore.db.complaints import one_line
 
@@ -174,6 +175,13 @@ def test_a_database_that_is_not_there_is_one_line_without_its_password(words: st
 )
 def test_a_complaint_of_several_lines_is_one_that_can_be_read(said: str, line: str) -> None:
     assert one_line(said) == line
+
+
+def test_a_want_of_memory_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, failures():
+        raise MemoryError
+
+    assert (ended.value.code, capsys.readouterr().err) == (NOT_DONE, "hydracore: There is not memory enough for this\n")
 
 
 def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
