@@ -137,8 +137,12 @@ def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tu
 
 
 def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterator[Seal]:
-    """The copies without repeats: two relays that share a file may both have written one. None of them leaves one out."""
+    """The copies without repeats: two relays that share a file may both have written one. None of them leaves one out.
+
+    A repeat may be another one of this number, whatever the database and the copy had before it: what it says of the lanes counts.
+    """
     last = 0
+    newest: Seal | None = None
     for copy in copies:
         # A number out of the order may be the damage: whoever went on behind it would pass over all others.
         if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, keys):
@@ -149,8 +153,10 @@ def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterat
                 checked.find(
                     "copy_flawed", last + 1, [f"it is not where it belongs in the copy outside the database{upto}"]
                 )
-            last = copy.number
+            last, newest = copy.number, copy
             yield copy
+        elif copy != newest and _is_good(checked, copy, keys):
+            checked.copied.add(copy)
 
 
 def _only_copied(checked: SealsChecked, copy: Seal, keys: Keys) -> None:

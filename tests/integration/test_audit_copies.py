@@ -193,8 +193,9 @@ async def test_a_line_of_the_copy_whose_number_was_damaged_hides_none_behind_it(
 
 
 @pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
+@pytest.mark.parametrize("is_beside", [False, True], ids=["in its place", "beside the database's own"])
 async def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are_named(
-    log: Log, link: bytes
+    log: Log, link: bytes, *, is_beside: bool
 ) -> None:
     # As behind a restore: what has been written since goes as far as what it has lost.
     first, second = log.file.read()
@@ -203,7 +204,7 @@ async def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_befo
         heads, previous=first, sealed_at=second.sealed_at, key=Ed25519PrivateKey.from_private_bytes(SEAL_KEY)
     )
     copy = SealFile(log.file.path.with_name("evidence.jsonl"))
-    copy.append([first, lost])
+    copy.append([first, second, lost] if is_beside else [first, lost])
 
     verified = await asyncio.to_thread(run, log, "verify", "--no-replay", "--seals", str(copy.path))
 

@@ -70,6 +70,18 @@ def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
     assert [finding.kind for finding in ignored.findings] == ["copy_flawed", "seal_flawed"]
 
 
+@pytest.mark.parametrize("at", range(3))
+def test_another_seal_of_a_number_counts_wherever_it_stands_in_the_copy(at: int) -> None:
+    """As where two relays' files were put together, one of them of another history."""
+    seals = chain(2)
+    other = make_seal(heads(5), previous=None, sealed_at=NOON, key=KEY)
+    copies = [*seals[:at], other, *seals[at:]]
+
+    checked = check_seals(seals, copies, public_key=PUBLIC)
+
+    assert other in checked.copied.seals
+
+
 def growing(length: int) -> list[Seal]:
     """Seals between which lane 0 alone gets longer."""
     seals: list[Seal] = []
