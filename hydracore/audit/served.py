@@ -115,7 +115,7 @@ def _lacking(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> It
             what = f"The table is missing: nothing of {projection.name} was compared"
             yield Finding(kind="table_missing", what=what, table=table.name)
         elif gone := [name for name in table.columns if name not in there[table.name]]:
-            what = f"The table has no {', '.join(gone)}: nothing of {projection.name} was compared"
+            what = f"The table has no {', '.join(gone)}, or of another type: nothing of {projection.name} was compared"
             yield Finding(kind="column_missing", what=what, table=table.name)
 
 

@@ -297,7 +297,13 @@ def test_a_version_that_no_release_has_made_is_found(
 
 @pytest.mark.parametrize(
     ("forgery", "kind"),
-    [("DROP TABLE fleet_member", "table_missing"), ("ALTER TABLE fleet DROP COLUMN exits", "column_missing")],
+    [
+        ("DROP TABLE fleet_member", "table_missing"),
+        ("ALTER TABLE fleet DROP COLUMN exits", "column_missing"),
+        ("ALTER TABLE fleet ALTER COLUMN lane TYPE text", "column_missing"),
+        ("ALTER TABLE usage_daily ALTER COLUMN instance_id TYPE text", "column_missing"),
+        ("ALTER TABLE reservation ALTER COLUMN instance_id TYPE text", "column_missing"),
+    ],
 )
 def test_a_table_that_lacks_something_is_found_and_keeps_no_other_from_being_compared(
     forger: Forger, forgery: str, kind: str
