@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 import msgspec
 
@@ -43,46 +44,44 @@ def reading(path: Path) -> Iterator[Placed]:
     Raises `OSError`, `NotAnExport` where it is none that this version can read, `ParquetMissing`, and `RecordUnreadable`
     where it is damaged.
     """
-    is_parquet = _is_parquet(path)
-    records = export_parquet.reading(path) if is_parquet else _lines(path)
-    try:
-        first = next(records)
-    except StopIteration:
-        raise NotAnExport(path) from None
-    except RecordUnreadable:
-        if is_parquet:  # Without its end, nothing of such a file can be read.
-            raise
-        raise NotAnExport(path) from None
-    header = first.record
-    if isinstance(header, Header):
-        if header.format != FORMAT:
-            raise NotAnExport(path)
-        if is_later(header):
-            raise NotAnExport(path, made_by=header.made_by)
-    yield first
-    yield from records
+    # Opened once: what was read of a pipe is not there again.
+    with path.open("rb") as file:
+        is_parquet = file.peek().startswith(export_parquet.MAGIC)
+        if is_parquet and not file.seekable():
+            raise OSError(errno.ESPIPE, "Parquet is read from its end, which a pipe does not have", str(path))
+        records = export_parquet.reading(path) if is_parquet else _lines(file)
+        try:
+            first = next(records)
+        except StopIteration:
+            raise NotAnExport(path) from None
+        except RecordUnreadable:
+            if is_parquet:  # Without its end, nothing of such a file can be read.
+                raise
+            raise NotAnExport(path) from None
+        header = first.record
+        if isinstance(header, Header):
+            if header.format != FORMAT:
+                raise NotAnExport(path)
+            if is_later(header):
+                raise NotAnExport(path, made_by=header.made_by)
+        yield first
+        yield from records
 
 
-def _lines(path: Path) -> Iterator[Placed]:
+def _lines(file: BinaryIO) -> Iterator[Placed]:
     number = 0
-    with path.open("rb") as file:
-        while line := file.readline(_LINE_MAX):
-            number += 1
-            try:
-                # A document without its end is none, and a whole one needs no line behind it.
-                record = _decoder.decode(line)
-            except UNREADABLE as error:
-                what = str(error) if line.endswith(b"\n") else "the line is cut off"
-                raise RecordUnreadable(number, what) from None
-            # Of a field that is there twice the last one is decoded here, and proven; others read the first.
-            if not is_later(record) and _encode(record) != line.removesuffix(b"\n"):
-                raise RecordUnreadable(number, NOT_AS_WRITTEN)
-            yield Placed(number, record)
-
-
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(export_parquet.MAGIC)) == export_parquet.MAGIC
+    while line := file.readline(_LINE_MAX):
+        number += 1
+        try:
+            # A document without its end is none, and a whole one needs no line behind it.
+            record = _decoder.decode(line)
+        except UNREADABLE as error:
+            what = str(error) if line.endswith(b"\n") else "the line is cut off"
+            raise RecordUnreadable(number, what) from None
+        # Of a field that is there twice the last one is decoded here, and proven; others read the first.
+        if not is_later(record) and _encode(record) != line.removesuffix(b"\n"):
+            raise RecordUnreadable(number, NOT_AS_WRITTEN)
+        yield Placed(number, record)
 
 
 def _ignore(_: int) -> None:

@@ -110,6 +110,19 @@ def test_what_is_no_export_and_what_is_a_later_one_is_refused(tmp_path: Path) ->
         verified(path)
 
 
+def test_an_export_is_proven_as_it_comes_out_of_a_pipe_unless_it_is_parquet() -> None:
+    """As where it is kept compressed: `zcat export.jsonl.gz | hydracore audit verify-export /dev/stdin`."""
+    words = [sys.executable, "-m", "hydracore", "audit", "verify-export", "/dev/stdin", "--allow-unsigned"]
+    lines, table = (
+        subprocess.run(words, input=path.read_bytes(), capture_output=True, check=False, timeout=60)
+        for path in (TENANT, TENANT_PARQUET)
+    )
+
+    assert (lines.returncode, table.returncode, table.stdout) == (0, 3, b"")
+    assert b"0 findings in 19 events" in lines.stdout
+    assert b"Parquet is read from its end, which a pipe does not have: '/dev/stdin'" in table.stderr
+
+
 def test_without_a_key_nothing_is_taken_for_proven() -> None:
     report = verified(INSTANCE, public_key=None)
 
