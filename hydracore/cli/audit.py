@@ -83,6 +83,7 @@ def verify(
         raise click.UsageError("--strict compares everything: not with --lane, --since-seal or --no-replay.")
     from hydracore.audit import verifying
     from hydracore.cli.audit_view import progress_bar, show_report
+    from hydracore.signals import interrupted_by_signals
 
     settings = load()
     look(settings)
@@ -104,7 +105,7 @@ def verify(
         full_speed=full_speed,
     )
     with failures():
-        with progress_bar("verifying") as progress:
+        with interrupted_by_signals(), progress_bar("verifying") as progress:
             report = verifying.verify(request, progress)
         report.notes += [NO_COPY] if copy is None else []
         if strict:

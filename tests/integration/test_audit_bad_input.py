@@ -145,6 +145,22 @@ async def test_whoever_verifies_lanes_ends_with_a_command_that_is_killed(log: Lo
         await until(lambda: not any(map(lives_on, workers)))
 
 
+async def test_a_verification_that_is_told_to_stop_says_so_in_one_line(log: Log) -> None:
+    with psycopg.connect(log.url, autocommit=True) as connection, connection.transaction():
+        connection.execute(b"LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hydracore", "audit", "verify", "--workers", "2"),
+            env=os.environ | {"HYDRACORE_DATABASE_URL": log.url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await until(lambda: connection.execute(WAITING).fetchone() == (True,))
+        process.terminate()
+        output, complaint = await process.communicate()
+
+    assert (process.returncode, output, complaint) == (130, b"", b"hydracore: interrupted\n")
+
+
 def lives_on(pid: int) -> bool:
     # One that nobody has waited for yet is dead all the same.
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
