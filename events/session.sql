@@ -6,5 +6,5 @@ SELECT set_config(name, '0', false)
  WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')
 UNION ALL
 SELECT set_config(name, value, false)
-  FROM (VALUES ('default_transaction_isolation', 'read committed'), ('datestyle', 'ISO'), ('array_nulls', 'on'),
+  FROM (VALUES ('default_transaction_isolation', 'read committed'), ('array_nulls', 'on'),
                ('standard_conforming_strings', 'on')) ours (name, value)

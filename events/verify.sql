@@ -24,9 +24,9 @@ SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.strea
        SELECT array_agg(first_seq) AS first_seqs, array_agg(coalesce(event_count, 0)) AS event_counts,
               string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
               string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
-              string_agg(textsend(tenant_id), '\x00') AS tenants,
-              string_agg(textsend(name), '\x00') AS names,
-              string_agg(textsend(actor), '\x00') AS actors,
+              string_agg(textsend(tenant_id), E'\\x00') AS tenants,
+              string_agg(textsend(name), E'\\x00') AS names,
+              string_agg(textsend(actor), E'\\x00') AS actors,
               string_agg(uuid_send(correlation_id), int8send(16)) AS correlation_ids,
               array_agg(uuid_send(causation_id)) AS causation_ids, array_agg(request_hash) AS request_hashes,
               array_agg(json_send(result)) AS results, array_agg(link) AS links,
@@ -47,12 +47,12 @@ SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.strea
                 ORDER BY first_seq) rows) c
  CROSS JOIN LATERAL (
        SELECT array_agg(seq) AS seqs, string_agg(uuid_send(stream_id), int8send(16)) AS stream_ids,
-              array_agg(coalesce(version, 0)) AS versions, string_agg(textsend(type), '\x00') AS types,
+              array_agg(coalesce(version, 0)) AS versions, string_agg(textsend(type), E'\\x00') AS types,
               array_agg(coalesce(schema_version, -1)) AS schema_versions,
               array_agg(CASE WHEN bytes <= l.bytes THEN payload END) AS payloads, max(bytes) AS bytes_max,
               string_agg(digest, int8send(32)) AS digests,
               string_agg(uuid_send(command_id), int8send(16)) AS command_ids,
-              string_agg(textsend(tenant_id), '\x00') AS tenants,
+              string_agg(textsend(tenant_id), E'\\x00') AS tenants,
               string_agg(timestamptz_send(recorded_at), '') AS recorded,
               bool_and((stream_id, version, type, schema_version, payload, digest, command_id, tenant_id, recorded_at) IS NOT NULL)
               AS are_whole

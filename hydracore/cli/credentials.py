@@ -11,7 +11,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
 from hydracore.cli.printing import Text, json_option, print_json, say
-from hydracore.cli.running import failures, load, on_connection
+from hydracore.cli.running import APPLICATION, failures, load, on_connection
 from hydracore.signals import run_to_its_end
 
 if TYPE_CHECKING:
@@ -135,6 +135,9 @@ def _state(key: "ApiKey") -> str:
 
 def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     """What `work` gives; what can go wrong becomes one line and an exit status."""
+    from hydracore.db.pool import conninfo
+
     settings = load()
+    as_login = conninfo(settings.database_url, role="", application=APPLICATION)
     with failures():
-        return run_to_its_end(on_connection(settings.database_url, settings, work))
+        return run_to_its_end(on_connection(as_login, settings, work))

@@ -6,6 +6,7 @@ The SQL files stand at the top of a checkout and inside this package in a wheel.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from functools import cache
 from importlib import resources
@@ -15,6 +16,10 @@ from pathlib import Path
 import psycopg
 
 from events.sql import Statements
+
+# How dates are written in what comes back. libpq sends this to every server, where it counts before what the database, the role and
+# the URL have for others; and unlike options, a pooler takes it and minds it.
+os.environ["PGDATESTYLE"] = "ISO"
 
 #: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).
 _LOCK = 0x6879647261

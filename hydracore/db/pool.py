@@ -37,10 +37,10 @@ NOTICE_LOSS = (
 
 #: Options that our code relies on, whatever the defaults of the database or the role are. Read committed: an append looks where its lane
 #: ends once it has the lane's lock, and must see what others committed while it waited, or it would take numbers that are given. The
-#: rest is how values are written in what is sent and in what comes back.
+#: rest is how values are written in what is sent; in what comes back, see `hydracore.db`.
 OURS = (
     r"-c default_transaction_isolation=read\ committed"
-    " -c datestyle=ISO -c array_nulls=on -c standard_conforming_strings=on"
+    " -c array_nulls=on -c standard_conforming_strings=on"
 )
 
 

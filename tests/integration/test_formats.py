@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from psycopg import AsyncConnection, sql
 
 from projections.fleet import Fleet
 from projections.instance import InstanceProjection
 from tests import lives
+from tests.customers import World, world_fixture
 from tests.log_audit import audited
 from tests.rebuilding import compared, follow_all, hydracore, rebuilt
 from tests.requests_to_log import open_store, origin
 from workers.attention import Attention
 from workers.locks import InstanceLocks
+
+__all__ = ["world_fixture"]
 
 ADA = lives.instance_id()
 
@@ -29,12 +34,23 @@ FORMATS = {
 }
 
 
+COMMANDS = (
+    *("audit verify", "audit show --tenant acme", "projections list", "projections status", "fleet", "activity acme"),
+    *("api-key create --tenant acme --name \N{GREEK CAPITAL LETTER OMEGA}", "api-key list --tenant acme"),
+)
+
+
 @pytest.fixture(params=FORMATS)
 async def database_with_formats(request: pytest.FixtureRequest, database_url: str, owner_conn: AsyncConnection) -> str:
-    alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
-    name = sql.Identifier(owner_conn.info.dbname)
-    await owner_conn.execute(alter.format(name, sql.Identifier(request.param), sql.Literal(FORMATS[request.param])))
+    await have(owner_conn, request.param, FORMATS[request.param])
     return database_url
+
+
+async def have(connection: AsyncConnection, name: str, value: str) -> None:
+    """Have the database write or read so from the next session on."""
+    alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
+    database = sql.Identifier(connection.info.dbname)
+    await connection.execute(alter.format(database, sql.Identifier(name), sql.Literal(value)))
 
 
 async def test_an_instance_lives_and_goes_whatever_formats_others_have(
@@ -60,3 +76,14 @@ async def test_an_instance_lives_and_goes_whatever_formats_others_have(
     for look in ("list", "status"):
         assert (await hydracore(database_with_formats, look)).exit_code == 0
     assert (await audited(owner_conn)).versions == {ADA: state.version}
+
+
+@pytest.mark.parametrize("role", ["hydracore_app", ""])
+async def test_commands_work_whatever_formats_others_have(world: World, owner_conn: AsyncConnection, role: str) -> None:
+    await follow_all(world.pool)
+    for name, value in {**FORMATS, "client_encoding": "LATIN1"}.items():
+        await have(owner_conn, name, value)
+
+    for words in COMMANDS:
+        done = await asyncio.to_thread(world.run, *words.split(), HYDRACORE_DATABASE_ROLE=role)
+        assert (done.exit_code, done.stderr) == (0, ""), (words, done.output)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from psycopg import sql
 
 from hydracore.cli import main
 from tests.customers import World, world_fixture
@@ -31,10 +33,15 @@ NOT_ASKED = (
 
 @needs_pooler
 @pytest.mark.timeout(120)
-async def test_commands_that_ask_prepare_nothing_behind_a_pooler_that_keeps_nothing(world: World) -> None:
+async def test_commands_that_ask_prepare_nothing_behind_a_pooler_that_keeps_nothing(
+    world: World, owner_conn: psycopg.AsyncConnection
+) -> None:
     await write_lives(world.store, count=8)
     await follow_all(world.pool)
     folder = world.file.path.parent
+    # Nor do options get through there.
+    german = sql.SQL("ALTER DATABASE {} SET datestyle = German").format(sql.Identifier(owner_conn.info.dbname))
+    await owner_conn.execute(german)
 
     async with pooled(world.url, prepared=False) as url:
         settings = {

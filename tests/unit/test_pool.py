@@ -10,7 +10,7 @@ URL = "postgresql://ada:secret@db.example:5433/hydra"
 
 OURS = (
     r"-c default_transaction_isolation=read\ committed"
-    " -c datestyle=ISO -c array_nulls=on -c standard_conforming_strings=on"
+    " -c array_nulls=on -c standard_conforming_strings=on"
 )
 
 
