@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -26,7 +26,14 @@ _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 
 #: Further temporary errors. 25P03 and 25P04: the server ends a session that held a lease for too long (see `lease`), because it was
 #: idle or slow. 25006: a standby that is about to take over does not accept writes yet.
-_PASSING_TOO = frozenset({"25P03", "25P04", "25006"})
+_READ_ONLY = "25006"
+_PASSING_TOO = frozenset({"25P03", "25P04", _READ_ONLY})
+
+#: What the caller is told when patience ends.
+NO_ANSWER: Final = "The database does not answer; try again later"
+NO_WRITES: Final = (
+    "The database takes no writes: it is a standby, or default_transaction_read_only is on for this login"
+)
 
 
 class Lender(Protocol):
@@ -58,6 +65,7 @@ async def patiently(
     """
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + patience_s
+    trouble = NO_ANSWER
     while True:
         with cancellation_heard():
             try:
@@ -68,8 +76,11 @@ async def patiently(
             except (psycopg.Error, PoolTimeout) as error:
                 if not may_pass(error):
                     raise
+                # At last the pool alone has no time any more.
+                if not isinstance(error, PoolTimeout):
+                    trouble = NO_WRITES if error.sqlstate == _READ_ONLY else NO_ANSWER
                 if clock() > give_up_at:
-                    raise StoreUnavailable("The database does not answer; try again later") from error
+                    raise StoreUnavailable(trouble) from error
                 await pool.check()
         await asyncio.sleep(_PAUSE_S)
 

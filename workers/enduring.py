@@ -11,6 +11,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from events.errors import StoreUnavailable
+from hydracore.db.complaints import one_line
 
 _log = structlog.get_logger(__name__)
 
@@ -24,7 +25,7 @@ async def enduring(part: str, *, recover_s: float) -> AsyncGenerator[None]:
     try:
         yield
     except (RedisError, StoreUnavailable) as error:
-        _log.warning(f"{part}_waits", error=type(error).__name__)
+        _log.warning(f"{part}_waits", error=type(error).__name__, reason=one_line(error))
     except psycopg.Error as error:
         # Not what it says, which may be of what is in a row.
         _log.error(f"{part}_failed", error=type(error).__name__, sqlstate=error.sqlstate)

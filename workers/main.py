@@ -133,7 +133,7 @@ async def follow(follower: Follower, watcher: HeadWatcher) -> None:
             await follower.catch_up()
             looked_s = time.monotonic() - began_s
         except StoreUnavailable as error:
-            _log.warning("follower_waits", error=type(error).__name__)
+            _log.warning("follower_waits", reason=str(error))
         except Exception:  # noqa: BLE001 - a projection's bug must not stop the relay
             _log.exception("follower_failed")
             await asyncio.sleep(RECOVER_S)

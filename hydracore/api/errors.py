@@ -203,7 +203,9 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
 
 def _unavailable(error: Exception) -> Failure:
     """Nothing is known to have happened; commands carry an id, so that asking again is safe."""
-    _log.warning("request_not_served", error=type(error).__name__)
+    # Of others than our own errors no word: it may be of what is in a row.
+    reason = str(error) if isinstance(error, e.EventsError) else None
+    _log.warning("request_not_served", error=type(error).__name__, reason=reason)
     return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, _RETRY_AFTER)
 
 

@@ -31,7 +31,7 @@ async def keep_hearing(pool: AsyncConnectionPool) -> NoReturn:
         try:
             await patiently(pool, hear)
         except StoreUnavailable as error:
-            _log.warning("heartbeats_not_heard", error=type(error).__name__)
+            _log.warning("heartbeats_not_heard", reason=str(error))
         except Exception:  # noqa: BLE001 - whoever stops saying so stops the clock of every agent's silence
             _log.exception("heartbeats_not_heard")
         await asyncio.sleep(HEAR_S)

@@ -134,11 +134,12 @@ async def test_a_database_that_stays_away_is_told_as_such(
         await api.client.post("/v1/instances", json=ORDER, headers=ann)
         await own_services.supervisor.stop(["postgres"], grace_s=10)
 
-        read, write, ready = await asyncio.gather(
-            api.client.get("/v1/instances", headers=ann, timeout=60),
-            api.client.post("/v1/instances", json=ORDER, headers=ann, timeout=60),
-            api.client.get("/health/ready", timeout=60),
-        )
+        with structlog.testing.capture_logs() as lines:
+            read, write, ready = await asyncio.gather(
+                api.client.get("/v1/instances", headers=ann, timeout=60),
+                api.client.post("/v1/instances", json=ORDER, headers=ann, timeout=60),
+                api.client.get("/health/ready", timeout=60),
+            )
         live = await api.client.get("/health/live")
         # It has no key, so that it repeats no other.
         wrong = await api.client.post("/v1/instances", json=ORDER | {"region_id": "mars"}, headers=ann, timeout=1)
@@ -150,6 +151,8 @@ async def test_a_database_that_stays_away_is_told_as_such(
         for answer in (read, write):
             await assert_has_the_headers_of_any(api, answer)
         assert ready.json()["checks"] == {"database": "down", "redis": "ok"}
+        reasons = [line["reason"] for line in lines if line["event"] == "request_not_served"]
+        assert reasons == ["The database does not answer; try again later"] * 2
 
 
 @pytest.mark.long

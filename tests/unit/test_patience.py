@@ -53,6 +53,14 @@ async def test_a_connection_is_waited_for_no_longer_than_patience_lasts() -> Non
     assert max(later) <= PATIENCE_S / 2
 
 
+async def test_one_that_takes_no_writes_is_told_as_such() -> None:
+    async def work(_connection: AsyncConnection) -> None:
+        raise psycopg.errors.ReadOnlySqlTransaction
+
+    with pytest.raises(StoreUnavailable, match="takes no writes: it is a standby"):
+        await patiently(Exhausted(), work, patience_s=PATIENCE_S)
+
+
 @pytest.mark.parametrize(
     "sqlstate",
     [
