@@ -21,6 +21,7 @@ from structlog.contextvars import get_contextvars
 
 from hydracore.agent.chat_messages import RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
+from hydracore.media_types import EVENT_STREAM, media_type
 from hydracore.reading import UNREADABLE, require_object
 from hydracore.transport import (
     CONNECT_TIMEOUT_S,
@@ -48,8 +49,6 @@ AGENT_PORT: Final = 7400
 
 #: Connections to all agents together: a chat holds one for as long as its answer takes.
 CONNECTIONS_MAX: Final = 4096
-
-EVENT_STREAM: Final = "text/event-stream"
 
 
 class VpsError(Exception):
@@ -149,7 +148,7 @@ class VpsClient:
                 with _told(agent, idle_timeout_s):
                     async with asyncio.timeout(idle_timeout_s):
                         raise _refusal(agent, await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES))
-            if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
+            if media_type(response.headers.get("content-type", "")) != EVENT_STREAM:
                 raise VpsBadAnswer(f"{agent}: no event stream", status=response.status_code)
             yield _chunks(agent, response, idle_timeout_s)
         finally:

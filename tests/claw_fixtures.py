@@ -86,7 +86,8 @@ class Claw:
     ) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
         """The events as they come, by name."""
         body = {"message": message, "conversation_id": conversation_id}
-        headers = {"Accept": "text/event-stream", **({"Idempotency-Key": key} if key else {})}
+        # Media types are the same in any case.
+        headers = {"Accept": "Text/Event-Stream", **({"Idempotency-Key": key} if key else {})}
         async with self.http.stream("POST", "/api/chat", json=body, headers=headers) as response:
             assert response.status_code == 200, await response.aread()
             assert response.headers["content-type"] == "text/event-stream"

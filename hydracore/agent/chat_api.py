@@ -19,11 +19,10 @@ from hydracore.agent.chat_messages import (
 )
 from hydracore.agent.chats import Ask, BadRequest, ChatError, MessageTooLong, OpenChat
 from hydracore.agent.expressclaw.turns import Turns
+from hydracore.media_types import EVENT_STREAM
 from hydracore.reading import UNREADABLE
 
 T = TypeVar("T")
-
-EVENT_STREAM: Final = "text/event-stream"
 
 CONVERSATIONS_LISTED: Final = 20
 CONVERSATIONS_LISTED_MAX: Final = 200
@@ -45,7 +44,7 @@ class ChatApi:
         """Answers with a status of its own as long as nothing was said; afterwards an error is the stream's last event."""
         ask = _read_ask(request)
         chat = self._open_chat(ask)
-        if EVENT_STREAM in request.headers.get("accept", ""):
+        if EVENT_STREAM in request.headers.get("accept", "").lower():
             events = _events(chat)
             return Stream(EVENT_STREAM, await anext(events), events)
         with chat.listening():

@@ -35,6 +35,7 @@ from hydracore.api.validation import Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
+from hydracore.media_types import EVENT_STREAM, JSON, media_type
 from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsUnreachable
 from projections.usage_queries import spent
 
@@ -233,10 +234,11 @@ def wants_stream(headers: RawHeaders) -> bool:
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1").lower()
     weights: dict[str, float] = {}
     for part in accept.split(","):
-        media_type, *parameters = (piece.strip() for piece in part.split(";"))
-        weights[media_type] = max(weights.get(media_type, 0), _weight(parameters))
-    stream = weights.get("text/event-stream", 0)
-    return stream > 0 and stream >= weights.get("application/json", 0)
+        _, *parameters = (piece.strip() for piece in part.split(";"))
+        kind = media_type(part)
+        weights[kind] = max(weights.get(kind, 0), _weight(parameters))
+    stream = weights.get(EVENT_STREAM, 0)
+    return stream > 0 and stream >= weights.get(JSON, 0)
 
 
 def _weight(parameters: list[str]) -> float:

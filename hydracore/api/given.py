@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from hydracore.auth import HEADER_BLANKS
 from hydracore.documents import TOO_DEEP
+from hydracore.media_types import JSON, media_type
 from hydracore.problems import Problem, Reader
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -56,8 +57,8 @@ def is_json(headers: RawHeaders) -> bool:
     """Whether the content type of the body is JSON. Without a content type, JSON is assumed."""
     for name, value in headers:
         if name == b"content-type":
-            media_type = value.split(b";", 1)[0].strip().lower()
-            return not media_type or media_type == b"application/json" or media_type.endswith(b"+json")
+            said = media_type(value.decode("latin-1"))
+            return not said or said == JSON or said.endswith("+json")
     return True
 
 

@@ -13,7 +13,7 @@ from hydracore.api.operations import Operation
 from hydracore.api.schemas import HTTPError, HTTPValidationError
 from hydracore.api.validation import Input
 from hydracore.auth import Principal
-from hydracore.vps import EVENT_STREAM
+from hydracore.media_types import EVENT_STREAM
 
 _REF: Final = "#/components/schemas/{name}"
 _BOUNDS: Final = frozenset(

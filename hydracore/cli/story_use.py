@@ -11,12 +11,12 @@ from uuid import UUID
 import httpx
 import msgspec
 
-from hydracore.agent.chat_api import EVENT_STREAM
 from hydracore.agent.chat_messages import ChatAnswer
 from hydracore.agent.credentials import load_secrets
 from hydracore.agent.state import StateDir
 from hydracore.cli.development import DevFile
 from hydracore.cli.narrator import Narrator, StoryError, expect, until
+from hydracore.media_types import EVENT_STREAM
 
 #: The most seconds for each step. A real model may be slow.
 CHAT_S_MAX: Final = 90.0

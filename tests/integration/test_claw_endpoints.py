@@ -39,6 +39,16 @@ def without_blank_lines(*parts: bytes) -> bytes:
     return b"".join(parts).replace(b"\n\n", b"\n")
 
 
+async def test_a_stream_is_one_however_its_type_is_written() -> None:
+    said: list[str] = []
+    head = HEAD.replace(b"text/event-stream", b"Text/Event-Stream; Charset=UTF-8")
+
+    async with raw_endpoint(head, piece("Hello ", None), piece("you", "stop")) as shouting:
+        await heard(shouting.base_url, said)
+
+    assert said == ["Hello ", "you"]
+
+
 async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
     said: list[str] = []
 

@@ -178,8 +178,9 @@ async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds
     assert "budget" not in str(caught.value)
 
 
-async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient) -> None:
-    async with peer(chunked(b"event: a\n", b"data: 1\n\n")) as address:
+@pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream; Charset=UTF-8"])
+async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient, content_type: str) -> None:
+    async with peer(chunked(b"event: a\n", b"data: 1\n\n", content_type=content_type)) as address:
         stream = vps.chat_stream(where(address), {"message": "x"}, idempotency_key=None, idle_timeout_s=5)
         async with stream as chunks:
             content = b"".join([chunk async for chunk in chunks])

@@ -84,6 +84,7 @@ GOOD_BODY = '{"name":"x"}'
         (A_UUID, "", "1", '{"name": x}', "application/json"),
         (A_UUID, "", "1", '{"name":"x"} trailing', "application/json"),
         (A_UUID, "", "1", GOOD_BODY, "text/plain"),
+        (A_UUID, "", "1", GOOD_BODY, "Application/JSON; Charset=UTF-8"),
         (A_UUID, "", "1", "name=x", "application/x-www-form-urlencoded"),
     ],
 )

@@ -23,6 +23,7 @@ from hydracore.agent.expressclaw.figures import Figure, read_figures
 from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import EventReader, EventTooLong
+from hydracore.media_types import EVENT_STREAM, media_type
 from hydracore.reading import UNREADABLE
 from hydracore.transport import CONNECT_TIMEOUT_S, new_client
 
@@ -161,7 +162,7 @@ class ModelAnswer:
         try:
             if response.status_code != HTTPStatus.OK:
                 raise refused(response.status_code)
-            streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+            streamed = media_type(response.headers.get("content-type", "")) == EVENT_STREAM
             read = _read_stream(response) if streamed else _read_whole(response)
             async with aclosing(read) as contents:
                 said = 0
@@ -240,7 +241,7 @@ def _request(client: httpx.AsyncClient, call: ModelCall) -> httpx.Request:
         body["temperature"] = call.temperature
     if call.max_tokens is not None:
         body["max_tokens"] = call.max_tokens
-    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+    headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM}
     if call.api_key is not None:
         headers["Authorization"] = f"Bearer {call.api_key}"
     url = call.base_url.rstrip("/") + "/chat/completions"

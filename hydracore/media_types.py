@@ -1,0 +1,13 @@
+"""What a body is said to be, as it is compared: in lower case, and without parameters (RFC 9110, section 8.3.1)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EVENT_STREAM: Final = "text/event-stream"
+JSON: Final = "application/json"
+
+
+def media_type(content_type: str) -> str:
+    """The media type of a `Content-Type`; empty where it names none."""
+    return content_type.partition(";")[0].strip().lower()
