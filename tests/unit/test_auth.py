@@ -88,6 +88,14 @@ def test_tokens_with_wrong_claims_are_refused(changes: dict[str, Any]) -> None:
         authenticator().principal_of_token(token(**changes))
 
 
+@pytest.mark.parametrize("audience", ["somebody-else", ["somebody-else", "us"], 7])
+def test_a_token_for_an_audience_is_refused_with_the_reason(audience: object) -> None:
+    with pytest.raises(AuthError, match=r"audience \(aud\)"):
+        authenticator().principal_of_token(token(aud=audience))
+    with pytest.raises(AuthError, match=r"\AInvalid token\Z"):
+        authenticator().principal_of_token(token(aud=audience)[:-4] + "AAAA")
+
+
 def test_tokens_signed_by_others_or_not_at_all_are_refused() -> None:
     claims = {"sub": "u1", "tenant": "t1", "role": "platform", "exp": NOW + 60}
     header, payload, signature = token().split(".")
