@@ -29,7 +29,7 @@ _PASSING = frozenset({"08", "28", "40", "53", "55", "57", "58"})
 _READ_ONLY = "25006"
 _PASSING_TOO = frozenset({"25P03", "25P04", _READ_ONLY})
 
-#: What the caller is told when patience ends.
+#: Messages of `StoreUnavailable`.
 NO_ANSWER: Final = "The database does not answer; try again later"
 NO_WRITES: Final = (
     "The database takes no writes: it is a standby, or default_transaction_read_only is on for this login"
@@ -76,7 +76,7 @@ async def patiently(
             except (psycopg.Error, PoolTimeout) as error:
                 if not may_pass(error):
                     raise
-                # At last the pool alone has no time any more.
+                # The last error may be the pool's, which has no time left. It says nothing about the cause.
                 if not isinstance(error, PoolTimeout):
                     trouble = NO_WRITES if error.sqlstate == _READ_ONLY else NO_ANSWER
                 if clock() > give_up_at:

@@ -196,8 +196,8 @@ class Authenticator:
             # JSON can escape a lone surrogate, which cannot be stored.
             (claims.email or "").encode()
         except jwt.InvalidAudienceError:
-            # It is signed with our secret, and whoever has it may know why it is of no use here.
-            raise AuthError("The token is for an audience (aud), and here none is accepted") from None
+            # The signature is right, so the reason may be told.
+            raise AuthError("The token names an audience (aud), which this API does not accept") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             # PyJWT decodes the unverified header first. Deeply nested JSON in it raises RecursionError.
             raise AuthError("Invalid token") from None

@@ -1,4 +1,4 @@
-"""What a body is said to be, as it is compared: in lower case, and without parameters (RFC 9110, section 8.3.1)."""
+"""Media types, which are compared in lower case and without parameters (RFC 9110, section 8.3.1)."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ JSON: Final = "application/json"
 
 
 def media_type(content_type: str) -> str:
-    """The media type of a `Content-Type`; empty where it names none."""
+    """The media type of a `Content-Type` header. Empty if it has none."""
     return content_type.partition(";")[0].strip().lower()

@@ -203,7 +203,7 @@ def _failure_of_write_side(error: e.EventsError) -> Failure:
 
 def _unavailable(error: Exception) -> Failure:
     """Nothing is known to have happened; commands carry an id, so that asking again is safe."""
-    # Of others than our own errors no word: it may be of what is in a row.
+    # Texts of foreign errors are not logged: they may quote a row.
     reason = str(error) if isinstance(error, e.EventsError) else None
     _log.warning("request_not_served", error=type(error).__name__, reason=reason)
     return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, _RETRY_AFTER)

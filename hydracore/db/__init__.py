@@ -17,8 +17,8 @@ import psycopg
 
 from events.sql import Statements
 
-# How dates are written in what comes back. libpq sends this to every server, where it counts before what the database, the role and
-# the URL have for others; and unlike options, a pooler takes it and minds it.
+# psycopg parses dates in ISO format only. libpq sends this variable to every server, where it overrides the settings of the database,
+# the role and the URL. Unlike options, poolers accept it.
 os.environ["PGDATESTYLE"] = "ISO"
 
 #: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).

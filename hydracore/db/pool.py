@@ -37,7 +37,7 @@ NOTICE_LOSS = (
 
 #: Options that our code relies on, whatever the defaults of the database or the role are. Read committed: an append looks where its lane
 #: ends once it has the lane's lock, and must see what others committed while it waited, or it would take numbers that are given. The
-#: rest is how values are written in what is sent; in what comes back, see `hydracore.db`.
+#: rest fixes how sent values are parsed. `hydracore.db` fixes how dates are returned.
 OURS = (
     r"-c default_transaction_isolation=read\ committed"
     " -c array_nulls=on -c standard_conforming_strings=on"
