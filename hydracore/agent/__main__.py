@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-# structlog and httpx import these for colourful terminals when they are there. An agent has no terminal, and they are a
-# quarter of its start. None makes their import fail, which both libraries provide for.
+# structlog and httpx import these, if they are installed, for colourful terminals. An agent has no terminal, and
+# importing them takes a quarter of its start. With None in `sys.modules` the import fails, which both libraries handle.
 for _name in ("rich", "pygments"):
     sys.modules.setdefault(_name, None)  # pyright: ignore[reportArgumentType] - see above
 

@@ -1,4 +1,4 @@
-"""The agent as a whole: one root on disk, one process at a time, boots until the control plane wants it no more."""
+"""The agent as a whole: one root directory, one process at a time, and boots until it is no longer wanted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from hydracore.agent.state import StateDir
 
 _log = structlog.get_logger(__name__)
 
-#: A second 410 so soon after the first is meant for this agent, not for a boot id.
+#: A second 410 within this time means that the agent is no longer wanted. The first may have
+#: concerned its boot id only.
 SUPERSEDED_AGAIN_S = 600.0
 
 
@@ -38,13 +39,13 @@ def built_in_runtimes(store: Store) -> Mapping[str, RuntimeKind]:
 
 
 class Agent:
-    """`run` is a task of its own: it needs no signal handler, touches nothing global, and can be cancelled any time."""
+    """One agent. `run` installs no signal handler and changes no global state, and it can be cancelled at any time."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     async def run(self) -> None:
-        """Work until the control plane answers 410; from then on this returns at once, also after a restart.
+        """Work until the control plane answers 410. From then on this returns at once, after a restart too.
 
         Raises `StartRefused` (`BootFileInvalid`, `AlreadyRunning`, `StateDamaged`) when it cannot start.
         """
@@ -55,12 +56,12 @@ class Agent:
                 return
             boot_file = read_boot_file(self._root)
             with bound_contextvars(instance_id=str(boot_file.instance_id), attempt=boot_file.attempt):
-                await self._run_wanted(state, boot_file)
+                await self._run_until_gone(state, boot_file)
                 state.retire()
                 _log.info("agent_retired")
 
-    async def _run_wanted(self, state: StateDir, boot_file: BootFile) -> None:
-        """Returns when the control plane wants this agent no more."""
+    async def _run_until_gone(self, state: StateDir, boot_file: BootFile) -> None:
+        """Work until the control plane no longer wants this agent."""
         identity = load_identity(state)
         stored = load_secrets(state)
         spool = CallbackSpool(state)
@@ -69,7 +70,8 @@ class Agent:
         started_s = time.monotonic()
 
         async def replace_key(refused: str, boot_id: UUID) -> str:
-            # As a boot does that replaces its key. The next one will find a key that the control plane knows to be here.
+            # As in `Boot._renewed`: the control plane may have lost usage. The next boot cannot notice it, as it will
+            # find a key that is acknowledged already.
             store.ledger.doubt()
             asked = SecretsRequest(instance_id=boot_file.instance_id, attempt=boot_file.attempt, boot_id=boot_id)
             return await replace_refused_key(
@@ -99,11 +101,12 @@ class Agent:
             await control_plane.aclose()
 
     async def _boot_until_gone(self, new_boot: Callable[[], Boot]) -> None:
-        """Boot; after a 410 to an enrolled boot, once more.
+        """Boot. After a 410 to a boot that had enrolled, boot once more.
 
-        410 to an enrolment is meant for this agent. 410 to an enrolled boot may be meant for its boot id alone: when an
-        enrolment of an earlier process, killed meanwhile, arrives late, it supersedes the one that is alive. So the
-        question is put again by enrolling anew, and a wanted agent is not lost to a delayed packet. Not twice in a row.
+        A 410 to an enrolment means that this agent is no longer wanted. A 410 to an enrolled boot may
+        concern its boot id only: a delayed enrolment of an earlier process, killed meanwhile,
+        supersedes the boot that is alive. So the agent enrols anew to find out, and a delayed packet
+        does not end a wanted agent. A second 410 within `SUPERSEDED_AGAIN_S` is final.
         """
         superseded_s: float | None = None
         while True:

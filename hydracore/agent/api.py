@@ -1,6 +1,6 @@
 """The agent's own HTTP API as an ASGI application: a table of routes behind one token.
 
-A web framework would cost every start ten times what the rest of the agent does, for a handful of routes.
+Importing a web framework would take ten times as long as the rest of the agent's start, for a handful of routes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: The longest body that is read; a configuration with its prompts is the longest there is.
+#: The largest body of a request; a larger one is answered with 413. The largest in use is a
+#: configuration with its prompts.
 BODY_MAX_BYTES: Final = 2 * 1024 * 1024
 
-#: Stands for the last part of a path in the table of routes.
+#: Placeholder in the table of routes for the last part of a path.
 LAST_PART: Final = "{last}"
 
 
@@ -55,15 +56,15 @@ class Response(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """A 200 whose body is made while it is sent. `chunks`, which has begun and given `first`, is closed when the caller
-    leaves."""
+    """A 200 whose body is generated while it is sent. `first`: its first chunk, already taken from `chunks`. `chunks`
+    is closed when the caller disconnects."""
 
     content_type: str
     first: bytes
     chunks: AsyncGenerator[bytes]
 
 
-#: Cancelled when the caller leaves. May raise `ChatError`.
+#: Answers one request. Raises `ChatError`; is cancelled when the caller disconnects.
 Handler = Callable[[Request], Awaitable[Response | Stream]]
 
 
@@ -81,9 +82,9 @@ def problem(status: int, code: str, detail: str, *headers: tuple[bytes, bytes]) 
 
 
 class AgentApi:
-    """Answers the requests that carry the control token; `token` gives the one in force, as it may be replaced.
+    """Answers requests that carry the control token.
 
-    `routes` maps a path to its handlers by method.
+    `routes` maps a path to its handlers by method. `token` returns the present control token, which may be replaced.
     """
 
     def __init__(self, routes: Mapping[str, Mapping[str, Handler]], *, token: Callable[[], str]) -> None:
@@ -108,14 +109,14 @@ class AgentApi:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request = Request(dict(parse_qsl(scope["query_string"].decode("latin-1"))), headers, body, last)
         responding = asyncio.create_task(self._respond(scope, handler, request, send))
-        leaving = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(_disconnected(receive))
         if leaving not in await first_of(responding, leaving):
             responding.result()
 
     def _find(self, scope: Scope) -> tuple[Handler, str] | Response:
-        """Who answers, and the last part of the path; or the refusal."""
-        # Before routing, so that without the token not even the routes can be learned.
-        if not self._may_enter(scope["headers"]):
+        """The handler and the last part of the path, or the answer of a refusal."""
+        # Checked before routing, so that callers without the token cannot even find out which routes exist.
+        if not self._is_authorized(scope["headers"]):
             return problem(
                 401, "unauthorized", "The control token is missing or wrong", (b"www-authenticate", b"Bearer")
             )
@@ -130,7 +131,7 @@ class AgentApi:
             return problem(405, "method_not_allowed", "Method not allowed", allowed)
         return handler, last
 
-    def _may_enter(self, headers: list[tuple[bytes, bytes]]) -> bool:
+    def _is_authorized(self, headers: list[tuple[bytes, bytes]]) -> bool:
         shown = [value for name, value in headers if name == b"authorization"]
         return len(shown) == 1 and hmac.compare_digest(shown[0], b"Bearer " + self._token().encode())
 
@@ -139,7 +140,7 @@ class AgentApi:
             response = await handler(request)
         except ChatError as error:
             response = problem(error.status, error.code, error.detail)
-        except Exception:  # noqa: BLE001 - a request that breaks is answered, and ends nobody else
+        except Exception:  # noqa: BLE001 - a request that fails gets a 500, and affects no other
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             response = problem(500, "failed", "The agent failed; its log has the reason")
         if isinstance(response, Stream):
@@ -149,8 +150,8 @@ class AgentApi:
 
 
 def _bind_request_id(scope: Scope) -> None:
-    """Log lines of the request have its id, by which the control plane's are found too."""
-    # A request that came in behind another is begun by the end of that, and with what was bound there.
+    """Add the request id, if one was sent, to all log lines of this request. The control plane logs the same id."""
+    # A pipelined request starts in the context of the request before it, whose id would still be bound.
     unbind_contextvars("request_id")
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
@@ -159,8 +160,10 @@ def _bind_request_id(scope: Scope) -> None:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """The whole body. Raises `_TooLarge`, and `_CallerGone` where the caller has left before its end: a part of an order may say
-    something else than the whole of it."""
+    """The whole body. Raises `_TooLarge`, and `_CallerGone` if the caller disconnects before its end.
+
+    A truncated body must not be handled: it may be valid all the same, and mean something else.
+    """
     body = bytearray()
     while True:
         message = await receive()
@@ -173,8 +176,8 @@ async def _read_body(receive: Receive) -> bytes:
             return bytes(body)
 
 
-async def _left(receive: Receive) -> None:
-    """Once the body is read, the only thing left to receive is that the caller has left."""
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the caller disconnects. The body must have been read: then nothing else is left to receive."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Backoff:
-    """Doubles from `base_s` to `cap_s`, never gives up. Each wait is cut by up to half at random, so that the agents of
-    a control plane that went away do not all come back in the same instant.
+    """Waits that double from `base_s` to `cap_s`, without end. Each is shortened at random by up to half, so that after
+    an outage of the control plane not all agents call in the same instant.
 
-    `rand` gives a float in [0, 1).
+    `rand` returns a float in [0, 1).
     """
 
     def __init__(self, *, base_s: float, cap_s: float, rand: Callable[[], float] = random.random) -> None:
@@ -27,5 +27,5 @@ class Backoff:
         return full * (1 - self._rand() / 2)
 
     def reset(self) -> None:
-        """It worked: the next trouble starts from the shortest wait again."""
+        """Start from the shortest wait again, after a success."""
         self._next_s = self._base_s

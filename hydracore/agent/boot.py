@@ -1,4 +1,4 @@
-"""One boot of the agent, under one boot id: enrol, get the secrets, run the runtime, answer, report.
+"""One boot of the agent, under one boot id: enrol, get the secrets, run the runtime, serve the API, report.
 
 booted -> enrolled -> secrets -> configured -> runtime_started -> healthy -> heartbeats for ever
 """
@@ -32,15 +32,16 @@ from hydracore.agent.state import StateDir
 from hydracore.agent.supervisor import Supervisor
 from hydracore.agent.usage import UsageSender
 
-#: A start takes a moment, and what is told in it travels together. One that takes longer is told of as it goes.
+#: The longest that callbacks are held back until the agent is healthy. Those of a normal start then
+#: travel in one request.
 START_S = 1.0
 
 
 class Boot:
-    """`enrol` once, then `work` once. Both raise `Gone`, and `work` `StateDamaged`; neither ends otherwise, except by
-    cancellation or a bug.
+    """Call `enrol` once, then `work` once. Both raise `Gone`; `enrol` raises `DiskRefuses`, too, and `work`
+    `StateDamaged`. `work` never returns.
 
-    `uptime_s` gives the seconds since the process (or task) of this agent started.
+    `uptime_s` returns the seconds since the process (or task) of this agent started.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Boot:
         self._server = AgentServer(AgentApi(self._routes(store), token=self._control_token), report=report)
 
     async def enrol(self) -> None:
-        """Nothing runs and nothing listens before the control plane has said that this agent is wanted."""
+        """Enrol with the control plane. Before it has accepted this agent, no runtime runs and no port is open."""
         self._spool.begin(self._boot_id)
         self._callbacks.reach("booted", f"Agent {VERSION} booted")
         await self._credentials.enrol()
@@ -98,7 +99,7 @@ class Boot:
         self._callbacks.reach("secrets", "Secrets are stored")
         self._configuration.begin(secrets)
         if self._credentials.is_new:
-            # Perhaps not to the control plane: the boot before this one may have ended while it replaced its key.
+            # New by what is on disk. But an earlier boot may have ended while it replaced its key: see `_renewed`.
             self._ledger.doubt()
         self._server.listen_on(secrets.listen)
         self._callbacks.reach("configured", f"Configuration {self._configuration.version} is in place")
@@ -111,11 +112,11 @@ class Boot:
                 tasks.create_task(self._configuration.follow(self._credentials))
                 tasks.create_task(self._usage.deliver(self._credentials))
         except BaseExceptionGroup as group:
-            # All tasks are over by now. A page that cannot be read is met again after any restart.
+            # All tasks are over by now. A restart would not help against a damaged file, so that is raised first.
             damage = _damage_in(group)
             if damage is not None:
                 raise damage from group
-            # Being gone is an answer; anything beside it is a bug and must show.
+            # `Gone` is an answer of the control plane. Any other error beside it is a bug and must show.
             gone, others = group.split(Gone)
             if gone is None or others is not None:
                 raise
@@ -142,7 +143,7 @@ class Boot:
     def _renewed(self, secrets: m.Secrets) -> None:
         self._callbacks.report("info", "The agent key was replaced")
         self._configuration.renew(secrets)
-        # A key that is refused may be of a history that the control plane has lost, and with it usage that it had.
+        # The old key may have been refused because the control plane was restored: then it has lost usage, too.
         self._ledger.doubt()
         self._server.listen_on(secrets.listen)
 
@@ -198,7 +199,7 @@ class Boot:
 
     @property
     def _error(self) -> m.ReportedError | None:
-        """What does not work. Where the disk takes nothing, the rest may come of that."""
+        """The error to report, if any. A disk that refuses comes first, as it may be the cause of the others."""
         refusal = self._state.refusal()
         if refusal is not None:
             return m.ReportedError(code="disk_refuses", message=f"The server's disk takes nothing: {refusal.what}")

@@ -1,4 +1,4 @@
-"""The file that a VPS is born with: who it is for, and the one-time token to prove it."""
+"""The boot file of a VPS: the instance and attempt that it was created for, and the one-time token to enrol with."""
 
 from __future__ import annotations
 

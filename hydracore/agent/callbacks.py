@@ -1,4 +1,4 @@
-"""What the agent tells about its boot: noted on disk first, then delivered in order, each until the control plane has it."""
+"""Callbacks, the agent's reports about its boot: spooled on disk, then sent in order, each until it is accepted."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from hydracore.agent.spool import CallbackSpool
 
 _log = structlog.get_logger(__name__)
 
-#: Between two tries to have the disk take what must be told.
+#: Seconds between two tries to write down a stage that the disk refused.
 DISK_AGAIN_S = 1.0
 
-#: A boot's last words are not worth more tries than this against a control plane that answers and does not want them.
+#: The most times that the control plane may refuse callbacks of an earlier boot. Then they are dropped.
 _LEFTOVER_REFUSALS_MAX = 3
 
 
 class Callbacks:
-    """The callbacks of one boot. `report` at any time; `deliver` runs beside, once there are credentials."""
+    """The callbacks of one boot. Call `report` at any time; run `deliver` as a task once there are credentials."""
 
     def __init__(self, *, spool: CallbackSpool, boot_id: UUID, control_plane: ControlPlane) -> None:
         self._spool = spool
@@ -46,23 +46,23 @@ class Callbacks:
         self._control_plane = control_plane
         self._news = asyncio.Event()
         self.stage: Stage = STAGES[0]
-        #: What was said of the present stage, where the disk did not take it.
-        self._untold: str | None = None
+        #: The message of the present stage if the disk refused it.
+        self._unspooled: str | None = None
 
     def reach(self, stage: Stage, message: str) -> None:
-        """The boot has come to `stage`; never back."""
+        """Enter `stage`, which never lies before the present one, and report it."""
         assert STAGES.index(stage) >= STAGES.index(self.stage), f"{stage} after {self.stage}"
         self.stage = stage
-        self._untold = None if self.report("info", message) else message
-        if self._untold is not None:
+        self._unspooled = None if self.report("info", message) else message
+        if self._unspooled is not None:
             self._news.set()
 
     def report(self, level: Level, message: str) -> bool:
-        """Tell something that happened at the present stage. What the disk does not take is told in the log alone: False."""
+        """Spool a callback at the present stage. Returns False if the disk refused it; then it is in the log only."""
         try:
             callback = self._spool.append(self._boot_id, self.stage, level, message)
         except SpoolFull:
-            # Months of trouble without a control plane. The beginning says more than the latest repetition.
+            # After months of errors without a control plane. The first ones say more than the latest repetition.
             _log.exception("callback_dropped", stage=self.stage, level=level)
             return True
         except DiskRefuses as refusal:
@@ -73,27 +73,31 @@ class Callbacks:
         return True
 
     async def deliver(self, credentials: Credentials) -> NoReturn:
-        """Send what is spooled, in order, for ever. Raises `Gone`.
+        """Send spooled callbacks in order, for ever. Raises `Gone`.
 
-        A stage is said again until the disk takes it: the control plane waits for the last one, and gives the server up without.
+        A stage that the disk refused is reported again until it is spooled: if the last stage never
+        came, the control plane would give the server up.
         """
         while True:
             self._news.clear()
             while (callback := self._spool.pending(self._boot_id)) is not None:
                 await insist(lambda callback=callback: self._send(credentials, callback))
-            if self._untold is None:
+            if self._unspooled is None:
                 await self._news.wait()
             else:
                 await asyncio.sleep(DISK_AGAIN_S)
-                self.reach(self.stage, self._untold)
+                self.reach(self.stage, self._unspooled)
 
     async def _send(self, credentials: Credentials, callback: Callback) -> None:
-        """One try at what comes next; afterwards the spool points at the one to send next."""
+        """Send `callback` once, and set which one the spool gives out next.
+
+        Raises `ControlPlaneError` and `DiskRefuses`.
+        """
         try:
             answer = await credentials.report(callback)
         except Conflict as error:
             wanted = error.expected_seq
-            # To be asked for the very callback just sent would mean a tight loop, so it counts as nonsense, too.
+            # A 409 that expects the callback just sent counts as a bad answer, too: obeying it would be a tight loop.
             if wanted is None or wanted == callback.seq or not self._spool.resend_from(callback.boot_id, wanted):
                 raise BadAnswer(error.call, f"409 that expects {wanted} instead of {callback.seq}") from error
             _log.warning("callbacks_resent", sent_seq=callback.seq, expected_seq=wanted)
@@ -108,10 +112,11 @@ async def deliver_leftovers(
     *,
     replace_key: Callable[[str, UUID], Awaitable[str]],
 ) -> None:
-    """Deliver what an earlier boot noted and did not get through before it died.
+    """Deliver the callbacks that earlier boots spooled and could not deliver before they died.
 
-    This comes before the new boot enrols, because from then on the control plane takes no word of an older one. `replace_key`
-    makes one try to get another key than a refused one under an earlier boot's id, and raises `ControlPlaneError`.
+    Must be called before the new boot enrols: from then on the control plane accepts no callback of
+    an older boot. `replace_key` takes the refused key and an earlier boot's id, makes one try to get
+    another key, and raises `ControlPlaneError`.
     """
     for boot_id in spool.boots_with_pending():
         if not await _deliver_boot(spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key):
@@ -126,8 +131,11 @@ async def _deliver_boot(
     agent_key: str,
     replace_key: Callable[[str, UUID], Awaitable[str]],
 ) -> bool:
-    """False when the control plane does not want them. That must not keep the new boot from starting, so a control plane
-    that is there and refuses is asked a few times only; whether the agent itself is wanted is for enrolment to ask."""
+    """Deliver one boot's callbacks. Returns False if the control plane refuses them.
+
+    A refusal must not keep the new boot from starting, so the number of refused tries is bounded. Nor
+    does a 410 end the agent here: the enrolment that follows tells whether it is still wanted.
+    """
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     refusals = 0
     is_key_refused = False
@@ -142,7 +150,7 @@ async def _deliver_boot(
         except ControlPlaneError as error:
             if not isinstance(error, Unavailable):
                 refusals += 1
-                # Without another key the refused one is tried again: either answer may be the one that changes.
+                # If the key cannot be replaced, the refused one is tried again: either of the two answers may change.
                 is_key_refused = isinstance(error, Unauthorized)
             if refusals == _LEFTOVER_REFUSALS_MAX:
                 return False

@@ -1,4 +1,4 @@
-"""Chats and conversations over HTTP: `POST /api/chat`, whole or as a stream of events, and what was said before."""
+"""Chats over HTTP: `POST /api/chat`, answered whole or as a stream of events, and the conversations on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 CONVERSATIONS_LISTED: Final = 20
 CONVERSATIONS_LISTED_MAX: Final = 200
 
-#: No more digits than that: Python refuses to make a number of thousands.
+#: The digits are bounded because `int` raises `ValueError` for some thousands of them.
 _LIMIT: Final = re.compile(r"[0-9]{1,9}")
 _CONVERSATION_ID: Final = re.compile(CONVERSATION_ID_PATTERN)
 _KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_MAX_CHARS}}}")
@@ -41,7 +41,7 @@ class ChatApi:
         self._open_chat = open_chat
 
     async def chat(self, request: Request) -> Response | Stream:
-        """Answers with a status of its own as long as nothing was said; afterwards an error is the stream's last event."""
+        """An error before the first word is answered with its own status; a later one is the stream's last event."""
         ask = _read_ask(request)
         chat = self._open_chat(ask)
         if EVENT_STREAM in request.headers.get("accept", "").lower():
@@ -72,9 +72,9 @@ def read_body(request: Request, body_type: type[T]) -> T:
 
 
 def key_of_caller(end_user: str | None, key: str) -> str:
-    """A caller's key as it is kept. Each end user has keys of their own, and so have channels, which make theirs up.
+    """A caller's idempotency key as it is stored: with the end user, so that keys of two end users never clash.
 
-    `schema.sql` gives keys of old this form.
+    Nor do they clash with the keys that channels make up. `schema.sql` converts keys of earlier releases to this form.
     """
     owner = "" if end_user is None else f"{len(end_user)}:{end_user}"
     return f"caller:{owner}:{key}"
@@ -98,7 +98,7 @@ def _read_ask(request: Request) -> Ask:
 
 
 async def _events(chat: OpenChat) -> AsyncGenerator[bytes]:
-    """The chat as server-sent events. Raises `ChatError` as long as there was none of them."""
+    """The chat as server-sent events. Raises `ChatError` before the first event; later, an error is the last event."""
     with chat.listening():
         said = False
         try:
@@ -107,7 +107,7 @@ async def _events(chat: OpenChat) -> AsyncGenerator[bytes]:
                 yield _event("token", {"text": text})
             answer = await chat.answer()
             if not said:
-                # An answer that is on disk comes in one piece.
+                # A repeated request gets the answer on disk, which comes in one piece.
                 yield _event("token", {"text": answer.message})
             yield _event("done", answer)
         except ChatError as error:
@@ -117,5 +117,5 @@ async def _events(chat: OpenChat) -> AsyncGenerator[bytes]:
 
 
 def _event(name: str, content: Any) -> bytes:
-    # JSON has no line breaks of its own, so one data line holds it.
+    # Encoded JSON has no line breaks, so one data line holds it.
     return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"

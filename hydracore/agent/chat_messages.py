@@ -1,4 +1,4 @@
-"""The shapes of chats and conversations in the agent's own API, which the control plane reads with the same structs."""
+"""The messages of the agent's API about chats and conversations. The control plane uses the same structs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 from hydracore.agent.messages import Count, Ignored, ReportedError
 
-#: Ids of conversations, whoever made them up.
+#: Ids of conversations, whether the agent, a caller or a channel made them up.
 CONVERSATION_ID_PATTERN: Final = r"^[A-Za-z0-9:_-]{1,128}\Z"
 ConversationId = Annotated[str, msgspec.Meta(pattern=CONVERSATION_ID_PATTERN)]
 
-#: The conversation of a Telegram chat has the chat's number, mostly a person's, behind this.
+#: The prefix of a Telegram conversation's id. Telegram's number of the chat, which mostly is a person's, follows it.
 TELEGRAM_CONVERSATION = "telegram:"
 
 #: The longest message that is answered, in characters.
@@ -43,7 +43,7 @@ class TokenUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a chat ends with: the whole answer, and who gave it at what cost."""
+    """The end of a chat: the whole answer, the model that gave it, and what it cost."""
 
     conversation_id: str
     message: str
@@ -108,8 +108,8 @@ class PushedConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What `PUT /api/config` answers: the version that the agent runs with now, null while it runs nothing, and what of it is
-    not used."""
+    """The answer to `PUT /api/config`: the version that the agent runs, null while it runs none, and
+    the parts of it that are not used."""
 
     config_version: Count | None
     ignored: tuple[Ignored, ...] = ()
@@ -127,7 +127,7 @@ class Updates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpdatesApplied(msgspec.Struct, frozen=True, kw_only=True):
-    """`drained`: no chat was cut short. `error`: what keeps the runtime from running as it should, if anything does."""
+    """`drained`: whether no chat was cut short. `error`: what keeps the runtime from working as it should."""
 
     config_version: Count
     restarted: bool

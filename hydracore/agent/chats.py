@@ -1,16 +1,16 @@
-"""Chats as the agent's API and its channels see them, whatever runtime answers.
+"""Chats as the agent's API and its channels see them, whichever runtime answers.
 
 ChatError                     `status` and `code` are what the API answers
-├── BadRequest                422 bad_request           the request has not the shape agreed on
+├── BadRequest                422 bad_request           the request is malformed
 ├── MessageTooLong            413 too_large
-├── BudgetSpent               402 budget_spent          nothing is asked of a model until the day or month is over
+├── BudgetSpent               402 budget_spent          no model is called until the day or month is over
 ├── KeyMismatch               409 idempotency_mismatch  the key was used for another request
 ├── Draining                  503 draining              no new chats
 ├── TooManyChats              503 busy
 ├── NotServing                503 not_serving           no runtime runs
 ├── Interrupted               503 interrupted           the runtime was stopped in the middle
 ├── ModelFailed               502 model_failed          no model of the policy gave an answer
-└── ModelTimeout              504 model_timeout         none of them in time
+└── ModelTimeout              504 model_timeout         no model of the policy answered in time
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ModelTimeout(ChatError):
 
 
 class Ask(NamedTuple):
-    """One message to answer. `key`: asking again with it gives the same answer. `end_user`: for whom, if not the owner."""
+    """One message to answer. `key`: asking again with it gives the same answer. `end_user`: None is the owner."""
 
     message: str
     conversation_id: str | None
@@ -100,9 +100,9 @@ class Ask(NamedTuple):
 
 
 class OpenChat:
-    """An answer in the making. Any number may listen, from its beginning; when the last one leaves, nobody wants it.
+    """An answer while it is made. Any number of listeners get all of it. When the last one leaves, it is abandoned.
 
-    Who makes it calls `say`, and at last `finish` or `fail`. Who listens does so inside `listening`.
+    The maker calls `say`, and at last `finish` or `fail`. A listener reads `texts` or `answer` inside `listening`.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class OpenChat:
         self._news = asyncio.Event()
         self._listeners = 0
         self._was_heard = False
-        #: Set when nobody listens any more.
+        #: Set when nobody listens any more, and to end the chat early.
         self.abandoned = asyncio.Event()
 
     def say(self, text: str) -> None:
@@ -119,7 +119,7 @@ class OpenChat:
         self._wake()
 
     def retract(self) -> bool:
-        """Take back what was said, as long as nobody has heard it. False when somebody has."""
+        """Take back what was said, unless a listener has got some of it. Returns whether it was taken back."""
         if not self._was_heard:
             self._pieces.clear()
         return not self._was_heard
@@ -130,7 +130,7 @@ class OpenChat:
         self._wake()
 
     def fail(self, error: ChatError) -> None:
-        """An answer that is whole stays one, whatever comes after it."""
+        """End with an error, unless the chat has ended already."""
         if self._outcome is None:
             self._outcome = error
             self._wake()
@@ -150,7 +150,7 @@ class OpenChat:
                 self.abandoned.set()
 
     async def texts(self) -> AsyncGenerator[str]:
-        """What is said, as it comes, in as many pieces as there was time for. Raises `ChatError`."""
+        """The answer as it is said. What was said since the last piece comes as one. Raises `ChatError`."""
         heard = 0
         while True:
             news = self._news
@@ -170,7 +170,7 @@ class OpenChat:
         while self._outcome is None:
             await self._news.wait()
         if isinstance(self._outcome, ChatError):
-            # A fresh one for each listener, as raising marks an exception with its traceback.
+            # A new exception for each listener, as raising one adds a traceback to it.
             raise type(self._outcome)(self._outcome.detail)
         return self._outcome
 

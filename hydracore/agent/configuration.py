@@ -1,7 +1,7 @@
-"""The configuration that the agent runs: the newest that it was given, whichever way that came, also after a restart.
+"""The configuration that the agent runs: the newest one that it got, in whichever way, also after a restart.
 
-Where the control plane says that an older one ought to run, as it does behind a restore, the agent fetches that: what is pushed may
-be late, and what is asked for is what counts now.
+If the control plane wants an older version to run, as after its restore, the agent fetches it. A push may be late, so
+an older version that is pushed is not adopted; the answer to a fetch is what counts now.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FILE = "config.json"
 
 
 class StoredConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`key_id`: of the latest secrets when it came."""
+    """`key_id`: that of the agent's secrets when this configuration came."""
 
     config_version: int
     runtime: dict[str, Any]
@@ -41,9 +41,10 @@ class StoredConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Configuration:
-    """`begin` with the secrets; then `adopt` what is pushed, and `follow` what the heartbeats tell of.
+    """Call `begin` with the secrets first; then run `follow`, `adopt` pushes, and `note_wanted` after each heartbeat.
 
-    `configure` puts one in force and raises `RuntimeFailed` for one that cannot be used. `report` is told of that.
+    `configure` puts a configuration in force, and raises `RuntimeFailed` for one that cannot be used. If that one was
+    not pushed, `report` gets the reason.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class Configuration:
         self._configure = configure
         self._report = report
         self._current: StoredConfig | None = None
-        #: What is on disk; another one than `_current` where the disk did not take that.
+        #: What is on disk. It differs from `_current` if the disk refused that.
         self._stored: StoredConfig | None = None
         self._key_id: str | None = None
-        #: The version that heartbeats tell of, and the one that was no use when it came.
+        #: The version that the latest heartbeat's answer named, and the latest version that could not be used.
         self._wanted: int | None = None
         self._refused: int | None = None
         self._behind = asyncio.Event()
@@ -81,36 +82,39 @@ class Configuration:
         return masked(self._current.runtime)
 
     def begin(self, secrets: m.Secrets) -> None:
-        """Start with the newer one of what the secrets brought and what is on disk, or with that on disk where the newer one
-        cannot be used."""
+        """Start with the configuration on disk or with that of `secrets`, whichever is newer. If the latter is newer
+        and cannot be used, the one on disk stays."""
         self._stored, self._key_id = self._load(), secrets.key_id
         if self._stored is not None:
             self._put_in_force(self._stored)
         if self._stored is None or _brings_newer(secrets, self._stored):
-            self._report_unless(self.adopt, secrets)
+            self._take_or_report(self.adopt, secrets)
 
     def renew(self, secrets: m.Secrets) -> None:
-        """Fresh secrets came, and with them whatever else has changed since the last ones: also another configuration of the same
-        version, where the control plane was restored."""
+        """Adopt the configuration that came with new secrets. After a restore of the control plane it may have the
+        version of the present one and another content."""
         self._key_id = secrets.key_id
-        self._report_unless(self.adopt, secrets)
+        self._take_or_report(self.adopt, secrets)
 
     def adopt(self, version: int, runtime: dict[str, Any]) -> int:
-        """Run with this from now on, unless a newer one is in force: then the control plane is asked which one counts. Returns the
-        version that is in force; it is on disk then, unless the disk takes nothing: then that is tried again with each heartbeat.
+        """Run with this from now on. If a newer version is in force, that stays, and `follow` asks which one counts.
 
-        The same version may come again with other content: what its maker knows and does not count as a change, such as
-        prices. Raises `RuntimeFailed` where it cannot be used; then the one before stays.
+        Returns the version in force. It is on disk then, unless the disk refused it: then each heartbeat has it fetched
+        and stored again. The same version may come again with another content, such as new prices, which the control
+        plane does not count as a change. Raises `RuntimeFailed` if it cannot be used; then the one before stays.
         """
         if self._current is not None and version < self._current.config_version:
-            # Two pushes may have overtaken each other, or the newer one is of a history that a restore has lost.
+            # Either an older push came late, or the control plane was restored and no longer knows the newer version.
             self._behind.set()
             return self._current.config_version
         self._take(version, runtime)
         return version
 
     def note_wanted(self, version: int) -> None:
-        """The control plane says that this version ought to run."""
+        """The control plane wants this version to run. Fetch it if another one runs, or the present one is not on disk.
+
+        A version that was fetched before and could not be used is not fetched again.
+        """
         if version != self._wanted:
             self._wanted = version
             if version != self.version:
@@ -123,29 +127,30 @@ class Configuration:
         """Fetch the configuration whenever another one may be wanted, and run with that. Raises `Gone`."""
         while True:
             await self._behind.wait()
-            # Now, so that an older push which comes while it is fetched is a reason to ask again.
+            # Cleared before the fetch, so that an older version that is pushed meanwhile leads to another fetch.
             self._behind.clear()
             self._is_fetching, before = True, self._current
             fetched = await insist(lambda: self._fetch(credentials))
             self._is_fetching = False
-            # What was pushed meanwhile may be younger than this answer: then the answer to another question is the younger one.
-            self._report_unless(self._take if self._current is before else self.adopt, fetched)
+            # A push that came meanwhile may be newer than this answer. Then `adopt` fetches again
+            # instead of going back.
+            self._take_or_report(self._take if self._current is before else self.adopt, fetched)
 
-    def _report_unless(
-        self, taken: Callable[[int, dict[str, Any]], object], config: m.Secrets | m.NewestConfig
+    def _take_or_report(
+        self, take: Callable[[int, dict[str, Any]], object], config: m.Secrets | m.NewestConfig
     ) -> None:
-        """Have `config` taken; what makes that impossible is told of, and the one before stays."""
+        """Pass `config` to `take`. If it cannot be used, report why; then the one before stays."""
         version = config.config_version
         try:
-            taken(version, config.runtime)
+            take(version, config.runtime)
         except RuntimeFailed as failure:
-            # Asked for again when it is another one; this one was told of.
+            # It was reported, so that it is not fetched again as long as the control plane wants this version.
             self._refused = version
             _log.warning("configuration_refused", config_version=version, reason=failure.message)
             self._report("error", f"Configuration {version} is not used: {failure.message}")
 
     def _take(self, version: int, runtime: dict[str, Any]) -> None:
-        """Run with this, and keep it. Raises `RuntimeFailed`."""
+        """Run with this, whichever version is in force, and store it. Raises `RuntimeFailed`."""
         config = StoredConfig(config_version=version, runtime=runtime, key_id=self._key_id)
         if config != self._current:
             before = self._current
@@ -159,7 +164,7 @@ class Configuration:
         try:
             self._state.write(_FILE, msgspec.json.encode(config))
         except DiskRefuses as refusal:
-            # A restart would go on with the one before, until the heartbeats tell that it is not the newest.
+            # A restart would begin with the one before, until a heartbeat's answer names the version that ought to run.
             _log.warning("configuration_not_stored", config_version=config.config_version, what=refusal.what)
         else:
             self._stored = config
@@ -183,13 +188,14 @@ class Configuration:
         try:
             return msgspec.json.decode(content, type=StoredConfig)
         except UNREADABLE:
-            # The control plane has it, too, and heartbeats will tell that ours is not the newest.
+            # The control plane has it, too: the secrets bring one, and heartbeats tell whether another ought to run.
             _log.warning("configuration_unreadable", file=_FILE)
             return None
 
 
 def _brings_newer(secrets: m.Secrets, stored: StoredConfig) -> bool:
-    """Of one version, what came later is newer: that of secrets that were not there yet when `stored` came."""
+    """Whether the configuration of `secrets` is newer than `stored`. Of one version the later one is newer, which is
+    that of `secrets` unless they were here already when `stored` came."""
     if secrets.config_version == stored.config_version:
         return secrets.key_id != stored.key_id
     return secrets.config_version > stored.config_version

@@ -1,10 +1,10 @@
 """The control plane as the agent sees it: seven calls, one error class per kind of answer.
 
 ControlPlaneError
-├── Unavailable         nobody there to decide: no answer, or 429, 502, 503, 504. It may have been carried out all the same
+├── Unavailable         no answer, or 429, 502, 503, 504. The request may have been carried out all the same
 ├── BadAnswer           an answer that the protocol does not know, such as a 500 or a captive portal's page
 ├── Unauthorized        401: the token, signature or agent key is refused
-├── Conflict            409: out of order (`expected_seq`), or asked of something that is settled
+├── Conflict            409: out of order (`expected_seq`), or about something that is settled already
 └── Gone                410: this agent is no longer wanted
 """
 
@@ -29,13 +29,13 @@ from hydracore.transport import Answer, AnswerTooLarge, exchange, new_client
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: A whole exchange, connecting included.
+#: The longest that one request may take, connecting included.
 TIMEOUT_S = 15.0
 
-#: Runtime configuration with its prompts is the largest thing an agent is ever told.
+#: The largest answer that is read. The largest in use has a runtime configuration with its prompts.
 ANSWER_MAX_BYTES = 2 * 1024 * 1024
 
-#: Waits while the control plane is away: short enough to go on soon after it is back, long enough not to be a storm.
+#: Waits while the control plane is away: short enough to go on soon after it is back, long enough not to overload it.
 RETRY_BASE_S = 0.25
 RETRY_CAP_S = 30.0
 
@@ -50,7 +50,7 @@ class ControlPlaneError(AgentError):
 
 
 class Unavailable(ControlPlaneError):
-    """`retry_after_s`: what the answer asked for, if it did."""
+    """`retry_after_s`: the wait that the answer asked for, if it did."""
 
     def __init__(self, call: str, what: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(call, what)
@@ -76,7 +76,7 @@ class Gone(ControlPlaneError):
 
 
 class ControlPlane:
-    """One HTTP client to the control plane at `url`. Each call is one try and raises a `ControlPlaneError`."""
+    """One HTTP client to the control plane at `url`. Each call makes one try and raises `ControlPlaneError`."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url.rstrip('/')}/v1/agent/"
@@ -89,7 +89,7 @@ class ControlPlane:
         return await self._post("enroll", msgspec.json.encode(request), m.Enrolled)
 
     async def secrets(self, request: m.SecretsRequest, identity: Identity) -> m.Secrets:
-        """Signed over the exact bytes that go out, as the agent has no key yet that it could show instead."""
+        """The request is signed, over the exact bytes of its body, as the agent has no key yet."""
         body = msgspec.json.encode(request)
         return await self._post("secrets", body, m.Secrets, headers={"X-Agent-Signature": identity.sign(body)})
 
@@ -97,7 +97,7 @@ class ControlPlane:
         await self._post("secrets/ack", msgspec.json.encode(ack), dict, headers=_bearer(agent_key))
 
     async def callback(self, agent_key: str, callback: m.Callback) -> m.CallbackAccepted:
-        """The answer's `seq` is one of those sent."""
+        """Returns an answer whose `seq` is one of those sent. Any other one raises `BadAnswer`."""
         body = msgspec.json.encode(callback)
         answer = await self._post("callback", body, m.CallbackAccepted, headers=_bearer(agent_key))
         if not callback.seq <= answer.seq <= callback.last_seq:
@@ -112,7 +112,7 @@ class ControlPlane:
         return await self._post("config", msgspec.json.encode(request), m.NewestConfig, headers=_bearer(agent_key))
 
     async def usage(self, agent_key: str, batch: m.UsageBatch) -> m.UsageAccepted:
-        """The answer's `seq` is the one that was sent."""
+        """Returns an answer whose `seq` is the one that was sent. Any other one raises `BadAnswer`."""
         answer = await self._post("usage", msgspec.json.encode(batch), m.UsageAccepted, headers=_bearer(agent_key))
         if answer.seq != batch.seq:
             raise BadAnswer("usage", f"200 for {answer.seq}, which was not sent")
@@ -169,11 +169,11 @@ def _retry_after_s(headers: httpx.Headers) -> float | None:
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Make `call` until the control plane gives an answer that means something to the caller.
+    """Repeat `call` until it returns, or raises an error that the caller has to handle.
 
-    `Unavailable` and `BadAnswer` are waited out, for ever: nothing the agent could do instead would be better, and each
-    of its requests may safely be made twice. So is `DiskRefuses`, where `call` keeps the answer: an agent that lives can say
-    what is wrong, and goes on by itself once there is room. The other errors are the caller's.
+    After `Unavailable` and `BadAnswer` it is repeated for ever: the agent has nothing better to do, and
+    all of its requests are idempotent. So it is after `DiskRefuses`, if `call` stores the answer: an agent
+    that lives can report what is wrong, and goes on by itself once there is room. Other errors are raised.
     """
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:

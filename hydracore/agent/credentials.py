@@ -1,4 +1,4 @@
-"""The agent's standing with the control plane: enrolled, with a key that is on disk, acknowledged and accepted."""
+"""Enrols the agent, and fetches, stores and acknowledges its secrets, again when the control plane refuses its key."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 _FILE = "secrets.json"
 
-#: Waits after a plain no, which only a person or a new attempt can turn into a yes.
+#: Waits after a refusal. They are longer than after an outage, as mostly only a person or a new attempt can help.
 REFUSED_BASE_S = 1.0
 REFUSED_CAP_S = 60.0
 
 
 class StoredSecrets(msgspec.Struct, frozen=True):
-    """`acknowledged`: the control plane has said that it knows we have them, and will not hand them out again."""
+    """`acknowledged`: whether the control plane knows that the agent has them. Then it does not hand them out again."""
 
     secrets: m.Secrets
     acknowledged: bool
@@ -54,10 +54,13 @@ def store_secrets(state: StateDir, secrets: m.Secrets, *, acknowledged: bool) ->
 async def replace_refused_key(
     refused: str, request: m.SecretsRequest, *, state: StateDir, control_plane: ControlPlane, identity: Identity
 ) -> str:
-    """One try to get the key that replaces `refused`, for a boot that has enrolled. Raises `ControlPlaneError`."""
+    """Make one try to replace the agent key `refused`, and return the new key. The boot in `request` must be enrolled.
+
+    Raises `ControlPlaneError`, `DiskRefuses` and `StateDamaged`.
+    """
     stored = load_secrets(state)
     if stored is not None and stored.secrets.agent_key != refused:
-        # An earlier try got it, and perhaps lost the answer to the acknowledgement.
+        # An earlier try got and stored it, but perhaps not the answer to its acknowledgement.
         secrets = stored.secrets
     else:
         secrets = await control_plane.secrets(request, identity)
@@ -69,9 +72,9 @@ async def replace_refused_key(
 
 
 class Credentials:
-    """Enrolment and secrets of one boot. `open` before anything else; then `current` is what counts.
+    """Enrolment and secrets of one boot. Call `enrol`, then `open`; from then on `current` is the secrets in force.
 
-    `on_renewed` is called with the secrets that replaced refused ones.
+    `on_renewed` is called with secrets that have replaced refused ones.
     """
 
     def __init__(
@@ -91,9 +94,9 @@ class Credentials:
         self._control_plane = control_plane
         self._on_renewed = on_renewed
         self._current: m.Secrets | None = None
-        #: What the first callback acknowledges.
+        #: The secrets that the next callback acknowledges.
         self._unacknowledged: m.Secrets | None = None
-        #: No earlier boot of this agent had secrets that the control plane knew to be here.
+        #: Whether no earlier boot of this agent has acknowledged its secrets. Set by `open`.
         self.is_new = False
         self._renewing = asyncio.Lock()
         self._refused = Backoff(base_s=REFUSED_BASE_S, cap_s=REFUSED_CAP_S)
@@ -104,8 +107,11 @@ class Credentials:
         return self._current
 
     async def enrol(self) -> None:
-        """Make this boot known. A refused token is shown again, slowly: the control plane's clock or memory may have been
-        wrong, and if it was not, it will replace this attempt and answer 410."""
+        """Enrol this boot. Raises `Gone`.
+
+        A refused token is tried again, slowly: the control plane's clock or data may be wrong for a while. If the token
+        really is no good, the control plane replaces this attempt at last, and answers 410.
+        """
         request = m.EnrollRequest(
             instance_id=self._boot_file.instance_id,
             attempt=self._boot_file.attempt,
@@ -123,9 +129,9 @@ class Credentials:
                 return
 
     async def open(self) -> m.Secrets:
-        """Get a key in force: the one on disk, or a fresh one. This boot must have enrolled.
+        """The secrets on disk if the control plane knows of them, or else new ones. This boot must have enrolled.
 
-        Fresh ones are acknowledged with the first callback, which comes in a moment: a request less for each new agent.
+        New ones are acknowledged by the first callback, which follows in a moment. That saves a request per new agent.
         """
         stored = load_secrets(self._state)
         self.is_new = stored is None or not stored.acknowledged
@@ -139,7 +145,7 @@ class Credentials:
         return secrets
 
     async def report(self, callback: m.Callback) -> m.CallbackAccepted:
-        """Send a callback, as `call` does; with secrets that are not acknowledged yet, it acknowledges them."""
+        """Send a callback with the agent key, as `call` does. It acknowledges the secrets if none has done so yet."""
 
         async def send(key: str) -> m.CallbackAccepted:
             secrets = self._unacknowledged
@@ -147,7 +153,7 @@ class Credentials:
                 return await self._control_plane.callback(key, callback)
             answer = await self._control_plane.callback(key, msgspec.structs.replace(callback, key_id=secrets.key_id))
             async with self._renewing:
-                # The answer may be late, and others have taken the place of these secrets meanwhile.
+                # Other secrets may have replaced these while the answer was on its way.
                 if self._unacknowledged is secrets:
                     store_secrets(self._state, secrets, acknowledged=True)
                     self._unacknowledged = None
@@ -165,26 +171,26 @@ class Credentials:
                 await self._renew(refused=secrets)
 
     async def _renew(self, *, refused: m.Secrets) -> None:
-        """One try to replace `refused`, by whoever notices first; the others find it done.
+        """Make one try to replace `refused`. Of several callers at once the first one does it; the others find it done.
 
-        Without success the refused secrets stay and the caller tries them again: a control plane that says "refused" and
-        "you have them" in turn contradicts itself, and either may be the one to change its mind.
+        If it fails, the refused secrets stay, and the caller tries them again: a control plane that refuses a key, and
+        says that the agent has its secrets already, contradicts itself, and either answer may be the one that changes.
         """
         async with self._renewing:
             if self.current is not refused:
                 return
             _log.warning("agent_key_refused", key_id=refused.key_id)
-            # What comes is acknowledged on its own, and first stored over these.
+            # The new secrets overwrite these on disk, and are acknowledged by a request instead of a callback.
             self._unacknowledged = None
             secrets = await self._fetch()
-            # The agent works under the old ones until the control plane knows that it has these.
+            # The old ones stay in force until the control plane knows that the agent has these.
             if secrets is not None and await self._acknowledge(secrets):
                 self._refused.reset()
                 self._current = secrets
                 self._on_renewed(secrets)
 
     async def _fetch(self) -> m.Secrets | None:
-        """One round of asking and storing. None after a refusal and a wait, longer each time."""
+        """Fetch secrets and store them. Returns None after a refusal and a wait, which is longer each time."""
         request = m.SecretsRequest(
             instance_id=self._boot_file.instance_id, attempt=self._boot_file.attempt, boot_id=self._boot_id
         )
@@ -194,7 +200,7 @@ class Credentials:
             await self._wait_after_refusal(error)
             return None
         except Unauthorized as error:
-            # Our signature is good, so it is the boot that is unknown, as after a restore of the control plane.
+            # The signature is good, so the control plane does not know the boot, as after its restore.
             await self._wait_after_refusal(error)
             await self.enrol()
             return None
@@ -203,7 +209,7 @@ class Credentials:
         return secrets
 
     async def _acknowledge(self, secrets: m.Secrets) -> bool:
-        """Tell the control plane that these secrets are on disk. False when it knows better ones."""
+        """Tell the control plane that these secrets are on disk. Returns False if it refuses them."""
         ack = m.SecretsAck(boot_id=self._boot_id, key_id=secrets.key_id)
         try:
             await insist(lambda: self._control_plane.acknowledge(secrets.agent_key, ack))
@@ -213,7 +219,7 @@ class Credentials:
         try:
             store_secrets(self._state, secrets, acknowledged=True)
         except DiskRefuses as refusal:
-            # They are on disk, and in force. A later boot acknowledges them once more.
+            # The secrets are on disk, and in force. A later boot acknowledges them once more.
             _log.warning("acknowledgement_not_kept", key_id=secrets.key_id, what=refusal.what)
         return True
 

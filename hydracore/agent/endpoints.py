@@ -1,4 +1,4 @@
-"""How the agent fares and what it runs with, over HTTP: status, drain, configuration, updates."""
+"""The agent's HTTP endpoints except chats: status, drain, configuration, updates."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.expressclaw.ledger import Ledger
 from hydracore.agent.supervisor import Supervisor
 
-#: What open chats get to end when the runtime is restarted.
+#: The longest that a restart of the runtime waits for the open chats.
 RESTART_DRAIN_S: Final = 10.0
 
-#: How long the answer to a drain that cuts waits for the open chats to end and the control plane to have all usage.
+#: The longest that a drain with `cut` waits for the open chats to end and the control plane to have all usage.
 HAND_OVER_S_MAX: Final = 4.0
 
 
 class Endpoints:
-    """`status` gives the present state of all."""
+    """`status` returns the agent's present status."""
 
     def __init__(
         self,
@@ -47,19 +47,21 @@ class Endpoints:
         if request.body and read_body(request, m.Drain).cut:
             unsent = not await self._hand_over()
             return Response(200, m.Drained(active_connections=self._supervisor.active_connections, usage_unsent=unsent))
-        # Counted before the ledger is read: what a chat has cost is in it before the chat counts as over.
+        # Counted before the ledger is read, so that no usage is missed: a chat's cost is in it before the chat is over.
         active = self._supervisor.drain()
         return Response(200, m.Drained(active_connections=active, usage_unsent=await self._ledger.unsent()))
 
     async def _hand_over(self) -> bool:
-        """True once the open chats have ended and the control plane knows what they cost. Chats that take longer end by themselves:
-        they were told to before anything is waited for."""
+        """End the open chats, and have their usage sent. Returns whether the control plane has all usage now.
+
+        Returns False after `HAND_OVER_S_MAX`. Chats that take longer end all the same, as all are told to end at once.
+        """
         try:
             async with asyncio.timeout(HAND_OVER_S_MAX):
                 await self._supervisor.cut()
                 await self._ledger.sent()
         except TimeoutError:
-            # The ledger is not asked once more: a disk that is stuck may be what took so long.
+            # The ledger is not asked once more: perhaps it took so long because the disk is stuck.
             return False
         return True
 
@@ -93,7 +95,10 @@ class Endpoints:
             raise BadRequest(failure.message) from None
 
     async def _restart(self) -> bool:
-        """One restart at a time, and whole even when whoever asked for it has left."""
+        """Restart the runtime. Returns whether no chat was cut short.
+
+        Callers at the same time share one restart, which goes on if they disconnect.
+        """
         if self._restarting is None or self._restarting.done():
             self._restarting = asyncio.create_task(self._supervisor.restart(drain_s=RESTART_DRAIN_S))
         return await asyncio.shield(self._restarting)

@@ -1,4 +1,4 @@
-"""Everything that can stop an agent, or that it has to live with.
+"""The agent's errors: those that stop it, and those that it has to handle.
 
 AgentError
 ├── StartRefused              this start cannot work; `exit_code` says which kind
@@ -7,7 +7,7 @@ AgentError
 │   └── StateDamaged          4  a file of the state directory cannot be read
 ├── RuntimeFailed             the runtime did not start, or stopped by itself
 ├── SpoolFull                 too many callbacks wait for the control plane
-├── DiskRefuses               the disk is full or broken; what was to be kept is not
+├── DiskRefuses               the disk is full or broken; what was to be stored is not
 ├── ControlPlaneError         see `control_plane`
 ├── ChatError                 see `chats`
 ├── ModelTrouble              see `expressclaw.model_client`
@@ -63,7 +63,7 @@ class RuntimeFailed(AgentError):
 
 
 class DiskRefuses(AgentError):
-    """`what`: the system's own words for it."""
+    """`what`: the message of the operating system or of SQLite."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"the disk takes nothing: {what}")
@@ -71,4 +71,4 @@ class DiskRefuses(AgentError):
 
 
 class SpoolFull(AgentError):
-    """The callback was not taken and used no number."""
+    """The callback was not spooled and got no number."""

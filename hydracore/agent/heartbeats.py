@@ -1,4 +1,4 @@
-"""The agent's sign of life. Telemetry, not history: a heartbeat that does not get through is not sent later."""
+"""Heartbeats, the agent's sign of life. They are telemetry and no history: one that fails is not sent again."""
 
 from __future__ import annotations
 
@@ -34,13 +34,17 @@ async def beat(
     on_wanted: Callable[[int], None],
     rand: Callable[[], float] = random.random,
 ) -> NoReturn:
-    """Send `content()` now and at every interval. After a failure sooner, with backoff, so that an outage is over for
-    this agent soon after it is over. `on_wanted` is told each time which configuration ought to run. Raises `Gone`.
+    """Send `content()` now and at every interval. Raises `Gone`.
 
-    The secrets say what the interval was when they were issued, each answer what it is now: that is what silence is judged by.
+    After a failure the next one comes earlier, with backoff, so that the agent reports soon after an
+    outage. `on_wanted` gets the configuration version that ought to run from each answer.
 
-    At a new agent the control plane looks for itself, so its first comes at some moment of the first interval, by `rand` (a
-    float in [0, 1)): agents that were made together do not report together for ever. One that was away may be missed already.
+    The first interval is the one in the secrets, which may be old; then the latest answer's counts,
+    as the control plane judges silence by it.
+
+    A new agent sends its first heartbeat at a random moment of the first interval (`rand` returns a float
+    in [0, 1)), so that agents that were created together do not report together for ever; the control plane
+    checks a new agent by itself. An agent that was away reports at once, as it may be missed already.
     """
     interval_s = credentials.current.heartbeat_interval_s
     if credentials.is_new:

@@ -1,4 +1,4 @@
-"""Who the agent is to the control plane: two key pairs, made once on the VPS; the private halves never leave it."""
+"""The agent's identity: two key pairs, made once on the VPS. The private keys never leave it."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Identity:
 def load_identity(state: StateDir) -> Identity:
     """The identity on disk; on the first boot a new one, on disk before it is returned.
 
-    Raises `StateDamaged` for a file that is not one of ours. It is not replaced: the control plane has bound the enrol
-    token to the first keys it saw, so other keys would be refused for ever and look like an intruder.
+    Raises `StateDamaged` if the file cannot be read. It is not replaced: the control plane has bound the
+    enrol token to the first keys it saw, so other keys would be refused for ever and look like an intruder's.
     """
     content = state.read(_FILE)
     if content is None:

@@ -41,8 +41,10 @@ def run(*, root: Path) -> int:
 
 
 def _look_for_boot_file(root: Path) -> None:
-    """Before anything is made: where none ever was, somebody tries the command on a machine of their own. An agent that has a
-    directory is looked at first, as it may be retired, or another one's. Raises `BootFileInvalid`.
+    """Raise `BootFileInvalid` if there is no boot file, before a state directory is created.
+
+    Then probably somebody tries the command on a machine of their own. If there is a state directory,
+    `Agent` looks at that first: the agent may be retired, or be running already.
     """
     if not (root / STATE_DIR).exists():
         read_boot_file(root)

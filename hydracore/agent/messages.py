@@ -1,4 +1,4 @@
-"""The shapes on the wire between an agent and its control plane, both ways. Nothing here does anything.
+"""The messages between an agent and its control plane, in both directions. Data only.
 
 Structs that carry a secret hide it from `repr`, so that neither a log line nor a traceback can show it.
 """
@@ -16,20 +16,20 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 Level = Literal["info", "warning", "error"]
 
-#: Which way a chat came.
+#: The way by which a chat came.
 Channel = Literal["api", "telegram"]
 
 #: A token that goes into an HTTP header: printable ASCII without blanks, so that it can neither break nor split one.
 HeaderToken = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+\Z", max_length=4096)]
 
-#: What a counter may reach; also the largest whole number that every JSON reader keeps exact.
+#: The largest value of a counter. Up to it, every JSON reader keeps whole numbers exact.
 COUNT_MAX: Final = 2**53
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
-#: No model reads or writes more in one call.
+#: The most tokens of one call; no model reads or writes more.
 TOKENS_MAX: Final = 1_000_000_000
 
-#: How far apart an agent lets itself be told to report.
+#: The longest interval of heartbeats that an agent accepts.
 HEARTBEAT_INTERVAL_S_MAX: Final = 3_600
 HeartbeatInterval = Annotated[float, msgspec.Meta(gt=0, le=HEARTBEAT_INTERVAL_S_MAX)]
 
@@ -72,9 +72,9 @@ class Listen(msgspec.Struct, frozen=True):
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent needs to work: its key, the token its own server asks for, and what to run.
+    """What an agent needs to work: its key, the token that its own API requires, and its configuration.
 
-    `runtime` names the runtime under `type`; the rest is that runtime's own business.
+    `runtime` names the runtime under `type`; the rest is for that runtime to read.
     """
 
     key_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -95,7 +95,7 @@ class SecretsAck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallbackEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing the agent has to tell."""
+    """One report of the agent."""
 
     stage: Stage
     level: Level
@@ -103,10 +103,10 @@ class CallbackEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the agent has to tell: one thing, and what came right after it where that waits, too.
+    """A report of the agent, with the reports right after it that wait to be sent, too (`following`).
 
-    `seq` is dense from 1 within `boot_id`; what follows has the numbers that follow. `key_id` says that the secrets of this
-    key are on disk, as a `SecretsAck` does.
+    `seq` numbers reports within `boot_id`, from 1 without a gap; those of `following` have the next
+    numbers. `key_id` acknowledges the secrets of this key, as a `SecretsAck` does.
     """
 
     boot_id: UUID
@@ -123,7 +123,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CallbackAccepted(msgspec.Struct, frozen=True, kw_only=True):
-    """`seq`: the last number that the control plane has now. `duplicate`: it had all of them before."""
+    """`seq`: the last number that the control plane has now. `duplicate`: whether it had all of them before."""
 
     seq: int
     duplicate: bool
@@ -157,8 +157,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True, kw_only=True):
-    """`config_version`: the one that the agent ought to run. `heartbeat_interval_s`: how far apart it is to report from now on;
-    None, of a control plane that does not tell: as its secrets say."""
+    """`config_version`: the version that the agent ought to run. `heartbeat_interval_s`: the interval
+    from now on; None if the control plane does not say, and then that of the secrets."""
 
     config_version: int
     heartbeat_interval_s: HeartbeatInterval | None = None
@@ -207,18 +207,17 @@ class UsageAccepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ignored(msgspec.Struct, frozen=True):
-    """A part of the configuration that the runtime does nothing with. `path` leads there; `reason` is for people, and
-    holds no secret."""
+    """A part of the configuration that the runtime does not use: where it is, and why (for people, without secrets)."""
 
     path: str
     reason: str
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What `GET /api/status` of an agent answers. `config_version` is null while no runtime runs.
+    """An agent's answer to `GET /api/status`. `config_version` is null while no runtime runs.
 
-    `connections`: how channels, integrations and memory fare, by name: `off`, `ready`, `connected`, `unsupported` or
-    `error: ...`. `ignored`: what of the configuration is not used.
+    `connections`: the states of channels, integrations and memory, by name: `off`, `ready`, `connected`,
+    `unsupported` or `error: ...`. `ignored`: the parts of the configuration that are not used.
     """
 
     instance_id: UUID
@@ -239,15 +238,15 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """Body of `POST /api/drain`, where it has one. `cut`: end the chats that are open, and tell what they cost before
-    answering."""
+    """Body of `POST /api/drain`, which may be empty. `cut`: end the open chats, and send their usage
+    to the control plane before answering."""
 
     cut: bool = False
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True):
-    """What `POST /api/drain` of an agent answers: how many chats are still open, and whether the control plane has yet to be
-    told of some that are over."""
+    """An agent's answer to `POST /api/drain`. `active_connections`: chats that are still open.
+    `usage_unsent`: whether the control plane may lack usage of chats that are over."""
 
     active_connections: Count
     usage_unsent: bool = False

@@ -1,4 +1,4 @@
-"""What runs the customer's agent on the VPS. The agent supervises exactly one runtime; `expressclaw` is built in."""
+"""The interface of runtimes, which answer chats. An agent supervises exactly one of them; `expressclaw` is built in."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Runtime(Protocol):
         """End it, whatever its state, within seconds."""
 
     def apply(self, config: RuntimeConfig) -> bool:
-        """Go on with another configuration without dropping a chat; False when that takes a restart.
+        """Switch to another configuration without dropping a chat. Returns False if that takes a restart.
 
-        Raises `RuntimeFailed` where it cannot be used; then all goes on as before.
+        Raises `RuntimeFailed` if the configuration cannot be used; then the present one stays.
         """
         ...
 
@@ -49,8 +49,10 @@ class Runtime(Protocol):
         """Wait until no chat is open."""
 
     async def cut(self) -> None:
-        """Take no new chats, and end the open ones within seconds; what they cost is in the ledger when this returns.
-        Whoever is cancelled in it has only ceased to wait."""
+        """Take no new chats, and end the open ones within seconds. When this returns, what they cost is in the ledger.
+
+        Cancelling this ends the wait only: the chats end all the same.
+        """
 
     def open_chat(self, ask: Ask) -> OpenChat:
         """Begin to answer. Raises `ChatError` where it cannot even begin."""
@@ -63,17 +65,17 @@ class Runtime(Protocol):
 
     @property
     def skills_loaded(self) -> tuple[str, ...]:
-        """Names of the skills that it has really loaded, not of those it was asked to load."""
+        """The ids of the skills that are really loaded, not of those that were asked for."""
         ...
 
     @property
     def workflows_loaded(self) -> tuple[str, ...]:
-        """Slugs of the workflows that it follows."""
+        """The slugs of the workflows that it follows."""
         ...
 
     @property
     def ignored(self) -> tuple[Ignored, ...]:
-        """What of its configuration it does nothing with."""
+        """The parts of its configuration that it does not use."""
         ...
 
     @property
@@ -81,7 +83,7 @@ class Runtime(Protocol):
 
     @property
     def connections(self) -> Mapping[str, str]:
-        """How channels, integrations and memory fare: `off`, `ready`, `connected`, `unsupported` or `error: ...`."""
+        """States of channels, integrations and memory: `off`, `ready`, `connected`, `unsupported` or `error: ...`."""
         ...
 
     @property
@@ -91,7 +93,7 @@ class Runtime(Protocol):
 
 
 class RuntimeKind(NamedTuple):
-    """`create` makes one run. `check` raises `RuntimeFailed` for a configuration that no run could use, without one."""
+    """`create` makes one run. `check` raises `RuntimeFailed` for a configuration that cannot be used."""
 
     create: Callable[[RuntimeConfig], Runtime]
     check: Callable[[RuntimeConfig], object]

@@ -1,4 +1,4 @@
-"""Puts the agent's API on its address: waits for the address to exist, serves, moves when told, stops with grace."""
+"""Serves the agent's API on its address: waits until that exists, moves when told, stops gracefully."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _log = structlog.get_logger(__name__)
 BIND_BASE_S = 0.1
 BIND_CAP_S = 5.0
 
-#: Connections at once; the only callers are the control plane's processes. More are answered 503.
+#: The most connections at once; more are answered with 503. The only callers are the control plane's processes.
 CONNECTIONS_MAX = 512
 
-#: What open requests get to finish when the agent stops.
+#: Seconds that open requests get to finish when the agent stops.
 GRACE_S = 3
 
 
 class AgentServer:
-    """Tell it where to listen, then `run` it beside the rest. `report` is told once while an address cannot be bound."""
+    """Call `listen_on`, then run `run` as a task. `report` is called once if an address cannot be bound yet."""
 
     def __init__(self, api: AgentApi, *, report: Callable[[Level, str], object]) -> None:
         self._api = api
@@ -38,7 +38,7 @@ class AgentServer:
         self._listening = asyncio.Event()
 
     def listen_on(self, listen: Listen) -> None:
-        """Listen there from now on, and no longer where it did."""
+        """Listen at this address from now on, and no longer at the one before."""
         if listen != self._listen:
             self._listen = listen
             self._moved.set()
@@ -77,7 +77,7 @@ class AgentServer:
         _log.info("listening", host=listen.host, port=listen.port)
 
     async def _bind(self, listen: Listen) -> socket.socket:
-        """A VPN address appears when its interface does, and a port may be held by an agent that is just dying."""
+        """Bind as soon as possible: the address comes with the VPN interface, and an ending agent may hold the port."""
         backoff = Backoff(base_s=BIND_BASE_S, cap_s=BIND_CAP_S)
         told = False
         while True:
@@ -93,14 +93,14 @@ class AgentServer:
 
 
 def _listening_socket(listen: Listen) -> socket.socket:
-    """Raises `OSError` (which includes an address that is not one)."""
+    """Raises `OSError`, also for an invalid address."""
     flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE  # never a name lookup, which would block
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             listen.host, listen.port, type=socket.SOCK_STREAM, flags=flags
         )[0]
     except UnicodeError:
-        # What cannot be a name either (an empty label, one that is too long) is refused before the system is asked.
+        # Python refuses a host that cannot even be a name (with a label that is empty or too long) by itself.
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
     bound = socket.socket(family, kind, protocol)
     try:

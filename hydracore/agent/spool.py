@@ -1,4 +1,4 @@
-"""Callbacks on disk until the control plane has them: what the agent once said is neither lost, doubled nor reordered.
+"""Keeps callbacks on disk until the control plane has them, so that none is lost, doubled or reordered.
 
 Every change is committed and synced before its method returns. That blocks for a disk write; a boot has about ten of them.
 """
@@ -26,16 +26,16 @@ _log = structlog.get_logger(__name__)
 #: Below the agent's state directory.
 SPOOL_FILE = "spool.sqlite"
 
-#: Callbacks kept of one boot, delivered or not. A boot that goes well has six.
+#: The most callbacks kept per boot, delivered ones included. A boot that goes well has six.
 KEPT_MAX = 1000
 
-#: Callbacks that go out together at most: far less than the control plane takes in one body.
+#: The most callbacks per request. They are far smaller than the largest body that the control plane reads.
 TOGETHER_MAX = 10
 
-#: Longest message, in characters. The control plane bounds a request's body, and one that is refused would block the rest.
+#: The longest message, in characters; more is cut off. A callback that is too long would be refused and block the rest.
 MESSAGE_MAX = 500
 
-#: At the end of the name of a file that was set aside; the one before it goes.
+#: Added to the name of a damaged file that is set aside. It replaces the one that was set aside before.
 _DAMAGED = ".damaged"
 
 _SQL = named_blocks(Path(__file__).with_name("spool.sql"))
@@ -45,7 +45,7 @@ class CallbackSpool:
     """One SQLite file in `state`. Its methods are called from one thread; those that write raise `DiskRefuses`."""
 
     def __init__(self, state: StateDir) -> None:
-        """A damaged file is set aside: what earlier boots have not told is worth less than an agent that starts."""
+        """A damaged file is set aside: an agent that starts is worth more than the callbacks of earlier boots."""
         self._state = state
         path = state.path / SPOOL_FILE
         with state.writing():
@@ -60,13 +60,13 @@ class CallbackSpool:
         self._db.close()
 
     def begin(self, boot_id: UUID) -> None:
-        """Start a boot, and forget every other one with whatever it has not delivered."""
+        """Start a boot, and delete all other boots with their callbacks."""
         with self._transaction():
             self._execute("begin", boot_id=str(boot_id))
             self._execute("forget_others", boot_id=str(boot_id))
 
     def mark_enrolled(self, boot_id: UUID) -> None:
-        """From now on the control plane takes this boot's callbacks, also after a restart of the agent."""
+        """Note that the control plane accepts this boot's callbacks. A restarted agent delivers those that are left."""
         with self._state.writing():
             self._execute("mark_enrolled", boot_id=str(boot_id))
 
@@ -97,12 +97,12 @@ class CallbackSpool:
         return Callback(boot_id=boot_id, seq=rows[0][0], following=following, **msgspec.structs.asdict(told[0]))
 
     def accepted(self, boot_id: UUID, seq: int) -> None:
-        """The control plane has this callback and all before it."""
+        """Note that the control plane has this callback and all before it."""
         with self._state.writing():
             self._execute("send_next", boot_id=str(boot_id), seq=seq + 1)
 
     def resend_from(self, boot_id: UUID, seq: int) -> bool:
-        """Go back (or on) to `seq`, as the control plane asked. False when the spool has no such callback."""
+        """Go back (or on) to `seq`, as the control plane asked. Returns False if the spool has no such callback."""
         boot = str(boot_id)
         first, _ = self._one("first_kept_and_next", boot_id=boot)
         if not first <= seq <= self._one("last_seq", boot_id=boot)[0]:
@@ -112,7 +112,7 @@ class CallbackSpool:
         return True
 
     def boots_with_pending(self) -> list[UUID]:
-        """Boots that the control plane knows and that ended with something untold."""
+        """The boots that have enrolled and have undelivered callbacks."""
         return [UUID(row[0]) for row in self._execute("boots_with_pending")]
 
     @contextmanager
@@ -132,12 +132,16 @@ class CallbackSpool:
 
 def _open(path: Path) -> sqlite3.Connection:
     """Raises `StateDamaged`."""
-    # In one transaction: each would wait for the disk.
+    # In one transaction: otherwise each statement would wait for the disk.
     return open_sqlite(path, lambda db: db.executescript(f"BEGIN IMMEDIATE; {_SQL['schema']} COMMIT;"))
 
 
 def _set_aside(path: Path) -> None:
-    """The journal goes along, and first: SQLite would play it into a new file that a kill in between had it find beside it."""
+    """Rename a damaged file and its journal, the journal first.
+
+    The other way round, a kill in between would leave the old journal beside the next file, and
+    SQLite would apply it to that.
+    """
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             path.with_name(f"{path.name}{suffix}").replace(path.with_name(f"{path.name}{_DAMAGED}{suffix}"))

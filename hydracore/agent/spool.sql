@@ -1,4 +1,4 @@
--- The agent's callback spool (SQLite). One row a boot, one row a callback of it.
+-- The agent's callback spool (SQLite): a row per boot, and a row per callback of it.
 
 -- name: schema
 CREATE TABLE IF NOT EXISTS boot (

@@ -1,4 +1,4 @@
-"""The SQLite files of the state directory: how they are opened, and what tells a damaged one from a disk that refuses."""
+"""Opens the SQLite files of the state directory, and tells a damaged file from a disk that refuses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hydracore.agent.errors import StateDamaged
 
-#: The largest file that is read through as it is opened, which takes a second or two then. In a larger one damage shows when
-#: it is met.
+#: The largest file that is read completely when it is opened, which takes a second or two. In a
+#: larger one a damaged page shows when it is read.
 CHECKED_MAX_BYTES = 256 * 1024 * 1024
 
 _PRIVATE_FILE = 0o600
@@ -21,10 +21,10 @@ _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 def open_sqlite(
     path: Path, prepare: Callable[[sqlite3.Connection], object], *, check_same_thread: bool = True
 ) -> sqlite3.Connection:
-    """The file, made where there is none, with what `prepare` puts in it; each commit is on the disk when it is over.
+    """Open or create the file, and call `prepare`. Each commit on the connection is synced to disk before it returns.
 
-    Raises `StateDamaged` when it is no database or has a page that cannot be read, and `sqlite3.OperationalError` for a full or
-    failing disk, which a restart may find mended.
+    Raises `StateDamaged` if the file is not a database or has a damaged page, and
+    `sqlite3.OperationalError` for a full or failing disk, which may be mended by the next start.
     """
     # SQLite gives its journal files the mode of the database, so this is the one place to set it.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE))
@@ -45,11 +45,11 @@ def open_sqlite(
 
 @contextmanager
 def telling_damage(path: Path) -> Generator[None]:
-    """`StateDamaged` in place of what SQLite raises where it meets a page of `path` that cannot be read."""
+    """Raise `StateDamaged` in place of SQLite's errors that mean that `path` is damaged."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # Extended codes have more above the lowest byte. What breaks a rule of the schema is our bug and no damage.
+        # The lowest byte of an extended code is the primary code. All others pass: a violated constraint is our bug.
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
             raise StateDamaged(path) from None
         raise

@@ -1,4 +1,4 @@
-"""The agent's directory on disk: small files that are whole or absent, one process at a time, and the mark of the end."""
+"""The agent's state directory: files that are replaced as a whole, a lock for one process, the mark of retirement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _log = structlog.get_logger(__name__)
 #: Below the agent's root.
 STATE_DIR = Path("var/lib/hydracore-agent")
 
-#: What a disk takes that has room again: more than fits beside a file's name.
+#: Bytes that are written to see whether the disk has room again: more than a file system stores
+#: without a block for them.
 _PROBE_BYTES = 4096
 
 _LOCK = "lock"
@@ -60,7 +61,7 @@ class StateDir:
 
     @contextmanager
     def writing(self) -> Generator[None]:
-        """Around whatever writes in the directory: `DiskRefuses` in place of what system and SQLite raise."""
+        """Around all writes in the directory: raises `DiskRefuses` in place of errors of the system and of SQLite."""
         try:
             yield
         except (OSError, sqlite3.OperationalError) as error:
@@ -71,7 +72,7 @@ class StateDir:
             raise refusal from error
 
     def refusal(self) -> DiskRefuses | None:
-        """What kept the last write from the disk that failed, until the disk takes something again, which is tried here."""
+        """The latest failure of a write, or None. After a failure this tries to write, and forgets it if that works."""
         if self._refusal is not None:
             with suppress(DiskRefuses):
                 self.write(_PROBE, bytes(_PROBE_BYTES))

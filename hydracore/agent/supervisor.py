@@ -1,4 +1,4 @@
-"""Keeps one runtime running with the configuration that is wanted, and knows how it fares."""
+"""Keeps one runtime running with the wanted configuration, and knows its state."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _log = structlog.get_logger(__name__)
 RESTART_BASE_S = 0.5
 RESTART_CAP_S = 60.0
 
-#: A start takes no longer, unless something is wrong.
+#: The longest that `restart` waits for the runtime to start. It takes longer only if something is wrong.
 START_MAX_S = 5.0
 
-#: A runtime that served this long was healthy: its next failure is a new trouble, not the old one again.
+#: A run that lasted this long was healthy: its failure is a new one, and the backoff starts from its shortest wait.
 STEADY_S = 60.0
 
 
@@ -35,9 +35,10 @@ class _Run(NamedTuple):
 
 
 class Supervisor:
-    """`configure` it, then `run` it beside the rest; `configure`, `drain` and `cut` at any time.
+    """Call `configure`, then run `run` as a task. `configure`, `drain` and `cut` may be called at any time.
 
-    `report` is told once when the runtime fails in a new way, and once when it serves again. `monotonic` gives seconds.
+    `report` is called once when the runtime fails in a new way, and once when it serves again.
+    `monotonic` returns seconds.
     """
 
     def __init__(
@@ -61,9 +62,12 @@ class Supervisor:
         self._failure: ReportedError | None = None
 
     def configure(self, config: RuntimeConfig) -> None:
-        """Run with this configuration from now on. A runtime that runs with another one goes on with this one, or is
-        restarted where it cannot. Raises `RuntimeFailed` for a configuration that cannot be used, whether one runs or not;
-        the one before stays wanted then. The first one has none before it: what is wrong with it shows when it is run."""
+        """Run with this configuration from now on. A running runtime switches to it, or is restarted if it cannot.
+
+        Raises `RuntimeFailed` for a configuration that cannot be used, whether a runtime runs or not;
+        then the one before stays wanted. The first configuration has none before it, so it is not
+        checked here, and fails when it is run.
+        """
         if config == self._wanted:
             return
         if self._run is not None and config.type == self._run.config.type and self._run.runtime.apply(config):
@@ -76,9 +80,9 @@ class Supervisor:
         self._wanted = config
 
     async def restart(self, *, drain_s: float) -> bool:
-        """Stop the runtime once its chats are over, or after `drain_s`, and start it anew. True when none was cut short.
+        """Stop the runtime once its chats are over, or after `drain_s`, and start it anew.
 
-        Returns when it serves again, or when it is known that it does not within `START_MAX_S`.
+        Waits until the start has succeeded or failed, at most `START_MAX_S`. Returns whether no chat was cut short.
         """
         drained = True
         if self._run is not None:
@@ -104,8 +108,10 @@ class Supervisor:
         return self.active_connections
 
     async def cut(self) -> None:
-        """Take no new chats, and end the open ones; what they cost is in the ledger when this returns. Whoever is
-        cancelled in it has only ceased to wait."""
+        """Take no new chats, and end the open ones. When this returns, what they cost is in the ledger.
+
+        Cancelling this ends the wait only: the chats end all the same.
+        """
         self._draining = True
         if self._run is not None:
             await self._run.runtime.cut()
@@ -120,7 +126,7 @@ class Supervisor:
 
     @property
     def wanted(self) -> RuntimeConfig:
-        """What ought to run, whether it does or not."""
+        """The configuration that ought to run, whether it does or not."""
         assert self._wanted is not None, "the supervisor was not configured"
         return self._wanted
 
@@ -155,7 +161,7 @@ class Supervisor:
 
     @property
     def error(self) -> ReportedError | None:
-        """What keeps the runtime from running, or else what does not work while it runs."""
+        """The failure that keeps the runtime from running, or else the error that it reports while it runs."""
         return self._failure or (None if self._run is None else self._run.runtime.error)
 
     def open_chat(self, ask: Ask) -> OpenChat:

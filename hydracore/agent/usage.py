@@ -1,4 +1,4 @@
-"""Sends what model calls have cost to the control plane: every entry once, in order, until the control plane has it."""
+"""Sends the ledger's entries to the control plane: in order, in batches that are repeated until they are accepted."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hydracore.agent.state import StateDir
 
 _log = structlog.get_logger(__name__)
 
-#: How long entries are gathered, so that many chats at once do not make a request each.
+#: Seconds that entries are gathered before they are sent, so that many chats at once do not make a request each.
 GATHER_S = 0.25
 
-#: The ledger is looked at this often without any news, too.
+#: The longest time between two looks at the ledger, if there is no news.
 LOOK_EVERY_S = 60.0
 
 
 class UsageSender:
-    """`ledger` is in `state`'s directory."""
+    """`ledger` is stored in `state`'s directory."""
 
     def __init__(self, ledger: Ledger, *, state: StateDir, control_plane: ControlPlane, boot_id: UUID) -> None:
         self._ledger = ledger
@@ -36,7 +36,7 @@ class UsageSender:
     async def deliver(self, credentials: Credentials) -> NoReturn:
         """Send batches as there are entries, for ever. Raises `Gone`."""
         while True:
-            # First, as the boot before this one may have heard the news and not come to its end with them.
+            # The first round does not wait for news: the boot before this one may have ended before it had sent all.
             await asyncio.sleep(GATHER_S)
             self._ledger.news.clear()
             while (batch := await insist(self._next_batch)) is not None:
@@ -50,13 +50,16 @@ class UsageSender:
             return await self._ledger.next_batch()
 
     async def _send(self, credentials: Credentials, batch: Batch) -> None:
-        """One try; afterwards the ledger points at the batch to send next."""
+        """Send `batch` once, and set which one the ledger gives out next.
+
+        Raises `ControlPlaneError` and `DiskRefuses`.
+        """
         request = UsageBatch(boot_id=self._boot_id, ledger_id=batch.ledger_id, seq=batch.seq, entries=batch.entries)
         try:
             await credentials.call(lambda key: self._control_plane.usage(key, request))
         except Conflict as error:
             wanted = error.expected_seq
-            # To be asked for the very batch just sent would mean a tight loop, so it counts as nonsense, too.
+            # A 409 that expects the batch just sent counts as a bad answer, too: obeying it would be a tight loop.
             with self._state.writing():
                 if wanted is None or wanted == batch.seq or not await self._ledger.resend_from(wanted):
                     raise BadAnswer(error.call, f"409 that expects {wanted} instead of {batch.seq}") from error
