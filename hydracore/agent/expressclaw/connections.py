@@ -1,4 +1,4 @@
-"""How channels, integrations and memory fare: the words for it that the agent's status has, by name."""
+"""The states of channels, integrations and memory, as the agent's status shows them."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def failing(reason: object) -> str:
 
 
 def reason_of(state: str) -> str | None:
-    """Why it does not work; None where it does, or is not to."""
+    """The reason in a state that was made by `failing`, or None for any other state."""
     return state.removeprefix(_FAILED) if state.startswith(_FAILED) else None

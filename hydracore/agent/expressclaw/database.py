@@ -1,4 +1,4 @@
-"""One SQLite file with a thread of its own, so that waiting for the disk stops no chat."""
+"""One SQLite file, with a thread for its work, so that waiting for the disk does not stop other chats."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 _SCHEMA = named_blocks(Path(__file__).with_name("schema.sql"))["schema"]
 
-#: Work on the database: it reads and writes in one transaction, and must not wait for anything else.
+#: Work on the database, done in one transaction. It must not wait for anything else.
 Work = Callable[[sqlite3.Connection], T]
 
 
 class Database:
-    """Work is done one after the other in the order in which it was given, each in a transaction that is on the disk when
-    it is reported done."""
+    """Does work in the order in which it was given, one after the other, each in a transaction that
+    is synced to disk before it is reported done."""
 
     def __init__(self, path: Path, *, new_id: Callable[[], UUID]) -> None:
         """`new_id` names the ledger of a new file. Raises `StateDamaged`."""
@@ -38,7 +38,7 @@ class Database:
             if db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
                 _empty().backup(db)
             else:
-                # What a file of an earlier release lacks. In one transaction: each would wait for the disk.
+                # Adds what a file of an earlier release lacks. In one transaction, as each one waits for the disk.
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             db.execute("INSERT OR IGNORE INTO ledger (only, ledger_id) VALUES (1, ?)", (str(new_id()),))
 
@@ -46,42 +46,45 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     async def run(self, work: Work[T]) -> T:
-        """Do `work` and wait for it. It is done whatever becomes of the caller: one that is cancelled learns of that when the work
-        is over, by a `CancelledError` whose cause is the work's failure, if it failed."""
+        """Do `work` and wait for it. Cancelling the caller does not stop the work.
+
+        A cancelled caller gets its `CancelledError` only when the work is over. If the work has
+        failed, that failure is the error's cause.
+        """
         doing = asyncio.wrap_future(self._thread.submit(self._transact, work))
         try:
-            # A future of the thread that is cancelled before its turn came is never done.
+            # Shielded, as cancelling a future of the executor that has not begun would drop the work.
             return await asyncio.shield(doing)
         except asyncio.CancelledError as cancelled:
-            await _over(doing)
+            await _wait_for(doing)
             failure = doing.exception()
             if failure is not None:
                 _log_failure(failure)
             raise cancelled from failure
 
     async def run_if_awaited(self, work: Work[T]) -> T:
-        """As `run`, for what nobody needs once its caller has left, such as reading: who is cancelled waits for no disk, and
-        the work is not done unless it had begun."""
+        """As `run`, for work that only its caller needs, such as reading. A cancelled caller does not
+        wait for the disk, and the work is dropped unless it has begun."""
         return await asyncio.wrap_future(self._thread.submit(self._transact, work))
 
     def submit(self, work: Work[None]) -> None:
-        """Have `work` done before whatever is given later. A failure is logged."""
+        """Queue `work`, before all work that is given later, without waiting for it. A failure is logged."""
         self._thread.submit(self._transact, work).add_done_callback(_log_if_failed)
 
     def close(self) -> None:
-        """Finish what was given, and close the file."""
+        """Finish all work that was given, and close the file."""
         self._thread.shutdown()
         self._db.close()
 
     def _transact(self, work: Work[T]) -> T:
-        """Raises `StateDamaged` where the work meets a page that cannot be read, and whatever else it meets."""
+        """Raises what `work` raises, but `StateDamaged` if the file has a page that cannot be read."""
         with telling_damage(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 result = work(self._db)
                 self._db.execute("COMMIT")
             except BaseException:
-                # A disk that is full has ended the transaction already.
+                # SQLite may have rolled back by itself, as it does when the disk is full.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
@@ -90,14 +93,14 @@ class Database:
 
 @cache
 def _empty() -> sqlite3.Connection:
-    """All tables with nothing in them, to be copied: many agents may run in one process, and making them takes longer."""
+    """A database with empty tables. New files are copies of it, which is faster if one process runs many agents."""
     db = sqlite3.connect(":memory:", check_same_thread=False)
     db.executescript(_SCHEMA)
     return db
 
 
-async def _over(doing: asyncio.Future[Any]) -> None:
-    """Wait until it is, however often that is cancelled: it is the disk's time, and nothing that was given is left behind."""
+async def _wait_for(doing: asyncio.Future[Any]) -> None:
+    """Wait until `doing` is done, even if cancelled again and again. It takes no longer than the disk does."""
     while not doing.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([doing])

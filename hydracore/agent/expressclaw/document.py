@@ -1,6 +1,6 @@
-"""What the control plane wants the runtime to be: the runtime document, read and checked.
+"""The runtime document, by which the control plane configures the runtime, read and checked.
 
-Unknown keys are ignored, so that a newer control plane can say more; keys that are missing mean what they always meant.
+Unknown keys are ignored, so that a newer control plane can send more. Missing keys have the defaults below.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import HeaderToken
 
-#: A policy with more models than this would only be slow to fail.
+#: The most fallbacks of a policy. More would only make a chat slower to fail.
 FALLBACKS_MAX = 8
 
 #: How long a model may keep us waiting for its first or next word, unless `platform.advanced` says otherwise.
@@ -38,7 +38,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workflow(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps to follow, one after the other, in the case that `when` describes, with the skills that they take."""
+    """Steps to follow in order in the case that `when` describes, and the ids of the skills that they need."""
 
     slug: str
     name: str = ""
@@ -48,7 +48,7 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """The endpoint. `base_url` is what `/chat/completions` is added to."""
+    """The endpoint of the models. `/chat/completions` is added to `base_url`."""
 
     base_url: _Url | None = None
     api_key: HeaderToken | None = None
@@ -68,7 +68,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Whom to ask, in order, nobody twice."""
+        """The models to ask, in order, without duplicates."""
         return tuple(dict.fromkeys(name for name in (self.primary, *self.fallbacks) if name))
 
 
@@ -87,8 +87,11 @@ class SkillWish(msgspec.Struct, frozen=True):
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
-    """`skills` are ids, or objects with `id` and perhaps `enabled`; null leaves it to the preset. All of it is the
-    customer's to fill: what is no use to this runtime is told (see `wishes`), and does not keep an agent from running."""
+    """Settings that the customer fills in freely. What this runtime cannot use is reported (see
+    `wishes`), and does not keep the agent from running.
+
+    `skills`: ids, or objects with `id` and perhaps `enabled`; null means the preset's skills.
+    """
 
     skills: tuple[Any, ...] | None = None
     integrations: tuple[Any, ...] = ()
@@ -104,7 +107,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Telegram(msgspec.Struct, frozen=True, kw_only=True):
-    """A `bot_token` that is none is the channel's trouble, not the runtime's."""
+    """An invalid `bot_token` is an error of the channel, not of the configuration."""
 
     bot_token: str | None = None
     base_url: _Url = TELEGRAM_URL
@@ -114,7 +117,7 @@ class Telegram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """What the control plane knew to be spent when it made the document. Days and months are UTC."""
+    """The spending that the control plane knew of when it made the document. Days and months are UTC."""
 
     day: str = ""
     daily_usd: Decimal = Decimal(0)
@@ -139,12 +142,12 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     spent: Spent = Spent()
 
     def __repr__(self) -> str:
-        # Prompts are the customer's own.
+        # Prompts are the customer's, and must not get into logs.
         return f"Document(model={self.model!r}, preset={self.preset.id!r})"
 
 
 def read_document(settings: dict[str, Any]) -> Document:
-    """Raises `RuntimeFailed` with code `config_invalid`; its message names the place, never the value."""
+    """Raises `RuntimeFailed` with the code `config_invalid`. Its message names the field, never the value."""
     try:
         return msgspec.convert(settings, Document)
     except msgspec.ValidationError as error:
@@ -152,7 +155,7 @@ def read_document(settings: dict[str, Any]) -> Document:
 
 
 def enabled_skills(document: Document) -> tuple[str, ...]:
-    """The ids of the skills wanted, in order, none twice."""
+    """The ids of the skills that are wanted, in order, without duplicates."""
     wanted: dict[str, bool] = {}
     skills = document.platform.skills
     for skill in document.preset.skills if skills is None else skills:
@@ -163,7 +166,7 @@ def enabled_skills(document: Document) -> tuple[str, ...]:
 
 
 def skill_wish(given: Any) -> SkillWish | None:
-    """None where it is none: half understood, it could turn on what is to be off."""
+    """None if `given` is malformed: half understood, it might turn on a skill that is to be off."""
     try:
         return SkillWish(given) if isinstance(given, str) else msgspec.convert(given, SkillWish)
     except msgspec.ValidationError:

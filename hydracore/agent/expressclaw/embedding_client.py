@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible endpoint what texts mean: one vector of length one for each."""
+"""Fetches embeddings of texts from an OpenAI-compatible endpoint: one vector of length one per text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, 
 from hydracore.reading import UNREADABLE
 from hydracore.transport import AnswerTooLarge, exchange
 
-#: Some 3000 numbers of 25 characters for each of a hundred texts.
+#: The largest answer that is read. It has room for a hundred vectors of some 3000 numbers of 25 characters.
 ANSWER_MAX_BYTES = 8 * 1024 * 1024
 
 Vector: TypeAlias = "array[float]"
@@ -74,12 +74,12 @@ async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
         raise failed(error) from None
     if answer.status != HTTPStatus.OK:
         raise refused(answer.status)
-    # Some megabytes of numbers would keep every chat waiting.
+    # In a thread, as parsing some megabytes of numbers would block every chat.
     return await asyncio.to_thread(_read, answer.content, len(call.texts))
 
 
 def cosine_similarity(one: Vector, other: Vector) -> float:
-    """The cosine of the angle between two: 1 for the same meaning, about 0 for none in common."""
+    """The cosine of the angle between two vectors of length one: 1 for the same meaning, about 0 for unrelated ones."""
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 

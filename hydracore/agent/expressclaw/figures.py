@@ -1,4 +1,4 @@
-"""What an endpoint says a call has cost. No answer is lost over it: figures that cannot be are as good as none."""
+"""Reads the usage figures of an endpoint. Impossible figures count as missing, so that no answer is lost over them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import msgspec
 
 from hydracore.agent.messages import TOKENS_MAX
 
-#: Of tokens.
+#: A number of tokens.
 Figure = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 F = TypeVar("F", bound=msgspec.Struct)
 
 
 def read_figures(usage: Any, kind: type[F]) -> F | None:
-    """`usage` as JSON had it; None where it does not say what `kind` asks for, in numbers that a call can have."""
+    """Convert `usage`, as decoded from JSON, to `kind`. None if a figure of `kind` is missing or impossible."""
     try:
         # Some write whole numbers as 7.0 or "7".
         return msgspec.convert(usage, kind, strict=False)
     except ValueError:
-        # A figure may be half of a character, which msgspec cannot even look at.
+        # Not only msgspec's errors: a figure may be a text with a lone surrogate, for which it raises UnicodeError.
         return None

@@ -1,4 +1,4 @@
-"""Telegram's updates on disk from the moment Telegram forgets them until their answer goes out."""
+"""Keeps Telegram's updates on disk, from before Telegram forgets them until their answers are sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Inbox:
         self._database = database
 
     async def next_update(self, bot_id: str) -> int | None:
-        """The number to ask Telegram from, which tells it to forget all before; None when it has nothing to forget."""
+        """The offset of the next poll, which has Telegram forget all updates before it. None: nothing to forget."""
 
         def work(db: sqlite3.Connection) -> int | None:
             row = db.execute(_SQL["next_update"], {"bot_id": bot_id}).fetchone()
@@ -34,7 +34,7 @@ class Inbox:
         return await self._database.run_if_awaited(work)
 
     async def take_over(self, bot_id: str, contents: Mapping[int, str], *, next_update: int | None) -> None:
-        """Keep these updates; the next time Telegram is asked from `next_update`."""
+        """Store these updates, and `next_update` as the offset of the next poll."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["keep_next"], {"bot_id": bot_id, "next_update": next_update})
@@ -44,14 +44,14 @@ class Inbox:
         await self._database.run(work)
 
     async def waiting(self, bot_id: str) -> list[Waiting]:
-        """The updates without an answer, in order."""
+        """The updates that wait for an answer, in order."""
         values = {"bot_id": bot_id}
         return await self._database.run_if_awaited(
             lambda db: [Waiting(*row) for row in db.execute(_SQL["waiting"], values)]
         )
 
     async def done(self, bot_id: str, update_id: int) -> None:
-        """The update needs no answer any more, or its answer is about to be sent."""
+        """Delete the update: it needs no answer any more, or its answer is about to be sent."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["done"], {"bot_id": bot_id, "update_id": update_id})

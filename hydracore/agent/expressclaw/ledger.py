@@ -1,4 +1,4 @@
-"""What every call of a model has cost: the sums that budgets are held against, and the batches for the control plane."""
+"""The ledger of what model calls have cost: sums to check budgets with, and batches for the control plane."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
 
-#: Entries in one request to the control plane.
+#: The most entries per batch, which is one request to the control plane.
 BATCH_MAX = 100
 
-#: Batches stay for this long after the control plane has them, because one restored from a backup may ask for them again.
+#: Days that accepted batches are kept, because a control plane that was restored from a backup may ask for them again.
 KEPT_DAYS = 62
-#: How often the old ones are looked for, in batches.
+#: Accepted batches between two deletions of old ones.
 PRUNE_EVERY = 100
 
 
@@ -51,7 +51,7 @@ class Ledger:
         self._accepted = asyncio.Event()
 
     async def next_batch(self) -> Batch | None:
-        """What to send next, or None. Until it is accepted the answer is the same."""
+        """The batch to send next, or None if there are no entries. It stays the same until it is accepted."""
         return await self._database.run(_next_batch)
 
     async def unsent(self) -> bool:
@@ -66,7 +66,7 @@ class Ledger:
             accepted = self._accepted
 
     async def accepted(self, seq: int) -> None:
-        """The control plane has this batch and all before it."""
+        """Note that the control plane has this batch and all before it."""
         today = day_of(self._now_ms())
         first_day = date.fromisoformat(today) - timedelta(days=KEPT_DAYS)
 
@@ -80,7 +80,7 @@ class Ledger:
         self._accepted = asyncio.Event()
 
     async def resend_from(self, seq: int) -> bool:
-        """Go back (or on) to `seq`, as the control plane asked. False when there is no such batch and cannot be one."""
+        """Go back (or on) to `seq`, as the control plane asked. Returns False if it is neither there nor the next."""
 
         def work(db: sqlite3.Connection) -> bool:
             last = db.execute(_SQL["last_batch"]).fetchone()[0]
@@ -92,8 +92,10 @@ class Ledger:
         return await self._database.run(work)
 
     def doubt(self) -> None:
-        """The control plane may have lost what it had. The last batch is unsent again: sent once more, it is answered with a duplicate,
-        or with the number of an earlier one that is wanted first."""
+        """Send the last batch again, as the control plane may have lost usage.
+
+        The answer is that the batch is a duplicate, or that an earlier one is expected, from which all are sent again.
+        """
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["doubt_last"])
@@ -102,19 +104,19 @@ class Ledger:
         self.news.set()
 
     async def afford(self, document: Document) -> None:
-        """Raises `BudgetSpent` where there is no money left for another call."""
+        """Raises `BudgetSpent` if no money is left for another call."""
         today = day_of(self._now_ms())
         await self._database.run_if_awaited(lambda db: afford(db, document, today=today))
 
     def rebase(self, config: str) -> None:
-        """The configuration called `config` is in force. What the control plane knew when it made that is taken to be in its
-        figures, unless this was said of the same configuration before."""
+        """Note that the configuration with the digest `config` is in force. All entries that the control plane has
+        accepted by now are taken to be in its figures. Does nothing if the same configuration was noted last."""
         today = day_of(self._now_ms())
         self._database.submit(lambda db: _rebase(db, config, today))
 
 
 def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
-    """Write entries down and add them to the sums of their days; in the caller's transaction."""
+    """Insert entries and add them to the sums of their days, in the caller's transaction."""
     for entry in entries:
         day = day_of(entry.at_ms)
         db.execute(_SQL["add_entry"], {**msgspec.structs.asdict(entry), "day": day})
@@ -123,15 +125,16 @@ def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
 
 
 def afford(db: sqlite3.Connection, document: Document, *, today: str) -> None:
-    """Raises `BudgetSpent` where there is no money left for another call."""
+    """Raises `BudgetSpent` if no money is left for another call."""
     require_budget(spend_now(db, document.spent, today=today), document.model_policy)
 
 
 def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
-    """What is spent of the present day and month, by all that is known here.
+    """What has been spent in the present day and month, as far as this agent knows.
 
-    The control plane's figures cover what other servers of this instance have spent, ours cover what it has not heard of
-    yet. To its figure is added what came since the base was taken; our own sum is the least that it can be.
+    The control plane's figures include what earlier servers of this instance have spent; our sums
+    include what it does not know yet. So the result is its figure plus our entries that are not in
+    the base (`rebase`), and never less than our own sum.
     """
     month = today[:7]
     days = {day: Decimal(cost) for day, cost in db.execute(_SQL["spend_of_month"], {"month": month})}

@@ -31,7 +31,7 @@ ORDER BY entry.id;
 SELECT ledger_id, next_batch FROM ledger WHERE only = 1;
 
 -- name: unsent
--- Two questions, so that each has the index.
+-- Two queries, so that each uses the index.
 SELECT EXISTS (SELECT 1 FROM entry WHERE batch IS NULL)
     OR EXISTS (SELECT 1 FROM entry WHERE batch >= (SELECT next_batch FROM ledger WHERE only = 1));
 
@@ -56,7 +56,8 @@ WHERE only = 1 AND EXISTS (SELECT 1 FROM entry WHERE batch IS NOT NULL);
 SELECT coalesce(max(batch), 0) FROM entry;
 
 -- name: prune
--- Whole batches only, as one that is asked for again must be what it was. What a clock that went ahead has dated is none of the recent.
+-- Deletes whole batches only, as a batch that is sent again must not have changed. Days
+-- in the future, of a clock that was ahead, do not count as recent.
 DELETE FROM entry
 WHERE batch < (SELECT next_batch FROM ledger WHERE only = 1)
   AND batch < (SELECT min(recent.batch) FROM entry AS recent WHERE recent.day BETWEEN :first_day AND :today);

@@ -1,4 +1,4 @@
-"""What messages mean, on disk beside them, so that each is asked about once."""
+"""Keeps the embeddings of messages on disk, so that each message is embedded once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("memories.sql"))
 
-#: How far back a conversation is looked through, in messages.
+#: The most older messages of a conversation that are looked through.
 OLDER_MAX = 500
 
 
 class Older(NamedTuple):
-    """A message that is out of a model's sight; `vector` is None as long as it was not asked about."""
+    """A message that is older than those that are sent in any case. `vector`: its embedding, if there is one."""
 
     message_id: int
     said: ChatMessage
@@ -35,7 +35,7 @@ class Memories:
         self._database = database
 
     async def older(self, begun: OpenTurn, *, kept: int, model: str) -> list[Older]:
-        """The messages before the `kept` latest ones, in order, with what they mean to this embedding model."""
+        """The messages before the `kept` latest ones, at most `OLDER_MAX`, in order, with embeddings by this model."""
         values = {
             "conversation_id": begun.conversation_id,
             "turn_id": begun.turn_id,
@@ -50,7 +50,7 @@ class Memories:
         ]
 
     async def keep(self, model: str, vectors: Mapping[int, Vector], *, spent: UsageEntry) -> None:
-        """What messages mean, by id, and what it has cost to learn that, in one transaction."""
+        """Store embeddings, by message id, and their cost, in one transaction."""
 
         def work(db: sqlite3.Connection) -> None:
             rows = [{"message_id": key, "model": model, "vector": vector.tobytes()} for key, vector in vectors.items()]

@@ -1,5 +1,5 @@
 -- name: older
--- What is left of a conversation behind the :kept latest messages before the present turn.
+-- The messages of a conversation before the present turn, except the :kept latest ones.
 SELECT message.id, message.role, message.content, memory.vector
 FROM (
     SELECT id, role, content
@@ -12,7 +12,7 @@ LEFT JOIN memory ON memory.message_id = message.id AND memory.model = :model
 ORDER BY message.id;
 
 -- name: keep
--- Nothing of a message that was forgotten meanwhile.
+-- Nothing for a message that was deleted meanwhile.
 INSERT INTO memory (message_id, model, vector)
 SELECT message.id, :model, :vector FROM message WHERE message.id = :message_id
 ON CONFLICT (message_id) DO UPDATE SET model = excluded.model, vector = excluded.vector;

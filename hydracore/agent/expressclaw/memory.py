@@ -1,21 +1,21 @@
-"""How much of a conversation a model is reminded of."""
+"""Chooses how much of a conversation is sent to the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: At most this many messages of the past, and this many tokens by our own estimate.
+#: The most past messages that are sent, and the most tokens of them, by our own estimate.
 MEMORY_MAX_MESSAGES = 60
 MEMORY_MAX_TOKENS = 12_000
 
-#: What an endpoint adds to each message, and how long a token is on average in European languages.
+#: Tokens that an endpoint adds to each message, and the average length of a token in European languages.
 _TOKENS_PER_MESSAGE = 4
 _CHARS_PER_TOKEN = 4
 
 
 class ChatMessage(NamedTuple):
-    """One message, as the endpoint is told of it. `role`: system, user or assistant."""
+    """One message as it is sent to the endpoint. `role`: system, user or assistant."""
 
     role: str
     content: str
@@ -25,7 +25,7 @@ class ChatMessage(NamedTuple):
 
 
 def remembered(past: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """The end of `past` (in order) that fits; it begins with the user, as some models demand."""
+    """The latest messages of `past` (in order) that fit. They begin with one of the user, as some models require."""
     budget = MEMORY_MAX_TOKENS
     kept: list[ChatMessage] = []
     for said in reversed(past[-MEMORY_MAX_MESSAGES:]):
@@ -39,7 +39,7 @@ def remembered(past: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def alternating(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """The same with neighbours of one role made one: a question without an answer stands before the next question."""
+    """Join neighbours of the same role, such as a question that was never answered and the next question."""
     merged: list[ChatMessage] = []
     for said in messages:
         if merged and merged[-1].role == said.role:
@@ -50,7 +50,7 @@ def alternating(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def text_tokens(text: str) -> int:
-    """An estimate, for memory and for calls that ended before the endpoint told its own figure."""
+    """An estimate, for choosing past messages, and for calls that ended before the endpoint sent its own figure."""
     return -(-len(text) // _CHARS_PER_TOKEN)
 
 

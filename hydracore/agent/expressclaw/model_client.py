@@ -1,8 +1,8 @@
 """Asks a model behind any OpenAI-compatible endpoint, and reads its answer as it comes.
 
-ModelTrouble      the call gave no whole answer; `reason` says why in a few words
-├── ModelRefused  the endpoint said no, broke off or talked nonsense
-└── ModelSlow     it did not say its first or next word in time
+ModelTrouble      the call gave no complete answer; `reason` says why in a few words
+├── ModelRefused  the endpoint refused, broke off or sent an invalid answer
+└── ModelSlow     its first or next word did not come in time
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from hydracore.media_types import EVENT_STREAM, media_type
 from hydracore.reading import UNREADABLE
 from hydracore.transport import CONNECT_TIMEOUT_S, new_client
 
-#: A piece of a stream has some 200 bytes; an answer in one piece can have a few hundred KB.
+#: The largest event of a stream, which mostly has some 200 bytes, and the largest answer in one piece.
 EVENT_MAX_BYTES = 256 * 1024
 WHOLE_MAX_BYTES = 4 * 1024 * 1024
 
-#: What is left to come once an answer has ended: its figures, and the end of the stream.
+#: Seconds to wait for the usage figures and the end of the stream once the last word has come.
 LAST_FIGURES_S = 2.0
 
-#: Where an answer that does not come to an end is ended.
+#: The longest answer. A longer one is cut off there.
 ANSWER_MAX_CHARS = 100_000
 
 _REASONS = {
@@ -46,8 +46,8 @@ _REASONS = {
 
 
 class ModelTrouble(AgentError):
-    """`reason` never has anything of what the endpoint said: some quote the key in their refusals. `is_free`: the endpoint was
-    not reached, or refused to work, so that it wants no money."""
+    """`reason` never quotes the endpoint, as some endpoints quote the key in their refusals.
+    `is_free`: the call costs nothing, because the endpoint was not reached or refused it."""
 
     def __init__(self, reason: str, *, is_free: bool = False) -> None:
         super().__init__(reason)
@@ -64,7 +64,7 @@ class ModelSlow(ModelTrouble):
 
 
 class ModelCall(NamedTuple):
-    """How long the model may take to its first word, and from one word to the next: `first_word_s`, `next_word_s`."""
+    """`first_word_s`: the longest wait for the first word. `next_word_s`: the longest wait for each further word."""
 
     base_url: str
     api_key: str | None
@@ -97,7 +97,7 @@ class _Figures(msgspec.Struct, frozen=True):
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """A piece of a stream, or a whole answer, as far as it is of interest."""
+    """The fields that are read of an event of a stream, or of an answer in one piece."""
 
     choices: tuple[_Choice, ...] | None = None
     usage: Any = None
@@ -106,14 +106,14 @@ class _Piece(msgspec.Struct, frozen=True):
 
 _PIECE = msgspec.json.Decoder(_Piece)
 
-#: What JSON that is read leniently may raise besides.
+#: What `_read_piece` may meet: also the errors of the lenient JSON parser.
 _UNREADABLE = (*UNREADABLE, ValueError)
 
 _UTF16 = getincrementaldecoder("utf-16-le")
 
 
 class ModelAnswer:
-    """One call. Read `texts` to its end; `tokens` tells at any time what is known of its cost."""
+    """One call. Read `texts` to its end. `tokens`: what the call has used, as far as known."""
 
     def __init__(self, client: httpx.AsyncClient, call: ModelCall) -> None:
         self._client = client
@@ -121,13 +121,13 @@ class ModelAnswer:
         self._request = _request(client, call)
         self._finished = False
         self._is_over = False
-        #: Holds back half of a character until the other half comes, and replaces one that stays alone.
+        #: Holds back the first half of a surrogate pair until the second comes, and replaces a lone one.
         self._halves = _UTF16(errors="replace")
-        #: The endpoint's own figures, which come last if they come.
+        #: The endpoint's own figures, which come last, or None before that or if it sends none.
         self.tokens: Tokens | None = None
 
     async def texts(self) -> AsyncGenerator[str]:
-        """The words as they come. Raises `ModelTrouble`; leaving early ends the call."""
+        """The words as they come. Raises `ModelTrouble`. Closing the generator ends the call."""
         silence_s, was_finished = self._call.first_word_s, False
         limit = asyncio.timeout(silence_s)
         loop = asyncio.get_running_loop()
@@ -135,10 +135,10 @@ class ModelAnswer:
             async with limit, aclosing(self._pieces()) as pieces:
                 async for text in pieces:
                     if text:
-                        # Whoever reads us may take as long as they like; that is not the model's time.
+                        # The time that our reader takes does not count.
                         limit.reschedule(None)
                         yield text
-                    # Only words and the end count: some endpoints send signs of life while they make us wait.
+                    # Only words and the end extend the time: some endpoints send empty events while they make us wait.
                     if text or self._finished is not was_finished:
                         was_finished = self._finished
                         silence_s = LAST_FIGURES_S if self._finished else self._call.next_word_s
@@ -149,7 +149,7 @@ class ModelAnswer:
             if not self._finished:
                 raise ModelSlow(f"no word for {silence_s:g} s") from None
         except ModelRefused:
-            # Whatever goes wrong behind an answer, that is whole.
+            # A failure behind the end of the answer does not matter, here and below.
             if not self._finished:
                 raise
         except httpx.HTTPError as error:
@@ -157,7 +157,7 @@ class ModelAnswer:
                 raise failed(error) from None
 
     async def _pieces(self) -> AsyncGenerator[str]:
-        """The words of each document, which may be none."""
+        """The words of each JSON document, empty if it has none."""
         response = await self._client.send(self._request, stream=True)
         try:
             if response.status_code != HTTPStatus.OK:
@@ -178,11 +178,11 @@ class ModelAnswer:
             raise ModelRefused("the stream broke off")
 
     def _note(self, content: bytes) -> str:
-        """Take in one JSON document; the words in it."""
+        """Process one JSON document. Returns the words in it."""
         if content == b"[DONE]":
             self._finished = self._is_over = True
         if self._is_over:
-            # It is read to its end all the same, so that the connection can be used again.
+            # The stream is read to its end all the same, so that the connection can be used again.
             return ""
         piece = _read_piece(content)
         if piece.error is not None:
@@ -191,15 +191,15 @@ class ModelAnswer:
         if figures is not None and figures.prompt_tokens > 0:
             self.tokens = Tokens(figures.prompt_tokens, figures.completion_tokens)
         choices = piece.choices or ()
-        # Some endpoints say an empty one with every word.
+        # Some endpoints send an empty `finish_reason` with every word.
         self._finished |= any(choice.finish_reason for choice in choices)
         words = [part.content for choice in choices for part in (choice.delta, choice.message) if part is not None]
-        # A character beyond the first 65,536 is two escapes in JSON, and some endpoints send one in this piece and one in the next.
+        # JSON escapes a character beyond U+FFFF as a surrogate pair, and some endpoints send its halves in two events.
         return self._halves.decode("".join(word for word in words if word).encode("utf-16-le", "surrogatepass"))
 
 
 class ModelClient:
-    """Connections to endpoints, for the life of a runtime."""
+    """The HTTP clients for all endpoints, kept as long as the runtime runs."""
 
     def __init__(self) -> None:
         self._clients: dict[bool, httpx.AsyncClient] = {}
@@ -210,7 +210,7 @@ class ModelClient:
     def http_for(self, base_url: str) -> httpx.AsyncClient:
         tls = base_url.startswith("https:")
         if tls not in self._clients:
-            # Our own timeouts count words, not bytes. How many calls there are at once is the chats' to limit.
+            # `ModelAnswer` has its own timeouts, by words. The number of calls at once is limited by that of chats.
             self._clients[tls] = new_client(tls=tls, timeout_s=CONNECT_TIMEOUT_S, connections_max=None)
         return self._clients[tls]
 
@@ -220,12 +220,12 @@ class ModelClient:
 
 
 def refused(status: int) -> ModelRefused:
-    """The trouble with an answer of another status than 200."""
+    """The error for an answer with another status than 200."""
     return ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"), is_free=True)
 
 
 def failed(error: httpx.HTTPError) -> ModelRefused:
-    """The trouble with a call that the transport has failed."""
+    """The error for a call that failed in transport. It is free if no connection was made."""
     is_free = isinstance(error, httpx.ConnectError)
     return ModelRefused(f"the connection failed ({type(error).__name__})", is_free=is_free)
 
@@ -255,7 +255,7 @@ def _read_piece(content: bytes) -> _Piece:
         try:
             return _PIECE.decode(content)
         except UNREADABLE:
-            # Half of a character, or a mark of byte order, is more than msgspec takes.
+            # msgspec refuses lone surrogates and a byte order mark; the standard library takes both.
             return msgspec.convert(json.loads(content), _Piece)
     except _UNREADABLE:
         raise ModelRefused("the endpoint sent an answer that cannot be read") from None
@@ -274,7 +274,7 @@ async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
 
 
 async def _read_whole(response: httpx.Response) -> AsyncGenerator[bytes]:
-    """Some endpoints do not stream; they answer in one piece."""
+    """The answer of an endpoint that does not stream, in one piece."""
     content = bytearray()
     async for chunk in response.aiter_raw():
         content += chunk

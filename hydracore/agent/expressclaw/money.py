@@ -25,8 +25,9 @@ class Spend(NamedTuple):
 
 
 def cost_usd(model: str, tokens: Tokens, prices: Mapping[str, Price]) -> Decimal:
-    """Exact. A model without a price costs what the dearest of all do, as budgets are to hold it too; the control plane
-    warns of such models when a policy names one. Where there are no prices at all, nothing costs anything."""
+    """The exact cost. A model without a price is charged the highest price of input and of output, so
+    that it cannot get past a budget; the control plane warns when a policy names such a model. If
+    there are no prices at all, the cost is 0."""
     price = prices.get(model)
     if price is None:
         price = Price(
@@ -37,7 +38,7 @@ def cost_usd(model: str, tokens: Tokens, prices: Mapping[str, Price]) -> Decimal
 
 
 def require_budget(spend: Spend, policy: ModelPolicy) -> None:
-    """Raises `BudgetSpent` once a budget is used up. Calls under way are not counted, as nobody knows their cost yet."""
+    """Raises `BudgetSpent` once a budget is used up. Calls under way do not count, as their cost is not known yet."""
     if policy.budget_daily_usd is not None and spend.daily >= policy.budget_daily_usd:
         raise BudgetSpent("The budget for today is spent")
     if policy.budget_monthly_usd is not None and spend.monthly >= policy.budget_monthly_usd:

@@ -1,4 +1,4 @@
-"""What integrations are yet to be told: on disk with what it tells of, until they have taken it."""
+"""Notices for integrations: stored together with the answer that they tell of, and kept until they are delivered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("notices.sql"))
 
-#: Notices kept for an integration that takes none; the oldest go first.
+#: The most notices kept per integration. Beyond that, the oldest are deleted.
 NOTICES_MAX = 1000
 
 
@@ -25,7 +25,7 @@ class Notice(NamedTuple):
 
 
 class Notices:
-    """`news` is set when there may be something to tell."""
+    """`news` is set when there may be something to deliver."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -33,7 +33,7 @@ class Notices:
         self.news.set()
 
     async def next(self, integration: str) -> Notice | None:
-        """What to tell this one next. Until it is done the answer is the same, unless too many have come since."""
+        """The oldest notice for this integration, or None. It stays the same until it is done or trimmed."""
 
         def work(db: sqlite3.Connection) -> Notice | None:
             row = db.execute(_SQL["next"], {"integration": integration}).fetchone()
@@ -42,7 +42,7 @@ class Notices:
         return await self._database.run_if_awaited(work)
 
     async def done(self, notice: Notice) -> None:
-        """It was taken, or will not be."""
+        """Delete a notice that was delivered."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["done"], {"id": notice.number})
@@ -50,7 +50,7 @@ class Notices:
         await self._database.run(work)
 
     def keep_only(self, integrations: Iterable[str]) -> None:
-        """Nobody else is told anything any more."""
+        """Delete the notices for all other integrations."""
         names = msgspec.json.encode(list(integrations)).decode()
 
         def work(db: sqlite3.Connection) -> None:
@@ -60,7 +60,7 @@ class Notices:
 
 
 def add_notices(db: sqlite3.Connection, contents: Mapping[str, str]) -> None:
-    """Write down what each of these integrations is to be told; in the caller's transaction."""
+    """Insert a notice for each of these integrations, in the caller's transaction."""
     for integration, content in contents.items():
         db.execute(_SQL["add"], {"integration": integration, "content": content})
         db.execute(_SQL["trim"], {"integration": integration, "keep": NOTICES_MAX})

@@ -1,4 +1,4 @@
-"""Makes the system prompt out of what everybody involved has to say: preset, recipe, owner, skills, workflows."""
+"""Builds the system prompt from the prompts of preset, recipe and owner, from skills and from workflows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hydracore.agent.expressclaw.skills import Skill
 def system_prompt(
     document: Document, skills: Sequence[Skill], workflows: Sequence[Workflow] = (), *, today: str
 ) -> str:
-    """From the general to the particular, as models give the later words more weight; `today` (YYYY-MM-DD) comes last,
-    because endpoints charge less for a prompt that begins as the one before did."""
+    """The parts go from the general to the specific, as models give more weight to later words. `today` (YYYY-MM-DD)
+    comes last, because endpoints charge less for a prompt with the same beginning as an earlier one."""
     recipe = document.recipe.prompt if document.recipe is not None else ""
     parts = [
         document.preset.system_prompt,

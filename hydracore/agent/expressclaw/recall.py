@@ -1,4 +1,4 @@
-"""What a model is reminded of: the end of the conversation, and of what is older that which is like the new message."""
+"""Chooses the past messages for a model: the end of the conversation, and older ones that are like the new one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from hydracore.agent.messages import ReportedError, UsageEntry
 
 _log = structlog.get_logger(__name__)
 
-#: What a chat waits for at most before it goes on without, and how long after a failure nobody is asked.
+#: The longest that a chat waits for embeddings before it goes on without, and the pause after a failure.
 EMBED_MAX_S = 5.0
 PAUSE_S = 60.0
 
-#: Messages asked about in one call, and how much of each counts: models read about 8000 tokens.
+#: The most older messages that are embedded in one call, and the most characters of each: models read
+#: about 8000 tokens.
 EMBEDDED_AT_ONCE = 64
 EMBEDDED_MAX_CHARS = 8000
 
-#: What is recalled at most, how much of each message, and how like the new one it must be.
+#: The most messages and tokens that are recalled, the most characters of each message, and its least
+#: cosine similarity to the new one.
 RECALLED_MAX_MESSAGES = 6
 RECALLED_MAX_TOKENS = 2000
 RECALLED_MAX_CHARS = 1000
@@ -40,7 +42,7 @@ _HEAD = "(Said earlier in this conversation; it may be of use for what follows.)
 
 
 class _Asked(NamedTuple):
-    """A new message, and the embedding model that is asked about it."""
+    """A new message, and the embedding model that it is compared by."""
 
     ask: Ask
     setup: Setup
@@ -70,7 +72,7 @@ class Recall:
         self.state = OFF
 
     def use(self, model: str | None) -> None:
-        """Ask this embedding model from now on, or none."""
+        """Use this embedding model from now on, or none."""
         if model != self._model:
             self._model = model
             self._not_before_s = 0.0
@@ -82,7 +84,7 @@ class Recall:
         return None if reason is None else ReportedError(code="memory_failed", message=reason)
 
     async def reminders(self, begun: OpenTurn, ask: Ask, setup: Setup) -> list[ChatMessage]:
-        """Without an embedding model, or where that fails, the end of the conversation alone."""
+        """The past messages to send. Without an embedding model, or if that fails, only the end of the conversation."""
         past = remembered(begun.past)
         model = setup.document.model_policy.embedding_model
         is_all_in_sight = len(past) == len(begun.past) < MEMORY_MAX_MESSAGES
@@ -99,15 +101,16 @@ class Recall:
             self._not_before_s = asyncio.get_running_loop().time() + PAUSE_S
             return past
         self.state = CONNECTED
-        # It comes as the user's words and not as the system's: much of it is what users said.
+        # As a message of the user, not of the system: much of it was said by users, and must not have
+        # the system's weight.
         return [*([ChatMessage("user", recalled)] if recalled else []), *past]
 
     async def _recall(self, older: list[Older], asked: _Asked) -> str:
-        """Raises `ModelTrouble`."""
+        """The text of the recalled messages, empty if there are none. Raises `ModelTrouble`."""
         endpoint = asked.setup.document.model
         if endpoint.base_url is None:
             return ""
-        # Those of which nothing is known yet, the latest first: the others follow with the next chats.
+        # The latest of those without an embedding. The others follow with the next chats.
         unknown = [each for each in older if each.vector is None][-EMBEDDED_AT_ONCE:]
         texts = [text[:EMBEDDED_MAX_CHARS] for text in (asked.ask.message, *(each.said.content for each in unknown))]
         call = EmbeddingCall(endpoint.base_url, endpoint.api_key, asked.model, texts, EMBED_MAX_S)
@@ -121,18 +124,18 @@ class Recall:
         wanted, *vectors = embedded.vectors
         learnt = {each.message_id: vector for each, vector in zip(unknown, vectors, strict=True)}
         await self._keep(learnt, asked, prompt_tokens=embedded.prompt_tokens or estimate)
-        # Half a million multiplications would keep every other chat waiting.
+        # In a thread, as half a million multiplications would block every other chat.
         return await asyncio.to_thread(_most_like, wanted, older, learnt)
 
     async def _keep(self, learnt: Mapping[int, Vector], asked: _Asked, *, prompt_tokens: int) -> None:
-        """What was learnt, and what it has cost."""
+        """Store embeddings and what they have cost."""
         spent = asked.spent(Tokens(prompt_tokens, 0), at_ms=self._store.now_ms())
         await self._store.memories.keep(asked.model, learnt, spent=spent)
         self._store.ledger.news.set()
 
 
 def _most_like(wanted: Vector, older: Sequence[Older], learnt: Mapping[int, Vector]) -> str:
-    """The messages most like what is wanted, in the order in which they were said; empty where none is."""
+    """The messages most similar to `wanted`, as one text in the order in which they were said; empty if none is."""
     likes: list[tuple[float, int]] = []
     for index, each in enumerate(older):
         vector = each.vector if each.vector is not None else learnt.get(each.message_id)

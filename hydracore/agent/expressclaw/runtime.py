@@ -1,4 +1,4 @@
-"""The runtime itself: chats and the Telegram channel, run with one configuration at a time and changed while they go on."""
+"""The built-in runtime: runs chats, Telegram and webhooks, and switches their configuration while they run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ExpressClaw:
-    """Part of the agent's own process, so its version is the agent's. `store` outlives it."""
+    """It runs in the agent's own process, so its version is the agent's. `store` outlives it."""
 
     def __init__(self, config: RuntimeConfig, *, store: Store) -> None:
         self._config = config
@@ -48,14 +48,14 @@ class ExpressClaw:
         self._adopt(setup)
 
     async def wait(self) -> None:
-        """The work beside the chats, for ever. Raises `RuntimeFailed`, and a group of `StateDamaged`."""
+        """Do the work beside the chats, for ever. Raises `RuntimeFailed`, or an exception group of `StateDamaged`."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._service.note_partials())
                 tasks.create_task(self._run_telegram())
                 tasks.create_task(self._webhooks.run())
         except* StateDamaged:
-            # The same page would be met at the next start. It is a person's to mend.
+            # The next start would meet the same damaged page. Only a person can mend it.
             raise
         except* Exception as failures:
             _log.exception("runtime_broke")
@@ -120,7 +120,7 @@ class ExpressClaw:
         self._store.ledger.rebase(setup.digest)
         wishes = setup.wishes
         if self._telegram is None and wishes.bot.is_wanted:
-            # Most agents have no bot, and spare their start what this would cost it.
+            # Imported only here, as most agents have no bot, and the import would slow down their start.
             from hydracore.agent.expressclaw.telegram import TelegramChannel  # noqa: PLC0415 - see above
 
             self._telegram = TelegramChannel(self._store.inbox, open_chat=self.open_chat)

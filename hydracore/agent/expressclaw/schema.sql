@@ -1,4 +1,4 @@
--- The agent's memory on its VPS (SQLite): conversations, what they cost, and what Telegram brought.
+-- What the runtime stores on the VPS (SQLite): conversations, what they cost, and updates of Telegram.
 
 -- name: schema
 -- The ledger of this file. Its id is drawn with the file, so a new VPS has a new one.
@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS conversation (
 
 CREATE INDEX IF NOT EXISTS conversation_newest ON conversation (updated_ms DESC, id);
 
--- One question and what came of it.
+-- One question and its outcome.
 CREATE TABLE IF NOT EXISTS turn (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     conversation_id TEXT NOT NULL REFERENCES conversation (id) ON DELETE CASCADE,
@@ -25,13 +25,14 @@ CREATE TABLE IF NOT EXISTS turn (
     end_user        TEXT,
     key             TEXT UNIQUE, -- asking again with it gives the same answer
     request_digest  TEXT NOT NULL,
-    -- While a model is being asked, what the call is thought to cost if we die before it ends.
+    -- While a model is being asked: what the cost of the call is estimated from if the process dies.
     model           TEXT,
     prompt_tokens   INTEGER,
     partial         TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
--- Keys of callers were once the same for all end users. An agent that was an older one again for a while may have written both.
+-- Earlier releases stored callers' keys without the end user. If such a release ran again for a
+-- while, a key may be there in both forms.
 UPDATE OR REPLACE turn
 SET key = 'caller:' || coalesce(length(end_user) || ':' || end_user, '') || ':' || substr(key, 5)
 WHERE key >= 'api:' AND key < 'api;';
@@ -73,16 +74,16 @@ CREATE TABLE IF NOT EXISTS entry (
 CREATE INDEX IF NOT EXISTS entry_batch ON entry (batch, id);
 CREATE INDEX IF NOT EXISTS entry_day ON entry (day);
 
--- The sums of the entries by day, as budgets are asked for before every chat.
+-- The sums of the entries by day, as budgets are checked before every chat.
 CREATE TABLE IF NOT EXISTS spend (
     day      TEXT PRIMARY KEY,
     cost_usd TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What of our entries was in the control plane's figures when the present configuration came.
+-- The sums of those entries that were in the control plane's figures when the present configuration came.
 CREATE TABLE IF NOT EXISTS spend_base (
     only        INTEGER PRIMARY KEY CHECK (only = 1),
-    config      TEXT NOT NULL, -- tells one configuration from the next
+    config      TEXT NOT NULL, -- the configuration's digest
     day         TEXT NOT NULL,
     daily_usd   TEXT NOT NULL,
     monthly_usd TEXT NOT NULL
@@ -102,7 +103,8 @@ CREATE TABLE IF NOT EXISTS telegram_update (
     PRIMARY KEY (bot_id, update_id)
 ) STRICT, WITHOUT ROWID;
 
--- What integrations are yet to be told, oldest first. It is written with what it tells of, and goes once it was taken.
+-- Notices that integrations have not accepted yet. A notice is written in the transaction of the
+-- answer that it tells of.
 CREATE TABLE IF NOT EXISTS notice (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     integration TEXT NOT NULL,
@@ -111,7 +113,7 @@ CREATE TABLE IF NOT EXISTS notice (
 
 CREATE INDEX IF NOT EXISTS notice_integration ON notice (integration, id);
 
--- What messages mean to the embedding model: a vector of length one as 32-bit floats, in this machine's byte order.
+-- Embeddings of messages: a vector of length one as 32-bit floats, in this machine's byte order.
 CREATE TABLE IF NOT EXISTS memory (
     message_id INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
     model      TEXT NOT NULL,

@@ -38,13 +38,13 @@ from hydracore.waiting import work_until
 
 _log = structlog.get_logger(__name__)
 
-#: Chats at once; more are refused.
+#: The most chats at once; more are refused.
 CHATS_MAX = 300
 
 #: The longest that an answer may take as a whole, waiting for its turn in the conversation included.
 ANSWER_MAX_S = 300.0
 
-#: How often what has been said so far is written down, for the case that we die.
+#: Seconds between two writes of the partial answers to disk, in case the process dies.
 NOTE_EVERY_S = 1.0
 
 
@@ -82,7 +82,10 @@ class ChatService:
         await self._idle.wait()
 
     def open(self, ask: Ask, setup: Setup) -> OpenChat:
-        """Begin to answer; listen to it before anything is awaited. Raises `ChatError` where it cannot even begin."""
+        """Begin to answer, or return the chat that is under way under the same key. Raises `ChatError`.
+
+        The caller must begin to listen before it awaits anything.
+        """
         digest = _digest(ask)
         if ask.key is not None and (under_way := self._under_way.get(ask.key)) is not None:
             if under_way.digest != digest:
@@ -103,7 +106,7 @@ class ChatService:
         return chat
 
     async def recover(self, setup: Setup) -> None:
-        """Close the turns that a process left open when it died; what their calls may have cost is estimated, once."""
+        """Close the turns that were left open on disk, and meter each once, by an estimate of its call's cost."""
         for left in await self._store.turns.left_open():
             spent = self._estimate(left, setup)
             reply = Reply.of(left.partial, spent) if left.partial and spent is not None else None
@@ -112,7 +115,7 @@ class ChatService:
             self._store.ledger.news.set()
 
     async def note_partials(self) -> NoReturn:
-        """Write down what has been said so far, now and then, for ever."""
+        """Write partial answers to disk every `NOTE_EVERY_S`, for ever."""
         noted: dict[int, int] = {}
         is_refused = False
         while True:
@@ -123,7 +126,7 @@ class ChatService:
                 if changed:
                     await self._store.turns.note_partials(changed)
             except sqlite3.OperationalError as error:
-                # Only a crash before the next time would make a difference. The log may be on the same disk, so it is told once.
+                # Only a crash before the next try would lose anything. Logged once, as the log may be on the same disk.
                 if not is_refused:
                     _log.warning("partials_not_noted", what=str(error))
                 is_refused = True
@@ -132,9 +135,10 @@ class ChatService:
                 is_refused = False
 
     async def cut(self) -> None:
-        """Take no new chats, and end the open ones; partial answers, and what they cost, are on disk when this returns.
+        """Take no new chats, and end the open ones. When this returns, partial answers and their cost are on disk.
 
-        As if all callers had left: cancelled twice, a chat would not get to write down what it cost.
+        The chats end as if all callers had left. They are not cancelled: a second cancellation would
+        keep a chat from writing down what it cost.
         """
         self._draining = self._is_cut = True
         for chat in self._tasks.values():
@@ -146,7 +150,7 @@ class ChatService:
         await self._client.aclose()
 
     async def _run(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
-        """Whatever happens, whoever listens learns of it."""
+        """Answer one chat. Any failure is passed to its listeners."""
         try:
             async with asyncio.timeout(ANSWER_MAX_S):
                 await work_until(chat.abandoned, self._answer(chat, ask, setup, digest))
@@ -158,14 +162,14 @@ class ChatService:
             chat.fail(error)
         except TimeoutError:
             chat.fail(ModelTimeout(f"There was no whole answer within {ANSWER_MAX_S:g} s"))
-        except Exception:  # noqa: BLE001 - whatever it is, whoever waits for the answer is told
-            # Told first: the log may be on the very disk that failed.
+        except Exception:  # noqa: BLE001 - whatever it is, the listeners have to learn of it
+            # The listeners come first: the log may be on the very disk that failed.
             chat.fail(ModelFailed("The agent failed; its log has the reason"))
             _log.exception("chat_failed")
 
     async def _answer(self, chat: OpenChat, ask: Ask, setup: Setup, digest: str) -> None:
         conversation_id = ask.conversation_id or self._store.new_id().hex
-        # A try under the same key that its caller has left is over first, and what it cost is on disk.
+        # An abandoned try under the same key ends first, so that its cost is on disk before this one begins.
         async with self._order("key", ask.key or conversation_id), self._order("conversation", conversation_id):
             today = day_of(self._store.now_ms())
             begun = await self._store.turns.begin(
@@ -186,14 +190,14 @@ class ChatService:
         return chat.finish(answer)
 
     def _order(self, kind: Literal["key", "conversation"], name: str) -> asyncio.Lock:
-        """Turns of one conversation come one after the other, as each builds on the one before, and so do tries under one key."""
+        """The lock for a conversation or key. Turns of one conversation must not overlap, nor tries under one key."""
         return self._orders.setdefault((kind, name), asyncio.Lock())
 
     def _ended(self, task: asyncio.Task[None], ask: Ask, chat: OpenChat) -> None:
         del self._tasks[task]
         if not self._tasks:
             self._idle.set()
-        # Whoever left may have come back with the key, and have left again before this one was ended.
+        # After this chat was abandoned, another one may have begun under the same key.
         if ask.key in self._under_way and self._under_way[ask.key].chat is chat:
             del self._under_way[ask.key]
 
@@ -214,5 +218,5 @@ class ChatService:
 
 
 def _digest(ask: Ask) -> str:
-    """What makes two requests the same."""
+    """The digest that is stored with a key, to tell a repeated request from another one."""
     return hashlib.sha256(msgspec.json.encode([ask.message, ask.conversation_id, ask.end_user])).hexdigest()

@@ -1,4 +1,4 @@
-"""What chats run with: one document, made ready once. A chat keeps the setup that it began with."""
+"""The setup of chats: a document, read and prepared once. A chat keeps the setup that it began with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hydracore.money import plain
 
 
 class Setup(NamedTuple):
-    """`digest` tells one configuration from the next."""
+    """`digest` identifies the configuration."""
 
     document: Document
     wishes: Wishes
@@ -27,7 +27,7 @@ class Setup(NamedTuple):
         return f"Setup({self.document!r})"
 
     def messages(self, past: list[ChatMessage], message: str, *, today: str) -> list[ChatMessage]:
-        """What a model is told: the system prompt, what of the conversation it is reminded of, the new message."""
+        """The messages to send to a model: the system prompt, the chosen past messages, the new message."""
         prompt = system_prompt(self.document, self.wishes.skills, self.wishes.workflows, today=today)
         system = [ChatMessage("system", prompt)] if prompt else []
         return [*system, *alternating([*past, ChatMessage("user", message)])]

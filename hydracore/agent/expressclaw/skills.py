@@ -11,7 +11,7 @@ SHIPPED_SKILLS = Path(__file__).with_name("skills")
 
 SKILL_FILE = "SKILL.md"
 
-#: A skill is read into every prompt, so it has to be short.
+#: The largest SKILL.md. It becomes a part of every prompt, so it has to be short.
 SKILL_MAX_BYTES = 16 * 1024
 
 _FENCE = "---"
@@ -27,7 +27,7 @@ class Skill(NamedTuple):
 
 
 class LoadedSkills(NamedTuple):
-    """`missing`: why the others are not there, by id."""
+    """`missing`: why the others could not be loaded, by id."""
 
     skills: tuple[Skill, ...]
     missing: dict[str, str]
@@ -38,12 +38,12 @@ class SkillInvalid(Exception):
 
 
 def load_skills(ids: Iterable[str], folder: Path = SHIPPED_SKILLS) -> LoadedSkills:
-    """The skills of these ids that are there and in order."""
+    """Load the skills with these ids that exist and are valid."""
     loaded: list[Skill] = []
     missing: dict[str, str] = {}
     known = {path.name for path in folder.iterdir() if path.is_dir()}
     for skill_id in ids:
-        # Only names that are there are ever made into a path.
+        # Only names of existing folders are ever made into a path.
         if skill_id not in known:
             missing[skill_id] = f"there is no skill {skill_id!r:.64}"
             continue

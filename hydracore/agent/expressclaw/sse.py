@@ -1,5 +1,7 @@
-"""Reads server-sent events (https://html.spec.whatwg.org, 9.2.6) as model endpoints send them: their data, in lines that end in a
-line feed. Some leave out the blank line that ends an event."""
+"""Reads the data of server-sent events (https://html.spec.whatwg.org, 9.2.6) as model endpoints send them.
+
+Lines end in a line feed. Some endpoints leave out the blank line that ends an event.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ class EventTooLong(Exception):
 
 
 class EventReader:
-    """Feed it bytes as they come; it gives the data of each whole event, its lines joined by line feeds. A first line that is whole by
-    itself, a JSON document or `[DONE]`, is an event where more data follow it. Comments and other fields are nothing.
+    """Takes bytes as they come, and gives the data of each complete event, its lines joined by line feeds.
 
-    Raises `EventTooLong` for an event that does not end.
+    If the first data line of an event is complete by itself (a JSON document or `[DONE]`), the next
+    data line begins another event. Comments and other fields are ignored. Raises `EventTooLong` for
+    an event of more than `event_max_bytes`.
     """
 
     def __init__(self, *, event_max_bytes: int) -> None:
@@ -34,7 +37,7 @@ class EventReader:
             raise EventTooLong
 
     def end(self) -> Iterator[bytes]:
-        """What is left at the end of the stream: some endpoints end it without the blank line that ends an event."""
+        """The event left at the end of the stream, which some endpoints send without the blank line that ends it."""
         yield from self._take(b"")
 
     def _take(self, line: bytes) -> Iterator[bytes]:
@@ -42,7 +45,7 @@ class EventReader:
             self._has_begun = True
             line = line.removeprefix(BOM_UTF8)
         if line.startswith(b"data:"):
-            # Only the first one is looked at: all together, with each line anew, would take long where there are many.
+            # Only the first line is parsed: parsing all lines again with each new one would take quadratic time.
             if len(self._data) == 1 and _is_whole(self._data[0]):
                 yield self._event()
             self._data.append(line[5:].strip())

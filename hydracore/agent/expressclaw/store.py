@@ -19,7 +19,7 @@ STORE_FILE = "chats.sqlite"
 
 
 class Store:
-    """It outlives every run of the runtime. `new_id` draws UUIDs."""
+    """It outlives every run of the runtime. `new_id` returns a new UUID."""
 
     def __init__(self, path: Path, *, now_ms: NowMs, new_id: Callable[[], UUID]) -> None:
         self._database = Database(path, new_id=new_id)
@@ -32,5 +32,5 @@ class Store:
         self.memories = Memories(self._database)
 
     def close(self) -> None:
-        """Finish what was given to do."""
+        """Finish all work that was given, and close the file."""
         self._database.close()

@@ -1,7 +1,7 @@
-"""The Telegram channel: takes over what people write to a bot, has it answered, and sends each answer once.
+"""The Telegram channel: stores the messages that people write to a bot, has them answered, and sends each answer once.
 
-An update is on our disk before Telegram is told to forget it, and off it just while its answer is sent: after a crash it is
-answered if it was not, and an answer that may have gone out is not sent again.
+An update is on disk before Telegram is told to forget it, and is deleted right before its answer is sent. So
+after a crash an update without an answer is answered, and an answer that may have been sent is not sent again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from hydracore.waiting import work_until
 
 _log = structlog.get_logger(__name__)
 
-#: How long Telegram is not asked where no more is taken, before that is looked at again.
+#: Seconds between two looks for room while too many messages wait. Telegram is not polled meanwhile.
 FULL_S = 1.0
 
 
 class TelegramChannel:
-    """Tell it which bot to be with `use`, then `run` it beside the rest. `open_chat` raises `ChatError`."""
+    """Set the bot with `use`, and run `run` as a task. `open_chat` raises `ChatError`."""
 
     def __init__(self, inbox: Inbox, *, open_chat: Callable[[Ask], OpenChat]) -> None:
         self._inbox = inbox
@@ -52,7 +52,7 @@ class TelegramChannel:
         self._answering: Answering | None = None
 
     def use(self, bot: Bot) -> None:
-        """Be this one from now on."""
+        """Run this bot from now on."""
         if bot != self._wanted:
             self._wanted = bot
             self._changed.set()
@@ -71,10 +71,10 @@ class TelegramChannel:
     async def run(self) -> NoReturn:
         while True:
             self._changed.clear()
-            await work_until(self._changed, self._be(self._wanted))
+            await work_until(self._changed, self._run_bot(self._wanted))
 
-    async def _be(self, wanted: Bot) -> None:
-        """One bot, until another one is wanted."""
+    async def _run_bot(self, wanted: Bot) -> None:
+        """Run one bot until this is cancelled, as another bot is wanted."""
         self._state = OFF
         token = wanted.telegram.bot_token
         if wanted.complaint is not None:
@@ -98,7 +98,7 @@ class TelegramChannel:
                             answering.resume(tasks, await self._inbox.waiting(box_of_unsent(bot)))
                             has_unsent = False
                         if answering.has_room:
-                            await self._ask(bot, api)
+                            await self._poll_once(bot, api)
                         else:
                             await asyncio.sleep(FULL_S)
                         answering.begin(tasks, await self._inbox.waiting(bot))
@@ -115,8 +115,8 @@ class TelegramChannel:
             self._answering = None
             await api.aclose()
 
-    async def _ask(self, bot: str, api: TelegramApi) -> None:
-        """Whether there is something new; keep it. Raises `TelegramError`."""
+    async def _poll_once(self, bot: str, api: TelegramApi) -> None:
+        """Poll Telegram once, and store what is new. Raises `TelegramError`."""
         offset = await self._inbox.next_update(bot)
         # A poll that tries the token, or has Telegram forget something, does not wait.
         wait_s = POLL_S if self._state == CONNECTED and offset is None else 0
@@ -126,9 +126,12 @@ class TelegramChannel:
             await self._take_over(bot, updates)
 
     async def _take_over(self, bot: str, updates: list[Update]) -> None:
-        """Keep these, and have Telegram forget them with the next poll. Then no number is kept: after a week of silence
-        Telegram draws a new one, perhaps a lower, and would take the old one as leave to forget what it has not told."""
-        # Nobody has looked at what is in a message yet, which may be no text at all.
+        """Store these updates, and have Telegram forget them with the next poll.
+
+        After that poll no offset is kept: after a week without updates Telegram draws a new number,
+        perhaps a lower one, and by the old offset it would forget updates that it has not sent yet.
+        """
+        # The messages are not parsed yet, and need not be valid UTF-8.
         contents = {
             update.update_id: bytes(update.message).decode(errors="replace") for update in updates if update.message
         }

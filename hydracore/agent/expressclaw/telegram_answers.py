@@ -20,10 +20,10 @@ from hydracore.reading import UNREADABLE
 
 _log = structlog.get_logger(__name__)
 
-#: Answers in the making at once.
+#: The most answers that are made at once.
 ANSWERS_MAX = 16
 
-#: Messages that wait for an answer, and answers that are yet to be sent, together. More are left with Telegram.
+#: The most messages without an answer and unsent answers, together. Beyond that, updates are left with Telegram.
 WAITING_MAX = 1000
 
 SORRY = "Sorry, I cannot answer right now. Please try again later."
@@ -54,7 +54,7 @@ class Answering:
 
     @property
     def refusal(self) -> DiskRefuses | None:
-        """Why answers do not go out, though Telegram may take them."""
+        """The refusal of the disk that keeps answers from being sent, or None."""
         return self._deliveries.refusal
 
     @property
@@ -62,18 +62,21 @@ class Answering:
         return len(self._begun) + self._unsent < WAITING_MAX
 
     def begin(self, tasks: asyncio.TaskGroup, waiting: list[Waiting]) -> None:
-        """Answer what is not being answered yet; messages of one chat in their order."""
+        """Answer the waiting messages that are not being answered yet, those of one chat in order."""
         begun = self._begun
-        # What no longer waits is answered; to know that it was begun is needed no more.
+        # A message that no longer waits was answered, and need not be remembered.
         self._begun = {update_id for update_id, _ in waiting}
         for update_id, content in waiting:
             if update_id not in begun:
                 tasks.create_task(self._answer(update_id, content))
 
     def resume(self, tasks: asyncio.TaskGroup, unsent: list[Waiting]) -> None:
-        """Send on what an earlier run put back. Once, and first: what this one puts back it has in hand."""
+        """Send the answers that an earlier run put back. Call it once, before `begin`.
+
+        Later the inbox also has answers that this run has put back, which it is still sending.
+        """
         for update_id, content in unsent:
-            tasks.create_task(self._go_on(update_id, content))
+            tasks.create_task(self._resume_one(update_id, content))
 
     async def _answer(self, update_id: int, content: str) -> None:
         try:
@@ -88,7 +91,7 @@ class Answering:
                 with self._counted():
                     await self._deliveries.deliver(self._bot, update_id, Unsent(message.chat.id, text))
 
-    async def _go_on(self, update_id: int, content: str) -> None:
+    async def _resume_one(self, update_id: int, content: str) -> None:
         box = box_of_unsent(self._bot)
         try:
             unsent = msgspec.json.decode(content, type=Unsent)
@@ -101,7 +104,7 @@ class Answering:
 
     @contextmanager
     def _counted(self) -> Generator[None]:
-        """Around an answer that is yet to be sent."""
+        """Count an answer as unsent within this block."""
         self._unsent += 1
         try:
             yield
@@ -110,14 +113,14 @@ class Answering:
 
     async def _pass_over(self, box: str, update_id: int) -> None:
         _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
-        # Where the disk does not take it, it is as odd to whoever runs next.
+        # If the disk refuses, the next run passes over it again.
         await self._deliveries.strike_out(box, update_id)
 
     def _order(self, chat_id: int) -> asyncio.Lock:
         return self._orders.setdefault(chat_id, asyncio.Lock())
 
     async def _text_for(self, update_id: int, message: Message) -> str | None:
-        """None where it is to stay on disk, for whoever runs next."""
+        """The text to answer with, or None if the message is to stay on disk for the next run."""
         if self._allowed is not None and (message.sender is None or message.sender.id not in self._allowed):
             # Their number is what the owner needs to let them in.
             return NOT_ALLOWED.format("unknown" if message.sender is None else message.sender.id)

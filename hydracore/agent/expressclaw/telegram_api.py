@@ -1,9 +1,9 @@
 """Telegram's bot API, as far as a channel needs it (https://core.telegram.org/bots/api).
 
 TelegramError
-├── TelegramRefused    the token is not one, or not one any more
+├── TelegramRefused    the token is not valid, or no longer
 ├── TelegramBusy       another program polls with this token, or there were too many calls; `retry_after_s`
-└── TelegramAway       no answer, or none that helps. `again`: it surely did not get there and may next time
+└── TelegramAway       no usable answer. `again`: the request surely did not arrive, so that it may be repeated
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from hydracore.transport import AnswerTooLarge, exchange, new_client
 
 T = TypeVar("T")
 
-#: How long Telegram may keep a poll without news, and what the way there and back may add.
+#: The longest that Telegram holds a poll without news, and the longest that a call may take beyond that.
 POLL_S = 25
 CALL_TIMEOUT_S = 15.0
 
-#: The longest that Telegram's wish to be left alone is heeded; then it is asked whether it still has it.
+#: The longest wait that Telegram can ask for. A longer one is cut to this; then Telegram is called, and may ask again.
 RETRY_AFTER_MAX_S = 60.0
 
-#: A hundred updates of the longest kind.
+#: The largest answer that is read, and the most updates per poll. It has room for that number of the longest kind.
 ANSWER_MAX_BYTES = 4 * 1024 * 1024
 UPDATES_MAX = 100
 
-#: What Telegram takes as one message, in characters.
+#: The longest message that Telegram takes, in characters.
 TEXT_MAX_CHARS = 4096
 
-#: The public number of the bot, and its secret. Nothing that could lead out of the path it is put into.
+#: The bot's public number, and its secret. No character can lead out of the URL's path that the token is put into.
 _TOKEN = re.compile(r"(\d{1,20}):[A-Za-z0-9_-]{1,200}")
 
-#: With these nothing was sent, and with any other trouble something may have been.
+#: Errors after which nothing was sent. After any other one, the request may have arrived.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL, UnicodeError)
 
 
 class TelegramError(AgentError):
-    """The text never has the token, and nothing of what Telegram said."""
+    """Its text never contains the token, nor anything that Telegram sent."""
 
 
 class TelegramRefused(TelegramError):
@@ -52,7 +52,7 @@ class TelegramRefused(TelegramError):
 
 
 class TelegramBusy(TelegramError):
-    """Surely not carried out. `retry_after_s` is at most `RETRY_AFTER_MAX_S`."""
+    """The request was surely not carried out. `retry_after_s` is at most `RETRY_AFTER_MAX_S`."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -86,8 +86,8 @@ class Message(msgspec.Struct, frozen=True, rename={"sender": "from"}):
 
 
 class Update(msgspec.Struct, frozen=True):
-    """`message` is empty where there is none. It is read when it is answered, so that an odd one does not stand in the way
-    of the others."""
+    """`message` is empty if there is none. It is parsed when it is answered, so that an invalid one
+    does not hold up the others."""
 
     update_id: Number
     message: msgspec.Raw = msgspec.Raw()
@@ -120,7 +120,7 @@ class TelegramApi:
         self._client = new_client(tls=base_url.startswith("https:"), timeout_s=POLL_S + CALL_TIMEOUT_S)
 
     async def updates(self, offset: int | None, *, wait_s: int) -> list[Update]:
-        """What is new from `offset` on; waits for it, at most `wait_s`. Telegram forgets what is below `offset`."""
+        """The updates from `offset` on; waits for some, at most `wait_s`. Telegram forgets those below `offset`."""
         body = {"timeout": wait_s, "limit": UPDATES_MAX, "allowed_updates": ["message"]}
         if offset is not None:
             body["offset"] = offset
@@ -156,14 +156,14 @@ class TelegramApi:
 def _refusal(status: int, content: bytes) -> TelegramError:
     match status:
         case 401 | 404:
-            # The address is made of the token, so a wrong one is a wrong address.
+            # The token is a part of the URL, so a wrong one may be answered with 404, too.
             return TelegramRefused(f"Telegram refuses the bot token (HTTP {status})")
         case 409:
             return TelegramBusy("Another program polls with this bot token", retry_after_s=0)
         case 429:
             return TelegramBusy("Telegram is called too often", retry_after_s=_retry_after_s(content))
         case _:
-            # Also a gateway's 502 or 503 may come of an answer that got lost behind it.
+            # Even behind a gateway's 502 or 503 the request may have been carried out.
             return TelegramAway(f"Telegram answers HTTP {status}", again=False)
 
 
@@ -172,5 +172,5 @@ def _retry_after_s(content: bytes) -> float:
         asked = msgspec.json.decode(content, type=_Refusal).parameters.retry_after or 0
     except UNREADABLE:
         return 0.0
-    # Before it is made a float, for which it may be too large.
+    # Bounded before it is converted, as it may be too large for a float.
     return float(min(max(asked, 0), RETRY_AFTER_MAX_S))

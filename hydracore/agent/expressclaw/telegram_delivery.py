@@ -1,8 +1,8 @@
-"""An answer on its way to a Telegram chat: in pieces, each of them once, also across crashes and other settings.
+"""Sends an answer to a Telegram chat: in pieces, none of them twice, also across crashes and changes of settings.
 
-Telegram has nothing by which it knows a message that it was sent before. So nothing of an answer is on disk while a piece of it
-may be under way, and what surely did not go out is put back: a crash in the middle of a try costs the rest of this answer, and
-never sends anything twice.
+Telegram does not recognize a message that is sent twice. So an answer is deleted from disk before
+each try to send a piece, and what surely was not sent is put back afterwards. A crash in the middle
+of a try loses the rest of this answer, and never sends anything twice.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _log = structlog.get_logger(__name__)
 RETRY_BASE_S = 0.5
 RETRY_CAP_S = 60.0
 
-#: What a try that is under way gets to end when the bot is to be another one, or nothing any more. An agent that is stopped gets three
-#: seconds or so in all, and has open chats to end in them.
+#: Seconds that a try under way gets to end when the bot changes or stops. An agent that is stopped
+#: has some three seconds in all, and has to end its open chats in them.
 SEND_GRACE_S = 1.0
 
-#: Tries at once.
+#: The most tries at once.
 SENDS_MAX = 16
 
 
 class Unsent(msgspec.Struct, frozen=True):
-    """What of an answer is not out yet."""
+    """The part of an answer that is not sent yet."""
 
     chat_id: int
     text: str
 
 
 def box_of_unsent(bot: str) -> str:
-    """Where a bot's `Unsent` are kept: an inbox of their own, as putting something into the bot's own also says from which
-    number on Telegram is to be asked next."""
+    """The name of the inbox with a bot's `Unsent`. They have one of their own, because storing
+    updates in the bot's inbox also sets the offset of its next poll."""
     return f"{bot}:unsent"
 
 
 class Deliveries:
-    """What the deliveries of one bot have in common. `refusal`: why one of them does not get on, as the disk takes nothing."""
+    """The deliveries of one bot. `refusal`: the refusal of the disk that holds one of them up, or None."""
 
     def __init__(self, bot: str, api: TelegramApi, inbox: Inbox) -> None:
         self.bot = bot
@@ -64,7 +64,10 @@ class Deliveries:
         self._free = asyncio.Semaphore(SENDS_MAX)
 
     async def deliver(self, box: str, update_id: int, unsent: Unsent) -> None:
-        """Until Telegram has all of it, may have it, or will not have it. `box`: where it, or the question, is kept."""
+        """Send `unsent`, with retries, until each piece of it was sent, may have been sent, or was refused.
+
+        `box`: the inbox that has `unsent`, or the question that it answers.
+        """
         delivery = _Delivery(self, box, update_id, unsent)
         backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
         while not delivery.is_over:
@@ -76,7 +79,7 @@ class Deliveries:
                 await asyncio.sleep(max(backoff.next_s(), wait_s))
 
     async def strike_out(self, box: str, update_id: int) -> bool:
-        """False where the disk does not take it: then nothing must be sent."""
+        """Delete it from disk. Returns False if the disk refuses: then nothing must be sent."""
         try:
             await self._inbox.done(box, update_id)
         except sqlite3.OperationalError as error:
@@ -87,7 +90,7 @@ class Deliveries:
         return True
 
     async def put_back(self, update_id: int, unsent: Unsent) -> bool:
-        """False where the disk does not take it: then a crash would lose the answer."""
+        """Store it again. Returns False if the disk refuses: then a crash would lose the answer."""
         contents = {update_id: msgspec.json.encode(unsent).decode()}
         try:
             await self._inbox.take_over(box_of_unsent(self.bot), contents, next_update=None)
@@ -104,7 +107,7 @@ class Deliveries:
 class _Delivery:
     def __init__(self, deliveries: Deliveries, box: str, update_id: int, unsent: Unsent) -> None:
         self._deliveries = deliveries
-        #: Where it is kept; None while it is not.
+        #: The inbox that has it on disk; None while none has.
         self._box: str | None = box
         self._update_id = update_id
         self._unsent = unsent
@@ -114,7 +117,7 @@ class _Delivery:
         return self._box is None and not self._unsent.text
 
     async def go_on(self) -> float | None:
-        """One try at the next piece. The seconds to wait before another one; None where this one is done with."""
+        """Try once to send the next piece. Returns the seconds to wait before trying again, None if it is done with."""
         if self._box is not None and not await self._strike_out(self._box):
             return 0.0
         self._box = None
@@ -128,7 +131,7 @@ class _Delivery:
             return await self._deliveries.strike_out(box, self._update_id)
         except asyncio.CancelledError as cancelled:
             if cancelled.__cause__ is None:
-                # It is struck out all the same, and nothing of it was sent.
+                # It was deleted all the same (see `Database.run`), and nothing of it was sent.
                 await self._put_back()
             raise
 
@@ -154,7 +157,7 @@ class _Delivery:
 
 
 async def _to_its_end(work: Coroutine[None, None, T]) -> T:
-    """Wait for `work`. Whoever is cancelled meanwhile gives it a little longer; it is over, or cancelled itself, in any case."""
+    """Wait for `work`. If this is cancelled, `work` gets `SEND_GRACE_S` to end, and is cancelled after that."""
     working = asyncio.create_task(work)
     try:
         return await asyncio.shield(working)

@@ -1,4 +1,4 @@
-"""Times as the agent's store keeps them, which are milliseconds since 1970, and as they are told. Everything is UTC."""
+"""Converts the times of the agent's store, in milliseconds since 1970, to those that are shown. Everything is UTC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question on its way: asks the models of the policy in order until one answers, and writes down what comes of it."""
+"""One turn: asks the models of the policy in order until one answers, and stores the answer and what it has cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hydracore.agent.messages import UsageEntry
 
 _log = structlog.get_logger(__name__)
 
-#: How long all models together may take to the first word.
+#: The longest that all models together may take to the first word.
 FIRST_WORD_MAX_S = 90.0
 
 
@@ -40,7 +40,7 @@ class _Failure(NamedTuple):
 
 
 class Turn:
-    """`run` once, after the turn has begun on disk. However it ends, its end is on disk then."""
+    """Call `run` once, after the turn has begun on disk. However it ends, the turn is closed on disk."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Turn:
             await self._remind()
             await self._ask_models()
         except BaseException:
-            # Partial answers are kept if anybody may have seen them; where there is none, the question stands alone.
+            # A partial answer is kept, as somebody may have seen it. Without one, only the question is kept.
             await self._close("cut" if self._said else "failed")
             raise
         reply = await self._close("done")
@@ -94,7 +94,7 @@ class Turn:
         self._prompt_tokens = sum(map(message_tokens, self._messages))
 
     async def _ask_models(self) -> None:
-        """Until one has answered. Raises `ModelFailed`, `ModelTimeout` and `BudgetSpent`."""
+        """Ask models until one has answered. Raises `ModelFailed`, `ModelTimeout` and `BudgetSpent`."""
         policy, model = self._setup.document.model_policy, self._setup.document.model
         if model.base_url is None or not policy.models:
             raise ModelFailed("No model is configured")
@@ -129,9 +129,9 @@ class Turn:
     async def _ask_model(self, call: ModelCall) -> None:
         """Raises `ModelTrouble` and `BudgetSpent`."""
         spent = self._spent()
-        await self._note(call.model, spent)
+        await self._note_call(call.model, spent)
         if spent is not None:
-            # The one before it failed, and may have cost what was left.
+            # The model before it has failed, and may have used up the budget.
             await self._store.ledger.afford(self._setup.document)
         self._call = self._client.ask(call)
         try:
@@ -146,15 +146,17 @@ class Turn:
         if not self._said:
             raise ModelRefused("an empty answer")
 
-    async def _note(self, model: str, spent: UsageEntry | None) -> None:
-        """This model is about to be asked. What the one before it has `spent` is ours to tell until that is on disk, and no more
-        from then on."""
+    async def _note_call(self, model: str, spent: UsageEntry | None) -> None:
+        """Store that `model` is about to be asked, and what the call before it has `spent`.
+
+        Once that is on disk, the earlier call is dropped here, so that closing the turn does not meter it again.
+        """
         is_on_disk = False
         try:
             await self._store.turns.asking(self.id, model, self._prompt_tokens, spent=spent)
             is_on_disk = True
         except asyncio.CancelledError as cancelled:
-            # The disk was waited for all the same.
+            # Without a cause, the work was done all the same (see `Database.run`).
             is_on_disk = cancelled.__cause__ is None
             raise
         finally:
@@ -168,7 +170,7 @@ class Turn:
         try:
             await self._store.turns.close(self._begun, state, reply=reply, spent=spent, notices=notices)
         finally:
-            # Also where this is cancelled, since then it is on disk all the same.
+            # Also if this is cancelled, as the work is done all the same (see `Database.run`).
             self._store.ledger.news.set()
             if notices:
                 self._store.notices.news.set()
@@ -180,7 +182,7 @@ class Turn:
         )
 
     def _notices(self, reply: Reply) -> dict[str, str]:
-        """What each webhook is to be told of the answered question."""
+        """The notice of the answered question for each webhook, by the webhook's id."""
         at_ms, channel = self._store.now_ms(), self._ask.channel
         return {
             webhook.id: chat_done(self._answer(reply), notice_id=self._store.new_id(), at_ms=at_ms, channel=channel)
@@ -188,10 +190,10 @@ class Turn:
         }
 
     def _spent(self) -> UsageEntry | None:
-        """What the present call has cost, by the endpoint's figures or, where it ended before them, by our estimate.
+        """What the present call has cost, by the endpoint's figures or, if it ended before they came, by our estimate.
 
-        None where there is none that an endpoint may want to be paid for. One that was given up before the endpoint said anything
-        is: it may well be working on it, and who leaves early must not have it for nothing.
+        None if there is no call that the endpoint may charge. A call that was given up before its first
+        word is charged: the endpoint may be working on it, and leaving early must not evade a budget.
         """
         if self._call is None:
             return None

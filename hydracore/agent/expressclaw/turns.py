@@ -1,4 +1,4 @@
-"""Conversations on disk, turn by turn: the question before a model is asked, the answer and its cost in one transaction."""
+"""Stores conversations by turns: the question before a model is asked, the answer and its cost in one transaction."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("turns.sql"))
 
-#: Turns kept of one conversation; the oldest go first.
+#: The most turns kept per conversation. Beyond that, the oldest are deleted.
 TURNS_MAX = 1000
 
-#: Conversations kept. With one more, so many that were used longest ago go together, since to find them takes the longest part.
+#: The most conversations kept, and how many of those used longest ago are deleted at once beyond
+#: that. Several at once, as finding them takes the most time.
 CONVERSATIONS_MAX = 10_000
 GIVEN_UP_AT_ONCE = 10
 
-#: How much of a conversation is shown at once, in bytes as JSON writes its messages; the newest ones of a longer one.
+#: The most bytes that the shown messages of a conversation take as JSON. Of a longer one, the newest
+#: messages are shown.
 SHOWN_MAX_BYTES = 6 * 1024 * 1024
 
-#: How much of the latest message a list shows, in characters.
+#: The most characters of the latest message that a list shows.
 PREVIEW_CHARS = 120
 
 
@@ -50,7 +52,7 @@ class OpenTurn(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a model said, all of it or as far as it got."""
+    """A model's answer, which may be partial."""
 
     text: str
     model: str
@@ -66,8 +68,8 @@ class Reply(NamedTuple):
 
 
 class LeftOpen(NamedTuple):
-    """A turn on disk whose end is not, as the process died or the disk refused it: the model it was asking, if it was, and what
-    had been said."""
+    """A turn that is still open on disk, because the process died or the disk refused its end.
+    `model`: the model that was asked, if any; `partial`: what it had said."""
 
     turn_id: int
     conversation_id: str
@@ -92,11 +94,11 @@ class Turns:
         estimate: Callable[[LeftOpen], UsageEntry | None],
         afford: Callable[[sqlite3.Connection], None],
     ) -> OpenTurn | ChatAnswer:
-        """Write the question down, unless its key has an answer already: then that.
+        """Store the question, and open a turn for it. If its key has an answer already, return that instead.
 
-        `conversation_id` is for a question that begins a conversation. A try under the same key that came to nothing gives
-        way to this one: nobody works on it any more, so where it was left open its cost is what `estimate` says. `afford`
-        raises where there is no money for another. Raises `KeyMismatch`.
+        `conversation_id`: the id of the conversation if `ask` begins one. An earlier turn under the same
+        key that has no complete answer is deleted. If it was left open, it is metered by `estimate`, as
+        nobody works on it any more. `afford` raises `BudgetSpent`. Raises `KeyMismatch`, too.
         """
         at_ms = self._now_ms()
 
@@ -119,7 +121,7 @@ class Turns:
         return await self._database.run(work)
 
     async def asking(self, turn_id: int, model: str, prompt_tokens: int, *, spent: UsageEntry | None) -> None:
-        """A model is about to be asked; `spent` is what the one before it has cost."""
+        """Note that `model` is about to be asked, and meter `spent`, which is what the call before it has cost."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(_SQL["ask"], {"turn_id": turn_id, "model": model, "prompt_tokens": prompt_tokens})
@@ -128,7 +130,7 @@ class Turns:
         await self._database.run(work)
 
     async def note_partials(self, partials: Mapping[int, str]) -> None:
-        """What has been said so far, by turn."""
+        """Store partial answers, by turn id."""
 
         def work(db: sqlite3.Connection) -> None:
             rows = [{"turn_id": turn_id, "partial": partial} for turn_id, partial in partials.items()]
@@ -145,12 +147,12 @@ class Turns:
         spent: UsageEntry | None,
         notices: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """The turn is over: its answer, if it has one, what the last call has cost, and what integrations are to be told of
-        it, in one transaction."""
+        """Close the turn: store its answer, if it has one, what the last call has cost, and the
+        notices for integrations, in one transaction."""
         at_ms = self._now_ms()
 
         def work(db: sqlite3.Connection) -> None:
-            # It is gone where later ones of its conversation have pushed it out; what it cost is not.
+            # The turn may have been trimmed after later ones of its conversation. Its cost is stored all the same.
             is_there = db.execute(_SQL["close"], {"turn_id": begun.turn_id, "state": state}).rowcount == 1
             if reply is not None and is_there:
                 _add_message(db, begun, "assistant", reply.text, at_ms=at_ms, reply=reply)
@@ -162,7 +164,7 @@ class Turns:
         await self._database.run(work)
 
     async def left_open(self) -> list[LeftOpen]:
-        """What is open though nobody works on it: ask before the first turn begins."""
+        """All open turns. Call it before the first turn begins: then nobody works on them any more."""
         values = {"turn_id": None}
         return await self._database.run_if_awaited(
             lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"], values)]

@@ -48,7 +48,8 @@ WHERE conversation_id = :conversation_id
   );
 
 -- name: give_up_conversations
--- Where there are too many, those whose latest turn is the oldest. By its number: a clock may go back. None that is being answered.
+-- If there are too many, deletes those whose latest turn has the lowest
+-- id (a clock may go back), but none with an open turn.
 DELETE FROM conversation
 WHERE id IN (
     SELECT id
@@ -59,7 +60,7 @@ WHERE id IN (
 );
 
 -- name: left_open
--- All, or this one if it is.
+-- All open turns, or only :turn_id if that is open.
 SELECT id, conversation_id, channel, end_user, model, prompt_tokens, partial
 FROM turn
 WHERE state = 'open' AND (:turn_id IS NULL OR id = :turn_id)
@@ -80,7 +81,7 @@ SELECT id, created_ms, updated_ms FROM conversation WHERE id = :conversation_id;
 -- name: messages
 SELECT role, content, created_ms, model, prompt_tokens, completion_tokens, cost_usd
 FROM (
-    -- Of some characters JSON makes six, and a message may have nothing else.
+    -- Counted as JSON, which takes six bytes for some characters. A message may consist of nothing else.
     SELECT *, sum(length(CAST(json_quote(content) AS BLOB))) OVER (ORDER BY id DESC) AS bytes
     FROM message
     WHERE conversation_id = :conversation_id

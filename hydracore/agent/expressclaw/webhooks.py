@@ -1,7 +1,7 @@
-"""Webhooks: integrations that are told of each answered chat by an HTTP request, in order, until they take it.
+"""Webhooks: sends integrations a notice of each answered chat by HTTP, in order, each until it is accepted.
 
-They are told that there was a chat and what it cost, and nothing of what was said: who may read conversations is decided
-elsewhere, and whoever sets up an integration must not get around that.
+A notice says that there was a chat and what it cost, and nothing of what was said: who may read
+conversations is decided elsewhere, and whoever sets up an integration must not get around that.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ RETRY_BASE_S = 0.5
 RETRY_CAP_S = 60.0
 CALL_TIMEOUT_S = 10.0
 
-#: Nobody reads what they answer.
+#: The most bytes of an answer that are received. Its content is not used.
 ANSWER_MAX_BYTES = 64 * 1024
 
 
 class ChatDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="chat.done"):
-    """What a webhook is sent. `id` stays the same however often it is sent."""
+    """The body of a notice. `id` stays the same however often the notice is sent."""
 
     id: UUID
     at: datetime
@@ -53,7 +53,7 @@ class ChatDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag
 
 
 class Webhooks:
-    """Say whom to tell with `use`, then `run` it beside the rest."""
+    """Set the webhooks with `use`, and run `run` as a task."""
 
     def __init__(self, notices: Notices) -> None:
         self._notices = notices
@@ -70,7 +70,7 @@ class Webhooks:
 
     @property
     def states(self) -> Mapping[str, str]:
-        """How each fares: `ready`, `connected` once it took something, or `error: ...`."""
+        """The state of each webhook: `ready`, `connected` once it has accepted a notice, or `error: ...`."""
         return {integration_name(webhook_id): state for webhook_id, state in self._states.items()}
 
     @property
@@ -86,7 +86,7 @@ class Webhooks:
             await work_until(self._changed, self._tell_all(self._wanted or ()))
 
     async def _tell_all(self, webhooks: tuple[Webhook, ...]) -> None:
-        """Each on its own, so that one that is away keeps nobody waiting."""
+        """Run a task per webhook, so that one that is away does not hold up the others."""
         news = {webhook.id: asyncio.Event() for webhook in webhooks}
         async with asyncio.TaskGroup() as tasks:
             for webhook in webhooks:
@@ -114,7 +114,7 @@ class Webhooks:
                             self._note(webhook, trouble)
                             await asyncio.sleep(backoff.next_s())
                 except sqlite3.OperationalError as error:
-                    # What was taken and is still on disk is told again, with the same `id`.
+                    # A notice that was accepted and could not be deleted is sent again, with the same `id`.
                     self._note(webhook, f"the agent's disk refuses ({error})")
                     await asyncio.sleep(backoff.next_s())
                     continue
@@ -132,7 +132,7 @@ class Webhooks:
 
 
 def chat_done(answer: ChatAnswer, *, notice_id: UUID, at_ms: int, channel: Channel) -> str:
-    """What is told of an answered chat, as JSON."""
+    """The notice of an answered chat, as JSON."""
     told = ChatDone(
         id=notice_id,
         at=moment(at_ms),
@@ -145,12 +145,12 @@ def chat_done(answer: ChatAnswer, *, notice_id: UUID, at_ms: int, channel: Chann
 
 
 def signature(secret: str, content: bytes) -> str:
-    """What `X-HydraCore-Signature` says, so that the receiver knows who is calling."""
+    """The value of `X-HydraCore-Signature`, by which the receiver knows who is calling."""
     return "sha256=" + hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
 
 
 async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> str | None:
-    """Why it was not taken, or None. Nothing of what the receiver says is passed on."""
+    """Send one notice. Returns why it was not accepted, or None if it was. Never quotes the receiver."""
     headers = {"Content-Type": "application/json", "User-Agent": f"hydracore-agent/{VERSION}"}
     if webhook.secret is not None:
         headers["X-HydraCore-Signature"] = signature(webhook.secret, content)
@@ -161,18 +161,21 @@ async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> 
         return f"no answer within {CALL_TIMEOUT_S:g} s"
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         return f"it cannot be reached ({type(error).__name__})"
-    except Exception as error:  # noqa: BLE001 - what an address does to the libraries below is its own trouble: all else goes on
+    except Exception as error:  # noqa: BLE001 - an address that breaks the libraries below must not stop the others
         _log.exception("webhook_broke", webhook=webhook.id)
         return f"it cannot be told ({type(error).__name__})"
     return None if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {status}"
 
 
 async def _status(client: httpx.AsyncClient, request: httpx.Request) -> int:
-    """What the receiver answers: it has decided by then, whatever becomes of the rest. Raises `TimeoutError` and `httpx.HTTPError`."""
+    """The status that the receiver answers, even if the rest of its answer cannot be read.
+
+    Raises `TimeoutError` and `httpx.HTTPError`.
+    """
     async with asyncio.timeout(CALL_TIMEOUT_S):
         response = await client.send(request, stream=True)
     try:
-        # To its end, so that the connection can be used for the next one.
+        # The answer is read to its end, so that the connection can be used for the next notice.
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES)
     except (TimeoutError, httpx.HTTPError, AnswerTooLarge) as error:

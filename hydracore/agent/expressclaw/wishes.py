@@ -1,6 +1,6 @@
-"""What the customer asks for in the free parts of the document: what this runtime does of it, and what it does not, and why.
+"""Reads the free parts of the document, which the customer fills in: what this runtime uses and what it does not.
 
-Nothing is dropped without a word: whatever is not used is `ignored` with its place, as the status shows it.
+Nothing is dropped silently: whatever is not used is in `ignored` with its path, as the status shows it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hydracore.agent.expressclaw.skills import Skill, load_skills
 from hydracore.agent.messages import Ignored
 from hydracore.hosts import is_loopback
 
-#: More of these, and of connections that cannot be, are not told: whoever sees as many knows what to look for. With names that
-#: take six bytes a character they fit together into the status that the control plane reads.
+#: The most ignored parts, and the most unusable connections, that the status shows. More would not help anybody. Even
+#: with names that take six bytes per character, they fit together into the largest status that the control plane reads.
 IGNORED_MAX = 100
 PATH_MAX_CHARS = 200
 NAME_MAX_CHARS = 64
@@ -36,7 +36,7 @@ WEBHOOKS_MAX = 10
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
-    """An integration that is told of each chat. `secret` signs what it is told."""
+    """An integration that gets a notice of each chat. `secret` signs the notices."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")] = "webhook"
     type: str = "webhook"
@@ -57,7 +57,7 @@ class TelegramWish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bot(NamedTuple):
-    """What the Telegram channel is to be. `complaint`: why it is to be nothing though it is wanted."""
+    """The bot that the Telegram channel is to run. `complaint`: why it cannot run although it is wanted."""
 
     telegram: Telegram
     allowed_user_ids: tuple[int, ...] | None = None
@@ -72,7 +72,7 @@ class Bot(NamedTuple):
 
 
 class Wishes(NamedTuple):
-    """`states`: connections that were asked for and cannot be, by name."""
+    """`states`: the states of connections that were asked for and cannot be used, by name."""
 
     bot: Bot
     webhooks: tuple[Webhook, ...]
@@ -88,7 +88,7 @@ def read_wishes(document: Document) -> Wishes:
 
 
 def integration_name(integration_id: str) -> str:
-    """Its name among the connections, where channels have names, too."""
+    """The name of an integration among the connections. Its prefix keeps it apart from the names of channels."""
     return f"integration:{integration_id}"
 
 
@@ -185,7 +185,7 @@ class _Reader:
         return tuple(known[slug] for slug in dict.fromkeys(self._document.workflow_slugs) if slug in known)
 
     def _skills(self, workflows: tuple[Workflow, ...]) -> tuple[Skill, ...]:
-        """Those that are enabled, then those that workflows take."""
+        """The skills that are enabled, then those that workflows need."""
         wanted = enabled_skills(self._document)
         taken = (skill for workflow in workflows for skill in workflow.skills)
         loaded = load_skills(dict.fromkeys((*wanted, *taken)))
@@ -211,16 +211,16 @@ def _id_of(given: Any) -> str | None:
 
 
 def _address_complaint(url: str) -> str | None:
-    """Why an address must not be called, or None.
+    """Why a URL must not be called, or None.
 
-    TLS proves that whoever answers is who the address says, which nobody in the agent's own networks can. Without it only
-    the agent's own machine may be called.
+    TLS proves that the receiver is the host that the URL names, which no server in the agent's own
+    networks can prove. Without TLS only the agent's own machine may be called.
     """
     try:
         parts = urlsplit(url)
         host = parts.hostname
-        _ = parts.port  # Raises where the port is none.
-        _ = httpx.URL(url).host  # Raises where an international name is none.
+        _ = parts.port  # Raises if the port is invalid.
+        _ = httpx.URL(url).host  # Raises if an international name is invalid.
     except (ValueError, httpx.InvalidURL):
         return "url must be an address"
     if not host or parts.username is not None or not url.isprintable() or " " in url:
