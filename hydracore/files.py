@@ -1,4 +1,4 @@
-"""Small files that are either the old one or the new one, never half of it, also after a crash of the machine."""
+"""Writes small files atomically: also after a crash of the machine, a file has the old or the new content."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-#: What a full or broken disk says.
+#: The error numbers of a full or broken disk.
 DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True, draft: Path | None = None) -> None:
-    """Replace `path` (readable by its owner alone) as a whole: whoever reads sees the old or the new content.
+    """Replace `path` (readable by its owner only) atomically: readers see the old or the new content.
 
-    With `durable` that holds for a crash of the machine too, and the new content is on the disk when this returns. A file that
-    only means something while its processes live need not wait for the disk, which can take seconds when it is busy. `draft`, in
-    the same folder, is where the content is written first; each process has its own unless told. Raises `OSError`.
+    `durable`: that also holds after a crash of the machine, and the new content is on disk when this returns. Not
+    needed for a file that only matters while its processes live; syncing can take seconds on a busy disk. `draft`:
+    the file in the same folder that is written first and then renamed, by default one per process. Raises `OSError`.
     """
     draft = draft or path.with_name(f".{path.name}.{os.getpid()}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -33,7 +33,7 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True, draft: Pat
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk. Raises `OSError`."""
+    """Sync the names in a folder to disk. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Generator[None]:
-    """Where the disk takes no more in the block, say of which file: a file that is open tells no name. Raises `OSError`."""
+    """Add `path` to a disk's `OSError` that is raised in the block: writes to an open file raise it without a name."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def naming(path: Path) -> Generator[None]:
 
 
 def disk_said(error: OSError) -> str:
-    """What a disk says, of which file: without a name (see `naming`) it is what standard output was sent to."""
+    """The text of an error with its file. A disk's error without a name (see `naming`) came from standard output."""
     if error.filename is None and error.errno in DISK_TROUBLE:
         return f"standard output: {error.strerror}"
     return str(error)

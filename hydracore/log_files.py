@@ -1,4 +1,4 @@
-"""Log files to which others append, kept from growing without a limit."""
+"""Bounds the size of log files that other processes append to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Final
 
 #: A log that has grown beyond this is set aside.
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
-#: Between two looks.
+#: Seconds between two looks.
 LOOK_S: Final = 5.0
 
 
 async def keep_small(logs: Callable[[], Iterable[Path]], *, look_s: float = LOOK_S) -> None:
-    """Look at them time and again, until cancelled. One that cannot be set aside, as on a full disk, stays as it is until it can."""
+    """Set aside each log that has grown too large, every `look_s`, until cancelled.
+
+    A log that cannot be set aside, as on a full disk, stays as it is and is tried again.
+    """
     while True:
         await asyncio.to_thread(_look, list(logs()))
         await asyncio.sleep(look_s)
@@ -30,9 +33,10 @@ def _look(logs: list[Path]) -> None:
 
 
 def set_aside(log: Path, *, bytes_max: int = LOG_BYTES_MAX) -> None:
-    """Empty a log that has grown beyond `bytes_max`, with what was in it in a file of its own, `.old`, in place of the last one.
+    """If a log has grown beyond `bytes_max`, copy it to a file with the suffix `.old`, which is replaced, and empty it.
 
-    Whoever writes to it has it open to append, and goes on. Lines that come in the moment in between are lost. Raises `OSError`.
+    Its writers must have it open to append, and go on. Lines that come between copying and emptying
+    are lost. Raises `OSError`.
     """
     if log.stat().st_size <= bytes_max:
         return

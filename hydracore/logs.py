@@ -1,6 +1,6 @@
-"""Logs are data: one JSON object a line, from our parts and from the libraries they stand on alike.
+"""Logs are data: one JSON object per line, from our own code and from libraries.
 
-A line that cannot be written is lost, and that is all: no full disk, and no reader who has left, ends a part by way of its log.
+A line that cannot be written is lost and raises nothing, so that neither a full disk nor a closed pipe ends a process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from structlog.typing import Processor
 
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:
-    """Set up structlog and the standard library's logging. `level`: debug, info, warning or error. `stream`: else standard error."""
+    """Set up structlog and the standard library's logging.
+
+    `level`: debug, info, warning or error. `stream`: standard error by default.
+    """
     lines = _Lines(stream or sys.stderr)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
@@ -40,20 +43,21 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
             processor=structlog.processors.JSONRenderer(serializer=_to_json), foreign_pre_chain=shared
         )
     )
-    # Libraries speak up from warnings on: below that, httpx prints every request and psycopg's pool every borrowing.
+    # Libraries log from warnings on: below that, httpx logs every request, and psycopg's pool every
+    # use of a connection.
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
 
 
 class _Lines(io.TextIOBase):
-    """Takes whole lines for a file's descriptor: buffered ones would come torn, or late, where the file takes some and not others."""
+    """Writes whole lines to a file descriptor. A buffered stream would write torn or late lines if a write fails."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """`stream`: one with a descriptor. Without, as in a process that was started without one, all is lost, as once it is closed."""
+        """`stream`: one with a descriptor. If it is closed, or None (a process may have none), all lines are lost."""
         self._stream = stream
         self._torn = False
 
     def write(self, line: str, /) -> int:
-        # What a part of a line was written of is no line, and must not make the next one none.
+        # After a line that was written in part, a line feed keeps the next one whole.
         content = (b"\n" if self._torn else b"") + line.encode()
         written = 0
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Run until done or told to stop: Ctrl-C, TERM and a closed terminal all mean the same, and mean it once."""
+"""Runs work until it is done or the first signal stops it: SIGINT, SIGTERM and SIGHUP all do the same."""
 
 import asyncio
 import signal
@@ -20,19 +20,20 @@ T = TypeVar("T")
 def run_until_signal(
     work: Coroutine[Any, Any, None], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> bool:
-    """Run `work`; a signal cancels it, and it may then tidy up in peace. Whether it came to its own end.
+    """Run `work`. A signal cancels it; further signals do not disturb its cleanup. Returns whether it ended by itself.
 
-    A closed terminal that was to be ignored stays so, as nohup wants it. Ctrl-C does not: shells have what a script starts in the
-    background ignore it, and who sends it there all the same means it. Outside the main thread, where none arrives, nothing changes.
+    SIGHUP stays ignored if it was, as under nohup. SIGINT does not: shells have background commands
+    of scripts ignore it, and whoever sends it to one all the same wants it to stop. Outside the main
+    thread, which alone gets signals, no handler is set.
     """
-    # A loop that is closed leaves no handler of whoever had one before.
+    # Closing the loop would not restore the handlers that were set before.
     with _handlers_kept(), asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_watched(work))
 
 
 def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives. Where a signal comes first, it is cancelled as by `run_until_signal`, and this raises
-    `KeyboardInterrupt`.
+    """Run `work` and return its result. If a signal comes first, `work` is cancelled as by
+    `run_until_signal`, and this raises `KeyboardInterrupt`.
     """
     given = list[T]()
 
@@ -45,7 +46,7 @@ def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def stop_asked_for() -> asyncio.Event:
-    """An event of the running loop that a signal sets, for those who must not be cancelled: they look for their own end."""
+    """An event that a signal sets, for work in the running loop that must not be cancelled and ends by itself."""
     asked = asyncio.Event()
     for number in heard_signals():
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
@@ -58,7 +59,7 @@ async def _watched(work: Coroutine[Any, Any, None]) -> bool:
     heard = heard_signals()
 
     def stop() -> None:
-        # A second, impatient signal must not break off the tidying up, which has a time limit of its own.
+        # A second signal must not break off the cleanup, which has its own time limit.
         for number in heard:
             loop.add_signal_handler(number, lambda: None)
         task.cancel()
@@ -74,14 +75,14 @@ async def _watched(work: Coroutine[Any, Any, None]) -> bool:
 
 @contextmanager
 def interrupted_by_signals() -> Generator[None]:
-    """For work without a loop: a signal raises `KeyboardInterrupt` in the block, which may then tidy up in peace.
+    """For work without a loop: the first signal raises `KeyboardInterrupt` in the block; further ones are ignored.
 
-    As by `run_until_signal`, a closed terminal that was to be ignored stays so.
+    As with `run_until_signal`, SIGHUP stays ignored if it was.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in heard:
-            signal.signal(number, _once_is_enough)
+            signal.signal(number, _ignore)
         raise KeyboardInterrupt
 
     with _handlers_kept() as heard:
@@ -92,11 +93,11 @@ def interrupted_by_signals() -> Generator[None]:
 
 @contextmanager
 def signals_heard(told: Callable[[], None]) -> Generator[Callable[[], None]]:
-    """For work of other threads, while the main one, which calls this, waits: each signal calls `told`, and what this gives returns
-    once one has come.
+    """For a main thread that waits for other threads. Each signal calls `told`. Yields a function that waits for one.
 
-    What wakes it is a byte from the system's own handler. A lock would not do: a signal that comes right before it is waited for, or
-    that another thread takes, does not wake who waits, and Python calls no handler until they are awake.
+    The waiting thread is woken by a byte from Python's C signal handler. A lock would not do: a
+    signal that comes right before the wait, or that another thread receives, does not interrupt the
+    wait, and Python calls `told` only once the main thread runs.
     """
     has_come = False
 
@@ -123,7 +124,7 @@ def signals_heard(told: Callable[[], None]) -> Generator[Callable[[], None]]:
 
 @contextmanager
 def _handlers_kept() -> Generator[list[signal.Signals]]:
-    """The signals that are heard, which are handled behind the block as they were before it."""
+    """Yields the signals to handle. After the block, their handlers are those from before it."""
     before = {number: signal.getsignal(number) for number in heard_signals()}
     try:
         yield list(before)
@@ -133,12 +134,12 @@ def _handlers_kept() -> Generator[list[signal.Signals]]:
 
 
 def heard_signals() -> list[signal.Signals]:
-    """Those that stop this process: not a closed terminal that was to be ignored, and none outside the main thread."""
+    """The signals that stop this process: not SIGHUP if that was to be ignored, and none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return []
     is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_kept]
 
 
-def _once_is_enough(_number: int, _frame: FrameType | None) -> None:
-    """Not SIG_IGN, which programs that are started would inherit."""
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Ignores a signal. SIG_IGN would be inherited by programs that are started."""

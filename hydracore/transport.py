@@ -1,4 +1,4 @@
-"""HTTP as the agent and the control plane speak it as clients: no proxy, no redirect, no decompression, all bounded."""
+"""HTTP clients of the agent and the control plane: no proxies, no redirects, no decompression, and all is bounded."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Final, NamedTuple
 
 import httpx
 
-#: For clients of plain HTTP: it trusts no one, as loading the usual roots would cost a start some 30 ms of CPU for nothing. An
-#: https address by mistake then fails instead of being trusted.
+#: The TLS context of clients for plain HTTP. It trusts no certificate: loading the usual roots would
+#: add some 30 ms of CPU to a start for nothing, and an https URL that gets there by mistake fails.
 TRUST_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-#: A connection that is not made by then will not be; the whole exchange has the caller's own, longer limit.
+#: The longest that connecting may take. The whole exchange has the caller's own, longer limit.
 CONNECT_TIMEOUT_S = 5.0
 
-#: A caller's own `X-Request-Id` is kept when it fits this: it goes into log lines and headers as it is.
+#: A caller's own `X-Request-Id` is used if it matches this, as it goes into log lines and headers unchanged.
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-#: Connections that a client has at most, and keeps for the next request.
+#: The most connections of a client, and the most idle ones that it keeps for further requests.
 CONNECTIONS_MAX = 100
 CONNECTIONS_KEPT = 20
 
 
 class AnswerTooLarge(Exception):
-    """The peer sent more than the caller is ready to hold, behind this `status`."""
+    """The body of the answer is larger than the caller allows. `status`: the answer's HTTP status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -45,7 +45,7 @@ def new_client(
     connections_max: int | None = CONNECTIONS_MAX,
     connections_kept: int = CONNECTIONS_KEPT,
 ) -> httpx.AsyncClient:
-    """A client that talks to the addresses it is given and to nobody else, whatever the environment says."""
+    """A client that connects to the hosts of its requests only: it ignores redirects and the environment's proxies."""
     return httpx.AsyncClient(
         verify=True if tls else TRUST_NOBODY,
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
@@ -62,7 +62,8 @@ async def exchange(
 ) -> Answer:
     """Send one request and read its answer.
 
-    Raises `TimeoutError` when it is not whole within `timeout_s`, `AnswerTooLarge`, and `httpx.HTTPError` for the rest.
+    Raises `TimeoutError` if the answer is not complete within `timeout_s`, `AnswerTooLarge`, and
+    `httpx.HTTPError` otherwise.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -76,7 +77,7 @@ async def exchange(
 
 
 async def read_answer(response: httpx.Response, *, answer_max_bytes: int) -> Answer:
-    """The rest of an answer that has begun. Raises `AnswerTooLarge`, and `httpx.HTTPError` for the rest."""
+    """Read the body of an answer whose head has come. Raises `AnswerTooLarge` and `httpx.HTTPError`."""
     content = bytearray()
     async for chunk in response.aiter_raw():
         content += chunk

@@ -1,7 +1,8 @@
-"""Answers that their readers do not take: how long, and how much of them, is held for them.
+"""Bounds on answers that their peers do not read: how long they are held, and how many bytes of them in all.
 
-A transport holds what it was given until its peer has taken it. That has no limit of its own, as a keep-alive ends, and an answer
-to HTTP/1.0 or a `Connection: close`, with a transport that closes once everything is taken.
+A transport holds what was written to it until its peer has read it, without any limit. That also goes
+for a connection that is being closed (after a keep-alive, HTTP/1.0 or `Connection: close`): its
+transport closes only when everything has been read.
 """
 
 from __future__ import annotations
@@ -11,28 +12,30 @@ import fcntl
 import termios
 from typing import Final
 
-#: How long a peer may take as good as nothing of what waits for it. It is seen within twice that time.
+#: Seconds in which a peer has to read `TAKEN_MIN_BYTES` of what waits for it. A stall is noticed
+#: within twice that time.
 STALL_S = 20.0
 
-#: What is as good as nothing in that time: a byte now and then would hold megabytes for days.
+#: The least that a peer has to read in `STALL_S`. Without it, a peer could hold megabytes for days by
+#: reading a byte now and then.
 TAKEN_MIN_BYTES: Final = 16 * 1024
 
-#: What all answers of this process may have together that wait to be read.
+#: The most bytes that wait to be read on all watched connections of this process. Beyond that,
+#: connections are given up.
 UNREAD_MAX_BYTES = 256 * 1024 * 1024
 
 
 class Unread:
-    """What one connection's peer has not read yet: watched from `begin` on until `end`, and given up with the connection where that
-    does not become less."""
+    """Watches what a connection's peer has not read yet, from `begin` to `end`. Aborts the connection if it stalls."""
 
-    #: Whoever is watched, in the order in which that began.
+    #: All that are watched, in the order in which their watches began.
     _watched: Final[dict[Unread, None]] = {}
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
-        #: What was owed when the watch began, and at the last look.
+        #: The bytes that the peer had not read when the watch began, and at the last look.
         self._owed_at_first = self._owed = 0
 
     @property
@@ -44,7 +47,7 @@ class Unread:
         return self._transport.get_write_buffer_size()
 
     def begin(self) -> None:
-        """Again and again as you like."""
+        """Begin to watch. Does nothing if that has begun already."""
         if self._timer is not None:
             return
         self._owed_at_first = self._owed = owed_to(self._transport)
@@ -59,7 +62,7 @@ class Unread:
             del self._watched[self]
 
     def look(self) -> None:
-        """Whether it has become less since the last look; to be called while it is watched."""
+        """Give the connection up if the peer has not read enough since the last look. Called while it is watched."""
         if self._has_taken_of(self._owed):
             self._owed = owed_to(self._transport)
             self._timer = self._loop.call_later(STALL_S, self.look)
@@ -67,11 +70,14 @@ class Unread:
             self.give_up()
 
     def _make_room(self) -> None:
-        """Whoever came last is not the one to go: nobody could know yet how it reads."""
+        """Give up other connections while more than `UNREAD_MAX_BYTES` wait.
+
+        This connection stays, as it is not known yet how fast its peer reads.
+        """
         beyond = sum(each.held_bytes for each in self._watched) - UNREAD_MAX_BYTES
         if beyond <= 0:
             return
-        # Those who read stay before those who do not. Of each kind, whoever has been watched longest goes first.
+        # First those whose peers do not read. Of either kind, the one that has been watched longest goes first.
         for each in sorted((each for each in self._watched if each is not self), key=Unread._is_reading):
             if beyond <= 0:
                 break
@@ -79,21 +85,27 @@ class Unread:
             each.give_up()
 
     def _is_reading(self) -> bool:
-        """Since the watch began: in the moment since the last look nobody takes much. Whoever has stopped goes with the next one."""
+        """Whether the peer has read enough since the watch began.
+
+        The time since the last look may be too short to read much. A peer that has stopped is given
+        up at the next look.
+        """
         return self._has_taken_of(self._owed_at_first)
 
     def _has_taken_of(self, owed: int) -> bool:
         return owed - owed_to(self._transport) >= TAKEN_MIN_BYTES
 
     def give_up(self) -> None:
-        """End the connection at once, whatever waits."""
+        """Abort the connection, and drop what waits."""
         self.end()
         self._transport.abort()
 
 
 def owed_to(transport: asyncio.Transport) -> int:
-    """How many bytes its peer has not acknowledged: what the transport holds, and what the kernel has of it. The kernel takes the
-    next megabyte only once it has passed on a good part of the one before."""
+    """The bytes that the peer has not acknowledged: those in the transport's buffer, and those in the kernel's.
+
+    The transport's alone would not do: the kernel takes more of it in steps of up to a megabyte.
+    """
     queued = bytearray(4)
     try:
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)

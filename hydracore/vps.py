@@ -1,9 +1,9 @@
-"""The agent on a VPS as the control plane sees it: how it fares, what it runs with, its chats and conversations.
+"""The control plane's HTTP client of agents: their status, configuration, chats and conversations.
 
 VpsError
-├── VpsUnreachable      not connected, or broken off
-├── VpsTimeout          no whole answer in time
-└── VpsBadAnswer        an answer other than the one agreed on; `status` is its HTTP status
+├── VpsUnreachable      the connection failed or broke off
+├── VpsTimeout          no complete answer in time
+└── VpsBadAnswer        an unexpected answer; `status` is its HTTP status
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 #: Where every agent listens, on its VPN address.
 AGENT_PORT: Final = 7400
 
-#: Connections to all agents together: a chat holds one for as long as its answer takes.
+#: The most connections to all agents together. A chat holds one until its answer is complete.
 CONNECTIONS_MAX: Final = 4096
 
 
@@ -64,7 +64,7 @@ class VpsTimeout(VpsError):
 
 
 class VpsBadAnswer(VpsError):
-    """`code` (for programs) and `detail` (for people) are the agent's own words, where it had any."""
+    """`code` (for programs) and `detail` (for people) come from the agent; None if its answer had none."""
 
     def __init__(self, message: str, *, status: int, code: str | None = None, detail: str | None = None) -> None:
         super().__init__(message)
@@ -74,8 +74,8 @@ class VpsBadAnswer(VpsError):
 
 
 class AgentAddress(NamedTuple):
-    """Where an agent is, and the token that opens its door. `host` must be an address that we allocated ourselves, never one that a
-    caller of the API gave.
+    """An agent's address and its control token. `host` must be an address that we allocated
+    ourselves, never one from a caller of the API.
     """
 
     host: str
@@ -87,10 +87,11 @@ class AgentAddress(NamedTuple):
 
 
 class VpsClient:
-    """One for a whole process: it pools connections to all agents. Every method raises `VpsError`.
+    """A client for a whole process, with a pool of connections to all agents. Every method raises `VpsError`.
 
-    `timeout_s` bounds a call as a whole, here where the call itself has none. `connections_kept`: for the next call of the same
-    agent. Whoever asks each agent once keeps none, as httpx looks at every idle one with every call.
+    `timeout_s` bounds each call as a whole, unless the call has a `timeout_s` itself.
+    `connections_kept`: the most idle connections, kept for further calls to the same agents. It
+    should be 0 if each agent is called once, as httpx looks at all idle ones per call.
     """
 
     def __init__(self, timeout_s: float, *, connections_kept: int = CONNECTIONS_KEPT) -> None:
@@ -101,13 +102,15 @@ class VpsClient:
         )
 
     async def status(self, agent: AgentAddress, *, timeout_s: float | None = None) -> AgentStatus:
-        """How the agent fares."""
+        """The agent's status."""
         request = self._request("GET", "/api/status", agent)
         return _decoded(agent, await self._call(agent, request, timeout_s), AgentStatus)
 
     async def drain(self, agent: AgentAddress, *, cut: bool = False, timeout_s: float | None = None) -> Drained:
-        """Have the agent take no new chats; asking again is fine. `cut`: have it end the open ones too, and tell what they
-        cost before it answers, for which it takes some seconds at most. One of an earlier release does not know of that.
+        """Have the agent take no new chats. Idempotent.
+
+        `cut`: have it also end the open ones, and send their usage before it answers, which takes
+        some seconds at most. An agent of an earlier release ignores `cut`.
         """
         request = self._request("POST", "/api/drain", agent, body={"cut": True} if cut else None)
         return _decoded(agent, await self._call(agent, request, timeout_s), Drained)
@@ -120,7 +123,7 @@ class VpsClient:
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> bytes:
-        """The whole answer, a JSON object as it came. Cancelling this has the agent stop."""
+        """The complete answer, a JSON object as it came. Cancelling this ends the chat."""
         request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotent(idempotency_key))
         return _object(agent, await self._call(agent, request, timeout_s, max_bytes=CHAT_MAX_BYTES))
 
@@ -133,19 +136,19 @@ class VpsClient:
         idempotency_key: str | None = None,
         idle_timeout_s: float,
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """The answer as server-sent events: raw bytes as they come. Leaving has the agent stop.
+        """The answer as server-sent events, in raw bytes as they come. Leaving the block ends the chat.
 
-        Entering raises what the agent refuses it with, the iterator `VpsUnreachable` where it breaks off and `VpsTimeout`
-        where it is silent for `idle_timeout_s`.
+        Entering the block raises `VpsBadAnswer` if the agent refuses, or fails as `chat` does. The iterator raises
+        `VpsUnreachable` if the answer breaks off, and `VpsTimeout` after a silence of `idle_timeout_s`.
         """
         headers = {"Accept": EVENT_STREAM, **_idempotent(idempotency_key)}
         request = self._request("POST", "/api/chat", agent, body=body, headers=headers)
-        with _told(agent, idle_timeout_s):
+        with _translated_errors(agent, idle_timeout_s):
             async with asyncio.timeout(idle_timeout_s):
                 response = await self._client.send(request, stream=True)
         try:
             if response.status_code != HTTPStatus.OK:
-                with _told(agent, idle_timeout_s):
+                with _translated_errors(agent, idle_timeout_s):
                     async with asyncio.timeout(idle_timeout_s):
                         raise _refusal(agent, await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES))
             if media_type(response.headers.get("content-type", "")) != EVENT_STREAM:
@@ -155,7 +158,7 @@ class VpsClient:
             await response.aclose()
 
     async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> ShownConfig:
-        """What the agent runs with."""
+        """The configuration that the agent runs, with secrets masked."""
         request = self._request("GET", "/api/config", agent)
         answer = await self._call(agent, request, timeout_s, max_bytes=CONFIG_MAX_BYTES)
         return _read(agent, answer, shown_config)
@@ -168,7 +171,7 @@ class VpsClient:
         *,
         timeout_s: float | None = None,
     ) -> RunningConfig:
-        """Have the agent run with this, unless it has a newer one. What it runs with now."""
+        """Have the agent run this configuration, unless it has a newer one. Returns which version it runs now."""
         request = self._request("PUT", "/api/config", agent, body={"config_version": version, "runtime": runtime})
         return _decoded(agent, await self._call(agent, request, timeout_s), RunningConfig)
 
@@ -178,7 +181,7 @@ class VpsClient:
         return _object(agent, await self._call(agent, request, timeout_s))
 
     async def conversation(self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None) -> bytes:
-        """One conversation with its messages, a JSON object as it came. Without it: `VpsBadAnswer` with status 404."""
+        """One conversation with its messages, a JSON object as it came. If there is none: `VpsBadAnswer` with 404."""
         request = self._request("GET", f"/api/conversations/{quote(conversation_id, safe='')}", agent)
         return _object(agent, await self._call(agent, request, timeout_s, max_bytes=CONVERSATION_MAX_BYTES))
 
@@ -191,7 +194,7 @@ class VpsClient:
         restart: bool,
         timeout_s: float | None = None,
     ) -> UpdatesApplied:
-        """Have the agent run with this, restarted if so wished, for which it waits some time for open chats."""
+        """Have the agent run this configuration. `restart`: and restart its runtime, after some wait for open chats."""
         body = {"config_version": version, "runtime": runtime, "restart": restart}
         request = self._request("POST", "/api/updates/apply", agent, body=body)
         return _decoded(agent, await self._call(agent, request, timeout_s), UpdatesApplied)
@@ -233,9 +236,9 @@ class VpsClient:
     async def _call(
         self, agent: AgentAddress, request: httpx.Request, timeout_s: float | None, *, max_bytes: int = ANSWER_MAX_BYTES
     ) -> Answer:
-        """The agent's 200."""
+        """Send `request` and return an answer with status 200. Any other status raises `VpsBadAnswer`."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        with _told(agent, limit_s):
+        with _translated_errors(agent, limit_s):
             answer = await exchange(self._client, request, timeout_s=limit_s, answer_max_bytes=max_bytes)
         if answer.status != HTTPStatus.OK:
             raise _refusal(agent, answer)
@@ -243,8 +246,8 @@ class VpsClient:
 
 
 @contextmanager
-def _told(agent: AgentAddress, timeout_s: float) -> Generator[None]:
-    """Raises a `VpsError` in place of the transport's."""
+def _translated_errors(agent: AgentAddress, timeout_s: float) -> Generator[None]:
+    """Raise a `VpsError` in place of errors of the transport."""
     try:
         yield
     except (TimeoutError, httpx.TimeoutException) as error:
@@ -258,7 +261,7 @@ def _told(agent: AgentAddress, timeout_s: float) -> Generator[None]:
 async def _chunks(agent: AgentAddress, response: httpx.Response, idle_timeout_s: float) -> AsyncGenerator[bytes]:
     chunks = response.aiter_raw()
     while True:
-        with _told(agent, idle_timeout_s):
+        with _translated_errors(agent, idle_timeout_s):
             try:
                 async with asyncio.timeout(idle_timeout_s):
                     chunk = await anext(chunks)
@@ -268,7 +271,7 @@ async def _chunks(agent: AgentAddress, response: httpx.Response, idle_timeout_s:
 
 
 def _on_behalf() -> dict[str, str]:
-    """The id of the request that we ask for, as our log lines have it, for those of the agent. A worker asks for none."""
+    """A header with the id of the request that is being served, which the agent logs, too. A worker serves none."""
     request_id = get_contextvars().get("request_id")
     return {} if request_id is None else {"X-Request-Id": request_id}
 
@@ -287,13 +290,13 @@ def _decoded(agent: AgentAddress, answer: Answer, answer_type: type[T]) -> T:
 
 
 def _object(agent: AgentAddress, answer: Answer) -> bytes:
-    """The answer as it came, once it is known to be a JSON object."""
+    """The answer as it came. It is checked to be a JSON object."""
     _read(agent, answer, require_object)
     return answer.content
 
 
 def _read(agent: AgentAddress, answer: Answer, read: Callable[[bytes], T]) -> T:
-    """`read` raises one of `UNREADABLE` at what was not agreed on."""
+    """What `read` makes of the answer. `read` raises one of `UNREADABLE` for an unexpected body."""
     try:
         return read(answer.content)
     except UNREADABLE as error:

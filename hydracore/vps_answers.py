@@ -1,4 +1,4 @@
-"""What agents answer, as far as the control plane reads it: how long it may be, what they say of themselves, and of an error."""
+"""Agents' answers as the control plane reads them: how large they may be, the configuration shown, and errors."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import msgspec
 from hydracore.agent.chat_messages import AgentProblem
 from hydracore.reading import UNREADABLE, require_object
 
-#: A status with a hundred skills has some 10 KB, the longest list of conversations some 200.
+#: The largest answer, except for those below. A status with a hundred skills has some 10 KB, the
+#: longest list of conversations some 200 KB.
 ANSWER_MAX_BYTES: Final = 256 * 1024
 
-#: An answer to a chat, or an event of one: an agent ends it behind 100,000 characters, each of which JSON writes in six bytes at
-#: most, and the last piece of a model's words.
+#: The largest answer to a chat, and event of a stream. An agent cuts a model's answer at 100,000
+#: characters, each of which takes six bytes at most as JSON.
 CHAT_MAX_BYTES: Final = 1024 * 1024
 
-#: An agent takes a configuration of 2 MB; in what it shows of it a mask may be longer than the secret.
+#: The largest configuration shown. An agent takes 2 MB, and a mask may be longer than the secret that it stands for.
 CONFIG_MAX_BYTES: Final = 3 * 1024 * 1024
 CONFIG_NAMES_MAX: Final = 100
 
-#: An agent shows at most 6 MB of a conversation, counted as JSON writes it. Earlier ones counted what JSON may double.
+#: The largest conversation. An agent shows at most 6 MB, counted as JSON; agents of earlier releases
+#: counted before JSON, which may double it.
 CONVERSATION_MAX_BYTES: Final = 16 * 1024 * 1024
 
-#: How much of an agent's own words an error keeps, in characters.
+#: The most characters that are kept of an agent's error texts.
 DETAIL_MAX_CHARS: Final = 500
 
 _Document = Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=CONFIG_NAMES_MAX)]
 
 
 class ShownConfig(NamedTuple):
-    """What an agent says that it runs with, secrets masked: by name, JSON as it came. `version`: None while nothing runs."""
+    """The configuration that an agent runs, secrets masked. `version`: None while none runs. `document`: by name."""
 
     version: int | None
     document: dict[str, msgspec.Raw]
@@ -45,7 +47,7 @@ def shown_config(content: bytes) -> ShownConfig:
 
 
 class ToldProblem(NamedTuple):
-    """`code` (for programs) and `detail` (for people) are the agent's own words; None where it had none."""
+    """`code` (for programs) and `detail` (for people) come from the agent; None if its answer had none."""
 
     code: str | None = None
     detail: str | None = None

@@ -8,26 +8,26 @@ from typing import Any
 
 
 async def first_of(*tasks: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
-    """Wait until the first of `tasks` is over; those that were over by themselves, which are several where they end at once.
+    """Wait until one of `tasks` is done, and cancel the others. Returns those that ended by themselves, at least one.
 
-    All are over when this returns or is cancelled: the others are cancelled, and their cleanup awaited. What they come to,
-    errors too, is theirs to tell.
+    When this returns or is cancelled, all tasks are done, their cleanup included. It does not raise
+    their errors: the caller looks at the tasks' results.
     """
     try:
         by_themselves, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
-        # It is not over before all of them are, also where somebody cancels it.
+        # Waits for all of them, even if this is cancelled.
         await asyncio.gather(*tasks, return_exceptions=True)
     return by_themselves
 
 
 async def work_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Run `work` until it ends by itself or `event` is set. True when the event came.
+    """Run `work` until it ends by itself or `event` is set. Returns whether `event` is set.
 
-    `work` is over when this returns: cancelled if need be, its cleanup awaited. What it raised by itself is raised here,
-    unless the event came as well.
+    When this returns, `work` is done: it was cancelled if necessary, and its cleanup awaited. An
+    error of `work` is raised here, unless `event` is set.
     """
     working = asyncio.create_task(work)
     await first_of(working, asyncio.create_task(event.wait()))

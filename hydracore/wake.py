@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Publishes the heads of lanes after commits. Hand `published` to the `EventStore`; it never blocks or raises."""
+    """Publishes the heads of lanes after commits. `published`, which the `EventStore` calls, never blocks or raises."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -26,7 +26,7 @@ class Publisher:
         self._down = False
 
     def published(self, heads: dict[int, int]) -> None:
-        """Remember that these lanes moved and send it as soon as the last message is out."""
+        """Publish these heads as soon as the message before is sent, together with any that come until then."""
         self._heads.update(heads)
         if self._sending is None:
             self._sending = asyncio.create_task(self._send())
