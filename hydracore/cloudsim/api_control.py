@@ -1,6 +1,6 @@
-"""The strings behind the scene, under `/_sim`: faults, held requests, accidents, and the truth about what exists.
+"""The control interface under `/_sim`: faults, held requests, accidents, and what really exists.
 
-Same token as the API. Every answer is a JSON object; errors have the API's shape.
+It takes the API's token. Every answer is a JSON object; errors have the API's shape.
 """
 
 from typing import Annotated, Any, Final
@@ -50,7 +50,7 @@ async def show_servers(request: AnyRequest) -> Response[bytes]:
 
 @get("/history")
 async def show_history(request: AnyRequest) -> Response[bytes]:
-    """Every server that ever was, so that a test can prove what never happened."""
+    """Every server that ever existed, so that a test can prove what never happened."""
     return respond(Reply(200, {"servers": sim_of(request).store.history()}))
 
 
@@ -116,7 +116,7 @@ async def kill_agent(request: AnyRequest, server_id: int) -> Response[bytes]:
 
 @post("/shutdown", status_code=200)
 async def shutdown(request: AnyRequest) -> Response[bytes]:
-    """Stop all agents; the answer comes when they are gone. cloudsim itself stays until it is told by a signal."""
+    """Stop all agents, and answer when they are gone. cloudsim itself runs until a signal ends it."""
     return respond(Reply(200, {"stopped": await sim_of(request).keeper.stop_agents()}))
 
 

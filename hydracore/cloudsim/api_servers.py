@@ -30,7 +30,8 @@ ACTION_SORTS: Final[dict[str, Callable[[ActionRecord], Any]]] = {
 
 NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
-#: What `POST /servers/{id}/actions/{verb}` begins: the action's command, the status meanwhile, and from which status.
+#: By verb of `POST /servers/{id}/actions/{verb}`: the action's command, the server's status during
+#: the action (None: unchanged), and the status that the server must have for that.
 POWER: Final[dict[str, tuple[str, str | None, str]]] = {
     "poweron": ("start_server", "starting", "off"),
     "poweroff": ("stop_server", "stopping", "running"),
@@ -54,7 +55,7 @@ async def create_server(request: AnyRequest) -> Response[bytes]:
         sim.keeper.tend(server.id)
         action, *next_actions = map(render_action, actions)
         rendered = {"server": render_server(server), "action": action, "next_actions": next_actions}
-        # A made-up one: what matters is that it is there when no key was sent.
+        # The password is made up. What matters is that there is one if no key was sent.
         return Reply(201, {**rendered, "root_password": None if body.ssh_keys else f"root-{server.id:012d}"})
 
     facts = {"name": body.name, "location": body.location, "server_type": body.server_type}
@@ -169,7 +170,7 @@ async def get_actions(request: AnyRequest) -> Response[bytes]:
 
     def apply(_: Effects) -> Reply:
         ids = request.query_params.getall("id", [])
-        # The list of all actions has been taken out of the API; asking for certain ones has stayed.
+        # As in Hetzner's API, which no longer lists all actions, only those of given ids.
         if not ids or not all(NUMBER.fullmatch(number) for number in ids):
             raise invalid_input("id", "one or more action ids are required")
         actions = [sim.store.action(int(number)) for number in dict.fromkeys(ids)]
@@ -201,7 +202,7 @@ def _server(sim: Sim, server_id: int) -> ServerRecord:
 
 
 def _unlocked(server: ServerRecord) -> None:
-    """One action at a time is at work on a server."""
+    """Raises `ApiError` if an action is running on the server: there is one at a time."""
     if server.locked:
         raise locked()
 

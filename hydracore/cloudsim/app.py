@@ -40,13 +40,13 @@ def _refused(_: AnyRequest, error: ApiError) -> Response[bytes]:
 
 
 def _not_served(_: AnyRequest, error: HTTPException) -> Response[bytes]:
-    """What the framework refuses by itself: unknown paths and methods, bodies that are too large."""
+    """The answer to what the framework refuses by itself: unknown paths and methods, bodies that are too large."""
     code = {404: "not_found", 405: "method_not_allowed", 413: "invalid_input"}.get(error.status_code, "server_error")
     message = HTTPStatus(error.status_code).phrase
     return respond(ApiError(error.status_code, code, message, headers=error.headers).reply())
 
 
 def _broken(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """A bug of ours; the client sees what it would see of a provider's."""
+    """The answer after a bug of ours, as a provider would give it."""
     _log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
     return respond(ApiError(500, "server_error", "unexpected error").reply())

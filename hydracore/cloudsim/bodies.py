@@ -39,7 +39,7 @@ class CreateServerBody(msgspec.Struct, kw_only=True):
     public_net: PublicNet = msgspec.field(default_factory=PublicNet)
 
     def order(self, effects: Effects) -> NewServer:
-        """What is ordered; keys and the name's uniqueness are for the store to know. Raises `ApiError`."""
+        """The checked order. SSH keys and the uniqueness of the name are not checked here. Raises `ApiError`."""
         check_host_name(self.name)
         check_labels(self.labels)
         if len((self.user_data or "").encode()) > USER_DATA_BYTES_MAX:
@@ -71,7 +71,7 @@ class CreateKeyBody(msgspec.Struct, kw_only=True):
 
 
 def read_body(raw: bytes, kind: type[Body]) -> Body:
-    """A body of this kind. Raises `ApiError`: `json_error` for what is no JSON, `invalid_input` for what does not fit."""
+    """Decode a body. Raises `ApiError`: `json_error` if it is not JSON, `invalid_input` if it does not fit `kind`."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:

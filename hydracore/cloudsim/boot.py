@@ -1,9 +1,9 @@
-"""Boots agents as processes of their own, at most one per server at any time, whoever of us is killed when.
+"""Boots agents as processes, at most one per server at any time, even if cloudsim or an agent is killed at any moment.
 
-Each server has a lock file. It is locked before the agent is started, and the agent inherits the open file: the kernel
-therefore holds the lock for exactly as long as the agent lives, without the agent's help and without ours. Whoever gets the
-lock knows that no agent lives; whoever does not get it looks for the agent's pid: first in the store, then, if cloudsim was
-killed between starting it and writing that down, among all processes.
+Each server has a lock file. It is locked before the agent is started, and the agent inherits the open file. So
+the kernel holds the lock for exactly as long as the agent lives, without any help of the agent or of cloudsim.
+If cloudsim gets the lock, no agent lives. If not, it looks for the agent's process: first by the pid in the
+store, then among all processes, in case cloudsim was killed between starting the agent and storing its pid.
 """
 
 import asyncio
@@ -23,16 +23,18 @@ from hydracore.cloudsim.store import Store
 
 _log = structlog.get_logger(__name__)
 
-#: A VPS inherits nothing of the control plane, least of all its secrets.
+#: The environment variables that agents get. A VPS inherits nothing of the control plane, least of all its secrets.
 ENVIRONMENT_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE")
 
-#: A VPS has processors of its own. Here a hundred that boot at once must leave some for those who wait for answers.
+#: The niceness of agents. A real VPS has its own processors; here a hundred booting agents must leave
+#: some for requests that wait for answers.
 NICENESS: Final = 5
 
-#: Starting a process stops everything else for milliseconds, on a busy machine for more. Requests go in between.
+#: A pause after each start of a process, which blocks everything else for some milliseconds. Requests
+#: are served in between.
 SPAWN_PAUSE_S: Final = 0.02
 
-#: A process that holds the lock shows among the processes after this long at the latest.
+#: The longest time until a process that holds the lock can be found among the processes.
 SIGHT_S_MAX: Final = 5.0
 UNSEEN: Final = "something holds the lock, and no agent is to be seen"
 
@@ -44,20 +46,20 @@ class BootError(Exception):
 
 
 class Booter(Protocol):
-    """Starts and stops the agents of servers; told apart by the servers' ids."""
+    """Starts and stops the agents of servers, by the servers' ids."""
 
     async def open(self) -> None: ...
 
     async def start(self, server_id: int) -> None:
-        """See to it that an agent runs: adopt a living one, start a new one otherwise."""
+        """Make sure that an agent runs: adopt a living one, or else start one."""
         ...
 
     async def stop(self, server_id: int, *, grace_s: float) -> bool:
-        """See to it that no agent runs: ask it to end, and end it after `grace_s`. Whether there was one."""
+        """Make sure that no agent runs: ask it to end, and kill it after `grace_s`. Returns whether there was one."""
         ...
 
     def forget(self, server_id: int) -> None:
-        """The server is gone, and its agent was stopped."""
+        """Drop what is kept for a server that is gone. Its agent must have been stopped."""
         ...
 
     def alive(self, server_id: int) -> bool: ...
@@ -68,7 +70,7 @@ class Booter(Protocol):
 
 
 class ProcessBooter:
-    """Agents are detached processes: they outlive cloudsim. `disks` and `locks` are absolute folders."""
+    """Runs agents as detached processes, which outlive cloudsim. `disks` and `locks`: absolute paths of folders."""
 
     def __init__(self, *, disks: Path, locks: Path, store: Store) -> None:
         assert disks.is_absolute()
@@ -115,7 +117,7 @@ class ProcessBooter:
         return agent.pid if agent is not None else None
 
     async def aclose(self) -> None:
-        """The agents stay."""
+        """Let go of the agents without stopping them."""
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.wait([self._reaper])
@@ -123,7 +125,7 @@ class ProcessBooter:
             agent.detach()
 
     async def _start_or_adopt(self, server_id: int) -> bool:
-        """Whether a new agent was started."""
+        """Returns whether a new agent was started. Raises `BootError`."""
         deadline_s = asyncio.get_running_loop().time() + SIGHT_S_MAX
         while (descriptor := _try_lock(self._lock_path(server_id))) is None:
             if self._find(server_id) is not None:
@@ -138,7 +140,7 @@ class ProcessBooter:
         return True
 
     def _spawn(self, server_id: int, lock: int) -> None:
-        """Start and write down without a pause in between, so that cancelling a task cannot come between the two."""
+        """Start an agent and store its pid, with no `await` in between, so that no cancellation can come in between."""
         root = self._root(server_id)
         log_path = root / AGENT_LOG
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +162,11 @@ class ProcessBooter:
         _log.info("agent_started", server_id=server_id, pid=child.pid)
 
     def _find(self, server_id: int) -> AgentProcess | None:
-        """The living agent of a server, adopted if another cloudsim started it."""
+        """The living agent of a server, or None. One that another cloudsim started is adopted."""
         agent = self._agents.get(server_id)
         if agent is not None and agent.alive():
             return agent
-        # An agent that is visible is one that holds the lock; a free lock saves the look at all processes.
+        # A living agent holds the lock. If the lock is free, there is no need to search all processes.
         descriptor = _try_lock(self._lock_path(server_id))
         if descriptor is not None:
             os.close(descriptor)
@@ -196,7 +198,7 @@ class ProcessBooter:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None when somebody else does."""
+    """A descriptor that holds the lock, or None if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

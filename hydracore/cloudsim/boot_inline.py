@@ -1,4 +1,4 @@
-"""Boots agents as tasks of cloudsim itself: at once and cheaply, for tests and benches. They end when cloudsim does."""
+"""Boots agents as tasks of cloudsim itself: fast and cheap, for tests and benchmarks. They end when cloudsim does."""
 
 import asyncio
 from pathlib import Path
@@ -11,7 +11,7 @@ _log = structlog.get_logger(__name__)
 
 
 class InlineBooter:
-    """`detached` is asked to end agents that were left by a cloudsim which booted processes on the same home."""
+    """`detached` ends the agent processes that an earlier cloudsim on the same home left behind."""
 
     def __init__(self, *, disks: Path, detached: ProcessBooter) -> None:
         self._disks = disks
@@ -56,7 +56,7 @@ class InlineBooter:
         await self._detached.aclose()
 
     async def _run(self, server_id: int) -> None:
-        # Only here, because a cloudsim that boots processes has no need of the agent's libraries.
+        # Imported only here, as a cloudsim that boots processes does not need the agent's libraries.
         from hydracore.agent.agent import Agent  # noqa: PLC0415 - said above
 
         try:

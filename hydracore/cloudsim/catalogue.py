@@ -1,4 +1,4 @@
-"""What can be ordered here: two locations, three server types, the images. Fixed, as the machine below is."""
+"""The fixed catalogue of what can be ordered: two locations, three server types, two images."""
 
 from collections.abc import Iterable
 from typing import Any, Final, TypeVar

@@ -1,7 +1,7 @@
 """A server's disk: a folder, on which the first boot writes the files that user_data asks for, as cloud-init would.
 
-Read here: `#cloud-config` with one JSON document, `write_files` of `path`, `content`, `permissions`. What else user_data may
-be starts nothing, as on a real server that has no agent in it.
+It understands `#cloud-config` with one JSON document, and `write_files` with `path`, `content` and
+`permissions`. Any other user_data is ignored, as on a real server whose image has no agent.
 """
 
 import errno
@@ -23,7 +23,7 @@ DISKS: Final = "servers"
 
 FILES_MAX: Final = 100
 
-#: What is wrong with a path, and always will be.
+#: Errors of a path that no later try can mend.
 _NO_FILE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 
 
@@ -61,12 +61,12 @@ def has_agent(root: Path) -> bool:
 
 
 def remove_disk(root: Path) -> None:
-    """Remove a disk, also one that is half gone already. Raises `OSError` where something of it stays: it holds secrets."""
+    """Remove a disk, also one that is partly removed. Raises `OSError` if any of it stays, as it holds secrets."""
     shutil.rmtree(root)
 
 
 def _below(root: Path, path: str) -> Path:
-    """The place of a server's path on its disk, which nothing may leave."""
+    """The real path of `path` on a server's disk. Raises `UserDataError` for one that may lead outside of the disk."""
     pure = PurePosixPath(path)
     if not pure.is_absolute() or ".." in pure.parts or "\0" in path:
         raise UserDataError("a path is not absolute")

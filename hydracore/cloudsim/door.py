@@ -1,4 +1,4 @@
-"""The gate before the whole application: token, request limit, and the headers that every answer carries."""
+"""ASGI middleware before the whole application: checks token and request limit, and adds headers to every answer."""
 
 import secrets
 from collections.abc import Callable
@@ -17,7 +17,7 @@ LIMITED_PREFIX: Final = "/v1/"
 
 
 class Door:
-    """An ASGI application around another. `new_id` makes correlation ids."""
+    """An ASGI application around `app`. `new_id` returns a new correlation id."""
 
     def __init__(self, app: ASGIApp, *, token: str, quota: Quota, new_id: Callable[[], str]) -> None:
         assert token

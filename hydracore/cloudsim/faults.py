@@ -1,7 +1,8 @@
-"""Misbehaviour on request. Orders live in memory: a restarted cloudsim behaves.
+"""Faults on request. They are in memory only: a restarted cloudsim has none.
 
-Three kinds: an answer instead of the operation (`REFUSALS`), trouble on the wire (`drop_reply`, `hold_before`, `hold_after`),
-and a server that comes out wrong (`slow_boot`, `dead_boot`, `action_error`, `start_error`). One operation may meet one of each group.
+There are three kinds: an error in place of the operation (`REFUSALS`), a disturbed connection (`drop_reply`,
+`hold_before`, `hold_after`), and effects on the server (`slow_boot`, `dead_boot`, `action_error`,
+`start_error`). An operation meets at most one fault of the first two kinds, and any of the third.
 """
 
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ Fault = Literal[
     "start_error",
 ]
 
-#: Answers that stand in for the operation, which is not applied: HTTP status and code.
+#: Answers in place of the operation, which is not applied: HTTP status and code.
 REFUSALS: Final[dict[str, tuple[int, str]]] = {
     "no_capacity": (412, "resource_unavailable"),
     "locked": (423, "locked"),
@@ -65,7 +66,7 @@ FAULTS_MAX: Final = 1000
 
 
 class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What to do wrong, where, and how often. Fields that a fault does not use are ignored."""
+    """A fault, the operations that meet it, and how often. Fields that a fault does not use are ignored."""
 
     operation: Operation
     fault: Fault
@@ -77,15 +78,15 @@ class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     server_id: int | None = None
     location: str | None = None
     server_type: str | None = None
-    #: Of a refusal: another status or code than usual.
+    #: For a refusal: the status and code, if not the usual ones.
     status: Annotated[int, Meta(ge=400, le=599)] | None = None
     code: str | None = None
     retry_after_s: Annotated[int, Meta(ge=0)] = 1
-    #: Of slow_boot.
+    #: For slow_boot.
     delay_s: Annotated[float, Meta(ge=0)] = 1.0
 
     def matches(self, operation: str, facts: Mapping[str, Any]) -> bool:
-        """Whether an operation on a server with these facts is meant."""
+        """Whether this fault applies to `operation` on a server with these facts."""
         wanted = {
             "name": self.name,
             "server_id": self.server_id,
@@ -98,7 +99,7 @@ class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
-    """What one operation meets: at most one fault in its place or on its wire, and what it does to the server."""
+    """The faults of one operation. `order`: a refusal or disturbed connection, if any. `effects`: on the server."""
 
     order: FaultOrder | None = None
     effects: Effects = Effects()
@@ -126,17 +127,17 @@ class Faults:
         return number
 
     def all(self) -> list[dict[str, Any]]:
-        """The waiting orders, as JSON data; `times` and `skip` tell what is left of them."""
+        """The orders that are not used up, as JSON data. `times` and `skip` are what is left of them."""
         return [{"id": number, **msgspec.to_builtins(order)} for number, order in self._orders.items()]
 
     def clear(self) -> int:
-        """Forget all orders; how many there were."""
+        """Delete all orders. Returns how many there were."""
         count = len(self._orders)
         self._orders.clear()
         return count
 
     def take(self, operation: str, facts: Mapping[str, Any]) -> Taken:
-        """The faults that this operation meets, oldest orders first; they are used up by one."""
+        """The faults that this operation meets, the oldest orders first. Each is used up by one."""
         first: FaultOrder | None = None
         effects = Effects()
         for number, order in list(self._orders.items()):
@@ -183,7 +184,7 @@ def refusal(order: FaultOrder, token: str) -> Reply:
     if order.fault == "gateway":
         # A gateway in front of the API knows nothing of its JSON.
         return Reply(status, b"<html><body><h1>Bad Gateway</h1></body></html>", {"content-type": "text/html"})
-    # As the real texts do, this one quotes a part of the token; nobody should keep it.
+    # The message quotes a part of the token, as real ones do, so that tests show that it is not stored.
     message = f"{code.replace('_', ' ')} (token {token[:8]}...)"
     headers = {"retry-after": str(order.retry_after_s)} if status in {429, 503} else {}
     return ApiError(status, code, message, headers=headers).reply()

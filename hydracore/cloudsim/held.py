@@ -16,7 +16,7 @@ class Connection(Protocol):
 
 
 class HeldRequest:
-    """One of them. `apply` is None once it is applied, and then `reply` is what it will answer."""
+    """A request that is held. `apply`: applies it; None if it is applied already. Then `reply` is its answer."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class HeldRequest:
 
 
 class Held:
-    """All of them. They stay until they are released, even when their client has gone."""
+    """All held requests. They stay until they are released, even if their client disconnects."""
 
     def __init__(self) -> None:
         self._requests: dict[int, HeldRequest] = {}
@@ -65,9 +65,9 @@ class Held:
         return [{"id": number, **request.describe()} for number, request in self._requests.items()]
 
     def release(self, number: int | None, *, apply: bool) -> list[int]:
-        """Let one request go on, or all (None); the ids of those that did. They are applied when this returns.
+        """Release one request, or all (None). Returns the ids of those released, which have been applied by then.
 
-        `apply=False` loses it: a request that is not applied never will be, an answer is not sent.
+        `apply=False` loses them: a request that is not applied never will be, and an answer is not sent.
         """
         numbers = [number] if number in self._requests else list(self._requests) if number is None else []
         for each in numbers:

@@ -1,7 +1,7 @@
-"""Moves servers along: from `initializing` to `running`, on to `deleting` and away, and their agents with them.
+"""Carries out servers' actions, from `initializing` to `running` to `deleting`, and starts and stops their agents.
 
-What is to be done follows from the stored record alone, so a restarted cloudsim goes on wherever the killed one was. Each
-server has at most one task; a new order for a server replaces the task that is under way, which is safe for the same reason.
+What is to be done follows from the stored record alone, so a restarted cloudsim goes on where the killed one was.
+Each server has at most one task. A new action for a server replaces its task, which is safe for the same reason.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from hydracore.log_files import keep_small
 
 _log = structlog.get_logger(__name__)
 
-#: Actions that act without asking the agent, and those that boot it again.
+#: The action that kills the agent without a grace, and those that restart it.
 CUT_POWER: Final = "stop_server"
 RESTARTS: Final = frozenset({"reboot_server", "reset_server"})
 
-#: Pauses before what has gone wrong is tried again, in seconds: doubling from the first to the longest.
+#: Seconds before a failed task is tried again: doubling from the first to the longest.
 RETRY_S_FIRST: Final = 0.2
 RETRY_S_MAX: Final = 10.0
 
@@ -48,7 +48,7 @@ class Keeper:
         self._stopping = False
 
     async def open(self) -> None:
-        """Go on with every server that exists."""
+        """Start, and go on with the work on every server that exists."""
         self._disks.mkdir(mode=0o700, exist_ok=True)
         await self._booter.open()
         self._trimming = asyncio.create_task(keep_small(self._logs))
@@ -56,26 +56,26 @@ class Keeper:
             self.tend(server.id)
 
     def tend(self, server_id: int) -> None:
-        """The record of a server has changed: do what follows from it, in the background."""
+        """The record of a server has changed: do what follows from it, in a task."""
         self._replace(server_id, lambda: self._settle(server_id))
 
     async def vanish(self, server_id: int) -> None:
-        """The server is lost without a word, as after a failed disk. Returns when it is gone."""
+        """Remove the server without an action, as if its disk had failed. Returns when it is gone."""
         await asyncio.wait([self._replace(server_id, lambda: self._remove(server_id, grace_s=0.0))])
 
     async def kill_agent(self, server_id: int) -> bool:
-        """Kill the agent and nothing else; whether there was one. Only a reboot, or cloudsim's next start, boots it again."""
+        """Kill the agent only. Returns whether there was one. A reboot, or cloudsim's next start, boots it again."""
         return await self._booter.stop(server_id, grace_s=0.0)
 
     async def stop_agents(self) -> int:
-        """Stop all agents and boot none from now on; how many there were. The servers stay, for the next start."""
+        """Stop all agents, and boot none from now on. Returns how many there were. The servers are kept."""
         self._stopping = True
         await self._cancel_tasks()
         servers = self._store.servers()
         stopped = await asyncio.gather(
             *(self._booter.stop(server.id, grace_s=self._stop_grace_s) for server in servers)
         )
-        # Actions were under way, too; they do not wait for the next start.
+        # The tasks of actions under way were cancelled, too. These actions are finished now.
         for server in servers:
             if server.locked:
                 self.tend(server.id)
@@ -110,7 +110,7 @@ class Keeper:
             await self._boot(server)
 
     async def _finish(self, server: ServerRecord) -> None:
-        """Do what the server's actions are about, and end them."""
+        """Carry out the server's running actions, and end them."""
         running = [action for action in self._store.server_actions(server.id) if action.status == "running"]
         commands = {action.command for action in running}
         failing = any(action.fail_with is not None for action in running)
@@ -164,7 +164,7 @@ class Keeper:
             if previous is not None:
                 await asyncio.wait([previous])
             retry_s = RETRY_S_FIRST
-            # A server at which an action is at work is locked: nobody could ask anything of it meanwhile.
+            # Repeated, as a server is locked as long as an action is running, and could never be used again.
             while not await self._done(server_id, work):
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, RETRY_S_MAX)
@@ -173,7 +173,7 @@ class Keeper:
                 del self._tasks[server_id]
 
     async def _done(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> bool:
-        """Work, once; False where that has gone wrong and may go better later. The other servers go on meanwhile."""
+        """Do `work` once. Returns False if it failed and may succeed later. A failure does not affect other servers."""
         try:
             await work()
         except UserDataError as error:

@@ -40,7 +40,7 @@ def check_labels(labels: Labels) -> None:
 
 
 def parse_selector(selector: str) -> Term:
-    """A test for labels. Raises `ApiError` for a selector that cannot be read."""
+    """A predicate of labels. Raises `ApiError` for a malformed selector."""
     if len(selector) > SELECTOR_LENGTH_MAX:
         raise _unreadable()
     terms = [_term(text) for text in _split(selector)] if selector.strip() else []
@@ -48,7 +48,7 @@ def parse_selector(selector: str) -> Term:
 
 
 def _split(selector: str) -> Iterator[str]:
-    """The terms; a comma within parentheses belongs to its term."""
+    """Split at commas, except those within parentheses."""
     depth = start = 0
     for place, character in enumerate(selector):
         depth += {"(": 1, ")": -1}.get(character, 0)

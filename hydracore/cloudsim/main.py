@@ -33,14 +33,14 @@ _log = structlog.get_logger(__name__)
 
 BOOTS: Final = ("process", "inline")
 
-#: A home whose last cloudsim was killed is free within moments.
+#: The longest wait for the lock of a home, which is free within moments after its last cloudsim was killed.
 HOME_WAIT_S_MAX: Final = 2.0
 HOME_POLL_S: Final = 0.05
 
 #: How long an agent may take to end when it is asked to.
 STOP_GRACE_S: Final = 3.0
 
-#: What requests that are being answered get at the end.
+#: Seconds that open requests get at the end.
 GRACEFUL_S: Final = 1
 BACKLOG: Final = 1024
 
@@ -50,7 +50,7 @@ class StartRefusedError(Exception):
 
 
 def run(serving: contextlib.AbstractAsyncContextManager[str]) -> None:
-    """Have what `serve` gives serve until a signal comes. Ends with exit code 2 and one line on stderr when it cannot start."""
+    """Run `serving`, made by `serve`, until a signal comes. Exits with 2 and a line on stderr if it cannot start."""
 
     async def until_signalled() -> None:
         ended = stop_asked_for()
@@ -79,10 +79,10 @@ async def serve(
     action_delay_ms: int = 0,
     stop_grace_s: float = STOP_GRACE_S,
 ) -> AsyncGenerator[str]:
-    """A cloudsim within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
+    """Run a cloudsim in this event loop. Yields its URL, to which `/v1` or `/_sim` is added. Port 0 is any free port.
 
-    At the end agents stay, unless `stop_servers_on_exit`; the next start adopts them. `stop_grace_s` is how long they may take to
-    end. Raises `StartRefusedError`.
+    At the end, agents go on unless `stop_servers_on_exit` is set, and the next start adopts them.
+    `stop_grace_s`: how long they may take to end. Raises `StartRefusedError`.
     """
     assert boot in BOOTS
     home = _made(home)
@@ -104,7 +104,7 @@ async def serve(
 
 
 def _made(home: Path) -> Path:
-    """The folder, absolute, as agents are told apart by it; nobody else may look into it, for it holds tokens."""
+    """The home as an absolute path, which identifies its agents. Created for its owner only, as it holds tokens."""
     home = home.resolve()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float, stop_
 
 
 async def _own(home: Path) -> contextlib.AbstractContextManager[object]:
-    """Be the only cloudsim on this home. The kernel gives the lock back when we die, however that happens."""
+    """Lock the home. The kernel releases the lock when the process ends, however that happens."""
     stream = (home / "cloudsim.lock").open("w")
     deadline_s = time.monotonic() + HOME_WAIT_S_MAX
     while True:
@@ -157,12 +157,12 @@ async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
         try:
             yield
         finally:
-            # Their clients are told by the closing connection; nothing is applied any more.
+            # Held requests are dropped: their clients see the connection close, and nothing more is applied.
             sim.held.release(None, apply=False)
 
 
 class _Protocol(BoundedProtocol):
-    """Shows handlers the client's connection, which faults cut."""
+    """Passes the client's connection to the handlers, for faults that cut it."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

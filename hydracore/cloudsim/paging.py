@@ -1,4 +1,4 @@
-"""Pages, and the order of what is on them (https://docs.hetzner.cloud/reference/cloud#pagination, #sorting)."""
+"""Pagination and sorting (https://docs.hetzner.cloud/reference/cloud#pagination, #sorting)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -30,7 +30,7 @@ def page_of(items: Sequence[Item], *, page: str | None, per_page: str | None) ->
 def sort_items(
     items: Sequence[Item], orders: Sequence[str], fields: Mapping[str, Callable[[Item], Any]]
 ) -> Sequence[Item]:
-    """`items` by `orders` such as `id`, `name:asc`, `created:desc`, the first one counting most."""
+    """`items` sorted by `orders` such as `id`, `name:asc`, `created:desc`, of which the first counts most."""
     result = list(items)
     for order in reversed(orders):
         name, _, direction = order.partition(":")
@@ -43,7 +43,7 @@ def sort_items(
 def _natural(field: str, text: str | None, *, default: int) -> int:
     if text is None:
         return default
-    # Nine digits, so that a number is never too long to be read.
+    # At most nine digits, as `int` raises for some thousands of them.
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:  # noqa: PLR2004 - said above
         raise invalid_input(field, f"{field} must be a number from 1")
     return int(text)

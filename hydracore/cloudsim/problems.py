@@ -1,4 +1,4 @@
-"""Answers of the API, and the errors among them, in Hetzner's shape: `{"error": {"code", "message", "details"}}`."""
+"""Answers of the API, and errors in Hetzner's shape: `{"error": {"code", "message", "details"}}`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What an operation answers. `body` is JSON data, or bytes that are sent as they are (a gateway's page)."""
+    """The answer of an operation. `body` is JSON data, or bytes that are sent as they are (a gateway's page)."""
 
     status: int
     body: Any
@@ -15,7 +15,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class ApiError(Exception):
-    """An operation refuses; nothing was changed."""
+    """An operation is refused, and has changed nothing."""
 
     def __init__(
         self,

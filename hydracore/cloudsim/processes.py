@@ -1,4 +1,4 @@
-"""Agents as processes: looked at, ended, and found again among all processes of the machine."""
+"""Agent processes: whether they live, ending them, and finding them among all processes of the machine."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,12 @@ from typing import Final
 
 import psutil
 
-#: How far two readings of one process's start may lie apart; they are derived from a clock that is being adjusted.
+#: The most that two readings of one process's start may differ: they are derived from a clock that is adjusted.
 START_TOLERANCE_S: Final = 2.0
 
 POLL_S: Final = 0.01
 
-#: A killed process is gone within moments, unless the kernel is in trouble.
+#: The longest wait for a killed process to be gone.
 KILLED_S_MAX: Final = 3.0
 
 
@@ -51,9 +51,9 @@ class AgentProcess:
             await self._wait(KILLED_S_MAX)
 
     def detach(self) -> None:
-        """Leave it alone from now on."""
+        """Let the process outlive us."""
         if self._child is not None and self.alive():
-            # Popen warns when it goes while its child lives; this child is meant to outlive us.
+            # Otherwise Popen would warn, when it is deleted, that its child is still running.
             self._child.returncode = 0
 
     async def _wait(self, patience_s: float) -> None:
@@ -64,7 +64,7 @@ class AgentProcess:
 
 
 def seen(root: Path, pid: int | None, started: float | None) -> psutil.Process | None:
-    """The process that was written down, if it is still that one."""
+    """The process with the stored pid, if it still is the agent that was started then."""
     if pid is None or started is None:
         return None
     try:

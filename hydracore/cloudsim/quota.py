@@ -1,7 +1,7 @@
-"""The project's request limit: a bucket that is filled again steadily (https://docs.hetzner.cloud/reference/cloud#rate-limiting).
+"""The project's request limit, a token bucket (https://docs.hetzner.cloud/reference/cloud#rate-limiting).
 
-The real limit is 3,600 requests filled by one a second. Here it is a hundred times that, because tests and benches are in a
-hurry; `set` makes it small for those that want to meet it.
+The real one holds 3,600 requests and is refilled by one per second. Here both are a hundred times
+that, so that tests and benchmarks do not meet it; those that want to can make it smaller with `set`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Quota:
         self.set(limit=LIMIT_DEFAULT, remaining=LIMIT_DEFAULT, refill_per_s=REFILL_PER_S_DEFAULT)
 
     def set(self, *, limit: int, remaining: int, refill_per_s: float) -> None:
-        """Start anew with another bucket."""
+        """Replace the bucket by another one."""
         assert limit >= 1
         assert refill_per_s > 0
         self._limit = limit
@@ -29,7 +29,7 @@ class Quota:
         self._filled_at = self._monotonic()
 
     def spend(self) -> bool:
-        """Take one request out; False when none is left."""
+        """Take one request out of the bucket. Returns False if none is left."""
         now = self._monotonic()
         self._remaining = min(float(self._limit), self._remaining + (now - self._filled_at) * self._refill_per_s)
         self._filled_at = now
@@ -39,7 +39,7 @@ class Quota:
         return True
 
     def headers(self) -> list[tuple[str, str]]:
-        """What every answer tells about the bucket; the reset is the Unix time at which it is full again."""
+        """The headers of every answer about the bucket. `ratelimit-reset`: the Unix time at which it is full again."""
         full_in_s = (self._limit - self._remaining) / self._refill_per_s
         return [
             ("ratelimit-limit", str(self._limit)),

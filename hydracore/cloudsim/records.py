@@ -1,4 +1,4 @@
-"""What cloudsim remembers: servers, actions and keys, and the orders that make them."""
+"""The records that cloudsim stores, of servers, actions and keys, and the orders that create them."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that exists. `locked` means that an action is at work on it."""
+    """A server that exists. `locked`: whether an action is running on it."""
 
     id: int
     name: str
@@ -19,9 +19,9 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: str | None
     labels: dict[str, str]
     locked: bool
-    #: Its first boot has written the files of user_data.
+    #: Whether its first boot has written the files of user_data.
     disk_written: bool
-    #: Told at its creation: the agent starts this late, or never.
+    #: Faults at its creation: seconds before the agent starts, and whether it never starts.
     boot_delay_s: float
     boot_dead: bool
     #: The agent process that was started last.
@@ -30,7 +30,7 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PastServer(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the history: every server that ever was."""
+    """An entry of the history, which has every server that ever existed."""
 
     id: int
     name: str
@@ -40,7 +40,7 @@ class PastServer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Something done to a server. `fail_with` is the error code that it was told to end with."""
+    """An action on a server. `fail_with`: the error code that a fault has it end with."""
 
     id: int
     server_id: int
@@ -63,12 +63,12 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Effects(msgspec.Struct, frozen=True, kw_only=True):
-    """What faults do to an operation that is applied."""
+    """The effects of faults on an operation that is applied."""
 
     boot_delay_s: float = 0.0
     boot_dead: bool = False
     fail_with: str | None = None
-    #: The error of a created server's start alone.
+    #: As `fail_with`, but only for the start of a created server.
     fail_start_with: str | None = None
 
 

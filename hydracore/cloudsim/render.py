@@ -85,5 +85,5 @@ def _ipv6(server: ServerRecord) -> dict[str, Any] | None:
 
 
 def _time(moment: datetime) -> str:
-    """The API tells whole seconds."""
+    """ISO 8601 with whole seconds, as the API has it."""
     return moment.isoformat(timespec="seconds")

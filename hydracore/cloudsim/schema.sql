@@ -1,12 +1,12 @@
--- The memory of one cloudsim (SQLite). Times are ISO 8601 in UTC, labels are JSON.
+-- The state of one cloudsim (SQLite). Times are ISO 8601 in UTC, labels are JSON.
 
--- Facts about this home: where its addresses begin.
+-- Values of this home: the offset of its addresses.
 CREATE TABLE IF NOT EXISTS meta (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT;
 
--- Every server that ever was; deleted_at tells which of them exist. Ids are never used again.
+-- Every server that ever existed; those without deleted_at still exist. Ids are never used again.
 CREATE TABLE IF NOT EXISTS server (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL,

@@ -1,4 +1,4 @@
-"""What all handlers share, and the way that every operation goes: counted, perhaps disturbed, applied, answered."""
+"""The state that all handlers share, and the course of operations: counted, perhaps disturbed, applied, answered."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from hydracore.cloudsim.store import Store
 AnyRequest = Request[Any, Any, Any]
 Apply = Callable[[Effects], Reply]
 
-#: Where the HTTP protocol class leaves the client's connection for us.
+#: The key in ASGI's scope under which the HTTP protocol class puts the client's connection.
 CONNECTION_KEY = "cloudsim.connection"
 
 
@@ -38,7 +38,7 @@ class Sim:
     async def perform(
         self, request: AnyRequest, operation: str, facts: Mapping[str, Any], apply: Apply
     ) -> Response[bytes]:
-        """Do `apply` unless a fault is in the way. `facts` describe the server that it is about, for the faults' filters."""
+        """Call `apply` unless a fault prevents it. `facts` describe the server concerned, for the filters of faults."""
         self.requests[operation] += 1
         taken = self.faults.take(operation, facts)
 
@@ -52,7 +52,7 @@ class Sim:
             return respond(attempt())
         reply = await self._disturbed(request, operation, facts, taken.order, attempt)
         if reply is None:
-            # No answer will leave a connection that is gone; the framework still wants one.
+            # This answer is never sent, as the connection is closed, but the framework needs one.
             _connection(request).abort()
             reply = Reply(500, None)
         return respond(reply)
@@ -65,7 +65,7 @@ class Sim:
         order: FaultOrder,
         attempt: Callable[[], Reply],
     ) -> Reply | None:
-        """The answer under a fault; None to close the connection without one."""
+        """The answer under a fault, or None if the connection is to be closed without one."""
         if order.fault in REFUSALS:
             return refusal(order, self.token)
         if order.fault == "drop_reply":
@@ -87,7 +87,7 @@ def sim_of(request: AnyRequest) -> Sim:
 
 
 def respond(reply: Reply) -> Response[bytes]:
-    """A reply as the framework's answer."""
+    """Convert a reply to the framework's response."""
     if isinstance(reply.body, bytes):
         return Response(reply.body, status_code=reply.status, headers=dict(reply.headers))
     content = b"" if reply.body is None else msgspec.json.encode(reply.body)
@@ -95,7 +95,7 @@ def respond(reply: Reply) -> Response[bytes]:
 
 
 def facts_of(server: ServerRecord) -> dict[str, Any]:
-    """What faults may filter by."""
+    """The facts of a server that faults can filter by."""
     return {"server_id": server.id, "name": server.name, "location": server.location, "server_type": server.server_type}
 
 

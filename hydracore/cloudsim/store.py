@@ -1,7 +1,7 @@
-"""cloudsim's memory in one SQLite file. A change is one transaction, so a killed cloudsim knows all of it or none of it.
+"""Stores cloudsim's state in one SQLite file. A change is one transaction, so a kill loses all of it or nothing.
 
-`synchronous=NORMAL` in WAL mode loses nothing when the process dies; only a crash of the machine could take the last
-moments, and that takes the agents too.
+`synchronous=NORMAL` in WAL mode loses nothing when the process dies. Only a crash of the machine may
+lose the latest changes, and that ends the agents, too.
 """
 
 import json
@@ -21,13 +21,14 @@ from hydracore.sql import named_blocks
 _SQL: Final = named_blocks(Path(__file__).with_name("store.sql"))
 _SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
-#: Servers get addresses from 127.32.0.0/12, each home from a place of its own, so that two cloudsims rarely meet.
+#: Servers get addresses from 127.32.0.0/12. Each home begins at a random one, so that two cloudsims
+#: rarely share addresses.
 ADDRESS_BASE: Final = int(IPv4Address("127.32.0.0"))
 ADDRESS_COUNT: Final = 2**20 - 2
 
 
 class Store:
-    """`now` is a clock in UTC; `pick` chooses a number below its argument, once per home."""
+    """`now` is a clock in UTC. `pick` returns a random number below its argument; it is used once per home."""
 
     def __init__(self, path: Path, *, now: Callable[[], datetime], pick: Callable[[int], int]) -> None:
         self._now = now
@@ -78,11 +79,11 @@ class Store:
         return server_of(rows[0]) if rows else None
 
     def servers(self) -> list[ServerRecord]:
-        """All that exist, oldest first."""
+        """All servers that exist, oldest first."""
         return [server_of(row) for row in self._rows("read_servers")]
 
     def history(self) -> list[PastServer]:
-        """All that ever existed, oldest first."""
+        """All servers that ever existed, oldest first."""
         return [past_of(row) for row in self._rows("read_history")]
 
     def user_data(self, server_id: int) -> str:
@@ -104,7 +105,7 @@ class Store:
         self._run("set_agent", id=server_id, pid=pid, started=started)
 
     def end_server(self, server_id: int) -> None:
-        """The server is no more. What it was told at its creation holds a token, and is forgotten."""
+        """Mark the server as deleted, end its actions, and erase its user_data, which holds a token."""
         with self._transaction():
             self._run("end_server", id=server_id, now=self._now_text())
             self._run("finish_actions", id=server_id, now=self._now_text())
@@ -119,7 +120,7 @@ class Store:
             return self._begin(server_id, command, fail_with)
 
     def finish_actions(self, server_id: int, *, status: str | None) -> None:
-        """End whatever is at work on a server, which then has this status."""
+        """End all running actions of a server, and set its status unless that is None."""
         with self._transaction():
             if status is not None:
                 self._run("set_status", id=server_id, status=status)
@@ -130,13 +131,13 @@ class Store:
         return action_of(rows[0]) if rows else None
 
     def server_actions(self, server_id: int) -> list[ActionRecord]:
-        """Everything ever done to a server, oldest first."""
+        """All actions of a server, oldest first."""
         return [action_of(row) for row in self._rows("read_server_actions", id=server_id)]
 
     # Keys
 
     def create_key(self, *, name: str, fingerprint: str, public_key: str, labels: dict[str, str]) -> KeyRecord:
-        """Raises `ApiError` when the name or the key is there already."""
+        """Raises `ApiError` when the name or the key exists already."""
         key_id = self._write_unique(
             "insert_key",
             "public_key",

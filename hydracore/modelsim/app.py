@@ -1,4 +1,4 @@
-"""The scripted model server as an ASGI application: the OpenAI part below /v1, its strings to pull below /_sim."""
+"""The scripted model server as an ASGI application: OpenAI's API below /v1, its control interface below /_sim."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECORDS_MAX: Final = 2000
 
 
 class ModelSim:
-    """Any key is accepted, and any model's name."""
+    """It accepts any key and any name of a model."""
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self.faults = Faults()
@@ -97,7 +97,7 @@ class ModelSim:
         if answering not in await first_of(answering, leaving):
             record.ended = "left"
         for task in (answering, leaving):
-            # An aborted answer is left unfinished, for which the server cuts the connection.
+            # An aborted answer is left unfinished, so that the server closes the connection.
             with suppress(ConnectionError, asyncio.CancelledError):
                 task.result()
 
@@ -120,5 +120,5 @@ class ModelSim:
 
 
 def digest(authorization: str) -> str:
-    """What a record shows of the `Authorization` header."""
+    """The digest of an `Authorization` header that records show in its place."""
     return hashlib.sha256(authorization.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Answers one request for a completion, with the trouble that was ordered for it."""
+"""Answers one request for a completion, with the fault that was ordered for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hydracore.modelsim.exchange import Exchange
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import Rule, answer, count_tokens, tokens
 
-#: An endless answer ends here all the same.
+#: The most tokens of an answer that is ordered to be endless.
 TOKENS_MAX: Final = 200_000
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """One request as it came, and how far its answer got. `ended` is `open` until then.
+    """One request, and how its answer ended. `ended` is `open` until then.
 
-    `key_digest` tells keys apart without telling the key. `tokens_sent` counts what went out, heard or not.
+    `key_digest` identifies a key without showing it. `tokens_sent` counts the tokens sent, received or not.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Record(msgspec.Struct, kw_only=True):
 
 
 class Completion:
-    """`run` once."""
+    """Call `run` once."""
 
     def __init__(
         self, exchange: Exchange, request: wire.CompletionRequest, record: Record, *, rules: Sequence[Rule]
@@ -52,7 +52,7 @@ class Completion:
             self._finish = "length"
 
     async def run(self, fault: Fault | None, released: asyncio.Event) -> None:
-        """Raises `ConnectionError` where the connection shall end without an answer's end."""
+        """Send the answer. Raises `ConnectionError` to have the connection closed in the middle of it."""
         match fault:
             case Fault(kind="status"):
                 return await self._refuse(fault)
@@ -73,7 +73,7 @@ class Completion:
 
     async def _refuse(self, fault: Fault) -> None:
         self._record.ended = f"status {fault.status}"
-        # As real ones do, the refusal says too much: who reads it must not pass it on.
+        # The refusal quotes the key, as those of some real endpoints do, so that tests show that nobody passes it on.
         said = f"Scripted refusal of the request with {self._exchange.header('authorization') or 'no key'}"
         headers = {} if fault.retry_after_s is None else {"retry-after": str(fault.retry_after_s)}
         await self._exchange.answer(fault.status, wire.problem(said, "scripted_refusal"), headers=headers)
@@ -110,7 +110,7 @@ class Completion:
         return await self._exchange.end()
 
     async def _suffer(self, fault: Fault | None, released: asyncio.Event, index: int) -> str:
-        """What becomes of the answer before this token, after waiting as ordered. Raises `ConnectionError` for a cut."""
+        """Wait as ordered before token `index`. Returns what to do then. Raises `ConnectionError` to cut the answer."""
         if fault is None:
             return "go_on"
         if fault.kind == "slow":

@@ -1,4 +1,4 @@
-"""`/v1/embeddings` without a model: the vector of a text says which words it has, so texts with words in common are alike."""
+"""`/v1/embeddings` without a model: a text's vector is made of its words, so texts with words in common are similar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydracore.modelsim.latest import Latest
 from hydracore.modelsim.script import tokens
 from hydracore.reading import UNREADABLE
 
-#: Words share a place by chance once in so many.
+#: The size of vectors. Two words fall on the same place by a chance of one in this number.
 SIZE: Final = 512
 TEXTS_MAX: Final = 2048
 #: Requests remembered; older ones are forgotten.
@@ -25,7 +25,7 @@ RECORDS_MAX: Final = 200
 #: A request for a model of this name is answered by HTTP 503.
 BROKEN: Final = "broken-embedding"
 
-#: Words that say nothing of what a text is about.
+#: Words that are ignored, as they say nothing about the subject of a text.
 _EMPTY: Final = frozenset(
     ["a", "an", "and", "are", "do", "i", "in", "is", "it", "my", "of", "the", "to", "what", "you"]
 )
@@ -33,7 +33,7 @@ _WORD: Final = re.compile(r"\w+")
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that count; a request may have others."""
+    """The fields that are used; a request may have others."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     input: str | Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=TEXTS_MAX)]
@@ -70,7 +70,7 @@ class Embeddings:
 
 
 def vector(text: str) -> list[float]:
-    """The same for the same text, always; of length one where the text has a word that counts."""
+    """The vector of a text, always the same for the same text. Its length is one if the text has a word that counts."""
     counts = [0.0] * SIZE
     for word in set(_WORD.findall(text.lower())) - _EMPTY:
         counts[int.from_bytes(hashlib.sha256(word.encode()).digest()[:4]) % SIZE] += 1.0

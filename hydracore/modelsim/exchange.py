@@ -12,7 +12,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: A long conversation is some 100 KB.
+#: The largest body of a request. A long conversation has some 100 KB.
 BODY_MAX_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -25,7 +25,7 @@ class CallerLeft(Exception):
 
 
 class Exchange:
-    """`body` first, then one of `answer` and `begin`, `send`..., `end`."""
+    """One exchange. Call `body` first, then either `answer`, or `begin`, `send` any number of times, and `end`."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -70,7 +70,7 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": int(status), "headers": encoded})
 
     async def send(self, content: bytes) -> None:
-        # The server takes what it is given without a pause; others want their turn, and a caller may have left.
+        # The server's `send` does not yield to the loop. Other tasks have to run, and to notice a caller that has left.
         await asyncio.sleep(0)
         await self._send({"type": "http.response.body", "body": content, "more_body": True})
 

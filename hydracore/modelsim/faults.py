@@ -1,4 +1,4 @@
-"""Trouble on order: what the next answers shall suffer."""
+"""Faults on order, for the next answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-#: Orders kept at once; more are refused.
+#: The most orders at once; more are refused.
 FAULTS_MAX = 1000
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One order. The phases in which it bites:
+    """One order. What its `kind` does, and when:
 
     `status`  instead of an answer: the HTTP status `status` (with `retry_after_s`), and a body that quotes the caller's key
     `hang`    before the head of an answer: nothing more, until released or the caller leaves
@@ -26,7 +26,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `no_usage` no usage figures
     `whole`   a stream is answered by one JSON document
 
-    `model` limits it to one model, `contains` to requests whose last message contains that; `times` null means always.
+    `model` limits it to one model, `contains` to requests whose last message contains that. `times`: null means always.
     """
 
     kind: Literal["status", "hang", "slow", "hold", "cut", "error", "garbage", "endless", "empty", "no_usage", "whole"]
@@ -41,14 +41,14 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Faults:
-    """The orders that stand. `released` lets whatever hangs or is held go on."""
+    """The orders that are not used up. `released` is the event that answers which hang or are held wait for."""
 
     def __init__(self) -> None:
         self._orders: list[Fault] = []
         self._release = asyncio.Event()
 
     def add(self, fault: Fault) -> bool:
-        """False when there are too many."""
+        """Returns False if there are too many orders already."""
         if len(self._orders) >= FAULTS_MAX:
             return False
         self._orders.append(fault)
@@ -62,7 +62,7 @@ class Faults:
         return [msgspec.to_builtins(fault) for fault in self._orders]
 
     def take(self, model: str, latest: str) -> Fault | None:
-        """The first order that fits a request, used up by one."""
+        """The oldest order that matches a request, or None. It is used up by one."""
         for fault in self._orders:
             if fault.model in {None, model} and (fault.contains is None or fault.contains in latest):
                 if fault.times is not None:
@@ -73,11 +73,11 @@ class Faults:
         return None
 
     def release(self) -> None:
-        """Let every answer go on whose request has come, also one that has yet to get to where it would wait."""
+        """Release all answers whose requests have come, also those that have not come to the point where they wait."""
         self._release.set()
         self._release = asyncio.Event()
 
     @property
     def released(self) -> asyncio.Event:
-        """What the next `release` sets. A request asks once, when it comes, so that no release goes by it."""
+        """The event that the next `release` sets. A request gets it once, as it comes, so that it misses no release."""
         return self._release

@@ -1,4 +1,4 @@
-"""The requests that came last: so many, and so many bytes of them, because one may be as long as a thousand others."""
+"""Keeps the latest requests, bounded in number and in bytes, as one may be as long as a thousand others."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: What the bodies of all that are remembered may have together.
+#: The most bytes of all kept requests' bodies together.
 LATEST_MAX_BYTES: Final = 32 * 1024 * 1024
 
 
 class Latest(Generic[T]):
-    """Records, oldest first. The last one is kept however long its request was."""
+    """Records, oldest first. The latest one is kept however long its request was."""
 
     def __init__(self, *, count_max: int) -> None:
         self._count_max = count_max
@@ -24,7 +24,7 @@ class Latest(Generic[T]):
         return (record for record, _ in self._kept)
 
     def add(self, record: T, *, body: bytes) -> None:
-        """Remember the record of a request that had this body, and forget the oldest ones for which there is no room."""
+        """Add the record of a request with this body, and delete the oldest ones while the bounds are exceeded."""
         self._kept.append((record, len(body)))
         self._bytes += len(body)
         while len(self._kept) > self._count_max or (self._bytes > LATEST_MAX_BYTES and len(self._kept) > 1):

@@ -15,16 +15,16 @@ from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
 from hydracore.signals import run_to_its_end, stop_asked_for
 
-#: What open answers get at the end.
+#: Seconds that open answers get at the end.
 GRACE_S: Final = 1
 BACKLOG: Final = 1024
 
-#: An order that can be given at the start: without it nobody could see a stream's words come one by one.
+#: An order that can be given at the start, so that the words of a stream can be seen to come one by one.
 SLOW_COUNTING: Final = Fault(kind="slow", contains="ount to ", times=None, delay_s=0.04)
 
 
 def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
-    """Serve until a signal comes; the exit code. `home` may hold a script (see `script.load_rules`)."""
+    """Serve until a signal comes. Returns the exit code. `home` may hold a script (see `script.load_rules`)."""
 
     async def until_signalled() -> None:
         ended = stop_asked_for()
@@ -42,16 +42,16 @@ def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
 
 @contextlib.asynccontextmanager
 async def serve(*, host: str, port: int, home: Path, slow_counting: bool = False) -> AsyncGenerator[str]:
-    """A server within this event loop; yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any.
+    """Run a server in this event loop. Yields its URL, to which `/v1` or `/_sim` is added. Port 0 means any free port.
 
-    Raises `ScriptError`, and OSError when the address is taken.
+    Raises `ScriptError`, and `OSError` if the address is taken.
     """
     sim = ModelSim(load_rules(home))
     if slow_counting:
         sim.faults.add(SLOW_COUNTING)
     with socket.create_server((host, port), backlog=BACKLOG) as listener:
-        # Connections inherit it. asyncio sets it only where a socket says that it is TCP's, which this one does not: a stream's
-        # words would wait for the acknowledgement of those before them.
+        # Connections inherit this option. asyncio sets it only on sockets whose protocol is TCP, and this
+        # one's is 0. Without it, words of a stream would wait for the acknowledgement of those before them.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with served(configuration(sim, timeout_graceful_shutdown=GRACE_S), listener):
             try:

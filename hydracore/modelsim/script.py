@@ -1,4 +1,4 @@
-"""What the scripted model says: a pure function of the messages it is sent."""
+"""The scripted answers: a pure function of the messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hydracore.reading import UNREADABLE
 #: Every answer begins with this, so that nobody takes it for a model's.
 MARK: Final = "[scripted]"
 
-#: In a home: rules of the user's own, tried before the ones here.
+#: The file in a home with the user's rules, which are tried before the ones here.
 SCRIPT_FILE: Final = "script.json"
 
-#: A word with the blanks behind it; what stands for a token here.
+#: What counts as a token here: a word with the blanks behind it.
 _TOKEN: Final = re.compile(r"\S+\s*|\s+")
 _OPENING: Final = re.compile(r'begin every answer with "([^"]{1,80})"', re.IGNORECASE)
 _COUNT: Final = re.compile(r"\bcount to (\d{1,5})\b", re.IGNORECASE)
@@ -29,7 +29,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """Says `answer` when the last message of the user contains `contains`, in whatever case."""
+    """The answer is `answer` if the last message of the user contains `contains`, in upper or lower case."""
 
     contains: str
     answer: str
@@ -51,7 +51,7 @@ def load_rules(home: Path) -> tuple[Rule, ...]:
 
 
 def answer(messages: Sequence[Message], rules: Sequence[Rule] = ()) -> str:
-    """The same words for the same messages, always.
+    """The answer to these messages, always the same for the same ones.
 
     Besides the rules: "count to N" counts, a question about its "instructions" quotes the system prompt, a question about
     what was said "before" lists the user's earlier messages, and anything else is repeated. A system prompt that says
@@ -81,7 +81,7 @@ def _said(messages: Sequence[Message], rules: Sequence[Rule]) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """`text` in the pieces that are streamed and counted; joined they are `text` again."""
+    """Split `text` into the pieces that are streamed and counted. Joined, they are `text` again."""
     return _TOKEN.findall(text)
 
 

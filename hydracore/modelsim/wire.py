@@ -1,4 +1,4 @@
-"""The OpenAI shapes, as far as a scripted model needs them."""
+"""The messages of OpenAI's API, as far as a scripted model needs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from hydracore.modelsim.script import Message
 
-#: What stands in the place of the owner of a model, wherever one is named.
+#: The owner of all models, in the answers that name one.
 OWNER: Final = "hydracore modelsim: scripted answers, no model"
 
 #: Models that the list names. Any other name is answered, too.
@@ -20,7 +20,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that count; a request may have others."""
+    """The fields that are used; a request may have others."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     messages: Annotated[tuple[Message, ...], msgspec.Meta(min_length=1)]

@@ -56,8 +56,8 @@ WHERE only = 1 AND EXISTS (SELECT 1 FROM entry WHERE batch IS NOT NULL);
 SELECT coalesce(max(batch), 0) FROM entry;
 
 -- name: prune
--- Deletes whole batches only, as a batch that is sent again must not have changed. Days
--- in the future, of a clock that was ahead, do not count as recent.
+-- Deletes whole batches only, as a batch that is sent again must not have changed. Days in the
+-- future, of a clock that was ahead, do not count as recent.
 DELETE FROM entry
 WHERE batch < (SELECT next_batch FROM ledger WHERE only = 1)
   AND batch < (SELECT min(recent.batch) FROM entry AS recent WHERE recent.day BETWEEN :first_day AND :today);

@@ -48,8 +48,8 @@ WHERE conversation_id = :conversation_id
   );
 
 -- name: give_up_conversations
--- If there are too many, deletes those whose latest turn has the lowest
--- id (a clock may go back), but none with an open turn.
+-- If there are too many, deletes those whose latest turn has the lowest id (a clock may go back), but
+-- none with an open turn.
 DELETE FROM conversation
 WHERE id IN (
     SELECT id
