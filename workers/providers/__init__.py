@@ -1,1 +1,1 @@
-"""Providers of servers: one door (`base`) and the drivers behind it."""
+"""Server providers: the interface (`base`) and its drivers."""

@@ -1,14 +1,14 @@
-"""The door to a provider of servers: what can be asked, what comes back, and every way it can fail.
+"""The interface of a server provider: its calls, their results, and all errors.
 
-    ProviderError                code and correlation id; never a word of the provider's own text
-    ├── ProviderRetry            nothing came of it; the same call may be repeated after `retry_after_s`
+    ProviderError                has a code and a correlation id, but no text of the provider
+    ├── ProviderRetry            the call had no effect; it may be repeated after `retry_after_s`
     ├── ProviderLater            the server or the provider is busy or broken; try again after `retry_after_s`, which is longer
-    ├── ProviderNoCapacity       not this type at this place; another placement may do
-    ├── ProviderNameTaken        something of that name exists; look whose it is
-    ├── ProviderRefused          repeating cannot help; somebody has to change something
-    └── ProviderOutcomeUnknown   a change was sent and no answer came; read before doing anything else
+    ├── ProviderNoCapacity       this server type is not available at this location; another placement may be
+    ├── ProviderNameTaken        a resource of this name exists; look whose it is
+    ├── ProviderRefused          a repetition cannot succeed; somebody has to change something
+    └── ProviderOutcomeUnknown   a change was sent, but no answer came; read the state before doing anything else
 
-Provider texts are never kept because some of them quote the API token.
+The provider's texts are never kept, because some of them quote the API token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,19 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-#: How long to wait where the provider does not say.
+#: The seconds to wait before a retry if the provider does not say how long.
 RETRY_AFTER_S_DEFAULT = 1.0
 
-#: The same where it is under maintenance or broken, which lasts.
+#: The same if the provider is under maintenance or broken, which lasts longer.
 LATER_S_DEFAULT = 15.0
 
-#: Codes that are of the provider as a whole: whatever else there is to ask has to wait, too.
+#: Codes that concern the provider as a whole: all other requests to it have to wait, too.
 RATE_LIMITED: Final = "rate_limit_exceeded"
 UNREACHABLE: Final = "provider_unreachable"
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """A server as its provider describes it. `status` is the provider's word, for instance `running` or `deleting`."""
+    """A server as its provider describes it. `status` is the provider's own, for instance `running` or `deleting`."""
 
     id: str
     name: str
@@ -43,7 +43,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """Something the provider is doing for us. `error_code` is set when `status` is `error`."""
+    """An operation that the provider carries out. `error_code` is set if `status` is `error`."""
 
     id: str
     status: Literal["running", "success", "error"]
@@ -68,7 +68,7 @@ class CreateServer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreatedServer(msgspec.Struct, frozen=True, kw_only=True):
-    """The new server, and the actions that bring it to life."""
+    """The new server, and the actions that create and start it."""
 
     server: Server
     action_ids: tuple[str, ...]
@@ -87,9 +87,9 @@ class ProviderError(Exception):
 
 
 class ProviderRetry(ProviderError):
-    """Nothing came of the call: a conflict, a rate limit, a bad gateway, or no connection.
+    """The call had no effect: a conflict, a rate limit, a bad gateway, or no connection.
 
-    A gateway may lie about that, so a caller that creates still looks before it creates again.
+    Behind a gateway that is not certain, so a caller that creates a server looks for it before it creates it again.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ProviderLater(ProviderError):
 
 
 class ProviderNoCapacity(ProviderError):
-    """The provider has no such server at this place now."""
+    """The provider cannot create a server of this type at this location now."""
 
 
 class ProviderNameTaken(ProviderError):
@@ -116,7 +116,7 @@ class ProviderNameTaken(ProviderError):
 
 
 class ProviderRefused(ProviderError):
-    """The provider does not want this, and will not want it the next time either."""
+    """The provider refuses the call, and would refuse its repetition."""
 
 
 class ProviderOutcomeUnknown(ProviderError):
@@ -127,15 +127,15 @@ class Provider(Protocol):
     """One project at one provider. Every method may raise any `ProviderError`."""
 
     async def create_server(self, order: CreateServer, /) -> CreatedServer:
-        """Order a server. Ask `find_servers` first: a create is not idempotent."""
+        """Create a server. Call `find_servers` first, because this is not idempotent."""
         ...
 
     async def get_server(self, server_id: str, /) -> Server | None:
-        """The server, or None when the provider has none of that id."""
+        """The server, or None if the provider has none with this id."""
         ...
 
     async def get_server_named(self, name: str, /) -> Server | None:
-        """The server of this name, whoever made it."""
+        """The server of this name, whoever created it, or None."""
         ...
 
     async def find_servers(self, labels: Mapping[str, str], /) -> list[Server]:
@@ -143,7 +143,7 @@ class Provider(Protocol):
         ...
 
     async def delete_server(self, server_id: str, /) -> None:
-        """Order the end of a server. Done already, or under way, is no error; look again to see it gone."""
+        """Start the deletion of a server. No error if it is gone or being deleted already. Look again to see that it is gone."""
         ...
 
     async def set_labels(self, server_id: str, labels: Mapping[str, str], /) -> None:
@@ -151,9 +151,9 @@ class Provider(Protocol):
         ...
 
     async def get_actions(self, action_ids: Sequence[str], /) -> list[Action]:
-        """What became of these actions. An action that the provider has forgotten is left out."""
+        """The present state of these actions. Actions that the provider has forgotten are left out."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         ...

@@ -21,20 +21,20 @@ from workers.providers.hetzner_key import HetznerKey
 from workers.providers.hetzner_pages import all_pages
 from workers.providers.hetzner_wire import ACTION_PAGE, NEW_SERVER, ONE_ACTION, ONE_SERVER, PER_PAGE, SERVER_PAGE
 
-#: What one question for actions may hold.
+#: The most actions per request.
 ACTIONS_PER_CALL: Final = 25
 
-#: A project with more servers than this needs another design; a cut list would look like vanished servers.
+#: The most pages of a list of servers. A longer list is refused, because the servers beyond a cut would seem to have vanished.
 SERVER_PAGES_MAX: Final = 400
 
 LABEL_PATTERN: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?")
 
 
 class HetznerProvider:
-    """One Hetzner project (see `base.Provider`). Shared by all tasks of one event loop; `aclose` it at the end.
+    """One Hetzner project (see `base.Provider`). Shared by all tasks of one event loop. Call `aclose` at the end.
 
-    `endpoint` ends in `/v1`. `ssh_public_key` is an OpenSSH line that every server gets; without one, servers get a key
-    that nobody holds the private half of.
+    `endpoint` ends in `/v1`. `ssh_public_key` is the OpenSSH public key that all servers get. Without one, they get a key whose private
+    key was thrown away.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class HetznerProvider:
             if refusal.code in {INVALID_INPUT, NOT_FOUND} and await self._key.forget_if_gone(key_id):
                 raise ProviderRetry("ssh_key_gone", refusal.correlation_id) from None
             if refusal.code == INVALID_INPUT:
-                # A type that is not sold at this place (`unsupported location for server type`), or an order that is wrong everywhere:
-                # the text alone tells which, `details` is empty for both.
+                # Either the type is not available at this location (`unsupported location for server type`), or the order is wrong
+                # everywhere. Only the text, which is not read, tells which: `details` is empty for both.
                 raise ProviderNoCapacity(refusal.code, refusal.correlation_id) from None
             raise
         server = answer.server.server()
@@ -93,7 +93,7 @@ class HetznerProvider:
         pages = await all_pages(self._http, "servers", SERVER_PAGE, query, pages_max=SERVER_PAGES_MAX)
         found = {wire.id: wire.server() for page in pages for wire in page.servers}
         if not all(labels.items() <= server.labels.items() for server in found.values()):
-            # Whoever asks takes them for its own, and may remove them.
+            # The caller regards all servers of the answer as its own, and may delete them.
             raise ProviderRetry(UNREADABLE_ANSWER)
         return [found[number] for number in sorted(found)]
 
@@ -104,7 +104,7 @@ class HetznerProvider:
             if refusal.code != NOT_FOUND:
                 raise
         except ProviderLater as later:
-            # The provider locks a server while it is at work on it, and that work may be the delete asked for before.
+            # The provider locks a server while an action runs on it. That may be the deletion of an earlier call.
             if later.code != LOCKED or not await self._is_going(server_id):
                 raise
 
@@ -129,7 +129,7 @@ class HetznerProvider:
 
 
 def _selector(labels: Mapping[str, str]) -> str:
-    """`a==1,b==2`. Labels are ours, so a bad one is our bug, and so is asking for all servers of a shared project."""
+    """A label selector, as in `a==1,b==2`. Invalid labels are our bug. So are none: they would select all servers of the project."""
     assert labels
     for text in (*labels.keys(), *labels.values()):
         assert LABEL_PATTERN.fullmatch(text), text
@@ -137,6 +137,6 @@ def _selector(labels: Mapping[str, str]) -> str:
 
 
 def _server_path(server_id: str) -> str:
-    """Ids come from the provider through our log; anything but digits there is our bug."""
+    """The path of a server. Its id comes from the provider, by way of our log: anything but digits is our bug."""
     assert re.fullmatch(r"[0-9]+", server_id), server_id
     return f"servers/{server_id}"

@@ -1,6 +1,6 @@
-"""Turns Hetzner's error codes into our error tree, and keeps every word of theirs out of it.
+"""Turns Hetzner's error answers into our error classes. Of an answer, only the code is kept.
 
-A code is a slug, so it may be kept; a text may quote the API token, so it is not even decoded.
+A code is a slug and holds no secret. A text may quote the API token, so it is not even decoded.
 Codes: https://docs.hetzner.cloud/reference/cloud#errors
 """
 
@@ -28,7 +28,7 @@ NOT_FOUND: Final = "not_found"
 LOCKED: Final = "locked"
 INVALID_INPUT: Final = "invalid_input"
 
-#: Ours: an answer that is not what the API describes.
+#: Our own code: the answer does not match the description of the API.
 UNREADABLE_ANSWER: Final = "unreadable_answer"
 
 CLASS_OF_CODE: Final[dict[str, type[ProviderError]]] = {
@@ -50,14 +50,14 @@ CLASS_OF_CODE: Final[dict[str, type[ProviderError]]] = {
     "unauthorized": ProviderRefused,
     "token_readonly": ProviderRefused,
     "protected": ProviderRefused,
-    # Not one that goes with an action: "the caller should contact support" (hcloud-go, hcloud/error.go).
+    # Not a lock that an action holds, like `locked`: "the caller should contact support" (hcloud-go, hcloud/error.go).
     "resource_locked": ProviderRefused,
     INVALID_INPUT: ProviderRefused,
     "json_error": ProviderRefused,
     NOT_FOUND: ProviderRefused,
 }
 
-#: Where the code is missing or new to us, the HTTP status decides.
+#: The class by HTTP status, if the code is missing or unknown.
 CLASS_OF_STATUS: Final[dict[int, type[ProviderError]]] = {
     408: ProviderRetry,
     409: ProviderRetry,
@@ -70,10 +70,10 @@ CLASS_OF_STATUS: Final[dict[int, type[ProviderError]]] = {
     504: ProviderRetry,
 }
 
-#: Somebody gave up waiting, the provider or a gateway before it.
+#: The statuses with which the provider, or a gateway before it, says that it gave up waiting.
 GAVE_UP: Final = frozenset({408, 504})
 
-#: No digits and no capitals: an API token cannot hide in a code.
+#: Without digits and capitals, so that a code cannot hold an API token.
 CODE_PATTERN: Final = re.compile(r"[a-z][a-z_]{0,47}")
 CORRELATION_ID_PATTERN: Final = re.compile(r"[0-9a-f-]{1,36}")
 
@@ -89,7 +89,7 @@ class _ErrorBody(msgspec.Struct):
 def error_of(
     *, status: int, body: bytes, correlation_id: str | None, mutation: bool, retry_after_s: float | None
 ) -> ProviderError:
-    """The error that an unsuccessful answer means for the caller."""
+    """The error to raise for an unsuccessful answer. `mutation`: whether the request was a change."""
     assert not 200 <= status < 300  # noqa: PLR2004 - the range of success in HTTP
     code = code_in(body) or f"http_{status}"
     kind = CLASS_OF_CODE.get(code) or CLASS_OF_STATUS.get(status) or _class_of_family(status)
@@ -98,7 +98,7 @@ def error_of(
         # The change may still happen.
         return ProviderOutcomeUnknown(code, seen_as)
     if kind is ProviderRetry or kind is ProviderLater:
-        # A lock goes with the action that holds it, which takes seconds.
+        # A lock is released when its action ends, which takes seconds.
         soon = kind is ProviderRetry or code == LOCKED or status == 423  # noqa: PLR2004 - "locked"
         usual_s = RETRY_AFTER_S_DEFAULT if soon else LATER_S_DEFAULT
         return kind(code, seen_as, retry_after_s=usual_s if retry_after_s is None else retry_after_s)
@@ -106,7 +106,7 @@ def error_of(
 
 
 def code_in(body: bytes) -> str | None:
-    """The error code of an answer; None when the body is not the provider's (a gateway's page, say)."""
+    """The error code in the body of an answer, or None if the body is not the provider's, for instance a gateway's page."""
     try:
         return slug(msgspec.json.decode(body, type=_ErrorBody).error.code)
     except UNREADABLE:
@@ -114,15 +114,15 @@ def code_in(body: bytes) -> str | None:
 
 
 def slug(code: str) -> str:
-    """A code that is safe to keep."""
+    """`code` if it is safe to keep, otherwise `unreadable_code`."""
     return code if CODE_PATTERN.fullmatch(code) else "unreadable_code"
 
 
 def correlation_id_in(text: str | None) -> str | None:
-    """A correlation id that is safe to keep: hexadecimal digits and dashes, no more than a UUID has."""
+    """The correlation id if it is safe to keep (hexadecimal digits and dashes, no longer than a UUID), otherwise None."""
     return text if text is not None and CORRELATION_ID_PATTERN.fullmatch(text) else None
 
 
 def _class_of_family(status: int) -> type[ProviderError]:
-    # A redirect, too, is for people to see to: the API has none, and to follow one would take the token elsewhere.
+    # Redirects count as refusals: the API has none, and following one would send the token elsewhere.
     return ProviderLater if status >= 500 else ProviderRefused  # noqa: PLR2004 - where server errors begin

@@ -1,6 +1,6 @@
-"""One HTTP conversation with the Hetzner API: paced, bounded in time and number, and silent about secrets.
+"""HTTP calls to the Hetzner API: paced, limited in time and in number, and without secrets in errors.
 
-httpx errors are translated here, once. They are not chained to ours: theirs hold the request, and with it the token.
+The errors of httpx are translated here. Ours are not chained to them, because they hold the request, and with it the token.
 """
 
 import asyncio
@@ -17,19 +17,20 @@ from workers.providers.base import ProviderError, ProviderOutcomeUnknown, Provid
 from workers.providers.hetzner_errors import UNREADABLE_ANSWER, correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer
 
-#: Calls of one driver under way at the same time.
+#: The most concurrent calls of one driver.
 CONCURRENCY_MAX: Final = 16
 
-#: Far more than a page of servers has, with all that is told of the type, the image and the place of each.
+#: The most bytes of an answer. A page of servers, with their types, images and locations, is far smaller.
 ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 
-#: Of its time: a call without an answer that has taken less was refused or cut off, which costs nobody anything.
+#: The share of its time limit from which on a failed call counts as silence of the provider. A call that fails earlier was refused or
+#: cut off, and held nobody up.
 COSTLY_SHARE: Final = 0.25
 
-#: Idle connections are given up before the provider does it, so that few calls meet a connection that is just closing.
+#: How long idle connections are kept: less than the provider keeps them, so that few calls use a connection that is just being closed.
 KEEPALIVE_S: Final = 3.0
 
-#: These fail before a request is on its way; after any other failure it may have arrived.
+#: The errors that are raised before a request is sent. After any other error, it may have arrived.
 NOT_SENT: Final = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -56,33 +57,36 @@ class HetznerHttp:
         self._pacer = Pacer(monotonic=time.monotonic, wall=time.time)
         self._client = httpx.AsyncClient(
             base_url=endpoint.rstrip("/") + "/",
-            # A packed answer could be small on the wire and huge in memory, so none is asked for, and none is unpacked.
+            # A compressed answer could be small on the wire and huge in memory. So none is requested, and none is decompressed.
             headers={
                 "Authorization": f"Bearer {token}",
                 "Accept": "application/json",
                 "Accept-Encoding": "identity",
             },
-            # Half of the time for connecting, so that "not sent" is told apart from "no answer".
+            # Half of the time for connecting, so that "not sent" can be told from "no answer".
             timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2),
             limits=httpx.Limits(max_connections=CONCURRENCY_MAX, keepalive_expiry=KEEPALIVE_S),
-            # A proxy of the environment is for the world outside; a cloudsim on this machine is not behind it.
+            # A proxy in the environment is for hosts outside, not for a cloudsim on this machine.
             trust_env=outside,
             verify=True if outside else TRUST_NOBODY,
         )
 
     async def get(self, path: str, answer: _Decoder[Answer_co], query: Query | None = None) -> Answer_co:
-        """Read something."""
+        """Send a GET request and decode its answer."""
         return await self._call("GET", path, answer, query=query)
 
     async def change(
         self, method: str, path: str, answer: _Decoder[Answer_co], body: Mapping[str, Any] | None = None
     ) -> Answer_co:
-        """Change something. Raises `ProviderOutcomeUnknown` when the change may have happened and no answer says so."""
+        """Send a changing request and decode its answer.
+
+        Raises `ProviderOutcomeUnknown` if the change may have happened, but no answer says so.
+        """
         assert method in {"POST", "PUT", "DELETE"}
         return await self._call(method, path, answer, body=body)
 
     def refuse_if_silent(self) -> None:
-        """Raises `ProviderRetry` while the provider is left alone, because it does not answer."""
+        """Raises `ProviderRetry` during the pauses of a provider that does not answer."""
         self._pacer.refuse_if_silent()
 
     async def aclose(self) -> None:
@@ -115,12 +119,12 @@ class HetznerHttp:
             )
         with contextlib.suppress(*UNREADABLE):
             return answer.decode(response.content)
-        # Outside of the handler, so that the decoder's error, which may quote the body, is not chained to this one.
+        # Raised outside of the handler, so that the decoder's error, which may quote the body, is not chained.
         raise _unanswered(UNREADABLE_ANSWER, mutation=mutation, correlation_id=correlation_id_in(correlation_id))
 
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncGenerator[None]:
-        """One of the calls under way. Raises `ProviderRetry` where none has ended in the time of a call."""
+        """Take one of the `CONCURRENCY_MAX` places. Raises `ProviderRetry` if none becomes free within the time limit of a call."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._places.acquire()
@@ -132,7 +136,7 @@ class HetznerHttp:
             self._places.release()
 
     async def _send(self, request: httpx.Request, *, mutation: bool) -> Answer:
-        """The answer. `timeout` of httpx bounds each read; the deadline around it bounds a provider that trickles."""
+        """Send the request within the time limit. The timeout of httpx limits each read only, and an answer may come byte by byte."""
         sent_at = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):

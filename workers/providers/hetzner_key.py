@@ -1,7 +1,7 @@
-"""The SSH key that goes with every server.
+"""The SSH key that all servers get.
 
-Without a key the provider makes a root password and sends it in the answer. So there is always one: the operator's, or one
-whose private half is thrown away as soon as it is made, which nobody can log in with.
+For a server without a key, the provider generates a root password and sends it in its answer. So servers always get a key: the
+operator's, or one whose private key is thrown away at once, so that nobody can log in with it.
 """
 
 import asyncio
@@ -16,42 +16,43 @@ from workers.providers.hetzner_http import HetznerHttp
 from workers.providers.hetzner_pages import all_pages
 from workers.providers.hetzner_wire import KEY_PAGE, ONE_KEY, WireKey
 
-#: No project holds more keys than fit on this many pages.
+#: The most pages of a list of keys. No project has more.
 KEY_PAGES_MAX: Final = 20
 
 
 class HetznerKey:
-    """Makes sure once that the key is in the project. `public_key` is an OpenSSH line; None means a throwaway key."""
+    """Makes sure that the key is in the project, and remembers its id. `public_key`: in OpenSSH's format; None for a throwaway key."""
 
     def __init__(self, http: HetznerHttp, *, name: str, public_key: str | None) -> None:
         self._http = http
-        # A name says nothing of who holds the private half, and what was the operator's would be taken for one that nobody holds.
-        # No installation's name has an `@`, so neither has any other key of ours.
+        # A throwaway key is found by its name only. So its name must differ from that of an operator's key, which somebody can log in
+        # with. Names of installations have no `@`, so operators' keys have none either.
         self._name = name if public_key is not None else f"throwaway@{name}"
         self._public_key = public_key
         self._id: int | None = None
-        # Many creates start at once; one of them looks, the others wait for what comes of it, a failure too.
+        # If many servers are created at once, one call looks for the key, and the others wait for its result or failure.
         self._look: asyncio.Task[int] | None = None
         self._checking = asyncio.Lock()
 
     async def key_id(self) -> int:
-        """The id of the key in this project; creates it where it is absent."""
+        """The id of the key in this project. Creates the key if it is absent."""
         if self._id is not None:
             return self._id
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._ensure())
-            # Once all who waited for it have been cut off, nobody else takes note of how it failed.
+            # If all waiting callers are cancelled, nobody else retrieves the task's exception.
             self._look.add_done_callback(_note)
         else:
             self._http.refuse_if_silent()
-        # Whoever is cut off leaves the look to the others.
+        # Shielded, so that the look continues for the others if this caller is cancelled.
         self._id = found = await asyncio.shield(self._look)
         return found
 
     async def forget_if_gone(self, key_id: int) -> bool:
-        """Look whether the key was removed behind our back; True when it was, and then the next create makes it again.
+        """Whether somebody removed the key from the project. If so, its id is forgotten, and the next `key_id` creates it again.
 
-        `key_id` is what the caller was refused with. Another caller may have found out first, and the key have another id by now.
+        `key_id` is the id with which the caller's request was refused. Another caller may have noticed first, and the key may have
+        another id by now.
         """
         async with self._checking:
             if self._id != key_id:
@@ -62,7 +63,7 @@ class HetznerKey:
             return True
 
     async def aclose(self) -> None:
-        """End a look that nobody waits for any more."""
+        """Cancel a look that is still running."""
         if self._look is not None:
             self._look.cancel()
             await asyncio.wait([self._look])
@@ -71,22 +72,22 @@ class HetznerKey:
         named = await self._list(name=self._name)
         if (found := self._match(named)) is not None:
             return found.id
-        # The operator changed the key: the old one stays for the servers that have it, ours gets a name of its own.
+        # The operator has changed the key. The old one stays for the servers that have it, and the new one gets another name.
         name = f"{self._name}-{_short_digest(self._public_key)}" if named and self._public_key else self._name
         try:
             return await self._create(name)
         except ProviderNameTaken:
-            # Another worker was faster, or the same key is there under another name.
+            # Another worker has created the key meanwhile, or it exists under another name.
             found = self._match(await self._list(name=None))
         except ProviderOutcomeUnknown as unknown:
-            # No server was asked for yet, so for the caller nothing is unknown: the next try finds the key or makes it.
+            # Whether the key exists is unknown, but no server was requested yet: the next try finds the key or creates it.
             raise ProviderRetry(unknown.code, unknown.correlation_id) from None
         if found is None:
             raise ProviderRetry("ssh_key_moved")
         return found.id
 
     def _match(self, keys: list[WireKey]) -> WireKey | None:
-        """Ours: the same key material; or, when any key will do, the one of our name."""
+        """Our key among `keys`: the one with the same key material, or, for a throwaway key, the one with our name."""
         for key in keys:
             if (
                 key.name == self._name
@@ -112,7 +113,7 @@ def _note(look: asyncio.Task[int]) -> None:
 
 
 def _material(public_key: str) -> tuple[str, ...]:
-    """Type and key without the comment, which providers change at will."""
+    """The type and the key, without the comment, which providers may change."""
     return tuple(public_key.split()[:2])
 
 

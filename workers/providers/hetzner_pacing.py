@@ -1,11 +1,11 @@
 """Keeps one driver within Hetzner's request limit (https://docs.hetzner.cloud/reference/cloud#rate-limiting).
 
-Every answer carries `RateLimit-Limit`, `-Remaining` and `-Reset` (Unix time at which the allowance is whole again; it grows
-back steadily, one request a second for a normal project). A 429 closes the gate for everybody who shares the driver. When
-little is left, calls are spaced at the pace at which the allowance grows, so that the 429 does not come at all.
+Each answer has the headers `RateLimit-Limit`, `-Remaining` and `-Reset`: the Unix time at which the allowance is full again. It grows
+back steadily, by one request a second for a normal project. After a 429, all calls of the driver wait. If little of the allowance is
+left, calls are spaced at the pace at which it grows, so that there is no 429.
 
-A provider that answers nobody closes the gate too: each call would wait for its whole time, and so would all work that shares a
-worker with it. Then one call at a time tries, after pauses that grow, and any answer opens the gate.
+Calls are also refused while the provider does not answer. Otherwise each call, and all work of the same worker, would wait for its
+whole time limit. After pauses that grow, one call at a time is let through, and any answer ends this.
 """
 
 import asyncio
@@ -14,27 +14,27 @@ from typing import Final
 
 from workers.providers.base import RATE_LIMITED, RETRY_AFTER_S_DEFAULT, UNREACHABLE, ProviderRetry
 
-#: Below this share of the allowance, calls are spaced.
+#: Calls are spaced if less than this share of the allowance is left.
 LOW_WATER_SHARE: Final = 0.1
 
-#: No single call is held back longer than this for the sake of spacing.
+#: The longest time between two calls that are spaced.
 SPACING_S_MAX: Final = 5.0
 
-#: `RateLimit-Reset` tells when *all* of the allowance is back; a part of it is enough to go on.
+#: The longest wait for `RateLimit-Reset`. That is when *all* of the allowance is back, but a part of it is enough to continue.
 RESET_WAIT_S_MAX: Final = 60.0
 
-#: A `Retry-After` outside of these is taken for a mistake; so is a reset in the past, where this machine's clock is ahead.
-#: What is tried again after no time at all would be tried for ever without a pause.
+#: The bounds of a wait. A `Retry-After` outside of them counts as a mistake, and so does a reset in the past, which is seen if this
+#: machine's clock is ahead. Without a least wait, calls would be repeated for ever without a pause.
 RETRY_AFTER_S_MIN: Final = 1.0
 RETRY_AFTER_S_MAX: Final = 3600.0
 
-#: The pauses between two tries of a provider that does not answer: the first one, and what they double to at most.
+#: The pauses between two tries of a provider that does not answer: the first pause, and the longest one that they double up to.
 SILENCE_S_FIRST: Final = 1.0
 SILENCE_S_MAX: Final = 8.0
 
 
 class Pacer:
-    """The gate before each call of one driver. `monotonic` and `wall` are clocks in seconds."""
+    """Delays or refuses the calls of one driver. `monotonic` and `wall` are clocks in seconds."""
 
     def __init__(self, *, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -42,40 +42,40 @@ class Pacer:
         self._closed_until = 0.0
         self._next_slot = 0.0
         self._spacing_s = 0.0
-        #: 0 while the provider answers.
+        #: The present pause between two tries; 0 while the provider answers.
         self._silence_s = 0.0
         self._silent_until = 0.0
         self._silent_since = float("-inf")
         self._heard_at = float("-inf")
 
     def refuse_if_silent(self) -> None:
-        """Raises `ProviderRetry` while the provider is left alone, because it does not answer."""
+        """Raises `ProviderRetry` during the pauses of a provider that does not answer."""
         wait_s = self._silent_until - self._monotonic()
         if self._silence_s > 0.0 and wait_s > 0.0:
             raise ProviderRetry(UNREACHABLE, retry_after_s=wait_s)
 
     async def turn(self, *, patience_s: float) -> None:
-        """Return when a call may be made, which then takes `patience_s` at most.
+        """Wait until a call may be made. `patience_s`: the longest that the call, and the wait for it, may take.
 
-        Raises `ProviderRetry` instead of waiting longer than that, and at once while the provider does not answer.
+        Raises `ProviderRetry` instead of waiting longer, and at once while the provider does not answer.
         """
         await self._slot(patience_s)
         self.refuse_if_silent()
         if self._silence_s > 0.0:
-            # This one finds out, alone.
+            # Only this call tries whether the provider answers again.
             self._silent_until = self._monotonic() + patience_s
 
     def silent(self, *, since: float) -> None:
-        """No answer came in time to a call made at `since`, by the monotonic clock."""
+        """Record that a call got no answer in time. `since`: when it was sent, by the monotonic clock."""
         if since <= max(self._heard_at, self._silent_since):
-            # Others have had answers meanwhile, or have said the same of the same silence.
+            # Another call has had an answer meanwhile, or has recorded the same silence.
             return
         self._silent_since = self._monotonic()
         self._silence_s = min(max(2 * self._silence_s, SILENCE_S_FIRST), SILENCE_S_MAX)
         self._silent_until = self._silent_since + self._silence_s
 
     def heard(self) -> None:
-        """The provider has answered, or refused a call at once."""
+        """Record that the provider has answered, or that a call failed at once."""
         self._heard_at = self._monotonic()
         self._silence_s = 0.0
 
@@ -91,7 +91,7 @@ class Pacer:
             await asyncio.sleep(wait_s)
 
     def learn(self, *, status: int, headers: Mapping[str, str]) -> float | None:
-        """Take in an answer. Returns how long to wait before the next call when the answer says so, in seconds."""
+        """Take in the rate limit of an answer. Returns the seconds to wait before the next call, or None if the answer says nothing."""
         limit = _number(headers.get("ratelimit-limit"))
         remaining = _number(headers.get("ratelimit-remaining"))
         reset = _number(headers.get("ratelimit-reset"))
@@ -124,5 +124,5 @@ def _sensible(wait_s: float) -> float:
 
 
 def _number(text: str | None) -> float | None:
-    """A header's number of seconds or requests. HTTP dates are not used by this provider."""
+    """The number of seconds or requests in a header, or None. This provider does not use HTTP dates."""
     return float(text) if text is not None and text.isascii() and text.isdigit() else None

@@ -1,8 +1,9 @@
-"""Lists of the Hetzner API that come in pages (https://docs.hetzner.cloud/reference/cloud#pagination).
+"""Reads paged lists of the Hetzner API (https://docs.hetzner.cloud/reference/cloud#pagination).
 
-Pages are cut by number. Once an entry goes, all behind it move up, and one of them onto the page before: read from the first page
-to the last, that one is missed, and nothing shows it where another entry has come meanwhile. So they are read from the last
-to the first, oldest entry first: what moves up is met again, and what is new comes last, where nobody looks any more.
+A page is a range of positions in the list. If an entry is removed, all entries after it move up, and one of them moves to the page
+before. Read from the first page to the last, that entry would be missed, and the counts would not show it if another entry was added
+meanwhile. So lists are sorted with the oldest entry first, and read from the last page to the first: entries that move up are read
+again, and new ones are added at the end, which has been read.
 """
 
 from typing import Protocol, TypeVar
@@ -28,13 +29,13 @@ Page = TypeVar("Page", bound=Paged)
 async def all_pages(
     http: HetznerHttp, path: str, decoder: msgspec.json.Decoder[Page], query: Query, *, pages_max: int
 ) -> list[Page]:
-    """Every page of a list, the last one first. Entries may be on two of them, and the later page of this list is right.
+    """All pages of a list, the last one first. If an entry is on two of them, the later one in the result is more recent.
 
-    What was in the list from the first request to the last is on one of them. The one exception: an old entry that comes
-    to match `query` meanwhile moves the newer ones back, and may move one out of sight.
+    All entries that were in the list from the first request to the last are included, with one exception: if an old entry comes to
+    match `query` meanwhile, it moves the newer ones back, and one of these may be missed.
 
-    How many pages there are is settled by the first answer, so that no answer can have us ask without end. Raises
-    `ProviderRefused` (`too_many_` and the path) where they are more than `pages_max`.
+    The first answer decides how many pages are read, so that their number is bounded. Raises `ProviderRefused` (`too_many_` and the
+    path) if there are more than `pages_max`.
     """
     first = await _page(http, path, decoder, query, number=1)
     if first.meta.pagination.next_page is None:
@@ -44,7 +45,7 @@ async def all_pages(
         raise ProviderRetry(UNREADABLE_ANSWER)
     if last > pages_max:
         raise ProviderRefused(f"too_many_{path}")
-    # The first page once more: what was on the second may be on it by now.
+    # The first page is read again: an entry of the second may have moved to it by now.
     return [await _page(http, path, decoder, query, number=number) for number in range(last, 0, -1)]
 
 

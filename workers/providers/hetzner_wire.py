@@ -1,4 +1,4 @@
-"""The parts of Hetzner's JSON that the driver reads. What is not declared here (root passwords, texts) is never decoded."""
+"""The parts of Hetzner's JSON that the driver reads. Fields that are not declared here (root passwords, texts) are never decoded."""
 
 from datetime import datetime
 from typing import Final, Literal
@@ -8,7 +8,7 @@ import msgspec
 from workers.providers.base import Action, Server
 from workers.providers.hetzner_errors import slug
 
-#: What one page may hold.
+#: The most entries per page.
 PER_PAGE: Final = 50
 
 
@@ -36,7 +36,7 @@ class WireServer(msgspec.Struct):
     labels: dict[str, str]
 
     def server(self) -> Server:
-        """The server in our own words."""
+        """This server as a `base.Server`."""
         ipv4, ipv6 = self.public_net.ipv4, self.public_net.ipv6
         return Server(
             id=str(self.id),
@@ -61,7 +61,7 @@ class WireAction(msgspec.Struct):
     error: WireActionError | None = None
 
     def action(self) -> Action:
-        """The action in our own words."""
+        """This action as a `base.Action`."""
         return Action(id=str(self.id), status=self.status, error_code=slug(self.error.code) if self.error else None)
 
 
