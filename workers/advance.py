@@ -1,4 +1,4 @@
-"""`advance(instance_id)`: do the next thing, and the next, until there is something to wait for."""
+"""`advance(instance_id)`: carry out the steps of an instance's saga, one after the other, until it has to wait."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from workers.steps import Moved, Result, Trouble, Wait
 
 _log = structlog.get_logger(__name__)
 
-#: No saga has this many steps: more in one go means that two steps undo each other.
+#: The most steps per call. No saga has as many, so more would mean that two steps undo each other.
 STEPS_MAX = 100
 
-
-#: What is under way by then is cut off. Less than what a call of the actor may take, so that it can still be told.
+#: The longest that one call may work; then its step is cancelled. It is less than `actors.CALL_S_MAX`, so that there is time left to
+#: record the failure.
 ADVANCE_S_MAX = 100.0
 
 
 async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_MAX) -> None:
-    """Bring one instance as far as it goes now. Level-triggered: doubled, late or needless calls change nothing.
+    """Advance one instance as far as is possible now. Level-triggered: duplicate, late or needless calls change nothing.
 
-    Raises `StoreUnavailable` and psycopg's errors; whatever was under way is taken up again by the next call.
+    Raises `StoreUnavailable` and psycopg's errors. The next call resumes a step that was interrupted.
     """
     try:
         with reading(instance_id):
             await _advance_within(deps, instance_id, limit_s)
     except HistoryUnreadable:
-        # The same at each look, until somebody has mended it or a release that can read it runs here.
+        # Every retry fails alike until the history is repaired or a release that can read it runs here.
         await deps.attention.fail(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
     except NotFound:
-        # A server that we made meanwhile is nobody's, and the sweep's.
+        # If a server was created meanwhile, it has no instance, and the sweep handles it as an orphan.
         hint = "it was in the log: a standby that lacks it has taken over, or a backup was restored"
         _log.error("instance_gone", instance_id=str(instance_id), hint=hint)
 
@@ -52,7 +52,7 @@ async def _advance_within(deps: Deps, instance_id: UUID, limit_s: float) -> None
         async with asyncio.timeout(limit_s):
             await _advance(deps, instance_id)
     except TimeoutError:
-        # Whoever is cut off has left no word when to come back, and nobody would see that it does not get on.
+        # The cancelled step has recorded neither a failure nor a time to retry at. Without these, no alarm would be raised.
         state = await deps.store.load(instance_id)
         if state is not None and not isinstance(saga.next_step(state), saga.Rest):
             await _pause(deps, state, Trouble(code="took_too_long"))
@@ -67,13 +67,13 @@ async def _advance(deps: Deps, instance_id: UUID) -> None:
             if state is None:
                 return
             seen = await _advance_alone(deps, state, hold)
-        # Whoever was turned away while we held the lock knew of an event that we may not have seen.
+        # A worker that found the lock taken may have been called for an event that this one has not seen: then look again.
         if hold.version_after == seen:
             return
 
 
 async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
-    """The version of the stream at the last look."""
+    """Advance the instance under its lock. Returns the version of the stream at the last look."""
     for _ in range(STEPS_MAX):
         step = saga.next_step(state)
         if isinstance(step, saga.Rest):
@@ -84,7 +84,7 @@ async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
             return await _pause(deps, state, result)
         state = result.state
         if hold.is_lost:
-            # Somebody else may have it, and more to go on. The caller looks whether nobody has.
+            # Another worker may hold the lock by now. The caller tries to get it again.
             return state.version
     raise AssertionError(f"{state.id} did not come to rest in {STEPS_MAX} steps")
 
@@ -96,15 +96,15 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
         except VersionConflict as lost:
             return Moved(state=await _load_after(deps, lost))
     except (NotFound, StoreUnavailable, psycopg.OperationalError, *UNREADABLE):
-        # For whoever called us: none of them is of this step, and what is said of a history may be what an event says.
+        # The caller handles these: they are not about this step. Errors about a history must not be logged here: they may quote events.
         raise
-    except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: tried ever later, and the alarm can sound
+    except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: retried with backoff, and it can raise the alarm
         _log.exception("step_broke", instance_id=str(state.id), step=type(step).__name__)
         return Trouble(code="internal_error")
 
 
 async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
-    """One step's effect."""
+    """Carry out one step."""
     told = await tell_of_erasure(deps, state)
     if told is not None:
         return told
@@ -137,7 +137,7 @@ async def _load_after(deps: Deps, lost: VersionConflict) -> Instance:
 
 
 async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> int:
-    """Leave word when to come back; it stands in the database, so it outlives this process. The version at which it stands."""
+    """Record in the database when to look again. Returns the version of the stream afterwards: an alarm appends an event."""
     if isinstance(result, Wait):
         if result.delay_s is not None:
             await deps.attention.postpone(state.id, version=state.version, delay_s=result.delay_s)

@@ -1,7 +1,8 @@
-"""A request that lands after its customer was erased.
+"""Record the erasure of a customer in instances that were requested too late for the erasure to find them.
 
-It was sealed before the key was destroyed, and may have been on its way for longer than the erasure waits: then its instance holds what
-nobody can open any more, and has not been told. Whoever takes it up looks.
+A request may be encrypted before the customer's key is destroyed and appended only after the erasure has stopped waiting for such
+requests. Its instance then holds data that nobody can decrypt, and no event that says why. The worker that takes up a new instance
+checks for that.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from workers.steps import Moved
 
 
 async def tell_of_erasure(deps: Deps, state: Instance) -> Moved | None:
-    """Record in a new instance that its customer was erased, where that is so and it does not say so."""
-    # Once something has been begun, somebody has looked; what is sealed later is refused, and what lands later is dropped.
+    """Record in a new instance that its customer was erased. None if the customer was not erased, or the log says so already."""
+    # An instance with an attempt was checked at its first step. Once the key is destroyed, new data is refused, and late data dropped.
     if state.attempt is not None or state.erased_ms is not None:
         return None
     if not await keys.is_destroyed(deps.pool, tenant_id=state.tenant_id, customer_id=state.customer_id):
         return None
-    # With the id of the erasure's own command: of the two, only one is recorded.
+    # The erasure uses the same command id, so that only one of the two commands is recorded.
     origin = replace(deps.origin(state.id), command_id=command_id_for(state.id, "erase-customer"))
     outcome = await deps.store.execute(state.id, c.EraseCustomer(at_ms=deps.now_ms()), origin)
     return Moved(state=outcome.state)

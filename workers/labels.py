@@ -1,8 +1,8 @@
-"""The labels of our servers, and what they tell: whose a server is, and which intent of the log it was made for.
+"""The labels of our servers. They identify the instance of a server, and the `ServerIntended` event that it was created for.
 
-The number of an attempt does not tell that. A log that was restored counts the attempts of an instance anew, and asked for it
-again with the same key it comes to the same id, name and number as the history that was lost, whose server may still run. So a
-server bears its intent. One that bears none was made by a release that gave none, and its number has to do.
+An attempt's number alone does not identify that event. After the log was restored from a backup, a request that is repeated with the
+same idempotency key leads to the same instance id, server name and attempt number as in the lost part of the history, whose server may
+still run. So each server has a label with its intent. Servers of older releases lack that label; for these, the number has to do.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from workers.providers.base import Server
 
 INSTALLATION, INSTANCE, ATTEMPT, INTENT = "hc-installation", "hc-instance", "hc-attempt", "hc-intent"
 
-#: Hex digits of an intent: enough to tell it from all others, and of its token's hash, which is worth nothing, only a part.
+#: The hex digits in the label of an intent: a prefix of the hash of its enrol token, long enough to be unique. The hash is no secret.
 INTENT_LENGTH = 16
 
 
 def instance_labels(installation: str, instance_id: UUID) -> dict[str, str]:
-    """The labels by which every server of an instance is found, whatever attempt made it."""
+    """The labels that all servers of an instance have, whichever attempt created them."""
     return {INSTALLATION: installation, INSTANCE: str(instance_id)}
 
 
 def server_labels(installation: str, instance_id: UUID, attempt: Attempt) -> dict[str, str]:
-    """The labels of the server that is made for `attempt`."""
+    """The labels of the server that is created for `attempt`."""
     assert attempt.enrol_token_hash is not None, "an intent has a token"
     own = {ATTEMPT: str(attempt.number), INTENT: _intent(attempt.enrol_token_hash)}
     return instance_labels(installation, instance_id) | own
 
 
 def is_made_for(attempt: Attempt, server: Server) -> bool:
-    """Whether `server`, of this instance, was made for this attempt."""
+    """Whether `server`, which is of this instance, was created for this attempt."""
     intent = server.labels.get(INTENT)
     if intent is None:
         return server.labels.get(ATTEMPT) == str(attempt.number)
@@ -39,13 +39,13 @@ def is_made_for(attempt: Attempt, server: Server) -> bool:
 
 
 def holds(attempt: Attempt, server: Server) -> bool:
-    """Whether `server`, of this instance, is what the attempt has, or what it waits for."""
+    """Whether `server`, which is of this instance, is the server that the attempt has, or that it is about to record."""
     is_its = is_made_for(attempt, server) if attempt.server_id is None else attempt.server_id == server.id
     return attempt.may_have_server and is_its
 
 
 def is_accounted_for(state: Instance, server: Server) -> bool:
-    """Whether `server`, of this instance, may have been made for anything that is in its history up to `state`."""
+    """Whether `server`, which is of this instance, may have been created for any attempt in the history up to `state`."""
     attempt = state.attempt
     if attempt is not None and (attempt.server_id == server.id or is_made_for(attempt, server)):
         return True

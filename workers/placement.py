@@ -1,4 +1,4 @@
-"""Where the next attempt goes, and which addresses an instance gets."""
+"""Choose the placement (provider, server type, location) of an attempt, and the hostname and VPN address of an instance."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from workers.deps import Deps
 
 _TAKEN = Statements("workers", "placement.sql")["taken_addresses"]
 
-#: How many addresses one look at the table covers, and how many looks are made before the network counts as full.
+#: The addresses that one query checks, and the most queries. If these find no free address, the network counts as full.
 PROBES = 16
 LOOKS_MAX = 256
 
-#: The first addresses of every network are left to routers and gateways.
+#: The first addresses of each network, which are left to routers and gateways.
 RESERVED_ADDRESSES = 16
 
 
 def next_placement(catalogue: Catalogue, state: Instance) -> Placement | None:
-    """The first candidate that has not failed, or, when all have, the one that failed longest ago.
+    """The first candidate of the catalogue that has not failed, or, if all have failed, the next one in turn.
 
-    None where the catalogue has no candidate at all.
+    None if the catalogue has no candidates.
     """
     candidates = catalogue.placements(state.region_id, state.tier_id)
     for candidate in candidates:
@@ -34,15 +34,15 @@ def next_placement(catalogue: Catalogue, state: Instance) -> Placement | None:
 
 
 def hostname_of(instance_id: UUID) -> str:
-    """A DNS label of the instance's own."""
+    """The instance's hostname, which is a valid DNS label."""
     return f"hc-{instance_id.hex[:16]}"
 
 
 async def free_address(deps: Deps, state: Instance) -> str | None:
-    """An address of the region's network that nobody holds or has held lately, or None where there is none.
+    """An address of the region's network that is neither reserved nor in quarantine, or None if none was found.
 
-    Two workers may find the same one: the reservation's unique index decides, and the loser asks again. The walk through
-    the network begins at a place that the instance's id gives, so that this is rare.
+    Two workers may find the same address: the reservation's unique index lets one of them have it, and the other searches again. To
+    make that rare, the search starts at an offset that is derived from the instance's id.
     """
     network = IPv4Network(deps.catalogue.regions[state.region_id].vpn_network)
     usable = network.num_addresses - RESERVED_ADDRESSES - 1

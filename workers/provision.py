@@ -1,4 +1,4 @@
-"""Getting a server: intend, look, create, and see for ourselves that the agent runs."""
+"""The provisioning steps of an instance: plan an attempt, find or create its server, and verify that the agent runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
 
-#: One of a history that the log does not have, as behind a restore: it may be in use, so that only people can tell what is to be done.
+#: The instance has a server that its history does not account for, for instance after a restore. It may be in use, so an operator has
+#: to decide what to do with it.
 UNACCOUNTED = Trouble(code="server_unaccounted")
 
 
 async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result:
-    """Choose a placement, take addresses, and intend a server."""
+    """Choose a placement, reserve the addresses, record the intent, and create the server."""
     placement = next_placement(deps.catalogue, state)
     if placement is None:
         return await _wait_for_a_place(deps, state, code="no_placement")
@@ -67,19 +68,19 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     try:
         outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     except ReservationTaken:
-        # Another worker took that address in this moment; the next look does not see it as free any more.
+        # Another instance was given the address meanwhile; the next search finds another one.
         return Moved(state=state)
     if outcome.duplicate:
-        # The database was restarted between the append and its answer; much may have happened since.
+        # The command was appended before, but the answer was lost with the connection. The state may have changed since.
         return Moved(state=outcome.state)
     _log.info("server_intended", instance_id=str(state.id), attempt=step.number, provider=placement.provider)
     assert outcome.state.attempt is not None
-    # The intent is this very call's own: no create can have been sent for it yet, so there is nothing to look for.
+    # This call has just appended the intent, so no create call can have been sent for it: there is no server to look for.
     return await create_server(deps, outcome.state, outcome.state.attempt, first=True)
 
 
 async def _wait_for_a_place(deps: Deps, state: Instance, *, code: str) -> Result:
-    """The catalogue may change and addresses become free; nobody is kept waiting for it longer than a boot may take."""
+    """Retry, as the catalogue may change and addresses may become free; but for no longer than a boot may take. Then give up."""
     since_ms = state.created_ms if state.attempt is None else state.updated_ms
     if await left_s(deps, since_ms=since_ms, limit_s=deps.settings.boot_timeout_s) > 0:
         return Trouble(code=code)
@@ -87,7 +88,7 @@ async def _wait_for_a_place(deps: Deps, state: Instance, *, code: str) -> Result
 
 
 async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Result:
-    """Look for the intended server first; only what is surely absent is created."""
+    """Record the intended server if the provider has it already. Create it only if it is certain that it does not exist."""
     attempt = step.attempt
     provider = deps.providers.get(attempt.provider)
     if provider is None:
@@ -97,10 +98,10 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     try:
         found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
         ours = sorted((server for server in found if is_made_for(attempt, server)), key=_by_age)
-        # An older attempt's, or a twin at a provider where names are not unique.
+        # Servers of older attempts, or duplicates at a provider where names are not unique.
         extras = [server for server in found if server not in ours[:1] and may_go(state, server)]
         if extras or not ours:
-            # Nor must a deletion that was asked for meanwhile meet a server made after it.
+            # A deletion may have been requested meanwhile: no server must be created after it.
             await assert_unmoved(deps, state)
         for extra in extras:
             await provider.delete_server(extra.id)
@@ -115,7 +116,10 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
 
 
 async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> Result:
-    """Its time is over. Another attempt would take no less where a server is in the way that the saga may not remove."""
+    """Fail an attempt whose boot time is over before it had a server.
+
+    If a server that the history does not account for is in the way, another attempt could not remove it either. So none is made.
+    """
     try:
         found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
     except ProviderError:
@@ -130,9 +134,10 @@ def _by_age(server: Server) -> tuple[object, str]:
 
 
 async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> Result:
-    """Order the intended server. Call it only where it is sure that none exists.
+    """Create the intended server. Call it only if it is certain that none exists.
 
-    `first`: whether no create of this attempt was ever sent. An earlier one may still be on its way, whatever becomes of this.
+    `first`: whether this is the first create call of the attempt. Otherwise an earlier call may still create a server, even if the
+    provider refuses this one.
     """
     provider = deps.providers.get(attempt.provider)
     if provider is None:
@@ -161,7 +166,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
         return await _look_who_has_the_name(deps, state, attempt, provider, taken=error, first=first)
     except ProviderError as error:
         return trouble(error)
-    # The last one is over when the server runs; those before it only make the server.
+    # The last action ends when the server runs; the ones before it only create the server.
     action_id = created.action_ids[-1] if created.action_ids else None
     return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
 
@@ -169,14 +174,17 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
 async def _look_who_has_the_name(
     deps: Deps, state: Instance, attempt: Attempt, provider: Provider, *, taken: ProviderNameTaken, first: bool
 ) -> Result:
-    """A look by label never finds a server that is not ours: nothing would come of it until the time is over."""
+    """Find out which server has the name of the intended one.
+
+    If it is not ours, a search by label would never find it, and the attempt would wait until its boot time is over. So it fails now.
+    """
     assert attempt.server_name is not None, "an intent names the server"
     try:
         holder = await provider.get_server_named(attempt.server_name)
     except ProviderError as error:
         return trouble(error)
     if holder is None or instance_labels(deps.settings.installation, state.id).items() <= holder.labels.items():
-        # Made by an earlier call whose reply was lost, or of an older attempt: the next look tells.
+        # Created by an earlier call whose answer was lost, or for an older attempt: the retry finds it by its labels.
         return Trouble(code=taken.code, usual=True)
     _log.warning("server_name_taken", instance_id=str(state.id), server_id=holder.id, provider=attempt.provider)
     return await fail(deps, state, attempt, code="server_name_taken", retryable=False, nothing_made=first)
@@ -194,14 +202,14 @@ async def _record_created(
         action_id=action_id,
         adopted=adopted,
     )
-    # Not at the version that was looked at: the agent may have enrolled, or a deletion come, in the meantime.
+    # Appended at any version: the agent may have enrolled, or a deletion may have been requested, in the meantime.
     outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
     facts = {"instance_id": str(state.id), "attempt": attempt.number, "server_id": server.id}
     now = outcome.state.attempt
     if now is not None and now.server_id == server.id:
         _log.info("server_created", adopted=adopted, **facts)
         return Moved(state=outcome.state)
-    # The attempt was over before its server was there, and its absence is on record: nobody will look for it again.
+    # The attempt had ended before the server was there. The log already says that it has none, so nobody will look for it again.
     try:
         await _delete_late(deps.providers[attempt.provider], server)
     except ProviderError as error:
@@ -211,8 +219,9 @@ async def _record_created(
 
 
 async def _delete_late(provider: Provider, server: Server) -> None:
-    """Order its end for as long as an advance may take: a provider that is still making a server keeps it locked. After that, it is a
-    stray for the sweep.
+    """Delete `server`, and retry while the provider has it locked, as it does during creation.
+
+    The time limit of `advance` ends this. The sweep then removes the server as an orphan.
     """
     while True:
         try:
@@ -222,16 +231,17 @@ async def _delete_late(provider: Provider, server: Server) -> None:
 
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
-    """The agent's reports move the saga on; only the deadline is ours."""
+    """Wait for the agent's reports, which advance the saga. Fail the attempt once its boot time is over."""
     rest_s = await boot_left_s(deps, step.attempt)
     if rest_s <= 0:
         return await fail(deps, state, step.attempt, code="boot_timeout", retryable=True)
-    # The deadline wakes us by itself; where it has come and the API was away, somebody must look again.
+    # Before the deadline, `wake_at` schedules the next look. After it, there is time left only because the API was down, and the next
+    # look has to be scheduled here.
     return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=rest_s)
 
 
 async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result:
-    """Ask the agent, where we put it and with the token we gave it, whether it is itself and well."""
+    """Ask the agent at its VPN address, with its control token, whether it is the right one and healthy."""
     agent = state.agent
     if agent is not None and agent.control_key_id is not None and state.vpn_ip is not None:
         token = held_control_token(
@@ -251,7 +261,7 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result
 
 
 async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Result:
-    """Leave nothing of a failed attempt at the provider, not even a create that is still on its way."""
+    """Delete all servers of a failed attempt, including that of a create call that may still be in flight."""
     attempt = step.attempt
     provider = deps.providers.get(attempt.provider)
     if provider is None:
@@ -264,17 +274,17 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
         if await remove_servers(deps, state, provider):
             return STILL_THERE
     except ProviderError as error:
-        # Who has refused to make a server may refuse to list them, too, for instance where the credentials are no good.
+        # A provider that refused to create the server may also refuse to list servers, for instance because of bad credentials.
         if not (attempt.nothing_made and isinstance(error, ProviderRefused)):
             return trouble(error)
     command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
-    # At the version that was looked at: what was recorded since is not gone.
+    # Appended at the version that was checked: a server that was recorded since was not deleted.
     outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     return Moved(state=outcome.state)
 
 
 async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Result:
-    """Say that it has failed; what was reserved is freed by a deletion."""
+    """Record that provisioning has failed. The reservations stay until the instance is deleted."""
     outcome = await deps.store.execute_at(
         state, state.id, c.GiveUp(at_ms=deps.now_ms(), code=step.code), deps.origin(state.id)
     )
@@ -285,9 +295,11 @@ async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Res
 async def fail(
     deps: Deps, state: Instance, attempt: Attempt, *, code: str, retryable: bool, nothing_made: bool = False
 ) -> Result:
-    """End this attempt; the saga goes on to the next placement or gives up.
+    """Record that this attempt failed. The saga then tries the next placement or gives up.
 
-    Raises `VersionConflict` where the stream has moved since `state`: another worker may have made the server meanwhile.
+    `nothing_made`: whether the provider itself answered that it has created no server for this attempt.
+
+    Raises `VersionConflict` if the stream has changed since `state`: another worker may have created the server meanwhile.
     """
     command = c.FailAttempt(
         at_ms=deps.now_ms(), attempt=attempt.number, code=code, retryable=retryable, nothing_made=nothing_made

@@ -1,4 +1,4 @@
-"""Which servers of an instance may go, and their going."""
+"""Delete the servers of an instance at its provider."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from workers.labels import instance_labels, is_accounted_for
 from workers.providers.base import Provider, Server
 from workers.steps import Trouble
 
-#: Servers on their way out take their time: looked at again soon, then ever later.
+#: The servers are being deleted, which takes a while: looked at again soon, then with a growing backoff.
 STILL_THERE = Trouble(code="server_still_there", delay_s=0.3, usual=True)
 
 
 async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:
-    """Order the end of every server of the instance that may go, by id and by label. True while there is still one to see.
+    """Delete every server of the instance that may go. Servers are found by label and by id. True while the provider still shows one.
 
-    Raises `VersionConflict` where the stream has moved meanwhile.
+    Raises `VersionConflict` if the stream has changed since `state`.
     """
     found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
     attempt = state.attempt
@@ -27,24 +27,24 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
         if known is None:
             unseen = attempt.server_id
         elif known.name == attempt.server_name:
-            # Somebody took our labels off it; its id and name still say whose it is.
+            # Somebody removed our labels from it, but its id and name match.
             found.append(known)
-    # Where somebody took its labels off, a later attempt's server looks like one of an older release's.
+    # If its labels were removed, the server of a later attempt looks like one of an older release.
     await assert_unmoved(deps, state)
     leaving = [server for server in found if may_go(state, server)]
     for server in leaving:
         if server.status != "deleting":
             await provider.delete_server(server.id)
     if unseen is not None:
-        # A provider may show late what it has just made. To say that it is gone then takes one that knows it.
+        # A provider may show a new server late. Only if it knows nothing of the id here, too, is the server gone.
         await provider.delete_server(unseen)
     return bool(leaving)
 
 
 async def assert_unmoved(deps: Deps, state: Instance) -> None:
-    """Looking took its time, in which the lock may have been lost and another worker have gone on from what we know.
+    """Raises `VersionConflict` if the stream has changed since `state`.
 
-    Raises `VersionConflict` where the stream has moved since `state`.
+    While the provider was asked, this worker may have lost its lock, and another one may have advanced the instance.
     """
     latest = await deps.store.load(state.id)
     actual = 0 if latest is None else latest.version
@@ -53,8 +53,9 @@ async def assert_unmoved(deps: Deps, state: Instance) -> None:
 
 
 def may_go(state: Instance, server: Server) -> bool:
-    """Whether a server of the instance is of no use any more, however old `state` is: a later attempt's may be in use.
+    """Whether a server of the instance may be deleted. This is safe even if `state` is out of date.
 
-    So may one of a history that a restore has lost. Both go with their instance.
+    A server that the history up to `state` does not account for may be in use: it may be a later attempt's, or belong to a part of the
+    history that was lost in a restore. It may be deleted only together with the instance.
     """
     return state.status == DELETING or is_accounted_for(state, server)

@@ -1,4 +1,4 @@
-"""What a step came to: the saga goes on, or it waits."""
+"""The results of a saga step: the saga continues, waits, or retries the step."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import msgspec
 from events.state import Instance
 from workers.providers.base import ProviderError, ProviderLater, ProviderRetry
 
-#: However long a provider wants to be left alone, which its driver sees to: deadlines and alarms of an instance are looked at.
+#: The longest pause before an instance is looked at again, even if a provider asks for a longer one: its deadlines and alarms have to
+#: be checked. The provider's driver still keeps to the longer pause.
 LOOK_AGAIN_S_MAX = 60.0
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """Something was appended, or learned that changes what comes next: look at `state` again."""
+    """The step is done, or the stream has changed meanwhile: continue with the next step of `state`."""
 
     state: Instance
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):
-    """Nothing is wrong; look again in `delay_s`. None: when an event or the deadline says so."""
+    """Nothing is wrong: look again after `delay_s` seconds. None: at the next event or at the deadline (`wake_at`)."""
 
     delay_s: float | None = None
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """It did not work, or not yet; try again, ever later. `code` says why, in our words or the provider's code."""
+    """The step failed or is not finished: retry it with a growing backoff that starts at `delay_s` seconds.
+
+    `code` is the reason: one of our codes or one of the provider's.
+    """
 
     code: str
     delay_s: float = 1.0
-    #: True for what every healthy saga meets now and then, and nobody needs to be warned of.
+    #: Whether healthy sagas meet this, too, so that it is not logged as a warning.
     usual: bool = False
 
 
@@ -36,7 +40,7 @@ Result = Moved | Wait | Trouble
 
 
 def trouble(error: ProviderError) -> Trouble:
-    """A provider's failure as a reason to try again."""
+    """The retry that a provider's failure calls for."""
     if isinstance(error, ProviderRetry | ProviderLater):
         return Trouble(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
     return Trouble(code=error.code)

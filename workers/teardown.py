@@ -1,4 +1,4 @@
-"""Taking an instance down, step by step, each tried for ever, leaving nothing behind or billing."""
+"""The teardown steps of an instance. Each is retried until it succeeds, so that nothing is left at the provider to be paid for."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from workers.timing import settle
 
 _log = structlog.get_logger(__name__)
 
-#: How long open chats, and usage that is not told yet, may hold up a deletion, and the pause between two looks.
+#: The longest that open chats and usage that is not yet reported may delay a deletion, and the pause between two looks.
 DRAIN_S_MAX = 10.0
 DRAIN_LOOK_S = 1.0
 
-#: How long an agent that was well a moment ago is asked again where it does not answer.
+#: How long an agent that does not answer is asked again, if it was healthy until now.
 ANSWER_S_MAX = 5.0
 
-#: How long the agent then has to cut what is open and to tell what it cost. More than it takes by itself for telling.
+#: How long the agent then has to cut open chats and report their usage. Reporting alone takes less.
 CUT_S_MAX = 5.0
 
-#: Between the first and the second look that finds no server, where its id was known.
+#: The pause between the first and the second look that finds no server, if the server's id was known.
 ABSENCE_GAP_S = 1.0
 
 
 async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
-    """Do one step of `events.state.TEARDOWN_STEPS` and record it."""
+    """Carry out one step of `events.state.TEARDOWN_STEPS` and record it."""
     waits: Result | None = None
     match step.step:
         case "drained":
@@ -46,13 +46,13 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
         case "artifacts_deleted":
             await deps.attention.forget(state.id)
         case "key_revoked" | "addresses_freed":
-            # The decision itself is the effect: the key is revoked, the addresses are freed, by the event.
+            # Nothing to do outside the log: the event that is appended below revokes the key or frees the addresses.
             pass
     if waits is not None:
         return waits
     command = c.RecordTeardownStep(at_ms=deps.now_ms(), step=step.step)
     if step.step == "absence_verified":
-        # At the version that was looked at: a server that was recorded since is not absent.
+        # Appended at the version that was checked: if a server was recorded since, its absence was not verified.
         outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     else:
         outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
@@ -60,12 +60,14 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
 
 
 async def _drain(deps: Deps, state: Instance) -> Result | None:
-    """Have the agent end its chats, and tell what they cost. One that has been silent for long has none to end; of one that
-    was well a moment ago an answer may have been lost, and it is asked again.
+    """Have the agent end its chats and report their usage. Returns None once it has, or once its time is over.
 
-    Chats that are open when their time is over are cut, and metered before the server goes. The time counts from a worker's own
-    step, not from the request, which another clock has written and which may have waited for us. However late it is, the agent
-    is asked. Where the step was taken by a clock ahead of ours, the whole time passes here.
+    An agent that does not answer is skipped, unless it was healthy until now: then only an answer may have been lost, and it is asked
+    again. Chats that are still open when the time is over are cut, and their usage is reported before the server is deleted.
+
+    The time counts from the previous step, the revocation of the key, which a worker recorded. It does not count from the deletion
+    request: another machine's clock dated that, and it may have waited for a worker. The agent is asked at least once, however late it
+    is. If the time of the previous step is in the future, this function sleeps for the whole time instead.
     """
     agent = state.agent
     if agent is None or agent.control_key_id is None or state.vpn_ip is None:
@@ -93,7 +95,7 @@ async def _drain(deps: Deps, state: Instance) -> Result | None:
 
 
 async def _cut(deps: Deps, state: Instance, address: AgentAddress) -> None:
-    """Have the agent end what is still open and tell what it cost. What is not told by then goes with the server."""
+    """Have the agent cut open chats and report their usage. What it fails to report is lost with the server."""
     try:
         is_told = _is_done(await deps.vps.drain(address, cut=True, timeout_s=CUT_S_MAX))
     except VpsError:
@@ -107,7 +109,10 @@ def _is_done(drained: Drained) -> bool:
 
 
 async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:
-    """Nothing is left at the provider; said only after two looks, the second late enough for a create on its way."""
+    """Delete the instance's servers. Returns None once the provider shows none.
+
+    The second look comes after a gap, so that it also finds the server of a create call that was still in flight at the first.
+    """
     attempt = state.attempt
     if attempt is None:
         return None
@@ -117,7 +122,7 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
     if provider is None:
         return Trouble(code="provider_not_configured")
     if second_look:
-        # With no id on record, a create call of a worker that was killed may still reach the provider.
+        # If no server id was recorded, the create call of a killed worker may still reach the provider.
         gap_s = ABSENCE_GAP_S if attempt.server_id is not None else deps.settings.provider_timeout_s
         waits = await settle(deps, state, gap_s=gap_s)
         if waits is not None:
@@ -131,10 +136,10 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
 
 
 async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> Result | None:
-    """Look once for a server of an attempt whose create the provider refused: it may have made one all the same.
+    """Look once for a server of an attempt whose create call the provider refused: it may have created one all the same.
 
-    A provider that also refuses to list servers, or is no longer set up, does not hold up the deletion. What it may have made is left
-    to the sweep.
+    A provider that also refuses to list servers, or that is no longer configured, does not delay the deletion. The sweep then finds a
+    server that it may have created.
     """
     provider = deps.providers.get(attempt.provider)
     if provider is None:
@@ -148,7 +153,7 @@ async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> 
 
 
 async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:
-    """The last event of the stream."""
+    """Append the last event of the stream."""
     outcome = await deps.store.execute_at(
         state, state.id, c.CompleteDeletion(at_ms=deps.now_ms()), deps.origin(state.id)
     )
@@ -157,18 +162,21 @@ async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:
 
 
 async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> int:
-    """Say in the log why a deletion does not get on. It is tried on all the same, when it would have been without. The version since."""
+    """Record in the log why a deletion makes no progress. Returns the stream's version afterwards.
+
+    The step is still retried, at the same times as without the alarm.
+    """
     if state.teardown_step is None:
         return state.version
     command = c.BlockTeardown(at_ms=deps.now_ms(), step=state.teardown_step, code=code)
     try:
         outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     except VersionConflict:
-        # Whatever has happened meanwhile is to be looked at first.
+        # The stream has changed, so the next step is decided from its new state first.
         return state.version
     if not outcome.events:
         return state.version
     _log.error("teardown_blocked", instance_id=str(state.id), step=command.step, code=code)
-    # The alarm changes nothing of what was tried: neither the pause nor the count of failures begins anew.
+    # The alarm's event changes nothing for the step that is retried: its pause and its count of failures stay.
     await deps.attention.carry(state.id, version=state.version)
     return state.version + 1

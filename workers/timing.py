@@ -1,7 +1,7 @@
-"""What time means to a saga: how long anything may take before it is given up, and how long to let things settle.
+"""Time limits of a saga, and minimum waits between its steps.
 
-An agent that boots while nobody hears it has done nothing wrong, nor has a server of which the whole control plane knew nothing
-for a night. As with silence (`hydracore.api.hearing`), the time counts from when the API was back.
+Time in which the API was down does not count against an agent that is booting: it could not report. As with an agent's silence
+(`hydracore.api.hearing`), the count starts again when the API is back.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ _HEARD = OPERATIONS["heard"]
 
 
 async def boot_left_s(deps: Deps, attempt: Attempt) -> float:
-    """For how many seconds more the server of `attempt` may boot; 0 or less where it is over."""
+    """The seconds that the server of `attempt` has left to boot; 0 or less once its time is over."""
     assert attempt.intended_ms is not None, "an intent begins an attempt"
     assert attempt.deadline_ms is not None, "an intent sets the deadline"
     return await left_s(deps, since_ms=attempt.intended_ms, limit_s=(attempt.deadline_ms - attempt.intended_ms) / 1000)
 
 
 async def left_s(deps: Deps, *, since_ms: int, limit_s: float) -> float:
-    """What is left of `limit_s` seconds since then; 0 or less where it is over."""
+    """What is left of the `limit_s` seconds that began at `since_ms`; 0 or less once they are over."""
     passed_s = (deps.now_ms() - since_ms) / 1000
     if passed_s < limit_s:
         return limit_s - passed_s
-    # Given as a duration: the database's clock may not agree with ours.
+    # Passed as a duration, because the clocks of the database and of this machine may differ.
     rows = await run(deps.pool, _HEARD, {"passed_s": passed_s})
     return limit_s - rows[0][0]
 
 
 async def settle(deps: Deps, state: Instance, *, gap_s: float) -> Wait | None:
-    """What there is to wait for until `gap_s` seconds have passed since the last event, or None.
+    """A `Wait` until `gap_s` seconds have passed since the instance's last event; None if they have.
 
-    Where the clock that wrote that event is ahead of ours, nobody can tell how long ago it was, and waiting for the clocks to agree
-    could take any time: the whole gap passes here instead.
+    If that event's time is in the future, the clock of the process that wrote it is ahead of ours, and the event's age is unknown. To
+    wait until the clocks agree could take any time, so this function sleeps for the whole gap instead.
     """
     passed_s = (deps.now_ms() - state.updated_ms) / 1000
     if passed_s < 0:

@@ -1,4 +1,4 @@
-"""What a new server is told: where to call, who it is, and a one-time token. Nothing else, because clouds keep it readable."""
+"""The user data of a new server: the control plane's URL, the instance and a one-time token. No more, as clouds keep it readable."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ AGENT_FILE = "/etc/hydracore/agent.json"
 
 
 def new_nonce() -> str:
-    """Makes one attempt's enrol token unlike every other's; kept in the log, worthless without the master key."""
+    """A random nonce that makes the enrol token of an attempt unique. It is kept in the log; without the master key it is of no use."""
     return secrets.token_hex(16)
 
 
 def server_name(instance_id: UUID) -> str:
-    """The server's name at the provider; unique per project, so a second create of it is refused."""
+    """The server's name at the provider. Names are unique per project, so the provider refuses a second server of an instance."""
     return f"hc-{instance_id}"
 
 
 def user_data(*, control_plane_url: str, instance_id: UUID, attempt: Attempt, master_keys: MasterKeys) -> str:
-    """cloud-init's cloud-config, as JSON (which is YAML): the agent's boot file, and the order to start it."""
+    """A cloud-config for cloud-init, in JSON (which is YAML): it writes the agent's boot file and starts the agent."""
     nonce, token_hash = attempt.enrol_nonce, attempt.enrol_token_hash
     assert nonce is not None, "an intent has a nonce"
     assert token_hash is not None, "an intent has the hash of its token"
-    # The intent may be older than the present key. The token of one that is not known here would be refused.
+    # The intent may be older than the present master key. If its key is no longer configured, the API would refuse its token anyway.
     maker = maker_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
     boot = {
         "control_plane_url": control_plane_url,
