@@ -1,4 +1,4 @@
-"""What a sweep compares and what it comes to."""
+"""The data types of a sweep: what it compares, and its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.providers.base import Provider, ProviderError, Server
 
 
 class Project(NamedTuple):
-    """What is swept: all that we have at the provider that the catalogue calls `name`."""
+    """A provider project to sweep. `name`: the provider's name in the catalogue."""
 
     deps: Deps
     name: str
@@ -21,7 +21,7 @@ class Project(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What the log says about one instance's server."""
+    """What the read table says about an instance and its server. `settled`: whether it has not changed for `sweep.SETTLED_S`."""
 
     instance_id: UUID
     lane: int
@@ -36,28 +36,33 @@ class Account(NamedTuple):
         return self.status in {DELETED, FAILED}
 
     def owns(self, server: Server) -> bool:
-        """Whether `server` is recorded as this instance's, whatever its provider is called now."""
+        """Whether `server` is recorded as this instance's. The provider's name is not compared, as it may have been changed."""
         return not self.has_ended and self.server_id == server.id
 
     @property
     def awaits_one(self) -> bool:
-        """Whether a server may be about to be recorded as this instance's."""
+        """Whether this instance has no server yet, and one may be about to be recorded."""
         return not self.has_ended and self.server_id is None
 
     @property
     def shown_id(self) -> str | None:
-        """The id of its server, where that must exist, and has existed for long enough to be shown."""
+        """The id of the server, if the provider must list it: it exists, and was not created only just now. Otherwise None."""
         is_there = self.status == RUNNING or (self.status == PROVISIONING and self.settled)
         return self.server_id if is_there else None
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be, in `action` what is done about it, and in `code` why it could not be done.
+    """A difference between a provider and the log. `action`: what is done about it. `code`: why that failed, None if it did not.
 
-    `kind`: `orphan`, `vanished`, `wrong_labels`, `wrong_provider`, where the log has the server under another name of the
-    catalogue's than it was found under, `reappeared`, where its instance was given up because it seemed to have vanished, `misread`, where
-    an instance has it in the log and none in the read table, or `unreadable`, where nobody can say whether an instance accounts for it,
-    because its history cannot be read.
+    `kind` is one of:
+
+    - `orphan`: no instance accounts for the server.
+    - `vanished`: the provider does not have an instance's server.
+    - `wrong_labels`: the server's labels do not match its instance.
+    - `wrong_provider`: the log has the server at another provider of the catalogue than the one that lists it.
+    - `reappeared`: the server's instance is in status `error` because the server seemed to have vanished.
+    - `misread`: an instance has the server in the log, but not in the read table.
+    - `unreadable`: whether an instance accounts for the server is unknown, because its history cannot be read.
     """
 
     provider: str
@@ -77,19 +82,19 @@ class Unlooked(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     findings: list[Finding]
     unlooked: list[Unlooked]
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has looked at everything that the log has, and done all that was to be done."""
+        """Whether all providers at which the log has instances were compared, and every action succeeded."""
         return not any(one.needed for one in self.unlooked) and not any(found.code for found in self.findings)
 
 
 async def done(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
-    """The finding once it is done; or with the action `refused`, where the provider does not let us. The others go on."""
+    """Await `work`. Returns the finding, or, if the provider refuses, the finding with the action `refused` and the error's code."""
     try:
         await work
     except ProviderError as error:

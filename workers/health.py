@@ -1,4 +1,4 @@
-"""Liveness, judged by the server's clock alone: when the last heartbeat came in, never when it says it left."""
+"""The health of agents, judged by the time at which the control plane received the last heartbeat, not by the agents' clocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def check_health(deps: Deps, instance_id: UUID) -> None:
-    """Record a change of health, if there is one. Heartbeats themselves are not history."""
+    """Record a change of an instance's health, if there is one. Heartbeats themselves are not recorded as events."""
     limits = {"late_s": deps.settings.heartbeat_late_s, "lost_s": deps.settings.heartbeat_lost_s}
     rows = await run(deps.pool, _SILENCE, {"lane": lane_of(instance_id), "id": instance_id, **limits})
     if not rows:
@@ -32,7 +32,7 @@ async def check_health(deps: Deps, instance_id: UUID) -> None:
     silent_s, before = rows[0]
     health = judge(silent_s, **limits)
     if health == before:
-        # The silence was counted from what was known then: by now somebody may have recorded better.
+        # The silence depends on the health that was recorded before: another worker may have recorded this one meanwhile.
         return
     command = c.ChangeHealth(at_ms=deps.now_ms(), health=health)
     with suppress(HistoryUnreadable), reading(instance_id):
@@ -42,14 +42,14 @@ async def check_health(deps: Deps, instance_id: UUID) -> None:
 
 
 def judge(silent_s: float, *, late_s: float, lost_s: float) -> Health:
-    """What a silence of `silent_s` seconds means."""
+    """The health of an agent that has been silent for `silent_s` seconds."""
     if silent_s < late_s:
         return "healthy"
     return "late" if silent_s < lost_s else "unreachable"
 
 
 async def note_first_sign_of_life(deps: Deps, instance_id: UUID, status: AgentStatus) -> None:
-    """The control plane has seen the agent for itself: from now on its silence counts."""
+    """Store the agent's status as its first heartbeat, once the control plane has reached the agent. From then on, silence counts."""
     seen = Heartbeat(
         boot_id=status.boot_id,
         uptime_seconds=status.uptime_seconds,

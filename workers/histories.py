@@ -1,4 +1,4 @@
-"""Instances whose history cannot be read: an alarm, and no reason to leave the others alone."""
+"""Handles instances whose history cannot be read: raises an alarm, and lets the work on other instances continue."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import structlog
 
 from events.errors import EventUnreadable, LogCorrupted
 
-#: The code of what cannot be done because an instance's history cannot be read.
+#: The code of a failure whose cause is that an instance's history cannot be read.
 HISTORY_UNREADABLE: Final = "history_unreadable"
 
-#: What the store raises of one.
+#: The errors that the store raises for such a history.
 UNREADABLE: Final = (LogCorrupted, EventUnreadable)
 
 _log = structlog.get_logger(__name__)
 
 
 class HistoryUnreadable(Exception):
-    """The log contradicts itself about an instance, or a newer HydraCore has written there."""
+    """An instance's history is corrupted, or was written by a newer version of HydraCore."""
 
     def __init__(self, instance_id: UUID) -> None:
         super().__init__(f"The history of {instance_id} cannot be read")
@@ -30,10 +30,10 @@ class HistoryUnreadable(Exception):
 
 @contextmanager
 def reading(instance_id: UUID) -> Generator[None]:
-    """Around what reads the instance's history. Raises `HistoryUnreadable`, with an alarm: the other instances go on."""
+    """Wraps code that reads the instance's history. Logs an alarm and raises `HistoryUnreadable` if it cannot be read."""
     try:
         yield
     except UNREADABLE as error:
-        # Not what the error says: that may be of what the event says.
+        # Without the error's text, which may quote the event.
         _log.error("history_unreadable", instance_id=str(instance_id), error=type(error).__name__)
         raise HistoryUnreadable(instance_id) from error

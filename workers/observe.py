@@ -1,4 +1,4 @@
-"""What became of the servers being made: asked in batches of actions, because one question each would spend the rate limit."""
+"""Polls the providers for the actions that create servers. In batches, because a request per server would use up the rate limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.sql import OPERATIONS
 
 _PENDING_ACTIONS = OPERATIONS["pending_actions"]
 
-#: How many servers one look asks about: twenty requests at 25 actions each.
+#: The most servers per look: twenty requests of 25 actions each.
 LOOK_MAX = 500
 
 _log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ class Pending(NamedTuple):
 
 
 async def observe_actions(deps: Deps) -> None:
-    """Record every server that has come up or failed to. A provider that does not answer is asked again at the next tick."""
+    """Record all servers that are running now or have failed. A provider that does not answer is asked again at the next look."""
     pending = [Pending(*row) for row in await run(deps.pool, _PENDING_ACTIONS, (LOOK_MAX,))]
     for name in sorted({one.provider for one in pending}):
         provider = deps.providers.get(name)
@@ -54,12 +54,12 @@ async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> No
         except ProviderError as error:
             if error.code in {RATE_LIMITED, UNREACHABLE}:
                 raise
-            # Of this one server: what the provider says of the others counts.
+            # The error is about this one server: the others are still recorded.
             ids = {"instance_id": str(one.instance_id), "server_id": one.server_id}
             _log.warning("observation_failed", provider=one.provider, code=error.code, **ids)
             continue
         if command is not None:
-            # One that cannot be read is asked about at each look, and before the others, which have nothing to do with it.
+            # An instance whose history cannot be read is asked about at each look. It must not stop the others.
             with suppress(HistoryUnreadable), reading(one.instance_id):
                 await _record(deps, one.instance_id, command)
 
@@ -76,8 +76,8 @@ async def _command(
 ) -> c.RecordServerRunning | c.FailAttempt | None:
     now_ms = deps.now_ms()
     if action is None:
-        # The provider has forgotten the action: the server itself tells. That there is none is for the sweep to say, which looks twice,
-        # and knows when the token is another project's.
+        # The provider has forgotten the action, so the server's own status counts. Only the sweep may report a server as vanished: it
+        # looks twice, and notices a token of the wrong project.
         server = await provider.get_server(one.server_id)
         is_running = server is not None and server.status == "running"
         return c.RecordServerRunning(at_ms=now_ms, attempt=one.attempt) if is_running else None

@@ -1,8 +1,8 @@
-"""Servers of this installation that no instance accounts for.
+"""Orphans: servers of this installation that no instance accounts for.
 
-What the log has made and is done with is removed by itself. Of an instance that the log has never heard of it has made none: such
-a server was made since the backup that the log was restored from, or belongs to another log. A few are removed as well, because
-somebody pays for them; many, or most of what there is, only when an operator says so, because no removal can be undone.
+An orphan that was created for an attempt in the log is removed. The others are unaccounted: they were created after the backup that
+the log was restored from, or belong to another log. A few of these are removed as well, because they cost money. If they are many, or
+most of the listed servers, they are removed only if an operator says so, because a removal cannot be undone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SQL = Statements("workers", "sweep.sql")
 _SIGHT = _SQL["sight"]
 _FORGET_OTHERS = _SQL["forget_others"]
 
-#: More servers than this of instances that the log has never heard of are left alone, as are most of those that are listed.
+#: The most unaccounted servers that are removed without an operator's word.
 UNACCOUNTED_MAX = 3
 
 _log = structlog.get_logger(__name__)
 
 
 class Orphan(NamedTuple):
-    """`instance_id`: of whom it says it is; `known`: whether the log has ever heard of one that it may be of."""
+    """`instance_id`: the instance that its labels or its name refer to. `known`: whether it was created for an attempt in the log."""
 
     server: Server
     instance_id: UUID | None
@@ -38,7 +38,7 @@ class Orphan(NamedTuple):
 
 
 class Orphans(NamedTuple):
-    """Those of one provider, of how many servers that it lists."""
+    """The orphans at one provider. `listed`: the number of servers that it lists in all."""
 
     all: list[Orphan]
     listed: int
@@ -49,13 +49,13 @@ class Orphans(NamedTuple):
 
     @property
     def are_too_many(self) -> bool:
-        """Whether the log may well be another than the one that these servers were made by."""
+        """Whether so many are unaccounted that these servers may belong to another log."""
         count = self.unaccounted
         return count > UNACCOUNTED_MAX or (count > 1 and count > self.listed / 2)
 
 
 def claims(server: Server) -> list[UUID]:
-    """The instances that it may be of, by its label and by its name: somebody may have changed either."""
+    """The instance ids in its label and in its name. Both count, as somebody may have changed either."""
     found: list[UUID] = []
     for text in (server.labels.get(INSTANCE, ""), server.name.removeprefix("hc-")):
         with suppress(ValueError):
@@ -64,7 +64,10 @@ def claims(server: Server) -> list[UUID]:
 
 
 async def look_at_orphans(project: Project, swept: Swept, orphans: Orphans, *, remove_unaccounted: bool) -> None:
-    """Watch and remove them; with `remove_unaccounted` those that the log has never heard of at once, however many."""
+    """Watch the orphans, and remove them after the grace period.
+
+    Too many unaccounted ones are left alone. With `remove_unaccounted`, unaccounted ones are removed at once, however many they are.
+    """
     name = project.name
     left_alone: list[Orphan] = []
     if orphans.are_too_many and not remove_unaccounted:
@@ -79,7 +82,7 @@ async def look_at_orphans(project: Project, swept: Swept, orphans: Orphans, *, r
         at_once = remove_unaccounted and not orphan.known
         swept.findings.append(await _look_at(project, orphan, at_once=at_once))
     if not project.dry_run:
-        # Also those that are left alone: once they are few, a grace begins in which somebody can still see to them.
+        # Servers that are left alone are forgotten, too. Once they are few, a new grace period begins, in which an operator can act.
         await run(
             project.deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": [one.server.id for one in watched]}
         )
@@ -92,7 +95,7 @@ async def _look_at(project: Project, orphan: Orphan, *, at_once: bool) -> Findin
         action = "would be removed" if at_once else "would be watched, then removed"
         return removed._replace(action=action if orphan.known else f"{action}: unknown to the log")
     if not at_once:
-        # Also a short grace demands a second sighting: at the first, none of it has passed.
+        # However short the grace period, a server is removed at the second sighting at the earliest: at the first, `seen_s` is 0.
         ((seen_s,),) = await run(deps.pool, _SIGHT, {"provider": project.name, "server_id": server.id})
         if seen_s < deps.settings.orphan_grace_s:
             return removed._replace(action="watched")

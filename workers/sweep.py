@@ -1,7 +1,7 @@
-"""The sweep: what the providers have against what the log says, one listing a provider.
+"""The sweep: compares the servers at the providers with the log, with one listing per provider.
 
-It is the net under the saga, not part of it: servers that nobody accounts for (only ours, by the installation label; only
-after a grace, seen twice), servers that are gone, and labels that somebody changed.
+It is a safety net beside the saga. It finds orphans (only servers with our installation's label, removed only after a grace period and
+a second sighting), servers that have vanished, and labels that somebody changed.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ _ELSEWHERE = _SQL["elsewhere"]
 _MISS = _SQL["miss"]
 _FORGET_FOUND = _SQL["forget_found"]
 
-#: How long a server must have been missing, so that one look is not enough: two sweeps at the same moment are one look.
+#: How long a server must have been missing before it is reported. More than 0, as two sweeps at the same moment count as one look.
 MISSING_S_MIN = 1.0
 
-#: A server being made whose instance changed this recently is not called vanished: providers may show it late.
+#: A server that is being created is not called vanished for this long after its instance's last change: providers may show it late.
 SETTLED_S = 30.0
 
-#: Where most servers are missing, a wrong token is likelier than their loss: it is not believed before the orphans' grace has
-#: passed, and of more servers than this never.
+#: If most servers are missing, a token of the wrong project is likelier than their loss. Then up to this number of servers are reported
+#: as vanished, after the grace period of orphans. More are never reported.
 MISSING_MAX = 10
 
 _log = structlog.get_logger(__name__)
 
 
 async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) -> Swept:
-    """Compare and mend; with `dry_run` only compare. What cannot be looked at or mended is left for the next time.
+    """Compare the providers with the log, and repair the differences unless `dry_run`. What fails is left for the next sweep.
 
-    `remove_unaccounted`: an operator has seen that the servers of which the log has never heard are nobody's.
+    `remove_unaccounted`: remove unaccounted servers (see `workers.orphans`) at once, because an operator says that nobody needs them.
     """
     swept = Swept([], await _out_of_reach(deps))
     for name, provider in deps.providers.items():
@@ -78,7 +78,7 @@ async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) 
 
 
 async def _out_of_reach(deps: Deps) -> list[Unlooked]:
-    """The providers of the catalogue and of the log that this process has no access to."""
+    """The providers in the catalogue or in the log that this process cannot access."""
     rows = await run(deps.pool, _ELSEWHERE, {"looked_at": list(deps.providers)})
     held, missing = {row[0] for row in rows}, deps.catalogue.missing
     configured = [Unlooked(name, why, needed=name in held) for name, why in missing.items()]
@@ -86,7 +86,7 @@ async def _out_of_reach(deps: Deps) -> list[Unlooked]:
 
 
 async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orphans:
-    """Look at the servers that instances account for, and for those that are missing. Returns the others."""
+    """Check the servers that instances account for, and look for missing ones. Returns the orphans."""
     deps, name = project.deps, project.name
     claimed = {server.id: claims(server) for server in servers}
     named = [instance_id for ids in claimed.values() for instance_id in ids]
@@ -101,27 +101,29 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
         ids = claimed[server.id]
         candidates = [one for one in (by_server.get(server.id), *map(by_id.get, ids)) if one is not None]
         try:
-            whose = await _whose(deps, server, candidates, ids)
+            owner = await _owner_of(deps, server, candidates, ids)
         except HistoryUnreadable as error:
-            # It may be that instance's, and no removal can be undone.
+            # The server may be that instance's, and a removal cannot be undone.
             finding = Finding(name, "unreadable", server.id, error.instance_id, "left alone", code=HISTORY_UNREADABLE)
             swept.findings.append(finding)
             continue
-        if whose.account is not None:
-            intent = intents.get(whose.account.instance_id)
-            swept.findings.extend(await _look_at(project, server, whose.account, intent=intent))
-        elif whose.holder is not None:
+        if owner.account is not None:
+            intent = intents.get(owner.account.instance_id)
+            swept.findings.extend(await _look_at(project, server, owner.account, intent=intent))
+        elif owner.holder is not None:
             action = "left alone: it is the instance's in the log, and not in the read table"
-            swept.findings.append(Finding(name, "misread", server.id, whose.holder, action))
+            swept.findings.append(Finding(name, "misread", server.id, owner.holder, action))
         else:
-            orphans.append(Orphan(server, ids[0] if ids else None, known=whose.known))
+            orphans.append(Orphan(server, ids[0] if ids else None, known=owner.known))
     await _look_for_missing(project, swept, _missing_of(name, servers, accounts))
     return Orphans(orphans, len(servers))
 
 
-class _Whose(NamedTuple):
-    """Whose a server is: that of an `account`, which the read table has with this server or waiting for one; else that of `holder`, an
-    instance that only the log has it for; else nobody's, and `known` says whether it was made for something in the log.
+class _Owner(NamedTuple):
+    """The owner of a server, if it has one.
+
+    `account`: the instance that has the server, or waits for one, in the read table. `holder`: the instance that has it only in the
+    log. Without both, the server is an orphan, and `known` says whether it was created for an attempt in the log.
     """
 
     account: Account | None = None
@@ -129,14 +131,16 @@ class _Whose(NamedTuple):
     known: bool = False
 
 
-async def _whose(deps: Deps, server: Server, candidates: list[Account], claimed: list[UUID]) -> _Whose:
-    """Whose `server` is. `candidates`: accounts that it may be of; `claimed`: the instances that its label and its name tell. Raises
-    `HistoryUnreadable`."""
+async def _owner_of(deps: Deps, server: Server, candidates: list[Account], claimed: list[UUID]) -> _Owner:
+    """Find the owner of `server`. Raises `HistoryUnreadable`.
+
+    `candidates`: the accounts that may own it. `claimed`: the instance ids in its label and in its name.
+    """
     recorded = next((one for one in candidates if one.owns(server)), None)
     if recorded is not None:
-        return _Whose(account=recorded)
-    # The log is read after the servers were listed: unless it was restored, it has the instance of every server that is there. And it is
-    # the log that counts, whatever the read table says, as no removal can be undone.
+        return _Owner(account=recorded)
+    # The log is read after the servers were listed: unless it was restored, it has the instances of all of them. It decides, whatever
+    # the read table says, because a removal cannot be undone.
     accounts = {one.instance_id: one for one in candidates}
     known = False
     for instance_id in dict.fromkeys((*accounts, *claimed)):
@@ -146,37 +150,37 @@ async def _whose(deps: Deps, server: Server, candidates: list[Account], claimed:
             continue
         if state.attempt is not None and holds(state.attempt, server):
             account = accounts.get(instance_id)
-            return _Whose(account) if account is not None and account.awaits_one else _Whose(holder=instance_id)
+            return _Owner(account) if account is not None and account.awaits_one else _Owner(holder=instance_id)
         known = known or is_accounted_for(state, server)
-    return _Whose(known=known)
+    return _Owner(known=known)
 
 
 async def _look_at(project: Project, server: Server, account: Account, *, intent: str | None) -> list[Finding]:
-    """What is wrong with a server that an instance accounts for. It is never removed here. `intent`: see `_mend_labels`."""
+    """Check a server that an instance accounts for. It is never removed here. `intent`: see `_repair_labels`."""
     finding = Finding(project.name, "wrong_provider", server.id, account.instance_id, "left alone")
     if account.provider != project.name:
         return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
     if account.status == ERROR:
         return [finding._replace(kind="reappeared", action="left alone: it goes when its instance is deleted")]
     if account.server_id == server.id:
-        return await _mend_labels(project, server, account, intent=intent)
+        return await _repair_labels(project, server, account, intent=intent)
     return []
 
 
 class Missing(NamedTuple):
-    """The servers that a listing lacks, each with the account that it is of, and how many servers it should have in all."""
+    """The servers that a listing lacks, with their ids and accounts. `expected`: the number of servers that it should have in all."""
 
     servers: list[tuple[str, Account]]
     expected: int
 
     @property
     def are_most(self) -> bool:
-        """Whether so many are missing that the listing may be another project's."""
+        """Whether more than one is missing, and most of all, so that the listing may be another project's."""
         return len(self.servers) > 1 and len(self.servers) > self.expected / 2
 
 
 def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Missing:
-    """What the listing `servers` of provider `name` lacks."""
+    """The servers of `accounts` that the listing `servers` of provider `name` lacks."""
     listed = {server.id for server in servers}
     shown = [(account.shown_id, account) for account in accounts if account.provider == name]
     expected = [(server_id, account) for server_id, account in shown if server_id is not None]
@@ -184,7 +188,7 @@ def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Mi
 
 
 async def _look_for_missing(project: Project, swept: Swept, missing: Missing) -> None:
-    """A server that is not listed may only have lost its label, so it is asked for by id."""
+    """Ask for each missing server by its id, because it may only have lost its label. Watch and report those that are gone."""
     name = project.name
     wait_s = MISSING_S_MIN
     if missing.are_most:
@@ -206,7 +210,7 @@ async def _look_for_missing(project: Project, swept: Swept, missing: Missing) ->
             continue
         if server is not None and server.name == server_name(account.instance_id):
             found.append(server.id)
-            swept.findings.extend(await _mend_labels(project, server, account))
+            swept.findings.extend(await _repair_labels(project, server, account))
         else:
             swept.findings.append(await _vanished(project, finding, account, wait_s=wait_s))
     if not project.dry_run:
@@ -214,15 +218,17 @@ async def _look_for_missing(project: Project, swept: Swept, missing: Missing) ->
 
 
 async def _forget_found(project: Project, missing: list[str]) -> None:
-    """Forget that servers were missed, but for those that still are: one that is found again begins anew when it is next missed."""
+    """Forget all servers that were missed earlier except `missing`. If one of them is missed again, its time starts again."""
     await run(project.deps.pool, _FORGET_FOUND, {"provider": project.name, "missing": missing})
 
 
-async def _mend_labels(
+async def _repair_labels(
     project: Project, server: Server, account: Account, *, intent: str | None = None
 ) -> list[Finding]:
-    """Put right what labels say whose the server is. `intent`: what the log has of the account's attempt. Where it is None it is not
-    compared, but it is written with the other labels."""
+    """Restore the labels that identify the server's instance and attempt.
+
+    `intent`: the label value of the account's attempt. If None, that label is not compared, but it is written with the others.
+    """
     deps = project.deps
     wanted = {**instance_labels(deps.settings.installation, account.instance_id), ATTEMPT: str(account.attempt)}
     if intent is not None:
@@ -238,7 +244,7 @@ async def _mend_labels(
     except HistoryUnreadable:
         return [finding._replace(action="could not be labelled again", code=HISTORY_UNREADABLE)]
     if state is None or state.attempt is None or state.attempt.server_id != server.id:
-        # The instance has moved on meanwhile; the next sweep looks again.
+        # The instance has changed meanwhile; the next sweep looks again.
         return []
     ours = server_labels(deps.settings.installation, account.instance_id, state.attempt)
     labelled = project.provider.set_labels(server.id, {**server.labels, **ours})
@@ -246,7 +252,10 @@ async def _mend_labels(
 
 
 async def _vanished(project: Project, finding: Finding, account: Account, *, wait_s: float) -> Finding:
-    """What follows from a look that missed a server. That it has vanished cannot be taken back, so one look is not enough."""
+    """Record that a server was missed, and report it as vanished if it was first missed `wait_s` seconds ago or earlier.
+
+    One look is not enough, because the report cannot be taken back.
+    """
     deps = project.deps
     if project.dry_run:
         return finding._replace(action="would be watched, then reported")

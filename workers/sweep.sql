@@ -1,7 +1,7 @@
 -- name: accounted
--- The instances that have a server at the provider, and those that servers there may be of. Two reads, as an index serves each: an `OR` of
--- both would read all instances, of which ever more are deleted. None of the statuses is 'deleted', but an index is used only where
--- that is said in its words.
+-- The instances that have a server at the provider, and the instances that servers there refer to. A UNION, so that each part can use
+-- an index: an OR of both would read all instances, most of which are deleted in the long run. `status <> 'deleted'` is redundant, but
+-- the planner uses the partial index only if its condition is repeated literally.
 SELECT i.id, i.lane, i.status, i.attempt, i.server_id, i.provider, i.updated_at < now() - %(settled_s)s * interval '1 s' AS settled
   FROM instance i
  WHERE i.status <> 'deleted' AND i.status IN ('provisioning', 'running', 'error')
@@ -13,8 +13,8 @@ SELECT i.id, i.lane, i.status, i.attempt, i.server_id, i.provider, i.updated_at 
  ORDER BY lane, id
 
 -- name: intents
--- What no read table has. It is among the first events of a stream, however long that is: read by a range and in its order, so that
--- no more is read than up to it. An equation would have all of the stream read and sorted first.
+-- The intents of the servers' current attempts, which no read table has. An intent is among the first events of its stream. The range
+-- condition, in the order of the index, reads only up to that event. With an equation, PostgreSQL would read and sort the whole stream.
 SELECT i.id, left(n.token_hash, %(length)s)
   FROM instance i
   JOIN unnest(%(server_ids)s::text[]) AS listed (server_id) ON listed.server_id = i.server_id
@@ -35,8 +35,8 @@ SELECT DISTINCT provider FROM instance
  ORDER BY provider
 
 -- name: sight
--- How long ago a server was first seen, which is exactly 0 at the first look. A row that is there already is returned only where it is
--- written: so its time is set to what it was, or, where a clock has gone back since, to now.
+-- For how many seconds the server has been known as an orphan: exactly 0 at the first sighting. RETURNING needs a row to be written, so
+-- an existing row is updated with its own time, or with now() if the clock has gone back since.
 INSERT INTO orphan (provider, server_id, first_seen_at)
 VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_seen_at = least(orphan.first_seen_at, excluded.first_seen_at)
@@ -46,7 +46,7 @@ RETURNING extract(epoch FROM now() - first_seen_at)::float8
 DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_ids)s)
 
 -- name: miss
--- How long ago a server was first missed: in the same way as `sight`.
+-- For how many seconds the server has been missing, in the same way as `sight`.
 INSERT INTO missing_server (provider, server_id, first_missed_at)
 VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = least(missing_server.first_missed_at, excluded.first_missed_at)
