@@ -1,1 +1,1 @@
-"""The side effects: code that follows the log and drives providers and servers. A rebuild never runs it."""
+"""The side effects: code that follows the log and drives providers and servers. Rebuilds of projections never run it."""

@@ -1,4 +1,4 @@
-"""The actors: each takes ids, reads the log, and does what is owed. None takes a payload, none retries."""
+"""The Dramatiq actors. Each takes ids, reads the log, and does the work that is due. None takes a payload, and none is retried."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ from workers.sweep import sweep
 
 _log = structlog.get_logger(__name__)
 
-#: How long opening and closing everything may take.
+#: The longest that opening or closing the dependencies may take.
 OPEN_S_MAX: Final = 60.0
 
-#: Sweeps, and looks at the servers being made, of one worker under way at the same time, of which some may be held up.
+#: The most sweeps, and the most observations of actions, that run in one worker at the same time. More than one, as some may hang.
 SWEEPS_MAX: Final = 4
 OBSERVATIONS_MAX: Final = 4
 
-#: No single call of an actor that sees to instances takes longer; its lock goes with it, and the next hint begins afresh.
+#: The longest that one call for an instance, a sweep or an observation may take. Then it is cancelled, its lock is released, and the
+#: next hint starts again.
 CALL_S_MAX: Final = 120.0
 
 
 class NotBooted(MiddlewareError):
-    """The worker takes no message: what it stands on could not be opened, for the reason that is the cause, or was given up."""
+    """The worker could not start: opening its dependencies failed, for the reason in `__cause__`, or was given up."""
 
 
 class DepsMiddleware(Middleware):
@@ -57,7 +58,7 @@ class DepsMiddleware(Middleware):
         self._is_given_up = False
 
     def give_up(self) -> None:
-        """Try no longer to open them, if that is under way: the worker does not boot. From any thread."""
+        """Stop opening the dependencies, if that is under way, so that the worker does not start. May be called from any thread."""
         self._is_given_up = True
         if (opening := self._opening) is not None:
             opening.get_loop().call_soon_threadsafe(opening.cancel)
@@ -87,10 +88,10 @@ class DepsMiddleware(Middleware):
 
     async def _open_all(self) -> None:
         deps = await self._stack.enter_async_context(open_deps(self.settings, self._environ))
-        # A lock that stays behind in a pooler's session keeps everybody from its instance for as long as that lives.
+        # In a pooler's session, a lock would outlive its worker and keep all others from the instance until that session ends.
         await require_direct(self.settings, self.settings.database_url)
         try:
-            # Servers whose tokens were made of another key could never enrol.
+            # With another master key, the enrol tokens of new servers would be refused.
             await Keyring(deps.pool, master_keys=self.settings.master_keys).check()
         except MasterKeyWrong as error:
             raise SettingsError((str(error),)) from None
@@ -103,17 +104,17 @@ class DepsMiddleware(Middleware):
 
 
 def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
-    """Make the broker's actors."""
+    """Declare all actors to the broker."""
 
     def deps() -> Deps:
         assert middleware.deps is not None, "the worker has booted"
         return middleware.deps
 
-    #: A hint is about several instances, and still no more are advanced at a time than there are threads.
+    #: A hint has several instances. Still, only as many instances are handled at a time as the worker has threads.
     room = asyncio.Semaphore(middleware.settings.worker_threads)
 
     async def on_instances(work: Callable[[Deps, UUID], Awaitable[None]], texts: tuple[str, ...]) -> None:
-        # One that takes its time, or fails, is nothing to the others.
+        # A slow or failing instance does not affect the others.
         await asyncio.gather(*(on_instance(work, text) for text in texts))
 
     async def on_instance(work: Callable[[Deps, UUID], Awaitable[None]], text: str) -> None:
@@ -142,7 +143,7 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     folder = Folder(middleware.settings)
 
     async def fold_lanes_actor(name: str, generation: str) -> None:
-        # It ends by itself; broken off, it would have folded for nothing, and the next would be broken off there too.
+        # No time limit here: folding ends by itself. Cancelled in the middle of a lane, it would start that lane again and again.
         await _watched(folder.help(name, int(generation)), projection=name)
 
     def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
@@ -156,9 +157,9 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
 
 
 async def _look(places: asyncio.Semaphore, look: Callable[[], Awaitable[object]]) -> None:
-    """Have a look, unless as many are under way as there are places."""
-    # Hints have no age: those that waited for a worker, or for a provider that is slow, come all at once, and more looks would see
-    # no more. They would take the threads, and the provider's patience, from those who have something to do.
+    """Run `look`, unless as many looks are running as `places` allows."""
+    # Hints do not expire: those that have waited for a worker or for a slow provider come all at once. To look as often would show
+    # nothing new, but take up threads and the provider's rate limit.
     if not places.locked():
         async with places:
             await _guarded(look())
@@ -170,17 +171,17 @@ async def _within(limit_s: float, work: Awaitable[object]) -> None:
 
 
 async def _guarded(work: Awaitable[object], **facts: str) -> None:
-    """Run an actor's work for as long as a call may take."""
+    """Run an actor's work for `CALL_S_MAX` at most, and log its failure."""
     await _watched(_within(CALL_S_MAX, work), **facts)
 
 
 async def _watched(work: Awaitable[object], **facts: str) -> None:
-    """Run an actor's work. A failure is logged here, with its cause; the work stays owed and will be hinted at again."""
+    """Run an actor's work, and log its failure. The work stays due, so another hint is sent for it."""
     try:
         await work
     except (StoreUnavailable, psycopg.OperationalError) as error:
         _log.warning("database_unavailable", error=one_line(error), **facts)
     except TimeoutError:
         _log.warning("actor_took_too_long", **facts)
-    except Exception:  # noqa: BLE001 - whatever it is, it is ours to mend, and the next hint begins afresh
+    except Exception:  # noqa: BLE001 - a bug must not stop the worker, and the next hint starts again
         _log.exception("actor_failed", **facts)

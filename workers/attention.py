@@ -1,6 +1,6 @@
-"""The pace of the work on each instance: when to look again, and for how long it has been failing.
+"""The table `attention`: when to look at an instance again, how often its current step has failed, and since when.
 
-Kept in PostgreSQL, so that a timer or a backoff survives whatever happens to Redis or to the worker that set it.
+It is kept in PostgreSQL, so that a timer or a backoff survives the loss of Redis and of the worker that set it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _FORGET = _SQL["forget"]
 _FORGET_SETTLED = _SQL["forget_settled"]
 _CLAIM_DUE = _SQL["claim_due"]
 
-#: The longest pause between two tries, and one that is longer than any, with what is added to a pause at random.
+#: The longest backoff between two tries, and a limit that no pause exceeds, including the jitter that is added to it.
 BACKOFF_S_MAX = 60.0
 PAUSE_S_MAX = 2 * BACKOFF_S_MAX
 
-#: How long a hint may take to be acted on before another one is sent: what the loss of one, or of a worker, costs.
+#: After this time, another hint is sent for an instance whose work is still due: the delay that a lost hint or worker causes.
 LEASE_S = 2.0
 
-#: How long fresh work is left to the relay, which saw its event, before the reconciler takes an interest.
+#: How long new work is left to the relay, which sends hints for new events, before the reconciler sends hints for it, too.
 GRACE_S = 1.0
 
-#: How many instances one look of the reconciler takes up.
+#: The most instances that one look of the reconciler claims.
 CLAIM_MAX = 500
 
 
@@ -42,18 +42,20 @@ class Attention:
         self._pool = pool
 
     async def postpone(self, instance_id: UUID, *, version: int, delay_s: float) -> None:
-        """Look again in `delay_s`, or after the longest pause, unless the stream leaves `version` before, or has left it already.
+        """Look again after `delay_s` seconds, or after the longest pause if that is shorter. Nothing has failed.
 
-        Nothing is wrong, it just takes its time.
+        The pause ends early if the stream's version changes. If it is not `version` any more, nothing is written.
         """
         pause_s = min(delay_s, BACKOFF_S_MAX)
         await run(self._pool, _POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
     async def fail(self, instance_id: UUID, *, version: int | None, code: str, delay_s: float) -> int | None:
-        """Look again after `delay_s` at least, and ever later while the stream stays at `version` and it fails alike; how often that was.
-        Without a version: that of the read table, for whoever could not read the stream.
+        """Record a failure, to look again after `delay_s` seconds. That doubles with each failure of the same `code` at this version.
 
-        None where the stream has left it already: somebody else has gone on, and nothing has failed that still counts.
+        `version`: the stream's version at the failure. None, if the stream could not be read, stands for that in the read table.
+
+        Returns the number of such failures in a row. Returns None, and writes nothing, if the stream's version is another one by now:
+        another worker has advanced the instance, so this failure does not count.
         """
         assert delay_s <= BACKOFF_S_MAX, delay_s
         rows = await run(
@@ -64,25 +66,25 @@ class Attention:
         return rows[0][0] if rows else None
 
     async def carry(self, instance_id: UUID, *, version: int) -> None:
-        """What is written down at `version` holds at the next one as well: the event in between says nothing but that."""
+        """Let a pause and a count of failures at `version` hold at the next version, too, after an event that does not affect them."""
         await run(self._pool, _CARRY, _key(instance_id) | {"version": version})
 
     async def clear(self, instance_id: UUID) -> None:
-        """The work has moved on."""
+        """Remove the instance's pause and count of failures, as no work is due."""
         await run(self._pool, _CLEAR, (lane_of(instance_id), instance_id))
 
     async def forget(self, instance_id: UUID) -> None:
-        """Remove all working data of an instance that is going away."""
+        """Remove all working data of an instance that is being deleted: its row here and its heartbeat."""
         await run(self._pool, _FORGET, _key(instance_id))
 
     async def forget_settled(self) -> None:
-        """Remove what killed workers have left of instances that need none any more."""
+        """Remove the rows of instances without work that is due, which killed workers have left behind."""
         await run(self._pool, _FORGET_SETTLED)
 
     async def claim_due(self) -> list[UUID]:
-        """Instances that work is owed to and that nobody has been sent to lately, marked as sent to now.
+        """Claim instances with work that is due, so that no other reconciler sends hints for them within `LEASE_S`. Returns their ids.
 
-        One that has moved since its pause was made is due as if there were none.
+        Instances in a pause or with a recent claim are skipped, unless their stream has changed since.
         """
         rows = await run(
             self._pool,

@@ -1,6 +1,6 @@
 -- name: postpone
--- As `fail`, only where the instance is still at that version and something is owed to it: whoever comes later than that, as one that was
--- frozen does, would leave a row that nobody removes.
+-- Written only if the instance is still at this version and has work that is due, as in `fail`. Otherwise a worker that comes too late,
+-- for instance because it was frozen, would leave a row that nobody removes.
 INSERT INTO attention (lane, instance_id, not_before, version)
 SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version
   FROM instance i
@@ -10,8 +10,8 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
        failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
 
 -- name: fail
--- Pauses grow with the number of failures of one kind in a row: a server that takes its time to go, looked at again and again, must
--- not make the first error of the provider's a pause of the longest kind.
+-- The pause doubles with each failure of the same code in a row, and starts again at another code: if a server that takes long to
+-- be deleted was looked at many times, the provider's first error must not lead to the longest pause.
 INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
 SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version, 1, now(), %(code)s
   FROM instance i
@@ -38,14 +38,15 @@ WITH beats AS (DELETE FROM heartbeat WHERE lane = %(lane)s AND instance_id = %(i
 DELETE FROM attention WHERE lane = %(lane)s AND instance_id = %(instance_id)s
 
 -- name: forget_settled
--- Of instances to which nothing is owed: who brought them there has died before it could remove it, or it was written as they got there.
+-- The rows of instances without work that is due. They remain if a worker dies before it removes one, or writes one at the same moment.
 DELETE FROM attention a
  USING instance i
  WHERE i.lane = a.lane AND i.id = a.instance_id AND i.wake_at IS NULL
 
 -- name: claim_due
--- A pause holds at the version that it was made at: whoever has moved the stream since may have died before the next step. One that
--- is longer than any was made before our clock went back. What is owed at once, by a clock that is ahead of ours, is owed.
+-- A pause holds only at the version that it was written at: a worker that appended an event since may have died before the next step.
+-- A pause that is longer than any allowed one was written before the database's clock went back, and is ignored. Work that was due at
+-- once when it was recorded is due now, even if its time is in the future because the clock of the process that recorded it is ahead.
 INSERT INTO attention (lane, instance_id, not_before, version)
 SELECT i.lane, i.id, now() + %(lease_s)s * interval '1 s', i.version
   FROM instance i

@@ -1,9 +1,10 @@
 # Dramatiq types its broker in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Dramatiq on Redis, for hints: a message says "look at these instances" and nothing else.
+"""Dramatiq on Redis, for hints: messages that only say "look at these instances".
 
-Messages are hints. Each may be lost, doubled or late; the log and the reconciler know what is owed. Hence no retries, no
-results, and no age: an old hint costs a look at what is owed, and machines whose clocks differ would drop each other's.
+A hint may be lost, delivered twice or late, as the log and the reconciler know which work is due. So hints have neither retries nor
+results. Nor do they expire: an old hint costs only a look at its instances, and machines whose clocks differ would drop the hints of
+each other.
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ OBSERVE_ACTIONS = "observe_actions"
 SWEEP = "sweep"
 FOLD_LANES = "fold_lanes"
 
-#: A killed worker's unread hints go to the others after this long.
+#: After this time, the unread hints of a killed worker go to other workers.
 HEARTBEAT_TIMEOUT_MS = 10_000
-MAINTENANCE_CHANCE = 100_000  # of a million commands: one in ten
+#: How many of a million commands also make the broker look for such workers: one in ten.
+MAINTENANCE_CHANCE = 100_000
 
-#: How long a hint to an idle worker lies unread at most. Dramatiq would look ever less often, down to once a second.
+#: How often an idle worker looks for hints. By itself, Dramatiq would look less and less often, down to once a second.
 IDLE_POLL_MS = 40
 
-#: How long the start of the actors' loop may take.
+#: The longest that the start of the actors' event loop may take.
 LOOP_START_S_MAX = 5.0
 
 
 class _FastAsyncIO(AsyncIO):
-    """Runs the actors on uvloop: a third of a worker's CPU time is its loop's."""
+    """Runs the actors on uvloop, because a third of a worker's CPU time is spent in its event loop."""
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002 - a hook
         thread = EventLoopThread(self.logger)
@@ -56,8 +58,8 @@ class _FastAsyncIO(AsyncIO):
         set_event_loop_thread(thread)
 
 
-class _PassingTrouble(logging.Filter):
-    """Redis being away passes by itself, and is nobody's error."""
+class _ConnectionErrorsAsWarnings(logging.Filter):
+    """Logs Dramatiq's errors about a lost Redis as warnings: a worker recovers from that by itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if str(record.msg).startswith("Consumer encountered a connection error"):
@@ -65,42 +67,43 @@ class _PassingTrouble(logging.Filter):
         return True
 
 
-_PASSING_TROUBLE = _PassingTrouble()
+_CONNECTION_ERRORS_AS_WARNINGS = _ConnectionErrorsAsWarnings()
 
-#: What a Redis says, beside those of which its client makes errors of their own, that cannot write to its disk or has lost its replicas.
-_TAKES_NOTHING: Final = ("MISCONF", "NOREPLICAS")
+#: The prefixes of further answers of a Redis that takes no writes: it cannot write to its disk, or has lost its replicas.
+_REFUSES_WRITES: Final = ("MISCONF", "NOREPLICAS")
 
 
 @contextmanager
-def _silence_as_loss() -> Generator[None]:
-    """Redis that does not answer, or takes nothing, is as good as gone. Dramatiq takes that for a bug of its own, and knows how to
-    outwait one that is gone.
+def _unavailable_as_closed() -> Generator[None]:
+    """Raise `ConnectionClosed` if Redis does not answer or takes no writes.
+
+    Dramatiq waits for a Redis whose connection was closed, but treats these other errors as bugs.
     """
     try:
         yield
     except (ConnectionError, TimeoutError, ReadOnlyError, OutOfMemoryError) as error:
         raise ConnectionClosed(error) from None
     except ResponseError as error:
-        if str(error).startswith(_TAKES_NOTHING):
+        if str(error).startswith(_REFUSES_WRITES):
             raise ConnectionClosed(error) from None
         raise
 
 
 class _PatientConsumer(_RedisConsumer):
     def ack(self, message: MessageProxy) -> None:
-        with _silence_as_loss():
+        with _unavailable_as_closed():
             super().ack(message)
 
     def nack(self, message: MessageProxy) -> None:
-        with _silence_as_loss():
+        with _unavailable_as_closed():
             super().nack(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        with _silence_as_loss():
+        with _unavailable_as_closed():
             super().requeue(messages)
 
     def __next__(self) -> MessageProxy | None:
-        with _silence_as_loss():
+        with _unavailable_as_closed():
             return super().__next__()
 
 
@@ -110,14 +113,14 @@ class _PromptBroker(RedisBroker):
         return _PatientConsumer
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        # The thread that consumes has a logger of its own, and has no other place to be told. Twice is as once.
-        logging.getLogger(f"dramatiq.worker.ConsumerThread({queue_name})").addFilter(_PASSING_TROUBLE)
-        # The other queue is for delayed messages, which are never sent here.
+        # The consumer thread logs to a logger that is named after the queue. A filter that is added again is added once.
+        logging.getLogger(f"dramatiq.worker.ConsumerThread({queue_name})").addFilter(_CONNECTION_ERRORS_AS_WARNINGS)
+        # The other queue is for delayed messages, and none are sent here.
         return super().consume(queue_name, prefetch, min(timeout, IDLE_POLL_MS) if queue_name == QUEUE else timeout)
 
 
 def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
-    """The broker; `extra` middleware comes after `AsyncIO`, so that it may open things on the actors' loop."""
+    """The broker. The `extra` middleware comes after `AsyncIO`, so that it can open resources on the actors' event loop."""
     return _PromptBroker(
         client=Redis.from_url(
             redis_url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S, health_check_interval=30
@@ -130,35 +133,35 @@ def redis_broker(redis_url: str, *extra: Middleware) -> RedisBroker:
 
 
 class HintSender:
-    """Sends hints. Blocking: to be called in a thread. Raises redis-py's errors where Redis is away."""
+    """Sends hints. Its methods block, so call them in a thread. They raise redis-py's errors if Redis is unavailable."""
 
-    #: Hints in the queue beyond which no more are sent: workers are behind, and what is owed stays owed.
+    #: The most hints in the queue. Beyond that, no more are sent: the workers are behind, and the work stays due.
     BACKLOG_MAX = 10_000
 
-    #: Instances that one hint is about: a worker's thread sees to them side by side. Making and sending hints took a fifth of a
-    #: relay's CPU time when each was about one.
+    #: The most instances per hint. A worker's thread handles them concurrently. With one instance per hint, a relay spent a fifth of
+    #: its CPU time on making and sending hints.
     IDS_MAX = 8
 
-    #: Hints that travel together: sent one by one, each would wait for Redis to have taken the one before.
+    #: The most hints per pipeline. Hints that are sent one by one would each wait for the answer to the one before.
     TOGETHER_MAX = 500
 
     def __init__(self, redis_url: str) -> None:
         self._broker = redis_broker(redis_url)
         self._broker.declare_queue(QUEUE)
-        #: Relay and reconciler send from threads of their own.
+        #: The relay and the reconciler send from different threads.
         self._one_at_a_time = Lock()
 
     def send(self, actor: str, instance_ids: list[UUID]) -> bool:
-        """Hint at each instance. False where the queue got full: some or all were not sent."""
+        """Send hints for these instances. False if the queue is full: then some or all hints were not sent."""
         ids = [str(instance_id) for instance_id in instance_ids]
         return self._send([_message(actor, *ids[at : at + self.IDS_MAX]) for at in range(0, len(ids), self.IDS_MAX)])
 
     def send_duty(self, actor: str) -> bool:
-        """Hint at a duty that is nobody's in particular."""
+        """Send a hint for a duty that belongs to no single instance. False if the queue is full."""
         return self._send([_message(actor)])
 
     def send_build(self, name: str, generation: int, hints: int) -> bool:
-        """Hint `hints` times at lanes of a build that are to be folded, so that as many workers may help."""
+        """Send `hints` hints to fold lanes of a build, so that as many workers may take part. False if the queue is full."""
         return self._send([_message(FOLD_LANES, name, str(generation)) for _ in range(hints)])
 
     def close(self) -> None:
@@ -173,7 +176,7 @@ class HintSender:
         return True
 
     def _send_together(self, messages: list[Message[None]]) -> None:
-        # Dramatiq enqueues by a script of its own, which goes wherever its client sends it: here into a pipeline.
+        # Dramatiq enqueues with a Lua script, which runs through its registered client: here, a pipeline.
         client, script = self._broker.client, self._broker.scripts["dispatch"]
         with client.pipeline(transaction=False) as pipeline:
             script.registered_client = pipeline

@@ -1,4 +1,4 @@
-"""What the workers stand on, opened once a process."""
+"""The dependencies of the workers, which each process opens once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from workers.locks import InstanceLocks
 from workers.providers.base import Provider
 from workers.providers.hetzner import HetznerProvider
 
-#: Connections of one worker process; advances wait for providers far more than for the database.
+#: The connections of one worker process. A few are enough, because steps wait for providers far more than for the database.
 POOL_SIZE = 8
 
-#: How long a question to an agent may take.
+#: The longest that a request to an agent may take.
 VPS_TIMEOUT_S = 3.0
 
 
@@ -42,17 +42,17 @@ class Deps:
     vps: VpsClient
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970 by this machine's clock, which is where everything that the workers record has its time from."""
+        """Milliseconds since 1970 by this machine's clock. All times that the workers record are by this clock."""
         return clock.now_ms()
 
     def origin(self, instance_id: UUID, *, actor: str = "worker") -> Origin:
-        """Who does this: each command of a saga has an id of its own and belongs with its instance."""
+        """The origin of a worker's command: with a new command id, and with the instance as its correlation id."""
         return Origin(actor=actor, command_id=uuid4(), correlation_id=instance_id)
 
 
 @asynccontextmanager
 async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Deps]:
-    """Everything opened, and closed at the end in reverse. Raises `CatalogueError` and `DatabaseUnfit`."""
+    """Open all dependencies, and close them at the end in reverse order. Raises `CatalogueError` and `DatabaseUnfit`."""
     catalogue = catalogues.load(settings.catalogue, environ)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(

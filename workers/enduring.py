@@ -1,4 +1,4 @@
-"""The relay's parts live through whatever a turn of theirs fails with: one bad look must not end the process, and the others with it."""
+"""Keeps the parts of the relay running after errors: one failed look must not end the process, and with it the other parts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def enduring(part: str, *, recover_s: float) -> AsyncGenerator[None]:
-    """Around one turn of a part that goes on for ever: what the turn fails with is logged, and the part pauses.
+    """Wraps one turn of a part that runs for ever: logs what the turn raises, and then pauses for `recover_s` seconds.
 
-    `<part>_waits` passes once PostgreSQL or Redis is back; `<part>_failed` wants somebody. A cancellation goes through.
+    `<part>_waits` is logged if PostgreSQL or Redis is unavailable, which passes by itself. `<part>_failed` needs an operator.
+    Cancellations are passed on.
     """
     try:
         yield
     except (RedisError, StoreUnavailable) as error:
         _log.warning(f"{part}_waits", error=type(error).__name__, reason=one_line(error))
     except psycopg.Error as error:
-        # Not what it says, which may be of what is in a row.
+        # Without the error's text, which may quote a row.
         _log.error(f"{part}_failed", error=type(error).__name__, sqlstate=error.sqlstate)
     except Exception:  # noqa: BLE001 - a bug
         _log.exception(f"{part}_failed")

@@ -1,9 +1,9 @@
-"""Folding lanes for a rebuild on the Dramatiq workers, wherever they run.
+"""Folds the lanes of a rebuild on the Dramatiq workers, on whichever machines they run.
 
-As everywhere, a message is a hint: "there are lanes to fold for this build". It may be lost or doubled, so the rebuild sends
-again for as long as lanes are left. A worker folds in a process of its own: folding keeps a processor busy, and the
-worker has agents and providers to listen to. Why it could not is told to the rebuild by a notification of PostgreSQL, which
-is a hint too: that lanes are folded or claimed stands in their rows.
+As everywhere, a message is a hint: "there are lanes to fold for this build". It may be lost or delivered twice, so the rebuild repeats
+the hints while lanes are left. A worker folds in a child process, because folding keeps a CPU busy, and the worker's own process has to
+answer agents and providers. If folding fails, the worker sends the rebuild the reason with a NOTIFY of PostgreSQL. That is a hint, too:
+whether a lane is claimed or folded is recorded in its row.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from workers.broker import HintSender
 
 _LANES_FREE = Statements("projections", "generations.sql")["lanes_free"]
 
-#: How long one hint keeps a worker claiming lanes; what it has claimed by then it folds, and the next hint goes on.
+#: How long a worker claims lanes for one hint. It still folds the lanes that it has claimed by then.
 HELP_S = 30.0
 
-#: How often the rebuild sends hints while lanes are left, and how many each time.
+#: How often the rebuild sends hints while lanes are left, and how many hints each time.
 HINT_S = 2.0
 HINTS = 16
 
-#: How long the rebuild waits while no lane is folded and nobody has claimed one: hints may lie behind ten thousand others. And
-#: how long it says nothing while somebody has.
+#: How long the rebuild waits while no lane is folded or claimed, before it fails: its hints may be queued behind ten thousand others.
+#: While lanes are claimed but none is folded, it says so after this time.
 IDLE_S_MAX = 300.0
 
-#: How long one claim may take. Who takes longer hangs, and holds lanes that others could fold: nobody waits for it.
+#: The longest that a claim may take. A worker that takes longer hangs, and holds lanes that others could fold: the rebuild fails.
 CLAIM_S_MAX = 3_600.0
 
-#: After how many failures without a lane folded in between it gives up: others may have better luck, or none.
+#: The rebuild fails after this number of failures without a folded lane in between. Until then, other workers may succeed.
 FAILURES_MAX = 3
 
 _LISTEN = b"LISTEN hydracore_fold"
 _NOTIFY = b"SELECT pg_notify('hydracore_fold', %s)"
 
-#: PostgreSQL takes no longer notifications than 8,000 bytes.
+#: In characters, so that the notification stays below PostgreSQL's limit of 8,000 bytes.
 _REASON_LENGTH_MAX = 1_000
 
 _LOOK_S = 0.1
@@ -61,8 +61,8 @@ _LOOK_S = 0.1
 _log = structlog.get_logger(__name__)
 
 
-class _Said(msgspec.Struct):
-    """What a worker says of a build that it did not fold. `failed`: it tried."""
+class _Report(msgspec.Struct):
+    """A worker's reason for not folding lanes of a build. `failed`: whether it tried and failed; otherwise it declined."""
 
     follower: str
     reason: str
@@ -70,14 +70,14 @@ class _Said(msgspec.Struct):
 
 
 class Folder:
-    """Folds in one worker process; a hint that comes while it folds adds nothing."""
+    """Folds for one worker process. Hints that come while it folds are ignored."""
 
     def __init__(self, settings: Settings) -> None:
         self._conninfo = conninfo(settings.database_url, role=settings.database_role, application="hydracore-fold")
         self._busy = False
 
     async def help(self, name: str, number: int) -> None:
-        """Fold lanes of the build until none is left or `HELP_S` are over. A build of other code's version is left alone."""
+        """Fold lanes of the build until none is left or `HELP_S` has passed. Decline a build of a version that this code lacks."""
         if self._busy:
             return
         self._busy = True
@@ -90,7 +90,9 @@ class Folder:
             projection = all_versions().get(name, {}).get(build.version)
             if projection is None:
                 _log.info("build_of_another_version", projection=name, version=build.version)
-                await self._say(build, f"a worker has other code than version {build.version} of it", failed=False)
+                await self._send_report(
+                    build, f"a worker has other code than version {build.version} of it", failed=False
+                )
                 return
             await self._fold(projection, build)
         finally:
@@ -100,7 +102,7 @@ class Folder:
         try:
             process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
         except OSError as error:
-            await self._say(build, describe(error), failed=True)
+            await self._send_report(build, describe(error), failed=True)
             raise
         try:
             await ended([process], within_s=CLAIM_S_MAX)
@@ -108,12 +110,12 @@ class Folder:
             reason = end_folding(process, answer)
         _log.info("folded", projection=build.name, generation=build.number, exit_code=process.exitcode)
         if reason is not None:
-            await self._say(build, reason, failed=True)
+            await self._send_report(build, reason, failed=True)
 
-    async def _say(self, build: Generation, reason: str, *, failed: bool) -> None:
-        said = _Said(build.follower, reason[:_REASON_LENGTH_MAX], failed)
+    async def _send_report(self, build: Generation, reason: str, *, failed: bool) -> None:
+        report = _Report(build.follower, reason[:_REASON_LENGTH_MAX], failed)
         async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
-            await connection.execute(_NOTIFY, (msgspec.json.encode(said).decode(),))
+            await connection.execute(_NOTIFY, (msgspec.json.encode(report).decode(),))
 
 
 def _fold_for(database: str, projection: Projection, build: Generation, seconds: float) -> int:
@@ -121,92 +123,95 @@ def _fold_for(database: str, projection: Projection, build: Generation, seconds:
 
 
 def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding:
-    """Folds on the workers of this installation; waits for as long as they fold, and says through `tell` what stands in the way."""
+    """A `Folding` that has the workers of this installation fold, and waits until they have. Calls `tell` with each obstacle.
+
+    It raises `FoldFailed` if the workers fail or make no progress for too long.
+    """
 
     async def fold(_projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
-        hints, waiting = HintSender(settings.redis_url), _Waiting(build, tell)
+        hints, monitor = HintSender(settings.redis_url), _Monitor(build, tell)
         try:
             async with await AsyncConnection.connect(settings.database_url, autocommit=True) as connection:
                 await connection.execute(_LISTEN)
                 hinted_s = -HINT_S
                 while (now := await progress()).lanes_folded < now.lanes:
                     if time.monotonic() - hinted_s >= HINT_S:
-                        await _hint(hints, build, waiting)
+                        await _hint(hints, build, monitor)
                         free = await connection.execute(_LANES_FREE, build.key)
-                        waiting.look(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
+                        monitor.take_counts(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
                         hinted_s = time.monotonic()
                     async for notification in connection.notifies(timeout=_LOOK_S):
-                        waiting.hear(notification.payload)
+                        monitor.take_report(notification.payload)
         finally:
             hints.close()
 
     return fold
 
 
-async def _hint(hints: HintSender, build: Generation, waiting: _Waiting) -> None:
+async def _hint(hints: HintSender, build: Generation, monitor: _Monitor) -> None:
     try:
         await asyncio.to_thread(hints.send_build, build.name, build.number, HINTS)
     except RedisError as error:
-        # Redis is a hint: whoever folds goes on, and others hear of it once it is back.
-        if waiting.redis is None:
-            waiting.tell(
+        # Workers that are folding continue. The others get hints once Redis is back.
+        if monitor.redis is None:
+            monitor.tell(
                 f"Redis does not answer ({type(error).__name__}); workers that fold go on, others hear of nothing"
             )
-        waiting.redis = type(error).__name__
+        monitor.redis = type(error).__name__
     else:
-        waiting.redis = None
+        monitor.redis = None
 
 
-class _Waiting:
-    """How a rebuild fares that waits for workers. `redis`: the class of the error that keeps hints from them."""
+class _Monitor:
+    """Monitors a rebuild that waits for workers. `redis`: the class of the error that keeps hints from being sent, if any."""
 
     def __init__(self, build: Generation, tell: Callable[[str], None]) -> None:
         self.tell = tell
         self._build = build
         self._folded = -1
-        #: When there was last something to hope for, and when that was more than a claim.
-        self._hope_s = self._got_on_s = time.monotonic()
+        #: `_active_s`: when a lane was last folded or claimed. `_progressed_s`: when a lane was last folded, or none was claimed.
+        self._active_s = self._progressed_s = time.monotonic()
         self._spoke = False
         self._failures = 0
         self._reason: str | None = None
         self._refusals = set[str]()
         self.redis: str | None = None
 
-    def hear(self, payload: str) -> None:
-        """Take what a worker says. Raises `FoldFailed` where it is the last straw."""
+    def take_report(self, payload: str) -> None:
+        """Take in a worker's report. Raises `FoldFailed` at the last failure that is allowed."""
         try:
-            said = msgspec.json.decode(payload, type=_Said)
+            report = msgspec.json.decode(payload, type=_Report)
         except msgspec.MsgspecError:
-            return  # Anybody may notify.
-        if said.follower != self._build.follower:
+            return  # Any session may send notifications.
+        if report.follower != self._build.follower:
             return
-        self._reason = said.reason
-        self._failures += said.failed
-        if not said.failed and said.reason not in self._refusals:
-            # Another worker may do it. Whether any will, whoever looks on knows sooner.
-            self._refusals.add(said.reason)
-            self.tell(f"{self._build.name}: {said.reason}; the lanes wait for another, {IDLE_S_MAX:.0f} s at most")
+        self._reason = report.reason
+        self._failures += report.failed
+        if not report.failed and report.reason not in self._refusals:
+            # Another worker may fold the build. The operator, who is told, may know sooner whether one will.
+            self._refusals.add(report.reason)
+            self.tell(f"{self._build.name}: {report.reason}; the lanes wait for another, {IDLE_S_MAX:.0f} s at most")
         if self._failures >= FAILURES_MAX:
-            raise FoldFailed(self._build.name, said.reason)
+            raise FoldFailed(self._build.name, report.reason)
 
-    def look(self, now: Progress, *, claimed: int) -> None:
-        """Take what stands in the rows. Raises `FoldFailed` where there was nothing to hope for, for too long."""
+    def take_counts(self, now: Progress, *, claimed: int) -> None:
+        """Take in the rows of the lanes. Raises `FoldFailed` if there was no progress for too long."""
         clock_s = time.monotonic()
         if now.lanes_folded > self._folded:
             self._folded, self._failures = now.lanes_folded, 0
-            self._got_on_s, self._spoke = clock_s, False
+            self._progressed_s, self._spoke = clock_s, False
         elif claimed <= 0:
-            if clock_s - self._hope_s >= IDLE_S_MAX:
-                raise FoldFailed(self._build.name, self._why())
-            # A claim's time begins with the claim.
-            self._got_on_s = clock_s
+            if clock_s - self._active_s >= IDLE_S_MAX:
+                raise FoldFailed(self._build.name, self._idle_reason())
+            # The time of a later claim starts at the claim.
+            self._progressed_s = clock_s
             return
         else:
-            self._doubt(clock_s - self._got_on_s, claimed)
-        self._hope_s = clock_s
+            self._check_idle(clock_s - self._progressed_s, claimed)
+        self._active_s = clock_s
 
-    def _doubt(self, idle_s: float, claimed: int) -> None:
-        """What is to be thought of claims by which no lane was folded for so long."""
+    def _check_idle(self, idle_s: float, claimed: int) -> None:
+        """Say that `claimed` lanes were claimed but none was folded for `idle_s` seconds. Raises `FoldFailed` after `CLAIM_S_MAX`."""
         if idle_s >= CLAIM_S_MAX:
             reason = f"for {CLAIM_S_MAX:.0f} s no lane was folded; whoever has claimed {claimed} of them hangs"
             raise FoldFailed(self._build.name, reason)
@@ -216,7 +221,7 @@ class _Waiting:
                 f"for {IDLE_S_MAX:.0f} s no lane was folded; somebody has claimed {claimed} of them, and is slow or hangs"
             )
 
-    def _why(self) -> str:
+    def _idle_reason(self) -> str:
         idle = f"for {IDLE_S_MAX:.0f} s no lane was folded, and nobody folds one"
         if self.redis is not None:
             return f"{idle}; Redis does not answer ({self.redis}), so that no worker hears of it"

@@ -1,8 +1,8 @@
 # redis-py types its pub/sub in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-"""Watches the heads of the lanes: tells everybody in this process who follows the log that lanes have moved.
+"""Watches the heads of the lanes, and wakes the followers of the log in this process when there are new events.
 
-Redis's hints tell at once. A look at the heads, one for all followers, tells whatever became of a hint.
+Messages of Redis wake them at once. Polling the heads in PostgreSQL, once for all followers, makes up for lost messages.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from workers.sql import OPERATIONS
 
 _ALL_HEADS = OPERATIONS["all_heads"]
 
-#: How long a lost hint can go unnoticed.
+#: The time between two polls: the longest delay that a lost message causes.
 POLL_S = 0.25
 
-#: How long a follower rests at most without a look of its own: a lane may have been left by another process that died, or
-#: may have been parked for long enough.
+#: The longest that a follower waits before it looks by itself: a process that had leased a lane may have died, or a lane's parking time
+#: may be over.
 REST_S_MAX = 1.0
 
-#: How long it listens before it looks whether it is to stop.
+#: How long one read of the subscription waits for a message before it checks for cancellation.
 LISTEN_S = 1.0
 
 #: Pause after a failure of Redis or PostgreSQL.
@@ -38,7 +38,7 @@ RECOVER_S = 0.5
 
 
 class HeadWatcher:
-    """`run` it beside the followers."""
+    """Wakes followers when the log has new events. `run` has to run beside them."""
 
     def __init__(self, pool: AsyncConnectionPool, redis: Redis) -> None:
         self._pool = pool
@@ -46,32 +46,32 @@ class HeadWatcher:
         self._moved = asyncio.Event()
 
     async def run(self) -> None:
-        """Listen and look for ever."""
+        """Listen to Redis and poll PostgreSQL for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen())
             group.create_task(self._look())
 
     @property
     def moved(self) -> asyncio.Event:
-        """What the next move sets. Take it before a look at the log, so that no move falls between look and wait."""
+        """Is set when the log gets new events. Take it before a look at the log, so that none are missed between look and wait."""
         return self._moved
 
     async def _listen(self) -> NoReturn:
-        """Turn messages into wake-ups; while Redis is away, looking does."""
+        """Wake the followers at each message of Redis. While Redis is unavailable, polling does."""
         while True:
             async with enduring("listener", recover_s=RECOVER_S):
-                # In a connection that goes meanwhile, its end takes the place of ours.
+                # If the connection ends while this task is cancelled, its error takes the place of the cancellation.
                 with cancellation_heard(), suppress(*NO_ANSWER):
                     await self._hear()
                 await asyncio.sleep(RECOVER_S)
 
     async def _hear(self) -> NoReturn:
-        """Raises `NO_ANSWER` once Redis has gone."""
+        """Raises one of `NO_ANSWER` once Redis is unavailable."""
         async with self._redis.pubsub() as subscription:
             with cancellation_heard():
                 await subscription.subscribe(CHANNEL)
             while True:
-                # It may connect anew in here, and forget then that it was told to stop.
+                # redis-py may reconnect in here, and swallow a cancellation as it does.
                 with cancellation_heard():
                     message = await subscription.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is not None:
@@ -93,7 +93,7 @@ class HeadWatcher:
 
 
 async def rest(moved: asyncio.Event) -> None:
-    """Wait for a move, but not for ever."""
+    """Wait until `moved` is set, but for `REST_S_MAX` at most."""
     with suppress(TimeoutError):
         async with asyncio.timeout(REST_S_MAX):
             await moved.wait()

@@ -1,7 +1,7 @@
-"""Sounds the alarm when the log's own time runs ahead of the database's clock.
+"""Raises an alarm if the times in the log are ahead of the database's clock.
 
-A lane's time never goes back: once the clock was ahead while something was appended, all that follows in the lane bears that time,
-until the clock gets there. History by time answers wrongly for as long.
+The times in a lane never go back. If an event was appended while the clock was ahead, all later events of its lane get the same time,
+until the clock has caught up. Until then, queries of the history by time give wrong answers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from workers.sql import OPERATIONS
 
 _LANES_AHEAD = OPERATIONS["lanes_ahead"]
 
-#: Clocks of a primary and the standby that takes over from it differ by less.
+#: The least lead that is reported, in seconds. The clocks of a primary and a standby that takes over from it differ by less.
 AHEAD_S_MIN = 5.0
 
-#: How often the lanes are looked at, and complained about.
+#: How often the lanes are checked, and the alarm is repeated.
 LOOK_S = 60.0
 
 _log = structlog.get_logger(__name__)
 
 
 async def watch_lane_times(pool: AsyncConnectionPool) -> NoReturn:
-    """Look for ever."""
+    """Check the lanes for ever."""
     while True:
         async with enduring("lane_times", recover_s=LOOK_S):
             ahead = await run(pool, _LANES_AHEAD, (AHEAD_S_MIN,))

@@ -1,8 +1,8 @@
-"""One worker at a time per instance.
+"""Locks that let only one worker at a time work on an instance.
 
-A session-level advisory lock, so that it is gone the moment its process is. It keeps two workers from asking the provider
-the same thing at once; that no server is doubled does not rest on it alone but on the server's name, its labels and the
-version that every append expects. Needs a direct connection: behind a pooler in transaction mode, give the workers one.
+They are session-level advisory locks, so that PostgreSQL releases them as soon as their process has died. They keep two workers from
+sending the provider the same request at once. They are not the only protection against a second server: so are the server's name, its
+labels, and the version that each append expects. They need a direct connection, so a pooler in transaction mode does not do.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _VERSION = OPERATIONS["version"]
 
 CONNECT_S_MAX = 5
 
-#: A process that is frozen keeps its session, whose keepalives the kernel answers: one from which nothing is heard for so long is
-#: ended by the server, and its locks with it.
+#: PostgreSQL ends a session, and releases its locks, after this time without a statement. Otherwise a frozen process would keep its
+#: session: its kernel still answers TCP keepalives.
 SILENCE_S_MAX = 30.0
 
-#: How often a process lets itself be heard in that time.
+#: How many statements a process sends in that time to keep its session.
 BEATS = 6
 
 _BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
@@ -40,25 +40,28 @@ _BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
 
 @dataclass
 class Hold:
-    """One hold of an instance. `version_after`: its stream's version once others could take the lock; None if unknown."""
+    """A lock that is held on an instance.
+
+    `version_after`: the version of the instance's stream, read after the lock was released; None if unknown.
+    """
 
     connection: AsyncConnection
     version_after: int | None = None
 
     @property
     def is_lost(self) -> bool:
-        """Whether the session that had the lock is known to be gone: somebody else may have it."""
+        """Whether the session that had the lock is known to have ended. Another process may have the lock by now."""
         return self.connection.closed
 
 
 class InstanceLocks:
-    """The locks of one process, all on one connection of their own."""
+    """The locks of one process, which all use one dedicated connection."""
 
     def __init__(self, database_url: str, *, role: str, silence_s_max: float = SILENCE_S_MAX) -> None:
-        """A process that is frozen for `silence_s_max` loses its locks."""
+        """A process that is frozen for `silence_s_max` seconds loses its locks."""
         acting = conninfo(database_url, role=role, application="hydracore-locks")
         given = str(conninfo_to_dict(acting).get("options") or "")
-        # A machine that lost its power or its network lets go of its locks within half a minute instead of the two hours that are usual.
+        # If the machine loses power or network, its locks are released within half a minute, instead of the usual two hours.
         silence = f"-c idle_session_timeout={int(silence_s_max * 1000)}"
         self._conninfo = make_conninfo(acting, options=f"{given} {NOTICE_LOSS} {silence}".strip())
         self._beat_s = silence_s_max / BEATS
@@ -69,9 +72,9 @@ class InstanceLocks:
 
     @asynccontextmanager
     async def hold(self, instance_id: UUID) -> AsyncGenerator[Hold | None]:
-        """A hold while this process works on the instance alone; None where somebody else does.
+        """Hold the lock of the instance, or yield None if another worker or task holds it.
 
-        Raises psycopg's errors where the database is away.
+        Raises psycopg's errors if the database is unavailable.
         """
         if instance_id in self._held:
             yield None
@@ -86,11 +89,11 @@ class InstanceLocks:
         try:
             yield hold
         finally:
-            # Before the look at the stream, so that nobody is turned away after it. Whoever of this process comes now may
-            # get the lock before it is let go: a session counts how often it has one.
+            # First, so that no task of this process is turned away after the stream's version was read. Such a task may get the lock
+            # before it is released below. That is safe, because a session counts how often it holds an advisory lock.
             self._held.discard(instance_id)
             if hold is not None:
-                # A connection that broke has let go of its locks already.
+                # If the connection broke, its locks are released already.
                 with suppress(*_BROKEN):
                     hold.version_after = await _let_go(hold.connection, instance_id)
 
@@ -102,12 +105,12 @@ class InstanceLocks:
             await break_off(self._connection)
 
     async def _take(self, instance_id: UUID) -> AsyncConnection | None:
-        """The connection that now has the lock, or None where somebody else's has it."""
+        """The connection that now holds the lock, or None if another process holds it."""
         connection = await self._connected()
         try:
             return connection if await _try_lock(connection, instance_id) else None
         except _BROKEN:
-            # An idle connection learns only now that the database was restarted in the meantime.
+            # The database may have been restarted, which an idle connection notices only now.
             await break_off(connection)
         connection = await self._connected()
         return connection if await _try_lock(connection, instance_id) else None
@@ -123,7 +126,7 @@ class InstanceLocks:
             return self._connection
 
     async def _beat(self) -> None:
-        """Keep the session, and learn that it is gone, which the next hold mends."""
+        """Keep the session alive, and close its connection once it is lost. The next `hold` connects again."""
         while True:
             await asyncio.sleep(self._beat_s)
             connection = self._connection
@@ -140,7 +143,7 @@ async def _try_lock(connection: AsyncConnection, instance_id: UUID) -> bool:
 
 
 async def _let_go(connection: AsyncConnection, instance_id: UUID) -> int | None:
-    """The stream's version, which was read after the lock was let go; None without a stream."""
+    """Release the lock. Returns the stream's version, which is read after that, or None if there is no stream."""
     place = (b"%d" % lane_of(instance_id), str(instance_id).encode())
     _, versions = await _ask(connection, Statement(_UNLOCK, (_key(instance_id),)), Statement(_VERSION, place))
     return number(versions[0][0]) if versions else None
@@ -154,6 +157,6 @@ async def _ask(connection: AsyncConnection, *statements: Statement) -> list[Rows
     try:
         return await exchange(connection, statements)
     except asyncio.CancelledError:
-        # Nobody knows any more whether this session has the lock: without the session, nobody has.
+        # Whether this session holds the lock is unknown now. Ending the session releases it in any case.
         await break_off(connection)
         raise

@@ -1,4 +1,4 @@
-"""The processes: relay, worker and sweep, each run by one command until it is told to stop."""
+"""The processes: relay and worker, which run until they are told to stop, and the sweep, which runs once."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from workers.reconciler import Reconciler
 from workers.relay import Relay
 from workers.sweep import sweep
 
-#: How often an idle worker thread looks up, and how long a stopping worker waits for what is under way.
+#: How often an idle worker thread checks whether it has to stop, and how long a worker that stops waits for running actors.
 WORKER_TIMEOUT_MS = 1_000
 STOP_MS_MAX = 8_000
 
 RELAY_POOL_SIZE = 4
 
-#: How long a follower lets the log grow between two looks at least, so that each takes a batch. It rests for as long as a look
-#: took, up to a limit: the busier the machine, the more it leaves to those whom somebody waits for.
+#: The shortest and the longest pause of a follower between two looks at the log. The shortest lets events gather to a batch. In
+#: between, it pauses for as long as its last look took: the busier the machine, the more it leaves to work that users wait for.
 FOLLOW_S = 0.005
 FOLLOW_S_MAX = 0.1
 
-#: Pause of a follower that cannot go on, before it tries, and complains, again.
+#: The pause of a follower after an unexpected error, which it logs, before it tries again.
 RECOVER_S = 30.0
 
 _log = structlog.get_logger(__name__)
@@ -55,9 +55,9 @@ def run_relay(settings: Settings) -> None:
 
 
 def run_worker(settings: Settings) -> None:
-    """Take hints until a signal says to stop.
+    """Process hints until a signal comes.
 
-    Raises `SettingsError` where the master key is not this database's, `CatalogueError` and `DatabaseUnfit`.
+    Raises `SettingsError` if the master key is not that of this database, `CatalogueError` and `DatabaseUnfit`.
     """
     logs.configure(settings.log_level)
     middleware = DepsMiddleware(settings, os.environ)
@@ -82,7 +82,7 @@ def run_worker(settings: Settings) -> None:
 
 
 def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> Swept:
-    """Compare providers and log once. Raises what `open_deps` and `patiently` do."""
+    """Compare the providers with the log once. Raises the errors of `open_deps` and `patiently`."""
     logs.configure(settings.log_level)
 
     async def once() -> Swept:
@@ -121,7 +121,7 @@ async def _relay(settings: Settings) -> None:
 
 
 async def follow(follower: Follower, watcher: HeadWatcher) -> None:
-    """Keep followed projections up to the log, for ever. Whatever they trip over, hints and duties go on beside it."""
+    """Keep the followed projections up to date with the log, for ever. Their errors do not stop the relay's hints and duties."""
     entered = False
     while True:
         moved, looked_s = watcher.moved, 0.0

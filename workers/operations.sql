@@ -1,5 +1,5 @@
 -- name: take_duty
--- A clock that went back must not keep a duty from being done until it is where it was.
+-- A duty that was last performed more than an interval in the future was recorded before the clock went back, and is due.
 INSERT INTO duty (name, ran_at) VALUES (%(name)s, now())
 ON CONFLICT (name) DO UPDATE SET ran_at = excluded.ran_at
  WHERE duty.ran_at <= now() - %(interval_s)s * interval '1 s'
@@ -13,7 +13,7 @@ SELECT pg_try_advisory_lock($1)
 SELECT pg_advisory_unlock($1)
 
 -- name: version
--- In the message of `unlock`, behind it: it sees all that was committed before the lock was let go.
+-- Sent together with `unlock` and executed after it, so that it sees everything that was committed before the lock was released.
 SELECT version FROM stream WHERE lane = $1 AND stream_id = $2
 
 -- name: enter_lanes
@@ -22,22 +22,22 @@ SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
 
 -- name: all_heads
--- Together they rise with every event.
+-- The sum grows with each event of any lane.
 SELECT sum(head) FROM lane_head
 
 -- name: lanes_ahead
--- Lanes whose time is ahead of the clock by more than that many seconds, the farthest first. Not by a difference of times, which an
--- older PostgreSQL refuses for one that never comes.
+-- The lanes whose time is ahead of the clock by more than the given number of seconds, farthest first. The times are not subtracted
+-- as timestamps, because older versions of PostgreSQL refuse that for `infinity`.
 SELECT lane, ahead_s::double precision
   FROM (SELECT lane, extract(epoch FROM recorded_at) - extract(epoch FROM clock_timestamp()) AS ahead_s FROM lane_head) times
  WHERE ahead_s > %s
  ORDER BY ahead_s DESC, lane
 
 -- name: new_lanes
--- What is new in each lane that nobody else has leased, with its head of the same moment; a lane whose next event is missing comes
--- without any. Whether something is owed is not asked of now(), which is when the transaction began: what was asked for since would
--- seem to be of the future. What is owed at once is so from its last change on, and is owed whatever the clock that wrote it has to
--- do with ours.
+-- Leases the lanes with new events that no other relay has leased. Returns their new events, and the head of each lane at the same
+-- moment. A lane whose next event is missing has one row without an event. The last column says whether the event's instance has work
+-- that is due. `wake_at` is not compared with now(), the start of the transaction: newer work would seem to be in the future. Work that
+-- was due at once when it was recorded has the `wake_at` of its `updated_at`, and is due even if the clock that set both is ahead.
   WITH leased AS MATERIALIZED (
        SELECT c.lane, c.seq, h.head
          FROM checkpoint c
@@ -46,7 +46,7 @@ SELECT lane, ahead_s::double precision
         ORDER BY c.lane
           FOR UPDATE OF c SKIP LOCKED)
 SELECT l.lane, l.seq, l.head, e.seq, e.stream_id,
-       -- By itself, and not joined: for as many events as there may be, the planner would read the whole table.
+       -- A subquery and not a join: for a large batch of events, the planner would choose to read the whole table.
        e.type <> ALL ($2::text[]) AND coalesce((SELECT i.wake_at <= greatest(clock_timestamp(), i.updated_at)
                                                   FROM instance i
                                                  WHERE i.lane = l.lane AND i.id = e.stream_id), false)
@@ -59,8 +59,8 @@ SELECT l.lane, l.seq, l.head, e.seq, e.stream_id,
  ORDER BY l.lane, e.seq
 
 -- name: changed_health
--- Nearly all are healthy and were heard lately. They are passed over before their silence is asked for, which costs a look of its
--- own for each and is never longer than the time since they were heard. What counts as silence: see `silence`.
+-- The instances whose health has changed. Nearly all are healthy and have a recent heartbeat. These are skipped before silent_s() is
+-- called, which costs a query per row: a silence is never longer than the time since the last heartbeat. See `silence`, too.
 SELECT id
   FROM (SELECT i.id, i.lane, i.health_status,
                CASE WHEN s.silent_s < %(late_s)s THEN 'healthy'
@@ -80,9 +80,9 @@ SELECT id
  LIMIT %(limit)s
 
 -- name: silence
--- Only a heartbeat ends a silence. Where the count begins anew because nobody listened, it is not taken to be shorter than what was
--- found already, unless something was heard less long ago than that. (A heartbeat of the future was heard before a clock went back:
--- it tells nothing, and `least` passes over what is null.)
+-- For how many seconds the agent has been silent. Only a heartbeat improves its health. When silent_s() starts counting again, because
+-- the API was down, the silence is at least as long as the recorded health says, or as the time since the last heartbeat if that is
+-- shorter. (A heartbeat in the future came in before a clock went back. It tells nothing, and `least` ignores nulls.)
 SELECT greatest(silent_s(h.received_at),
                 least(CASE i.health_status WHEN 'unreachable' THEN %(lost_s)s WHEN 'late' THEN %(late_s)s ELSE 0 END,
                       CASE WHEN h.received_at <= now() THEN extract(epoch FROM now() - h.received_at) END)),
@@ -92,12 +92,12 @@ SELECT greatest(silent_s(h.received_at),
  WHERE h.lane = %(lane)s AND h.instance_id = %(id)s
 
 -- name: heard
--- For how many of the last so many seconds an agent could have reported.
+-- For how many of the last `passed_s` seconds an agent could report: the count starts again when the API is back.
 SELECT silent_s(now() - %(passed_s)s * interval '1 s')
 
 -- name: first_sign_of_life
--- What is there may be of the agent of an earlier attempt, whose silence is not this one's. Whoever comes when its instance is being
--- deleted, or long gone, would leave a row that nobody removes.
+-- An existing row may be of the agent of an earlier attempt, whose silence does not count for this one. Written only while the instance
+-- is provisioned: if it is being deleted, or is gone, nobody would remove the row.
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
 SELECT i.lane, i.id, now(), %(boot_id)s, %(report)s::json
   FROM instance i

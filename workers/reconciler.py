@@ -1,7 +1,7 @@
-"""The reconciler: hints at whatever is owed, from the read tables alone.
+"""The reconciler: finds the instances with work that is due, in the read tables alone, and sends hints for them.
 
-It is why Redis may be flushed at any moment: an instance whose `wake_at` has come is hinted at until it has moved on.
-It also keeps the time of the duties that belong to no single instance.
+Because of it, Redis may be flushed at any moment: hints for an instance whose `wake_at` has passed are repeated until it advances.
+The reconciler also schedules the periodic duties, which belong to no single instance.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _TAKE_DUTY = OPERATIONS["take_duty"]
 _CHANGED_HEALTH = OPERATIONS["changed_health"]
 _ANY_PENDING_ACTION = OPERATIONS["any_pending_action"]
 
-#: Between two looks at what is due; also the finest grain of every timer.
+#: The time between two looks at what is due, which is the resolution of all timers.
 TICK_S = 0.25
 
-#: How often the provider is asked about servers being made, and agents' silence is judged.
+#: How often providers are asked about servers that are being created, and how often the agents' heartbeats are checked.
 OBSERVE_INTERVAL_S = 2.0
 HEALTH_INTERVAL_S = 1.0
 
-#: How often a relay asks for a duty, in the interval of that duty, while another one does it.
+#: How often per interval of a duty a relay tries to get that duty while another relay performs it.
 ASKS_MAX = 4
 
-#: How many changes of health one look hints at.
+#: The most changes of health that one look sends hints for.
 HEALTH_MAX = 500
 
 #: Pause after a failure of Redis or PostgreSQL.
@@ -49,11 +49,11 @@ class Reconciler:
         self._hints = hints
         self._settings = settings
         self._attention = Attention(pool)
-        #: When to ask next whether a duty is ours to do, by the monotonic clock, in seconds.
+        #: By the name of a duty: when to try next to get it, in seconds of the monotonic clock.
         self._ask_at_s: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Tick for ever."""
+        """Look for due work for ever."""
         while True:
             started = time.monotonic()
             async with enduring("reconciler", recover_s=RECOVER_S):
@@ -83,7 +83,7 @@ class Reconciler:
             _log.warning("queue_full", actor=actor, backlog=HintSender.BACKLOG_MAX)
 
     async def _take_duty(self, name: str, interval_s: float) -> bool:
-        """Whether this process is the one to do it now; of several relays only one is."""
+        """Whether this process has to perform the duty now. Of several relays, one gets it per interval."""
         now_s = time.monotonic()
         if now_s < self._ask_at_s.get(name, 0.0):
             return False

@@ -1,10 +1,10 @@
-"""The relay: follows the log and hints at the instances that something happened to.
+"""The relay: follows the log and sends hints for the instances that have new events.
 
-Any number of relays may run: each leases the lanes that have moved with `FOR UPDATE SKIP LOCKED` and moves their
-checkpoints in the same transaction, after the hints are out. A crash in between means a second hint, never none; one that is
-frozen there holds them for half a minute.
+Any number of relays may run. Each leases the lanes with new events with `FOR UPDATE SKIP LOCKED`, sends the hints, and then moves the
+checkpoints of these lanes in the same transaction. If a relay crashes in between, hints are sent twice, but none is lost. If it freezes
+there, its lanes wait for half a minute.
 
-A lane with a hole is parked, with an alarm in the log and in its checkpoint, and never passed over; the other lanes go on.
+A lane with a missing event is parked, with an alarm in the logs and in its checkpoint. The gap is never skipped. The other lanes go on.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from workers.sql import OPERATIONS
 _ENTER_LANES = OPERATIONS["enter_lanes"]
 FOLLOWER = "relay"
 
-#: How many events of one lane are taken at a time.
+#: The most events of one lane per look.
 LANE_BATCH_MAX = 1_000
 
-#: What a worker records in the middle of its work on an instance: it goes on by itself. Where it dies before it can, the
-#: reconciler knows what is owed.
+#: The events that a worker appends in the middle of its work on an instance. It continues without a hint. If it dies, the reconciler
+#: finds the work that is due.
 WORKERS_OWN = [
     tag_of(event)
     for event in (
@@ -48,16 +48,16 @@ WORKERS_OWN = [
         e.ServerCreated,
         e.ServerDiscarded,
         e.TeardownStepDone,
-        # It waits before it goes on.
+        # The worker pauses after this one.
         e.TeardownBlocked,
-        # Or a customer, who rotates it; nothing is owed for that.
+        # Also appended when a customer rotates the key, after which the workers have nothing to do.
         e.AgentKeyRevoked,
     )
 ]
 
 LOOK = Statement(OPERATIONS["new_lanes"], (FOLLOWER.encode(), array(WORKERS_OWN), b"%d" % LANE_BATCH_MAX))
 
-#: How long a wake-up waits for others before the look that serves them all.
+#: The pause between a wake-up and the next look, which then also covers the wake-ups in between.
 BURST_S = 0.01
 
 #: Pause after a failure of Redis or PostgreSQL.
@@ -84,36 +84,36 @@ class Relay:
                 while await patiently(self._pool, self._follow):
                     pass
             await rest(moved)
-            # A burst of commits wakes us once: what follows within the pause shares a look.
+            # All commits of a burst share one look.
             await asyncio.sleep(BURST_S)
 
     async def _follow(self, connection: AsyncConnection) -> bool:
-        """Hint at what is new in every lane that nobody else has leased. True where there may be more."""
+        """Send hints for the new events of all lanes that no other relay has leased. True if there may be more events."""
         async with lease(connection, LOOK) as rows:
             lanes = lanes_of(rows)
             whole = [lane for lane in lanes if await self._is_whole(connection, lane)]
             silent = await self._hint(list(dict.fromkeys(stream_id for lane in whole for stream_id in lane.due)))
             if silent is None and whole:
                 moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(lane.seqs)) for lane in whole]
-                # Not asked whether they were: they are leased, and a hint that comes again costs nothing.
+                # The result is not checked: the lanes are leased, and a second hint would do no harm.
                 await exchange(connection, [checkpoint.move(moves)])
         if silent is not None:
-            # Only now: a lane that was parked stays so, whatever has become of the others' hints.
+            # Raised only after the transaction is committed: a lane that was parked stays parked even if Redis failed.
             raise silent
         return any(len(lane.seqs) == LANE_BATCH_MAX for lane in whole)
 
     async def _hint(self, due: list[UUID]) -> RedisError | None:
-        """Hint at what is due; what Redis says against it."""
+        """Send hints for the instances `due`. Returns the error of Redis, if it failed."""
         if due:
             try:
-                # A full queue is no reason to wait: the reconciler knows what is owed.
+                # If the queue is full, the hints are dropped: the reconciler finds the work that is due.
                 await asyncio.to_thread(self._hints.send, ADVANCE, due)
             except RedisError as error:
                 return error
         return None
 
     async def _is_whole(self, connection: AsyncConnection, lane: Lane) -> bool:
-        """Whether a lane's new events leave no number out; one that does is parked, loudly."""
+        """Whether no event of the lane is missing. Otherwise the lane is parked, with an alarm."""
         try:
             _check(lane)
         except LogCorrupted as error:
@@ -124,7 +124,11 @@ class Relay:
 
 
 class Lane(NamedTuple):
-    """A leased lane: how far it has been followed, its head, the numbers of what is new, and the instances to which that owes a look."""
+    """A leased lane.
+
+    `seq`: the number of the last event that was followed. `head`: that of the lane's last event. `seqs`: the numbers of the new events.
+    `due`: the instances of those new events that leave work to do.
+    """
 
     number: int
     seq: int
@@ -146,7 +150,7 @@ def lanes_of(rows: Rows) -> list[Lane]:
 
 
 def _check(lane: Lane) -> None:
-    """Raises `LogCorrupted` where a number is missing, in between or before the lane's head."""
+    """Raises `LogCorrupted` if an event is missing between the new ones, or after them up to the lane's head."""
     for expected, found in enumerate(lane.seqs, start=lane.seq + 1):
         if found != expected:
             raise LogCorrupted(lane.number, expected, f"the next event is {found}")
