@@ -18,7 +18,7 @@ from workers.deps import Deps
 from workers.erasure import tell_of_erasure
 from workers.histories import HISTORY_UNREADABLE, UNREADABLE, HistoryUnreadable, reading
 from workers.locks import Hold
-from workers.steps import Moved, Result, Trouble, Wait
+from workers.steps import Moved, Retry, StepResult, Wait
 
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ async def _advance_within(deps: Deps, instance_id: UUID, limit_s: float) -> None
         # The cancelled step has recorded neither a failure nor a time to retry at. Without these, no alarm would be raised.
         state = await deps.store.load(instance_id)
         if state is not None and not isinstance(saga.next_step(state), saga.Rest):
-            await _pause(deps, state, Trouble(code="took_too_long"))
+            await _pause(deps, state, Retry(code="took_too_long"))
 
 
 async def _advance(deps: Deps, instance_id: UUID) -> None:
@@ -89,7 +89,7 @@ async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
     raise AssertionError(f"{state.id} did not come to rest in {STEPS_MAX} steps")
 
 
-async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
+async def _try(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
     try:
         try:
             return await take(deps, state, step)
@@ -100,10 +100,10 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> Result:
         raise
     except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: retried with backoff, and it can raise the alarm
         _log.exception("step_broke", instance_id=str(state.id), step=type(step).__name__)
-        return Trouble(code="internal_error")
+        return Retry(code="internal_error")
 
 
-async def take(deps: Deps, state: Instance, step: saga.Owed) -> Result:
+async def take(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
     """Carry out one step."""
     told = await tell_of_erasure(deps, state)
     if told is not None:
@@ -136,7 +136,7 @@ async def _load_after(deps: Deps, lost: VersionConflict) -> Instance:
     return fresh
 
 
-async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> int:
+async def _pause(deps: Deps, state: Instance, result: Wait | Retry) -> int:
     """Record in the database when to look again. Returns the version of the stream afterwards: an alarm appends an event."""
     if isinstance(result, Wait):
         if result.delay_s is not None:
@@ -145,7 +145,7 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Trouble) -> int:
     failures = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
     if failures is None:
         return state.version
-    if not result.usual:
+    if not result.is_expected:
         provider = None if state.attempt is None else state.attempt.provider
         _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures, provider=provider)
     stuck_s = (deps.now_ms() - state.updated_ms) / 1000

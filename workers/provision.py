@@ -29,7 +29,7 @@ from workers.providers.base import (
     Server,
 )
 from workers.removal import STILL_THERE, assert_unmoved, may_go, remove_servers
-from workers.steps import LOOK_AGAIN_S_MAX, Moved, Result, Trouble, Wait, trouble
+from workers.steps import LOOK_AGAIN_S_MAX, Moved, Retry, StepResult, Wait, retry_for
 from workers.timing import boot_left_s, left_s, settle
 from workers.user_data import new_nonce, server_name, user_data
 
@@ -37,10 +37,10 @@ _log = structlog.get_logger(__name__)
 
 #: The instance has a server that its history does not account for, for instance after a restore. It may be in use, so an operator has
 #: to decide what to do with it.
-UNACCOUNTED = Trouble(code="server_unaccounted")
+UNACCOUNTED = Retry(code="server_unaccounted")
 
 
-async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result:
+async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> StepResult:
     """Choose a placement, reserve the addresses, record the intent, and create the server."""
     placement = next_placement(deps.catalogue, state)
     if placement is None:
@@ -79,20 +79,20 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> Result
     return await create_server(deps, outcome.state, outcome.state.attempt, first=True)
 
 
-async def _wait_for_a_place(deps: Deps, state: Instance, *, code: str) -> Result:
+async def _wait_for_a_place(deps: Deps, state: Instance, *, code: str) -> StepResult:
     """Retry, as the catalogue may change and addresses may become free; but for no longer than a boot may take. Then give up."""
     since_ms = state.created_ms if state.attempt is None else state.updated_ms
     if await left_s(deps, since_ms=since_ms, limit_s=deps.settings.boot_timeout_s) > 0:
-        return Trouble(code=code)
+        return Retry(code=code)
     return await abandon(deps, state, AbandonProvisioning(code=code))
 
 
-async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Result:
+async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> StepResult:
     """Record the intended server if the provider has it already. Create it only if it is certain that it does not exist."""
     attempt = step.attempt
     provider = deps.providers.get(attempt.provider)
     if provider is None:
-        return Trouble(code="provider_not_configured")
+        return Retry(code="provider_not_configured")
     if await boot_left_s(deps, attempt) <= 0:
         return await _end_without_a_server(deps, state, attempt, provider)
     try:
@@ -107,7 +107,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
             await provider.delete_server(extra.id)
             _log.warning("extra_server_deleted", instance_id=str(state.id), server_id=extra.id)
     except ProviderError as error:
-        return trouble(error)
+        return retry_for(error)
     if ours:
         return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
     if found:
@@ -115,7 +115,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Resu
     return await create_server(deps, state, attempt, first=False)
 
 
-async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> Result:
+async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> StepResult:
     """Fail an attempt whose boot time is over before it had a server.
 
     If a server that the history does not account for is in the way, another attempt could not remove it either. So none is made.
@@ -133,7 +133,7 @@ def _by_age(server: Server) -> tuple[object, str]:
     return (server.created_at, server.id)
 
 
-async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> Result:
+async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> StepResult:
     """Create the intended server. Call it only if it is certain that none exists.
 
     `first`: whether this is the first create call of the attempt. Otherwise an earlier call may still create a server, even if the
@@ -141,7 +141,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
     """
     provider = deps.providers.get(attempt.provider)
     if provider is None:
-        return Trouble(code="provider_not_configured")
+        return Retry(code="provider_not_configured")
     assert attempt.server_name is not None, "an intent names the server"
     order = CreateServer(
         name=attempt.server_name,
@@ -165,7 +165,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
     except ProviderNameTaken as error:
         return await _look_who_has_the_name(deps, state, attempt, provider, taken=error, first=first)
     except ProviderError as error:
-        return trouble(error)
+        return retry_for(error)
     # The last action ends when the server runs; the ones before it only create the server.
     action_id = created.action_ids[-1] if created.action_ids else None
     return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
@@ -173,7 +173,7 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
 
 async def _look_who_has_the_name(
     deps: Deps, state: Instance, attempt: Attempt, provider: Provider, *, taken: ProviderNameTaken, first: bool
-) -> Result:
+) -> StepResult:
     """Find out which server has the name of the intended one.
 
     If it is not ours, a search by label would never find it, and the attempt would wait until its boot time is over. So it fails now.
@@ -182,17 +182,17 @@ async def _look_who_has_the_name(
     try:
         holder = await provider.get_server_named(attempt.server_name)
     except ProviderError as error:
-        return trouble(error)
+        return retry_for(error)
     if holder is None or instance_labels(deps.settings.installation, state.id).items() <= holder.labels.items():
         # Created by an earlier call whose answer was lost, or for an older attempt: the retry finds it by its labels.
-        return Trouble(code=taken.code, usual=True)
+        return Retry(code=taken.code, is_expected=True)
     _log.warning("server_name_taken", instance_id=str(state.id), server_id=holder.id, provider=attempt.provider)
     return await fail(deps, state, attempt, code="server_name_taken", retryable=False, nothing_made=first)
 
 
 async def _record_created(
     deps: Deps, state: Instance, attempt: Attempt, server: Server, *, action_id: str | None, adopted: bool
-) -> Result:
+) -> StepResult:
     command = c.RecordServerCreated(
         at_ms=deps.now_ms(),
         attempt=attempt.number,
@@ -213,7 +213,7 @@ async def _record_created(
     try:
         await _delete_late(deps.providers[attempt.provider], server)
     except ProviderError as error:
-        return trouble(error)
+        return retry_for(error)
     _log.warning("late_server_deleted", **facts)
     return Moved(state=outcome.state)
 
@@ -230,7 +230,7 @@ async def _delete_late(provider: Provider, server: Server) -> None:
             await asyncio.sleep(min(error.retry_after_s, LOOK_AGAIN_S_MAX))
 
 
-async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
+async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> StepResult:
     """Wait for the agent's reports, which advance the saga. Fail the attempt once its boot time is over."""
     rest_s = await boot_left_s(deps, step.attempt)
     if rest_s <= 0:
@@ -240,7 +240,7 @@ async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> Result:
     return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=rest_s)
 
 
-async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result:
+async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> StepResult:
     """Ask the agent at its VPN address, with its control token, whether it is the right one and healthy."""
     agent = state.agent
     if agent is not None and agent.control_key_id is not None and state.vpn_ip is not None:
@@ -257,15 +257,15 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> Result
                 return Moved(state=outcome.state)
     if await boot_left_s(deps, step.attempt) <= 0:
         return await fail(deps, state, step.attempt, code="attempt_unverified", retryable=True)
-    return Trouble(code="attempt_unverified", delay_s=0.5)
+    return Retry(code="attempt_unverified", delay_s=0.5)
 
 
-async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Result:
+async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> StepResult:
     """Delete all servers of a failed attempt, including that of a create call that may still be in flight."""
     attempt = step.attempt
     provider = deps.providers.get(attempt.provider)
     if provider is None:
-        return Trouble(code="provider_not_configured")
+        return Retry(code="provider_not_configured")
     if not attempt.nothing_made and attempt.server_id is None:
         waits = await settle(deps, state, gap_s=deps.settings.provider_timeout_s)
         if waits is not None:
@@ -276,14 +276,14 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> Re
     except ProviderError as error:
         # A provider that refused to create the server may also refuse to list servers, for instance because of bad credentials.
         if not (attempt.nothing_made and isinstance(error, ProviderRefused)):
-            return trouble(error)
+            return retry_for(error)
     command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
     # Appended at the version that was checked: a server that was recorded since was not deleted.
     outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     return Moved(state=outcome.state)
 
 
-async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Result:
+async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> StepResult:
     """Record that provisioning has failed. The reservations stay until the instance is deleted."""
     outcome = await deps.store.execute_at(
         state, state.id, c.GiveUp(at_ms=deps.now_ms(), code=step.code), deps.origin(state.id)
@@ -294,7 +294,7 @@ async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Res
 
 async def fail(
     deps: Deps, state: Instance, attempt: Attempt, *, code: str, retryable: bool, nothing_made: bool = False
-) -> Result:
+) -> StepResult:
     """Record that this attempt failed. The saga then tries the next placement or gives up.
 
     `nothing_made`: whether the provider itself answered that it has created no server for this attempt.

@@ -8,10 +8,10 @@ from events.state import Instance
 from workers.deps import Deps
 from workers.labels import instance_labels, is_accounted_for
 from workers.providers.base import Provider, Server
-from workers.steps import Trouble
+from workers.steps import Retry
 
 #: The servers are being deleted, which takes a while: looked at again soon, then with a growing backoff.
-STILL_THERE = Trouble(code="server_still_there", delay_s=0.3, usual=True)
+STILL_THERE = Retry(code="server_still_there", delay_s=0.3, is_expected=True)
 
 
 async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:

@@ -24,7 +24,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     delay_s: float | None = None
 
 
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """The step failed or is not finished: retry it with a growing backoff that starts at `delay_s` seconds.
 
     `code` is the reason: one of our codes or one of the provider's.
@@ -33,14 +33,14 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     delay_s: float = 1.0
     #: Whether healthy sagas meet this, too, so that it is not logged as a warning.
-    usual: bool = False
+    is_expected: bool = False
 
 
-Result = Moved | Wait | Trouble
+StepResult = Moved | Wait | Retry
 
 
-def trouble(error: ProviderError) -> Trouble:
+def retry_for(error: ProviderError) -> Retry:
     """The retry that a provider's failure calls for."""
     if isinstance(error, ProviderRetry | ProviderLater):
-        return Trouble(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
-    return Trouble(code=error.code)
+        return Retry(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
+    return Retry(code=error.code)

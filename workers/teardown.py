@@ -16,7 +16,7 @@ from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError, ProviderRefused
 from workers.removal import STILL_THERE, remove_servers
-from workers.steps import Moved, Result, Trouble, Wait, trouble
+from workers.steps import Moved, Retry, StepResult, Wait, retry_for
 from workers.timing import settle
 
 _log = structlog.get_logger(__name__)
@@ -35,9 +35,9 @@ CUT_S_MAX = 5.0
 ABSENCE_GAP_S = 1.0
 
 
-async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
+async def tear_down(deps: Deps, state: Instance, step: TearDown) -> StepResult:
     """Carry out one step of `events.state.TEARDOWN_STEPS` and record it."""
-    waits: Result | None = None
+    waits: StepResult | None = None
     match step.step:
         case "drained":
             waits = await _drain(deps, state)
@@ -59,7 +59,7 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> Result:
     return Moved(state=outcome.state)
 
 
-async def _drain(deps: Deps, state: Instance) -> Result | None:
+async def _drain(deps: Deps, state: Instance) -> StepResult | None:
     """Have the agent end its chats and report their usage. Returns None once it has, or once its time is over.
 
     An agent that does not answer is skipped, unless it was healthy until now: then only an answer may have been lost, and it is asked
@@ -108,7 +108,7 @@ def _is_done(drained: Drained) -> bool:
     return not drained.active_connections and not drained.usage_unsent
 
 
-async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> Result | None:
+async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> StepResult | None:
     """Delete the instance's servers. Returns None once the provider shows none.
 
     The second look comes after a gap, so that it also finds the server of a create call that was still in flight at the first.
@@ -120,7 +120,7 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
         return None if second_look or not attempt.nothing_made else await _look_after_refusal(deps, state, attempt)
     provider = deps.providers.get(attempt.provider)
     if provider is None:
-        return Trouble(code="provider_not_configured")
+        return Retry(code="provider_not_configured")
     if second_look:
         # If no server id was recorded, the create call of a killed worker may still reach the provider.
         gap_s = ABSENCE_GAP_S if attempt.server_id is not None else deps.settings.provider_timeout_s
@@ -131,11 +131,11 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> R
         if await remove_servers(deps, state, provider):
             return STILL_THERE
     except ProviderError as error:
-        return trouble(error)
+        return retry_for(error)
     return None
 
 
-async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> Result | None:
+async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> StepResult | None:
     """Look once for a server of an attempt whose create call the provider refused: it may have created one all the same.
 
     A provider that also refuses to list servers, or that is no longer configured, does not delay the deletion. The sweep then finds a
@@ -149,10 +149,10 @@ async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> 
     except ProviderRefused:
         return None
     except ProviderError as error:
-        return trouble(error)
+        return retry_for(error)
 
 
-async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> Result:
+async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> StepResult:
     """Append the last event of the stream."""
     outcome = await deps.store.execute_at(
         state, state.id, c.CompleteDeletion(at_ms=deps.now_ms()), deps.origin(state.id)

@@ -21,7 +21,7 @@ from workers.providers.base import (
 )
 from workers.providers.hetzner import HetznerProvider
 from workers.providers.hetzner_errors import CLASS_OF_CODE, CODE_PATTERN, error_of
-from workers.steps import trouble
+from workers.steps import retry_for
 
 
 def error(status: int, body: bytes, *, mutation: bool = False, correlation_id: str | None = None) -> ProviderError:
@@ -83,7 +83,7 @@ def test_what_may_get_better_is_tried_again_when_it_may_be_better(
         status=status, body=body_of(code), correlation_id=None, mutation=True, retry_after_s=retry_after_s
     )
 
-    assert trouble(failed).delay_s == delay_s
+    assert retry_for(failed).delay_s == delay_s
 
 
 def test_a_gateway_that_gave_up_waiting_for_a_change_leaves_its_outcome_unknown() -> None:
