@@ -15,7 +15,7 @@ from events.lifecycle import DELETING
 from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
-from workers.erasure import tell_of_erasure
+from workers.erasure import record_missed_erasure
 from workers.histories import HISTORY_UNREADABLE, UNREADABLE, HistoryUnreadable, reading
 from workers.locks import Hold
 from workers.steps import Moved, Retry, StepResult, Wait
@@ -92,7 +92,7 @@ async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
 async def _try(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
     try:
         try:
-            return await take(deps, state, step)
+            return await execute_step(deps, state, step)
         except VersionConflict as lost:
             return Moved(state=await _load_after(deps, lost))
     except (NotFound, StoreUnavailable, psycopg.OperationalError, *UNREADABLE):
@@ -103,11 +103,11 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
         return Retry(code="internal_error")
 
 
-async def take(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
+async def execute_step(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
     """Carry out one step."""
-    told = await tell_of_erasure(deps, state)
-    if told is not None:
-        return told
+    recorded = await record_missed_erasure(deps, state)
+    if recorded is not None:
+        return recorded
     match step:
         case saga.PlanAttempt():
             return await provision.plan_attempt(deps, state, step)
@@ -124,7 +124,7 @@ async def take(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
         case saga.TearDown():
             return await teardown.tear_down(deps, state, step)
         case saga.FinishDeletion():
-            return await teardown.finish(deps, state, step)
+            return await teardown.finish_deletion(deps, state, step)
         case _:
             assert_never(step)
 

@@ -17,7 +17,7 @@ from workers.deps import Deps
 from workers.steps import Moved
 
 
-async def tell_of_erasure(deps: Deps, state: Instance) -> Moved | None:
+async def record_missed_erasure(deps: Deps, state: Instance) -> Moved | None:
     """Record in a new instance that its customer was erased. None if the customer was not erased, or the log says so already."""
     # An instance with an attempt was checked at its first step. Once the key is destroyed, new data is refused, and late data dropped.
     if state.attempt is not None or state.erased_ms is not None:

@@ -28,9 +28,9 @@ from workers.providers.base import (
     ProviderRetry,
     Server,
 )
-from workers.removal import STILL_THERE, assert_unmoved, may_go, remove_servers
+from workers.removal import SERVER_STILL_THERE, assert_unchanged, may_delete, remove_servers
 from workers.steps import LOOK_AGAIN_S_MAX, Moved, Retry, StepResult, Wait, retry_for
-from workers.timing import boot_left_s, left_s, settle
+from workers.timing import boot_left_s, left_s, wait_for_gap
 from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
@@ -99,10 +99,10 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
         found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
         ours = sorted((server for server in found if is_made_for(attempt, server)), key=_by_age)
         # Servers of older attempts, or duplicates at a provider where names are not unique.
-        extras = [server for server in found if server not in ours[:1] and may_go(state, server)]
+        extras = [server for server in found if server not in ours[:1] and may_delete(state, server)]
         if extras or not ours:
             # A deletion may have been requested meanwhile: no server must be created after it.
-            await assert_unmoved(deps, state)
+            await assert_unchanged(deps, state)
         for extra in extras:
             await provider.delete_server(extra.id)
             _log.warning("extra_server_deleted", instance_id=str(state.id), server_id=extra.id)
@@ -111,7 +111,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
     if ours:
         return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
     if found:
-        return STILL_THERE if len(extras) == len(found) else UNACCOUNTED
+        return SERVER_STILL_THERE if len(extras) == len(found) else UNACCOUNTED
     return await create_server(deps, state, attempt, first=False)
 
 
@@ -267,12 +267,12 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> St
     if provider is None:
         return Retry(code="provider_not_configured")
     if not attempt.nothing_made and attempt.server_id is None:
-        waits = await settle(deps, state, gap_s=deps.settings.provider_timeout_s)
+        waits = await wait_for_gap(deps, state, gap_s=deps.settings.provider_timeout_s)
         if waits is not None:
             return waits
     try:
         if await remove_servers(deps, state, provider):
-            return STILL_THERE
+            return SERVER_STILL_THERE
     except ProviderError as error:
         # A provider that refused to create the server may also refuse to list servers, for instance because of bad credentials.
         if not (attempt.nothing_made and isinstance(error, ProviderRefused)):

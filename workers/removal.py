@@ -11,11 +11,11 @@ from workers.providers.base import Provider, Server
 from workers.steps import Retry
 
 #: The servers are being deleted, which takes a while: looked at again soon, then with a growing backoff.
-STILL_THERE = Retry(code="server_still_there", delay_s=0.3, is_expected=True)
+SERVER_STILL_THERE = Retry(code="server_still_there", delay_s=0.3, is_expected=True)
 
 
 async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> bool:
-    """Delete every server of the instance that may go. Servers are found by label and by id. True while the provider still shows one.
+    """Delete all servers of the instance that may be deleted, found by label and by id. True while the provider still shows one.
 
     Raises `VersionConflict` if the stream has changed since `state`.
     """
@@ -30,8 +30,8 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
             # Somebody removed our labels from it, but its id and name match.
             found.append(known)
     # If its labels were removed, the server of a later attempt looks like one of an older release.
-    await assert_unmoved(deps, state)
-    leaving = [server for server in found if may_go(state, server)]
+    await assert_unchanged(deps, state)
+    leaving = [server for server in found if may_delete(state, server)]
     for server in leaving:
         if server.status != "deleting":
             await provider.delete_server(server.id)
@@ -41,7 +41,7 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
     return bool(leaving)
 
 
-async def assert_unmoved(deps: Deps, state: Instance) -> None:
+async def assert_unchanged(deps: Deps, state: Instance) -> None:
     """Raises `VersionConflict` if the stream has changed since `state`.
 
     While the provider was asked, this worker may have lost its lock, and another one may have advanced the instance.
@@ -52,7 +52,7 @@ async def assert_unmoved(deps: Deps, state: Instance) -> None:
         raise VersionConflict(state.id, expected=state.version, actual=actual)
 
 
-def may_go(state: Instance, server: Server) -> bool:
+def may_delete(state: Instance, server: Server) -> bool:
     """Whether a server of the instance may be deleted. This is safe even if `state` is out of date.
 
     A server that the history up to `state` does not account for may be in use: it may be a later attempt's, or belong to a part of the

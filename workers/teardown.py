@@ -15,9 +15,9 @@ from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError, ProviderRefused
-from workers.removal import STILL_THERE, remove_servers
+from workers.removal import SERVER_STILL_THERE, remove_servers
 from workers.steps import Moved, Retry, StepResult, Wait, retry_for
-from workers.timing import settle
+from workers.timing import wait_for_gap
 
 _log = structlog.get_logger(__name__)
 
@@ -124,12 +124,12 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> S
     if second_look:
         # If no server id was recorded, the create call of a killed worker may still reach the provider.
         gap_s = ABSENCE_GAP_S if attempt.server_id is not None else deps.settings.provider_timeout_s
-        waits = await settle(deps, state, gap_s=gap_s)
+        waits = await wait_for_gap(deps, state, gap_s=gap_s)
         if waits is not None:
             return waits
     try:
         if await remove_servers(deps, state, provider):
-            return STILL_THERE
+            return SERVER_STILL_THERE
     except ProviderError as error:
         return retry_for(error)
     return None
@@ -145,14 +145,14 @@ async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> 
     if provider is None:
         return None
     try:
-        return STILL_THERE if await remove_servers(deps, state, provider) else None
+        return SERVER_STILL_THERE if await remove_servers(deps, state, provider) else None
     except ProviderRefused:
         return None
     except ProviderError as error:
         return retry_for(error)
 
 
-async def finish(deps: Deps, state: Instance, _step: FinishDeletion) -> StepResult:
+async def finish_deletion(deps: Deps, state: Instance, _step: FinishDeletion) -> StepResult:
     """Append the last event of the stream."""
     outcome = await deps.store.execute_at(
         state, state.id, c.CompleteDeletion(at_ms=deps.now_ms()), deps.origin(state.id)

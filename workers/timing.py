@@ -34,7 +34,7 @@ async def left_s(deps: Deps, *, since_ms: int, limit_s: float) -> float:
     return limit_s - rows[0][0]
 
 
-async def settle(deps: Deps, state: Instance, *, gap_s: float) -> Wait | None:
+async def wait_for_gap(deps: Deps, state: Instance, *, gap_s: float) -> Wait | None:
     """A `Wait` until `gap_s` seconds have passed since the instance's last event; None if they have.
 
     If that event's time is in the future, the clock of the process that wrote it is ahead of ours, and the event's age is unknown. To
