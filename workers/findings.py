@@ -73,7 +73,7 @@ class Finding(NamedTuple):
     code: str | None = None
 
 
-class Unlooked(NamedTuple):
+class NotCompared(NamedTuple):
     """A provider that could not be compared with the log. `needed`: whether the log has instances there."""
 
     provider: str
@@ -81,19 +81,19 @@ class Unlooked(NamedTuple):
     needed: bool = True
 
 
-class Swept(NamedTuple):
+class SweepReport(NamedTuple):
     """The result of a sweep."""
 
     findings: list[Finding]
-    unlooked: list[Unlooked]
+    not_compared: list[NotCompared]
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all providers at which the log has instances were compared, and every action succeeded."""
-        return not any(one.needed for one in self.unlooked) and not any(found.code for found in self.findings)
+        return not any(one.needed for one in self.not_compared) and not any(found.code for found in self.findings)
 
 
-async def done(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
+async def carried_out(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
     """Await `work`. Returns the finding, or, if the provider refuses, the finding with the action `refused` and the error's code."""
     try:
         await work

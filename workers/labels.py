@@ -38,7 +38,7 @@ def is_made_for(attempt: Attempt, server: Server) -> bool:
     return attempt.enrol_token_hash is not None and intent == _intent(attempt.enrol_token_hash)
 
 
-def holds(attempt: Attempt, server: Server) -> bool:
+def has_server(attempt: Attempt, server: Server) -> bool:
     """Whether `server`, which is of this instance, is the server that the attempt has, or that it is about to record."""
     is_its = is_made_for(attempt, server) if attempt.server_id is None else attempt.server_id == server.id
     return attempt.may_have_server and is_its

@@ -23,7 +23,7 @@ from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
 from workers.broker import HintSender, redis_broker
 from workers.deps import open_deps
-from workers.findings import Swept
+from workers.findings import SweepReport
 from workers.head_watcher import HeadWatcher, rest
 from workers.lane_times import watch_lane_times
 from workers.reconciler import Reconciler
@@ -81,11 +81,11 @@ def run_worker(settings: Settings) -> None:
             broker.close()
 
 
-def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> Swept:
+def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> SweepReport:
     """Compare the providers with the log once. Raises the errors of `open_deps` and `patiently`."""
     logs.configure(settings.log_level)
 
-    async def once() -> Swept:
+    async def once() -> SweepReport:
         async with open_deps(settings, os.environ) as deps:
             return await sweep(deps, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
 

@@ -15,7 +15,7 @@ import structlog
 
 from events.patience import run
 from events.sql import Statements
-from workers.findings import Finding, Project, Swept, Unlooked, done
+from workers.findings import Finding, NotCompared, Project, SweepReport, carried_out
 from workers.labels import INSTANCE
 from workers.providers.base import Server
 
@@ -54,7 +54,7 @@ class Orphans(NamedTuple):
         return count > UNACCOUNTED_MAX or (count > 1 and count > self.listed / 2)
 
 
-def claims(server: Server) -> list[UUID]:
+def claimed_instance_ids(server: Server) -> list[UUID]:
     """The instance ids in its label and in its name. Both count, as somebody may have changed either."""
     found: list[UUID] = []
     for text in (server.labels.get(INSTANCE, ""), server.name.removeprefix("hc-")):
@@ -63,7 +63,7 @@ def claims(server: Server) -> list[UUID]:
     return found
 
 
-async def look_at_orphans(project: Project, swept: Swept, orphans: Orphans, *, remove_unaccounted: bool) -> None:
+async def handle_orphans(project: Project, report: SweepReport, orphans: Orphans, *, remove_unaccounted: bool) -> None:
     """Watch the orphans, and remove them after the grace period.
 
     Too many unaccounted ones are left alone. With `remove_unaccounted`, unaccounted ones are removed at once, however many they are.
@@ -73,14 +73,14 @@ async def look_at_orphans(project: Project, swept: Swept, orphans: Orphans, *, r
     if orphans.are_too_many and not remove_unaccounted:
         count = orphans.unaccounted
         _log.error("most_servers_unaccounted", provider=name, unaccounted=count, listed=orphans.listed)
-        swept.unlooked.append(Unlooked(name, f"the log has never heard of {count} of {orphans.listed} servers"))
+        report.not_compared.append(NotCompared(name, f"the log has never heard of {count} of {orphans.listed} servers"))
         left_alone = [orphan for orphan in orphans.all if not orphan.known]
     watched = [orphan for orphan in orphans.all if orphan not in left_alone]
     for server, instance_id, _ in left_alone:
-        swept.findings.append(Finding(name, "orphan", server.id, instance_id, "left alone: unknown to the log"))
+        report.findings.append(Finding(name, "orphan", server.id, instance_id, "left alone: unknown to the log"))
     for orphan in watched:
         at_once = remove_unaccounted and not orphan.known
-        swept.findings.append(await _look_at(project, orphan, at_once=at_once))
+        report.findings.append(await _look_at(project, orphan, at_once=at_once))
     if not project.dry_run:
         # Servers that are left alone are forgotten, too. Once they are few, a new grace period begins, in which an operator can act.
         await run(
@@ -99,4 +99,4 @@ async def _look_at(project: Project, orphan: Orphan, *, at_once: bool) -> Findin
         ((seen_s,),) = await run(deps.pool, _SIGHT, {"provider": project.name, "server_id": server.id})
         if seen_s < deps.settings.orphan_grace_s:
             return removed._replace(action="watched")
-    return await done(removed, project.provider.delete_server(server.id), refused="could not be removed")
+    return await carried_out(removed, project.provider.delete_server(server.id), refused="could not be removed")

@@ -17,19 +17,19 @@ from events.lifecycle import ERROR
 from events.patience import run
 from events.sql import Statements
 from workers.deps import Deps
-from workers.findings import Account, Finding, Project, Swept, Unlooked, done
+from workers.findings import Account, Finding, NotCompared, Project, SweepReport, carried_out
 from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
 from workers.labels import (
     ATTEMPT,
     INSTALLATION,
     INTENT,
     INTENT_LENGTH,
-    holds,
+    has_server,
     instance_labels,
     is_accounted_for,
     server_labels,
 )
-from workers.orphans import Orphan, Orphans, claims, look_at_orphans
+from workers.orphans import Orphan, Orphans, claimed_instance_ids, handle_orphans
 from workers.providers.base import ProviderError, Server
 from workers.user_data import server_name
 
@@ -53,42 +53,42 @@ MISSING_MAX = 10
 _log = structlog.get_logger(__name__)
 
 
-async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) -> Swept:
+async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) -> SweepReport:
     """Compare the providers with the log, and repair the differences unless `dry_run`. What fails is left for the next sweep.
 
     `remove_unaccounted`: remove unaccounted servers (see `workers.orphans`) at once, because an operator says that nobody needs them.
     """
-    swept = Swept([], await _out_of_reach(deps))
+    report = SweepReport([], await _out_of_reach(deps))
     for name, provider in deps.providers.items():
         try:
             servers = await provider.find_servers({INSTALLATION: deps.settings.installation})
         except ProviderError as error:
-            swept.unlooked.append(Unlooked(name, error.code))
+            report.not_compared.append(NotCompared(name, error.code))
         else:
             project = Project(deps, name, provider, dry_run)
-            orphans = await _compare(project, swept, servers)
-            await look_at_orphans(project, swept, orphans, remove_unaccounted=remove_unaccounted)
-    for one in swept.unlooked:
+            orphans = await _compare(project, report, servers)
+            await handle_orphans(project, report, orphans, remove_unaccounted=remove_unaccounted)
+    for one in report.not_compared:
         if one.needed:
             _log.warning("sweep_failed", provider=one.provider, why=one.why)
-    for finding in swept.findings:
+    for finding in report.findings:
         facts = finding._asdict() | {"instance_id": str(finding.instance_id)}
         _log.warning("sweep_found", dry_run=dry_run, **facts)
-    return swept
+    return report
 
 
-async def _out_of_reach(deps: Deps) -> list[Unlooked]:
+async def _out_of_reach(deps: Deps) -> list[NotCompared]:
     """The providers in the catalogue or in the log that this process cannot access."""
     rows = await run(deps.pool, _ELSEWHERE, {"looked_at": list(deps.providers)})
     held, missing = {row[0] for row in rows}, deps.catalogue.missing
-    configured = [Unlooked(name, why, needed=name in held) for name, why in missing.items()]
-    return configured + [Unlooked(name, "not in the catalogue") for name in sorted(held - missing.keys())]
+    configured = [NotCompared(name, why, needed=name in held) for name, why in missing.items()]
+    return configured + [NotCompared(name, "not in the catalogue") for name in sorted(held - missing.keys())]
 
 
-async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orphans:
+async def _compare(project: Project, report: SweepReport, servers: list[Server]) -> Orphans:
     """Check the servers that instances account for, and look for missing ones. Returns the orphans."""
     deps, name = project.deps, project.name
-    claimed = {server.id: claims(server) for server in servers}
+    claimed = {server.id: claimed_instance_ids(server) for server in servers}
     named = [instance_id for ids in claimed.values() for instance_id in ids]
     parameters = {"provider": name, "settled_s": SETTLED_S, "ids": named, "lanes": list(map(lane_of, named))}
     accounts = [Account(*row) for row in await run(deps.pool, _ACCOUNTED, parameters)]
@@ -105,17 +105,17 @@ async def _compare(project: Project, swept: Swept, servers: list[Server]) -> Orp
         except HistoryUnreadable as error:
             # The server may be that instance's, and a removal cannot be undone.
             finding = Finding(name, "unreadable", server.id, error.instance_id, "left alone", code=HISTORY_UNREADABLE)
-            swept.findings.append(finding)
+            report.findings.append(finding)
             continue
         if owner.account is not None:
             intent = intents.get(owner.account.instance_id)
-            swept.findings.extend(await _look_at(project, server, owner.account, intent=intent))
+            report.findings.extend(await _look_at(project, server, owner.account, intent=intent))
         elif owner.holder is not None:
             action = "left alone: it is the instance's in the log, and not in the read table"
-            swept.findings.append(Finding(name, "misread", server.id, owner.holder, action))
+            report.findings.append(Finding(name, "misread", server.id, owner.holder, action))
         else:
             orphans.append(Orphan(server, ids[0] if ids else None, known=owner.known))
-    await _look_for_missing(project, swept, _missing_of(name, servers, accounts))
+    await _look_for_missing(project, report, _missing_of(name, servers, accounts))
     return Orphans(orphans, len(servers))
 
 
@@ -148,7 +148,7 @@ async def _owner_of(deps: Deps, server: Server, candidates: list[Account], claim
             state = await deps.store.load(instance_id)
         if state is None:
             continue
-        if state.attempt is not None and holds(state.attempt, server):
+        if state.attempt is not None and has_server(state.attempt, server):
             account = accounts.get(instance_id)
             return _Owner(account) if account is not None and account.awaits_one else _Owner(holder=instance_id)
         known = known or is_accounted_for(state, server)
@@ -187,7 +187,7 @@ def _missing_of(name: str, servers: list[Server], accounts: list[Account]) -> Mi
     return Missing([each for each in expected if each[0] not in listed], len(expected))
 
 
-async def _look_for_missing(project: Project, swept: Swept, missing: Missing) -> None:
+async def _look_for_missing(project: Project, report: SweepReport, missing: Missing) -> None:
     """Ask for each missing server by its id, because it may only have lost its label. Watch and report those that are gone."""
     name = project.name
     wait_s = MISSING_S_MIN
@@ -197,7 +197,7 @@ async def _look_for_missing(project: Project, swept: Swept, missing: Missing) ->
         if count > MISSING_MAX:
             if not project.dry_run:
                 await _forget_found(project, [server_id for server_id, _ in missing.servers])
-            swept.unlooked.append(Unlooked(name, f"{count} of {missing.expected} servers are missing"))
+            report.not_compared.append(NotCompared(name, f"{count} of {missing.expected} servers are missing"))
             return
         wait_s = max(wait_s, project.deps.settings.orphan_grace_s)
     found: list[str] = []
@@ -206,13 +206,13 @@ async def _look_for_missing(project: Project, swept: Swept, missing: Missing) ->
         try:
             server = await project.provider.get_server(server_id)
         except ProviderError as error:
-            swept.findings.append(finding._replace(action="could not be looked at", code=error.code))
+            report.findings.append(finding._replace(action="could not be looked at", code=error.code))
             continue
         if server is not None and server.name == server_name(account.instance_id):
             found.append(server.id)
-            swept.findings.extend(await _repair_labels(project, server, account))
+            report.findings.extend(await _repair_labels(project, server, account))
         else:
-            swept.findings.append(await _vanished(project, finding, account, wait_s=wait_s))
+            report.findings.append(await _vanished(project, finding, account, wait_s=wait_s))
     if not project.dry_run:
         await _forget_found(project, [server_id for server_id, _ in missing.servers if server_id not in found])
 
@@ -248,7 +248,7 @@ async def _repair_labels(
         return []
     ours = server_labels(deps.settings.installation, account.instance_id, state.attempt)
     labelled = project.provider.set_labels(server.id, {**server.labels, **ours})
-    return [await done(finding, labelled, refused="could not be labelled again")]
+    return [await carried_out(finding, labelled, refused="could not be labelled again")]
 
 
 async def _vanished(project: Project, finding: Finding, account: Account, *, wait_s: float) -> Finding:

@@ -96,11 +96,11 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     for finding in swept.findings:
         facts = finding._asdict().items()
         say(" ".join(f"{name}={value}" for name, value in facts if value is not None))
-    for one in swept.unlooked:
+    for one in swept.not_compared:
         held = "" if one.needed else " (the log has nothing there)"
         say(f"provider={one.provider} could not be looked at: {one.why}{held}")
     say(f"{len(swept.findings)} found")
-    if not swept.is_whole:
+    if not swept.is_complete:
         sys.exit(FOUND)
 
 

@@ -17,7 +17,7 @@ from tests.stack import Stack
 from tests.strays import installation, recorded, stray, stray_of
 from tests.sweeping import LONG, SHORT, found, missed_long_ago, run_command
 from workers.broker import SWEEP
-from workers.findings import Unlooked
+from workers.findings import NotCompared
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
 
@@ -104,7 +104,7 @@ async def test_servers_of_a_provider_that_was_renamed_are_reported_and_left_alon
         assert seen == [("wrong_provider", "left alone: the log has it at cloudsim")]
 
     async with stack.deps(catalogue=str(renamed)) as deps:
-        assert Unlooked("cloudsim", "not in the catalogue") in (await sweep(deps, dry_run=True)).unlooked
+        assert NotCompared("cloudsim", "not in the catalogue") in (await sweep(deps, dry_run=True)).not_compared
     assert not stack.rows("SELECT 1 FROM orphan WHERE server_id = ANY (%s)", servers)
     assert not any([await is_gone(provider, server_id) for server_id in servers])
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
@@ -300,8 +300,8 @@ async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(s
         refused = await sweep(deps, dry_run=True)
     done = await asyncio.to_thread(run_command, stack.environ(cloudsim_token=""), "--dry-run")
 
-    hetzner = Unlooked("hetzner", "HYDRACORE_HETZNER_TOKEN not set", needed=False)
-    assert (refused.unlooked, refused.is_whole) == ([hetzner, Unlooked("cloudsim", "unauthorized")], False)
+    hetzner = NotCompared("hetzner", "HYDRACORE_HETZNER_TOKEN not set", needed=False)
+    assert (refused.not_compared, refused.is_complete) == ([hetzner, NotCompared("cloudsim", "unauthorized")], False)
     assert (done.status, done.stdout.splitlines()) == (
         1,
         [

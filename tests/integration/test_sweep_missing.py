@@ -180,7 +180,7 @@ async def test_a_server_that_is_back_while_too_many_are_missing_has_to_be_missed
         await provider.set_labels(server_id, {})
         again = [finding.action for finding in (await sweep(deps, dry_run=False)).findings]
 
-    assert f"{MISSING_MAX + 1} of {MISSING_MAX + 2} servers are missing" in [one.why for one in too_many.unlooked]
+    assert f"{MISSING_MAX + 1} of {MISSING_MAX + 2} servers are missing" in [one.why for one in too_many.not_compared]
     assert (first, again) == (["watched"], ["watched"])
     await provider.delete_server(server_id)
 
@@ -195,7 +195,7 @@ async def missing_and_alarmed(deps: Deps, count: int) -> list[str]:
     with capture_logs() as logs:
         swept = await sweep(deps, dry_run=False)
     assert all(finding.kind == "vanished" for finding in swept.findings)
-    assert swept.is_whole == bool(swept.findings)
+    assert swept.is_complete == bool(swept.findings)
     (alarm,) = [entry for entry in logs if entry["event"] == "most_servers_missing"]
     assert (alarm["log_level"], alarm["missing"], alarm["expected"]) == ("error", count, count)
     return [finding.action for finding in swept.findings]

@@ -100,7 +100,7 @@ async def swept_and_alarmed(deps: Deps, unaccounted: int, listed: int) -> dict[s
     """Sweep; what is done about each orphan. An alarm must have said how many servers the log has never heard of."""
     with capture_logs() as logs:
         swept = await sweep(deps, dry_run=False)
-    assert not swept.is_whole
+    assert not swept.is_complete
     (alarm,) = [entry for entry in logs if entry["event"] == "most_servers_unaccounted"]
     assert (alarm["log_level"], alarm["unaccounted"], alarm["listed"]) == ("error", unaccounted, listed)
     assert all(finding.kind == "orphan" for finding in swept.findings)

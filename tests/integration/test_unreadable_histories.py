@@ -143,7 +143,7 @@ async def test_a_sweep_leaves_the_servers_of_unreadable_histories_alone_and_sees
     async with stack.deps(**settings) as deps:
         for _ in range(2):
             swept = await sweep(deps, dry_run=False)
-            assert not swept.is_whole
+            assert not swept.is_complete
             seen.append({one.server_id: (one.kind, one.action, one.code) for one in swept.findings})
             await owner_conn.execute(MISSED_LONG_AGO)
 
