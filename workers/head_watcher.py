@@ -18,7 +18,7 @@ from events.cancellation import cancellation_heard
 from events.patience import run
 from hydracore.redis_errors import NO_ANSWER
 from hydracore.wake import CHANNEL
-from workers.enduring import enduring
+from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
 
 _ALL_HEADS = OPERATIONS["all_heads"]
@@ -59,7 +59,7 @@ class HeadWatcher:
     async def _listen(self) -> NoReturn:
         """Wake the followers at each message of Redis. While Redis is unavailable, polling does."""
         while True:
-            async with enduring("listener", recover_s=RECOVER_S):
+            async with error_boundary("listener", recover_s=RECOVER_S):
                 # If the connection ends while this task is cancelled, its error takes the place of the cancellation.
                 with cancellation_heard(), suppress(*NO_ANSWER):
                     await self._hear()
@@ -80,7 +80,7 @@ class HeadWatcher:
     async def _look(self) -> NoReturn:
         known = None
         while True:
-            async with enduring("head_watcher", recover_s=RECOVER_S):
+            async with error_boundary("head_watcher", recover_s=RECOVER_S):
                 heads = await run(self._pool, _ALL_HEADS)
                 if heads != known:
                     known = heads

@@ -13,7 +13,7 @@ import structlog
 from psycopg_pool import AsyncConnectionPool
 
 from events.patience import run
-from workers.enduring import enduring
+from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
 
 _LANES_AHEAD = OPERATIONS["lanes_ahead"]
@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 async def watch_lane_times(pool: AsyncConnectionPool) -> NoReturn:
     """Check the lanes for ever."""
     while True:
-        async with enduring("lane_times", recover_s=LOOK_S):
+        async with error_boundary("lane_times", recover_s=LOOK_S):
             ahead = await run(pool, _LANES_AHEAD, (AHEAD_S_MIN,))
             if ahead:
                 lane, ahead_s = ahead[0]

@@ -17,7 +17,7 @@ from events.patience import run
 from hydracore.settings import Settings
 from workers.attention import CLAIM_MAX, Attention
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, HintSender
-from workers.enduring import enduring
+from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
 
 _TAKE_DUTY = OPERATIONS["take_duty"]
@@ -56,7 +56,7 @@ class Reconciler:
         """Look for due work for ever."""
         while True:
             started = time.monotonic()
-            async with enduring("reconciler", recover_s=RECOVER_S):
+            async with error_boundary("reconciler", recover_s=RECOVER_S):
                 await self._tick()
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - started)))
 

@@ -27,7 +27,7 @@ from events.patience import patiently, run
 from projections import checkpoint
 from projections.checkpoint import Move
 from workers.broker import ADVANCE, HintSender
-from workers.enduring import enduring
+from workers.error_boundary import error_boundary
 from workers.head_watcher import HeadWatcher, rest
 from workers.sql import OPERATIONS
 
@@ -77,7 +77,7 @@ class Relay:
         entered = False
         while True:
             moved = self._watcher.moved
-            async with enduring("relay", recover_s=RECOVER_S):
+            async with error_boundary("relay", recover_s=RECOVER_S):
                 if not entered:
                     await run(self._pool, _ENTER_LANES, (FOLLOWER,))
                     entered = True

@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def enduring(part: str, *, recover_s: float) -> AsyncGenerator[None]:
+async def error_boundary(part: str, *, recover_s: float) -> AsyncGenerator[None]:
     """Wraps one turn of a part that runs for ever: logs what the turn raises, and then pauses for `recover_s` seconds.
 
     `<part>_waits` is logged if PostgreSQL or Redis is unavailable, which passes by itself. `<part>_failed` needs an operator.
