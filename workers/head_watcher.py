@@ -28,7 +28,7 @@ POLL_S = 0.25
 
 #: The longest that a follower waits before it looks by itself: a process that had leased a lane may have died, or a lane's parking time
 #: may be over.
-REST_S_MAX = 1.0
+WAIT_S_MAX = 1.0
 
 #: How long one read of the subscription waits for a message before it checks for cancellation.
 LISTEN_S = 1.0
@@ -92,8 +92,8 @@ class HeadWatcher:
         self._moved = asyncio.Event()
 
 
-async def rest(moved: asyncio.Event) -> None:
-    """Wait until `moved` is set, but for `REST_S_MAX` at most."""
+async def wait_for_events(moved: asyncio.Event) -> None:
+    """Wait until `moved` is set, but for `WAIT_S_MAX` at most."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(REST_S_MAX):
+        async with asyncio.timeout(WAIT_S_MAX):
             await moved.wait()

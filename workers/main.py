@@ -24,7 +24,7 @@ from workers.actors import DepsMiddleware, NotBooted, declare_actors
 from workers.broker import HintSender, redis_broker
 from workers.deps import open_deps
 from workers.findings import SweepReport
-from workers.head_watcher import HeadWatcher, rest
+from workers.head_watcher import HeadWatcher, wait_for_events
 from workers.lane_times import watch_lane_times
 from workers.reconciler import Reconciler
 from workers.relay import Relay
@@ -138,4 +138,4 @@ async def follow(follower: Follower, watcher: HeadWatcher) -> None:
             _log.exception("follower_failed")
             await asyncio.sleep(RECOVER_S)
         await asyncio.sleep(min(max(FOLLOW_S, looked_s), FOLLOW_S_MAX))
-        await rest(moved)
+        await wait_for_events(moved)

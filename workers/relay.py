@@ -28,7 +28,7 @@ from projections import checkpoint
 from projections.checkpoint import Move
 from workers.broker import ADVANCE, HintSender
 from workers.error_boundary import error_boundary
-from workers.head_watcher import HeadWatcher, rest
+from workers.head_watcher import HeadWatcher, wait_for_events
 from workers.sql import OPERATIONS
 
 _ENTER_LANES = OPERATIONS["enter_lanes"]
@@ -83,7 +83,7 @@ class Relay:
                     entered = True
                 while await patiently(self._pool, self._follow):
                     pass
-            await rest(moved)
+            await wait_for_events(moved)
             # All commits of a burst share one look.
             await asyncio.sleep(BURST_S)
 

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.patience import patiently
 from hydracore.db.pool import open_pool
 from tests.waiting import PATIENCE_S, until
-from workers.head_watcher import rest
+from workers.head_watcher import wait_for_events
 
 #: After so many turns of the loop, whatever is waited for here is there.
 TURNS = range(12)
@@ -88,7 +88,7 @@ async def test_a_task_that_was_cancelled_before_may_still_tidy_up(pool: AsyncCon
 async def test_a_follower_that_is_cancelled_as_something_happens_stops() -> None:
     for turns in TURNS:
         moved = asyncio.Event()
-        resting = asyncio.create_task(rest(moved))
+        resting = asyncio.create_task(wait_for_events(moved))
         await asyncio.sleep(0)
 
         moved.set()

@@ -17,7 +17,7 @@ from hydracore.wake import CHANNEL
 from tests.requests_to_log import open_store, requested
 from tests.waiting import PATIENCE_S, until
 from workers import head_watcher
-from workers.head_watcher import HeadWatcher, rest
+from workers.head_watcher import HeadWatcher, wait_for_events
 
 #: Longer than any test.
 LONG_S = 600.0
@@ -98,7 +98,7 @@ async def test_a_move_of_which_no_message_tells_is_seen_all_the_same(
 
 async def test_nobody_rests_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process may have died that had leased a lane."""
-    monkeypatch.setattr(head_watcher, "REST_S_MAX", 0.01)
+    monkeypatch.setattr(head_watcher, "WAIT_S_MAX", 0.01)
 
     async with asyncio.timeout(PATIENCE_S):
-        await rest(asyncio.Event())
+        await wait_for_events(asyncio.Event())

@@ -120,7 +120,7 @@ async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
 ) -> None:
     monkeypatch.setattr(relay, "LANE_BATCH_MAX", 2)
     monkeypatch.setattr(relay, "LOOK", relay.LOOK._replace(parameters=(*relay.LOOK.parameters[:-1], b"2")))
-    monkeypatch.setattr(head_watcher, "REST_S_MAX", 3_600)
+    monkeypatch.setattr(head_watcher, "WAIT_S_MAX", 3_600)
 
     async def caught_up() -> bool:
         return (await owner_conn.execute(BEHIND, (FOLLOWER,))).rowcount == 0
