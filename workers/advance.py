@@ -16,7 +16,7 @@ from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
 from workers.erasure import record_missed_erasure
-from workers.histories import HISTORY_UNREADABLE, UNREADABLE, HistoryUnreadable, reading
+from workers.histories import HISTORY_UNREADABLE, UNREADABLE, HistoryUnreadable, reading_history
 from workers.locks import Hold
 from workers.steps import Moved, Retry, StepResult, Wait
 
@@ -36,7 +36,7 @@ async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_M
     Raises `StoreUnavailable` and psycopg's errors. The next call resumes a step that was interrupted.
     """
     try:
-        with reading(instance_id):
+        with reading_history(instance_id):
             await _advance_within(deps, instance_id, limit_s)
     except HistoryUnreadable:
         # Every retry fails alike until the history is repaired or a release that can read it runs here.

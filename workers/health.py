@@ -14,11 +14,11 @@ from events.patience import run
 from events.types import Health
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps
-from workers.histories import HistoryUnreadable, reading
+from workers.histories import HistoryUnreadable, reading_history
 from workers.sql import OPERATIONS
 
 _SILENCE = OPERATIONS["silence"]
-_FIRST_SIGN_OF_LIFE = OPERATIONS["first_sign_of_life"]
+_FIRST_HEARTBEAT = OPERATIONS["first_heartbeat"]
 
 _log = structlog.get_logger(__name__)
 
@@ -30,25 +30,25 @@ async def check_health(deps: Deps, instance_id: UUID) -> None:
     if not rows:
         return
     silent_s, before = rows[0]
-    health = judge(silent_s, **limits)
+    health = health_of_silence(silent_s, **limits)
     if health == before:
         # The silence depends on the health that was recorded before: another worker may have recorded this one meanwhile.
         return
     command = c.ChangeHealth(at_ms=deps.now_ms(), health=health)
-    with suppress(HistoryUnreadable), reading(instance_id):
+    with suppress(HistoryUnreadable), reading_history(instance_id):
         outcome = await deps.store.execute(instance_id, command, deps.origin(instance_id))
         if outcome.events:
             _log.info("health_changed", instance_id=str(instance_id), health=health)
 
 
-def judge(silent_s: float, *, late_s: float, lost_s: float) -> Health:
+def health_of_silence(silent_s: float, *, late_s: float, lost_s: float) -> Health:
     """The health of an agent that has been silent for `silent_s` seconds."""
     if silent_s < late_s:
         return "healthy"
     return "late" if silent_s < lost_s else "unreachable"
 
 
-async def note_first_sign_of_life(deps: Deps, instance_id: UUID, status: AgentStatus) -> None:
+async def record_first_heartbeat(deps: Deps, instance_id: UUID, status: AgentStatus) -> None:
     """Store the agent's status as its first heartbeat, once the control plane has reached the agent. From then on, silence counts."""
     seen = Heartbeat(
         boot_id=status.boot_id,
@@ -61,4 +61,4 @@ async def note_first_sign_of_life(deps: Deps, instance_id: UUID, status: AgentSt
     )
     report = msgspec.json.encode(seen).decode()
     noted = {"lane": lane_of(instance_id), "id": instance_id, "boot_id": status.boot_id, "report": report}
-    await run(deps.pool, _FIRST_SIGN_OF_LIFE, noted)
+    await run(deps.pool, _FIRST_HEARTBEAT, noted)

@@ -29,7 +29,7 @@ class HistoryUnreadable(Exception):
 
 
 @contextmanager
-def reading(instance_id: UUID) -> Generator[None]:
+def reading_history(instance_id: UUID) -> Generator[None]:
     """Wraps code that reads the instance's history. Logs an alarm and raises `HistoryUnreadable` if it cannot be read."""
     try:
         yield

@@ -12,7 +12,7 @@ from events import commands as c
 from events.errors import NotFound
 from events.patience import run
 from workers.deps import Deps
-from workers.histories import HistoryUnreadable, reading
+from workers.histories import HistoryUnreadable, reading_history
 from workers.providers.base import RATE_LIMITED, UNREACHABLE, Action, Provider, ProviderError
 from workers.sql import OPERATIONS
 
@@ -60,7 +60,7 @@ async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> No
             continue
         if command is not None:
             # An instance whose history cannot be read is asked about at each look. It must not stop the others.
-            with suppress(HistoryUnreadable), reading(one.instance_id):
+            with suppress(HistoryUnreadable), reading_history(one.instance_id):
                 await _record(deps, one.instance_id, command)
 
 

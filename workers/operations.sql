@@ -95,7 +95,7 @@ SELECT greatest(silent_s(h.received_at),
 -- For how many of the last `passed_s` seconds an agent could report: the count starts again when the API is back.
 SELECT silent_s(now() - %(passed_s)s * interval '1 s')
 
--- name: first_sign_of_life
+-- name: first_heartbeat
 -- An existing row may be of the agent of an earlier attempt, whose silence does not count for this one. Written only while the instance
 -- is provisioned: if it is being deleted, or is gone, nobody would remove the row.
 INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)

@@ -14,7 +14,7 @@ from events.state import Attempt, Instance
 from hydracore.tokens import enrol_token, hash_token, held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
-from workers.health import note_first_sign_of_life
+from workers.health import record_first_heartbeat
 from workers.labels import instance_labels, is_accounted_for, is_made_for, server_labels
 from workers.placement import free_address, hostname_of, next_placement
 from workers.providers.base import (
@@ -250,7 +250,7 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> StepRe
         with suppress(VpsError):
             status = await deps.vps.status(AgentAddress(state.vpn_ip, AGENT_PORT, token))
             if status.healthy and (status.instance_id, status.attempt) == (state.id, step.attempt.number):
-                await note_first_sign_of_life(deps, state.id, status)
+                await record_first_heartbeat(deps, state.id, status)
                 command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)
                 outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
                 _log.info("instance_ready", instance_id=str(state.id))

@@ -18,7 +18,7 @@ from events.patience import run
 from events.sql import Statements
 from workers.deps import Deps
 from workers.findings import Account, Finding, NotCompared, Project, SweepReport, carried_out
-from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading
+from workers.histories import HISTORY_UNREADABLE, HistoryUnreadable, reading_history
 from workers.labels import (
     ATTEMPT,
     INSTALLATION,
@@ -144,7 +144,7 @@ async def _owner_of(deps: Deps, server: Server, candidates: list[Account], claim
     accounts = {one.instance_id: one for one in candidates}
     known = False
     for instance_id in dict.fromkeys((*accounts, *claimed)):
-        with reading(instance_id):
+        with reading_history(instance_id):
             state = await deps.store.load(instance_id)
         if state is None:
             continue
@@ -239,7 +239,7 @@ async def _repair_labels(
     if project.dry_run:
         return [finding._replace(action="would be labelled again")]
     try:
-        with reading(account.instance_id):
+        with reading_history(account.instance_id):
             state = await deps.store.load(account.instance_id)
     except HistoryUnreadable:
         return [finding._replace(action="could not be labelled again", code=HISTORY_UNREADABLE)]
@@ -264,7 +264,7 @@ async def _vanished(project: Project, finding: Finding, account: Account, *, wai
         return finding
     command = c.ReportServerVanished(at_ms=deps.now_ms(), attempt=account.attempt, server_id=finding.server_id)
     try:
-        with reading(account.instance_id):
+        with reading_history(account.instance_id):
             await deps.store.execute(account.instance_id, command, deps.origin(account.instance_id, actor="sweeper"))
     except HistoryUnreadable:
         return finding._replace(action="could not be reported", code=HISTORY_UNREADABLE)

@@ -24,7 +24,7 @@ from tests.tiny_agent import TinyAgent, serving
 from tests.use_fixtures import free_host
 from workers.advance import advance
 from workers.deps import Deps
-from workers.health import note_first_sign_of_life
+from workers.health import record_first_heartbeat
 from workers.placement import free_address
 from workers.providers.hetzner import HetznerProvider
 from workers.teardown import DRAIN_S_MAX
@@ -295,7 +295,7 @@ async def test_a_worker_that_comes_late_notes_no_sign_of_life_of_what_is_gone(
     status = msgspec.convert(TinyAgent(ADA)._status(), AgentStatus)
     await give(deps, lives.request(), lives.delete(), *map(lives.teardown, TEARDOWN_STEPS), lives.finish())
 
-    await note_first_sign_of_life(deps, ADA, status)
+    await record_first_heartbeat(deps, ADA, status)
 
     assert await (await owner_conn.execute("SELECT report FROM heartbeat")).fetchall() == []
 
