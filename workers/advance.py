@@ -40,7 +40,7 @@ async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_M
             await _advance_within(deps, instance_id, limit_s)
     except HistoryUnreadable:
         # Every retry fails alike until the history is repaired or a release that can read it runs here.
-        await deps.attention.fail(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
+        await deps.attention.record_failure(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
     except NotFound:
         # If a server was created meanwhile, it has no instance, and the sweep handles it as an orphan.
         hint = "it was in the log: a standby that lacks it has taken over, or a backup was restored"
@@ -142,7 +142,9 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Retry) -> int:
         if result.delay_s is not None:
             await deps.attention.postpone(state.id, version=state.version, delay_s=result.delay_s)
         return state.version
-    failures = await deps.attention.fail(state.id, version=state.version, code=result.code, delay_s=result.delay_s)
+    failures = await deps.attention.record_failure(
+        state.id, version=state.version, code=result.code, delay_s=result.delay_s
+    )
     if failures is None:
         return state.version
     if not result.is_expected:

@@ -16,11 +16,11 @@ from events.sql import Statements
 
 _SQL = Statements("workers", "attention.sql")
 _POSTPONE = _SQL["postpone"]
-_FAIL = _SQL["fail"]
-_CARRY = _SQL["carry"]
+_RECORD_FAILURE = _SQL["record_failure"]
+_KEEP_AT_NEXT_VERSION = _SQL["keep_at_next_version"]
 _CLEAR = _SQL["clear"]
-_FORGET = _SQL["forget"]
-_FORGET_SETTLED = _SQL["forget_settled"]
+_DELETE_WORKING_DATA = _SQL["delete_working_data"]
+_DELETE_STALE = _SQL["delete_stale"]
 _CLAIM_DUE = _SQL["claim_due"]
 
 #: The longest backoff between two tries, and a limit that no pause exceeds, including the jitter that is added to it.
@@ -49,7 +49,7 @@ class Attention:
         pause_s = min(delay_s, BACKOFF_S_MAX)
         await run(self._pool, _POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
-    async def fail(self, instance_id: UUID, *, version: int | None, code: str, delay_s: float) -> int | None:
+    async def record_failure(self, instance_id: UUID, *, version: int | None, code: str, delay_s: float) -> int | None:
         """Record a failure, to look again after `delay_s` seconds. That doubles with each failure of the same `code` at this version.
 
         `version`: the stream's version at the failure. None, if the stream could not be read, stands for that in the read table.
@@ -60,26 +60,26 @@ class Attention:
         assert delay_s <= BACKOFF_S_MAX, delay_s
         rows = await run(
             self._pool,
-            _FAIL,
+            _RECORD_FAILURE,
             _key(instance_id) | {"version": version, "code": code, "delay_s": delay_s, "backoff_s_max": BACKOFF_S_MAX},
         )
         return rows[0][0] if rows else None
 
-    async def carry(self, instance_id: UUID, *, version: int) -> None:
+    async def keep_at_next_version(self, instance_id: UUID, *, version: int) -> None:
         """Let a pause and a count of failures at `version` hold at the next version, too, after an event that does not affect them."""
-        await run(self._pool, _CARRY, _key(instance_id) | {"version": version})
+        await run(self._pool, _KEEP_AT_NEXT_VERSION, _key(instance_id) | {"version": version})
 
     async def clear(self, instance_id: UUID) -> None:
         """Remove the instance's pause and count of failures, as no work is due."""
         await run(self._pool, _CLEAR, (lane_of(instance_id), instance_id))
 
-    async def forget(self, instance_id: UUID) -> None:
+    async def delete_working_data(self, instance_id: UUID) -> None:
         """Remove all working data of an instance that is being deleted: its row here and its heartbeat."""
-        await run(self._pool, _FORGET, _key(instance_id))
+        await run(self._pool, _DELETE_WORKING_DATA, _key(instance_id))
 
-    async def forget_settled(self) -> None:
+    async def delete_stale(self) -> None:
         """Remove the rows of instances without work that is due, which killed workers have left behind."""
-        await run(self._pool, _FORGET_SETTLED)
+        await run(self._pool, _DELETE_STALE)
 
     async def claim_due(self) -> list[UUID]:
         """Claim instances with work that is due, so that no other reconciler sends hints for them within `LEASE_S`. Returns their ids.

@@ -1,6 +1,6 @@
 -- name: postpone
--- Written only if the instance is still at this version and has work that is due, as in `fail`. Otherwise a worker that comes too late,
--- for instance because it was frozen, would leave a row that nobody removes.
+-- Written only if the instance is still at this version and has work that is due, as in `record_failure`. Otherwise a worker that
+-- comes too late, for instance because it was frozen, would leave a row that nobody removes.
 INSERT INTO attention (lane, instance_id, not_before, version)
 SELECT i.lane, i.id, now() + %(delay_s)s * interval '1 s', i.version
   FROM instance i
@@ -9,7 +9,7 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
        not_before = excluded.not_before, version = excluded.version,
        failures = CASE WHEN attention.version = excluded.version THEN attention.failures ELSE 0 END
 
--- name: fail
+-- name: record_failure
 -- The pause doubles with each failure of the same code in a row, and starts again at another code: if a server that takes long to
 -- be deleted was looked at many times, the provider's first error must not lead to the longest pause.
 INSERT INTO attention (lane, instance_id, not_before, version, failures, failing_since, code)
@@ -26,18 +26,18 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
                      FROM (SELECT attention.version = excluded.version AND attention.failures > 0 AS same) s) n)
 RETURNING failures
 
--- name: carry
+-- name: keep_at_next_version
 UPDATE attention SET version = version + 1
  WHERE lane = %(lane)s AND instance_id = %(instance_id)s AND version = %(version)s
 
 -- name: clear
 DELETE FROM attention WHERE lane = %s AND instance_id = %s
 
--- name: forget
+-- name: delete_working_data
 WITH beats AS (DELETE FROM heartbeat WHERE lane = %(lane)s AND instance_id = %(instance_id)s)
 DELETE FROM attention WHERE lane = %(lane)s AND instance_id = %(instance_id)s
 
--- name: forget_settled
+-- name: delete_stale
 -- The rows of instances without work that is due. They remain if a worker dies before it removes one, or writes one at the same moment.
 DELETE FROM attention a
  USING instance i

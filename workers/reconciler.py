@@ -75,7 +75,7 @@ class Reconciler:
             }
             await self._ring(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
         if await self._take_duty("sweep", self._settings.sweep_interval_s):
-            await self._attention.forget_settled()
+            await self._attention.delete_stale()
             await asyncio.to_thread(self._hints.send_duty, SWEEP)
 
     async def _ring(self, actor: str, instance_ids: list[UUID]) -> None:

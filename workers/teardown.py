@@ -44,7 +44,7 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> StepResult:
         case "server_deleted" | "absence_verified":
             waits = await _delete_server(deps, state, second_look=step.step == "absence_verified")
         case "artifacts_deleted":
-            await deps.attention.forget(state.id)
+            await deps.attention.delete_working_data(state.id)
         case "key_revoked" | "addresses_freed":
             # Nothing to do outside the log: the event that is appended below revokes the key or frees the addresses.
             pass
@@ -178,5 +178,5 @@ async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> int:
         return state.version
     _log.error("teardown_blocked", instance_id=str(state.id), step=command.step, code=code)
     # The alarm's event changes nothing for the step that is retried: its pause and its count of failures stay.
-    await deps.attention.carry(state.id, version=state.version)
+    await deps.attention.keep_at_next_version(state.id, version=state.version)
     return state.version + 1

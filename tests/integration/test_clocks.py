@@ -71,7 +71,7 @@ async def test_a_pause_that_a_clock_has_made_endless_is_none(
         attention = Attention(pool)
         await requested(store)
         await attention.postpone(ADA, version=1, delay_s=BACKOFF_S_MAX * 60)
-        await attention.fail(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
+        await attention.record_failure(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
         assert await attention.claim_due() == []
 
         await owner_conn.execute("UPDATE attention SET not_before = not_before + interval '1 h'")

@@ -27,7 +27,7 @@ async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str
         attention = Attention(pool)
         await requested(store)
         if pause == "fail":
-            await attention.fail(ADA, version=1, code="no_address", delay_s=60)
+            await attention.record_failure(ADA, version=1, code="no_address", delay_s=60)
         else:
             await attention.postpone(ADA, version=1, delay_s=60)
         during = await attention.claim_due()
@@ -45,13 +45,13 @@ async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_ur
         attention = Attention(pool)
         await requested(store)
         for _ in range(3):
-            await attention.fail(ADA, version=1, code="no_address", delay_s=60)
+            await attention.record_failure(ADA, version=1, code="no_address", delay_s=60)
         await store.execute(ADA, lives.plan(), origin("worker"))
         await attention.claim_due()
 
-        assert await attention.fail(ADA, version=4, code="timeout", delay_s=0) == 1
+        assert await attention.record_failure(ADA, version=4, code="timeout", delay_s=0) == 1
         await attention.claim_due()
-        assert await attention.fail(ADA, version=4, code="timeout", delay_s=60) == 2
+        assert await attention.record_failure(ADA, version=4, code="timeout", delay_s=60) == 2
 
 
 async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_before(
@@ -61,10 +61,10 @@ async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_bef
         attention = Attention(pool)
         await requested(store)
         for _ in range(5):
-            await attention.fail(ADA, version=1, code="server_still_there", delay_s=0.3)
+            await attention.record_failure(ADA, version=1, code="server_still_there", delay_s=0.3)
         began = await (await owner_conn.execute("SELECT failing_since FROM attention")).fetchone()
 
-        assert await attention.fail(ADA, version=1, code="server_error", delay_s=15) == 1
+        assert await attention.record_failure(ADA, version=1, code="server_error", delay_s=15) == 1
 
         row = await (
             await owner_conn.execute(
@@ -82,7 +82,7 @@ async def test_pauses_grow_with_each_failure_up_to_the_longest(database_url: str
         await requested(store)
 
         for _ in range(5):
-            await attention.fail(ADA, version=1, code="no_address", delay_s=10)
+            await attention.record_failure(ADA, version=1, code="no_address", delay_s=10)
             pauses.append(await _pause_s(owner_conn))
 
     # Up to a quarter more, at random.
@@ -97,15 +97,15 @@ async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
     async with open_store(database_url) as (store, pool):
         attention = Attention(pool)
         await requested(store)
-        await attention.fail(ADA, version=1, code="timeout", delay_s=1)
+        await attention.record_failure(ADA, version=1, code="timeout", delay_s=1)
         await attention.postpone(ADA, version=1, delay_s=1)
-        assert await attention.fail(ADA, version=1, code="timeout", delay_s=1) == 2
+        assert await attention.record_failure(ADA, version=1, code="timeout", delay_s=1) == 2
         before = await (await owner_conn.execute(since)).fetchone()
 
         await store.execute(ADA, lives.plan(), origin("worker"))
         await attention.postpone(ADA, version=4, delay_s=1)
 
-        assert await attention.fail(ADA, version=4, code="timeout", delay_s=1) == 1
+        assert await attention.record_failure(ADA, version=4, code="timeout", delay_s=1) == 1
         assert await (await owner_conn.execute(since)).fetchone() != before
 
 
@@ -114,14 +114,14 @@ async def test_nothing_is_left_of_whoever_goes_away(database_url: str, owner_con
     async with open_store(database_url) as (store, pool):
         attention = Attention(pool)
         await requested(store)
-        await attention.fail(ADA, version=1, code="timeout", delay_s=1)
+        await attention.record_failure(ADA, version=1, code="timeout", delay_s=1)
         heard = (
             "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report) VALUES (%s, %s, now(), %s, '{}')"
         )
         for instance_id in (ADA, other):
             await owner_conn.execute(heard, (lane_of(instance_id), instance_id, lives.BOOT))
 
-        await attention.forget(ADA)
+        await attention.delete_working_data(ADA)
 
         left = "SELECT instance_id FROM heartbeat UNION ALL SELECT instance_id FROM attention"
         assert await (await owner_conn.execute(left)).fetchall() == [(other,)]
@@ -139,7 +139,7 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
         # One that was frozen at an earlier version, and one that saw the last, to which nothing is owed.
         for version in (1, outcome.state.version):
             await attention.postpone(ADA, version=version, delay_s=1)
-            assert await attention.fail(ADA, version=version, code="no_address", delay_s=1) is None
+            assert await attention.record_failure(ADA, version=version, code="no_address", delay_s=1) is None
 
         assert await (await owner_conn.execute("SELECT code FROM attention")).fetchall() == []
 
@@ -153,7 +153,7 @@ async def test_a_worker_that_comes_late_holds_up_nobody_who_has_gone_on(database
 
         # One that was frozen when there was a request alone.
         if pause == "fail":
-            assert await attention.fail(ADA, version=1, code="no_address", delay_s=60) is None
+            assert await attention.record_failure(ADA, version=1, code="no_address", delay_s=60) is None
         else:
             await attention.postpone(ADA, version=1, delay_s=60)
 

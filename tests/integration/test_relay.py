@@ -74,7 +74,7 @@ async def test_what_killed_workers_have_left_of_instances_that_need_nothing_is_r
     settled, owed = await quiet.create(), await quiet.create()
     async with quiet.deps() as deps:
         for instance_id in (settled, owed):
-            await deps.attention.fail(instance_id, version=1, code="no_placement", delay_s=60)
+            await deps.attention.record_failure(instance_id, version=1, code="no_placement", delay_s=60)
         # Whoever took it there was killed before it had removed what it left on the way.
         await deps.store.execute(settled, lives.gave_up(), deps.origin(settled))
 
