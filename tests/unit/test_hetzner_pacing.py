@@ -33,7 +33,7 @@ class Clocks:
     async def refused_for_s(self, *, code: str = RATE_LIMITED, patience_s: float = 0.0) -> float:
         """How long the gate stays closed, as a caller with so much patience learns it; 0 when it is open."""
         try:
-            await self.pacer.turn(patience_s=patience_s)
+            await self.pacer.wait_for_turn(patience_s=patience_s)
         except ProviderRetry as retry:
             assert retry.code == code
             return retry.retry_after_s
@@ -48,7 +48,7 @@ class Clocks:
         since = 100 + self.passed_s
         self.passed_s += seconds
         for _ in range(3):
-            self.pacer.silent(since=since)
+            self.pacer.record_silence(since=since)
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def clocks() -> Clocks:
 async def test_the_gate_is_open_at_first_and_while_there_is_plenty(clocks: Clocks) -> None:
     assert await clocks.refused_for_s() == 0
 
-    clocks.pacer.learn(status=200, headers=clocks.limits(remaining=100))
+    clocks.pacer.read_rate_limit(status=200, headers=clocks.limits(remaining=100))
 
     assert [await clocks.refused_for_s() for _ in range(5)] == [0] * 5
 
 
 async def test_a_429_closes_it_for_as_long_as_it_says(clocks: Clocks) -> None:
-    assert clocks.pacer.learn(status=429, headers={"retry-after": "7"}) == 7
+    assert clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"}) == 7
 
     assert await clocks.refused_for_s() == 7
     clocks.passed_s = 5
@@ -75,9 +75,9 @@ async def test_a_429_closes_it_for_as_long_as_it_says(clocks: Clocks) -> None:
 
 
 async def test_a_later_and_shorter_429_does_not_open_it_sooner(clocks: Clocks) -> None:
-    clocks.pacer.learn(status=429, headers={"retry-after": "7"})
+    clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"})
 
-    clocks.pacer.learn(status=429, headers={"retry-after": "1"})
+    clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "1"})
 
     assert await clocks.refused_for_s() == 7
 
@@ -96,44 +96,46 @@ async def test_a_later_and_shorter_429_does_not_open_it_sooner(clocks: Clocks) -
     ],
 )
 async def test_other_429s_close_it_for_a_sensible_time(clocks: Clocks, headers: dict[str, str], wait_s: float) -> None:
-    assert clocks.pacer.learn(status=429, headers=headers) == wait_s
+    assert clocks.pacer.read_rate_limit(status=429, headers=headers) == wait_s
 
     assert await clocks.refused_for_s() == wait_s
 
 
 async def test_who_is_told_to_come_later_may_not_come_at_once_and_nobody_else_waits(clocks: Clocks) -> None:
-    waits = [clocks.pacer.learn(status=503, headers={"retry-after": text}) for text in ("0", "7", "999999", "soon")]
+    waits = [
+        clocks.pacer.read_rate_limit(status=503, headers={"retry-after": text}) for text in ("0", "7", "999999", "soon")
+    ]
 
     assert waits == [RETRY_AFTER_S_MIN, 7, RETRY_AFTER_S_MAX, None]
     assert await clocks.refused_for_s() == 0
 
 
 async def test_whoever_waits_for_the_end_of_a_429_learns_of_another_that_came_meanwhile(clocks: Clocks) -> None:
-    clocks.pacer.learn(status=429, headers={"retry-after": "7"})
+    clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"})
     clocks.passed_s = 6.99
     waiting = asyncio.create_task(clocks.refused_for_s(patience_s=5))
     await asyncio.sleep(0)
 
-    clocks.pacer.learn(status=429, headers={"retry-after": "9"})
+    clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "9"})
 
     assert await waiting == pytest.approx(9)
 
 
 async def test_near_the_end_calls_are_spaced_at_the_pace_of_the_refill(clocks: Clocks) -> None:
-    clocks.pacer.learn(status=200, headers=clocks.limits(remaining=0, reset_in_s=500))
+    clocks.pacer.read_rate_limit(status=200, headers=clocks.limits(remaining=0, reset_in_s=500))
 
-    await clocks.pacer.turn(patience_s=10)
+    await clocks.pacer.wait_for_turn(patience_s=10)
 
     # A thousand requests come back in 500 seconds.
     assert await clocks.refused_for_s() == 0.5
     clocks.passed_s = 0.5
     assert await clocks.refused_for_s() == 0
-    clocks.pacer.learn(status=200, headers=clocks.limits(remaining=999))
+    clocks.pacer.read_rate_limit(status=200, headers=clocks.limits(remaining=999))
     assert await clocks.refused_for_s() == 0
 
 
 async def test_headers_that_make_no_sense_change_nothing(clocks: Clocks) -> None:
-    clocks.pacer.learn(
+    clocks.pacer.read_rate_limit(
         status=200, headers={"ratelimit-limit": "many", "ratelimit-remaining": "0", "ratelimit-reset": "-1"}
     )
 
@@ -159,16 +161,16 @@ async def test_any_answer_opens_the_gate(clocks: Clocks) -> None:
     clocks.pass_in_silence(10)
     assert await clocks.unreachable_for_s() == 1
 
-    clocks.pacer.heard()
+    clocks.pacer.record_answer()
 
     assert [await clocks.unreachable_for_s() for _ in range(3)] == [0, 0, 0]
 
 
 async def test_a_call_without_an_answer_closes_no_gate_while_others_are_answered(clocks: Clocks) -> None:
     clocks.passed_s = 5
-    clocks.pacer.heard()
+    clocks.pacer.record_answer()
     clocks.passed_s = 10
 
-    clocks.pacer.silent(since=100)
+    clocks.pacer.record_silence(since=100)
 
     assert await clocks.unreachable_for_s() == 0

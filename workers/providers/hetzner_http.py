@@ -105,9 +105,9 @@ class HetznerHttp:
         request = self._client.build_request(method, path, params=query, json=body)
         self.refuse_if_silent()
         async with self._place():
-            await self._pacer.turn(patience_s=self._timeout_s)
+            await self._pacer.wait_for_turn(patience_s=self._timeout_s)
             response = await self._send(request, mutation=mutation)
-        retry_after_s = self._pacer.learn(status=response.status, headers=response.headers)
+        retry_after_s = self._pacer.read_rate_limit(status=response.status, headers=response.headers)
         correlation_id = response.headers.get("x-correlation-id")
         if not httpx.codes.is_success(response.status):
             raise error_of(
@@ -148,15 +148,15 @@ class HetznerHttp:
         except httpx.HTTPError:
             failure = _unanswered("connection_broke", mutation=mutation)
         except AnswerTooLarge:
-            self._pacer.heard()
+            self._pacer.record_answer()
             failure = _unanswered(UNREADABLE_ANSWER, mutation=mutation)
         else:
-            self._pacer.heard()
+            self._pacer.record_answer()
             return answer
         if time.monotonic() - sent_at < self._timeout_s * COSTLY_SHARE:
-            self._pacer.heard()
+            self._pacer.record_answer()
         else:
-            self._pacer.silent(since=sent_at)
+            self._pacer.record_silence(since=sent_at)
         raise failure
 
     async def _exchange(self, request: httpx.Request) -> Answer:

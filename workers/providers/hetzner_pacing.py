@@ -54,7 +54,7 @@ class Pacer:
         if self._silence_s > 0.0 and wait_s > 0.0:
             raise ProviderRetry(UNREACHABLE, retry_after_s=wait_s)
 
-    async def turn(self, *, patience_s: float) -> None:
+    async def wait_for_turn(self, *, patience_s: float) -> None:
         """Wait until a call may be made. `patience_s`: the longest that the call, and the wait for it, may take.
 
         Raises `ProviderRetry` instead of waiting longer, and at once while the provider does not answer.
@@ -65,7 +65,7 @@ class Pacer:
             # Only this call tries whether the provider answers again.
             self._silent_until = self._monotonic() + patience_s
 
-    def silent(self, *, since: float) -> None:
+    def record_silence(self, *, since: float) -> None:
         """Record that a call got no answer in time. `since`: when it was sent, by the monotonic clock."""
         if since <= max(self._heard_at, self._silent_since):
             # Another call has had an answer meanwhile, or has recorded the same silence.
@@ -74,7 +74,7 @@ class Pacer:
         self._silence_s = min(max(2 * self._silence_s, SILENCE_S_FIRST), SILENCE_S_MAX)
         self._silent_until = self._silent_since + self._silence_s
 
-    def heard(self) -> None:
+    def record_answer(self) -> None:
         """Record that the provider has answered, or that a call failed at once."""
         self._heard_at = self._monotonic()
         self._silence_s = 0.0
@@ -90,7 +90,7 @@ class Pacer:
             self._refuse_beyond(patience_s, wait_s)
             await asyncio.sleep(wait_s)
 
-    def learn(self, *, status: int, headers: Mapping[str, str]) -> float | None:
+    def read_rate_limit(self, *, status: int, headers: Mapping[str, str]) -> float | None:
         """Take in the rate limit of an answer. Returns the seconds to wait before the next call, or None if the answer says nothing."""
         limit = _number(headers.get("ratelimit-limit"))
         remaining = _number(headers.get("ratelimit-remaining"))
