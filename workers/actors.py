@@ -23,7 +23,7 @@ from hydracore.settings import Settings, SettingsError
 from workers import broker as b
 from workers.advance import advance
 from workers.deps import Deps, open_deps
-from workers.folding import Folder
+from workers.folding import LaneFolder
 from workers.health import check_health
 from workers.observe import observe_actions
 from workers.sweep import sweep
@@ -140,11 +140,11 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     async def sweep_actor() -> None:
         await _look(sweeping, lambda: sweep(deps(), dry_run=False))
 
-    folder = Folder(middleware.settings)
+    folder = LaneFolder(middleware.settings)
 
     async def fold_lanes_actor(name: str, generation: str) -> None:
         # No time limit here: folding ends by itself. Cancelled in the middle of a lane, it would start that lane again and again.
-        await _watched(folder.help(name, int(generation)), projection=name)
+        await _watched(folder.fold_for_hint(name, int(generation)), projection=name)
 
     def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
         dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)

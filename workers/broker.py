@@ -160,7 +160,7 @@ class HintSender:
         """Send a hint for a duty that belongs to no single instance. False if the queue is full."""
         return self._send([_message(actor)])
 
-    def send_build(self, name: str, generation: int, hints: int) -> bool:
+    def send_fold_hints(self, name: str, generation: int, hints: int) -> bool:
         """Send `hints` hints to fold lanes of a build, so that as many workers may take part. False if the queue is full."""
         return self._send([_message(FOLD_LANES, name, str(generation)) for _ in range(hints)])
 

@@ -69,14 +69,14 @@ class _Report(msgspec.Struct):
     failed: bool
 
 
-class Folder:
+class LaneFolder:
     """Folds for one worker process. Hints that come while it folds are ignored."""
 
     def __init__(self, settings: Settings) -> None:
         self._conninfo = conninfo(settings.database_url, role=settings.database_role, application="hydracore-fold")
         self._busy = False
 
-    async def help(self, name: str, number: int) -> None:
+    async def fold_for_hint(self, name: str, number: int) -> None:
         """Fold lanes of the build until none is left or `HELP_S` has passed. Decline a build of a version that this code lacks."""
         if self._busy:
             return
@@ -150,7 +150,7 @@ def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding
 
 async def _hint(hints: HintSender, build: Generation, monitor: _Monitor) -> None:
     try:
-        await asyncio.to_thread(hints.send_build, build.name, build.number, HINTS)
+        await asyncio.to_thread(hints.send_fold_hints, build.name, build.number, HINTS)
     except RedisError as error:
         # Workers that are folding continue. The others get hints once Redis is back.
         if monitor.redis is None:

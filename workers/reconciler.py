@@ -62,7 +62,7 @@ class Reconciler:
 
     async def _tick(self) -> None:
         due = await self._attention.claim_due()
-        await self._ring(ADVANCE, due)
+        await self._send_hints(ADVANCE, due)
         if len(due) == CLAIM_MAX:
             _log.warning("many_instances_due", at_least=CLAIM_MAX)
         if await self._take_duty("observe", OBSERVE_INTERVAL_S) and await run(self._pool, _ANY_PENDING_ACTION):
@@ -73,12 +73,12 @@ class Reconciler:
                 "lost_s": self._settings.heartbeat_lost_s,
                 "limit": HEALTH_MAX,
             }
-            await self._ring(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
+            await self._send_hints(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
         if await self._take_duty("sweep", self._settings.sweep_interval_s):
             await self._attention.delete_stale()
             await asyncio.to_thread(self._hints.send_duty, SWEEP)
 
-    async def _ring(self, actor: str, instance_ids: list[UUID]) -> None:
+    async def _send_hints(self, actor: str, instance_ids: list[UUID]) -> None:
         if instance_ids and not await asyncio.to_thread(self._hints.send, actor, instance_ids):
             _log.warning("queue_full", actor=actor, backlog=HintSender.BACKLOG_MAX)
 

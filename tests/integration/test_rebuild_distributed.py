@@ -32,7 +32,7 @@ from tests.requests_to_log import open_store
 from tests.waiting import until
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import redis_broker
-from workers.folding import Folder, fold_distributed
+from workers.folding import LaneFolder, fold_distributed
 
 
 def environ(database_url: str, redis_url: str) -> dict[str, str]:
@@ -213,7 +213,7 @@ async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
     monkeypatch.setattr("workers.folding.CLAIM_S_MAX", 0.5)
     build = await generations.begin(owner_conn, InstanceProjection())
     others = set(multiprocessing.active_children())
-    helping = asyncio.create_task(Folder(settings).help(build.name, build.number))
+    helping = asyncio.create_task(LaneFolder(settings).fold_for_hint(build.name, build.number))
     await until(lambda: set(multiprocessing.active_children()) - others)
     (folding,) = set(multiprocessing.active_children()) - others
     assert folding.pid is not None
