@@ -50,7 +50,9 @@ class Attention:
         await run(self._pool, _POSTPONE, _key(instance_id) | {"version": version, "delay_s": pause_s})
 
     async def record_failure(self, instance_id: UUID, *, version: int | None, code: str, delay_s: float) -> int | None:
-        """Record a failure, to look again after `delay_s` seconds. That doubles with each failure of the same `code` at this version.
+        """Record a failure, to look again after a pause.
+
+        The pause is `delay_s` seconds. It doubles, up to `BACKOFF_S_MAX`, with each failure of the same `code` at this version.
 
         `version`: the stream's version at the failure. None, if the stream could not be read, stands for that in the read table.
 

@@ -211,7 +211,7 @@ class _Monitor:
         self._active_s = clock_s
 
     def _check_idle(self, idle_s: float, claimed: int) -> None:
-        """Say that `claimed` lanes were claimed but none was folded for `idle_s` seconds. Raises `FoldFailed` after `CLAIM_S_MAX`."""
+        """Judge claims by which no lane was folded for `idle_s` seconds: tell so once after `IDLE_S_MAX`, fail after `CLAIM_S_MAX`."""
         if idle_s >= CLAIM_S_MAX:
             reason = f"for {CLAIM_S_MAX:.0f} s no lane was folded; whoever has claimed {claimed} of them hangs"
             raise FoldFailed(self._build.name, reason)

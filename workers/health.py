@@ -32,7 +32,7 @@ async def check_health(deps: Deps, instance_id: UUID) -> None:
     silent_s, before = rows[0]
     health = health_of_silence(silent_s, **limits)
     if health == before:
-        # The silence depends on the health that was recorded before: another worker may have recorded this one meanwhile.
+        # Nothing has changed. To record this health all the same could overwrite a better one that was recorded meanwhile.
         return
     command = c.ChangeHealth(at_ms=deps.now_ms(), health=health)
     with suppress(HistoryUnreadable), reading_history(instance_id):

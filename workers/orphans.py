@@ -23,7 +23,7 @@ _SQL = Statements("workers", "sweep.sql")
 _SIGHT = _SQL["sight"]
 _FORGET_OTHERS = _SQL["forget_others"]
 
-#: The most unaccounted servers that are removed without an operator's word.
+#: The most unaccounted servers that are removed without an operator's order.
 UNACCOUNTED_MAX = 3
 
 _log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class Orphans(NamedTuple):
 
     @property
     def are_too_many(self) -> bool:
-        """Whether so many are unaccounted that these servers may belong to another log."""
+        """Whether the unaccounted ones are too many, or most of several listed servers, so that they may belong to another log."""
         count = self.unaccounted
         return count > UNACCOUNTED_MAX or (count > 1 and count > self.listed / 2)
 

@@ -219,7 +219,7 @@ async def _record_created(
 
 
 async def _delete_late(provider: Provider, server: Server) -> None:
-    """Delete `server`, and retry while the provider has it locked, as it does during creation.
+    """Delete `server`, and retry while the provider is busy or has it locked, as it does during creation.
 
     The time limit of `advance` ends this. The sweep then removes the server as an orphan.
     """

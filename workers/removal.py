@@ -36,7 +36,7 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
         if server.status != "deleting":
             await provider.delete_server(server.id)
     if unseen is not None:
-        # A provider may show a new server late. Only if it knows nothing of the id here, too, is the server gone.
+        # A provider may show a new server late. So it is deleted by its id, even though it is not shown: only then is it surely gone.
         await provider.delete_server(unseen)
     return bool(leaving)
 

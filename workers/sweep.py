@@ -175,7 +175,7 @@ class Missing(NamedTuple):
 
     @property
     def are_most(self) -> bool:
-        """Whether more than one is missing, and most of all, so that the listing may be another project's."""
+        """Whether more than one server is missing, and more than half of all, so that the listing may be another project's."""
         return len(self.servers) > 1 and len(self.servers) > self.expected / 2
 
 

@@ -1,4 +1,4 @@
-"""Turns Hetzner's error answers into our error classes. Of an answer, only the code is kept.
+"""Turns Hetzner's error answers into our error classes. Of an answer, only the code and the correlation id are kept.
 
 A code is a slug and holds no secret. A text may quote the API token, so it is not even decoded.
 Codes: https://docs.hetzner.cloud/reference/cloud#errors

@@ -1,6 +1,6 @@
 """HTTP calls to the Hetzner API: paced, limited in time and in number, and without secrets in errors.
 
-The errors of httpx are translated here. Ours are not chained to them, because they hold the request, and with it the token.
+The errors of httpx are translated here, and not chained to ours: they hold the request, and with it the token.
 """
 
 import asyncio
