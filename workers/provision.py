@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from operator import attrgetter
 
 import structlog
 
@@ -97,7 +98,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
         return await _end_without_a_server(deps, state, attempt, provider)
     try:
         found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
-        ours = sorted((server for server in found if is_made_for(attempt, server)), key=_by_age)
+        ours = sorted((server for server in found if is_made_for(attempt, server)), key=attrgetter("age_order"))
         # Servers of older attempts, or duplicates at a provider where names are not unique.
         extras = [server for server in found if server not in ours[:1] and may_delete(state, server)]
         if extras or not ours:
@@ -127,10 +128,6 @@ async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, p
     if all(is_accounted_for(state, server) for server in found):
         return await fail(deps, state, attempt, code="boot_timeout", retryable=True)
     return await fail(deps, state, attempt, code=UNACCOUNTED.code, retryable=False)
-
-
-def _by_age(server: Server) -> tuple[object, str]:
-    return (server.created_at, server.id)
 
 
 async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> StepResult:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from events.state import Instance
@@ -65,3 +66,9 @@ def test_a_server_that_the_log_has_by_its_id_is_accounted_for_whatever_its_label
     state = Life().after(lives.request(), lives.plan(), lives.created(server_id="1")).state
 
     assert is_accounted_for(state, server(attempt="3", intent=intent(7)))
+
+
+def test_of_servers_created_in_the_same_second_the_one_with_the_smaller_number_is_the_older() -> None:
+    servers = [msgspec.structs.replace(server(), id=number) for number in ("10", "9", "11")]
+
+    assert [each.id for each in sorted(servers, key=lambda each: each.age_order)] == ["9", "10", "11"]

@@ -41,6 +41,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     server_type: str
     created_at: datetime
 
+    @property
+    def age_order(self) -> tuple[datetime, int, str]:
+        """Sorts older servers first. Of those created in the same second, the one with the smaller id is older."""
+        # Ids are numbers in decimal at Hetzner: the shorter one is smaller.
+        return self.created_at, len(self.id), self.id
+
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """An operation that the provider carries out. `error_code` is set if `status` is `error`."""
