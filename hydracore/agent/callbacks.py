@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NoReturn
 from uuid import UUID
 
@@ -116,10 +117,13 @@ async def deliver_leftovers(
 
     Must be called before the new boot enrols: from then on the control plane accepts no callback of
     an older boot. `replace_key` takes the refused key and an earlier boot's id, makes one try to get
-    another key, and raises `ControlPlaneError`.
+    another key, and raises `ControlPlaneError` and `DiskRefuses`.
     """
     for boot_id in spool.boots_with_pending():
-        if not await _deliver_boot(spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key):
+        deliver = partial(_deliver_boot, spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key)
+        # Repeated while the disk refuses. If the key was replaced before that, the old one is refused once more, and
+        # `replace_key` returns the one on disk.
+        if not await insist(deliver):
             _log.warning("leftover_callbacks_dropped", of_boot_id=str(boot_id))
 
 
@@ -131,7 +135,7 @@ async def _deliver_boot(
     agent_key: str,
     replace_key: Callable[[str, UUID], Awaitable[str]],
 ) -> bool:
-    """Deliver one boot's callbacks. Returns False if the control plane refuses them.
+    """Deliver one boot's callbacks. Returns False if the control plane refuses them. Raises `DiskRefuses`.
 
     A refusal must not keep the new boot from starting, so the number of refused tries is bounded. Nor
     does a 410 end the agent here: the enrolment that follows tells whether it is still wanted.

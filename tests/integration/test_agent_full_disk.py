@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 
+from hydracore.agent.messages import STAGES
 from hydracore.vps import AgentAddress, VpsClient
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import FakeControlPlane
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 def disk(agent: AgentProcess, *, is_full: bool) -> None:
@@ -111,3 +113,29 @@ async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_o
     disk(agent, is_full=False)
     await control_plane.until_healthy()
     assert len(control_plane.boots) == 1
+
+
+async def test_a_disk_that_is_full_while_callbacks_of_a_killed_boot_are_delivered_ends_no_agent(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    control_plane.trouble("callback", *[503] * 1000)
+    agent.start()
+    await control_plane.until(lambda: bool(control_plane.heartbeats))
+    await agent.kill()
+    control_plane.heartbeats.clear()
+    control_plane.calls.clear()
+    control_plane._troubles.clear()
+    hold = control_plane.hold("callback", "late")
+    agent.start()
+    async with asyncio.timeout(PATIENCE_S):
+        await hold.reached.wait()
+    disk(agent, is_full=True)
+    hold.released.set()
+    # It cannot note that they were accepted, and sends them again.
+    await until(lambda: len(control_plane.calls) == 2 or not agent.is_alive)
+    assert agent.is_alive
+
+    disk(agent, is_full=False)
+    await control_plane.until_healthy()
+    before, after = control_plane.boots
+    assert control_plane.stages(before) == control_plane.stages(after) == list(STAGES)
