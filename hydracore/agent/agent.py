@@ -72,7 +72,7 @@ class Agent:
         async def replace_key(refused: str, boot_id: UUID) -> str:
             # As in `Boot._renewed`: the control plane may have lost usage. The next boot cannot notice it, as it will
             # find a key that is acknowledged already.
-            store.ledger.doubt()
+            store.ledger.resend_last()
             asked = SecretsRequest(instance_id=boot_file.instance_id, attempt=boot_file.attempt, boot_id=boot_id)
             return await replace_refused_key(
                 refused, asked, state=state, control_plane=control_plane, identity=identity

@@ -18,7 +18,7 @@ from hydracore.agent.boot_file import BootFile
 from hydracore.agent.callbacks import Callbacks
 from hydracore.agent.chat_api import ChatApi
 from hydracore.agent.configuration import Configuration
-from hydracore.agent.control_plane import ControlPlane, Gone, insist
+from hydracore.agent.control_plane import ControlPlane, Gone, retry_transient
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.endpoints import Endpoints
 from hydracore.agent.errors import StateDamaged
@@ -95,12 +95,12 @@ class Boot:
         self._callbacks.reach("enrolled", "Enrolled with the control plane")
 
     async def work(self) -> None:
-        secrets = await insist(self._credentials.open)
+        secrets = await retry_transient(self._credentials.open)
         self._callbacks.reach("secrets", "Secrets are stored")
         self._configuration.begin(secrets)
         if self._credentials.is_new:
             # New by what is on disk. But an earlier boot may have ended while it replaced its key: see `_renewed`.
-            self._ledger.doubt()
+            self._ledger.resend_last()
         self._server.listen_on(secrets.listen)
         self._callbacks.reach("configured", f"Configuration {self._configuration.version} is in place")
         try:
@@ -144,7 +144,7 @@ class Boot:
         self._callbacks.report("info", "The agent key was replaced")
         self._configuration.renew(secrets)
         # The old key may have been refused because the control plane was restored: then it has lost usage, too.
-        self._ledger.doubt()
+        self._ledger.resend_last()
         self._server.listen_on(secrets.listen)
 
     def _control_token(self) -> str:

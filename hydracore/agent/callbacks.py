@@ -21,7 +21,7 @@ from hydracore.agent.control_plane import (
     Gone,
     Unauthorized,
     Unavailable,
-    insist,
+    retry_transient,
     retry_wait_s,
 )
 from hydracore.agent.credentials import Credentials
@@ -82,7 +82,7 @@ class Callbacks:
         while True:
             self._news.clear()
             while (callback := self._spool.pending(self._boot_id)) is not None:
-                await insist(lambda callback=callback: self._send(credentials, callback))
+                await retry_transient(lambda callback=callback: self._send(credentials, callback))
             if self._unspooled is None:
                 await self._news.wait()
             else:
@@ -123,7 +123,7 @@ async def deliver_leftovers(
         deliver = partial(_deliver_boot, spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key)
         # Repeated while the disk refuses. If the key was replaced before that, the old one is refused once more, and
         # `replace_key` returns the one on disk.
-        if not await insist(deliver):
+        if not await retry_transient(deliver):
             _log.warning("leftover_callbacks_dropped", of_boot_id=str(boot_id))
 
 

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from hydracore.agent import messages as m
-from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, insist
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, retry_transient
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.errors import DiskRefuses, RuntimeFailed
 from hydracore.agent.messages import Level
@@ -130,7 +130,7 @@ class Configuration:
             # Cleared before the fetch, so that an older version that is pushed meanwhile leads to another fetch.
             self._behind.clear()
             self._is_fetching, before = True, self._current
-            fetched = await insist(lambda: self._fetch(credentials))
+            fetched = await retry_transient(lambda: self._fetch(credentials))
             self._is_fetching = False
             # A push that came meanwhile may be newer than this answer. Then `adopt` fetches again
             # instead of going back.

@@ -168,12 +168,12 @@ def _retry_after_s(headers: httpx.Headers) -> float | None:
     return float(value) if value.isascii() and value.isdigit() else None
 
 
-async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat `call` until it returns, or raises an error that the caller has to handle.
+async def retry_transient(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat `call` while it fails for a reason that may pass. Any other error is raised for the caller to handle.
 
     After `Unavailable` and `BadAnswer` it is repeated for ever: the agent has nothing better to do, and
     all of its requests are idempotent. So it is after `DiskRefuses`, if `call` stores the answer: an agent
-    that lives can report what is wrong, and goes on by itself once there is room. Other errors are raised.
+    that lives can report what is wrong, and goes on by itself once there is room.
     """
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:

@@ -13,7 +13,7 @@ import structlog
 from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.boot_file import BootFile
-from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Unauthorized, insist
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Unauthorized, retry_transient
 from hydracore.agent.errors import DiskRefuses, StateDamaged
 from hydracore.agent.identity import Identity
 from hydracore.agent.state import StateDir
@@ -121,7 +121,7 @@ class Credentials:
         )
         while True:
             try:
-                await insist(lambda: self._enrol_once(request))
+                await retry_transient(lambda: self._enrol_once(request))
             except (Unauthorized, Conflict) as error:
                 await self._wait_after_refusal(error)
             else:
@@ -195,7 +195,7 @@ class Credentials:
             instance_id=self._boot_file.instance_id, attempt=self._boot_file.attempt, boot_id=self._boot_id
         )
         try:
-            secrets = await insist(lambda: self._control_plane.secrets(request, self._identity))
+            secrets = await retry_transient(lambda: self._control_plane.secrets(request, self._identity))
         except Conflict as error:
             await self._wait_after_refusal(error)
             return None
@@ -212,7 +212,7 @@ class Credentials:
         """Tell the control plane that these secrets are on disk. Returns False if it refuses them."""
         ack = m.SecretsAck(boot_id=self._boot_id, key_id=secrets.key_id)
         try:
-            await insist(lambda: self._control_plane.acknowledge(secrets.agent_key, ack))
+            await retry_transient(lambda: self._control_plane.acknowledge(secrets.agent_key, ack))
         except (Unauthorized, Conflict) as error:
             await self._wait_after_refusal(error)
             return False

@@ -30,7 +30,7 @@ def open_sqlite(
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE))
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=check_same_thread)
     try:
-        with telling_damage(path):
+        with translating_damage(path):
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
@@ -44,7 +44,7 @@ def open_sqlite(
 
 
 @contextmanager
-def telling_damage(path: Path) -> Generator[None]:
+def translating_damage(path: Path) -> Generator[None]:
     """Raise `StateDamaged` in place of SQLite's errors that mean that `path` is damaged."""
     try:
         yield

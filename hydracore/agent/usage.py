@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, insist
+from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, retry_transient
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.expressclaw.ledger import Batch, Ledger
 from hydracore.agent.messages import UsageBatch
@@ -39,8 +39,8 @@ class UsageSender:
             # The first round does not wait for news: the boot before this one may have ended before it had sent all.
             await asyncio.sleep(GATHER_S)
             self._ledger.news.clear()
-            while (batch := await insist(self._next_batch)) is not None:
-                await insist(lambda batch=batch: self._send(credentials, batch))
+            while (batch := await retry_transient(self._next_batch)) is not None:
+                await retry_transient(lambda batch=batch: self._send(credentials, batch))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._ledger.news.wait()

@@ -14,9 +14,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.features import Webhook
 from hydracore.agent.expressclaw.notices import Notices, add_notices
 from hydracore.agent.expressclaw.webhooks import ANSWER_MAX_BYTES, Webhooks, signature
-from hydracore.agent.expressclaw.wishes import Webhook
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     Claw,
@@ -227,7 +227,7 @@ async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_
 ) -> None:
     notices = Notices(database)
     webhooks = Webhooks(notices)
-    # Addresses that no configuration gets past `read_wishes`.
+    # Addresses that no configuration gets past `read_features`.
     webhooks.use((Webhook(id="bad", url=url), Webhook(id="good", url=receiver.url)))
     await database.run(lambda db: add_notices(db, {"bad": "{}", "good": "{}"}))
 

@@ -108,7 +108,7 @@ async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
     reply = Reply("\x01" * ANSWER_MAX_CHARS, "m", TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="3"))
     for _ in range(2 + CONVERSATION_MAX_BYTES // len(msgspec.json.encode(reply.text))):
         begun = await store.turns.begin(
-            question, conversation_id="c-1", digest="d", estimate=lambda _: None, afford=lambda _: None
+            question, conversation_id="c-1", digest="d", estimate=lambda _: None, check_budget=lambda _: None
         )
         assert isinstance(begun, OpenTurn)
         await store.turns.close(begun, "done", reply=reply, spent=None)

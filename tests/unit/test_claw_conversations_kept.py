@@ -30,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
 async def begin(store: Store, conversation_id: str, *, key: str | None = None) -> OpenTurn:
     ask = Ask(message="Hello", conversation_id=conversation_id, end_user=None, channel="api", key=key)
     begun = await store.turns.begin(
-        ask, conversation_id=conversation_id, digest="d", estimate=lambda left: None, afford=lambda db: None
+        ask, conversation_id=conversation_id, digest="d", estimate=lambda left: None, check_budget=lambda db: None
     )
     assert isinstance(begun, OpenTurn)
     return begun

@@ -49,7 +49,7 @@ async def begin(path: Path, end_user: str | None, key: str) -> str | None:
     store = Store(path, now_ms=now_ms, new_id=uuid4)
     ask = Ask(message="Hello", conversation_id=None, end_user=end_user, channel="api", key=key)
     begun = await store.turns.begin(
-        ask, conversation_id="c-1", digest="d", estimate=lambda left: None, afford=lambda db: None
+        ask, conversation_id="c-1", digest="d", estimate=lambda left: None, check_budget=lambda db: None
     )
     if isinstance(begun, OpenTurn):
         usage = TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="0")

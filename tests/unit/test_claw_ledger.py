@@ -133,21 +133,21 @@ async def test_what_the_control_plane_tells_covers_what_it_had_and_no_more(datab
 
     # Nothing was said of when these figures were made: our own sum may be in them or not, so it is added.
     assert await spent(database, told) == (Decimal(13), Decimal(33))
-    ledger.rebase("config-1")
+    ledger.note_config("config-1")
     assert await spent(database, told) == (Decimal(12), Decimal(32))
     await deliver(ledger)
     await spend(database, "4")
     # The same configuration after a restart is as old as it was.
-    ledger.rebase("config-1")
+    ledger.note_config("config-1")
     assert await spent(database, told) == (Decimal(16), Decimal(36))
-    ledger.rebase("config-2")
+    ledger.note_config("config-2")
     assert await spent(database, told) == (Decimal(14), Decimal(34))
 
 
 async def test_our_own_sum_is_the_least_that_is_spent(database: Database, ledger: Ledger) -> None:
     await spend(database, "5")
     await deliver(ledger)
-    ledger.rebase("config-1")
+    ledger.note_config("config-1")
 
     told = Spent(day="2026-11-23", daily_usd=Decimal(1), month="2026-11", monthly_usd=Decimal(1))
 
@@ -157,7 +157,7 @@ async def test_our_own_sum_is_the_least_that_is_spent(database: Database, ledger
 async def test_yesterday_s_figures_and_base_are_no_part_of_today(database: Database, ledger: Ledger) -> None:
     await spend(database, "5")
     await deliver(ledger)
-    ledger.rebase("config-1")
+    ledger.note_config("config-1")
     told = Spent(day="2026-11-23", daily_usd=Decimal(7), month="2026-11", monthly_usd=Decimal(9))
 
     assert await spent(database, told, today="2026-11-24") == (Decimal(0), Decimal(9))
@@ -195,17 +195,17 @@ async def test_the_control_plane_may_ask_for_earlier_batches_and_for_none_that_n
 async def test_where_nobody_knows_what_the_control_plane_has_the_last_batch_is_sent_again(
     database: Database, ledger: Ledger
 ) -> None:
-    ledger.doubt()
+    ledger.resend_last()
     assert await ledger.next_batch() is None
     for cost in ("1", "2"):
         await spend(database, cost)
         await deliver(ledger)
 
-    ledger.doubt()
+    ledger.resend_last()
     assert await ledger.unsent()
     again = await ledger.next_batch()
     assert await ledger.resend_from(1)
-    ledger.doubt()
+    ledger.resend_last()
     first = await ledger.next_batch()
 
     assert again is not None

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import structlog
 
-from hydracore.agent.sqlite_file import open_sqlite, telling_damage
+from hydracore.agent.sqlite_file import open_sqlite, translating_damage
 from hydracore.sql import named_blocks
 
 _log = structlog.get_logger(__name__)
@@ -78,7 +78,7 @@ class Database:
 
     def _transact(self, work: Work[T]) -> T:
         """Raises what `work` raises, but `StateDamaged` if the file has a page that cannot be read."""
-        with telling_damage(self._path):
+        with translating_damage(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 result = work(self._db)

@@ -79,7 +79,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     output_usd_per_mtok: Decimal
 
 
-class SkillWish(msgspec.Struct, frozen=True):
+class SkillSetting(msgspec.Struct, frozen=True):
     """An item of `platform.skills`."""
 
     id: str
@@ -88,7 +88,7 @@ class SkillWish(msgspec.Struct, frozen=True):
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that the customer fills in freely. What this runtime cannot use is reported (see
-    `wishes`), and does not keep the agent from running.
+    `features`), and does not keep the agent from running.
 
     `skills`: ids, or objects with `id` and perhaps `enabled`; null means the preset's skills.
     """
@@ -159,15 +159,15 @@ def enabled_skills(document: Document) -> tuple[str, ...]:
     wanted: dict[str, bool] = {}
     skills = document.platform.skills
     for skill in document.preset.skills if skills is None else skills:
-        wish = skill_wish(skill)
-        if wish is not None:
-            wanted[wish.id] = wish.enabled
+        setting = skill_setting(skill)
+        if setting is not None:
+            wanted[setting.id] = setting.enabled
     return tuple(skill_id for skill_id, on in wanted.items() if on)
 
 
-def skill_wish(given: Any) -> SkillWish | None:
+def skill_setting(given: Any) -> SkillSetting | None:
     """None if `given` is malformed: half understood, it might turn on a skill that is to be off."""
     try:
-        return SkillWish(given) if isinstance(given, str) else msgspec.convert(given, SkillWish)
+        return SkillSetting(given) if isinstance(given, str) else msgspec.convert(given, SkillSetting)
     except msgspec.ValidationError:
         return None

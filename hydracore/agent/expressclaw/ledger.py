@@ -91,28 +91,28 @@ class Ledger:
 
         return await self._database.run(work)
 
-    def doubt(self) -> None:
+    def resend_last(self) -> None:
         """Send the last batch again, as the control plane may have lost usage.
 
         The answer is that the batch is a duplicate, or that an earlier one is expected, from which all are sent again.
         """
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["doubt_last"])
+            db.execute(_SQL["resend_last"])
 
         self._database.submit(work)
         self.news.set()
 
-    async def afford(self, document: Document) -> None:
+    async def check_budget(self, document: Document) -> None:
         """Raises `BudgetSpent` if no money is left for another call."""
         today = day_of(self._now_ms())
-        await self._database.run_if_awaited(lambda db: afford(db, document, today=today))
+        await self._database.run_if_awaited(lambda db: check_budget(db, document, today=today))
 
-    def rebase(self, config: str) -> None:
+    def note_config(self, config: str) -> None:
         """Note that the configuration with the digest `config` is in force. All entries that the control plane has
         accepted by now are taken to be in its figures. Does nothing if the same configuration was noted last."""
         today = day_of(self._now_ms())
-        self._database.submit(lambda db: _rebase(db, config, today))
+        self._database.submit(lambda db: _note_config(db, config, today))
 
 
 def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
@@ -124,7 +124,7 @@ def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
         db.execute(_SQL["set_spend"], {"day": day, "cost_usd": plain(total)})
 
 
-def afford(db: sqlite3.Connection, document: Document, *, today: str) -> None:
+def check_budget(db: sqlite3.Connection, document: Document, *, today: str) -> None:
     """Raises `BudgetSpent` if no money is left for another call."""
     require_budget(spend_now(db, document.spent, today=today), document.model_policy)
 
@@ -134,7 +134,7 @@ def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
 
     The control plane's figures include what earlier servers of this instance have spent; our sums
     include what it does not know yet. So the result is its figure plus our entries that are not in
-    the base (`rebase`), and never less than our own sum.
+    the base (`note_config`), and never less than our own sum.
     """
     month = today[:7]
     days = {day: Decimal(cost) for day, cost in db.execute(_SQL["spend_of_month"], {"month": month})}
@@ -151,7 +151,7 @@ def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
     return Spend(daily, monthly)
 
 
-def _rebase(db: sqlite3.Connection, config: str, today: str) -> None:
+def _note_config(db: sqlite3.Connection, config: str, today: str) -> None:
     base = db.execute(_SQL["base"]).fetchone()
     if base is not None and base[0] == config:
         return

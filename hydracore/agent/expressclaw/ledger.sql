@@ -48,7 +48,7 @@ WHERE id IN (SELECT id FROM entry WHERE batch IS NULL ORDER BY id LIMIT :size);
 -- name: send_next
 UPDATE ledger SET next_batch = :batch WHERE only = 1;
 
--- name: doubt_last
+-- name: resend_last
 UPDATE ledger SET next_batch = min(next_batch, (SELECT max(batch) FROM entry))
 WHERE only = 1 AND EXISTS (SELECT 1 FROM entry WHERE batch IS NOT NULL);
 

@@ -87,15 +87,15 @@ class ExpressClaw:
 
     @property
     def skills_loaded(self) -> tuple[str, ...]:
-        return () if self._setup is None else tuple(skill.id for skill in self._setup.wishes.skills)
+        return () if self._setup is None else tuple(skill.id for skill in self._setup.features.skills)
 
     @property
     def workflows_loaded(self) -> tuple[str, ...]:
-        return () if self._setup is None else tuple(workflow.slug for workflow in self._setup.wishes.workflows)
+        return () if self._setup is None else tuple(workflow.slug for workflow in self._setup.features.workflows)
 
     @property
     def ignored(self) -> tuple[Ignored, ...]:
-        return () if self._setup is None else self._setup.wishes.ignored
+        return () if self._setup is None else self._setup.features.ignored
 
     @property
     def versions(self) -> Versions:
@@ -105,7 +105,7 @@ class ExpressClaw:
     def connections(self) -> Mapping[str, str]:
         states = {"telegram": OFF if self._telegram is None else self._telegram.state}
         if self._setup is not None:
-            states |= self._setup.wishes.states
+            states |= self._setup.features.states
             if self._setup.document.model_policy.embedding_model is not None:
                 states["memory"] = self._service.recall.state
         return states | dict(self._webhooks.states)
@@ -117,17 +117,17 @@ class ExpressClaw:
 
     def _adopt(self, setup: Setup) -> None:
         self._setup = setup
-        self._store.ledger.rebase(setup.digest)
-        wishes = setup.wishes
-        if self._telegram is None and wishes.bot.is_wanted:
+        self._store.ledger.note_config(setup.digest)
+        features = setup.features
+        if self._telegram is None and features.bot.is_wanted:
             # Imported only here, as most agents have no bot, and the import would slow down their start.
             from hydracore.agent.expressclaw.telegram import TelegramChannel  # noqa: PLC0415 - see above
 
             self._telegram = TelegramChannel(self._store.inbox, open_chat=self.open_chat)
             self._has_telegram.set()
         if self._telegram is not None:
-            self._telegram.use(wishes.bot)
-        self._webhooks.use(wishes.webhooks)
+            self._telegram.use(features.bot)
+        self._webhooks.use(features.webhooks)
         self._service.recall.use(setup.document.model_policy.embedding_model)
 
     async def _run_telegram(self) -> NoReturn:

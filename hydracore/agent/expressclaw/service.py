@@ -23,7 +23,7 @@ from hydracore.agent.chats import (
     OpenChat,
     TooManyChats,
 )
-from hydracore.agent.expressclaw.ledger import afford
+from hydracore.agent.expressclaw.ledger import check_budget
 from hydracore.agent.expressclaw.memory import text_tokens
 from hydracore.agent.expressclaw.model_client import ModelClient
 from hydracore.agent.expressclaw.money import Tokens
@@ -177,7 +177,7 @@ class ChatService:
                 conversation_id=conversation_id,
                 digest=digest,
                 estimate=lambda left: self._estimate(left, setup),
-                afford=lambda db: afford(db, setup.document, today=today),
+                check_budget=lambda db: check_budget(db, setup.document, today=today),
             )
             if isinstance(begun, ChatAnswer):
                 return chat.finish(begun)

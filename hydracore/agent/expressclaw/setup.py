@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hydracore.agent.expressclaw.document import Document, read_document
+from hydracore.agent.expressclaw.features import Features, read_features
 from hydracore.agent.expressclaw.memory import ChatMessage, alternating
 from hydracore.agent.expressclaw.money import Tokens, cost_usd
 from hydracore.agent.expressclaw.prompt import system_prompt
-from hydracore.agent.expressclaw.wishes import Wishes, read_wishes
 from hydracore.agent.runtime import RuntimeConfig
 from hydracore.money import plain
 
@@ -20,7 +20,7 @@ class Setup(NamedTuple):
     """`digest` identifies the configuration."""
 
     document: Document
-    wishes: Wishes
+    features: Features
     digest: str
 
     def __repr__(self) -> str:
@@ -28,7 +28,7 @@ class Setup(NamedTuple):
 
     def messages(self, past: list[ChatMessage], message: str, *, today: str) -> list[ChatMessage]:
         """The messages to send to a model: the system prompt, the chosen past messages, the new message."""
-        prompt = system_prompt(self.document, self.wishes.skills, self.wishes.workflows, today=today)
+        prompt = system_prompt(self.document, self.features.skills, self.features.workflows, today=today)
         system = [ChatMessage("system", prompt)] if prompt else []
         return [*system, *alternating([*past, ChatMessage("user", message)])]
 
@@ -39,7 +39,7 @@ class Setup(NamedTuple):
 def make_setup(config: RuntimeConfig) -> Setup:
     """Raises `RuntimeFailed` when the document cannot be used."""
     document = read_document(config.settings)
-    return Setup(document, read_wishes(document), _digest(config.version, config.settings))
+    return Setup(document, read_features(document), _digest(config.version, config.settings))
 
 
 def _digest(version: int, settings: dict[str, Any]) -> str:

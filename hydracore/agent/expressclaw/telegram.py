@@ -18,6 +18,7 @@ from hydracore.agent.chats import Ask, OpenChat
 from hydracore.agent.errors import AgentError, DiskRefuses
 from hydracore.agent.expressclaw.connections import CONNECTED, OFF, failing, reason_of
 from hydracore.agent.expressclaw.document import Telegram
+from hydracore.agent.expressclaw.features import Bot
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.telegram_answers import Answering
 from hydracore.agent.expressclaw.telegram_api import (
@@ -30,7 +31,6 @@ from hydracore.agent.expressclaw.telegram_api import (
     bot_id,
 )
 from hydracore.agent.expressclaw.telegram_delivery import RETRY_BASE_S, RETRY_CAP_S, box_of_unsent
-from hydracore.agent.expressclaw.wishes import Bot
 from hydracore.agent.messages import ReportedError
 from hydracore.waiting import work_until
 
@@ -77,8 +77,8 @@ class TelegramChannel:
         """Run one bot until this is cancelled, as another bot is wanted."""
         self._state = OFF
         token = wanted.telegram.bot_token
-        if wanted.complaint is not None:
-            self._note(TelegramRefused(wanted.complaint))
+        if wanted.refusal_reason is not None:
+            self._note(TelegramRefused(wanted.refusal_reason))
         elif token:
             bot = bot_id(token)
             if bot is not None:

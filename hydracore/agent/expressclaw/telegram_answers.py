@@ -114,7 +114,7 @@ class Answering:
     async def _pass_over(self, box: str, update_id: int) -> None:
         _log.warning("telegram_message_odd", bot=self._bot, update_id=update_id)
         # If the disk refuses, the next run passes over it again.
-        await self._deliveries.strike_out(box, update_id)
+        await self._deliveries.delete(box, update_id)
 
     def _order(self, chat_id: int) -> asyncio.Lock:
         return self._orders.setdefault(chat_id, asyncio.Lock())

@@ -78,7 +78,7 @@ class Deliveries:
             else:
                 await asyncio.sleep(max(backoff.next_s(), wait_s))
 
-    async def strike_out(self, box: str, update_id: int) -> bool:
+    async def delete(self, box: str, update_id: int) -> bool:
         """Delete it from disk. Returns False if the disk refuses: then nothing must be sent."""
         try:
             await self._inbox.done(box, update_id)
@@ -89,7 +89,7 @@ class Deliveries:
         self.refusal = None
         return True
 
-    async def put_back(self, update_id: int, unsent: Unsent) -> bool:
+    async def restore(self, update_id: int, unsent: Unsent) -> bool:
         """Store it again. Returns False if the disk refuses: then a crash would lose the answer."""
         contents = {update_id: msgspec.json.encode(unsent).decode()}
         try:
@@ -118,25 +118,25 @@ class _Delivery:
 
     async def go_on(self) -> float | None:
         """Try once to send the next piece. Returns the seconds to wait before trying again, None if it is done with."""
-        if self._box is not None and not await self._strike_out(self._box):
+        if self._box is not None and not await self._delete(self._box):
             return 0.0
         self._box = None
         wait_s = await self._send() if self._unsent.text else None
         if self._unsent.text:
-            await self._put_back()
+            await self._restore()
         return wait_s
 
-    async def _strike_out(self, box: str) -> bool:
+    async def _delete(self, box: str) -> bool:
         try:
-            return await self._deliveries.strike_out(box, self._update_id)
+            return await self._deliveries.delete(box, self._update_id)
         except asyncio.CancelledError as cancelled:
             if cancelled.__cause__ is None:
                 # It was deleted all the same (see `Database.run`), and nothing of it was sent.
-                await self._put_back()
+                await self._restore()
             raise
 
-    async def _put_back(self) -> None:
-        if self._unsent.text and await self._deliveries.put_back(self._update_id, self._unsent):
+    async def _restore(self) -> None:
+        if self._unsent.text and await self._deliveries.restore(self._update_id, self._unsent):
             self._box = box_of_unsent(self._deliveries.bot)
 
     async def _send(self) -> float | None:

@@ -132,7 +132,7 @@ class Turn:
         await self._note_call(call.model, spent)
         if spent is not None:
             # The model before it has failed, and may have used up the budget.
-            await self._store.ledger.afford(self._setup.document)
+            await self._store.ledger.check_budget(self._setup.document)
         self._call = self._client.ask(call)
         try:
             async with aclosing(self._call.texts()) as texts:
@@ -186,7 +186,7 @@ class Turn:
         at_ms, channel = self._store.now_ms(), self._ask.channel
         return {
             webhook.id: chat_done(self._answer(reply), notice_id=self._store.new_id(), at_ms=at_ms, channel=channel)
-            for webhook in self._setup.wishes.webhooks
+            for webhook in self._setup.features.webhooks
         }
 
     def _spent(self) -> UsageEntry | None:

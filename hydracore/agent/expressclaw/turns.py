@@ -92,13 +92,13 @@ class Turns:
         conversation_id: str,
         digest: str,
         estimate: Callable[[LeftOpen], UsageEntry | None],
-        afford: Callable[[sqlite3.Connection], None],
+        check_budget: Callable[[sqlite3.Connection], None],
     ) -> OpenTurn | ChatAnswer:
         """Store the question, and open a turn for it. If its key has an answer already, return that instead.
 
         `conversation_id`: the id of the conversation if `ask` begins one. An earlier turn under the same
         key that has no complete answer is deleted. If it was left open, it is metered by `estimate`, as
-        nobody works on it any more. `afford` raises `BudgetSpent`. Raises `KeyMismatch`, too.
+        nobody works on it any more. `check_budget` raises `BudgetSpent`. Raises `KeyMismatch`, too.
         """
         at_ms = self._now_ms()
 
@@ -115,7 +115,7 @@ class Turns:
                 spent = estimate(LeftOpen(*left)) if left is not None else None
                 add_entries(db, [] if spent is None else [spent])
                 db.execute(_SQL["forget"], {"turn_id": turn_id})
-            afford(db)
+            check_budget(db)
             return _open(db, ask, where, digest=digest, at_ms=at_ms)
 
         return await self._database.run(work)

@@ -24,9 +24,9 @@ from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
 from hydracore.agent.expressclaw.connections import CONNECTED, READY, failing, reason_of
+from hydracore.agent.expressclaw.features import Webhook, integration_name
 from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.times import moment
-from hydracore.agent.expressclaw.wishes import Webhook, integration_name
 from hydracore.agent.messages import Channel, ReportedError
 from hydracore.transport import AnswerTooLarge, new_client, read_answer
 from hydracore.waiting import work_until

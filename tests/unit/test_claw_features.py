@@ -7,25 +7,25 @@ from typing import Any
 import pytest
 
 from hydracore.agent.expressclaw.document import Document, Platform, Preset, Recipe, Telegram, Workflow, read_document
+from hydracore.agent.expressclaw.features import IGNORED_MAX, Features, read_features
 from hydracore.agent.expressclaw.prompt import system_prompt
-from hydracore.agent.expressclaw.wishes import IGNORED_MAX, Wishes, read_wishes
 
 TOKEN = "4711:token-of-the-installation"
 
 A_SKILL = "a skill is its id, or an object with an id and perhaps enabled, which is true or false"
 
 
-def wishes(**platform: Any) -> Wishes:
+def features(**platform: Any) -> Features:
     settings = {"platform": platform, "telegram": {"bot_token": TOKEN, "base_url": "http://telegram.test"}}
-    return read_wishes(read_document(settings))
+    return read_features(read_document(settings))
 
 
-def ignored(found: Wishes) -> dict[str, str]:
+def ignored(found: Features) -> dict[str, str]:
     return {each.path: each.reason for each in found.ignored}
 
 
 def test_nothing_asked_for_is_nothing_ignored() -> None:
-    found = read_wishes(Document())
+    found = read_features(Document())
 
     assert (found.ignored, found.states, found.webhooks, found.workflows, found.skills) == ((), {}, (), (), ())
     assert not found.bot.is_wanted
@@ -35,9 +35,9 @@ def test_nothing_asked_for_is_nothing_ignored() -> None:
 
 
 def test_a_channel_has_a_token_a_switch_and_a_list_of_people() -> None:
-    of_the_configuration = wishes()
-    of_its_own = wishes(channels={"telegram": {"bot_token": "1:own", "allowed_user_ids": [7, 8]}})
-    off = wishes(channels={"telegram": {"enabled": False, "bot_token": "1:own"}})
+    of_the_configuration = features()
+    of_its_own = features(channels={"telegram": {"bot_token": "1:own", "allowed_user_ids": [7, 8]}})
+    off = features(channels={"telegram": {"enabled": False, "bot_token": "1:own"}})
 
     assert of_the_configuration.bot.telegram.bot_token == TOKEN
     assert of_the_configuration.bot.allowed_user_ids is None
@@ -50,11 +50,11 @@ def test_a_channel_has_a_token_a_switch_and_a_list_of_people() -> None:
     "channel", ["yes", {"allowed_user_ids": "7"}, {"allowed_user_ids": ["7"]}, {"enabled": "no"}, {"bot_token": 5}]
 )
 def test_a_channel_that_is_half_understood_lets_nobody_in(channel: Any) -> None:
-    found = wishes(channels={"telegram": channel})
+    found = features(channels={"telegram": channel})
 
     assert found.bot.telegram.bot_token is None
-    assert found.bot.complaint is not None
-    assert found.bot.complaint.startswith("platform.channels.telegram cannot be used: Expected ")
+    assert found.bot.refusal_reason is not None
+    assert found.bot.refusal_reason.startswith("platform.channels.telegram cannot be used: Expected ")
     assert list(ignored(found)) == ["platform.channels.telegram"]
 
 
@@ -62,8 +62,8 @@ def test_a_channel_that_is_half_understood_lets_nobody_in(channel: Any) -> None:
 def test_a_time_that_is_none_is_told(wanted: Any) -> None:
     reason = "must be a number of seconds above 0, at most 300"
 
-    assert ignored(wishes(advanced={"model_timeout_s": wanted})) == {"platform.advanced.model_timeout_s": reason}
-    assert ignored(wishes(advanced={"model_timeout_s": 10})) == {}
+    assert ignored(features(advanced={"model_timeout_s": wanted})) == {"platform.advanced.model_timeout_s": reason}
+    assert ignored(features(advanced={"model_timeout_s": 10})) == {}
 
 
 def test_channels_and_settings_that_there_are_not_are_told() -> None:
@@ -73,7 +73,7 @@ def test_channels_and_settings_that_there_are_not_are_told() -> None:
         "telegram": {"base_url": "http://evil.test"},
     }
 
-    found = wishes(channels=channels, advanced={"model_timeout_s": 900, "turbo": True})
+    found = features(channels=channels, advanced={"model_timeout_s": 900, "turbo": True})
 
     assert found.states == {"slack": "unsupported"}
     assert found.bot.telegram.base_url == "http://telegram.test"
@@ -92,7 +92,7 @@ def test_channels_and_settings_that_there_are_not_are_told() -> None:
 def test_webhooks_are_taken_and_everything_else_is_told() -> None:
     good = {"id": "crm", "type": "webhook", "url": "https://crm.test/hook", "secret": "s3cret"}
 
-    found = wishes(
+    found = features(
         integrations=[
             good,
             "calendar",
@@ -133,7 +133,7 @@ def test_webhooks_are_taken_and_everything_else_is_told() -> None:
     ],
 )
 def test_a_webhook_goes_to_an_address_that_proves_itself_or_stays_on_the_machine(url: Any) -> None:
-    found = wishes(integrations=[{"id": "crm", "type": "webhook", "url": url}])
+    found = features(integrations=[{"id": "crm", "type": "webhook", "url": url}])
 
     assert found.webhooks == ()
     assert found.states["integration:crm"].startswith("error: ")
@@ -144,8 +144,8 @@ def test_a_webhook_goes_to_an_address_that_proves_itself_or_stays_on_the_machine
 
 
 def test_skills_that_cannot_be_loaded_are_told_with_their_place() -> None:
-    found = wishes(skills=["email-drafts", "no-such-skill", {"id": "nor-this", "enabled": False}, 5])
-    of_the_preset = read_wishes(Document(preset=Preset(skills=("no-such-skill",))))
+    found = features(skills=["email-drafts", "no-such-skill", {"id": "nor-this", "enabled": False}, 5])
+    of_the_preset = read_features(Document(preset=Preset(skills=("no-such-skill",))))
 
     assert [skill.id for skill in found.skills] == ["email-drafts"]
     assert ignored(found) == {
@@ -157,7 +157,7 @@ def test_skills_that_cannot_be_loaded_are_told_with_their_place() -> None:
 
 @pytest.mark.parametrize("enabled", ["no", "false", 0, None, []])
 def test_a_skill_that_is_half_understood_is_not_loaded_and_told(enabled: Any) -> None:
-    found = wishes(skills=[{"id": "email-drafts", "enabled": enabled}, {"id": "task-planning", "enabled": True}])
+    found = features(skills=[{"id": "email-drafts", "enabled": enabled}, {"id": "task-planning", "enabled": True}])
 
     assert [skill.id for skill in found.skills] == ["task-planning"]
     assert ignored(found) == {"platform.skills.0": A_SKILL}
@@ -171,7 +171,7 @@ def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones
         workflow_slugs=("review", "gone", "review"), workflows=(review,), platform=Platform(skills=("email-drafts",))
     )
 
-    found = read_wishes(document)
+    found = read_features(document)
 
     assert found.workflows == (review,)
     assert [skill.id for skill in found.skills] == ["email-drafts", "task-planning"]
@@ -182,18 +182,18 @@ def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones
 
 
 def test_a_recipe_that_there_is_not_is_told() -> None:
-    assert ignored(read_wishes(Document(recipe_id="gone"))) == {"recipe_id": "there is no recipe 'gone'"}
-    assert ignored(read_wishes(Document(recipe_id="there", recipe=Recipe(id="there", prompt="Do.")))) == {}
+    assert ignored(read_features(Document(recipe_id="gone"))) == {"recipe_id": "there is no recipe 'gone'"}
+    assert ignored(read_features(Document(recipe_id="there", recipe=Recipe(id="there", prompt="Do.")))) == {}
 
 
 def test_what_is_told_has_its_limit() -> None:
-    found = wishes(advanced={f"{number}{'x' * 1000}": 1 for number in range(500)})
+    found = features(advanced={f"{number}{'x' * 1000}": 1 for number in range(500)})
 
     assert len(found.ignored) == IGNORED_MAX
     assert max(len(each.path) for each in found.ignored) == 200
 
 
 def test_a_telegram_document_of_old_stays_what_it_was() -> None:
-    found = read_wishes(Document(telegram=Telegram(bot_token=TOKEN)))
+    found = read_features(Document(telegram=Telegram(bot_token=TOKEN)))
 
     assert found.bot.telegram.bot_token == TOKEN

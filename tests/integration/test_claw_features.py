@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from hydracore.agent.expressclaw.wishes import IGNORED_MAX
+from hydracore.agent.expressclaw.features import IGNORED_MAX
 from hydracore.modelsim.embedding import BROKEN
 from hydracore.modelsim.script import MARK
 from hydracore.vps import AgentAddress, VpsClient

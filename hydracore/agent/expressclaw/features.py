@@ -20,7 +20,7 @@ from hydracore.agent.expressclaw.document import (
     Telegram,
     Workflow,
     enabled_skills,
-    skill_wish,
+    skill_setting,
 )
 from hydracore.agent.expressclaw.skills import Skill, load_skills
 from hydracore.agent.messages import Ignored
@@ -48,7 +48,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True):
         return f"Webhook(id={self.id!r})"
 
 
-class TelegramWish(msgspec.Struct, frozen=True, kw_only=True):
+class TelegramSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`channels.telegram`. `allowed_user_ids`: whom the bot answers; null is everybody."""
 
     enabled: bool = True
@@ -57,22 +57,23 @@ class TelegramWish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bot(NamedTuple):
-    """The bot that the Telegram channel is to run. `complaint`: why it cannot run although it is wanted."""
+    """The bot that the Telegram channel is to run. `refusal_reason`: why it cannot run although it is wanted."""
 
     telegram: Telegram
     allowed_user_ids: tuple[int, ...] | None = None
-    complaint: str | None = None
+    refusal_reason: str | None = None
 
     @property
     def is_wanted(self) -> bool:
-        return bool(self.telegram.bot_token) or self.complaint is not None
+        return bool(self.telegram.bot_token) or self.refusal_reason is not None
 
     def __repr__(self) -> str:
         return f"Bot(allowed_user_ids={self.allowed_user_ids})"
 
 
-class Wishes(NamedTuple):
-    """`states`: the states of connections that were asked for and cannot be used, by name."""
+class Features(NamedTuple):
+    """What a document turns on and this runtime can use. `states`: the states of requested connections that cannot be
+    used, by name. `ignored`: the settings that have no effect, with reasons."""
 
     bot: Bot
     webhooks: tuple[Webhook, ...]
@@ -82,7 +83,7 @@ class Wishes(NamedTuple):
     ignored: tuple[Ignored, ...]
 
 
-def read_wishes(document: Document) -> Wishes:
+def read_features(document: Document) -> Features:
     """Never fails: what cannot be used must not keep an agent from running."""
     return _Reader(document).read()
 
@@ -98,7 +99,7 @@ class _Reader:
         self._states: dict[str, str] = {}
         self._ignored: list[Ignored] = []
 
-    def read(self) -> Wishes:
+    def read(self) -> Features:
         self._advanced()
         bot = self._bot()
         webhooks = self._webhooks()
@@ -107,7 +108,7 @@ class _Reader:
         workflows = self._workflows()
         skills = self._skills(workflows)
         states = dict(islice(self._states.items(), IGNORED_MAX))
-        return Wishes(bot, webhooks, workflows, skills, states, tuple(self._ignored[:IGNORED_MAX]))
+        return Features(bot, webhooks, workflows, skills, states, tuple(self._ignored[:IGNORED_MAX]))
 
     def _ignore(self, path: str, reason: str) -> None:
         self._ignored.append(Ignored(path[:PATH_MAX_CHARS], reason))
@@ -134,14 +135,14 @@ class _Reader:
         path, given = "platform.channels.telegram", channels.get("telegram", {})
         telegram = self._document.telegram
         try:
-            wish = msgspec.convert(given, TelegramWish)
+            settings = msgspec.convert(given, TelegramSettings)
         except msgspec.ValidationError as error:
             # Half understood, it could let in people who are to be kept out.
             self._ignore(path, f"the channel stays off: {error}")
-            return Bot(Telegram(base_url=telegram.base_url), complaint=f"{path} cannot be used: {error}")
-        self._ignore_unknown(path, given, TelegramWish)
-        token = (wish.bot_token or telegram.bot_token) if wish.enabled else None
-        return Bot(Telegram(bot_token=token, base_url=telegram.base_url), wish.allowed_user_ids)
+            return Bot(Telegram(base_url=telegram.base_url), refusal_reason=f"{path} cannot be used: {error}")
+        self._ignore_unknown(path, given, TelegramSettings)
+        token = (settings.bot_token or telegram.bot_token) if settings.enabled else None
+        return Bot(Telegram(bot_token=token, base_url=telegram.base_url), settings.allowed_user_ids)
 
     def _webhooks(self) -> tuple[Webhook, ...]:
         webhooks: dict[str, Webhook] = {}
@@ -167,14 +168,14 @@ class _Reader:
         try:
             webhook = msgspec.convert(given, Webhook)
         except msgspec.ValidationError as error:
-            complaint = str(error)
+            problem = str(error)
         else:
-            complaint = _address_complaint(webhook.url)
-            if complaint is None:
+            problem = _url_problem(webhook.url)
+            if problem is None:
                 self._ignore_unknown(path, given, Webhook)
                 return webhook
-        self._states[name] = failing(complaint)
-        self._ignore(path, complaint)
+        self._states[name] = failing(problem)
+        self._ignore(path, problem)
         return None
 
     def _workflows(self) -> tuple[Workflow, ...]:
@@ -190,12 +191,12 @@ class _Reader:
         taken = (skill for workflow in workflows for skill in workflow.skills)
         loaded = load_skills(dict.fromkeys((*wanted, *taken)))
         for index, given in enumerate(self._document.platform.skills or ()):
-            wish = skill_wish(given)
-            if wish is None:
+            setting = skill_setting(given)
+            if setting is None:
                 reason = "a skill is its id, or an object with an id and perhaps enabled, which is true or false"
                 self._ignore(f"platform.skills.{index}", reason)
-            elif wish.enabled and wish.id in loaded.missing:
-                self._ignore(f"platform.skills.{index}", loaded.missing.pop(wish.id))
+            elif setting.enabled and setting.id in loaded.missing:
+                self._ignore(f"platform.skills.{index}", loaded.missing.pop(setting.id))
         for reason in loaded.missing.values():
             self._ignore("skills of the preset or of a workflow", reason)
         return loaded.skills
@@ -210,7 +211,7 @@ def _id_of(given: Any) -> str | None:
     return found[:PATH_MAX_CHARS] if isinstance(found, str) else None
 
 
-def _address_complaint(url: str) -> str | None:
+def _url_problem(url: str) -> str | None:
     """Why a URL must not be called, or None.
 
     TLS proves that the receiver is the host that the URL names, which no server in the agent's own
