@@ -17,7 +17,7 @@ from bench.rebuild_log import write_log
 from bench.result import Limit
 from bench.services import Services
 from hydracore.audit.verifying import Progress, Request, verify
-from hydracore.garbage import look_seldom
+from hydracore.garbage import collect_less_often
 from projections.followed import followed_projections
 
 #: Millions of events, about, unless `BENCH_AUDIT_EVENTS` says otherwise.
@@ -55,7 +55,7 @@ async def measure(services: Services) -> list[Limit]:
     for name in TABLES:
         await rebuilt(url, name, first=True)
     # As the command does.
-    look_seldom()
+    collect_less_often()
     results: list[Limit] = []
     for what, replay, workers in _WAYS:
         clock_us, cpu_us = [list[float](), list[float]()]

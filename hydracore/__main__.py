@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-from hydracore.garbage import look_seldom
+from hydracore.garbage import collect_less_often
 
 #: What runs until it is told to stop, which is a good end also while it starts.
 PARTS: Final = frozenset({"api", "relay", "worker", "cloudsim", "modelsim", "agent"})
@@ -19,7 +19,7 @@ def main() -> None:
     for number, handler in before.items():
         if handler in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _leave)
-    look_seldom()
+    collect_less_often()
     from hydracore.cli import main as command  # noqa: PLC0415 - see above
 
     # The others stay as they are: a command imports much more, and a part has something to tidy up only once it listens for itself.

@@ -52,7 +52,7 @@ def naming(path: Path) -> Generator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def disk_said(error: OSError) -> str:
+def describe_disk_error(error: OSError) -> str:
     """The text of an error with its file. A disk's error without a name (see `naming`) came from standard output."""
     if error.filename is None and error.errno in DISK_TROUBLE:
         return f"standard output: {error.strerror}"

@@ -10,13 +10,13 @@ from typing import Final
 YOUNG: Final = 20_000
 
 
-def look_less_often() -> None:
+def freeze_and_collect_less_often() -> None:
     """Call it once everything is imported and made: what there is now is never looked at again."""
     gc.collect()
     gc.freeze()
-    look_seldom()
+    collect_less_often()
 
 
-def look_seldom() -> None:
+def collect_less_often() -> None:
     """Call it before everything is imported: all of that stays, and looking at it over and over is a tenth of a start."""
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])

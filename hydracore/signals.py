@@ -45,7 +45,7 @@ def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
     return given[0]
 
 
-def stop_asked_for() -> asyncio.Event:
+def stop_event() -> asyncio.Event:
     """An event that a signal sets, for work in the running loop that must not be cancelled and ends by itself."""
     asked = asyncio.Event()
     for number in heard_signals():

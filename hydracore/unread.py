@@ -35,8 +35,8 @@ class Unread:
         self._transport = transport
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
-        #: The bytes that the peer had not read when the watch began, and at the last look.
-        self._owed_at_first = self._owed = 0
+        #: The bytes that the peer had not read when the watch began, and at the last check.
+        self._unacknowledged_at_first = self._unacknowledged = 0
 
     @property
     def is_watched(self) -> bool:
@@ -50,8 +50,8 @@ class Unread:
         """Begin to watch. Does nothing if that has begun already."""
         if self._timer is not None:
             return
-        self._owed_at_first = self._owed = owed_to(self._transport)
-        self._timer = self._loop.call_later(STALL_S, self.look)
+        self._unacknowledged_at_first = self._unacknowledged = unacknowledged_bytes(self._transport)
+        self._timer = self._loop.call_later(STALL_S, self.check)
         self._watched[self] = None
         self._make_room()
 
@@ -61,11 +61,11 @@ class Unread:
             self._timer = None
             del self._watched[self]
 
-    def look(self) -> None:
-        """Give the connection up if the peer has not read enough since the last look. Called while it is watched."""
-        if self._has_taken_of(self._owed):
-            self._owed = owed_to(self._transport)
-            self._timer = self._loop.call_later(STALL_S, self.look)
+    def check(self) -> None:
+        """Give the connection up if the peer has not read enough since the last check. Called while it is watched."""
+        if self._has_read_since(self._unacknowledged):
+            self._unacknowledged = unacknowledged_bytes(self._transport)
+            self._timer = self._loop.call_later(STALL_S, self.check)
         else:
             self.give_up()
 
@@ -87,13 +87,14 @@ class Unread:
     def _is_reading(self) -> bool:
         """Whether the peer has read enough since the watch began.
 
-        The time since the last look may be too short to read much. A peer that has stopped is given
-        up at the next look.
+        The time since the last check may be too short to read much. A peer that has stopped is given
+        up at the next check.
         """
-        return self._has_taken_of(self._owed_at_first)
+        return self._has_read_since(self._unacknowledged_at_first)
 
-    def _has_taken_of(self, owed: int) -> bool:
-        return owed - owed_to(self._transport) >= TAKEN_MIN_BYTES
+    def _has_read_since(self, earlier: int) -> bool:
+        """Whether the peer has read `TAKEN_MIN_BYTES` since `earlier` bytes were unacknowledged."""
+        return earlier - unacknowledged_bytes(self._transport) >= TAKEN_MIN_BYTES
 
     def give_up(self) -> None:
         """Abort the connection, and drop what waits."""
@@ -101,7 +102,7 @@ class Unread:
         self._transport.abort()
 
 
-def owed_to(transport: asyncio.Transport) -> int:
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
     """The bytes that the peer has not acknowledged: those in the transport's buffer, and those in the kernel's.
 
     The transport's alone would not do: the kernel takes more of it in steps of up to a megabyte.

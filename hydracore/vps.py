@@ -38,8 +38,8 @@ from hydracore.vps_answers import (
     CONFIG_MAX_BYTES,
     CONVERSATION_MAX_BYTES,
     ShownConfig,
+    read_problem,
     shown_config,
-    told_problem,
 )
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ def _idempotent(key: str | None) -> dict[str, str]:
 
 
 def _refusal(agent: AgentAddress, answer: Answer) -> VpsBadAnswer:
-    code, detail = told_problem(answer.content)
+    code, detail = read_problem(answer.content)
     return VpsBadAnswer(f"{agent}: HTTP status {answer.status}", status=answer.status, code=code, detail=detail)
 
 

@@ -46,19 +46,19 @@ def shown_config(content: bytes) -> ShownConfig:
     return ShownConfig(version, document)
 
 
-class ToldProblem(NamedTuple):
+class ReportedProblem(NamedTuple):
     """`code` (for programs) and `detail` (for people) come from the agent; None if its answer had none."""
 
     code: str | None = None
     detail: str | None = None
 
 
-def told_problem(content: bytes) -> ToldProblem:
+def read_problem(content: bytes) -> ReportedProblem:
     try:
         problem = msgspec.json.decode(content, type=AgentProblem)
     except UNREADABLE:
-        return ToldProblem()
-    return ToldProblem(_printable(problem.code), _printable(problem.detail))
+        return ReportedProblem()
+    return ReportedProblem(_printable(problem.code), _printable(problem.detail))
 
 
 def _printable(text: str) -> str:

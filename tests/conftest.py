@@ -16,7 +16,7 @@ import redis
 import structlog
 from hypothesis import settings
 
-from hydracore.garbage import look_less_often
+from hydracore.garbage import freeze_and_collect_less_often
 from tests.audit_log import sealed_logs_fixture
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
 from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services, empty_database
@@ -57,7 +57,7 @@ structlog.configure(
 settings.load_profile("ci")
 
 # Collecting makes millions of objects that stay.
-look_less_often()
+freeze_and_collect_less_often()
 
 
 def pytest_collection(session: pytest.Session) -> None:
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    look_less_often()
+    freeze_and_collect_less_often()
 
 
 #: Whether pytest itself has failed, here or in one of xdist's workers.

@@ -17,7 +17,7 @@ import hydracore.cloudsim.main
 import tests.chaos.logs_compared
 import tests.forked
 import workers.main
-from hydracore.garbage import look_less_often
+from hydracore.garbage import freeze_and_collect_less_often
 from hydracore.transport import new_client
 
 # The first of each has a tenth of a second of modules imported that come with it.
@@ -25,4 +25,4 @@ litestar.Litestar([], openapi_config=None, logging_config=None)
 new_client(tls=False, timeout_s=1)
 
 # Each process looks for garbage once, in what it has made itself: not in all this, which looking would also have it copy.
-look_less_often()
+freeze_and_collect_less_often()

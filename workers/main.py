@@ -14,7 +14,7 @@ from events.errors import StoreUnavailable
 from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
 from hydracore.db.pool import open_pool
-from hydracore.garbage import look_less_often
+from hydracore.garbage import freeze_and_collect_less_often
 from hydracore.opening import open_redis
 from hydracore.settings import Settings
 from hydracore.signals import run_to_its_end, run_until_signal, signals_heard
@@ -67,7 +67,7 @@ def run_worker(settings: Settings) -> None:
     with signals_heard(middleware.give_up) as wait_for_signal:
         try:
             worker.start()
-            look_less_often()
+            freeze_and_collect_less_often()
             _log.info("worker_started", threads=settings.worker_threads)
             if settings.is_public_url_open:
                 hint = "agents get their secrets unencrypted: HYDRACORE_PUBLIC_URL should be https://"
@@ -114,7 +114,7 @@ async def _relay(settings: Settings) -> None:
             group.create_task(keep_sealing(pool, settings))
             group.create_task(watch_lane_times(pool))
             group.create_task(follow(Follower(pool, *followed_projections()), watcher))
-            look_less_often()
+            freeze_and_collect_less_often()
             _log.info("relay_started")
     finally:
         hints.close()

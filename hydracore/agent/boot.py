@@ -23,7 +23,7 @@ from hydracore.agent.credentials import Credentials
 from hydracore.agent.endpoints import Endpoints
 from hydracore.agent.errors import StateDamaged
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.heartbeats import beat
+from hydracore.agent.heartbeats import send_heartbeats
 from hydracore.agent.identity import Identity
 from hydracore.agent.runtime import RuntimeKind
 from hydracore.agent.server import AgentServer
@@ -163,7 +163,7 @@ class Boot:
         self._callbacks.reach("healthy", "The agent answers on its address")
         self._healthy.set()
         wanted = self._configuration.note_wanted
-        await beat(self._credentials, self._control_plane, self._heartbeat, on_wanted=wanted)
+        await send_heartbeats(self._credentials, self._control_plane, self._heartbeat, on_wanted=wanted)
 
     def _status(self) -> m.AgentStatus:
         supervisor = self._supervisor

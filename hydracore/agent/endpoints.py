@@ -49,7 +49,7 @@ class Endpoints:
             return Response(200, m.Drained(active_connections=self._supervisor.active_connections, usage_unsent=unsent))
         # Counted before the ledger is read, so that no usage is missed: a chat's cost is in it before the chat is over.
         active = self._supervisor.drain()
-        return Response(200, m.Drained(active_connections=active, usage_unsent=await self._ledger.unsent()))
+        return Response(200, m.Drained(active_connections=active, usage_unsent=await self._ledger.has_unsent()))
 
     async def _hand_over(self) -> bool:
         """End the open chats, and have their usage sent. Returns whether the control plane has all usage now.
@@ -59,7 +59,7 @@ class Endpoints:
         try:
             async with asyncio.timeout(HAND_OVER_S_MAX):
                 await self._supervisor.cut()
-                await self._ledger.sent()
+                await self._ledger.wait_until_sent()
         except TimeoutError:
             # The ledger is not asked once more: perhaps it took so long because the disk is stuck.
             return False

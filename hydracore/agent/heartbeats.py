@@ -26,7 +26,7 @@ from hydracore.agent.messages import Heartbeat
 _log = structlog.get_logger(__name__)
 
 
-async def beat(
+async def send_heartbeats(
     credentials: Credentials,
     control_plane: ControlPlane,
     content: Callable[[], Heartbeat],

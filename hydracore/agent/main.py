@@ -17,7 +17,7 @@ from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import read_boot_file
 from hydracore.agent.errors import StartRefused
 from hydracore.agent.state import STATE_DIR
-from hydracore.garbage import look_less_often
+from hydracore.garbage import freeze_and_collect_less_often
 from hydracore.signals import run_until_signal
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ def run(*, root: Path) -> int:
     logs.configure("info", stream=sys.stdout)
     try:
         _look_for_boot_file(root)
-        look_less_often()
+        freeze_and_collect_less_often()
         if not run_until_signal(Agent(root).run()):
             _log.info("agent_stopped")
     except StartRefused as refusal:

@@ -27,11 +27,11 @@ from hydracore.audit.errors import ErasuresUnknown
 from hydracore.catalogue import Catalogue
 from hydracore.catalogue_file import CatalogueError
 from hydracore.db.pool import open_pool
-from hydracore.garbage import look_less_often
+from hydracore.garbage import freeze_and_collect_less_often
 from hydracore.http_server import EmbeddedServer, configuration
 from hydracore.opening import open_redis, open_store
 from hydracore.settings import Settings, SettingsError
-from hydracore.signals import stop_asked_for
+from hydracore.signals import stop_event
 from hydracore.vps import VpsClient
 from projections.queries import Queries
 
@@ -71,8 +71,8 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
         _log.warning("region_unavailable", region=region, reason=reason)
     async with open_parts(settings, catalogue) as parts:
         config = server_config(parts)
-        look_less_often()
-        stop = stop_asked_for()
+        freeze_and_collect_less_often()
+        stop = stop_event()
         server = EmbeddedServer(config, on_started=lambda: _log.info("api_started", host=config.host, port=config.port))
         beside = [
             asyncio.create_task(keep_hearing(parts.pool)),

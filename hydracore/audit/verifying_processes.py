@@ -17,7 +17,7 @@ from psycopg import IsolationLevel
 from events.pacing import Pace
 from events.verified_lane import LaneReport
 from hydracore.audit.verifying_lanes import Job, verify_some
-from hydracore.garbage import look_seldom
+from hydracore.garbage import collect_less_often
 from projections.child import NICE, Answer, end_with_parent
 from projections.processes import LOOK_S, interrupts_blocked
 
@@ -95,7 +95,7 @@ def _prepare(told: Answer) -> None:
     _told = told
     end_with_parent()
     os.nice(NICE)
-    look_seldom()
+    collect_less_often()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

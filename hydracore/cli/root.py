@@ -30,7 +30,7 @@ from hydracore.cli.printing import plain_beginning, plain_lines, say
 from hydracore.cli.projections import projections
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken, StoresRefused
-from hydracore.files import DISK_TROUBLE, disk_said
+from hydracore.files import DISK_TROUBLE, describe_disk_error
 from hydracore.settings import SettingsError
 from hydracore.signals import INTERRUPTED
 
@@ -87,7 +87,7 @@ def _failures() -> Generator[None]:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        _fail((disk_said(error),), status=NOT_DONE)
+        _fail((describe_disk_error(error),), status=NOT_DONE)
     finally:
         _let_go_of_output()
 

@@ -99,7 +99,7 @@ def failures() -> Generator[None]:
     from hydracore.db.complaints import one_line
     from hydracore.db.reaching import DatabaseUnfit
     from hydracore.db.restore import RestoreFailed, RestoreRefused
-    from hydracore.files import disk_said
+    from hydracore.files import describe_disk_error
 
     try:
         yield
@@ -116,7 +116,7 @@ def failures() -> Generator[None]:
     except BrokenProcessPool:
         fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
     except OSError as error:
-        fail(one_line(disk_said(error)), NOT_DONE)
+        fail(one_line(describe_disk_error(error)), NOT_DONE)
     except (
         psycopg.Error,
         DatabaseUnfit,

@@ -24,10 +24,10 @@ from hydracore.cloudsim.keeper import Keeper
 from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
-from hydracore.garbage import look_less_often
+from hydracore.garbage import freeze_and_collect_less_often
 from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import configuration, served
-from hydracore.signals import stop_asked_for
+from hydracore.signals import stop_event
 
 _log = structlog.get_logger(__name__)
 
@@ -53,9 +53,9 @@ def run(serving: contextlib.AbstractAsyncContextManager[str]) -> None:
     """Run `serving`, made by `serve`, until a signal comes. Exits with 2 and a line on stderr if it cannot start."""
 
     async def until_signalled() -> None:
-        ended = stop_asked_for()
+        ended = stop_event()
         async with serving as url:
-            look_less_often()
+            freeze_and_collect_less_often()
             _log.info("cloudsim_ready", url=url)
             await ended.wait()
 

@@ -13,7 +13,7 @@ from hydracore.http_server import configuration, served
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
-from hydracore.signals import run_to_its_end, stop_asked_for
+from hydracore.signals import run_to_its_end, stop_event
 
 #: Seconds that open answers get at the end.
 GRACE_S: Final = 1
@@ -27,7 +27,7 @@ def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
     """Serve until a signal comes. Returns the exit code. `home` may hold a script (see `script.load_rules`)."""
 
     async def until_signalled() -> None:
-        ended = stop_asked_for()
+        ended = stop_event()
         async with serve(host=host, port=port, home=home, slow_counting=slow_counting) as url:
             sys.stderr.write(f"Scripted models (no real one among them) at {url}/v1\n")
             await ended.wait()

@@ -13,7 +13,7 @@ from hydracore.agent import messages as m
 from hydracore.agent.boot_file import BOOT_FILE, read_boot_file
 from hydracore.agent.control_plane import ControlPlane
 from hydracore.agent.credentials import Credentials
-from hydracore.agent.heartbeats import beat
+from hydracore.agent.heartbeats import send_heartbeats
 from hydracore.agent.identity import load_identity
 from hydracore.agent.state import StateDir
 from tests.agent_fixtures import agent_fixture, control_plane_fixture
@@ -59,7 +59,7 @@ class Heart:
             error=None,
         )
         beating = asyncio.create_task(
-            beat(credentials, control_plane, lambda: report, on_wanted=lambda version: None, rand=self._rand)
+            send_heartbeats(credentials, control_plane, lambda: report, on_wanted=lambda version: None, rand=self._rand)
         )
         await self._fake.until(lambda: any(each["boot_id"] == str(boot_id) for each in self._fake.heartbeats))
         beating.cancel()

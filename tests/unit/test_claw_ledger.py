@@ -202,7 +202,7 @@ async def test_where_nobody_knows_what_the_control_plane_has_the_last_batch_is_s
         await deliver(ledger)
 
     ledger.resend_last()
-    assert await ledger.unsent()
+    assert await ledger.has_unsent()
     again = await ledger.next_batch()
     assert await ledger.resend_from(1)
     ledger.resend_last()

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from hydracore import unread
 from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import configuration
-from hydracore.unread import TAKEN_MIN_BYTES, owed_to
+from hydracore.unread import TAKEN_MIN_BYTES, unacknowledged_bytes
 from tests.api_server import listen
 from tests.waiting import PATIENCE_S, until
 
@@ -154,12 +154,12 @@ def test_whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not(
             await until(lambda: connection.protocol.flow.write_paused)
 
             for _ in range(20):
-                before = owed_to(transport)
-                while owed_to(transport) > before - TAKEN_MIN_BYTES:
+                before = unacknowledged_bytes(transport)
+                while unacknowledged_bytes(transport) > before - TAKEN_MIN_BYTES:
                     await connection.read(1)
-                watch.look()
+                watch.check()
                 assert not transport.is_closing()
-            watch.look()
+            watch.check()
             await until(lambda: connection.is_over)
 
     run(scenario, loop)
@@ -175,7 +175,7 @@ def test_what_the_kernel_passes_on_is_read_also_where_the_transport_holds_as_muc
             await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
             await until(lambda: connection.protocol.flow.write_paused)
 
-            assert owed_to(transport) > transport.get_write_buffer_size()
+            assert unacknowledged_bytes(transport) > transport.get_write_buffer_size()
 
     run(scenario, loop)
 
@@ -220,9 +220,9 @@ def test_what_is_left_of_an_answer_that_ends_the_connection_is_not_waited_for_ei
                 await asyncio.sleep(0)
 
             assert watch.is_watched
-            watch.look()
+            watch.check()
             assert not connection.is_over
-            watch.look()
+            watch.check()
             await until(lambda: connection.is_over)
 
     run(scenario, loop)
@@ -245,7 +245,7 @@ def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
             await ask_for_much(reader)
             taken = await reader.read(len(LARGE) // 8)
             if looked_at:
-                reader.protocol.unread.look()
+                reader.protocol.unread.check()
             await ask_for_much(idle)
             await ask_for_much(last)
 

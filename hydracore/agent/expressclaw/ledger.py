@@ -54,14 +54,14 @@ class Ledger:
         """The batch to send next, or None if there are no entries. It stays the same until it is accepted."""
         return await self._database.run(_next_batch)
 
-    async def unsent(self) -> bool:
+    async def has_unsent(self) -> bool:
         """Whether there are entries that the control plane does not have."""
         return await self._database.run_if_awaited(lambda db: db.execute(_SQL["unsent"]).fetchone()[0] == 1)
 
-    async def sent(self) -> None:
+    async def wait_until_sent(self) -> None:
         """Wait until the control plane has all entries."""
         accepted = self._accepted
-        while await self.unsent():
+        while await self.has_unsent():
             await accepted.wait()
             accepted = self._accepted
 
