@@ -52,7 +52,7 @@ async def create_server(request: AnyRequest) -> Response[bytes]:
             if not any(str(key) in {known.name, str(known.id)} for known in sim.store.ssh_keys()):
                 raise invalid_input("ssh_keys", "SSH key not found")
         server, actions = sim.store.create_server(order)
-        sim.keeper.tend(server.id)
+        sim.keeper.schedule_reconcile(server.id)
         action, *next_actions = map(render_action, actions)
         rendered = {"server": render_server(server), "action": action, "next_actions": next_actions}
         # The password is made up. What matters is that there is one if no key was sent.
@@ -190,7 +190,7 @@ def _action_page(request: AnyRequest, actions: list[ActionRecord]) -> Reply:
 
 def _begin(sim: Sim, server_id: int, command: str, status: str | None, effects: Effects) -> ActionRecord:
     action = sim.store.begin_action(server_id, command, status=status, fail_with=effects.fail_with)
-    sim.keeper.tend(server_id)
+    sim.keeper.schedule_reconcile(server_id)
     return action
 
 

@@ -12,7 +12,7 @@ from litestar.types import ASGIApp
 from hydracore.cloudsim.api_catalogue import CATALOGUE
 from hydracore.cloudsim.api_control import CONTROL
 from hydracore.cloudsim.api_servers import SERVERS
-from hydracore.cloudsim.door import Door
+from hydracore.cloudsim.gateway import Gateway
 from hydracore.cloudsim.problems import ApiError
 from hydracore.cloudsim.sim import AnyRequest, Sim, respond
 
@@ -32,7 +32,7 @@ def make_app(sim: Sim) -> ASGIApp:
         logging_config=None,
         request_max_body_size=BODY_BYTES_MAX,
     )
-    return Door(app, token=sim.token, quota=sim.quota, new_id=lambda: secrets.token_hex(8))
+    return Gateway(app, token=sim.token, quota=sim.quota, new_id=lambda: secrets.token_hex(8))
 
 
 def _refused(_: AnyRequest, error: ApiError) -> Response[bytes]:

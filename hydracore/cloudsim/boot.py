@@ -18,7 +18,7 @@ import psutil
 import structlog
 
 from hydracore.cloudsim.disk import AGENT_LOG
-from hydracore.cloudsim.processes import POLL_S, AgentProcess, search, seen
+from hydracore.cloudsim.processes import POLL_S, AgentProcess, find_process, process_with_pid
 from hydracore.cloudsim.store import Store
 
 _log = structlog.get_logger(__name__)
@@ -172,8 +172,8 @@ class ProcessBooter:
             os.close(descriptor)
             return None
         server = self._store.server(server_id)
-        process = seen(self._root(server_id), server.agent_pid, server.agent_started) if server else None
-        process = process or search(self._root(server_id))
+        process = process_with_pid(self._root(server_id), server.agent_pid, server.agent_started) if server else None
+        process = process or find_process(self._root(server_id))
         if process is None:
             return None
         agent = self._agents[server_id] = AgentProcess(process, None)

@@ -53,11 +53,11 @@ class Keeper:
         await self._booter.open()
         self._trimming = asyncio.create_task(keep_small(self._logs))
         for server in self._store.servers():
-            self.tend(server.id)
+            self.schedule_reconcile(server.id)
 
-    def tend(self, server_id: int) -> None:
-        """The record of a server has changed: do what follows from it, in a task."""
-        self._replace(server_id, lambda: self._settle(server_id))
+    def schedule_reconcile(self, server_id: int) -> None:
+        """Start a task that does what the server's record requires. Call it whenever the record has changed."""
+        self._replace(server_id, lambda: self._reconcile(server_id))
 
     async def vanish(self, server_id: int) -> None:
         """Remove the server without an action, as if its disk had failed. Returns when it is gone."""
@@ -78,7 +78,7 @@ class Keeper:
         # The tasks of actions under way were cancelled, too. These actions are finished now.
         for server in servers:
             if server.locked:
-                self.tend(server.id)
+                self.schedule_reconcile(server.id)
         return sum(stopped)
 
     def alive(self, server_id: int) -> bool:
@@ -98,7 +98,7 @@ class Keeper:
 
     # One server
 
-    async def _settle(self, server_id: int) -> None:
+    async def _reconcile(self, server_id: int) -> None:
         server = self._store.server(server_id)
         if server is None:
             return

@@ -63,8 +63,8 @@ class AgentProcess:
             await asyncio.sleep(POLL_S)
 
 
-def seen(root: Path, pid: int | None, started: float | None) -> psutil.Process | None:
-    """The process with the stored pid, if it still is the agent that was started then."""
+def process_with_pid(root: Path, pid: int | None, started: float | None) -> psutil.Process | None:
+    """The process with the stored `pid`, or None if that is not the agent that was `started` then."""
     if pid is None or started is None:
         return None
     try:
@@ -75,7 +75,7 @@ def seen(root: Path, pid: int | None, started: float | None) -> psutil.Process |
     return process if same else None
 
 
-def search(root: Path) -> psutil.Process | None:
+def find_process(root: Path) -> psutil.Process | None:
     """The process that runs an agent on this disk."""
     for process in psutil.process_iter(["cmdline", "status"]):
         if process.info["status"] != psutil.STATUS_ZOMBIE and _serves(process.info["cmdline"] or [], root):

@@ -16,7 +16,7 @@ Headers = list[tuple[bytes, bytes]]
 LIMITED_PREFIX: Final = "/v1/"
 
 
-class Door:
+class Gateway:
     """An ASGI application around `app`. `new_id` returns a new correlation id."""
 
     def __init__(self, app: ASGIApp, *, token: str, quota: Quota, new_id: Callable[[], str]) -> None:
