@@ -79,14 +79,14 @@ def _key_of_scalar(value: Any) -> Hashable:
     return ("number", f"{value:x}") if isinstance(value, int) else value
 
 
-class _Looks(NamedTuple):
+class _Lists(NamedTuple):
     """The given list and what was shown of the stored one; and the shapes of the items of the given, stored and shown lists."""
 
-    items_given: list[Any]
-    items_shown: list[Any]
-    given: list[int]
-    kept: list[int]
-    shown: list[int]
+    given: list[Any]
+    shown: list[Any]
+    given_shapes: list[int]
+    kept_shapes: list[int]
+    shown_shapes: list[int]
 
 
 class Counterparts:
@@ -110,7 +110,7 @@ class Counterparts:
         if not self._may_look_at(kept):
             return {}
         number = self._shapes.of
-        looks = _Looks(given, shown, [*map(number, given)], [*map(number, kept)], [*map(number, shown)])
+        lists = _Lists(given, shown, [*map(number, given)], [*map(number, kept)], [*map(number, shown)])
         by_shown, by_itself = _by_id(shown, self._shapes), _by_id(kept, self._shapes)
         pairs: dict[int, int] = {}
         as_shown: dict[Hashable, list[int]] = {}
@@ -119,10 +119,10 @@ class Counterparts:
                 as_shown[key] = places
             elif key in by_itself:
                 # The id is a secret, and was given in clear.
-                pairs |= self._paired(places, by_itself[key], looks)
+                pairs |= self._paired(places, by_itself[key], lists)
         taken = set(pairs.values())
         for key, places in as_shown.items():
-            pairs |= self._paired(places, [place for place in by_shown[key] if place not in taken], looks)
+            pairs |= self._paired(places, [place for place in by_shown[key] if place not in taken], lists)
         return pairs
 
     def _may_look_at(self, kept: list[Any]) -> bool:
@@ -134,46 +134,50 @@ class Counterparts:
         self._looked_at.add(id(kept))
         return True
 
-    def _paired(self, ours: list[int], theirs: list[int], looks: _Looks) -> dict[int, int]:
-        """Match the given items at the indexes `ours` with the stored items at the indexes `theirs`, which all have the same id."""
-        if _are_alike(theirs, looks):
-            return dict.fromkeys(ours, theirs[0])
-        in_order = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
+    def _paired(self, given_indexes: list[int], stored_indexes: list[int], lists: _Lists) -> dict[int, int]:
+        """Match the given items at `given_indexes` with the stored items at `stored_indexes`, which all have the same id.
+
+        Below, `i` is the index of a given item, and `j` that of a stored one.
+        """
+        if _are_alike(stored_indexes, lists):
+            return dict.fromkeys(given_indexes, stored_indexes[0])
+        in_order = (
+            dict(zip(given_indexes, stored_indexes, strict=True)) if len(given_indexes) == len(stored_indexes) else {}
+        )
         # Items that have not moved come first: two items may look alike now because one of them was changed.
-        pairs = {our: their for our, their in in_order.items() if looks.given[our] == looks.shown[their]}
+        pairs = {i: j for i, j in in_order.items() if lists.given_shapes[i] == lists.shown_shapes[j]}
         staying = set(pairs.values())
-        kept_by_look = _by_look((their for their in theirs if their not in staying), looks.shown)
+        kept_by_shape = _by_shape((j for j in stored_indexes if j not in staying), lists.shown_shapes)
         changed: list[int] = []
-        for look, places in _by_look((our for our in ours if our not in pairs), looks.given).items():
-            same = kept_by_look.get(look, [])
+        for shape, places in _by_shape((i for i in given_indexes if i not in pairs), lists.given_shapes).items():
+            same = kept_by_shape.get(shape, [])
             if len(same) == len(places):
                 pairs |= zip(places, same, strict=True)
-            elif _are_alike(same, looks):
+            elif _are_alike(same, lists):
                 pairs |= dict.fromkeys(places, same[0])
             elif not same:
-                changed += [our for our in places if self._shapes.has_mask(looks.items_given[our])]
-        left = set(theirs).difference(pairs.values())
+                changed += [i for i in places if self._shapes.has_mask(lists.given[i])]
+        left = set(stored_indexes).difference(pairs.values())
         if len(changed) == len(left) == 1:
             return pairs | {changed[0]: left.pop()}
-        return pairs | self._by_likeness(changed, [*left], looks)
+        return pairs | self._by_likeness(changed, [*left], lists)
 
-    def _by_likeness(self, changed: list[int], left: list[int], looks: _Looks) -> dict[int, int]:
+    def _by_likeness(self, changed: list[int], left: list[int], lists: _Lists) -> dict[int, int]:
         """Match items that have more in common with each other than either has with any other item here."""
         if not changed or not left or len(changed) * len(left) > self._compared:
             return {}
         self._compared -= len(changed) * len(left)
-        traits = [_traits(looks.items_shown[their], self._shapes) for their in left]
+        traits = [_traits(lists.shown[j], self._shapes) for j in left]
         # How many traits they share: a row for each given item, a column for each shown one.
         rows = [
-            [len(mine & each) for each in traits]
-            for mine in (_traits(looks.items_given[our], self._shapes) for our in changed)
+            [len(mine & each) for each in traits] for mine in (_traits(lists.given[i], self._shapes) for i in changed)
         ]
-        of_columns = [_greatest(column) for column in zip(*rows, strict=True)]
+        column_maxima = [_greatest(column) for column in zip(*rows, strict=True)]
         pairs: dict[int, int] = {}
-        for our, row in zip(changed, rows, strict=True):
+        for i, row in zip(changed, rows, strict=True):
             most = _greatest(row)
-            if most and of_columns[at := row.index(most)] == most:
-                pairs[our] = left[at]
+            if most and column_maxima[at := row.index(most)] == most:
+                pairs[i] = left[at]
         return pairs
 
 
@@ -200,14 +204,14 @@ def _greatest(counts: Sequence[int]) -> int:
     return most if counts.count(most) == 1 else 0
 
 
-def _are_alike(theirs: list[int], looks: _Looks) -> bool:
-    """Whether the stored items at `theirs` are all equal, secrets included, so that any of them will do."""
-    return len({looks.kept[their] for their in theirs}) == 1
+def _are_alike(stored_indexes: list[int], lists: _Lists) -> bool:
+    """Whether the stored items at `stored_indexes` are all equal, secrets included, so that any of them will do."""
+    return len({lists.kept_shapes[j] for j in stored_indexes}) == 1
 
 
-def _by_look(places: Iterable[int], looks: list[int]) -> dict[int, list[int]]:
-    """The indexes `places` by the shapes that `looks` has at them, in order."""
+def _by_shape(places: Iterable[int], shapes: list[int]) -> dict[int, list[int]]:
+    """The indexes `places` by the `shapes` at them, in order."""
     found: dict[int, list[int]] = defaultdict(list)
     for place in places:
-        found[looks[place]].append(place)
+        found[shapes[place]].append(place)
     return found

@@ -36,7 +36,7 @@ TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
 TOO_MANY: Final = f"Value error, documents may have {VALUES_MAX:,} values"
 
 #: The message for a mask whose secret is not known to be stored in its place.
-OUTDATED: Final = (
+MASK_UNMATCHED: Final = (
     "Value error, it cannot be told which secret this stands for: the secret has changed or moved since it was shown so, or there"
     " are several like it; read it again, or give the secret itself"
 )
@@ -57,7 +57,7 @@ class Flaw(NamedTuple):
     type: str
 
 
-class MasksOutdated(Exception):
+class MasksUnmatched(Exception):
     """A document holds masks, at `paths`, whose secrets are not known to be stored in their places."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
@@ -160,15 +160,15 @@ def unmasked(value: Any, stored: Any, *, beside: Iterable[Any] = ()) -> Any:
     otherwise by their contents and their order (see `document_items`). `beside`: other documents that are shown
     together with `stored`; their masks are refused too where they would be stored in place of secrets.
 
-    Raises `MasksOutdated` where a mask belongs, or may belong, to another secret than the stored one, which for example
-    was changed after it was shown: storing the mask would lose the secret. Also raises it where the patch would make
-    the place of a stored secret an ordinary one (a webhook that becomes something else), so that the secret would be
-    stored in clear.
+    Raises `MasksUnmatched` where a mask belongs, or may belong, to another secret than the stored one, which for
+    example was changed after it was shown: storing the mask would lose the secret. Also raises it where the patch would
+    make the place of a stored secret an ordinary one (a webhook that becomes something else), so that the secret would
+    be stored in clear.
     """
     restoring = _Restoring(stored, beside)
     result = restoring.restored(value, _Place((), stored, restoring.shown))
-    if restoring.outdated:
-        raise MasksOutdated(tuple(restoring.outdated))
+    if restoring.unmatched:
+        raise MasksUnmatched(tuple(restoring.unmatched))
     return result
 
 
@@ -188,10 +188,10 @@ class _Place(NamedTuple):
 
 
 class _Restoring:
-    """Replaces the masks in a document by secrets. `outdated`: the paths of the masks that cannot be matched."""
+    """Replaces the masks in a document by secrets. `unmatched`: the paths of the masks that cannot be matched."""
 
     def __init__(self, stored: Any, beside: Iterable[Any]) -> None:
-        self.outdated: list[Path] = []
+        self.unmatched: list[Path] = []
         self.shown = masked(stored)
         self._all_stored = [stored, *beside]
         self._shapes = Shapes(is_mask)
@@ -233,7 +233,7 @@ class _Restoring:
         names, names_known = SecretNames(known | told if place.merging else told), self._names_of(known)
         if place.merging and not place.secret:
             left = [name for name in known.keys() - given.keys() if place.was_secret or name in names_known]
-            self.outdated += [(*place.path, name) for name in left if name not in names]
+            self.unmatched += [(*place.path, name) for name in left if name not in names]
         return {
             name: self.restored(
                 item,
@@ -282,7 +282,7 @@ class _Restoring:
             return stored
         # The mask of a secret in another place is not stored as if it were a text.
         if is_secret or place.was_secret or (text in self._masks and text != stored):
-            self.outdated.append(place.path)
+            self.unmatched.append(place.path)
         return text
 
 

@@ -28,7 +28,7 @@ from hydracore.api.vault import Field, Opened, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
-from hydracore.documents import OUTDATED, is_mask, mask
+from hydracore.documents import MASK_UNMATCHED, is_mask, mask
 from hydracore.problems import Problem
 from hydracore.vps import VpsClient, VpsError
 from hydracore.vps_answers import ShownConfig
@@ -102,7 +102,7 @@ class Configuration:
                 if kept is not None and value == mask(kept):
                     continue
                 if is_mask(value):
-                    raise RequestInvalid([Problem(("body", name), OUTDATED, "value_error")])
+                    raise RequestInvalid([Problem(("body", name), MASK_UNMATCHED, "value_error")])
             changes[name] = None if value is None else await self.vault.seal(state, name, value)
         return ChangeConfig(at_ms=self.now_ms(), **changes)
 

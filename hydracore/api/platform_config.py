@@ -31,9 +31,9 @@ from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
 from hydracore.documents import (
     MASK,
-    OUTDATED,
+    MASK_UNMATCHED,
     VALUES_MAX,
-    MasksOutdated,
+    MasksUnmatched,
     is_same,
     masked,
     merge_patch,
@@ -160,8 +160,8 @@ def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
             continue
         try:
             given[field] = unmasked(value, getattr(opened, field), beside=kept)
-        except MasksOutdated as error:
-            problems += [Problem(("body", field, *path), OUTDATED, "value_error") for path in error.paths]
+        except MasksUnmatched as error:
+            problems += [Problem(("body", field, *path), MASK_UNMATCHED, "value_error") for path in error.paths]
     if problems:
         raise RequestInvalid(problems)
     return given

@@ -8,7 +8,7 @@ import pytest
 from hydracore.documents import (
     DEPTH_MAX,
     VALUES_MAX,
-    MasksOutdated,
+    MasksUnmatched,
     flaws,
     mask,
     masked,
@@ -177,7 +177,7 @@ def test_a_pair_whose_name_is_a_secret_itself_comes_back_whole() -> None:
 
     assert masked(stored)["env"] == {"key": "****_KEY", "value": "****ter2"}
     assert unmasked(masked(stored), stored) == stored
-    with pytest.raises(MasksOutdated):
+    with pytest.raises(MasksUnmatched):
         unmasked({"env": {"key": "colour"}}, stored)
 
 
@@ -195,7 +195,7 @@ def test_items_of_lists_that_have_an_id_may_come_go_and_move() -> None:
 
     assert unmasked([b, new], stored) == [stored[1], new]
     assert unmasked([new, b, third, a], stored) == [new, stored[1], stored[2], stored[0]]
-    with pytest.raises(MasksOutdated):
+    with pytest.raises(MasksUnmatched):
         unmasked([{"id": "c", "secret": a["secret"]}], stored)
 
 
@@ -210,7 +210,7 @@ def test_items_of_lists_that_have_an_id_may_come_go_and_move() -> None:
     ids=str,
 )
 def test_a_mask_of_another_secret_is_never_taken_for_a_secret(patch: Any, paths: Any) -> None:
-    with pytest.raises(MasksOutdated) as caught:
+    with pytest.raises(MasksUnmatched) as caught:
         unmasked(patch, {"telegram": {"bot_token": TOKEN, "name": TOKEN}})
 
     assert caught.value.paths == paths
@@ -219,7 +219,7 @@ def test_a_mask_of_another_secret_is_never_taken_for_a_secret(patch: Any, paths:
 def test_a_mask_does_not_outlive_what_made_its_text_a_secret() -> None:
     stored = [{"id": "a", "type": "webhook", "url": "https://hooks.example/abcdefgh"}]
 
-    with pytest.raises(MasksOutdated) as caught:
+    with pytest.raises(MasksUnmatched) as caught:
         unmasked([masked(stored)[0] | {"type": "link"}], stored)
 
     assert caught.value.paths == ((0, "url"),)
@@ -231,10 +231,10 @@ def test_a_patch_is_judged_by_what_it_makes_of_the_document() -> None:
     assert unmasked({"hook": {"url": mask(hook["url"])}}, {"hook": hook}) == {"hook": {"url": hook["url"]}}
     assert unmasked({"hook": {"type": "link", "url": None}}, {"hook": hook}) == {"hook": {"type": "link", "url": None}}
     for exposing in ({"type": "link"}, {"type": None}):
-        with pytest.raises(MasksOutdated) as caught:
+        with pytest.raises(MasksUnmatched) as caught:
             unmasked({"hook": exposing}, {"hook": hook})
         assert caught.value.paths == (("hook", "url"),)
-    with pytest.raises(MasksOutdated) as caught:
+    with pytest.raises(MasksUnmatched) as caught:
         unmasked({"hook": {"type": "link", "url": {}}}, {"hook": {"type": "webhook", "url": {"address": hook["url"]}}})
     assert caught.value.paths == (("hook", "url", "address"),)
 

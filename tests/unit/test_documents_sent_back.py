@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hydracore.documents import MasksOutdated, is_mask, masked, merge_patch, unmasked
+from hydracore.documents import MasksUnmatched, is_mask, masked, merge_patch, unmasked
 
 URL = "https://user:hunter2hunter2@db.example/x"
 
@@ -49,7 +49,7 @@ def stored_of(value: Any) -> Any:
     """`value` as it is kept where nothing was kept before; without what looks like a mask in the place of a secret."""
     try:
         return merge_patch({}, unmasked(value, {}))
-    except MasksOutdated as refusal:
+    except MasksUnmatched as refusal:
         value = copy.deepcopy(value)
         for *way, last in refusal.paths:
             reduce(getitem, way, value)[last] = "short3"
@@ -119,7 +119,7 @@ def test_whatever_is_made_of_what_was_shown_no_mask_of_a_secret_is_stored(
     for value, kept in ((made, stored), ({"document": made}, {"document": stored})):
         try:
             result = unmasked(value, kept)
-        except MasksOutdated:
+        except MasksUnmatched:
             continue
         assert not [text for text in texts_in(result) if is_mask(text)]
 
@@ -177,7 +177,7 @@ def test_items_that_nothing_but_their_contents_tells_apart_may_come_go_move_and_
     assert unmasked([new, shown_a, shown_b], stored) == [new, a, b]
     assert unmasked([shown_b, new], stored) == [b, new]
     assert unmasked([shown_a | {"note": "b"}, shown_b], stored) == [a | {"note": "b"}, b]
-    with pytest.raises(MasksOutdated):
+    with pytest.raises(MasksUnmatched):
         unmasked([shown_a | {"note": "c"}, shown_b | {"note": "d"}], stored)
     assert unmasked([shown_a | {"note": "c"}, shown_b, new], stored) == [a | {"note": "c"}, b, new]
 
@@ -193,7 +193,7 @@ def test_of_items_whose_secrets_look_the_same_each_keeps_its_own_by_what_else_it
 
     assert unmasked(moved, [mail, shop]) == [shop | {"host": "shop-2"}, mail | {"host": "mail-2"}]
     assert unmasked([shown_shop | {"host": "shop-2"}, new], [mail, shop]) == [shop | {"host": "shop-2"}, new]
-    with pytest.raises(MasksOutdated):
+    with pytest.raises(MasksUnmatched):
         unmasked([{"name": "a", "token": "****"}, {"name": "b", "token": "****"}], [mail, shop])
 
 
@@ -209,7 +209,7 @@ def test_of_items_whose_secrets_look_the_same_each_keeps_its_own_by_what_else_it
 def test_where_nothing_tells_whose_secret_is_meant_none_is_taken(given_back: list[Any], paths: Any) -> None:
     stored = [{"id": "x", "token": "short1"}, {"id": "x", "token": "short2"}]
 
-    with pytest.raises(MasksOutdated) as caught:
+    with pytest.raises(MasksUnmatched) as caught:
         unmasked(given_back, stored)
 
     assert caught.value.paths == paths
@@ -227,7 +227,7 @@ def test_where_nothing_tells_whose_secret_is_meant_none_is_taken(given_back: lis
     ids=json.dumps,
 )
 def test_a_mask_is_not_stored_where_its_secret_was_not(made: list[Any]) -> None:
-    with pytest.raises(MasksOutdated):
+    with pytest.raises(MasksUnmatched):
         unmasked(made, [{"id": "a", "url": URL}])
 
 

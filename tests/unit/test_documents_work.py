@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from hydracore.document_items import COMPARED_MAX
-from hydracore.documents import MasksOutdated, masked, merge_patch, unmasked
+from hydracore.documents import MasksUnmatched, masked, merge_patch, unmasked
 
 #: The work for twice as much is at most this many times as much; it would be four times where each were compared with each.
 GROWTH_MAX = 2.6
@@ -40,7 +40,7 @@ def steps(work: Callable[[], object]) -> int:
     sys.settrace(trace)
     try:
         work()
-    except MasksOutdated:
+    except MasksUnmatched:
         pass
     finally:
         sys.settrace(before)
@@ -159,7 +159,7 @@ def test_no_more_changed_items_of_a_document_are_compared_for_being_in_several_l
     for item in [*given["first"], *given["second"]]:
         item["a"] += " changed"
 
-    with pytest.raises(MasksOutdated) as caught:
+    with pytest.raises(MasksUnmatched) as caught:
         unmasked(given, stored)
 
     assert caught.value.paths == tuple(("second", n, "token") for n in range(size))
@@ -167,7 +167,7 @@ def test_no_more_changed_items_of_a_document_are_compared_for_being_in_several_l
 
 
 def test_a_refusal_does_not_repeat_a_long_name_for_every_mask_below_it() -> None:
-    with pytest.raises(MasksOutdated) as caught:
+    with pytest.raises(MasksUnmatched) as caught:
         unmasked({"token" * 100: ["****"] * 100}, {})
 
     assert len(caught.value.paths) == 100
