@@ -41,8 +41,8 @@ PAGE = 500
 #: Events of one instance per page.
 EVENTS = 1_000
 
-#: Events that are appended again and again while an instance is used. `standing` does not depend on them, and they make up most of
-#: a long history, so they are neither read nor folded here.
+#: Events that are appended again and again while an instance is used. `key_status` does not depend on them, and they make up most
+#: of a long history, so they are neither read nor folded here.
 OF_USE: Final = (
     *(e.BootstrapReported, e.HealthChanged, e.UsageRecorded, e.ConversationsAccessed, e.ConsentChanged),
     *(e.ConfigChanged, e.PlatformConfigPatched, e.ModelPolicyChanged, e.UpdatesApplied),
@@ -59,22 +59,22 @@ _OF_USE: Final = [tag_of(kind) for kind in OF_USE]
 #: - `passing`: tokens of another master key than the present one are needed once more, because its server is being created or its
 #:   agent is being drained.
 #: - `unreadable`: its stream cannot be read.
-Standing = Literal["none", "present", "former", "unknown", "awaited", "passing", "unreadable"]
+KeyStatus = Literal["none", "present", "former", "unknown", "awaited", "passing", "unreadable"]
 
 #: Tokens that have to be replaced.
 STALE: Final[tuple[Literal["former"], Literal["unknown"]]] = ("former", "unknown")
 
 
-class _IsSettled(Exception):
-    """Meanwhile the instance has no key left that has to be replaced."""
+class _NotDue(Exception):
+    """The key of the instance does not have to be replaced any more."""
 
-    def __init__(self, standing: Standing) -> None:
-        super().__init__(standing)
-        self.standing: Standing = standing
+    def __init__(self, key_status: KeyStatus) -> None:
+        super().__init__(key_status)
+        self.key_status: KeyStatus = key_status
 
 
 class AgentTokens(msgspec.Struct, kw_only=True):
-    """The number of instances of each `Standing` except `none`."""
+    """The number of instances of each `KeyStatus` except `none`."""
 
     present: int = 0
     former: int = 0
@@ -83,16 +83,16 @@ class AgentTokens(msgspec.Struct, kw_only=True):
     passing: int = 0
     unreadable: int = 0
 
-    def add(self, which: Standing) -> None:
-        if which != "none":
-            setattr(self, which, getattr(self, which) + 1)
+    def add(self, status: KeyStatus) -> None:
+        if status != "none":
+            setattr(self, status, getattr(self, status) + 1)
 
 
 class Reissued(NamedTuple):
     """What a reissue did.
 
     `revoked`: keys that it revoked. `missed`: instances that changed too often to revoke theirs; a second run may succeed. `agents`:
-    how all instances stand afterwards.
+    the key statuses of all instances afterwards.
     """
 
     revoked: int
@@ -100,7 +100,7 @@ class Reissued(NamedTuple):
     agents: AgentTokens
 
 
-def standing(state: Instance, master_keys: MasterKeys) -> Standing:
+def key_status(state: Instance, master_keys: MasterKeys) -> KeyStatus:
     """Which master key the tokens of the instance were derived from."""
     agent, attempt = state.agent, state.attempt
     if state.status not in {PROVISIONING, RUNNING, DELETING} or "drained" in state.teardown_done:
@@ -125,7 +125,7 @@ def has_key(state: Instance, _: MasterKeys) -> bool:
 
 def is_stale(state: Instance, master_keys: MasterKeys) -> bool:
     """Whether the agent's key was derived from another master key than the present one."""
-    return standing(state, master_keys) in STALE
+    return key_status(state, master_keys) in STALE
 
 
 async def count(pool: AsyncConnectionPool) -> int:
@@ -154,11 +154,11 @@ class Reissuer:
         self._correlation_id = uuid4()
 
     async def survey(self, progress: Callable[[int], None]) -> AgentTokens:
-        """How all instances stand. Calls `progress` with 1 for each. Raises `StoreUnavailable`."""
+        """The key statuses of all instances. Calls `progress` with 1 for each. Raises `StoreUnavailable`."""
         found = AgentTokens()
         async for instance_id in _living(self._pool):
-            _, which = await self._glance(instance_id)
-            found.add(which)
+            _, status = await self._load(instance_id)
+            found.add(status)
             progress(1)
         return found
 
@@ -171,46 +171,46 @@ class Reissuer:
         """
         revoked, missed, agents = 0, 0, AgentTokens()
         async for instance_id in _living(self._pool):
-            outcome, which = await self._revoke(instance_id, is_due)
+            outcome, status = await self._revoke(instance_id, is_due)
             revoked += outcome == "revoked"
             missed += outcome == "missed"
-            agents.add(which)
+            agents.add(status)
             progress(1)
         return Reissued(revoked, missed, agents)
 
     async def _revoke(
         self, instance_id: UUID, is_due: Callable[[Instance, MasterKeys], bool]
-    ) -> tuple[Literal["revoked", "missed", "left"], Standing]:
-        """What was done with one instance, and how it stands afterwards."""
-        glanced, which = await self._glance(instance_id)
-        if glanced is None or not is_due(glanced, self._master_keys):
-            return "left", which
+    ) -> tuple[Literal["revoked", "missed", "left"], KeyStatus]:
+        """What was done with one instance, and its key status afterwards."""
+        loaded, status = await self._load(instance_id)
+        if loaded is None or not is_due(loaded, self._master_keys):
+            return "left", status
         origin = Origin(actor=self._actor, command_id=uuid4(), correlation_id=self._correlation_id)
 
         async def rotation(state: Instance | None) -> RotateAgentKey:
-            # The state may be newer than the glance: a key that was issued meanwhile need not be due.
+            # The state may be newer than the one that was loaded: a key that was issued meanwhile need not be due.
             if state is None or not is_due(state, self._master_keys):
-                raise _IsSettled("none" if state is None else standing(state, self._master_keys))
+                raise _NotDue("none" if state is None else key_status(state, self._master_keys))
             return RotateAgentKey(at_ms=self._now_ms())
 
         try:
             outcome = await self._store.change(instance_id, rotation, origin)
-        except _IsSettled as settled:
-            return "left", settled.standing
+        except _NotDue as not_due:
+            return "left", not_due.key_status
         except VersionConflict:
-            return "missed", which
+            return "missed", status
         except (LogCorrupted, EventUnreadable):
             return "left", "unreadable"
-        return "revoked", standing(outcome.state, self._master_keys)
+        return "revoked", key_status(outcome.state, self._master_keys)
 
-    async def _glance(self, instance_id: UUID) -> tuple[Instance | None, Standing]:
-        """The instance and how it stands, folded without the events that do not matter to it."""
+    async def _load(self, instance_id: UUID) -> tuple[Instance | None, KeyStatus]:
+        """The instance, folded without the events that do not matter here, and its key status."""
         try:
             state = await self._fold_without_use(instance_id)
         except (LogCorrupted, EventUnreadable):
             # A broken stream must not keep the others from being looked at; `audit verify` says what is wrong with it.
             return None, "unreadable"
-        return state, "none" if state is None else standing(state, self._master_keys)
+        return state, "none" if state is None else key_status(state, self._master_keys)
 
     async def _fold_without_use(self, instance_id: UUID) -> Instance | None:
         """The instance folded from all of its events except `OF_USE`. Its version counts the folded events only."""

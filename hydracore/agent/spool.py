@@ -63,7 +63,7 @@ class CallbackSpool:
         """Start a boot, and delete all other boots with their callbacks."""
         with self._transaction():
             self._execute("begin", boot_id=str(boot_id))
-            self._execute("forget_others", boot_id=str(boot_id))
+            self._execute("delete_others", boot_id=str(boot_id))
 
     def mark_enrolled(self, boot_id: UUID) -> None:
         """Note that the control plane accepts this boot's callbacks. A restarted agent delivers those that are left."""

@@ -56,5 +56,5 @@ WHERE boot.enrolled = 1
   AND EXISTS (SELECT 1 FROM callback WHERE callback.boot_id = boot.boot_id AND callback.seq >= boot.next_seq)
 ORDER BY boot.boot_id;
 
--- name: forget_others
+-- name: delete_others
 DELETE FROM boot WHERE boot_id <> :boot_id;

@@ -19,7 +19,7 @@ from events.lifecycle import TRANSITIONS
 from events.master_keys import MasterKeys
 from events.saga import Rest, next_step, wake_at_ms
 from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Instance
-from hydracore.reissuing import OF_USE, standing
+from hydracore.reissuing import OF_USE, key_status
 from projections.instance import row_of
 from tests.random_lives import SEALED, Move, Who, command_of, erasure, moves
 
@@ -147,7 +147,7 @@ def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(se
         if not isinstance(event, OF_USE):
             without_use = evolve(without_use, event, stream_id=witness.who.id)
         assert without_use is not None
-        assert standing(without_use, MASTER_KEYS) == standing(whole, MASTER_KEYS)
+        assert key_status(without_use, MASTER_KEYS) == key_status(whole, MASTER_KEYS)
         seen = [(state.status, state.teardown_done, state.attempt) for state in (whole, without_use)]
         assert seen[0] == seen[1]
 

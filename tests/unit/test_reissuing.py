@@ -9,7 +9,7 @@ import pytest
 from events.commands import AnyCommand
 from events.master_keys import MasterKeys
 from hydracore import tokens
-from hydracore.reissuing import standing
+from hydracore.reissuing import key_status
 from tests import lives
 
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
@@ -50,4 +50,4 @@ def test_it_is_known_at_each_step_of_a_life_what_depends_on_the_former_key(
 ) -> None:
     state = lives.Life.after(*commands).state
 
-    assert standing(state, MasterKeys(NEW, [OLD])) == expected
+    assert key_status(state, MasterKeys(NEW, [OLD])) == expected

@@ -33,7 +33,7 @@ async def test_what_is_struck_out_as_its_sender_ends_is_put_back(
     unsent = Unsent(5, "Hello")
     async with running_telegram() as telegram:
         api = TelegramApi(token=TOKEN, base_url=telegram.url)
-        await inbox.take_over(BOT, {1: "{}"}, next_update=2)
+        await inbox.store(BOT, {1: "{}"}, next_update=2)
         # The disk takes its time.
         begun, disk = threading.Event(), threading.Event()
 

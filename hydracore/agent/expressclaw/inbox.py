@@ -33,7 +33,7 @@ class Inbox:
 
         return await self._database.run_if_awaited(work)
 
-    async def take_over(self, bot_id: str, contents: Mapping[int, str], *, next_update: int | None) -> None:
+    async def store(self, bot_id: str, contents: Mapping[int, str], *, next_update: int | None) -> None:
         """Store these updates, and `next_update` as the offset of the next poll."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -50,10 +50,10 @@ class Inbox:
             lambda db: [Waiting(*row) for row in db.execute(_SQL["waiting"], values)]
         )
 
-    async def done(self, bot_id: str, update_id: int) -> None:
+    async def delete(self, bot_id: str, update_id: int) -> None:
         """Delete the update: it needs no answer any more, or its answer is about to be sent."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["done"], {"bot_id": bot_id, "update_id": update_id})
+            db.execute(_SQL["delete"], {"bot_id": bot_id, "update_id": update_id})
 
         await self._database.run(work)

@@ -12,5 +12,5 @@ ON CONFLICT (bot_id, update_id) DO NOTHING;
 -- name: waiting
 SELECT update_id, content FROM telegram_update WHERE bot_id = :bot_id ORDER BY update_id;
 
--- name: done
+-- name: delete
 DELETE FROM telegram_update WHERE bot_id = :bot_id AND update_id = :update_id;

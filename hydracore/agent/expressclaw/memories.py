@@ -22,7 +22,7 @@ _SQL = named_blocks(Path(__file__).with_name("memories.sql"))
 OLDER_MAX = 500
 
 
-class Older(NamedTuple):
+class OlderMessage(NamedTuple):
     """A message that is older than those that are sent in any case. `vector`: its embedding, if there is one."""
 
     message_id: int
@@ -34,7 +34,7 @@ class Memories:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def older(self, begun: OpenTurn, *, kept: int, model: str) -> list[Older]:
+    async def older(self, begun: OpenTurn, *, kept: int, model: str) -> list[OlderMessage]:
         """The messages before the `kept` latest ones, at most `OLDER_MAX`, in order, with embeddings by this model."""
         values = {
             "conversation_id": begun.conversation_id,
@@ -45,16 +45,16 @@ class Memories:
         }
         rows = await self._database.run_if_awaited(lambda db: db.execute(_SQL["older"], values).fetchall())
         return [
-            Older(message_id, ChatMessage(role, content), None if vector is None else array("f", vector))
+            OlderMessage(message_id, ChatMessage(role, content), None if vector is None else array("f", vector))
             for message_id, role, content, vector in rows
         ]
 
-    async def keep(self, model: str, vectors: Mapping[int, Vector], *, spent: UsageEntry) -> None:
+    async def store(self, model: str, vectors: Mapping[int, Vector], *, spent: UsageEntry) -> None:
         """Store embeddings, by message id, and their cost, in one transaction."""
 
         def work(db: sqlite3.Connection) -> None:
             rows = [{"message_id": key, "model": model, "vector": vector.tobytes()} for key, vector in vectors.items()]
-            db.executemany(_SQL["keep"], rows)
+            db.executemany(_SQL["store"], rows)
             add_entries(db, [spent])
 
         await self._database.run(work)

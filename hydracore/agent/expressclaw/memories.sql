@@ -11,7 +11,7 @@ FROM (
 LEFT JOIN memory ON memory.message_id = message.id AND memory.model = :model
 ORDER BY message.id;
 
--- name: keep
+-- name: store
 -- Nothing for a message that was deleted meanwhile.
 INSERT INTO memory (message_id, model, vector)
 SELECT message.id, :model, :vector FROM message WHERE message.id = :message_id

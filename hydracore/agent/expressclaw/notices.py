@@ -33,7 +33,7 @@ class Notices:
         self.news.set()
 
     async def next(self, integration: str) -> Notice | None:
-        """The oldest notice for this integration, or None. It stays the same until it is done or trimmed."""
+        """The oldest notice for this integration, or None. It stays the same until it is deleted or trimmed."""
 
         def work(db: sqlite3.Connection) -> Notice | None:
             row = db.execute(_SQL["next"], {"integration": integration}).fetchone()
@@ -41,11 +41,11 @@ class Notices:
 
         return await self._database.run_if_awaited(work)
 
-    async def done(self, notice: Notice) -> None:
+    async def delete(self, notice: Notice) -> None:
         """Delete a notice that was delivered."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["done"], {"id": notice.number})
+            db.execute(_SQL["delete"], {"id": notice.number})
 
         await self._database.run(work)
 
@@ -54,7 +54,7 @@ class Notices:
         names = msgspec.json.encode(list(integrations)).decode()
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["others"], {"integrations": names})
+            db.execute(_SQL["delete_others"], {"integrations": names})
 
         self._database.submit(work)
 

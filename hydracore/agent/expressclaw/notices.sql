@@ -9,8 +9,8 @@ WHERE integration = :integration
 -- name: next
 SELECT id, content FROM notice WHERE integration = :integration ORDER BY id LIMIT 1;
 
--- name: done
+-- name: delete
 DELETE FROM notice WHERE id = :id;
 
--- name: others
+-- name: delete_others
 DELETE FROM notice WHERE integration NOT IN (SELECT value FROM json_each(:integrations));

@@ -11,7 +11,7 @@ import structlog
 from hydracore.agent.chats import Ask
 from hydracore.agent.expressclaw.connections import CONNECTED, OFF, READY, failing, reason_of
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, Vector, cosine_similarity, embed
-from hydracore.agent.expressclaw.memories import Older
+from hydracore.agent.expressclaw.memories import OlderMessage
 from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage, message_tokens, remembered, text_tokens
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelTrouble
 from hydracore.agent.expressclaw.money import Tokens
@@ -105,7 +105,7 @@ class Recall:
         # the system's weight.
         return [*([ChatMessage("user", recalled)] if recalled else []), *past]
 
-    async def _recall(self, older: list[Older], asked: _Asked) -> str:
+    async def _recall(self, older: list[OlderMessage], asked: _Asked) -> str:
         """The text of the recalled messages, empty if there are none. Raises `ModelTrouble`."""
         endpoint = asked.setup.document.model
         if endpoint.base_url is None:
@@ -130,11 +130,11 @@ class Recall:
     async def _keep(self, learnt: Mapping[int, Vector], asked: _Asked, *, prompt_tokens: int) -> None:
         """Store embeddings and what they have cost."""
         spent = asked.spent(Tokens(prompt_tokens, 0), at_ms=self._store.now_ms())
-        await self._store.memories.keep(asked.model, learnt, spent=spent)
+        await self._store.memories.store(asked.model, learnt, spent=spent)
         self._store.ledger.news.set()
 
 
-def _most_like(wanted: Vector, older: Sequence[Older], learnt: Mapping[int, Vector]) -> str:
+def _most_like(wanted: Vector, older: Sequence[OlderMessage], learnt: Mapping[int, Vector]) -> str:
     """The messages most similar to `wanted`, as one text in the order in which they were said; empty if none is."""
     likes: list[tuple[float, int]] = []
     for index, each in enumerate(older):

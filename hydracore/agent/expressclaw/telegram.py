@@ -123,9 +123,9 @@ class TelegramChannel:
         updates = await api.updates(offset, wait_s=wait_s)
         self._state = CONNECTED
         if updates or offset is not None:
-            await self._take_over(bot, updates)
+            await self._store_updates(bot, updates)
 
-    async def _take_over(self, bot: str, updates: list[Update]) -> None:
+    async def _store_updates(self, bot: str, updates: list[Update]) -> None:
         """Store these updates, and have Telegram forget them with the next poll.
 
         After that poll no offset is kept: after a week without updates Telegram draws a new number,
@@ -136,7 +136,7 @@ class TelegramChannel:
             update.update_id: bytes(update.message).decode(errors="replace") for update in updates if update.message
         }
         next_update = max((update.update_id for update in updates), default=-1) + 1
-        await self._inbox.take_over(bot, contents, next_update=next_update or None)
+        await self._inbox.store(bot, contents, next_update=next_update or None)
 
     def _note(self, error: AgentError) -> None:
         state = failing(error)

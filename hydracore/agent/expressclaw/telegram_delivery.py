@@ -81,7 +81,7 @@ class Deliveries:
     async def delete(self, box: str, update_id: int) -> bool:
         """Delete it from disk. Returns False if the disk refuses: then nothing must be sent."""
         try:
-            await self._inbox.done(box, update_id)
+            await self._inbox.delete(box, update_id)
         except sqlite3.OperationalError as error:
             self._note(error)
             self.refusal = DiskRefuses(str(error))
@@ -93,7 +93,7 @@ class Deliveries:
         """Store it again. Returns False if the disk refuses: then a crash would lose the answer."""
         contents = {update_id: msgspec.json.encode(unsent).decode()}
         try:
-            await self._inbox.take_over(box_of_unsent(self.bot), contents, next_update=None)
+            await self._inbox.store(box_of_unsent(self.bot), contents, next_update=None)
         except sqlite3.OperationalError as error:
             self._note(error)
             return False

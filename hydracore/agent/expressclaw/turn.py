@@ -153,7 +153,7 @@ class Turn:
         """
         is_on_disk = False
         try:
-            await self._store.turns.asking(self.id, model, self._prompt_tokens, spent=spent)
+            await self._store.turns.note_call(self.id, model, self._prompt_tokens, spent=spent)
             is_on_disk = True
         except asyncio.CancelledError as cancelled:
             # Without a cause, the work was done all the same (see `Database.run`).

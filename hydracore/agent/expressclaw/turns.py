@@ -114,17 +114,17 @@ class Turns:
                 left = db.execute(_SQL["left_open"], {"turn_id": turn_id}).fetchone()
                 spent = estimate(LeftOpen(*left)) if left is not None else None
                 add_entries(db, [] if spent is None else [spent])
-                db.execute(_SQL["forget"], {"turn_id": turn_id})
+                db.execute(_SQL["delete"], {"turn_id": turn_id})
             check_budget(db)
             return _open(db, ask, where, digest=digest, at_ms=at_ms)
 
         return await self._database.run(work)
 
-    async def asking(self, turn_id: int, model: str, prompt_tokens: int, *, spent: UsageEntry | None) -> None:
+    async def note_call(self, turn_id: int, model: str, prompt_tokens: int, *, spent: UsageEntry | None) -> None:
         """Note that `model` is about to be asked, and meter `spent`, which is what the call before it has cost."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["ask"], {"turn_id": turn_id, "model": model, "prompt_tokens": prompt_tokens})
+            db.execute(_SQL["note_call"], {"turn_id": turn_id, "model": model, "prompt_tokens": prompt_tokens})
             add_entries(db, [] if spent is None else [spent])
 
         await self._database.run(work)

@@ -4,7 +4,7 @@ SELECT turn.id, turn.state, turn.request_digest, turn.conversation_id,
 FROM turn LEFT JOIN message ON message.turn_id = turn.id AND message.role = 'assistant'
 WHERE turn.key = :key;
 
--- name: forget
+-- name: delete
 DELETE FROM turn WHERE id = :turn_id;
 
 -- name: touch_conversation
@@ -31,7 +31,7 @@ VALUES (
     :turn_id, :conversation_id, :role, :content, :created_ms, :model, :prompt_tokens, :completion_tokens, :cost_usd
 );
 
--- name: ask
+-- name: note_call
 UPDATE turn SET model = :model, prompt_tokens = :prompt_tokens, partial = '' WHERE id = :turn_id;
 
 -- name: note_partial

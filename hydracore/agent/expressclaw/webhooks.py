@@ -107,7 +107,7 @@ class Webhooks:
                     while (notice := await self._notices.next(webhook.id)) is not None:
                         trouble = await _send(client, webhook, notice.content.encode())
                         if trouble is None:
-                            await self._notices.done(notice)
+                            await self._notices.delete(notice)
                             self._states[webhook.id] = CONNECTED
                             backoff.reset()
                         else:
