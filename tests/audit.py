@@ -1,4 +1,4 @@
-"""Whether a database tells one story: no hole in the log, every link of its chains, and read tables that the log gives."""
+"""Checks a database for consistency: no gap in the log, valid hash chains, and read tables that equal the fold of the log."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""A small log whose every place is known, somebody who forges it, and the command that looks at it."""
+"""A small sealed log with known contents, a forger who edits it, and the `hydracore audit` command run on it."""
 
 from __future__ import annotations
 

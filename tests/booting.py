@@ -1,4 +1,4 @@
-"""A real agent of an API that no worker is behind."""
+"""Boots a real agent against an API that has no worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words of chats through the API, for tests."""
+"""Helpers for chats through the API."""
 
 import json
 from typing import Any

@@ -1,6 +1,6 @@
 """Real cloudsim processes for tests, and drivers that talk to them.
 
-`cloudsim` is shared by the tests of a module and made as new before each. Import the fixtures by name where they are used.
+`cloudsim` is shared by the tests of a module, and reset before each test. Import the fixtures by name where they are used.
 """
 
 import json

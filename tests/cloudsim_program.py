@@ -1,4 +1,4 @@
-"""`python -m tests.cloudsim_program JSON`: cloudsim with all options of `serve`, also those that its command has not."""
+"""`python -m tests.cloudsim_program JSON`: runs cloudsim with all options of `serve`, including those that its command lacks."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`hydracore WORDS` as a process that is waited for. It is forked, as in `tests.forked`: how it starts is not the subject."""
+"""Runs `hydracore WORDS` as a process and waits for it. The process is forked (see `tests.forked`), which starts it faster."""
 
 import asyncio
 import signal

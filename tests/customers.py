@@ -1,4 +1,4 @@
-"""Customers whose instances have something personal, to be erased and restored."""
+"""Customers whose instances have personal fields, for tests of erasures and restores."""
 
 from __future__ import annotations
 

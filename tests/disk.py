@@ -1,4 +1,4 @@
-"""What is done with the disk, in its order."""
+"""Records the order in which files are synced and renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that asks the control plane over HTTP as the program on a VPS does, for tests of its endpoints."""
+"""A scripted agent that calls the control plane's agent endpoints over HTTP, as the program on a VPS does."""
 
 import json
 from typing import Any

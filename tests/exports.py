@@ -1,4 +1,4 @@
-"""Exports that were made once and for all, and somebody who forges them."""
+"""Exports from the frozen corpus, and a forger who edits them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A small real control plane for tests of the agent: its seven endpoints on a loopback port, with scriptable trouble.
 
 It keeps the protocol's rules by itself (one key per token, secrets until acknowledged, dense callbacks), so that an agent
-which breaks one is refused here as it would be in production. Trouble is on top: replies lost, statuses forced, calls
-held while a test kills somebody, the whole server gone for a while.
+which breaks one is refused here as it would be in production. A test can add faults: lost replies, forced statuses, calls
+that are held while a process is killed, and an outage of the whole server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What followers see of the log, for tests of what becomes of it: read as they read it, with nothing folded from it."""
+"""Reads the log as followers do, without folding it."""
 
 from __future__ import annotations
 

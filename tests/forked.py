@@ -1,7 +1,7 @@
-"""Parts of HydraCore as processes that need not import everything first: forks of one process that has.
+"""Parts of HydraCore as processes, forked from one process that has imported everything, so that they start fast.
 
-Whatever is a matter of being a process is real: the pid, the environment, signals, kill -9, the exit code, the output. That
-`python -m hydracore` starts as these do is proven where nothing else is used: by `up`, the demo, and the API as a command.
+They are real processes: pid, environment, signals, kill -9, exit code and output. The tests of `up`, of the demo and of the API as
+a command use `python -m hydracore` instead, which proves that it starts in the same way.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Histories that the first version wrote, from which whatever is made by rules of one number must always come out the same."""
+"""Frozen histories that the first version wrote. Code of the same version number must always give the same result for them."""
 
 from __future__ import annotations
 

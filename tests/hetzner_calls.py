@@ -1,4 +1,4 @@
-"""Orders for the Hetzner driver in tests, and what is asked of it again and again."""
+"""Create orders for tests of the Hetzner driver, and calls that many of these tests make."""
 
 import traceback
 from typing import Any

@@ -1,4 +1,4 @@
-"""Lanes that somebody keeps locked, and those who want to write to them."""
+"""Keeps lanes locked in a transaction, and has customers who append to them."""
 
 from __future__ import annotations
 

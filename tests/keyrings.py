@@ -1,4 +1,4 @@
-"""Keyrings on a database of their own: of this process and of another."""
+"""Two keyrings on one database: one of this process, and a fresh one that stands for another process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The life of an instance as commands, and a way to live it in memory: what tests of the write side start from.
+"""The life of an instance as commands, and `Life`, which runs them in memory: the basis of tests of the write side.
 
-`Life` decides and folds with nothing behind it. The tuples of commands lead to a place in the lifecycle; each builds on
-the one before, so that `Life.after(*RUNNING)` is an instance that went all the way.
+`Life` decides and folds without a database. Each tuple of commands leads to one point of the lifecycle and extends the
+tuple before it: `Life.after(*RUNNING)` is an instance that has come to `running`.
 """
 
 from __future__ import annotations

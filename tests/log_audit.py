@@ -1,4 +1,4 @@
-"""The whole log, recomputed from its stored rows: an auditor that trusts nothing but SHA-256 and arithmetic."""
+"""Recomputes the whole log from its stored rows: an audit that relies on SHA-256 and arithmetic only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Python holds in memory meanwhile."""
+"""Asserts a limit on the memory that Python allocates."""
 
 import tracemalloc
 from collections.abc import Generator

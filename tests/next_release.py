@@ -1,4 +1,4 @@
-"""The next release, as far as projections go: version 2 of an inline and of a followed one, each with a column more."""
+"""Projections of a simulated next release: version 2 of an inline and of a followed projection, with one more column each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders of instances over HTTP, for tests that ask one API as tenants of their own."""
+"""Creates instances over HTTP, for tests that call one API as several tenants."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the relay sees when it looks at the log for the first time."""
+"""The instances for which a relay that reads the log for the first time would send hints."""
 
 from __future__ import annotations
 

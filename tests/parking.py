@@ -1,4 +1,4 @@
-"""A projection whose lane is parked before a bad event, for tests."""
+"""A projection that refuses one event, so that its lane is parked right before that event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode, where it is installed: it is a system package."""
+"""Runs PgBouncer in transaction mode. PgBouncer is a system package; where it is missing, its tests are skipped."""
 
 from __future__ import annotations
 

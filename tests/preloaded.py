@@ -1,4 +1,4 @@
-"""What each process of the tests would have to import, imported before it is forked. What starts threads must not be here."""
+"""Imports what test processes need, before they are forked. Modules that start threads must not be imported here."""
 
 # ruff: noqa: E402, F401
 import sys

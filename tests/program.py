@@ -1,4 +1,4 @@
-"""One part of HydraCore as a process that a test kills and starts again."""
+"""A part of HydraCore as a process that a test kills and restarts."""
 
 import signal
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What FastAPI and pydantic make of the same types: the reference for how requests are judged.
+"""FastAPI's and pydantic's verdicts on the same types: the reference for validating requests.
 
-Imported where it is asked only: it would cost every process of pytest half a second.
+Import it only in the tests that need it: it costs a process half a second.
 """
 
 import uuid

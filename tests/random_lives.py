@@ -1,7 +1,7 @@
-"""Random lives: what comes next by the book, mixed with strays from a small world in which things collide.
+"""Random lives of instances: regular next steps, mixed with stray commands whose few possible values often collide.
 
-A move is either `FORWARD` (whatever the saga or the agent would do next) or a stray: a command that may fit, be late,
-doubled, of another attempt, another boot or another key, or make no sense at all.
+A move is either `FORWARD` (what the saga or the agent would do next) or a stray: a command that may be valid, late or
+repeated, belong to another attempt, boot or key, or make no sense at all.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""An endpoint for models that says what a test writes down for it, byte by byte, whether that is an answer or none; and what an agent
-hears of it."""
+"""A model endpoint that sends the exact bytes that a test gives it, whether or not they are a valid answer, and what an agent
+makes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of rebuilds share: a log with a bit of everything in it, and folding without starting processes."""
+"""Shared helpers for tests of rebuilds: a log with all kinds of events, and folding without child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What really happened: the log as its owner reads it, and the provider's memory of every server that ever was."""
+"""What really happened: reads the log as its owner, and cloudsim's record of every server that ever existed."""
 
 import itertools
 from typing import Any

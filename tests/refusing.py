@@ -1,4 +1,4 @@
-"""A file of SQLite that takes nothing of one kind, as on a full disk."""
+"""Makes an SQLite file refuse one kind of statement, as on a full disk."""
 
 import sqlite3
 from collections.abc import Iterator

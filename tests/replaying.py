@@ -1,4 +1,4 @@
-"""The read tables as the log alone gives them: for parity checks of the inline tables."""
+"""Folds the read tables from the log alone, to compare them with the inline tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL with a hot standby, and the Valkey of a test's own: what a failover is tried on."""
+"""A PostgreSQL with a hot standby, and a Valkey for one test alone, for tests of failover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instances in the log, made the short way: by commands on a store, without the API."""
+"""Puts instances into the log directly, by commands on a store, without the API."""
 
 from __future__ import annotations
 

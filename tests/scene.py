@@ -1,4 +1,4 @@
-"""Everybody who may ask for something, and one running instance of ann's to ask about: for tests of all operations."""
+"""One running instance of the customer ann, and every kind of caller, for tests of all operations."""
 
 import time
 from collections.abc import AsyncGenerator

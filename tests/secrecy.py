@@ -1,4 +1,4 @@
-"""Whether anything that must stay secret can be read where it must not: in the database, or in what processes print."""
+"""Searches the database and the output of processes for secrets that must not be readable there."""
 
 import base64
 import json

@@ -1,8 +1,8 @@
 """One real PostgreSQL and one real Valkey for a whole test run, however many xdist workers it has.
 
-A host process (`python -m tests.services DIR`) runs both and holds a door: a Unix socket. Every worker that needs the services
-keeps a connection to it open. When the last one is gone, by whatever way (an end, Ctrl-C, a kill), the host stops the services,
-deletes their data and ends. So nothing is left over and nobody has to be the one who cleans up.
+A host process (`python -m tests.services DIR`) runs both and listens on a Unix socket. Every xdist worker that needs the services
+keeps a connection to it open. When the last connection closes, for whatever reason (exit, Ctrl-C, a kill), the host stops the
+services, deletes their data and exits. So nothing is left over, and no worker has to clean up.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A small stack of real processes: API, relays, workers and cloudsim, each of which a test may kill -9 and start again.
 
 `stack` is shared by all tests of one xdist worker and made whole before each. Its agents run inside cloudsim, because its
-tests are about the control plane; nothing happens in it by the clock but what a test asks for (see `SETTINGS`).
+tests are about the control plane. Timers do only what a test asks for (see `SETTINGS`).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Stores of two processes, as far as the log can tell, and an instance of Ada's in it."""
+"""Two stores on one database, which stand for two processes, and helpers for one instance of the customer Ada."""
 
 from __future__ import annotations
 

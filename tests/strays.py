@@ -1,4 +1,4 @@
-"""A hand in the provider's project that the control plane knows nothing of, and servers that it makes there."""
+"""Makes servers in the provider's project that the control plane does not know of."""
 
 from collections.abc import AsyncGenerator
 from uuid import UUID, uuid4

@@ -1,4 +1,4 @@
-"""Sweeps of a stack in the test's own process, and what they found."""
+"""Sweeps a stack from the test's own process, and returns the findings."""
 
 from tests.command import Ended, run_forked
 from tests.stack import Stack

@@ -1,4 +1,4 @@
-"""Workers that have lost their locks, so that others take over."""
+"""Workers that have lost their locks while others take over."""
 
 from __future__ import annotations
 

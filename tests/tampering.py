@@ -1,4 +1,4 @@
-"""Tampering with a log: in a transaction that is rolled back, while the verification looks from inside it."""
+"""Tampers with a log in a transaction that is rolled back; the verification runs inside that transaction."""
 
 from __future__ import annotations
 

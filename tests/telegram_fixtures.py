@@ -1,4 +1,4 @@
-"""A small Telegram beside a real agent, and what tests of the channel ask of both."""
+"""A simulated Telegram beside a real agent, and helpers for tests of the channel."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An agent's own API in the test's loop, scripted: what the control plane meets when an agent is slow, cut off or wrong.
 
-It keeps what it is told (`calls`, `config_version`, `runtime`) and answers well until a test says otherwise.
+It records what it receives (`calls`, `config_version`, `runtime`), and answers normally unless a test scripts something else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An instance in use: it runs, in the log at least, and a scripted agent answers at its address. To be imported by name."""
+"""A running instance whose agent is scripted; fixtures, to be imported by name. The instance runs in the log only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`audit verify` on a log of one's own, and somebody who forges that: fixtures, to be imported by name."""
+"""`audit verify` on a log of the test's own, and a forger who edits that log: fixtures, to be imported by name."""
 
 from __future__ import annotations
 
