@@ -61,8 +61,8 @@ class AgentUse:
     async def record_usage(self, who: MeteredAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
         """Records each batch of a ledger once, in order. A repeat is answered, but changes nothing.
 
-        Batches of any boot are accepted, because what was spent is owed. A boot that was replaced may end its chats
-        while the instance is being deleted. No other boot can report these, because none may enrol any more.
+        Batches of any boot are accepted, because what was spent is owed: a boot that was replaced may still end its chats,
+        also while the instance is being deleted.
         """
         now_ms = self.now_ms()
         command = RecordUsage(
