@@ -1,7 +1,7 @@
 """Time limits of a saga, and minimum waits between its steps.
 
 Time in which the API was down does not count against an agent that is booting: it could not report. As with an agent's silence
-(`hydracore.api.hearing`), the count starts again when the API is back.
+(`hydracore.api.heartbeat_reception`), the count starts again when the API is back.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from events.master_keys import MasterKeys
 from events.state import Agent
 from events.store import EventStore
 from hydracore.api.errors import Gone, Unauthorized
-from hydracore.api.given import RawHeaders
+from hydracore.api.raw_request import RawHeaders
 from hydracore.tokens import AgentKey, agent_key, hash_token, parse_agent_key
 from projections.queries import AgentKeyRow, Queries
 

@@ -1,4 +1,4 @@
--- name: hear
+-- name: record_reception
 INSERT INTO hearing (since, until) VALUES (now(), now())
 ON CONFLICT (singleton) DO UPDATE
    SET since = CASE WHEN hearing.until < now() - interval '15 s' THEN now() ELSE least(hearing.since, now()) END,

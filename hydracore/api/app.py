@@ -18,9 +18,10 @@ from events.store import EventStore
 from hydracore.api.agent_gate import AgentGate, CallingAgent, MeteredAgent
 from hydracore.api.agent_use import AgentUse
 from hydracore.api.agents import AgentEndpoints
-from hydracore.api.changing import Changes
+from hydracore.api.changes import Changes
 from hydracore.api.chat import Chats
 from hydracore.api.cleanup import Cleanup
+from hydracore.api.config_push import ConfigPusher
 from hydracore.api.configuration import Configuration, bot_token_complaint
 from hydracore.api.consent import Consent
 from hydracore.api.conversations import Conversations
@@ -29,20 +30,19 @@ from hydracore.api.edge import Edge
 from hydracore.api.errors import failure_of
 from hydracore.api.health import Health
 from hydracore.api.history import Histories, event_types_complaint, time_complaint
+from hydracore.api.instance_creation import InstanceCreation
 from hydracore.api.instances import Instances
-from hydracore.api.keys import Keys
+from hydracore.api.key_rotation import KeyRotation
 from hydracore.api.listing import Listing
 from hydracore.api.model_policy import ModelPolicies
 from hydracore.api.openapi import document
 from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, options_routes, route
-from hydracore.api.ordering import Ordering
 from hydracore.api.paging import cursor_complaint
 from hydracore.api.platform_config import PlatformConfiguration
-from hydracore.api.pushing import Pusher
 from hydracore.api.rate_limiter import RateLimiter
-from hydracore.api.room import slugs_complaint
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.size_limits import slugs_size_complaint
 from hydracore.api.updates import Updates
 from hydracore.api.usage import UsageReports
 from hydracore.api.vault import Vault
@@ -92,7 +92,7 @@ def create_app(parts: Parts) -> ASGIApp:
         "time": time_complaint,
         "event_types": event_types_complaint,
         "cursor": cursor_complaint,
-        "workflow_slugs": slugs_complaint,
+        "workflow_slugs": slugs_size_complaint,
         "bot_token": bot_token_complaint,
     }
     served = operations(parts)
@@ -147,7 +147,7 @@ def _lifecycle(parts: Parts) -> tuple[object, ...]:
             now_ms=now_ms,
         ),
         histories,
-        Ordering(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=now_ms),
+        InstanceCreation(store=store, keyring=parts.keyring, catalogue=parts.catalogue, now_ms=now_ms),
         Cleanup(store=store, queries=queries, now_ms=now_ms),
     )
 
@@ -157,7 +157,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
     vps, catalogue, now_ms = parts.vps, parts.catalogue, parts.now_ms
     master_keys = parts.settings.master_keys
     changes, vault = Changes(parts.store), Vault(parts.keyring)
-    pusher = Pusher(vps=vps, documents=documents, master_keys=master_keys)
+    pusher = ConfigPusher(vps=vps, documents=documents, master_keys=master_keys)
     return (
         Chats(
             changes=changes,
@@ -185,7 +185,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
         Conversations(changes=changes, vps=vps, keyring=parts.keyring, master_keys=master_keys, now_ms=now_ms),
         Updates(changes=changes, vps=vps, documents=documents, master_keys=master_keys, now_ms=now_ms),
         UsageReports(queries=parts.queries, pool=parts.pool, now_ms=now_ms),
-        Keys(changes=changes, now_ms=now_ms),
+        KeyRotation(changes=changes, now_ms=now_ms),
     )
 
 

@@ -21,16 +21,16 @@ from events.times import day_of
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
 from hydracore.api.agent_link import api_error_of, code_of, require_address, vps_errors_translated
-from hydracore.api.attended import Attended
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.agent_watch import EventStream, check_repeatedly, run_watched
+from hydracore.api.cancel_on_disconnect import CancelOnDisconnect
+from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
+from hydracore.api.concurrency_limiter import ConcurrencyLimiter
 from hydracore.api.consent import record_access, recorded_id
 from hydracore.api.errors import BudgetSpent, Interrupted
-from hydracore.api.given import RawHeaders
 from hydracore.api.model_choice import model_choice
 from hydracore.api.operations import Answer, operation
-from hydracore.api.silence import EventStream, keep_looking, outcome
-from hydracore.api.under_way import UnderWay
+from hydracore.api.raw_request import RawHeaders
 from hydracore.api.validation import Header, Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
@@ -48,7 +48,7 @@ IDLE_TIMEOUT_S: Final = 315.0
 
 #: The most seconds that an agent which is silent in a chat may take to answer a status request. If it does not answer,
 #: it is frozen or cut off, its own limits do not work, and its chats are ended.
-LOOK_TIMEOUT_S: Final = 15.0
+CHECK_TIMEOUT_S: Final = 15.0
 
 #: The most open chats per instance and process. A working agent refuses further ones itself. An agent that does not
 #: answer would otherwise occupy the connections that others need.
@@ -103,7 +103,7 @@ class Chats:
         self._catalogue = catalogue
         self._master_keys = master_keys
         self._now_ms = now_ms
-        self._under_way = UnderWay("chats")
+        self._limiter = ConcurrencyLimiter("chats")
 
     @operation(
         "POST",
@@ -123,25 +123,25 @@ class Chats:
         idempotency_key: Annotated[s.ChatKey | None, Header("Idempotency-Key")] = None,
     ) -> ASGIApp:
         """Holds no database connection while it waits for the agent."""
-        asked = Asked(who, incoming, instance_id)
-        state = await self._changes.look(who, instance_id)
+        context = RequestContext(who, incoming, instance_id)
+        state = await self._changes.load(who, instance_id)
         address = require_address(state, master_keys=self._master_keys)
         if idempotency_key is None:
             # With a key it may be a repeat, which costs nothing. The agent recognizes it, and checks the budget too.
             await self._require_budget(state)
-        names = await self._conversation_ids(asked, state, body.conversation_id, idempotency_key)
+        names = await self._conversation_ids(context, state, body.conversation_id, idempotency_key)
         message, *earlier = (
             {"message": body.message, "conversation_id": name, "end_user": who.user_id} for name in names
         )
         question = _Question(instance_id, address, message, idempotency_key, tuple(earlier))
         if wants_stream(incoming.headers):
             return partial(self._pass_on_stream, question)
-        return Attended(partial(self._pass_on_answer, question))
+        return CancelOnDisconnect(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
-        with vps_errors_translated(), self._under_way.one_more(question.instance_id, most=CHATS_MAX):
-            watch = keep_looking(partial(self._look_after, question))
-            answer = await outcome(self._answer_to(question), watch=watch)
+        with vps_errors_translated(), self._limiter.slot(question.instance_id, limit=CHATS_MAX):
+            watch = check_repeatedly(partial(self._check_agent, question))
+            answer = await run_watched(self._answer_to(question), watch=watch)
         await Answer(HTTPStatus.OK, answer)(scope, receive, send)
 
     async def _answer_to(self, question: _Question) -> bytes:
@@ -158,7 +158,7 @@ class Chats:
     async def _pass_on_stream(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(send)
         try:
-            await Attended(partial(self._fill, question, stream))(scope, receive, send)
+            await CancelOnDisconnect(partial(self._fill, question, stream))(scope, receive, send)
         except Interrupted as error:
             if not stream.is_open:
                 raise
@@ -167,10 +167,10 @@ class Chats:
             await stream.close()
 
     async def _fill(self, question: _Question, stream: EventStream, *_: object) -> None:
-        with self._under_way.one_more(question.instance_id, most=CHATS_MAX):
+        with self._limiter.slot(question.instance_id, limit=CHATS_MAX):
             try:
-                watch = stream.keep_open(partial(self._look_after, question))
-                await outcome(self._pass_on_events(question, stream), watch=watch)
+                watch = stream.keep_alive(partial(self._check_agent, question))
+                await run_watched(self._pass_on_events(question, stream), watch=watch)
             except VpsError as error:
                 # Before the stream has begun, the error can still be answered with its status.
                 if not stream.is_open:
@@ -194,10 +194,10 @@ class Chats:
                 raise
             await self._pass_on_events(before, stream)
 
-    async def _look_after(self, question: _Question) -> None:
+    async def _check_agent(self, question: _Question) -> None:
         """Raises `VpsTimeout` where the agent does not answer a status request. Other failures show in the chat."""
         with suppress(VpsUnreachable, VpsBadAnswer):
-            await self._vps.status(question.address, timeout_s=LOOK_TIMEOUT_S)
+            await self._vps.status(question.address, timeout_s=CHECK_TIMEOUT_S)
 
     async def _require_budget(self, state: Instance) -> None:
         choice = model_choice(state, self._catalogue)
@@ -207,16 +207,16 @@ class Chats:
                 raise BudgetSpent(reason)
 
     async def _conversation_ids(
-        self, asked: Asked, state: Instance, wanted: str | None, key: str | None
+        self, context: RequestContext, state: Instance, wanted: str | None, key: str | None
     ) -> list[str | None]:
         """The id of the conversation to continue. If the request may be a repeat, also its ids by former master keys.
 
         Staff have conversations of their own. To join one of the owner's is to read it: raises `Forbidden` where the
         owner has not allowed that.
         """
-        if is_owner(asked.who, state):
+        if is_owner(context.who, state):
             return [wanted]
-        digests = self._keyring.fingerprints(asked.who.actor.encode())
+        digests = self._keyring.fingerprints(context.who.actor.encode())
         prefixes = tuple(f"staff:{digest.hex()[:12]}:" for digest in digests)
         if wanted is None:
             if key is None:
@@ -225,7 +225,7 @@ class Chats:
         if not wanted.startswith(prefixes):
             recorded = recorded_id(self._keyring, state.id, wanted)
             access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=recorded)
-            await record_access(self._changes, asked, access)
+            await record_access(self._changes, context, access)
         return [wanted]
 
 

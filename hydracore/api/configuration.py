@@ -15,14 +15,14 @@ from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.agent_link import address_of
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
+from hydracore.api.concurrency_limiter import ConcurrencyLimiter
+from hydracore.api.config_push import ConfigPusher, PushResult
 from hydracore.api.errors import AgentBusy, RequestInvalid
 from hydracore.api.model_choice import model_choice, shown
 from hydracore.api.operations import operation
-from hydracore.api.pushing import Pushed, Pusher
-from hydracore.api.room import BODY_BYTES, slugs
 from hydracore.api.runtime import ASK_TIMEOUT_S
-from hydracore.api.under_way import UnderWay
+from hydracore.api.size_limits import BODY_BYTES, slug_texts
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Field, Opened, Vault
 from hydracore.auth import Principal
@@ -51,25 +51,25 @@ _SEALED: Final[tuple[Field, ...]] = ("system_prompt", "customer_facing_prompt", 
 class Configuration:
     changes: Changes
     vault: Vault
-    pusher: Pusher
+    pusher: ConfigPusher
     vps: VpsClient
     catalogue: Catalogue
     master_keys: MasterKeys
     now_ms: NowMs
-    under_way: UnderWay = field(default_factory=lambda: UnderWay("questions what it runs with"))
+    limiter: ConcurrencyLimiter = field(default_factory=lambda: ConcurrencyLimiter("questions what it runs with"))
 
     @operation("GET", PATH, "Proxy get config", answer=s.RunningConfig, errors=(403, 404))
     async def get_config(self, who: Principal, instance_id: UUID) -> s.RunningConfig:
-        state = await self.changes.look(who, instance_id)
+        state = await self.changes.load(who, instance_id)
         running = await self._ask(state)
         if running is None:
-            pushed = Pushed(applied=False, message="What is wanted; no agent says what it runs with")
+            pushed = PushResult(applied=False, message="What is wanted; no agent says what it runs with")
         elif running.version is None:
-            pushed = Pushed(applied=False, message="The agent's runtime does not run")
+            pushed = PushResult(applied=False, message="The agent's runtime does not run")
         elif running.version == state.config.version:
-            pushed = Pushed(applied=True, message="The agent runs with it")
+            pushed = PushResult(applied=True, message="The agent runs with it")
         else:
-            pushed = Pushed(applied=False, message="The agent runs with another version and will ask for this one")
+            pushed = PushResult(applied=False, message="The agent runs with another version and will ask for this one")
         config = await self._shown(state, pushed)
         return s.RunningConfig(**msgspec.structs.asdict(config), running=_for_the_owner(running))
 
@@ -77,12 +77,14 @@ class Configuration:
     async def update_config(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConfig
     ) -> s.Config:
-        outcome = await self.changes.change(Asked(who, incoming, instance_id), lambda state: self._command(state, body))
+        outcome = await self.changes.change(
+            RequestContext(who, incoming, instance_id), lambda state: self._command(state, body)
+        )
         done = "Configuration updated" if outcome.events else "Nothing was to be changed"
         # Even without a change, because the caller may repeat the request after the agent was away.
         pushed = await self.pusher.push(outcome.state)
         message = ". ".join([done, pushed.message, *self._notes(outcome.state, body)])
-        return await self._shown(outcome.state, Pushed(pushed.applied, message))
+        return await self._shown(outcome.state, PushResult(pushed.applied, message))
 
     async def _command(self, state: Instance, body: s.UpdateConfig) -> ChangeConfig:
         """The command for `body` at `state`. Sealed fields are compared in clear, because each seal is different."""
@@ -93,7 +95,7 @@ class Configuration:
             if (value := getattr(body, name)) is not UNSET
         }
         if body.workflow_slugs is not UNSET:
-            changes["workflow_slugs"] = slugs(body.workflow_slugs)
+            changes["workflow_slugs"] = slug_texts(body.workflow_slugs)
         for name in _SEALED:
             value, kept = getattr(body, name), getattr(opened, name)
             if value is UNSET or value == kept:
@@ -127,12 +129,12 @@ class Configuration:
         if address is None:
             return None
         try:
-            with self.under_way.one_more(state.id, most=READS_MAX):
+            with self.limiter.slot(state.id, limit=READS_MAX):
                 return await self.vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
         except (VpsError, AgentBusy):
             return None
 
-    async def _shown(self, state: Instance, pushed: Pushed) -> s.Config:
+    async def _shown(self, state: Instance, pushed: PushResult) -> s.Config:
         opened: Opened = await self.vault.open(state)
         return s.Config(
             instance_id=state.id,

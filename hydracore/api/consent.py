@@ -12,7 +12,7 @@ from events.state import Instance
 from hydracore.agent.chat_messages import TELEGRAM_CONVERSATION
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.errors import Forbidden
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
@@ -25,14 +25,14 @@ NO_CONSENT = "The owner has not allowed others to read the conversations"
 CHAT_DIGITS: Final = 32
 
 
-async def record_access(changes: Changes, asked: Asked, access: RecordConversationsAccess) -> None:
+async def record_access(changes: Changes, context: RequestContext, access: RecordConversationsAccess) -> None:
     """Record that somebody else than the owner reads conversations. Raises `Forbidden` unless the owner allows it."""
 
     async def command(state: Instance) -> RecordConversationsAccess:
-        require_reader(asked.who, state)
+        require_reader(context.who, state)
         return access
 
-    await changes.change(asked, command)
+    await changes.change(context, command)
 
 
 def recorded_id(keyring: Keyring, instance_id: UUID, conversation_id: str) -> str:
@@ -73,7 +73,7 @@ class Consent:
                 raise Forbidden("Only the owner decides who may read the conversations")
             return ChangeConsent(at_ms=self.now_ms(), granted=body.consent_debug_access)
 
-        outcome = await self.changes.change(Asked(who, incoming, instance_id), command)
+        outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command)
         granted = outcome.state.consent_debug_access
         return s.ConsentResponse(
             consent_debug_access=granted,

@@ -16,11 +16,11 @@ from events.state import Instance
 from hydracore.agent.chat_messages import CONVERSATION_ID_PATTERN
 from hydracore.api.access import is_owner
 from hydracore.api.agent_link import require_address, vps_errors_translated
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
+from hydracore.api.concurrency_limiter import ConcurrencyLimiter
 from hydracore.api.consent import record_access, recorded_id, require_reader
 from hydracore.api.errors import NotFound
 from hydracore.api.operations import Answer, operation
-from hydracore.api.under_way import UnderWay
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
@@ -44,7 +44,7 @@ class Conversations:
     keyring: Keyring
     master_keys: MasterKeys
     now_ms: NowMs
-    under_way: UnderWay = field(default_factory=lambda: UnderWay("reads of its conversations"))
+    limiter: ConcurrencyLimiter = field(default_factory=lambda: ConcurrencyLimiter("reads of its conversations"))
 
     @operation(
         "GET",
@@ -58,9 +58,9 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
-        with vps_errors_translated(), self.under_way.one_more(instance_id, most=READS_MAX):
+        with vps_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
             found = await self.vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
-            await self._note(Asked(who, incoming, instance_id), state, None)
+            await self._note(RequestContext(who, incoming, instance_id), state, None)
         return Answer(HTTPStatus.OK, found)
 
     @operation(
@@ -75,24 +75,24 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
-        with vps_errors_translated(), self.under_way.one_more(instance_id, most=READS_MAX):
+        with vps_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
             try:
                 found = await self.vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
             except VpsBadAnswer as error:
                 if error.status == HTTPStatus.NOT_FOUND:
                     raise NotFound("Conversation not found") from error
                 raise
-            await self._note(Asked(who, incoming, instance_id), state, conversation_id)
+            await self._note(RequestContext(who, incoming, instance_id), state, conversation_id)
         return Answer(HTTPStatus.OK, found)
 
     async def _readable(self, who: Principal, instance_id: UUID) -> Instance:
-        state = await self.changes.look(who, instance_id)
+        state = await self.changes.load(who, instance_id)
         require_reader(who, state)
         return state
 
-    async def _note(self, asked: Asked, state: Instance, conversation_id: str | None) -> None:
+    async def _note(self, context: RequestContext, state: Instance, conversation_id: str | None) -> None:
         """Record an access by others than the owner, before the answer is sent. Raises `Forbidden` without consent."""
-        if not is_owner(asked.who, state):
+        if not is_owner(context.who, state):
             recorded = None if conversation_id is None else recorded_id(self.keyring, state.id, conversation_id)
             access = RecordConversationsAccess(at_ms=self.now_ms(), conversation_id=recorded)
-            await record_access(self.changes, asked, access)
+            await record_access(self.changes, context, access)

@@ -24,12 +24,12 @@ from events.state import Instance
 from events.upcast import CURRENT, STORED_AS
 from hydracore.api import schemas as s
 from hydracore.api.access import is_owner
-from hydracore.api.changing import Changes
-from hydracore.api.detail import detail_of, row_at
+from hydracore.api.changes import Changes
 from hydracore.api.errors import NotFound
+from hydracore.api.instance_detail import detail_of, row_at
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import next_link
-from hydracore.api.validation import Given
+from hydracore.api.validation import RequestValues
 from hydracore.api.vault import Vault
 from hydracore.audit.errors import NothingThere
 from hydracore.audit.history import Wanted, of_instance
@@ -65,7 +65,7 @@ class Histories:
         self, who: Principal, instance_id: UUID, *, at: str | None, version: int | None
     ) -> s.InstanceDetail:
         """The instance at a time or at a version, of which one must be given. Raises `NotFound` and `Forbidden`."""
-        show = self._show_to(who, await self.changes.look(who, instance_id))
+        show = self._show_to(who, await self.changes.load(who, instance_id))
         with _nothing_is_not_found():
             past = await state_at(self.pool, instance_id, version=version, at=_time(at))
         then = await shown_state(past, show)
@@ -86,7 +86,7 @@ class Histories:
         cursor: s.Version | None = None,
     ) -> Answer:
         """Oldest first. The cursor is the version of the last event of the page before."""
-        show = self._show_to(who, await self.changes.look(who, instance_id))
+        show = self._show_to(who, await self.changes.load(who, instance_id))
         types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
         wanted = Wanted(since=_time(since), until=None if until is None else read_end(until), types=types, actor=actor)
         with _nothing_is_not_found():
@@ -137,7 +137,7 @@ def _time(text: str | None) -> datetime | None:
     return None if text is None else read_time(text)
 
 
-def two_moments(given: Given) -> Iterator[Problem]:
+def two_moments(given: RequestValues) -> Iterator[Problem]:
     """The problem of a request that gives both a time and a version."""
     if given["query"].keys() >= {"at", "version"}:
         yield Problem(("query", "version"), "Value error, give either at or version", "value_error")

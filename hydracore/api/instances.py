@@ -16,8 +16,8 @@ from events.lifecycle import DELETED, Status
 from events.store import EventStore
 from hydracore.api import schemas as s
 from hydracore.api.access import require_access
-from hydracore.api.detail import detail_of
 from hydracore.api.history import Histories, two_moments
+from hydracore.api.instance_detail import detail_of
 from hydracore.api.listing import Listing
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import cursor_after, next_link, read_cursor
@@ -90,7 +90,7 @@ class Instances:
         "Get instance",
         answer=s.InstanceDetail,
         errors=(403, 404),
-        together=two_moments,
+        cross_check=two_moments,
     )
     async def get_instance(
         self, who: Principal, instance_id: UUID, at: s.Time | None = None, version: s.Version | None = None

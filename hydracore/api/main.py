@@ -18,7 +18,7 @@ from events.keys import Keyring
 from hydracore import catalogue as catalogues
 from hydracore import logs
 from hydracore.api.app import Parts, create_app
-from hydracore.api.hearing import keep_hearing
+from hydracore.api.heartbeat_reception import keep_recording
 from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.audit import erasing
@@ -75,7 +75,7 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
         stop = stop_event()
         server = EmbeddedServer(config, on_started=lambda: _log.info("api_started", host=config.host, port=config.port))
         beside = [
-            asyncio.create_task(keep_hearing(parts.pool)),
+            asyncio.create_task(keep_recording(parts.pool)),
             asyncio.create_task(_end(server, once=stop)),
         ]
         try:

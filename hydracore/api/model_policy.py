@@ -11,10 +11,10 @@ from msgspec import UNSET
 from events.commands import ChangeModelPolicy
 from events.state import Instance
 from hydracore.api import use_schemas as s
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
+from hydracore.api.config_push import ConfigPusher
 from hydracore.api.model_choice import model_choice, shown, unknown_models
 from hydracore.api.operations import operation
-from hydracore.api.pushing import Pusher
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
@@ -25,7 +25,7 @@ from hydracore.money import of_number
 @dataclass(frozen=True, kw_only=True)
 class ModelPolicies:
     changes: Changes
-    pusher: Pusher
+    pusher: ConfigPusher
     catalogue: Catalogue
     now_ms: NowMs
 
@@ -42,7 +42,7 @@ class ModelPolicies:
         async def command(_: Instance) -> ChangeModelPolicy:
             return ChangeModelPolicy(at_ms=self.now_ms(), **_changes(body))
 
-        outcome = await self.changes.change(Asked(who, incoming, instance_id), command)
+        outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command)
         done = "Model policy updated" if outcome.events else "Nothing was to be changed"
         pushed = await self.pusher.push(outcome.state)
         choice = model_choice(outcome.state, self.catalogue)

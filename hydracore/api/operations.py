@@ -20,8 +20,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from hydracore.api.errors import BodyTimeout, BodyTooLarge, ClientGone, Interrupted
-from hydracore.api.given import RawHeaders
-from hydracore.api.validation import Handler, Incoming, RequestReader, Signature, Together, read_signature
+from hydracore.api.raw_request import RawHeaders
+from hydracore.api.validation import CrossCheck, Handler, Incoming, RequestReader, Signature, read_signature
 from hydracore.problems import Check
 
 F = TypeVar("F", bound=Handler)
@@ -45,7 +45,7 @@ class Declaration(NamedTuple):
     - `body_bytes`: allows bodies of this length even if the setting is lower, where the contract promises to accept
       them.
     - `streams`: whether clients may ask for the answer as server-sent events.
-    - `together`: checks parts of a request that are valid each, but not together.
+    - `cross_check`: checks parts of a request that are valid each, but not together.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -57,7 +57,7 @@ class Declaration(NamedTuple):
     also: tuple[int, ...]
     body_bytes: int
     streams: bool
-    together: Together | None
+    cross_check: CrossCheck | None
 
 
 class Operation(NamedTuple):
@@ -97,7 +97,7 @@ def operation(
     also: tuple[int, ...] = (),
     body_bytes: int = 0,
     streams: bool = False,
-    together: Together | None = None,
+    cross_check: CrossCheck | None = None,
 ) -> Callable[[F], F]:
     """Declares a coroutine, usually a method, as an operation.
 
@@ -105,7 +105,7 @@ def operation(
     """
 
     def declare(handler: F) -> F:
-        declared = Declaration(method, path, summary, answer, status, errors, also, body_bytes, streams, together)
+        declared = Declaration(method, path, summary, answer, status, errors, also, body_bytes, streams, cross_check)
         setattr(handler, _MARK, declared)
         return handler
 
@@ -127,7 +127,7 @@ def route(
 ) -> HTTPRouteHandler:
     """The Litestar handler of an operation. `callers`: how to authenticate each type of caller."""
     declared, handler, signature = op
-    reader = RequestReader(signature, checks, together=declared.together)
+    reader = RequestReader(signature, checks, cross_check=declared.cross_check)
     authenticate = callers[signature.who] if signature.who is not None else None
     who_name, incoming_name = signature.who_name, signature.incoming_name
     status = declared.status

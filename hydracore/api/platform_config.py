@@ -18,12 +18,12 @@ from msgspec import UNSET
 from events.commands import PatchPlatformConfig
 from events.state import Instance
 from hydracore.api import use_schemas as s
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
+from hydracore.api.config_push import ConfigPusher
 from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
-from hydracore.api.pushing import Pusher
-from hydracore.api.room import BODY_BYTES, DOCUMENT_MAX_BYTES, require_room, slugs
 from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.size_limits import BODY_BYTES, DOCUMENT_MAX_BYTES, require_within_limits, slug_texts
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import Opened, Vault
 from hydracore.auth import Principal
@@ -53,13 +53,13 @@ class PlatformConfiguration:
     changes: Changes
     vault: Vault
     documents: RuntimeDocuments
-    pusher: Pusher
+    pusher: ConfigPusher
     catalogue: Catalogue
     now_ms: NowMs
 
     @operation("GET", PATH, "Get platform config", answer=s.PlatformConfig, errors=(403, 404))
     async def get_platform_config(self, who: Principal, instance_id: UUID) -> s.PlatformConfig:
-        state = await self.changes.look(who, instance_id)
+        state = await self.changes.load(who, instance_id)
         return await self._shown(state, "What is wanted")
 
     @operation(
@@ -68,12 +68,14 @@ class PlatformConfiguration:
     async def patch_platform_config(
         self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.PatchPlatformConfig
     ) -> s.PlatformConfig:
-        outcome = await self.changes.change(Asked(who, incoming, instance_id), lambda state: self._command(state, body))
+        outcome = await self.changes.change(
+            RequestContext(who, incoming, instance_id), lambda state: self._command(state, body)
+        )
         done = "Platform configuration updated" if outcome.events else "Nothing was to be changed"
         pushed = await self.pusher.push(outcome.state)
         message = f"{done}. {pushed.message}"
         if isinstance(body.workflow_slugs, list):
-            complaint = self.catalogue.workflow_complaint(slugs(body.workflow_slugs))
+            complaint = self.catalogue.workflow_complaint(slug_texts(body.workflow_slugs))
             message += f". Note on workflow_slugs: {complaint}" if complaint is not None else ""
         return await self._shown(outcome.state, message)
 
@@ -94,7 +96,7 @@ class PlatformConfiguration:
         if body.recipe_id is not UNSET:
             changes["recipe_id"] = body.recipe_id
         if body.workflow_slugs is not UNSET:
-            changes["workflow_slugs"] = slugs(body.workflow_slugs)
+            changes["workflow_slugs"] = slug_texts(body.workflow_slugs)
         return PatchPlatformConfig(at_ms=self.now_ms(), **changes)
 
     async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
@@ -122,12 +124,12 @@ def _made(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
     """The documents and lists that `body` changes, with their new values. Raises `RequestInvalid`."""
     for field in (*_DOCUMENTS, *_LISTS):
         if (value := getattr(body, field)) is not UNSET:
-            _require_room_with_masks(field, _merged(field, value, opened), getattr(opened, field))
+            _require_within_limits_masked(field, _merged(field, value, opened), getattr(opened, field))
     made: dict[str, Any] = {}
     for field, value in _unmasked(body, opened).items():
         document = _merged(field, value, opened)
         if not is_same(document, getattr(opened, field)):
-            require_room(field, document)
+            require_within_limits(field, document)
             made[field] = document
     return made
 
@@ -138,7 +140,7 @@ def _merged(field: str, value: Any, opened: Opened) -> Any:
     return {} if value is None else merge_patch(getattr(opened, field), value)
 
 
-def _require_room_with_masks(field: str, document: Any, kept: Any) -> None:
+def _require_within_limits_masked(field: str, document: Any, kept: Any) -> None:
     """Raises `RequestInvalid` where `document` is too large whatever its masks stand for. Called before unmasking."""
     if is_same(document, kept):
         return
@@ -146,7 +148,7 @@ def _require_room_with_masks(field: str, document: Any, kept: Any) -> None:
     # The other characters of a mask are part of the secret, so they count.
     of_masks = len(MASK) * encoded.count(b'"' + MASK.encode())
     if len(encoded) - of_masks > DOCUMENT_MAX_BYTES or values_in(document) > VALUES_MAX:
-        require_room(field, document)
+        require_within_limits(field, document)
 
 
 def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:

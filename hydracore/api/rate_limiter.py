@@ -22,8 +22,8 @@ from redis.asyncio import Redis
 
 from hydracore.api.agent_gate import CallingAgent
 from hydracore.api.errors import TooManyRequests
-from hydracore.api.given import RawHeaders
 from hydracore.api.operations import Authenticate
+from hydracore.api.raw_request import RawHeaders
 from hydracore.auth import Principal
 from hydracore.redis_errors import NO_ANSWER
 

@@ -14,7 +14,7 @@ from events.state import Instance
 from hydracore.agent.chat_messages import UpdatesApplied
 from hydracore.api import use_schemas as s
 from hydracore.api.agent_link import require_address, vps_errors_translated
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.errors import AgentFailed
 from hydracore.api.operations import operation
 from hydracore.api.runtime import ASK_TIMEOUT_S
@@ -50,7 +50,7 @@ class Updates:
 
         The request is recorded in the log before the agent is called, and the outcome after that.
         """
-        state = await self.changes.look(who, instance_id)
+        state = await self.changes.load(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
         version = state.config.version
         with vps_errors_translated():
@@ -60,10 +60,10 @@ class Updates:
                     message = f"Nothing is pending: the agent runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
             runtime = await self.documents.build(state)
-        asked = Asked(who, incoming, instance_id)
+        context = RequestContext(who, incoming, instance_id)
         restart, intent = body.restart_agent, incoming.origin(who.actor)
         request = RequestUpdates(at_ms=self.now_ms(), config_version=version, restart=restart, forced=body.force)
-        await self._record(asked, request, intent)
+        await self._record(context, request, intent)
         outcome = incoming.origin(who.actor, causation_id=intent.command_id)
         with vps_errors_translated():
             try:
@@ -71,7 +71,7 @@ class Updates:
                     address, version, runtime, restart=restart, timeout_s=APPLY_TIMEOUT_S
                 )
             except VpsError as error:
-                await self._record(asked, _failure(error, version, at_ms=self.now_ms()), outcome)
+                await self._record(context, _failure(error, version, at_ms=self.now_ms()), outcome)
                 if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
                     raise AgentFailed(
                         f"The agent cannot run with it: {error.detail or 'it does not say why'}"
@@ -83,16 +83,16 @@ class Updates:
             restarted=applied.restarted,
             forced=body.force,
         )
-        await self._record(asked, result, outcome)
+        await self._record(context, result, outcome)
         return s.ApplyUpdatesResponse(instance_id=instance_id, message=_message(applied), status="applied")
 
-    async def _record(self, asked: Asked, command: AnyCommand, origin: Origin) -> None:
+    async def _record(self, context: RequestContext, command: AnyCommand, origin: Origin) -> None:
         """Append `command`, whatever the state of the instance is now."""
 
         async def at_any(_: Instance) -> AnyCommand:
             return command
 
-        await self.changes.change(asked, at_any, origin=origin)
+        await self.changes.change(context, at_any, origin=origin)
 
 
 def _failure(error: VpsError, version: int, *, at_ms: int) -> RecordUpdatesFailed:

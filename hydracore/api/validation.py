@@ -21,7 +21,15 @@ from msgspec import inspect as types
 from events.ids import NAMESPACE
 from events.record import Origin
 from hydracore.api.errors import NotFound, RequestInvalid
-from hydracore.api.given import UNREAD, RawHeaders, body_given, headers_given, is_doubled, is_json, query_given
+from hydracore.api.raw_request import (
+    INVALID_BODY,
+    RawHeaders,
+    header_texts,
+    is_json,
+    is_repeated,
+    json_body,
+    query_parameters,
+)
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
 from hydracore.reading import UNREADABLE
 
@@ -30,9 +38,9 @@ Handler = Callable[..., Awaitable[Any]]
 
 #: The values of a request by source and name. Header names are in lower case. `body`: the fields of the body's JSON
 #: object; empty where it is none.
-Given = Mapping[Source, Mapping[str, Any]]
+RequestValues = Mapping[Source, Mapping[str, Any]]
 #: Returns the problems of parts that are valid each, but not together.
-Together = Callable[[Given], Iterable[Problem]]
+CrossCheck = Callable[[RequestValues], Iterable[Problem]]
 
 _ORDER: Final[tuple[Source, ...]] = ("path", "query", "header", "body")
 
@@ -157,13 +165,15 @@ def _is_annotated(parameter: inspect.Parameter) -> bool:
 class RequestReader:
     """Reads the arguments of one operation from a request. `checks`: see `hydracore.problems`.
 
-    `together` is not called where only path and body are given.
+    `cross_check` is not called where only path and body are given.
     """
 
-    def __init__(self, signature: Signature, checks: Mapping[str, Check], *, together: Together | None = None) -> None:
+    def __init__(
+        self, signature: Signature, checks: Mapping[str, Check], *, cross_check: CrossCheck | None = None
+    ) -> None:
         self._inputs = inputs = signature.inputs
         self._checks = checks
-        self._together = together
+        self._cross_check = cross_check
         self._complaints_name = signature.complaints_name
         self._defaults: dict[str, Any] = {each.name: each.default for each in inputs if not each.required}
         if self._complaints_name:
@@ -209,29 +219,29 @@ class RequestReader:
         reader = Reader(self._checks)
         given: dict[Source, Mapping[str, Any]] = {
             "path": self._path_given(scope),
-            "query": query_given(scope["query_string"]),
-            "header": headers_given(scope["headers"]),
+            "query": query_parameters(scope["query_string"]),
+            "header": header_texts(scope["headers"]),
             "body": {},
         }
         arguments = self._defaults.copy()
         for each in self._inputs:
             if each.source == "body":
-                value = body_given(reader, raw_body, scope["headers"])
-                if value is not UNREAD:
+                value = json_body(reader, raw_body, scope["headers"])
+                if value is not INVALID_BODY:
                     arguments[each.name] = reader.read(value, each.info, ("body",))
                 if isinstance(value, dict):
                     given["body"] = cast("dict[str, Any]", value)
                 continue
             loc: Location = (each.source, each.alias)
-            if each.source == "header" and is_doubled(scope["headers"], each.alias.encode()):
+            if each.source == "header" and is_repeated(scope["headers"], each.alias.encode()):
                 # Something between the client and us may use the other one.
                 reader.problems.append(Problem(loc, "Value error, it is there twice", "value_error"))
             elif each.alias in given[each.source]:
                 arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
             elif each.required:
                 reader.problems.append(Problem(loc, "Field required", "missing"))
-        if self._together is not None:
-            reader.problems += self._together(given)
+        if self._cross_check is not None:
+            reader.problems += self._cross_check(given)
             reader.problems.sort(key=lambda problem: _ORDER.index(problem.loc[0]))
         if reader.flaws or (reader.problems and not self._complaints_name):
             raise RequestInvalid(reader.problems)

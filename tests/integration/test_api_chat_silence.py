@@ -19,8 +19,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_a_frozen_agent_holds_no_chat(
     used: Used, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.1)
-    monkeypatch.setattr("hydracore.api.chat.LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.1)
+    monkeypatch.setattr("hydracore.api.chat.CHECK_TIMEOUT_S", 0.2)
     used.agent.may_answer.clear()
 
     answer = await used.ask("POST", "/chat", HELLO, headers=headers)
@@ -32,8 +32,8 @@ async def test_a_frozen_agent_holds_no_chat(
 async def test_an_agent_that_freezes_within_a_stream_ends_it_with_an_error_event(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.1)
-    monkeypatch.setattr("hydracore.api.chat.LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.1)
+    monkeypatch.setattr("hydracore.api.chat.CHECK_TIMEOUT_S", 0.2)
     used.agent.stream = (STREAM[0], asyncio.Event())
 
     async with used.stream() as answer:
@@ -48,8 +48,8 @@ async def test_an_agent_that_freezes_within_a_stream_ends_it_with_an_error_event
 async def test_an_agent_that_freezes_behind_its_ending_has_said_all(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.1)
-    monkeypatch.setattr("hydracore.api.chat.LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.1)
+    monkeypatch.setattr("hydracore.api.chat.CHECK_TIMEOUT_S", 0.2)
     used.agent.stream = (*STREAM, asyncio.Event())
 
     async with used.stream() as answer:
@@ -64,7 +64,7 @@ async def test_an_agent_that_freezes_behind_its_ending_has_said_all(
 async def test_an_agent_that_works_is_waited_for_however_silent_it_is(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.05)
+    monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.05)
     used.agent.may_chat.clear()
 
     asking = asyncio.create_task(used.ask("POST", "/chat", HELLO))
@@ -75,7 +75,7 @@ async def test_an_agent_that_works_is_waited_for_however_silent_it_is(
 
 
 async def test_a_silent_stream_opens_and_pings(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.05)
+    monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.05)
     used.agent.may_chat.clear()
 
     async with used.stream() as answer:
@@ -95,7 +95,7 @@ async def test_a_silent_stream_opens_and_pings(used: Used, monkeypatch: pytest.M
 async def test_a_refusal_behind_a_ping_is_an_event(
     used: Used, monkeypatch: pytest.MonkeyPatch, status: int, code: str, told: str
 ) -> None:
-    monkeypatch.setattr("hydracore.api.silence.SILENCE_S", 0.05)
+    monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.05)
     used.agent.may_chat.clear()
     used.agent.script("/api/chat", status, {"detail": "In the agent's words", "code": code})
 

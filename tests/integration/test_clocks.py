@@ -14,7 +14,7 @@ from events import commands as c
 from events.patience import patiently, run
 from events.sql import Statements
 from events.state import TEARDOWN_STEPS
-from hydracore.api import hearing
+from hydracore.api import heartbeat_reception
 from tests import lives
 from tests.owing import owed
 from tests.requests_to_log import open_store, origin, request, requested
@@ -117,7 +117,7 @@ async def test_what_is_heard_counts_from_now_where_it_began_in_the_future(
     await owner_conn.execute("INSERT INTO hearing (since, until) SELECT now() + interval '1 h', now() + interval '2 h'")
 
     async with open_store(database_url) as (_, pool):
-        listening = asyncio.create_task(hearing.keep_hearing(pool))
+        listening = asyncio.create_task(heartbeat_reception.keep_recording(pool))
         await until(lambda: one(owner_conn, "SELECT true FROM hearing WHERE since <= now() AND until <= now()"))
         listening.cancel()
 

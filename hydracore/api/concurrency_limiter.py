@@ -10,22 +10,22 @@ from uuid import UUID
 from hydracore.api.errors import AgentBusy
 
 
-class UnderWay:
+class ConcurrencyLimiter:
     """`kind`: what is counted, in the plural, for messages to callers."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._of_each = Counter[UUID]()
+        self._counts = Counter[UUID]()
 
     @contextmanager
-    def one_more(self, instance_id: UUID, *, most: int) -> Generator[None]:
-        """Count one more within the context. Raises `AgentBusy` where the instance already has `most`."""
-        if self._of_each[instance_id] >= most:
+    def slot(self, instance_id: UUID, *, limit: int) -> Generator[None]:
+        """Count one more within the context. Raises `AgentBusy` where the instance already has `limit`."""
+        if self._counts[instance_id] >= limit:
             raise AgentBusy(f"The agent has too many {self._kind} at once; try again")
-        self._of_each[instance_id] += 1
+        self._counts[instance_id] += 1
         try:
             yield
         finally:
-            self._of_each[instance_id] -= 1
-            if not self._of_each[instance_id]:
-                del self._of_each[instance_id]
+            self._counts[instance_id] -= 1
+            if not self._counts[instance_id]:
+                del self._counts[instance_id]

@@ -15,14 +15,14 @@ from hydracore.problems import Problem, Reader
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 #: The value of a body that cannot be read.
-UNREAD: Final = object()
+INVALID_BODY: Final = object()
 
 
-def body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
-    """The value of a JSON body. If it cannot be read, adds a problem to `reader` and returns `UNREAD`."""
+def json_body(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
+    """The value of a JSON body. If it cannot be read, adds a problem to `reader` and returns `INVALID_BODY`."""
     if not raw_body:
         reader.problems.append(Problem(("body",), "Field required", "missing"))
-        return UNREAD
+        return INVALID_BODY
     # A body with another content type stays bytes. `Reader` then reports that it is not an object.
     value: Any = raw_body
     if is_json(headers):
@@ -30,26 +30,26 @@ def body_given(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
             value = json.loads(raw_body)
         except json.JSONDecodeError as error:
             reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
-            return UNREAD
+            return INVALID_BODY
         except RecursionError:
             # Some thousand levels. Whether the rest is JSON is unknown.
             reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
-            return UNREAD
+            return INVALID_BODY
         except ValueError:
             # Not UTF-8, or a number with thousands of digits.
             reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
-            return UNREAD
+            return INVALID_BODY
     return value
 
 
-def query_given(query_string: bytes) -> dict[str, str]:
+def query_parameters(query_string: bytes) -> dict[str, str]:
     """The parameters of a query string. Of repeated names the last value counts, as in FastAPI."""
     if not query_string:
         return {}
     return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
 
 
-def headers_given(headers: RawHeaders) -> dict[str, str]:
+def header_texts(headers: RawHeaders) -> dict[str, str]:
     return {name.decode("latin-1"): _header_text(value) for name, value in headers}
 
 
@@ -62,7 +62,7 @@ def is_json(headers: RawHeaders) -> bool:
     return True
 
 
-def is_doubled(headers: RawHeaders, wanted: bytes) -> bool:
+def is_repeated(headers: RawHeaders, wanted: bytes) -> bool:
     return sum(name == wanted for name, _ in headers) > 1
 
 

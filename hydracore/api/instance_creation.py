@@ -19,8 +19,8 @@ from events.types import Sealed
 from hydracore.api import schemas as s
 from hydracore.api.errors import Forbidden, RequestInvalid
 from hydracore.api.operations import Answer, operation
-from hydracore.api.room import slugs
-from hydracore.api.validation import Complaints, Given, Header, Incoming
+from hydracore.api.size_limits import slug_texts
+from hydracore.api.validation import Complaints, Header, Incoming, RequestValues
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
@@ -29,7 +29,7 @@ from hydracore.problems import Problem
 MESSAGE = "Instance requested; it is being provisioned"
 
 
-def _two_keys(given: Given) -> Iterator[Problem]:
+def _two_keys(given: RequestValues) -> Iterator[Problem]:
     """The problem of a request with different keys in header and body."""
     in_header, in_body = given["header"].get("idempotency-key"), given["body"].get("idempotency_key")
     if in_header is not None and isinstance(in_body, str) and in_body != in_header:
@@ -38,7 +38,7 @@ def _two_keys(given: Given) -> Iterator[Problem]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ordering:
+class InstanceCreation:
     store: EventStore
     keyring: Keyring
     catalogue: Catalogue
@@ -51,7 +51,7 @@ class Ordering:
         answer=s.CreateInstanceResponse,
         status=202,
         errors=(403, 409),
-        together=_two_keys,
+        cross_check=_two_keys,
     )
     async def create_instance(
         self,
@@ -126,7 +126,7 @@ class Ordering:
             manifest_id=body.manifest_id,
             recipe_id=body.recipe_id,
             website_template_slug=body.website_template_slug,
-            workflow_slugs=slugs(body.workflow_slugs),
+            workflow_slugs=slug_texts(body.workflow_slugs),
             # Only the customer's own token has their address. An admin's token has the admin's.
             customer_email=await sealed(who.email if who.user_id == customer_id else None, "customer_email"),
             user_display_name=await sealed(body.user_display_name, "user_display_name"),

@@ -15,7 +15,7 @@ from hydracore.waiting import first_of
 T = TypeVar("T")
 
 #: Raises `VpsError` where waiting is of no use.
-Look = Callable[[], Awaitable[None]]
+AgentCheck = Callable[[], Awaitable[None]]
 
 #: Seconds of silence before the agent is checked. Proxies cut connections that are silent for 30 s or 60 s.
 SILENCE_S: Final = 15.0
@@ -30,7 +30,7 @@ _HEADERS: Final = [
 ]
 
 
-async def outcome(work: Coroutine[Any, Any, T], *, watch: Coroutine[Any, Any, NoReturn]) -> T:
+async def run_watched(work: Coroutine[Any, Any, T], *, watch: Coroutine[Any, Any, NoReturn]) -> T:
     """The result of `work`, unless `watch` raises before. Both have ended when this returns."""
     working, watching = asyncio.create_task(work), asyncio.create_task(watch)
     # Also where this is cancelled, so that connections to an agent are closed before this returns.
@@ -38,11 +38,11 @@ async def outcome(work: Coroutine[Any, Any, T], *, watch: Coroutine[Any, Any, No
     return (working if working in by_themselves else watching).result()
 
 
-async def keep_looking(look: Look) -> NoReturn:
-    """Call `look` every `SILENCE_S`."""
+async def check_repeatedly(check: AgentCheck) -> NoReturn:
+    """Call `check` every `SILENCE_S`."""
     while True:
         await asyncio.sleep(SILENCE_S)
-        await look()
+        await check()
 
 
 class EventStream:
@@ -70,8 +70,8 @@ class EventStream:
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             self._written_s = self._now_s()
 
-    async def keep_open(self, look: Look) -> NoReturn:
-        """Ping whenever nothing was written for `SILENCE_S`, as long as `look` does not raise."""
+    async def keep_alive(self, check: AgentCheck) -> NoReturn:
+        """Ping whenever nothing was written for `SILENCE_S`, as long as `check` does not raise."""
         while True:
             left_s = self._written_s + SILENCE_S - self._now_s()
             if left_s > 0:
@@ -79,7 +79,7 @@ class EventStream:
                 continue
             written_s = self._written_s
             try:
-                await look()
+                await check()
             except VpsError:
                 # Events that arrived meanwhile prove that the agent is alive.
                 if self._written_s == written_s:

@@ -12,7 +12,7 @@ from hydracore.api.errors import Interrupted
 from hydracore.waiting import first_of
 
 
-class Attended:
+class CancelOnDisconnect:
     """An ASGI application that does `work` and cancels it when the client goes away.
 
     `work` sends the answer itself. What it raises before the first message is answered like any other error. Raises
@@ -24,7 +24,7 @@ class Attended:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         working = asyncio.create_task(self._work(scope, receive, send))
-        leaving = asyncio.create_task(_gone(receive))
+        leaving = asyncio.create_task(_disconnected(receive))
         try:
             # `first_of` also ends both tasks when the server stops, so that connections to an agent are closed before
             # this returns.
@@ -34,7 +34,7 @@ class Attended:
             raise Interrupted from None
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     """Wait until the client has left. Its body must have been read to the end."""
     while (await receive())["type"] != "http.disconnect":
         pass

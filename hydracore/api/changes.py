@@ -15,7 +15,7 @@ from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 
 
-class Asked(NamedTuple):
+class RequestContext(NamedTuple):
     """Who wants something of an instance, and by which request."""
 
     who: Principal
@@ -29,12 +29,16 @@ class Changes:
     def __init__(self, store: EventStore) -> None:
         self._store = store
 
-    async def look(self, who: Principal, instance_id: UUID) -> Instance:
+    async def load(self, who: Principal, instance_id: UUID) -> Instance:
         """The instance's state. Raises `NotFound` and `Forbidden`."""
         return require_access(who, await self._store.load(instance_id))
 
     async def change(
-        self, asked: Asked, command_at: Callable[[Instance], Awaitable[AnyCommand]], *, origin: Origin | None = None
+        self,
+        context: RequestContext,
+        command_at: Callable[[Instance], Awaitable[AnyCommand]],
+        *,
+        origin: Origin | None = None,
     ) -> Outcome:
         """Execute the command that `command_at` makes for the present state. `origin`: a new one unless given.
 
@@ -42,6 +46,8 @@ class Changes:
         """
 
         async def command(state: Instance | None) -> AnyCommand:
-            return await command_at(require_access(asked.who, state))
+            return await command_at(require_access(context.who, state))
 
-        return await self._store.change(asked.instance_id, command, origin or asked.incoming.origin(asked.who.actor))
+        return await self._store.change(
+            context.instance_id, command, origin or context.incoming.origin(context.who.actor)
+        )

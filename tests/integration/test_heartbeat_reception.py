@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from events.ids import lane_of
-from hydracore.api import hearing
+from hydracore.api import heartbeat_reception
 from hydracore.db.pool import open_pool
 from tests.lives import BOOT
 from tests.waiting import until
@@ -56,7 +56,7 @@ async def test_an_outage_of_ours_is_nobody_s_silence(owner_conn: psycopg.AsyncCo
 
     during = await silence(owner_conn)
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
-        listening = asyncio.create_task(hearing.keep_hearing(pool))
+        listening = asyncio.create_task(heartbeat_reception.keep_recording(pool))
         await until(lambda: _is_anew(owner_conn))
         listening.cancel()
 
@@ -68,13 +68,13 @@ async def test_an_outage_of_ours_is_nobody_s_silence(owner_conn: psycopg.AsyncCo
 async def test_whatever_keeps_us_from_saying_that_we_hear_we_go_on_trying(
     owner_conn: psycopg.AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hearing, "HEAR_S", 0.02)
+    monkeypatch.setattr(heartbeat_reception, "RECORD_INTERVAL_S", 0.02)
     await heard(owner_conn, since_s=1000, until_s=90)
     await owner_conn.execute("REVOKE INSERT ON hearing FROM hydracore_app")
 
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
         with capture_logs() as said:
-            listening = asyncio.create_task(hearing.keep_hearing(pool))
+            listening = asyncio.create_task(heartbeat_reception.keep_recording(pool))
             await until(lambda: said)
             await owner_conn.execute("GRANT INSERT ON hearing TO hydracore_app")
             await until(lambda: _is_anew(owner_conn))

@@ -9,7 +9,7 @@ from events.commands import RotateAgentKey
 from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.access import require_staff
-from hydracore.api.changing import Asked, Changes
+from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.errors import Conflict
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
@@ -18,7 +18,7 @@ from hydracore.clock import NowMs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keys:
+class KeyRotation:
     changes: Changes
     now_ms: NowMs
 
@@ -35,7 +35,7 @@ class Keys:
         async def command(_: Instance) -> RotateAgentKey:
             return RotateAgentKey(at_ms=self.now_ms())
 
-        outcome = await self.changes.change(Asked(who, incoming, instance_id), command)
+        outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command)
         if not outcome.events:
             raise Conflict("There is no key in force: none was issued yet, or one has just been ended")
         return s.RotateKeyResponse(instance_id=instance_id, status="rotated")

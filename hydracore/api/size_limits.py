@@ -24,7 +24,7 @@ SLUGS_MAX_BYTES: Final = 64 * 1024
 BODY_BYTES: Final = 2 * 1024 * 1024
 
 
-def slugs_complaint(given: list[Any]) -> str | None:
+def slugs_size_complaint(given: list[Any]) -> str | None:
     """What is wrong with the size of a request's `workflow_slugs`, or None."""
     return _size_complaint(given, SLUGS_MAX_BYTES)
 
@@ -33,7 +33,7 @@ def _size_complaint(value: Any, max_bytes: int) -> str | None:
     return f"it would have more than {max_bytes} bytes" if len(msgspec.json.encode(value)) > max_bytes else None
 
 
-def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
+def require_within_limits(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
     """Raises `RequestInvalid` where `value` has more than `max_bytes` as JSON, or more than `VALUES_MAX` values."""
     complaint = _size_complaint(value, max_bytes)
     if complaint is not None:
@@ -42,12 +42,12 @@ def require_room(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES)
         raise RequestInvalid([Problem(("body", field), TOO_MANY, "value_error")])
 
 
-def slugs(given: list[Any] | None) -> tuple[str, ...]:
+def slug_texts(given: list[Any] | None) -> tuple[str, ...]:
     """The `workflow_slugs` of a request as texts.
 
     Values that are not texts become JSON, so that they are reported like any other unknown workflow. Secrets in them
     are masked, because slugs are not sealed. Raises `RequestInvalid` where they are too large.
     """
     texts = tuple(each if isinstance(each, str) else msgspec.json.encode(masked(each)).decode() for each in given or ())
-    require_room("workflow_slugs", texts, max_bytes=SLUGS_MAX_BYTES)
+    require_within_limits("workflow_slugs", texts, max_bytes=SLUGS_MAX_BYTES)
     return texts

@@ -20,7 +20,7 @@ from hydracore.vps import VpsBadAnswer, VpsClient, VpsError
 PUSH_TIMEOUT_S: Final = 5.0
 
 #: The most unused parts of a configuration that a message names.
-TOLD_MAX: Final = 5
+IGNORED_SHOWN_MAX: Final = 5
 
 #: Statuses in which no agent will ask for the configuration.
 _OVER: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
@@ -28,7 +28,7 @@ _OVER: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
 _log = structlog.get_logger(__name__)
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """Whether the agent runs with the configuration now, and a message about it."""
 
     applied: bool
@@ -36,18 +36,18 @@ class Pushed(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pusher:
+class ConfigPusher:
     vps: VpsClient
     documents: RuntimeDocuments
     master_keys: MasterKeys
 
-    async def push(self, state: Instance) -> Pushed:
+    async def push(self, state: Instance) -> PushResult:
         """Send the configuration of `state`. Failures of the agent are reported in the result and never raised."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
             if state.status in _OVER:
-                return Pushed(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
-            return Pushed(applied=False, message="The agent gets it when it starts")
+                return PushResult(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
+            return PushResult(applied=False, message="The agent gets it when it starts")
         version = state.config.version
         try:
             running = await self.vps.put_config(
@@ -56,29 +56,33 @@ class Pusher:
         except VpsError as error:
             _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))
             if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
-                return Pushed(
+                return PushResult(
                     applied=False, message=f"The agent cannot run with it: {error.detail or 'it does not say why'}"
                 )
-            return Pushed(applied=False, message="The agent cannot be reached; it is applied when the agent next asks")
+            return PushResult(
+                applied=False, message="The agent cannot be reached; it is applied when the agent next asks"
+            )
         if running.config_version is None:
-            return Pushed(applied=False, message="The agent has it, and will run with it once its runtime runs again")
+            return PushResult(
+                applied=False, message="The agent has it, and will run with it once its runtime runs again"
+            )
         if running.config_version < version:
-            return Pushed(
+            return PushResult(
                 applied=False, message="The agent has not taken it yet; it is applied when the agent next asks"
             )
         if running.config_version > version:
             # A later change was faster, or the agent's configuration is from a history that a restore has lost. The
             # agent asks for the present one.
-            return Pushed(
+            return PushResult(
                 applied=False,
                 message=f"The agent runs with another version, {running.config_version}, and asks which one counts",
             )
-        return Pushed(applied=True, message=f"The agent runs with it{_but(running.ignored)}")
+        return PushResult(applied=True, message=f"The agent runs with it{_but(running.ignored)}")
 
 
 def _but(ignored: tuple[Ignored, ...]) -> str:
     """The parts of the configuration that the agent does not use, in words. `/runtime` lists all of them."""
     if not ignored:
         return ""
-    told = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:TOLD_MAX])
-    return f", but does not use {told}" + ("; and more" if len(ignored) > TOLD_MAX else "")
+    told = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:IGNORED_SHOWN_MAX])
+    return f", but does not use {told}" + ("; and more" if len(ignored) > IGNORED_SHOWN_MAX else "")
