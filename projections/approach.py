@@ -48,7 +48,7 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     try:
         async with connection.transaction():
-            await candidate.step(connection, await candidate.goal(connection))
+            await candidate.step(connection, await candidate.live_positions(connection))
             if candidate.live is None:
                 return Comparison()
             await connection.execute(_WHOLE_TABLES)
@@ -65,7 +65,7 @@ async def catch_up(connection: AsyncConnection, candidate: Candidate) -> int:
     events = 0
     for _ in range(STEPS_MAX):
         async with connection.transaction():
-            step = await candidate.step(connection, await candidate.goal(connection))
+            step = await candidate.step(connection, await candidate.live_positions(connection))
         events += step.events
         if step.events <= CLOSE_EVENTS and step.read <= CLOSE_READ:
             break

@@ -54,7 +54,7 @@ class Candidate(NamedTuple):
         """A candidate of which nothing was compared yet."""
         return cls(projection, build, live, KeptFolds(), Unverified(set(range(LANES)), {}), pace)
 
-    async def goal(self, connection: AsyncConnection) -> dict[int, int]:
+    async def live_positions(self, connection: AsyncConnection) -> dict[int, int]:
         """The position of the live tables: the lanes' heads, or the checkpoints of their follower."""
         if isinstance(self.projection, Inline):
             return await read_heads(connection)

@@ -16,7 +16,7 @@ from events.exchange import exchange
 from events.sql import Statements
 from projections.definition import Followed, Inline, Projection
 from projections.errors import EventRefused
-from projections.fact import Place, Position, Reader, Skipped, read_facts, reading, stream_of
+from projections.fact import LogEntry, Place, Reader, Skipped, read_facts, stream_of, table_reader
 from projections.generations import Generation, use_schema
 from projections.refolding import GrownStream, KeptFolds, Stream, grown_streams, refold
 
@@ -31,7 +31,7 @@ LANE_FACTS_MIN = 50
 Positions = Mapping[int, int]
 
 
-class TooFar(Exception):
+class ReadLimitExceeded(Exception):
     """More than `read_max` events would have to be read. Nothing was done."""
 
 
@@ -63,8 +63,9 @@ async def catch_up(
 ) -> CaughtUp:
     """Apply the log to `build`, up to `upto` in every lane. `upto` must be a consistent cut through the log.
 
-    `kept`: the folds that earlier steps of this build have kept; this step adds its own. Raises `TooFar` where more
-    than `read_max` events would have to be read, `EventRefused`, and `LogCorrupted` where an event is missing.
+    `kept`: the folds that earlier steps of this build have kept; this step adds its own. Raises `ReadLimitExceeded`
+    where more than `read_max` events would have to be read, `EventRefused`, and `LogCorrupted` where an event is
+    missing.
     """
     at = await read_positions(connection, build.follower)
     ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
@@ -74,7 +75,7 @@ async def catch_up(
     events = sum(seq - at[lane] for lane, seq in ahead.items())
     read = sum(one.to_read for one in grown) if isinstance(projection, Inline) else events
     if read_max is not None and read > read_max:
-        raise TooFar
+        raise ReadLimitExceeded
     await use_schema(connection, build)
     if isinstance(projection, Inline):
         await refold(connection, projection, grown, kept)
@@ -89,9 +90,9 @@ async def catch_up(
 
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
     """Apply the facts from `at` to `ahead` as a follower does. Raises `EventRefused` and `LogCorrupted`."""
-    reader, read = Reader.of(projection), reading(connection, prepared=False)
+    reader, read = Reader.of(projection), table_reader(connection, prepared=False)
 
-    async def add(some: Sequence[Position], skipped: Skipped) -> None:
+    async def add(some: Sequence[LogEntry], skipped: Skipped) -> None:
         facts = reader.decode(some, skipped)
         if facts:
             await exchange(connection, await projection.changes(read, facts), prepared=False)
@@ -102,35 +103,35 @@ async def _add(connection: AsyncConnection, projection: Followed, at: Positions,
         found = await read_facts(connection, places, [reader], heads=ahead, upto=ahead, limit=limit, prepared=False)
         for hole in found.holes.values():
             raise hole
-        positions = [position for place in places for position in found.positions[place]]
+        entries = [entry for place in places for entry in found.entries[place]]
         try:
             async with connection.transaction():
-                await add(positions, found.skipped)
+                await add(entries, found.skipped)
         except psycopg.Error:
             raise
         except Exception as error:
-            refused = await _first_refused(connection, partial(add, skipped=found.skipped), positions)
+            refused = await _first_refused(connection, partial(add, skipped=found.skipped), entries)
             lane, seq, tag, _ = refused
             stream_id = stream_of(refused)
             raise EventRefused(projection.name, error, lane=lane, stream_id=stream_id, seq=seq, tag=tag) from error
-        moved = [(lane, after + len(found.positions[lane, after])) for lane, after in places]
+        moved = [(lane, after + len(found.entries[lane, after])) for lane, after in places]
         places = [(lane, seq) for lane, seq in moved if seq < ahead[lane]]
 
 
 async def _first_refused(
-    connection: AsyncConnection, add: Callable[[Sequence[Position]], Awaitable[None]], positions: Sequence[Position]
-) -> Position:
-    """The first of `positions` that is refused. They cannot all be added. Nothing is added."""
-    fine, refused = 0, len(positions)
+    connection: AsyncConnection, add: Callable[[Sequence[LogEntry]], Awaitable[None]], entries: Sequence[LogEntry]
+) -> LogEntry:
+    """The first of `entries` that is refused. They cannot all be added. Nothing is added."""
+    fine, refused = 0, len(entries)
     while refused - fine > 1:
         middle = (fine + refused) // 2
         try:
             async with connection.transaction(force_rollback=True):
-                await add(positions[:middle])
+                await add(entries[:middle])
         except psycopg.Error:
             raise
         except Exception:  # noqa: BLE001 - the caller raises the error of the whole batch
             refused = middle
         else:
             fine = middle
-    return positions[refused - 1]
+    return entries[refused - 1]

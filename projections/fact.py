@@ -82,8 +82,11 @@ Place = tuple[int, int]
 Skipped = frozenset[tuple[str, int, int]]
 
 
-class Position(NamedTuple):
-    """A position in the log, and the fact there as JSON; None where no reader wants events of its type."""
+class LogEntry(NamedTuple):
+    """An event of the log: its position, the stored name of its type, and its fact.
+
+    `json`: the fact as JSON; None where no reader wants events of its type.
+    """
 
     lane: int
     seq: int
@@ -91,10 +94,10 @@ class Position(NamedTuple):
     json: bytes | None
 
 
-def stream_of(position: Position) -> UUID:
-    """The stream of the event at `position`, even if the event cannot be decoded. `position` must have JSON."""
-    assert position.json is not None, "somebody wants it"
-    return msgspec.json.decode(position.json, type=_Whose).stream_id
+def stream_of(entry: LogEntry) -> UUID:
+    """The stream of the event in `entry`, even if the event cannot be decoded. `entry` must have JSON."""
+    assert entry.json is not None, "somebody wants it"
+    return msgspec.json.decode(entry.json, type=_Whose).stream_id
 
 
 class _Whose(msgspec.Struct):
@@ -138,19 +141,19 @@ class Reader(NamedTuple):
     def of(cls, one: Interest) -> Self:
         return cls(one.name, one.version, one.types, one.payloads)
 
-    def decode(self, positions: Sequence[Position], skipped: Skipped) -> list[Fact]:
-        """The facts among `positions` that this reader wants and that are not skipped.
+    def decode(self, entries: Sequence[LogEntry], skipped: Skipped) -> list[Fact]:
+        """The facts among `entries` that this reader wants and that are not skipped.
 
         If it wants `payloads`, raises `EventUnreadable` for an event of a version that this code does not know, and
         `msgspec.ValidationError` for one of a type or shape that was never written.
         """
         decoded = _with_payload if self.payloads else _without_payload
         return [
-            decoded(position.json, position.type)
-            for position in positions
-            if position.json is not None
-            and (self.types is None or position.type in self.types)
-            and (self.name, position.lane, position.seq) not in skipped
+            decoded(entry.json, entry.type)
+            for entry in entries
+            if entry.json is not None
+            and (self.types is None or entry.type in self.types)
+            and (self.name, entry.lane, entry.seq) not in skipped
         ]
 
 
@@ -184,7 +187,7 @@ Read = Callable[[Statement], Awaitable[Rows]]
 """Reads a projection's own tables, in the transaction that will change them."""
 
 
-def reading(connection: AsyncConnection, *, prepared: bool = True) -> Read:
+def table_reader(connection: AsyncConnection, *, prepared: bool = True) -> Read:
     """A `Read` on this connection. `prepared`: see `exchange`."""
 
     async def read(statement: Statement) -> Rows:
@@ -202,16 +205,16 @@ def payload_types(readers: Iterable[Interest]) -> list[str] | None:
     return sorted({name for reader in asking for name in reader.types or ()})
 
 
-class Found(NamedTuple):
+class FactPage(NamedTuple):
     """What `read_facts` has found, by place.
 
-    - `positions`: what follows each place, without a gap.
-    - `holes`: the places where the event after those positions is missing, or where the lane ends before its head.
-    - `full`: the places after whose positions more may follow, because the page was full.
+    - `entries`: what follows each place, without a gap.
+    - `holes`: the places where the event after those entries is missing, or where the lane ends before its head.
+    - `full`: the places after whose entries more may follow, because the page was full.
     - `skipped`: all events that were skipped by hand for these readers, anywhere in the log.
     """
 
-    positions: dict[Place, list[Position]]
+    entries: dict[Place, list[LogEntry]]
     holes: dict[Place, LogCorrupted]
     full: set[Place]
     skipped: Skipped
@@ -226,10 +229,10 @@ async def read_facts(
     limit: int,
     upto: Mapping[int, int] | None = None,
     prepared: bool = True,
-) -> Found:
+) -> FactPage:
     """Read what follows each of `places`, in order, for all `readers`.
 
-    Returns at most `limit` positions per place, and none above `upto` in its lane. The places share the bytes of a
+    Returns at most `limit` entries per place, and none above `upto` in its lane. The places share the bytes of a
     page.
 
     `heads`: the lanes' heads as they were before this call. Every event up to there must be in the log, and its command
@@ -238,24 +241,24 @@ async def read_facts(
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
     page = _page(places, readers, limit=limit, bytes_max=bytes_max, upto=upto)
     skipped, rows = await exchange(connection, [_skipped(readers), page], prepared=prepared)
-    found = Found({place: [] for place in places}, {}, set(), _places_skipped(skipped))
+    found = FactPage({place: [] for place in places}, {}, set(), _places_skipped(skipped))
     for ordinal, event_seq, name, weight, json in rows:
         lane, after = place = places[number(ordinal) - 1]
-        seq, positions = number(event_seq), found.positions[place]
+        seq, entries = number(event_seq), found.entries[place]
         if number(weight) >= bytes_max:
             found.full.add(place)
-        if seq == after + len(positions) + 1:
+        if seq == after + len(entries) + 1:
             assert name is not None
-            positions.append(Position(lane, seq, name.decode(), json))
+            entries.append(LogEntry(lane, seq, name.decode(), json))
         else:
-            missing = after + len(positions) + 1
+            missing = after + len(entries) + 1
             found.holes.setdefault(place, LogCorrupted(lane, missing, f"the next event is {seq}"))
-    for (lane, after), positions in found.positions.items():
-        if len(positions) >= limit:
+    for (lane, after), entries in found.entries.items():
+        if len(entries) >= limit:
             found.full.add((lane, after))
-        elif (lane, after) not in found.full and len(positions) < heads[lane] - after:
+        elif (lane, after) not in found.full and len(entries) < heads[lane] - after:
             what = f"there is no such event, or not its command, and the head is {heads[lane]}"
-            found.holes.setdefault((lane, after), LogCorrupted(lane, after + len(positions) + 1, what))
+            found.holes.setdefault((lane, after), LogCorrupted(lane, after + len(entries) + 1, what))
     return found
 
 
@@ -278,11 +281,11 @@ def _page(
         b"%d" % limit,
         b"%d" % bytes_max,
     )
-    return Statement(of_lanes(), parameters)
+    return Statement(page_statement(), parameters)
 
 
 @cache
-def of_lanes() -> bytes:
+def page_statement() -> bytes:
     """The statement that reads a page, for the event types of this release. Cached, because every read uses it."""
     with_payload = sql.SQL("$2")
     return _OF_LANES.format(fact=stored.fact(with_payload), weight=stored.weight(with_payload)).as_bytes()

@@ -2,7 +2,7 @@
 
 `fold_lanes` may run in any number of processes on any number of machines. It claims several lanes at once by locking
 their rows, and marks them as folded in the same transaction that folds them. So a process that dies leaves nothing
-behind, and another one folds its lanes. Memory is bounded: for inline projections by what `gathering` holds of
+behind, and another one folds its lanes. Memory is bounded: for inline projections by what `stream_assembly` holds of
 incomplete streams, for followed projections by the sums of one lane.
 """
 
@@ -29,9 +29,9 @@ from projections.copying import copy_in
 from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.errors import EventRefused
 from projections.fact import decode_list, payload_types, seq_of
-from projections.gathering import CHUNK, StreamRefused, Targets, rows_of
 from projections.generations import UNLIMITED_SESSION, Generation
 from projections.spilling import Part, lengths_of
+from projections.stream_assembly import CHUNK, StreamRefused, Targets, rows_of
 from projections.tables import LIVE, Row
 
 _SQL = Statements("projections", "generations.sql")

@@ -30,10 +30,10 @@ from events.sql import Statements
 from projections import checkpoint
 from projections.checkpoint import Move
 from projections.definition import Followed
-from projections.fact import Place, Position, Read, Reader, Skipped, read_facts, reading
+from projections.fact import LogEntry, Place, Read, Reader, Skipped, read_facts, table_reader
 
 _SQL = Statements("projections", "follower.sql")
-_ENTER_LANES = _SQL["enter_lanes"]
+_CREATE_CHECKPOINTS = _SQL["create_checkpoints"]
 _LEASE_LANES = _SQL["lease_lanes"]
 
 #: About the most events that are read per transaction, unless they are large. The lanes share them.
@@ -65,9 +65,9 @@ class Follower:
         versions = array(str(one.version) for one in projections)
         self._lease_lanes = Statement(_LEASE_LANES, (array(self._names), versions))
 
-    async def enter(self) -> None:
+    async def create_checkpoints(self) -> None:
         """Create checkpoints that are missing, at the beginning of their lanes, for projections that are live."""
-        await patiently(self._pool, lambda c: c.execute(_ENTER_LANES, (self._names,)))
+        await patiently(self._pool, lambda c: c.execute(_CREATE_CHECKPOINTS, (self._names,)))
 
     async def catch_up(self) -> int:
         """Apply all new events of the lanes that nobody else has leased. Returns how many, counted per projection.
@@ -111,13 +111,13 @@ class Follower:
             changes: list[Statement] = []
             for name, of_one in leases.items():
                 parked: dict[int, str] = {}
-                positions = [position for place in of_one for position in found.positions[place]]
+                entries = [entry for place in of_one for entry in found.entries[place]]
                 if apart:
-                    taken = await self._take_acceptable(connection, name, positions, found.skipped, parked)
+                    taken = await self._take_acceptable(connection, name, entries, found.skipped, parked)
                 else:
-                    changes += await self._changes(reading(connection), name, positions, found.skipped)
-                    taken = positions
-                last = {position.lane: position.seq for position in taken}
+                    changes += await self._changes(table_reader(connection), name, entries, found.skipped)
+                    taken = entries
+                last = {entry.lane: entry.seq for entry in taken}
                 for lane, seq in of_one:
                     hole = found.holes.get((lane, seq))
                     error = parked.get(lane, None if hole is None else str(hole))
@@ -139,43 +139,43 @@ class Follower:
         moved, *_ = await exchange(connection, [checkpoint.move(moves), *changes, *parks], prepared=prepared)
         assert len(moved) == len(moves), "a leased checkpoint is nobody else's"
 
-    async def _changes(self, read: Read, name: str, positions: list[Position], skipped: Skipped) -> Sequence[Statement]:
+    async def _changes(self, read: Read, name: str, entries: list[LogEntry], skipped: Skipped) -> Sequence[Statement]:
         """The statements that apply what was found to one projection. Raises what the projection raises."""
         projection, reader = self._projections[name]
-        facts = reader.decode(positions, skipped)
+        facts = reader.decode(entries, skipped)
         return await projection.changes(read, facts) if facts else ()
 
     async def _take_acceptable(
         self,
         connection: AsyncConnection,
         name: str,
-        positions: list[Position],
+        entries: list[LogEntry],
         skipped: Skipped,
         parked: dict[int, str],
-    ) -> list[Position]:
+    ) -> list[LogEntry]:
         """Apply what a projection accepts, and return that.
 
         A batch that fails is halved until the refused event is alone. The lane of a refused event is added to `parked`,
         with the error, and nothing after the event is applied.
         """
-        positions = [position for position in positions if position.lane not in parked]
-        if not positions:
+        entries = [entry for entry in entries if entry.lane not in parked]
+        if not entries:
             return []
         try:
             async with connection.transaction():
-                changes = await self._changes(reading(connection, prepared=False), name, positions, skipped)
+                changes = await self._changes(table_reader(connection, prepared=False), name, entries, skipped)
                 await exchange(connection, changes, prepared=False)
-                return positions
+                return entries
         except Exception as error:
             if isinstance(error, psycopg.Error) and may_pass(error):
                 raise
-            if len(positions) == 1:
-                (refused,) = positions
+            if len(entries) == 1:
+                (refused,) = entries
                 # Not the text of the error, neither here nor in the checkpoint: it may quote the event's contents.
                 cause = type(error).__name__
                 _log.error("event_refused", follower=name, lane=refused.lane, seq=refused.seq, error=cause)
                 parked[refused.lane] = f"{cause} ({refused.type})"
                 return []
-        middle = len(positions) // 2
-        first = await self._take_acceptable(connection, name, positions[:middle], skipped, parked)
-        return first + await self._take_acceptable(connection, name, positions[middle:], skipped, parked)
+        middle = len(entries) // 2
+        first = await self._take_acceptable(connection, name, entries[:middle], skipped, parked)
+        return first + await self._take_acceptable(connection, name, entries[middle:], skipped, parked)

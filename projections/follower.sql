@@ -1,4 +1,4 @@
--- name: enter_lanes
+-- name: create_checkpoints
 INSERT INTO checkpoint (follower, lane)
 SELECT p.name, h.lane
   FROM lane_head h

@@ -23,12 +23,12 @@ from projections.tables import LIVE
 _SQL = Statements("projections", "generations.sql")
 #: Lifts the session's time limits, for long work.
 UNLIMITED_SESSION = Statements("events", "session.sql")["unlimited"]
-_SERVED = _SQL["served"]
-_NEWEST_IN = _SQL["newest_in"]
+_LIVE_GENERATION = _SQL["live_generation"]
+_NEWEST_IN_STATES = _SQL["newest_in_states"]
 _LAST_REPLACED = _SQL["last_replaced"]
 _TABLES_MISSING = _SQL["tables_missing"]
 _NAMES_TAKEN = _SQL["names_taken"]
-_ALL_IN = _SQL["all_in"]
+_ALL_IN_STATES = _SQL["all_in_states"]
 _INSERT_GENERATION = _SQL["insert_generation"]
 _SET_TARGETS = _SQL["set_targets"]
 _AHEAD = _SQL["ahead"]
@@ -82,9 +82,9 @@ class Progress(msgspec.Struct, frozen=True):
     events_folded: int
 
 
-async def served(connection: AsyncConnection, name: str) -> Generation | None:
+async def live_generation(connection: AsyncConnection, name: str) -> Generation | None:
     """The live generation; None for a projection that was never built here."""
-    return await _one(connection, _SERVED, (name,))
+    return await _one(connection, _LIVE_GENERATION, (name,))
 
 
 class Live(NamedTuple):
@@ -98,11 +98,11 @@ class Live(NamedTuple):
     missing: list[str]
 
 
-async def live(connection: AsyncConnection, name: str) -> Live:
+async def inspect_live(connection: AsyncConnection, name: str) -> Live:
     """The live generation, also where its row in `projection` was removed."""
-    found, missing = await served(connection, name), list[str]()
+    found, missing = await live_generation(connection, name), list[str]()
     if found is None:
-        found = await newest_in(connection, name, "live")
+        found = await newest_in_states(connection, name, "live")
         if found is None:
             return Live(None, [])
         missing.append("its row in `projection`")
@@ -126,13 +126,13 @@ async def names_taken(connection: AsyncConnection, build: Generation, replaced: 
     return [f"the table {name}" if of is None else f"the index {name} of {of}" for name, of in found]
 
 
-async def newest_in(connection: AsyncConnection, name: str, *states: str) -> Generation | None:
-    return await _one(connection, _NEWEST_IN, {"name": name, "states": list(states)})
+async def newest_in_states(connection: AsyncConnection, name: str, *states: str) -> Generation | None:
+    return await _one(connection, _NEWEST_IN_STATES, {"name": name, "states": list(states)})
 
 
 async def unfinished(connection: AsyncConnection, name: str) -> list[Generation]:
     """Builds that are in progress or were interrupted, newest first."""
-    return [build for build in reversed(await all_in(connection, *UNFINISHED)) if build.name == name]
+    return [build for build in reversed(await all_in_states(connection, *UNFINISHED)) if build.name == name]
 
 
 async def last_replaced(connection: AsyncConnection, name: str) -> Generation | None:
@@ -140,8 +140,8 @@ async def last_replaced(connection: AsyncConnection, name: str) -> Generation | 
     return await _one(connection, _LAST_REPLACED, (name,))
 
 
-async def all_in(connection: AsyncConnection, *states: str) -> list[Generation]:
-    rows = await (await connection.execute(_ALL_IN, (list(states),))).fetchall()
+async def all_in_states(connection: AsyncConnection, *states: str) -> list[Generation]:
+    rows = await (await connection.execute(_ALL_IN_STATES, (list(states),))).fetchall()
     return [Generation(*row) for row in rows]
 
 
@@ -169,7 +169,7 @@ async def begin(connection: AsyncConnection, projection: Projection) -> Generati
         async with connection.transaction(force_rollback=True):
             # Creating them on empty tables is fast, and gives the names to check.
             await connection.execute(projection.ddl["indexes"])
-            taken = await names_taken(connection, build, (await live(connection, projection.name)).generation)
+            taken = await names_taken(connection, build, (await inspect_live(connection, projection.name)).generation)
         if taken:
             raise NamesTaken(projection.name, taken)
         for table in tables:
@@ -192,7 +192,7 @@ async def index(connection: AsyncConnection, projection: Projection, build: Gene
     return msgspec.structs.replace(build, state="indexed")
 
 
-async def enter(connection: AsyncConnection, earlier: Generation) -> None:
+async def create_missing_checkpoints(connection: AsyncConnection, earlier: Generation) -> None:
     """Create the checkpoints that a replaced generation lacks, at the beginning of the log.
 
     A generation has none in lanes that no follower had entered before it was replaced.

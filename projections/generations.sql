@@ -1,10 +1,10 @@
--- name: served
+-- name: live_generation
 SELECT g.name, g.generation, g.version, g.tables, g.state
   FROM projection p
   JOIN projection_generation g ON g.name = p.name AND g.generation = p.generation
  WHERE p.name = %s
 
--- name: newest_in
+-- name: newest_in_states
 SELECT name, generation, version, tables, state
   FROM projection_generation
  WHERE name = %(name)s AND state = ANY (%(states)s)
@@ -36,7 +36,7 @@ SELECT c.relname, o.relname
    AND coalesce(o.relname, c.relname) <> ALL (%(tables)s::text[])
  ORDER BY c.relname
 
--- name: all_in
+-- name: all_in_states
 SELECT name, generation, version, tables, state
   FROM projection_generation
  WHERE state = ANY (%s)

@@ -111,7 +111,7 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
     """The status of every projection that the code or the database knows, by name. Takes `sample_s`."""
     rates = await _rates(connection, sample_s)
     known = {row[0]: row[1:] for row in await (await connection.execute(_KNOWN)).fetchall()}
-    others = await generations.all_in(connection, "folding", "indexed", "previous")
+    others = await generations.all_in_states(connection, "folding", "indexed", "previous")
     code = projections()
     found: list[ProjectionStatus] = []
     for name in sorted(code.keys() | known.keys()):
@@ -131,7 +131,7 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
                 events_per_s=rates.get("" if inline else name, 0.0),
                 lanes=[LaneStatus(*lane) for lane in lanes],
                 others=[other for other in others if other.name == name],
-                missing=(await generations.live(connection, name)).missing,
+                missing=(await generations.inspect_live(connection, name)).missing,
             )
         )
     return found
@@ -184,7 +184,7 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
     """
     async with connection.transaction():
         await take_rebuild_lock(connection, name)
-        live = await _served(connection, name)
+        live = await _require_live(connection, name)
         place = {"name": name, "version": live.version, "lane": lane, "seq": seq}
         row = await (await connection.execute(_SKIPPED, place)).fetchone()
         if row is None:
@@ -209,8 +209,8 @@ async def retry(
         return await _record(connection, "retry", place, by)
 
 
-async def _served(connection: AsyncConnection, name: str) -> Generation:
-    live = await generations.served(connection, name)
+async def _require_live(connection: AsyncConnection, name: str) -> Generation:
+    live = await generations.live_generation(connection, name)
     if live is None:
         raise UnknownProjection(name)
     return live
@@ -221,7 +221,7 @@ async def _parked(connection: AsyncConnection, name: str, lane: int, *, seq: int
 
     `seq`: the event at which it must be parked, if given.
     """
-    live = await _served(connection, name)
+    live = await _require_live(connection, name)
     row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
     if row is None:
         raise NotParked(name, lane)

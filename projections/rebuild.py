@@ -25,7 +25,7 @@ from projections.drift import Comparison, Drift
 from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch
 from projections.generations import Generation, Progress
 from projections.rebuild_lock import connect, rebuild_lock
-from projections.swap import Swapped, swap
+from projections.swap import SwapResult, swap
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
 """Folds all lanes of the build. It may call the third argument for the progress at any time. Raises `FoldFailed`."""
@@ -94,7 +94,7 @@ async def rebuild(
     pace = Pace(full_speed=full_speed)
     async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
-        live, missing = await generations.live(connection, projection.name)
+        live, missing = await generations.inspect_live(connection, projection.name)
         if missing and not accept_drift:
             raise LiveIncomplete(projection.name, missing)
         build, report = await _build(connection, projection, folding, steps, pace, live=live, drops_others=True)
@@ -132,7 +132,7 @@ async def dry_run(
     pace = Pace(full_speed=full_speed)
     async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
-        live, missing = await generations.live(connection, projection.name)
+        live, missing = await generations.inspect_live(connection, projection.name)
         if missing:
             raise LiveIncomplete(projection.name, missing)
         build, report = await _build(connection, projection, folding, steps, pace, live=live, drops_others=False)
@@ -156,7 +156,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
     """
     async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
-        live, missing = await generations.live(connection, projection.name)
+        live, missing = await generations.inspect_live(connection, projection.name)
         earlier = await generations.last_replaced(connection, projection.name)
         if live is None or earlier is None:
             raise NothingToRollBackTo(projection.name, "there is no earlier generation")
@@ -165,7 +165,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             raise NothingToRollBackTo(projection.name, reason)
         if gone := await generations.tables_missing(connection, earlier):
             raise NothingToRollBackTo(projection.name, f"the earlier generation lacks {', '.join(gone)}")
-        await generations.enter(connection, earlier)
+        await generations.create_missing_checkpoints(connection, earlier)
         report = Report(
             name=projection.name,
             version=earlier.version,
@@ -178,10 +178,10 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         )
         candidate = Candidate.of(projection, earlier, live, Pace(full_speed=True))._replace(unverified=None)
 
-        async def near(swapping: AsyncConnection) -> None:
+        async def prepare(swapping: AsyncConnection) -> None:
             report.events += await approach(swapping, candidate)
 
-        _finish(report, await swap(partial(connect, database_url), candidate, near=near), began_s)
+        _finish(report, await swap(partial(connect, database_url), candidate, prepare=prepare), began_s)
         return report
 
 
@@ -191,11 +191,11 @@ async def prune(database_url: str, name: str) -> list[Generation]:
     Raises `RebuildBusy` and `GenerationInUse`.
     """
     async with rebuild_lock(database_url, name) as connection:
-        found = await generations.all_in(connection, "previous", *generations.UNFINISHED)
+        found = await generations.all_in_states(connection, "previous", *generations.UNFINISHED)
         dropped = [generation for generation in found if generation.name == name]
         for generation in dropped:
             await generations.drop(connection, generation)
-        live = (await generations.live(connection, name)).generation
+        live = (await generations.inspect_live(connection, name)).generation
         if live is not None:
             await generations.drop_schema_left_behind(connection, live)
         return dropped
@@ -265,8 +265,8 @@ async def _fits(
     return isinstance(projection, Inline) or live is None or not await generations.is_ahead(connection, build)
 
 
-async def _swap(database_url: str, candidate: Candidate) -> Swapped:
-    return await swap(partial(connect, database_url), candidate, near=partial(approach, candidate=candidate))
+async def _swap(database_url: str, candidate: Candidate) -> SwapResult:
+    return await swap(partial(connect, database_url), candidate, prepare=partial(approach, candidate=candidate))
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:
@@ -299,6 +299,6 @@ def _record(report: Report, comparison: Comparison) -> None:
     report.left_out = comparison.left_out
 
 
-def _finish(report: Report, swapped: Swapped, began_s: float) -> None:
+def _finish(report: Report, swapped: SwapResult, began_s: float) -> None:
     report.swapped, report.stopped_s, report.tries = True, swapped.stopped_s, swapped.tries
     report.total_s = time.perf_counter() - began_s

@@ -59,12 +59,12 @@ class KeptFolds:
         # A fold beyond `before` comes from a step that was rolled back.
         return version if version <= before else 0
 
-    def take(self, stream: Stream) -> StreamFold | None:
-        """Remove the fold of `stream` and return it. The caller puts it back with `give` after use."""
+    def pop(self, stream: Stream) -> StreamFold | None:
+        """Remove the fold of `stream` and return it. The caller puts it back with `put` after use."""
         _, fold = self._folds.pop(stream) or (0, None)
         return fold
 
-    def give(self, stream: Stream, fold: StreamFold, *, version: int) -> None:
+    def put(self, stream: Stream, fold: StreamFold, *, version: int) -> None:
         self._folds.put(stream, (version, fold), weight=fold.weight())
 
 
@@ -132,8 +132,8 @@ async def refold(
     }
     await connection.execute(_STAGE.format(**names))
     for one in grown:
-        # All of them now: `give` may discard folds that are needed later in this step.
-        fold = kept.take(one.stream)
+        # All of them now: `put` may discard folds that are needed later in this step.
+        fold = kept.pop(one.stream)
         one.fold = fold if one.kept else None
     staged = Table(_STAGED, table.key, table.columns, table.stream)
     for pieces in _batches(grown):
@@ -153,7 +153,7 @@ async def _changes(
             if piece.upto == piece.grown.after:
                 fold, piece.grown.fold = piece.grown.fold, None
                 assert fold is not None, "it was fed"
-                kept.give(piece.grown.stream, fold, version=piece.upto)
+                kept.put(piece.grown.stream, fold, version=piece.upto)
     return rows
 
 

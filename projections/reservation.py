@@ -18,7 +18,7 @@ from projections.tables import Row, Table
 from projections.versions import OneVersion
 
 
-class Taken(msgspec.Struct, frozen=True):
+class ReservationChange(msgspec.Struct, frozen=True):
     """A value that an instance reserves at `reserved_ms` or, where that is None, releases at `released_ms`."""
 
     version: int
@@ -28,8 +28,8 @@ class Taken(msgspec.Struct, frozen=True):
     released_ms: int | None
 
 
-class Holding:
-    """The unique values that an instance holds, as far as its events were followed."""
+class HeldValues:
+    """The unique values that an instance holds, as far as its events were applied."""
 
     def __init__(self, state: Instance | None = None) -> None:
         attempt = None if state is None else state.attempt
@@ -37,35 +37,35 @@ class Holding:
         self._server = None if attempt is None else (attempt.provider, attempt.server_id)
         self._addresses = None if state is None else (state.hostname, state.vpn_ip)
 
-    def follow(self, events: Iterable[e.AnyEvent]) -> Iterator[Taken]:
+    def apply(self, events: Iterable[e.AnyEvent]) -> Iterator[ReservationChange]:
         """What the instance's next events reserve and release, in order."""
         for version, event in enumerate(events, self._version + 1):
             self._version = version
-            follow = _FOLLOWS[type(event)]
-            if follow is not None:
-                yield from follow(self, version, event)
+            handle = _HANDLERS[type(event)]
+            if handle is not None:
+                yield from handle(self, version, event)
 
-    def requested(self, version: int, event: e.InstanceRequested) -> tuple[Taken, ...]:
+    def requested(self, version: int, event: e.InstanceRequested) -> tuple[ReservationChange, ...]:
         key = idempotency_value(event.tenant_id, event.customer_id, event.idempotency_key)
-        return (Taken(version, "idempotency_key", key, event.at_ms, None),)
+        return (ReservationChange(version, "idempotency_key", key, event.at_ms, None),)
 
-    def placement_chosen(self, _version: int, event: e.PlacementChosen) -> tuple[Taken, ...]:
+    def placement_chosen(self, _version: int, event: e.PlacementChosen) -> tuple[ReservationChange, ...]:
         self._server = (event.provider, None)
         return ()
 
-    def address_reserved(self, version: int, event: e.AddressReserved) -> tuple[Taken, ...]:
+    def address_reserved(self, version: int, event: e.AddressReserved) -> tuple[ReservationChange, ...]:
         self._addresses = (event.hostname, event.vpn_ip)
         return self._each_address(version, event.at_ms, None)
 
-    def server_created(self, version: int, event: e.ServerCreated) -> tuple[Taken, ...]:
+    def server_created(self, version: int, event: e.ServerCreated) -> tuple[ReservationChange, ...]:
         assert self._server is not None, "a placement comes before a server"
         self._server = (self._server[0], event.server_id)
         return self._each_server(version, event.at_ms, None)
 
-    def server_gone(self, version: int, event: e.ServerDiscarded | e.ServerVanished) -> tuple[Taken, ...]:
+    def server_gone(self, version: int, event: e.ServerDiscarded | e.ServerVanished) -> tuple[ReservationChange, ...]:
         return self._each_server(version, None, event.at_ms)
 
-    def teardown_step_done(self, version: int, event: e.TeardownStepDone) -> tuple[Taken, ...]:
+    def teardown_step_done(self, version: int, event: e.TeardownStepDone) -> tuple[ReservationChange, ...]:
         match event.step:
             case "absence_verified":
                 return self._each_server(version, None, event.at_ms)
@@ -74,33 +74,37 @@ class Holding:
             case _:
                 return ()
 
-    def _each_server(self, version: int, reserved_ms: int | None, released_ms: int | None) -> tuple[Taken, ...]:
+    def _each_server(
+        self, version: int, reserved_ms: int | None, released_ms: int | None
+    ) -> tuple[ReservationChange, ...]:
         provider, server_id = self._server or (None, None)
         if server_id is None:
             return ()
-        return (Taken(version, "provider_id", f"{provider}/{server_id}", reserved_ms, released_ms),)
+        return (ReservationChange(version, "provider_id", f"{provider}/{server_id}", reserved_ms, released_ms),)
 
-    def _each_address(self, version: int, reserved_ms: int | None, released_ms: int | None) -> tuple[Taken, ...]:
+    def _each_address(
+        self, version: int, reserved_ms: int | None, released_ms: int | None
+    ) -> tuple[ReservationChange, ...]:
         hostname, vpn_ip = self._addresses or (None, None)
         if hostname is None or vpn_ip is None:
             return ()
         return (
-            Taken(version, "hostname", hostname, reserved_ms, released_ms),
-            Taken(version, "vpn_ip", vpn_ip, reserved_ms, released_ms),
+            ReservationChange(version, "hostname", hostname, reserved_ms, released_ms),
+            ReservationChange(version, "vpn_ip", vpn_ip, reserved_ms, released_ms),
         )
 
 
 #: By type of event; None for events that change no reservation. A table, because a rebuild looks up millions of events,
 #: and a `match` would cost more than all else.
-_FOLLOWS: Final[dict[type[e.Event], Callable[[Holding, int, Any], tuple[Taken, ...]] | None]] = {
-    e.InstanceRequested: Holding.requested,
-    e.PlacementChosen: Holding.placement_chosen,
-    e.AddressReserved: Holding.address_reserved,
+_HANDLERS: Final[dict[type[e.Event], Callable[[HeldValues, int, Any], tuple[ReservationChange, ...]] | None]] = {
+    e.InstanceRequested: HeldValues.requested,
+    e.PlacementChosen: HeldValues.placement_chosen,
+    e.AddressReserved: HeldValues.address_reserved,
     e.ServerIntended: None,
-    e.ServerCreated: Holding.server_created,
+    e.ServerCreated: HeldValues.server_created,
     e.ServerObserved: None,
     e.AttemptFailed: None,
-    e.ServerDiscarded: Holding.server_gone,
+    e.ServerDiscarded: HeldValues.server_gone,
     e.ProvisioningFailed: None,
     e.AgentEnrolled: None,
     e.EnrolmentContested: None,
@@ -110,7 +114,7 @@ _FOLLOWS: Final[dict[type[e.Event], Callable[[Holding, int, Any], tuple[Taken, .
     e.BootstrapReported: None,
     e.InstanceReady: None,
     e.HealthChanged: None,
-    e.ServerVanished: Holding.server_gone,
+    e.ServerVanished: HeldValues.server_gone,
     e.ConfigChanged: None,
     e.PlatformConfigPatched: None,
     e.ModelPolicyChanged: None,
@@ -121,13 +125,13 @@ _FOLLOWS: Final[dict[type[e.Event], Callable[[Holding, int, Any], tuple[Taken, .
     e.ConversationsAccessed: None,
     e.UsageRecorded: None,
     e.DeletionRequested: None,
-    e.TeardownStepDone: Holding.teardown_step_done,
+    e.TeardownStepDone: HeldValues.teardown_step_done,
     e.TeardownBlocked: None,
     e.InstanceDeleted: None,
     e.CustomerErased: None,
 }
 
-assert set(_FOLLOWS) == set(get_args(e.AnyEvent)), (
+assert set(_HANDLERS) == set(get_args(e.AnyEvent)), (
     "every event of the union takes or gives back something, or is silent"
 )
 
@@ -140,13 +144,13 @@ def rows_of(
         {
             "lane": lane,
             "id": stream_id,
-            "version": taken.version,
-            "kind": taken.kind,
-            "value": taken.value,
-            "reserved_at": moment(taken.reserved_ms),
-            "released_at": moment(taken.released_ms),
+            "version": change.version,
+            "kind": change.kind,
+            "value": change.value,
+            "reserved_at": moment(change.reserved_ms),
+            "released_at": moment(change.released_ms),
         }
-        for taken in Holding(before).follow(events)
+        for change in HeldValues(before).apply(events)
     ]
 
 
@@ -172,7 +176,7 @@ _TABLE = Table(
 class ReservationFold:
     def __init__(self, stream_id: UUID) -> None:
         self._id = stream_id
-        self._holding = Holding()
+        self._held_values = HeldValues()
         #: Version, time of reservation and time of release, by kind and value.
         self._held: dict[tuple[str, str], tuple[int, datetime | None, datetime | None]] = {}
         #: The changed values, in the order in which they changed.
@@ -180,11 +184,11 @@ class ReservationFold:
 
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
         held = self._held
-        for taken in self._holding.follow(events):
-            key, released_at = (taken.kind, taken.value), moment(taken.released_ms)
+        for change in self._held_values.apply(events):
+            key, released_at = (change.kind, change.value), moment(change.released_ms)
             known = held.get(key)
-            reserved_at = (moment(taken.reserved_ms) or released_at) if known is None else known[1]
-            held[key] = (taken.version, reserved_at, released_at)
+            reserved_at = (moment(change.reserved_ms) or released_at) if known is None else known[1]
+            held[key] = (change.version, reserved_at, released_at)
             self._changed[key] = None
 
     def rows(self) -> list[Row]:

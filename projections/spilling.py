@@ -1,4 +1,4 @@
-"""A temporary file for events that a rebuild cannot hold in memory, in shares that it can; and `Part`, their format."""
+"""A temporary file for events that exceed memory in a rebuild, in partitions that do not; and `Part`, their format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _BETWEEN: Final = b"\0"
 _ID: Final = struct.Struct("16s")
 _VERSION: Final = struct.Struct(">i")
 
-#: The number of shares, and the byte of a stream's id that is the number of its share. The last byte gives the lane.
-_SHARES: Final = 256
-_SHARE_AT: Final = 14
+#: The number of partitions, and the byte of a stream's id that is the number of its partition. The last byte gives the
+#: lane.
+_PARTITIONS: Final = 256
+_PARTITION_AT: Final = 14
 
 #: How many bytes of payloads are collected before they are written.
 WAITING_BYTES_MAX: Final = 16 * 2**20
@@ -59,25 +60,25 @@ def lengths_of(ids: bytes, versions: bytes) -> dict[bytes, int]:
 
 
 class Spill:
-    """Events by share, in `file`, which must be empty. First all events are added, then each share is read."""
+    """Events by partition, in `file`, which must be empty. First all events are added, then each partition is read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._waiting: list[list[Event]] = [[] for _ in range(_SHARES)]
+        self._waiting: list[list[Event]] = [[] for _ in range(_PARTITIONS)]
         self._waiting_bytes = 0
-        #: For each share, where its pieces begin in the file, and the lengths of their three fields.
-        self._pieces: list[list[tuple[int, list[int]]]] = [[] for _ in range(_SHARES)]
+        #: For each partition, where its pieces begin in the file, and the lengths of their three fields.
+        self._pieces: list[list[tuple[int, list[int]]]] = [[] for _ in range(_PARTITIONS)]
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
             (key,), _, payload = event
-            self._waiting[key[_SHARE_AT]].append(event)
+            self._waiting[key[_PARTITION_AT]].append(event)
             self._waiting_bytes += len(payload)
             if self._waiting_bytes > WAITING_BYTES_MAX:
                 self._write()
 
-    def shares(self) -> Iterator[Iterator[Part]]:
-        """Each share. A share holds all events of its streams."""
+    def partitions(self) -> Iterator[Iterator[Part]]:
+        """Each partition. A partition holds all events of its streams."""
         self._write()
         return map(self._read, self._pieces)
 

@@ -23,7 +23,7 @@ from events.heads import HEADS
 from events.sql import Statements, template
 from projections import generations
 from projections.candidate import Candidate
-from projections.catching_up import TooFar
+from projections.catching_up import ReadLimitExceeded
 from projections.definition import Inline
 from projections.drift import compare
 from projections.errors import NamesTaken, ParityMismatch, SwapUnknown, WritersNotStopped
@@ -65,7 +65,7 @@ _NOT_NOW = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.TransactionTimeout,
     psycopg.errors.IdleInTransactionSessionTimeout,
-    TooFar,
+    ReadLimitExceeded,
 )
 
 #: Why a table cannot be moved: a relation or type with its name, or with the name of one of its indexes, exists.
@@ -81,7 +81,7 @@ _Query = tuple[bytes | sql.Composed, Any]
 """A statement, and its parameters or None."""
 
 
-class Swapped(NamedTuple):
+class SwapResult(NamedTuple):
     """How long writers (or followers) were stopped, by the server's clock, and how many tries it took."""
 
     stopped_s: float
@@ -92,11 +92,11 @@ async def swap(
     connect: Callable[[], Awaitable[AsyncConnection]],
     candidate: Candidate,
     *,
-    near: Callable[[AsyncConnection], Awaitable[object]],
-) -> Swapped:
+    prepare: Callable[[AsyncConnection], Awaitable[object]],
+) -> SwapResult:
     """Make the candidate's build the live generation, and the live one the previous. Each try has its own connection.
 
-    `near` is awaited right before each try, on its connection. Raises `ParityMismatch`, `NamesTaken` and
+    `prepare` is awaited right before each try, on its connection. Raises `ParityMismatch`, `NamesTaken` and
     `WritersNotStopped`; then nothing has changed. Raises `SwapUnknown` where the database does not say whether the swap
     was made.
     """
@@ -114,11 +114,11 @@ async def swap(
             try:
                 if lost is not None and await _was_made(connection, candidate, session=lost):
                     # How long it took is not known, but it was within the limit.
-                    return Swapped(_limit_s(candidate), tries - 1)
+                    return SwapResult(_limit_s(candidate), tries - 1)
             except psycopg.OperationalError:
                 await asyncio.sleep(PAUSE_S_MAX)
                 continue
-            await near(connection)
+            await prepare(connection)
             await generations.copy_privileges(connection, candidate.build)
             lost = connection.info.backend_pid
             try:
@@ -135,11 +135,11 @@ async def swap(
                 # Closing the session releases all that it still holds.
                 await connection.close()
             else:
-                return Swapped(stopped.total_seconds(), tries)
+                return SwapResult(stopped.total_seconds(), tries)
         await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
     assert lost is not None, "it was tried"
     if await _was_the_last_made(connect, candidate, session=lost):
-        return Swapped(_limit_s(candidate), TRIES_MAX)
+        return SwapResult(_limit_s(candidate), TRIES_MAX)
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
 
 
@@ -150,7 +150,7 @@ def _limit_s(candidate: Candidate) -> float:
 async def _was_made(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
     """Whether the try in the lost `session` was committed. Ends that session, so that it cannot commit later."""
     await connection.execute(_END_SESSION, (session,))
-    live = await generations.served(connection, candidate.build.name)
+    live = await generations.live_generation(connection, candidate.build.name)
     if live is None or live.number != candidate.build.number:
         return False
     await connection.execute(_ON_DISK, candidate.build.key)

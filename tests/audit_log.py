@@ -117,7 +117,7 @@ async def sealed_log(database_url: str, folder: Path) -> AsyncGenerator[Log]:
 async def follow(log: Log) -> None:
     """Have the read tables that follow the log follow all of it."""
     follower = Follower(log.pool, *followed_projections())
-    await follower.enter()
+    await follower.create_checkpoints()
     await follower.catch_up()
 
 

@@ -37,14 +37,14 @@ class Following:
             found = await read_facts(connection, places, [EVERYTHING], heads=heads, limit=limit)
         assert not found.holes, found.holes
         reached = dict(self._at)
-        for (lane, after), positions in found.positions.items():
-            reached[lane] = after + len(positions)
-            assert [one.seq for one in positions] == list(range(after + 1, reached[lane] + 1))
+        for (lane, after), entries in found.entries.items():
+            reached[lane] = after + len(entries)
+            assert [one.seq for one in entries] == list(range(after + 1, reached[lane] + 1))
             assert reached[lane] >= heads[lane] or (lane, after) in found.full, (
                 "a head never runs ahead of what can be read"
             )
         self._at = reached
-        return EVERYTHING.decode([one for place in places for one in found.positions[place]], found.skipped)
+        return EVERYTHING.decode([one for place in places for one in found.entries[place]], found.skipped)
 
 
 def version_of(fact: Fact) -> int:

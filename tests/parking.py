@@ -57,6 +57,6 @@ async def parked(database_url: str) -> AsyncGenerator[tuple[EventStore, AsyncCon
             for instance_id in ids:
                 await store.execute(instance_id, lives.usage(seq), origin("agent:x"))
         follower = Follower(pool, Fussy(ids[0]))
-        await follower.enter()
+        await follower.create_checkpoints()
         await follower.catch_up()
         yield store, pool, ids[0]

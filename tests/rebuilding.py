@@ -67,7 +67,7 @@ async def write_lives(store: EventStore, *, count: int, start: int = 0) -> list[
 async def follow_all(pool: AsyncConnectionPool) -> None:
     """Bring every followed projection up to the log."""
     follower = Follower(pool, *followed_projections())
-    await follower.enter()
+    await follower.create_checkpoints()
     await follower.catch_up()
 
 

@@ -127,7 +127,7 @@ async def follow(follower: Follower, watcher: HeadWatcher) -> None:
         moved, looked_s = watcher.moved, 0.0
         try:
             if not entered:
-                await follower.enter()
+                await follower.create_checkpoints()
                 entered = True
             began_s = time.monotonic()
             await follower.catch_up()

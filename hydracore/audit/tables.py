@@ -28,8 +28,8 @@ from hydracore.audit.rows import as_stored, ask, differences, lock, read
 from hydracore.audit.served import served
 from projections import stored
 from projections.definition import Inline, StreamFold
-from projections.gathering import CHUNK, parts_of
 from projections.stored import events_of
+from projections.stream_assembly import CHUNK, parts_of
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "tables.sql")

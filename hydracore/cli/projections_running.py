@@ -49,7 +49,7 @@ async def names(connection: "AsyncConnection") -> list[str]:
     from projections import generations
     from projections.registry import projections as known
 
-    found = await generations.all_in(connection, "live", "previous", *generations.UNFINISHED)
+    found = await generations.all_in_states(connection, "live", "previous", *generations.UNFINISHED)
     return list(dict.fromkeys([*known(), *(one.name for one in found)]))
 
 

@@ -48,7 +48,7 @@ async def test_the_page_leads_to_a_projection_that_is_built_followed_and_rebuilt
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=4)
         follower = Follower(pool, enrolments)
-        await follower.enter()
+        await follower.create_checkpoints()
         assert await follower.catch_up() == 0, "it waits for the first build"
 
         first = await rebuilt(database_url, enrolments)

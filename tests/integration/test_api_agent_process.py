@@ -59,7 +59,7 @@ class Whole(NamedTuple):
 
     async def usage(self) -> dict[str, Any]:
         follower = Follower(self.api.parts.pool, UsageDaily())
-        await follower.enter()
+        await follower.create_checkpoints()
         await follower.catch_up()
         return (await self.ask("GET", "/usage?days=2")).json()
 

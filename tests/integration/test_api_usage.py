@@ -57,7 +57,7 @@ LEDGER = uuid4()
 async def follow(used: Used) -> None:
     """Bring the usage tables up to the log, as the relay does."""
     follower = Follower(used.api.parts.pool, UsageDaily())
-    await follower.enter()
+    await follower.create_checkpoints()
     await follower.catch_up()
 
 

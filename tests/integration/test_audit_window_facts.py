@@ -79,7 +79,7 @@ async def test_windows_give_the_facts_that_followers_read(
 
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as asking:
         found = await read_facts(asking, [(LANE, 0)], [reader], heads={LANE: EVENTS}, limit=100)
-    followed = reader.decode(found.positions[(LANE, 0)], found.skipped)
+    followed = reader.decode(found.entries[(LANE, 0)], found.skipped)
     assert [asdict(fact) for _, fact in of_windows] == [asdict(fact) for fact in followed]
     assert [name for name, _ in of_windows] == [fact.type for fact in followed]
     assert len(of_windows) == EVENTS

@@ -6,7 +6,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from events.ids import lane_of
-from projections.fact import Position, read_facts
+from projections.fact import LogEntry, read_facts
 from tests import lives
 from tests.following import EVERYTHING, Following
 from tests.lives import instance_id
@@ -26,12 +26,12 @@ async def running(database_url: str) -> None:
             await store.execute(ADA, command, origin())
 
 
-async def read(connection: AsyncConnection, *, after: int, limit: int) -> tuple[list[Position], bool]:
+async def read(connection: AsyncConnection, *, after: int, limit: int) -> tuple[list[LogEntry], bool]:
     """What follows that number, and whether there may be more."""
     place = (LANE, after)
     found = await read_facts(connection, [place], [EVERYTHING], heads={LANE: HEAD}, limit=limit)
     assert not found.holes
-    return found.positions[place], place in found.full
+    return found.entries[place], place in found.full
 
 
 async def test_a_lane_is_read_in_order_and_in_pieces(owner_conn: AsyncConnection) -> None:
@@ -39,7 +39,7 @@ async def test_a_lane_is_read_in_order_and_in_pieces(owner_conn: AsyncConnection
     piece, more_than_piece = await read(owner_conn, after=2, limit=3)
     rest, more_than_rest = await read(owner_conn, after=5, limit=1_000)
 
-    assert [position.seq for position in everything] == list(range(1, HEAD + 1))
+    assert [entry.seq for entry in everything] == list(range(1, HEAD + 1))
     assert [fact.event for fact in EVERYTHING.decode(everything, frozenset())] == list(EVENTS)
     assert (piece, rest) == (everything[2:5], everything[5:])
     assert (more, more_than_piece, more_than_rest) == (False, True, False)
@@ -52,7 +52,7 @@ async def test_a_page_that_is_full_of_bytes_ends_with_what_fills_it_and_nothing_
 
     piece, more = await read(owner_conn, after=2, limit=1_000)
 
-    assert ([position.seq for position in piece], more) == ([3], True)
+    assert ([entry.seq for entry in piece], more) == ([3], True)
 
 
 async def test_places_share_the_bytes_of_a_page(owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ async def test_places_share_the_bytes_of_a_page(owner_conn: AsyncConnection, mon
     found = await read_facts(owner_conn, places, [EVERYTHING], heads={LANE: HEAD}, limit=1_000)
 
     assert len(alone) == HEAD
-    assert len(found.positions[LANE, 0]) == 1
+    assert len(found.entries[LANE, 0]) == 1
     assert not found.holes
 
 
@@ -75,7 +75,7 @@ async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> No
     places = [(LANE, 0), (LANE, 2), (LANE, 3)]
     found = await read_facts(owner_conn, places, [EVERYTHING], heads={LANE: HEAD}, limit=1_000)
 
-    assert {place: [one.seq for one in positions] for place, positions in found.positions.items()} == {
+    assert {place: [one.seq for one in entries] for place, entries in found.entries.items()} == {
         (LANE, 0): [1, 2],
         (LANE, 2): [],
         (LANE, 3): list(range(4, HEAD + 1)),

@@ -58,7 +58,7 @@ async def test_usage_of_each_day_is_summed_and_days_without_use_are_there(databa
         await record(store, instance_id, ledger_id, 1, entry(end_user="a"), entry(end_user="b", cost_usd="0.25"))
         await record(store, instance_id, ledger_id, 2, entry(days_ago=2, end_user="a"))
         follower = Follower(pool, UsageDaily())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         await follower.catch_up()
 
@@ -96,7 +96,7 @@ async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str)
         await record(store, instance_id, ledger_id, 1, entry())
         await record(store, instance_id, ledger_id, 1, entry())
         follower = Follower(pool, UsageDaily())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         await follower.catch_up()
         await follower.catch_up()
@@ -109,7 +109,7 @@ async def test_no_sum_of_many_entries_is_too_much_for_its_column(database_url: s
     async with open_store(database_url) as (store, pool):
         instance_id, ledger_id = await requested(store), uuid4()
         follower = Follower(pool, UsageDaily())
-        await follower.enter()
+        await follower.create_checkpoints()
         much = replace(entry(cost_usd="600000000000"), prompt_tokens=6 * 10**17, completion_tokens=6 * 10**17)
         for seq, entries in enumerate(([much], [much], [much, much, much], [entry()]), start=1):
             await record(store, instance_id, ledger_id, seq, *entries)
@@ -127,7 +127,7 @@ async def test_several_followers_share_the_lanes_and_take_each_event_once(databa
         ids = [await requested(store, customer_id=f"customer-{n}") for n in range(30)]
         followers = [Follower(pool, UsageDaily()) for _ in range(3)]
         for follower in followers:
-            await follower.enter()
+            await follower.create_checkpoints()
 
         async def write() -> None:
             for seq in range(1, 4):
@@ -158,12 +158,12 @@ async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=8)
         ahead = Follower(pool, Fleet(), Activity())
-        await ahead.enter()
+        await ahead.create_checkpoints()
         await ahead.catch_up()
         usage, late = await requested(store), uuid4()
         await record(store, usage, late, 1, entry())
         together = Follower(pool, UsageDaily(), Fleet(), Activity())
-        await together.enter()
+        await together.create_checkpoints()
 
         await together.catch_up()
 
@@ -187,7 +187,7 @@ async def test_one_look_takes_all_that_is_new_however_many_pages_that_is(
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
         follower = Follower(pool, Fleet(), Activity())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         await follower.catch_up()
 
@@ -230,7 +230,7 @@ async def test_a_projection_that_is_parked_stops_no_other(database_url: str, sta
                 await exchange(connection, [checkpoint.move([])])
                 await connection.execute("SELECT 1", prepare=True)
         follower = Follower(both, Broken(ids[0], statement), Fleet(), Activity())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         await follower.catch_up()
 
@@ -261,7 +261,7 @@ async def test_an_event_that_cannot_be_read_parks_only_those_who_want_to_know_wh
         await record(store, instance_id, uuid4(), 1, entry())
         await owner_conn.execute(damage.encode())
         follower = Follower(pool, UsageDaily(), Activity())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         await follower.catch_up()
 
@@ -294,7 +294,7 @@ async def test_what_passes_by_itself_parks_no_lane(database_url: str) -> None:
             await record(store, instance_id, instance_id, 1, entry())
         projection = Unlucky(refused, unlucky)
         follower = Follower(pool, projection)
-        await follower.enter()
+        await follower.create_checkpoints()
 
         await follower.catch_up()
 
@@ -326,7 +326,7 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
             await record(store, instance_id, instance_id, 1, entry())
         refused = ids[0]
         fussy = Follower(pool, Fussy(refused))
-        await fussy.enter()
+        await fussy.create_checkpoints()
 
         with capture_logs() as said:
             await fussy.catch_up()
@@ -362,7 +362,7 @@ async def test_a_lane_that_lacks_an_event_is_parked_right_before_it_with_one_ala
         assert lane != lane_of(whole)
         await owner_conn.execute("DELETE FROM event WHERE lane = %s AND seq = 3", (lane,))
         follower = Follower(pool, UsageDaily(), Activity())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         with capture_logs() as said:
             await follower.catch_up()

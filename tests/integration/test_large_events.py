@@ -21,7 +21,7 @@ from hydracore.audit.exporting import export
 from hydracore.audit.history import Wanted, of_instance, of_tenant
 from hydracore.audit.past import state_at
 from hydracore.audit.verifying import Progress, Request, verify
-from projections import gathering, spilling
+from projections import spilling, stream_assembly
 from projections.instance import InstanceProjection
 from projections.rebuild import rollback
 from tests.memory import holding_less_than
@@ -47,7 +47,7 @@ EVEN = "A" * EVENT_BYTES
 def instance_id(request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch) -> UUID:
     """One that runs, and whose configuration was written anew again and again, in a log without read tables."""
     monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)
-    monkeypatch.setattr(gathering, "HELD_BYTES_MAX", PAGE_BYTES)
+    monkeypatch.setattr(stream_assembly, "HELD_BYTES_MAX", PAGE_BYTES)
     monkeypatch.setattr(spilling, "WAITING_BYTES_MAX", PAGE_BYTES)
     instance_id, (tenant, steps) = life_of(5)
     texts = [Sealed(f"v1.{number:06}{request.param}") for number in range(EVENTS)]

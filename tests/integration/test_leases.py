@@ -82,7 +82,7 @@ async def test_a_frozen_follower_loses_its_lanes_and_takes_nothing_twice(
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=4)
         follower = Follower(pool, Activity())
-        await follower.enter()
+        await follower.create_checkpoints()
         freezing = asyncio.create_task(asyncio.to_thread(run_to_its_end, follow_frozen()))
         await asyncio.to_thread(freeze.frozen.wait, PATIENCE_S)
         assert await follower.catch_up() == 0

@@ -112,7 +112,7 @@ async def test_an_instance_whose_first_event_is_skipped_is_counted_nowhere_and_p
     async with open_store(database_url) as (store, pool):
         (refused, *_) = await write_lives(store, count=4, start=3)
         follower = Follower(pool, Forgetful(refused))
-        await follower.enter()
+        await follower.create_checkpoints()
         await follower.catch_up()
         lane = lane_of(refused)
 

@@ -19,7 +19,7 @@ from projections import generations
 from projections.copying import copy_in_async
 from projections.definition import Inline
 from projections.errors import EventRefused, FoldFailed, RebuildBusy, WritersNotStopped
-from projections.fact import of_lanes
+from projections.fact import page_statement
 from projections.fleet import Fleet
 from projections.folding import fold_lanes
 from projections.instance import InstanceProjection
@@ -288,9 +288,9 @@ def upper_case_providers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     monkeypatch.setitem(
         upcast.STEPS, ("placement_chosen", 1), lambda fields: {**fields, "provider": fields["provider"].upper()}
     )
-    of_lanes.cache_clear()
+    page_statement.cache_clear()
     yield
-    of_lanes.cache_clear()
+    page_statement.cache_clear()
 
 
 async def test_old_versions_of_events_are_read_as_those_of_today(

@@ -128,7 +128,7 @@ async def test_what_a_worker_refuses_is_told_of_at_once_and_once_and_another_may
     async with worker_here(settings, redis_url):
         rebuilding = asyncio.create_task(distributed(settings, InstanceV2(), told))
         await until(lambda: told or rebuilding.done())
-        build = await generations.newest_in(owner_conn, "instance", "folding")
+        build = await generations.newest_in_states(owner_conn, "instance", "folding")
         assert build is not None
         await asyncio.to_thread(fold_lanes, settings.database_url, InstanceV2(), build)
         report = await rebuilding

@@ -93,7 +93,7 @@ async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_say
             in refused.stderr
         )
         assert "fleet_old: rename or drop that, then run this again" in refused.stderr
-        assert await generations.newest_in(owner_conn, "fleet", *generations.UNFINISHED) is None
+        assert await generations.newest_in_states(owner_conn, "fleet", *generations.UNFINISHED) is None
         await owner_conn.execute("ALTER INDEX fleet_pkey RENAME TO fleet_old_pkey")
         assert (await hydracore(database_url, *repair)).exit_code == 0
         await follow_all(pool)
@@ -124,7 +124,7 @@ async def test_what_gets_in_the_way_of_a_swap_is_told_and_can_be_cleared(
     with pytest.raises(NamesTaken, match=told):
         await rollback(database_url, projection)
 
-    live = await generations.served(owner_conn, "fleet")
+    live = await generations.live_generation(owner_conn, "fleet")
     assert live is not None
     assert live.number == 2
     await owner_conn.execute("DROP TABLE IF EXISTS fleet_old; DROP TABLE IF EXISTS fleet_g2.fleet")

@@ -141,7 +141,7 @@ async def test_nobody_notices_a_rebuild_and_a_rollback_of_a_table_that_is_follow
 async def followed(pool: AsyncConnectionPool) -> AsyncGenerator[None]:
     """Meanwhile a follower keeps the followed tables, as in a relay."""
     follower = Follower(pool, *followed_projections())
-    await follower.enter()
+    await follower.create_checkpoints()
 
     async def follow() -> None:
         while True:

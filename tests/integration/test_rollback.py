@@ -39,7 +39,7 @@ async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came
 
             report = await rollback(database_url, projection)
 
-            live = await generations.served(owner_conn, projection.name)
+            live = await generations.live_generation(owner_conn, projection.name)
             assert live is not None
             assert (report.generation, live.number) == (1, 1)
             assert (await compared(database_url, projection)).drifted == 0
@@ -79,7 +79,7 @@ async def test_a_rollback_goes_back_to_what_nobody_had_followed_yet_when_it_was_
         await rebuilt(database_url, UsageDaily())
         await follow_all(pool)
         follower = Follower(pool, UsageDaily())
-        await follower.enter()
+        await follower.create_checkpoints()
 
         assert (await rollback(database_url, UsageDaily())).generation == 1
 

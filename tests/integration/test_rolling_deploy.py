@@ -71,7 +71,7 @@ async def test_a_build_that_another_release_has_left_is_begun_anew(
 
     report = await rebuilt(database_url, ActivityV2())
 
-    live = await generations.served(owner_conn, "activity")
+    live = await generations.live_generation(owner_conn, "activity")
     assert live is not None
     assert (live.version, live.number, report.resumed, report.drifted) == (2, report.generation, False, 0)
 

@@ -69,7 +69,7 @@ async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_br
     with pytest.raises(WritersNotStopped):
         await rebuilt(database_url, InstanceProjection())
 
-    live = await generations.served(owner_conn, "instance")
+    live = await generations.live_generation(owner_conn, "instance")
     assert live is not None
     assert live.number == 1
     await owner_conn.execute("DROP FUNCTION slow CASCADE")
@@ -140,7 +140,7 @@ async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
     report = await rebuilt(database_url, InstanceProjection())
 
     assert (report.generation, report.tries, report.stopped_s) == (2, 1, STOPPED_S_MAX)
-    live = await generations.served(owner_conn, "instance")
+    live = await generations.live_generation(owner_conn, "instance")
     assert live is not None
     assert live.number == 2
 
@@ -167,10 +167,10 @@ async def test_where_nobody_can_be_asked_whether_the_last_try_was_made_that_is_s
             await rebuilt(database_url, InstanceProjection())
     await admit("true")
 
-    live = await generations.served(owner_conn, "instance")
+    live = await generations.live_generation(owner_conn, "instance")
     assert live is not None
     assert live.number == 2
-    assert await generations.newest_in(owner_conn, "instance", *generations.UNFINISHED) is None
+    assert await generations.newest_in_states(owner_conn, "instance", *generations.UNFINISHED) is None
     assert (await compared(database_url, InstanceProjection())).drifted == 0
 
 

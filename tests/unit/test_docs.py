@@ -24,7 +24,7 @@ from hydracore.auth import AuthError
 from hydracore.cli import exit_status, main
 from hydracore.settings import Settings, variable
 from hydracore.signals import INTERRUPTED
-from projections import gathering, refolding
+from projections import refolding, stream_assembly
 
 #: click's.
 USAGE = 2
@@ -215,7 +215,7 @@ def sections(text: str) -> set[str]:
     ("held_bytes", "promise"),
     [
         (pages.PAGE_BYTES, "holds {} MiB of events at a time"),
-        (gathering.HELD_BYTES_MAX, "of the streams that a rebuild puts together it holds {} MiB"),
+        (stream_assembly.HELD_BYTES_MAX, "of the streams that a rebuild puts together it holds {} MiB"),
         (loading.STATES_BYTES_MAX, "{} MiB in a store"),
         (history.STATES_BYTES_MAX, "{} MiB in a history"),
         (refolding.KEPT_BYTES_MAX, "{} MiB in a build that catches up"),

@@ -61,7 +61,7 @@ def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monke
     for stream in streams:
         fold = InstanceProjection().begin(stream[1], lane=0)
         fold.feed([BEGUN, PlatformConfigPatched(at_ms=1, advanced=Sealed("v1." + "A" * 100_000))])
-        kept.give(stream, fold, version=2)
+        kept.put(stream, fold, version=2)
 
     assert [kept.version(stream, before=2) for stream in streams] == [0, 0, 2, 2]
-    assert [kept.take(stream) is None for stream in streams] == [True, True, False, False]
+    assert [kept.pop(stream) is None for stream in streams] == [True, True, False, False]

@@ -14,9 +14,9 @@ from events.codec import encode
 from events.errors import LogCorrupted
 from events.ids import lane_of
 from events.types import AddressReserved, AnyEvent
-from projections import gathering
-from projections.gathering import rows_of
+from projections import stream_assembly
 from projections.spilling import Event, Part
+from projections.stream_assembly import rows_of
 from projections.tables import Row
 
 A, B, C = (UUID(int=number << 8 | number) for number in (1, 2, 3))
@@ -62,8 +62,8 @@ def test_a_stream_is_whole_and_in_order_however_its_events_come(data: st.DataObj
     lengths = {stream_id: known[stream_id] for stream_id in data.draw(st.sets(st.sampled_from([*known])))}
     with pytest.MonkeyPatch.context() as patch:
         # All is held; some is, and then nothing; nothing is. Streams are folded a few events at a time once not all is held.
-        patch.setattr(gathering, "HELD_BYTES_MAX", data.draw(st.sampled_from((2**20, 1500, 0))))
-        patch.setattr(gathering, "CHUNK", data.draw(st.sampled_from((1, 4, 256))))
+        patch.setattr(stream_assembly, "HELD_BYTES_MAX", data.draw(st.sampled_from((2**20, 1500, 0))))
+        patch.setattr(stream_assembly, "CHUNK", data.draw(st.sampled_from((1, 4, 256))))
 
         assert gathered(mixed, lengths=lengths) == sorted(
             (stream_id, *range(1, last + 1)) for stream_id, last in history.items()
@@ -76,8 +76,8 @@ def test_a_stream_is_whole_and_in_order_however_its_events_come(data: st.DataObj
 def test_a_gap_or_an_event_too_many_is_an_alarm(
     versions: tuple[int, ...], lengths: dict[UUID, int], held_bytes_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gathering, "HELD_BYTES_MAX", held_bytes_max)
-    monkeypatch.setattr(gathering, "CHUNK", 2)
+    monkeypatch.setattr(stream_assembly, "HELD_BYTES_MAX", held_bytes_max)
+    monkeypatch.setattr(stream_assembly, "CHUNK", 2)
 
     with pytest.raises(LogCorrupted, match=str(A)):
         gathered([event(A, version) for version in versions], lengths=lengths)

@@ -57,31 +57,31 @@ def rows_of(parts: Iterable[Part], begin: Begin, *, targets: Targets, lengths: M
     `lengths`: how many events each stream has, by id. A stream is folded as soon as it has that many, a stream without
     a length at the end. Raises `LogCorrupted` where an event is missing, and `StreamRefused`.
     """
-    streams = Streams(begin, targets, lengths)
+    streams = StreamAssembler(begin, targets, lengths)
     waiting = iter(parts)
     for part in waiting:
         yield from streams.add(part)
         if streams.held_bytes > HELD_BYTES_MAX:
             yield from _rows_of_more(streams, waiting, begin, targets)
-    yield from streams.rest()
+    yield from streams.remaining_rows()
     for lane, target in targets.items():
         if (count := streams.counts[lane]) != target:
             raise LogCorrupted(lane, target, f"{count} events where {target} must be")
 
 
-def _rows_of_more(streams: Streams, parts: Iterator[Part], begin: Begin, targets: Targets) -> Iterator[Row]:
-    """The rows of what `streams` holds and of `parts`: all is written to a file and read again, share by share."""
+def _rows_of_more(streams: StreamAssembler, parts: Iterator[Part], begin: Begin, targets: Targets) -> Iterator[Row]:
+    """The rows of what `streams` holds and of `parts`: all is written to a file and read by partition."""
     # The file has no name, so that a process that is killed leaves nothing behind.
     with tempfile.TemporaryFile(prefix="hydracore-fold-") as file:
         spill = Spill(file)
-        spill.add(streams.let_go())
+        spill.add(streams.drain())
         for part in parts:
             spill.add(part.events())
-        for share in spill.shares():
-            some = Streams(begin, targets, {}, chunk=CHUNK)
-            for part in share:
+        for partition in spill.partitions():
+            some = StreamAssembler(begin, targets, {}, chunk=CHUNK)
+            for part in partition:
                 yield from some.add(part)
-            yield from some.rest()
+            yield from some.remaining_rows()
             streams.counts += some.counts
 
 
@@ -102,8 +102,8 @@ class _Stream:
         self.fold: StreamFold | None = None
 
 
-class Streams:
-    """Streams that are being assembled. `chunk`: how many events of a stream are held before they are folded."""
+class StreamAssembler:
+    """Assembles streams from their events. `chunk`: how many events of a stream are held before they are folded."""
 
     def __init__(
         self, begin: Begin, targets: Targets, lengths: Mapping[bytes, int], *, chunk: int = sys.maxsize
@@ -141,12 +141,12 @@ class Streams:
                 if stream.payloads:
                     self._feed(key, stream)
 
-    def rest(self) -> Iterator[Row]:
+    def remaining_rows(self) -> Iterator[Row]:
         """The rows of all streams that are still held."""
         while self._held:
             yield from self._rows(*self._held.popitem())
 
-    def let_go(self) -> Iterator[Event]:
+    def drain(self) -> Iterator[Event]:
         """Yield all held events and drop them. No stream may have a fold."""
         while self._held:
             key, stream = self._held.popitem()
