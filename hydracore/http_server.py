@@ -35,24 +35,24 @@ def configuration(app: Any, **own: Any) -> Config:
 
 
 @contextlib.asynccontextmanager
-async def served(config: Config, listener: socket.socket) -> AsyncGenerator[None]:
-    """Meanwhile what `config` says answers on `listener`; at the end in order, with what requests under way get of time.
+async def running_server(config: Config, listener: socket.socket) -> AsyncGenerator[None]:
+    """Serve the application of `config` on `listener` within the context, and then shut it down with its grace period.
 
     Raises what keeps it from starting.
     """
     ready = asyncio.Event()
     server = EmbeddedServer(config, on_started=ready.set)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
     # Its end is heard of too, where it never gets ready.
-    serving.add_done_callback(lambda _: ready.set())
+    running.add_done_callback(lambda _: ready.set())
     try:
         await ready.wait()
-        if serving.done():
-            serving.result()
+        if running.done():
+            running.result()
         yield
     finally:
         server.should_exit = True
-        await serving
+        await running
 
 
 class EmbeddedServer(Server):

@@ -20,7 +20,7 @@ from hydracore.api.app import Parts, operations
 from hydracore.api.main import open_parts, server_config
 from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
-from hydracore.http_server import served
+from hydracore.http_server import running_server
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.transport import TRUST_NOBODY
 from hydracore.vps import VpsClient
@@ -64,7 +64,7 @@ async def running_api(
         door = listen("127.0.0.1", port)
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
         async with (
-            served(server_config(parts), door),
+            running_server(server_config(parts), door),
             httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=TRUST_NOBODY) as client,
         ):
             yield Api(url, parts, client)

@@ -11,7 +11,7 @@ from events.ids import LANES
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import full_speed_option, json_option
-from hydracore.cli.running import conninfo, failures, load, look, on_database
+from hydracore.cli.running import check_database, conninfo, failures, load, on_database
 from hydracore.setting_types import KEY_BYTES
 from hydracore.settings import Settings
 
@@ -86,7 +86,7 @@ def verify(
     from hydracore.signals import interrupted_by_signals
 
     settings = load()
-    look(settings)
+    check_database(settings)
     *former_keys, public_key = public_keys_of(public_keys, settings) or (None,)
     copy = _copy_of_seals(seals, settings)
     request = verifying.Request(

@@ -11,7 +11,7 @@ import msgspec
 from hydracore.cli.audit import public_key_option, public_keys_of
 from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import Text, brief, full_speed_option, json_option, print_json, quoted, say
-from hydracore.cli.running import conninfo, failures, load, look
+from hydracore.cli.running import check_database, conninfo, failures, load
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def export(
     from hydracore.signals import interrupted_by_signals
 
     settings = load()
-    look(settings)
+    check_database(settings)
     request = exporting.Request(
         conninfo=conninfo(settings),
         prepare_threshold=settings.prepare_threshold,

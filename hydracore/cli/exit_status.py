@@ -14,4 +14,4 @@ BUSY: Final = 4
 #: A lane of a read table is parked, and waits for an operator.
 PARKED: Final = 5
 #: What shells report for a program that SIGPIPE has ended.
-NOBODY_READS: Final = 141
+BROKEN_PIPE: Final = 141

@@ -17,14 +17,14 @@ from hydracore.cli.exit_status import PARKED
 from hydracore.cli.printing import full_speed_option, json_option, operator, print_json, say
 from hydracore.cli.projections_running import (
     as_owner,
-    attempt,
-    exit_with_the_worst,
-    look_directly,
+    check_direct_connection,
+    exit_with_worst_status,
     names,
     on_database,
+    refuse_unknown,
     run,
+    run_for_projection,
     statuses,
-    unknown,
 )
 from hydracore.cli.running import load
 from hydracore.signals import interrupted_by_signals
@@ -83,7 +83,7 @@ def status(*, name: str | None, as_json: bool) -> None:
 
     found = on_database(statuses)
     if name is not None:
-        found = [one for one in found if one.name == name] or unknown(name)
+        found = [one for one in found if one.name == name] or refuse_unknown(name)
     show_status(found, as_json=as_json)
     if any(one.parked for one in found):
         raise SystemExit(PARKED)
@@ -197,7 +197,7 @@ def rebuild(
         say("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = load(require=needs)
-    look_directly(settings)
+    check_direct_connection(settings)
     folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
     build = building.dry_run if dry_run else partial(building.rebuild, accept_drift=accept_drift)
     build = partial(build, folding=folding, full_speed=full_speed)
@@ -211,7 +211,7 @@ def rebuild(
         # Also after Ctrl-C, for the projections that were done before.
         if as_json:
             print_json(reports)
-    exit_with_the_worst(reports)
+    exit_with_worst_status(reports)
 
 
 @projections.command()
@@ -231,11 +231,11 @@ def rollback(*, name: str, as_json: bool) -> None:
         found = await generations.last_replaced(connection, name)
         return None if found is None else found.version
 
-    known = all_versions().get(name) or unknown(name)
+    known = all_versions().get(name) or refuse_unknown(name)
     version = on_database(earlier)
     projection = known.get(-1 if version is None else version, known[max(known)])
     settings = load()
-    look_directly(settings)
+    check_direct_connection(settings)
     report = run(go_back(as_owner(settings), projection))
     if as_json:
         print_json([report])
@@ -258,16 +258,16 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
     if (name is not None) == every:
         raise click.UsageError("Give either NAME or --all.")
     settings = load()
-    look_directly(settings)
+    check_direct_connection(settings)
     known = on_database(names)
     if name is not None and name not in known:
-        unknown(name)
+        refuse_unknown(name)
     pruned = list["Generation | Failure"]()
     for each in known if name is None else [name]:
-        dropped = attempt(each, drop(as_owner(settings), each))
+        dropped = run_for_projection(each, drop(as_owner(settings), each))
         pruned += dropped if isinstance(dropped, list) else [dropped]
     show_pruned(pruned, as_json=as_json)
-    exit_with_the_worst(pruned)
+    exit_with_worst_status(pruned)
 
 
 def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
@@ -275,7 +275,7 @@ def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
 
     code = known()
     if name is not None:
-        return [code[name]] if name in code else unknown(name)
+        return [code[name]] if name in code else refuse_unknown(name)
     if outdated:
         return [code[one.name] for one in on_database(statuses) if one.outdated]
     return list(code.values())
@@ -300,4 +300,4 @@ def _built(
     from hydracore.cli.projections_view import progress
 
     with progress(projection.name) as steps:
-        return attempt(projection.name, build(database_url, projection, steps=steps))
+        return run_for_projection(projection.name, build(database_url, projection, steps=steps))

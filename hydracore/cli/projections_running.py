@@ -64,7 +64,7 @@ def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> 
     return run(connected())
 
 
-def look() -> None:
+def check_database() -> None:
     """Check that the database can be used. A failure becomes one line and an exit status."""
 
     async def nothing_else(_connection: "AsyncConnection") -> None:
@@ -73,14 +73,14 @@ def look() -> None:
     on_database(nothing_else)
 
 
-def look_directly(settings: "Settings") -> None:
+def check_direct_connection(settings: "Settings") -> None:
     """The same for commands that hold a projection's turn.
 
     Refuses a pooler: the turn is a lock of the session, and a pooler shares sessions.
     """
     from hydracore.db.direct import require_direct
 
-    look()
+    check_database()
     run(require_direct(settings, as_owner(settings)))
 
 
@@ -88,13 +88,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`. A failure becomes one line and an exit status."""
     from hydracore.cli.projections_view import Failure
 
-    done = attempt("", work)
+    done = run_for_projection("", work)
     if isinstance(done, Failure):
         raise SystemExit(done.status)
     return done
 
 
-def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
+def run_for_projection(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
     """The result of `work` for the projection `name`. A failure is printed at once in one line, and returned."""
     import psycopg
 
@@ -107,7 +107,7 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
     try:
         return run_to_its_end(work)
     except UnknownProjection as error:
-        unknown(error.name)
+        refuse_unknown(error.name)
     except (RebuildError, EventsError, DatabaseUnfit, psycopg.Error) as error:
         status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else NOT_DONE
         failure = Failure(name, one_line(error), status)
@@ -115,7 +115,7 @@ def attempt(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure":
     return failure
 
 
-def exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> None:
+def exit_with_worst_status(outcomes: "Sequence[Report | Generation | Failure]") -> None:
     from hydracore.cli.projections_view import Failure
     from projections.rebuild import Report
 
@@ -127,7 +127,7 @@ def exit_with_the_worst(outcomes: "Sequence[Report | Generation | Failure]") -> 
             raise SystemExit(status)
 
 
-def unknown(name: str) -> NoReturn:
+def refuse_unknown(name: str) -> NoReturn:
     from projections.registry import projections
 
     raise click.UsageError(f"There is no projection {name!r}; there are {', '.join(sorted(projections()))}.")

@@ -22,7 +22,7 @@ from hydracore.cli.audit_history import diff, show, state
 from hydracore.cli.credentials import api_key, token
 from hydracore.cli.database import db
 from hydracore.cli.demo import demo
-from hydracore.cli.exit_status import NOBODY_READS, NOT_DONE
+from hydracore.cli.exit_status import BROKEN_PIPE, NOT_DONE
 from hydracore.cli.fleet import fleet
 from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
@@ -83,7 +83,7 @@ def _failures() -> Generator[None]:
     except EmbeddedError as error:
         _fail((str(error),), status=2 if isinstance(error, USAGE_ERRORS) else NOT_DONE)
     except BrokenPipeError:
-        _fail((), status=NOBODY_READS)
+        _fail((), status=BROKEN_PIPE)
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise

@@ -50,7 +50,7 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
         async with opening as pool:
             return await work(pool)
 
-    look(settings)
+    check_database(settings)
     with failures():
         return run_to_its_end(connected())
 
@@ -69,7 +69,7 @@ async def on_connection(conninfo: str, settings: Settings, work: "Callable[[Asyn
         return await work(connection)
 
 
-def look(settings: Settings) -> None:
+def check_database(settings: Settings) -> None:
     """Check that the database can be used. A failure becomes one line and an exit status."""
     from hydracore.db import pool
 
