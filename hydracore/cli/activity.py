@@ -31,14 +31,14 @@ class _Day(click.ParamType[date]):
 
 @click.command()
 @click.argument("tenant", type=Id())
-@click.option("--from", "first", type=_Day(), help=f"From this day (UTC) on; default: {DAYS} days before the last.")
-@click.option("--to", "last", type=_Day(), help="Up to this day (UTC); default: today.")
-@click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
+@click.option("--from", "first", type=_Day(), help=f"First day (UTC); default: {DAYS} days before --to.")
+@click.option("--to", "last", type=_Day(), help="Last day (UTC); default: today.")
+@click.option("--actor", type=Text(), help="Only this actor (admin:ops), or all actors of a kind (admin).")
 @json_option
 def activity(*, tenant: str, first: date | None, last: date | None, actor: str | None, as_json: bool) -> None:
-    """Show who did what in a tenant on each day.
+    """Show who did what in a tenant, by day.
 
-    The latest first, 1000 lines at most, as far as the relay has followed the log.
+    Prints the latest first, at most 1000 lines. Events that the relay has not processed yet are not shown.
     """
     from events.patience import patiently
     from hydracore.cli.tenants import is_tenant, say_unknown

@@ -30,32 +30,35 @@ public_key_option = click.option(
     "--public-key",
     "public_keys",
     multiple=True,
-    help="The key that seals must be signed with, base64url, as `seal` prints it; where it was replaced, all of them, oldest first.",
+    help="Public key of the seals' signatures in base64url, as printed by `audit seal`. Repeatable: if the key was "
+    "replaced, give all keys, oldest first.",
 )
 
 
 @click.group()
 def audit() -> None:
-    """Show and verify what happened; export it, or erase it."""
+    """Show, verify, seal and export the log; erase customers."""
 
 
 @audit.command()
 @click.option(
-    "--lane", "lanes", type=click.IntRange(0, LANES - 1), multiple=True, help="Only this lane; may be repeated."
+    "--lane", "lanes", type=click.IntRange(0, LANES - 1), multiple=True, help="Verify only this lane. Repeatable."
 )
-@click.option("--since-seal", is_flag=True, help="Only what came after the last good seal.")
+@click.option("--since-seal", is_flag=True, help="Verify only what follows the last valid seal.")
 @click.option(
     "--seals",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The copy of the seals outside the database.",
+    help="Copy of the seals, kept outside the database; default: HYDRACORE_SEAL_FILE.",
 )
 @public_key_option
-@click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with a replay.")
-@click.option("--strict", is_flag=True, help="Report whatever could not be compared as a finding instead of a note.")
+@click.option("--replay/--no-replay", default=True, show_default=True, help="Compare the read tables with the log.")
+@click.option(
+    "--strict", is_flag=True, help="Report everything that could not be compared as a finding, not as a note."
+)
 @click.option(
     "--workers",
     type=click.IntRange(1, LANES),
-    help="Processes that share the lanes; default: of a long log one a core, but four at most.",
+    help="Number of processes; default: for a long log one per core, at most 4; otherwise 1.",
 )
 @full_speed_option
 @json_option
@@ -71,16 +74,18 @@ def verify(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Verify that nobody changed what was recorded.
+    """Verify that the log was not tampered with.
 
-    Every digest and link is recomputed, every seal checked, and the read tables are compared with the log.
+    Recomputes all digests and links, checks all seals, and compares the read tables with the log.
 
-    Exit status: 0 all is well; 1 something is not as it must be; 3 the audit could not be done.
+    The system may be in use meanwhile: the audit pauses for writers.
 
-    The log may be in use meanwhile: the audit gives way to writers.
+    Exit status: 0 no findings; 1 findings; 3 the audit could not be completed.
     """
     if strict and (lanes or since_seal or not replay):
-        raise click.UsageError("--strict compares everything: not with --lane, --since-seal or --no-replay.")
+        raise click.UsageError(
+            "--strict compares everything: do not combine it with --lane, --since-seal or --no-replay."
+        )
     from hydracore.audit import verifying
     from hydracore.cli.audit_view import progress_bar, show_report
     from hydracore.signals import interrupted_by_signals
@@ -132,7 +137,7 @@ def _copy_of_seals(given: Path | None, settings: Settings) -> "SealFile | None":
 @audit.command()
 @json_option
 def seal(*, as_json: bool) -> None:
-    """Seal the log now, as the relay does from time to time."""
+    """Seal the log now, without waiting for the relay to do so."""
     from hydracore.audit.sealing import sealer_of
     from hydracore.cli.audit_view import show_seal
 

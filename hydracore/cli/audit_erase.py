@@ -33,17 +33,19 @@ HALF_DONE: Final = "the key is destroyed; run the same command again to record i
 
 @click.command("erase-customer")
 @click.argument("customer", type=Text())
-@click.option("--tenant", type=Text(), help="Whose customer; needed where several tenants have one of this id.")
 @click.option(
-    "--also-live", is_flag=True, help="Erase although instances are not deleted; their servers keep what they have."
+    "--tenant", type=Text(), help="The customer's tenant. Required if several tenants have a customer of this id."
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--also-live", is_flag=True, help="Erase even if instances are not deleted. Their servers keep their data."
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: bool, as_json: bool) -> None:
     """Make a customer's personal data unreadable for good.
 
-    CUSTOMER's key is destroyed, and the erasure is recorded in each of their instances. This cannot be undone. It takes at least
-    fifteen seconds, to wait for events that are on their way into the log.
+    Destroys the customer's key and records the erasure in each of their instances. This cannot be undone. It takes at
+    least 15 seconds, to wait for events that are being written.
 
     If an earlier run was interrupted, this completes it. Erasing a customer again changes nothing.
     """

@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("instance", type=click.UUID, required=False)
-@click.option("--instance", "named", type=click.UUID, help="The same as INSTANCE.")
-@click.option("--tenant", type=Text(), help="Everything of this tenant.")
+@click.option("--instance", "named", type=click.UUID, help="Same as INSTANCE.")
+@click.option("--tenant", type=Text(), help="Export all instances of this tenant.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["jsonl", "parquet"]),
     default="jsonl",
     show_default=True,
-    help="JSON Lines or Parquet.",
+    help="File format: JSON Lines or Parquet.",
 )
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="The file to write; it appears when it is whole.",
+    help="The file to write. It appears once it is complete.",
 )
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@click.option("--sealed", is_flag=True, help="Only up to the last seal, so that every event can be proven.")
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@click.option("--sealed", is_flag=True, help="Export only up to the last seal, so that every event can be proven.")
 @full_speed_option
 @json_option
 def export(
@@ -54,16 +54,16 @@ def export(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Write all events of an instance or of a tenant to a file.
+    """Export all events of an instance or a tenant to a file.
 
-    The file also has what `verify-export` needs to prove them.
+    The file also has the proofs that `verify-export` checks. Personal data stays encrypted.
 
-    The log may be in use meanwhile: the file shows it as of the start of the export. Personal fields stay ciphertext.
+    The system may be in use meanwhile: the file has the events up to the start of the export.
     """
     if sum(given is not None for given in (instance, named, tenant)) != 1:
         raise click.UsageError("Give one of INSTANCE, --instance and --tenant.")
     if output == Path("-"):
-        raise click.UsageError("--output must be a file, which appears when it is whole: there is no export to a pipe.")
+        raise click.UsageError("--output must be a file: exporting to standard output is not supported.")
     from hydracore.audit import exporting
     from hydracore.cli.audit_view import progress_bar
     from hydracore.signals import interrupted_by_signals
@@ -95,18 +95,23 @@ def export(
 @click.option(
     "--seals",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The copy of the seals outside the database, to compare with.",
+    help="Copy of the seals to compare with, kept outside the database.",
 )
 @click.option(
     "--allow-unsigned",
     is_flag=True,
-    help="Accept an export that is not signed as a whole: events that are missing at its end are not found.",
+    help="Accept an export without a signature over the whole file. Events cut off at its end are then not detected.",
 )
 @json_option
 def verify_export(
     *, file: Path, public_keys: tuple[str, ...], seals: Path | None, allow_unsigned: bool, as_json: bool
 ) -> None:
-    """Prove that an export is what the sealed log holds. Needs no database and no settings."""
+    """Verify an export against the seals in it.
+
+    Needs no database and no settings.
+
+    Exit status: 0 no findings; 1 findings; 3 the export could not be verified.
+    """
     from hydracore.audit import export_check
     from hydracore.audit.seal_file import SealFile
     from hydracore.cli.audit_view import progress_bar

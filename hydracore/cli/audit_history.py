@@ -91,13 +91,13 @@ _instance: Final = click.argument("instance", type=click.UUID)
 
 @click.command()
 @click.argument("instance", type=click.UUID, required=False)
-@click.option("--tenant", type=Text(), help="Everything of this tenant, in the order of time, lane and number.")
-@click.option("--since", type=Time(), help="Only what the log learned of at this time or later.")
-@click.option("--until", type=Time(ends=True), help="Only what the log learned of at this time or earlier.")
-@click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type; may be repeated.")
-@click.option("--actor", type=Text(), help="Only what this actor did (admin:ops), or all of a kind (admin).")
-@click.option("--after", type=_Position(), help="Continue after the event at this position, as printed by --limit.")
-@click.option("--limit", type=click.IntRange(1), help="Stop after this many events, and print how to continue.")
+@click.option("--tenant", type=Text(), help="Show all events of this tenant, ordered by time, lane and number.")
+@click.option("--since", type=Time(), help="Only events recorded at or after this time.")
+@click.option("--until", type=Time(ends=True), help="Only events recorded at or before this time.")
+@click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type. Repeatable.")
+@click.option("--actor", type=Text(), help="Only events by this actor (admin:ops), or by all actors of a kind (admin).")
+@click.option("--after", type=_Position(), help="Continue after this position, as printed by --limit.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after this many events and print how to continue.")
 @json_option
 def show(
     *,
@@ -111,11 +111,12 @@ def show(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show what happened to an instance, or in a tenant.
+    """Show the events of an instance or a tenant.
 
-    What, when, who, why, and what it changed.
+    For each event: when, by whom and by which command it was recorded, and what it changed. Events are printed as they
+    are read.
 
-    Output streams as it is read. --json prints a JSON document a line. TIME is RFC 3339, in UTC unless it says otherwise.
+    TIME is RFC 3339, in UTC unless it has an offset. With --json, each event is one JSON document on one line.
     """
     from hydracore.audit.cut import cut_text
     from hydracore.audit.history import Wanted, heads_now
@@ -138,13 +139,13 @@ def show(
 
 @click.command()
 @_instance
-@click.option("--at", type=Time(), help="As it was at this time by the log's clock.")
-@click.option("--version", type=_Version(1), help="As it was after this event of its own.")
+@click.option("--at", type=Time(), help="The state at this time, by the log's clock.")
+@click.option("--version", type=_Version(1), help="The state after this version's event.")
 @json_option
 def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: bool) -> None:
-    """Show every field of an instance as it was then.
+    """Show all fields of an instance, now or in the past.
 
-    As it is now, where neither --at nor --version is given.
+    Without --at and --version, shows the present state.
     """
     from hydracore.audit.past import state_at
     from hydracore.audit.showing import sealed, shown_state
@@ -162,13 +163,13 @@ def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: 
 
 @click.command()
 @_instance
-@click.option("--from", "start", type=_Moment(), required=True, help="A version (0: before all), or a time.")
-@click.option("--to", "end", type=_Moment(), help="A version, or a time; default: now.")
+@click.option("--from", "start", type=_Moment(), required=True, help="A version (0: before the first event) or a time.")
+@click.option("--to", "end", type=_Moment(), help="A version or a time; default: now.")
 @json_option
 def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) -> None:
-    """Show how an instance differs between two moments.
+    """Show what changed in an instance between two moments.
 
-    Each field that does, and which events made it so.
+    For each changed field: both values, and the events that changed it.
     """
     from hydracore.audit.difference import difference
     from hydracore.audit.showing import sealed, shown_difference

@@ -42,23 +42,21 @@ tenant_option = click.option("--tenant", type=Id(), required=True, help="The ten
 
 @click.group()
 def token() -> None:
-    """Bearer tokens of users."""
+    """Create bearer tokens for users."""
 
 
 @token.command("create")
 @tenant_option
 @click.option("--user", type=Id(), required=True, help="The user's id.")
-@click.option(
-    "--role", type=click.Choice(["customer", "admin", "platform"]), required=True, help="What the user may do."
-)
+@click.option("--role", type=click.Choice(["customer", "admin", "platform"]), required=True, help="The user's role.")
 @click.option("--email", default=None, help="The user's e-mail address.")
 @click.option(
-    "--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="How long the token is good for."
+    "--days", type=click.IntRange(1, 3650), default=30, show_default=True, help="Days until the token expires."
 )
 def create_token(
     *, tenant: str, user: str, role: Literal["customer", "admin", "platform"], email: str | None, days: int
 ) -> None:
-    """Sign a token and print it."""
+    """Create a bearer token and print it."""
     import msgspec
 
     from hydracore.auth import issue_token
@@ -76,16 +74,17 @@ def create_token(
 
 @click.group("api-key")
 def api_key() -> None:
-    """API keys of tenants' backends."""
+    """Create, list and revoke tenants' API keys."""
 
 
 @api_key.command("create")
 @tenant_option
-@click.option(
-    "--name", type=Text(), default="default", show_default=True, help="What the key is for, to tell it from others."
-)
+@click.option("--name", type=Text(), default="default", show_default=True, help="A name to tell the key from others.")
 def create_key(*, tenant: str, name: str) -> None:
-    """Make a key and print it. It cannot be shown again."""
+    """Create an API key and print it.
+
+    Save it: only its hash is stored, and it cannot be shown again.
+    """
     from hydracore.auth import create_api_key
 
     say(_on_database(lambda connection: create_api_key(connection, tenant_id=tenant, name=name)))
@@ -95,9 +94,9 @@ def create_key(*, tenant: str, name: str) -> None:
 @tenant_option
 @json_option
 def list_keys(*, tenant: str, as_json: bool) -> None:
-    """Show a tenant's keys by their ids, revoked ones too.
+    """List a tenant's API keys, including revoked ones.
 
-    The keys themselves are not kept.
+    Shows their ids, names and times. The keys themselves are not stored.
     """
     from hydracore.auth import list_api_keys
     from hydracore.cli.tenants import is_tenant, say_unknown
@@ -120,7 +119,10 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
 @api_key.command("revoke")
 @click.argument("key_id", type=click.UUID)
 def revoke_key(*, key_id: UUID) -> None:
-    """Revoke the key of this id, at once and for good. One that is revoked already stays so."""
+    """Revoke an API key, immediately and permanently.
+
+    KEY_ID is shown by `api-key list`. Revoking a key again changes nothing.
+    """
     from hydracore.auth import revoke_api_key
 
     key = _on_database(lambda connection: revoke_api_key(connection, key_id))

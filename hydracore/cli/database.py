@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @click.group()
 def db() -> None:
-    """Look after the database."""
+    """Migrate, back up and restore the database."""
 
 
 @db.command()
 def migrate() -> None:
-    """Bring the database to this version.
+    """Apply all pending migrations.
 
-    Applies the migrations that are missing and, after a restore, the erasures that it has undone.
+    After a restore, this also repeats the erasures that the backup does not have.
     """
     from hydracore.db import migrate as apply
     from hydracore.db.direct import require_direct
@@ -45,15 +45,17 @@ def migrate() -> None:
 
 @db.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--keys", "only_keys", is_flag=True, help="The customers' keys alone, which the log's backup leaves out.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option(
+    "--keys", "only_keys", is_flag=True, help="Back up only the customers' keys, which are otherwise left out."
+)
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def backup(*, file: Path, only_keys: bool, force: bool) -> None:
-    """Write a backup to FILE, without the customers' keys.
+    """Back up the database to FILE, without the customers' keys.
 
-    `db restore` restores it.
+    Restore it with `db restore`.
 
-    Keep the keys' backup (--keys) elsewhere, and only for days: as long as a backup with an erased customer's key is kept, the
-    customer's data can be read.
+    Back up the keys separately with --keys. Keep that backup elsewhere and delete it after some days: while a backup
+    has an erased customer's key, the customer's data can still be read.
     """
     from hydracore.audit.whole_file import whole_file
     from hydracore.db.backup import back_up
@@ -70,9 +72,10 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
 def restore(*, file: Path) -> None:
     """Restore a backup from FILE.
 
-    First restore the log's backup into an empty database, then the keys' backup into the same database.
+    Restore the database's backup first, into an empty database, then the keys' backup into the same database. Then
+    run `db migrate`.
 
-    A restore is complete or changes nothing. Run `db migrate` after it.
+    If a restore fails, it changes nothing.
     """
     from hydracore.db.restore import restore as bring_back
     from hydracore.signals import interrupted_by_signals

@@ -28,12 +28,13 @@ HOMES: Final = "hydracore-demo-"
 
 @click.command()
 def demo() -> None:
-    """Show the life of one instance, on real parts.
+    """Show the life of one instance, from request to deletion.
 
-    It is asked for, runs, is used, and is deleted.
+    Starts all services on this machine, creates an instance, uses it, deletes it, and removes everything afterwards.
 
-    Its model is a script, which it says, unless HYDRACORE_MODEL_BASE_URL names an OpenAI-compatible endpoint
-    (HYDRACORE_MODEL_API_KEY, and HYDRACORE_CATALOGUE where its models have other names). PostgreSQL and Valkey are always its own.
+    By default a scripted model answers. To use a real one, set HYDRACORE_MODEL_BASE_URL to an OpenAI-compatible
+    endpoint, HYDRACORE_MODEL_API_KEY to its key and, if its models have other names, HYDRACORE_CATALOGUE. The demo
+    always starts its own PostgreSQL and Valkey.
     """
     from rich.console import Console
 

@@ -15,25 +15,28 @@ _STEPS: Final = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 
 
 @click.command()
-@click.option("--at", type=Time(), help="At this time, or the full hour before it; default: now.")
-@click.option("--from", "first", type=Time(), help="At this time, or the full hour before it, and at others after it.")
+@click.option("--at", type=Time(), help="Count at this time, rounded down to the hour; default: now.")
+@click.option("--from", "first", type=Time(), help="Count repeatedly from this time on, rounded down to the hour.")
 @click.option(
-    "--to", "last", type=Time(ends=True), help="With --from: until this time, or to the end of this day; default: now."
+    "--to",
+    "last",
+    type=Time(ends=True),
+    help="With --from: the last time to count at (a date means its end); default: now.",
 )
 @click.option(
     "--every",
     type=click.Choice(list(_STEPS)),
     default="day",
     show_default=True,
-    help="With --from: how often; 400 times at most.",
+    help="With --from: the interval. At most 400 counts.",
 )
 @json_option
 def fleet(
     *, at: datetime | None, first: datetime | None, last: datetime | None, every: Literal["hour", "day"], as_json: bool
 ) -> None:
-    """Count the instances, now or over time.
+    """Count instances, now or over time.
 
-    By status, provider, region and tier, as far as the relay has followed the log.
+    Counts by status, provider, region and tier. Events that the relay has not processed yet are not counted.
     """
     from projections.fleet_queries import fleet_counts
 

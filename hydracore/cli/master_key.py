@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 
 @click.group("master-key")
 def master_key() -> None:
-    """Replace the master key while everything runs."""
+    """Replace the master key without downtime."""
 
 
 @master_key.command()
 @json_option
 def status(*, as_json: bool) -> None:
-    """Count what depends on which master key.
+    """Show what still depends on a former master key.
 
-    On the present one, on a former one, or on one that is not configured. Exit status: 0 once nothing depends on a former one.
+    Counts the customers' keys and the agents' tokens by master key: the present one, a former one, or one that is not
+    configured.
+
+    Exit status: 0 nothing depends on a former key; 1 something does, or an agent's tokens come from an unknown key.
     """
     from hydracore.cli.audit_view import progress_bar
 
@@ -61,9 +64,11 @@ def status(*, as_json: bool) -> None:
 @master_key.command()
 @json_option
 def rewrap(*, as_json: bool) -> None:
-    """Wrap all customers' keys with the present master key.
+    """Re-encrypt all customers' keys with the present master key.
 
-    May be interrupted and repeated at any time. Exit status: 1 where some are left.
+    Can be interrupted and repeated at any time.
+
+    Exit status: 0 done; 1 some keys are left.
     """
     from hydracore.cli.audit_view import progress_bar
 
@@ -79,14 +84,18 @@ def rewrap(*, as_json: bool) -> None:
 
 
 @master_key.command()
-@click.option("--all", "everyone", is_flag=True, help="Replace the tokens of all agents, after a restore.")
+@click.option("--all", "everyone", is_flag=True, help="Reissue the tokens of all agents, as needed after a restore.")
 @json_option
 def reissue(*, everyone: bool, as_json: bool) -> None:
-    """Replace agents' tokens that come from another master key.
+    """Reissue agents' tokens that come from another master key.
 
-    Each of these agents fetches new tokens, and its configuration, when it next reports. With --all, every agent does: use that
-    after a restore, where agents may have a key or a configuration of the lost history. May be interrupted and repeated at any
-    time. Exit status: 1 where some are left.
+    The agents fetch new tokens and their configuration when they next report.
+
+    Use --all after a restore: agents may have tokens or configurations that the restored log does not know.
+
+    Can be interrupted and repeated at any time.
+
+    Exit status: 0 done; 1 some agents are left.
     """
     from hydracore.cli.audit_view import progress_bar
 

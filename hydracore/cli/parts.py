@@ -54,7 +54,7 @@ def api() -> None:
 
 @click.command()
 def relay() -> None:
-    """Follow the log and wake the workers."""
+    """Run the relay, which follows the log and wakes workers."""
     settings = load(require=configuration.RELAY_NEEDS)
     _leave_out_the_unused()
     from workers.main import run_relay
@@ -65,7 +65,7 @@ def relay() -> None:
 
 @click.command()
 def worker() -> None:
-    """Do the outside work: make, watch and remove servers."""
+    """Run a worker, which creates, watches and deletes servers."""
     settings = load(require=configuration.WORKER_NEEDS)
     _leave_out_the_unused()
     from workers.main import run_worker
@@ -75,16 +75,18 @@ def worker() -> None:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @click.option(
     "--remove-unaccounted",
     is_flag=True,
-    help="Remove at once, however many, the servers of instances that the log has never heard of. Look with --dry-run first.",
+    help="Delete all servers that the log has no record of, at once and without limit. Use --dry-run first.",
 )
 def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
-    """Compare every provider project with the log, once.
+    """Compare the servers at each provider with the log, once.
 
-    Exit status: 0 it is done; 1 something could not be looked at, or not be mended; 3 the database cannot be reached.
+    Deletes servers that belong to no instance, repairs labels, and reports servers that have vanished.
+
+    Exit status: 0 done; 1 something could not be checked or repaired; 3 the database cannot be reached.
     """
     settings = load(require=configuration.WORKER_NEEDS)
     from hydracore.db import pool
@@ -105,7 +107,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
 
 
 @click.command()
-@_option("--home", type=Folder(), required=True, help="Where servers and state live.")
+@_option("--home", type=Folder(), required=True, help="Directory for servers and state.")
 @_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @_option("--port", type=click.IntRange(0, 65_535), default=8400, show_default=True, help="Port to listen on.")
 @_option(
@@ -113,14 +115,18 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     envvar="HYDRACORE_CLOUDSIM_TOKEN",
     show_envvar=True,
     required=True,
-    help="The API token; better in the environment.",
+    help="The API token. Better set in the environment than given here.",
 )
 @_option(
-    "--boot", type=click.Choice(["process", "inline"]), default="process", show_default=True, help="How servers run."
+    "--boot",
+    type=click.Choice(["process", "inline"]),
+    default="process",
+    show_default=True,
+    help="Run agents as processes of their own, or inline as tasks of cloudsim.",
 )
-@_option("--stop-servers-on-exit", is_flag=True, help="Stop the agents too when cloudsim is stopped.")
+@_option("--stop-servers-on-exit", is_flag=True, help="On exit, stop the servers' agents too.")
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
-    """Run a simulated Hetzner Cloud: servers are local processes."""
+    """Simulate the Hetzner Cloud API, with local processes."""
     settings = load_with_options()
     _leave_out_the_unused()
     from hydracore import logs
@@ -132,12 +138,12 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 
 
 @click.command()
-@_option("--home", type=Folder(), default=".", help="Where script.json may be.")
+@_option("--home", type=Folder(), default=".", help="Directory of script.json, if any.")
 @_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @_option("--port", type=click.IntRange(0, 65_535), default=8500, show_default=True, help="Port to listen on.")
-@_option("--slow-counting", is_flag=True, help="Take 40 ms a number, so that a stream can be seen.")
+@_option("--slow-counting", is_flag=True, help="When counting, pause 40 ms per number.")
 def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
-    """Run scripted models, which speak OpenAI's protocol."""
+    """Serve scripted models over the OpenAI protocol."""
     settings = load_with_options()
     _leave_out_the_unused()
     from hydracore import logs
@@ -149,9 +155,9 @@ def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
 
 
 @click.command()
-@click.option("--root", type=Folder(), default="/", show_default=True, help="The VPS's root.")
+@click.option("--root", type=Folder(), default="/", show_default=True, help="Root directory of the VPS.")
 def agent(*, root: Path) -> None:
-    """Run the agent of one VPS."""
+    """Run the agent of a VPS."""
     _leave_out_the_unused()
     from hydracore.agent.main import run
 

@@ -99,7 +99,7 @@ def _escaped(char: str) -> str:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 full_speed_option = click.option(
-    "--full-speed", is_flag=True, help="Do not rest while others write: be done sooner, at their cost."
+    "--full-speed", is_flag=True, help="Do not pause for writers: finishes sooner, but slows them down."
 )
 
 

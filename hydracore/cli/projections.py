@@ -39,24 +39,26 @@ if TYPE_CHECKING:
     from projections.operations import Intervention
     from projections.rebuild import Folding, Report
 
-_lane = click.option("--lane", type=click.IntRange(0, LANES - 1), required=True, help="The lane.")
+_lane = click.option("--lane", type=click.IntRange(0, LANES - 1), required=True, help="The lane's number.")
 _SEQ = click.IntRange(1, SEQ_MAX)
 _event = click.option("--event", "seq", type=_SEQ, required=True, help="The event's number in its lane.")
 
 
 def _not_blank(_context: click.Context, _option: click.Parameter, text: str) -> str:
     if not text.strip():
-        raise click.BadParameter("say why, for whoever reads it later.")
+        raise click.BadParameter("must not be blank.")
     return text
 
 
-_reason = click.option("--reason", required=True, callback=_not_blank, help="Why; it is kept with who did it and when.")
+_reason = click.option(
+    "--reason", required=True, callback=_not_blank, help="The reason, to be recorded with your user name."
+)
 
 
 @click.group()
 @click.pass_context
 def projections(context: click.Context) -> None:
-    """Look after the read tables."""
+    """Inspect, repair and rebuild the read tables."""
     # Also covers the time between two event loops, in which much is imported and the next projection begins.
     context.with_resource(interrupted_by_signals())
 
@@ -64,9 +66,9 @@ def projections(context: click.Context) -> None:
 @projections.command("list")
 @json_option
 def list_projections(*, as_json: bool) -> None:
-    """Show every projection, and how far behind the log it is.
+    """List all projections, and how far behind the log they are.
 
-    With its version, its generation, and the generations that are kept.
+    Also shows versions, live generations, and other generations that are kept.
     """
     from hydracore.cli.projections_view import show_list
 
@@ -78,7 +80,12 @@ def list_projections(*, as_json: bool) -> None:
 @click.argument("name", required=False)
 @json_option
 def status(*, name: str | None, as_json: bool) -> None:
-    """Show the lanes that are behind or parked, with the error. Exits with 5 where a lane is parked."""
+    """Show lanes that are behind or parked.
+
+    A parked lane has stopped at an event that failed; the error is shown.
+
+    Exit status: 5 if any lane is parked.
+    """
     from hydracore.cli.projections_view import show_status
 
     found = on_database(statuses)
@@ -93,13 +100,14 @@ def status(*, name: str | None, as_json: bool) -> None:
 @click.argument("name")
 @_lane
 @_event
-@click.option("--version", type=int, help="The version of an unfinished build that refuses the event.")
+@click.option("--version", type=int, help="Skip it in the unfinished build of this version.")
 @_reason
 @json_option
 def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as_json: bool) -> None:
-    """Skip an event that a projection refuses.
+    """Skip an event that a projection fails to apply.
 
-    The event at which a lane is parked or, with --version, one that a build refuses. The intervention is recorded.
+    This must be the event at which the lane is parked or, with --version, one that an unfinished build has yet to
+    apply. The intervention is recorded.
     """
     from projections import operations
 
@@ -118,7 +126,7 @@ def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as
 @_reason
 @json_option
 def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> None:
-    """Have the next rebuild apply an event that was skipped.
+    """Apply a skipped event again in the next rebuild.
 
     The intervention is recorded.
     """
@@ -133,11 +141,11 @@ def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> Non
 @projections.command()
 @click.argument("name")
 @_lane
-@click.option("--event", "seq", type=_SEQ, help="Refuse where the lane is parked at another one.")
+@click.option("--event", "seq", type=_SEQ, help="Fail unless the lane is parked at this event.")
 @_reason
 @json_option
 def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) -> None:
-    """Try the event at which a lane is parked again, now.
+    """Retry the event at which a lane is parked, now.
 
     The intervention is recorded.
     """
@@ -155,16 +163,16 @@ def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Interventi
 
 @projections.command()
 @click.argument("name", required=False)
-@click.option("--all", "every", is_flag=True, help="Every projection, one after the other.")
-@click.option("--outdated", is_flag=True, help="Those whose version in this code is newer than in the database.")
-@click.option("--workers", type=click.IntRange(1, LANES), help="Processes that fold; default: one a core.")
-@click.option("--dry-run", is_flag=True, help="Build, compare with the live table row by row, and change nothing.")
+@click.option("--all", "every", is_flag=True, help="Rebuild all projections, one after the other.")
+@click.option("--outdated", is_flag=True, help="Rebuild those for which this release has a newer version.")
+@click.option("--workers", type=click.IntRange(1, LANES), help="Number of processes; default: one per core.")
+@click.option("--dry-run", is_flag=True, help="Only build the table and compare its rows with the live one.")
 @click.option(
     "--accept-drift",
     is_flag=True,
-    help="Swap even where the live table is not what the log says, or is missing: the log wins.",
+    help="Replace the live table even if it differs from the log or is missing.",
 )
-@click.option("--distributed", is_flag=True, help="Have the Dramatiq workers fold the lanes.")
+@click.option("--distributed", is_flag=True, help="Have the workers do it instead of local processes.")
 @full_speed_option
 @json_option
 def rebuild(
@@ -179,11 +187,12 @@ def rebuild(
     full_speed: bool,
     as_json: bool,
 ) -> None:
-    """Build a read table anew from the log, and put it in place.
+    """Rebuild a read table from the log and swap it in.
 
-    The present one is served meanwhile. Resumes a rebuild that was killed.
+    The live table is served until the swap. An interrupted rebuild is resumed.
 
-    Exit status: 0 done; 1 the live table is not what the log says; 3 failed; 4 another rebuild is running; 130 interrupted.
+    Exit status: 0 done; 1 the live table differs from the log; 3 failed; 4 another rebuild is running; 130
+    interrupted.
     """
     from hydracore.cli.projections_view import show_report
     from projections import rebuild as building
@@ -191,7 +200,7 @@ def rebuild(
     if sum((name is not None, every, outdated)) != 1:
         raise click.UsageError("Give one of NAME, --all and --outdated.")
     if distributed and full_speed:
-        raise click.UsageError("--full-speed is for folding here: workers of --distributed always give way to writers.")
+        raise click.UsageError("--full-speed has no effect on the workers: do not combine it with --distributed.")
     wanted = _wanted(name, outdated=outdated)
     if not wanted and not as_json:
         say("nothing is outdated")
@@ -218,9 +227,10 @@ def rebuild(
 @click.argument("name")
 @json_option
 def rollback(*, name: str, as_json: bool) -> None:
-    """Go back to the previous generation, caught up with the log.
+    """Make the previous generation of a read table live again.
 
-    The present one becomes the previous, so a second rollback undoes the first.
+    It is first brought up to date with the log. The generation that was live becomes the previous one, so a second
+    rollback undoes the first.
     """
     from hydracore.cli.projections_view import show_rollback
     from projections import generations
@@ -245,12 +255,12 @@ def rollback(*, name: str, as_json: bool) -> None:
 
 @projections.command()
 @click.argument("name", required=False)
-@click.option("--all", "every", is_flag=True, help="Of every projection.")
+@click.option("--all", "every", is_flag=True, help="Do so for all projections.")
 @json_option
 def prune(*, name: str | None, every: bool, as_json: bool) -> None:
-    """Drop the generations that are not live.
+    """Drop all generations of a read table that are not live.
 
-    These are the one that a rollback would go back to, and interrupted builds.
+    These are the previous generation, which `rollback` needs, and interrupted builds.
     """
     from hydracore.cli.projections_view import show_pruned
     from projections.rebuild import prune as drop

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     type=Folder(),
     default=".hydracore",
     show_default=True,
-    help="Where data, logs and secrets live.",
+    help="Directory for data, logs and secrets.",
 )
 @click.option("--port", type=click.IntRange(1, 65_535), default=8080, show_default=True, help="Port of the API.")
-@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="How many workers to run.")
+@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="Number of worker processes.")
 def up(*, home: Path, port: int, workers: int) -> None:
     """Run everything on this machine until Ctrl-C.
 
-    PostgreSQL and Valkey are embedded unless HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL name others.
+    Starts PostgreSQL and Valkey too. To use your own instead, set HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL.
     """
     from hydracore.signals import run_until_signal
 

@@ -116,7 +116,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert f"parked at event {seq}: " in stuck.stdout
         assert "hydracore projections retry" in stuck.stdout
         assert (str(told["event"]), told["seq"]) == (seq, told["event"] - 1)
-        assert (blank.exit_code, "Invalid value for '--reason': say why" in blank.stderr) == (2, True)
+        assert (blank.exit_code, "Invalid value for '--reason': must not be blank" in blank.stderr) == (2, True)
         assert json.loads(done.stdout)["action"] == "skip"
         assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (3, True)
         assert (back.exit_code, "to be taken by the next rebuild in version 1" in back.stdout) == (0, True)
