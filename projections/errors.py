@@ -71,7 +71,7 @@ class LiveIncomplete(RebuildError):
 
     def __init__(self, name: str, missing: Sequence[str]) -> None:
         super().__init__(
-            f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild {name} --accept-drift` makes it anew"
+            f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild {name} --accept-drift` recreates it"
             " from the log"
         )
         self.name = name

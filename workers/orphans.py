@@ -73,7 +73,7 @@ async def handle_orphans(project: Project, report: SweepReport, orphans: Orphans
     if orphans.are_too_many and not remove_unaccounted:
         count = orphans.unaccounted
         _log.error("most_servers_unaccounted", provider=name, unaccounted=count, listed=orphans.listed)
-        report.not_compared.append(NotCompared(name, f"the log has never heard of {count} of {orphans.listed} servers"))
+        report.not_compared.append(NotCompared(name, f"the log has no record of {count} of {orphans.listed} servers"))
         left_alone = [orphan for orphan in orphans.all if not orphan.known]
     watched = [orphan for orphan in orphans.all if orphan not in left_alone]
     for server, instance_id, _ in left_alone:

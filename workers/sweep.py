@@ -111,7 +111,7 @@ async def _compare(project: Project, report: SweepReport, servers: list[Server])
             intent = intents.get(owner.account.instance_id)
             report.findings.extend(await _look_at(project, server, owner.account, intent=intent))
         elif owner.holder is not None:
-            action = "left alone: it is the instance's in the log, and not in the read table"
+            action = "left alone: the log assigns it to the instance, but the read table does not"
             report.findings.append(Finding(name, "misread", server.id, owner.holder, action))
         else:
             orphans.append(Orphan(server, ids[0] if ids else None, known=owner.known))
@@ -159,9 +159,9 @@ async def _look_at(project: Project, server: Server, account: Account, *, intent
     """Check a server that an instance accounts for. It is never removed here. `intent`: see `_repair_labels`."""
     finding = Finding(project.name, "wrong_provider", server.id, account.instance_id, "left alone")
     if account.provider != project.name:
-        return [finding._replace(action=f"left alone: the log has it at {account.provider}")]
+        return [finding._replace(action=f"left alone: in the log its provider is {account.provider}")]
     if account.status == ERROR:
-        return [finding._replace(kind="reappeared", action="left alone: it goes when its instance is deleted")]
+        return [finding._replace(kind="reappeared", action="left alone: it is removed when its instance is deleted")]
     if account.server_id == server.id:
         return await _repair_labels(project, server, account, intent=intent)
     return []
@@ -206,7 +206,7 @@ async def _look_for_missing(project: Project, report: SweepReport, missing: Miss
         try:
             server = await project.provider.get_server(server_id)
         except ProviderError as error:
-            report.findings.append(finding._replace(action="could not be looked at", code=error.code))
+            report.findings.append(finding._replace(action="could not be checked", code=error.code))
             continue
         if server is not None and server.name == server_name(account.instance_id):
             found.append(server.id)

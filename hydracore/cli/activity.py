@@ -26,7 +26,7 @@ class _Day(click.ParamType[date]):
         try:
             return value if isinstance(value, date) else date.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no day; write it like 2026-11-23", param, ctx)
+            self.fail(f"{value!r} is not a date such as 2026-11-23", param, ctx)
 
 
 @click.command()
@@ -62,7 +62,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     if not known:
         say_unknown(tenant)
     if len(found) == LINES_MAX:
-        text = f"these are the latest {LINES_MAX}; the earlier ones show with --to, or fewer with --from or --actor"
+        text = f"only the latest {LINES_MAX} lines are shown; use --to for earlier ones, or narrow them down with --from or --actor"
         say(f"hydracore: {text}", err=True)
 
 

@@ -25,10 +25,10 @@ NOT_CONFIRMED: Final = 2
 #: What was done and what is left, for an interruption or failure after the order was recorded (`ORDERED`), and after
 #: the key was destroyed (`HALF_DONE`).
 ORDERED: Final = (
-    "the order is written down and stands: an API that starts and `db migrate` destroy the key, too; run the same command again "
+    "the order is recorded and stays in force: the next `db migrate` or API start destroys the key; run the same command again "
     "to complete it"
 )
-HALF_DONE: Final = "the key is destroyed; run the same command again to record it in their instances"
+HALF_DONE: Final = "the key is destroyed; run the same command again to record the erasure in the customer's instances"
 
 
 @click.command("erase-customer")
@@ -83,7 +83,7 @@ def _is_wanted(customer: "Customer") -> bool:
     whose = "its history" if customer.instances == 1 else "their histories"
     question = (
         f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {instances}{live}. "
-        f"Make everything personal in {whose} unreadable for good?"
+        f"Make all personal data in {whose} unreadable for good?"
     )
     try:
         return click.confirm(plain(question), err=True)
@@ -130,11 +130,11 @@ async def eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: st
 def _show(erased: "Erased") -> None:
     who = f"customer {erased.customer_id} of tenant {erased.tenant_id}"
     if not erased.key_destroyed and not erased.recorded:
-        say(f"{who} was erased before; nothing was left to do")
+        say(f"{who} was already erased; nothing was left to do")
         return
     key = "key destroyed" if erased.key_destroyed else "the key was destroyed before"
     say(f"{who}: {key}, recorded in {erased.recorded} of {plural(erased.instances, 'instance')}")
     if erased.live:
         are = "is" if erased.live == 1 else "are"
         what = f"{plural(erased.live, 'instance')} {are} not deleted"
-        say(f"note: {what}: the servers keep what they were told until they are")
+        say(f"note: {what}: their servers keep the customer's data until they are")

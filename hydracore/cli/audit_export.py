@@ -142,12 +142,12 @@ def _show_export(exported: "Exported", *, as_json: bool) -> None:
     if exported.unsealed and not exported.signed:
         are = "is" if exported.unsealed == 1 else "are"
         say(
-            f"note: {plural(exported.unsealed, 'event')} {are} in no seal yet, and nothing proves them: "
-            "export with --sealed, or seal first (hydracore audit seal)"
+            f"note: {plural(exported.unsealed, 'event')} {are} not sealed yet and cannot be proven: "
+            "export with --sealed, or run `hydracore audit seal` first"
         )
     if not exported.signed:
         say(
-            "note: the file is not signed as a whole, and verify-export wants --allow-unsigned: set HYDRACORE_SEAL_KEY to have it signed"
+            "note: the file is not signed, so verify-export needs --allow-unsigned: set HYDRACORE_SEAL_KEY to sign exports"
         )
 
 

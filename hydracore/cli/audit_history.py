@@ -67,11 +67,11 @@ class _Position(click.ParamType[_After]):
 
         found = re.fullmatch(r"(\d{1,2}):(\d{1,19})(?:@([\w-]+))?", value, re.ASCII)
         if found is None or int(found[1]) >= LANES or int(found[2]) > SEQ_MAX:
-            self.fail(f"{value!r} is no position; copy one from the output, such as 6:12", param, ctx)
+            self.fail(f"{value!r} is not a position; copy one from the output, such as 6:12", param, ctx)
         try:
             heads = None if found[3] is None else read_cut(found[3])
         except ValueError:
-            self.fail(f"{value!r} is not whole; copy all of it", param, ctx)
+            self.fail(f"{value!r} is incomplete; copy all of it", param, ctx)
         return _After(Position(int(found[1]), int(found[2])), heads)
 
 
@@ -82,7 +82,7 @@ class _EventType(click.ParamType[str]):
         from events.upcast import CURRENT, STORED_AS
 
         if value not in STORED_AS:
-            self.fail(f"{value!r} is no type of event; there are {', '.join(sorted(CURRENT))}", param, ctx)
+            self.fail(f"{value!r} is not a type of event; the types are {', '.join(sorted(CURRENT))}", param, ctx)
         return STORED_AS[value]
 
 
@@ -125,7 +125,7 @@ def show(
     if (instance is None) == (tenant is None):
         raise click.UsageError("Give either INSTANCE or --tenant.")
     if since is not None and until is not None and since > until:
-        raise click.UsageError("--since is after --until: nothing can be in between.")
+        raise click.UsageError("--since must not be after --until.")
     wanted = Wanted(since=since, until=until, types=types, actor=actor)
 
     async def work(pool: AsyncConnectionPool) -> None:
@@ -179,7 +179,7 @@ def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) ->
         last = await _past(pool, instance, end)
         first = await _start(pool, instance, start)
         if first is not None and first.state.version > last.state.version:
-            raise click.UsageError("--from is after --to.")
+            raise click.UsageError("--from must not be after --to.")
         found = await difference(pool, instance, start=first, end=last)
         print_difference(await shown_difference(found, sealed), as_json=as_json)
 
@@ -223,7 +223,7 @@ async def _entries(
 
     place = None if after is None else await locate(pool, after.position)
     if place is not None and (place.tenant_id if instance is None else place.stream_id) != (instance or tenant):
-        raise click.UsageError(f"--after {place.position} is of something else.")
+        raise click.UsageError(f"--after {place.position} is an event of another instance or tenant.")
     if instance is None:
         assert tenant is not None
         entries = of_tenant(pool, tenant, wanted, heads=heads, after=place)

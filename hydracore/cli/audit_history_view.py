@@ -29,7 +29,7 @@ async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut
     count, last = 0, None
     async for entry in entries:
         if count == limit:
-            say(f"more follows: --after {last}{'' if cut is None else f'@{cut}'}", err=True, whole=True)
+            say(f"continue with: --after {last}{'' if cut is None else f'@{cut}'}", err=True, whole=True)
             return
         event = await shown_event(entry, sealed)
         if as_json:
@@ -38,7 +38,7 @@ async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut
             say(*_lines(event, of_tenant=cut is not None), bold=True)
         count, last = count + 1, f"{event.lane}:{event.seq}"
     if not count:
-        say("nothing of the kind happened", err=True)
+        say("no matching events", err=True)
 
 
 def print_state(found: HistoryState, *, as_json: bool) -> None:
@@ -69,7 +69,7 @@ def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
         for step in change.events:
             say(_step(change.field, step, is_one_of_many=change.event_count > 1))
     if not found.changes:
-        say("nothing is different")
+        say("no differences")
 
 
 def _step(field: str, step: HistoryStep, *, is_one_of_many: bool) -> str:

@@ -24,7 +24,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
         return
     say_findings(report.findings, report.notes)
     rate = report.events / report.seconds if report.seconds else 0.0
-    rested = f", {report.rested_s:.1f} s of it resting while others wrote" if report.rested_s else ""
+    rested = f", {report.rested_s:.1f} s of it paused for writers" if report.rested_s else ""
     say(
         f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
         f"{plural(report.commands, 'command')} of {plural(report.streams, 'stream')} in {plural(report.lanes, 'lane')}, "
@@ -47,7 +47,7 @@ def show_seal(seal: Seal | None, *, public_key: bytes, as_json: bool) -> None:
     if as_json:
         print_json({"number": None, "public_key": key} if seal is None else {**_seal(seal), "heads": seal.heads})
     elif seal is None:
-        say(f"nothing is new since the last seal; public key {key}")
+        say(f"no new events since the last seal; public key {key}")
     else:
         shown = _seal(seal)
         say(f"seal {seal.number} over {plural(shown['events'], 'event')} at {shown['sealed_at']}")

@@ -33,7 +33,7 @@ class Id(Text):
         from hydracore.auth import ID_PATTERN
 
         if re.match(ID_PATTERN, value, re.ASCII) is None:
-            self.fail(f"{value!r} is no id: it has 1 to 128 letters, digits and any of . _ : @ -", param, ctx)
+            self.fail(f"{value!r} is not a valid id: use 1 to 128 letters, digits or . _ : @ -", param, ctx)
         return value
 
 

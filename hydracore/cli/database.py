@@ -64,7 +64,8 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     settings = load()
     with failures(), interrupted_by_signals(), whole_file(file, replace=force) as draft:
         back_up(settings.database_url, "keys" if only_keys else "log", draft)
-    say(f"{file}: {'the keys' if only_keys else 'everything but the keys'}, {file.stat().st_size} bytes")
+    what = "customers' keys" if only_keys else "everything but the customers' keys"
+    say(f"{file}: {what}, {file.stat().st_size} bytes")
 
 
 @db.command()
@@ -83,7 +84,8 @@ def restore(*, file: Path) -> None:
     settings = load()
     with failures(), interrupted_by_signals():
         what = bring_back(settings.database_url, file)
-    say(f"{file}: {'the keys are' if what == 'keys' else 'everything in it is'} restored")
+    restored = "customers' keys" if what == "keys" else "everything but the customers' keys"
+    say(f"{file}: restored {restored}")
 
 
 async def _erase_again(settings: "Settings") -> tuple[int, int]:

@@ -69,7 +69,7 @@ async def _show(home: "Home", console: "Console") -> None:
     environ = {name: value for name, value in os.environ.items() if name in kept or not name.startswith(PREFIX)}
     environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
     if unused := [name for name in map(variable, STORES) if os.environ.get(name)]:
-        console.print(f"not used: {' and '.join(unused)}; the demo always has stores of its own", soft_wrap=True)
+        console.print(f"ignored: {' and '.join(unused)}; the demo always starts its own stores", soft_wrap=True)
     console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
     async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
         console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)

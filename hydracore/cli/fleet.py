@@ -55,7 +55,7 @@ def _times(at: datetime | None, first: datetime | None, last: datetime | None, s
     now = datetime.now(UTC)
     if first is None:
         if last is not None:
-            raise click.UsageError("--to goes with --from.")
+            raise click.UsageError("--to requires --from.")
         return [now if at is None or at > now else _full_hour(at)]
     if at is not None:
         raise click.UsageError("Give either --at or --from.")
@@ -65,7 +65,7 @@ def _times(at: datetime | None, first: datetime | None, last: datetime | None, s
     count = (until - _full_hour(first)) // step + 1
     if count > TIMES_MAX:
         raise click.UsageError(
-            f"These are {count} times, and at most {TIMES_MAX} can be counted at once: choose fewer."
+            f"These are {count} times to count at, but at most {TIMES_MAX} are allowed: shorten the range or use --every day."
         )
     return [_full_hour(first) + number * step for number in range(count)]
 

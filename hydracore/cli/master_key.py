@@ -55,7 +55,7 @@ def status(*, as_json: bool) -> None:
         if needed:
             say("a former master key is still needed")
         elif unknown:
-            say(f"nothing depends on a former master key that is named here; of {unknown} nobody can say")
+            say(f"no configured former master key is needed; {unknown} of these could not be determined")
         else:
             say("nothing here depends on a former master key")
     raise SystemExit(FOUND if needed or agents.unknown else 0)
@@ -78,7 +78,7 @@ def rewrap(*, as_json: bool) -> None:
     if as_json:
         print_json({"rewrapped": done, "customer_keys": left})
     else:
-        say(f"wrapped anew: {plural(done, 'key')}")
+        say(f"rewrapped: {plural(done, 'key')}")
         say(_keys_line(left))
     raise SystemExit(FOUND if left.former + left.unreadable else 0)
 
@@ -108,7 +108,7 @@ def reissue(*, everyone: bool, as_json: bool) -> None:
     else:
         say(f"revoked: {plural(done.revoked, 'agent key')}")
         if done.missed:
-            say(f"not revoked: {plural(done.missed, 'key')} of agents that others changed meanwhile")
+            say(f"not revoked: {plural(done.missed, 'key')}, because the agents changed meanwhile; run this again")
         say(_agents_line(agents))
     raise SystemExit(FOUND if done.missed + agents.former + agents.unknown + agents.unreadable else 0)
 
@@ -178,19 +178,19 @@ def _keys_line(keys: "CustomerKeys") -> str:
         "customers' keys",
         (keys.present, "wrapped with the present master key"),
         (keys.former, "with a former one"),
-        (keys.unreadable, "that none opens"),
+        (keys.unreadable, "that no configured master key decrypts"),
     )
 
 
 def _agents_line(agents: "AgentTokens") -> str:
     return _line(
         "agents",
-        (agents.present, "with tokens by the present master key"),
-        (agents.former, "by a former one"),
-        (agents.unknown, "by none that is known here"),
-        (agents.awaited, "that have not fetched new ones yet"),
-        (agents.passing, "that are being made or deleted"),
-        (agents.unreadable, "of a stream that cannot be read"),
+        (agents.present, "with tokens from the present master key"),
+        (agents.former, "from a former one"),
+        (agents.unknown, "from an unknown one"),
+        (agents.awaited, "yet to fetch new ones"),
+        (agents.passing, "being created or deleted"),
+        (agents.unreadable, "whose history cannot be read"),
     )
 
 

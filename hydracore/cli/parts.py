@@ -99,8 +99,8 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
         facts = finding._asdict().items()
         say(" ".join(f"{name}={value}" for name, value in facts if value is not None))
     for one in swept.not_compared:
-        held = "" if one.needed else " (the log has nothing there)"
-        say(f"provider={one.provider} could not be looked at: {one.why}{held}")
+        held = "" if one.needed else " (the log has no instances there)"
+        say(f"provider={one.provider} could not be checked: {one.why}{held}")
     say(f"{len(swept.findings)} found")
     if not swept.is_complete:
         sys.exit(FOUND)

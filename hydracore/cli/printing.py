@@ -152,9 +152,9 @@ class Folder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
-            self.fail("the name of a directory is empty", param, ctx)
+            self.fail("the directory's name must not be empty", param, ctx)
         if not _is_text(str(Path(value).absolute())):
-            self.fail(f"{value!r} has no path in UTF-8", param, ctx)
+            self.fail(f"the path of {value!r} is not valid UTF-8", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -165,7 +165,7 @@ class Text(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not _is_text(value):
-            self.fail(f"{value!r} is no text in UTF-8", param, ctx)
+            self.fail(f"{value!r} is not valid UTF-8", param, ctx)
         return value
 
 

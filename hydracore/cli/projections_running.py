@@ -130,4 +130,4 @@ def exit_with_worst_status(outcomes: "Sequence[Report | Generation | Failure]") 
 def refuse_unknown(name: str) -> NoReturn:
     from projections.registry import projections
 
-    raise click.UsageError(f"There is no projection {name!r}; there are {', '.join(sorted(projections()))}.")
+    raise click.UsageError(f"There is no projection {name!r}; the projections are {', '.join(sorted(projections()))}.")

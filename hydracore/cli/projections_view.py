@@ -47,7 +47,7 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         return
     for one in found:
         rate = f"{one.events_per_s:.0f} events/s"
-        waits = f"; version {one.code_version} waits for `rebuild`" if one.outdated else ""
+        waits = f"; version {one.code_version} needs `rebuild`" if one.outdated else ""
         if one.missing:
             waits = f"; {_gone(one)}"
         built = f"version {_text(one.version)}, generation {_text(one.generation)}"
@@ -58,7 +58,7 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
                 say(f"  lane {lane.lane}: {lane.behind} behind, {lane.behind_s:.1f} s{parked}")
         if one.parked:
             say(
-                f"  mend what it fails at, then `hydracore projections retry {one.name}`; `skip` passes over an event for good"
+                f"  fix the cause and run `hydracore projections retry {one.name}`, or skip the event with `hydracore projections skip {one.name}`"
             )
 
 
@@ -66,11 +66,11 @@ def show_intervention(done: Intervention, *, as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        past = {"skip": "skipped", "unskip": "to be taken by the next rebuild", "retry": "to be tried again"}[
+        past = {"skip": "is skipped", "unskip": "will be applied by the next rebuild", "retry": "will be retried"}[
             done.action
         ]
         why = f" ({done.error})" if done.error else ""
-        say(f"event {done.seq} of lane {done.lane} is {past} in version {done.version} of {done.name}{why}")
+        say(f"event {done.seq} of lane {done.lane} {past} in version {done.version} of {done.name}{why}")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -96,14 +96,14 @@ def show_rollback(report: Report) -> None:
     """Print what the rollback did, and that a second one would undo it, so that nobody finds that out by trying."""
     name, left = report.name, report.generation_before
     gone = f"; {' and '.join(report.missing)} was missing" if report.missing else ""
-    caught_up = f"{plural(report.events, 'event')} caught up with"
+    caught_up = f"{plural(report.events, 'event')} applied to catch up"
     say(
         f"{name}: generation {report.generation} is live again in place of {left}; {caught_up}{gone}; {_stopped(report)}"
     )
     if not report.missing:
         say(
-            f"  another rollback would bring generation {left} back, and none before {report.generation}:"
-            f" once {left} is not wanted any more, `hydracore projections prune {name}` drops it"
+            f"  another rollback would return to generation {left}, never to one before {report.generation};"
+            f" to drop generation {left}, run `hydracore projections prune {name}`"
         )
 
 
@@ -141,27 +141,27 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
     differ = "differs" if report.drifted == 1 else "differ"
     compared = f"{plural(report.rows_compared, 'row')} compared, {report.drifted} {differ}"
     if report.left_out:
-        compared += f"; NOT compared, because of another key: {', '.join(report.left_out)}"
+        compared += f"; NOT compared, because their keys differ: {', '.join(report.left_out)}"
     if report.missing:
         compared += f"; {' and '.join(report.missing)} was missing"
     if report.rested_s:
-        compared += f"; rested {report.rested_s:.1f} s while others wrote, the folding aside"
+        compared += f"; paused {report.rested_s:.1f} s for writers, in addition to pauses while folding"
     events = plural(report.events, "event")
     if dry_run:
-        kept = f"; generation {report.generation}, which was broken off before, is kept" if report.resumed else ""
-        return f"{report.name}: {events} folded{rate}; {compared}; nothing that is served changed{kept}"
+        kept = f"; the interrupted build of generation {report.generation} is kept" if report.resumed else ""
+        return f"{report.name}: {events} folded{rate}; {compared}; no live table was changed{kept}"
     if report.stopped_s is None:
-        return f"{report.name}: {compared}; NOT swapped: see why (`hydracore audit verify`); with --accept-drift the log wins"
+        return f"{report.name}: {compared}; NOT swapped: see `hydracore audit verify` for the cause, or replace the live table with --accept-drift"
     return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {_stopped(report)}"
 
 
 def _stopped(report: Report) -> str:
     assert report.stopped_s is not None, "it was swapped"
-    return f"stopped {1000 * report.stopped_s:.0f} ms in try {report.tries}"
+    return f"the swap held up writers for {1000 * report.stopped_s:.0f} ms (try {report.tries})"
 
 
 def _gone(one: ProjectionStatus) -> str:
-    return f"{' and '.join(one.missing)} is missing: `rebuild {one.name} --accept-drift` makes it anew"
+    return f"{' and '.join(one.missing)} is missing: `rebuild {one.name} --accept-drift` recreates it"
 
 
 def _summary(one: ProjectionStatus) -> dict[str, Any]:

@@ -54,19 +54,17 @@ class Use:
         conversation_id = await self._chat(GREETING)
         chapter("The same as a stream of server-sent events, shown as they come")
         await self._chat_streamed(COUNTING)
-        chapter("A changed prompt is obeyed by the next answer: POST /v1/instances/{id}/config")
+        chapter("The next answer follows a changed prompt: POST /v1/instances/{id}/config")
         await self._change_prompt(conversation_id)
-        chapter("What it has used, in the read table that follows the log: GET /v1/instances/{id}/usage")
+        chapter("Its usage, in a read table that follows the log: GET /v1/instances/{id}/usage")
         await self._read_usage()
         chapter("The agent's key is rotated: POST /v1/instances/admin/{id}/rotate-key")
         await self._rotate_key(conversation_id)
 
     def _who_answers(self) -> str:
         if self._file.modelsim_url is None:
-            return "whatever is behind HYDRACORE_MODEL_BASE_URL answers"
-        return (
-            "no model answers but a script, `hydracore modelsim`; HYDRACORE_MODEL_BASE_URL would name a real endpoint"
-        )
+            return "the endpoint at HYDRACORE_MODEL_BASE_URL answers"
+        return "a script answers (`hydracore modelsim`), no model; set HYDRACORE_MODEL_BASE_URL to use a real endpoint"
 
     async def _chat(self, message: str, conversation_id: str | None = None) -> str:
         """Ask one question, and print the answer. Returns the conversation's id."""
@@ -96,7 +94,7 @@ class Use:
         before = len(self._answers)
         await self._narrator.say_as_it_comes(words())
         if len(self._answers) == before:
-            raise StoryError("the stream ended without saying so")
+            raise StoryError("the stream ended without a `done` event")
         self._narrator.say(
             f"first token after {came_s[0]:.2f} s, {len(came_s)} tokens in {came_s[-1]:.2f} s; "
             + _figures(self._answers[-1])
@@ -138,7 +136,7 @@ class Use:
             usage.update(expect(await self._api.get(f"{self._path}/usage", params={"days": 7}), 200))
             return usage["total_requests"] >= len(self._answers)
 
-        await until(has_arrived, USAGE_S_MAX, "what the calls cost did not arrive")
+        await until(has_arrived, USAGE_S_MAX, "the calls' usage did not arrive")
         told = sum((Decimal(answer.usage.cost_usd) for answer in self._answers), Decimal(0))
         self._narrator.say(
             f"{usage['total_requests']} calls, {usage['total_tokens']} tokens, {usage['total_cost_usd']} USD, "
@@ -149,7 +147,7 @@ class Use:
 
     async def _rotate_key(self, conversation_id: str) -> None:
         stolen, boot_id = self._key_on_disk(), await self._boot_id()
-        self._narrator.say("somebody has copied the agent's key from its disk, and may do what the agent may")
+        self._narrator.say("suppose somebody has copied the agent's key from its disk: they can do what the agent can")
         if await self._status_with(stolen, boot_id) != HTTPStatus.OK:
             raise StoryError("the agent's key does not work")
         rotated = await self._api.post(
@@ -163,7 +161,7 @@ class Use:
             return await self._status_with(stolen, boot_id) == HTTPStatus.UNAUTHORIZED
 
         await until(is_refused, REFUSED_S_MAX, "the old key was not refused")
-        self._narrator.say(f"the old key is answered 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
+        self._narrator.say(f"the old key is refused with 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
 
         async def has_recovered() -> bool:
             fresh = self._key_on_disk()
@@ -172,8 +170,8 @@ class Use:
             # `connections` is empty until the agent answers the control plane again.
             return expect(await self._api.get(f"{self._path}/runtime"), 200)["connections"] != {}
 
-        await until(has_recovered, RECOVERED_S_MAX, "the agent did not get itself another key")
-        self._narrator.say(f"the agent got itself another one, {time.monotonic() - began_s:.1f} s after the rotation")
+        await until(has_recovered, RECOVERED_S_MAX, "the agent did not get a new key")
+        self._narrator.say(f"the agent got a new one, {time.monotonic() - began_s:.1f} s after the rotation")
         await self._chat(LAST, conversation_id)
 
     def _key_on_disk(self) -> str:

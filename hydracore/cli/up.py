@@ -45,7 +45,9 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
             home, port=port, workers=workers, environ=os.environ, on_trouble=lambda line: say(line, err=True)
         ) as (stack, file):
             if stack.data is not None and home.path not in stack.data.parents:
-                say(f"the database lives in {stack.data}, because its account cannot enter {home.path}")
+                say(
+                    f"the database is in {stack.data}, because the account that runs PostgreSQL cannot access {home.path}"
+                )
             # Unchanged, because it is to be pasted. All of it comes from whoever has typed the command.
             click.echo(introduction(file, home.path))
             try:

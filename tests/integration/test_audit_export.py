@@ -153,7 +153,7 @@ async def test_what_no_seal_speaks_of_is_said_and_can_be_left_out(log: Log, tmp_
     result = run(log, "export", "--output", str(path), "--tenant", "acme", HYDRACORE_SEAL_KEY="")
     of_sealed = exported(log, sealed, "--tenant", "acme", "--sealed", HYDRACORE_SEAL_KEY="")
 
-    assert "note: 1 event is in no seal yet" in result.stdout
+    assert "note: 1 event is not sealed yet" in result.stdout
     status, report = verified(log, path)
     assert (status, {each["kind"] for each in report["findings"]}) == (1, {"not_signed", "not_sealed"})
     assert (of_sealed["events"], verified(log, sealed)[0], verified(log, sealed, "--allow-unsigned")[0]) == (12, 1, 0)

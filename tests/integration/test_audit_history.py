@@ -96,7 +96,7 @@ async def test_filters_pick_and_leave_what_they_show_as_it_is(log: Log) -> None:
     assert await found("--since", planned, "--until", named) == [2, 3, 4, 5]
     assert await found("--after", "6:5", "--limit", "2") == [4, 5]
     limited = await audit(log, "show", first, "--limit", "1")
-    assert limited.stderr == "more follows: --after 6:1\n"
+    assert limited.stderr == "continue with: --after 6:1\n"
 
 
 async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ async def test_pages_of_a_tenant_are_all_of_what_was_there_when_the_first_was_re
     while len(told) < len(whole):
         page = await audit(log, "show", "--tenant", "acme", "--json", "--limit", "5", *words)
         told += map(json.loads, page.stdout.splitlines())
-        words = page.stderr.removeprefix("more follows: ").split()
+        words = page.stderr.removeprefix("continue with: ").split()
         await log.name(0, f"meanwhile {len(told)}")
 
     assert told == whole
@@ -243,7 +243,7 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
     text = (await audit(log, "diff", first, "--from", found["to_recorded_at"])).stdout
     assert "agent_name" not in text
     assert "config.version  4 -> 6\n    v8" in text
-    assert "nothing is different" in (await audit(log, "diff", first, "--from", "9")).stdout
+    assert "no differences" in (await audit(log, "diff", first, "--from", "9")).stdout
     everything = json.loads((await audit(log, "diff", first, "--from", "0", "--json")).stdout)
     assert json.loads((await audit(log, "diff", first, "--from", "2001-01-01", "--json")).stdout) == everything
     assert {"customer_id", "hostname", "config.system_prompt"} <= {each["field"] for each in everything["changes"]}
@@ -275,12 +275,12 @@ async def test_of_many_events_that_changed_a_field_the_last_are_shown_and_how_ma
         ("show {id} --tenant acme", "Give either INSTANCE or --tenant."),
         ("show {nobody}", "There is no instance 00000000"),
         ("show --tenant nobody", "The log knows no tenant 'nobody'"),
-        ("show {id} --type renamed", "'renamed' is no type of event; there are address_reserved,"),
+        ("show {id} --type renamed", "'renamed' is not a type of event; the types are address_reserved,"),
         ("show {id} --since yesterday", "'yesterday' is not a time; write it like"),
-        ("show {id} --since 2026-02-02 --until 2026-01-01", "nothing can be in between"),
-        ("show {id} --after 64:1", "'64:1' is no position; copy one from the output"),
+        ("show {id} --since 2026-02-02 --until 2026-01-01", "--since must not be after --until."),
+        ("show {id} --after 64:1", "'64:1' is not a position; copy one from the output"),
         ("show {id} --after 6:99", "The log has no event 6:99"),
-        ("show {id} --after 6:2", "--after 6:2 is of something else."),
+        ("show {id} --after 6:2", "--after 6:2 is an event of another instance or tenant."),
         ("state {id} --version 8", "The instance is at version 7; it has no version 8 yet"),
         ("state {id} --version 2147483648", "Invalid value for '--version'"),
         ("state {id} --at 2020-01-01", "there is nothing of it before"),
@@ -288,7 +288,7 @@ async def test_of_many_events_that_changed_a_field_the_last_are_shown_and_how_ma
         ("state {nobody}", "There is no instance 00000000"),
         ("state somebody", "'somebody' is not a valid UUID"),
         ("diff {id}", "Missing option '--from'"),
-        ("diff {id} --from 3 --to 2", "--from is after --to."),
+        ("diff {id} --from 3 --to 2", "--from must not be after --to."),
         ("diff {id} --from soon", "'soon' is neither a version, such as 5, nor a time"),
         ("diff {id} --from 8", "it has no version 8 yet"),
     ],

@@ -170,7 +170,7 @@ async def test_whoever_asks_for_too_much_activity_hears_of_it(
     done = await hydracore(database_url, "activity", "acme", "--to", "2026-09-21")
 
     assert (done.exit_code, len(done.stdout.splitlines())) == (0, LINES_MAX)
-    assert done.stderr.startswith(f"hydracore: these are the latest {LINES_MAX}; ")
+    assert done.stderr.startswith(f"hydracore: only the latest {LINES_MAX} lines are shown; ")
 
 
 @pytest.mark.parametrize("columns", [80, 40])

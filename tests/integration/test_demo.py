@@ -65,22 +65,22 @@ def at_work(folder: Path) -> list[Path]:
 
 #: What the output must tell, in this order.
 STEPS = (
-    "not used: HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL; the demo always has stores of its own\n",
+    "ignored: HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL; the demo always starts its own stores\n",
     "instance_requested",
     "server_intended",
     "server_created",
     "agent_enrolled",
     "instance_ready",
     "heartbeat at",
-    "no model answers but a script",
+    "a script answers (`hydracore modelsim`), no model",
     "[scripted] You said: My dog is called Bo.",
     "[scripted] 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20\n",
     "first token after",
     "The agent runs with it",
     "[scripted] Ahoy! Before that you said: My dog is called Bo.",
     "3 calls",
-    "the old key is answered 401",
-    "the agent got itself another one",
+    "the old key is refused with 401",
+    "the agent got a new one",
     "[scripted] Ahoy! You said: Are you still there?",
     "deletion_requested",
     "instance_deleted",
@@ -133,5 +133,5 @@ async def test_ctrl_c_in_a_chat_with_models_of_ones_own_leaves_nothing_either(fo
         output, _ = await asyncio.to_thread(demo.communicate, timeout=DEMO_S_MAX)
 
     assert demo.returncode == 130, output
-    assert "whatever is behind HYDRACORE_MODEL_BASE_URL" in output
+    assert "the endpoint at HYDRACORE_MODEL_BASE_URL" in output
     assert not left_over(folder)

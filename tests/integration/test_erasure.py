@@ -141,7 +141,7 @@ async def test_it_is_asked_first_and_anything_but_yes_is_no(world: World) -> Non
 async def test_the_question_says_what_is_meant(world: World, customer: str, whose: str) -> None:
     asked = await asyncio.to_thread(world.run, "audit", "erase-customer", customer, "--also-live")
 
-    assert f"Make everything personal in {whose} unreadable for good?" in asked.stderr
+    assert f"Make all personal data in {whose} unreadable for good?" in asked.stderr
 
 
 async def test_nobody_is_erased_by_mistake(world: World) -> None:

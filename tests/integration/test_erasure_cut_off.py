@@ -29,10 +29,10 @@ __all__ = ["steps_fixture", "world_fixture"]
 WAITED_S = 0.5
 
 ORDERED = (
-    "the order is written down and stands: an API that starts and `db migrate` destroy the key, too; run the same command again "
+    "the order is recorded and stays in force: the next `db migrate` or API start destroys the key; run the same command again "
     "to complete it"
 )
-DESTROYED = "the key is destroyed; run the same command again to record it in their instances"
+DESTROYED = "the key is destroyed; run the same command again to record the erasure in the customer's instances"
 
 _LOCKS = {
     "ordered": "SELECT FROM customer_key FOR UPDATE",

@@ -63,8 +63,8 @@ async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_w
         "activity": 1,
     }
     assert found["activity"].behind_s > 0
-    assert "fleet: version none, generation none, 1 behind, 0 events/s; version 1 waits for `rebuild`" in told
-    assert "reservation: version none, generation none, 0 behind, 0 events/s; version 1 waits for `rebuild`" in told
+    assert "fleet: version none, generation none, 1 behind, 0 events/s; version 1 needs `rebuild`" in told
+    assert "reservation: version none, generation none, 0 behind, 0 events/s; version 1 needs `rebuild`" in told
 
 
 async def test_what_is_written_with_the_log_is_as_fast_as_the_log_and_what_nobody_follows_stands_still(
@@ -119,7 +119,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert (blank.exit_code, "Invalid value for '--reason': must not be blank" in blank.stderr) == (2, True)
         assert json.loads(done.stdout)["action"] == "skip"
         assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (3, True)
-        assert (back.exit_code, "to be taken by the next rebuild in version 1" in back.stdout) == (0, True)
+        assert (back.exit_code, "will be applied by the next rebuild in version 1" in back.stdout) == (0, True)
         assert (elsewhere.exit_code, "no build of it is under way" in elsewhere.stderr) == (3, True)
 
         await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
@@ -153,7 +153,7 @@ async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
     told = {line.split(":")[0]: line for line in done.stdout.splitlines() if not line.startswith(" ")}
     assert told.keys() == {"instance", "provision_log", "usage_daily", "fleet", "activity"}
     assert "1 event, " in told["provision_log"]
-    assert "1 row compared, 0 differ; stopped" in told["provision_log"]
+    assert "1 row compared, 0 differ; the swap held up writers for" in told["provision_log"]
     assert "NOT swapped" in told["fleet"]
     assert "--accept-drift" in told["fleet"]
     *dropped, failure = sorted(json.loads(pruned.stdout), key=lambda one: "error" in one)
@@ -191,11 +191,11 @@ async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) ->
 
     for _ in range(2):
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
-        assert dry.stdout.endswith("generation 2, which was broken off before, is kept\n")
+        assert dry.stdout.endswith("the interrupted build of generation 2 is kept\n")
     done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
     assert "generation 2 is live" in done.stdout
     clean = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
-    assert clean.stdout.endswith("nothing that is served changed\n")
+    assert clean.stdout.endswith("no live table was changed\n")
     assert (
         await hydracore(database_url, "prune", "instance")
     ).stdout == "dropped generation 1 of instance (previous)\n"

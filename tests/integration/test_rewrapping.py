@@ -79,11 +79,11 @@ async def test_all_keys_are_wrapped_anew_and_what_they_have_sealed_is_read_with_
     assert (first.exit_code, first.output.splitlines()) == (
         0,
         [
-            "wrapped anew: 1 key",
+            "rewrapped: 1 key",
             "customers' keys: 2 wrapped with the present master key",
         ],
     )
-    assert (again.exit_code, again.output.splitlines()[0]) == (0, "wrapped anew: 0 keys")
+    assert (again.exit_code, again.output.splitlines()[0]) == (0, "rewrapped: 0 keys")
     alone = Keyring(pool, master_keys=MasterKeys(NEW))
     await alone.check()
     assert await alone.open(sealed, **ADA) == EMAIL
@@ -136,7 +136,7 @@ async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_a
     assert json.loads(left.stdout)["customer_keys"] == {"present": BATCH, "former": BATCH + 100, "unreadable": 0}
     assert (refused.status, left.exit_code, next_one.exit_code) == (2, 1, 0)
     assert "0 of 100 that were tried open with it; where it was replaced" in refused.stderr.splitlines()[-1]
-    assert next_one.output.startswith(f"wrapped anew: {BATCH + 100} keys\n")
+    assert next_one.output.startswith(f"rewrapped: {BATCH + 100} keys\n")
     await Keyring(pool, master_keys=MasterKeys(NEW)).check()
 
 
@@ -154,8 +154,8 @@ async def test_a_key_that_is_being_destroyed_is_not_waited_for_and_stays_destroy
         meanwhile = await run("rewrap", env=environ(database_url))
     after = await run("rewrap", env=environ(database_url))
 
-    assert (meanwhile.exit_code, meanwhile.output.splitlines()[0]) == (1, "wrapped anew: 1 key")
-    assert (after.exit_code, after.output.splitlines()[0]) == (0, "wrapped anew: 0 keys")
+    assert (meanwhile.exit_code, meanwhile.output.splitlines()[0]) == (1, "rewrapped: 1 key")
+    assert (after.exit_code, after.output.splitlines()[0]) == (0, "rewrapped: 0 keys")
     with pytest.raises(CustomerErased):
         await Keyring(pool, master_keys=MasterKeys(NEW)).seal(EMAIL, **ADA)
 

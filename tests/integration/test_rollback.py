@@ -122,7 +122,7 @@ async def test_whoever_goes_back_is_told_what_a_second_rollback_would_do(databas
     back, forth = [await hydracore(database_url, "rollback", "provision_log") for _ in range(2)]
 
     assert back.stdout.startswith("provision_log: generation 2 is live again in place of 3; ")
-    assert "another rollback would bring generation 3 back, and none before 2" in back.stdout
+    assert "another rollback would return to generation 3, never to one before 2" in back.stdout
     assert forth.stdout.startswith("provision_log: generation 3 is live again in place of 2; ")
 
 

@@ -211,4 +211,4 @@ async def test_a_version_whose_key_is_another_is_swapped_and_said_not_to_be_comp
     assert (report.version_before, report.version, report.stopped_s is not None) == (1, 2, True)
     assert (report.rows_compared, report.drifted, report.left_out) == (0, 0, ["activity"])
     show_report(report, dry_run=False)
-    assert "0 differ; NOT compared, because of another key: activity;" in capsys.readouterr().out
+    assert "0 differ; NOT compared, because their keys differ: activity;" in capsys.readouterr().out

@@ -101,7 +101,7 @@ async def test_servers_of_a_provider_that_was_renamed_are_reported_and_left_alon
 
     for server_id in servers * 2:
         seen = await found(stack, server_id, grace_s=SHORT, catalogue=str(renamed))
-        assert seen == [("wrong_provider", "left alone: the log has it at cloudsim")]
+        assert seen == [("wrong_provider", "left alone: in the log its provider is cloudsim")]
 
     async with stack.deps(catalogue=str(renamed)) as deps:
         assert NotCompared("cloudsim", "not in the catalogue") in (await sweep(deps, dry_run=True)).not_compared
@@ -147,7 +147,7 @@ async def test_a_server_gets_the_labels_of_the_attempt_that_it_was_made_for(
     await provider.delete_server(server_id)
 
 
-MISREAD = ("misread", "left alone: it is the instance's in the log, and not in the read table")
+MISREAD = ("misread", "left alone: the log assigns it to the instance, but the read table does not")
 
 
 async def test_a_row_that_names_another_instance_s_server_costs_neither_labels_nor_a_server(
@@ -305,8 +305,8 @@ async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(s
     assert (done.status, done.stdout.splitlines()) == (
         1,
         [
-            "provider=hetzner could not be looked at: HYDRACORE_HETZNER_TOKEN not set (the log has nothing there)",
-            "provider=cloudsim could not be looked at: HYDRACORE_CLOUDSIM_TOKEN not set",
+            "provider=hetzner could not be checked: HYDRACORE_HETZNER_TOKEN not set (the log has no instances there)",
+            "provider=cloudsim could not be checked: HYDRACORE_CLOUDSIM_TOKEN not set",
             "0 found",
         ],
     )

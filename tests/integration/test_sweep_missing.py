@@ -129,7 +129,7 @@ async def test_a_server_that_was_given_up_by_mistake_is_left_alone_until_its_ins
 
     for _ in range(3):
         seen = await found(stack, server_id, grace_s=SHORT)
-        assert seen == [("reappeared", "left alone: it goes when its instance is deleted")]
+        assert seen == [("reappeared", "left alone: it is removed when its instance is deleted")]
 
     assert (await stack.detail(instance_id))["status"] == "error"
     await stack.delete(instance_id)

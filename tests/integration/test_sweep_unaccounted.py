@@ -51,7 +51,7 @@ async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_
 
     assert (seen.status, told.status) == (1, 0), told.stderr
     assert seen.stdout.count("left alone: unknown to the log") == unknown
-    assert f"provider=cloudsim could not be looked at: the log has never heard of {unknown} of {unknown}" in seen.stdout
+    assert f"provider=cloudsim could not be checked: the log has no record of {unknown} of {unknown}" in seen.stdout
     assert told.stdout.count("kind=orphan") == told.stdout.count("action=removed") == unknown
     await stack.until(lambda: are_left(provider, ours, []))
 

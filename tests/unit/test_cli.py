@@ -129,7 +129,7 @@ def test_whoever_names_a_projection_that_there_is_not_is_told_which_there_are() 
 
     assert result.exit_code == 2
     assert (
-        "There is no projection 'usage'; there are activity, fleet, instance, provision_log, reservation, usage_daily."
+        "There is no projection 'usage'; the projections are activity, fleet, instance, provision_log, reservation, usage_daily."
         in " ".join(result.stderr.split())
     )
 
