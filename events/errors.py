@@ -65,7 +65,7 @@ class AttemptSuperseded(Rejected):
 
 class AgentDraining(Rejected):
     def __init__(self, instance_id: UUID) -> None:
-        reason = "This instance is being deleted; until its chats are over nothing is taken but what they cost"
+        reason = "This instance is being deleted; only the usage of its last chats is still accepted"
         super().__init__(instance_id, reason)
 
 
@@ -115,7 +115,9 @@ class EventUnreadable(EventsError):
     """`is_newer`: whether a newer HydraCore may have written it, and not only somebody who made it up."""
 
     def __init__(self, tag: str, schema_version: int, *, is_newer: bool) -> None:
-        super().__init__(f"Version {schema_version} of {tag} is not known here: was it written by a newer HydraCore?")
+        super().__init__(
+            f"Version {schema_version} of event {tag} is unknown to this release; it may have been written by a newer one"
+        )
         self.tag = tag
         self.schema_version = schema_version
         self.is_newer = is_newer

@@ -36,20 +36,23 @@ async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _NUMBERS:
         for (seq,) in await run(pool, _OF_NO_COMMAND, (append.lane, append.lane)):
             raise LogCorrupted(
-                append.lane, seq, f"its command is missing, and {append.stream_id} is to follow it"
+                append.lane,
+                seq,
+                f"the command of this event is missing, so nothing can be appended for {append.stream_id}",
             ) from error
         # The session's isolation level is higher than READ COMMITTED, so its snapshot is older than others' appends.
-        raise StoreUnavailable("Others have written there meanwhile; try again") from error
+        raise StoreUnavailable("The instance or its lane was written to concurrently; try again") from error
     if isinstance(error, LogCorrupted):
         for (seq,) in await run(pool, _EVENT_NEVER, (append.lane, append.stream_id)):
-            what = f"stream {append.stream_id} has a time that no calendar has"
+            what = f"stream {append.stream_id} has a time that is out of range"
             raise LogCorrupted(append.lane, seq, what) from error
     # A `recorded_at` that nothing can follow is out of range, or infinite and then not a number at all.
     if isinstance(error, psycopg.DataError | psycopg.NotSupportedError):
         for (head,) in await run(pool, _HEAD_NEVER, (append.lane,)):
-            what = f"it was recorded at a time that no calendar has, and {append.stream_id} is to follow it"
+            what = f"it was recorded at a time that is out of range, so nothing can be appended for {append.stream_id}"
             raise LogCorrupted(append.lane, head, what) from error
     if isinstance(error, _UNSTORABLE):
         raise Rejected(
-            append.stream_id, "It holds a character, a number or a text that the log cannot store"
+            append.stream_id,
+            "The log cannot store this: it has an invalid character, or a number or text that is too large",
         ) from error

@@ -52,7 +52,7 @@ def folding(state: Instance | None, page: Iterable[Stored], *, stream_id: UUID) 
             raise
         except Exception as error:
             # A forged history may raise anything anywhere in the fold.
-            what = f"the history of {stream_id} makes no sense here: {type(error).__name__}"
+            what = f"the history of {stream_id} is inconsistent here: {type(error).__name__}"
             raise LogCorrupted(lane_of(stream_id), seq, what) from error
         yield event, state
 

@@ -18,7 +18,7 @@ from events.record import Append
 #: came in one burst before that stays, as long as it has patience.
 WAITING_MAX = 150
 
-REFUSAL: Final = "Somebody keeps locked what this is to be written to; try again later"
+REFUSAL: Final = "Another session keeps this part of the log locked; try again later"
 
 
 class Waiting(Protocol):

@@ -118,7 +118,7 @@ class Keyring:
             raise CustomerErased(f"The data of customer {customer_id} was erased")
         if customer.cipher is None:
             raise KeyUnreadable(
-                f"The key of customer {customer_id} does not open: it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
+                f"The key of customer {customer_id} cannot be decrypted: it is damaged, or HYDRACORE_MASTER_KEY is wrong"
             )
         nonce = os.urandom(NONCE_BYTES)
         sealed = customer.cipher.encrypt(nonce, text.encode(), bind(tenant_id, customer_id, field))
@@ -189,9 +189,9 @@ class Keyring:
             opened = sum(self._cipher(wrapped, tenant, customer) is not None for tenant, customer, wrapped in tried)
             if 2 * opened < len(tried):
                 raise MasterKeyWrong(
-                    "HYDRACORE_MASTER_KEY is not the one that this database's customers' keys were wrapped by: "
-                    f"{opened} of {len(tried)} that were tried open with it; where it was replaced, name the one before in "
-                    "HYDRACORE_MASTER_KEYS_FORMER"
+                    "HYDRACORE_MASTER_KEY does not fit this database: "
+                    f"it decrypts only {opened} of {len(tried)} customers' keys that were tried. If the master key was replaced, "
+                    "set HYDRACORE_MASTER_KEYS_FORMER to the former one"
                 )
 
     def _is_news(self, tenant_id: str, customer_id: str) -> bool:
@@ -223,7 +223,7 @@ class Keyring:
             return None
         cipher = None if row[0] is None else self._cipher(row[0], tenant_id, customer_id)
         if row[0] is not None and cipher is None and self._is_news(tenant_id, customer_id):
-            hint = "it was damaged, or wrapped by another HYDRACORE_MASTER_KEY"
+            hint = "the key is damaged, or HYDRACORE_MASTER_KEY is wrong"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
         customer = _Customer(cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connected)
         # Meanwhile another task may have read the key and decrypted more texts.
@@ -300,4 +300,4 @@ def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
     try:
         return cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], bound_to).decode()
     except InvalidTag:
-        raise DoesNotOpen("A sealed field does not open with its customer's key") from None
+        raise DoesNotOpen("A sealed field cannot be decrypted with its customer's key") from None

@@ -72,7 +72,7 @@ async def patiently(
                 async with pool.connection(timeout=max(0.0, give_up_at - clock())) as connection:
                     return await work(connection)
             except PoolClosed as error:
-                raise StoreUnavailable("The database is not used any more; this process is stopping") from error
+                raise StoreUnavailable("The database connection is closed, because this process is stopping") from error
             except (psycopg.Error, PoolTimeout) as error:
                 if not may_pass(error):
                     raise

@@ -29,7 +29,7 @@ class Turns:
             async with asyncio.timeout(PATIENCE_S):
                 await lock.acquire()
         except TimeoutError as error:
-            raise StoreUnavailable("Others are changing this; try again later") from error
+            raise StoreUnavailable("Too many concurrent changes; try again later") from error
         try:
             yield
         finally:

@@ -44,13 +44,13 @@ class UnknownProjection(RebuildError):
 
 class RebuildBusy(RebuildError):
     def __init__(self, name: str) -> None:
-        super().__init__(f"Somebody else is rebuilding {name}")
+        super().__init__(f"Another rebuild of {name} is running")
         self.name = name
 
 
 class GenerationInUse(RebuildError):
     def __init__(self, name: str, number: int) -> None:
-        super().__init__(f"Somebody still folds or reads generation {number} of {name}; drop it once that is done")
+        super().__init__(f"Generation {number} of {name} is still in use by another session; try again when it is done")
         self.name = name
         self.number = number
 
@@ -58,8 +58,8 @@ class GenerationInUse(RebuildError):
 class Outdated(RebuildError):
     def __init__(self, name: str, version: int, *, live: int) -> None:
         super().__init__(
-            f"{name} is live in version {live}, and this code has version {version}: `hydracore projections rollback`"
-            " goes back to an earlier one"
+            f"{name} is live in version {live}, which is newer than this release's version {version}: to go back to an earlier"
+            " version, use `hydracore projections rollback`"
         )
         self.name = name
         self.version = version
@@ -83,8 +83,8 @@ class NamesTaken(RebuildError):
 
     def __init__(self, name: str, taken: Sequence[str]) -> None:
         super().__init__(
-            f"{name} cannot be put in place, because the names that it needs are taken by {' and '.join(taken)}:"
-            " rename or drop that, then run this again"
+            f"{name} cannot be put in place, because other relations have the names that it needs: {' and '.join(taken)}."
+            " Rename or drop them, then run this again"
         )
         self.name = name
         self.taken = taken
@@ -94,7 +94,7 @@ class ParityMismatch(RebuildError):
     """`comparison`: where they differ. The build is kept, so that accepting the drift need not fold it again."""
 
     def __init__(self, name: str, comparison: Comparison) -> None:
-        super().__init__(f"{comparison.drifted} rows of {name} are not what the log says; nothing was swapped")
+        super().__init__(f"{comparison.drifted} rows of {name} differ from the log; nothing was swapped")
         self.name = name
         self.comparison = comparison
 
@@ -102,8 +102,8 @@ class ParityMismatch(RebuildError):
 class WritersNotStopped(RebuildError):
     def __init__(self, name: str, tries: int) -> None:
         super().__init__(
-            f"Could not swap {name} fast enough in {tries} tries: a long transaction holds it or its lanes, or too much is"
-            " appended meanwhile"
+            f"Could not swap {name} in {tries} tries, because writers could not be stopped in time: a long transaction locks it"
+            " or its lanes, or too many events are being appended. Try again later"
         )
         self.name = name
         self.tries = tries
@@ -112,8 +112,8 @@ class WritersNotStopped(RebuildError):
 class SwapUnknown(RebuildError):
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"Nobody can say whether {name} was swapped, because the database has gone and does not answer: once it does,"
-            " `hydracore projections list` shows which generation is live; where it is the one before, run this again"
+            f"The connection was lost during the swap of {name}, so its outcome is unknown. Once the database answers, see"
+            " `hydracore projections list`: if the former generation is still live, run this again"
         )
         self.name = name
 
@@ -141,7 +141,7 @@ class EventRefused(RebuildError):
         why = type(error).__name__
         if isinstance(error, EventsError):
             why += f": {error}"
-        super().__init__(f"{name} cannot take {what}: {why}")
+        super().__init__(f"{name} cannot apply {what}: {why}")
         self.name = name
         self.lane = lane
         self.stream_id = stream_id
@@ -182,7 +182,7 @@ class NotParked(RebuildError):
 
 class NotSkipped(RebuildError):
     def __init__(self, name: str, lane: int, seq: int) -> None:
-        super().__init__(f"Event {seq} of lane {lane} is not skipped in the version of {name} that is live")
+        super().__init__(f"Event {seq} of lane {lane} is not skipped in the live version of {name}")
         self.name = name
         self.lane = lane
         self.seq = seq

@@ -28,7 +28,7 @@ def row_of(state: Instance, *, lane: int) -> dict[str, Any]:
     try:
         return dict(zip(_TABLE.columns, _values_of(state, lane), strict=True))
     except (OverflowError, ValueError, OSError) as error:
-        what = f"stream {state.id} has a time that no calendar has, at version {state.version} or before"
+        what = f"stream {state.id} has a time that is out of range, at version {state.version} or before"
         raise LogCorrupted(lane, 0, what) from error
 
 

@@ -161,7 +161,7 @@ async def skip_in_build(
         builds = await generations.unfinished(connection, name)
         build = next((one for one in builds if one.version == version), None)
         if build is None:
-            raise NotToBeSkipped(name, version, "no build of it is under way")
+            raise NotToBeSkipped(name, version, "it has no unfinished build")
         where = build.key | {"follower": build.follower, "lane": lane}
         row = await (await connection.execute(_TAKEN_BY_BUILD, where)).fetchone()
         if row is None:
@@ -169,7 +169,9 @@ async def skip_in_build(
         taken, head = row
         if not taken < seq <= head:
             reason = (
-                f"the build has event {seq} of lane {lane}" if seq <= taken else f"lane {lane} ends with event {head}"
+                f"the build has already applied event {seq} of lane {lane}"
+                if seq <= taken
+                else f"lane {lane} ends with event {head}"
             )
             raise NotToBeSkipped(name, version, reason)
         place = {"name": name, "version": version, "lane": lane, "seq": seq, "error": ""}

@@ -55,7 +55,7 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
                 await progress()
                 await ended(alive, within_s=LOOK_S)
         except OSError as error:
-            raise FoldFailed(build.name, f"a process could not be started: {describe(error)}") from error
+            raise FoldFailed(build.name, f"could not start a process: {describe(error)}") from error
         finally:
             reasons = [end_folding(process, answer) for process, answer in running]
         now = await progress()
@@ -145,6 +145,6 @@ def describe(error: Exception) -> str:
 
 def _reason_of(process: BaseProcess, answer: Answer) -> str:
     try:
-        return str(answer.recv()) if answer.poll() else f"a process ended with {process.exitcode}"
+        return str(answer.recv()) if answer.poll() else f"a process ended with exit code {process.exitcode}"
     except (EOFError, OSError):  # It was killed before it had sent a reason, or while it sent one.
-        return f"a process ended with {process.exitcode}"
+        return f"a process ended with exit code {process.exitcode}"

@@ -161,10 +161,12 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         if live is None or earlier is None:
             raise NothingToRollBackTo(projection.name, "there is no earlier generation")
         if earlier.version != projection.version:
-            reason = f"the earlier generation is of version {earlier.version}, which this code cannot follow"
+            reason = f"the earlier generation has version {earlier.version}, which this release does not know"
             raise NothingToRollBackTo(projection.name, reason)
         if gone := await generations.tables_missing(connection, earlier):
-            raise NothingToRollBackTo(projection.name, f"the earlier generation lacks {', '.join(gone)}")
+            raise NothingToRollBackTo(
+                projection.name, f"the earlier generation is incomplete: {', '.join(gone)} is missing"
+            )
         await generations.create_missing_checkpoints(connection, earlier)
         report = Report(
             name=projection.name,

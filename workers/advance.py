@@ -43,7 +43,7 @@ async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_M
         await deps.attention.record_failure(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
     except NotFound:
         # If a server was created meanwhile, it has no instance, and the sweep handles it as an orphan.
-        hint = "it was in the log: a standby that lacks it has taken over, or a backup was restored"
+        hint = "the log lost it: a standby without it was promoted, or a backup was restored"
         _log.error("instance_gone", instance_id=str(instance_id), hint=hint)
 
 

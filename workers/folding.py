@@ -91,7 +91,7 @@ class LaneFolder:
             if projection is None:
                 _log.info("build_of_another_version", projection=name, version=build.version)
                 await self._send_report(
-                    build, f"a worker has other code than version {build.version} of it", failed=False
+                    build, f"a worker's release does not have version {build.version} of it", failed=False
                 )
                 return
             await self._fold(projection, build)
@@ -155,7 +155,7 @@ async def _hint(hints: HintSender, build: Generation, monitor: _Monitor) -> None
         # Workers that are folding continue. The others get hints once Redis is back.
         if monitor.redis is None:
             monitor.tell(
-                f"Redis does not answer ({type(error).__name__}); workers that fold go on, others hear of nothing"
+                f"Redis does not answer ({type(error).__name__}); workers that are folding continue, but no others can be asked"
             )
         monitor.redis = type(error).__name__
     else:
@@ -190,7 +190,7 @@ class _Monitor:
         if not report.failed and report.reason not in self._refusals:
             # Another worker may fold the build. The operator, who is told, may know sooner whether one will.
             self._refusals.add(report.reason)
-            self.tell(f"{self._build.name}: {report.reason}; the lanes wait for another, {IDLE_S_MAX:.0f} s at most")
+            self.tell(f"{self._build.name}: {report.reason}; waiting at most {IDLE_S_MAX:.0f} s for another worker")
         if self._failures >= FAILURES_MAX:
             raise FoldFailed(self._build.name, report.reason)
 
@@ -213,16 +213,16 @@ class _Monitor:
     def _check_idle(self, idle_s: float, claimed: int) -> None:
         """Judge claims by which no lane was folded for `idle_s` seconds: tell so once after `IDLE_S_MAX`, fail after `CLAIM_S_MAX`."""
         if idle_s >= CLAIM_S_MAX:
-            reason = f"for {CLAIM_S_MAX:.0f} s no lane was folded; whoever has claimed {claimed} of them hangs"
+            reason = f"no lane was folded for {CLAIM_S_MAX:.0f} s, although workers have claimed {claimed}: they hang"
             raise FoldFailed(self._build.name, reason)
         if idle_s >= IDLE_S_MAX and not self._spoke:
             self._spoke = True
             self.tell(
-                f"for {IDLE_S_MAX:.0f} s no lane was folded; somebody has claimed {claimed} of them, and is slow or hangs"
+                f"no lane was folded for {IDLE_S_MAX:.0f} s, although workers have claimed {claimed}: they are slow or hang"
             )
 
     def _idle_reason(self) -> str:
-        idle = f"for {IDLE_S_MAX:.0f} s no lane was folded, and nobody folds one"
+        idle = f"no lane was folded for {IDLE_S_MAX:.0f} s, and no worker has claimed one"
         if self.redis is not None:
-            return f"{idle}; Redis does not answer ({self.redis}), so that no worker hears of it"
-        return f"{idle}; " + (self._reason or "does any worker run?")
+            return f"{idle}; Redis does not answer ({self.redis}), so no worker can be asked"
+        return f"{idle}; " + (self._reason or "is a worker running?")

@@ -34,6 +34,6 @@ async def watch_lane_times(pool: AsyncConnectionPool) -> NoReturn:
             ahead = await run(pool, _LANES_AHEAD, (AHEAD_S_MIN,))
             if ahead:
                 lane, ahead_s = ahead[0]
-                hint = "the database's clock was ahead: until it gets there, what is recorded in these lanes bears a wrong time"
+                hint = "the database's clock was ahead; events in these lanes are recorded with a later time until the clock has caught up"
                 _log.error("lane_of_the_future", lane=lane, ahead_s=round(ahead_s, 1), lanes=len(ahead), hint=hint)
             await asyncio.sleep(LOOK_S)

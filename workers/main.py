@@ -70,7 +70,7 @@ def run_worker(settings: Settings) -> None:
             freeze_and_collect_less_often()
             _log.info("worker_started", threads=settings.worker_threads)
             if settings.is_public_url_open:
-                hint = "agents get their secrets unencrypted: HYDRACORE_PUBLIC_URL should be https://"
+                hint = "agents fetch their secrets unencrypted: use https:// in HYDRACORE_PUBLIC_URL"
                 _log.warning("public_url_open", hint=hint)
             wait_for_signal()
         except NotBooted as error:

@@ -218,7 +218,7 @@ async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_sta
     for answer in as_it_was:
         assert (answer.status_code, answer.json()) == (500, {"detail": "The history of this instance cannot be read"})
     assert [(line["event"], type(line["exc_info"])) for line in lines] == [("request_failed", LogCorrupted)] * 2
-    assert f"stream {used.instance_id} has a time that no calendar has" in str(lines[0]["exc_info"])
+    assert f"stream {used.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
 
 
 @pytest.mark.parametrize("forged_ms", [str(10**17), str(-(10**17)), "9" * 400])
@@ -241,7 +241,7 @@ async def test_a_change_behind_a_time_that_no_calendar_has_is_refused_and_logged
         assert (answer.status_code, answer.json()) == (500, {"detail": "The history of this instance cannot be read"})
     assert [(line["event"], line["log_level"]) for line in lines] == [("request_failed", "error")] * 2
     assert {(line["lane"], line["seq"]) for line in lines} == {place}
-    assert f"stream {used.instance_id} has a time that no calendar has" in str(lines[0]["exc_info"])
+    assert f"stream {used.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
 
 
 async def test_the_command_line_tells_the_same(used: Used) -> None:

@@ -102,7 +102,7 @@ async def test_nobody_starts_with_another_master_key_than_the_customers_keys_wer
     refused = await asyncio.to_thread(run_forked, part, env=env)
 
     assert refused.status == 2
-    assert "HYDRACORE_MASTER_KEY is not the one" in refused.stderr.splitlines()[-1]
+    assert "HYDRACORE_MASTER_KEY does not fit this database" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
 
 

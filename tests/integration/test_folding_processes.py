@@ -59,7 +59,7 @@ async def test_where_one_cannot_be_started_those_before_it_are_ended_and_nothing
     with socket.create_server(("127.0.0.1", 0)) as silent, room_for_descriptors(ROOM):
         before = descriptors()
         fold = fold_in_processes(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", workers=WORKERS)
-        with pytest.raises(FoldFailed, match="a process could not be started: OSError: Too many open files"):
+        with pytest.raises(FoldFailed, match="could not start a process: OSError: Too many open files"):
             await fold(InstanceProjection(), BUILD, progress)
         gc.collect()
 

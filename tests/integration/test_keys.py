@@ -153,7 +153,7 @@ async def test_the_database_never_sees_a_key(keyring: Keyring, owner_conn: Async
 
     ((wrapped,),) = await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall()
 
-    with pytest.raises(ValueError, match="does not open"):
+    with pytest.raises(ValueError, match="cannot be decrypted"):
         keys._open(keys.AESGCM(wrapped[:32]), sealed, wrapping.bind(*ADA.values()))
 
 
@@ -254,7 +254,7 @@ async def test_a_master_key_that_opens_few_of_the_keys_is_wrong(
     await wrong.seal(EMAIL, **ADA | {"customer_id": "dan"})
 
     await keyring.check()
-    with pytest.raises(MasterKeyWrong, match="1 of 4 that were tried open with it"):
+    with pytest.raises(MasterKeyWrong, match="it decrypts only 1 of 4 customers' keys"):
         await wrong.check()
     await erase(owner_conn)
     await wrong.check()
@@ -291,7 +291,7 @@ async def test_a_master_key_that_opens_the_newest_keys_alone_is_wrong(
             await ring.seal(EMAIL, tenant_id=tenant, customer_id=customer, field="customer_email")
 
     await both.check()
-    with pytest.raises(MasterKeyWrong, match="0 of 2 that were tried open with it; where it was replaced"):
+    with pytest.raises(MasterKeyWrong, match="only 0 of 2 customers' keys that were tried"):
         await Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY)).check()
 
 

@@ -126,7 +126,7 @@ async def test_a_key_that_does_not_open_makes_texts_null_and_is_said_once(
 
     with capture_logs() as said:
         texts = [await fresh.open(sealed, **ADA) for _ in range(2)]
-    with pytest.raises(KeyUnreadable, match="The key of customer ada does not open"):
+    with pytest.raises(KeyUnreadable, match="The key of customer ada cannot be decrypted"):
         await fresh.seal(EMAIL, **ADA)
 
     assert (texts, fresh.recall(sealed, **ADA)) == ([None, None], None)

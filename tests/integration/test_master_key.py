@@ -122,7 +122,7 @@ async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_
     assert before["customer_keys"] == {"present": 0, "former": 1, "unreadable": 0}
     assert (before["agents"]["present"], before["agents"]["former"], before["is_former_needed"]) == (1, 1, True)
     (line,) = refused.output().splitlines()[-1:]
-    assert line.startswith("hydracore: HYDRACORE_MASTER_KEY is not the one")
+    assert line.startswith("hydracore: HYDRACORE_MASTER_KEY does not fit this database")
     assert (rewrapped.exit_code, reissued.exit_code, json.loads(reissued.stdout)["revoked"]) == (0, 0, 1)
     assert (after["customer_keys"]["present"], after["agents"]["present"]) == (1, 2)
     assert told.exit_code == 0

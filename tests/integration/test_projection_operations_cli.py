@@ -120,7 +120,7 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         assert json.loads(done.stdout)["action"] == "skip"
         assert (again.exit_code, again.stderr.startswith("hydracore: Lane")) == (3, True)
         assert (back.exit_code, "will be applied by the next rebuild in version 1" in back.stdout) == (0, True)
-        assert (elsewhere.exit_code, "no build of it is under way" in elsewhere.stderr) == (3, True)
+        assert (elsewhere.exit_code, "it has no unfinished build" in elsewhere.stderr) == (3, True)
 
         await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
@@ -149,7 +149,7 @@ async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
     pruned = await hydracore(database_url, "prune", "--all", "--json")
 
     assert done.exit_code == pruned.exit_code == 4
-    assert done.stderr == "hydracore: Somebody else is rebuilding reservation\n"
+    assert done.stderr == "hydracore: Another rebuild of reservation is running\n"
     told = {line.split(":")[0]: line for line in done.stdout.splitlines() if not line.startswith(" ")}
     assert told.keys() == {"instance", "provision_log", "usage_daily", "fleet", "activity"}
     assert "1 event, " in told["provision_log"]
@@ -158,7 +158,7 @@ async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
     assert "--accept-drift" in told["fleet"]
     *dropped, failure = sorted(json.loads(pruned.stdout), key=lambda one: "error" in one)
     assert len(dropped) == 5
-    assert failure == {"name": "reservation", "error": "Somebody else is rebuilding reservation", "status": 4}
+    assert failure == {"name": "reservation", "error": "Another rebuild of reservation is running", "status": 4}
 
 
 async def test_names_are_those_of_this_release_and_of_the_database(

@@ -101,7 +101,7 @@ async def test_nobody_drops_lanes_that_are_being_folded(
         await folder.execute(UNCLAIMED)
         with monkeypatch.context() as patched:
             patched.setattr("projections.generations.DROP_S_MAX", 0.01)
-            with pytest.raises(GenerationInUse, match="Somebody still folds"):
+            with pytest.raises(GenerationInUse, match="is still in use by another session"):
                 await prune(database_url, "instance")
 
         pruning = asyncio.create_task(prune(database_url, "instance"))

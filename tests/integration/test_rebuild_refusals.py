@@ -146,7 +146,7 @@ async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_
             place = "SELECT stream_id, type FROM event WHERE lane = %s AND seq = %s"
             row = await (await owner_conn.execute(place, (lane, caught.value.seq))).fetchone()
             assert row == (refused, "usage_recorded")
-        assert str(caught.value) == f"{projection.name} cannot take {what}: ValueError"
+        assert str(caught.value) == f"{projection.name} cannot apply {what}: ValueError"
 
 
 class FussyUsageFold(UsageFold):
@@ -191,7 +191,7 @@ async def test_an_event_that_a_fold_cannot_take_is_told_of_by_its_place_and_by_n
         "instance": f"an event of {refused} in lane {lane_of(refused)}",
         "usage_daily": f"event 4 of lane {lane_of(refused)} (usage_recorded of {refused})",
     }
-    assert str(caught.value) == f"{projection.name} cannot take {what[projection.name]}: ValueError"
+    assert str(caught.value) == f"{projection.name} cannot apply {what[projection.name]}: ValueError"
 
 
 async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_once_somebody_says_so(
@@ -203,11 +203,11 @@ async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_onc
     async def skip(seq: int, *, version: int = 2) -> operations.Intervention:
         return await operations.skip_in_build(owner_conn, "usage_daily", lane, seq, by, version=version)
 
-    with pytest.raises(NotToBeSkipped, match="no build of it is under way"):
+    with pytest.raises(NotToBeSkipped, match="it has no unfinished build"):
         await skip(4)
     with pytest.raises(EventRefused):
         await rebuilt(database_url, FussyUsageV2())
-    with pytest.raises(NotToBeSkipped, match="no build of it is under way"):
+    with pytest.raises(NotToBeSkipped, match="it has no unfinished build"):
         await skip(4, version=1)
     with pytest.raises(NotToBeSkipped, match=f"lane {lane} ends with event 4"):
         await skip(5)
@@ -248,5 +248,5 @@ async def test_an_event_that_a_build_has_is_not_skipped_in_it(
     await owner_conn.execute("UPDATE usage_daily SET requests = 99")
     assert (await rebuilt(database_url, UsageDailyV2())).stopped_s is None
 
-    with pytest.raises(NotToBeSkipped, match=f"the build has event 4 of lane {lane_of(refused)}"):
+    with pytest.raises(NotToBeSkipped, match=f"the build has already applied event 4 of lane {lane_of(refused)}"):
         await operations.skip_in_build(owner_conn, "usage_daily", lane_of(refused), 4, by, version=2)

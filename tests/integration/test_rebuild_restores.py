@@ -72,7 +72,7 @@ async def test_a_table_that_is_gone_can_be_left_behind_by_a_rollback_and_is_not_
     assert (await rollback(database_url, projection)).missing == ["the table provision_log"]
 
     assert (await compared(database_url, projection)).drifted == 0
-    with pytest.raises(NothingToRollBackTo, match="the earlier generation lacks provision_log"):
+    with pytest.raises(NothingToRollBackTo, match="the earlier generation is incomplete: provision_log is missing"):
         await rollback(database_url, projection)
 
 
@@ -89,10 +89,10 @@ async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_say
 
         assert (refused.exit_code, refused.stdout) == (3, "")
         assert (
-            "fleet cannot be put in place, because the names that it needs are taken by the index fleet_pkey of"
+            "fleet cannot be put in place, because other relations have the names that it needs: the index fleet_pkey of"
             in refused.stderr
         )
-        assert "fleet_old: rename or drop that, then run this again" in refused.stderr
+        assert "fleet_old. Rename or drop them, then run this again" in refused.stderr
         assert await generations.newest_in_states(owner_conn, "fleet", *generations.UNFINISHED) is None
         await owner_conn.execute("ALTER INDEX fleet_pkey RENAME TO fleet_old_pkey")
         assert (await hydracore(database_url, *repair)).exit_code == 0

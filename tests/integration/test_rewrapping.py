@@ -135,7 +135,10 @@ async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_a
 
     assert json.loads(left.stdout)["customer_keys"] == {"present": BATCH, "former": BATCH + 100, "unreadable": 0}
     assert (refused.status, left.exit_code, next_one.exit_code) == (2, 1, 0)
-    assert "0 of 100 that were tried open with it; where it was replaced" in refused.stderr.splitlines()[-1]
+    assert (
+        "only 0 of 100 customers' keys that were tried. If the master key was replaced"
+        in refused.stderr.splitlines()[-1]
+    )
     assert next_one.output.startswith(f"rewrapped: {BATCH + 100} keys\n")
     await Keyring(pool, master_keys=MasterKeys(NEW)).check()
 

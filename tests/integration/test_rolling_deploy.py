@@ -47,7 +47,9 @@ async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_ta
 
         # Back to the old release: its table is taken to the end of the log by its code.
         for attempt in (rebuilt, compared):
-            with pytest.raises(Outdated, match="activity is live in version 2, and this code has version 1"):
+            with pytest.raises(
+                Outdated, match="activity is live in version 2, which is newer than this release's version 1"
+            ):
                 await attempt(database_url, Activity())
         await rollback(database_url, Activity())
         await write_lives(store, count=2, start=10)

@@ -163,7 +163,7 @@ async def test_where_nobody_can_be_asked_whether_the_last_try_was_made_that_is_s
         patched.setattr("projections.swap.PAUSE_S_MAX", 0)
         end_each_behind_its_commit(patched, owner_conn, first=lambda: admit("false"))
 
-        with pytest.raises(SwapUnknown, match="`hydracore projections list` shows which generation is live"):
+        with pytest.raises(SwapUnknown, match="see `hydracore projections list`"):
             await rebuilt(database_url, InstanceProjection())
     await admit("true")
 

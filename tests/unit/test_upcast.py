@@ -55,7 +55,7 @@ def test_every_version_is_read_as_the_one_of_today(schema_version: int, payload:
 
 @pytest.mark.parametrize("schema_version", [0, 2])
 def test_a_version_that_nobody_knows_is_refused(schema_version: int) -> None:
-    with pytest.raises(EventUnreadable, match=f"Version {schema_version} of health_changed"):
+    with pytest.raises(EventUnreadable, match=f"Version {schema_version} of event health_changed"):
         upcast.read(OLDER, tag="health_changed", schema_version=schema_version)
 
 
@@ -70,7 +70,7 @@ def test_what_no_release_ever_writes_is_told_from_what_a_newer_one_may(schema_ve
 
 
 def test_a_type_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(EventUnreadable, match="Version 1 of instance_exploded"):
+    with pytest.raises(EventUnreadable, match="Version 1 of event instance_exploded"):
         upcast.read(b'{"type":"instance_exploded","at_ms":1}', tag="instance_exploded", schema_version=1)
 
 
