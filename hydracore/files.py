@@ -55,5 +55,5 @@ def naming(path: Path) -> Generator[None]:
 def describe_disk_error(error: OSError) -> str:
     """The text of an error with its file. A disk's error without a name (see `naming`) came from standard output."""
     if error.filename is None and error.errno in DISK_TROUBLE:
-        return f"standard output: {error.strerror}"
+        return f"cannot write to standard output: {error.strerror}"
     return str(error)

@@ -68,7 +68,7 @@ def migrate(database_url: str) -> list[str]:
     applied: list[str] = []
     with psycopg.connect(database_url, autocommit=True) as connection:
         if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
-            raise MigrationError(f"The database is in {encoding}: make one with ENCODING 'UTF8'.")
+            raise MigrationError(f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'.")
         connection.execute(_NO_LIMITS)
         connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         connection.execute("SET client_min_messages = warning")
@@ -78,14 +78,16 @@ def migrate(database_url: str) -> list[str]:
         unknown = sorted(known.keys() - {name for name, _ in wanted})
         if unknown:
             raise MigrationError(
-                f"The database has {', '.join(unknown)}, which this version does not: use a newer one."
+                f"The database has migrations that this release does not know ({', '.join(unknown)}): use a newer release."
             )
         for name, statements in wanted:
             script = statements.encode()
             digest = hashlib.sha256(script).digest()
             if name in known:
                 if known[name] != digest:
-                    raise MigrationError(f"{name} was edited after it was applied: restore it and add a new one.")
+                    raise MigrationError(
+                        f"The migration {name} was edited after it was applied: undo the edit and add a new migration instead."
+                    )
                 continue
             _apply(connection, name, script, digest)
             applied.append(name)
@@ -106,7 +108,7 @@ def _apply(connection: psycopg.Connection, name: str, script: bytes, digest: byt
         else:
             return
     raise MigrationError(
-        f"{name} needs a table that somebody else uses all the time, such as a backup: try again when that is done."
+        f"{name} could not lock a table, because another session keeps using it, such as a backup: try again when it is done."
     )
 
 

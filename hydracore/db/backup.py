@@ -55,4 +55,4 @@ def back_up(database_url: str, what: What, path: Path) -> None:
             process.kill()
             raise
         if process.wait():
-            raise BackupFailed(told(complaints) or f"pg_dump ended with {process.returncode}")
+            raise BackupFailed(told(complaints) or f"pg_dump failed with exit code {process.returncode}")

@@ -16,8 +16,8 @@ class NotDirect(DatabaseUnfit):
 
     def __init__(self) -> None:
         super().__init__(
-            "HYDRACORE_DATABASE_URL leads to a pooler in transaction mode, as HYDRACORE_DATABASE_PREPARED=false says, and this needs "
-            "a session of its own: give it the URL of PostgreSQL itself"
+            "HYDRACORE_DATABASE_URL leads to a pooler in transaction mode, but this needs a direct connection: set it to the "
+            "URL of PostgreSQL itself"
         )
 
 

@@ -61,7 +61,7 @@ class NotOurs(DatabaseUnfit):
     """It has no log: another program's, or none's."""
 
     def __init__(self) -> None:
-        super().__init__("this database has no log of HydraCore: is it the right one?")
+        super().__init__("this database has no HydraCore log: check HYDRACORE_DATABASE_URL")
 
 
 class NotMigrated(DatabaseUnfit):
@@ -71,7 +71,7 @@ class NotMigrated(DatabaseUnfit):
     """
 
     def __init__(self, missing: Sequence[str] = ()) -> None:
-        lacks = f" (it lacks {', '.join(missing)})" if missing else ""
+        lacks = f" (missing: {', '.join(missing)})" if missing else ""
         super().__init__(f"the database is not migrated{lacks}: run hydracore db migrate")
 
 
@@ -92,7 +92,7 @@ async def reach(conninfo: str, *, role: str) -> None:
                 raise
             if str(error) != told:
                 told = str(error)
-                _log.warning("database_not_reached", error=told, hint=f"it is waited for, {START_S_MAX:g} s at most")
+                _log.warning("database_not_reached", error=told, hint=f"retrying for at most {START_S_MAX:g} s")
         await asyncio.sleep(_PAUSE_S)
 
 
@@ -112,7 +112,7 @@ async def look(conninfo: str, *, role: str) -> None:
             if isinstance(error, psycopg.errors.InsufficientPrivilege):
                 login = connection.info.user
                 raise NotAllowed(
-                    f"{login} may not act as {role}: GRANT {role} TO {login}, as somebody who may"
+                    f"{login} may not act as {role}: as an administrator, run GRANT {role} TO {login}"
                 ) from None
             raise
 
@@ -154,7 +154,7 @@ async def _applied(connection: AsyncConnection) -> frozenset[str]:
     role, may_read, others_may_read = ledger
     if not may_read and others_may_read:
         raise NotAllowed(
-            f"{role} may not read the table migration: grant it all that it needs of what hydracore_app may"
+            f"{role} may not read the table migration: grant it the privileges of hydracore_app that it needs"
         )
     if not may_read:
         return frozenset()

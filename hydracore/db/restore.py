@@ -72,9 +72,9 @@ def restore(database_url: str, path: Path) -> What:
     ):
         is_whole = _pass_on(reader, writer)
         if writer.wait():
-            raise RestoreFailed(told(unwritten) or f"psql ended with {writer.returncode}")
+            raise RestoreFailed(told(unwritten) or f"psql failed with exit code {writer.returncode}")
         if not is_whole:
-            raise RestoreFailed(told(unread) or f"pg_restore ended with {reader.returncode}")
+            raise RestoreFailed(told(unread) or f"pg_restore failed with exit code {reader.returncode}")
     return what
 
 
@@ -83,12 +83,12 @@ def _what(path: Path) -> What:
     command = [postgres_client("pg_restore"), "--list", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
     if done.returncode:
-        raise RestoreRefused(f"{path} cannot be read as a backup: {one_line(done.stderr)}")
+        raise RestoreRefused(f"{path} is not a readable backup: {one_line(done.stderr)}")
     entries = [line for line in done.stdout.splitlines() if line and not line.startswith(";")]
     if entries and all(" TABLE DATA public customer_key " in each for each in entries):
         return "keys"
     if not all(any(rows in each for each in entries) for rows in _LOG):
-        raise RestoreRefused(f"{path} has neither a log of HydraCore nor its keys")
+        raise RestoreRefused(f"{path} is not a backup of a HydraCore database or of its keys")
     return "log"
 
 
@@ -100,19 +100,19 @@ def _require_room(database_url: str, what: What, path: Path) -> None:
         any_table, any_key_table = row
         if what == "log":
             if any_table:
-                raise RestoreRefused("The database is not empty: make another with createdb")
+                raise RestoreRefused("The database is not empty: create a new one with createdb")
             # First, for in SQL_ASCII names of roles are no texts, and none would be found.
             if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
-                raise RestoreRefused(f"The database is in {encoding}: make one with ENCODING 'UTF8'.")
+                raise RestoreRefused(f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'.")
             there = {name for (name,) in connection.execute(_ROLES)}
             if missing := sorted(role for name, role in _roles(path).items() if name not in there):
                 make = "; ".join(f"CREATE ROLE {role}" for role in missing)
-                raise RestoreRefused(f"{path} gives rights to roles that are not there yet: {make}")
+                raise RestoreRefused(f"{path} grants privileges to roles that do not exist. Create them first: {make}")
             return
         if not any_key_table:
-            raise RestoreRefused(f"{path} has keys alone: restore the log's backup first")
+            raise RestoreRefused(f"{path} has only the customers' keys: restore the database's backup first")
         if connection.execute(_ANY_KEY).fetchone() == (True,):
-            raise RestoreRefused("The database has keys already")
+            raise RestoreRefused("The database already has customers' keys")
 
 
 def _roles(path: Path) -> dict[str, str]:

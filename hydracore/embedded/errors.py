@@ -34,7 +34,7 @@ class HomeUnusable(EmbeddedError):
     """The home cannot be made or written to. `reason`: the operating system's."""
 
     def __init__(self, home: Path, reason: str) -> None:
-        super().__init__(f"{home} cannot be used as a home: {reason}")
+        super().__init__(f"cannot use {home} as the home directory: {reason}")
         self.home = home
         self.reason = reason
 
@@ -42,7 +42,7 @@ class HomeUnusable(EmbeddedError):
 class PortTaken(EmbeddedError):
     """A port that was asked for is held by a stranger."""
 
-    advice: ClassVar = "stop what listens there or choose another with --port"
+    advice: ClassVar = "stop the program that uses it, or choose another port with --port"
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(f"port {port} on {host} is already in use: {self.advice}")
@@ -53,14 +53,16 @@ class PortTaken(EmbeddedError):
 class AgentsPortTaken(PortTaken):
     """The port that a home's agents call is held by a stranger. What they were told at their boot cannot be changed."""
 
-    advice: ClassVar = "stop what listens there, for the agents of this home call it"
+    advice: ClassVar = "stop the program that uses it; the agents of this home need this port"
 
 
 class NoServiceAccount(EmbeddedError):
     """PostgreSQL refuses to run as root and there is no unprivileged account to run it as."""
 
     def __init__(self) -> None:
-        super().__init__("PostgreSQL cannot run as root and no unprivileged account could be made: run as another user")
+        super().__init__(
+            "PostgreSQL cannot run as root, and no unprivileged account could be set up for it: run as another user"
+        )
 
 
 class PartFailed(EmbeddedError):
@@ -86,9 +88,7 @@ class RedisRefused(EmbeddedError):
     """The Redis of the user's own does not answer. Parts would wait for it in silence, and nothing would be ordered."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "no Valkey or Redis answers at HYDRACORE_REDIS_URL, or it does not take the password given there"
-        )
+        super().__init__("no Valkey or Redis answers at HYDRACORE_REDIS_URL, or it rejects the password in that URL")
 
 
 class StoresRefused(EmbeddedError):

@@ -96,13 +96,13 @@ class Keeper:
         except (OSError, EmbeddedError) as error:
             self._note(f"could not be started: {error}")
             if not self._stopping.is_set():
-                self._on_trouble(f"{self.part.name} could not be started: {error}; it is tried again")
+                self._on_trouble(f"{self.part.name} could not be started: {error}; retrying")
             return
         self._on_change()
         status = await self._until_ended(self._process)
         self._note(f"(pid {self._process.pid}) ended: {_ending(status)}")
         if not self._stopping.is_set():
-            self._on_trouble(f"{self.part.name} has ended ({_ending(status)}) and is started again; see {self.log}")
+            self._on_trouble(f"{self.part.name} has ended ({_ending(status)}) and is being restarted; see {self.log}")
         self._on_change()
 
     async def _prepared(self) -> bool:
@@ -147,7 +147,7 @@ class Keeper:
                 log.write(f"{self.part.name} {text}\n")
         except OSError as error:
             # A part needs no log to run: a full disk must not be the end of it.
-            self._on_trouble(f"{self.log} cannot be written: {error.strerror}")
+            self._on_trouble(f"cannot write {self.log}: {error.strerror}")
 
 
 def _ending(status: int) -> str:

@@ -137,7 +137,7 @@ class Postgres:
                 owner = Account.owner_of(base / "data")
                 if not owner.can_enter(base):
                     raise EmbeddedError(
-                        f"{base} holds a database, but its owner (uid {owner.uid}) cannot reach it any more"
+                        f"{base} has a database whose owner (uid {owner.uid}) cannot access it any more"
                     )
                 return owner, base
         account = service_account()
@@ -174,10 +174,12 @@ class Postgres:
         try:
             status, complaint = await self.account.run_long(command, given=given, seconds_max=INITDB_S_MAX)
         except TimeoutError:
-            raise EmbeddedError(f"PostgreSQL did not make {self.data} within {INITDB_S_MAX} s") from None
+            raise EmbeddedError(f"PostgreSQL did not create {self.data} within {INITDB_S_MAX} s") from None
         # Single-user mode reports a failed statement and ends with 0 all the same.
         if status != 0 or b"ERROR:" in complaint:
-            raise EmbeddedError(f"PostgreSQL could not make {self.data}: {complaint.decode(errors='replace').strip()}")
+            raise EmbeddedError(
+                f"PostgreSQL could not create {self.data}: {complaint.decode(errors='replace').strip()}"
+            )
 
     def _make_way(self) -> None:
         """End the processes of an earlier server here, and drop a pid file that names a stranger.
@@ -198,7 +200,7 @@ def _holds_data(base: Path) -> bool:
     try:
         return (base / "data").exists()
     except PermissionError:
-        raise EmbeddedError(f"{base} belongs to another user: start as that user, or as root") from None
+        raise EmbeddedError(f"{base} belongs to another user: run this as that user or as root") from None
 
 
 def _works_in(process: psutil.Process, directory: Path) -> bool:

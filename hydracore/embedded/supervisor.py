@@ -105,7 +105,7 @@ class Supervisor:
         while not (keeper.pid and await self._serves(keeper)):
             keeper.raise_broken()
             if keeper.starts > 1:
-                raise self._failure(keeper, "ended while it was starting")
+                raise self._failure(keeper, "ended during startup")
             await asyncio.sleep(READY_POLL_S)
 
     async def _serves(self, keeper: Keeper) -> bool:
@@ -131,4 +131,4 @@ class Supervisor:
                 self._listener()
         except OSError as error:
             # What is written down of those who run is for others; they do not depend on it.
-            self._tell(f"who runs cannot be written down: {error.strerror}")
+            self._tell(f"cannot record which parts run: {error.strerror}")

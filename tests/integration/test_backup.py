@@ -127,4 +127,4 @@ def test_another_programs_database_is_not_taken_for_ours(empty_url: str, tmp_pat
     )
 
     assert (done.exit_code, done.stdout) == (3, "")
-    assert done.stderr == "hydracore: this database has no log of HydraCore: is it the right one?\n"
+    assert done.stderr == "hydracore: this database has no HydraCore log: check HYDRACORE_DATABASE_URL\n"

@@ -125,7 +125,7 @@ async def test_a_reader_who_leaves_is_no_finding(log: Log, words: str) -> None:
 async def test_output_that_cannot_be_written_is_one_line(log: Log, words: str) -> None:
     ended = await asyncio.to_thread(in_bash, log, f"$H {words} >/dev/full")
 
-    assert ended == (3, "", "hydracore: standard output: No space left on device\n")
+    assert ended == (3, "", "hydracore: cannot write to standard output: No space left on device\n")
 
 
 def test_a_demo_without_a_standard_output_says_what_is_wrong_all_the_same() -> None:

@@ -225,7 +225,7 @@ def test_binaries_that_the_account_cannot_reach_are_copied_once(
 def test_data_that_its_owner_can_no_longer_reach_is_reported_not_replaced(postgres: Postgres, reachable: Path) -> None:
     reachable.chmod(0o700)
 
-    with pytest.raises(EmbeddedError, match="holds a database, but its owner"):
+    with pytest.raises(EmbeddedError, match="has a database whose owner"):
         postgres_in(reachable, reachable)
 
 

@@ -40,7 +40,7 @@ def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None
 def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(HomeUnusable, match="cannot be used as a home: Not a directory"):
+    with pytest.raises(HomeUnusable, match="as the home directory: Not a directory"):
         Home(tmp_path / "file")
 
 

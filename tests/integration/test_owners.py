@@ -121,7 +121,7 @@ async def test_roles_that_the_cluster_lacks_are_all_named_before_a_backup_is_res
 
     refused = await restore()
     line = refused.stderr.splitlines()[-1]
-    _, _, statements = line.partition("gives rights to roles that are not there yet: ")
+    _, _, statements = line.partition("grants privileges to roles that do not exist. Create them first: ")
     await owner_conn.execute(statements.encode())
     there = await (await owner_conn.execute(THERE, (names,))).fetchall()
     done = await restore()

@@ -136,11 +136,11 @@ async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
         return result.stderr
 
     assert "HYDRACORE_DATABASE_URL is missing" in refusal(log, "")
-    assert f"{other} cannot be read as a backup" in refusal(other, elsewhere)
+    assert f"{other} is not a readable backup" in refusal(other, elsewhere)
     assert "does not exist" in refusal(tmp_path / "nowhere", elsewhere)
-    assert "has keys alone: restore the log's backup first" in refusal(only_keys, elsewhere)
+    assert "has only the customers' keys: restore the database's backup first" in refusal(only_keys, elsewhere)
     assert "The database is not empty" in refusal(log, world.url)
-    assert "The database has keys already" in refusal(only_keys, world.url)
+    assert "The database already has customers' keys" in refusal(only_keys, world.url)
 
 
 async def test_a_database_that_cannot_hold_every_text_is_refused_as_such(
@@ -153,7 +153,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused_as_such(
         result = await asyncio.to_thread(world.run, "db", "restore", str(backup), HYDRACORE_DATABASE_URL=url)
 
     assert result.exit_code == 2
-    assert "The database is in SQL_ASCII: make one with ENCODING 'UTF8'." in result.stderr
+    assert "The database has the encoding SQL_ASCII: create one with ENCODING 'UTF8'." in result.stderr
 
 
 @pytest.mark.parametrize("of", ["an empty database", "somebody else's database", "the shape of ours alone"])
@@ -169,7 +169,7 @@ async def test_a_dump_without_a_log_is_not_said_to_be_restored(
     refused = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=elsewhere)
 
     assert refused.exit_code == 2, refused.output
-    assert f"{path} has neither a log of HydraCore nor its keys" in refused.stderr
+    assert f"{path} is not a backup of a HydraCore database or of its keys" in refused.stderr
     with psycopg.connect(elsewhere) as connection:
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
 

@@ -32,7 +32,7 @@ from tests.services import OwnServices
 from tests.waiting import PATIENCE_S, until
 
 NOT_MIGRATED = "the database is not migrated: run hydracore db migrate"
-NO_LOG = "this database has no log of HydraCore: is it the right one?"
+NO_LOG = "this database has no HydraCore log: check HYDRACORE_DATABASE_URL"
 
 
 def environ(database_url: str) -> dict[str, str]:
@@ -94,7 +94,7 @@ def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) 
         look()
 
         owner.execute("DELETE FROM migration WHERE name = %s", (newest,))
-        with pytest.raises(NotMigrated, match=rf"it lacks {newest}\): run hydracore db migrate"):
+        with pytest.raises(NotMigrated, match=rf"missing: {newest}\): run hydracore db migrate"):
             look()
 
         owner.execute("REVOKE SELECT ON migration FROM hydracore_app")
@@ -134,7 +134,7 @@ def test_a_login_that_may_not_act_as_the_app_is_told_what_makes_it_so(database_u
         do("GRANT SELECT ON migration TO {0}")
         try:
             url = make_conninfo(database_url, user=login, password="secret")
-            with pytest.raises(NotAllowed, match=f"GRANT hydracore_app TO {login}, as somebody who may"):
+            with pytest.raises(NotAllowed, match=f"GRANT hydracore_app TO {login}"):
                 pool.check(url, role="hydracore_app", application="test")
 
             do("GRANT hydracore_app TO {0}")

@@ -69,7 +69,7 @@ async def test_a_part_that_cannot_start_is_reported_with_its_last_words(tmp_path
         with pytest.raises(PartFailed) as caught:
             await supervisor.start(part("bad", "raise SystemExit('no settings')", log=tmp_path / "never"))
 
-    assert caught.value.reason == "ended while it was starting"
+    assert caught.value.reason == "ended during startup"
     assert "no settings" in caught.value.log_tail
     assert str(tmp_path / "bad.log") in str(caught.value)
 
@@ -135,7 +135,7 @@ async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Pat
 
     assert gone(second)
     full = "No space left on device"
-    assert {f"who runs cannot be written down: {full}", f"{tmp_path / 'one.log'} cannot be written: {full}"} <= {*told}
+    assert {f"cannot record which parts run: {full}", f"cannot write {tmp_path / 'one.log'}: {full}"} <= {*told}
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
     output, troubles = one.stop()
     stopped_at = datetime.now(UTC)
     told = {
-        line.partition(" has ended (signal SIGKILL) and is started again; see ")[0] for line in troubles.splitlines()
+        line.partition(" has ended (signal SIGKILL) and is being restarted; see ")[0] for line in troubles.splitlines()
     }
     assert told >= {"api", "relay", "worker-1", "worker-2", "cloudsim", "modelsim"}
     assert output.endswith("stopping ...\nstopped\n")

@@ -37,7 +37,7 @@ async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_the
 
     assert status == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
-    assert complaint.endswith("the agents of this home call it\n")
+    assert complaint.endswith("the agents of this home need this port\n")
     assert json.loads(ports.read_text()) == {"agents": port}
 
 
