@@ -171,20 +171,20 @@ class _Place:
             )
         for seq in range(self.seq, min(upto, self.seq + FINDINGS_MAX)):
             if seq in events:
-                what = "The event belongs to no command: it was inserted, or its command was removed"
+                what = "The event has no command: it was inserted, or its command was removed"
                 yield self._finding("event_extra", what, seq, stream_id=events[seq].stream_id)
         if upto < self.seq:
             yield self._finding("command_overlaps", "Two commands claim the same events", upto)
 
     def repeated(self, events: Iterable[_Seen]) -> Iterator[Finding]:
         for event in events:
-            what = "The event is there more than once, or another one has its number"
+            what = "The event exists more than once, or another event has the same number"
             yield self._finding("event_extra", what, event.seq, stream_id=event.stream_id)
 
     def command(self, command: _Command, events: dict[int, _Seen]) -> Iterator[Finding]:
         """Findings in a command, its events and its link."""
         if any(getattr(command, name) is None for name in _COMMAND_FIELDS) or command.event_count < 1:
-            what = f"Command {command.command_id} lacks what every command has"
+            what = f"Command {command.command_id} lacks required fields"
             yield self._finding("command_edited", what, command.first_seq)
             self._link, self.seq = command.link or b"", max(self.seq, command.first_seq + (command.event_count or 0))
             return
@@ -192,7 +192,7 @@ class _Place:
         found = [events.get(seq) for seq in range(first, min(last, first + FINDINGS_MAX) + 1)]
         for seq, event in enumerate(found, start=first):
             if event is None:
-                what = f"The event is missing: command {command.command_id} has {command.event_count} from {first} on"
+                what = f"The event is missing: command {command.command_id} has {command.event_count}, beginning with {first}"
                 yield self._finding("event_missing", what, seq)
             else:
                 yield from self._event(event, command)
@@ -200,7 +200,7 @@ class _Place:
         if len(present) == command.event_count and not _is_of(command, present):
             yield from self._edited(command, present)
         if _link_of(command, self._link) != command.link:
-            yield self._finding("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
+            yield self._finding("chain_broken", "The link does not follow from the previous one", first, last_seq=last)
         self._link, self.seq = command.link, max(self.seq, last + 1)
 
     def _edited(self, command: _Command, events: list[_Seen]) -> Iterator[Finding]:
@@ -209,23 +209,23 @@ class _Place:
         if _is_of(command, in_order):
             for event, other in zip(events, in_order, strict=True):
                 if event is not other:
-                    what = "It changed places with another event of its command"
+                    what = "The event was swapped with another one of its command"
                     yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
             return
-        what = f"Command {command.command_id} was edited, or an event of it with its digest"
+        what = f"Command {command.command_id} was edited, or one of its events was, together with its digest"
         yield self._finding("command_edited", what, events[0].seq, last_seq=events[-1].seq)
 
     def _event(self, event: _Seen, command: _Command) -> Iterator[Finding]:
         if event.lacks:
-            what = "It lacks what every event has"
+            what = "The event lacks required fields"
             yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
             return
         for name in ("command_id", "stream_id", "tenant_id", "recorded_at"):
             if getattr(event, name) != getattr(command, name):
-                what = f"Its {name} is not that of the command at this number"
+                what = f"Its {name} differs from that of the command at this number"
                 yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
         if not event.fits:
-            what = "Its stream, version, type or payload is not what its digest was taken over"
+            what = "Its stream, version, type or payload does not match its digest"
             yield self._finding("event_edited", what, event.seq, stream_id=event.stream_id)
 
     def _finding(self, kind: str, what: str, seq: int, **more: Any) -> Finding:

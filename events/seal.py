@@ -82,7 +82,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 def whole(seal: Seal) -> Seal:
     """The seal, for whoever is about to stand on it. Raises `LogCorrupted` where nothing can."""
     if seal.is_malformed or not seal.has_all_lanes:
-        raise LogCorrupted(0, 0, f"seal {seal.number} has what no seal can have")
+        raise LogCorrupted(0, 0, f"seal {seal.number} is malformed")
     return seal
 
 
@@ -124,7 +124,7 @@ def flaws_of(
     key. With None any key is accepted, so a seal only proves that it was not changed without being signed again.
     """
     if seal.is_malformed:
-        yield "it lacks what every seal has, or has what none can have"
+        yield "it is malformed"
         return
     # While a replacement is prepared, the settings may list the present key among the former ones.
     keys = () if public_key is None else (*(key for key in former_keys if key != public_key), public_key)
@@ -133,24 +133,24 @@ def flaws_of(
     elif keys and previous is not None and previous.public_key in keys[keys.index(seal.public_key) + 1 :]:
         yield "it was signed with a key that had been replaced by then"
     if not _is_signed(seal):
-        yield "its signature is not good"
+        yield "its signature is invalid"
     if not seal.has_all_lanes:
-        yield "it does not speak of every lane"
+        yield "it does not cover every lane"
         return
     if _root([seal.head(lane) for lane in range(LANES)]) != seal.root:
-        yield "its heads and links are not those that were signed"
+        yield "its heads and links differ from those that were signed"
     if previous is None or previous.is_malformed or not previous.has_all_lanes:
         if seal.number == 1 and seal.previous != NOTHING_BEFORE:
-            yield "it names a predecessor that never was"
+            yield "it is the first seal but names a predecessor"
         return
     if seal.number != previous.number + 1:
         yield f"seal {previous.number + 1} is missing before it"
     elif seal.previous != previous.digest:
-        yield "it names another predecessor than the one before it"
+        yield "it names a different predecessor than the seal before it"
     if seal.sealed_at < previous.sealed_at:
-        yield "it is older than the one before it"
+        yield "its time is earlier than that of the seal before it"
     if any(now < before for now, before in zip(seal.heads, previous.heads, strict=True)):
-        yield "a lane is shorter in it than in the one before it"
+        yield "a lane is shorter in it than in the seal before it"
 
 
 def _root(heads: Sequence[Head]) -> bytes:

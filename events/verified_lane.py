@@ -141,7 +141,7 @@ class Lane:
         """
         lowest, highest = bounds
         if lowest is not None and lowest < 1:
-            self._find("event_extra", "The numbers of a lane begin at 1, of events and of commands", seq=lowest)
+            self._find("event_extra", "The lane has numbers below 1, where events and commands begin", seq=lowest)
         if highest is not None and highest > self._at.seq:
             self._doubt(highest, after=self._at.seq)
             self._at = Head(highest, self._at.link)
@@ -149,7 +149,9 @@ class Lane:
             found = examine(connection, self.number, after=after, upto=upto, start=self._start)
             self._findings += found
             if not found:
-                self._find("unexplained", "Something does not fit, and nothing is wrong", seq=after + 1, last_seq=upto)
+                self._find(
+                    "unexplained", "A check failed, but a closer look found nothing wrong", seq=after + 1, last_seq=upto
+                )
         if self._start.seq > 0:
             self._check_start(connection, highest or 0)
         if not is_there:
@@ -159,10 +161,10 @@ class Lane:
         counted = self._check_streams(connection)
         if self._points:
             last = self._points[-1]
-            what = f"Seal {last.seal} has seen events up to {last.seq}, and the lane ends before"
+            what = f"Seal {last.seal} covers events up to {last.seq}, but the lane ends before"
             self._find("tail_missing", what, seq=self._at.seq + 1, last_seq=last.seq)
         elif counted > self._at.seq >= self._start.seq:
-            what = f"The versions in the table stream add up to {counted}, and the lane ends before"
+            what = f"The versions in the table stream add up to {counted}, but the lane ends before"
             self._find("tail_missing", what, seq=self._at.seq + 1, last_seq=counted)
         return LaneReport(
             lane=self.number,
@@ -177,15 +179,13 @@ class Lane:
         """Compare the lane at the start with the seal behind which the verification began."""
         start = self._start
         if highest < start.seq:
-            what = f"The last seal has seen events up to {start.seq}, and the lane ends before"
+            what = f"The last seal covers events up to {start.seq}, but the lane ends before"
             self._find("tail_missing", what, seq=highest + 1, last_seq=start.seq)
             self._at = Head(highest, start.link)
             return
         row = connection.execute(_LINK_AT, (self.number, start.seq), binary=True).fetchone()
         if row != (start.link,):
-            what = (
-                "The last seal, behind which this begins, was made of other events than these: verify all of the lane"
-            )
+            what = "The last seal, after which this verification begins, does not match the events before it: verify the whole lane"
             self._find("rewritten", what, seq=1, last_seq=start.seq)
 
     def _doubt(self, upto: int, *, after: int) -> None:
@@ -204,7 +204,7 @@ class Lane:
                 # Several seals may name the same number, with different links.
                 self._sealed_seq, self._point_seq = self._point_seq, point.seq
             if links.get(point.seq) != point.link:
-                what = f"Seal {point.seal} was made of other events than these"
+                what = f"Seal {point.seal} does not match these events"
                 self._find("rewritten", what, seq=self._sealed_seq + 1, last_seq=point.seq)
                 # All later links of the lane build on this one.
                 self._points = []
@@ -227,7 +227,7 @@ class Lane:
         stored: dict[bytes, int | None] = dict(rows)
         if len(stored) < len(rows):
             stream, count = Counter(stream for stream, _ in rows).most_common(1)[0]
-            what = f"The table stream has {count} rows of it"
+            what = f"The table stream has {count} rows for this stream"
             self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
         counted = sum(version or 0 for version in stored.values())
         if self._start.seq > 0:
@@ -237,7 +237,7 @@ class Lane:
         for stream in sorted(stored.keys() | self._versions.keys()):
             says, has = stored.get(stream), self._versions.get(stream)
             if says != has:
-                what = f"The table stream says version {says}, and the events say {has}"
+                what = f"The table stream has version {says}, but the events end with version {has}"
                 self._find("stream_wrong", what, stream_id=UUID(bytes=stream))
         return counted
 

@@ -94,9 +94,9 @@ async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | 
     if customer is not None:
         return customer
     if tenants:
-        raise CustomerUnclear(f"Tenants {', '.join(tenants)} have a customer {customer_id}: name one with --tenant")
+        raise CustomerUnclear(f"Tenants {', '.join(tenants)} have a customer {customer_id}: choose one with --tenant")
     whose = "" if tenant_id is None else f" of tenant {tenant_id}"
-    raise CustomerUnclear(f"There is no customer {customer_id}{whose}: nothing was ever kept for them")
+    raise CustomerUnclear(f"There is no customer {customer_id}{whose}: no data was ever stored for them")
 
 
 def refuse_live(customer: Customer) -> None:
@@ -106,7 +106,7 @@ def refuse_live(customer: Customer) -> None:
         which = "that is" if len(customer.live) == 1 else "that are"
         raise StillThere(
             f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {plural(len(customer.live), 'instance')} {which} "
-            f"not deleted ({named}). Delete first what is there, because the servers keep what they were told; or give --also-live"
+            f"not deleted ({named}). Delete them first, because their servers keep the customer's data, or use --also-live"
         )
 
 
@@ -233,7 +233,7 @@ async def refuse_unlisted(pool: AsyncConnectionPool) -> None:
     Raises `ErasuresUnknown` where the database knows of erasures, and `StoreUnavailable`.
     """
     if await _any_erased(pool):
-        raise ErasuresUnknown(None, "the database knows of erasures")
+        raise ErasuresUnknown(None, "the database has erased customers")
 
 
 async def _listed(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[str, str], Erasure]:

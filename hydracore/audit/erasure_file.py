@@ -44,7 +44,7 @@ class ErasureFile(LinesFile[Erasure]):
             if not self.path.parent.is_dir():
                 raise ErasuresUnknown(self.path, f"there is no directory {self.path.parent}") from None
             if must_be_there:
-                raise ErasuresUnknown(self.path, "it is not there, and the database knows of erasures") from None
+                raise ErasuresUnknown(self.path, "it does not exist, but the database has erased customers") from None
             return {}
         except OSError as error:
             raise ErasuresUnknown(self.path, error.strerror or str(error)) from None
@@ -53,5 +53,5 @@ class ErasureFile(LinesFile[Erasure]):
         """As of any such file, but a line that ends as an erasure does, and is none, names somebody who was erased."""
         erasure = super().parse(line)
         if erasure is None and line.rstrip().endswith(b"}"):
-            raise ErasuresUnknown(self.path, "a line of it is damaged")
+            raise ErasuresUnknown(self.path, "a line is damaged")
         return erasure

@@ -45,7 +45,7 @@ class NothingThere(AuditError):
 
 class NoSeal(AuditError):
     def __init__(self) -> None:
-        super().__init__("There is no seal yet: `hydracore audit seal` makes the first")
+        super().__init__("There is no seal yet: run `hydracore audit seal` to make the first")
 
 
 class CustomerUnclear(AuditError):
@@ -57,8 +57,8 @@ class CopyContradicts(AuditError):
 
     def __init__(self, path: Path, number: int, made: Seal | None) -> None:
         super().__init__(
-            f"The database does not have seal {number} as {path} has it: an older backup was restored, seals were taken out, or the "
-            "file was damaged. Seals are not copied any more: see docs/operations.md, Backup and restore"
+            f"Seal {number} in the database differs from that in {path}, or is missing: an older backup was restored, seals were "
+            "removed, or the file is damaged. No further seals are copied: see docs/operations.md, Backup and restore"
         )
         self.made = made
 
@@ -66,16 +66,16 @@ class CopyContradicts(AuditError):
 class CopyMissing(AuditError):
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"There are seals, and HYDRACORE_SEAL_FILE, which has their copy, is not there: {path} "
-            "(name another with --seals, or verify without: HYDRACORE_SEAL_FILE=)"
+            f"The database has seals, but HYDRACORE_SEAL_FILE, the file with their copy, does not exist: {path} "
+            "(name another file with --seals, or set HYDRACORE_SEAL_FILE= to verify without a copy)"
         )
 
 
 class CopyEmpty(AuditError):
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"There are seals, and {path}, which must have their copy, has none "
-            "(name another with --seals, or verify without: HYDRACORE_SEAL_FILE=)"
+            f"The database has seals, but {path}, the file with their copy, has none "
+            "(name another file with --seals, or set HYDRACORE_SEAL_FILE= to verify without a copy)"
         )
 
 
@@ -84,9 +84,9 @@ class ErasuresUnknown(AuditError):
 
     def __init__(self, path: Path | None, reason: str) -> None:
         super().__init__(
-            f"HYDRACORE_ERASURE_FILE, which says who was erased, is not set, and {reason}"
+            f"HYDRACORE_ERASURE_FILE, the file that lists erased customers, is not set, but {reason}"
             if path is None
-            else f"{path} says who was erased and cannot be read: {reason}"
+            else f"{path}, the file that lists erased customers, cannot be read: {reason}"
         )
 
 
@@ -97,8 +97,8 @@ class NotRecorded(AuditError):
         named = "; ".join(f"{stream} ({why})" for stream, why in islice(left.items(), NAMED_MAX))
         more = "; ..." if len(left) > NAMED_MAX else ""
         super().__init__(
-            f"Keys are destroyed, and the erasure is recorded in {plural(recorded, 'instance')}; it could not be in "
-            f"{plural(len(left), 'instance')}: {named}{more}. Find out why with audit verify, and then order it again"
+            f"The keys are destroyed, and the erasure is recorded in {plural(recorded, 'instance')}, but could not be recorded in "
+            f"{plural(len(left), 'instance')}: {named}{more}. Find the cause with `hydracore audit verify`, then run this again"
         )
         self.left = left
 
@@ -116,12 +116,12 @@ class StillThere(AuditError):
 
 class FileExists(AuditError):
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is there already: give another name, or --force to replace it")
+        super().__init__(f"{path} already exists: choose another name, or use --force to replace it")
 
 
 class NoRegularFile(AuditError):
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is no regular file, and is never replaced: give the name of one, or of none yet")
+        super().__init__(f"{path} is not a regular file and is not replaced: choose another name")
 
 
 class ParquetMissing(AuditError):
@@ -136,9 +136,9 @@ class NotAnExport(AuditError):
         newer = (
             None
             if made_by is None
-            else f"{path} was exported by HydraCore {made_by}: verify it with that or a later one"
+            else f"{path} was exported by HydraCore {made_by}: verify it with that release or a later one"
         )
-        super().__init__(newer or f"{path} is no export of HydraCore")
+        super().__init__(newer or f"{path} is not a HydraCore export")
 
 
 class RecordUnreadable(AuditError):

@@ -65,10 +65,10 @@ class LaneChain:
         first, last = command.first_seq, command.first_seq + command.event_count - 1
         self._reach(first)
         if not self._is_ours(command):
-            what = f"Command {command.command_id} is not of what was exported"
+            what = f"Command {command.command_id} is outside the scope of the export"
             self._find("foreign_command", what, lane=self.lane, seq=first, last_seq=last)
         if self._linked(command.digest, first, microseconds(command.recorded_at)) != command.link:
-            self._break("chain_broken", "The link does not follow from the one before it", first, last_seq=last)
+            self._break("chain_broken", "The link does not follow from the previous one", first, last_seq=last)
         self._link = command.link
         self._next, self._is_exact = max(self._next, last + 1), True
         self._command, self._due, self._digests, self._is_whole = command, first, [], True
@@ -77,7 +77,7 @@ class LaneChain:
     def event(self, event: EventRecord) -> None:
         command, stream, due = self._command, event.stream_id, self._due
         if command is None or not due <= event.seq < command.first_seq + command.event_count:
-            what = "The event does not belong here: it was inserted, or is in another one's place"
+            what = "The event does not belong here: it was inserted or replaces another one"
             self._break("event_extra", what, event.seq, stream_id=stream)
             return
         if event.seq > due:
@@ -85,9 +85,9 @@ class LaneChain:
             self._is_whole = False
         for name in ("lane", "command_id", "stream_id", "tenant_id", "recorded_at"):
             if getattr(event, name) != getattr(command, name):
-                self._break("event_edited", f"Its {name} is not that of its command", event.seq, stream_id=stream)
+                self._break("event_edited", f"Its {name} differs from that of its command", event.seq, stream_id=stream)
         if not is_digest_of(event):
-            what = "Its stream, version, type or payload is not what its digest was taken over"
+            what = "Its stream, version, type or payload does not match its digest"
             self._break("event_edited", what, event.seq, stream_id=stream)
         self._check_version(event)
         self._digests.append(event.digest)
@@ -104,14 +104,14 @@ class LaneChain:
         except struct.error:
             several = []
         if len(several) != steps.count:
-            self._break("steps_damaged", "These are not the steps of whole commands", self._next)
+            self._break("steps_damaged", "The record of other commands' steps is damaged", self._next)
         begin = self._next
         for first, recorded_us, digest in several:
             self._reach(first)
             self._link = self._linked(digest, first, recorded_us) or self._link
             self._next, self._is_exact = max(self._next, first + 1), False
         if several and self._link != steps.link:
-            what = "The links of others' commands do not follow from the one before them"
+            what = "The links of other commands do not follow from the previous one"
             self._break("chain_broken", what, begin, last_seq=self._next - 1)
         self._link = steps.link
         self.steps += len(several)
@@ -120,18 +120,18 @@ class LaneChain:
         """The end of the lane; None where the file has none."""
         self._finish_command()
         if end is None:
-            self._break("file_truncated", "The lane has no end here", self._next)
+            self._break("file_truncated", "The end of the lane is missing in the file", self._next)
             return
         if end.seq < self._next - 1 or (self._is_exact and end.seq > self._next - 1):
             self._break("event_missing", f"The lane should end with {end.seq}", self._next, last_seq=end.seq)
         self._pass_points(end.seq + 1)
         if end.link != self._link and not self.is_broken:
-            self._break("chain_broken", "The chain does not come to the link that it ends with", end.seq)
+            self._break("chain_broken", "The chain does not lead to the link at its end", end.seq)
 
     def _reach(self, first: int) -> None:
         """What comes next begins with this number."""
         if first < self._next:
-            self._break("command_overlaps", "A command claims numbers that came before", first)
+            self._break("command_overlaps", "A command claims numbers of an earlier one", first)
         elif self._is_exact and first > self._next:
             self._break("event_missing", "Numbers are missing: commands were removed", self._next, last_seq=first - 1)
         self._pass_points(first)
@@ -146,7 +146,7 @@ class LaneChain:
                     self._sealed_seq, self._fitting_seq = self._fitting_seq, point.seq
                 self.unsealed = self.unsealed_from = 0
             elif not self.is_broken:
-                what = f"Seal {point.seal} was made of other events than these"
+                what = f"Seal {point.seal} does not match these events"
                 # Several seals may speak of one number, and another one of these events.
                 after = self._fitting_seq if self._fitting_seq < point.seq else self._sealed_seq
                 self._break("rewritten", what, after + 1, last_seq=point.seq)
@@ -168,7 +168,7 @@ class LaneChain:
         if self._due <= last:
             self._break("event_missing", "Events are missing", self._due, last_seq=last)
         elif self._is_whole and digest_of(command, digests) != command.digest:
-            what = f"Command {command.command_id} was edited, or an event of it with its digest"
+            what = f"Command {command.command_id} was edited, or one of its events was, together with its digest"
             self._break("command_edited", what, first, last_seq=last)
 
     def _check_version(self, event: EventRecord) -> None:

@@ -111,7 +111,7 @@ class _Check:
             self._is_headless = True
             self._find("file_edited", "The export has no header: its beginning was cut off")
         if self._ended:
-            self._find("file_edited", "There is something behind the end of the export")
+            self._find("file_edited", "There are records after the end of the export")
             return
         match record:
             case r.Header():
@@ -139,7 +139,7 @@ class _Check:
     def damaged(self, error: RecordUnreadable) -> None:
         """The file cannot be read on."""
         self._number = error.number
-        self._find("record_unreadable", f"{error}; what comes behind it was not looked at")
+        self._find("record_unreadable", f"{error}; the rest of the file was not checked")
 
     def _header(self, header: r.Header) -> None:
         if self._number != 1:
@@ -151,7 +151,7 @@ class _Check:
     def _seal(self, seal: Seal) -> None:
         flaws = list(flaws_of(seal, previous=None, public_key=self._key, former_keys=self._former_keys))
         if self._last_lane >= 0 or next(reversed(self._seals), 0) >= seal.number:
-            flaws.append("it is not where it belongs")
+            flaws.append("it is out of order")
         self.report.seals += 1
         self._signers.add(seal.public_key)
         for flaw in flaws:
@@ -172,7 +172,7 @@ class _Check:
             what = (
                 f"Its chain does not begin where seal {begin.number} says"
                 if begin.number
-                else "It has another beginning"
+                else "Its chain does not begin at the beginning of the log"
             )
             self._find("chain_broken", what, lane=begin.lane, seq=begin.after + 1)
         points = [Point(*known.head(begin.lane), known.number) for known in self._seals.values()]
@@ -183,7 +183,7 @@ class _Check:
     def _in_lane(self, record: r.CommandRecord | r.EventRecord | r.StepsRecord | r.LaneEndRecord) -> None:
         chain = self._chain
         if chain is None or record.lane != chain.lane:
-            self._find("file_edited", "The record is in no lane, or in another than its own", lane=record.lane)
+            self._find("file_edited", "The record is outside its lane", lane=record.lane)
             return
         match record:
             case r.CommandRecord():
@@ -213,14 +213,14 @@ class _Check:
         counts = (self.report.events, self.report.commands, self.report.streams)
         if counts != (end.events, end.commands, end.streams) or end.digest != self._fingerprint.digest:
             if not self.report.findings:
-                self._find("file_edited", "These are not all the records that were exported, as they were")
+                self._find("file_edited", "The records differ from those that were exported")
             return
         if end.signature is None:
             return
         if self._key is not None and end.public_key not in (*self._former_keys, self._key):
             self._find("signature_wrong", "The export was signed with another key")
         elif not _is_signed(end):
-            self._find("signature_wrong", "The signature of the export is not good")
+            self._find("signature_wrong", "The signature of the export is invalid")
         else:
             self.report.signed = True
             self._signers.add(end.public_key or b"")
@@ -240,17 +240,19 @@ class _Check:
             if left.get(copy.number) == copy:
                 del left[copy.number]
         for number in left:
-            self._find("seal_flawed", f"Seal {number}: the copy outside the database has none such")
+            self._find("seal_flawed", f"Seal {number}: it is not in the copy outside the database")
         self.report.notes += self._copies.notes
 
     def _say_what_is_not_proven(self) -> None:
         notes = self.report.notes
         if self._key is None:
             keys = sorted({urlsafe_b64encode(key).decode() for key in self._signers})
-            signers = f" (they are, with {', '.join(keys)})" if keys else ""
-            notes.append(f"Any key was accepted: give the public key that seals must be signed with{signers}")
+            signers = f" (the file is signed with {', '.join(keys)})" if keys else ""
+            notes.append(
+                f"Signatures by any key were accepted: give the expected public key with --public-key{signers}"
+            )
         if self._is_unsigned:
-            what = "The export as a whole is not signed: it cannot be told whether a stream has later events, or the tenant other streams"
+            what = "The export is not signed as a whole: later events of its streams, or other streams of the tenant, may be missing"
             if self._must_be_signed:
                 self._find("not_signed", what)
             else:
@@ -258,7 +260,7 @@ class _Check:
         for lane, first, count in self._unsealed:
             if self.report.signed:
                 break
-            what = f"No seal speaks yet of {plural(count, 'event')} from here on: nothing proves that"
+            what = f"Not sealed yet, so not proven: {plural(count, 'event')} from here on"
             if self._key is None:
                 notes.append(f"lane {lane}, {first}: {what}")
             else:

@@ -48,7 +48,7 @@ def reading(path: Path) -> Iterator[Placed]:
     with path.open("rb") as file:
         is_parquet = file.peek().startswith(export_parquet.MAGIC)
         if is_parquet and not file.seekable():
-            raise OSError(errno.ESPIPE, "Parquet is read from its end, which a pipe does not have", str(path))
+            raise OSError(errno.ESPIPE, "a Parquet file cannot be read from a pipe: give a regular file", str(path))
         records = export_parquet.reading(path) if is_parquet else _lines(file)
         try:
             first = next(records)

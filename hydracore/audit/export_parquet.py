@@ -67,7 +67,7 @@ def reading(path: Path) -> Iterator[Placed]:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
             names: list[str] = file.schema_arrow.names
             if repeated := next((name for name in names if names.count(name) > 1), None):
-                raise RecordUnreadable(1, f"{repeated} is there more than once")
+                raise RecordUnreadable(1, f"{repeated} appears more than once")
             # Where no thread can be started any more, the file is none the worse for it.
             for batch in file.iter_batches(batch_size=_ROWS_READ, use_threads=False):
                 for row in batch.to_pylist():

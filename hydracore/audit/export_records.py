@@ -178,7 +178,7 @@ _encoder: Final = msgspec.json.Encoder()
 FORMAT: Final = "hydracore-export"
 
 #: Of a record that says what another reader may not find in it, such as a field that is there twice.
-NOT_AS_WRITTEN: Final = "it is not written as an export writes it"
+NOT_AS_WRITTEN: Final = "it is not encoded as an export encodes it"
 
 
 def is_later(record: AnyRecord) -> bool:

@@ -167,7 +167,7 @@ def _look(connection: Connection, request: Request) -> tuple[list[Head], Seal | 
     connection.isolation_level = None
     if not spans:
         whose = f"tenant {request.tenant_id}" if request.instance_id is None else f"instance {request.instance_id}"
-        raise NothingThere(f"The log has nothing of {whose}{' that is sealed' if request.sealed else ''}")
+        raise NothingThere(f"The log has no events of {whose}{' that are sealed' if request.sealed else ''}")
     return heads, newest, spans
 
 
@@ -247,7 +247,7 @@ class _Export:
         row = self._connection.execute(_LAST_COMMAND, {"lane": lane, "upto": upto}, binary=True).fetchone()
         last = 0 if row is None else row[0]
         if last < upto:
-            raise LogCorrupted(lane, last + 1, f"the command before ends there, and no other begins up to {upto}")
+            raise LogCorrupted(lane, last + 1, f"the previous command ends before this, and none begins up to {upto}")
 
     def _window(self, span: _Span, after: int, upto: int) -> Iterator[r.AnyRecord]:
         """The commands that begin in the window: ours with their events, and the steps of others between them."""
@@ -262,7 +262,7 @@ class _Export:
         others: defaultdict[int, list[r.StepsRecord]] = defaultdict(list)
         for behind, count, steps, link, bad in self._connection.execute(_STEPS, parameters, binary=True, prepare=True):
             if bad is not None:
-                raise LogCorrupted(span.lane, bad, "it has no digest, or was recorded at a time that no calendar has")
+                raise LogCorrupted(span.lane, bad, "it has no digest, or was recorded at a time that is out of range")
             others[behind].append(r.StepsRecord(lane=span.lane, count=count, steps=steps, link=link))
             self.report.steps += count
         with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:

@@ -170,7 +170,7 @@ async def of_tenant(
     before. Raises `NothingThere` for a tenant that the log does not know.
     """
     if not (await rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
-        raise NothingThere(f"The log knows no tenant {tenant_id!r}")
+        raise NothingThere(f"The log has no tenant {tenant_id!r}")
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
         "heads": await heads_now(pool) if heads is None else heads,
@@ -241,7 +241,9 @@ def _by_command(page: list[Any], *, all_events: bool) -> Iterator[tuple[Cursor, 
             due = range(first, first + max(count or 1, 1))
             missing = next((seq for seq in due if seq not in there), None)
             if missing is not None:
-                raise LogCorrupted(lane, missing, f"the event is missing: its command has {len(due)} from {first} on")
+                raise LogCorrupted(
+                    lane, missing, f"the event is missing: its command has {len(due)}, beginning with {first}"
+                )
         yield cursor, records
 
 

@@ -50,7 +50,7 @@ class LinesFile(Generic[T]):
         """
         is_new = not self.path.exists()
         if not is_new and not self.path.is_file():
-            raise OSError(errno.EINVAL, "it is no regular file", str(self.path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(self.path))
         with naming(self.path), self.path.open("ab") as file:
             # Ends a line that was left half done; an empty line means nothing.
             file.write(

@@ -9,7 +9,7 @@ from typing import Final
 from events.errors import LogCorrupted
 from events.times import EPOCH
 
-NOT_A_TIME: Final = "not a time; write it like 2026-11-23T20:47:41Z"
+NOT_A_TIME: Final = "not a time such as 2026-11-23T20:47:41Z"
 
 
 #: RFC 3339, of which the offset, the seconds and the whole time may be left out. ISO 8601 has more, such as days of weeks.
@@ -58,5 +58,5 @@ def ms_text(at_ms: int) -> str | int:
 def some_time(lane: int, seq: int, recorded_at: datetime | None) -> datetime:
     """When something was recorded. Raises `LogCorrupted` where no calendar has that time, which is None here."""
     if recorded_at is None:
-        raise LogCorrupted(lane, seq, "it was recorded at a time that no calendar has")
+        raise LogCorrupted(lane, seq, "it was recorded at a time that is out of range")
     return recorded_at

@@ -18,8 +18,8 @@ class Newer(NamedTuple):
     @property
     def note(self) -> Note:
         return Note(
-            f"Version {self.schema_version} of {self.type} is not known here, as a newer HydraCore writes it: rows of instances that "
-            "have it, and of what adds up by what it says in lanes that do, were not compared"
+            f"Version {self.schema_version} of event {self.type} was written by a newer HydraCore: rows of instances that have such "
+            "events, and sums over lanes that have them, were not compared"
         )
 
 

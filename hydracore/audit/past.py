@@ -82,7 +82,7 @@ async def why_absent(pool: AsyncConnectionPool, instance_id: UUID) -> str:
     began = await _recorded_at(pool, instance_id, 1)
     if began is None:
         return f"There is no instance {instance_id}"
-    return f"The instance begins at {time_text(began)}; there is nothing of it before"
+    return f"The instance began at {time_text(began)}; it did not exist before"
 
 
 async def _recorded_at(pool: AsyncConnectionPool, instance_id: UUID, version: int) -> datetime | None:

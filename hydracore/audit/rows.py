@@ -41,7 +41,7 @@ class _AnyDate(DateBinaryLoader):
             return _NO_TIME
 
 
-_NO_TIME: Final = "no time of the calendar"
+_NO_TIME: Final = "a time out of range"
 
 
 def lock(connection: Connection, projections: Iterable[Projection]) -> None:
@@ -99,10 +99,10 @@ def differences(table: Table, live: list[Row], fresh: list[Row], *, place: Place
         if has is None:
             yield from _finding("row_missing", f"The row {row} is missing", table, place(gives or ()))
         elif gives is None:
-            yield from _finding("row_extra", f"The log gives no row {row}", table, place(has))
+            yield from _finding("row_extra", f"The log does not have the row {row}", table, place(has))
         else:
             pairs = zip(table.columns, has, gives, strict=True)
-            differ = [f"{name} is {_shown(a)} and must be {_shown(b)}" for name, a, b in pairs if a != b]
+            differ = [f"{name} is {_shown(a)} but must be {_shown(b)}" for name, a, b in pairs if a != b]
             yield from _finding("row_differs", f"In the row {row}, {'; '.join(differ)}", table, place(has))
 
 

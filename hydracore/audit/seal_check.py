@@ -102,7 +102,7 @@ def check_seals(
             *flaws_of(seal, previous=previous, public_key=keys.public_key, former_keys=keys.former_keys),
         ]
         if copy is not None and copy != seal:
-            flaws.append("the copy outside the database has another one of this number")
+            flaws.append("the copy outside the database has a different seal of this number")
             if _is_good(checked, copy, keys):
                 checked.copied.add(copy)
         checked.find("seal_flawed", seal.number, flaws)
@@ -149,9 +149,9 @@ def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterat
             continue
         if copy.number > last:
             if copy.number > last + 1:
-                upto = "" if copy.number == last + 2 else f", nor are all up to {copy.number - 1}"
+                upto = "" if copy.number == last + 2 else f", as are all up to {copy.number - 1}"
                 checked.find(
-                    "copy_flawed", last + 1, [f"it is not where it belongs in the copy outside the database{upto}"]
+                    "copy_flawed", last + 1, [f"it is missing or out of order in the copy outside the database{upto}"]
                 )
             last, newest = copy.number, copy
             yield copy
@@ -162,7 +162,7 @@ def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterat
 def _only_copied(checked: SealsChecked, copy: Seal, keys: Keys) -> None:
     """A copy of which the database knows nothing."""
     if _is_good(checked, copy, keys):
-        checked.find("seal_missing", copy.number, ["it is in the copy outside the database, and not in the database"])
+        checked.find("seal_missing", copy.number, ["it is in the copy outside the database, but not in the database"])
         checked.copied.add(copy)
 
 
@@ -174,7 +174,7 @@ def _is_good(checked: SealsChecked, copy: Seal, keys: Keys) -> bool:
 
 
 def _out_of_place(seal: Seal, previous: Seal | None) -> list[str]:
-    return [f"seal 1 is missing, and all up to {seal.number - 1}"] if previous is None and seal.number != 1 else []
+    return ["all seals before it are missing"] if previous is None and seal.number != 1 else []
 
 
 def _head(seal: Seal, lane: int) -> Head | None:

@@ -30,7 +30,7 @@ class SealFile(LinesFile[Seal]):
         if not self.passed_over:
             return []
         lines = plural(self.passed_over, "line")
-        return [f"Of {self.path}, {lines} could not be read: damaged, or left half done by a crash"]
+        return [f"{lines} of {self.path} could not be read: damaged, or cut off by a crash"]
 
     def last(self) -> Seal | None:
         """The newest seal in the file, None where there is none. Raises `OSError`."""

@@ -134,7 +134,7 @@ class Sealer:
         if previous is not None and previous != self._last:
             flaws = flaws_of(previous, previous=None, public_key=self._public_key, former_keys=self._former_keys)
             for flaw in flaws:
-                raise LogCorrupted(0, 0, f"seal {previous.number}, on which the next would stand, is flawed: {flaw}")
+                raise LogCorrupted(0, 0, f"seal {previous.number}, which the next one would follow, is invalid: {flaw}")
             self._last = previous
         return previous
 
@@ -142,9 +142,9 @@ class Sealer:
         """Say once, and loudly, that `known` was lost with what was restored. Raises `LogCorrupted` where nothing was."""
         assert self._place is not None, "a seal was seen somewhere"
         if place.may_follow(self._place):
-            what = f"seal {known.number} was taken out since it was made, or another put in its place"
+            what = f"seal {known.number} was removed or replaced since it was made"
             raise LogCorrupted(0, 0, what)
-        hint = "a restore explains it, and nothing else does: run hydracore audit verify with the copy of the seals"
+        hint = "if no backup was restored, the log was tampered with: run hydracore audit verify with the copy of the seals"
         _log.error("seals_of_another_database", known=known.number, hint=hint)
 
     async def _copy(self, file: SealFile, made: Seal | None) -> None:
@@ -165,7 +165,8 @@ async def keep_sealing(pool: AsyncConnectionPool, settings: Settings) -> None:
     """Seal every `seal_interval_s`, for ever; or say that there will be no seals, and return."""
     if not settings.seal_key:
         _log.warning(
-            "log_is_not_sealed", hint="set HYDRACORE_SEAL_KEY, or a cut-off log cannot be told from a short one"
+            "log_is_not_sealed",
+            hint="set HYDRACORE_SEAL_KEY: without seals, events removed from the end of the log are not detected",
         )
         return
     await _keep_sealing(sealer_of(pool, settings), settings.seal_interval_s)
@@ -203,7 +204,7 @@ async def _seal(sealer: Sealer, age_min: timedelta) -> Seal | None:
         _log.error("seals_not_copied", error=str(error))
         made = error.made
     if made is not None and (ahead := sealer.ahead(made)):
-        hint = "this clock is behind, or that of another relay was ahead: seals bear the later time"
+        hint = "this clock is behind, or another relay's clock was ahead: seals get the later time"
         _log.warning("last_seal_of_the_future", number=made.number, ahead_s=ahead.total_seconds(), hint=hint)
     return made
 
@@ -217,9 +218,9 @@ async def _check_still_so(connection: AsyncConnection, previous: Seal, heads: li
     """Raises `LogCorrupted` where a lane is shorter than it was sealed, or its sealed end has another link now."""
     for lane, head in enumerate(heads):
         if head.seq < previous.heads[lane]:
-            what = f"it ended at {previous.heads[lane]} when seal {previous.number} was made"
+            what = f"the lane ended at {previous.heads[lane]} when seal {previous.number} was made"
             raise LogCorrupted(lane, head.seq + 1, what)
     cursor = await connection.execute(_SEALED_STILL, {"heads": previous.heads}, binary=True)
     async for lane, seq, end, link in cursor:
         if (end, link) != (seq, previous.head(lane).link):
-            raise LogCorrupted(lane, seq, f"seal {previous.number} was made of other events")
+            raise LogCorrupted(lane, seq, f"seal {previous.number} does not match this event")

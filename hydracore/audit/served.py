@@ -85,15 +85,15 @@ def _doubts(row: _Said, known: Mapping[int, Projection]) -> Finding | Note | Non
     """What is to be said of a version, of which this code has the `known` ones."""
     says = f"The table projection says that {row.name} is served in version {row.version}"
     if not row.agrees:
-        what = f"{says}, and projection_generation has no such live build"
+        what = f"{says}, but projection_generation has no such live generation"
     elif row.version is None or row.version < FIRST_VERSION:
-        what = f"{says}, and the first one is {FIRST_VERSION}"
+        what = f"{says}, but the first version is {FIRST_VERSION}"
     elif row.version in known:
         return None
     elif known and row.version > max(known) and not row.is_built:
-        what = f"{says}, which this code does not have, and nobody has built it"
+        what = f"{says}, which this release does not have and which was never built"
     else:
-        return Note(f"{row.name} is served in a version that this code does not have: not compared")
+        return Note(f"{row.name} is served in a version that this release does not have: not compared")
     if row.version not in known:
         what = f"{what}: not compared"
     return Finding(kind="projection_wrong", what=what, table="projection")
@@ -115,13 +115,13 @@ def _lacking(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> It
             what = f"The table is missing: nothing of {projection.name} was compared"
             yield Finding(kind="table_missing", what=what, table=table.name)
         elif gone := [name for name in table.columns if name not in there[table.name]]:
-            what = f"The table has no {', '.join(gone)}, or of another type: nothing of {projection.name} was compared"
+            what = f"The table has no {', '.join(gone)}, or they have another type: nothing of {projection.name} was compared"
             yield Finding(kind="column_missing", what=what, table=table.name)
 
 
 def _unsaid(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> Finding | Note:
     """Nothing is wrong with a projection that the database does not say is served, where it was never built."""
     if any(table.name in there for table in projection.tables):
-        what = f"The table projection has no row of {projection.name}, whose rows are read: none of them was compared"
+        what = f"The table projection has no row of {projection.name}, although its rows are served: they were not compared"
         return Finding(kind="projection_missing", what=what, table="projection")
     return Note(f"{projection.name} was never built here: not compared")

@@ -33,7 +33,7 @@ PAGE = 200
 #: How many of the fields that differ a finding names.
 _FIELDS_MAX = 5
 
-_NOT_KNOWN = "Snapshots that a newer HydraCore made by rules of its own were not compared"
+_NOT_KNOWN = "Snapshots by a newer HydraCore with different rules were not compared"
 
 
 def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int, int]:
@@ -73,14 +73,14 @@ def _wrong(
     version, digest, text = snapshot
     # Whoever takes the table's constraints away can make it so.
     if version is None or digest is None or text is None or version < 1:
-        return "It lacks what every snapshot has"
+        return "The snapshot lacks required fields"
     state, last = None, b""
     while version_of(state) < version:
         after = version_of(state)
         asked = (lane, stream_id, after + 1, min(PAGE, version - after), pages.PAGE_BYTES)
         rows = connection.execute(_STREAM_FROM, asked).fetchall()
         if not rows:
-            return f"It is of version {version}, and the stream ends with {after}"
+            return f"The snapshot has version {version}, but the stream ends with {after}"
         try:
             state = folded(state, [row[:5] for row in rows], stream_id=stream_id)
         except (EventUnreadable, LogCorrupted):
@@ -89,7 +89,7 @@ def _wrong(
         after_each(len(rows))
     assert state is not None, "a version is not below 1"
     if last != digest:
-        return f"It stands on another event than the log has at version {version}"
+        return f"The snapshot was made from a different event than the log has at version {version}"
     return None if encode(state) == text.encode() else _difference(text, state)
 
 
@@ -97,8 +97,8 @@ def _difference(text: str, wanted: Instance) -> str:
     try:
         kept = decode(text)
     except (msgspec.DecodeError, RecursionError):
-        return "It cannot be read"
+        return "The snapshot cannot be read"
     fields = [change.field for change in changes_between(kept, wanted)]
     if not fields:
-        return "It is not written as the log gives it"
-    return f"It is not what the log gives in {', '.join(fields[:_FIELDS_MAX])}{', ...' if len(fields) > _FIELDS_MAX else ''}"
+        return "The snapshot is not encoded as a replay of the log encodes it"
+    return f"The snapshot differs from a replay of the log in {', '.join(fields[:_FIELDS_MAX])}{', ...' if len(fields) > _FIELDS_MAX else ''}"

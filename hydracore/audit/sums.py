@@ -143,7 +143,9 @@ def compare(
         head, seen = _look(connection, lane, served)
     for each in seen:
         if each.upto > head:
-            what = f"{each.projection.name} is said to have followed to {each.upto}, and the lane ends with {head}"
+            what = (
+                f"{each.projection.name} claims to have applied events up to {each.upto}, but the lane ends with {head}"
+            )
             yield Finding(kind="checkpoint_wrong", what=what, lane=lane, seq=head + 1, last_seq=each.upto)
         yield from _believed(each, lane, head, due=due)
     for added in _added(connection, lane, seen, head=head, after_each=after_each, along=along):
@@ -175,7 +177,7 @@ def _added(
         raise  # A database that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
         if len(seen) == 1:
-            what = f"The history of the lane makes no sense to {seen[0].projection.name}: {type(error).__name__}"
+            what = f"The events of the lane cannot be applied to {seen[0].projection.name}: {type(error).__name__}"
             yield newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane)
             return
         for each in seen:
@@ -190,12 +192,12 @@ def _believed(seen: Seen, lane: int, head: int, *, due: int) -> Iterator[Note]:
     name = seen.projection.name
     if seen.upto < min(head, due):
         there = f"to {seen.upto} of {head}{', parked' if seen.is_parked else ''}"
-        yield Note(f"{name} has not followed all of the log, and what comes after was not compared", lane, there)
+        yield Note(f"{name} has not applied all of the log; later events were not compared", lane, there)
     skipped = sorted(seq for seq in seen.skipped if 0 < seq <= min(seen.upto, head))
     if skipped:
         first = ", ".join(map(str, skipped[:SKIPPED_MAX])) + (", ..." if len(skipped) > SKIPPED_MAX else "")
         there = f"{plural(len(skipped), 'event')}: {first}"
-        yield Note(f"{name} passes over what it was told to by hand, and was compared without", lane, there)
+        yield Note(f"{name} skips events on an operator's order, and was compared without them", lane, there)
 
 
 def orphan_rows(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
@@ -203,7 +205,7 @@ def orphan_rows(connection: Connection, served: Collection[Followed]) -> Iterato
     for table in (table for projection in served for table in projection.tables):
         query = _ROWS_OF_NO_LANE.format(table=sql.Identifier(LIVE, table.name))
         for (lane,) in connection.execute(query, {"limit": FINDINGS_MAX}):
-            what = f"The table has rows of lane {lane}, and there is no such lane"
+            what = f"The table has rows of lane {lane}, which does not exist"
             yield Finding(kind="row_extra", what=what, lane=lane, table=table.name)
 
 

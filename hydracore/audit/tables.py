@@ -176,7 +176,7 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
             and_lane=sql.SQL(" AND e.lane = t.lane" if table.laned else ""),
         )
         for (stream_id,) in connection.execute(query, {"limit": FINDINGS_MAX}):
-            what = "The table has rows of an instance of which the log knows nothing in their lane"
+            what = "The table has rows of an instance that the log does not have in their lane"
             yield Finding(kind="row_extra", what=what, stream_id=stream_id, table=table.name)
 
 
@@ -212,7 +212,7 @@ def _rows_of(
     except (psycopg.Error, MemoryError):
         raise  # Parts come from the database: one that goes away is no finding.
     except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
-        what = f"The history of the stream makes no sense: {type(error).__name__}"
+        what = f"The events of the stream are inconsistent: {type(error).__name__}"
         return newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
 
 

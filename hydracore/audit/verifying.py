@@ -116,7 +116,7 @@ def verify(request: Request, progress: Progress) -> Report:
             raise NoSeal
         heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(HEADS)}
         for table, lane, seq in connection.execute(_ROWS_OF_NO_LANE):
-            what = f"The table {table} has rows of lane {lane} that have no place in the log"
+            what = f"The table {table} has rows of lane {lane} that do not exist in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
         jobs = _jobs(connection, request, sealed, heads)
     workers = request.workers or _workers_for(jobs)
@@ -161,12 +161,14 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
     report.findings += sealed.findings[:FINDINGS_MAX]
     if request.seals is not None and lacking.is_told_of(request.copied_before):
         report.notes.append(
-            f"The copy ends with seal {newest}, and the database with seal {sealed.newest}: what was sealed in between was not compared"
+            f"The copy ends with seal {newest}, but the database with seal {sealed.newest}: the seals in between were not compared"
         )
     if sealed.count == 0:
-        report.notes.append("There are no seals: whether the end was cut off, or all written anew, cannot be told")
+        report.notes.append(
+            "There are no seals: a removed end of the log, or a completely rewritten log, would not be detected"
+        )
     elif request.public_key is None:
-        report.notes.append("Any key was accepted for the seals: give the public key that they must be signed with")
+        report.notes.append("Seals signed by any key were accepted: give the expected public key with --public-key")
     return sealed
 
 
@@ -240,4 +242,4 @@ def _finish_replay(request: Request, report: Report) -> None:
     report.tables = sorted(table.name for projection in compared for table in projection.tables)
     if request.since_seal and now.followed:
         names = ", ".join(projection.name for projection in now.followed)
-        report.notes.append(f"What adds up from the beginning was not compared: {names}")
+        report.notes.append(f"Read tables of sums over the whole log were not compared: {names}")

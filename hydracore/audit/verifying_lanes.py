@@ -168,7 +168,7 @@ def _differences(connection: Connection, part: tables.Part, projections: Sequenc
         if len(part.lanes) > 1:
             return [found for half in part.halves() for found in _differences(connection, half, projections)]
         ((stream, lane),) = part.lanes.items()
-        what = f"History or rows cannot be read: {type(error).__name__}"
+        what = f"The history or the rows cannot be read: {type(error).__name__}"
         return [Finding(kind="history_broken", what=what, lane=lane, stream_id=UUID(bytes=stream))]
 
 

@@ -86,7 +86,7 @@ def _watch(
             part.result()
         # The pool itself may not learn of it until another has an answer: it looks at those that were there when it looked last.
         if left and any(process.exitcode is not None for process in processes):
-            raise BrokenProcessPool("A process that verifies was killed")
+            raise BrokenProcessPool("A verifying process was killed")
 
 
 def _prepare(told: Answer) -> None:

@@ -34,7 +34,7 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     refuse_unfit(path, replace=replace)
     target = path.resolve()
     if not target.parent.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: there is no directory {target.parent}")
+        raise NotADirectoryError(f"cannot write {path}: there is no directory {target.parent}")
     _remove_left_over(target.parent)
     descriptor, draft = _begin(target)
     try:

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 COPIED_WITHIN: Final = 2
 
 #: The note of an audit without a copy of the seals, which cannot see that the newest seals are gone.
-NO_COPY: Final = (
-    "No copy of the seals was compared (--seals): the newest seals may have been taken out with what they sealed"
-)
+NO_COPY: Final = "No copy of the seals was compared (--seals): removal of the newest events together with their seals would not be detected"
 
 public_key_option = click.option(
     "--public-key",

@@ -48,7 +48,7 @@ class _Moment(click.ParamType[Moment]):
         try:
             return read_time(value)
         except ValueError as error:
-            self.fail(f"{value!r} is neither a version, such as 5, nor a time: it is {error}", param, ctx)
+            self.fail(f"{value!r} is neither a version, such as 5, nor a time: {error}", param, ctx)
 
 
 class _After(NamedTuple):

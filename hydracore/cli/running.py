@@ -112,9 +112,9 @@ def failures() -> Generator[None]:
     except (AuditError, RestoreRefused) as error:
         raise click.UsageError(str(error)) from None
     except MemoryError:
-        fail("There is not memory enough for this", NOT_DONE)
+        fail("Not enough memory", NOT_DONE)
     except BrokenProcessPool:
-        fail("A worker was killed, perhaps for want of memory: try fewer --workers", NOT_DONE)
+        fail("A worker process was killed, perhaps for lack of memory: try fewer --workers", NOT_DONE)
     except OSError as error:
         fail(one_line(describe_disk_error(error)), NOT_DONE)
     except (

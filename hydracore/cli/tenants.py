@@ -20,4 +20,4 @@ async def is_tenant(connection: "AsyncConnection", tenant_id: str) -> bool:
 
 def say_unknown(tenant_id: str) -> None:
     """Say that the tenant is unknown. On standard error, so that the output for programs stays empty."""
-    say(f"hydracore: The log knows no tenant {tenant_id!r}", err=True)
+    say(f"hydracore: The log has no tenant {tenant_id!r}", err=True)

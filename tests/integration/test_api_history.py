@@ -261,7 +261,7 @@ async def test_the_command_line_tells_the_same(used: Used) -> None:
     [
         ("?version=1000", "it has no version 1000 yet"),
         ("/events?cursor=1000", "it has no version 1000 yet"),
-        ("?at=2020-01-01T00:00:00Z", "there is nothing of it before"),
+        ("?at=2020-01-01T00:00:00Z", "it did not exist before"),
     ],
 )
 async def test_what_was_not_yet_is_not_found_with_the_reason(used: Used, query: str, detail: str) -> None:

@@ -62,7 +62,7 @@ async def test_a_list_of_the_erased_that_is_damaged_is_work_that_cannot_be_done(
     result = await asyncio.to_thread(run, log, *words, HYDRACORE_ERASURE_FILE=str(file))
 
     assert (result.exit_code, len(result.stderr.splitlines())) == (3, 1)
-    assert "a line of it is damaged" in result.stderr
+    assert "a line is damaged" in result.stderr
 
 
 async def test_a_time_of_an_event_that_no_calendar_has_is_shown_as_its_number(log: Log) -> None:
@@ -125,7 +125,7 @@ async def test_a_worker_that_is_killed_is_one_line_and_no_finding(log: Log) -> N
         output, complaint = await process.communicate()
 
     assert (process.returncode, output) == (3, b"")
-    assert complaint == b"hydracore: A worker was killed, perhaps for want of memory: try fewer --workers\n"
+    assert complaint == b"hydracore: A worker process was killed, perhaps for lack of memory: try fewer --workers\n"
 
 
 async def test_whoever_verifies_lanes_ends_with_a_command_that_is_killed(log: Log) -> None:

@@ -57,7 +57,7 @@ async def test_an_edited_table_is_found_also_where_nothing_says_any_more_that_it
 
     (finding,) = json.loads(result.stdout)["findings"]
     assert (result.exit_code, finding["kind"], finding["table"]) == (1, "projection_missing", "projection")
-    assert finding["what"].startswith(f"The table projection has no row of {name}, whose rows are read")
+    assert finding["what"].startswith(f"The table projection has no row of {name}, although its rows are served")
 
 
 async def test_rows_that_the_database_itself_excuses_are_a_note_of_all_lanes(log: Log, forger: Forger) -> None:
@@ -65,7 +65,7 @@ async def test_rows_that_the_database_itself_excuses_are_a_note_of_all_lanes(log
 
     result = run(log, "verify")
 
-    what = "activity has not followed all of the log, and what comes after was not compared"
+    what = "activity has not applied all of the log; later events were not compared"
     assert (result.exit_code, f"note: {what}: lane 6 (to 0 of 12)" in result.stdout.splitlines()) == (0, True)
 
 
@@ -73,7 +73,7 @@ async def test_what_is_appended_while_the_log_is_verified_has_not_to_be_followed
     report = await asyncio.to_thread(verify, Request(conninfo=log.url), Appending(log))
 
     assert report.findings == []
-    assert [note for note in report.notes if "has not followed" in note] == []
+    assert [note for note in report.notes if "has not applied all of the log" in note] == []
     assert forger.connection.execute("SELECT max(seq) FROM event").fetchone() == (13,)
 
 
@@ -93,7 +93,7 @@ async def test_a_version_that_a_newer_release_has_built_is_a_note_and_in_strictn
     told = await asyncio.to_thread(run, log, "verify", *copy)
     strict = await asyncio.to_thread(run, log, "verify", *copy, "--strict")
 
-    what = "activity is served in a version that this code does not have: not compared"
+    what = "activity is served in a version that this release does not have: not compared"
     assert (told.exit_code, told.stdout.splitlines()[0]) == (0, f"note: {what}")
     assert (strict.exit_code, strict.stdout.splitlines()[0]) == (1, f"the log: not_proven: {what}")
 

@@ -171,11 +171,10 @@ async def test_a_file_is_whole_or_not_there_and_none_is_replaced_unasked(log: Lo
     )
 
     assert [each.exit_code for each in (refused, unknown, nowhere, unreachable)] == [2, 2, 3, 3]
-    assert "is there already: give another name, or --force" in refused.stderr
-    assert "The log has nothing of tenant nobody" in unknown.stderr
+    assert "already exists: choose another name, or use --force" in refused.stderr
+    assert "The log has no events of tenant nobody" in unknown.stderr
     assert (
-        nowhere.stderr
-        == f"hydracore: {tmp_path / 'no' / 'x'} cannot be written: there is no directory {tmp_path / 'no'}\n"
+        nowhere.stderr == f"hydracore: cannot write {tmp_path / 'no' / 'x'}: there is no directory {tmp_path / 'no'}\n"
     )
     assert path.read_text() == "precious"
     assert names_in(tmp_path) == ["mine.jsonl", "seals.jsonl"]

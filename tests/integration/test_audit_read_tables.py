@@ -56,18 +56,18 @@ def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
     [
         (
             "UPDATE instance SET status = 'running' WHERE status = 'pending'",
-            *("row_differs", "instance", "status is 'running' and must be 'pending'"),
+            *("row_differs", "instance", "status is 'running' but must be 'pending'"),
         ),
-        ("UPDATE instance SET wake_at = NULL", "row_differs", "instance", "wake_at is None and must be 2026-"),
+        ("UPDATE instance SET wake_at = NULL", "row_differs", "instance", "wake_at is None but must be 2026-"),
         ("DELETE FROM instance WHERE status = 'pending'", "row_missing", "instance", "is missing"),
         (
             "UPDATE provision_log SET message = 'All is well' WHERE seq = 2",
-            *("row_differs", "provision_log", "message is 'All is well' and must be"),
+            *("row_differs", "provision_log", "message is 'All is well' but must be"),
         ),
         ("DELETE FROM provision_log WHERE seq = 1", "row_missing", "provision_log", "is missing"),
         (
             INSERT_LINE,
-            *("row_extra", "provision_log", "The log gives no row"),
+            *("row_extra", "provision_log", "The log does not have the row"),
         ),
         (
             "UPDATE reservation SET released_at = now() WHERE kind = 'vpn_ip'",
@@ -75,10 +75,10 @@ def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
         ),
         ("DELETE FROM reservation WHERE kind = 'hostname'", "row_missing", "reservation", "hc-ada"),
         # What no calendar has, and what only Python takes for the same.
-        ("UPDATE instance SET wake_at = 'infinity'", "row_differs", "instance", "wake_at is 'no time of the calendar'"),
+        ("UPDATE instance SET wake_at = 'infinity'", "row_differs", "instance", "wake_at is 'a time out of range'"),
         (
             "UPDATE reservation SET released_at = '-infinity' WHERE kind = 'hostname'",
-            *("row_differs", "reservation", "released_at is 'no time of the calendar'"),
+            *("row_differs", "reservation", "released_at is 'a time out of range'"),
         ),
         (
             """UPDATE instance SET capabilities = '{"chat":1}' WHERE status = 'provisioning'""",
@@ -123,14 +123,14 @@ def test_a_row_that_is_there_twice_is_found(forger: Forger) -> None:
     ("statement", "kind", "table", "what"),
     [
         ("UPDATE usage_daily SET cost_usd = cost_usd + 99", "row_differs", "usage_daily", "cost_usd is"),
-        ("UPDATE usage_daily SET day = 'infinity'", "row_extra", "usage_daily", "no time of the calendar"),
+        ("UPDATE usage_daily SET day = 'infinity'", "row_extra", "usage_daily", "a time out of range"),
         ("UPDATE usage_end_user SET end_user = 'x'", "row_missing", "usage_end_user", "is missing"),
         ("UPDATE fleet SET exits = 0 WHERE lane = 6 AND exits > 0", "row_differs", "fleet", "exits is 0"),
         ("DELETE FROM fleet_member WHERE lane = 6", "row_missing", "fleet_member", "is missing"),
         ("UPDATE activity SET first_at = '-infinity' WHERE lane = 6", "row_differs", "activity", "first_at is"),
         (
             "UPDATE checkpoint SET seq = 99 WHERE follower = 'activity' AND lane = 6",
-            *("checkpoint_wrong", None, "activity is said to have followed to 99"),
+            *("checkpoint_wrong", None, "activity claims to have applied events up to 99"),
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
 
     assert report.findings == []
     assert sentences(report.notes) == [
-        f"{name} has not followed all of the log, and what comes after was not compared: lane 6 (to 0 of 13)"
+        f"{name} has not applied all of the log; later events were not compared: lane 6 (to 0 of 13)"
         for name in ("activity", "fleet")
     ]
 
@@ -190,11 +190,11 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
     [
         (
             "UPDATE checkpoint SET seq = 0, parked_until = 'infinity' WHERE follower = 'activity' AND lane = 6",
-            "activity has not followed all of the log, and what comes after was not compared: lane 6 (to 0 of 13, parked)",
+            "activity has not applied all of the log; later events were not compared: lane 6 (to 0 of 13, parked)",
         ),
         (
             SKIP_ALL,
-            "activity passes over what it was told to by hand, and was compared without: lane 6 (13 events: 1, 2, 3, 4, 5, ...)",
+            "activity skips events on an operator's order, and was compared without them: lane 6 (13 events: 1, 2, 3, 4, 5, ...)",
         ),
     ],
     ids=["parked", "skipped"],
@@ -214,11 +214,11 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
     [
         (
             "UPDATE event SET schema_version = 99 WHERE lane = 6 AND type = 'usage_recorded'",
-            "Version 99 of usage_recorded is not known here",
+            "Version 99 of event usage_recorded was written by a newer HydraCore",
         ),
         (
             """UPDATE event SET payload = '{"type":"usage_recorded"}' WHERE lane = 6 AND type = 'usage_recorded'""",
-            "makes no sense to usage_daily: ValidationError",
+            "cannot be applied to usage_daily: ValidationError",
         ),
     ],
     ids=["newer", "malformed"],
@@ -270,16 +270,22 @@ def test_a_projection_that_was_never_built_is_a_note_and_no_finding(forger: Forg
 @pytest.mark.parametrize(
     ("forgeries", "what"),
     [
-        ([("projection", 2, "fleet")], "version 2, and projection_generation has no such live build: not compared"),
-        ([("projection", 0, "activity")], "version 0, and projection_generation has no such live build: not compared"),
-        ([("projection_generation", 2, "fleet")], "version 1, and projection_generation has no such live build"),
+        (
+            [("projection", 2, "fleet")],
+            "version 2, but projection_generation has no such live generation: not compared",
+        ),
+        (
+            [("projection", 0, "activity")],
+            "version 0, but projection_generation has no such live generation: not compared",
+        ),
+        ([("projection_generation", 2, "fleet")], "version 1, but projection_generation has no such live generation"),
         (
             [("projection", 99, "instance"), ("projection_generation", 99, "instance")],
-            "version 99, which this code does not have, and nobody has built it: not compared",
+            "version 99, which this release does not have and which was never built: not compared",
         ),
         (
             [("projection", 0, "activity"), ("projection_generation", 0, "activity")],
-            "version 0, and the first one is 1: not compared",
+            "version 0, but the first version is 1: not compared",
         ),
     ],
 )

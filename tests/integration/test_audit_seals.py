@@ -138,7 +138,7 @@ async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(
         sealing.cancel()
     for key in ("third", "fourth"):
         await requested(log.store, key=key)
-        with pytest.raises(CopyContradicts, match="does not have seal 2 as"):
+        with pytest.raises(CopyContradicts, match="Seal 2 in the database differs from that in"):
             await Sealer(log.pool, key=KEY, file=log.file).seal()
 
     assert log.file.path.read_bytes() == copied
@@ -151,8 +151,8 @@ async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(
     ("edit", "complaint"),
     [
         ("DELETE FROM command", "ended at 1 when seal 1 was made"),
-        ("UPDATE command SET link = sha256('other')", "seal 1 was made of other events"),
-        ("UPDATE command SET first_seq = first_seq + 1", "seal 1 was made of other events"),
+        ("UPDATE command SET link = sha256('other')", "seal 1 does not match this event"),
+        ("UPDATE command SET first_seq = first_seq + 1", "seal 1 does not match this event"),
     ],
 )
 async def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(
@@ -180,7 +180,7 @@ async def test_a_seal_that_was_edited_to_fit_a_log_that_was_too_does_not_silence
 
     fresh = Sealer(log.pool, key=KEY)
     for age_min in (timedelta(0), timedelta(hours=1)):
-        with pytest.raises(LogCorrupted, match="seal 2, on which the next would stand, is flawed: "):
+        with pytest.raises(LogCorrupted, match="seal 2, which the next one would follow, is invalid: "):
             await fresh.seal(age_min=age_min)
 
 
@@ -209,7 +209,7 @@ async def test_a_seal_that_this_process_has_seen_is_missed(
     await owner_conn.execute(edit.encode())
 
     for sealer in (log.sealer, other):
-        with pytest.raises(LogCorrupted, match="seal 2 was taken out since it was made, or another put in its place"):
+        with pytest.raises(LogCorrupted, match="seal 2 was removed or replaced since it was made"):
             await sealer.seal()
 
 
@@ -272,7 +272,7 @@ async def test_a_relay_that_lives_through_a_restore_of_the_cluster_goes_on_too(
         # No restart explains that a seal is gone.
         await own_services.restart("postgres")
         await as_owner(own_services, "DELETE FROM seal WHERE number = 2")
-        with pytest.raises(LogCorrupted, match="seal 2 was taken out since it was made"):
+        with pytest.raises(LogCorrupted, match="seal 2 was removed or replaced since it was made"):
             await sealer.seal()
 
 

@@ -64,26 +64,29 @@ def test_snapshots_that_were_left_alone_are_as_they_must_be(forger: Forger, monk
     [
         (
             "UPDATE snapshot SET state = replace(state::text, '\"second\"', '\"third\"')::json WHERE version = 6",
-            "It is not what the log gives in agent_name",
+            "The snapshot differs from a replay of the log in agent_name",
         ),
         (
             "UPDATE snapshot SET state = replace(replace(state::text, 'starter', 'huge'), 'local', 'far')::json WHERE version = 6",
-            "It is not what the log gives in region_id, tier_id",
+            "The snapshot differs from a replay of the log in region_id, tier_id",
         ),
         (
             "UPDATE snapshot SET state = (state::text || ' ')::json WHERE version = 6",
-            "It is not written as the log gives it",
+            "The snapshot is not encoded as a replay of the log encodes it",
         ),
-        ("UPDATE snapshot SET state = '{}' WHERE version = 6", "It cannot be read"),
+        ("UPDATE snapshot SET state = '{}' WHERE version = 6", "The snapshot cannot be read"),
         (
             "UPDATE snapshot SET digest = sha256('another event') WHERE version = 6",
-            "It stands on another event than the log has at version 6",
+            "The snapshot was made from a different event than the log has at version 6",
         ),
         (
             "UPDATE snapshot SET version = 3 WHERE version = 6",
-            "It stands on another event than the log has at version 3",
+            "The snapshot was made from a different event than the log has at version 3",
         ),
-        ("UPDATE snapshot SET version = 99 WHERE version = 6", "It is of version 99, and the stream ends with 6"),
+        (
+            "UPDATE snapshot SET version = 99 WHERE version = 6",
+            "The snapshot has version 99, but the stream ends with 6",
+        ),
     ],
 )
 def test_an_edited_snapshot_is_found_with_the_place(forger: Forger, statement: str, what: str) -> None:
@@ -107,7 +110,7 @@ def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: 
 
     (finding,) = found(forger)
 
-    assert finding.what == "It lacks what every snapshot has"
+    assert finding.what == "The snapshot lacks required fields"
 
 
 def test_without_a_replay_no_snapshot_is_looked_at(forger: Forger) -> None:
@@ -123,7 +126,7 @@ def test_a_snapshot_of_a_stream_that_never_was_is_found(forger: Forger) -> None:
 
     (finding,) = found(forger)
 
-    assert finding.what.endswith("and the stream ends with 0")
+    assert finding.what.endswith("but the stream ends with 0")
 
 
 def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(forger: Forger) -> None:
@@ -135,7 +138,7 @@ def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(fo
     report = look(forger, replay=True)
     assert report.findings == []
     assert sentences(report.notes) == [
-        f"Snapshots that a newer HydraCore made by rules of its own were not compared: lane {LANE} (3)"
+        f"Snapshots by a newer HydraCore with different rules were not compared: lane {LANE} (3)"
     ]
 
 

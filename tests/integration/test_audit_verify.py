@@ -237,7 +237,7 @@ async def test_what_a_newer_release_wrote_is_a_note_and_hides_nothing_else(
 
     assert (told.exit_code, json.loads(told.stdout)["findings"]) == (0, [])
     notes = [note for note in json.loads(told.stdout)["notes"] if "newer HydraCore" in note]
-    assert [note.partition(" is not known")[0] for note in notes] == [f"Version {version} of {type_}"]
+    assert [note.partition(" was written by")[0] for note in notes] == [f"Version {version} of event {type_}"]
     assert (status, {finding["stream_id"] for finding in findings}) == (1, set(map(str, log.ids[1:])))
 
 

@@ -18,12 +18,12 @@ __all__ = ["forger", "log"]
 @pytest.mark.parametrize(
     ("statement", "flaw"),
     [
-        ("DELETE FROM seal WHERE number = 1", "Seal 2: seal 1 is missing, and all up to 1"),
+        ("DELETE FROM seal WHERE number = 1", "Seal 2: all seals before it are missing"),
         ("UPDATE seal SET number = 3 WHERE number = 2", "Seal 3: seal 2 is missing before it"),
-        ("UPDATE seal SET sealed_at = now() + interval '1 day' WHERE number = 2", "Seal 2: its signature is not good"),
+        ("UPDATE seal SET sealed_at = now() + interval '1 day' WHERE number = 2", "Seal 2: its signature is invalid"),
         (
             "UPDATE seal SET heads[7] = 11 WHERE number = 2",
-            "Seal 2: its heads and links are not those that were signed",
+            "Seal 2: its heads and links differ from those that were signed",
         ),
     ],
 )
@@ -60,10 +60,10 @@ async def test_a_forger_who_seals_anew_needs_the_key_and_the_copy_too(log: Log, 
     with_copy = run(log, "verify", "--no-replay", "--seals", str(log.file.path), HYDRACORE_SEAL_KEY="")
 
     assert any_key.exit_code == 0
-    assert "Any key was accepted" in any_key.stdout
+    assert "Seals signed by any key were accepted" in any_key.stdout
     assert (status, [finding["what"] for finding in findings]) == (1, ["Seal 1: it was signed with another key"])
     assert with_copy.exit_code == 1
-    assert "the copy outside the database has another one of this number" in with_copy.stdout
+    assert "the copy outside the database has a different seal of this number" in with_copy.stdout
     assert "lane 6, 1 to 8: rewritten" in with_copy.stdout
 
 

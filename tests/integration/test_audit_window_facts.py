@@ -171,11 +171,11 @@ def test_rows_of_another_version_are_not_compared(connection: psycopg.Connection
     [
         (
             "UPDATE event SET schema_version = 2 WHERE lane = 6 AND seq = 4",
-            "Version 2 of placement_chosen is not known here",
+            "Version 2 of event placement_chosen was written by a newer HydraCore",
         ),
         (
             """UPDATE event SET payload = '{"type":"placement_chosen","at_ms":1}' WHERE lane = 6 AND seq = 4""",
-            "The history of the lane makes no sense to fleet: ValidationError",
+            "The events of the lane cannot be applied to fleet: ValidationError",
         ),
     ],
     ids=["newer", "malformed"],

@@ -101,7 +101,7 @@ async def test_a_pipe_is_refused_and_stays_whatever_force_says(world: World, tmp
     done = await asyncio.to_thread(world.run, *words.split(), str(pipe))
 
     assert (done.exit_code, stat.S_ISFIFO(pipe.stat().st_mode)) == (2, True)
-    assert f"{pipe} is no regular file" in done.output
+    assert f"{pipe} is not a regular file" in done.output
 
 
 def test_a_database_of_an_older_release_is_copied_before_it_is_migrated(database_url: str, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ async def test_a_tenant_of_whom_nothing_is_known_is_told_from_an_idle_one(databa
     known = await hydracore(database_url, *words.split(), "acme", *idle.split())
 
     assert (unknown.exit_code, unknown.stdout) == (0, "")
-    assert unknown.stderr == "hydracore: The log knows no tenant 'acmee'\n"
+    assert unknown.stderr == "hydracore: The log has no tenant 'acmee'\n"
     assert (as_json.exit_code, as_json.stdout, as_json.stderr) == (0, "[]\n", unknown.stderr)
     assert (known.exit_code, known.output) == (0, "")
 

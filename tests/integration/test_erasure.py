@@ -120,7 +120,7 @@ async def test_who_has_an_instance_that_is_not_deleted_is_not_erased_unasked(wor
     result = await asyncio.to_thread(world.erase, "--yes")
 
     assert result.exit_code == 2
-    assert f"has 1 instance that is not deleted ({world.ada[2]}). Delete first what is there" in result.stderr
+    assert f"has 1 instance that is not deleted ({world.ada[2]}). Delete them first" in result.stderr
     assert not world.file.known()
     assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
 
@@ -152,7 +152,7 @@ async def test_nobody_is_erased_by_mistake(world: World) -> None:
     unknown = await asyncio.to_thread(world.erase, "--yes", "--tenant", "nobody")
     no_file = await asyncio.to_thread(world.run, "audit", "erase-customer", "ada", HYDRACORE_ERASURE_FILE="")
 
-    assert "Tenants acme, other have a customer ada: name one with --tenant" in several.stderr
+    assert "Tenants acme, other have a customer ada: choose one with --tenant" in several.stderr
     assert "There is no customer ada of tenant nobody" in unknown.stderr
     assert "HYDRACORE_ERASURE_FILE is missing" in no_file.stderr
     assert [each.exit_code for each in (several, unknown, no_file)] == [2, 2, 2]
@@ -247,7 +247,10 @@ async def test_a_broken_stream_keeps_no_other_from_being_told(
     for result, recorded in ((erased, 1), (migrated, 0)):
         (line,) = result.stderr.splitlines()
         assert result.exit_code == 1
-        assert f"recorded in {plural(recorded, 'instance')}; it could not be in 2 instances: {cut} (Lane " in line
+        assert (
+            f"recorded in {plural(recorded, 'instance')}, but could not be recorded in 2 instances: {cut} (Lane "
+            in line
+        )
         assert "and its events end with" in line
         assert f"; {edited} (" in line
     assert await readable(world.url, whole, "ada") == []

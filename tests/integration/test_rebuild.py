@@ -327,7 +327,7 @@ async def test_an_event_of_a_later_release_stops_a_build_and_parks_a_lane(
         await write_lives(store, count=2)
         await owner_conn.execute("UPDATE event SET schema_version = 2 WHERE type = 'placement_chosen'")
 
-        with pytest.raises(EventRefused, match="EventUnreadable: Version 2 of placement_chosen"):
+        with pytest.raises(EventRefused, match="EventUnreadable: Version 2 of event placement_chosen"):
             await rebuilt(database_url, InstanceProjection())
         await follow_all(pool)
 

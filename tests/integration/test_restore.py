@@ -207,7 +207,7 @@ async def test_nothing_is_set_that_older_servers_do_not_know(world: World, tmp_p
 
 
 async def is_not_served(world: World, redis_url: str, file: Path, reason: str) -> None:
-    with pytest.raises(ErasuresUnknown, match=f"says who was erased and cannot be read: {reason}"):
+    with pytest.raises(ErasuresUnknown, match=f"the file that lists erased customers, cannot be read: {reason}"):
         async with running_api(world.url, redis_url, erasure_file=file):
             pass
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=str(file))
@@ -232,19 +232,21 @@ async def test_a_list_of_the_erased_that_is_missing_stops_whoever_would_serve_th
         await asyncio.to_thread(world.erase, "--also-live", "--yes")
         await owner_conn.execute(RESTORED.encode(), wrapped)
 
-    await is_not_served(world, redis_url, tmp_path / "missing", "it is not there, and the database knows of erasures")
+    await is_not_served(
+        world, redis_url, tmp_path / "missing", "it does not exist, but the database has erased customers"
+    )
     ordered = await asyncio.to_thread(
         world.erase, "--also-live", "--yes", HYDRACORE_ERASURE_FILE=str(tmp_path / "missing")
     )
 
-    assert (ordered.exit_code, "the database knows of erasures" in ordered.stderr) == (3, True)
+    assert (ordered.exit_code, "the database has erased customers" in ordered.stderr) == (3, True)
 
 
 async def test_a_database_that_knows_of_erasures_is_not_served_without_being_told_where_they_are_listed(
     world: World, redis_url: str
 ) -> None:
     await keys.destroy(world.pool, [("acme", "ada")])
-    said = "HYDRACORE_ERASURE_FILE, which says who was erased, is not set, and the database knows of erasures"
+    said = "HYDRACORE_ERASURE_FILE, the file that lists erased customers, is not set, but the database has erased customers"
 
     with pytest.raises(ErasuresUnknown, match=said):
         async with running_api(world.url, redis_url):

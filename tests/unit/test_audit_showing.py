@@ -158,5 +158,5 @@ def test_a_day_that_something_ends_with_belongs_to_it(text: str, time: str) -> N
     ],
 )
 def test_what_is_no_time_is_refused_with_what_to_write(text: str) -> None:
-    with pytest.raises(ValueError, match="write it like 2026-11-23T20:47:41Z"):
+    with pytest.raises(ValueError, match="such as 2026-11-23T20:47:41Z"):
         read_time(text)

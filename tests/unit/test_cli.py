@@ -181,7 +181,7 @@ def test_a_want_of_memory_is_no_finding(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended, failures():
         raise MemoryError
 
-    assert (ended.value.code, capsys.readouterr().err) == (NOT_DONE, "hydracore: There is not memory enough for this\n")
+    assert (ended.value.code, capsys.readouterr().err) == (NOT_DONE, "hydracore: Not enough memory\n")
 
 
 def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPatch) -> None:

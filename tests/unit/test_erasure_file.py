@@ -49,5 +49,5 @@ def test_a_pipe_is_no_place_for_what_must_be_kept(tmp_path: Path) -> None:
     pipe = tmp_path / "erasures.jsonl"
     os.mkfifo(pipe)
 
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         ErasureFile(pipe).append([erasure("ada")])

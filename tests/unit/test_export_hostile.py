@@ -62,7 +62,7 @@ def test_a_field_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
 
     (finding,) = verified(path).findings
 
-    assert (finding.kind, "not written as an export writes it" in finding.what) == ("record_unreadable", True)
+    assert (finding.kind, "not encoded as an export encodes it" in finding.what) == ("record_unreadable", True)
 
 
 def test_a_column_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_column_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
 
     (finding,) = verified(path).findings
 
-    assert (finding.kind, "payload is there more than once" in finding.what) == ("record_unreadable", True)
+    assert (finding.kind, "payload appears more than once" in finding.what) == ("record_unreadable", True)
 
 
 def in_capitals(values: list[Any]) -> list[Any]:
@@ -115,7 +115,7 @@ def test_a_row_that_others_would_read_otherwise_cannot_be_read(
 
     (finding,) = verified(path).findings
 
-    assert (finding.kind, "not written as an export writes it" in finding.what) == ("record_unreadable", True)
+    assert (finding.kind, "not encoded as an export encodes it" in finding.what) == ("record_unreadable", True)
 
 
 def test_a_table_that_another_program_has_stored_otherwise_is_the_same_export(tmp_path: Path) -> None:

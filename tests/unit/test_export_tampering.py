@@ -246,7 +246,7 @@ def test_the_end_of_a_stream_can_be_hidden_in_an_export_that_is_not_signed_and_i
     forger = Forger(TENANT)
     forger.hide(19)
     (unsigned,) = verified(forger.saved(tmp_path), allow_unsigned=False).findings
-    assert (unsigned.kind, unsigned.what.partition(":")[0]) == ("not_signed", "The export as a whole is not signed")
+    assert (unsigned.kind, unsigned.what.partition(":")[0]) == ("not_signed", "The export is not signed as a whole")
     forger = Forger(TENANT)
     forger.hide(19)
     edited = verified(forger.saved(tmp_path, fit=False), allow_unsigned=False)
@@ -271,4 +271,4 @@ def test_seals_are_compared_with_the_copy_that_is_kept_elsewhere(tmp_path: Path)
         for each in (INSTANCE, path)
     )
     assert honest.findings == []
-    assert [each.what for each in forged.findings] == ["Seal 3: the copy outside the database has none such (record 4)"]
+    assert [each.what for each in forged.findings] == ["Seal 3: it is not in the copy outside the database (record 4)"]

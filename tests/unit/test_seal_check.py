@@ -43,9 +43,9 @@ def test_a_damaged_copy_is_flawed_and_hides_no_other(change: dict[str, Any], kep
 @pytest.mark.parametrize(
     ("numbers", "flaw"),
     [
-        ([1, 3, 4], "Seal 2: it is not where it belongs in the copy outside the database"),
-        ([1, 3, 2, 4], "Seal 2: it is not where it belongs in the copy outside the database"),
-        ([4], "Seal 1: it is not where it belongs in the copy outside the database, nor are all up to 3"),
+        ([1, 3, 4], "Seal 2: it is missing or out of order in the copy outside the database"),
+        ([1, 3, 2, 4], "Seal 2: it is missing or out of order in the copy outside the database"),
+        ([4], "Seal 1: it is missing or out of order in the copy outside the database, as are all up to 3"),
         ([1, 2, 3, 2, 3, 4, 4], None),
         ([1, 2], None),
     ],
@@ -104,7 +104,7 @@ def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkey
     # The end is what counts: whatever came before stands in its link.
     assert kept[-1] == seals[-1].number
     assert len(checked.findings) == FINDINGS_MAX
-    assert checked.findings[-1].what.endswith("and not in the database; and 20 findings more about seals")
+    assert checked.findings[-1].what.endswith("but not in the database; and 20 findings more about seals")
 
 
 @pytest.mark.parametrize("most", [2, 3, 8])

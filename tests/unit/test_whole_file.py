@@ -24,7 +24,7 @@ def test_a_pipe_is_never_replaced_nor_what_leads_to_one(tmp_path: Path, *, repla
     link.symlink_to(pipe)
 
     for path in (pipe, link):
-        with pytest.raises(NoRegularFile, match=f"{path} is no regular file"), whole_file(path, replace=replace):
+        with pytest.raises(NoRegularFile, match=f"{path} is not a regular file"), whole_file(path, replace=replace):
             pytest.fail("there is no work to begin with")
 
     assert stat.S_ISFIFO(pipe.stat().st_mode)
