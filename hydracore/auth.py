@@ -136,7 +136,7 @@ class Authenticator:
         for name, value in headers:
             if name in _CREDENTIAL_HEADERS:
                 if name in given:
-                    raise AuthError(f"{name.decode()} is there twice")
+                    raise AuthError(f"{name.decode()} is given twice")
                 given[name] = _text(value)
         authorization = given.get(b"authorization")
         if authorization is not None:

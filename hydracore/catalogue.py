@@ -133,7 +133,7 @@ def _bad_tokens(access: Iterable[Access]) -> Iterator[str]:
         try:
             msgspec.convert(one.token, HeaderToken)
         except msgspec.ValidationError:
-            yield f"providers.{one.name}: its token may have printable ASCII characters only, no blanks and no line end"
+            yield f"providers.{one.name}: its token must be printable ASCII without spaces or line breaks"
 
 
 def _doubled_projects(access: Iterable[Access]) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _doubled_projects(access: Iterable[Access]) -> Iterator[str]:
     for one in access:
         first = names.setdefault((one.endpoint, one.token), one.name)
         if first != one.name:
-            yield f"providers.{one.name}: has the endpoint and the token of providers.{first}"
+            yield f"providers.{one.name}: has the same endpoint and token as providers.{first}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -170,7 +170,7 @@ def _region_contradictions(region: Region, file: File) -> Iterator[str]:
             yield f"placements.{index}.provider: there is no provider {site.provider}"
     for tier_id, tier in file.tiers.items():
         if not any(tier.server_types.get(site.provider) for site in region.placements):
-            yield f"placements: none of them has a server type for tier {tier_id}"
+            yield f"placements: no placement has a server type for tier {tier_id}"
     try:
         network = IPv4Network(region.vpn_network)
     except ValueError as error:

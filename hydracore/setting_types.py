@@ -14,33 +14,33 @@ DatabaseUrl = Annotated[
     str,
     Meta(
         pattern=r"^postgres(ql)?://",
-        description="a postgresql:// URL, with parameters of libpq's, and what is special in a password percent-encoded",
+        description="a postgresql:// URL with libpq's parameters; percent-encode special characters in the password",
     ),
 ]
 RedisUrl = Annotated[
     str,
     Meta(
         pattern=r"^(rediss?|unix)://",
-        description="a redis:// URL, with parameters of redis-py's, and what is special in a password percent-encoded",
+        description="a redis:// URL with redis-py's parameters; percent-encode special characters in the password",
     ),
 ]
 Key32 = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES, description=KEY_HINT)]
 FormerKeys = Annotated[
     tuple[Key32, ...],
-    Meta(max_length=100, description="public keys, each 32 bytes in base64url, oldest first, with commas between them"),
+    Meta(max_length=100, description="public keys, each 32 bytes in base64url, oldest first, separated by commas"),
 ]
 FormerMasterKeys = Annotated[
     tuple[Key32, ...],
-    Meta(max_length=100, description="keys, each 32 random bytes in base64url, oldest first, with commas between them"),
+    Meta(max_length=100, description="keys, each 32 random bytes in base64url, oldest first, separated by commas"),
 ]
-WritableFile = Annotated[Path | None, Meta(description="the path of a file that can be written")]
+WritableFile = Annotated[Path | None, Meta(description="the path of a writable file")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
 HttpUrl = Annotated[
-    str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without blanks or line ends")
+    str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without spaces or line breaks")
 ]
 #: It goes into a header of each call.
 ApiToken = Annotated[
-    HeaderToken, Meta(description="at most 4096 printable ASCII characters, without blanks or line ends")
+    HeaderToken, Meta(description="at most 4096 printable ASCII characters, without spaces or line breaks")
 ]
 LabelValue = Annotated[
     str,
@@ -57,7 +57,7 @@ SshPublicKey = Annotated[
     str,
     Meta(
         pattern=r"^(ssh|ecdsa|sk)-[\x21-\x7e]+ [A-Za-z0-9+/]+={0,2}( [^\x00-\x1f\x7f-\x9f]*)?\Z",
-        description="an OpenSSH public key line, without the line's end",
+        description="an OpenSSH public key, in one line without a line break",
     ),
 ]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
@@ -85,6 +85,6 @@ Origin = Annotated[
 ]
 Origins = Annotated[
     tuple[Origin, ...],
-    Meta(max_length=100, description="origins such as https://app.example, with commas between them, or * for any"),
+    Meta(max_length=100, description="origins such as https://app.example, separated by commas, or * for any"),
 ]
 BodyBytes = Annotated[int, Meta(ge=1_024, le=16_777_216, description="a whole number of bytes from 1024 to 16777216")]

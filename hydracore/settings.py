@@ -236,11 +236,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     """Problems that only several settings together, or a look at the disk, can show."""
     if not settings.heartbeat_interval_s < settings.heartbeat_late_s < settings.heartbeat_lost_s:
         yield (
-            "HYDRACORE_HEARTBEAT_INTERVAL_S, HYDRACORE_HEARTBEAT_LATE_S and HYDRACORE_HEARTBEAT_LOST_S must rise in this "
+            "HYDRACORE_HEARTBEAT_INTERVAL_S, HYDRACORE_HEARTBEAT_LATE_S and HYDRACORE_HEARTBEAT_LOST_S must be in ascending "
             f"order, not {settings.heartbeat_interval_s:g}, {settings.heartbeat_late_s:g}, {settings.heartbeat_lost_s:g}"
         )
     if settings.catalogue != PACKAGED_CATALOGUE and not _is_file(settings.catalogue):
-        yield f"HYDRACORE_CATALOGUE must be the path of a TOML file; we see none at {str(settings.catalogue)!r}"
+        yield f"HYDRACORE_CATALOGUE must be the path of a TOML file; there is no readable file at {str(settings.catalogue)!r}"
 
 
 def _is_file(path: Path) -> bool:

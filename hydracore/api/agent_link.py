@@ -25,10 +25,10 @@ from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsBadAnswer, VpsError, VpsTimeout
 
 UNREACHABLE: Final = "The agent cannot be reached"
-NOT_HEARD: Final = "The agent cannot be reached: nothing has been heard of it lately; try again once it is healthy"
+NOT_HEARD: Final = "The agent cannot be reached: it has not reported lately; try again once it is healthy"
 TOO_SLOW: Final = "The agent did not answer in time"
-KEY_CHANGING: Final = "The agent does not know us at the moment: its key is being changed; try again"
-NOT_AGREED: Final = "The agent gave an answer that was not agreed on"
+KEY_CHANGING: Final = "The agent refuses the call while its key is being changed; try again"
+NOT_AGREED: Final = "The agent sent an invalid answer"
 
 #: The agent's own errors, by their code. Their texts are meant for people, and contain no secrets.
 _BY_CODE: Final[dict[str, type[ApiError]]] = {
@@ -56,7 +56,7 @@ def require_address(state: Instance, *, master_keys: MasterKeys) -> AgentAddress
     """The agent's address. Raises `Conflict` unless the instance runs, and `AgentFailed` if it is unreachable."""
     address = address_of(state, master_keys=master_keys)
     if address is None:
-        raise Conflict(f"The instance is {state.status}: this needs one that is running")
+        raise Conflict(f"The instance is {state.status}, but must be running for this")
     if state.health == "unreachable":
         # A call could occupy a connection for minutes. The agent's next heartbeat makes it reachable again.
         raise AgentFailed(NOT_HEARD)
@@ -94,9 +94,9 @@ def api_error_of(error: VpsError) -> ApiError:
         case HTTPStatus.UNAUTHORIZED:
             return AgentFailed(KEY_CHANGING)
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return BodyTooLarge("The agent takes no message of that size")
+            return BodyTooLarge("The message is too large for the agent")
         case HTTPStatus.UNPROCESSABLE_ENTITY:
-            return RequestInvalid([Problem(("body",), "Value error, the agent does not take this", "value_error")])
+            return RequestInvalid([Problem(("body",), "Value error, the agent rejects this", "value_error")])
         case HTTPStatus.SERVICE_UNAVAILABLE:
             return AgentBusy("The agent is busy; try again")
         case HTTPStatus.GATEWAY_TIMEOUT:

@@ -49,7 +49,7 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
                 has_ended = has_ended or has_ending(whole)
                 yield whole
             elif len(rest) > EVENT_BYTES_MAX:
-                trouble = Trouble("agent_failed", "The agent sent something that is no event")
+                trouble = Trouble("agent_failed", "The agent sent an invalid event")
                 break
     except VpsTimeout as error:
         trouble, cause = Trouble("agent_timeout", TOO_SLOW), str(error)

@@ -53,7 +53,7 @@ class Cleanup:
                 errors += outcomes.count("error")
         message = f"{plural(cleaned, 'dead instance')} {'is' if cleaned == 1 else 'are'} being deleted"
         if errors:
-            message += f"; {errors} could not be started and stay as they are"
+            message += f"; {errors} could not be deleted"
         return s.CleanupResponse(cleaned=cleaned, errors=errors, message=message)
 
     async def _delete(

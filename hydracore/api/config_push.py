@@ -46,7 +46,9 @@ class ConfigPusher:
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
             if state.status in _OVER:
-                return PushResult(applied=False, message=f"It is kept; the instance is {state.status} and runs nothing")
+                return PushResult(
+                    applied=False, message=f"It is saved; the instance is {state.status} and runs nothing"
+                )
             return PushResult(applied=False, message="The agent gets it when it starts")
         version = state.config.version
         try:
@@ -57,14 +59,14 @@ class ConfigPusher:
             _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))
             if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
                 return PushResult(
-                    applied=False, message=f"The agent cannot run with it: {error.detail or 'it does not say why'}"
+                    applied=False, message=f"The agent cannot run with it: {error.detail or 'it gave no reason'}"
                 )
             return PushResult(
                 applied=False, message="The agent cannot be reached; it is applied when the agent next asks"
             )
         if running.config_version is None:
             return PushResult(
-                applied=False, message="The agent has it, and will run with it once its runtime runs again"
+                applied=False, message="The agent has it; it is applied when the agent's runtime runs again"
             )
         if running.config_version < version:
             return PushResult(
@@ -75,7 +77,7 @@ class ConfigPusher:
             # agent asks for the present one.
             return PushResult(
                 applied=False,
-                message=f"The agent runs with another version, {running.config_version}, and asks which one counts",
+                message=f"The agent runs with another version, {running.config_version}, and asks for the present one",
             )
         return PushResult(applied=True, message=f"The agent runs with it{_but(running.ignored)}")
 
@@ -85,4 +87,4 @@ def _but(ignored: tuple[Ignored, ...]) -> str:
     if not ignored:
         return ""
     told = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:IGNORED_SHOWN_MAX])
-    return f", but does not use {told}" + ("; and more" if len(ignored) > IGNORED_SHOWN_MAX else "")
+    return f", but does not use {told}" + ("; and others" if len(ignored) > IGNORED_SHOWN_MAX else "")

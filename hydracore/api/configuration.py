@@ -63,7 +63,7 @@ class Configuration:
         state = await self.changes.load(who, instance_id)
         running = await self._ask(state)
         if running is None:
-            pushed = PushResult(applied=False, message="What is wanted; no agent says what it runs with")
+            pushed = PushResult(applied=False, message="Desired configuration; no agent reports what it runs with")
         elif running.version is None:
             pushed = PushResult(applied=False, message="The agent's runtime does not run")
         elif running.version == state.config.version:
@@ -80,7 +80,7 @@ class Configuration:
         outcome = await self.changes.change(
             RequestContext(who, incoming, instance_id), lambda state: self._command(state, body)
         )
-        done = "Configuration updated" if outcome.events else "Nothing was to be changed"
+        done = "Configuration updated" if outcome.events else "Nothing to change"
         # Even without a change, because the caller may repeat the request after the agent was away.
         pushed = await self.pusher.push(outcome.state)
         message = ". ".join([done, pushed.message, *self._notes(outcome.state, body)])
@@ -120,7 +120,7 @@ class Configuration:
                 notes.append(f"Note on workflow_slugs: {complaint}")
         of_policy = state.config.model_policy.temperature
         if isinstance(body.model_temperature, float) and of_policy is not None:
-            notes.append(f"Note on model_temperature: the model policy's {of_policy:g} goes before it")
+            notes.append(f"Note on model_temperature: the model policy's {of_policy:g} takes precedence")
         return notes
 
     async def _ask(self, state: Instance) -> ShownConfig | None:

@@ -65,7 +65,7 @@ class InstanceCreation:
         customer_id = body.customer_id if body.customer_id is not None else who.user_id
         if who.role == "customer" and customer_id != who.user_id:
             complaints.require_none()
-            raise Forbidden("A customer may ask for instances of their own only")
+            raise Forbidden("Customers can only request instances for themselves")
         given = body.idempotency_key if body.idempotency_key is not None else idempotency_key
         key = str(uuid4()) if given is None else given
         instance_id = instance_id_for(tenant_id=who.tenant_id, customer_id=customer_id, idempotency_key=key)

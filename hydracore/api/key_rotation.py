@@ -37,5 +37,5 @@ class KeyRotation:
 
         outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command)
         if not outcome.events:
-            raise Conflict("There is no key in force: none was issued yet, or one has just been ended")
+            raise Conflict("There is no active key: none was issued yet, or it was just revoked")
         return s.RotateKeyResponse(instance_id=instance_id, status="rotated")

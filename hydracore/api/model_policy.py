@@ -43,11 +43,11 @@ class ModelPolicies:
             return ChangeModelPolicy(at_ms=self.now_ms(), **_changes(body))
 
         outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command)
-        done = "Model policy updated" if outcome.events else "Nothing was to be changed"
+        done = "Model policy updated" if outcome.events else "Nothing to change"
         pushed = await self.pusher.push(outcome.state)
         choice = model_choice(outcome.state, self.catalogue)
         warnings = [
-            f"Warning: {name} is not in the catalogue: it is metered at the dearest prices in it"
+            f"Warning: {name} is not in the catalogue: it is metered at the catalogue's highest prices"
             for name in unknown_models(choice, self.catalogue)
         ]
         return s.ModelPolicyResponse(

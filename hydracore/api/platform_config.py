@@ -60,7 +60,7 @@ class PlatformConfiguration:
     @operation("GET", PATH, "Get platform config", answer=s.PlatformConfig, errors=(403, 404))
     async def get_platform_config(self, who: Principal, instance_id: UUID) -> s.PlatformConfig:
         state = await self.changes.load(who, instance_id)
-        return await self._shown(state, "What is wanted")
+        return await self._shown(state, "Desired configuration")
 
     @operation(
         "PATCH", PATH, "Patch platform config", answer=s.PlatformConfig, errors=(403, 404, 409), body_bytes=BODY_BYTES
@@ -71,7 +71,7 @@ class PlatformConfiguration:
         outcome = await self.changes.change(
             RequestContext(who, incoming, instance_id), lambda state: self._command(state, body)
         )
-        done = "Platform configuration updated" if outcome.events else "Nothing was to be changed"
+        done = "Platform configuration updated" if outcome.events else "Nothing to change"
         pushed = await self.pusher.push(outcome.state)
         message = f"{done}. {pushed.message}"
         if isinstance(body.workflow_slugs, list):

@@ -30,7 +30,7 @@ def slugs_size_complaint(given: list[Any]) -> str | None:
 
 
 def _size_complaint(value: Any, max_bytes: int) -> str | None:
-    return f"it would have more than {max_bytes} bytes" if len(msgspec.json.encode(value)) > max_bytes else None
+    return f"it must not exceed {max_bytes} bytes" if len(msgspec.json.encode(value)) > max_bytes else None
 
 
 def require_within_limits(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:

@@ -57,7 +57,7 @@ class Updates:
             if not body.force:
                 status = await self.vps.status(address, timeout_s=ASK_TIMEOUT_S)
                 if status.config_version == version:
-                    message = f"Nothing is pending: the agent runs with version {version}"
+                    message = f"Nothing to apply: the agent already runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
             runtime = await self.documents.build(state)
         context = RequestContext(who, incoming, instance_id)
@@ -73,9 +73,7 @@ class Updates:
             except VpsError as error:
                 await self._record(context, _failure(error, version, at_ms=self.now_ms()), outcome)
                 if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
-                    raise AgentFailed(
-                        f"The agent cannot run with it: {error.detail or 'it does not say why'}"
-                    ) from error
+                    raise AgentFailed(f"The agent cannot run with it: {error.detail or 'it gave no reason'}") from error
                 raise
         result = RecordUpdatesApplied(
             at_ms=self.now_ms(),
@@ -106,7 +104,7 @@ def _failure(error: VpsError, version: int, *, at_ms: int) -> RecordUpdatesFaile
 def _message(applied: UpdatesApplied) -> str:
     message = f"The agent runs with version {applied.config_version}"
     if applied.error is not None:
-        message += f", in trouble ({applied.error.message})"
+        message += f", with an error ({applied.error.message})"
     if applied.restarted and applied.drained:
         return f"{message}; it was restarted after its open chats had ended"
     if applied.restarted:

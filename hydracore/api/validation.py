@@ -235,7 +235,7 @@ class RequestReader:
             loc: Location = (each.source, each.alias)
             if each.source == "header" and is_repeated(scope["headers"], each.alias.encode()):
                 # Something between the client and us may use the other one.
-                reader.problems.append(Problem(loc, "Value error, it is there twice", "value_error"))
+                reader.problems.append(Problem(loc, "Value error, it is given twice", "value_error"))
             elif each.alias in given[each.source]:
                 arguments[each.name] = reader.read(given[each.source][each.alias], each.info, loc)
             elif each.required:

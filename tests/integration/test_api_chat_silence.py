@@ -122,7 +122,7 @@ async def test_an_agent_that_is_known_to_be_unreachable_is_not_asked(used: Used)
     back = await used.ask("POST", "/chat", HELLO)
 
     assert {answer.status_code for answer in answers} == {502}
-    assert "nothing has been heard of it" in answers[0].json()["detail"]
+    assert "it has not reported lately" in answers[0].json()["detail"]
     assert back.status_code == 200
     assert len(used.agent.calls) == 1
 

@@ -97,7 +97,7 @@ async def test_saying_the_same_again_is_no_event(used: Used) -> None:
     nothing = await used.ask("POST", "/config", {})
 
     assert [answer.status_code for answer in (again, masked, nothing)] == [200] * 3
-    assert again.json()["message"].startswith("Nothing was to be changed")
+    assert again.json()["message"].startswith("Nothing to change")
     assert await used.version() == version
     assert (await used.ask("GET", "/config")).json()["telegram_bot_token"] == "****mnop"
 
@@ -189,7 +189,7 @@ async def test_an_agent_that_is_asked_too_often_at_once_is_not_asked_once_more(
     [
         (1, "has not taken it yet", "runs with another version"),
         (9, "runs with another version", "runs with another version"),
-        (None, "once its runtime runs", "runtime does not run"),
+        (None, "runtime runs again", "runtime does not run"),
     ],
 )
 async def test_an_agent_that_does_not_run_with_it_yet_is_told_apart(
@@ -226,8 +226,8 @@ async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:
     ("make", "told"),
     [
         (None, "The agent gets it when it starts"),
-        (make_failed, "It is kept; the instance is failed and runs nothing"),
-        (make_lost, "It is kept; the instance is error and runs nothing"),
+        (make_failed, "It is saved; the instance is failed and runs nothing"),
+        (make_lost, "It is saved; the instance is error and runs nothing"),
     ],
 )
 async def test_what_no_agent_will_ask_for_is_told_as_that(api: Api, make: Any, told: str) -> None:
@@ -249,7 +249,7 @@ async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
     answer = (await used.ask("POST", "/config", {"recipe_id": "nonsense", "model_temperature": 0.1})).json()
 
     assert "unknown recipe; known: appointment_desk" in answer["message"]
-    assert "the model policy's 1.5 goes before it" in answer["message"]
+    assert "the model policy's 1.5 takes precedence" in answer["message"]
     assert used.agent.runtime["model_policy"]["temperature"] == 1.5
     assert used.agent.runtime["recipe"] is None
 

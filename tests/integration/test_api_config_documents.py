@@ -80,7 +80,7 @@ async def test_what_is_shown_of_items_that_look_alike_may_be_sent_back_and_chang
     same = await used.ask("PATCH", "/platform-config", {name: shown[name] for name in given})
     unclear = await used.ask("PATCH", "/platform-config", {"integrations": shown["integrations"][:2]})
 
-    assert (same.status_code, same.json()["message"].split(".")[0]) == (200, "Nothing was to be changed")
+    assert (same.status_code, same.json()["message"].split(".")[0]) == (200, "Nothing to change")
     assert used.agent.runtime["platform"]["integrations"] == runtime["platform"]["integrations"] == items
     assert shown["integrations"] == [
         {"id": "****le/x", "note": "n"},
@@ -101,7 +101,7 @@ async def test_a_mask_is_not_stored_in_another_field_than_its_secret_s(used: Use
     again = await used.ask("PATCH", "/platform-config", {"integrations": shown})
 
     assert [each["loc"] for each in moved.json()["detail"]] == [["body", "skills", 0]]
-    assert again.json()["message"].startswith("Nothing was to be changed")
+    assert again.json()["message"].startswith("Nothing to change")
     assert used.agent.runtime["platform"]["integrations"] == [url]
 
 
@@ -172,7 +172,7 @@ async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
     assert first.json()["integrations"] == [{"api_key": "****mnop"}]
     assert runtime["platform"]["integrations"] == [{"api_key": "abcdefghijklmnop"}]
     assert runtime["recipe"]["id"] == "product_expert"
-    assert same.json()["message"].startswith("Nothing was to be changed")
+    assert same.json()["message"].startswith("Nothing to change")
     shown = {
         name: cleared.json()[name] for name in ("skills", "integrations", "workflow_slugs", "recipe_id", "advanced")
     }
@@ -190,7 +190,7 @@ async def test_workflows_may_be_named_by_anything_which_is_told_as_its_json(
     slugs = ["1", "null", "{}", "a", '{"token":"****flow"}', "[2.5,true]"]
     assert first.json()["workflow_slugs"] == used.agent.runtime["workflow_slugs"] == slugs
     assert "Note on workflow_slugs: unknown: 1, null, {}, a, {" in first.json()["message"]
-    assert again.json()["message"].startswith("Nothing was to be changed")
+    assert again.json()["message"].startswith("Nothing to change")
     assert "hunter2" not in str(await events_of(owner_conn, used.instance_id, "platform_config_patched"))
 
 
@@ -225,7 +225,7 @@ async def test_what_is_too_large_is_refused_before_its_masks_are_looked_at(used:
 
     (problem,) = answer.json()["detail"]
     assert (answer.status_code, problem["loc"]) == (422, ["body", field])
-    assert problem["msg"] == "Value error, it would have more than 262144 bytes"
+    assert problem["msg"] == "Value error, it must not exceed 262144 bytes"
 
 
 async def test_what_is_larger_for_its_masks_alone_may_be_sent_back(used: Used) -> None:

@@ -60,6 +60,6 @@ async def test_unknown_models_are_a_warning(used: Used) -> None:
 
     assert answer.status_code == 200
     message = answer.json()["message"]
-    assert "homegrown-1 is not in the catalogue: it is metered at the dearest prices in it" in message
+    assert "homegrown-1 is not in the catalogue: it is metered at the catalogue's highest prices" in message
     assert "other-2 is not in the catalogue" in message
     assert "gpt-4o is not" not in message

@@ -264,4 +264,4 @@ def test_an_address_that_nobody_can_take_apart_is_refused_with_all_else(name: st
     problems = problems_of(COMPLETE | {name: value, "HYDRACORE_API_PORT": "x"}, require=API_NEEDS)
 
     assert {problem.partition(" ")[0] for problem in problems} == {name, "HYDRACORE_API_PORT"}
-    assert "password" not in "".join(problems).replace("in a password percent-encoded", "")
+    assert "password" not in "".join(problems).replace("special characters in the password", "")
